@@ -1,0 +1,266 @@
+"""Settings, declared once: every default lives here and nowhere else.
+
+Each dataclass is frozen and checks itself when built. `kmine.cli` turns them into flags (`--data.size 128`) and
+YAML keys of the same names; the string under a field is its help text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kmine.records import UserError
+
+PhantomKind = Literal["polyp", "ct", "xray"]
+
+
+def _require(condition: bool, field_name: str, expected: str, came: object) -> None:
+    if not condition:
+        raise UserError(f"{field_name}: expected {expected}, got {came!r}")
+
+
+def _fraction(value: float, name: str, *, closed_low: bool = False) -> None:
+    ok = (0 <= value <= 1) if closed_low else (0 < value <= 1)
+    _require(ok, name, f"a fraction in {'[' if closed_low else '('}0, 1]", value)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, how they are split, how they are read."""
+
+    name: str = "phantom"
+    """Data set: phantom (procedural, no files needed) or kvasir_seg."""
+    root: str | None = None
+    """Folder that holds the data set as downloaded; not used by phantom."""
+    kind: PhantomKind = "polyp"
+    """Phantom only: what the procedural images look like."""
+    num_samples: int = 400
+    """Phantom only: how many images to generate."""
+    size: int = 96
+    """Side in pixels of the square the local model sees; images are resized, metrics stay in the native frame."""
+    label_fraction: float = 0.05
+    """Share of the training images whose masks are used; nested: the images of 0.1 are among those of 0.25."""
+    val_fraction: float = 0.1
+    """Share of all images used for validation, with masks."""
+    test_fraction: float = 0.25
+    """Share of all images held back for the test split."""
+    split_seed: int = 0
+    """Draws validation and test; `--seed` draws the labeled images, so that seeds share one test split."""
+    duplicate_distance: int = 6
+    """Images whose 64-bit perceptual hashes differ in at most this many bits form one group; -1 switches it off."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """A damaged file: stop with one clear error, or skip it, counted and listed in run.json."""
+    cache_dir: str | None = None
+    """Folder for decoded images, shared by runs; default: $KMINE_CACHE, else ~/.cache/kmine."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_samples >= 1, "data.num_samples", "at least 1", self.num_samples)
+        _require(32 <= self.size <= 4096, "data.size", "32 to 4096 pixels", self.size)
+        _fraction(self.label_fraction, "data.label_fraction")
+        for name in ("val_fraction", "test_fraction"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"data.{name}", "a fraction in [0, 1)", value)
+        _require(
+            self.val_fraction + self.test_fraction < 1,
+            "data.val_fraction + data.test_fraction",
+            "less than 1, so that training images remain",
+            self.val_fraction + self.test_fraction,
+        )
+        _require(
+            -1 <= self.duplicate_distance <= 63, "data.duplicate_distance", "-1 to 63 bits", self.duplicate_distance
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The local model."""
+
+    name: str = "unetpp"
+    """Local model: unetpp or unet."""
+    encoder: str = "mobilenet_v2"
+    """Any encoder of segmentation-models-pytorch by name, or tu-NAME for a timm encoder."""
+    encoder_weights: str | None = None
+    """Start of the encoder: none (random), `hub` (ImageNet weights, downloaded), or the path of a local .safetensors file."""
+    encoder_depth: int = 4
+    """Number of encoder levels, 3 to 5; input sides are padded to a multiple of 2 ** depth."""
+    decoder_channels: int = 64
+    """Channels of the deepest decoder level; halved at each level above, at least 8."""
+    normalization: Literal["half", "imagenet"] = "half"
+    """Input scaling inside the model: half is x / 127.5 - 1, imagenet subtracts the ImageNet mean and divides by its deviation."""
+
+    def __post_init__(self) -> None:
+        _require(3 <= self.encoder_depth <= 5, "model.encoder_depth", "3, 4 or 5", self.encoder_depth)
+        _require(self.decoder_channels >= 8, "model.decoder_channels", "at least 8", self.decoder_channels)
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Training of the local model; budgets are optimizer steps, so that methods compare at equal cost."""
+
+    steps: int = 600
+    """Optimizer steps of round 0, on the labels alone."""
+    round_steps: int = 300
+    """Optimizer steps of every later round, and of the supervised baseline beside it."""
+    batch_size: int = 8
+    """Images per step."""
+    labeled_share: float = 0.5
+    """Share of each batch drawn from the labeled images; the rest are pseudo-labeled."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 1e-2
+    """AdamW's decoupled weight decay."""
+    warmup: float = 0.1
+    """Share of the steps with rising learning rate; cosine decay to zero follows."""
+    dice_weight: float = 1.0
+    """Weight of soft Dice beside cross-entropy."""
+    augment: bool = True
+    """Flips, shifts, scaling, rotation, brightness, contrast, blur and noise."""
+    val_every: int = 100
+    """Steps between two validations; also how much training a kill can cost."""
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    """auto: bf16 on GPUs that have it, 32 on a CPU (where bf16 can be 80 times slower)."""
+    num_workers: int = 0
+    """Processes that read and augment; 0: one thread beside the training."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "round_steps", "val_every"):
+            _require(getattr(self, name) >= 1, f"fit.{name}", "at least 1", getattr(self, name))
+        _require(self.batch_size >= 2, "fit.batch_size", "at least 2 (batch norm needs two images)", self.batch_size)
+        _fraction(self.labeled_share, "fit.labeled_share")
+        _require(self.lr > 0, "fit.lr", "a positive number", self.lr)
+        _require(0 <= self.warmup < 1, "fit.warmup", "a share in [0, 1)", self.warmup)
+        _require(self.dice_weight >= 0, "fit.dice_weight", "0 or more", self.dice_weight)
+        _require(self.num_workers >= 0, "fit.num_workers", "0 or more", self.num_workers)
+
+
+@dataclass(frozen=True)
+class InferConfig:
+    """Prediction with the local model."""
+
+    batch_size: int = 16
+    """Images per forward pass."""
+    tta: Literal["none", "hflip", "flips"] = "flips"
+    """Test-time augmentation when mining: none, mirror image, or all four flips; validation never uses it."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "infer.batch_size", "at least 1", self.batch_size)
+
+
+@dataclass(frozen=True)
+class PromptsConfig:
+    """How local probabilities become prompts, one object per connected component."""
+
+    min_area_px: int = 20
+    """Components smaller than this are dropped."""
+    min_area_fraction: float = 0.0005
+    """So are components smaller than this share of the image."""
+    box: bool = True
+    """Prompt with the box."""
+    points: bool = False
+    """Prompt with one point inside and, where there is room, one outside."""
+    mask_hint: bool = True
+    """Prompt with the local model's own logits."""
+    box_margin: float = 0.05
+    """The tight box grows by this share of its side, at least 2 px, clipped to the image."""
+    num_jitters: int = 3
+    """Shaken boxes per object, for the consistency evidence."""
+    jitter: float = 0.1
+    """Shake of each box edge, as a share of the side; at most 20 px of an image 1024 px long."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.box or self.points, "prompts.box, prompts.points", "at least one of them true", (self.box, self.points)
+        )
+        _require(self.min_area_px >= 1, "prompts.min_area_px", "at least 1", self.min_area_px)
+        _fraction(self.min_area_fraction, "prompts.min_area_fraction", closed_low=True)
+        _require(0 <= self.box_margin <= 1, "prompts.box_margin", "0 to 1", self.box_margin)
+        _require(0 <= self.num_jitters <= 16, "prompts.num_jitters", "0 to 16", self.num_jitters)
+        _require(0 <= self.jitter < 0.5, "prompts.jitter", "0 to below 0.5", self.jitter)
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """The promptable model."""
+
+    name: str = "ellipse"
+    """ellipse (inscribed in the box: the floor, no knowledge at all), sam_vit_b, sam_vit_l or sam_vit_h."""
+    checkpoint: str | None = None
+    """Weights of a SAM architecture (the original, or a fine-tuned one such as MedSAM); default: download the original."""
+    batch_size: int = 4
+    """Images encoded at once."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "segmenter.batch_size", "at least 1", self.batch_size)
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Thresholds on the evidence; a score that could not be had (NaN) is not judged."""
+
+    min_predicted_iou: float = 0.7
+    """The segmenter's own estimate."""
+    min_stability: float = 0.8
+    """The segmenter's stability score."""
+    min_agreement: float = 0.5
+    """IoU with the local model's component."""
+    min_jitter_dice: float = 0.7
+    """Mean pairwise Dice over the shaken boxes."""
+    min_confidence: float = 0.7
+    """Mean local probability inside the mask."""
+    max_confidence_outside: float = 0.5
+    """Mean local probability in the box, outside the mask."""
+    max_tta_std: float = 0.2
+    """Mean deviation over test-time flips inside the mask."""
+    max_area_ratio: float = 5.0
+    """The mask's area may differ from the labeled median by this factor, up or down by its square."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_predicted_iou", "min_stability", "min_agreement", "min_jitter_dice", "min_confidence"):
+            _fraction(getattr(self, name), f"gate.{name}", closed_low=True)
+        _require(self.max_area_ratio > 1, "gate.max_area_ratio", "a factor above 1", self.max_area_ratio)
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """From kept candidates to pseudo masks with ignore pixels."""
+
+    min_vote: float = 0.75
+    """Share of the answers (box and jitters) that must agree on a pixel, else it is ignored (255)."""
+    ask_local: bool = True
+    """Ignore pixels, too, where the local model and the segmenter's majority disagree."""
+
+    def __post_init__(self) -> None:
+        _require(0.5 < self.min_vote <= 1, "refine.min_vote", "above 0.5, at most 1", self.min_vote)
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Everything `python -m kmine.loop` can be told."""
+
+    rounds: int = 3
+    """Mining rounds after round 0; 0 is plain supervised training."""
+    seed: int = 0
+    """Draws the labeled images, initial weights, batches, augmentation and jitter."""
+    out: str = "runs/phantom"
+    """Run folder; the same command again resumes there."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    offline: bool = False
+    """Forbid every download; a missing file is then an error."""
+    baseline: bool = True
+    """Also train the supervised baseline for the same number of steps, for the report."""
+    adopt_tolerance: float = 0.01
+    """A round is adopted unless validation Dice falls by more than this."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    infer: InferConfig = field(default_factory=InferConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.rounds >= 0, "rounds", "0 or more", self.rounds)
+        _require(0 <= self.seed < 2**31, "seed", "0 to 2**31 - 1", self.seed)
+        _require(self.adopt_tolerance >= 0, "adopt_tolerance", "0 or more", self.adopt_tolerance)

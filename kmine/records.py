@@ -1,0 +1,246 @@
+"""The words of kmine: what travels between its parts.
+
+Legend for every shape below: H, W height and width of the image in its own (native) frame, K classes with
+background 0, P points, M masks of one candidate, S the side of the square that the local model sees.
+Arrays are (row, column); boxes and points are (x, y) in pixels, where pixel (row 0, column 0) is the point
+(0, 0). `kmine.stages.prompts` is the one place that converts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORE_INDEX = 255
+"""The class id that training and metrics leave out."""
+
+SplitName = Literal["labeled", "unlabeled", "val", "test"]
+SPLIT_NAMES: tuple[SplitName, ...] = ("labeled", "unlabeled", "val", "test")
+
+REASONS = (
+    "kept",
+    "no_component",
+    "empty_candidate",
+    "low_predicted_iou",
+    "low_stability",
+    "low_agreement",
+    "low_jitter_dice",
+    "low_confidence",
+    "high_confidence_outside",
+    "high_tta_std",
+    "area_outlier",
+    "contradicts_image_label",
+)
+"""Every reason a `Decision` may give. The gate asks in this order; the first threshold missed names the reason."""
+
+
+class UserError(ValueError):
+    """A mistake of the user's: the message says what was expected, what came, and the cure.
+
+    Commands print it as one line and end with exit code 2, without a traceback.
+    """
+
+
+class SampleError(UserError):
+    """One damaged or unfit sample; `--data.on_error skip` counts and lists it instead of stopping."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+class WithheldMaskError(RuntimeError):
+    """A mask was asked for where masks are withheld: a mistake of kmine's own, never of the user's."""
+
+
+@dataclass(frozen=True)
+class SampleRef:
+    """What an index knows of a sample before any pixel is read."""
+
+    sample_id: str
+    group_id: str
+    """Patient, volume or near-duplicate group: never on two sides of a split."""
+    has_mask: bool = True
+    """Whether a mask file exists; a sample without one can only be unlabeled."""
+    image_label: int | None = None
+    """Image-level diagnosis (0: lesion-free), where one is known."""
+    spacing: tuple[float, float] | None = None
+    """Millimetres per pixel (row, column), where known."""
+    split: str | None = None
+    """The data set's own split, where it has one."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, with its mask where the reader was granted masks."""
+
+    sample_id: str
+    group_id: str
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB, [0, 255]."""
+    mask: NDArray[np.uint8] | None = None
+    """(H, W) class ids, or None."""
+    image_label: int | None = None
+    spacing: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that was left out, and why."""
+
+    sample_id: str
+    path: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Probs:
+    """The local model's belief about one image, in the image's own frame."""
+
+    sample_id: str
+    probs: NDArray[np.float32]
+    """(K, H, W), sums to 1 over K."""
+    tta_std: NDArray[np.float32] | None = None
+    """(H, W) standard deviation of the foreground probability over test-time flips; None without them."""
+
+    @property
+    def mask(self) -> NDArray[np.uint8]:
+        """(H, W) class ids of the most probable class."""
+        return self.probs.argmax(axis=0).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts for one object of one image."""
+
+    class_id: int
+    box: NDArray[np.float32] | None
+    """(4,) XYXY pixels, or None."""
+    point_coords: NDArray[np.float32] | None = None
+    """(P, 2) as (x, y), or None."""
+    point_labels: NDArray[np.int64] | None = None
+    """(P,), 1 foreground, 0 background; None exactly when `point_coords` is."""
+    mask_input: NDArray[np.float32] | None = None
+    """(H, W) logits of the hint in the image's own frame, or None; the segmenter takes it to its own frame."""
+    jittered_boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    """(J, 4) XYXY: the box again, shaken, for the consistency evidence of the gate."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A segmenter's answer to one `Prompts`."""
+
+    masks: NDArray[np.bool_]
+    """(M, H, W)."""
+    predicted_iou: NDArray[np.float32]
+    """(M,) in [0, 1]; NaN where the segmenter has no opinion."""
+    stability_score: NDArray[np.float32]
+    """(M,) in [0, 1]; NaN where it has none, or for an empty mask (0/0)."""
+    low_res_logits: NDArray[np.float32] | None
+    """(M, h, w) in the segmenter's own padded frame, or None."""
+    jittered_masks: NDArray[np.bool_]
+    """(J, H, W): the best answer to each jittered box."""
+
+    @property
+    def best(self) -> int:
+        """Index of the mask with the highest predicted IoU (the first one where none is known)."""
+        return 0 if np.isnan(self.predicted_iou).all() else int(np.nanargmax(self.predicted_iou))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Every score a candidate is judged on; NaN where it could not be had. NaN is never judged."""
+
+    predicted_iou: float = float("nan")
+    stability_score: float = float("nan")
+    agreement_iou: float = float("nan")
+    """IoU of the candidate with the local model's own component."""
+    jitter_dice: float = float("nan")
+    """Mean pairwise Dice of the answers to the box and its jitters."""
+    confidence_inside: float = float("nan")
+    """Mean local probability of the class inside the candidate."""
+    confidence_outside: float = float("nan")
+    """Mean local probability of the class inside the box but outside the candidate."""
+    area_ratio: float = float("nan")
+    """Candidate area / image area, over the median of the same in the labeled masks."""
+    tta_std: float = float("nan")
+    """Mean standard deviation of the foreground probability over test-time flips, inside the candidate."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The gate's verdict on one object of one image."""
+
+    kept: bool
+    reason: str
+    evidence: Evidence
+    estimated_dice: float = float("nan")
+    """Calibrated estimate of the mask's Dice; NaN where no calibrator was fitted."""
+
+    def __post_init__(self) -> None:
+        if self.reason not in REASONS:
+            raise ValueError(f"reason must be one of {REASONS}, got {self.reason!r}")
+        if self.kept != (self.reason == "kept"):
+            raise ValueError(f"kept={self.kept} contradicts reason={self.reason!r}")
+
+
+@dataclass(frozen=True)
+class PseudoMask:
+    """A mined mask, ready to train on."""
+
+    sample_id: str
+    mask: NDArray[np.uint8]
+    """(H, W) class ids, `IGNORE_INDEX` where the evidence disagrees."""
+    round_idx: int
+    """The round it entered in."""
+    signature: str
+    """Signature of what made it: model, segmenter, settings."""
+
+
+@dataclass(frozen=True)
+class CaseMetrics:
+    """One case, averaged over the foreground classes that truth or prediction hold."""
+
+    sample_id: str
+    dice: float
+    """NaN where truth and prediction are both empty."""
+    iou: float
+    hd95: float
+    """95th percentile Hausdorff distance in mm where the spacing is known, else pixels; the image diagonal for a miss."""
+    num_missed: int
+    """Foreground classes of the truth with an empty prediction."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Per-case metrics and their mean over the cases that have one."""
+
+    cases: tuple[CaseMetrics, ...]
+    dice: float
+    iou: float
+    hd95: float
+    num_missed: int
+    num_empty: int
+    """Cases left out because truth and prediction are both empty."""
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """One round of the loop."""
+
+    round_idx: int
+    num_labeled: int
+    num_pseudo: int
+    """Images that entered training with a pseudo mask."""
+    metrics: Metrics
+    """On the validation split, of the checkpoint chosen on it."""
+    final_metrics: Metrics
+    """On the validation split, of the last step's checkpoint."""
+    adopted: bool
+    """False where validation Dice fell: the next round starts from the round before."""
+    seconds: dict[str, float]
+    """Per stage."""
