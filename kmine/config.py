@@ -80,13 +80,13 @@ class ModelConfig:
     encoder: str = "mobilenet_v2"
     """Any encoder of segmentation-models-pytorch by name, or tu-NAME for a timm encoder."""
     encoder_weights: str | None = None
-    """Start of the encoder: none (random), `hub` (ImageNet weights, downloaded), or the path of a local .safetensors file."""
+    """Start of the encoder: none (random), `hub` (ImageNet weights, downloaded) or a local .safetensors file."""
     encoder_depth: int = 4
     """Number of encoder levels, 3 to 5; input sides are padded to a multiple of 2 ** depth."""
     decoder_channels: int = 64
     """Channels of the deepest decoder level; halved at each level above, at least 8."""
     normalization: Literal["half", "imagenet"] = "half"
-    """Input scaling inside the model: half is x / 127.5 - 1, imagenet subtracts the ImageNet mean and divides by its deviation."""
+    """Input scaling inside the model: half is x / 127.5 - 1; imagenet uses ImageNet's channel means and deviations."""
 
     def __post_init__(self) -> None:
         _require(3 <= self.encoder_depth <= 5, "model.encoder_depth", "3, 4 or 5", self.encoder_depth)
@@ -185,7 +185,7 @@ class SegmenterConfig:
     name: str = "ellipse"
     """ellipse (inscribed in the box: the floor, no knowledge at all), sam_vit_b, sam_vit_l or sam_vit_h."""
     checkpoint: str | None = None
-    """Weights of a SAM architecture (the original, or a fine-tuned one such as MedSAM); default: download the original."""
+    """Weights of a SAM architecture, original or fine-tuned (MedSAM, for one); default: download the original."""
     batch_size: int = 4
     """Images encoded at once."""
 

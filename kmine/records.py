@@ -210,7 +210,7 @@ class CaseMetrics:
     """NaN where truth and prediction are both empty."""
     iou: float
     hd95: float
-    """95th percentile Hausdorff distance in mm where the spacing is known, else pixels; the image diagonal for a miss."""
+    """95th percentile Hausdorff distance, mm where the spacing is known, else pixels; a miss: the image diagonal."""
     num_missed: int
     """Foreground classes of the truth with an empty prediction."""
 
