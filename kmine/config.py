@@ -41,13 +41,15 @@ class DataConfig:
     label_fraction: float = 0.05
     """Share of the training images whose masks are used; nested: the images of 0.1 are among those of 0.25."""
     val_fraction: float = 0.1
-    """Share of all images used for validation, with masks."""
+    """Share of the images with masks that is used for validation."""
     test_fraction: float = 0.25
-    """Share of all images held back for the test split."""
+    """Share of the images with masks that is held back for the test split."""
     split_seed: int = 0
     """Draws validation and test; `--seed` draws the labeled images, so that seeds share one test split."""
     duplicate_distance: int = 6
-    """Images whose 64-bit perceptual hashes differ in at most this many bits form one group; -1 switches it off."""
+    """Images whose 64-bit perceptual hashes differ in at most this many bits form one group; -1 switches it off.
+
+    It finds re-exported images, not images of the same patient."""
     on_error: Literal["stop", "skip"] = "stop"
     """A damaged file: stop with one clear error, or skip it, counted and listed in run.json."""
     cache_dir: str | None = None

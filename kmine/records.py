@@ -8,6 +8,9 @@ Arrays are (row, column); boxes and points are (x, y) in pixels, where pixel (ro
 
 from __future__ import annotations
 
+import difflib
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -51,6 +54,14 @@ class SampleError(UserError):
         super().__init__(f"{path}: {problem}")
         self.path = path
         self.problem = problem
+
+
+def unknown_name(field_name: str, value: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not known: it suggests the nearest and lists them all."""
+    names = sorted(known)
+    near = difflib.get_close_matches(value, names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return UserError(f"{field_name}: unknown name {value!r}; {hint}Known: {', '.join(names)}")
 
 
 class WithheldMaskError(RuntimeError):
@@ -118,8 +129,8 @@ class Prompts:
     """Prompts for one object of one image."""
 
     class_id: int
-    box: NDArray[np.float32] | None
-    """(4,) XYXY pixels, or None."""
+    box: NDArray[np.float32] | None = None
+    """(4,) XYXY pixels, ends inclusive, or None."""
     point_coords: NDArray[np.float32] | None = None
     """(P, 2) as (x, y), or None."""
     point_labels: NDArray[np.int64] | None = None
@@ -128,6 +139,8 @@ class Prompts:
     """(H, W) logits of the hint in the image's own frame, or None; the segmenter takes it to its own frame."""
     jittered_boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     """(J, 4) XYXY: the box again, shaken, for the consistency evidence of the gate."""
+    component: NDArray[np.bool_] | None = None
+    """(H, W), the local model's own mask of the object, where that is what the prompts came from."""
 
 
 @dataclass(frozen=True)
@@ -244,3 +257,9 @@ class RoundResult:
     """False where validation Dice fell: the next round starts from the round before."""
     seconds: dict[str, float]
     """Per stage."""
+
+
+def derive_seed(*keys: int | str) -> int:
+    """A 63-bit seed from keys such as (seed, round, sample id): the same everywhere, whatever the order of work."""
+    text = "\x1f".join(f"{type(k).__name__}:{k}" for k in keys)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -1,0 +1,42 @@
+"""`kmine <command>`: one word, then that command's own flags."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from kmine import __version__
+from kmine.cli import fail
+from kmine.records import unknown_name
+
+COMMANDS = {
+    "loop": "train on the few masks, mine pseudo masks, retrain, go round again",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Dispatch to `kmine.<command>`; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(_help())
+        return 0
+    if words[0] == "--version":
+        sys.stdout.write(f"kmine {__version__}\n")
+        return 0
+    if words[0] not in COMMANDS:
+        return fail("kmine", str(unknown_name("command", words[0], COMMANDS)))
+    return importlib.import_module(f"kmine.{words[0]}").main(words[1:])
+
+
+def _help() -> str:
+    lines = "".join(f"  {name:<10}{text}\n" for name, text in COMMANDS.items())
+    return (
+        "usage: kmine COMMAND [--config FILE.yaml] [--SETTING VALUE ...]\n\n"
+        "Semi-supervised medical image segmentation by knowledge mining.\n\n"
+        f"commands:\n{lines}\n`kmine COMMAND --help` explains every setting. `python -m kmine.COMMAND` is the same.\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

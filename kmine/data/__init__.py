@@ -1,0 +1,47 @@
+"""Data sets, by the name they have in the config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kmine.config import DataConfig
+from kmine.records import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from kmine.data.source import Source
+
+# Factories import what they need when called: `--help` needs none of it.
+
+
+def _phantom(cfg: DataConfig) -> Source:
+    from kmine.data.phantom import PhantomSource
+
+    return PhantomSource(cfg.kind, cfg.num_samples, cfg.size)
+
+
+def _kvasir_seg(cfg: DataConfig) -> Source:
+    from kmine.data.kvasir_seg import URL, KvasirSeg
+
+    if cfg.root is None:
+        raise UserError(
+            "data.root: expected the folder that holds Kvasir-SEG, got nothing; "
+            f"pass --data.root FOLDER (published at {URL})"
+        )
+    return KvasirSeg(Path(cfg.root), cfg.on_error)
+
+
+SOURCES: dict[str, Callable[[DataConfig], Source]] = {"phantom": _phantom, "kvasir_seg": _kvasir_seg}
+"""A new data set is one file and one line here."""
+
+
+def open_source(cfg: DataConfig) -> Source:
+    """Index the data set that the config names.
+
+    Raises:
+        UserError: for a name that nobody has, and for whatever the data set finds wrong with its folder.
+    """
+    if cfg.name not in SOURCES:
+        raise unknown_name("data.name", cfg.name, SOURCES)
+    return SOURCES[cfg.name](cfg)

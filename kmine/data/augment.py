@@ -1,0 +1,108 @@
+"""Training augmentation: the sole home of albumentations.
+
+Importing albumentations takes seconds, so it happens at the first image that is to be changed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.records import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    import albumentations
+
+
+class Augment:
+    """Weak to medium changes of place, colour and sharpness, determined by (image, mask, seed) alone.
+
+    Order of calls, threads and worker processes make no difference. Copies and pickles carry the settings only.
+    """
+
+    def __init__(self, size: int, enabled: bool = True) -> None:
+        """Take images of `size` x `size`; `enabled=False` hands them back as they came."""
+        self.size = size
+        self.enabled = enabled
+        self._pipeline: albumentations.Compose | None = None
+        # The pipeline keeps its random state between drawing and applying: one call at a time.
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Augment], tuple[int, bool]]:
+        """Rebuild from the settings: the pipeline is made anew where it is used."""
+        return Augment, (self.size, self.enabled)
+
+    def __call__(
+        self, image: NDArray[np.uint8], mask: NDArray[np.uint8], seed: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Change one image and its mask together.
+
+        Args:
+            image: (S, S, 3) uint8 RGB, left unchanged.
+            mask: (S, S) uint8 class ids, `IGNORE_INDEX` where unknown, left unchanged.
+            seed: At least 0; the same seed gives the same change.
+
+        Returns:
+            Image and mask of the same shapes and types. Ids are moved, never blended; what came in from outside
+            the image is black, and `IGNORE_INDEX` in the mask.
+
+        Raises:
+            ValueError: If a shape or type is another.
+        """
+        self._check(image, mask)
+        if not self.enabled:
+            return image, mask
+        with self._lock:
+            if self._pipeline is None:
+                self._pipeline = _build()
+            # Compose.set_random_seed would hand every transform the same stream: those of equal probability would
+            # then always strike together. One shared state keeps their draws independent.
+            self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+            changed = self._pipeline(image=image, mask=mask)
+        return np.ascontiguousarray(changed["image"]), np.ascontiguousarray(changed["mask"])
+
+    def _check(self, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> None:
+        side = self.size
+        for name, array, shape in (("image", image, (side, side, 3)), ("mask", mask, (side, side))):
+            if array.shape != shape or array.dtype != np.uint8:
+                raise ValueError(f"{name}: expected {shape} uint8, got {array.shape} {array.dtype}; resize it first")
+
+
+def _build() -> albumentations.Compose:
+    """Build the pipeline.
+
+    Keywords are those of albumentations 2.0: older names are ignored with no more than a warning.
+    """
+    # Without it the import asks the network for a newer version.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations as A
+    import cv2
+
+    return A.Compose(
+        [
+            A.HorizontalFlip(p=0.5),
+            A.VerticalFlip(p=0.5),
+            A.Affine(
+                scale=(0.8, 1.25),
+                translate_percent=(-0.1, 0.1),
+                rotate=(-30, 30),
+                interpolation=cv2.INTER_LINEAR,
+                mask_interpolation=cv2.INTER_NEAREST,
+                # A reflected border would reflect the mask too, where it shall say "unknown".
+                border_mode=cv2.BORDER_CONSTANT,
+                fill=0,
+                fill_mask=IGNORE_INDEX,
+                p=0.7,
+            ),
+            # Unlike a shift of saturation, its factors leave grey images (CT, X-ray) grey.
+            A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.03, 0.03), p=0.7),
+            A.RandomGamma(gamma_limit=(75, 130), p=0.3),
+            A.GaussianBlur(blur_limit=0, sigma_limit=(0.3, 1.2), p=0.15),
+            A.GaussNoise(std_range=(0.01, 0.05), per_channel=False, p=0.2),
+        ]
+    )

@@ -1,0 +1,121 @@
+"""A view of some samples, opened with or without their masks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.data.cache import SampleCache
+from kmine.data.resize import resize_mask
+from kmine.records import Sample, UserError, WithheldMaskError
+
+MAX_THREADS = 4
+
+MaskReader = Callable[[str], NDArray[np.uint8]]
+"""Gives the (H, W) mask of a sample in the image's own frame: class ids, 255 for ignored pixels."""
+
+
+class Pool:
+    """Samples `ids` of a cache, in that order; it grants masks or withholds them.
+
+    Args:
+        cache: where images, and true masks, come from.
+        ids: the samples.
+        groups: group id by sample id.
+        masks: "withheld", "true", or a reader of other masks, such as mined ones.
+
+    Raises:
+        UserError: when the cache lacks one of the samples.
+    """
+
+    def __init__(
+        self,
+        cache: SampleCache,
+        ids: Sequence[str],
+        groups: Mapping[str, str],
+        masks: Literal["withheld", "true"] | MaskReader = "withheld",
+    ) -> None:
+        known = {ref.sample_id for ref in cache.refs}
+        lost = [sample_id for sample_id in ids if sample_id not in known]
+        if lost:
+            raise UserError(
+                f"data: expected {len(ids)} samples of the split, {len(lost)} are not in the data set (any more), "
+                f"{lost[0]} for one; restore them or start a new run folder with --out"
+            )
+        self.ids = tuple(ids)
+        self._cache = cache
+        self._groups = {sample_id: groups[sample_id] for sample_id in ids}
+        self._masks = masks
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def with_masks(self, ids: Sequence[str], masks: MaskReader) -> Pool:
+        """Some of these samples, in the order of `ids`, with the masks that `masks` reads (mined ones, for example)."""
+        return Pool(self._cache, ids, self._groups, masks)
+
+    def native_shape(self, sample_id: str) -> tuple[int, int]:
+        """(H, W) of the image in its own frame."""
+        return self._cache.native_shape(sample_id)
+
+    def image_small(self, sample_id: str) -> NDArray[np.uint8]:
+        """(S, S, 3) RGB, [0, 255]."""
+        return self._cache.image_small(self._own(sample_id))
+
+    def mask_small(self, sample_id: str) -> NDArray[np.uint8]:
+        """(S, S) class ids or 255. Raises `WithheldMaskError` where withheld, `SampleError` for a bad file."""
+        if self._masks == "withheld":
+            raise WithheldMaskError(f"the mask of {sample_id} was asked for, but this pool withholds masks")
+        if self._masks == "true":
+            return self._cache.mask_small(self._own(sample_id))
+        return resize_mask(self._read_mask(sample_id), self._cache.size)
+
+    def sample(self, sample_id: str) -> Sample:
+        """One sample in its own frame; `mask` is None where masks are withheld. Raises `SampleError`."""
+        ref = self._cache.ref(self._own(sample_id))
+        return Sample(
+            sample_id=sample_id,
+            group_id=self._groups[sample_id],
+            image=self._cache.image_native(sample_id),
+            mask=None if self._masks == "withheld" else self._read_mask(sample_id),
+            image_label=ref.image_label,
+            spacing=ref.spacing,
+        )
+
+    def chunks(self, n: int) -> Iterator[list[Sample]]:
+        """All samples in order, `n` at a time; while one chunk is worked on, only the next is decoded."""
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
+            ahead = [threads.submit(self.sample, sample_id) for sample_id in self.ids[:n]]
+            for start in range(0, len(self), n):
+                chunk = _drain(ahead)
+                ahead = [threads.submit(self.sample, sample_id) for sample_id in self.ids[start + n : start + 2 * n]]
+                yield chunk
+                del chunk
+
+    def _own(self, sample_id: str) -> str:
+        if sample_id not in self._groups:
+            raise KeyError(f"{sample_id} is not in this pool")
+        return sample_id
+
+    def _read_mask(self, sample_id: str) -> NDArray[np.uint8]:
+        """(H, W), by grant."""
+        if not callable(self._masks):
+            return self._cache.mask_native(self._own(sample_id))
+        mask = self._masks(self._own(sample_id))
+        if mask.shape != self.native_shape(sample_id):
+            raise ValueError(f"{sample_id}: expected a mask of {self.native_shape(sample_id)}, got {mask.shape}")
+        return mask
+
+
+def _drain(futures: list[Future[Sample]]) -> list[Sample]:
+    """Results in order; the futures, which would keep them alive, go."""
+    results = [future.result() for future in futures]
+    futures.clear()
+    return results

@@ -1,0 +1,20 @@
+"""From the native frame to the square that the local model sees."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+
+def resize_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """(H, W, 3) to (size, size, 3): averaged along sides that shrink, interpolated along sides that grow."""
+    height, width = image.shape[:2]
+    shrunk = cv2.resize(image, (min(width, size), min(height, size)), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(cv2.resize(shrunk, (size, size), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+
+
+def resize_mask(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """(H, W) class ids to (size, size), nearest pixel: no new ids, 255 stays 255."""
+    resized = cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.ascontiguousarray(resized, dtype=np.uint8)

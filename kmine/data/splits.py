@@ -1,0 +1,225 @@
+"""Who is labeled, unlabeled, validation and test: drawn by group, from names and seeds alone."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from kmine.records import SPLIT_NAMES, SampleRef, SplitName, UserError, derive_seed
+
+BLOCK = 256
+"""Rows compared with all images at a time: 34,000 images need 35 MB."""
+SIDES = ("test", "val", "train")
+"""Sides that a group may not straddle, the one that keeps its samples first."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Sample ids of each split, sorted; ids in none of them were left out (see `make_splits`)."""
+
+    labeled: tuple[str, ...]
+    unlabeled: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    groups: dict[str, str]
+    """Group id by sample id."""
+
+    @cached_property
+    def _split_by_id(self) -> dict[str, SplitName]:
+        return {sample_id: name for name in SPLIT_NAMES for sample_id in getattr(self, name)}
+
+    def split_of(self, sample_id: str) -> SplitName:
+        """The split of a sample; `KeyError` for one that is in none."""
+        return self._split_by_id[sample_id]
+
+    def rows(self) -> list[tuple[str, str, SplitName]]:
+        """(sample_id, group_id, split), sorted by sample_id: the rows of splits.csv."""
+        return [(sample_id, self.groups[sample_id], name) for sample_id, name in sorted(self._split_by_id.items())]
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[tuple[str, str, str]]) -> Splits:
+        """The inverse of `rows`.
+
+        Raises:
+            UserError: for an unknown split, a sample named twice, or a group on two sides.
+        """
+        members: dict[str, list[str]] = {name: [] for name in SPLIT_NAMES}
+        groups: dict[str, str] = {}
+        sides: dict[str, str] = {}
+        for sample_id, group_id, name in rows:
+            if name not in members:
+                raise UserError(f"splits: expected one of {', '.join(SPLIT_NAMES)}, got {name!r} for {sample_id}")
+            if sample_id in groups:
+                raise UserError(f"splits: expected each sample once, got {sample_id} twice; remove one of its rows")
+            side = name if name in ("val", "test") else "train"
+            if sides.setdefault(group_id, side) != side:
+                raise UserError(
+                    f"splits: expected each group on one side, got {group_id} in {sides[group_id]} and {side}; "
+                    "move all of the group to one of them"
+                )
+            groups[sample_id] = group_id
+            members[name].append(sample_id)
+        return cls(**{name: tuple(sorted(ids)) for name, ids in members.items()}, groups=groups)
+
+
+def merge_duplicates(refs: Sequence[SampleRef], hashes: Mapping[str, int], distance: int) -> tuple[SampleRef, ...]:
+    """Put samples whose 64-bit hashes differ in at most `distance` bits into one group, and the groups they had.
+
+    Nearness chains: a near b and b near c is one group of three. The group is named after the group of its
+    first sample by id; `distance` -1 changes nothing.
+
+    Returns:
+        The same samples in the same order, `group_id` apart.
+    """
+    if distance < 0 or not refs:
+        return tuple(refs)
+    labels = np.unique([ref.group_id for ref in refs], return_inverse=True)[1]
+    words = np.array([hashes[ref.sample_id] for ref in refs], dtype=np.uint64)
+    for rows, cols in _near_pairs(words, distance):
+        edges = (np.ones(len(rows), dtype=bool), (labels[rows], labels[cols]))
+        labels = connected_components(coo_array(edges, shape=(len(refs), len(refs))), directed=False)[1][labels]
+    first: dict[int, str] = {}
+    for index in sorted(range(len(refs)), key=lambda i: refs[i].sample_id):
+        first.setdefault(int(labels[index]), refs[index].group_id)
+    return tuple(replace(ref, group_id=first[int(label)]) for ref, label in zip(refs, labels, strict=True))
+
+
+def _near_pairs(words: NDArray[np.uint64], distance: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Index pairs (i, j), i < j, within the Hamming distance, block by block.
+
+    With bits as -1 and 1, the scalar product of two words is 64 - 2 * distance, exact in float32.
+    """
+    bits = np.unpackbits(words.view(np.uint8).reshape(len(words), 8), axis=1).astype(np.float32) * 2 - 1
+    for start in range(0, len(bits), BLOCK):
+        near = bits[start : start + BLOCK] @ bits[start:].T >= 64 - 2 * distance
+        rows, cols = np.nonzero(np.triu(near, k=1))
+        if len(rows):
+            yield rows + start, cols + start
+
+
+def make_splits(
+    refs: Sequence[SampleRef],
+    *,
+    label_fraction: float,
+    val_fraction: float,
+    test_fraction: float,
+    split_seed: int,
+    seed: int,
+) -> Splits:
+    """Draw the splits by group; `split_seed` draws test and validation, `seed` the labeled images.
+
+    Fractions count the images that have masks. Groups are ordered by a keyed hash of their name, so the order
+    of `refs` does not matter, and a sample more or less hardly moves the others. The labeled groups are a prefix
+    of that order: those of a small fraction are among those of a larger one.
+
+    - A group with a sample that has no mask stays in training, where that sample is unlabeled.
+    - Where every sample has an official split (train, val or test), it is honoured; an official validation or test
+      split that does not exist is drawn from train. A group that straddles official splits keeps its test samples,
+      else its validation samples, and the others are left out of every split; so are official validation and
+      test samples without a mask.
+
+    Raises:
+        UserError: when no labeled, validation or (where one was asked for) test image would remain.
+    """
+    refs, sides = _official(sorted(refs, key=lambda ref: ref.sample_id))
+    official = set(sides.values())
+    num_masks = sum(ref.has_mask for ref in refs)
+    if not num_masks:
+        raise UserError(f"data: expected images with masks, got {len(refs)} images and no mask")
+    if "test" not in official and test_fraction > 0:
+        _draw(refs, sides, "test", test_fraction * num_masks, split_seed)
+    if "val" not in official:
+        if val_fraction <= 0:
+            raise UserError(
+                f"data.val_fraction: expected at least one of {num_masks} images with masks, got {val_fraction}; "
+                f"the smallest fraction that works is {_ceil(0.5 / num_masks)}"
+            )
+        _draw(refs, sides, "val", val_fraction * num_masks, split_seed)
+    train = [ref for ref in refs if sides[ref.group_id] == "train"]
+    labeled = _labeled(train, label_fraction, seed)
+    return Splits(
+        labeled=tuple(sorted(labeled)),
+        unlabeled=tuple(ref.sample_id for ref in train if ref.sample_id not in labeled),
+        val=tuple(ref.sample_id for ref in refs if sides[ref.group_id] == "val"),
+        test=tuple(ref.sample_id for ref in refs if sides[ref.group_id] == "test"),
+        groups={ref.sample_id: ref.group_id for ref in refs},
+    )
+
+
+def _official(refs: Sequence[SampleRef]) -> tuple[list[SampleRef], dict[str, str]]:
+    """Samples that take part and the side of each group; all train unless every sample has an official split."""
+    if not all(ref.split in SIDES for ref in refs):
+        return list(refs), {ref.group_id: "train" for ref in refs}
+    found: dict[str, set[str]] = defaultdict(set)
+    for ref in refs:
+        found[ref.group_id].add(ref.split or "")
+    sides = {group: min(names, key=SIDES.index) for group, names in found.items()}
+    kept = [ref for ref in refs if ref.split == sides[ref.group_id] and (ref.has_mask or ref.split == "train")]
+    return kept, sides
+
+
+def _draw(refs: Sequence[SampleRef], sides: dict[str, str], side: str, target: float, seed: int) -> None:
+    """Move groups from train to `side`, in seeded order, each only if it brings the count closer to `target`."""
+    sizes = _mask_counts(ref for ref in refs if sides[ref.group_id] == "train")
+    maskless = {ref.group_id for ref in refs if not ref.has_mask}
+    order = [group for group in _order(sizes, side, seed) if group not in maskless]
+    count = 0
+    for group in order:
+        if abs(count + sizes[group] - target) < abs(count - target):
+            sides[group] = side
+            count += sizes[group]
+    if not count and order:
+        smallest = min(order, key=sizes.__getitem__)
+        sides[smallest], count = side, sizes[smallest]
+    if not count or count == sum(sizes.values()):
+        raise UserError(
+            f"data.{side}_fraction: expected {max(1, round(target))} of {sum(sizes.values())} images for {side} and "
+            f"some left to train on, but {len(order)} whole groups can be moved; "
+            "add images, or lower data.duplicate_distance, data.val_fraction or data.test_fraction"
+        )
+
+
+def _labeled(train: Sequence[SampleRef], label_fraction: float, seed: int) -> set[str]:
+    """Masked samples of the shortest run of groups, in seeded order, that reaches the fraction."""
+    by_group: dict[str, list[str]] = defaultdict(list)
+    for ref in train:
+        if ref.has_mask:
+            by_group[ref.group_id].append(ref.sample_id)
+    num_masks = sum(map(len, by_group.values()))
+    target = math.floor(label_fraction * num_masks + 0.5)
+    if not target:
+        works = f"the smallest that works is {_ceil(0.5 / num_masks)}" if num_masks else "lower data.test_fraction"
+        raise UserError(
+            f"data.label_fraction: expected at least one labeled image, got {label_fraction} of {num_masks} training "
+            f"images with masks; {works}"
+        )
+    labeled: set[str] = set()
+    for group in _order(by_group, "labeled", seed):
+        if len(labeled) >= target:
+            break
+        labeled.update(by_group[group])
+    return labeled
+
+
+def _mask_counts(refs: Iterable[SampleRef]) -> dict[str, int]:
+    sizes: dict[str, int] = defaultdict(int)
+    for ref in refs:
+        sizes[ref.group_id] += ref.has_mask
+    return sizes
+
+
+def _order(groups: Iterable[str], purpose: str, seed: int) -> list[str]:
+    return sorted(groups, key=lambda group: (derive_seed(purpose, seed, group), group))
+
+
+def _ceil(fraction: float) -> float:
+    """Rounded up to four decimals, so that what an error recommends does work."""
+    return math.ceil(fraction * 10_000) / 10_000

@@ -1,0 +1,108 @@
+"""Mask arithmetic: components, boxes, points, votes, lossless run lengths.
+
+Letters: H, W height and width, M masks, J jitters. Masks are (H, W) bool unless said otherwise. Boxes are XYXY in
+pixels with both ends inclusive, as in segment-anything: one pixel at row 3, column 4 has the tight box (4, 3, 4, 3).
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Bool = NDArray[np.bool_]
+
+
+def components(mask: Bool, min_area: int = 1) -> list[Bool]:
+    """8-connected components of at least `min_area` pixels, largest first (ties: top to bottom)."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    areas = stats[1:count, cv2.CC_STAT_AREA]
+    order = sorted(range(len(areas)), key=lambda i: (-int(areas[i]), i))
+    return [labels == i + 1 for i in order if areas[i] >= min_area]
+
+
+def tight_box(mask: Bool) -> NDArray[np.float32]:
+    """(4,) XYXY of a mask, ends inclusive; ValueError for an empty one."""
+    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        raise ValueError("tight_box: expected a mask with foreground, got an empty one")
+    return np.array([cols[0], rows[0], cols[-1], rows[-1]], np.float32)
+
+
+def clip_box(box: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """(..., 4) XYXY limited to the image, ends inclusive."""
+    limit = np.array([width - 1, height - 1, width - 1, height - 1], np.float32)
+    return np.clip(box, 0, limit).astype(np.float32)
+
+
+def grow_box(
+    box: NDArray[np.float32], share: float, height: int, width: int, min_px: float = 2.0
+) -> NDArray[np.float32]:
+    """A box grown on every side by `share` of that side's length, at least `min_px`, clipped to the image."""
+    dx = max(share * float(box[2] - box[0]), min_px)
+    dy = max(share * float(box[3] - box[1]), min_px)
+    return clip_box(box + np.array([-dx, -dy, dx, dy], np.float32), height, width)
+
+
+def jitter_boxes(
+    box: NDArray[np.float32], count: int, share: float, height: int, width: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """(count, 4): the box with each edge moved uniformly by up to `share` of its side.
+
+    A move is at most 20 px of an image whose long side is 1024 px. An edge never passes the box's middle.
+    """
+    sides = np.array([box[2] - box[0], box[3] - box[1]] * 2, np.float32)
+    reach = np.minimum(sides * share, 20.0 * max(height, width) / 1024.0)
+    return clip_box(box + rng.uniform(-1, 1, (count, 4)).astype(np.float32) * reach, height, width)
+
+
+def inner_point(mask: Bool) -> NDArray[np.float32]:
+    """(2,) as (x, y): the pixel deepest inside the mask.
+
+    The distance is taken with one pixel of zeros around the image, so that an object cut by the border is deepest
+    away from it. The centroid would not do: that of a crescent lies outside.
+    """
+    depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    row, col = np.unravel_index(int(depth.argmax()), mask.shape)
+    return np.array([col, row], np.float32)
+
+
+def outer_point(mask: Bool, box: NDArray[np.float32], min_px: float = 3.0) -> NDArray[np.float32] | None:
+    """(2,) as (x, y): the background pixel in the box farthest from the mask; None if nearer than `min_px`."""
+    x0, y0, x1, y1 = (int(v) for v in (np.floor(box[0]), np.floor(box[1]), np.ceil(box[2]), np.ceil(box[3])))
+    distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    window = distance[y0 : y1 + 1, x0 : x1 + 1]
+    if window.size == 0 or window.max() < min_px:
+        return None
+    row, col = np.unravel_index(int(window.argmax()), window.shape)
+    return np.array([x0 + col, y0 + row], np.float32)
+
+
+def vote(masks: Bool, min_vote: float) -> NDArray[np.int8]:
+    """(H, W): 1 where at least `min_vote` of the (M, H, W) masks say yes, 0 where that many say no, -1 in between."""
+    share = masks.mean(axis=0)
+    out = np.full(share.shape, -1, np.int8)
+    out[share >= min_vote - 1e-9] = 1
+    out[share <= 1 - min_vote + 1e-9] = 0
+    return out
+
+
+def resize_ids(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """(height, width) class ids by nearest neighbour: ids (255 too) are never blended."""
+    if mask.shape == (height, width):
+        return mask
+    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def to_rle(mask: Bool) -> str:
+    """COCO's compressed run lengths (column-major) as text; lossless."""
+    from pycocotools import mask as coco
+
+    return coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
+
+
+def from_rle(counts: str, height: int, width: int) -> Bool:
+    """(height, width) mask from `to_rle`'s text."""
+    from pycocotools import mask as coco
+
+    return coco.decode({"size": [height, width], "counts": counts.encode("ascii")}).astype(bool)

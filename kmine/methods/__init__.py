@@ -1,0 +1,250 @@
+"""Methods: what every one of them is given, and the two steps they all share.
+
+A method is one file with one signature, `(task, store) -> Iterator[RoundResult]`: each round as it is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from kmine.config import LoopConfig
+from kmine.data.augment import Augment
+from kmine.data.batches import Batches
+from kmine.data.pool import Pool
+from kmine.metrics import case_metrics, summarise
+from kmine.models.local import LocalModel, build_model
+from kmine.records import CaseMetrics, Metrics, RoundResult, derive_seed
+from kmine.segmenters.base import Segmenter
+from kmine.stages.evaluate import evaluate
+from kmine.stages.fit import FitState, fit
+from kmine.stages.infer import infer, predict_small
+from kmine.store import RunStore, sign
+
+
+class Watcher(Protocol):
+    """Told about the work as it goes on; the command line draws progress bars from it."""
+
+    def start(self, title: str, total: int) -> None:
+        """A piece of work of `total` steps begins."""
+
+    def advance(self, done: int, text: str = "") -> None:
+        """`done` of its steps are done."""
+
+    def say(self, text: str) -> None:
+        """A sentence for the terminal."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is given. The unlabeled pool is opened without masks; the test split is not here at all."""
+
+    cfg: LoopConfig
+    num_classes: int
+    labeled: Pool
+    unlabeled: Pool
+    val: Pool
+    segmenter: Segmenter | None
+    """None where nothing is mined (`rounds` 0)."""
+    fabric: Any
+    signature: str
+    """Of the data, the splits and the seed."""
+    watcher: Watcher
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model's two checkpoints and the signature of how they came about."""
+
+    signature: str
+    best: dict[str, Tensor]
+    final: dict[str, Tensor]
+    seconds: float
+
+
+@dataclass
+class Clock:
+    """Seconds per stage: `lap(name)` books the time since the lap before."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under `name`."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        self.last = now
+
+
+def new_model(task: Task) -> LocalModel:
+    """The local model with its first weights, on the device."""
+    model = build_model(task.cfg.model, task.num_classes, task.cfg.seed, offline=task.cfg.offline)
+    return model.to(task.fabric.device)
+
+
+def train(
+    task: Task,
+    store: RunStore,
+    model: LocalModel,
+    *,
+    round_idx: int,
+    start: Trained | None = None,
+    pseudo: Pool | None = None,
+    pseudo_signature: str = "",
+    arm: str = "",
+) -> Trained:
+    """Fit on the labels and, where given, the pseudo masks; read back if that was done before, resumed if half done.
+
+    Args:
+        task: labels, validation, settings.
+        store: where checkpoints go.
+        model: overwritten with `start`'s weights, then trained in place.
+        round_idx: 0 trains for `fit.steps`, later rounds for `fit.round_steps`.
+        start: weights to continue from (its validation-selected checkpoint).
+        pseudo: pool whose masks are the pseudo masks.
+        pseudo_signature: of what made them.
+        arm: folder of the comparison this belongs to; empty for the loop.
+    """
+    cfg, folder = task.cfg.fit, store.round_dir(round_idx, arm)
+    settings = {k: v for k, v in asdict(cfg).items() if k not in ("num_workers", "steps", "round_steps")}
+    steps = cfg.steps if round_idx == 0 else cfg.round_steps
+    origin = start.signature if start else ""
+    made_from = sign(task.signature, asdict(task.cfg.model), settings, steps, round_idx, origin, pseudo_signature)
+    done = _read_trained(store, folder, made_from)
+    if done:
+        return done
+    if start:
+        model.load_state_dict(start.best)
+    began = time.perf_counter()
+    title = f"round {round_idx}{' ' + arm if arm else ''}: training"
+    task.watcher.start(title, steps)
+    saved = store.load_tensors(folder / "fit_state.safetensors", made_from)
+    result = fit(
+        model,
+        _batches(task, round_idx, pseudo),
+        cfg,
+        steps=steps,
+        fabric=task.fabric,
+        seed=derive_seed(task.cfg.seed, "fit", round_idx),
+        validate=_validator(task),
+        resume=FitState.from_tensors(*saved) if saved else None,
+        save=lambda state: _save_state(store, folder, state, made_from),
+        progress=lambda done, loss, dice: task.watcher.advance(done, _training_text(loss, dice)),
+    )
+    seconds = time.perf_counter() - began
+    store.save_tensors(folder / "model_final.safetensors", result.final, made_from)
+    # The chosen checkpoint comes last: it says that the training is done.
+    about = {"best_step": result.best_step, "history": result.history, "seconds": seconds}
+    store.save_tensors(folder / "model.safetensors", result.best, made_from, **about)
+    (folder / "fit_state.safetensors").unlink(missing_ok=True)
+    return Trained(made_from, result.best, result.final, seconds)
+
+
+def score(
+    task: Task,
+    store: RunStore,
+    model: LocalModel,
+    trained: Trained,
+    *,
+    round_idx: int,
+    num_pseudo: int = 0,
+    before: RoundResult | None = None,
+    seconds: dict[str, float] | None = None,
+    arm: str = "",
+) -> RoundResult:
+    """Both checkpoints on validation, in the images' own frames; saved as the round's metrics.json.
+
+    `before` is the last adopted round: this one is adopted unless its Dice is lower by more than the tolerance.
+    """
+    path = store.round_dir(round_idx, arm) / "metrics.json"
+    signature = sign(trained.signature, num_pseudo, before.metrics.dice if before else None)
+    saved = store.load_json(path, signature)
+    if saved:
+        return _result_from_json(saved)
+    began = time.perf_counter()
+    final = _evaluate(task, model, trained.final)
+    chosen = _evaluate(task, model, trained.best)
+    result = RoundResult(
+        round_idx=round_idx,
+        num_labeled=len(task.labeled),
+        num_pseudo=num_pseudo,
+        metrics=chosen,
+        final_metrics=final,
+        adopted=before is None or not chosen.dice < before.metrics.dice - task.cfg.adopt_tolerance,
+        seconds={**(seconds or {}), "fit": trained.seconds, "evaluate": time.perf_counter() - began},
+    )
+    store.save_json(path, asdict(result), signature)
+    return result
+
+
+def _evaluate(task: Task, model: LocalModel, weights: dict[str, Tensor]) -> Metrics:
+    model.load_state_dict(weights)
+    cfg, device = task.cfg.infer, task.fabric.device
+    found = infer(model, task.val, task.val.ids, batch_size=cfg.batch_size, tta="none", device=device)
+    return evaluate(((task.val.sample(p.sample_id), p.mask) for p in found), task.num_classes)
+
+
+def _validator(task: Task) -> Callable[[LocalModel], float]:
+    """Mean Dice over the validation images at training size: cheap enough to choose checkpoints by."""
+
+    def validate(model: LocalModel) -> float:
+        cases: list[CaseMetrics] = []
+        for first in range(0, len(task.val), task.cfg.infer.batch_size):
+            ids = task.val.ids[first : first + task.cfg.infer.batch_size]
+            images = np.stack([task.val.image_small(i) for i in ids])
+            probs, _ = predict_small(model, images, "none", task.fabric.device)
+            for sample_id, pred in zip(ids, probs.argmax(axis=1).astype(np.uint8), strict=True):
+                truth = task.val.mask_small(sample_id)
+                cases.append(case_metrics(sample_id, pred, truth, task.num_classes, with_hd95=False))
+        return summarise(cases).dice
+
+    return validate
+
+
+def _batches(task: Task, round_idx: int, pseudo: Pool | None) -> Batches:
+    cfg = task.cfg
+    return Batches(
+        task.labeled,
+        pseudo,
+        Augment(cfg.data.size, cfg.fit.augment),
+        batch_size=cfg.fit.batch_size,
+        labeled_share=cfg.fit.labeled_share,
+        seed=cfg.seed,
+        round_idx=round_idx,
+    )
+
+
+def _training_text(loss: float, dice: float) -> str:
+    return f"loss {loss:.3f}" + (f"  validation Dice {dice:.3f}" if np.isfinite(dice) else "")
+
+
+def _save_state(store: RunStore, folder: Any, state: FitState, signature: str) -> None:
+    tensors, plain = state.to_tensors()
+    store.save_tensors(folder / "fit_state.safetensors", tensors, signature, **plain)
+
+
+def _read_trained(store: RunStore, folder: Any, signature: str) -> Trained | None:
+    best = store.load_tensors(folder / "model.safetensors", signature)
+    final = store.load_tensors(folder / "model_final.safetensors", signature)
+    return Trained(signature, best[0], final[0], best[1]["seconds"]) if best and final else None
+
+
+def _result_from_json(saved: dict[str, Any]) -> RoundResult:
+    def metrics(value: dict[str, Any]) -> Metrics:
+        value = _null_to_nan(value)
+        cases = tuple(CaseMetrics(**_null_to_nan(case)) for case in value.pop("cases"))
+        return Metrics(cases=cases, **value)
+
+    value = {k: v for k, v in saved.items() if k != "signature"}
+    return RoundResult(
+        **{**value, "metrics": metrics(value["metrics"]), "final_metrics": metrics(value["final_metrics"])}
+    )
+
+
+def _null_to_nan(value: dict[str, Any]) -> dict[str, Any]:
+    return {k: float("nan") if v is None else v for k, v in value.items()}

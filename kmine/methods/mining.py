@@ -1,0 +1,178 @@
+"""Knowledge mining: the loop of the paper (arXiv 2503.06816), as read in docs/method.md.
+
+The local model's predictions prompt the segmenter on the unlabeled images; what comes back is gated, refined, and
+teaches the local model of the next round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.data.pool import Pool
+from kmine.masks import components, to_rle
+from kmine.methods import Clock, Task, Trained, new_model, score, train
+from kmine.records import Candidate, Decision, Probs, Prompts, RoundResult, Sample
+from kmine.stages.gate import gate
+from kmine.stages.infer import infer
+from kmine.stages.prompts import find_prompts
+from kmine.stages.refine import refine
+from kmine.stages.segment import segment
+from kmine.store import RunStore, sign
+
+CHUNK = 16
+"""Images mined together: what a kill can cost, and what memory holds."""
+
+
+def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
+    """Round 0 on the labels alone; then, `rounds` times: mine the unlabeled images, fit on labels + pseudo masks.
+
+    Every round starts from the last adopted one. Stops early where a round finds no pseudo mask at all.
+    """
+    cfg = task.cfg
+    model = new_model(task)
+    current = train(task, store, model, round_idx=0)
+    adopted = score(task, store, model, current, round_idx=0)
+    yield adopted
+    labeled_area = object_areas(task.labeled, task.num_classes)
+    for round_idx in range(1, cfg.rounds + 1):
+        made_by, clock = mining_signature(task, current), Clock()
+        model.load_state_dict(current.best)
+        task.watcher.start(f"round {round_idx}: mining", len(task.unlabeled))
+        for part, ids in store.unmined(round_idx, made_by, task.unlabeled.ids, CHUNK):
+            images = [task.unlabeled.sample(i) for i in ids]
+            clock.lap("read")
+            probs = list(infer(model, task.unlabeled, ids, device=task.fabric.device, **asdict(cfg.infer)))
+            clock.lap("infer")
+            prompts = [find_prompts(p, cfg.prompts, seed=cfg.seed, round_idx=round_idx) for p in probs]
+            clock.lap("prompts")
+            candidates = segment(task.segmenter, images, prompts)
+            clock.lap("segment")
+            decisions = gate_all(images, probs, prompts, candidates, labeled_area, cfg)
+            clock.lap("gate")
+            pseudo = [refine(*row, cfg.refine) for row in zip(probs, prompts, candidates, decisions, strict=True)]
+            clock.lap("refine")
+            store.save_mined(round_idx, made_by, part, *rows_of(images, prompts, candidates, decisions, pseudo))
+            clock.lap("store")
+            task.watcher.advance(min((part + 1) * CHUNK, len(task.unlabeled)))
+        rows = store.finish_mining(round_idx, made_by, math.ceil(len(task.unlabeled) / CHUNK))
+        pseudo_pool = trainable(task, store, round_idx, rows)
+        if not len(pseudo_pool):
+            task.watcher.say(f"round {round_idx}: no pseudo mask was kept, so there is nothing to learn from; stopping")
+            return
+        fitted = train(
+            task, store, model, round_idx=round_idx, start=current, pseudo=pseudo_pool, pseudo_signature=made_by
+        )
+        result = score(
+            task,
+            store,
+            model,
+            fitted,
+            round_idx=round_idx,
+            num_pseudo=len(pseudo_pool),
+            before=adopted,
+            seconds=clock.seconds,
+        )
+        yield result
+        if result.adopted:
+            current, adopted = fitted, result
+
+
+def object_areas(labeled: Pool, num_classes: int) -> dict[int, float]:
+    """Per class, the median share of the image that one labeled object covers; a class without objects has none."""
+    areas: dict[int, list[float]] = {}
+    for sample_id in labeled.ids:
+        mask = labeled.mask_small(sample_id)
+        for class_id in range(1, num_classes):
+            areas.setdefault(class_id, []).extend(float(c.mean()) for c in components(mask == class_id))
+    return {class_id: float(np.median(found)) for class_id, found in areas.items() if found}
+
+
+def mining_signature(task: Task, current: Trained) -> str:
+    """What the pseudo masks of a round are made from: model, segmenter, settings."""
+    cfg = task.cfg
+    settings = [asdict(part) for part in (cfg.infer, cfg.prompts, cfg.gate, cfg.refine)]
+    return sign(current.signature, task.segmenter.signature, settings)
+
+
+def gate_all(
+    images: Sequence[Sample],
+    probs: Sequence[Probs],
+    prompts: Sequence[Sequence[Prompts]],
+    candidates: Sequence[Sequence[Candidate]],
+    labeled_area: dict[int, float],
+    cfg: Any,
+) -> list[list[Decision]]:
+    """The gate's decision for each object of each image."""
+    return [
+        [
+            gate(p, asked, answer, labeled_area=labeled_area, image_label=image.image_label, cfg=cfg.gate)
+            for asked, answer in zip(all_asked, all_answers, strict=True)
+        ]
+        for image, p, all_asked, all_answers in zip(images, probs, prompts, candidates, strict=True)
+    ]
+
+
+def trainable(task: Task, store: RunStore, round_idx: int, rows: Sequence[dict[str, Any]]) -> Pool:
+    """The unlabeled images that have a pseudo mask, with that mask."""
+    kept = {row["sample_id"] for row in rows if row["in_training"]}
+    return task.unlabeled.with_masks(
+        [i for i in task.unlabeled.ids if i in kept], lambda sample_id: store.pseudo_mask(round_idx, sample_id)
+    )
+
+
+def rows_of(
+    images: Sequence[Sample],
+    prompts: Sequence[Sequence[Prompts]],
+    candidates: Sequence[Sequence[Candidate]],
+    decisions: Sequence[Sequence[Decision]],
+    pseudo: Sequence[NDArray[np.uint8] | None],
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, NDArray[np.uint8]]]:
+    """Table rows and pseudo masks of a chunk, for the store."""
+    tables: dict[str, list[dict[str, Any]]] = {"prompts": [], "decisions": []}
+    masks = {image.sample_id: mask for image, mask in zip(images, pseudo, strict=True) if mask is not None}
+    for image, asked, answers, verdicts in zip(images, prompts, candidates, decisions, strict=True):
+        key = {"sample_id": image.sample_id, "in_training": image.sample_id in masks}
+        if not asked:
+            nothing = {"object_idx": -1, "class_id": 0, "kept": False, "reason": "no_component"}
+            tables["decisions"].append({**key, **nothing})
+        for n, (prompt, answer, verdict) in enumerate(zip(asked, answers, verdicts, strict=True)):
+            key |= {"object_idx": n, "class_id": prompt.class_id}
+            tables["prompts"].append(_prompt_row(key, prompt))
+            tables["decisions"].append(_decision_row(key, prompt, answer, verdict))
+    return tables, masks
+
+
+def _prompt_row(key: dict[str, Any], prompt: Prompts) -> dict[str, Any]:
+    def plain(array: NDArray[Any] | None) -> list[Any] | None:
+        return None if array is None else array.tolist()
+
+    return {
+        **{k: v for k, v in key.items() if k != "in_training"},
+        "box": plain(prompt.box),
+        "point_coords": plain(prompt.point_coords),
+        "point_labels": plain(prompt.point_labels),
+        "has_mask_input": prompt.mask_input is not None,
+        "jittered_boxes": plain(prompt.jittered_boxes),
+    }
+
+
+def _decision_row(key: dict[str, Any], prompt: Prompts, answer: Candidate, verdict: Decision) -> dict[str, Any]:
+    best = answer.masks[answer.best]
+    local = prompt.component if prompt.component is not None else np.zeros_like(best)
+    return {
+        **key,
+        "kept": verdict.kept,
+        "reason": verdict.reason,
+        **asdict(verdict.evidence),
+        "estimated_dice": verdict.estimated_dice,
+        "height": best.shape[0],
+        "width": best.shape[1],
+        "local_rle": to_rle(local),
+        "segmenter_rle": to_rle(best),
+    }

@@ -1,0 +1,6 @@
+"""Local models: small networks that run without the large one. Importing this package costs no torch."""
+
+from __future__ import annotations
+
+ARCHITECTURES = {"unet": "Unet", "unetpp": "UnetPlusPlus"}
+"""Name in a config -> class of segmentation-models-pytorch."""

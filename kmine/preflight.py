@@ -1,0 +1,25 @@
+"""What can be refused at once: names, paths and devices that cannot work, found before anything heavy is imported."""
+
+from __future__ import annotations
+
+from kmine.config import LoopConfig
+from kmine.data import open_source
+from kmine.data.source import Source
+from kmine.models import ARCHITECTURES
+from kmine.records import UserError, unknown_name
+from kmine.segmenters import REGISTRY
+
+
+def preflight(cfg: LoopConfig) -> Source:
+    """The opened data source; no pixel is read.
+
+    Raises:
+        UserError: an unknown model, segmenter, device or data set, or a data set that is not where it should be.
+    """
+    if cfg.model.name not in ARCHITECTURES:
+        raise unknown_name("model.name", cfg.model.name, ARCHITECTURES)
+    if cfg.segmenter.name not in REGISTRY:
+        raise unknown_name("segmenter.name", cfg.segmenter.name, REGISTRY)
+    if cfg.device.partition(":")[0] not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {cfg.device!r}")
+    return open_source(cfg.data)

@@ -1,0 +1,9 @@
+"""The page and the table that say what a run came to; sole home of jinja2 and matplotlib."""
+
+from __future__ import annotations
+
+from kmine.report.html import write_report
+from kmine.report.inputs import CATEGORIES, Category, GalleryItem, Report, RoundRow
+from kmine.report.table import render_table
+
+__all__ = ["CATEGORIES", "Category", "GalleryItem", "Report", "RoundRow", "render_table", "write_report"]

@@ -1,0 +1,155 @@
+"""Charts as inline SVG: text stays text, ink and grid follow the page's light or dark colours."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kmine.records import REASONS
+from kmine.report.inputs import RoundRow
+from kmine.report.table import has_baseline
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MINING, SUPERVISED = "#2f80c9", "#d97b1f"
+WIDTH = 5.6
+"""Inches; the page scales a chart to its column, so a narrow chart keeps its text legible on a phone."""
+
+# Drawn in these colours, then replaced by the page's own variables: no chart is drawn twice.
+_INK, _GRID = "#010203", "#040506"
+_REASON_COLOURS = (
+    "#2f9e6e", "#8d99a6", "#5c6773", "#d97b1f", "#f0b93a", "#c8443f", "#e58aa7", "#8b5fbf", "#b9a1e0", "#2f80c9",
+    "#7fb6e6", "#8a5a3c",
+)  # fmt: skip
+_STAGE_COLOURS = (
+    "#2f80c9", "#d97b1f", "#2f9e6e", "#8b5fbf", "#c8443f", "#f0b93a", "#5c6773", "#e58aa7", "#7fb6e6", "#8a5a3c",
+)  # fmt: skip
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _GRID,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), _INK),
+}
+
+
+def dice_chart(rows: Sequence[RoundRow], segmenter: str) -> str:
+    """Validation Dice per round; beside mining stands the supervised baseline at as many optimizer steps."""
+    who = f"mining ({segmenter})" if any(row.round_idx for row in rows) else "labels alone"
+    series = [
+        (f"{who}, chosen on validation", MINING, "-", [row.dice for row in rows]),
+        (f"{who}, last step", MINING, "--", [row.dice_final for row in rows]),
+    ]
+    if has_baseline(rows):
+        series += [
+            ("supervised, chosen on validation", SUPERVISED, "-", [_float(row.supervised_dice) for row in rows]),
+            ("supervised, last step", SUPERVISED, "--", [_float(row.supervised_dice_final) for row in rows]),
+        ]
+
+    def draw(axes: Axes) -> None:
+        at = [row.round_idx for row in rows]
+        for label, colour, line, values in series:
+            face = colour if line == "-" else "none"
+            axes.plot(at, values, line, color=colour, marker="o", markersize=5, markerfacecolor=face, label=label)
+        refused = [row for row in rows if not row.adopted]
+        if refused:
+            where = [row.round_idx for row in refused]
+            axes.plot(where, [row.dice for row in refused], "x", color=_INK, markersize=10, label="not adopted")
+        axes.set(xlabel="round", ylabel="Dice", xticks=at)
+        axes.grid(axis="y")
+
+    return _svg("dice", f"Validation Dice (segmenter: {segmenter})", draw, height=4.4)
+
+
+def reasons_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
+    """Objects kept, and dropped by reason, per round; None where no round asked the gate."""
+    asked = [row for row in rows if row.reasons]
+    if not asked:
+        return None
+    present = [reason for reason in REASONS if any(row.reasons.get(reason) for row in asked)]
+    shades = dict(zip(REASONS, _REASON_COLOURS, strict=True))
+    parts = [(r.replace("_", " "), shades[r], [row.reasons.get(r, 0) for row in asked]) for r in present]
+    labels = [f"round {row.round_idx}" for row in asked]
+    title = f"Objects by the gate's reason (segmenter: {segmenter})"
+    return _stacked("reasons", title, labels, parts, "objects")
+
+
+def seconds_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
+    """Where the time went, per round; None where nothing was timed."""
+    timed = [row for row in rows if row.seconds]
+    if not timed:
+        return None
+    stages = list(dict.fromkeys(stage for row in timed for stage in row.seconds))
+    parts = [
+        (stage, _STAGE_COLOURS[i % len(_STAGE_COLOURS)], [row.seconds.get(stage, 0.0) for row in timed])
+        for i, stage in enumerate(stages)
+    ]
+    labels = [f"round {row.round_idx}" for row in timed]
+    return _stacked("seconds", f"Seconds per stage (segmenter: {segmenter})", labels, parts, "seconds")
+
+
+def _float(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _stacked(name: str, title: str, labels: list[str], parts: list[tuple[str, str, list[Any]]], unit: str) -> str:
+    """One horizontal bar per label, its parts side by side in the order given."""
+
+    def draw(axes: Axes) -> None:
+        left = np.zeros(len(labels))
+        for label, colour, values in parts:
+            axes.barh(labels, values, left=left, color=colour, height=0.62, label=label)
+            left += np.nan_to_num(np.asarray(values, float))
+        axes.invert_yaxis()
+        axes.set_xlabel(unit)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x")
+
+    rows_of_legend = (len(parts) + 2) // 3
+    return _svg(name, title, draw, height=1.3 + 0.42 * len(labels) + 0.22 * rows_of_legend, legend_columns=3)
+
+
+def _svg(name: str, title: str, draw: Any, height: float, legend_columns: int = 2) -> str:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        axes = figure.subplots()
+        draw(axes)
+        axes.set_title(title, pad=10)
+        figure.legend(loc="outside lower left", ncols=legend_columns, handlelength=1.8, columnspacing=1.2)
+        return _inline(figure, name, title)
+
+
+def _inline(figure: Figure, name: str, title: str) -> str:
+    """Return the drawing as an `<svg>` element that fills its column, its ids unique on the page."""
+    buffer = io.StringIO()
+    blank = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=blank)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r'\1 class="chart" aria-hidden="true"', svg, count=1)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    return svg.replace(_INK, "var(--ink)").replace(_GRID, "var(--line)").strip()

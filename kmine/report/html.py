@@ -1,0 +1,127 @@
+"""The page of a run: one HTML file that needs nothing but itself."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kmine.report.figures import dice_chart, reasons_chart, seconds_chart
+from kmine.report.inputs import CATEGORIES, Report, RoundRow
+from kmine.report.panels import panels
+from kmine.report.table import columns, number
+
+_HEADINGS = {
+    "best": ("Most trusted", "kept, with the highest scores"),
+    "worst": ("Least trusted", "kept, with the lowest scores"),
+    "dropped": ("Dropped", "refused by the gate"),
+}
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write the page, all at once or not at all."""
+    page = render_html(report).encode("utf-8", "replace")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temp.write_bytes(page)
+        temp.replace(path)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def render_html(report: Report) -> str:
+    """Return the page; everything that comes from the report is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    return environment.get_template("report.jinja").render(
+        report=report,
+        verdict=verdict(report),
+        columns=columns(report.rounds, report.segmenter),
+        charts=_charts(report),
+        gallery=_gallery(report),
+        refused=[row.round_idx for row in report.rounds if not row.adopted],
+    )
+
+
+def verdict(report: Report) -> str:
+    """Say in one sentence what the run came to on validation.
+
+    Mining and the baseline are each judged by their last adopted round; both spent the steps of every round.
+    """
+    if not report.rounds:
+        return "No round has finished yet, so there is nothing to compare."
+    last = report.rounds[-1]
+    kept = _standing(report.rounds)
+    on = f"on {report.validation_cases} validation case{'' if report.validation_cases == 1 else 's'}"
+    if last.round_idx == 0:
+        labels = f"{kept.num_labeled} label{'' if kept.num_labeled == 1 else 's'}"
+        return f"Supervised training on {labels} reached Dice {number(kept.dice)} {on}; nothing was mined."
+    mined = f"Mining with {report.segmenter} reached Dice {number(kept.dice)} {on} (round {kept.round_idx})"
+    baseline = _baseline(report.rounds)
+    if baseline is None:
+        return f"{mined}; no supervised baseline was trained, so more steps alone may explain any gain over round 0."
+    beside = f"supervised training with as many optimizer steps reached {number(baseline)}"
+    return f"{mined}; {beside}: {_difference(kept.dice - baseline)}."
+
+
+def _standing(rounds: Sequence[RoundRow]) -> RoundRow:
+    """The last adopted round: the one whose model stands at the end."""
+    return next((row for row in reversed(rounds) if row.adopted), rounds[0])
+
+
+def _baseline(rounds: Sequence[RoundRow]) -> float | None:
+    """The Dice of the baseline's last adopted round; its highest where adoption is not known; None without one."""
+    known = [(row.supervised_dice, row.supervised_adopted) for row in rounds if row.supervised_dice is not None]
+    if not known:
+        return None
+    adopted = [dice for dice, flag in known if flag]
+    return adopted[-1] if adopted else float(np.fmax.reduce([dice for dice, _ in known]))
+
+
+def _difference(gain: float) -> str:
+    if not math.isfinite(gain):
+        return "no difference can be given"
+    points = round(100 * gain, 1)
+    if points == 0:
+        return "mining is level"
+    side = "ahead" if points > 0 else "behind"
+    return f"mining is {side} by {abs(points):.1f} point{'' if abs(points) == 1 else 's'}"
+
+
+def _charts(report: Report) -> list[dict[str, Any]]:
+    from markupsafe import Markup
+
+    if not report.rounds:
+        return []
+    name = report.segmenter
+    drawn = [
+        ("Dice per round; the supervised baseline took as many optimizer steps.", dice_chart(report.rounds, name)),
+        ("Objects kept, and dropped by the first threshold they missed.", reasons_chart(report.rounds, name)),
+        ("Where the time went.", seconds_chart(report.rounds, name)),
+    ]
+    # The SVG is matplotlib's own output, which escapes the text in it.
+    return [{"caption": caption, "svg": Markup(svg)} for caption, svg in drawn if svg is not None]
+
+
+def _gallery(report: Report) -> list[dict[str, Any]]:
+    groups = []
+    for category in CATEGORIES:
+        items = [item for item in report.gallery if item.category == category]
+        heading, meaning = _HEADINGS[category]
+        cards = [{"item": item, "panels": panels(item, report.segmenter)} for item in items]
+        if cards:
+            groups.append({"heading": heading, "meaning": meaning, "cards": cards})
+    return groups

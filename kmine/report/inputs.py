@@ -1,0 +1,97 @@
+"""What a report is made of: plain values that a caller fills in, no reading of runs here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.records import Prompts, Skipped
+
+Category = Literal["best", "worst", "dropped"]
+CATEGORIES: tuple[Category, ...] = ("best", "worst", "dropped")
+"""The gallery shows them in this order. No truth is involved: best and worst are by the gate's scores."""
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round: the numbers of every table and chart. A float may be NaN where there is no number."""
+
+    round_idx: int
+    num_labeled: int
+    num_pseudo: int
+    dice: float
+    """Mean per-case Dice on validation, of the checkpoint chosen on it; so are `iou`, `hd95` and `num_missed`."""
+    iou: float
+    hd95: float
+    num_missed: int
+    dice_final: float
+    """Mean per-case Dice on validation, of the last step's checkpoint."""
+    adopted: bool
+    supervised_dice: float | None = None
+    """The supervised baseline after as many optimizer steps, checkpoint chosen on validation; None: no baseline."""
+    supervised_dice_final: float | None = None
+    supervised_adopted: bool | None = None
+    """Whether the baseline, under the same rule, adopted this round; None: not known."""
+    coverage: float = float("nan")
+    """Share of the unlabeled images that have a pseudo mask."""
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Objects by the gate's reason; empty in round 0."""
+    changed_share: float | None = None
+    """Mean over kept objects of 1 - IoU of local and segmenter mask: how much of an object the segmenter changed."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Per stage."""
+
+
+@dataclass(frozen=True)
+class GalleryItem:
+    """One mined image with every step of its mining. H, W: the image's own frame."""
+
+    category: Category
+    sample_id: str
+    round_idx: int
+    reason: str
+    """The gate's reason; of several objects, the one that decided."""
+    scores: dict[str, float]
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    prompts: list[Prompts]
+    local_mask: NDArray[np.uint8]
+    """(H, W) class ids of the local model."""
+    segmenter_mask: NDArray[np.uint8]
+    """(H, W) class ids of the segmenter's answers united."""
+    pseudo_mask: NDArray[np.uint8] | None = None
+    """(H, W) class ids with 255 = ignore; None where nothing was kept."""
+
+    def __post_init__(self) -> None:
+        if self.category not in CATEGORIES:
+            raise ValueError(f"category must be one of {CATEGORIES}, got {self.category!r}")
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
+            raise ValueError(f"image must be (H, W, 3) uint8, got {self.image.shape} {self.image.dtype}")
+        for name in ("local_mask", "segmenter_mask", "pseudo_mask"):
+            mask = getattr(self, name)
+            if mask is not None and (mask.shape != self.image.shape[:2] or mask.dtype != np.uint8):
+                expected = self.image.shape[:2]
+                raise ValueError(f"{name} must be {expected} uint8 like the image, got {mask.shape} {mask.dtype}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything on the page."""
+
+    title: str
+    dataset: str
+    model: str
+    segmenter: str
+    command: str
+    rounds: list[RoundRow]
+    gallery: list[GalleryItem] = field(default_factory=list)
+    provenance: dict[str, str] = field(default_factory=dict)
+    """Git commit, versions, seed, device, fingerprints, why the run stopped, ..."""
+    config_yaml: str = ""
+    notes: list[str] = field(default_factory=list)
+    """Plain sentences a reader must know, such as that the segmenter is a stand-in."""
+    skipped: list[Skipped] = field(default_factory=list)
+    validation_cases: int = 0

@@ -1,0 +1,130 @@
+"""One table of rounds, for the page and the terminal: the columns are decided here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kmine.report.inputs import RoundRow
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.table import Table
+
+DASH = "–"
+"""Stands where there is no number."""
+
+WIDEST = 1000
+"""Columns of a terminal as wide as any table: what the full table would take if it could."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: a heading, what the heading means, and the cell of a row."""
+
+    heading: str
+    meaning: str
+    cell: Callable[[RoundRow], str]
+    numeric: bool = True
+    detail: bool = False
+    """Left out of a narrow terminal; the page shows every column."""
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """`0.812`; an en dash for None, NaN and infinity."""
+    return DASH if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """`43 %` of a share, with one decimal below ten percent; an en dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{100 * value:.0f} %" if value >= 0.1 or value == 0 else f"{100 * value:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3.1 min` or `2.1 h`; an en dash where there is none."""
+    if not math.isfinite(seconds):
+        return DASH
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3597 else f"{seconds / 3600:.1f} h"
+
+
+def has_baseline(rows: Sequence[RoundRow]) -> bool:
+    """Whether any row knows the supervised baseline."""
+    return any(row.supervised_dice is not None for row in rows)
+
+
+def columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
+    """Return the columns that have something to say about these rows.
+
+    A round names the segmenter that mined it; round 0 trains on the labels alone and names none.
+    """
+    used = [
+        Column("round", "0 trains on the labels alone", lambda row: str(row.round_idx)),
+        Column("segmenter", "the promptable model asked", lambda row: segmenter if row.round_idx else DASH, False),
+        Column("labeled", "images with given masks", lambda row: str(row.num_labeled)),
+        Column("pseudo", "images with a mined mask", lambda row: str(row.num_pseudo)),
+        Column("cover", "share of the unlabeled images with one", lambda row: percent(row.coverage), detail=True),
+        Column(
+            "changed",
+            "1 - IoU of the local and the segmenter's mask",
+            lambda row: percent(row.changed_share),
+            detail=True,
+        ),
+        Column("Dice", "checkpoint chosen on validation", lambda row: number(row.dice)),
+        Column("Dice last", "checkpoint of the last step", lambda row: number(row.dice_final)),
+    ]
+    if has_baseline(rows):
+        used += [
+            Column("sup.", "supervised, equal steps, chosen on validation", lambda row: number(row.supervised_dice)),
+            Column("sup. last", "supervised, equal steps, last step", lambda row: number(row.supervised_dice_final)),
+        ]
+    return [
+        *used,
+        Column("IoU", "checkpoint chosen on validation", lambda row: number(row.iou), detail=True),
+        Column("HD95", "mm where the spacing is known, else pixels", lambda row: number(row.hd95, 1), detail=True),
+        Column("missed", "objects of the truth without any prediction", lambda row: str(row.num_missed)),
+        Column("adopted", "no: validation Dice fell", lambda row: "yes" if row.adopted else "no", False),
+        Column("time", "all stages", lambda row: duration(sum(row.seconds.values())) if row.seconds else DASH),
+    ]
+
+
+@dataclass(frozen=True)
+class RoundsTable:
+    """The table for the terminal: every column where they fit, the essential ones otherwise."""
+
+    rows: Sequence[RoundRow]
+    segmenter: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        """Yield the table for this width."""
+        full = self._table(detail=True)
+        fits = console.measure(full, options=options.update(width=WIDEST)).maximum <= options.max_width
+        yield full if fits else self._table(detail=False)
+
+    def _table(self, *, detail: bool) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(
+            title=Text(f"validation, per round (segmenter: {self.segmenter})"),
+            caption=Text("Validation chose the checkpoints; test figures are kmine.compare's."),
+            box=None,
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        used = [column for column in columns(self.rows, self.segmenter) if detail or not column.detail]
+        for column in used:
+            table.add_column(Text(column.heading.replace(" ", "\n")), justify="right" if column.numeric else "left")
+        for row in self.rows:
+            table.add_row(*(Text(column.cell(row)) for column in used), style=None if row.adopted else "dim")
+        return table
+
+
+def render_table(rows: Sequence[RoundRow], segmenter: str) -> RoundsTable:
+    """Return the table for the terminal, to be printed by a rich console."""
+    return RoundsTable(rows, segmenter)

@@ -1,0 +1,163 @@
+"""From settings to a task: data opened, decoded, split; segmenter and device made ready. Shared by the commands."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kmine.config import LoopConfig
+from kmine.data.cache import SampleCache
+from kmine.data.pool import Pool
+from kmine.data.source import Source
+from kmine.data.splits import Splits, make_splits, merge_duplicates
+from kmine.methods import Task, Watcher
+from kmine.records import UserError
+from kmine.segmenters import open_segmenter
+from kmine.store import RunStore, sign
+
+PACKAGES = (
+    "kmine",
+    "torch",
+    "lightning",
+    "segment-anything",
+    "timm",
+    "segmentation-models-pytorch",
+    "albumentations",
+    "opencv-python-headless",
+    "numpy",
+    "monai",
+)
+"""Whose versions run.json records."""
+
+
+def open_cache(cfg: LoopConfig, source: Source) -> SampleCache:
+    """The decoded images, decoded now where no run has done so before."""
+    folder = Path(cfg.data.cache_dir).expanduser() if cfg.data.cache_dir else None
+    return SampleCache(source, cfg.data.size, folder, cfg.data.on_error)
+
+
+def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunStore) -> Splits:
+    """The run's splits: read where they were drawn before, else drawn and written."""
+    saved = store.read_csv("splits.csv")
+    if saved is not None:
+        return Splits.from_rows((r["sample_id"], r["group_id"], r["split"]) for r in saved)
+    refs = merge_duplicates(cache.refs, cache.hashes, cfg.data.duplicate_distance)
+    splits = make_splits(
+        refs,
+        label_fraction=cfg.data.label_fraction,
+        val_fraction=cfg.data.val_fraction,
+        test_fraction=cfg.data.test_fraction,
+        split_seed=cfg.data.split_seed,
+        seed=cfg.seed,
+    )
+    store.write_csv("splits.csv", ("sample_id", "group_id", "split"), splits.rows())
+    return splits
+
+
+def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher) -> Task:
+    """Everything a method needs. Masks of labeled and validation images are read here, so that a bad one stops early.
+
+    The unlabeled pool is opened without masks, the test split not at all.
+    """
+    cache = open_cache(cfg, source)
+    splits = open_splits(cfg, cache, store)
+    bad_masks = cache.decode_masks((*splits.labeled, *splits.val))
+    bad_ids = {s.sample_id for s in bad_masks}
+    labeled, val = ([i for i in ids if i not in bad_ids] for ids in (splits.labeled, splits.val))
+    skipped = [*source.skipped, *cache.skipped, *bad_masks]
+    store.update_run(skipped=[asdict(s) for s in skipped], num_skipped=len(skipped))
+    if skipped:
+        watcher.say(f"{len(skipped)} files skipped, listed in run.json; the first: {skipped[0].problem}")
+    for name, ids in (("labeled", labeled), ("validation", val)):
+        if not ids:
+            raise UserError(f"no readable {name} image remains; mend the files listed in run.json, or label more")
+    return Task(
+        cfg=cfg,
+        num_classes=len(source.class_names),
+        labeled=Pool(cache, labeled, splits.groups, "true"),
+        unlabeled=Pool(cache, splits.unlabeled, splits.groups, "withheld"),
+        val=Pool(cache, val, splits.groups, "true"),
+        segmenter=_open_segmenter(cfg, bool(splits.unlabeled)),
+        fabric=_fabric(cfg),
+        signature=sign(source.fingerprint(), cfg.data.size, cfg.seed, splits.rows(), labeled, val),
+        watcher=watcher,
+    )
+
+
+def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool) -> Any:
+    if cfg.rounds == 0:
+        return None
+    if not anything_to_mine:
+        raise UserError(
+            f"nothing to mine: data.label_fraction {cfg.data.label_fraction} leaves no unlabeled image; "
+            "lower it, or train on the labels alone with --rounds 0"
+        )
+    return open_segmenter(cfg.segmenter, device=_device(cfg.device), offline=cfg.offline)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device: expected a GPU for {name!r}, none is there; use --device cpu or auto")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def _fabric(cfg: LoopConfig) -> Any:
+    from kmine.stages.fit import make_fabric
+
+    return make_fabric(_device(cfg.device), cfg.fit.precision)
+
+
+def provenance(cfg: LoopConfig, task: Task, source: Source) -> dict[str, Any]:
+    """What run.json says of where the numbers come from."""
+    import torch
+
+    return {
+        "command": "kmine " + " ".join(sys.argv[1:]) if sys.argv[0].endswith("kmine") else " ".join(sys.orig_argv),
+        "git_commit": git_commit(),
+        "seed": cfg.seed,
+        "dataset": source.name,
+        "class_names": list(source.class_names),
+        "segmenter": task.segmenter.name if task.segmenter else "none",
+        "segmenter_sha256": task.segmenter.signature if task.segmenter else "none",
+        "device": torch.cuda.get_device_name() if task.fabric.device.type == "cuda" else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "splits": {"labeled": len(task.labeled), "unlabeled": len(task.unlabeled), "val": len(task.val)},
+    }
+
+
+def git_commit() -> str:
+    """Commit of kmine's own checkout, `+` appended where files differ from it; `none` outside one."""
+    here = Path(__file__).parent
+    try:
+        where = ["git", "-C", str(here)]
+        commit = subprocess.run([*where, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        dirty = subprocess.run(
+            [*where, "status", "--porcelain", "--", "."], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "none"
+    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def peak_memory_mb() -> int:
+    """Peak resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,70 @@
+"""Promptable segmenters; the sole home of segment_anything.
+
+Importing this costs no torch: a segmenter's own libraries load when it is opened.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from kmine.config import SegmenterConfig
+from kmine.records import UserError
+from kmine.segmenters.base import Embedding, Segmenter
+
+__all__ = ["REGISTRY", "Embedding", "Segmenter", "open_segmenter"]
+
+
+def _open_ellipse(cfg: SegmenterConfig, device: str, offline: bool) -> Segmenter:
+    from kmine.segmenters.ellipse import Ellipse
+
+    if cfg.checkpoint is not None:
+        raise UserError(
+            f"segmenter.checkpoint: the segmenter `ellipse` has no weights, got {cfg.checkpoint!r}; "
+            "leave it out, or name the architecture of the file with --segmenter.name sam_vit_b"
+        )
+    return Ellipse()
+
+
+def _open_sam(cfg: SegmenterConfig, device: str, offline: bool) -> Segmenter:
+    from kmine.segmenters.sam import SamSegmenter, build_sam
+    from kmine.segmenters.weights import default_cache_dir, fetch, is_official
+
+    name = cfg.name
+    if cfg.checkpoint is None:
+        path = fetch(cfg.name, default_cache_dir(), offline)
+    else:
+        path = Path(cfg.checkpoint).expanduser()
+        if not is_official(cfg.name, path):
+            name = f"{cfg.name}:{path.stem}"
+    return SamSegmenter(build_sam(cfg.name, path), name=name, device=device, batch_size=cfg.batch_size)
+
+
+REGISTRY: dict[str, Callable[[SegmenterConfig, str, bool], Segmenter]] = {
+    "ellipse": _open_ellipse,
+    "sam_vit_b": _open_sam,
+    "sam_vit_l": _open_sam,
+    "sam_vit_h": _open_sam,
+}
+"""Name -> what opens it, from (config, device, offline)."""
+
+
+def open_segmenter(cfg: SegmenterConfig, *, device: str, offline: bool) -> Segmenter:
+    """The segmenter that the config names, with its weights loaded.
+
+    Its `name` is the config's; a checkpoint that is not the official file is named as well: `sam_vit_b:medsam`.
+
+    Args:
+        cfg: name, checkpoint and batch size.
+        device: a torch device, `cpu`, `cuda` or `cuda:1`; `auto` is resolved by the caller.
+        offline: forbid the download of missing weights.
+
+    Raises:
+        UserError: an unknown name, weights that are missing, damaged or of another architecture, a failed download.
+    """
+    if cfg.name not in REGISTRY:
+        near = difflib.get_close_matches(cfg.name, REGISTRY, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"segmenter.name: expected one of {', '.join(REGISTRY)}, got {cfg.name!r}{hint}")
+    return REGISTRY[cfg.name](cfg, device, offline)

@@ -1,0 +1,86 @@
+"""The ellipse inscribed in the box: the floor that every segmenter must beat.
+
+It knows nothing of the image. On real polyps its IoU is well above that of the filled box, so a segmenter that only
+rounds corners cannot pass for one that sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.records import Candidate, Prompts, UserError
+from kmine.segmenters.base import Embedding, check_images, check_pairs, check_prompts
+
+
+class Ellipse:
+    """A `Segmenter` that answers each box with its inscribed ellipse; points and hints are ignored.
+
+    It has no opinion on its own answers: `predicted_iou` and `stability_score` are NaN and there are no logits.
+    """
+
+    name = "ellipse"
+
+    @property
+    def signature(self) -> str:
+        """sha256 of the rule; there are no weights, so it changes only with the rule."""
+        return hashlib.sha256(b"ellipse: inscribed in the box, pixel centres, border included").hexdigest()
+
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
+        """Sizes only: (H, W, 3) uint8 RGB images to embeddings without features.
+
+        Raises:
+            ValueError: an image is not (H, W, 3) uint8.
+        """
+        check_images(images)
+        return [Embedding(size=(image.shape[0], image.shape[1])) for image in images]
+
+    def decode(self, embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
+        """One ellipse per box: M = 1 in every candidate.
+
+        Raises:
+            UserError: prompts without a box.
+            ValueError: prompts that do not fit their image.
+        """
+        check_pairs(embeddings, prompts)
+        return [
+            [_candidate(one, embedding.size) for one in of_image]
+            for embedding, of_image in zip(embeddings, prompts, strict=True)
+        ]
+
+
+def _candidate(prompts: Prompts, size: tuple[int, int]) -> Candidate:
+    checked = check_prompts(prompts, size)
+    if checked.box is None:
+        raise UserError(
+            "prompts.box: the segmenter `ellipse` expects a box, got points only; "
+            "set --prompts.box true, or take another segmenter with --segmenter.name"
+        )
+    jittered = [ellipse_mask(box, size) for box in checked.jittered_boxes]
+    return Candidate(
+        masks=ellipse_mask(checked.box, size)[None],
+        predicted_iou=np.full(1, np.nan, np.float32),
+        stability_score=np.full(1, np.nan, np.float32),
+        low_res_logits=None,
+        jittered_masks=np.stack(jittered) if jittered else np.zeros((0, *size), np.bool_),
+    )
+
+
+def ellipse_mask(box: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The ellipse inscribed in a box, drawn on pixels.
+
+    Args:
+        box: (4,) XYXY in pixels, with area.
+        size: (H, W) of the mask.
+
+    Returns:
+        (H, W): pixel (r, c) is inside when its centre, the point (x=c, y=r), lies in the ellipse or on its border.
+    """
+    # float64: in float32 a border pixel of a large image could fall on either side by rounding.
+    x0, y0, x1, y1 = np.asarray(box, np.float64)
+    rows = (np.arange(size[0]) - (y0 + y1) / 2) / ((y1 - y0) / 2)
+    columns = (np.arange(size[1]) - (x0 + x1) / 2) / ((x1 - x0) / 2)
+    return rows[:, None] ** 2 + columns[None, :] ** 2 <= 1

@@ -1,0 +1,242 @@
+"""Segment Anything as a segmenter: batched encoding, batched prompts, answers equal to the official predictor's.
+
+Legend: H, W the image's own frame; E the side of the padded square that the encoder sees (1024); S = E / 4 the side of
+the decoder's logits (256) and of a mask hint; B prompts decoded at once, M masks of each, P points.
+
+Three frames: the image's own (H, W); the same resized so that its longest side is E (or S), by the official
+`ResizeLongestSide`, which converts boxes and points, too; and that padded below and on the right to a square.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+
+from kmine.records import Candidate, Prompts
+from kmine.segmenters.base import Embedding, check_images, check_pairs, check_prompts, stability_from_logits
+from kmine.segmenters.build import PROMPT_DIM, build_sam
+
+__all__ = ["SamSegmenter", "build_sam"]
+
+HINT_LIMIT = 7.0
+"""Hints are clipped to +- this: about the range of SAM's own logits; sigmoid(7) is 0.999."""
+MAX_LOGITS = 2**27
+"""Floats of upscaled logits held at once (0.5 GB): bounds how many prompts share a decoder batch."""
+MAX_ROWS = 64
+"""Prompts in one decoder batch at most."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One line of a decoder batch: a prompt's own box, or one of its jittered boxes, with the same points and hint."""
+
+    owner: int
+    """Index of its `Prompts` in the image's list."""
+    jittered: bool
+    box: NDArray[np.float32] | None
+    prompts: Prompts
+    hint: torch.Tensor | None
+    """(1, S, S) in the padded frame."""
+
+    @property
+    def form(self) -> tuple[bool, int, bool]:
+        """What must be equal within a batch: has a box, number of points, has a hint."""
+        coords = self.prompts.point_coords
+        return self.box is not None, 0 if coords is None else len(coords), self.hint is not None
+
+
+@dataclass(frozen=True)
+class _Answer:
+    masks: NDArray[np.bool_]  # (M, H, W)
+    predicted_iou: NDArray[np.float32]  # (M,), as SAM gives it
+    stability: NDArray[np.float32]  # (M,); NaN for a jittered box, whose stability nobody asks for
+    low_res: NDArray[np.float32]  # (M, S, S)
+
+
+class SamSegmenter:
+    """A `Segmenter` around one SAM, which it owns from then on: its weights must not change any more."""
+
+    def __init__(
+        self, sam: Sam, *, name: str, device: str = "cpu", batch_size: int = 4, multimask: bool | None = None
+    ) -> None:
+        """Takes a model to a device.
+
+        Args:
+            sam: from `build_sam`.
+            name: as tables name it.
+            device: a torch device.
+            batch_size: images per forward pass of the encoder. Global attention takes about 2.5 GB of float32 for each
+                ViT-B image at 1024 px.
+            multimask: three masks per prompt (True) or one (False). None: three for a lone point, which may mean a part
+                as well as the whole, and one for a box, a hint or several points.
+        """
+        self.name = name
+        self._sam = sam.to(device).eval()
+        self._batch_size = batch_size
+        self._multimask = multimask
+        self._resize = ResizeLongestSide(sam.image_encoder.img_size)
+        self._hint_side: int = sam.prompt_encoder.mask_input_size[0]
+
+    @cached_property
+    def signature(self) -> str:
+        """sha256 over every parameter and buffer and the image size; the same for the same weights in another file."""
+        digest = hashlib.sha256(f"sam {self._sam.image_encoder.img_size}".encode())
+        for key, tensor in sorted(self._sam.state_dict().items()):
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
+        """Embeds (H, W, 3) uint8 RGB images of any sizes, `batch_size` at a time.
+
+        Returns:
+            Per image, features (256, E/16, E/16) float32 on the CPU.
+
+        Raises:
+            ValueError: an image is not (H, W, 3) uint8.
+        """
+        check_images(images)
+        embeddings: list[Embedding] = []
+        for start in range(0, len(images), self._batch_size):
+            batch = images[start : start + self._batch_size]
+            features = self._sam.image_encoder(torch.stack([self._pixels(image) for image in batch]))
+            # Copies, for a view would keep the whole batch alive.
+            embeddings += [
+                Embedding(size=(image.shape[0], image.shape[1]), features=one.copy())
+                for image, one in zip(batch, features.float().cpu().numpy(), strict=True)
+            ]
+        return embeddings
+
+    @torch.inference_mode()
+    def decode(self, embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
+        """Answers the prompts of each image; those of one form share a batch of the decoder, jittered boxes included.
+
+        Masks are the logits upscaled to (H, W) as in `Sam.postprocess_masks`, above 0. `predicted_iou` is SAM's own,
+        clipped to [0, 1], which its regression may leave. `stability_score` is taken on the upscaled logits, as in the
+        official automatic mask generator. `low_res_logits` are (M, S, S) in the padded frame.
+
+        Raises:
+            ValueError: features of another model, or prompts that do not fit their image.
+        """
+        check_pairs(embeddings, prompts)
+        return [self._decode_image(one, of_image) for one, of_image in zip(embeddings, prompts, strict=True)]
+
+    def _pixels(self, image: NDArray[np.uint8]) -> torch.Tensor:
+        """(3, E, E) float32: resized by PIL as in the official predictor, normalised, padded with zeros."""
+        resized = torch.from_numpy(self._resize.apply_image(image)).permute(2, 0, 1)
+        return self._sam.preprocess(resized.to(self._sam.device))
+
+    def _decode_image(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Candidate]:
+        rows = [row for owner, one in enumerate(prompts) for row in self._rows(owner, one, embedding.size)]
+        answers: list[tuple[_Row, _Answer]] = []
+        features = self._features(embedding) if rows else None
+        for form in dict.fromkeys(row.form for row in rows):
+            same = [row for row in rows if row.form == form]
+            multimask = self._multimask if self._multimask is not None else form == (False, 1, False)
+            step = _rows_at_once(embedding.size, self._resize.target_length, 3 if multimask else 1)
+            for start in range(0, len(same), step):
+                batch = same[start : start + step]
+                answers += zip(batch, self._answer(features, embedding.size, batch, multimask), strict=True)
+        return [_candidate([pair for pair in answers if pair[0].owner == owner]) for owner in range(len(prompts))]
+
+    def _features(self, embedding: Embedding) -> torch.Tensor:
+        expected = (PROMPT_DIM, *self._sam.prompt_encoder.image_embedding_size)
+        if embedding.features is None or embedding.features.shape != expected:
+            came = None if embedding.features is None else embedding.features.shape
+            raise ValueError(
+                f"embedding: expected features {expected} of {self.name}, got {came}; encode the image again"
+            )
+        # A cache may hold half precision.
+        return torch.from_numpy(embedding.features.astype(np.float32)).to(self._sam.device)[None]
+
+    def _rows(self, owner: int, prompts: Prompts, size: tuple[int, int]) -> Iterator[_Row]:
+        checked = check_prompts(prompts, size)
+        hint = None if checked.mask_input is None else self._hint(checked.mask_input)
+        yield _Row(owner, False, checked.box, checked, hint)
+        for box in checked.jittered_boxes:
+            yield _Row(owner, True, box, checked, hint)
+
+    def _hint(self, logits: NDArray[np.float32]) -> torch.Tensor:
+        """(H, W) logits to (1, S, S): clipped, resized to the longest side S, padded with -HINT_LIMIT.
+
+        The padding holds no object, so it says "surely background", as a network trained on masks that are zero there
+        answers itself. Zeros would say "undecided" and put an edge where the image ends.
+        """
+        clipped = np.clip(logits, -HINT_LIMIT, HINT_LIMIT, dtype=np.float32)
+        side = self._hint_side
+        # An extremely long image would round to no rows at all.
+        height, width = (max(1, n) for n in self._resize.get_preprocess_shape(*logits.shape, side))
+        resized = torch.nn.functional.interpolate(
+            torch.from_numpy(clipped).to(self._sam.device)[None, None],
+            (height, width),
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
+        )
+        return torch.nn.functional.pad(resized, (0, side - width, 0, side - height), value=-HINT_LIMIT)[0]
+
+    def _answer(
+        self, features: torch.Tensor, size: tuple[int, int], rows: Sequence[_Row], multimask: bool
+    ) -> list[_Answer]:
+        """Decodes rows of one form in one batch; the only place where boxes and points change frame."""
+        sam, (has_box, num_points, has_hint) = self._sam, rows[0].form
+        points = boxes = None
+        if num_points:
+            coords = self._resize.apply_coords(np.stack([row.prompts.point_coords for row in rows]), size)
+            labels = np.stack([row.prompts.point_labels for row in rows])
+            points = (self._tensor(coords, torch.float32), self._tensor(labels, torch.int32))
+        if has_box:
+            boxes = self._tensor(self._resize.apply_boxes(np.stack([row.box for row in rows]), size), torch.float32)
+        hints = torch.stack([row.hint for row in rows]) if has_hint else None
+        sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=hints)
+        low_res, iou = sam.mask_decoder(
+            image_embeddings=features,
+            image_pe=sam.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask,
+        )
+        input_size = self._resize.get_preprocess_shape(*size, self._resize.target_length)
+        logits = sam.postprocess_masks(low_res, input_size, size)
+        return [
+            _Answer(
+                masks=(logits[i] > sam.mask_threshold).cpu().numpy(),
+                predicted_iou=iou[i].cpu().numpy(),
+                stability=np.full(len(iou[i]), np.nan, np.float32)
+                if row.jittered
+                else stability_from_logits(logits[i].cpu().numpy(), sam.mask_threshold),
+                low_res=low_res[i].cpu().numpy().copy(),
+            )
+            for i, row in enumerate(rows)
+        ]
+
+    def _tensor(self, array: NDArray[np.generic], dtype: torch.dtype) -> torch.Tensor:
+        return torch.as_tensor(array, dtype=dtype, device=self._sam.device)
+
+
+def _rows_at_once(size: tuple[int, int], image_size: int, num_masks: int) -> int:
+    """How many rows may share a batch, so that their upscaled logits stay below `MAX_LOGITS`."""
+    pixels = max(size[0] * size[1], image_size**2) * num_masks
+    return max(1, min(MAX_ROWS, MAX_LOGITS // pixels))
+
+
+def _candidate(answers: Sequence[tuple[_Row, _Answer]]) -> Candidate:
+    """The answers to one `Prompts`, its own first and then its jittered boxes in order."""
+    (_, own), *rest = answers
+    best = [answer.masks[int(answer.predicted_iou.argmax())] for _, answer in rest]
+    return Candidate(
+        masks=own.masks,
+        predicted_iou=own.predicted_iou.clip(0, 1),
+        stability_score=own.stability,
+        low_res_logits=own.low_res,
+        jittered_masks=np.stack(best) if best else np.zeros((0, *own.masks.shape[1:]), np.bool_),
+    )

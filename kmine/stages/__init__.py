@@ -1,0 +1,1 @@
+"""Stages: typed inputs to typed outputs, no file handling."""

@@ -1,0 +1,70 @@
+"""Local probabilities to prompts: one object per connected component.
+
+The one place where arrays (row, column) become boxes and points (x, y).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine import masks
+from kmine.config import PromptsConfig
+from kmine.records import Probs, Prompts, derive_seed
+
+HINT_CLIP = 7.0
+"""Logits of the mask hint are limited to this: beyond, segment-anything takes the hint for the answer."""
+
+
+def find_prompts(probs: Probs, cfg: PromptsConfig, *, seed: int, round_idx: int) -> list[Prompts]:
+    """Prompts for every object the local model sees, each with the component it came from.
+
+    Objects are the connected components of the most probable class; those under `cfg.min_area_px` or
+    `cfg.min_area_fraction` of the image are dropped. Jitter is drawn from (seed, round, sample id, object).
+
+    Returns:
+        By class, largest component first; empty where the model sees nothing.
+    """
+    ids = probs.mask
+    min_area = int(np.ceil(max(cfg.min_area_px, cfg.min_area_fraction * ids.size)))
+    found = [
+        (class_id, component)
+        for class_id in range(1, len(probs.probs))
+        for component in masks.components(ids == class_id, min_area)
+    ]
+    return [
+        _prompts(probs, class_id, part, cfg, np.random.default_rng(derive_seed(seed, round_idx, probs.sample_id, n)))
+        for n, (class_id, part) in enumerate(found)
+    ]
+
+
+def _prompts(
+    probs: Probs, class_id: int, part: NDArray[np.bool_], cfg: PromptsConfig, rng: np.random.Generator
+) -> Prompts:
+    height, width = part.shape
+    box = masks.grow_box(masks.tight_box(part), cfg.box_margin, height, width)
+    coords, labels = _points(part, box) if cfg.points else (None, None)
+    return Prompts(
+        class_id=class_id,
+        box=box if cfg.box else None,
+        point_coords=coords,
+        point_labels=labels,
+        mask_input=_hint(probs.probs[class_id], part) if cfg.mask_hint else None,
+        jittered_boxes=masks.jitter_boxes(box, cfg.num_jitters if cfg.box else 0, cfg.jitter, height, width, rng),
+        component=part,
+    )
+
+
+def _points(part: NDArray[np.bool_], box: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    inside, outside = masks.inner_point(part), masks.outer_point(part, box)
+    if outside is None:
+        return inside[None], np.array([1], np.int64)
+    return np.stack([inside, outside]), np.array([1, 0], np.int64)
+
+
+def _hint(prob: NDArray[np.float32], part: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(H, W) logits of the class, limited to +-`HINT_CLIP`; other components of the class count as background."""
+    p = np.clip(prob, 1e-6, 1 - 1e-6)
+    logits = np.clip(np.log(p / (1 - p)), -HINT_CLIP, HINT_CLIP).astype(np.float32)
+    logits[(prob >= 0.5) & ~part] = -HINT_CLIP
+    return logits

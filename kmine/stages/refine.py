@@ -1,0 +1,51 @@
+"""From kept candidates to one pseudo mask an image, with the doubtful pixels ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine import masks
+from kmine.config import RefineConfig
+from kmine.records import IGNORE_INDEX, Candidate, Decision, Probs, Prompts
+
+
+def refine(
+    probs: Probs,
+    prompts: Sequence[Prompts],
+    candidates: Sequence[Candidate],
+    decisions: Sequence[Decision],
+    cfg: RefineConfig,
+) -> NDArray[np.uint8] | None:
+    """The pseudo mask of one image, or None where no object was kept (an empty answer teaches nothing).
+
+    A kept object's pixel gets the class where at least `cfg.min_vote` of the answers (box and jitters) say so, and
+    255 where they disagree. A dropped object is ignored as a whole: it may be a lesion, so it must not become
+    background. With `cfg.ask_local`, pixels on which the local model says otherwise are ignored as well.
+
+    Args:
+        probs: the local model's, of the image.
+        prompts, candidates, decisions: one entry per object, in the same order.
+        cfg: see `RefineConfig`.
+
+    Returns:
+        (H, W) uint8 class ids and 255, or None.
+    """
+    if not any(d.kept for d in decisions):
+        return None
+    out = np.zeros(probs.probs.shape[1:], np.uint8)
+    for asked, candidate, decision in zip(prompts, candidates, decisions, strict=True):
+        best, class_id = candidate.masks[candidate.best], asked.class_id
+        if not decision.kept:
+            out[best if asked.component is None else best | asked.component] = IGNORE_INDEX
+            continue
+        votes = masks.vote(np.concatenate([best[None], candidate.jittered_masks]), cfg.min_vote)
+        # Where two objects claim a pixel for different classes, nobody knows.
+        clash = (votes == 1) & (out != 0) & (out != class_id)
+        out[(votes == 1) & (out == 0)] = class_id
+        out[clash | ((votes == -1) & (out == 0))] = IGNORE_INDEX
+    if cfg.ask_local:
+        out[out != probs.mask] = IGNORE_INDEX
+    return out if ((out != 0) & (out != IGNORE_INDEX)).any() else None

@@ -1,0 +1,192 @@
+"""What a run came to: rows of results.csv, and everything the report shows, read back from the run folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from kmine.data.pool import Pool
+from kmine.masks import from_rle
+from kmine.methods import Task
+from kmine.records import Evidence, Prompts, RoundResult, Skipped
+from kmine.report import GalleryItem, Report, RoundRow
+from kmine.store import RunStore
+
+GALLERY_SIZE = 4
+"""Images of each category."""
+STAND_INS = ("ellipse",)
+"""Segmenters that hold no knowledge of medical or natural images."""
+
+
+def round_rows(
+    task: Task, store: RunStore, mined: Sequence[RoundResult], supervised: Sequence[RoundResult]
+) -> list[RoundRow]:
+    """One row a round, the supervised baseline at equal steps beside it."""
+    beside = {r.round_idx: r for r in supervised}
+    return [_row(r, beside.get(r.round_idx), len(task.unlabeled), store.decisions(r.round_idx)) for r in mined]
+
+
+def _row(
+    result: RoundResult, beside: RoundResult | None, num_unlabeled: int, decisions: Sequence[dict[str, Any]]
+) -> RoundRow:
+    kept = [d["agreement_iou"] for d in decisions if d["kept"]]
+    return RoundRow(
+        round_idx=result.round_idx,
+        num_labeled=result.num_labeled,
+        num_pseudo=result.num_pseudo,
+        dice=result.metrics.dice,
+        iou=result.metrics.iou,
+        hd95=result.metrics.hd95,
+        num_missed=result.metrics.num_missed,
+        dice_final=result.final_metrics.dice,
+        adopted=result.adopted,
+        supervised_dice=beside.metrics.dice if beside else None,
+        supervised_dice_final=beside.final_metrics.dice if beside else None,
+        coverage=result.num_pseudo / num_unlabeled if num_unlabeled and result.round_idx else float("nan"),
+        reasons=dict(Counter(d["reason"] for d in decisions)),
+        changed_share=1 - float(np.nanmean(kept)) if kept else None,
+        seconds=result.seconds,
+    )
+
+
+def write_results(store: RunStore, rows: Sequence[RoundRow], segmenter: str) -> None:
+    """results.csv; empty cells where there is no number."""
+    plain = [f.name for f in fields(RoundRow) if f.name not in ("reasons", "seconds", "coverage", "round_idx")]
+    stages = sorted({name for row in rows for name in row.seconds})
+    header = ["round", *plain, "segmenter", *(f"seconds_{name}" for name in stages)]
+    table = [
+        [
+            row.round_idx,
+            *(_cell(getattr(row, name)) for name in plain),
+            segmenter if row.round_idx else "",
+            *(_cell(row.seconds.get(name)) for name in stages),
+        ]
+        for row in rows
+    ]
+    store.write_csv("results.csv", header, table)
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    return f"{value:.6f}" if isinstance(value, float) else value
+
+
+def build_report(task: Task, store: RunStore, rows: list[RoundRow], config_yaml: str) -> Report:
+    """The report of a run from its folder."""
+    run = store.run()
+    segmenter = task.segmenter.name if task.segmenter else "none"
+    return Report(
+        title=f"kmine run {store.root.name}",
+        dataset=run["dataset"] + (f" ({task.cfg.data.kind})" if run["dataset"] == "phantom" else ""),
+        model=f"{task.cfg.model.name}, encoder {task.cfg.model.encoder}",
+        segmenter=segmenter,
+        command=run["command"],
+        rounds=rows,
+        gallery=_gallery(task.unlabeled, store, max((r.round_idx for r in rows), default=0)),
+        provenance=_provenance(run),
+        config_yaml=config_yaml,
+        notes=_notes(task, rows, segmenter),
+        skipped=[Skipped(**s) for s in run.get("skipped", [])],
+        validation_cases=len(task.val),
+    )
+
+
+def _provenance(run: dict[str, Any]) -> dict[str, str]:
+    hidden = ("skipped", "command", "versions")
+    out = {k: str(v) for k, v in run.items() if k not in hidden}
+    return out | {f"version of {k}": str(v) for k, v in run.get("versions", {}).items()}
+
+
+def _notes(task: Task, rows: Sequence[RoundRow], segmenter: str) -> list[str]:
+    notes = []
+    if segmenter in STAND_INS:
+        notes.append(
+            f"The segmenter is a stand-in ({segmenter}): it knows nothing about images. These are not SAM's figures."
+        )
+    notes += [
+        f"Round {r.round_idx} was not adopted: its validation Dice {r.dice:.3f} fell by more than "
+        f"{task.cfg.adopt_tolerance} below the round before; the next round started from that one."
+        for r in rows
+        if not r.adopted
+    ]
+    if len(task.val) < 20:
+        notes.append(f"Validation holds only {len(task.val)} images: differences of a few points are noise.")
+    if rows and rows[-1].round_idx < task.cfg.rounds:
+        notes.append(f"The loop stopped after round {rows[-1].round_idx}: no pseudo mask was kept.")
+    return notes
+
+
+def _gallery(pool: Pool, store: RunStore, round_idx: int) -> list[GalleryItem]:
+    """Best and worst kept images and dropped ones of the last round, by the gate's own scores: no truth is read."""
+    by_image: dict[str, list[dict[str, Any]]] = {}
+    for row in store.decisions(round_idx):
+        if row["object_idx"] >= 0:
+            by_image.setdefault(row["sample_id"], []).append(row)
+    kept = sorted((i for i, rows in by_image.items() if rows[0]["in_training"]), key=lambda i: -_score(by_image[i]))
+    dropped = sorted(
+        (i for i, rows in by_image.items() if not rows[0]["in_training"]), key=lambda i: _score(by_image[i])
+    )
+    best, worst = kept[:GALLERY_SIZE], kept[GALLERY_SIZE:][-GALLERY_SIZE:]
+    prompts: dict[str, list[Prompts]] = {}
+    for row in store.prompts(round_idx):
+        prompts.setdefault(row["sample_id"], []).append(_prompts(row))
+    return [
+        _item(pool, store, round_idx, category, sample_id, by_image[sample_id], prompts[sample_id])
+        for category, ids in (("best", best), ("worst", worst), ("dropped", dropped[:GALLERY_SIZE]))
+        for sample_id in ids
+    ]
+
+
+def _score(rows: Sequence[dict[str, Any]]) -> float:
+    """How well an image's objects are supported: the lowest of its objects' mean of the scores that are in [0, 1]."""
+    names = ("predicted_iou", "stability_score", "agreement_iou", "jitter_dice", "confidence_inside")
+    known = [[row[n] for n in names if row[n] is not None and not np.isnan(row[n])] for row in rows]
+    return min((float(np.mean(values)) if values else 0.0) for values in known)
+
+
+def _item(
+    pool: Pool,
+    store: RunStore,
+    round_idx: int,
+    category: Any,
+    sample_id: str,
+    rows: Sequence[dict[str, Any]],
+    prompts: list[Prompts],
+) -> GalleryItem:
+    sample = pool.sample(sample_id)
+    local, answer = (np.zeros(sample.image.shape[:2], np.uint8) for _ in range(2))
+    for row in rows:
+        for mask, column in ((local, "local_rle"), (answer, "segmenter_rle")):
+            mask[from_rle(row[column], row["height"], row["width"])] = row["class_id"]
+    names = [f.name for f in fields(Evidence)]
+    first = next((r for r in rows if not r["kept"]), rows[0])
+    return GalleryItem(
+        category=category,
+        sample_id=sample_id,
+        round_idx=round_idx,
+        reason=first["reason"],
+        scores={n: float("nan") if first[n] is None else first[n] for n in names},
+        image=sample.image,
+        prompts=prompts,
+        local_mask=local,
+        segmenter_mask=answer,
+        pseudo_mask=store.pseudo_mask(round_idx, sample_id) if rows[0]["in_training"] else None,
+    )
+
+
+def _prompts(row: dict[str, Any]) -> Prompts:
+    def array(name: str, dtype: Any) -> Any:
+        return None if row[name] is None else np.array(row[name], dtype)
+
+    found = Prompts(
+        class_id=row["class_id"],
+        box=array("box", np.float32),
+        point_coords=array("point_coords", np.float32),
+        point_labels=array("point_labels", np.int64),
+    )
+    return replace(found, jittered_boxes=np.array(row["jittered_boxes"], np.float32).reshape(-1, 4))

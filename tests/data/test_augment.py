@@ -1,0 +1,149 @@
+"""Laws of augmentation: the seed decides all, masks move with their images, ids are never blended."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from kmine.data.augment import Augment
+
+SIZE = 64
+
+NO_NETWORK = """
+import socket, sys
+def refuse(*args, **kwargs):
+    raise SystemExit("the network was asked")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+import numpy as np
+from kmine.data.augment import Augment
+augment = Augment(32)
+assert "albumentations" not in sys.modules, "imported before use"
+augment(np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8), 0)
+assert "albumentations" in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def augment():
+    return Augment(SIZE)
+
+
+@pytest.fixture
+def pair():
+    rng = np.random.default_rng(5)
+    image = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    mask = rng.choice(np.array([0, 1, 2, 255], np.uint8), (SIZE, SIZE))
+    return image, mask
+
+
+def test_seed_decides_all_whatever_came_before(augment, pair):
+    first = [augment(*pair, seed) for seed in range(20)]
+    again = [augment(*pair, seed) for seed in reversed(range(20))][::-1]
+    other = [Augment(SIZE)(*pair, seed) for seed in range(0, 20, 7)]
+    for one, two in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one[0], two[0])
+        np.testing.assert_array_equal(one[1], two[1])
+    for one, two in zip(first[::7], other, strict=True):
+        np.testing.assert_array_equal(one[0], two[0])
+
+
+def test_global_seeds_play_no_part_and_are_left_alone(augment, pair):
+    np.random.seed(0)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    image, _ = augment(*pair, 11)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    np.random.seed(1)  # noqa: NPY002
+    np.testing.assert_array_equal(augment(*pair, 11)[0], image)
+
+
+def test_different_seeds_differ(augment, pair):
+    images = {augment(*pair, seed)[0].tobytes() for seed in range(50)}
+    assert len(images) > 40
+
+
+def test_flips_are_drawn_independently(augment):
+    """One stream shared by all transforms, not one copy each: a flip along one axis must not force the other."""
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[:20, :20] = 1
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
+    corners = set()
+    for seed in range(60):
+        rows, cols = np.nonzero(augment(image, mask, seed)[1] == 1)
+        if len(rows):
+            corners.add((rows.mean() < SIZE / 2, cols.mean() < SIZE / 2))
+    assert len(corners) == 4
+
+
+def test_shapes_types_and_inputs_unchanged(augment, pair):
+    image, mask = pair[0].copy(), pair[1].copy()
+    for seed in range(20):
+        new_image, new_mask = augment(image, mask, seed)
+        assert new_image.shape == image.shape and new_image.dtype == np.uint8 and new_image.flags.c_contiguous
+        assert new_mask.shape == mask.shape and new_mask.dtype == np.uint8 and new_mask.flags.c_contiguous
+    np.testing.assert_array_equal(image, pair[0])
+    np.testing.assert_array_equal(mask, pair[1])
+
+
+def test_ids_are_never_blended(augment, pair):
+    for seed in range(60):
+        assert set(np.unique(augment(*pair, seed)[1])) <= {0, 1, 2, 255}
+
+
+def test_outside_is_ignored_and_ignore_is_kept(augment):
+    image = np.full((SIZE, SIZE, 3), 200, np.uint8)
+    known, unknown = np.zeros((SIZE, SIZE), np.uint8), np.full((SIZE, SIZE), 255, np.uint8)
+    came_in = 0
+    for seed in range(40):
+        new_image, new_mask = augment(image, known, seed)
+        black = new_image.max(axis=2) < 20
+        assert (new_mask[black] == 255).mean() > 0.9 if black.any() else True
+        came_in += bool((new_mask == 255).any())
+        assert (augment(image, unknown, seed)[1] == 255).all()
+    assert came_in > 10
+
+
+def test_mask_stays_on_its_object(augment):
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[18:40, 12:30] = 1
+    image = np.where(mask[..., None] > 0, 220, 60).astype(np.uint8).repeat(3, axis=2)
+    for seed in range(60):
+        new_image, new_mask = augment(image, mask, seed)
+        grey, inside = new_image.mean(axis=2), new_mask == 1
+        bright = grey > (grey[inside].mean() + np.median(grey[new_mask == 0])) / 2
+        overlap = 2 * (bright & inside).sum() / (bright.sum() + inside.sum())
+        assert overlap > 0.9, seed
+
+
+def test_grey_stays_grey(augment):
+    grey = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 1), dtype=np.uint8).repeat(3, axis=2)
+    for seed in range(30):
+        image = augment(grey, np.zeros((SIZE, SIZE), np.uint8), seed)[0].astype(int)
+        assert np.abs(image - image[..., :1]).max() <= 2, seed
+
+
+def test_disabled_is_the_identity(pair):
+    image, mask = Augment(SIZE, enabled=False)(*pair, 3)
+    np.testing.assert_array_equal(image, pair[0])
+    np.testing.assert_array_equal(mask, pair[1])
+
+
+def test_pickles_after_use(augment, pair):
+    expected = augment(*pair, 9)
+    copy = pickle.loads(pickle.dumps(augment))
+    np.testing.assert_array_equal(copy(*pair, 9)[0], expected[0])
+    assert (copy.size, copy.enabled) == (SIZE, True)
+
+
+@pytest.mark.parametrize("wrong", ["shape", "dtype", "mask"])
+def test_wrong_arrays_are_refused(augment, pair, wrong):
+    image, mask = pair
+    arguments = {"shape": (image[:-1], mask), "dtype": (image / 255, mask), "mask": (image, mask[:-1])}[wrong]
+    with pytest.raises(ValueError, match="expected"):
+        augment(*arguments, 0)
+
+
+def test_imported_late_and_without_network():
+    done = subprocess.run([sys.executable, "-c", NO_NETWORK], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

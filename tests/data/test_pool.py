@@ -1,0 +1,125 @@
+"""Pools grant masks or withhold them, and stream native samples with one chunk ahead."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from kmine.data.cache import SampleCache
+from kmine.data.pool import Pool
+from kmine.records import SampleError, SampleRef, UserError, WithheldMaskError
+
+
+class TrapSource:
+    """Its masks may be read only when `granted`."""
+
+    name = "trap"
+    class_names = ("background", "thing")
+    skipped = ()
+
+    def __init__(self, count=10, granted=False):
+        self.count, self.granted = count, granted
+        self.reading = True
+        self.num_read = 0
+        self.lock = threading.Lock()
+
+    def refs(self):
+        return tuple(
+            SampleRef(f"s{i:02}", f"s{i:02}", image_label=i % 2, spacing=(1.0, 2.0)) for i in range(self.count)
+        )
+
+    def image(self, sample_id):
+        with self.lock:
+            self.num_read += 1
+        return np.full((20, 30, 3), int(sample_id[1:]), np.uint8)
+
+    def mask(self, sample_id):
+        assert self.granted, "a withheld mask was read"
+        mask = np.zeros((20, 30), np.uint8)
+        mask[:10] = 1
+        return mask
+
+    def fingerprint(self):
+        return f"{self.count:064}"
+
+
+IDS = tuple(f"s{i:02}" for i in (7, 1, 4, 2, 9, 0, 3))
+GROUPS = dict.fromkeys(IDS, "g")
+
+
+def pool(tmp_path, masks="withheld", granted=False) -> Pool:
+    return Pool(SampleCache(TrapSource(granted=granted), 32, tmp_path, "stop"), IDS, GROUPS, masks)
+
+
+def test_withheld_masks_are_never_read(tmp_path):
+    view = pool(tmp_path)
+    assert view.ids == IDS and len(view) == 7
+    for sample in (sample for chunk in view.chunks(3) for sample in chunk):
+        assert sample.mask is None
+    assert view.image_small("s07").shape == (32, 32, 3)
+    assert view.native_shape("s07") == (20, 30)
+    with pytest.raises(WithheldMaskError, match="s07"):
+        view.mask_small("s07")
+
+
+def test_true_masks(tmp_path):
+    view = pool(tmp_path, "true", granted=True)
+    sample = view.sample("s07")
+    assert sample.mask.shape == (20, 30) and sample.mask.sum() == 300
+    assert (sample.group_id, sample.image_label, sample.spacing) == ("g", 1, (1.0, 2.0))
+    assert view.mask_small("s07")[0, 0] == 1
+
+
+def test_masks_of_a_reader_keep_ignored_pixels_and_read_no_truth(tmp_path):
+    mined = np.full((20, 30), 255, np.uint8)
+    mined[:, :15] = 1
+    view = pool(tmp_path, lambda sample_id: mined)
+    assert set(np.unique(view.mask_small("s01"))) == {1, 255}
+    np.testing.assert_array_equal(view.sample("s01").mask, mined)
+    with pytest.raises(ValueError, match="expected a mask of"):
+        pool(tmp_path, lambda sample_id: mined[:5]).mask_small("s01")
+
+
+def test_chunks_keep_order_and_count(tmp_path):
+    for n in (1, 3, 7, 100):
+        chunks = list(pool(tmp_path).chunks(n))
+        assert [sample.sample_id for chunk in chunks for sample in chunk] == list(IDS)
+        assert all(len(chunk) == n for chunk in chunks[:-1])
+    with pytest.raises(ValueError, match="at least 1"):
+        next(pool(tmp_path).chunks(0))
+
+
+def test_at_most_one_chunk_ahead(tmp_path):
+    source = TrapSource(40)
+    ids = [ref.sample_id for ref in source.refs()]
+    view = Pool(SampleCache(source, 32, tmp_path, "stop"), ids, {i: i for i in ids})
+    source.num_read = 0
+    for done, _ in enumerate(view.chunks(4), start=1):
+        time.sleep(0.01)
+        assert source.num_read <= 4 * (done + 1)
+    assert source.num_read == 40
+
+
+def test_chunks_can_be_abandoned_and_errors_arrive(tmp_path):
+    view = pool(tmp_path)
+    next(view.chunks(2))
+
+    def fail(sample_id):
+        raise SampleError(sample_id, "broken")
+
+    with pytest.raises(SampleError, match="broken"):
+        list(pool(tmp_path, fail).chunks(2))
+
+
+def test_empty_pool(tmp_path):
+    cache = SampleCache(TrapSource(), 32, tmp_path, "stop")
+    assert list(Pool(cache, (), {}).chunks(4)) == []
+
+
+def test_strangers_are_refused(tmp_path):
+    cache = SampleCache(TrapSource(), 32, tmp_path, "stop")
+    with pytest.raises(UserError, match=r"1 are not in the data set .*gone for one"):
+        Pool(cache, ("s01", "gone"), {"s01": "g", "gone": "g"})
+    with pytest.raises(KeyError, match="not in this pool"):
+        pool(tmp_path).image_small("s05")

@@ -1,0 +1,251 @@
+"""Laws of the splits: nested, by group, independent of order; near-duplicates share a group."""
+
+import io
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kmine.data.hashing import perceptual_hash
+from kmine.data.splits import Splits, make_splits, merge_duplicates
+from kmine.records import SampleRef, UserError
+
+DATA = os.environ.get("KMINE_TEST_DATA")
+needs_data = pytest.mark.skipif(not DATA, reason="KMINE_TEST_DATA is not set to the folder that holds kvasir_seg/")
+
+
+def split(refs, label_fraction=0.5, val_fraction=0.1, test_fraction=0.25, split_seed=0, seed=0) -> Splits:
+    return make_splits(
+        refs,
+        label_fraction=label_fraction,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        split_seed=split_seed,
+        seed=seed,
+    )
+
+
+def refs_of(count: int, group_size: int = 1) -> list[SampleRef]:
+    return [SampleRef(f"s{i:03}", f"g{i // group_size:03}") for i in range(count)]
+
+
+ref_lists = st.lists(
+    st.tuples(st.integers(0, 30), st.sampled_from([True, True, True, False])), min_size=60, max_size=90
+)
+
+
+def drawn_refs(drawn) -> list[SampleRef]:
+    """Every third sample stands alone and has a mask, so that a split is always possible."""
+    return [
+        SampleRef(f"s{i:03}", f"alone{i}") if i % 3 == 0 else SampleRef(f"s{i:03}", f"g{group}", has_mask)
+        for i, (group, has_mask) in enumerate(drawn)
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(ref_lists, st.integers(0, 5), st.integers(0, 5), st.tuples(st.floats(0.1, 1), st.floats(0.1, 1)))
+def test_laws(drawn, split_seed, seed, fractions):
+    refs = drawn_refs(drawn)
+    small, large = (split(refs, f, split_seed=split_seed, seed=seed) for f in sorted(fractions))
+    assert set(small.labeled) <= set(large.labeled)
+    assert (small.val, small.test) == (large.val, large.test)
+    assert small == split(refs[::-1], min(fractions), split_seed=split_seed, seed=seed)
+    assert sorted(small.groups) == [ref.sample_id for ref in refs]
+    has_mask = {ref.sample_id: ref.has_mask for ref in refs}
+    assert all(has_mask[i] for i in (*small.labeled, *small.val, *small.test))
+    sides: dict[str, set[str]] = {}
+    for _, group_id, name in small.rows():
+        sides.setdefault(group_id, set()).add(name if name in ("val", "test") else "train")
+    assert all(len(names) == 1 for names in sides.values())
+    assert Splits.from_rows(small.rows()) == small
+
+
+def test_counts_by_hand():
+    found = split(refs_of(200), label_fraction=0.1)
+    assert (len(found.test), len(found.val), len(found.labeled), len(found.unlabeled)) == (50, 20, 13, 117)
+    assert found.split_of(found.val[0]) == "val"
+    with pytest.raises(KeyError):
+        found.split_of("nobody")
+
+
+def test_counts_in_groups_are_as_close_as_groups_allow():
+    found = split(refs_of(200, group_size=8), label_fraction=0.1)
+    assert len(found.test) in (48, 56) and len(found.val) in (16, 24) and len(found.labeled) == 16
+
+
+def test_seeds_draw_what_they_say():
+    refs = refs_of(100)
+    base, other_seed, other_split = split(refs), split(refs, seed=1), split(refs, split_seed=1)
+    assert (base.val, base.test) == (other_seed.val, other_seed.test)
+    assert base.labeled != other_seed.labeled
+    assert base.test != other_split.test
+
+
+def test_one_sample_less_moves_few():
+    refs = refs_of(200)
+    before, after = split(refs), split(refs[1:])
+    moved = [i for i, _, name in after.rows() if before.split_of(i) != name]
+    assert len(moved) <= 4
+
+
+def test_group_with_a_maskless_sample_stays_in_training():
+    refs = [SampleRef(f"s{i}", "mixed" if i < 2 else f"g{i}", has_mask=i != 0) for i in range(20)]
+    for seed in range(20):
+        found = split(refs, split_seed=seed)
+        assert found.split_of("s0") == "unlabeled"
+        assert found.split_of("s1") in ("labeled", "unlabeled")
+
+
+def official(sample_id, group_id, name, has_mask=True):
+    return SampleRef(sample_id, group_id, has_mask, split=name)
+
+
+def test_official_split_is_honoured():
+    refs = [official(f"{name}{i}", f"{name}{i}", name) for name in ("train", "val", "test") for i in range(4)]
+    found = split(refs, label_fraction=0.5)
+    assert found.test == tuple(f"test{i}" for i in range(4))
+    assert found.val == tuple(f"val{i}" for i in range(4))
+    assert len(found.labeled) == 2
+
+
+def test_official_leaks_leave_the_training_side():
+    refs = [official(f"{name}{i}", f"{name}{i}", name) for name in ("train", "val", "test") for i in range(4)]
+    refs += [
+        official("copy_a", "test0", "train"),
+        official("copy_b", "test1", "val"),
+        official("copy_c", "val0", "train"),
+    ]
+    refs += [official("no_mask", "no_mask", "test", has_mask=False)]
+    found = split(refs)
+    assert len(found.groups) == 12
+    assert not found.groups.keys() & {"copy_a", "copy_b", "copy_c", "no_mask"}
+
+
+def test_official_split_without_val_draws_it_from_train():
+    refs = [official(f"{name}{i:02}", f"{name}{i}", name) for name in ("train", "test") for i in range(20)]
+    found = split(refs)
+    assert len(found.test) == 20 and len(found.val) == 4
+    assert all(i.startswith("train") for i in found.val)
+
+
+def test_errors_name_numbers_and_a_fraction_that_works():
+    refs = refs_of(100)
+    with pytest.raises(UserError, match=r"got 0.005 of 65 training images.*the smallest that works is 0.0077"):
+        split(refs, label_fraction=0.005)
+    assert len(split(refs, label_fraction=0.0077).labeled) == 1
+    with pytest.raises(UserError, match=r"100 images with masks, got 0; the smallest fraction that works is 0.005"):
+        split(refs, val_fraction=0)
+    assert len(split(refs, val_fraction=0.005).val) == 1
+    with pytest.raises(UserError, match="3 images and no mask"):
+        split([SampleRef(f"s{i}", f"s{i}", has_mask=False) for i in range(3)])
+    with pytest.raises(UserError, match=r"data.test_fraction: .* of 10 images"):
+        split(refs_of(10, group_size=10))
+    with pytest.raises(UserError, match=r"data.val_fraction: .* of 5 images"):
+        split(refs_of(10, group_size=5), test_fraction=0.5)
+
+
+def test_hand_edited_rows():
+    with pytest.raises(UserError, match="got 'valid' for a"):
+        Splits.from_rows([("a", "a", "valid")])
+    with pytest.raises(UserError, match="a twice"):
+        Splits.from_rows([("a", "a", "val"), ("a", "a", "test")])
+    with pytest.raises(UserError, match="got g in val and test"):
+        Splits.from_rows([("a", "g", "val"), ("b", "g", "test")])
+
+
+def groups_of(refs):
+    return [ref.group_id for ref in refs]
+
+
+def test_merge_by_hand():
+    refs = [SampleRef(i, f"g_{i}") for i in "dcba"]
+    hashes = {"a": 0, "b": 0b111, "c": 0b111111, "d": 2**64 - 1}
+    assert groups_of(merge_duplicates(refs, hashes, 3)) == ["g_d", "g_a", "g_a", "g_a"]
+    assert groups_of(merge_duplicates(refs, hashes, 2)) == groups_of(refs)
+    assert merge_duplicates(refs, hashes, -1) == tuple(refs)
+    assert merge_duplicates([], {}, 6) == ()
+
+
+def test_merge_joins_the_groups_that_exist():
+    refs = [SampleRef("a", "volume1"), SampleRef("b", "volume1"), SampleRef("c", "volume2"), SampleRef("d", "volume2")]
+    hashes = {"a": 0, "b": 2**20 - 1, "c": 2**63 - 1, "d": 1}
+    assert groups_of(merge_duplicates(refs, hashes, 1)) == ["volume1"] * 4
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=30), st.integers(0, 40), st.randoms())
+def test_merge_equals_the_plain_definition(words, distance, random):
+    refs = [SampleRef(f"s{i:02}", f"s{i:02}") for i in range(len(words))]
+    hashes = {ref.sample_id: word for ref, word in zip(refs, words, strict=True)}
+    group = {ref.sample_id: ref.sample_id for ref in refs}
+    for a in hashes:
+        for b in hashes:
+            if (hashes[a] ^ hashes[b]).bit_count() <= distance:
+                low, high = sorted((group[a], group[b]))
+                group = {i: low if g == high else g for i, g in group.items()}
+    random.shuffle(refs)
+    assert {ref.sample_id: ref.group_id for ref in merge_duplicates(refs, hashes, distance)} == group
+
+
+def test_merge_crosses_blocks_and_stays_quick():
+    words = np.random.default_rng(0).integers(0, 2**64, 3000, dtype=np.uint64)
+    words[-1] = words[0] ^ np.uint64(1)
+    refs = refs_of(3000)
+    hashes = {ref.sample_id: int(word) for ref, word in zip(refs, words, strict=True)}
+    start = time.perf_counter()
+    merged = merge_duplicates(refs, hashes, 6)
+    assert time.perf_counter() - start < 5
+    assert merged[-1].group_id == merged[0].group_id
+    assert len(set(groups_of(merged))) == 2999
+
+
+def frame(seed: int) -> np.ndarray:
+    """Smooth noise, (240, 320, 3)."""
+    noise = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(noise).resize((320, 240), Image.Resampling.BICUBIC)) // 2 + 80
+
+
+def recompressed(image: np.ndarray, quality: int) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return np.array(Image.open(buffer))
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> int:
+    return (perceptual_hash(a) ^ perceptual_hash(b)).bit_count()
+
+
+def test_copies_are_near_and_others_far():
+    for seed in range(8):
+        image = frame(seed)
+        framed = np.pad(image, ((12, 20), (30, 10), (0, 0)))
+        for copy in (recompressed(image, 30), image[1:-2, 2:-1], image[::2, ::2], framed):
+            assert distance(image, np.ascontiguousarray(copy)) <= 8
+        assert distance(image, frame(seed + 100)) > 12
+
+
+def test_hash_of_odd_images_exists():
+    for shape in ((1, 1, 3), (2, 500, 3), (40, 50, 3)):
+        assert 0 <= perceptual_hash(np.zeros(shape, np.uint8)) < 2**64
+
+
+@needs_data
+def test_genuine_frames_saved_twice_share_a_group():
+    """Three frames of these 300 were exported twice, with another surround and inset; no other pair is near."""
+    files = sorted((Path(DATA) / "kvasir_seg/Kvasir-SEG/images").iterdir())
+    refs = [SampleRef(file.stem, file.stem) for file in files]
+    hashes = {file.stem: perceptual_hash(np.array(Image.open(file))) for file in files}
+    for bits in (4, 6, 12):
+        merged = merge_duplicates(refs, hashes, bits)
+        assert [i for i, ref in enumerate(merged) if ref.group_id != ref.sample_id] == [289, 293, 294]
+        assert [merged[i].group_id for i in (289, 293, 294)] == [refs[i].group_id for i in (108, 237, 42)]
+    half = [np.array(Image.open(file).convert("RGB").reduce(2)) for file in files[:40]]
+    assert all(
+        (perceptual_hash(image) ^ hashes[ref.sample_id]).bit_count() <= 6
+        for image, ref in zip(half, refs, strict=False)
+    )

@@ -1,0 +1,206 @@
+"""The page: self-contained, escaped, whole for every shape of run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from kmine.records import Prompts, Skipped
+from kmine.report import GalleryItem, Report, RoundRow, write_report
+from kmine.report.html import render_html, verdict
+
+EVIL = "<script>alert(1)</script>"
+NAN = float("nan")
+
+
+def row(round_idx: int, dice: float = 0.7, **more) -> RoundRow:
+    mined = {"reasons": {"kept": 8, "low_agreement": 2}, "coverage": 0.4, "changed_share": 0.03} if round_idx else {}
+    base = RoundRow(round_idx, 6, 8 * round_idx, dice, dice - 0.1, 12.5, 1, dice - 0.01, True, seconds={"fit": 65.0})
+    return replace(base, **(mined | more))
+
+
+def item(category: str = "best", sample_id: str = "a", pseudo: bool = True) -> GalleryItem:
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 15:45] = 1
+    ignored = mask.copy()
+    ignored[10:14] = 255
+    points = np.array([[30, 20], [16, 11]], np.float32)
+    prompts = [Prompts(1, np.array([14, 9, 45, 30], np.float32), points, np.array([1, 0]))]
+    scores = {"predicted_iou": NAN, "agreement_iou": 0.5}
+    found = (mask, mask, ignored if pseudo else None)
+    return GalleryItem(category, sample_id, 1, "kept" if pseudo else "low_agreement", scores, image, prompts, *found)
+
+
+def report(rounds: list[RoundRow], **more) -> Report:
+    base = Report("a run", "phantom", "unetpp", "ellipse", "python -m kmine.loop", rounds, validation_cases=12)
+    return replace(base, **more)
+
+
+class _Page(HTMLParser):
+    """Collects tags, what they would load, and the text; checks that tags close in order."""
+
+    VOID: ClassVar = {"meta", "link", "img", "br", "hr"}
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.loads, self.text, self.open, self.ids = [], [], [], [], []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.loads += [value for name, value in attrs if name in {"src", "href", "xlink:href", "srcset", "data"}]
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def full() -> str:
+    rounds = [
+        row(0, 0.60, supervised_dice=0.60, supervised_dice_final=0.59),
+        row(1, 0.70, supervised_dice=0.62, supervised_dice_final=0.61),
+        row(2, 0.65, supervised_dice=0.63, supervised_dice_final=NAN, adopted=False),
+    ]
+    gallery = [item("dropped", "third", pseudo=False), item("best", "first"), item("worst", "second")]
+    return render_html(report(rounds, gallery=gallery, config_yaml="rounds: 2", provenance={"git_commit": "abc"}))
+
+
+def test_loads_nothing_from_outside(full):
+    page = _Page(full)
+    assert all(target.startswith(("data:", "#")) for target in page.loads)
+    assert not re.search(r"(https?:)?//[a-z]", re.sub(r"data:[^\"]*", "", full))
+    assert not re.search(r"url\((?!#)", full) and "@import" not in full
+
+
+def test_ids_are_unique_and_references_resolve(full):
+    page = _Page(full)
+    assert len(page.ids) == len(set(page.ids))
+    used = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', full))
+    assert {a or b for a, b in used} <= set(page.ids)
+
+
+def test_every_picture_has_a_text(full):
+    pictures = [attrs for tag, attrs in _Page(full).tags if tag == "img"]
+    assert len(pictures) == 14  # five per item, less the pseudo mask of the dropped one
+    assert all(attrs["alt"] for attrs in pictures)
+
+
+def test_gallery_order_is_best_worst_dropped(full):
+    where = [full.index(f"<h4>{name} ") for name in ("first", "second", "third")]
+    assert where == sorted(where)
+    assert "no pseudo mask" in full
+
+
+def test_segmenter_is_named_in_tables_and_figures(full):
+    assert full.count("<td>ellipse</td>") == 2
+    assert full.count("(segmenter: ellipse)") == 3
+    assert "ellipse mask" in full
+
+
+def test_everything_is_escaped():
+    fields = dict.fromkeys(("title", "dataset", "model", "segmenter", "command", "config_yaml"), EVIL)
+    hostile = report(
+        [row(0), row(1, reasons={"kept": 1}, seconds={EVIL: 1.0, "$x_{": 2.0})],
+        **fields,
+        gallery=[replace(item(), sample_id=EVIL, reason=EVIL, scores={EVIL: 1.0})],
+        provenance={EVIL: EVIL},
+        notes=[EVIL],
+        skipped=[Skipped(EVIL, EVIL, EVIL)],
+    )
+    page = _Page(render_html(hostile))
+    assert all(tag != "script" for tag, _ in page.tags)
+    assert sum(EVIL in text for text in page.text) >= 14
+
+
+def test_no_number_is_a_dash_never_nan(full):
+    empty = row(1, NAN, iou=NAN, hd95=NAN, dice_final=NAN, coverage=NAN, changed_share=NAN, supervised_dice=NAN)
+    for html in (full, render_html(report([row(0, NAN), empty]))):
+        text = " ".join(_Page(html).text)
+        assert not re.search(r"\bnan\b", text, re.IGNORECASE)
+        assert "–" in text
+
+
+@pytest.mark.parametrize("rounds", [[], [row(0)], [row(0), row(1)], [row(0), row(1, reasons={}, seconds={})]])
+def test_every_shape_of_run_gives_a_page(rounds):
+    page = _Page(render_html(report(rounds)))
+    assert ("table", {"class": "rounds"}) in page.tags or not rounds
+
+
+def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "report.html"
+    write_report(path, report([row(0)]))
+    before = path.read_bytes()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_report(path, report([row(0), row(1)]))
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_same_report_same_bytes(tmp_path):
+    for name in ("a.html", "b.html"):
+        write_report(tmp_path / name, report([row(0), row(1)], gallery=[item()]))
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_undecodable_file_name_is_written(tmp_path):
+    write_report(tmp_path / "r.html", report([row(0)], skipped=[Skipped("a\udcff", "a\udcff.png", "unreadable")]))
+    assert "a?" in (tmp_path / "r.html").read_text("utf-8")
+
+
+def test_two_dozen_large_items_stay_small():
+    big = np.random.default_rng(1).integers(0, 255, (24, 32, 3), dtype=np.uint8).repeat(30, 0).repeat(30, 1)
+    mask = np.zeros(big.shape[:2], np.uint8)
+    mask[100:500, 200:700] = 1
+    large = replace(item(), image=big, local_mask=mask, segmenter_mask=mask, pseudo_mask=mask)
+    assert len(render_html(report([row(0)], gallery=[large] * 24))) < 5e6
+
+
+@pytest.mark.parametrize(
+    ("flags", "baseline", "gain"), [((True, True, False), "0.660", "4.0"), ((None,) * 3, "0.680", "2.0")]
+)
+def test_verdict_compares_what_stands_on_both_sides(flags, baseline, gain):
+    mined = [row(0, 0.6), row(1, 0.70), row(2, 0.65, adopted=False)]
+    beside = (0.60, 0.66, 0.68)
+    rounds = [replace(r, supervised_dice=d, supervised_adopted=f) for r, d, f in zip(mined, beside, flags, strict=True)]
+    said = verdict(report(rounds))
+    assert "0.700 on 12 validation cases (round 1)" in said
+    assert f"reached {baseline}: mining is ahead by {gain} points" in said
+
+
+@pytest.mark.parametrize(
+    ("mined", "baseline", "ending"),
+    [
+        (0.70, 0.71, "behind by 1.0 point."),
+        (0.70, 0.7002, "mining is level."),
+        (0.70, NAN, "no difference can be given."),
+        (0.70, None, "more steps alone may explain any gain over round 0."),
+    ],
+)
+def test_verdict_says_the_difference_plainly(mined, baseline, ending):
+    assert verdict(report([row(0), row(1, mined, supervised_dice=baseline)])).endswith(ending)
+
+
+def test_verdict_before_and_without_mining():
+    assert verdict(report([])).startswith("No round has finished")
+    assert verdict(report([row(0, 0.5)])) == (
+        "Supervised training on 6 labels reached Dice 0.500 on 12 validation cases; nothing was mined."
+    )
