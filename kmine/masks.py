@@ -87,13 +87,6 @@ def vote(masks: Bool, min_vote: float) -> NDArray[np.int8]:
     return out
 
 
-def resize_ids(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """(height, width) class ids by nearest neighbour: ids (255 too) are never blended."""
-    if mask.shape == (height, width):
-        return mask
-    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-
-
 def to_rle(mask: Bool) -> str:
     """COCO's compressed run lengths (column-major) as text; lossless."""
     from pycocotools import mask as coco

@@ -46,6 +46,7 @@ def _row(
         adopted=result.adopted,
         supervised_dice=beside.metrics.dice if beside else None,
         supervised_dice_final=beside.final_metrics.dice if beside else None,
+        supervised_adopted=beside.adopted if beside else None,
         coverage=result.num_pseudo / num_unlabeled if num_unlabeled and result.round_idx else float("nan"),
         reasons=dict(Counter(d["reason"] for d in decisions)),
         changed_share=1 - float(np.nanmean(kept)) if kept else None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from kmine import masks
@@ -84,15 +83,6 @@ def test_vote_has_a_doubtful_middle():
 @settings(max_examples=60, deadline=None)
 def test_rle_is_lossless(mask):
     assert np.array_equal(masks.from_rle(masks.to_rle(mask), *mask.shape), mask)
-
-
-@given(st.integers(1, 40), st.integers(1, 40))
-@settings(max_examples=30, deadline=None)
-def test_resize_never_invents_a_class(height, width):
-    ids = np.array([[0, 255, 1], [2, 1, 0]], np.uint8)
-    out = masks.resize_ids(ids, height, width)
-    assert out.shape == (height, width)
-    assert set(np.unique(out)) <= {0, 1, 2, 255}
 
 
 @given(BITMAPS)

@@ -33,8 +33,10 @@ from kmine.data.phantom_texture import (
 
 _MUCOSA = np.array([[0.84, 0.50, 0.45], [0.85, 0.48, 0.25], [0.66, 0.27, 0.22], [0.88, 0.68, 0.58], [0.72, 0.50, 0.33]])
 """Rows of RGB that a mucosa's colour is mixed from: pink, orange, deep red, pale, brownish."""
-_TINTS = np.array([[0.10, -0.35, -0.30], [0.15, 0.30, 0.30], [-0.35, -0.45, -0.40], [0.10, 0.10, -0.20]])
+_TINTS = np.array([[0.15, -0.50, -0.40], [0.20, 0.35, 0.30], [-0.35, -0.50, -0.45], [0.10, 0.10, -0.25]])
 """Rows of log-RGB shifts: redder, paler, darker, yellower."""
+_TINT_WEIGHTS = (0.6, 0.15, 0.25, 0.12)
+"""Dirichlet weights of the tints: low ones make one tint dominate, so that opposite ones seldom cancel."""
 _LOOKALIKES = (
     ((0.34, 0.28, 0.10), 0.4, 0.35, 1.8),  # stool: a rough brown lump
     ((0.10, 0.05, 0.04), -0.4, 0.05, 1.6),  # diverticulum: a dark pit
@@ -103,7 +105,7 @@ def _folds(rng: np.random.Generator, x: Plane, y: Plane) -> tuple[Plane, Plane]:
     centre_x, centre_y = rng.uniform(-0.1, 1.1, 2).tolist()
     rings, angle = rng.random() < 0.65, rng.uniform(0, math.pi)
     squeeze, frequency, sharp = rng.uniform(0.7, 1.4), log_uniform(rng, 1.5, 6.0), rng.uniform(1.5, 4.5)
-    amount, swell = log_uniform(rng, 0.006, 0.05), log_uniform(rng, 0.005, 0.05)
+    amount, swell = log_uniform(rng, 0.005, 0.03), log_uniform(rng, 0.005, 0.03)
     open_lumen, lumen_radius, lumen_edge = rng.random() < 0.6, rng.uniform(0.06, 0.24), rng.uniform(0.02, 0.08)
     warp = 0.06 * octave_noise(rng, size, 3, 2)
     distance = np.hypot(x - centre_x, (y - centre_y) * squeeze) + warp
@@ -129,12 +131,12 @@ def _mucosa(rng: np.random.Generator, size: int) -> Picture:
 
 def _tint(rng: np.random.Generator, strength: float) -> NDArray[np.float32]:
     """Log-RGB shift (3,), a mixture of the tints."""
-    return (strength * rng.dirichlet(np.full(len(_TINTS), 0.5)) @ _TINTS).astype(np.float32)
+    return (strength * rng.dirichlet(_TINT_WEIGHTS) @ _TINTS).astype(np.float32)
 
 
 def _lookalikes(rng: np.random.Generator, height: Plane, albedo: Picture, x: Plane, y: Plane) -> None:
-    """Up to three things of a polyp's outline that are none, in place; each kind is rare, so few labels miss some."""
-    for _ in range(int(rng.integers(0, 4))):
+    """Up to two things of a polyp's outline that are none, in place; each kind is rare, so few labels miss some."""
+    for _ in range(int(rng.integers(0, 3))):
         colour, rise, roughness, stretch = _LOOKALIKES[int(rng.integers(len(_LOOKALIKES)))]
         place, alpha = rng.uniform(0.05, 0.95, 2).tolist(), rng.uniform(0.7, 0.95)
         blob = Blob.draw(rng, *place, log_uniform(rng, 0.06, 0.2), wobble=0.12, max_aspect=stretch)
@@ -154,10 +156,10 @@ def _polyp_outlines(rng: np.random.Generator, with_inset: bool) -> list[Blob]:
     if with_inset and centre_x < 0.42 and centre_y > 0.6:
         centre_x = 1 - centre_x
     wobble = rng.uniform(0.03, 0.13)
-    blobs = [Blob.draw(rng, centre_x, centre_y, log_uniform(rng, 0.1, 0.32), wobble, max_aspect=2.0)]
+    blobs = [Blob.draw(rng, centre_x, centre_y, log_uniform(rng, 0.12, 0.34), wobble, max_aspect=2.0)]
     for _ in range(count - 1):
         place = rng.uniform(0.05, 0.95, 2).tolist()
-        blobs.append(Blob.draw(rng, *place, log_uniform(rng, 0.08, 0.18), wobble, max_aspect=1.8))
+        blobs.append(Blob.draw(rng, *place, log_uniform(rng, 0.09, 0.18), wobble, max_aspect=1.8))
     return blobs
 
 
@@ -165,8 +167,8 @@ def _grow(rng: np.random.Generator, blob: Blob, depth: Plane, height: Plane, alb
     """Raise one polyp out of the mucosa and give it its skin, in place."""
     size = depth.shape[0]
     softness, rise = log_uniform(rng, 0.004, 0.02), log_uniform(rng, 0.4, 1.1)
-    strength = rng.uniform(0.1, 0.6) if rng.random() < 0.2 else rng.uniform(0.6, 1.6)
-    tint, shade = _tint(rng, strength), rng.uniform(0.15, 0.55) * (rng.random() < 0.85)
+    strength = rng.uniform(0.2, 0.7) if rng.random() < 0.15 else rng.uniform(0.7, 1.6)
+    tint, shade = _tint(rng, strength), rng.uniform(0.25, 0.7) * (rng.random() < 0.9)
     flatness = log_uniform(rng, 1.2, 3.0)
     pits, lobes = rng.uniform(0, 0.12), rng.uniform(0, 0.25)
     inner = np.clip(depth / blob.radius, 0, 1)
@@ -181,7 +183,7 @@ def _grow(rng: np.random.Generator, blob: Blob, depth: Plane, height: Plane, alb
 
 def _residue(rng: np.random.Generator, albedo: Picture, size: int) -> None:
     """Stool and mucus lying on everything, now and then."""
-    present, rarity, strength = rng.random() < 0.35, rng.uniform(1.2, 2.2), rng.uniform(0.3, 0.9)
+    present, rarity, strength = rng.random() < 0.2, rng.uniform(1.2, 2.2), rng.uniform(0.3, 0.9)
     colour = np.array([0.62, 0.5, 0.16], np.float32) * rng.uniform(0.5, 1.3)
     patches = octave_noise(rng, size, 5, 4, gain=0.6)
     if present:
@@ -192,7 +194,7 @@ def _residue(rng: np.random.Generator, albedo: Picture, size: int) -> None:
 def _light(rng: np.random.Generator, x: Plane, y: Plane, height: Plane, albedo: Picture, lumen: Plane) -> Picture:
     """Light the height field from the endoscope's tip: shade, fall-off, gloss, over-exposure."""
     lamp_x, lamp_y, lamp_z = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), rng.uniform(0.35, 1.0)
-    ambient, falloff, gloss = rng.uniform(0.15, 0.5), rng.uniform(0.3, 2.2), rng.uniform(0.1, 0.7)
+    ambient, falloff, gloss = rng.uniform(0.25, 0.5), rng.uniform(0.3, 1.5), rng.uniform(0.1, 0.6)
     power, wetness, vignette = rng.uniform(25, 90), rng.uniform(-0.8, 0.8), rng.uniform(0, 1.2)
     exposure, smoothness = log_uniform(rng, 0.9, 1.6), rng.uniform(0.003, 0.01)
     wet = soft_step(octave_noise(rng, x.shape[0], 8, 3, gain=0.8) + wetness, 0.3)

@@ -33,8 +33,6 @@ class RoundRow:
     supervised_dice: float | None = None
     """The supervised baseline after as many optimizer steps, checkpoint chosen on validation; None: no baseline."""
     supervised_dice_final: float | None = None
-    supervised_adopted: bool | None = None
-    """Whether the baseline, under the same rule, adopted this round; None: not known."""
     coverage: float = float("nan")
     """Share of the unlabeled images that have a pseudo mask."""
     reasons: dict[str, int] = field(default_factory=dict)
@@ -43,6 +41,8 @@ class RoundRow:
     """Mean over kept objects of 1 - IoU of local and segmenter mask: how much of an object the segmenter changed."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Per stage."""
+    supervised_adopted: bool | None = None
+    """Whether the baseline, under the same rule, adopted this round; None: not known."""
 
 
 @dataclass(frozen=True)
