@@ -18,8 +18,12 @@ from kmine.records import UserError
 Config = TypeVar("Config")
 
 
-def parse(config_class: type[Config], argv: Sequence[str], *, prog: str, description: str) -> Config:
+def parse(
+    config_class: type[Config], argv: Sequence[str], *, prog: str, description: str, positional: str = ""
+) -> Config:
     """Settings from `--config FILE.yaml` and flags (flags win); unknown keys are errors that suggest the nearest.
+
+    `positional` names the field, if any, that takes the words without a flag.
 
     Raises:
         SystemExit: code 2 after one line on stderr; code 0 after `--help`.
@@ -27,10 +31,12 @@ def parse(config_class: type[Config], argv: Sequence[str], *, prog: str, descrip
     from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    usage = f"{prog} [--config FILE.yaml] [--SETTING VALUE ...]"
+    usage = f"{prog} {positional.upper()}{' ' if positional else ''}[--config FILE.yaml] [--SETTING VALUE ...]"
     parser = ArgumentParser(prog=prog, usage=usage, description=description, exit_on_error=False, default_meta=False)
     parser.add_argument("--config", action="config", help="YAML file of settings; flags after it win.")
-    parser.add_class_arguments(config_class, as_group=False)
+    if positional:
+        parser.add_argument(positional, nargs="+", type=str)
+    parser.add_class_arguments(config_class, as_group=False, skip={positional} if positional else set())
     settings = {a.dest: a for a in parser._actions if a.dest not in ("help", "config", "print_config")}
     switches = set(_switches(config_class))
     try:

@@ -6,7 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from kmine.data.pool import Pool
 from kmine.data.source import Source
 from kmine.data.splits import Splits, make_splits, merge_duplicates
 from kmine.methods import Task, Watcher
+from kmine.models.local import LocalModel, build_model
 from kmine.records import UserError
 from kmine.segmenters import open_segmenter
 from kmine.store import RunStore, sign
@@ -88,6 +89,25 @@ def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher
         signature=sign(source.fingerprint(), cfg.data.size, cfg.seed, splits.rows(), labeled, val),
         watcher=watcher,
     )
+
+
+def open_for_test(cfg: LoopConfig, source: Source, store: RunStore) -> tuple[Pool, LocalModel, dict[str, Any]]:
+    """The test split with its masks, a model to load weights into, and what `methods.evaluate_on` wants beside them.
+
+    For `kmine.compare` alone. Damaged masks stop it, or are left out with `--data.on_error skip`, as in training.
+    """
+    cache = open_cache(cfg, source)
+    splits = open_splits(cfg, cache, store)
+    if not splits.test:
+        raise UserError(
+            f"{store.root}: the run has no test split (data.test_fraction 0); there is nothing to compare on"
+        )
+    bad = {s.sample_id for s in cache.decode_masks(splits.test)}
+    pool = Pool(cache, [i for i in splits.test if i not in bad], splits.groups, "true")
+    device, num_classes = _fabric(cfg).device, len(source.class_names)
+    # The weights are overwritten at once, so none are loaded or downloaded for them.
+    model = build_model(replace(cfg.model, encoder_weights=None), num_classes, cfg.seed).to(device)
+    return pool, model, {"num_classes": num_classes, "batch_size": cfg.infer.batch_size, "device": device}
 
 
 def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool) -> Any:

@@ -111,12 +111,19 @@ class RunStore:
 
     def run(self) -> dict[str, Any]:
         """What run.json holds; empty before the first write."""
-        path = self.root / "run.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return self.read_json(self.root / "run.json") or {}
 
     def update_run(self, **fields: Any) -> None:
         """Set fields of run.json."""
         self._write_json(self.root / "run.json", {**self.run(), **fields})
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        self._lock.close()
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text of the run folder's top level."""
+        write_atomic(self.root / name, text.encode())
 
     def write_csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Write a table of the run folder's top level."""
@@ -147,14 +154,17 @@ class RunStore:
         contiguous = {k: v.contiguous() for k, v in tensors.items()}
         write_atomic(path, save(contiguous, {"signature": signature, "meta": json.dumps(meta)}))
 
-    def load_tensors(self, path: Path, signature: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and metadata; None where the file is missing, damaged or made from something else."""
+    def load_tensors(self, path: Path, signature: str | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and metadata; None where the file is missing, damaged or made from something else.
+
+        `signature` None takes whatever there is.
+        """
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
-                if header.get("signature") != signature:
+                if signature not in (None, header.get("signature")):
                     return None
                 return {k: file.get_tensor(k) for k in file.keys()}, json.loads(header["meta"])  # noqa: SIM118
         except (FileNotFoundError, SafetensorError):
@@ -164,13 +174,17 @@ class RunStore:
         """Write JSON with its signature; NaN becomes null."""
         self._write_json(path, {"signature": signature, **value})
 
-    def load_json(self, path: Path, signature: str) -> dict[str, Any] | None:
-        """What `save_json` wrote; None where missing, damaged or made from something else."""
+    def read_json(self, path: Path) -> dict[str, Any] | None:
+        """What a JSON file holds, whoever wrote it; None where it is missing or damaged."""
         try:
-            value = json.loads(path.read_text())
+            return json.loads(path.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return None
-        return value if value.get("signature") == signature else None
+
+    def load_json(self, path: Path, signature: str) -> dict[str, Any] | None:
+        """What `save_json` wrote; None where missing, damaged or made from something else."""
+        value = self.read_json(path)
+        return value if value is not None and value.get("signature") == signature else None
 
     def _write_json(self, path: Path, value: Mapping[str, Any]) -> None:
         write_atomic(path, json.dumps(_no_nan(value), indent=1, allow_nan=False).encode())

@@ -166,7 +166,7 @@ def _liver(
 ) -> tuple[Blob, Plane]:
     """Right and left lobe with vessels and fissure; returns the right lobe and the depth below the surface."""
     size = u.shape[0]
-    right = Blob.draw(rng, rng.uniform(-0.48, -0.36), rng.uniform(-0.12, 0.06), rng.uniform(0.3, 0.5), 0.08, 1.4)
+    right = Blob.draw(rng, rng.uniform(-0.48, -0.36), rng.uniform(-0.12, 0.06), rng.uniform(0.36, 0.52), 0.08, 1.4)
     left = Blob.draw(rng, rng.uniform(-0.15, 0.1), rng.uniform(-0.4, -0.25), rng.uniform(0.1, 0.3), 0.12, 1.8)
     branches, calibre = octave_noise(rng, size, int(rng.integers(3, 6)), 2), rng.uniform(5, 12)
     uneven, present, fissure = rng.uniform(0.005, 0.03), rng.uniform(0.1, 1.0), rng.uniform(0, 1)
@@ -180,7 +180,7 @@ def _liver(
         * soft_step(-0.05 - v, 0.05)
         * soft_step(depth, 0.02)
     )
-    paint(slice_, tissue.fat + 0.08, 0.7 * fissure * cut)
+    paint(slice_, tissue.fat + 0.08, 0.5 * fissure * cut)
     for _ in range(int(rng.integers(0, 5))):
         place = right.point(rng.uniform(0, 0.8), rng.uniform(0, 2 * math.pi))
         stub = Blob.draw(rng, *place, rng.uniform(0.02, 0.045), 0.05, 2.5)
@@ -221,14 +221,14 @@ def _tumours(
     """Paint one to five tumours into the liver, in place; returns the depth below their common surface."""
     size = u.shape[0]
     count = int(rng.choice([1, 2, 3, 5], p=[0.5, 0.25, 0.15, 0.1]))
-    darker, softness = log_uniform(rng, 0.07, 0.28), log_uniform(rng, 0.012, 0.06)
+    darker, softness = log_uniform(rng, 0.11, 0.28), log_uniform(rng, 0.012, 0.05)
     rim, core = rng.uniform(0, 0.08) * (rng.random() < 0.3), rng.uniform(0, 0.12) * (rng.random() < 0.3)
     uneven, wobble = rng.uniform(0, 0.04), rng.uniform(0.06, 0.18)
     tone = octave_noise(rng, size, 10, 3, gain=0.8)
     together = np.full((size, size), -1.0, np.float32)
     for number in range(count):
         place = lobe.point(0.75 * math.sqrt(rng.random()), rng.uniform(0, 2 * math.pi))
-        radius = log_uniform(rng, 0.09, 0.32) if number == 0 else log_uniform(rng, 0.06, 0.18)
+        radius = log_uniform(rng, 0.13, 0.36) if number == 0 else log_uniform(rng, 0.08, 0.2)
         blob = Blob.draw(rng, *place, radius, wobble, max_aspect=1.7)
         np.maximum(together, blob.depth(u, v), out=together)
     inside = soft_step(liver_depth, 0.015)
@@ -253,6 +253,6 @@ def _scan(rng: np.random.Generator, slice_: Plane, v: Plane) -> NDArray[np.uint8
     streaks = smooth_noise(rng, size, 48, 3) * bell(v - 0.2, 0.5)
     if streaky:
         slice_ = slice_ + hardness * streaks
-    gain, level = log_uniform(rng, 0.75, 1.35), rng.uniform(-0.08, 0.08)
+    gain, level = log_uniform(rng, 0.85, 1.5), rng.uniform(-0.08, 0.08)
     slice_ = (blur(slice_, log_uniform(rng, 0.002, 0.01)) - 0.5) * gain + 0.5 + level
-    return photograph(rng, slice_, log_uniform(rng, 0.01, 0.05), rng.uniform(0.003, 0.009))
+    return photograph(rng, slice_, log_uniform(rng, 0.008, 0.035), rng.uniform(0.003, 0.008))

@@ -35,7 +35,7 @@ _MUCOSA = np.array([[0.84, 0.50, 0.45], [0.85, 0.48, 0.25], [0.66, 0.27, 0.22], 
 """Rows of RGB that a mucosa's colour is mixed from: pink, orange, deep red, pale, brownish."""
 _TINTS = np.array([[0.15, -0.50, -0.40], [0.20, 0.35, 0.30], [-0.35, -0.50, -0.45], [0.10, 0.10, -0.25]])
 """Rows of log-RGB shifts: redder, paler, darker, yellower."""
-_TINT_WEIGHTS = (0.6, 0.15, 0.25, 0.12)
+_TINT_WEIGHTS = (0.45, 0.3, 0.3, 0.12)
 """Dirichlet weights of the tints: low ones make one tint dominate, so that opposite ones seldom cancel."""
 _LOOKALIKES = (
     ((0.34, 0.28, 0.10), 0.4, 0.35, 1.8),  # stool: a rough brown lump
@@ -135,8 +135,8 @@ def _tint(rng: np.random.Generator, strength: float) -> NDArray[np.float32]:
 
 
 def _lookalikes(rng: np.random.Generator, height: Plane, albedo: Picture, x: Plane, y: Plane) -> None:
-    """Up to two things of a polyp's outline that are none, in place; each kind is rare, so few labels miss some."""
-    for _ in range(int(rng.integers(0, 3))):
+    """Up to three things of a polyp's outline that are none, in place; each kind is rare, so few labels miss some."""
+    for _ in range(int(rng.integers(0, 4))):
         colour, rise, roughness, stretch = _LOOKALIKES[int(rng.integers(len(_LOOKALIKES)))]
         place, alpha = rng.uniform(0.05, 0.95, 2).tolist(), rng.uniform(0.7, 0.95)
         blob = Blob.draw(rng, *place, log_uniform(rng, 0.06, 0.2), wobble=0.12, max_aspect=stretch)
@@ -156,7 +156,7 @@ def _polyp_outlines(rng: np.random.Generator, with_inset: bool) -> list[Blob]:
     if with_inset and centre_x < 0.42 and centre_y > 0.6:
         centre_x = 1 - centre_x
     wobble = rng.uniform(0.03, 0.13)
-    blobs = [Blob.draw(rng, centre_x, centre_y, log_uniform(rng, 0.12, 0.34), wobble, max_aspect=2.0)]
+    blobs = [Blob.draw(rng, centre_x, centre_y, log_uniform(rng, 0.11, 0.33), wobble, max_aspect=2.0)]
     for _ in range(count - 1):
         place = rng.uniform(0.05, 0.95, 2).tolist()
         blobs.append(Blob.draw(rng, *place, log_uniform(rng, 0.09, 0.18), wobble, max_aspect=1.8))
@@ -167,8 +167,8 @@ def _grow(rng: np.random.Generator, blob: Blob, depth: Plane, height: Plane, alb
     """Raise one polyp out of the mucosa and give it its skin, in place."""
     size = depth.shape[0]
     softness, rise = log_uniform(rng, 0.004, 0.02), log_uniform(rng, 0.4, 1.1)
-    strength = rng.uniform(0.2, 0.7) if rng.random() < 0.15 else rng.uniform(0.7, 1.6)
-    tint, shade = _tint(rng, strength), rng.uniform(0.25, 0.7) * (rng.random() < 0.9)
+    strength = rng.uniform(0.2, 0.7) if rng.random() < 0.2 else rng.uniform(0.7, 1.5)
+    tint, shade = _tint(rng, strength), rng.uniform(0.15, 0.5) * (rng.random() < 0.75)
     flatness = log_uniform(rng, 1.2, 3.0)
     pits, lobes = rng.uniform(0, 0.12), rng.uniform(0, 0.25)
     inner = np.clip(depth / blob.radius, 0, 1)

@@ -167,8 +167,13 @@ def score(
     if saved:
         return _result_from_json(saved)
     began = time.perf_counter()
-    final = _evaluate(task, model, trained.final)
-    chosen = _evaluate(task, model, trained.best)
+    how = {
+        "num_classes": task.num_classes,
+        "batch_size": task.cfg.infer.batch_size,
+        "device": task.fabric.device,
+    }
+    final = evaluate_on(task.val, model, trained.final, **how)
+    chosen = evaluate_on(task.val, model, trained.best, **how)
     result = RoundResult(
         round_idx=round_idx,
         num_labeled=len(task.labeled),
@@ -182,11 +187,13 @@ def score(
     return result
 
 
-def _evaluate(task: Task, model: LocalModel, weights: dict[str, Tensor]) -> Metrics:
+def evaluate_on(
+    pool: Pool, model: LocalModel, weights: dict[str, Tensor], *, num_classes: int, batch_size: int, device: Any
+) -> Metrics:
+    """Metrics of the checkpoint `weights` on the images of `pool` (opened with masks), in their own frames."""
     model.load_state_dict(weights)
-    cfg, device = task.cfg.infer, task.fabric.device
-    found = infer(model, task.val, task.val.ids, batch_size=cfg.batch_size, tta="none", device=device)
-    return evaluate(((task.val.sample(p.sample_id), p.mask) for p in found), task.num_classes)
+    found = infer(model, pool, pool.ids, batch_size=batch_size, tta="none", device=device)
+    return evaluate(((pool.sample(p.sample_id), p.mask) for p in found), num_classes)
 
 
 def _validator(task: Task) -> Callable[[LocalModel], float]:
