@@ -154,9 +154,9 @@ def markdown(runs: Sequence[dict[str, Any]], segmenter: str) -> str:
     baseline = BASELINE if BASELINE in names else ROUND_0
     num_cases = len(runs[0][ROUND_0]["chosen"]["cases"])
     lines = [
-        f"Test split: {num_cases} images, {len(runs)} seed(s), segmenter {segmenter}. Mean per-image Dice of the checkpoint",
-        "chosen on validation, that of the last step beside it; the difference is paired, with a 95 % bootstrap interval",
-        f"over images and seeds, to *{baseline}*.",
+        f"Test split: {num_cases} images, {len(runs)} seed(s), segmenter {segmenter}. Mean per-image Dice of the",
+        "checkpoint chosen on validation, that of the last step beside it; the difference is paired, with a 95 %",
+        f"bootstrap interval over images and seeds, to *{baseline}*.",
         "",
         "| method | Dice | sd over seeds | Dice, last step | IoU | HD95 (px or mm) | missed | difference in Dice |",
         "|---|---|---|---|---|---|---|---|",
