@@ -1,0 +1,159 @@
+"""Laws of the loop, on a tiny phantom with a faked segmenter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from kmine.config import DataConfig, FitConfig, GateConfig, InferConfig, LoopConfig, ModelConfig, RefineConfig
+from kmine.data import open_source
+from kmine.methods.mining import mine, object_areas
+from kmine.methods.supervised import supervised
+from kmine.records import Candidate
+from kmine.runs import open_task
+from kmine.segmenters.ellipse import Ellipse
+from kmine.store import RunStore
+
+ANYTHING_GOES = GateConfig(
+    min_predicted_iou=0,
+    min_stability=0,
+    min_agreement=0,
+    min_jitter_dice=0,
+    min_confidence=0,
+    max_confidence_outside=1,
+    max_tta_std=1,
+    max_area_ratio=1e6,
+)
+CFG = LoopConfig(
+    rounds=2,
+    data=DataConfig(num_samples=24, size=32, label_fraction=0.3, val_fraction=0.2),
+    model=ModelConfig(encoder="tu-mobilenetv3_small_050", decoder_channels=8, encoder_depth=3),
+    fit=FitConfig(steps=12, round_steps=6, batch_size=4, val_every=6),
+    infer=InferConfig(tta="none"),
+    gate=ANYTHING_GOES,
+    refine=RefineConfig(ask_local=False),
+)
+
+
+class Silent:
+    """A watcher that only remembers what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def start(self, title: str, total: int) -> None: ...
+
+    def advance(self, done: int, text: str = "") -> None: ...
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+class Echo(Ellipse):
+    """Gives the mask hint back: the local model's own opinion."""
+
+    name, signature = "echo", "echo"
+
+    def decode(self, embeddings, prompts):
+        return [[self._answer(asked) for asked in all_asked] for all_asked in prompts]
+
+    def _answer(self, asked):
+        mask = asked.mask_input[None] > 0
+        jittered = np.repeat(mask, len(asked.jittered_boxes), axis=0)
+        return Candidate(mask, np.ones(1, np.float32), np.ones(1, np.float32), None, jittered)
+
+
+@pytest.fixture
+def task_of(tmp_path):
+    def build(cfg: LoopConfig, name: str = "run", segmenter=None):
+        cfg = replace(cfg, data=replace(cfg.data, cache_dir=str(tmp_path / "cache")))
+        store = RunStore(tmp_path / name)
+        task = open_task(cfg, open_source(cfg.data), store, Silent())
+        return (replace(task, segmenter=segmenter) if segmenter else task), store
+
+    return build
+
+
+def weights(store: RunStore, round_idx: int, arm: str = "", name: str = "model_final") -> dict[str, torch.Tensor]:
+    return store.load_tensors(store.round_dir(round_idx, arm) / f"{name}.safetensors", None)[0]
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_zero_rounds_is_supervised_training(task_of):
+    task, store = task_of(replace(CFG, rounds=0))
+    (only,) = mine(task, store)
+    other, other_store = task_of(replace(CFG, rounds=0), "other")
+    (baseline,) = supervised(other, other_store)
+    assert only.metrics == baseline.metrics and only.num_pseudo == 0
+    assert same(weights(store, 0), weights(other_store, 0))
+
+
+def test_mining_and_its_baseline_share_round_0_and_differ_by_the_pseudo_masks_alone(task_of):
+    task, store = task_of(CFG, segmenter=Echo())
+    mined, baseline = list(mine(task, store)), list(supervised(task, store))
+    assert [r.round_idx for r in mined] == [r.round_idx for r in baseline] == [0, 1, 2]
+    assert mined[0].metrics == baseline[0].metrics
+    assert mined[1].num_pseudo > 0 and baseline[1].num_pseudo == 0
+    assert not same(weights(store, 1), weights(store, 1, "supervised"))
+
+
+def test_an_echo_gives_the_local_model_s_own_masks(task_of):
+    task, store = task_of(replace(CFG, rounds=1), segmenter=Echo())
+    list(mine(task, store))
+    rows = [r for r in store.decisions(1) if r["object_idx"] >= 0]
+    assert rows and all(r["agreement_iou"] == 1 and r["jitter_dice"] == 1 and r["kept"] for r in rows)
+    for sample_id in {r["sample_id"] for r in rows}:
+        assert set(np.unique(store.pseudo_mask(1, sample_id))) <= {0, 1}
+
+
+def test_given_labels_never_change(task_of):
+    task, store = task_of(CFG)
+    before = {i: task.labeled.mask_small(i).copy() for i in task.labeled.ids}
+    list(mine(task, store))
+    assert all(np.array_equal(task.labeled.mask_small(i), before[i]) for i in before)
+    assert not {r["sample_id"] for r in store.decisions(1)} & set(before), "a labeled image is never mined"
+
+
+def test_a_gate_that_keeps_nothing_ends_the_loop_and_says_so(task_of):
+    task, store = task_of(replace(CFG, gate=replace(ANYTHING_GOES, min_confidence=1.0)))
+    assert [r.round_idx for r in mine(task, store)] == [0]
+    assert "no pseudo mask was kept" in task.watcher.said[-1]
+    assert store.decisions(1) and not any(r["kept"] for r in store.decisions(1))
+
+
+def test_a_round_that_hurts_is_not_adopted_and_the_next_starts_before_it(task_of, monkeypatch):
+    task, store = task_of(replace(CFG, adopt_tolerance=0.0), segmenter=Echo())
+    import kmine.methods as methods
+
+    real, dice = methods.evaluate_on, iter([0.5, 0.5, 0.3, 0.3, 0.6, 0.6])
+    monkeypatch.setattr(methods, "evaluate_on", lambda *a, **k: replace(real(*a, **k), dice=next(dice)))
+    started_from = []
+    real_load = methods.LocalModel.load_state_dict
+    monkeypatch.setattr(
+        methods.LocalModel, "load_state_dict", lambda self, w, *a: (started_from.append(w), real_load(self, w, *a))[1]
+    )
+    results = list(mine(task, store))
+    assert [r.adopted for r in results] == [True, False, True]
+    best_of_0, best_of_1 = weights(store, 0, name="model"), weights(store, 1, name="model")
+    # Loads: 2 to score round 0, to mine and to fit round 1, 2 to score it, then to mine and to fit round 2.
+    assert same(started_from[6], best_of_0) and same(started_from[7], best_of_0)
+    assert not same(started_from[6], best_of_1)
+
+
+def test_object_areas_are_medians_per_class(task_of):
+    class Two:
+        ids = ("a", "b")
+
+        def mask_small(self, sample_id):
+            mask = np.zeros((10, 10), np.uint8)
+            mask[:2, :5] = 1  # 10 %
+            mask[5:7, :2] = 1 if sample_id == "a" else 0  # 4 %
+            return mask
+
+    assert object_areas(Two(), 3) == {1: pytest.approx(0.1)}

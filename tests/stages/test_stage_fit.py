@@ -1,0 +1,105 @@
+"""Training: it learns, it resumes bit for bit, it keeps the checkpoint that validation liked best."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kmine.config import FitConfig
+from kmine.data.batches import Batch
+from kmine.models.local import LocalModel
+from kmine.stages.fit import FitState, _learning_rate, fit, make_fabric
+
+CFG = FitConfig(batch_size=4, lr=0.02, val_every=4)
+
+
+class Bars:
+    """Bright pixels are class 1; the left column is to be ignored."""
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng(step)
+        masks = (rng.random((4, 8, 8)) < 0.5).astype(np.uint8)
+        images = np.repeat((60 + 130 * masks)[..., None], 3, axis=-1).astype(np.uint8)
+        masks[:, :, 0] = 255
+        return Batch(images, masks, np.ones(4, np.float32))
+
+    def stream(self, start: int, stop: int, num_workers: int):
+        return (self[step] for step in range(start, stop))
+
+
+def network() -> LocalModel:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(8, 2, 1)
+    )
+    return LocalModel(net, 2, 1, "half")
+
+
+def accuracy(model: LocalModel) -> float:
+    batch = Bars()[1000]
+    with torch.inference_mode():
+        pred = model(torch.from_numpy(batch.images).permute(0, 3, 1, 2)).argmax(dim=1).numpy()
+    valid = batch.masks != 255
+    return float((pred == batch.masks)[valid].mean())
+
+
+def train(steps: int = 24, validate=accuracy, **more):
+    model = network()
+    return model, fit(
+        model, Bars(), CFG, steps=steps, fabric=make_fabric("cpu", "auto"), seed=3, validate=validate, **more
+    )
+
+
+def same(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_it_learns_what_is_there_to_learn():
+    before = accuracy(network().eval())
+    model, result = train(60)
+    assert accuracy(model.eval()) > max(0.95, before)
+    losses = [loss for _, loss, _ in result.history]
+    assert losses[-1] < 0.5 * losses[0]
+    assert [step for step, _, _ in result.history] == list(range(4, 61, 4))
+
+
+def test_a_training_stopped_anywhere_goes_on_bit_for_bit():
+    _, whole = train()
+    states: list[FitState] = []
+    train(save=lambda state: states.append(FitState.from_tensors(*state.to_tensors())))
+    assert [s.step for s in states] == [4, 8, 12, 16, 20], "the last validation needs no state: the result follows"
+    for state in states:
+        _, resumed = train(resume=state)
+        assert same(whole.final, resumed.final) and same(whole.best, resumed.best)
+        assert whole.best_step == resumed.best_step
+        assert whole.history[-2:] == resumed.history[-2:]
+
+
+def test_the_best_checkpoint_is_the_one_validation_chose_and_the_final_is_the_last():
+    scores = iter([0.1, 0.9, 0.9, 0.3, float("nan"), 0.2])
+    model, result = train(validate=lambda _: next(scores))
+    assert result.best_step == 12, "of equals, the later one"
+    assert same(result.final, dict(model.state_dict().items()))
+    assert not same(result.final, result.best)
+    assert [dice for _, _, dice in result.history] == [0.1, 0.9, 0.9, 0.3, 0.0, 0.2]
+
+
+def test_the_seed_decides_about_dropout():
+    _, a = train(8)
+    _, b = train(8)
+    model = network()
+    other = fit(model, Bars(), CFG, steps=8, fabric=make_fabric("cpu", "32"), seed=4, validate=accuracy)
+    assert same(a.final, b.final) and not same(a.final, other.final)
+
+
+def test_learning_rate_rises_then_decays_to_zero():
+    cfg = FitConfig(lr=1.0, warmup=0.1)
+    rates = [_learning_rate(step, 100, cfg) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10]) and max(rates) == rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] < 0.001
+    assert _learning_rate(0, 1, FitConfig(warmup=0.0)) == pytest.approx(1e-3)
+    assert not any(math.isnan(r) for r in rates)
