@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from kmine.records import UserError
@@ -32,19 +33,35 @@ def parse(
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     usage = f"{prog} {positional.upper()}{' ' if positional else ''}[--config FILE.yaml] [--SETTING VALUE ...]"
-    parser = ArgumentParser(prog=prog, usage=usage, description=description, exit_on_error=False, default_meta=False)
+    parser = ArgumentParser(
+        prog=prog,
+        usage=usage,
+        description=description,
+        exit_on_error=False,
+        default_meta=False,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", action="config", help="YAML file of settings; flags after it win.")
     if positional:
         parser.add_argument(positional, nargs="+", type=str)
     parser.add_class_arguments(config_class, as_group=False, skip={positional} if positional else set())
-    settings = {a.dest: a for a in parser._actions if a.dest not in ("help", "config", "print_config")}
-    switches = set(_switches(config_class))
+    names, switches = set(_names(config_class)), set(_switches(config_class))
     try:
+        for path in _config_files(argv):
+            _check_file(path, names)
         values = parser.parse_args(_bare_switches(argv, switches))
         built = parser.instantiate(values)
         return config_class(**{f.name: built[f.name] for f in fields(config_class)})  # type: ignore[arg-type]
     except (ArgumentError, UserError) as error:
-        raise SystemExit(fail(prog, _plain(str(error), settings))) from None
+        raise SystemExit(fail(prog, _plain(str(error), names))) from None
+
+
+def _names(config_class: type[Any], prefix: str = "") -> Iterator[str]:
+    """Names of all settings, and of the sections that hold them."""
+    for name, kind in get_type_hints(config_class).items():
+        yield prefix + name
+        if is_dataclass(kind):
+            yield from _names(kind, f"{prefix}{name}.")
 
 
 def _switches(config_class: type[Any], prefix: str = "") -> Iterator[str]:
@@ -61,8 +78,64 @@ def _bare_switches(argv: Sequence[str], switches: set[str]) -> list[str]:
     out: list[str] = []
     for n, word in enumerate(argv):
         following = argv[n + 1] if n + 1 < len(argv) else "--"
-        out.append(f"{word}=true" if word[2:] in switches and following.startswith("-") else word)
+        out.append(
+            f"{word}=true" if word.startswith("--") and word[2:] in switches and following.startswith("-") else word
+        )
     return out
+
+
+def _config_files(argv: Sequence[str]) -> Iterator[str]:
+    """The files that `--config FILE` and `--config=FILE` name."""
+    for n, word in enumerate(argv):
+        if word == "--config" and n + 1 < len(argv):
+            yield argv[n + 1]
+        elif word.startswith("--config="):
+            yield word.removeprefix("--config=")
+
+
+def _check_file(path: str, known: set[str]) -> None:
+    """Refuse a settings file that is missing, not YAML, or holds unknown names, before its values are looked at."""
+    import yaml
+
+    cure = "give a YAML file of settings, such as configs/phantom.yaml"
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: cannot be read ({error.strerror}); {cure}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {path}: expected a text file, got other bytes; {cure}") from error
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "unreadable"
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"--config {path}: {where}not YAML ({problem}); mend that line") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: expected lines `name: value`, got {_kind(content)}; {cure}")
+    _check_keys(path, content, known)
+
+
+def _check_keys(path: str, content: dict[Any, Any], known: set[str], prefix: str = "") -> None:
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if name not in known:
+            raise UserError(f"--config {path}: {_unknown(name, known)}")
+        is_section = any(other.startswith(f"{name}.") for other in known)
+        if is_section and not isinstance(value, dict):
+            raise UserError(
+                f"--config {path}: {name}: expected settings indented below it, got {_kind(value)}; see --help"
+            )
+        if is_section:
+            _check_keys(path, value, known, f"{name}.")
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return {list: "a list", dict: "a section"}.get(type(value), repr(value))
+
+
+def _unknown(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f"unknown setting {key}; " + (f"did you mean {near[0]}?" if near else "see --help for those there are")
 
 
 def _plain(message: str, known: Iterable[str]) -> str:
@@ -71,12 +144,20 @@ def _plain(message: str, known: Iterable[str]) -> str:
     flag = re.search(r"unrecognized arguments: (.*)", message)
     if group or flag:
         key = f"{group[1]}.{group[2]}" if group else flag[1].split()[0].split("=")[0].lstrip("-")  # type: ignore[index]
-        near = difflib.get_close_matches(key, list(known), n=1)
-        return f"unknown setting {key}; " + (f"did you mean {near[0]}?" if near else "see --help for those there are")
+        return _unknown(key, known)
     value = re.search(r'Parser key "([\w.]+)":\s*Expected a (.*?)\. Got value: (.*)', message, re.DOTALL)
     if value:
-        expected = value[2].replace("<class '", "").replace("'>", "").replace("typing.Literal", "one of ")
-        return f"{value[1]}: expected {expected}, got {value[3].strip()!r}"
+        expected, came = value[2].replace("<class '", "").replace("'>", ""), value[3].strip()
+        choices = re.findall(r"'([^']*)'", expected) if expected.startswith("typing.Literal") else []
+        near = difflib.get_close_matches(came, choices, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{value[1]}: expected {'one of ' + ', '.join(choices) if choices else expected}, got {came!r}{hint}"
+    section = re.search(r'Parser key "([\w.]+)":\s*Unable to load config', message)
+    if section:
+        return f"{section[1]}: it is a section, not a setting; set one of its own, as in --{section[1]}.NAME VALUE"
+    bare = re.search(r"argument (--[\w.]+): expected one argument", message)
+    if bare:
+        return f"{bare[1]}: expected a value after it, got none"
     return " ".join(message.split())
 
 
@@ -87,11 +168,14 @@ def fail(prog: str, message: str) -> int:
 
 
 def guarded(prog: str, work: Callable[[], int]) -> int:
-    """Run a command's work; a user's mistake becomes one line and exit code 2, Ctrl-C a line and 130."""
+    """Run a command's work; a user's mistake becomes one line and exit code 2, Ctrl-C a line and 130.
+
+    A training that diverged (`FloatingPointError`) counts as a mistake in the settings.
+    """
     try:
         return work()
-    except UserError as error:
-        return fail(prog, str(error))
+    except (UserError, FloatingPointError) as error:
+        return fail(prog, " ".join(str(error).split()))
     except KeyboardInterrupt:
         sys.stderr.write(f"\n{prog}: interrupted; the same command resumes where it stopped\n")
         return 130
@@ -142,12 +226,16 @@ class Terminal:
                 self.stop()
         elif done * 4 // max(self._total, 1) > self._shown:  # four lines a piece of work
             self._shown = done * 4 // max(self._total, 1)
-            self.console.print(f"{self._title}: {done}/{self._total}  {text}".rstrip(), highlight=False)
+            self._print(f"{self._title}: {done}/{self._total}  {text}".rstrip())
 
     def say(self, text: str) -> None:
         """A sentence for the terminal."""
         self.stop()
-        self.console.print(text, highlight=False)
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        """As it is: paths are neither broken at 80 columns nor read as markup."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def stop(self) -> None:
         """Take the bar off the screen's last line."""

@@ -56,6 +56,7 @@ def run_loop(cfg: LoopConfig) -> int:
         rows = _publish(task, store, mined, supervised, with_report=True)
     finally:
         terminal.stop()
+        store.close()
     from kmine.report import render_table
 
     terminal.console.print(render_table(rows, task.segmenter.name if task.segmenter else "none"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from kmine.config import LoopConfig
 from kmine.data import open_source
 from kmine.data.source import Source
@@ -20,6 +22,6 @@ def preflight(cfg: LoopConfig) -> Source:
         raise unknown_name("model.name", cfg.model.name, ARCHITECTURES)
     if cfg.segmenter.name not in REGISTRY:
         raise unknown_name("segmenter.name", cfg.segmenter.name, REGISTRY)
-    if cfg.device.partition(":")[0] not in ("auto", "cpu", "cuda"):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", cfg.device):
         raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {cfg.device!r}")
     return open_source(cfg.data)

@@ -74,7 +74,9 @@ def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher
     skipped = [*source.skipped, *cache.skipped, *bad_masks]
     store.update_run(skipped=[asdict(s) for s in skipped], num_skipped=len(skipped))
     if skipped:
-        watcher.say(f"{len(skipped)} files skipped, listed in run.json; the first: {skipped[0].problem}")
+        watcher.say(
+            f"{len(skipped)} files skipped, listed in run.json; the first: {skipped[0].path}: {skipped[0].problem}"
+        )
     for name, ids in (("labeled", labeled), ("validation", val)):
         if not ids:
             raise UserError(f"no readable {name} image remains; mend the files listed in run.json, or label more")
@@ -126,6 +128,9 @@ def _device(name: str) -> str:
 
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device: expected a GPU for {name!r}, none is there; use --device cpu or auto")
+    number = name.partition(":")[2]
+    if number and int(number) >= torch.cuda.device_count():
+        raise UserError(f"device: expected one of {torch.cuda.device_count()} GPUs, cuda:0 first, got {name!r}")
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return name

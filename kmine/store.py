@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from kmine.records import Evidence, UserError
@@ -35,8 +36,12 @@ from kmine.records import Evidence, UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-HARMLESS = ("out", "device", "offline", "baseline", "data.cache_dir", "data.root", "fit.num_workers")
+HARMLESS = ("out", "device", "offline", "baseline", "data.cache_dir", "data.root", "data.on_error", "fit.num_workers")
 """Settings that may differ when a run is resumed: none changes a result (other data are told by their fingerprint)."""
+UNFINISHED = ".kmine-tmp"
+"""How the name of a file being written ends."""
+MAX_NAME = 200
+"""Bytes of a file name before its ending; file systems end at 255, and a file being written needs some more."""
 
 
 def sign(*parts: object) -> str:
@@ -58,6 +63,7 @@ def explained(path: Path) -> Iterator[None]:
             errno.EROFS: "the file system is read-only; choose another --out",
             errno.ENOTDIR: "a file stands where a folder is needed; choose another --out",
             errno.EEXIST: "a file stands where a folder is needed; choose another --out",
+            errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter --out",
         }
         if error.errno not in cures:
             raise
@@ -66,7 +72,7 @@ def explained(path: Path) -> Iterator[None]:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one, whatever happens meanwhile."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temp = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -95,19 +101,46 @@ class RunStore:
     # -- the run as a whole
 
     def claim(self, config: Mapping[str, Any], fingerprint: str) -> None:
-        """Take the folder for `config` on data of `fingerprint`, or refuse, naming the field that differs."""
-        import yaml
+        """Take the folder for `config` on data of `fingerprint`, or refuse, naming the field that differs.
 
-        before, run = self.root / "config.yaml", self.run()
-        if before.exists():
-            _refuse_other_config(self.root, _flat(yaml.safe_load(before.read_text())), _flat(config))
-        if run.get("data_fingerprint", fingerprint) != fingerprint:
+        A run in which nothing was trained yet gives way: a mistake mended at once costs no new folder.
+        """
+        try:
+            self._refuse_others(config, fingerprint)
+        except UserError:
+            if self._begun() or "data_fingerprint" not in self.run():
+                raise
+            (self.root / "splits.csv").unlink(missing_ok=True)
+        self._drop_unfinished_writes()
+        self.update_run(data_fingerprint=fingerprint)
+        self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+
+    def _refuse_others(self, config: Mapping[str, Any], fingerprint: str) -> None:
+        path, was = self.root / "config.yaml", self.run().get("data_fingerprint", fingerprint)
+        if path.exists():
+            try:
+                before = _flat(yaml.safe_load(path.read_text()))
+            except (AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
+                raise UserError(f"{path}: expected a run's settings, found none; choose another --out") from error
+            _refuse_other_config(self.root, before, _flat(config))
+        if was != fingerprint:
             raise UserError(
                 f"{self.root}: the data are not those this run began with (fingerprint {fingerprint[:12]}, "
-                f"was {run['data_fingerprint'][:12]}); choose another --out"
+                f"was {was[:12]}); choose another --out"
             )
-        write_atomic(before, yaml.safe_dump(dict(config), sort_keys=False).encode())
-        self.update_run(data_fingerprint=fingerprint)
+
+    def _begun(self) -> bool:
+        """Whether anything here was trained."""
+        return any(file for folder in self._round_dirs() for file in folder.glob("*.safetensors"))
+
+    def _round_dirs(self) -> list[Path]:
+        return [*self.root.glob("round_*"), *self.root.glob("*/round_*")]
+
+    def _drop_unfinished_writes(self) -> None:
+        """Remove what a killed process left of files it was writing."""
+        pattern = f".*{UNFINISHED}"
+        for path in [*self.root.glob(pattern), *(p for folder in self._round_dirs() for p in folder.rglob(pattern))]:
+            path.unlink(missing_ok=True)
 
     def run(self) -> dict[str, Any]:
         """What run.json holds; empty before the first write."""
@@ -177,9 +210,10 @@ class RunStore:
     def read_json(self, path: Path) -> dict[str, Any] | None:
         """What a JSON file holds, whoever wrote it; None where it is missing or damaged."""
         try:
-            return json.loads(path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            value = json.loads(path.read_text())
+        except (FileNotFoundError, ValueError):  # bytes that are no text, text that is no JSON
             return None
+        return value if isinstance(value, dict) else None
 
     def load_json(self, path: Path, signature: str) -> dict[str, Any] | None:
         """What `save_json` wrote; None where missing, damaged or made from something else."""
@@ -195,10 +229,10 @@ class RunStore:
         self, round_idx: int, signature: str, ids: Sequence[str], chunk: int
     ) -> Iterator[tuple[int, list[str]]]:
         """Numbered chunks of `ids` that no earlier, interrupted session has mined already."""
-        if self._read_table(self.round_dir(round_idx) / "decisions.parquet", signature) is not None:
+        if self._mined(round_idx, signature) is not None:
             return
         for n, first in enumerate(range(0, len(ids), chunk)):
-            if self._read_table(self._part(round_idx, n, "decisions"), signature) is None:
+            if self._mined(round_idx, signature, n) is None:
                 yield n, list(ids[first : first + chunk])
 
     def save_mined(
@@ -217,15 +251,28 @@ class RunStore:
 
     def finish_mining(self, round_idx: int, signature: str, num_parts: int) -> list[dict[str, Any]]:
         """Join the parts into prompts.parquet and decisions.parquet; return the decisions."""
-        done = self._read_table(self.round_dir(round_idx) / "decisions.parquet", signature)
+        done = self._mined(round_idx, signature)
         if done is None:
             for name in ("prompts", "decisions"):
-                parts = (self._read_table(self._part(round_idx, n, name), signature) for n in range(num_parts))
-                done = [row for rows in parts for row in rows or ()]
+                tables = [self._read_table(self._part(round_idx, n, name), signature) for n in range(num_parts)]
+                assert None not in tables, "mining is finished only once no chunk is left"
+                done = [row for rows in tables for row in rows or ()]
                 self._write_table(self.round_dir(round_idx) / f"{name}.parquet", done, name, signature)
-            self._drop_stale_masks(round_idx, {r["sample_id"] for r in done if r["in_training"]})
+        self._drop_stale_masks(round_idx, {r["sample_id"] for r in done if r["in_training"]})
         shutil.rmtree(self.round_dir(round_idx) / ".parts", ignore_errors=True)
         return done
+
+    def _mined(self, round_idx: int, signature: str, part: int | None = None) -> list[dict[str, Any]] | None:
+        """Decisions of a round, or of one of its parts; None unless both tables and every pseudo mask are whole."""
+        folder = self.round_dir(round_idx)
+        both = [
+            self._read_table(folder / f"{n}.parquet" if part is None else self._part(round_idx, part, n), signature)
+            for n in ("prompts", "decisions")
+        ]
+        if None in both:
+            return None
+        masked = {row["sample_id"] for row in both[1] or () if row["in_training"]}
+        return both[1] if all(_is_whole_png(self.pseudo_path(round_idx, i), signature) for i in masked) else None
 
     def decisions(self, round_idx: int) -> list[dict[str, Any]]:
         """The decisions of a round, whoever made them; empty where there are none."""
@@ -236,8 +283,14 @@ class RunStore:
         return self._read_table(self.round_dir(round_idx) / "prompts.parquet", None) or []
 
     def pseudo_path(self, round_idx: int, sample_id: str) -> Path:
-        """Where the pseudo mask of a sample lies; ids are percent-encoded, so that any id is one file name."""
-        return self.round_dir(round_idx) / "pseudo_masks" / f"{quote(sample_id, safe=' ()+,=@')}.png"
+        """Where the pseudo mask of a sample lies; ids are percent-encoded, so that any id is one file name.
+
+        The end of an id too long for a file name is replaced by a hash of the whole.
+        """
+        name = quote(sample_id, safe=" ()+,=@")
+        if len(name) > MAX_NAME:
+            name = f"{name[: MAX_NAME - 17]}~{hashlib.sha256(sample_id.encode()).hexdigest()[:16]}"
+        return self.round_dir(round_idx) / "pseudo_masks" / f"{name}.png"
 
     def pseudo_mask(self, round_idx: int, sample_id: str) -> NDArray[np.uint8]:
         """(H, W) uint8 class ids and 255, as saved."""
@@ -268,13 +321,16 @@ class RunStore:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        if not path.exists():
+            return None
+        data = io.BytesIO(path.read_bytes())  # read apart: an OSError below is pyarrow's word for a damaged file
         try:
-            table = pq.read_table(path)
-        except (FileNotFoundError, pa.ArrowInvalid):
+            table = pq.read_table(data)
+            if signature is not None and (table.schema.metadata or {}).get(b"signature") != signature.encode():
+                return None
+            return table.to_pylist()
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
             return None
-        if signature is not None and (table.schema.metadata or {}).get(b"signature") != signature.encode():
-            return None
-        return table.to_pylist()
 
 
 def _schema(pa: Any, name: str) -> Any:
@@ -301,10 +357,24 @@ def _png(mask: NDArray[np.uint8], signature: str, round_idx: int) -> bytes:
     return buffer.getvalue()
 
 
+def _is_whole_png(path: Path, signature: str) -> bool:
+    """Whether a pseudo mask is there, undamaged and made from what the signature says."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            signed = image.info.get("kmine.signature") == signature
+            image.verify()
+    except (OSError, SyntaxError, ValueError):  # Pillow's words for missing, truncated and damaged
+        return False
+    return signed
+
+
 def _refuse_other_config(root: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     for key in sorted(set(old) | set(new)):
         was, now = old.get(key), new.get(key)
-        if key in HARMLESS or was == now or (key == "rounds" and now >= was):
+        more_rounds = key == "rounds" and isinstance(was, int) and now >= was
+        if key in HARMLESS or was == now or more_rounds:
             continue
         raise UserError(
             f"{root} holds a run with {key} = {was!r}, this command has {now!r}; "

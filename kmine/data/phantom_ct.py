@@ -89,7 +89,7 @@ def _body_frame(rng: np.random.Generator, size: int) -> tuple[Plane, Plane, Plan
     x, y = pixel_grid(size)
     if rng.random() < 0.25:
         y = 1 - y
-    tilt, half_width = rng.uniform(-0.15, 0.15), rng.uniform(0.39, 0.52)
+    tilt, half_width = rng.uniform(-0.15, 0.15), rng.uniform(0.42, 0.54)
     shift_x, shift_y = rng.uniform(-0.05, 0.05, 2).tolist()
     along, across = (x - 0.5 - shift_x) / half_width, (y - 0.5 - shift_y) / half_width
     u = along * math.cos(tilt) + across * math.sin(tilt)
@@ -210,7 +210,7 @@ def _gall_bladder(rng: np.random.Generator, slice_: Plane, u: Plane, v: Plane, l
     """A dark blob at the liver's medial edge: the tumour's double, told apart by its place."""
     place = lobe.point(rng.uniform(0.95, 1.15), lobe.angle + rng.uniform(-0.5, 0.5))
     blob = Blob.draw(rng, place[0], place[1], log_uniform(rng, 0.06, 0.14), wobble=0.06, max_aspect=2.0)
-    present, value = rng.random() < 0.4, tissue.fluid + rng.uniform(-0.05, 0.05)
+    present, value = rng.random() < 0.3, tissue.fluid + rng.uniform(-0.05, 0.05)
     if present:
         paint(slice_, value, soft_step(blob.depth(u, v), 0.015))
 
@@ -221,7 +221,7 @@ def _tumours(
     """Paint one to five tumours into the liver, in place; returns the depth below their common surface."""
     size = u.shape[0]
     count = int(rng.choice([1, 2, 3, 5], p=[0.5, 0.25, 0.15, 0.1]))
-    darker, softness = log_uniform(rng, 0.11, 0.28), log_uniform(rng, 0.012, 0.05)
+    darker, softness = log_uniform(rng, 0.13, 0.28), log_uniform(rng, 0.012, 0.04)
     rim, core = rng.uniform(0, 0.08) * (rng.random() < 0.3), rng.uniform(0, 0.12) * (rng.random() < 0.3)
     uneven, wobble = rng.uniform(0, 0.04), rng.uniform(0.06, 0.18)
     tone = octave_noise(rng, size, 10, 3, gain=0.8)

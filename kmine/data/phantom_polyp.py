@@ -37,6 +37,8 @@ _TINTS = np.array([[0.15, -0.50, -0.40], [0.20, 0.35, 0.30], [-0.35, -0.50, -0.4
 """Rows of log-RGB shifts: redder, paler, darker, yellower."""
 _TINT_WEIGHTS = (0.45, 0.3, 0.3, 0.12)
 """Dirichlet weights of the tints: low ones make one tint dominate, so that opposite ones seldom cancel."""
+_NARROW_BAND = np.array([[0.15, 0.05, 0.05], [0.75, 0.55, 0.15], [0.0, 0.45, 0.9]], np.float32)
+"""White light's RGB (rows) to what narrow-band imaging shows: a rare look, which few labels cover badly."""
 _LOOKALIKES = (
     ((0.34, 0.28, 0.10), 0.4, 0.35, 1.8),  # stool: a rough brown lump
     ((0.10, 0.05, 0.04), -0.4, 0.05, 1.6),  # diverticulum: a dark pit
@@ -70,12 +72,14 @@ def render_polyp(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8]
     _bubbles(rng, picture, x, y)
     picture = blur(picture, log_uniform(rng, 0.002, 0.007))
     grade = np.array(rng.uniform(0.9, 1.1, 3), np.float32) * rng.uniform(0.8, 1.15)
+    if rng.random() < 0.15:
+        picture = picture @ _NARROW_BAND
     picture = np.clip(picture * grade, 0, 1.2) ** rng.uniform(0.8, 1.3)
     visible = frame if inset is None else frame & ~inset
     picture *= frame[..., None]
     if inset is not None:
         _show_inset(rng, picture, inset)
-    grain = log_uniform(rng, 0.005, 0.025)
+    grain = log_uniform(rng, 0.005, 0.02)
     return photograph(rng, picture, grain, 0.004), mask_of(depth, visible)
 
 
@@ -135,8 +139,8 @@ def _tint(rng: np.random.Generator, strength: float) -> NDArray[np.float32]:
 
 
 def _lookalikes(rng: np.random.Generator, height: Plane, albedo: Picture, x: Plane, y: Plane) -> None:
-    """Up to three things of a polyp's outline that are none, in place; each kind is rare, so few labels miss some."""
-    for _ in range(int(rng.integers(0, 4))):
+    """Up to two things of a polyp's outline that are none, in place; each kind is rare, so few labels miss some."""
+    for _ in range(int(rng.integers(0, 3))):
         colour, rise, roughness, stretch = _LOOKALIKES[int(rng.integers(len(_LOOKALIKES)))]
         place, alpha = rng.uniform(0.05, 0.95, 2).tolist(), rng.uniform(0.7, 0.95)
         blob = Blob.draw(rng, *place, log_uniform(rng, 0.06, 0.2), wobble=0.12, max_aspect=stretch)
@@ -156,7 +160,7 @@ def _polyp_outlines(rng: np.random.Generator, with_inset: bool) -> list[Blob]:
     if with_inset and centre_x < 0.42 and centre_y > 0.6:
         centre_x = 1 - centre_x
     wobble = rng.uniform(0.03, 0.13)
-    blobs = [Blob.draw(rng, centre_x, centre_y, log_uniform(rng, 0.11, 0.33), wobble, max_aspect=2.0)]
+    blobs = [Blob.draw(rng, centre_x, centre_y, log_uniform(rng, 0.12, 0.33), wobble, max_aspect=2.0)]
     for _ in range(count - 1):
         place = rng.uniform(0.05, 0.95, 2).tolist()
         blobs.append(Blob.draw(rng, *place, log_uniform(rng, 0.09, 0.18), wobble, max_aspect=1.8))
@@ -167,8 +171,8 @@ def _grow(rng: np.random.Generator, blob: Blob, depth: Plane, height: Plane, alb
     """Raise one polyp out of the mucosa and give it its skin, in place."""
     size = depth.shape[0]
     softness, rise = log_uniform(rng, 0.004, 0.02), log_uniform(rng, 0.4, 1.1)
-    strength = rng.uniform(0.2, 0.7) if rng.random() < 0.2 else rng.uniform(0.7, 1.5)
-    tint, shade = _tint(rng, strength), rng.uniform(0.15, 0.5) * (rng.random() < 0.75)
+    strength = rng.uniform(0.3, 0.8) if rng.random() < 0.2 else rng.uniform(0.8, 1.6)
+    tint, shade = _tint(rng, strength), rng.uniform(0.2, 0.6) * (rng.random() < 0.9)
     flatness = log_uniform(rng, 1.2, 3.0)
     pits, lobes = rng.uniform(0, 0.12), rng.uniform(0, 0.25)
     inner = np.clip(depth / blob.radius, 0, 1)
@@ -194,7 +198,7 @@ def _residue(rng: np.random.Generator, albedo: Picture, size: int) -> None:
 def _light(rng: np.random.Generator, x: Plane, y: Plane, height: Plane, albedo: Picture, lumen: Plane) -> Picture:
     """Light the height field from the endoscope's tip: shade, fall-off, gloss, over-exposure."""
     lamp_x, lamp_y, lamp_z = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), rng.uniform(0.35, 1.0)
-    ambient, falloff, gloss = rng.uniform(0.25, 0.5), rng.uniform(0.3, 1.5), rng.uniform(0.1, 0.6)
+    ambient, falloff, gloss = rng.uniform(0.25, 0.5), rng.uniform(0.3, 1.3), rng.uniform(0.1, 0.6)
     power, wetness, vignette = rng.uniform(25, 90), rng.uniform(-0.8, 0.8), rng.uniform(0, 1.2)
     exposure, smoothness = log_uniform(rng, 0.9, 1.6), rng.uniform(0.003, 0.01)
     wet = soft_step(octave_noise(rng, x.shape[0], 8, 3, gain=0.8) + wetness, 0.3)

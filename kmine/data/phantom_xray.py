@@ -39,10 +39,10 @@ def render_xray(rng: np.random.Generator, size: int, has_lesion: bool) -> tuple[
     u, v = _chest_frame(rng, size)
     film, torso = _torso(rng, u, v)
     lungs, heart = _lungs(rng, u, v)
-    dark, edge = rng.uniform(0.25, 0.5), log_uniform(rng, 0.03, 0.1)
+    dark, edge = rng.uniform(0.35, 0.55), log_uniform(rng, 0.03, 0.08)
     tone = octave_noise(rng, size, 4, 5, gain=0.75)
     air = soft_step(lungs, edge)
-    film -= dark * air * (1 + rng.uniform(0.03, 0.12) * tone)
+    film -= dark * air * (1 + rng.uniform(0.02, 0.08) * tone)
     _dullness(rng, film, u, v)
     _vessel_markings(rng, film, u, v, air)
     mask = np.zeros((size, size), np.uint8)
@@ -106,18 +106,18 @@ def _lungs(rng: np.random.Generator, u: Plane, v: Plane) -> tuple[Plane, Plane]:
 
 def _dullness(rng: np.random.Generator, film: Plane, u: Plane, v: Plane) -> None:
     """Breasts, shoulder blades, rolls of soft tissue: broad haze that belongs to no lung."""
-    breasts, blades, high = rng.uniform(0, 0.14), rng.uniform(0, 0.1), rng.uniform(0.2, 0.4)
+    breasts, blades, high = rng.uniform(0, 0.1), rng.uniform(0, 0.08), rng.uniform(0.2, 0.4)
     for side in (-1, 1):
         breast = Blob.draw(rng, side * rng.uniform(0.45, 0.6), high, rng.uniform(0.28, 0.42), wobble=0.05)
         film += breasts * soft_step(breast.depth(u, v), 0.04) * bell(v - high - 0.2, 0.3)
         blade = Blob.draw(rng, side * rng.uniform(0.7, 0.85), -0.35, rng.uniform(0.15, 0.25), wobble=0.1, max_aspect=2)
         film += blades * soft_step(blade.depth(u, v), 0.03)
-    film += rng.uniform(0, 0.06) * smooth_noise(rng, u.shape[0], 3)
+    film += rng.uniform(0, 0.04) * smooth_noise(rng, u.shape[0], 3)
 
 
 def _vessel_markings(rng: np.random.Generator, film: Plane, u: Plane, v: Plane, air: Plane) -> None:
     """Vessels that branch out from the hila, finer and fainter outwards."""
-    strength, hilum = rng.uniform(0.03, 0.12), rng.uniform(0.03, 0.15)
+    strength, hilum = rng.uniform(0.02, 0.08), rng.uniform(0.02, 0.1)
     noise = octave_noise(rng, u.shape[0], 10, 3, gain=0.8)
     for side in (-1, 1):
         reach = np.hypot(u - side * 0.2, (v - 0.02) * 0.8)
@@ -128,15 +128,15 @@ def _vessel_markings(rng: np.random.Generator, film: Plane, u: Plane, v: Plane, 
 def _infection(rng: np.random.Generator, film: Plane, u: Plane, v: Plane, air: Plane, dark: float) -> Plane:
     """Cloud one lung or both, in place; returns the depth below the opacities' common outline."""
     size = u.shape[0]
-    strength, softness = log_uniform(rng, 0.4, 1.1), log_uniform(rng, 0.03, 0.1)
-    grainy, ragged, wobble = rng.uniform(0.1, 0.45), rng.uniform(0.01, 0.04), rng.uniform(0.08, 0.2)
+    strength, softness = log_uniform(rng, 0.6, 1.3), log_uniform(rng, 0.02, 0.07)
+    grainy, ragged, wobble = rng.uniform(0.1, 0.4), rng.uniform(0.005, 0.03), rng.uniform(0.08, 0.2)
     count, first_side = int(rng.integers(1, 6)), int(rng.choice([-1, 1]))
     both = rng.random() < 0.55
     clouds = octave_noise(rng, size, 8, 4, gain=0.8)
     haze = np.full((size, size), -2.0, np.float32)
     for number in range(count):
         side = -first_side if both and number % 2 else first_side
-        radius = log_uniform(rng, 0.12, 0.4) if number == 0 else log_uniform(rng, 0.08, 0.25)
+        radius = log_uniform(rng, 0.2, 0.45) if number == 0 else log_uniform(rng, 0.12, 0.3)
         place = side * rng.uniform(0.42, 0.62), rng.uniform(-0.4, 0.35)
         np.maximum(haze, Blob.draw(rng, *place, radius, wobble, max_aspect=2.2).depth(u, v), out=haze)
     haze += ragged * np.clip(clouds, -2, 2)
@@ -147,7 +147,7 @@ def _infection(rng: np.random.Generator, film: Plane, u: Plane, v: Plane, air: P
 
 def _bones(rng: np.random.Generator, film: Plane, u: Plane, v: Plane, torso: Plane) -> None:
     """Ribs at the back and the front, and clavicles: bright bands across the lungs."""
-    rear, front = rng.uniform(0.02, 0.1), rng.uniform(0.0, 0.06)
+    rear, front = rng.uniform(0.02, 0.08), rng.uniform(0.0, 0.04)
     pitch, offset, sag = rng.uniform(4.0, 5.5), rng.uniform(0, 2), rng.uniform(0.3, 0.6)
     side = np.abs(u)
     chest = soft_step(torso - 0.06, 0.03) * soft_step(side - 0.1, 0.05) * soft_step(0.75 - v, 0.1)
@@ -182,9 +182,12 @@ def _devices(rng: np.random.Generator, film: Plane, u: Plane, v: Plane) -> None:
 def _expose(rng: np.random.Generator, film: Plane, torso: Plane) -> NDArray[np.uint8]:
     """Background, blur, exposure, grain."""
     black, level, gamma = rng.uniform(0.0, 0.15), rng.uniform(-0.12, 0.12), log_uniform(rng, 0.7, 1.5)
-    gain, cone = log_uniform(rng, 0.6, 1.25), rng.uniform(-0.1, 0.1)
+    gain, cone = log_uniform(rng, 0.75, 1.35), rng.uniform(-0.1, 0.1)
+    inverted = rng.random() < 0.15
     paint(film, black, soft_step(-torso, 0.02))
     film = blur(film, log_uniform(rng, 0.002, 0.012))
     film = np.clip((film - 0.5) * gain + 0.5 + level, 0, 1.1) ** gamma
+    if inverted:  # bones dark, as some stations show it: a rare look, which few labels cover badly
+        film = 1 - film
     film += cone * (np.linspace(-1, 1, film.shape[0], dtype=np.float32)[:, None])
-    return photograph(rng, film, log_uniform(rng, 0.006, 0.04), rng.uniform(0.0, 0.005))
+    return photograph(rng, film, log_uniform(rng, 0.005, 0.03), rng.uniform(0.0, 0.005))

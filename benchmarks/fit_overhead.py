@@ -1,0 +1,82 @@
+"""Steps per second of `stages.fit` beside a bare loop of the same network on tensors already in memory.
+
+    python benchmarks/fit_overhead.py [--steps 60] [--size 96] [--repeats 3]
+
+Both run in one process, in turn, `--repeats` times; the ratio is taken pair by pair. The bare loop has neither data
+reading, augmentation, validation nor learning-rate schedule: only forward, loss, backward and AdamW.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from kmine.config import DataConfig, FitConfig, ModelConfig
+from kmine.data import open_source
+from kmine.data.augment import Augment
+from kmine.data.batches import Batches
+from kmine.data.cache import SampleCache
+from kmine.data.pool import Pool
+from kmine.models.local import LocalModel, build_model
+from kmine.models.loss import segmentation_loss
+from kmine.stages.fit import fit, make_fabric, to_device
+
+
+def bare(model: LocalModel, batches: Batches, steps: int) -> float:
+    """Seconds of `steps` plain steps on one batch held in memory."""
+    fabric = make_fabric("auto", "auto")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model, optimizer = fabric.setup(model, optimizer)
+    model.train()
+    images, masks, weights = to_device(batches[0], fabric.device)
+    began = time.perf_counter()
+    for _ in range(steps):
+        fabric.backward(segmentation_loss(model(images), masks, weights, 1.0))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if fabric.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def fitted(model: LocalModel, batches: Batches, steps: int) -> float:
+    """Seconds of `fit` for as many steps, reading and augmenting every image."""
+    cfg, fabric = FitConfig(batch_size=batches.num_labeled, val_every=steps), make_fabric("auto", "auto")
+    began = time.perf_counter()
+    fit(model, batches, cfg, steps=steps, fabric=fabric, seed=0, validate=lambda _: 0.0)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        source = open_source(DataConfig(num_samples=64, size=args.size))
+        cache = SampleCache(source, args.size, Path(folder))
+        ids = [ref.sample_id for ref in cache.refs]
+        pool = Pool(cache, ids, {i: i for i in ids}, "true")
+        batches = Batches(pool, None, Augment(args.size), batch_size=8, labeled_share=1.0, seed=0, round_idx=0)
+        model = build_model(ModelConfig(), 2, 0)
+        bare(model, batches, 5)
+        fitted(model, batches, 5)
+        ratios = []
+        for n in range(args.repeats):
+            slow, fast = fitted(model, batches, args.steps), bare(model, batches, args.steps)
+            ratios.append(fast / slow)
+            print(
+                f"{n}: fit {args.steps / slow:.2f} steps/s, bare {args.steps / fast:.2f}, ratio {ratios[-1]:.3f}",
+                flush=True,
+            )
+        print(f"threads {torch.get_num_threads()}, {args.size} px: median ratio {statistics.median(ratios):.3f}")
+
+
+if __name__ == "__main__":
+    main()
