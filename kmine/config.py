@@ -108,7 +108,9 @@ class FitConfig:
     labeled_share: float = 0.5
     """Share of each batch drawn from the labeled images; the rest are pseudo-labeled."""
     lr: float = 1e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW in round 0."""
+    round_lr: float = 3e-4
+    """The same in every later round, which goes on from trained weights: as high as in round 0 it would undo them."""
     weight_decay: float = 1e-2
     """AdamW's decoupled weight decay."""
     warmup: float = 0.1
@@ -129,7 +131,8 @@ class FitConfig:
             _require(getattr(self, name) >= 1, f"fit.{name}", "at least 1", getattr(self, name))
         _require(self.batch_size >= 2, "fit.batch_size", "at least 2 (batch norm needs two images)", self.batch_size)
         _fraction(self.labeled_share, "fit.labeled_share")
-        _require(self.lr > 0, "fit.lr", "a positive number", self.lr)
+        for name in ("lr", "round_lr"):
+            _require(getattr(self, name) > 0, f"fit.{name}", "a positive number", getattr(self, name))
         _require(0 <= self.warmup < 1, "fit.warmup", "a share in [0, 1)", self.warmup)
         _require(self.dice_weight >= 0, "fit.dice_weight", "0 or more", self.dice_weight)
         _require(self.num_workers >= 0, "fit.num_workers", "0 or more", self.num_workers)

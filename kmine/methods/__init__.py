@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from kmine.config import LoopConfig
+from kmine.config import FitConfig, LoopConfig
 from kmine.data.augment import Augment
 from kmine.data.batches import Batches
 from kmine.data.pool import Pool
@@ -110,9 +110,9 @@ def train(
         pseudo_signature: of what made them.
         arm: folder of the comparison this belongs to; empty for the loop.
     """
-    cfg, folder = task.cfg.fit, store.round_dir(round_idx, arm)
-    settings = {k: v for k, v in asdict(cfg).items() if k not in ("num_workers", "steps", "round_steps")}
-    steps = cfg.steps if round_idx == 0 else cfg.round_steps
+    folder = store.round_dir(round_idx, arm)
+    cfg, steps = _schedule(task.cfg.fit, round_idx)
+    settings = {k: v for k, v in asdict(cfg).items() if k not in ("num_workers", "steps", "round_steps", "round_lr")}
     origin = start.signature if start else ""
     made_from = sign(task.signature, asdict(task.cfg.model), settings, steps, round_idx, origin, pseudo_signature)
     done = _read_trained(store, folder, made_from)
@@ -211,6 +211,11 @@ def _validator(task: Task) -> Callable[[LocalModel], float]:
         return summarise(cases).dice
 
     return validate
+
+
+def _schedule(cfg: FitConfig, round_idx: int) -> tuple[FitConfig, int]:
+    """Settings with this round's learning rate, and its optimizer steps."""
+    return (cfg, cfg.steps) if round_idx == 0 else (replace(cfg, lr=cfg.round_lr), cfg.round_steps)
 
 
 def _batches(task: Task, round_idx: int, pseudo: Pool | None) -> Batches:

@@ -1,0 +1,290 @@
+"""The command line: help, one-line errors with exit code 2, flags over YAML, and nothing heavy before the work."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import subprocess
+import sys
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+from test_config import documented
+
+from kmine import __main__ as dispatcher
+from kmine import __version__, cli, loop
+from kmine.config import LoopConfig
+from kmine.records import UserError
+
+HEAVY = (
+    "torch",
+    "lightning",
+    "albumentations",
+    "monai",
+    "segmentation_models_pytorch",
+    "segment_anything",
+    "pandas",
+    "matplotlib",
+)
+
+
+def parsed(*argv: str) -> LoopConfig:
+    return cli.parse(LoopConfig, argv, prog="kmine loop", description="words")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line that `argv` is refused with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        parsed(*argv)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert out == ""
+    assert err.startswith("kmine loop: error: ") and err.count("\n") == 1 and err.endswith("\n")
+    assert "Traceback" not in err
+    return err.removeprefix("kmine loop: error: ").strip()
+
+
+def written(path: Path, text: str | bytes) -> str:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+# -- help
+
+
+def all_settings(kind: type = LoopConfig, prefix: str = "") -> dict[str, str]:
+    """Help text of every setting by its dotted name."""
+    texts = {prefix + name: text for name, text in documented(kind.__name__).items()}
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            texts |= all_settings(hint, f"{prefix}{name}.")
+    return texts
+
+
+def test_help_explains_every_setting_in_its_own_words(capsys):
+    with pytest.raises(SystemExit) as stop:
+        loop.main(["--help"])
+    assert stop.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    settings = all_settings()
+    assert len(settings) > 50
+    for name, text in settings.items():
+        begin = shown.index(f"--{name} ")
+        # argparse breaks words at hyphens, so blanks are left out of the comparison
+        assert re.sub(r"\s", "", text) in re.sub(r"\s", "", shown[begin : begin + len(text) + 400]), name
+
+
+def loaded_by(code: str) -> tuple[int, list[str]]:
+    """Exit code of `code` in a fresh interpreter, and the heavy modules that it imported."""
+    program = (
+        "import json, sys\n"
+        "try:\n"
+        f"    code = {code}\n"
+        "except SystemExit as stop:\n"
+        "    code = stop.code\n"
+        f"print('\\n' + json.dumps([code, [m for m in {HEAVY!r} if m in sys.modules]]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    return code, modules
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["--help"], 0),
+        (["--data.sise", "3"], 2),
+        (["--model.name", "unet+"], 2),
+        (["--segmenter.name", "sam_vit_x"], 2),
+        (["--device", "gpu"], 2),
+        (["--data.name", "kvasir_seg"], 2),
+        (["--data.name", "kvasir_seg", "--data.root", "no/such/folder"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_help_and_early_errors_import_nothing_heavy(argv, code):
+    assert loaded_by(f"__import__('kmine.loop').loop.main({argv!r})") == (code, [])
+
+
+def test_help_of_the_dispatcher_imports_nothing_heavy():
+    assert loaded_by("__import__('kmine.__main__').__main__.main(['--help'])") == (0, [])
+
+
+# -- flags and YAML
+
+
+def test_without_words_every_default_holds():
+    assert parsed() == LoopConfig()
+
+
+def test_flags_after_the_file_win_and_the_rest_of_the_file_stays(tmp_path):
+    file = written(tmp_path / "a.yaml", "rounds: 5\ndata:\n  size: 64\n  num_samples: 40\nfit:\n  lr: 1e-4\n")
+    cfg = parsed("--config", file, "--rounds", "2", "--data.size=128")
+    assert (cfg.rounds, cfg.data.size, cfg.data.num_samples, cfg.fit.lr) == (2, 128, 40, 1e-4)
+
+
+def test_what_a_run_saves_is_what_a_command_reads(tmp_path):
+    import yaml
+
+    cfg = parsed("--rounds", "2", "--data.root", "somewhere", "--fit.augment", "false", "--gate.max_area_ratio", "3.5")
+    file = written(tmp_path / "saved.yaml", yaml.safe_dump(cli.to_dict(cfg)))
+    assert parsed("--config", file) == cfg
+
+
+@pytest.mark.parametrize(
+    ("words", "offline"),
+    [
+        (["--offline"], True),
+        (["--offline", "--rounds", "1"], True),
+        (["--offline", "true"], True),
+        (["--offline=false"], False),
+        (["--offline", "false", "--rounds", "1"], False),
+    ],
+)
+def test_a_switch_may_stand_alone(words, offline):
+    assert parsed(*words).offline is offline
+
+
+def test_a_value_that_ends_like_a_switch_stays_as_it_is():
+    assert parsed("--out", "myoffline").out == "myoffline"
+
+
+# -- refusals
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--data.sise", "3"], "unknown setting data.sise; did you mean data.size?"),
+        (["--dta.size", "3"], "unknown setting dta.size; did you mean data.size?"),
+        (["--no_offline"], "unknown setting no_offline; did you mean offline?"),
+        (["--round", "2"], "unknown setting round; did you mean rounds?"),
+        (["--rounds", "two"], "rounds: expected int, got 'two'"),
+        (["--rounds", "1.5"], "rounds: expected int, got '1.5'"),
+        (["--offline=maybe"], "offline: expected bool, got 'maybe'"),
+        (["--fit.lr", "nan"], "fit.lr: expected float, got 'nan'"),
+        (["--data.on_error", "skipp"], "data.on_error: expected one of stop, skip, got 'skipp'; did you mean skip?"),
+        (["--data.kind", "mri"], "data.kind: expected one of polyp, ct, xray, got 'mri'"),
+        (["--data.size", "7"], "data.size: expected 32 to 4096 pixels, got 7"),
+        (["--rounds=-1"], "rounds: expected 0 or more, got -1"),
+        (["--rounds"], "--rounds: expected a value after it, got none"),
+        (["--data", "3"], "data: it is a section, not a setting; set one of its own, as in --data.NAME VALUE"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_flag_is_one_line_that_names_it(capsys, argv, said):
+    assert refused(capsys, *argv) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data:\n  label_fractoin: 0.1\n", "unknown setting data.label_fractoin; did you mean data.label_fraction?"),
+        ("round: 1\n", "unknown setting round; did you mean rounds?"),
+        ("dtaa:\n  size: 64\n", "unknown setting dtaa; did you mean data?"),
+        ("data.sise: 64\n", "unknown setting data.sise; did you mean data.size?"),
+        ("data: 3\n", "data: expected settings indented below it, got 3"),
+        ("data:\n", "data: expected settings indented below it, got nothing"),
+        ("- rounds\n- 1\n", "expected lines `name: value`, got a list"),
+        ("rounds\n", "expected lines `name: value`, got 'rounds'"),
+        ("", "expected lines `name: value`, got nothing"),
+        ("rounds: 1\nseed: [1\n", "line 3, column 1: not YAML"),
+        (b"\xff\xfe\x00", "expected a text file, got other bytes"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_the_file_and_the_place(tmp_path, capsys, text, said):
+    file = written(tmp_path / "a.yaml", text)
+    for words in (["--config", file], [f"--config={file}"]):
+        assert refused(capsys, *words).startswith(f"--config {file}: {said}")
+
+
+def test_values_in_a_file_are_checked_like_flags(tmp_path, capsys):
+    file = written(tmp_path / "a.yaml", "data:\n  size: many\n")
+    assert refused(capsys, "--config", file) == "data.size: expected int, got 'many'"
+    file = written(tmp_path / "a.yaml", "data:\n  kind: polip\n")
+    assert "did you mean polyp?" in refused(capsys, "--config", file)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path, capsys):
+    assert "no.yaml: cannot be read (No such file" in refused(capsys, "--config", str(tmp_path / "no.yaml"))
+    assert "cannot be read (Is a directory)" in refused(capsys, "--config", str(tmp_path))
+    assert refused(capsys, "--config") == "--config: expected a value after it, got none"
+
+
+# -- exit codes
+
+
+def raising(error: BaseException):
+    def work() -> int:
+        raise error
+
+    return work
+
+
+def test_guarded_turns_what_a_user_can_mend_into_a_line_and_a_code(capsys):
+    assert cli.guarded("kmine x", lambda: 0) == 0
+    assert cli.guarded("kmine x", raising(UserError("expected a,\n  got b"))) == 2
+    assert capsys.readouterr().err == "kmine x: error: expected a, got b\n"
+    assert cli.guarded("kmine x", raising(KeyboardInterrupt())) == 130
+    assert "the same command resumes" in capsys.readouterr().err
+    assert cli.guarded("kmine x", raising(OSError(errno.ENOSPC, "No space left on device"))) == 2
+    assert "the disk is full; free some space and run the same command again" in capsys.readouterr().err
+    assert cli.guarded("kmine x", raising(FloatingPointError("NaN logits; lower fit.lr"))) == 2
+    assert "lower fit.lr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("ours"), OSError(errno.EIO, "ours")])
+def test_guarded_does_not_hide_our_own_mistakes(error):
+    with pytest.raises(type(error), match="ours"):
+        cli.guarded("kmine x", raising(error))
+
+
+# -- the terminal
+
+
+def test_sentences_are_printed_as_they_are(capsys):
+    path = "runs/" + "long/" * 40 + "[bold]name[/]"
+    terminal = cli.Terminal()
+    terminal.say(f"run folder {path}")
+    assert capsys.readouterr().err == f"run folder {path}\n"
+
+
+def test_progress_without_a_terminal_is_a_few_lines(capsys):
+    terminal = cli.Terminal()
+    terminal.start("training", 1000)
+    for done in range(1, 1001):
+        terminal.advance(done)
+    lines = capsys.readouterr().err.splitlines()
+    assert 4 <= len(lines) <= 6
+    assert lines[-1] == "training: 1000/1000"
+
+
+# -- `kmine COMMAND`
+
+
+def test_dispatcher_lists_its_commands(capsys):
+    assert dispatcher.main([]) == dispatcher.main(["--help"]) == dispatcher.main(["-h"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name}" in shown for name in dispatcher.COMMANDS)
+
+
+def test_dispatcher_tells_its_version(capsys):
+    assert dispatcher.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"kmine {__version__}\n"
+
+
+def test_dispatcher_suggests_the_nearest_command(capsys):
+    assert dispatcher.main(["lop"]) == 2
+    err = capsys.readouterr().err
+    assert "unknown name 'lop'; did you mean loop?" in err and err.count("\n") == 1
+
+
+def test_dispatcher_hands_the_rest_to_the_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        dispatcher.main(["loop", "--data.sise", "3"])
+    assert stop.value.code == 2
+    assert "kmine loop: error: unknown setting data.sise" in capsys.readouterr().err
