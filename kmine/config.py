@@ -56,6 +56,7 @@ class DataConfig:
     """Folder for decoded images, shared by runs; default: $KMINE_CACHE, else ~/.cache/kmine."""
 
     def __post_init__(self) -> None:
+        _require(self.root != "", "data.root", "a folder", self.root)
         _require(self.num_samples >= 1, "data.num_samples", "at least 1", self.num_samples)
         _require(32 <= self.size <= 4096, "data.size", "32 to 4096 pixels", self.size)
         _fraction(self.label_fraction, "data.label_fraction")
@@ -133,6 +134,7 @@ class FitConfig:
         _fraction(self.labeled_share, "fit.labeled_share")
         for name in ("lr", "round_lr"):
             _require(getattr(self, name) > 0, f"fit.{name}", "a positive number", getattr(self, name))
+        _require(self.weight_decay >= 0, "fit.weight_decay", "0 or more", self.weight_decay)
         _require(0 <= self.warmup < 1, "fit.warmup", "a share in [0, 1)", self.warmup)
         _require(self.dice_weight >= 0, "fit.dice_weight", "0 or more", self.dice_weight)
         _require(self.num_workers >= 0, "fit.num_workers", "0 or more", self.num_workers)
@@ -222,6 +224,8 @@ class GateConfig:
     def __post_init__(self) -> None:
         for name in ("min_predicted_iou", "min_stability", "min_agreement", "min_jitter_dice", "min_confidence"):
             _fraction(getattr(self, name), f"gate.{name}", closed_low=True)
+        for name in ("max_confidence_outside", "max_tta_std"):
+            _fraction(getattr(self, name), f"gate.{name}", closed_low=True)
         _require(self.max_area_ratio > 1, "gate.max_area_ratio", "a factor above 1", self.max_area_ratio)
 
 
@@ -266,6 +270,7 @@ class LoopConfig:
     refine: RefineConfig = field(default_factory=RefineConfig)
 
     def __post_init__(self) -> None:
+        _require(bool(self.out), "out", "a folder", self.out)
         _require(self.rounds >= 0, "rounds", "0 or more", self.rounds)
         _require(0 <= self.seed < 2**31, "seed", "0 to 2**31 - 1", self.seed)
         _require(self.adopt_tolerance >= 0, "adopt_tolerance", "0 or more", self.adopt_tolerance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ def run_loop(cfg: LoopConfig) -> int:
         )
         mined, supervised = _rounds(task, store)
         store.update_run(
-            stopped_by="rounds" if len(mined) == cfg.rounds + 1 else "no_pseudo_masks",
+            stopped_by="no_pseudo_masks" if _found_nothing(mined[-1]) else "rounds",
             adopted_round=max(r.round_idx for r in mined if r.adopted),
             peak_memory_mb=peak_memory_mb(),
             seconds_of_last_session=round(time.perf_counter() - began, 1),
@@ -73,8 +74,15 @@ def _rounds(task: Task, store: RunStore) -> tuple[list[RoundResult], list[RoundR
     for result in mine(task, store):
         mined.append(result)
         _publish(task, store, mined, [])
-    wanted = task.cfg.baseline and task.cfg.rounds
-    return mined, list(supervised(task, store)) if wanted else []
+    trained = mined[-1].round_idx - _found_nothing(mined[-1])
+    if not (task.cfg.baseline and trained):
+        return mined, []
+    as_long = replace(task, cfg=replace(task.cfg, rounds=trained))
+    return mined, list(supervised(as_long, store))
+
+
+def _found_nothing(last: RoundResult) -> bool:
+    return last.round_idx > 0 and last.num_pseudo == 0
 
 
 def _publish(

@@ -113,12 +113,12 @@ def _notes(task: Task, rows: Sequence[RoundRow], segmenter: str) -> list[str]:
         f"Round {r.round_idx} was not adopted: its validation Dice {r.dice:.3f} fell by more than "
         f"{task.cfg.adopt_tolerance} below the round before; the next round started from that one."
         for r in rows
-        if not r.adopted
+        if not r.adopted and r.num_pseudo
     ]
     if len(task.val) < 20:
         notes.append(f"Validation holds only {len(task.val)} images: differences of a few points are noise.")
-    if rows and rows[-1].round_idx < task.cfg.rounds:
-        notes.append(f"The loop stopped after round {rows[-1].round_idx}: no pseudo mask was kept.")
+    if rows and rows[-1].round_idx and not rows[-1].num_pseudo:
+        notes.append(f"The loop stopped in round {rows[-1].round_idx}: no pseudo mask was kept, nothing was trained.")
     return notes
 
 

@@ -20,7 +20,7 @@ FLOORS = {
     **dict.fromkeys(("preflight", "runs", "summary"), 4.5),  # what the commands share
     **dict.fromkeys(("loop", "compare", "sweep", "audit", "predict", "check", "weights", "__main__"), 5),
 }
-FREE_INSIDE = {"data", "models", "segmenters", "report"}
+FREE_INSIDE = {"data", "models", "segmenters", "report", "store"}
 """Packages whose files may import one another."""
 
 HOMES = {

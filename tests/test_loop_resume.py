@@ -15,7 +15,7 @@ import pytest
 from kmine import loop
 from kmine.data.phantom import PhantomSource
 from kmine.methods import mining
-from kmine.store import RunStore
+from kmine.store import RunStore, run_store
 
 TINY = {
     "rounds": 2,
@@ -196,10 +196,11 @@ def test_seeds_share_validation_and_test(undisturbed, cache, tmp_path):
         (RunStore, "claim", 1),
         (RunStore, "save_tensors", 1),  # in the middle of the first training
         (RunStore, "save_tensors", 2),  # between its two checkpoints
+        (RunStore, "save_tensors", 3),  # after them, before its state is put away
         (RunStore, "save_json", 1),  # after round 0
         (RunStore, "save_mined", 2),  # in the middle of mining
         (RunStore, "save_mined", CHUNKS),  # mined, not joined
-        (RunStore, "_write_table", 2 * CHUNKS + 1),  # one of the two joined tables
+        (run_store, "encode_table", 2 * CHUNKS + 2),  # one of the two joined tables is written
         (RunStore, "finish_mining", 1),
         (RunStore, "save_tensors", 4),  # in the middle of the training of round 1
         (RunStore, "save_json", 2),  # after round 1
@@ -303,7 +304,10 @@ def test_a_run_that_keeps_nothing_ends_well_and_says_so(cache, tmp_path, capsys)
     err = " ".join(capsys.readouterr().err.split())
     assert "round 1: no pseudo mask was kept, so there is nothing to learn from; stopping" in err
     assert RunStore(out).run()["stopped_by"] == "no_pseudo_masks"
-    assert [row["round"] for row in results(out)] == ["0"]
+    assert [(row["round"], row["num_pseudo"], row["adopted"]) for row in results(out)] == [
+        ("0", "0", "True"),
+        ("1", "0", "False"),
+    ]
     assert "no pseudo mask was kept" in (out / "report.html").read_text()
     assert not list(out.rglob("*.png"))
 

@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from kmine import store as store_module
 from kmine.cli import to_dict
 from kmine.config import DataConfig, LoopConfig
 from kmine.records import Evidence, UserError
-from kmine.store import RunStore, sign, write_atomic
+from kmine.store import RunStore, files, run_store, sign, write_atomic
 
 IDS = ("a/b", "../x", "Normal (1)", "ä", ".", "..", "", ".hidden", "a b%2Fc", "x" * 250, "ä" * 250, "y" * 201)
 
@@ -74,7 +73,7 @@ def test_a_write_that_is_refused_names_the_cure_and_keeps_what_was_there(store, 
 
 def test_rests_of_a_killed_write_are_swept_and_nothing_else(store):
     rests = [
-        store.root / f"{folder}.model.safetensors.4711{store_module.UNFINISHED}"
+        store.root / f"{folder}.model.safetensors.4711{files.UNFINISHED}"
         for folder in ("", "round_00/", "round_01/pseudo_masks/", "supervised/round_01/")
     ]
     others = [store.root / "notes.tmp", store.root / ".mine.tmp", store.root / "deep" / "er" / f".a{rests[0].suffix}"]
@@ -163,8 +162,8 @@ def test_what_changes_no_result_may_differ_and_rounds_may_grow(store, changes):
 
 
 def test_harmless_settings_exist():
-    names = set(store_module._flat(to_dict(LoopConfig())))
-    assert set(store_module.HARMLESS) <= names
+    names = set(run_store._flat(to_dict(LoopConfig())))
+    assert set(run_store.HARMLESS) <= names
 
 
 def test_other_data_are_refused(store):
@@ -416,7 +415,7 @@ def test_a_full_disk_in_the_middle_of_a_chunk_costs_that_chunk_alone(store, monk
     ids = ["a", "b"]
     mine_part(store, 0, ids[:1])
     with monkeypatch.context() as patch:
-        patch.setattr(RunStore, "_write_table", failing(errno.ENOSPC))
+        patch.setattr(run_store, "encode_table", failing(errno.ENOSPC))
         with pytest.raises(OSError, match="No space"):
             mine_part(store, 1, ids[1:])
     assert list(store.unmined(1, "s", ids, 1)) == [(1, ["b"])]

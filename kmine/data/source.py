@@ -118,7 +118,15 @@ def _open(path: Path) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise _too_large(path, str(error)) from error
     except OSError as error:
-        raise SampleError(str(path), f"cannot be read ({error.strerror or error}); check its permissions") from error
+        if error.errno is None:  # Pillow's own word for a file cut within its header
+            raise _damaged(path, error) from error
+        raise SampleError(str(path), f"cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _damaged(path: Path, error: Exception) -> SampleError:
+    return SampleError(
+        str(path), f"expected a whole image, got a truncated or damaged file ({error}); copy or download it again"
+    )
 
 
 def _load(path: Path, image: Image.Image) -> Image.Image:
@@ -126,9 +134,7 @@ def _load(path: Path, image: Image.Image) -> Image.Image:
     try:
         image.load()
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise SampleError(
-            str(path), f"expected a whole image, got a truncated or damaged file ({error}); copy or download it again"
-        ) from error
+        raise _damaged(path, error) from error
     # Only now: asking a PNG for EXIF reads all of it.
     orientation = image.getexif().get(ORIENTATION_TAG, 1)
     if orientation not in (0, 1):

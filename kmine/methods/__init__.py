@@ -117,6 +117,7 @@ def train(
     made_from = sign(task.signature, asdict(task.cfg.model), settings, steps, round_idx, origin, pseudo_signature)
     done = _read_trained(store, folder, made_from)
     if done:
+        (folder / "fit_state.safetensors").unlink(missing_ok=True)  # left where a kill came just before its end
         return done
     if start:
         model.load_state_dict(start.best)

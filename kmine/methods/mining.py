@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,8 @@ CHUNK = 16
 def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
     """Round 0 on the labels alone; then, `rounds` times: mine the unlabeled images, fit on labels + pseudo masks.
 
-    Every round starts from the last adopted one. Stops early where a round finds no pseudo mask at all.
+    Every round starts from the last adopted one. Stops early where a round finds no pseudo mask at all: that
+    round has the metrics of the one before, and is not adopted.
     """
     cfg = task.cfg
     model = new_model(task)
@@ -64,6 +65,7 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
         pseudo_pool = trainable(task, store, round_idx, rows)
         if not len(pseudo_pool):
             task.watcher.say(f"round {round_idx}: no pseudo mask was kept, so there is nothing to learn from; stopping")
+            yield replace(adopted, round_idx=round_idx, num_pseudo=0, adopted=False, seconds=clock.seconds)
             return
         fitted = train(
             task, store, model, round_idx=round_idx, start=current, pseudo=pseudo_pool, pseudo_signature=made_by

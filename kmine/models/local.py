@@ -62,7 +62,7 @@ def build_model(cfg: ModelConfig, num_classes: int, seed: int, *, offline: bool 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "model"))
         net = _build_net(smp, cfg, num_classes, channels, offline)
-    if cfg.encoder_weights not in (None, "hub"):
+    if cfg.encoder_weights not in (None, "none", "hub"):
         _load_encoder(net.encoder, Path(cfg.encoder_weights), cfg.encoder)
     model = LocalModel(net, num_classes, 2**cfg.encoder_depth, cfg.normalization)
     return model.to(memory_format=torch.channels_last)

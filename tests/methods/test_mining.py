@@ -122,7 +122,9 @@ def test_given_labels_never_change(task_of):
 
 def test_a_gate_that_keeps_nothing_ends_the_loop_and_says_so(task_of):
     task, store = task_of(replace(CFG, gate=replace(ANYTHING_GOES, min_confidence=1.0)))
-    assert [r.round_idx for r in mine(task, store)] == [0]
+    first, last = mine(task, store)
+    assert (last.round_idx, last.num_pseudo, last.adopted) == (1, 0, False)
+    assert last.metrics == first.metrics, "nothing was trained"
     assert "no pseudo mask was kept" in task.watcher.said[-1]
     assert store.decisions(1) and not any(r["kept"] for r in store.decisions(1))
 
