@@ -110,8 +110,8 @@ class FitConfig:
     """Share of each batch drawn from the labeled images; the rest are pseudo-labeled."""
     lr: float = 1e-3
     """Peak learning rate of AdamW in round 0."""
-    round_lr: float = 3e-4
-    """The same in every later round, which goes on from trained weights: as high as in round 0 it would undo them."""
+    round_lr: float = 1e-3
+    """The same in every later round. A model from scratch is still learning then; a pretrained one wants less."""
     weight_decay: float = 1e-2
     """AdamW's decoupled weight decay."""
     warmup: float = 0.1
