@@ -4,8 +4,8 @@ The digits in the official file names are the first six of the files' MD5, not o
 `check_hash` would want). The SHA-256 sums below are those of micro-sam's registry (computational-cell-analytics/
 micro-sam, `micro_sam/util.py`); several other public projects check the same three.
 
-pooch is not used here: its HTTP downloader starts over after every break and cannot tell an answer to a Range request
-(206) from the whole file (200), and the largest file has 2.6 GB. `requests` comes with it.
+pooch is not used: its HTTP downloader starts over after every break and cannot tell an answer to a Range request
+(206) from the whole file (200), and the largest file has 2.6 GB. So `requests` does it here.
 """
 
 from __future__ import annotations
