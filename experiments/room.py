@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("all", type=Path)
     args = parser.parse_args()
     ceiling = scores(args.all, "supervised, round 0")
-    for arm in ("supervised, equal steps", "mining"):
+    for arm in ("supervised, round 0", "supervised, equal steps", "mining"):
         few = scores(args.few, arm)
         gap = paired_difference(few, ceiling, seed=0)
         print(
