@@ -60,7 +60,7 @@ def render_scene(rng: np.random.Generator, size: int = SIDE) -> Scene:
     x, y = pixel_grid(size)
     grey = rng.random() < 0.45
     albedo, height = _background(rng, x, y, grey)
-    strength = log_uniform(rng, 0.35, 1.6)
+    strength = log_uniform(rng, 0.5, 1.8)
     depths = _outlines(rng, x, y)
     for depth in depths:
         _fill(rng, depth, albedo, height, strength, grey)
@@ -122,7 +122,16 @@ def _background(rng: np.random.Generator, x: Plane, y: Plane, grey: bool) -> tup
 def _outlines(rng: np.random.Generator, x: Plane, y: Plane) -> list[Plane]:
     """Depths of three to six objects, the largest first."""
     radii = sorted((log_uniform(rng, 0.03, 0.36) for _ in range(int(rng.integers(3, 7)))), reverse=True)
-    return [_outline(rng, x, y, *rng.uniform(0.02, 0.98, 2).tolist(), radius) for radius in radii]
+    free = np.ones(x.shape, np.float32)
+    depths: list[Plane] = []
+    for radius in radii:
+        # The freest of a few places: things seldom lie on one another, but often touch.
+        places = rng.uniform(0.02, 0.98, (int(rng.choice([1, 3, 6])), 2))
+        rows, columns = (np.clip(places[:, axis] * x.shape[0], 0, x.shape[0] - 1).astype(int) for axis in (1, 0))
+        at = places[int(cv2.blur(free, (2 * int(40 * radius) + 1,) * 2)[rows, columns].argmax())]
+        depths.append(_outline(rng, x, y, *at.tolist(), radius))
+        free[depths[-1] > -0.02] = 0
+    return depths
 
 
 def _outline(rng: np.random.Generator, x: Plane, y: Plane, at_x: float, at_y: float, radius: float) -> Plane:
@@ -130,20 +139,20 @@ def _outline(rng: np.random.Generator, x: Plane, y: Plane, at_x: float, at_y: fl
     size, kind = x.shape[0], rng.random()
     blob = Blob.draw(rng, at_x, at_y, radius, rng.uniform(0.01, 0.14), max_aspect=rng.choice([1.3, 1.8, 2.8]))
     depth = blob.depth(x, y)
-    if kind < 0.55:
+    if kind < 0.66:
         return depth
-    if kind < 0.68:  # lobes
+    if kind < 0.79:  # lobes
         for _ in range(int(rng.integers(1, 3))):
             near = blob.point(rng.uniform(0.5, 1.0), rng.uniform(0, 2 * math.pi))
             np.maximum(depth, Blob.draw(rng, *near, radius * rng.uniform(0.35, 0.8)).depth(x, y), out=depth)
         return depth
-    if kind < 0.77:  # a bite taken out: crescents, a lung beside the heart
+    if kind < 0.84:  # a bite taken out: crescents, a lung beside the heart
         near = blob.point(rng.uniform(0.8, 1.2), rng.uniform(0, 2 * math.pi))
         return np.minimum(depth, -Blob.draw(rng, *near, radius * rng.uniform(0.3, 0.8)).depth(x, y))
-    if kind < 0.88:  # ragged
+    if kind < 0.93:  # ragged
         cells = int(np.clip(rng.uniform(1, 3) / radius, 3, 48))
         return depth + radius * rng.uniform(0.1, 0.35) * octave_noise(rng, size, cells, 2)
-    if kind < 0.96:  # squarish or pointed
+    if kind < 0.98:  # squarish or pointed
         angle, power = rng.uniform(0, math.pi), log_uniform(rng, 1.1, 5)
         aspect = log_uniform(rng, 1, 2.2)
         u = np.abs((x - at_x) * math.cos(angle) + (y - at_y) * math.sin(angle)) / aspect
@@ -169,7 +178,7 @@ def _fill(rng: np.random.Generator, depth: Plane, albedo: Picture, height: Plane
     edge = max(log_uniform(rng, 0.002, 0.03), 0.5 / size)
     reach = max(float(depth.max()), 1e-3)
     alpha = soft_step(depth, min(edge, 0.5 * reach))
-    shift = np.full(3, rng.normal(0, 0.35)) if grey else rng.normal(0, 0.12, 3) + rng.normal(0, 0.22)
+    shift = np.full(3, rng.normal(0, 0.4)) if grey else rng.normal(0, 0.14, 3) + rng.normal(0, 0.26)
     skin = np.broadcast_to((strength * shift).astype(np.float32), albedo.shape).copy()
     if rng.random() < 0.5:
         grain = octave_noise(rng, size, int(rng.integers(4, 32)), 2)

@@ -41,7 +41,7 @@ COLUMNS = ("step", "samples", "loss", "val_iou", "val_iou_ellipse", "val_rank_co
 def answer(net: TinyNet, asked: Asked) -> tuple[Tensor, Tensor]:
     """Mask logits (B, 1, S, S) and predicted IoU (B,)."""
     added, score = net(planes_of(asked).contiguous(memory_format=torch.channels_last))
-    return ellipse_logits(asked.boxes, added.shape[-1]) + added, score
+    return ellipse_logits(asked.boxes, net.side, net.side) + added, score
 
 
 def iou_of(mask: Tensor, truth: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def validate(net: TinyNet, pool: Pool, device: str) -> tuple[float, float, float
         views, meta = pool.gather(np.arange(start, min(start + 50, len(pool))), device)
         asked, truth = make_batch(views, meta, net.side, rng, train=False)
         logits, score = answer(net, asked)
-        floor = (ellipse_logits(asked.boxes, net.side) >= 0).float()
+        floor = (ellipse_logits(asked.boxes, net.side, net.side) >= 0).float()
         parts.append(torch.stack([iou_of((logits > 0).float(), truth), iou_of(floor, truth), score]))
     iou, ellipse, score = torch.cat(parts, 1).cpu().numpy()
     return float(iou.mean()), float(ellipse.mean()), float(spearmanr(score, iou).statistic)

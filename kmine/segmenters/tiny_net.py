@@ -51,12 +51,12 @@ class Asked(NamedTuple):
     """(B,) 0 or 1."""
 
 
-def ellipse_logits(boxes: Tensor, side: int) -> Tensor:
-    """(B, 4) boxes to (B, 1, S, S) logits: 0 on the inscribed ellipse, positive inside, in [floor, slope]."""
+def ellipse_logits(boxes: Tensor, height: int, width: int) -> Tensor:
+    """(B, 4) boxes to (B, 1, height, width) logits: 0 on the inscribed ellipse, positive inside, in [floor, slope]."""
     x0, y0, x1, y1 = boxes.unbind(1)
     rows, columns = (
-        (torch.arange(side, device=boxes.device) - (low + high)[:, None] / 2) / ((high - low)[:, None] / 2)
-        for low, high in ((y0, y1), (x0, x1))
+        (torch.arange(count, device=boxes.device) - (low + high)[:, None] / 2) / ((high - low)[:, None] / 2)
+        for low, high, count in ((y0, y1, height), (x0, x1, width))
     )
     radius = (rows[:, :, None] ** 2 + columns[:, None, :] ** 2).sqrt()
     return (ELLIPSE_SLOPE * (1 - radius)).clamp_min(ELLIPSE_FLOOR)[:, None]
@@ -73,7 +73,7 @@ def planes_of(asked: Asked) -> Tensor:
         centred / deviation.clamp_min(MIN_CONTRAST),
         inside,
         _indicator(asked.boxes, side, soft=True),
-        ellipse_logits(asked.boxes, side) / ELLIPSE_SLOPE,
+        ellipse_logits(asked.boxes, side, side) / ELLIPSE_SLOPE,
         _gaussians(asked.points, asked.point_labels == 1, side),
         _gaussians(asked.points, asked.point_labels == 0, side),
         asked.hint.clamp(-HINT_LIMIT, HINT_LIMIT) / HINT_LIMIT,
