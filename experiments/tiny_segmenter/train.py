@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from kmine.records import derive_seed
-from kmine.segmenters.tiny_net import Asked, TinyNet, ellipse_logits, planes_of
+from kmine.segmenters.tiny_net import SIDE, Asked, TinyNet, ellipse_logits, planes_of
 from kmine.segmenters.tiny_weights import save_tiny
 
 EMA = 0.998
@@ -77,9 +77,9 @@ def validate(net: TinyNet, pool: Pool, device: str) -> tuple[float, float, float
 class Training:
     """Network, running average, optimizer and the step they have reached."""
 
-    def __init__(self, device: str, lr: float, seed: int) -> None:
+    def __init__(self, device: str, lr: float, seed: int, side: int = SIDE) -> None:
         torch.manual_seed(seed)
-        self.net = TinyNet().to(device, memory_format=torch.channels_last)
+        self.net = TinyNet(side=side).to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.net).requires_grad_(False)
         self.lr = lr
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=lr, weight_decay=0.01)
@@ -147,12 +147,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--side", type=int, default=SIDE, help="pixels of a crop's side")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     args.out.mkdir(parents=True, exist_ok=True)
     pool, held_out = Pool(args.pool, first=1), Pool(args.pool, stop=1)
-    training, checkpoint = Training(device, args.lr, args.seed), args.out / "checkpoint.safetensors"
+    training, checkpoint = Training(device, args.lr, args.seed, args.side), args.out / "checkpoint.safetensors"
     if checkpoint.exists():
         training.load(checkpoint)
     print(f"{len(pool)} pairs, device {device}, from step {training.step} to {args.steps}", flush=True)
@@ -189,7 +190,7 @@ def report(
     if iou > training.best:
         training.best = iou
         note = {"script": "experiments/tiny_segmenter/train.py", "seed": args.seed, "commit": commit()}
-        note |= {"batch": args.batch, "lr": args.lr, "planned_steps": args.steps, **line}
+        note |= {"batch": args.batch, "lr": args.lr, "planned_steps": args.steps, "side": args.side, **line}
         save_tiny(training.average, args.out / "tiny.safetensors", note)
 
 
