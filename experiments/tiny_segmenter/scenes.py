@@ -179,6 +179,8 @@ def _fill(rng: np.random.Generator, depth: Plane, albedo: Picture, height: Plane
     reach = max(float(depth.max()), 1e-3)
     alpha = soft_step(depth, min(edge, 0.5 * reach))
     shift = np.full(3, rng.normal(0, 0.4)) if grey else rng.normal(0, 0.14, 3) + rng.normal(0, 0.26)
+    if rng.random() < 0.8:  # most can be told by their tone, if only just
+        shift = shift * max(1.0, rng.uniform(0.1, 0.25) / (strength * float(np.abs(shift).max()) + 1e-6))
     skin = np.broadcast_to((strength * shift).astype(np.float32), albedo.shape).copy()
     if rng.random() < 0.5:
         grain = octave_noise(rng, size, int(rng.integers(4, 32)), 2)
@@ -242,4 +244,4 @@ def _develop(rng: np.random.Generator, picture: Picture, x: Plane, y: Plane, gre
     if grey and rng.random() < 0.3:
         picture = 1.0 - picture
     plane = picture[..., 0] if grey else picture
-    return photograph(rng, np.ascontiguousarray(plane), log_uniform(rng, 0.004, 0.09), log_uniform(rng, 0.0008, 0.006))
+    return photograph(rng, np.ascontiguousarray(plane), log_uniform(rng, 0.003, 0.05), log_uniform(rng, 0.0008, 0.006))
