@@ -11,6 +11,8 @@ augmentation (`batches.py`).
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -92,6 +94,26 @@ def write_shard(pool: Path, seed: int, shard: int) -> float:
     return time.perf_counter() - begin
 
 
+def commit() -> str:
+    """The code's git commit, marked where files differ from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
+
+    return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def claim(pool: Path, seed: int) -> None:
+    """Make the folder and note seed and commit in its pool.json; a pool of another seed is refused."""
+    pool.mkdir(parents=True, exist_ok=True)
+    note = pool / "pool.json"
+    if not note.exists():
+        note.write_text(json.dumps({"pool_seed": seed, "pool_commit": commit()}) + "\n", "utf-8")
+    came = json.loads(note.read_text("utf-8"))["pool_seed"]
+    if came != seed:
+        raise SystemExit(f"{pool}: expected a pool of seed {came}, got {seed}; name another folder")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pool", type=Path)
@@ -99,7 +121,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    args.pool.mkdir(parents=True, exist_ok=True)
+    claim(args.pool, args.seed)
     shards = range(-(-args.pairs // PAIRS_PER_SHARD))
     missing = [n for n in shards if not (args.pool / f"views_{n:05d}.npy").exists()]
     with ProcessPoolExecutor(args.workers) as executor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import subprocess
+import json
 import time
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from batches import Pool, corrected, make_batch
+from generate import commit
 from safetensors.torch import load_file, safe_open, save_file
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -106,20 +107,26 @@ class Training:
         self.step += 1
         return float(loss.detach())
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, settings: dict[str, str]) -> None:
         tensors = {f"net.{key}": value for key, value in self.net.state_dict().items()}
         tensors |= {f"average.{key}": value for key, value in self.average.state_dict().items()}
         for name, parameter in self.net.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = value
         part = path.with_name(path.name + ".part")
-        notes = {"step": str(self.step), "best": repr(self.best)}
+        notes = {"step": str(self.step), "best": repr(self.best), **settings}
         save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, part, metadata=notes)
         part.replace(path)
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path, settings: dict[str, str]) -> None:
         with safe_open(path, "pt") as stream:
-            self.step, self.best = int(stream.metadata()["step"]), float(stream.metadata()["best"])
+            notes = stream.metadata()
+        for key, value in settings.items():
+            if notes[key] != value:
+                raise SystemExit(
+                    f"{path}: trained with --{key} {notes[key]}, got {value}; name another OUT to start anew"
+                )
+        self.step, self.best = int(notes["step"]), float(notes["best"])
         tensors = load_file(path)
         for prefix, module in (("net.", self.net), ("average.", self.average)):
             module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
@@ -129,55 +136,50 @@ class Training:
             self.optimizer.state[parameter] = {"step": tensors[f"optimizer.step.{name}"], **state}
 
 
-def commit() -> str:
-    """The code's git commit, marked where files differ from it."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
-
-    return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-
-
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pool", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=40000, help="of the whole training, earlier calls included")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="of this call, at most")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--side", type=int, default=SIDE, help="pixels of a crop's side")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return args
+
+
+def main() -> None:
+    args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     pool, held_out = Pool(args.pool, first=1), Pool(args.pool, stop=1)
-    training, checkpoint = Training(device, args.lr, args.seed, args.side), args.out / "checkpoint.safetensors"
+    settings = {key: str(getattr(args, key)) for key in ("seed", "batch", "lr", "side")}
+    training, checkpoint = Training(args.device, args.lr, args.seed, args.side), args.out / "checkpoint.safetensors"
     if checkpoint.exists():
-        training.load(checkpoint)
-    print(f"{len(pool)} pairs, device {device}, from step {training.step} to {args.steps}", flush=True)
+        training.load(checkpoint, settings)
+    print(f"{len(pool)} pairs, device {args.device}, from step {training.step} to {args.steps}", flush=True)
     end, saved, losses = time.monotonic() + 60 * args.minutes, time.monotonic(), []
     while training.step < args.steps:
-        rng = torch.Generator(device).manual_seed(derive_seed(args.seed, training.step))
+        rng = torch.Generator(args.device).manual_seed(derive_seed(args.seed, training.step))
         indices = np.random.default_rng([args.seed, training.step]).integers(len(pool), size=args.batch)
-        asked, truth = make_batch(*pool.gather(indices, device), training.net.side, rng)
+        asked, truth = make_batch(*pool.gather(indices, args.device), args.side, rng)
         losses.append(training.take_step(asked, truth, args.steps, rng))
         now = time.monotonic()
         if now - saved > SAVE_SECONDS or now > end or training.step == args.steps:
-            report(training, held_out, device, args, losses, len(losses) * args.batch / (now - saved))
-            training.save(checkpoint)
+            report(training, held_out, args, float(np.mean(losses)), len(losses) * args.batch / (now - saved))
+            training.save(checkpoint, settings)
             saved, losses = time.monotonic(), []
         if now > end:
             break
 
 
-def report(
-    training: Training, held_out: Pool, device: str, args: argparse.Namespace, losses: list[float], speed: float
-) -> None:
+def report(training: Training, held_out: Pool, args: argparse.Namespace, loss: float, speed: float) -> None:
     """Validate the running average, print and log a line, keep the weights where they are the best so far."""
-    iou, ellipse, correlation = validate(training.average, held_out, device)
-    row = (training.step, training.step * args.batch, np.mean(losses), iou, ellipse, correlation, speed)
+    row = (training.step, training.step * args.batch, loss, *validate(training.average, held_out, args.device), speed)
     line = dict(zip(COLUMNS, (round(float(value), 4) for value in row), strict=True))
     print(" ".join(f"{key} {value:g}" for key, value in line.items()), flush=True)
     path = args.out / "log.csv"
@@ -187,10 +189,11 @@ def report(
         if fresh:
             writer.writeheader()
         writer.writerow(line)
-    if iou > training.best:
-        training.best = iou
-        note = {"script": "experiments/tiny_segmenter/train.py", "seed": args.seed, "commit": commit()}
-        note |= {"batch": args.batch, "lr": args.lr, "planned_steps": args.steps, "side": args.side, **line}
+    if line["val_iou"] > training.best:
+        training.best = line["val_iou"]
+        note = {"script": "experiments/tiny_segmenter/train.py", "commit": commit(), "planned_steps": args.steps}
+        note |= {"seed": args.seed, "batch": args.batch, "lr": args.lr, "side": args.side, **line}
+        note |= json.loads((args.pool / "pool.json").read_text("utf-8"))
         save_tiny(training.average, args.out / "tiny.safetensors", note)
 
 
