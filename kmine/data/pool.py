@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,8 +11,6 @@ from numpy.typing import NDArray
 from kmine.data.cache import SampleCache
 from kmine.data.resize import resize_mask
 from kmine.records import Sample, UserError, WithheldMaskError
-
-MAX_THREADS = 4
 
 MaskReader = Callable[[str], NDArray[np.uint8]]
 """Gives the (H, W) mask of a sample in the image's own frame: class ids, 255 for ignored pixels."""
@@ -87,18 +83,6 @@ class Pool:
             spacing=ref.spacing,
         )
 
-    def chunks(self, n: int) -> Iterator[list[Sample]]:
-        """All samples in order, `n` at a time; while one chunk is worked on, only the next is decoded."""
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
-        with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
-            ahead = [threads.submit(self.sample, sample_id) for sample_id in self.ids[:n]]
-            for start in range(0, len(self), n):
-                chunk = _drain(ahead)
-                ahead = [threads.submit(self.sample, sample_id) for sample_id in self.ids[start + n : start + 2 * n]]
-                yield chunk
-                del chunk
-
     def _own(self, sample_id: str) -> str:
         if sample_id not in self._groups:
             raise KeyError(f"{sample_id} is not in this pool")
@@ -112,10 +96,3 @@ class Pool:
         if mask.shape != self.native_shape(sample_id):
             raise ValueError(f"{sample_id}: expected a mask of {self.native_shape(sample_id)}, got {mask.shape}")
         return mask
-
-
-def _drain(futures: list[Future[Sample]]) -> list[Sample]:
-    """Results in order; the futures, which would keep them alive, go."""
-    results = [future.result() for future in futures]
-    futures.clear()
-    return results

@@ -5,12 +5,11 @@ Importing this costs no torch: a segmenter's own libraries load when it is opene
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 
 from kmine.config import SegmenterConfig
-from kmine.records import UserError
+from kmine.records import UserError, unknown_name
 from kmine.segmenters.base import Embedding, Segmenter
 
 __all__ = ["REGISTRY", "Embedding", "Segmenter", "open_segmenter"]
@@ -64,7 +63,5 @@ def open_segmenter(cfg: SegmenterConfig, *, device: str, offline: bool) -> Segme
         UserError: an unknown name, weights that are missing, damaged or of another architecture, a failed download.
     """
     if cfg.name not in REGISTRY:
-        near = difflib.get_close_matches(cfg.name, REGISTRY, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"segmenter.name: expected one of {', '.join(REGISTRY)}, got {cfg.name!r}{hint}")
+        raise unknown_name("segmenter.name", cfg.name, REGISTRY)
     return REGISTRY[cfg.name](cfg, device, offline)

@@ -1,14 +1,13 @@
 """Pools grant masks or withhold them, and stream native samples with one chunk ahead."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
 
 from kmine.data.cache import SampleCache
 from kmine.data.pool import Pool
-from kmine.records import SampleError, SampleRef, UserError, WithheldMaskError
+from kmine.records import SampleRef, UserError, WithheldMaskError
 
 
 class TrapSource:
@@ -55,8 +54,7 @@ def pool(tmp_path, masks="withheld", granted=False) -> Pool:
 def test_withheld_masks_are_never_read(tmp_path):
     view = pool(tmp_path)
     assert view.ids == IDS and len(view) == 7
-    for sample in (sample for chunk in view.chunks(3) for sample in chunk):
-        assert sample.mask is None
+    assert all(view.sample(sample_id).mask is None for sample_id in IDS)
     assert view.image_small("s07").shape == (32, 32, 3)
     assert view.native_shape("s07") == (20, 30)
     with pytest.raises(WithheldMaskError, match="s07"):
@@ -81,40 +79,9 @@ def test_masks_of_a_reader_keep_ignored_pixels_and_read_no_truth(tmp_path):
         pool(tmp_path, lambda sample_id: mined[:5]).mask_small("s01")
 
 
-def test_chunks_keep_order_and_count(tmp_path):
-    for n in (1, 3, 7, 100):
-        chunks = list(pool(tmp_path).chunks(n))
-        assert [sample.sample_id for chunk in chunks for sample in chunk] == list(IDS)
-        assert all(len(chunk) == n for chunk in chunks[:-1])
-    with pytest.raises(ValueError, match="at least 1"):
-        next(pool(tmp_path).chunks(0))
-
-
-def test_at_most_one_chunk_ahead(tmp_path):
-    source = TrapSource(40)
-    ids = [ref.sample_id for ref in source.refs()]
-    view = Pool(SampleCache(source, 32, tmp_path, "stop"), ids, {i: i for i in ids})
-    source.num_read = 0
-    for done, _ in enumerate(view.chunks(4), start=1):
-        time.sleep(0.01)
-        assert source.num_read <= 4 * (done + 1)
-    assert source.num_read == 40
-
-
-def test_chunks_can_be_abandoned_and_errors_arrive(tmp_path):
-    view = pool(tmp_path)
-    next(view.chunks(2))
-
-    def fail(sample_id):
-        raise SampleError(sample_id, "broken")
-
-    with pytest.raises(SampleError, match="broken"):
-        list(pool(tmp_path, fail).chunks(2))
-
-
 def test_empty_pool(tmp_path):
-    cache = SampleCache(TrapSource(), 32, tmp_path, "stop")
-    assert list(Pool(cache, (), {}).chunks(4)) == []
+    empty = Pool(SampleCache(TrapSource(), 32, tmp_path, "stop"), (), {})
+    assert (len(empty), empty.ids) == (0, ())
 
 
 def test_strangers_are_refused(tmp_path):

@@ -109,9 +109,9 @@ def test_opening_the_ellipse() -> None:
 
 
 def test_an_unknown_name_gets_the_nearest_suggested() -> None:
-    with pytest.raises(UserError, match=r"sam_vit_l, sam_vit_h, got 'sam_vitb'; did you mean sam_vit_b\?"):
+    with pytest.raises(UserError, match=r"unknown name 'sam_vitb'; did you mean sam_vit_b\?"):
         open_segmenter(SegmenterConfig("sam_vitb"), device="cpu", offline=True)
-    with pytest.raises(UserError, match=", ".join(REGISTRY)):
+    with pytest.raises(UserError, match=", ".join(sorted(REGISTRY))):
         open_segmenter(SegmenterConfig("zzz"), device="cpu", offline=True)
 
 
