@@ -4,7 +4,7 @@
 
 OUT receives `checkpoint.safetensors` (about every minute, and at the end), `log.csv`, and `tiny.safetensors` with
 `tiny.json`: the running average of the weights that did best so far on the validation shard, which is procedural too.
-The learning rate is constant and falls to zero over the last fifth of `--steps`: stop a run early by naming fewer.
+The learning rate is constant and falls to zero over the last two fifths of `--steps`: stop a run early by naming fewer.
 All chance is derived from (seed, step), so a run that was interrupted continues as if it had not been.
 """
 
@@ -34,7 +34,7 @@ EMA = 0.998
 SECOND_PASS_EVERY = 4
 SAVE_SECONDS = 60
 WARMUP = 300
-FALL = 0.2
+FALL = 0.4
 """Share of the steps over which the learning rate falls."""
 COLUMNS = ("step", "samples", "loss", "val_iou", "val_iou_ellipse", "val_rank_correlation", "samples_per_second")
 

@@ -160,7 +160,7 @@ class TinyNet(nn.Module):
         self.head = nn.Conv2d(widths[0], 4, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.score = nn.Sequential(nn.Linear(widths[-1] + widths[0] + 3, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.score = nn.Sequential(nn.Linear(widths[-1] + widths[0] + 4, 64), nn.ReLU(), nn.Linear(64, 1))
 
     def forward(self, planes: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the addition to the ellipse's logits, and the predicted IoU in [0, 1]."""
@@ -183,7 +183,12 @@ class TinyNet(nn.Module):
         share = F.avg_pool2d(prob, 2)
         inside = (finest * share).sum((2, 3)) / share.sum((2, 3)).clamp_min(1)
         area = prob.sum((1, 2, 3)).clamp_min(1)
+        mask = (prob >= 0.5).to(prob.dtype)
+        both = (prob * mask).sum((1, 2, 3))
         sure = [
+            # The IoU to expect if every pixel were as likely as it says; where the looks are strange to the network,
+            # this still follows from the mask itself.
+            both / (mask.sum((1, 2, 3)) + area - both).clamp_min(1),
             (prob * (1 - prob)).sum((1, 2, 3)) / area,
             (prob - base).abs().sum((1, 2, 3)) / area,
             area / base.sum((1, 2, 3)).clamp_min(1) - 1,
