@@ -201,6 +201,41 @@ class SegmenterConfig:
 
 
 @dataclass(frozen=True)
+class AdaptConfig:
+    """Before round 1, the segmenter learns from the labeled images; those of the validation split decide whether."""
+
+    enabled: bool = True
+    """Adapt where the segmenter can be adapted; ellipse cannot."""
+    folds: int = 3
+    """Local models trained without a part of the labels each, so that every labeled image is prompted by a model
+    that does not know it; 1 skips them and shakes true boxes only."""
+    fold_steps: int = 300
+    """Optimizer steps of each of these local models."""
+    steps: int | None = None
+    """Optimizer steps of the segmenter; default: what suits it."""
+    batch_size: int | None = None
+    """Objects per step; default: what suits the segmenter."""
+    lr: float | None = None
+    """Peak learning rate; default: what suits the segmenter."""
+    val_every: int = 50
+    """Steps between two checks on the validation images; the best check wins."""
+    min_gain: float = 0.005
+    """The adapted segmenter is used only if its mean IoU on the validation images is higher by at least this."""
+    max_images: int = 200
+    """At most so many labeled images, and so many of validation, are used: their embeddings are held in memory."""
+
+    def __post_init__(self) -> None:
+        _require(self.folds >= 1, "adapt.folds", "at least 1", self.folds)
+        for name in ("fold_steps", "val_every", "max_images"):
+            _require(getattr(self, name) >= 1, f"adapt.{name}", "at least 1", getattr(self, name))
+        for name in ("steps", "batch_size"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"adapt.{name}", "at least 1", value)
+        _require(self.lr is None or self.lr > 0, "adapt.lr", "a positive number", self.lr)
+        _require(self.min_gain >= 0, "adapt.min_gain", "0 or more", self.min_gain)
+
+
+@dataclass(frozen=True)
 class GateConfig:
     """Thresholds on the evidence; a score that could not be had (NaN) is not judged."""
 
@@ -266,6 +301,7 @@ class LoopConfig:
     infer: InferConfig = field(default_factory=InferConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
 

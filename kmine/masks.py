@@ -45,14 +45,22 @@ def grow_box(
 
 
 def jitter_boxes(
-    box: NDArray[np.float32], count: int, share: float, height: int, width: int, rng: np.random.Generator
+    box: NDArray[np.float32],
+    count: int,
+    share: float,
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    *,
+    max_move: float = 20 / 1024,
 ) -> NDArray[np.float32]:
     """(count, 4): the box with each edge moved uniformly by up to `share` of its side.
 
-    A move is at most 20 px of an image whose long side is 1024 px. An edge never passes the box's middle.
+    A move is at most `max_move` of the image's long side (as SAM was trained; `inf` for no such limit). An edge never
+    passes the box's middle while `share` is below a half.
     """
     sides = np.array([box[2] - box[0], box[3] - box[1]] * 2, np.float32)
-    reach = np.minimum(sides * share, 20.0 * max(height, width) / 1024.0)
+    reach = np.minimum(sides * share, max_move * max(height, width))
     return clip_box(box + rng.uniform(-1, 1, (count, 4)).astype(np.float32) * reach, height, width)
 
 

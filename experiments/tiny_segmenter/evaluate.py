@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from kmine.masks import components, jitter_boxes, tight_box
+from kmine.masks import components, grow_box, jitter_boxes, tight_box
 from kmine.records import Prompts, derive_seed
 from kmine.segmenters.base import Segmenter
 from kmine.segmenters.ellipse import Ellipse
@@ -118,11 +118,9 @@ def interval(gains: NDArray[np.float64], owners: NDArray[np.int64]) -> tuple[flo
 
 
 def _box(part: NDArray[np.bool_], seed: int) -> NDArray[np.float32]:
-    """The jittered box of an object; a line one pixel thick is first grown by half a pixel."""
-    tight = tight_box(part)
-    flat = (tight[2:] <= tight[:2]).astype(np.float32) / 2
-    tight += np.concatenate([-flat, flat])
-    return jitter_boxes(tight, 1, JITTER, *part.shape, np.random.default_rng(seed))[0]
+    """The box around an object's pixels, every edge moved by up to `JITTER` of its side."""
+    tight = grow_box(tight_box(part), 0.0, *part.shape, min_px=0.5)
+    return jitter_boxes(tight, 1, JITTER, *part.shape, np.random.default_rng(seed), max_move=np.inf)[0]
 
 
 def timing(segmenter: Segmenter, seconds: float = 5.0) -> float:

@@ -7,14 +7,17 @@ of the image's own frame, where pixel (row 0, column 0) is the point (0, 0).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kmine.records import Candidate, Prompts
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,65 @@ class Segmenter(Protocol):
 
         Raises:
             ValueError: prompts that do not fit their image, see `check_prompts`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One question and its answer, to adapt a segmenter on."""
+
+    embedding: Embedding
+    prompts: Prompts
+    mask: NDArray[np.bool_]
+    """(H, W), the true object. Empty for a false alarm: it teaches the predicted IoU alone, no mask."""
+
+
+@dataclass(frozen=True)
+class AdaptPlan:
+    """What suits a segmenter where the settings name nothing else."""
+
+    steps: int
+    batch_size: int
+    """Lessons a step."""
+    lr: float
+    """Peak learning rate of AdamW."""
+
+
+class Trainee(Protocol):
+    """A copy of a segmenter while it learns; the original stays as it is."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that learn."""
+        ...
+
+    def loss(self, lessons: Sequence[Lesson], seed: int) -> Tensor:
+        """The mean loss over lessons, a scalar with gradient; embeddings are used as they are, nothing is encoded.
+
+        `seed` draws the augmentation, where there is one.
+        """
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies, on the CPU, of the tensors that learn."""
+        ...
+
+
+@runtime_checkable
+class Adaptable(Segmenter, Protocol):
+    """A segmenter that can learn from labeled images."""
+
+    adapt_plan: AdaptPlan
+
+    def trainee(self) -> Trainee:
+        """A copy to teach."""
+        ...
+
+    def adapted(self, state: Mapping[str, Tensor]) -> Segmenter:
+        """This segmenter with a trainee's tensors; its `name` ends in `+adapted`, its signature is another.
+
+        Raises:
+            ValueError: tensors of another architecture.
         """
         ...
 
