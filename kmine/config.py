@@ -221,7 +221,7 @@ class AdaptConfig:
     """Steps between two checks on the validation images; the best check wins."""
     min_gain: float = 0.005
     """The adapted segmenter is used only if its mean IoU on the validation images is higher by at least this."""
-    max_images: int = 200
+    max_images: int = 100
     """At most so many labeled images, and so many of validation, are used: their embeddings are held in memory."""
 
     def __post_init__(self) -> None:

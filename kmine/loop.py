@@ -47,6 +47,7 @@ def run_loop(cfg: LoopConfig) -> int:
             f"{source.name}: {len(task.labeled)} labeled, {len(task.unlabeled)} unlabeled, {len(task.val)} validation "
             f"images; segmenter {task.segmenter.name if task.segmenter else 'none'}; run folder {cfg.out}"
         )
+        task = _adapted(task, store)
         mined, supervised = _rounds(task, store)
         store.update_run(
             stopped_by="no_pseudo_masks" if _found_nothing(mined[-1]) else "rounds",
@@ -63,6 +64,16 @@ def run_loop(cfg: LoopConfig) -> int:
     terminal.console.print(render_table(rows, task.segmenter.name if task.segmenter else "none"))
     terminal.say(f"results: {store.root / 'results.csv'}   report: {store.root / 'report.html'}")
     return 0
+
+
+def _adapted(task: Task, store: RunStore) -> Task:
+    """The task with its segmenter adapted to the labels, where that helps; run.json then names what really mines."""
+    from kmine.methods.adaptation import adapt_segmenter
+
+    task = adapt_segmenter(task, store)
+    if task.segmenter:
+        store.update_run(segmenter=task.segmenter.name, segmenter_sha256=task.segmenter.signature)
+    return task
 
 
 def _rounds(task: Task, store: RunStore) -> tuple[list[RoundResult], list[RoundResult]]:

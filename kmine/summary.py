@@ -12,6 +12,7 @@ import numpy as np
 from kmine.data.pool import Pool
 from kmine.masks import from_rle
 from kmine.methods import Task
+from kmine.methods.adaptation import sentence
 from kmine.records import Evidence, Prompts, RoundResult, Skipped
 from kmine.report import GalleryItem, Report, RoundRow
 from kmine.store import RunStore
@@ -91,7 +92,7 @@ def build_report(task: Task, store: RunStore, rows: list[RoundRow], config_yaml:
         gallery=_gallery(task.unlabeled, store, max((r.round_idx for r in rows), default=0)),
         provenance=_provenance(run),
         config_yaml=config_yaml,
-        notes=_notes(task, rows, segmenter),
+        notes=_notes(task, store, rows, segmenter),
         skipped=[Skipped(**s) for s in run.get("skipped", [])],
         validation_cases=len(task.val),
     )
@@ -103,12 +104,15 @@ def _provenance(run: dict[str, Any]) -> dict[str, str]:
     return out | {f"version of {k}": str(v) for k, v in run.get("versions", {}).items()}
 
 
-def _notes(task: Task, rows: Sequence[RoundRow], segmenter: str) -> list[str]:
+def _notes(task: Task, store: RunStore, rows: Sequence[RoundRow], segmenter: str) -> list[str]:
     notes = []
     if segmenter in STAND_INS:
         notes.append(
             f"The segmenter is a stand-in ({segmenter}): it knows nothing about images. These are not SAM's figures."
         )
+    about = store.read_json(store.root / "segmenter" / "adaptation.json")
+    if about and task.cfg.rounds:
+        notes.append(f"The segmenter: {sentence(about)}.")
     notes += [
         f"Round {r.round_idx} was not adopted: its validation Dice {r.dice:.3f} fell by more than "
         f"{task.cfg.adopt_tolerance} below the round before; the next round started from that one."

@@ -55,6 +55,14 @@ class Pool:
         """Some of these samples, in the order of `ids`, with the masks that `masks` reads (mined ones, for example)."""
         return Pool(self._cache, ids, self._groups, masks)
 
+    def subset(self, ids: Sequence[str]) -> Pool:
+        """Some of these samples, in the order of `ids`, with the same masks."""
+        return Pool(self._cache, ids, self._groups, self._masks)
+
+    def group_of(self, sample_id: str) -> str:
+        """Patient, volume or near-duplicate group of a sample."""
+        return self._groups[sample_id]
+
     def native_shape(self, sample_id: str) -> tuple[int, int]:
         """(H, W) of the image in its own frame."""
         return self._cache.native_shape(sample_id)

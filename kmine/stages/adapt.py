@@ -7,7 +7,7 @@ decide when to stop, and whether the adapted segmenter is used at all. (Ours: do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np

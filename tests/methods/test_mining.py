@@ -6,50 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
-from kmine.config import DataConfig, FitConfig, GateConfig, InferConfig, LoopConfig, ModelConfig, RefineConfig
-from kmine.data import open_source
 from kmine.methods.mining import mine, object_areas
 from kmine.methods.supervised import supervised
 from kmine.records import Candidate
-from kmine.runs import open_task
 from kmine.segmenters.ellipse import Ellipse
-from kmine.store import RunStore
 
-ANYTHING_GOES = GateConfig(
-    min_predicted_iou=0,
-    min_stability=0,
-    min_agreement=0,
-    min_jitter_dice=0,
-    min_confidence=0,
-    max_confidence_outside=1,
-    max_tta_std=1,
-    max_area_ratio=1e6,
-)
-CFG = LoopConfig(
-    rounds=2,
-    data=DataConfig(num_samples=24, size=32, label_fraction=0.3, val_fraction=0.2),
-    model=ModelConfig(encoder="tu-mobilenetv3_small_050", decoder_channels=8, encoder_depth=3),
-    fit=FitConfig(steps=12, round_steps=6, batch_size=4, val_every=6),
-    infer=InferConfig(tta="none"),
-    gate=ANYTHING_GOES,
-    refine=RefineConfig(ask_local=False),
-)
-
-
-class Silent:
-    """A watcher that only remembers what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def start(self, title: str, total: int) -> None: ...
-
-    def advance(self, done: int, text: str = "") -> None: ...
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
+from .small import ANYTHING_GOES, CFG, same, weights
 
 
 class Echo(Ellipse):
@@ -64,25 +27,6 @@ class Echo(Ellipse):
         mask = asked.mask_input[None] > 0
         jittered = np.repeat(mask, len(asked.jittered_boxes), axis=0)
         return Candidate(mask, np.ones(1, np.float32), np.ones(1, np.float32), None, jittered)
-
-
-@pytest.fixture
-def task_of(tmp_path):
-    def build(cfg: LoopConfig, name: str = "run", segmenter=None):
-        cfg = replace(cfg, data=replace(cfg.data, cache_dir=str(tmp_path / "cache")))
-        store = RunStore(tmp_path / name)
-        task = open_task(cfg, open_source(cfg.data), store, Silent())
-        return (replace(task, segmenter=segmenter) if segmenter else task), store
-
-    return build
-
-
-def weights(store: RunStore, round_idx: int, arm: str = "", name: str = "model_final") -> dict[str, torch.Tensor]:
-    return store.load_tensors(store.round_dir(round_idx, arm) / f"{name}.safetensors", None)[0]
-
-
-def same(a, b) -> bool:
-    return all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_zero_rounds_is_supervised_training(task_of):

@@ -1,0 +1,136 @@
+"""Before round 1: the segmenter learns from the labels, prompted as it will be on the unlabeled images.
+
+Every labeled image is prompted by a local model that was trained without it (cross-fitting); the validation images,
+prompted by the model of round 0, decide when to stop and whether the adapted segmenter is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from kmine.data.pool import Pool
+from kmine.methods import Task, new_model, train
+from kmine.models.local import LocalModel
+from kmine.records import derive_seed
+from kmine.segmenters.base import Adaptable
+from kmine.stages.adapt import Adaptation, Example, adapt
+from kmine.stages.infer import infer
+from kmine.stages.prompts import find_prompts
+from kmine.store import RunStore, sign
+
+
+def adapt_segmenter(task: Task, store: RunStore) -> Task:
+    """The task with the adapted segmenter, where there is one and it is better; the same task otherwise.
+
+    The learnt weights (`segmenter/adapted.safetensors`) and what was gained (`segmenter/adaptation.json`) are
+    artifacts of the run, and are read back where they were made from the same.
+    """
+    segmenter, cfg = task.segmenter, task.cfg
+    if not (cfg.adapt.enabled and isinstance(segmenter, Adaptable)):
+        return task
+    folder = store.root / "segmenter"
+    fit_settings = {k: v for k, v in asdict(cfg.fit).items() if k not in ("num_workers", "round_steps", "round_lr")}
+    settings = [asdict(part) for part in (cfg.model, cfg.infer, cfg.prompts, cfg.adapt)]
+    made_from = sign(task.signature, segmenter.signature, fit_settings, settings)
+    about = store.load_json(folder / "adaptation.json", made_from)
+    learnt = store.load_tensors(folder / "adapted.safetensors", made_from)
+    if about is None or (about["used"] and learnt is None):
+        found = _adapt(task, store, segmenter)
+        if found.state is not None:
+            store.save_tensors(folder / "adapted.safetensors", found.state, made_from)
+        about = {"base": segmenter.name, "base_sha256": segmenter.signature, "used": found.used, **_figures(found)}
+        # Last: it says that the adaptation is done.
+        store.save_json(folder / "adaptation.json", about, made_from)
+        task.watcher.say(sentence(about))
+        return replace(task, segmenter=found.segmenter)
+    return replace(task, segmenter=segmenter.adapted(learnt[0])) if about["used"] and learnt else task
+
+
+def sentence(about: dict[str, Any]) -> str:
+    """What came of the adaptation, in one sentence; `about` is the content of adaptation.json."""
+    if not about["num_objects"] or not about["num_held_out"]:
+        return f"{about['base']} was not adapted: the labeled or the validation images hold no object"
+    verdict = "used" if about["used"] else "not used: no gain beyond adapt.min_gain"
+    prompts = "the local model's prompts" if about["held_out_prompts"] == "local" else "shaken true boxes"
+    return (
+        f"{about['base']} adapted on {about['num_objects']} labeled objects: IoU {about['iou_before']:.3f} -> "
+        f"{about['iou_after']:.3f} on {about['num_held_out']} validation objects, {prompts} (step "
+        f"{about['best_step']}); {verdict}"
+    )
+
+
+def out_of_fold(task: Task, store: RunStore, wanted: Sequence[str]) -> Iterator[Example]:
+    """The labeled images `wanted` with prompts of local models that were trained without them, fold by fold.
+
+    With fewer than two groups, or `adapt.folds` 1, no such model can be had: images come without prompts.
+    """
+    parts = folds(task.labeled, task.cfg.adapt.folds, task.cfg.seed)
+    if len(parts) < 2:
+        yield from ((task.labeled.sample(i), ()) for i in wanted)
+        return
+    for number, part in enumerate(parts):
+        ids = [i for i in part if i in set(wanted)]
+        if not ids:
+            continue
+        rest = task.labeled.subset([i for i in task.labeled.ids if i not in set(part)])
+        cfg = replace(task.cfg, fit=replace(task.cfg.fit, steps=task.cfg.adapt.fold_steps))
+        fold = replace(task, cfg=cfg, labeled=rest, signature=sign(task.signature, "fold", rest.ids))
+        model = new_model(task)
+        model.load_state_dict(train(fold, store, model, round_idx=0, arm=f"fold_{number}").best)
+        yield from prompted(task, model, task.labeled, ids)
+
+
+def folds(pool: Pool, num_folds: int, seed: int) -> list[list[str]]:
+    """The ids of a pool in at most `num_folds` parts of about equal size, no group in two of them."""
+    groups: dict[str, list[str]] = {}
+    for sample_id in pool.ids:
+        groups.setdefault(pool.group_of(sample_id), []).append(sample_id)
+    names = sorted(groups)
+    np.random.default_rng(derive_seed(seed, "folds")).shuffle(names)
+    parts: list[list[str]] = [[] for _ in range(min(num_folds, len(groups)))]
+    for name in sorted(names, key=lambda name: -len(groups[name])):
+        min(parts, key=len).extend(groups[name])
+    return parts
+
+
+def prompted(task: Task, model: LocalModel, pool: Pool, ids: Sequence[str]) -> Iterator[Example]:
+    """Images with the prompts that mining would ask the segmenter."""
+    cfg = replace(task.cfg.prompts, num_jitters=0)  # shaken boxes are evidence for the gate, nobody asks for it here
+    for probs in infer(model, pool, ids, device=task.fabric.device, **asdict(task.cfg.infer)):
+        yield pool.sample(probs.sample_id), find_prompts(probs, cfg, seed=task.cfg.seed, round_idx=0)
+
+
+def _adapt(task: Task, store: RunStore, segmenter: Adaptable) -> Adaptation:
+    cfg, seed = task.cfg.adapt, task.cfg.seed
+    examples = list(out_of_fold(task, store, _some(task.labeled.ids, cfg.max_images, seed)))
+    model = new_model(task)
+    model.load_state_dict(train(task, store, model, round_idx=0).best)
+    held_out = list(prompted(task, model, task.val, _some(task.val.ids, cfg.max_images, seed)))
+    steps = cfg.steps or segmenter.adapt_plan.steps
+    task.watcher.start(f"adapting {segmenter.name}", steps)
+    return adapt(
+        segmenter,
+        examples,
+        held_out,
+        cfg,
+        seed=seed,
+        progress=lambda done, loss, iou: task.watcher.advance(done, _text(loss, iou)),
+    )
+
+
+def _some(ids: Sequence[str], count: int, seed: int) -> list[str]:
+    """At most `count` of the ids, drawn by the seed."""
+    drawn = np.random.default_rng(derive_seed(seed, "adapt", "images")).permutation(len(ids))[:count]
+    return [ids[i] for i in sorted(drawn)]
+
+
+def _text(loss: float, iou: float) -> str:
+    return f"loss {loss:.3f}" + (f"  validation IoU {iou:.3f}" if np.isfinite(iou) else "")
+
+
+def _figures(found: Adaptation) -> dict[str, Any]:
+    return {k: v for k, v in vars(found).items() if k not in ("segmenter", "state")}
