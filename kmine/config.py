@@ -190,7 +190,8 @@ class SegmenterConfig:
     """The promptable model."""
 
     name: str = "ellipse"
-    """ellipse (inscribed in the box: the floor, no knowledge at all), sam_vit_b, sam_vit_l or sam_vit_h."""
+    """ellipse (inscribed in the box: the floor, no knowledge at all), tiny (shipped, trained on procedural pictures
+    alone), sam_vit_b, sam_vit_l or sam_vit_h."""
     checkpoint: str | None = None
     """Weights of a SAM architecture, original or fine-tuned (MedSAM, for one); default: download the original."""
     batch_size: int = 1

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from kmine.segmenters.crop import MARGIN, MAX_ASPECT, MIN_WINDOW
 from kmine.segmenters.tiny_net import HINT_LIMIT, Asked
+from kmine.segmenters.tiny_train import repainted
 
 MAX_JITTER = 0.15
 """Each edge of a box moves by up to this share of its side; how much, is drawn for every box."""
@@ -60,7 +61,7 @@ def make_batch(views: Tensor, meta: Tensor, side: int, rng: Generator, train: bo
     hint, has_hint = truth.new_zeros(truth.shape), truth.new_zeros(count)
     points, labels = truth.new_zeros(count, 0, 2), torch.zeros(count, 0, dtype=torch.long, device=truth.device)
     if train:
-        image = _repainted(image, rng)
+        image = repainted(image, rng)
         rough = _degraded(truth, rng)
         has_hint = (_uniform(rng, truth, count) < HINT_SHARE).float()
         hint = rough * has_hint[:, None, None, None]
@@ -135,22 +136,6 @@ def _cropped(views: Tensor, boxes: Tensor, meta: Tensor, side: int) -> tuple[Ten
     edges = limits + 0.5 / scale.repeat(1, 2) * limits.new_tensor([-1, -1, 1, 1])
     placed, outer = ((values - corner.repeat(1, 2)) * (side / window).repeat(1, 2) - 0.5 for values in (boxes, edges))
     return crops, placed, outer
-
-
-def _repainted(image: Tensor, rng: Generator) -> Tensor:
-    """Other gains, gamma, less colour, inverted, uneven light, blur and noise; (B, 3, S, S) in [0, 255]."""
-    count, side = len(image), image.shape[-1]
-    x = image / 255
-    grey = (_uniform(rng, x, count, 1, 1, 1) < 0.25).float() * _uniform(rng, x, count, 1, 1, 1) ** 0.3
-    x = x + grey * (x.mean(1, keepdim=True) - x)
-    x = torch.where(_uniform(rng, x, count, 1, 1, 1) < 0.12, 1 - x, x)
-    x = x.clamp(1e-3, 1) ** (0.3 * _normal(rng, x, count, 1, 1, 1)).exp()
-    field = F.interpolate(_normal(rng, x, count, 1, 3, 3), (side, side), mode="bicubic", align_corners=False)
-    x = x * (0.1 * field + 0.12 * _normal(rng, x, count, 3, 1, 1)).exp()
-    soft = F.avg_pool2d(F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), 3, 1, 1, count_include_pad=False)
-    x = x + _uniform(rng, x, count, 1, 1, 1).sub(0.5).clamp_min(0) * 2 * (soft - x)
-    noise = 0.06 * _uniform(rng, x, count, 1, 1, 1) ** 2 * _normal(rng, x, *x.shape)
-    return (x + noise).clamp(0, 1) * 255
 
 
 def _degraded(truth: Tensor, rng: Generator) -> Tensor:

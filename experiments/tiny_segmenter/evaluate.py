@@ -5,23 +5,24 @@
 Boxes are those of the true objects (connected components of at least 20 pixels), every edge moved uniformly by up to
 5 % of its side. Printed for every set: objects, mean IoU of each segmenter, its gain over the ellipse (95 % interval,
 images or volumes redrawn), in how many objects it is better, and Spearman's correlation of predicted and true IoU;
-with `--timing` prompts a second at 512 x 512.
+with `--timing` prompts a second at 512 x 512, for one thread and for as many as torch takes by itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from real_sets import SETS, Picture, data_root
 from scipy.stats import spearmanr
 
+from kmine import metrics
 from kmine.masks import components, grow_box, jitter_boxes, tight_box
 from kmine.records import Prompts, derive_seed
 from kmine.segmenters.base import Segmenter
@@ -30,90 +31,54 @@ from kmine.segmenters.tiny import open_tiny
 
 JITTER = 0.05
 MIN_AREA = 20
-WINDOW_HU = (-160.0, 240.0)
-TUMOUR = 2
-Pair = tuple[str, str, NDArray[np.uint8], NDArray[np.bool_]]
-"""Name, what it belongs to (image or volume), (H, W, 3) uint8 RGB, (H, W) bool."""
+RESAMPLES = 4000
 
 
-def kvasir(root: Path, side: int) -> Iterator[Pair]:
-    """Polyps at native resolution, or with the longer side reduced to `side` where that is not 0."""
-    for path in sorted((root / "kvasir_seg/Kvasir-SEG/images").glob("*.jpg")):
-        image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-        mask = (cv2.imread(str(path.parent.parent / "masks" / path.name), cv2.IMREAD_GRAYSCALE) > 127).astype(np.uint8)
-        if side:
-            factor = side / max(mask.shape)
-            image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-            mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-        yield path.stem, path.stem, image, mask > 0
+@dataclass(frozen=True)
+class Scores:
+    """One row an object."""
+
+    images: list[str]
+    groups: list[str]
+    true: NDArray[np.float64]
+    """(objects, segmenters) IoU."""
+    predicted: NDArray[np.float64]
+    """Likewise, as the segmenter estimates it; NaN where it has no opinion."""
 
 
-def lits_tumours(root: Path) -> Iterator[Pair]:
-    """Axial slices with a tumour; the two files of a volume are paired by number and must agree in shape."""
-    import nibabel
-
-    for path in sorted((root / "lits").rglob("volume-*.nii.gz")):
-        volume = np.asarray(nibabel.load(path).dataobj, np.float32)
-        truth = np.asarray(nibabel.load(path.with_name(path.name.replace("volume", "segmentation"))).dataobj).round()
-        if volume.shape != truth.shape:
-            raise SystemExit(f"{path}: its segmentation has shape {truth.shape}, expected {volume.shape}")
-        grey = np.clip((volume - WINDOW_HU[0]) / (WINDOW_HU[1] - WINDOW_HU[0]), 0, 1) * 255
-        for index in range(volume.shape[2]):
-            mask = truth[..., index] == TUMOUR
-            if mask.any():
-                plane = grey[..., index].round().astype(np.uint8)
-                yield f"{path.name}_{index}", path.name, np.repeat(plane[..., None], 3, axis=2), mask
-
-
-def chest(root: Path, part: str, kind: str) -> Iterator[Pair]:
-    """X-rays of one part of the COVID-QU-Ex layout with their `kind` masks; empty masks are left out."""
-    for path in sorted((root / "covid_qu_ex" / f"{part} Segmentation Data").rglob("images/*.png")):
-        mask = cv2.imread(str(path.parent.parent / kind / path.name), cv2.IMREAD_GRAYSCALE)
-        if mask is not None and (mask > 127).any():
-            image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-            name = "/".join(path.parts[-4:])
-            yield name, path.name, image, mask > 127
+def score(segmenters: Sequence[Segmenter], pictures: Sequence[Picture]) -> Scores:
+    """Every object of every picture, asked with the same box each time; pictures are read one by one."""
+    images, groups, true, predicted = [], [], [], []
+    for picture in pictures:
+        sample = picture.read()
+        parts = components(sample.mask > 0, MIN_AREA)
+        asked = [[Prompts(1, _box(part, derive_seed(0, picture.name, index))) for index, part in enumerate(parts)]]
+        answers = [segmenter.decode(segmenter.encode([sample.image]), asked)[0] for segmenter in segmenters]
+        for part, *own in zip(parts, *answers, strict=True):
+            images.append(picture.name)
+            groups.append(picture.group)
+            true.append([metrics.iou(c.masks[c.best], part) for c in own])
+            predicted.append([c.predicted_iou[c.best] for c in own])
+    return Scores(images, groups, np.array(true, np.float64), np.array(predicted, np.float64))
 
 
-def sets(root: Path) -> dict[str, Iterator[Pair]]:
-    """Every set by its name in the table."""
-    return {
-        "kvasir_seg polyps": kvasir(root, 0),
-        "kvasir_seg polyps, long side 256": kvasir(root, 256),
-        "lits tumours": lits_tumours(root),
-        "covid layout, lungs": chest(root, "Lung", "lung masks"),
-        "covid layout, infections": chest(root, "Infection", "infection masks"),
-    }
+def interval(
+    gains: NDArray[np.float64], groups: Sequence[str], runs: Sequence[int] | None = None
+) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean gain over objects.
 
-
-def iou(left: NDArray[np.bool_], right: NDArray[np.bool_]) -> float:
-    return np.count_nonzero(left & right) / max(np.count_nonzero(left | right), 1)
-
-
-def score(
-    segmenters: list[Segmenter], pairs: Iterator[Pair], limit: int | None
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """(objects, segmenters, 2): true and predicted IoU; (objects,): number of the image or volume of each."""
-    rows, owners = [], []
-    for number, (name, owner, image, mask) in enumerate(pairs):
-        if number == limit:
-            break
-        parts = components(mask, MIN_AREA)
-        boxes = [_box(part, derive_seed(0, name, index)) for index, part in enumerate(parts)]
-        asked = [[Prompts(1, box) for box in boxes]]
-        answers = [segmenter.decode(segmenter.encode([image]), asked)[0] for segmenter in segmenters]
-        for index, part in enumerate(parts):
-            own = [candidates[index] for candidates in answers]
-            owners.append(owner)
-            rows.append([(iou(c.masks[0], part), float(c.predicted_iou[0])) for c in own])
-    return np.array(rows), np.unique(owners, return_inverse=True)[1]
-
-
-def interval(gains: NDArray[np.float64], owners: NDArray[np.int64]) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean gain over objects; whole images or volumes are drawn, not single objects."""
-    sums, counts = np.bincount(owners, gains), np.bincount(owners)
-    drawn = np.random.default_rng(0).integers(len(sums), size=(4000, len(sums)))
-    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
+    Whole groups (images, volumes) are drawn, not single objects, and whole runs (seeds), where there are several.
+    """
+    group_of = np.unique(groups, return_inverse=True)[1]
+    run_of = np.unique(np.zeros(len(gains)) if runs is None else runs, return_inverse=True)[1]
+    sums, counts = np.zeros((2, run_of.max() + 1, group_of.max() + 1))
+    np.add.at(sums, (run_of, group_of), gains)
+    np.add.at(counts, (run_of, group_of), 1)
+    rng = np.random.default_rng(0)
+    drawn = [rng.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(np.float64) for n in counts.shape]
+    total, size = (np.einsum("br,rg,bg->b", drawn[0], table, drawn[1], optimize=True) for table in (sums, counts))
+    # Few volumes and seeds can be drawn so that none of these volumes was tested with any of these seeds.
+    low, high = np.percentile(total[size > 0] / size[size > 0], [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -143,28 +108,31 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="images of each set, at most")
     parser.add_argument("--timing", action="store_true")
     args = parser.parse_args()
-    root = os.environ.get("KMINE_TEST_DATA")
-    if not root:
-        raise SystemExit("KMINE_TEST_DATA: expected the folder with the real sets, it is not set")
+    root = data_root()
     ours = [open_tiny(path, name=f"tiny:{path.parent.name}") for path in args.weights]
     segmenters = [Ellipse(), *ours]
     print(f"| set | objects | {' | '.join(s.name for s in segmenters)} |")
     print("|---" * (2 + len(segmenters)) + "|")
-    for name, pairs in sets(Path(root)).items():
-        rows, owners = score(segmenters, pairs, args.limit)
-        floor, cells = rows[:, 0, 0], [f"{rows[:, 0, 0].mean():.3f}"]
+    for name, pictures_of in SETS.items():
+        scores = score(segmenters, pictures_of(root)[: args.limit])
+        floor = scores.true[:, 0]
+        cells = [f"{floor.mean():.3f}"]
         for index in range(1, len(segmenters)):
-            true, predicted = rows[:, index].T
-            correlation = spearmanr(predicted, true).statistic
-            low, high = interval(true - floor, owners)
+            true = scores.true[:, index]
+            correlation = spearmanr(scores.predicted[:, index], true).statistic
+            low, high = interval(true - floor, scores.groups)
             gain = f"{np.mean(true - floor):+.3f} [{low:+.3f}, {high:+.3f}]"
             share = f"better in {np.mean(true > floor):.0%}"
             cells.append(f"{true.mean():.3f} ({gain}, {share}, rank {correlation:+.2f})")
-        print(f"| {name} | {len(rows)} | {' | '.join(cells)} |", flush=True)
+        print(f"| {name} | {len(floor)} | {' | '.join(cells)} |", flush=True)
     if args.timing:
-        for segmenter in segmenters:
-            speed = timing(segmenter)
-            print(f"{segmenter.name}: {speed:.0f} prompts/s at 512 x 512, {torch.get_num_threads()} threads")
+        default = torch.get_num_threads()
+        for threads in sorted({1, default}):
+            torch.set_num_threads(threads)
+            kind = "the default here" if threads == default else f"the default here is {default}"
+            for segmenter in segmenters:
+                speed = timing(segmenter)
+                print(f"{segmenter.name}: {speed:.0f} prompts/s at 512 x 512, threads: {threads} ({kind})")
 
 
 if __name__ == "__main__":

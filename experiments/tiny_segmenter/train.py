@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from batches import Pool, corrected, make_batch
 from generate import commit
 from safetensors.torch import load_file, safe_open, save_file
@@ -27,7 +26,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from kmine.records import derive_seed
-from kmine.segmenters.tiny_net import SIDE, Asked, TinyNet, ellipse_logits, planes_of
+from kmine.segmenters.tiny_net import SIDE, Asked, TinyNet, ellipse_logits
+from kmine.segmenters.tiny_train import answer, iou_of, loss_of
 from kmine.segmenters.tiny_weights import save_tiny
 
 EMA = 0.998
@@ -37,27 +37,6 @@ WARMUP = 300
 FALL = 0.4
 """Share of the steps over which the learning rate falls."""
 COLUMNS = ("step", "samples", "loss", "val_iou", "val_iou_ellipse", "val_rank_correlation", "samples_per_second")
-
-
-def answer(net: TinyNet, asked: Asked) -> tuple[Tensor, Tensor]:
-    """Mask logits (B, 1, S, S) and predicted IoU (B,)."""
-    added, score = net(planes_of(asked).contiguous(memory_format=torch.channels_last))
-    return ellipse_logits(asked.boxes, net.side, net.side) + added, score
-
-
-def iou_of(mask: Tensor, truth: Tensor) -> Tensor:
-    """(B,) IoU of (B, 1, S, S) masks in {0, 1}."""
-    both = (mask * truth).sum((1, 2, 3))
-    return both / (mask.sum((1, 2, 3)) + truth.sum((1, 2, 3)) - both).clamp_min(1)
-
-
-def loss_of(logits: Tensor, score: Tensor, truth: Tensor) -> Tensor:
-    """BCE + soft Dice + squared error of the predicted IoU."""
-    prob = logits.sigmoid()
-    overlap = 2 * (prob * truth).sum((1, 2, 3)) + 1
-    dice = 1 - overlap / (prob.sum((1, 2, 3)) + truth.sum((1, 2, 3)) + 1)
-    true_iou = iou_of((logits.detach() > 0).float(), truth)
-    return F.binary_cross_entropy_with_logits(logits, truth) + dice.mean() + 2 * F.mse_loss(score, true_iou)
 
 
 @torch.inference_mode()

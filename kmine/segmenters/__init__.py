@@ -26,6 +26,17 @@ def _open_ellipse(cfg: SegmenterConfig, device: str, offline: bool) -> Segmenter
     return Ellipse()
 
 
+def _open_tiny(cfg: SegmenterConfig, device: str, offline: bool) -> Segmenter:
+    from kmine.segmenters.tiny import open_tiny
+    from kmine.segmenters.tiny_weights import SHIPPED
+
+    # The config's batch size counts images that are encoded at once; here nothing is.
+    if cfg.checkpoint is None:
+        return open_tiny(SHIPPED, device=device)
+    path = Path(cfg.checkpoint).expanduser()
+    return open_tiny(path, name=f"tiny:{path.stem}", device=device)
+
+
 def _open_sam(cfg: SegmenterConfig, device: str, offline: bool) -> Segmenter:
     from kmine.segmenters.sam import SamSegmenter, build_sam
     from kmine.segmenters.weights import default_cache_dir, fetch, is_official
@@ -42,6 +53,7 @@ def _open_sam(cfg: SegmenterConfig, device: str, offline: bool) -> Segmenter:
 
 REGISTRY: dict[str, Callable[[SegmenterConfig, str, bool], Segmenter]] = {
     "ellipse": _open_ellipse,
+    "tiny": _open_tiny,
     "sam_vit_b": _open_sam,
     "sam_vit_l": _open_sam,
     "sam_vit_h": _open_sam,
@@ -52,7 +64,8 @@ REGISTRY: dict[str, Callable[[SegmenterConfig, str, bool], Segmenter]] = {
 def open_segmenter(cfg: SegmenterConfig, *, device: str, offline: bool) -> Segmenter:
     """The segmenter that the config names, with its weights loaded.
 
-    Its `name` is the config's; a checkpoint that is not the official file is named as well: `sam_vit_b:medsam`.
+    Its `name` is the config's; a checkpoint that is not the official file is named as well: `sam_vit_b:medsam`,
+    `tiny:mine`.
 
     Args:
         cfg: name, checkpoint and batch size.

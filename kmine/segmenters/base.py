@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+ADAPTED = "+adapted"
+"""Ends the name of an adapted segmenter."""
+
+
 @dataclass(frozen=True)
 class Embedding:
     """What a segmenter keeps of one image, so that later prompts cost little."""

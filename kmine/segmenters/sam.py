@@ -1,5 +1,7 @@
 """Segment Anything as a segmenter: batched encoding, batched prompts, answers equal to the official predictor's.
 
+Its mask decoder can be adapted on embeddings at hand; `sam_train.py` holds the loss.
+
 Legend: H, W the image's own frame; E the side of the padded square that the encoder sees (1024); S = E / 4 the side of
 the decoder's logits (256) and of a mask hint; B prompts decoded at once, M masks of each, P points.
 
@@ -9,20 +11,30 @@ Three frames: the image's own (H, W); the same resized so that its longest side 
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from segment_anything.modeling import Sam
+from segment_anything.modeling import MaskDecoder, Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from kmine.records import Candidate, Prompts
-from kmine.segmenters.base import Embedding, check_images, check_pairs, check_prompts, stability_from_logits
+from kmine.segmenters.base import (
+    ADAPTED,
+    AdaptPlan,
+    Embedding,
+    check_images,
+    check_pairs,
+    check_prompts,
+    stability_from_logits,
+)
 from kmine.segmenters.build import PROMPT_DIM, build_sam
+from kmine.segmenters.sam_train import DECODER, SamTrainee
 
 __all__ = ["SamSegmenter", "build_sam"]
 
@@ -35,7 +47,7 @@ MAX_ROWS = 64
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """One line of a decoder batch: a prompt's own box, or one of its jittered boxes, with the same points and hint."""
 
     owner: int
@@ -62,7 +74,15 @@ class _Answer:
 
 
 class SamSegmenter:
-    """A `Segmenter` around one SAM, which it owns from then on: its weights must not change any more."""
+    """A `Segmenter` around one SAM, which it owns from then on: its weights must not change any more.
+
+    `Adaptable`: a twin with a decoder of its own learns, encoder and prompt encoder are shared and stay as they are.
+    """
+
+    # The decoder of any SAM, forwards and back, takes 0.2 s a lesson at 1024 px on one CPU core: 200 steps of 4 take
+    # 3 minutes, less than the encoder takes for 10 images there. Rate: published fine-tunings of SAM's decoder take
+    # from 1e-4 (MedSAM, Ma et al. 2024, with the encoder) down to 1e-5; so few steps want the upper end.
+    adapt_plan: AdaptPlan = AdaptPlan(steps=200, batch_size=4, lr=1e-4)
 
     def __init__(
         self, sam: Sam, *, name: str, device: str = "cpu", batch_size: int = 4, multimask: bool | None = None
@@ -130,15 +150,48 @@ class SamSegmenter:
         check_pairs(embeddings, prompts)
         return [self._decode_image(one, of_image) for one, of_image in zip(embeddings, prompts, strict=True)]
 
+    def trainee(self) -> SamTrainee:
+        """A twin to teach, with a copy of the mask decoder; see `SamTrainee`."""
+        return SamTrainee(self._twin(copy.deepcopy(self.decoder), self.name))
+
+    def adapted(self, state: Mapping[str, torch.Tensor]) -> SamSegmenter:
+        """This segmenter with the decoder of a `SamTrainee.state`; everything else is shared, not copied.
+
+        Raises:
+            ValueError: tensors of another architecture.
+        """
+        decoder = copy.deepcopy(self.decoder)
+        try:
+            decoder.load_state_dict({_bare(key): tensor for key, tensor in state.items()})
+        except RuntimeError as error:
+            reasons = " ".join(str(error).split())[:400]
+            raise ValueError(
+                f"expected the mask decoder of {self.name}, got tensors that do not fit: {reasons}; adapt this one anew"
+            ) from error
+        return self._twin(decoder, self.name.removesuffix(ADAPTED) + ADAPTED)
+
+    def _twin(self, decoder: MaskDecoder, name: str) -> SamSegmenter:
+        sam = self._sam
+        pixels = (sam.pixel_mean.flatten().tolist(), sam.pixel_std.flatten().tolist())
+        twin = Sam(sam.image_encoder, sam.prompt_encoder, decoder, *pixels)
+        return SamSegmenter(
+            twin, name=name, device=str(sam.device), batch_size=self._batch_size, multimask=self._multimask
+        )
+
+    @property
+    def decoder(self) -> MaskDecoder:
+        """The part that a trainee learns."""
+        return self._sam.mask_decoder
+
     def _pixels(self, image: NDArray[np.uint8]) -> torch.Tensor:
         """(3, E, E) float32: resized by PIL as in the official predictor, normalised, padded with zeros."""
         resized = torch.from_numpy(self._resize.apply_image(image)).permute(2, 0, 1)
         return self._sam.preprocess(resized.to(self._sam.device))
 
     def _decode_image(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Candidate]:
-        rows = [row for owner, one in enumerate(prompts) for row in self._rows(owner, one, embedding.size)]
-        answers: list[tuple[_Row, _Answer]] = []
-        features = self._features(embedding) if rows else None
+        rows = [row for owner, one in enumerate(prompts) for row in self.rows(owner, one, embedding.size)]
+        answers: list[tuple[Row, _Answer]] = []
+        features = self.features(embedding) if rows else None
         for form in dict.fromkeys(row.form for row in rows):
             same = [row for row in rows if row.form == form]
             multimask = self._multimask if self._multimask is not None else form == (False, 1, False)
@@ -148,22 +201,31 @@ class SamSegmenter:
                 answers += zip(batch, self._answer(features, embedding.size, batch, multimask), strict=True)
         return [_candidate([pair for pair in answers if pair[0].owner == owner]) for owner in range(len(prompts))]
 
-    def _features(self, embedding: Embedding) -> torch.Tensor:
+    def features(self, embedding: Embedding) -> torch.Tensor:
+        """(1, 256, E/16, E/16) float32 on the device, as the decoder takes them; a cache may hold float16.
+
+        Raises:
+            ValueError: features of another model.
+        """
         expected = (PROMPT_DIM, *self._sam.prompt_encoder.image_embedding_size)
         if embedding.features is None or embedding.features.shape != expected:
             came = None if embedding.features is None else embedding.features.shape
             raise ValueError(
                 f"embedding: expected features {expected} of {self.name}, got {came}; encode the image again"
             )
-        # A cache may hold half precision.
         return torch.from_numpy(embedding.features.astype(np.float32)).to(self._sam.device)[None]
 
-    def _rows(self, owner: int, prompts: Prompts, size: tuple[int, int]) -> Iterator[_Row]:
+    def rows(self, owner: int, prompts: Prompts, size: tuple[int, int]) -> Iterator[Row]:
+        """What `Prompts` ask of the decoder: its own row first, then one per jittered box; `size` is (H, W).
+
+        Raises:
+            ValueError: prompts that do not fit their image, see `check_prompts`.
+        """
         checked = check_prompts(prompts, size)
         hint = None if checked.mask_input is None else self._hint(checked.mask_input)
-        yield _Row(owner, False, checked.box, checked, hint)
+        yield Row(owner, False, checked.box, checked, hint)
         for box in checked.jittered_boxes:
-            yield _Row(owner, True, box, checked, hint)
+            yield Row(owner, True, box, checked, hint)
 
     def _hint(self, logits: NDArray[np.float32]) -> torch.Tensor:
         """(H, W) logits to (1, S, S): clipped, resized to the longest side S, padded with -HINT_LIMIT.
@@ -172,9 +234,7 @@ class SamSegmenter:
         answers itself. Zeros would say "undecided" and put an edge where the image ends.
         """
         clipped = np.clip(logits, -HINT_LIMIT, HINT_LIMIT, dtype=np.float32)
-        side = self._hint_side
-        # An extremely long image would round to no rows at all.
-        height, width = (max(1, n) for n in self._resize.get_preprocess_shape(*logits.shape, side))
+        side, (height, width) = self._hint_side, self.unpadded(logits.shape)
         resized = torch.nn.functional.interpolate(
             torch.from_numpy(clipped).to(self._sam.device)[None, None],
             (height, width),
@@ -184,10 +244,27 @@ class SamSegmenter:
         )
         return torch.nn.functional.pad(resized, (0, side - width, 0, side - height), value=-HINT_LIMIT)[0]
 
-    def _answer(
-        self, features: torch.Tensor, size: tuple[int, int], rows: Sequence[_Row], multimask: bool
-    ) -> list[_Answer]:
-        """Decodes rows of one form in one batch; the only place where boxes and points change frame."""
+    def unpadded(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) that an image of `size` = (H, W) takes of (S, S) logits and hints; the rest is padding."""
+        height, width = self._resize.get_preprocess_shape(*size, self._hint_side)
+        # An extremely long image would round to no rows at all.
+        return max(1, height), max(1, width)
+
+    def low_res(
+        self, features: torch.Tensor, size: tuple[int, int], rows: Sequence[Row], multimask: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decodes rows of one form in one batch; the only place where boxes and points change frame.
+
+        Args:
+            features: of one image, see `features`.
+            size: its (H, W).
+            rows: of that image, equal in `form`.
+            multimask: M = 3 instead of 1.
+
+        Returns:
+            (B, M, S, S) logits in the padded frame and (B, M) predicted IoU as SAM gives it. The decoder's parameters
+            alone get gradients.
+        """
         sam, (has_box, num_points, has_hint) = self._sam, rows[0].form
         points = boxes = None
         if num_points:
@@ -197,23 +274,35 @@ class SamSegmenter:
         if has_box:
             boxes = self._tensor(self._resize.apply_boxes(np.stack([row.box for row in rows]), size), torch.float32)
         hints = torch.stack([row.hint for row in rows]) if has_hint else None
-        sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=hints)
-        low_res, iou = sam.mask_decoder(
+        # Twins share the prompt encoder, so none of them may teach it.
+        with torch.no_grad():
+            sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=hints)
+            positions = sam.prompt_encoder.get_dense_pe()
+        return sam.mask_decoder(
             image_embeddings=features,
-            image_pe=sam.prompt_encoder.get_dense_pe(),
+            image_pe=positions,
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             multimask_output=multimask,
         )
+
+    def upscaled(self, low_res: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """(B, M, S, S) logits in the image's own frame, (B, M, H, W), for `size` = (H, W)."""
         input_size = self._resize.get_preprocess_shape(*size, self._resize.target_length)
-        logits = sam.postprocess_masks(low_res, input_size, size)
+        return self._sam.postprocess_masks(low_res, input_size, size)
+
+    def _answer(
+        self, features: torch.Tensor, size: tuple[int, int], rows: Sequence[Row], multimask: bool
+    ) -> list[_Answer]:
+        low_res, iou = self.low_res(features, size, rows, multimask)
+        logits, threshold = self.upscaled(low_res, size), self._sam.mask_threshold
         return [
             _Answer(
-                masks=(logits[i] > sam.mask_threshold).cpu().numpy(),
+                masks=(logits[i] > threshold).cpu().numpy(),
                 predicted_iou=iou[i].cpu().numpy(),
                 stability=np.full(len(iou[i]), np.nan, np.float32)
                 if row.jittered
-                else stability_from_logits(logits[i].cpu().numpy(), sam.mask_threshold),
+                else stability_from_logits(logits[i].cpu().numpy(), threshold),
                 low_res=low_res[i].cpu().numpy().copy(),
             )
             for i, row in enumerate(rows)
@@ -223,13 +312,18 @@ class SamSegmenter:
         return torch.as_tensor(array, dtype=dtype, device=self._sam.device)
 
 
+def _bare(key: str) -> str:
+    """A trainee's key as the decoder names it; others are left as they are, which loading then refuses."""
+    return key.removeprefix(DECODER) if key.startswith(DECODER) else f"not {DECODER}: {key}"
+
+
 def _rows_at_once(size: tuple[int, int], image_size: int, num_masks: int) -> int:
     """How many rows may share a batch, so that their upscaled logits stay below `MAX_LOGITS`."""
     pixels = max(size[0] * size[1], image_size**2) * num_masks
     return max(1, min(MAX_ROWS, MAX_LOGITS // pixels))
 
 
-def _candidate(answers: Sequence[tuple[_Row, _Answer]]) -> Candidate:
+def _candidate(answers: Sequence[tuple[Row, _Answer]]) -> Candidate:
     """The answers to one `Prompts`, its own first and then its jittered boxes in order."""
     (_, own), *rest = answers
     best = [answer.masks[int(answer.predicted_iou.argmax())] for _, answer in rest]

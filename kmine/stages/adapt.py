@@ -48,7 +48,7 @@ class Adaptation:
     """At the best check, whether it is used or not."""
     best_step: int
     jitter: float
-    """Measured shake of the local model's boxes, as a share of the side."""
+    """Given, or measured: shake of the local model's boxes, as a share of the side."""
     num_objects: int
     num_held_out: int
     """Objects asked for at every check."""
@@ -81,6 +81,7 @@ def adapt(
     cfg: AdaptConfig,
     *,
     seed: int,
+    jitter: float | None = None,
     progress: Callable[[int, float, float], None] = lambda done, loss, iou: None,
 ) -> Adaptation:
     """Teach a copy of `segmenter` the objects of `train`; `held_out` decides.
@@ -91,6 +92,7 @@ def adapt(
         held_out: labeled images that neither the local model nor this training has seen.
         cfg: see `AdaptConfig`; what it leaves open, the segmenter's own plan says.
         seed: draws objects, shakes and augmentation.
+        jitter: how far true boxes are shaken, as a share of the side; measured on the local prompts where not given.
         progress: called after each step with (steps done, loss, held-out IoU or NaN where it was not measured).
 
     Returns:
@@ -101,7 +103,8 @@ def adapt(
     """
     pupils, judges = (_pupils(segmenter, rows[: cfg.max_images]) for rows in (train, held_out))
     pupils = [pupil for pupil in pupils if pupil.objects]
-    jitter = measured_jitter([pair for pupil in pupils for pair in pupil.local])
+    if jitter is None:
+        jitter = measured_jitter([pair for pupil in pupils for pair in pupil.local])
     kind, exam = _exam(judges, jitter, seed)
     before = mean_iou(segmenter, exam)
     num_objects = sum(len(pupil.objects) for pupil in pupils)

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from kmine.config import SegmenterConfig
+from kmine.masks import tight_box
 from kmine.records import Prompts, UserError
+from kmine.segmenters import open_segmenter, tiny_weights
 from kmine.segmenters.crop import Window, window_of
 from kmine.segmenters.ellipse import Ellipse
 from kmine.segmenters.tiny import Tiny, open_tiny
 from kmine.segmenters.tiny_net import NUM_PLANES, Asked, TinyNet, ellipse_logits, planes_of
-from kmine.segmenters.tiny_weights import load_tiny, save_tiny, signature_of
+from kmine.segmenters.tiny_weights import SHIPPED, load_tiny, save_tiny, signature_of
 
 from .suite import SegmenterSuite, assert_same, box_prompts, images
 
@@ -52,6 +55,16 @@ class TestTiny(SegmenterSuite):
         return Tiny(random_net(seed=1))
 
 
+class TestShipped(SegmenterSuite):
+    @pytest.fixture(scope="class")
+    def segmenter(self):
+        return open_segmenter(SegmenterConfig("tiny"), device="cpu", offline=True)
+
+    @pytest.fixture(scope="class")
+    def other(self):
+        return Tiny(random_net())
+
+
 EDGE_BOXES = {
     "inner": (3, 4, 20, 25),
     "corner": (0, 0, 9, 7),
@@ -85,7 +98,7 @@ def test_any_box_gets_an_answer_inside_its_window(box) -> None:
     assert not (candidate.masks[0] & outside).any()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 3)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 3), (20, 30), (1, 80), (80, 1)])
 def test_images_smaller_than_the_crop(size) -> None:
     segmenter = Tiny(random_net())
     embeddings = segmenter.encode([np.zeros((*size, 3), np.uint8)])
@@ -113,6 +126,32 @@ def test_points_and_hints_change_the_answer_and_may_be_mixed_in_a_batch() -> Non
     plain, pointed, hinted = (candidate.low_res_logits for candidate in together)
     assert np.abs(plain - pointed).max() > 1e-3
     assert np.abs(plain - hinted).max() > 1e-3
+
+
+UNFIT = {
+    "box beside the image": (Prompts(1, np.array([60, 1, 70, 5], np.float32)), "entirely outside the image, 60 wide"),
+    "box without area": (Prompts(1, np.array([5, 9, 20, 9], np.float32)), "x0 < x1 and y0 < y1"),
+    "corners swapped": (Prompts(1, np.array([20, 20, 5, 9], np.float32)), "swap the corners"),
+    "jittered box beside the image": (
+        Prompts(1, np.array([3, 4, 20, 25], np.float32), jittered_boxes=np.array([[3, 40, 9, 50]], np.float32)),
+        r"box .3.0, 40.0, 9.0, 50.0.: it lies entirely outside",
+    ),
+    "point beside the image": (
+        Prompts(1, np.array([3, 4, 20, 25], np.float32), np.array([[30, 50]], np.float32), np.array([1])),
+        "outside the image, 60 wide and 40 high",
+    ),
+    "hint of another size": (
+        Prompts(1, np.array([3, 4, 20, 25], np.float32), mask_input=np.zeros((96, 96), np.float32)),
+        r"mask_input: expected the image's own .H, W. = .40, 60., got .96, 96.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("prompts", "words"), UNFIT.values(), ids=UNFIT)
+def test_unfit_prompts_are_named_with_their_cure(prompts, words) -> None:
+    segmenter = Tiny(TinyNet())
+    with pytest.raises(ValueError, match=words):
+        segmenter.decode(segmenter.encode(images()[:1]), [[*box_prompts((3, 4, 9, 9)), prompts]])
 
 
 def test_points_alone_name_the_setting() -> None:
@@ -259,3 +298,58 @@ def test_weights_of_something_else_are_named(tmp_path) -> None:
     save_tiny(broken, path, {})
     with pytest.raises(UserError, match="not finite"):
         load_tiny(path)
+
+
+def test_the_shipped_weights_are_small_whole_and_need_no_network(monkeypatch) -> None:
+    monkeypatch.setattr("socket.socket", None)
+    shipped = open_segmenter(SegmenterConfig("tiny"), device="cpu", offline=False)
+    assert shipped.name == "tiny"
+    assert shipped.signature == signature_of(load_tiny(SHIPPED)) != Tiny(random_net()).signature
+    assert SHIPPED.stat().st_size <= 12e6
+    note = json.loads(SHIPPED.with_suffix(".json").read_text())
+    assert {"script", "commit", "seed", "step", "pool_seed", "sha256"} <= note.keys()
+
+
+def test_the_shipped_weights_see_more_than_the_ellipse() -> None:
+    # An ellipse 64 long and 22 wide, tilted by 45 degrees: it fills little of its box.
+    rows, columns = np.mgrid[:80, :100]
+    truth = ((columns + rows - 90) / 32) ** 2 + ((columns - rows - 10) / 11) ** 2 <= 2
+    noise = np.random.default_rng(0).integers(-15, 16, (80, 100, 3))
+    picture = (np.where(truth, 160, 70)[..., None] + noise).astype(np.uint8)
+    (box,) = box_prompts(tight_box(truth))
+    ious = []
+    for segmenter in (Ellipse(), open_tiny(SHIPPED)):
+        mask = segmenter.decode(segmenter.encode([picture]), [[box]])[0][0].masks[0]
+        ious.append(np.count_nonzero(mask & truth) / np.count_nonzero(mask | truth))
+    assert ious[0] < 0.5
+    assert ious[1] > 0.8
+
+
+def test_a_checkpoint_of_ones_own_is_named_in_tables(saved) -> None:
+    own = open_segmenter(SegmenterConfig("tiny", str(saved)), device="cpu", offline=True)
+    assert own.name == "tiny:tiny"
+    assert own.signature == open_tiny(saved).signature
+    with pytest.raises(UserError, match=r"none\.safetensors: no such file; .*--segmenter\.checkpoint FILE"):
+        open_segmenter(SegmenterConfig("tiny", "none.safetensors"), device="cpu", offline=True)
+
+
+def test_a_damaged_installation_says_so(saved, monkeypatch) -> None:
+    monkeypatch.setattr(tiny_weights, "SHIPPED", saved)
+
+    def refused(words: str) -> None:
+        with pytest.raises(UserError, match=f"{words}.*; kmine ships it: reinstall kmine$") as caught:
+            open_segmenter(SegmenterConfig("tiny"), device="cpu", offline=True)
+        assert "--segmenter.checkpoint" not in str(caught.value)
+
+    note, content = saved.with_suffix(".json"), bytearray(saved.read_bytes())
+    content[-5] ^= 1
+    saved.write_bytes(content)
+    refused("expected SHA-256 [0-9a-f]{64} as tiny.json says, got [0-9a-f]{64}")
+    text = note.read_text()
+    note.write_text("{")
+    refused("expected JSON with the key `sha256`")
+    note.unlink()
+    refused("tiny.json: no such file, so tiny.safetensors cannot be checked")
+    note.write_text(text)
+    saved.unlink()
+    refused("tiny.safetensors: no such file")

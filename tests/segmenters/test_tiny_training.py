@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from kmine.masks import tight_box
 from kmine.records import Prompts
-from kmine.segmenters.tiny import Tiny
+from kmine.segmenters.tiny import Tiny, asked_of, rows_of
 from kmine.segmenters.tiny_net import TinyNet, planes_of
 from kmine.segmenters.tiny_weights import load_tiny
 
@@ -65,8 +65,9 @@ def test_a_training_crop_is_what_the_segmenter_shows_its_network(scene) -> None:
         view, meta = generate.view_of(scene.image, mask)
         views = torch.from_numpy(view).permute(2, 0, 1)[None].float()
         box, meta = torch.from_numpy(meta[None, :4]), torch.from_numpy(meta[None])
-        crops, placed, limits = batches._cropped(views, box, meta, segmenter._net.side)
-        asked = segmenter._asked(list(segmenter._rows(embedding, Prompts(1, tight_box(mask)))))
+        crops, placed, limits = batches._cropped(views, box, meta, 96)
+        rows = rows_of(embedding, Prompts(1, tight_box(mask)), side=96, name="tiny")
+        asked = asked_of(list(rows), "cpu")
         # The segmenter's window ends at whole pixels, one at most further out on either side.
         torch.testing.assert_close(placed, asked.boxes, atol=2.5, rtol=0)
         difference = planes_of(asked) - planes_of(asked._replace(image=crops[:, :3], boxes=placed, limits=limits))
