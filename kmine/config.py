@@ -189,13 +189,14 @@ class PromptsConfig:
 class SegmenterConfig:
     """The promptable model."""
 
-    name: str = "ellipse"
-    """ellipse (inscribed in the box: the floor, no knowledge at all), tiny (shipped, trained on procedural pictures
-    alone), sam_vit_b, sam_vit_l or sam_vit_h."""
+    name: str = "tiny"
+    """tiny (ships with kmine, trained on procedural pictures alone), ellipse (inscribed in the box: the floor, no
+    knowledge at all), sam_vit_b, sam_vit_l or sam_vit_h."""
     checkpoint: str | None = None
-    """Weights of a SAM architecture, original or fine-tuned (MedSAM, for one); default: download the original."""
+    """Weights of that architecture, original or fine-tuned (MedSAM, for one); default: tiny's own, or a download of the
+    original SAM."""
     batch_size: int = 1
-    """Images encoded at once; a SAM ViT-B at 1024 px takes 3.5 GB an image on a CPU, a GPU wants 4 to 16."""
+    """SAM only: images encoded at once; a SAM ViT-B at 1024 px takes 3.5 GB an image on a CPU, a GPU wants 4 to 16."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "segmenter.batch_size", "at least 1", self.batch_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -19,8 +20,11 @@ from kmine.store import RunStore
 
 GALLERY_SIZE = 4
 """Images of each category."""
-STAND_INS = ("ellipse",)
-"""Segmenters that hold no knowledge of medical or natural images."""
+NOT_SAM = {
+    "ellipse": "The segmenter is a stand-in (ellipse): it knows nothing about images. These are not SAM's figures.",
+    "tiny": "The segmenter is tiny, kmine's own small one, trained on procedural pictures. These are not SAM's figures.",
+}
+"""What a reader must know of segmenters other than SAM, by the first word of their name."""
 
 
 def round_rows(
@@ -106,10 +110,9 @@ def _provenance(run: dict[str, Any]) -> dict[str, str]:
 
 def _notes(task: Task, store: RunStore, rows: Sequence[RoundRow], segmenter: str) -> list[str]:
     notes = []
-    if segmenter in STAND_INS:
-        notes.append(
-            f"The segmenter is a stand-in ({segmenter}): it knows nothing about images. These are not SAM's figures."
-        )
+    plain = re.split(r"[:+]", segmenter)[0]
+    if plain in NOT_SAM:
+        notes.append(NOT_SAM[plain])
     about = store.read_json(store.root / "segmenter" / "adaptation.json")
     if about and task.cfg.rounds:
         notes.append(f"The segmenter: {sentence(about)}.")

@@ -13,6 +13,7 @@ from kmine import compare, loop
 from kmine.compare import BASELINE, MINING, ROUND_0, markdown
 
 TINY = {
+    "segmenter.name": "ellipse",
     "rounds": 1,
     "data.num_samples": 24,
     "data.size": 32,

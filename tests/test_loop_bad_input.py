@@ -18,6 +18,7 @@ from kmine import loop
 from kmine.store import RunStore
 
 TINY = {
+    "segmenter.name": "ellipse",
     "data.name": "kvasir_seg",
     "data.size": 32,
     "data.label_fraction": 0.4,

@@ -18,6 +18,7 @@ from kmine.methods import mining
 from kmine.store import RunStore, run_store
 
 TINY = {
+    "segmenter.name": "ellipse",
     "rounds": 2,
     "data.num_samples": 44,
     "data.size": 32,

@@ -209,6 +209,11 @@ def test_the_plan_fills_what_the_settings_leave_open():
     assert len(given.lessons) == 15
 
 
+def test_a_given_jitter_is_kept_and_a_missing_one_is_measured():
+    assert run(Filler(), jitter=0.07).jitter == 0.07
+    assert run(Filler()).jitter == 0.05  # the local boxes are the true ones: the least there is
+
+
 def test_progress_is_told_after_every_step():
     told = []
     run(Filler(), progress=lambda done, loss, iou: told.append((done, np.isfinite(iou))))
