@@ -22,7 +22,7 @@ GALLERY_SIZE = 4
 """Images of each category."""
 NOT_SAM = {
     "ellipse": "The segmenter is a stand-in (ellipse): it knows nothing about images. These are not SAM's figures.",
-    "tiny": "The segmenter is tiny, kmine's own small one, trained on procedural pictures. These are not SAM's figures.",
+    "tiny": "The segmenter is tiny, kmine's own, trained on procedural pictures alone. These are not SAM's figures.",
 }
 """What a reader must know of segmenters other than SAM, by the first word of their name."""
 
