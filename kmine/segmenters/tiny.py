@@ -68,7 +68,7 @@ class _Answer:
 class Tiny:
     """A `Segmenter` around one `TinyNet`, which it owns from then on: its weights must not change any more."""
 
-    adapt_plan = AdaptPlan(steps=400, batch_size=16, lr=5e-4)
+    adapt_plan = AdaptPlan(steps=200, batch_size=16, lr=5e-4)
     """A quarter of the learning rate of the first training: what was learnt there is to stay."""
 
     def __init__(self, net: TinyNet, *, name: str = "tiny", device: str = "cpu", batch_size: int = 64) -> None:
