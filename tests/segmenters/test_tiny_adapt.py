@@ -188,7 +188,7 @@ def test_a_trainee_is_asked_as_the_segmenter_is(tiny, monkeypatch) -> None:
 
 def test_it_can_be_adapted_and_says_how(tiny) -> None:
     assert isinstance(tiny, Adaptable)
-    assert tiny.adapt_plan == AdaptPlan(steps=400, batch_size=16, lr=5e-4)
+    assert tiny.adapt_plan == AdaptPlan(steps=200, batch_size=16, lr=5e-4)
     assert len(tiny.trainee().parameters()) == len(list(small_net().parameters()))
 
 
