@@ -32,6 +32,7 @@ PACKAGES = (
     "albumentations",
     "opencv-python-headless",
     "numpy",
+    "nibabel",
     "monai",
 )
 """Whose versions run.json records."""
