@@ -148,10 +148,15 @@ def _plain(message: str, known: Iterable[str]) -> str:
     value = re.search(r'Parser key "([\w.]+)":\s*Expected a (.*?)\. Got value: (.*)', message, re.DOTALL)
     if value:
         expected, came = value[2].replace("<class '", "").replace("'>", ""), value[3].strip()
+        expected = re.sub(r"^tuple(?: with (\d+) elements)?$", _brackets, expected)
         choices = re.findall(r"'([^']*)'", expected) if expected.startswith("typing.Literal") else []
         near = difflib.get_close_matches(came, choices, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{value[1]}: expected {'one of ' + ', '.join(choices) if choices else expected}, got {came!r}{hint}"
+    union = re.search(r'Parser key "([\w.]+)":\s*Does not validate.*?\[(.*?)\].*Given value: (.*)', message, re.DOTALL)
+    if union:
+        kinds = [kind.replace("NoneType", "null") for kind in re.findall(r"<class '(\w+)'>", union[2])]
+        return f"{union[1]}: expected {' or '.join(kinds)}, got {union[3].strip()!r}"
     section = re.search(r'Parser key "([\w.]+)":\s*Unable to load config', message)
     if section:
         return f"{section[1]}: it is a section, not a setting; set one of its own, as in --{section[1]}.NAME VALUE"
@@ -159,6 +164,11 @@ def _plain(message: str, known: Iterable[str]) -> str:
     if bare:
         return f"{bare[1]}: expected a value after it, got none"
     return " ".join(message.split())
+
+
+def _brackets(found: re.Match[str]) -> str:
+    """How the command line and YAML write a tuple."""
+    return f"a list of {found[1]} in brackets" if found[1] else "a list in brackets, such as [1, 2]"
 
 
 def fail(prog: str, message: str) -> int:

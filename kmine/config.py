@@ -6,6 +6,7 @@ YAML keys of the same names; the string under a field is its help text.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,22 +25,44 @@ def _fraction(value: float, name: str, *, closed_low: bool = False) -> None:
     _require(ok, name, f"a fraction in {'[' if closed_low else '('}0, 1]", value)
 
 
+def _is_range(limits: tuple[float, float]) -> bool:
+    return len(limits) == 2 and all(map(math.isfinite, limits)) and limits[0] < limits[1]
+
+
+def _is_count(value: float) -> bool:
+    return value >= 1 and float(value).is_integer()
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images, how they are split, how they are read."""
 
     name: str = "phantom"
-    """Data set: phantom (procedural, no files needed) or kvasir_seg."""
+    """Data set: phantom (procedural, no files needed), kvasir_seg or lits."""
     root: str | None = None
     """Folder that holds the data set as downloaded; not used by phantom."""
     kind: PhantomKind = "polyp"
     """Phantom only: what the procedural images look like."""
     num_samples: int = 400
     """Phantom only: how many images to generate."""
+    task: Literal["tumour", "liver", "both"] = "tumour"
+    """LiTS only: what is segmented; liver includes its tumours, both are two classes, liver beside tumour."""
+    slices: Literal["all", "liver"] = "all"
+    """LiTS only: all axial slices, or those that show liver (by the mask, or those that image_labels lists)."""
+    every_nth: int = 1
+    """LiTS only: of each volume only the slices 0, n, 2n and so on."""
+    window: tuple[float, float] = (-160.0, 240.0)
+    """LiTS only: Hounsfield units shown as black and as white, as in [-160, 240]; the same for every slice."""
+    image_labels: str | None = None
+    """LiTS only: CSV of sample_id,label (0 or 1: no lesion, lesion). Masks of volumes listed there are not asked."""
     size: int = 96
     """Side in pixels of the square the local model sees; images are resized, metrics stay in the native frame."""
     label_fraction: float = 0.05
     """Share of the training images whose masks are used; nested: the images of 0.1 are among those of 0.25."""
+    fine_groups: float | None = None
+    """Instead of label_fraction: use the masks of so many training groups (volumes), or below 1 of this share of them.
+
+    All other training images keep their image-level label at most."""
     val_fraction: float = 0.1
     """Share of the images with masks that is used for validation."""
     test_fraction: float = 0.25
@@ -59,6 +82,15 @@ class DataConfig:
         _require(self.root != "", "data.root", "a folder", self.root)
         _require(self.num_samples >= 1, "data.num_samples", "at least 1", self.num_samples)
         _require(32 <= self.size <= 4096, "data.size", "32 to 4096 pixels", self.size)
+        _require(self.every_nth >= 1, "data.every_nth", "at least 1", self.every_nth)
+        _require(_is_range(self.window), "data.window", "two rising numbers of Hounsfield units", self.window)
+        _require(self.image_labels != "", "data.image_labels", "a CSV file", self.image_labels)
+        _require(
+            self.fine_groups is None or 0 < self.fine_groups < 1 or _is_count(self.fine_groups),
+            "data.fine_groups",
+            "a whole number of groups from 1, or a share between 0 and 1",
+            self.fine_groups,
+        )
         _fraction(self.label_fraction, "data.label_fraction")
         for name in ("val_fraction", "test_fraction"):
             value = getattr(self, name)

@@ -32,6 +32,7 @@ PACKAGES = (
     "albumentations",
     "opencv-python-headless",
     "numpy",
+    "nibabel",
     "monai",
 )
 """Whose versions run.json records."""
@@ -56,6 +57,7 @@ def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunStore) -> Splits:
         test_fraction=cfg.data.test_fraction,
         split_seed=cfg.data.split_seed,
         seed=cfg.seed,
+        fine_groups=cfg.data.fine_groups,
     )
     store.write_csv("splits.csv", ("sample_id", "group_id", "split"), splits.rows())
     return splits
@@ -116,8 +118,9 @@ def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool) -> Any:
     if cfg.rounds == 0:
         return None
     if not anything_to_mine:
+        drawn_by = "label_fraction" if cfg.data.fine_groups is None else "fine_groups"
         raise UserError(
-            f"nothing to mine: data.label_fraction {cfg.data.label_fraction} leaves no unlabeled image; "
+            f"nothing to mine: data.{drawn_by} {getattr(cfg.data, drawn_by)} leaves no unlabeled image; "
             "lower it, or train on the labels alone with --rounds 0"
         )
     return open_segmenter(cfg.segmenter, device=_device(cfg.device), offline=cfg.offline)

@@ -25,6 +25,7 @@ FREE_INSIDE = {"data", "models", "segmenters", "report", "store"}
 
 HOMES = {
     "albumentations": "data",
+    "nibabel": "data",
     "timm": "models",
     "segmentation_models_pytorch": "models",
     "segment_anything": "segmenters",
@@ -180,6 +181,7 @@ BROKEN = [
     ("kmine.util", "", "no floor"),
     ("kmine", "from kmine.records import Sample", "root package"),
     ("kmine.stages.fit", "import albumentations as A", "only home is kmine/data"),
+    ("kmine.runs", "import nibabel as nib", "only home is kmine/data"),
     ("kmine.stages.fit", "def f():\n    import timm.models", "only home is kmine/models"),
     ("kmine.data.folder", "from segmentation_models_pytorch import Unet", "only home is kmine/models"),
     ("kmine.models.build", "from segment_anything import sam_model_registry", "only home is kmine/segmenters"),

@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -131,8 +131,13 @@ def test_what_a_run_saves_is_what_a_command_reads(tmp_path):
     import yaml
 
     cfg = parsed("--rounds", "2", "--data.root", "somewhere", "--fit.augment", "false", "--gate.max_area_ratio", "3.5")
+    cfg = replace(cfg, data=replace(cfg.data, window=(-100.0, 300.5), fine_groups=3))
     file = written(tmp_path / "saved.yaml", yaml.safe_dump(cli.to_dict(cfg)))
     assert parsed("--config", file) == cfg
+
+
+def test_two_numbers_are_a_list_in_brackets():
+    assert parsed("--data.window", "[-100,300]").data.window == (-100.0, 300.0)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +174,10 @@ def test_a_value_that_ends_like_a_switch_stays_as_it_is():
         (["--fit.lr", "nan"], "fit.lr: expected float, got 'nan'"),
         (["--data.on_error", "skipp"], "data.on_error: expected one of stop, skip, got 'skipp'; did you mean skip?"),
         (["--data.kind", "mri"], "data.kind: expected one of polyp, ct, xray, got 'mri'"),
+        (["--data.window", "-160", "240"], "data.window: expected a list in brackets, such as [1, 2], got '-160'"),
+        (["--data.window", "[1]"], "data.window: expected a list of 2 in brackets, got '[1]'"),
+        (["--data.window", "[1,x]"], "data.window: expected float, got 'x'"),
+        (["--data.fine_groups", "few"], "data.fine_groups: expected float or null, got 'few'"),
         (["--data.size", "7"], "data.size: expected 32 to 4096 pixels, got 7"),
         (["--rounds=-1"], "rounds: expected 0 or more, got -1"),
         (["--rounds"], "--rounds: expected a value after it, got none"),

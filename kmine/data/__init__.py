@@ -32,7 +32,19 @@ def _kvasir_seg(cfg: DataConfig) -> Source:
     return KvasirSeg(Path(cfg.root), cfg.on_error)
 
 
-SOURCES: dict[str, Callable[[DataConfig], Source]] = {"phantom": _phantom, "kvasir_seg": _kvasir_seg}
+def _lits(cfg: DataConfig) -> Source:
+    from kmine.data.lits import Lits
+    from kmine.data.lits_files import URL
+
+    if cfg.root is None:
+        raise UserError(
+            "data.root: expected the folder that holds the volumes of LiTS, got nothing; "
+            f"pass --data.root FOLDER (published at {URL})"
+        )
+    return Lits(Path(cfg.root), cfg)
+
+
+SOURCES: dict[str, Callable[[DataConfig], Source]] = {"phantom": _phantom, "kvasir_seg": _kvasir_seg, "lits": _lits}
 """A new data set is one file and one line here."""
 
 

@@ -7,7 +7,6 @@ Records are read one at a time and not memory-mapped for long, so that memory do
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.cache_build import open_index, thread_pool
-from kmine.data.cache_files import explained, read_record, write_record
+from kmine.data.cache_files import cache_root, explained, read_record, write_record
 from kmine.data.resize import resize_image, resize_mask
 from kmine.data.source import Source
 from kmine.records import SampleError, SampleRef, Skipped, UserError
@@ -50,8 +49,7 @@ class SampleCache:
         self.on_error = on_error
         refs = source.refs()
         fingerprint = source.fingerprint()
-        parent = (cache_dir or Path(os.environ.get("KMINE_CACHE") or "~/.cache/kmine")).expanduser()
-        self.folder = parent / f"{source.name}-{fingerprint[:16]}-{size}"
+        self.folder = cache_root(cache_dir) / f"{source.name}-{fingerprint[:16]}-{size}"
         index = open_index(self.folder, {"fingerprint": fingerprint, "size": size}, source, refs)
         self._entries = index.entries
         self._refuse_damaged(index.skipped)

@@ -113,12 +113,14 @@ def make_splits(
     test_fraction: float,
     split_seed: int,
     seed: int,
+    fine_groups: float | None = None,
 ) -> Splits:
     """Draw the splits by group; `split_seed` draws test and validation, `seed` the labeled images.
 
     Fractions count the images that have masks. Groups are ordered by a keyed hash of their name, so the order
     of `refs` does not matter, and a sample more or less hardly moves the others. The labeled groups are a prefix
-    of that order: those of a small fraction are among those of a larger one.
+    of that order: those of a small fraction are among those of a larger one. `fine_groups` counts that prefix in
+    groups instead (from 1: how many; below 1: which share of the training groups that have masks).
 
     - A group with a sample that has no mask stays in training, where that sample is unlabeled.
     - Where every sample has an official split (train, val or test), it is honoured; an official validation or test
@@ -144,7 +146,7 @@ def make_splits(
             )
         _draw(refs, sides, "val", val_fraction * num_masks, split_seed)
     train = [ref for ref in refs if sides[ref.group_id] == "train"]
-    labeled = _labeled(train, label_fraction, seed)
+    labeled = _labeled(train, label_fraction, fine_groups, seed)
     return Splits(
         labeled=tuple(sorted(labeled)),
         unlabeled=tuple(ref.sample_id for ref in train if ref.sample_id not in labeled),
@@ -187,12 +189,15 @@ def _draw(refs: Sequence[SampleRef], sides: dict[str, str], side: str, target: f
         )
 
 
-def _labeled(train: Sequence[SampleRef], label_fraction: float, seed: int) -> set[str]:
-    """Masked samples of the shortest run of groups, in seeded order, that reaches the fraction."""
+def _labeled(train: Sequence[SampleRef], label_fraction: float, fine_groups: float | None, seed: int) -> set[str]:
+    """Masked samples of the first `fine_groups` in seeded order, or of as many as it takes to reach the fraction."""
     by_group: dict[str, list[str]] = defaultdict(list)
     for ref in train:
         if ref.has_mask:
             by_group[ref.group_id].append(ref.sample_id)
+    order = _order(by_group, "labeled", seed)
+    if fine_groups is not None:
+        return {sample_id for group in order[: _num_fine(fine_groups, len(order))] for sample_id in by_group[group]}
     num_masks = sum(map(len, by_group.values()))
     target = math.floor(label_fraction * num_masks + 0.5)
     if not target:
@@ -202,11 +207,23 @@ def _labeled(train: Sequence[SampleRef], label_fraction: float, seed: int) -> se
             f"images with masks; {works}"
         )
     labeled: set[str] = set()
-    for group in _order(by_group, "labeled", seed):
+    for group in order:
         if len(labeled) >= target:
             break
         labeled.update(by_group[group])
     return labeled
+
+
+def _num_fine(fine_groups: float, num_groups: int) -> int:
+    """How many of the training groups with masks are labeled."""
+    count = int(fine_groups) if fine_groups >= 1 else math.floor(fine_groups * num_groups + 0.5)
+    if not 1 <= count <= num_groups:
+        smallest = f"the smallest share that works is {_ceil(0.5 / max(num_groups, 1))}"
+        raise UserError(
+            f"data.fine_groups: expected at least 1 and at most all of {num_groups} training groups with masks, got "
+            f"{fine_groups:g}; {'ask for fewer, or add masks' if count else smallest}"
+        )
+    return count
 
 
 def _mask_counts(refs: Iterable[SampleRef]) -> dict[str, int]:

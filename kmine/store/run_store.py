@@ -31,7 +31,17 @@ from kmine.store.tables import encode_table, read_table
 if TYPE_CHECKING:
     from torch import Tensor
 
-HARMLESS = ("out", "device", "offline", "baseline", "data.cache_dir", "data.root", "data.on_error", "fit.num_workers")
+HARMLESS = (
+    "out",
+    "device",
+    "offline",
+    "baseline",
+    "data.cache_dir",
+    "data.root",
+    "data.image_labels",
+    "data.on_error",
+    "fit.num_workers",
+)
 """Settings that may differ when a run is resumed: none changes a result (other data are told by their fingerprint)."""
 
 

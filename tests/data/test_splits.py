@@ -19,7 +19,9 @@ DATA = os.environ.get("KMINE_TEST_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="KMINE_TEST_DATA is not set to the folder that holds kvasir_seg/")
 
 
-def split(refs, label_fraction=0.5, val_fraction=0.1, test_fraction=0.25, split_seed=0, seed=0) -> Splits:
+def split(
+    refs, label_fraction=0.5, val_fraction=0.1, test_fraction=0.25, split_seed=0, seed=0, fine_groups=None
+) -> Splits:
     return make_splits(
         refs,
         label_fraction=label_fraction,
@@ -27,6 +29,7 @@ def split(refs, label_fraction=0.5, val_fraction=0.1, test_fraction=0.25, split_
         test_fraction=test_fraction,
         split_seed=split_seed,
         seed=seed,
+        fine_groups=fine_groups,
     )
 
 
@@ -99,6 +102,43 @@ def test_group_with_a_maskless_sample_stays_in_training():
         found = split(refs, split_seed=seed)
         assert found.split_of("s0") == "unlabeled"
         assert found.split_of("s1") in ("labeled", "unlabeled")
+
+
+def groups_in(found: Splits, name: str) -> set[str]:
+    return {group for _, group, split_name in found.rows() if split_name == name}
+
+
+@settings(max_examples=60, deadline=None)
+@given(ref_lists, st.integers(0, 5), st.tuples(st.integers(1, 15), st.integers(1, 15)))
+def test_laws_of_fine_groups(drawn, seed, counts):
+    refs = drawn_refs(drawn)
+    few, more = (split(refs, seed=seed, fine_groups=count) for count in sorted(counts))
+    assert groups_in(few, "labeled") <= groups_in(more, "labeled") and set(few.labeled) <= set(more.labeled)
+    assert len(groups_in(few, "labeled")) == min(counts)
+    assert (few.val, few.test) == (more.val, more.test) == (split(refs).val, split(refs).test)
+    masked = {ref.sample_id for ref in refs if ref.has_mask}
+    assert not {i for i in few.unlabeled if i in masked and few.groups[i] in groups_in(few, "labeled")}
+    assert groups_in(few, "labeled").isdisjoint(groups_in(few, "val") | groups_in(few, "test"))
+    # the first groups of the same order that a fraction walks through
+    by_fraction = groups_in(split(refs, label_fraction=0.3, seed=seed), "labeled")
+    assert groups_in(split(refs, seed=seed, fine_groups=len(by_fraction)), "labeled") == by_fraction
+
+
+def test_fine_groups_by_hand():
+    refs = refs_of(120, group_size=10)  # 12 groups: 3 test, 1 validation, 8 training
+    for fine_groups, count in ((1, 1), (3.0, 3), (8, 8), (0.25, 2), (0.0625, 1), (0.99, 8)):
+        found = split(refs, fine_groups=fine_groups)
+        assert (len(found.labeled), len(found.unlabeled)) == (10 * count, 80 - 10 * count)
+    with pytest.raises(UserError, match=r"fine_groups: .*all of 8 training groups with masks, got 9; ask for fewer"):
+        split(refs, fine_groups=9)
+    with pytest.raises(UserError, match=r"of 8 .* got 0.06; the smallest share that works is 0.0625"):
+        split(refs, fine_groups=0.06)
+
+
+def test_groups_without_masks_are_never_fine():
+    refs = [SampleRef(f"s{i:02}", f"g{i // 4}", has_mask=i >= 20) for i in range(80)]
+    for seed in range(10):
+        assert min(split(refs, seed=seed, fine_groups=5).labeled) >= "s20"
 
 
 def official(sample_id, group_id, name, has_mask=True):
