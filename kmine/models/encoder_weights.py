@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 from kmine.config import ModelConfig
 from kmine.records import UserError
+
+_MOBILENET_V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
+"""Blocks of each of MobileNetV2's stages."""
 
 
 @contextmanager
@@ -38,7 +42,8 @@ def load_encoder(encoder: nn.Module, weights: str | None, name: str) -> None:
     """Load the file that `weights` names, if it names one; what the encoder has no place for (a classifier) is left.
 
     Names are compared as timm spells them: its `features_only` encoders write `layers_0` for the `layers.0` of its
-    checkpoints, and segmentation-models-pytorch puts `model.` before.
+    checkpoints, and segmentation-models-pytorch puts `model.` before. torchvision's MobileNetV2 serves timm's
+    `mobilenetv2_100`, the same network under other names.
 
     Raises:
         UserError: the file is missing, damaged, or of another encoder.
@@ -70,10 +75,30 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"model.encoder_weights: no file {path}; expected a .safetensors file, hub, or nothing")
     try:
-        return {_spelling(k): v for k, v in load_file(path).items()}
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"model.encoder_weights: {path} is not a readable .safetensors file ({error})") from error
+    translated = {name: v for k, v in tensors.items() if (name := _mobilenet_v2_by_timm(k))}
+    return {_spelling(k): v for k, v in (tensors | translated).items()}
 
 
 def _spelling(key: str) -> str:
     return key.removeprefix("model.").replace(".", "_")
+
+
+def _mobilenet_v2_by_timm(key: str) -> str | None:
+    """timm's name for a tensor of torchvision's MobileNetV2; None for any other and for the part above the blocks."""
+    match = re.fullmatch(r"features\.(\d+)\.(.+)\.(\w+)", key)
+    number, layer, tensor = (int(match[1]), match[2], match[3]) if match else (0, "", "")
+    if number == 0:
+        layers = {"0": "conv_stem", "1": "bn1"}
+        return f"{layers[layer]}.{tensor}" if layer in layers else None
+    expanding = {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2", "2": "conv_pwl", "3": "bn3"}
+    first = {"0.0": "conv_dw", "0.1": "bn1", "1": "conv_pw", "2": "bn2"}
+    layers = first if number == 1 else expanding
+    place = [(stage, n) for stage, count in enumerate(_MOBILENET_V2_BLOCKS) for n in range(count)]
+    layer = layer.removeprefix("conv.")
+    if number > len(place) or layer not in layers:
+        return None
+    stage, n = place[number - 1]
+    return f"blocks.{stage}.{n}.{layers[layer]}.{tensor}"

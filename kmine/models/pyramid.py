@@ -90,10 +90,10 @@ class Pyramid(nn.Module):
         )
         self._try_out(encoder, name)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> (B, C, H / stride, W / stride) of every level, the finest first."""
+    def forward(self, x: Tensor, depth: int | None = None) -> list[Tensor]:
+        """(B, 3, H, W) -> (B, C, H / stride, W / stride) of every level, or the first `depth`, the finest first."""
         features = []
-        for stage in self.stages:
+        for stage in list(self.stages)[:depth]:
             x = stage(x)
             features.append(x)
         return features

@@ -17,6 +17,10 @@ Ours, all of it our reading:
   were made from fused ones, one stage earlier). On without feature share: fused for the decoder alone.
 - `skip_coarse`, our third skip: what the decoder gets is fused once more with the coarse features, by the same rule
   with weights of its own.
+- No fusion has an activation, so some of these say the same in other words: without feature share, `skip_resolution`
+  alone and `skip_coarse` alone are one network, and both together add weights but no function; with feature share and
+  `skip_coarse` on, `skip_resolution` changes only how the decoder's mixture is written down. An ablation that finds no
+  difference there finds nothing new.
 - All off: the coarse branch is not run; the fine branch alone, a plain U-Net.
 - A fusion starts as pass-through (W = [0 | I], b = 0), so that SKS begins as its fine branch alone: exactly so on a
   CPU, rounded where a GPU multiplies in TF32.
@@ -129,13 +133,15 @@ class SksNet(nn.Module):
         fused = levels if self.resolution else levels[:-1] if self.feature_share else []
         self.fusions = nn.ModuleDict({str(n): Fusion(fine.channels[n]) for n in fused})
         self.coarse_fusions = nn.ModuleDict({str(n): Fusion(fine.channels[n]) for n in levels if cfg.skip_coarse})
+        self.depth = 1 + max(map(int, [*self.fusions, *self.coarse_fusions]), default=-1)
+        """Stages of the coarse branch that the segmentation reads; the others are run for the classifier alone."""
         self.decoder = Decoder(fine.strides, fine.channels, cfg.decoder_channels, num_classes)
         self.coarse.requires_grad_(not self.frozen)
 
     @property
     def guided(self) -> bool:
         """Whether the segmentation reads the coarse branch at all."""
-        return bool(self.fusions or self.coarse_fusions)
+        return self.depth > 0
 
     def train(self, mode: bool = True) -> SksNet:
         """As ever, but a frozen coarse branch stays in eval mode."""
@@ -158,7 +164,7 @@ class SksNet(nn.Module):
 
     def _guidance(self, x: Tensor) -> list[Tensor]:
         with torch.no_grad() if self.frozen else nullcontext():
-            return self.coarse.pyramid(x)
+            return self.coarse.pyramid(x, self.depth)
 
 
 class Classifier(nn.Module):

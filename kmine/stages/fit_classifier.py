@@ -92,12 +92,23 @@ def image_auc(classifier: Classifier, pool: Pool, device: torch.device) -> float
 
 @torch.inference_mode()
 def image_scores(classifier: Classifier, pool: Pool, ids: Sequence[str], device: torch.device) -> NDArray[np.float32]:
-    """The classifier's probability of a lesion, (N,), for the images `ids` at training size."""
-    logits = [
-        classifier(_on(np.stack([pool.image_small(i) for i in ids[first : first + AT_ONCE]]), device)).float()
-        for first in range(0, len(ids), AT_ONCE)
-    ]
-    return torch.cat(logits).sigmoid().cpu().numpy() if logits else np.zeros(0, np.float32)
+    """The classifier's probability of a lesion, (N,), for the images `ids` at training size.
+
+    It is that of a world in which every second image holds a lesion, for so are the batches of the training.
+
+    Raises:
+        FloatingPointError: the classifier gave NaN or infinite logits.
+    """
+    logits = torch.cat(
+        [torch.zeros(0, device=device)]
+        + [
+            classifier(_on(np.stack([pool.image_small(i) for i in ids[first : first + AT_ONCE]]), device)).float()
+            for first in range(0, len(ids), AT_ONCE)
+        ]
+    )
+    if not torch.isfinite(logits).all():
+        raise FloatingPointError("the classifier gave NaN or infinite logits; lower fit.lr or use fit.precision 32")
+    return logits.sigmoid().cpu().numpy()
 
 
 def _on(images: NDArray[np.uint8], device: torch.device) -> Tensor:
