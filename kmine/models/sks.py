@@ -225,7 +225,7 @@ class SksModel(LocalModel):
         """
         height, width = images.shape[-2:]
         x = self.prepare(images)
-        cam = self.net.coarse.activation(x)[:, None]
+        cam = self.net.coarse.activation(x).float()[:, None]
         return F.interpolate(cam, size=x.shape[-2:], mode="bilinear", align_corners=False)[:, 0, :height, :width]
 
 
