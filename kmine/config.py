@@ -7,7 +7,7 @@ YAML keys of the same names; the string under a field is its help text.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from kmine.records import UserError
@@ -111,21 +111,40 @@ class ModelConfig:
     """The local model."""
 
     name: str = "unetpp"
-    """Local model: unetpp or unet."""
-    encoder: str = "mobilenet_v2"
-    """Any encoder of segmentation-models-pytorch by name, or tu-NAME for a timm encoder."""
+    """Local model: unetpp, unet or sks (a classifier of image-level labels guides a U-Net)."""
+    encoder: str = ""
+    """Any encoder of segmentation-models-pytorch by name, or tu-NAME for a timm encoder; default: mobilenet_v2.
+
+    sks takes timm names, with or without tu-; default: swinv2_tiny_window8_256, as in its paper, which wants a GPU.
+    For a CPU: mobilenetv2_050 or mobilenetv3_small_050."""
     encoder_weights: str | None = None
     """Start of the encoder: none (random), `hub` (ImageNet weights, downloaded) or a local .safetensors file."""
     encoder_depth: int = 4
-    """Number of encoder levels, 3 to 5; input sides are padded to a multiple of 2 ** depth."""
+    """Not for sks: number of encoder levels, 3 to 5; input sides are padded to a multiple of 2 ** depth."""
     decoder_channels: int = 64
     """Channels of the deepest decoder level; halved at each level above, at least 8."""
     normalization: Literal["half", "imagenet"] = "half"
     """Input scaling inside the model: half is x / 127.5 - 1; imagenet uses ImageNet's channel means and deviations."""
+    levels: Literal[3, 4] = 4
+    """sks only: levels of its pyramids, at strides 4, 8, 16 and, with 4 of them, 32."""
+    skip_feature_share: bool = True
+    """sks only: the classifier's features are fused into the fine encoder, before its next stage reads them."""
+    skip_resolution: bool = True
+    """sks only: the decoder gets the fused features of each level; off: the fine encoder's own."""
+    skip_coarse: bool = True
+    """sks only: the classifier's features are fused once more into what the decoder gets. All three off: a U-Net."""
+    freeze_coarse: bool = True
+    """sks only: the classifier stays as its own training left it while the segmentation is trained."""
 
     def __post_init__(self) -> None:
         _require(3 <= self.encoder_depth <= 5, "model.encoder_depth", "3, 4 or 5", self.encoder_depth)
         _require(self.decoder_channels >= 8, "model.decoder_channels", "at least 8", self.decoder_channels)
+        _require(self.levels in (3, 4), "model.levels", "3 or 4", self.levels)
+
+    def resolved(self) -> ModelConfig:
+        """The same, the encoder that an empty `encoder` stands for filled in."""
+        default = "swinv2_tiny_window8_256" if self.name == "sks" else "mobilenet_v2"
+        return self if self.encoder else replace(self, encoder=default)
 
 
 @dataclass(frozen=True)
@@ -340,6 +359,7 @@ class LoopConfig:
     refine: RefineConfig = field(default_factory=RefineConfig)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", self.model.resolved())
         _require(bool(self.out), "out", "a folder", self.out)
         _require(self.rounds >= 0, "rounds", "0 or more", self.rounds)
         _require(0 <= self.seed < 2**31, "seed", "0 to 2**31 - 1", self.seed)

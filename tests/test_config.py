@@ -51,6 +51,8 @@ OUT_OF_RANGE = [
     (ModelConfig, "encoder_depth", 2),
     (ModelConfig, "encoder_depth", 6),
     (ModelConfig, "decoder_channels", 7),
+    (ModelConfig, "levels", 2),
+    (ModelConfig, "levels", 5),
     (FitConfig, "steps", 0),
     (FitConfig, "round_steps", 0),
     (FitConfig, "val_every", 0),
@@ -125,3 +127,10 @@ def test_prompts_need_a_box_or_points():
     with pytest.raises(UserError, match=r"prompts\.box, prompts\.points: expected at least one"):
         PromptsConfig(box=False, points=False)
     assert PromptsConfig(box=False, points=True).points
+
+
+def test_an_encoder_not_named_is_the_one_that_suits_the_model():
+    assert LoopConfig().model.encoder == "mobilenet_v2"
+    assert LoopConfig(model=ModelConfig(name="sks")).model.encoder == "swinv2_tiny_window8_256"
+    named = ModelConfig(name="sks", encoder="mobilenetv2_050")
+    assert LoopConfig(model=named).model is named

@@ -375,11 +375,11 @@ def test_a_disk_that_takes_no_more_in_the_middle_costs_nothing_computed(root, ca
         line = refused(capsys, root, rounds=0, fit__steps=20)
     assert line.startswith(f"{out}/round_00/") and (out / "round_00" / "fit_state.safetensors").exists()
     assert "free some space" in line or "choose another --out" in line
-    from kmine.stages import fit
+    from kmine.models import training
 
     with pytest.MonkeyPatch.context() as patch:
-        taken, real_step = [], fit._step
-        patch.setattr(fit, "_step", lambda *a: taken.append(1) or real_step(*a))
+        taken, real_step = [], training._step
+        patch.setattr(training, "_step", lambda *a: taken.append(1) or real_step(*a))
         assert run(root, rounds=0, fit__steps=20) == 0
     assert len(taken) < 20, "the training went on from its last checkpoint"
     assert run(root, rounds=0, fit__steps=20, out=root.parent / "whole") == 0

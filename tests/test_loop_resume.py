@@ -223,15 +223,15 @@ def test_an_interrupted_run_resumed_equals_an_undisturbed_one(undisturbed, cache
 
 
 def test_a_training_goes_on_from_its_last_validation(undisturbed, cache, tmp_path):
-    from kmine.stages import fit
+    from kmine.models import training
 
     out, steps = tmp_path / "run", []
     with pytest.MonkeyPatch.context() as patch:
         interrupt_after(patch, RunStore, "save_tensors", 1)
         assert run(out, cache) == 130
     with pytest.MonkeyPatch.context() as patch:
-        real = fit._step
-        patch.setattr(fit, "_step", lambda *a: steps.append(1) or real(*a))
+        real = training._step
+        patch.setattr(training, "_step", lambda *a: steps.append(1) or real(*a))
         assert run(out, cache, rounds=0) != 0, "fewer rounds than the folder was begun with are refused"
         assert run(out, cache) == 0
     assert len(steps) == (TINY["fit.steps"] - TINY["fit.val_every"]) + 2 * TINY["fit.round_steps"]

@@ -63,6 +63,10 @@ class Pool:
         """Patient, volume or near-duplicate group of a sample."""
         return self._groups[sample_id]
 
+    def image_label(self, sample_id: str) -> int | None:
+        """The image-level diagnosis (0: lesion-free) as the index knows it, never from a mask; None where unknown."""
+        return self._cache.ref(self._own(sample_id)).image_label
+
     def native_shape(self, sample_id: str) -> tuple[int, int]:
         """(H, W) of the image in its own frame."""
         return self._cache.native_shape(sample_id)

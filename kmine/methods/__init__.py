@@ -19,10 +19,11 @@ from kmine.data.batches import Batches
 from kmine.data.pool import Pool
 from kmine.metrics import case_metrics, summarise
 from kmine.models.local import LocalModel, build_model
+from kmine.models.training import FitState
 from kmine.records import CaseMetrics, Metrics, RoundResult, derive_seed
 from kmine.segmenters.base import Segmenter
 from kmine.stages.evaluate import evaluate
-from kmine.stages.fit import FitState, fit
+from kmine.stages.fit import fit
 from kmine.stages.infer import infer, predict_small
 from kmine.store import RunStore, sign
 

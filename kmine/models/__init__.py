@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-ARCHITECTURES = {"unet": "Unet", "unetpp": "UnetPlusPlus"}
-"""Name in a config -> class of segmentation-models-pytorch."""
+ARCHITECTURES = {"unet": "Unet", "unetpp": "UnetPlusPlus", "sks": None}
+"""Name in a config -> class of segmentation-models-pytorch, None where the network is kmine's own."""

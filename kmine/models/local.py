@@ -1,8 +1,6 @@
-"""U-Net and U-Net++ through segmentation-models-pytorch, with scaling and padding inside the model."""
+"""Local models by name: U-Net and U-Net++ of segmentation-models-pytorch; scaling and padding inside the model."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +8,8 @@ from torch.nn import functional as F
 
 from kmine.config import ModelConfig
 from kmine.models import ARCHITECTURES
-from kmine.records import UserError, derive_seed, unknown_name
+from kmine.models.encoder_weights import building, load_encoder
+from kmine.records import derive_seed, unknown_name
 
 _SCALING = {  # mean and deviation on [0, 255]
     "half": ((127.5,) * 3, (127.5,) * 3),
@@ -37,12 +36,17 @@ class LocalModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
         height, width = images.shape[-2:]
+        return self.net(self.prepare(images))[..., :height, :width]
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """The images as the network takes them: scaled, padded below and on the right."""
+        height, width = images.shape[-2:]
         x = (images.float() - self.mean) / self.std
         pad = (0, -width % self.stride, 0, -height % self.stride)
         if any(pad):
             x = F.pad(x, pad, mode="replicate")
         # channels_last: 1.4 to 2.8 times the steps per second on CPUs, and what tensor cores want
-        return self.net(x.contiguous(memory_format=torch.channels_last))[..., :height, :width]
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 def build_model(cfg: ModelConfig, num_classes: int, seed: int, *, offline: bool = False) -> LocalModel:
@@ -54,67 +58,29 @@ def build_model(cfg: ModelConfig, num_classes: int, seed: int, *, offline: bool 
     """
     if cfg.name not in ARCHITECTURES:
         raise unknown_name("model.name", cfg.name, ARCHITECTURES)
+    cfg = cfg.resolved()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "model"))
+        model = _build(cfg, num_classes, offline)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _build(cfg: ModelConfig, num_classes: int, offline: bool) -> LocalModel:
+    if cfg.name == "sks":
+        from kmine.models.sks import build_sks
+
+        return build_sks(cfg, num_classes, offline=offline)
     import segmentation_models_pytorch as smp
 
     if not cfg.encoder.startswith("tu-") and cfg.encoder not in smp.encoders.get_encoder_names():
         raise unknown_name("model.encoder", cfg.encoder, smp.encoders.get_encoder_names())
-    channels = tuple(max(8, cfg.decoder_channels >> i) for i in range(cfg.encoder_depth))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "model"))
-        net = _build_net(smp, cfg, num_classes, channels, offline)
-    if cfg.encoder_weights not in (None, "none", "hub"):
-        _load_encoder(net.encoder, Path(cfg.encoder_weights), cfg.encoder)
-    model = LocalModel(net, num_classes, 2**cfg.encoder_depth, cfg.normalization)
-    return model.to(memory_format=torch.channels_last)
-
-
-def _build_net(smp: object, cfg: ModelConfig, num_classes: int, channels: tuple[int, ...], offline: bool) -> nn.Module:
-    if cfg.encoder_weights == "hub" and offline:
-        raise UserError(
-            "model.encoder_weights is hub, which may download, and --offline forbids it; "
-            "pass a local .safetensors file or leave it empty for random weights"
-        )
-    try:
-        return getattr(smp, ARCHITECTURES[cfg.name])(
+    with building(cfg, f"model.encoder_depth {cfg.encoder_depth}", offline):
+        net = getattr(smp, ARCHITECTURES[cfg.name])(
             encoder_name=cfg.encoder,
             encoder_depth=cfg.encoder_depth,
             encoder_weights="imagenet" if cfg.encoder_weights == "hub" else None,
-            decoder_channels=channels,
+            decoder_channels=tuple(max(8, cfg.decoder_channels >> i) for i in range(cfg.encoder_depth)),
             classes=num_classes,
         )
-    except OSError as error:  # huggingface_hub and urllib errors are OSErrors
-        raise UserError(
-            f"the ImageNet weights of encoder {cfg.encoder} could not be downloaded ({type(error).__name__}); "
-            "pass a local .safetensors file as --model.encoder_weights, or leave it empty for random weights"
-        ) from error
-    except (ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
-        # smp and timm say so in as many ways as there are encoders; their own words follow ours
-        raise UserError(
-            f"model.encoder {cfg.encoder!r} cannot be built with model.encoder_depth {cfg.encoder_depth}: {error}"
-        ) from error
-
-
-def _load_encoder(encoder: nn.Module, path: Path, name: str) -> None:
-    """Load a .safetensors file into the encoder; what the encoder has no place for (a classifier) is left."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise UserError(f"model.encoder_weights: no file {path}; expected a .safetensors file, hub, or nothing")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"model.encoder_weights: {path} is not a readable .safetensors file ({error})") from error
-    own = encoder.state_dict()
-    needed = [k for k in own if not k.endswith("num_batches_tracked")]
-    missing = [k for k in needed if k not in tensors]
-    other = [k for k in needed if k in tensors and tensors[k].shape != own[k].shape]
-    if missing or other:
-        first = (missing or other)[0]
-        came = "is missing" if missing else f"has shape {tuple(tensors[first].shape)}, not {tuple(own[first].shape)}"
-        raise UserError(
-            f"model.encoder_weights: {path} is not a checkpoint of encoder {name}: {len(missing)} of {len(needed)} "
-            f"tensors missing, {len(other)} of another shape; {first} {came}. "
-            "Choose the encoder that the file was made for"
-        )
-    encoder.load_state_dict({k: tensors[k] for k in own if k in tensors}, strict=False)
+    load_encoder(net.encoder, cfg.encoder_weights, cfg.encoder)
+    return LocalModel(net, num_classes, 2**cfg.encoder_depth, cfg.normalization)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from kmine.data.augment import Augment
-from kmine.data.batches import Batches
+from kmine.data.batches import Batches, LabelBatches
+from kmine.records import UserError
 
 
 class FakePool:
@@ -81,3 +82,48 @@ def test_worker_processes_change_nothing():
 def test_an_empty_stream_ends_at_once_and_a_small_share_keeps_one_labeled_image():
     assert list(batches().stream(3, 3, 0)) == []
     assert batches(share=0.01, batch_size=8).num_labeled == 1
+
+
+class LabeledPool(FakePool):
+    """Images of even number are lesion-free, those that 5 divides of unknown label; a mask must not be asked for."""
+
+    def image_label(self, sample_id: str) -> int | None:
+        return None if int(sample_id) % 5 == 0 else int(sample_id) % 2
+
+    def mask_small(self, sample_id: str) -> np.ndarray:
+        raise AssertionError("a mask was asked for")
+
+
+def label_batches(seed=0, batch_size=4) -> LabelBatches:
+    pools = [LabeledPool(1, 4, 0), LabeledPool(100, 13, 0)]
+    return LabelBatches(pools, Augment(8, enabled=False), batch_size=batch_size, seed=seed)
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(4, [1, 1, 0, 0]), (5, [1, 1, 0, 0, 0])])
+def test_label_batches_are_balanced_and_never_ask_for_a_mask(batch_size, expected):
+    for step in range(10):
+        batch = label_batches(batch_size=batch_size)[step]
+        assert batch.images.shape == (batch_size, 8, 8, 3) and batch.labels.dtype == np.float32
+        assert batch.labels.tolist() == expected == [n % 2 for n in numbers(batch)]
+
+
+def test_every_labeled_image_of_every_pool_is_seen_equally_often_among_its_like():
+    made = label_batches()
+    seen = Counter(n for step in range(24) for n in numbers(made[step]))
+    assert set(seen) == {n for n in (*range(1, 5), *range(100, 113)) if n % 5}
+    for label in (0, 1):
+        counts = [c for n, c in seen.items() if n % 2 == label]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_label_batches_are_a_function_of_seed_and_step():
+    whole = [numbers(b) for b in label_batches().stream(0, 8, 0)]
+    assert [numbers(b) for b in label_batches().stream(3, 8, 2)] == whole[3:]
+    assert whole != [numbers(b) for b in label_batches(seed=1).stream(0, 8, 0)]
+
+
+def test_images_of_one_label_alone_teach_nothing():
+    with pytest.raises(UserError, match="got 1 with, 0 without and 1 of unknown label; a classifier needs both"):
+        pool = LabeledPool(1, 5, 0)
+        pool.ids = ("1", "5")
+        LabelBatches([pool], Augment(8, enabled=False), batch_size=4, seed=0)

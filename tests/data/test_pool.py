@@ -61,6 +61,13 @@ def test_withheld_masks_are_never_read(tmp_path):
         view.mask_small("s07")
 
 
+def test_image_labels_are_known_where_masks_are_withheld(tmp_path):
+    view = pool(tmp_path)
+    assert [view.image_label(i) for i in IDS] == [int(i[1:]) % 2 for i in IDS]
+    with pytest.raises(KeyError, match="not in this pool"):
+        view.image_label("s05")
+
+
 def test_true_masks(tmp_path):
     view = pool(tmp_path, "true", granted=True)
     sample = view.sample("s07")

@@ -19,7 +19,7 @@ def small(**settings: object) -> ModelConfig:
     return ModelConfig(**{**SMALL, **settings})
 
 
-@pytest.mark.parametrize("name", ["unet", "unetpp"])
+@pytest.mark.parametrize("name", ["unet", "unetpp", "sks"])
 @pytest.mark.parametrize("sides", [(64, 64), (50, 71), (33, 96)])
 def test_logits_have_the_image_s_own_sides_whatever_they_are(name, sides):
     model = build_model(small(name=name), 3, seed=0).eval()

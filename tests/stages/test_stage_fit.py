@@ -12,7 +12,8 @@ from torch import nn
 from kmine.config import FitConfig
 from kmine.data.batches import Batch
 from kmine.models.local import LocalModel
-from kmine.stages.fit import FitState, _learning_rate, fit, make_fabric
+from kmine.models.training import FitState, learning_rate
+from kmine.stages.fit import fit, make_fabric
 
 CFG = FitConfig(batch_size=4, lr=0.02, val_every=4)
 
@@ -98,8 +99,8 @@ def test_the_seed_decides_about_dropout():
 
 def test_learning_rate_rises_then_decays_to_zero():
     cfg = FitConfig(lr=1.0, warmup=0.1)
-    rates = [_learning_rate(step, 100, cfg) for step in range(100)]
+    rates = [learning_rate(step, 100, cfg) for step in range(100)]
     assert rates[:10] == sorted(rates[:10]) and max(rates) == rates[10] == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] < 0.001
-    assert _learning_rate(0, 1, FitConfig(warmup=0.0)) == pytest.approx(1e-3)
+    assert learning_rate(0, 1, FitConfig(warmup=0.0)) == pytest.approx(1e-3)
     assert not any(math.isnan(r) for r in rates)

@@ -1,0 +1,104 @@
+"""The start of an encoder: from a local .safetensors file, and what goes wrong when one is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from kmine.config import ModelConfig
+from kmine.records import UserError
+
+_MOBILENET_V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
+"""Blocks of each of MobileNetV2's stages."""
+
+
+@contextmanager
+def building(cfg: ModelConfig, settings: str, offline: bool) -> Iterator[None]:
+    """Say as `UserError` why the encoder of `cfg` with `settings` cannot be built inside this block."""
+    if cfg.encoder_weights == "hub" and offline:
+        raise UserError(
+            "model.encoder_weights is hub, which may download, and --offline forbids it; "
+            "pass a local .safetensors file or leave it empty for random weights"
+        )
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:  # huggingface_hub and urllib errors are OSErrors
+        raise UserError(
+            f"the ImageNet weights of encoder {cfg.encoder} could not be downloaded ({type(error).__name__}); "
+            "pass a local .safetensors file as --model.encoder_weights, or leave it empty for random weights"
+        ) from error
+    except (ValueError, KeyError, RuntimeError, AttributeError, TypeError, AssertionError) as error:
+        # smp and timm say so in as many ways as there are encoders; their own words follow ours
+        raise UserError(f"model.encoder {cfg.encoder!r} cannot be built with {settings}: {error}") from error
+
+
+def load_encoder(encoder: nn.Module, weights: str | None, name: str) -> None:
+    """Load the file that `weights` names, if it names one; what the encoder has no place for (a classifier) is left.
+
+    Names are compared as timm spells them: its `features_only` encoders write `layers_0` for the `layers.0` of its
+    checkpoints, and segmentation-models-pytorch puts `model.` before. torchvision's MobileNetV2 serves timm's
+    `mobilenetv2_100`, the same network under other names.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another encoder.
+    """
+    if weights in (None, "none", "hub"):
+        return
+    path = Path(weights)
+    tensors = _read(path)
+    own = encoder.state_dict()
+    given = {k: tensors[_spelling(k)] for k in own if _spelling(k) in tensors}
+    needed = [k for k in own if not k.endswith("num_batches_tracked")]
+    missing = [k for k in needed if k not in given]
+    other = [k for k in needed if k in given and given[k].shape != own[k].shape]
+    if missing or other:
+        first = (missing or other)[0]
+        came = "is missing" if missing else f"has shape {tuple(given[first].shape)}, not {tuple(own[first].shape)}"
+        raise UserError(
+            f"model.encoder_weights: {path} is not a checkpoint of encoder {name}: {len(missing)} of {len(needed)} "
+            f"tensors missing, {len(other)} of another shape; {first} {came}. "
+            "Choose the encoder that the file was made for"
+        )
+    encoder.load_state_dict(given, strict=False)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"model.encoder_weights: no file {path}; expected a .safetensors file, hub, or nothing")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"model.encoder_weights: {path} is not a readable .safetensors file ({error})") from error
+    translated = {name: v for k, v in tensors.items() if (name := _mobilenet_v2_by_timm(k))}
+    return {_spelling(k): v for k, v in (tensors | translated).items()}
+
+
+def _spelling(key: str) -> str:
+    return key.removeprefix("model.").replace(".", "_")
+
+
+def _mobilenet_v2_by_timm(key: str) -> str | None:
+    """timm's name for a tensor of torchvision's MobileNetV2; None for any other and for the part above the blocks."""
+    match = re.fullmatch(r"features\.(\d+)\.(.+)\.(\w+)", key)
+    number, layer, tensor = (int(match[1]), match[2], match[3]) if match else (0, "", "")
+    if number == 0:
+        layers = {"0": "conv_stem", "1": "bn1"}
+        return f"{layers[layer]}.{tensor}" if layer in layers else None
+    expanding = {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2", "2": "conv_pwl", "3": "bn3"}
+    first = {"0.0": "conv_dw", "0.1": "bn1", "1": "conv_pw", "2": "bn2"}
+    layers = first if number == 1 else expanding
+    place = [(stage, n) for stage, count in enumerate(_MOBILENET_V2_BLOCKS) for n in range(count)]
+    layer = layer.removeprefix("conv.")
+    if number > len(place) or layer not in layers:
+        return None
+    stage, n = place[number - 1]
+    return f"blocks.{stage}.{n}.{layers[layer]}.{tensor}"

@@ -1,0 +1,176 @@
+"""Training by the optimizer step: one schedule, one way to choose a checkpoint, one way to resume.
+
+What is trained (local model, classifier) and what its loss is, the stages say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from kmine.config import FitConfig
+
+StateDict = dict[str, Tensor]
+B = TypeVar("B")
+Learner = TypeVar("Learner", bound=nn.Module)
+
+
+class Stream(Protocol[B]):
+    """Batches that are a function of their step."""
+
+    def stream(self, start: int, stop: int, num_workers: int) -> Iterator[B]:
+        """Batches of steps [start, stop) in order."""
+
+
+@dataclass
+class FitState:
+    """Everything a training needs to go on where it stopped."""
+
+    step: int
+    """Optimizer steps done."""
+    model: StateDict
+    optimizer: dict[str, StateDict]
+    """AdamW's state by parameter number: step, exp_avg, exp_avg_sq."""
+    best: StateDict
+    best_score: float
+    best_step: int
+    history: list[tuple[int, float, float]] = field(default_factory=list)
+    """(step, mean training loss since the last entry, validation score)."""
+
+    def to_tensors(self) -> tuple[StateDict, dict[str, Any]]:
+        """All tensors under flat names, and what else there is as plain values."""
+        flat = {f"model/{k}": v for k, v in self.model.items()} | {f"best/{k}": v for k, v in self.best.items()}
+        flat |= {f"optimizer/{i}/{k}": v for i, entry in self.optimizer.items() for k, v in entry.items()}
+        plain = {"step": self.step, "best_score": self.best_score, "best_step": self.best_step, "history": self.history}
+        return flat, plain
+
+    @classmethod
+    def from_tensors(cls, tensors: StateDict, plain: dict[str, Any]) -> FitState:
+        """The inverse of `to_tensors`."""
+        model, best, optimizer = {}, {}, {}
+        for name, value in tensors.items():
+            part, _, key = name.partition("/")
+            if part == "optimizer":
+                number, _, key = key.partition("/")
+                optimizer.setdefault(number, {})[key] = value
+            else:
+                (model if part == "model" else best)[key] = value
+        history = [tuple(entry) for entry in plain["history"]]
+        return cls(plain["step"], model, optimizer, best, plain["best_score"], plain["best_step"], history)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training leaves behind."""
+
+    best: StateDict
+    """Weights of the validation with the highest score (the later one of equals)."""
+    best_step: int
+    final: StateDict
+    """Weights after the last step."""
+    history: list[tuple[int, float, float]]
+    """(step, mean training loss since the last entry, validation score)."""
+
+
+def train_steps(
+    learner: Learner,
+    batches: Stream[B],
+    loss_of: Callable[[nn.Module, B], Tensor],
+    cfg: FitConfig,
+    *,
+    steps: int,
+    fabric: Fabric,
+    seed: int,
+    validate: Callable[[Learner], float],
+    resume: FitState | None = None,
+    save: Callable[[FitState], None] | None = None,
+    progress: Callable[[int, float, float], None] | None = None,
+) -> FitResult:
+    """Train `learner` in place for `steps` steps of AdamW, linear warm-up and cosine decay.
+
+    Validates every `cfg.val_every` steps and at the end.
+
+    Args:
+        learner: starts from the weights it has; its state dict is what is kept.
+        batches: batch of each step.
+        loss_of: (learner as set up by fabric, batch) -> scalar loss.
+        cfg: learning rate, weight decay, warm-up, interval of validation, workers.
+        steps: the budget.
+        fabric: device and precision.
+        seed: for layers that draw numbers (dropout); with the step it fixes them.
+        validate: score of the learner, put to eval; higher is better, NaN counts as 0.
+        resume: go on from here; the result equals that of an undisturbed training.
+        save: called with the state after every validation but the last.
+        progress: called every tenth step with (step, loss, last score).
+    """
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
+    wrapped, optimizer = fabric.setup(learner, optimizer)
+    state = resume or FitState(0, {}, {}, _copy(learner), -math.inf, 0)
+    if resume:
+        learner.load_state_dict(resume.model)
+        _load_optimizer(optimizer, resume.optimizer)
+    losses: list[Tensor] = []
+    last_score = state.history[-1][2] if state.history else math.nan
+    for step, batch in enumerate(batches.stream(state.step, steps, cfg.num_workers), start=state.step):
+        torch.manual_seed((seed + step) % 2**63)
+        learner.train()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, cfg)
+        losses.append(_step(optimizer, fabric, loss_of(wrapped, batch)))
+        done = step + 1
+        if progress and (done % 10 == 0 or done == steps):  # reading the loss waits for the device
+            progress(done, float(losses[-1]), last_score)
+        if done % cfg.val_every == 0 or done == steps:
+            last_score = _validated(learner, validate, state, done, losses)
+            losses = []
+            if save and done < steps:
+                state.step, state.model, state.optimizer = done, _copy(learner), _optimizer_state(optimizer)
+                save(state)
+    return FitResult(state.best, state.best_step, _copy(learner), state.history)
+
+
+def _step(optimizer: torch.optim.Optimizer, fabric: Fabric, loss: Tensor) -> Tensor:
+    fabric.backward(loss)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def learning_rate(step: int, steps: int, cfg: FitConfig) -> float:
+    """Rate of `step` (0, 1, ...) of `steps`: linear warm-up over `cfg.warmup` of them, then cosine decay to zero."""
+    warmup = cfg.warmup * steps
+    if step < warmup:
+        return cfg.lr * (step + 1) / (warmup + 1)
+    return cfg.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def _validated(
+    learner: Learner, validate: Callable[[Learner], float], state: FitState, done: int, losses: list[Tensor]
+) -> float:
+    learner.eval()
+    score = float(np.nan_to_num(validate(learner)))
+    state.history.append((done, float(torch.stack(losses).mean()), score))
+    if score >= state.best_score:
+        state.best, state.best_score, state.best_step = _copy(learner), score, done
+    return score
+
+
+def _copy(module: nn.Module) -> StateDict:
+    return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, StateDict]:
+    entries = optimizer.state_dict()["state"]
+    return {str(i): {k: torch.as_tensor(v).cpu().clone() for k, v in entry.items()} for i, entry in entries.items()}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, StateDict]) -> None:
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": {int(i): entry for i, entry in state.items()}, "param_groups": groups})

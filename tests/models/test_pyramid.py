@@ -1,0 +1,121 @@
+"""Encoders walked by stages say what timm's own say, Swin-v2 at any size included."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from kmine.models.pyramid import Pyramid, create_encoder
+from kmine.records import UserError
+
+TINY_SWIN = {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 1, 2, 2), "features_only": True}
+
+
+def swin(**settings: object) -> nn.Module:
+    return timm.create_model("swinv2_tiny_window8_256", **TINY_SWIN, **settings).eval()
+
+
+def awake(encoder: nn.Module) -> nn.Module:
+    """Swin-v2's norms start at zero, which switches its blocks off: nothing would be seen of the attention."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight += 0.3 * torch.randn(weight.shape, generator=generator)
+    return encoder
+
+
+def windows(pyramid: Pyramid) -> list[tuple[int, int]]:
+    """(window side, shift of the second block) level by level."""
+    layers = [stage.parts[-1] for stage in pyramid.stages]
+    return [(layer.blocks[1].window_size[0], layer.blocks[1].shift_size[0]) for layer in layers]
+
+
+NAMES = ("mobilenetv2_050", "mobilenetv3_small_050", "resnet10t", "resnet18", "convnext_atto", "pvt_v2_b0")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_are_timm_s_own(name):
+    encoder = create_encoder(name, pretrained=False).eval()
+    pyramid = Pyramid(encoder, name, 32).eval()
+    x = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        ours, given = pyramid(x), encoder(x)
+    assert all(torch.equal(a, b) for a, b in zip(ours, given, strict=True))
+    assert [f.shape[1] for f in ours] == list(pyramid.channels)
+    assert [96 // f.shape[2] for f in ours] == [64 // f.shape[3] for f in ours] == list(pyramid.strides)
+
+
+@pytest.mark.parametrize("deepest", [16, 32])
+@pytest.mark.parametrize("sides", [(64, 64), (96, 96), (64, 160), (256, 256), (512, 512)])
+def test_swin_v2_equals_one_that_timm_builds_for_the_size(sides, deepest):
+    encoder = awake(swin(strict_img_size=False))
+    made_for_it = swin(img_size=sides)
+    made_for_it.load_state_dict(encoder.state_dict())
+    pyramid = Pyramid(encoder, "swin", deepest).eval()
+    assert pyramid.channels == (8, 16, 32, 64)[: len(pyramid.strides)]
+    x = torch.randn(1, 3, *sides)
+    with torch.no_grad():
+        for ours, given in zip(pyramid(x), made_for_it(x), strict=False):
+            assert torch.allclose(ours, given.permute(0, 3, 1, 2), atol=1e-5)
+
+
+def test_windows_follow_the_input_and_come_back():
+    pyramid = Pyramid(swin(strict_img_size=False), "swin", 32)
+    expected = {
+        64: [(8, 4), (8, 0), (4, 0), (2, 0)],
+        128: [(8, 4), (8, 4), (8, 0), (4, 0)],
+        256: [(8, 4), (8, 4), (8, 4), (8, 0)],
+        512: [(8, 4), (8, 4), (8, 4), (8, 4)],
+    }
+    for side in (64, 128, 256, 512, 256, 64):
+        with torch.inference_mode():
+            pyramid(torch.zeros(1, 3, side, side))
+        assert windows(pyramid) == expected[side], side
+
+
+def test_a_size_first_seen_in_inference_mode_can_be_trained_on():
+    pyramid = Pyramid(awake(swin(strict_img_size=False)), "swin", 32)
+    with torch.inference_mode():
+        pyramid(torch.zeros(1, 3, 96, 96))
+    pyramid(torch.zeros(1, 3, 96, 96))[-1].sum().backward()
+    assert all(weight.grad is not None for weight in pyramid.parameters())
+
+
+def test_windows_leave_no_trace_in_the_weights():
+    pyramid = Pyramid(awake(swin(strict_img_size=False)), "swin", 32).eval()
+    x, before = torch.randn(1, 3, 96, 96), {k: v.clone() for k, v in pyramid.state_dict().items()}
+    with torch.no_grad():
+        first = pyramid(x)[-1]
+        pyramid(torch.randn(1, 3, 160, 64))
+        assert torch.equal(pyramid(x)[-1], first)
+    after = pyramid.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_checkpoints_of_timm_s_whole_model_fit(tmp_path):
+    from safetensors.torch import save_file
+
+    from kmine.models.encoder_weights import load_encoder
+
+    whole = timm.create_model("swinv2_tiny_window8_256", **{**TINY_SWIN, "features_only": False})
+    assert "layers.1.downsample.reduction.weight" in whole.state_dict()
+    save_file(whole.state_dict(), tmp_path / "swin.safetensors")
+    encoder = swin(strict_img_size=False)
+    load_encoder(encoder, str(tmp_path / "swin.safetensors"), "swin")
+    assert torch.equal(encoder["layers_1"].downsample.reduction.weight, whole.layers[1].downsample.reduction.weight)
+
+
+def test_it_is_left_in_the_mode_it_came_in_with_its_statistics():
+    encoder = create_encoder("mobilenetv2_050", pretrained=False)
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    pyramid = Pyramid(encoder, "mobilenetv2_050", 16)
+    assert encoder.training and all(m.training for m in pyramid.modules())
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+
+
+def test_a_missing_level_is_named():
+    encoder = create_encoder("mobilenetv2_050", pretrained=False)
+    with pytest.raises(UserError, match="has features at strides 2, 4, 8, 16, 32, none at 64"):
+        Pyramid(encoder, "mobilenetv2_050", 64)
