@@ -148,6 +148,25 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class ClassifierConfig:
+    """sks only: its classifier learns from the image-level labels, before round 0."""
+
+    steps: int = 300
+    """Optimizer steps; the best AUC on the validation images chooses the checkpoint."""
+    batch_size: int = 16
+    """Images per step, half of them with a lesion."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW; what else there is to set, `fit` says."""
+    shuffle: bool = False
+    """Control arm: the training images' labels are dealt out anew at random, so that they say nothing."""
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, "classifier.steps", "at least 1", self.steps)
+        _require(self.batch_size >= 2, "classifier.batch_size", "at least 2 (one of each label)", self.batch_size)
+        _require(self.lr > 0, "classifier.lr", "a positive number", self.lr)
+
+
+@dataclass(frozen=True)
 class FitConfig:
     """Training of the local model; budgets are optimizer steps, so that methods compare at equal cost."""
 
@@ -220,6 +239,8 @@ class PromptsConfig:
     """Prompt with the local model's own logits."""
     box_margin: float = 0.05
     """The tight box grows by this share of its side, at least 2 px, clipped to the image."""
+    seed_from_activation: bool = True
+    """sks only: where an image has a lesion by its label and the model finds none, ask where its classifier looks."""
     num_jitters: int = 3
     """Shaken boxes per object, for the consistency evidence."""
     jitter: float = 0.1
@@ -350,6 +371,7 @@ class LoopConfig:
     """A round is adopted unless validation Dice falls by more than this."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     infer: InferConfig = field(default_factory=InferConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)

@@ -25,6 +25,7 @@ SPLIT_NAMES: tuple[SplitName, ...] = ("labeled", "unlabeled", "val", "test")
 
 REASONS = (
     "kept",
+    "lesion_free",
     "no_component",
     "empty_candidate",
     "low_predicted_iou",
@@ -37,7 +38,9 @@ REASONS = (
     "area_outlier",
     "contradicts_image_label",
 )
-"""Every reason a `Decision` may give. The gate asks in this order; the first threshold missed names the reason."""
+"""Every reason a `Decision` may give. The gate asks in this order; the first threshold missed names the reason.
+
+`lesion_free`: the image-level label says so, the segmenter was not asked, the pseudo mask is empty."""
 
 
 class UserError(ValueError):

@@ -65,7 +65,7 @@ def cell(cfg: LoopConfig, only_train: bool) -> pd.DataFrame | None:
         cfg = replace(cfg, segmenter=SegmenterConfig(name="ellipse"))
     terminal = Terminal()
     task = open_task(cfg, source, store, terminal)
-    model = new_model(task)
+    model = new_model(task, store)
     model.load_state_dict(train(task, store, model, round_idx=0).best)
     if only_train:
         list(out_of_fold(task, store, task.labeled.ids))

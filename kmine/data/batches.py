@@ -137,13 +137,18 @@ class LabelBatches(_Stream[LabelBatch]):
     A lesion close to the border may be moved out of the image by `augment`: its label is then wrong for that step.
     """
 
-    def __init__(self, pools: Sequence[Pool], augment: Augment, *, batch_size: int, seed: int) -> None:
-        """Take every image of `pools` that has a label.
+    def __init__(
+        self, pools: Sequence[Pool], augment: Augment, *, batch_size: int, seed: int, shuffle: bool = False
+    ) -> None:
+        """Take every image of `pools` that has a label; `shuffle` deals the labels out anew, as a control.
 
         Raises:
             UserError: no image with a lesion is among them, or none without.
         """
         found = [(pool, i, pool.image_label(i)) for pool in pools for i in pool.ids]
+        if shuffle:
+            order = np.random.default_rng(derive_seed(seed, "shuffled image labels")).permutation(len(found))
+            found = [(pool, i, found[other][2]) for (pool, i, _), other in zip(found, order, strict=True)]
         self.positive = [(pool, i) for pool, i, label in found if label]
         self.negative = [(pool, i) for pool, i, label in found if label == 0]
         if not self.positive or not self.negative:

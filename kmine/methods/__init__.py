@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kmine.config import FitConfig, LoopConfig
 from kmine.data.augment import Augment
-from kmine.data.batches import Batches
+from kmine.data.batches import Batches, LabelBatches
 from kmine.data.pool import Pool
 from kmine.metrics import case_metrics, summarise
 from kmine.models.local import LocalModel, build_model
@@ -82,10 +82,56 @@ class Clock:
         self.last = now
 
 
-def new_model(task: Task) -> LocalModel:
-    """The local model with its first weights, on the device."""
+def new_model(task: Task, store: RunStore) -> LocalModel:
+    """The local model with its first weights, on the device; that of sks with its classifier trained."""
     model = build_model(task.cfg.model, task.num_classes, task.cfg.seed, offline=task.cfg.offline)
-    return model.to(task.fabric.device)
+    model = model.to(task.fabric.device)
+    if task.cfg.model.name == "sks" and model.guided:
+        model.classifier.load_state_dict(_classifier(task, store, model))
+    return model
+
+
+def _classifier(task: Task, store: RunStore, model: LocalModel) -> dict[str, Tensor]:
+    """Weights of the classifier of sks: read back if it was trained before, resumed if half done.
+
+    Every labeled and unlabeled image with an image-level label takes part; no mask is read.
+    """
+    from kmine.stages.fit_classifier import fit_classifier
+
+    cfg, folder = task.cfg.classifier, store.root / "classifier"
+    fit_cfg = replace(task.cfg.fit, lr=cfg.lr)
+    settings = {k: getattr(fit_cfg, k) for k in ("weight_decay", "warmup", "augment", "val_every")}
+    made_from = sign(task.signature, asdict(task.cfg.model), asdict(cfg), settings)
+    done = store.load_tensors(folder / "model.safetensors", made_from)
+    if done:
+        return done[0]
+    batches = LabelBatches(
+        [task.labeled, task.unlabeled],
+        Augment(task.cfg.data.size, task.cfg.fit.augment),
+        batch_size=cfg.batch_size,
+        seed=task.cfg.seed,
+        shuffle=cfg.shuffle,
+    )
+    task.watcher.start("classifier: training", cfg.steps)
+    saved = store.load_tensors(folder / "fit_state.safetensors", made_from)
+    result = fit_classifier(
+        model,
+        batches,
+        task.val,
+        fit_cfg,
+        steps=cfg.steps,
+        fabric=task.fabric,
+        seed=derive_seed(task.cfg.seed, "classifier"),
+        resume=FitState.from_tensors(*saved) if saved else None,
+        save=lambda state: _save_state(store, folder, state, made_from),
+        progress=lambda done, loss, auc: task.watcher.advance(done, _training_text(loss, auc, "AUC")),
+    )
+    num_images = len(batches.positive) + len(batches.negative)
+    about = {"best_step": result.best_step, "history": result.history, "num_images": num_images}
+    store.save_json(folder / "metrics.json", {**about, "shuffled": cfg.shuffle}, made_from)
+    store.save_tensors(folder / "model.safetensors", result.best, made_from, **about)
+    (folder / "fit_state.safetensors").unlink(missing_ok=True)
+    return result.best
 
 
 def train(
@@ -115,7 +161,8 @@ def train(
     cfg, steps = _schedule(task.cfg.fit, round_idx)
     settings = {k: v for k, v in asdict(cfg).items() if k not in ("num_workers", "steps", "round_steps", "round_lr")}
     origin = start.signature if start else ""
-    made_from = sign(task.signature, asdict(task.cfg.model), settings, steps, round_idx, origin, pseudo_signature)
+    model_settings = [asdict(task.cfg.model), *([asdict(task.cfg.classifier)] if task.cfg.model.name == "sks" else [])]
+    made_from = sign(task.signature, model_settings, settings, steps, round_idx, origin, pseudo_signature)
     done = _read_trained(store, folder, made_from)
     if done:
         (folder / "fit_state.safetensors").unlink(missing_ok=True)  # left where a kill came just before its end
@@ -233,8 +280,8 @@ def _batches(task: Task, round_idx: int, pseudo: Pool | None) -> Batches:
     )
 
 
-def _training_text(loss: float, dice: float) -> str:
-    return f"loss {loss:.3f}" + (f"  validation Dice {dice:.3f}" if np.isfinite(dice) else "")
+def _training_text(loss: float, score: float, name: str = "Dice") -> str:
+    return f"loss {loss:.3f}" + (f"  validation {name} {score:.3f}" if np.isfinite(score) else "")
 
 
 def _save_state(store: RunStore, folder: Any, state: FitState, signature: str) -> None:

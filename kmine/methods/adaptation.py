@@ -79,7 +79,7 @@ def out_of_fold(task: Task, store: RunStore, wanted: Sequence[str]) -> Iterator[
         rest = task.labeled.subset([i for i in task.labeled.ids if i not in set(part)])
         cfg = replace(task.cfg, fit=replace(task.cfg.fit, steps=task.cfg.adapt.fold_steps))
         fold = replace(task, cfg=cfg, labeled=rest, signature=sign(task.signature, "fold", rest.ids))
-        model = new_model(task)
+        model = new_model(task, store)
         model.load_state_dict(train(fold, store, model, round_idx=0, arm=f"fold_{number}").best)
         yield from prompted(task, model, task.labeled, ids)
 
@@ -107,7 +107,7 @@ def prompted(task: Task, model: LocalModel, pool: Pool, ids: Sequence[str]) -> I
 def _adapt(task: Task, store: RunStore, segmenter: Adaptable) -> Adaptation:
     cfg, seed = task.cfg.adapt, task.cfg.seed
     examples = list(out_of_fold(task, store, _some(task.labeled.ids, cfg.max_images, seed)))
-    model = new_model(task)
+    model = new_model(task, store)
     model.load_state_dict(train(task, store, model, round_idx=0).best)
     held_out = list(prompted(task, model, task.val, _some(task.val.ids, cfg.max_images, seed)))
     steps = cfg.steps or segmenter.adapt_plan.steps

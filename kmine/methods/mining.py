@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from kmine.data.pool import Pool
 from kmine.masks import components, to_rle
 from kmine.methods import Clock, Task, Trained, new_model, score, train
+from kmine.models.local import LocalModel
 from kmine.records import Candidate, Decision, Probs, Prompts, RoundResult, Sample
 from kmine.stages.gate import gate
-from kmine.stages.infer import infer
-from kmine.stages.prompts import find_prompts
+from kmine.stages.infer import activations, infer
+from kmine.stages.prompts import find_prompts, prompts_from_activation
 from kmine.stages.refine import refine
 from kmine.stages.segment import segment
 from kmine.store import RunStore, sign
 
+EMPTY = "lesion_free"
 CHUNK = 16
 """Images mined together: what a kill can cost, and what memory holds."""
 
@@ -36,7 +38,7 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
     round has the metrics of the one before, and is not adopted.
     """
     cfg = task.cfg
-    model = new_model(task)
+    model = new_model(task, store)
     current = train(task, store, model, round_idx=0)
     adopted = score(task, store, model, current, round_idx=0)
     yield adopted
@@ -51,12 +53,16 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
             probs = list(infer(model, task.unlabeled, ids, device=task.fabric.device, **asdict(cfg.infer)))
             clock.lap("infer")
             prompts = [find_prompts(p, cfg.prompts, seed=cfg.seed, round_idx=round_idx) for p in probs]
+            prompts = heed_labels(task, model, images, prompts, round_idx)
             clock.lap("prompts")
             candidates = segment(task.segmenter, images, prompts)
             clock.lap("segment")
             decisions = gate_all(images, probs, prompts, candidates, labeled_area, cfg)
             clock.lap("gate")
-            pseudo = [refine(*row, cfg.refine) for row in zip(probs, prompts, candidates, decisions, strict=True)]
+            pseudo = [
+                refine(*row, cfg.refine, image_label=image.image_label)
+                for image, *row in zip(images, probs, prompts, candidates, decisions, strict=True)
+            ]
             clock.lap("refine")
             store.save_mined(round_idx, made_by, part, *rows_of(images, prompts, candidates, decisions, pseudo))
             clock.lap("store")
@@ -83,6 +89,32 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
         yield result
         if result.adopted:
             current, adopted = fitted, result
+
+
+def heed_labels(
+    task: Task, model: LocalModel, images: Sequence[Sample], prompts: Sequence[list[Prompts]], round_idx: int
+) -> list[list[Prompts]]:
+    """The prompts as the image-level labels leave them: none for lesions where there are none.
+
+    Where there is one, but the model found none, the place where the classifier of sks looks is asked about.
+    """
+    cfg, lesion = task.cfg, task.num_classes - 1
+    heeded = [
+        [one for one in asked if image.image_label != 0 or one.class_id != lesion]
+        for image, asked in zip(images, prompts, strict=True)
+    ]
+    if cfg.model.name != "sks" or not cfg.prompts.seed_from_activation:
+        return heeded
+    missed = {
+        image.sample_id: asked
+        for image, asked in zip(images, heeded, strict=True)
+        if image.image_label == 1 and all(one.class_id != lesion for one in asked)
+    }
+    maps = activations(model, task.unlabeled, list(missed), batch_size=cfg.infer.batch_size, device=task.fabric.device)
+    for sample_id, activation in maps:
+        key = {"sample_id": sample_id, "seed": cfg.seed, "round_idx": round_idx}
+        missed[sample_id] += prompts_from_activation(activation, lesion, cfg.prompts, **key)
+    return heeded
 
 
 def object_areas(labeled: Pool, num_classes: int) -> dict[int, float]:
@@ -141,7 +173,8 @@ def rows_of(
     for image, asked, answers, verdicts in zip(images, prompts, candidates, decisions, strict=True):
         key = {"sample_id": image.sample_id, "in_training": image.sample_id in masks}
         if not asked:
-            nothing = {"object_idx": -1, "class_id": 0, "kept": False, "reason": "no_component"}
+            empty = key["in_training"]  # nothing was asked, yet there is a mask: the label says that it is empty
+            nothing = {"object_idx": -1, "class_id": 0, "kept": empty, "reason": EMPTY if empty else "no_component"}
             tables["decisions"].append({**key, **nothing})
         for n, (prompt, answer, verdict) in enumerate(zip(asked, answers, verdicts, strict=True)):
             key |= {"object_idx": n, "class_id": prompt.class_id}

@@ -16,7 +16,7 @@ def supervised(task: Task, store: RunStore) -> Iterator[RoundResult]:
 
     The same schedule, checkpoint choice and adoption rule as the loop's, so that only the pseudo masks differ.
     """
-    model = new_model(task)
+    model = new_model(task, store)
     current = train(task, store, model, round_idx=0)
     adopted = score(task, store, model, current, round_idx=0)
     yield adopted

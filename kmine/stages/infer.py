@@ -49,6 +49,27 @@ def infer(
 
 
 @torch.inference_mode()
+def activations(
+    model: LocalModel, pool: Pool, ids: Sequence[str], *, batch_size: int, device: torch.device
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Where the classifier of sks sees a lesion: (id, (H, W) in [0, 1] in the image's own frame), in order.
+
+    Args:
+        model: an `SksModel`, in whatever mode; it is put to eval.
+        pool: images are read from here, masks never.
+        ids: which images.
+        batch_size: images per forward pass.
+        device: where the model is.
+    """
+    model.eval()
+    for first in range(0, len(ids), batch_size):
+        some = ids[first : first + batch_size]
+        x = torch.from_numpy(np.stack([pool.image_small(i) for i in some])).to(device).permute(0, 3, 1, 2)
+        for sample_id, small in zip(some, model.activation_map(x).float().cpu().numpy(), strict=True):
+            yield sample_id, to_frame(small[None], *pool.native_shape(sample_id))[0]
+
+
+@torch.inference_mode()
 def predict_small(
     model: LocalModel, images: NDArray[np.uint8], tta: str, device: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

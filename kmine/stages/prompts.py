@@ -16,6 +16,10 @@ HINT_CLIP = 7.0
 """Logits of the mask hint are limited to this: beyond, segment-anything takes the hint for the answer."""
 
 
+ACTIVE = 0.5
+"""Share of its highest value from which on an activation map counts."""
+
+
 def find_prompts(probs: Probs, cfg: PromptsConfig, *, seed: int, round_idx: int) -> list[Prompts]:
     """Prompts for every object the local model sees, each with the component it came from.
 
@@ -38,8 +42,30 @@ def find_prompts(probs: Probs, cfg: PromptsConfig, *, seed: int, round_idx: int)
     ]
 
 
+def prompts_from_activation(
+    activation: NDArray[np.float32], class_id: int, cfg: PromptsConfig, *, sample_id: str, seed: int, round_idx: int
+) -> list[Prompts]:
+    """A prompt for the place where a classifier sees a lesion: the largest component above half of the highest value.
+
+    Args:
+        activation: (H, W) in [0, 1], highest at 1.
+        class_id: of the lesion.
+        cfg: what to prompt with; there is no hint, for an activation map is no mask.
+        sample_id: of the image.
+        seed: of the run.
+        round_idx: the round.
+
+    Returns:
+        One, or none where the map is empty or the component too small; its `component` is the place itself.
+    """
+    min_area = int(np.ceil(max(cfg.min_area_px, cfg.min_area_fraction * activation.size)))
+    parts = masks.components(activation > ACTIVE, min_area)[:1]
+    rng = np.random.default_rng(derive_seed(seed, round_idx, sample_id, "activation"))
+    return [_prompts(None, class_id, part, cfg, rng) for part in parts]
+
+
 def _prompts(
-    probs: Probs, class_id: int, part: NDArray[np.bool_], cfg: PromptsConfig, rng: np.random.Generator
+    probs: Probs | None, class_id: int, part: NDArray[np.bool_], cfg: PromptsConfig, rng: np.random.Generator
 ) -> Prompts:
     height, width = part.shape
     box = masks.grow_box(masks.tight_box(part), cfg.box_margin, height, width)
@@ -49,7 +75,7 @@ def _prompts(
         box=box if cfg.box else None,
         point_coords=coords,
         point_labels=labels,
-        mask_input=_hint(probs.probs[class_id], part) if cfg.mask_hint else None,
+        mask_input=_hint(probs.probs[class_id], part) if cfg.mask_hint and probs else None,
         jittered_boxes=masks.jitter_boxes(box, cfg.num_jitters if cfg.box else 0, cfg.jitter, height, width, rng),
         component=part,
     )

@@ -18,8 +18,13 @@ def refine(
     candidates: Sequence[Candidate],
     decisions: Sequence[Decision],
     cfg: RefineConfig,
+    *,
+    image_label: int | None = None,
 ) -> NDArray[np.uint8] | None:
     """The pseudo mask of one image, or None where no object was kept (an empty answer teaches nothing).
+
+    An image-level label is heeded: lesion-free, where lesions are all there is, gives an empty mask; with a lesion,
+    a mask without one is no mask. The lesion is the last class.
 
     A kept object's pixel gets the class where at least `cfg.min_vote` of the answers (box and jitters) say so, and
     255 where they disagree. A dropped object is ignored as a whole: it may be a lesion, so it must not become
@@ -29,10 +34,14 @@ def refine(
         probs: the local model's, of the image.
         prompts, candidates, decisions: one entry per object, in the same order.
         cfg: see `RefineConfig`.
+        image_label: 0 lesion-free, 1 a lesion, None unknown.
 
     Returns:
         (H, W) uint8 class ids and 255, or None.
     """
+    lesion = len(probs.probs) - 1
+    if image_label == 0 and lesion == 1 and not prompts:
+        return np.zeros(probs.probs.shape[1:], np.uint8)
     if not any(d.kept for d in decisions):
         return None
     out = np.zeros(probs.probs.shape[1:], np.uint8)
@@ -48,4 +57,6 @@ def refine(
         out[clash | ((votes == -1) & (out == 0))] = IGNORE_INDEX
     if cfg.ask_local:
         out[out != probs.mask] = IGNORE_INDEX
+    if image_label == 1 and not (out == lesion).any():
+        return None
     return out if ((out != 0) & (out != IGNORE_INDEX)).any() else None

@@ -7,7 +7,7 @@ import pytest
 
 from kmine.config import PromptsConfig
 from kmine.records import Probs, UserError
-from kmine.stages.prompts import HINT_CLIP, find_prompts
+from kmine.stages.prompts import HINT_CLIP, find_prompts, prompts_from_activation
 
 
 def probs_of(*foregrounds: np.ndarray, sample_id: str = "a") -> Probs:
@@ -95,3 +95,26 @@ def test_points_alone_have_no_box_and_no_jitter(two_objects):
     assert found.box is None and found.mask_input is None and len(found.jittered_boxes) == 0
     with pytest.raises(UserError, match=r"prompts\.box"):
         PromptsConfig(box=False, points=False)
+
+
+def test_an_activation_map_gives_one_prompt_around_its_largest_hot_place():
+    heat = np.zeros((40, 60), np.float32)
+    heat[5:15, 10:30] = 0.8
+    heat[30:36, 40:46] = 1.0
+    heat[20:25, 0:5] = 0.5  # at half the highest value, not above
+    key = {"sample_id": "a", "seed": 0, "round_idx": 1}
+    (found,) = prompts_from_activation(heat, 2, PromptsConfig(num_jitters=2), **key)
+    assert found.class_id == 2 and found.mask_input is None
+    assert found.component.sum() == 200
+    np.testing.assert_array_equal(found.box, [8, 3, 31, 16])  # two pixels around the tight box, at least
+    assert found.jittered_boxes.shape == (2, 4)
+    (again,) = prompts_from_activation(heat, 2, PromptsConfig(num_jitters=2), **key)
+    np.testing.assert_array_equal(found.jittered_boxes, again.jittered_boxes)
+
+
+def test_an_empty_or_tiny_activation_gives_none():
+    key = {"sample_id": "a", "seed": 0, "round_idx": 1}
+    assert prompts_from_activation(np.zeros((40, 60), np.float32), 1, PromptsConfig(), **key) == []
+    heat = np.zeros((40, 60), np.float32)
+    heat[3:6, 3:6] = 1
+    assert prompts_from_activation(heat, 1, PromptsConfig(), **key) == []

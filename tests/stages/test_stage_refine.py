@@ -68,3 +68,29 @@ def test_two_classes_that_claim_one_pixel_leave_it_open():
     prompts = [prompt("xxx.....", 1), prompt("..xxx...", 2)]
     answers = [answer("xxx....."), answer("..xxx...")]
     assert made(local("xx......", "..xxx..."), prompts, answers, [KEPT, KEPT]) == "11?22..."
+
+
+def labeled(label, probs, prompts, candidates, decisions):
+    out = refine(probs, prompts, candidates, decisions, ALONE, image_label=label)
+    return None if out is None else "".join({0: ".", 1: "1", 2: "2", IGNORE_INDEX: "?"}[v] for v in out[0])
+
+
+def test_a_lesion_free_image_is_empty_by_its_label_alone():
+    assert labeled(0, local("xx......"), [], [], []) == "........"
+    assert labeled(None, local("xx......"), [], [], []) is None
+    assert labeled(1, local("xx......"), [], [], []) is None
+
+
+def test_lesion_free_does_not_say_that_there_is_no_organ():
+    assert labeled(0, local("xx......", "........"), [], [], []) is None
+    organ = labeled(0, local("xx......", "........"), [prompt("xx......")], [answer("xx......")], [KEPT])
+    assert organ == "11......"
+
+
+def test_an_organ_alone_is_no_mask_of_an_image_with_a_lesion():
+    both = local("xxxx....", "....xx..")
+    organ, lesion = prompt("xxxx....", 1), prompt("....xx..", 2)
+    answers = [answer("xxxx...."), answer("....xx..")]
+    assert labeled(1, both, [organ], answers[:1], [KEPT]) is None
+    assert labeled(1, both, [organ, lesion], answers, [KEPT, DROPPED]) is None
+    assert labeled(1, both, [organ, lesion], answers, [KEPT, KEPT]) == "111122.."
