@@ -98,7 +98,7 @@ def test_an_unknown_label_changes_nothing(sks_task):
 
 
 def test_of_three_classes_the_last_is_the_lesion(task_of):
-    task, store = task_of(replace(CFG, data=replace(CFG.data, kind="ct")), segmenter=Asked())
+    task, _ = task_of(replace(CFG, data=replace(CFG.data, kind="ct")), segmenter=Asked())
     task = replace(task, num_classes=3)
     image = replace(task.unlabeled.sample(task.unlabeled.ids[0]), image_label=0)
     organ, lesion = (Prompts(c, np.array([1, 1, 9, 9], np.float32)) for c in (1, 2))
