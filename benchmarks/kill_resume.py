@@ -31,6 +31,8 @@ SETTINGS = {
     "data.label_fraction": 0.15,
     "model.decoder_channels": 32,
     "fit.steps": 200,
+    "adapt.fold_steps": 60,
+    "adapt.steps": 40,
     "fit.round_steps": 120,
     "fit.val_every": 10,
     "fit.batch_size": 4,

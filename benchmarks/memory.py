@@ -22,6 +22,8 @@ SETTINGS = {
     "fit.steps": 60,
     "fit.round_steps": 20,
     "fit.val_every": 20,
+    "adapt.fold_steps": 20,
+    "adapt.steps": 20,
     "infer.tta": "none",
     # Few steps make a poor model; the gate lets its masks through, so that pseudo masks are read in training, too.
     "gate.min_agreement": 0,
