@@ -57,7 +57,7 @@ PAPER = {"unet": 0.489, "unetpp": 0.509, "sks": 0.549}
 def config(args: argparse.Namespace, budget: float, arm: str, seed: int) -> LoopConfig:
     if args.set == "lits":
         data = DataConfig(
-            name="lits", root=args.root, task="both", slices="all", size=args.size, fine_groups=budget,
+            name="lits", root=args.root, task=args.task, slices=args.slices, size=args.size, fine_groups=budget,
             val_fraction=0.2, test_fraction=0.3, split_seed=seed, duplicate_distance=-1, cache_dir=args.cache,
         )  # fmt: skip
     else:
@@ -150,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--set", choices=("lits", "ct"), required=True)
     parser.add_argument("--data.root", dest="root", help="folder with volume-*.nii and segmentation-*.nii")
+    parser.add_argument("--task", choices=("tumour", "liver", "both"), default="tumour")
+    parser.add_argument("--slices", choices=("all", "liver"), default="liver")
     parser.add_argument("--weights", help="ImageNet weights of MobileNetV2, .safetensors; none: from scratch")
     parser.add_argument("--budgets", type=float, nargs="+", help="volumes with masks (lits), or their share (ct)")
     parser.add_argument("--arms", nargs="+", choices=MODELS, default=ARMS)
