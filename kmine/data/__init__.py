@@ -29,7 +29,8 @@ def _kvasir_seg(cfg: DataConfig) -> Source:
             "data.root: expected the folder that holds Kvasir-SEG, got nothing; "
             f"pass --data.root FOLDER (published at {URL})"
         )
-    return KvasirSeg(Path(cfg.root), cfg.on_error)
+    normals = Path(cfg.normal_images) if cfg.normal_images is not None else None
+    return KvasirSeg(Path(cfg.root), cfg.on_error, normals)
 
 
 def _lits(cfg: DataConfig) -> Source:
