@@ -39,6 +39,9 @@ HARMLESS = (
     "data.cache_dir",
     "data.root",
     "data.image_labels",
+    "data.task",
+    "data.classes",
+    "data.normal_images",
     "data.on_error",
     "fit.num_workers",
 )
