@@ -38,7 +38,7 @@ def round_rows(
 def _row(
     result: RoundResult, beside: RoundResult | None, num_unlabeled: int, decisions: Sequence[dict[str, Any]]
 ) -> RoundRow:
-    kept = [d["agreement_iou"] for d in decisions if d["kept"]]
+    kept = [d["agreement_iou"] for d in decisions if d["kept"] and d["object_idx"] >= 0]
     return RoundRow(
         round_idx=result.round_idx,
         num_labeled=result.num_labeled,
