@@ -91,13 +91,9 @@ class DataConfig:
         _require(self.every_nth >= 1, "data.every_nth", "at least 1", self.every_nth)
         _require(_is_range(self.window), "data.window", "two rising numbers of Hounsfield units", self.window)
         _require(self.image_labels != "", "data.image_labels", "a CSV file", self.image_labels)
-        _require(
-            len(self.classes) == len(set(self.classes) & set(COVID_CLASSES)) > 0,
-            "data.classes",
-            f"some of {', '.join(COVID_CLASSES)}, each once",
-            self.classes,
-        )
         _require(self.normal_images != "", "data.normal_images", "a folder", self.normal_images)
+        known = set(self.classes) <= set(COVID_CLASSES) and 0 < len(self.classes) == len(set(self.classes))
+        _require(known, "data.classes", f"some of {', '.join(COVID_CLASSES)}, each once", self.classes)
         _require(
             self.fine_groups is None or 0 < self.fine_groups < 1 or _is_count(self.fine_groups),
             "data.fine_groups",
