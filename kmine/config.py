@@ -13,6 +13,7 @@ from typing import Literal
 from kmine.records import UserError
 
 PhantomKind = Literal["polyp", "ct", "xray"]
+COVID_CLASSES = ("COVID-19", "Non-COVID", "Normal")
 
 
 def _require(condition: bool, field_name: str, expected: str, came: object) -> None:
@@ -38,15 +39,18 @@ class DataConfig:
     """Which images, how they are split, how they are read."""
 
     name: str = "phantom"
-    """Data set: phantom (procedural, no files needed), kvasir_seg or lits."""
+    """Data set: phantom (procedural, no files needed), kvasir_seg, lits or covid_qu_ex."""
     root: str | None = None
     """Folder that holds the data set as downloaded; not used by phantom."""
     kind: PhantomKind = "polyp"
     """Phantom only: what the procedural images look like."""
     num_samples: int = 400
     """Phantom only: how many images to generate."""
-    task: Literal["tumour", "liver", "both"] = "tumour"
-    """LiTS only: what is segmented; liver includes its tumours, both are two classes, liver beside tumour."""
+    task: Literal["auto", "tumour", "liver", "both", "lung", "infection"] = "auto"
+    """What is segmented. LiTS: tumour (auto), liver (with its tumours), both (two classes, liver beside tumour);
+    COVID-QU-Ex: infection (auto), lung. The other data sets have one task."""
+    classes: tuple[str, ...] = COVID_CLASSES
+    """COVID-QU-Ex only: which of its class folders are read."""
     slices: Literal["all", "liver"] = "all"
     """LiTS only: all axial slices, or those that show liver (by the mask, or those that image_labels lists)."""
     every_nth: int = 1
@@ -55,6 +59,8 @@ class DataConfig:
     """LiTS only: Hounsfield units shown as black and as white, as in [-160, 240]; the same for every slice."""
     image_labels: str | None = None
     """LiTS only: CSV of sample_id,label (0 or 1: no lesion, lesion). Masks of volumes listed there are not asked."""
+    normal_images: str | None = None
+    """Kvasir-SEG only: folder of images without a polyp; they join as unlabeled ones of which this much is known."""
     size: int = 96
     """Side in pixels of the square the local model sees; images are resized, metrics stay in the native frame."""
     label_fraction: float = 0.05
@@ -85,6 +91,9 @@ class DataConfig:
         _require(self.every_nth >= 1, "data.every_nth", "at least 1", self.every_nth)
         _require(_is_range(self.window), "data.window", "two rising numbers of Hounsfield units", self.window)
         _require(self.image_labels != "", "data.image_labels", "a CSV file", self.image_labels)
+        _require(self.normal_images != "", "data.normal_images", "a folder", self.normal_images)
+        known = set(self.classes) <= set(COVID_CLASSES) and 0 < len(self.classes) == len(set(self.classes))
+        _require(known, "data.classes", f"some of {', '.join(COVID_CLASSES)}, each once", self.classes)
         _require(
             self.fine_groups is None or 0 < self.fine_groups < 1 or _is_count(self.fine_groups),
             "data.fine_groups",

@@ -153,6 +153,7 @@ def test_another_config_is_refused_by_the_field_and_both_values(store, changes, 
         {"rounds": 5},
         {"out": "elsewhere", "device": "cpu", "offline": True, "baseline": False},
         {"data_root": "moved", "data_cache_dir": "cache", "data_on_error": "skip"},
+        {"data_task": "tumour", "data_normal_images": "moved"},  # which data these mean, the fingerprint tells
     ],
 )
 def test_what_changes_no_result_may_differ_and_rounds_may_grow(store, changes):

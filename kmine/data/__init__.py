@@ -29,7 +29,8 @@ def _kvasir_seg(cfg: DataConfig) -> Source:
             "data.root: expected the folder that holds Kvasir-SEG, got nothing; "
             f"pass --data.root FOLDER (published at {URL})"
         )
-    return KvasirSeg(Path(cfg.root), cfg.on_error)
+    normals = Path(cfg.normal_images) if cfg.normal_images is not None else None
+    return KvasirSeg(Path(cfg.root), cfg.on_error, normals)
 
 
 def _lits(cfg: DataConfig) -> Source:
@@ -44,7 +45,23 @@ def _lits(cfg: DataConfig) -> Source:
     return Lits(Path(cfg.root), cfg)
 
 
-SOURCES: dict[str, Callable[[DataConfig], Source]] = {"phantom": _phantom, "kvasir_seg": _kvasir_seg, "lits": _lits}
+def _covid_qu_ex(cfg: DataConfig) -> Source:
+    from kmine.data.covid_files import PUBLISHED
+    from kmine.data.covid_qu_ex import CovidQuEx
+
+    if cfg.root is None:
+        raise UserError(
+            f"data.root: expected the folder that holds COVID-QU-Ex, got nothing; pass --data.root FOLDER ({PUBLISHED})"
+        )
+    return CovidQuEx(Path(cfg.root), cfg)
+
+
+SOURCES: dict[str, Callable[[DataConfig], Source]] = {
+    "phantom": _phantom,
+    "kvasir_seg": _kvasir_seg,
+    "lits": _lits,
+    "covid_qu_ex": _covid_qu_ex,
+}
 """A new data set is one file and one line here."""
 
 

@@ -2,66 +2,80 @@
 
 from __future__ import annotations
 
+import filecmp
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.source import fingerprint_files, image_shape, read_grey, read_rgb
+from kmine.data.image_files import FOREGROUND_ABOVE, KINDS, index_images, named, read_foreground
+from kmine.data.source import fingerprint_files, read_rgb
 from kmine.records import SampleError, SampleRef, Skipped, UserError
 
 URL = "https://datasets.simula.no/downloads/kvasir-seg.zip"
-SUFFIXES = (".jpg", ".jpeg", ".png")
-FOREGROUND_ABOVE = 127
-"""Masks are JPEGs: compression rings around 0 and 255, so that only the middle separates."""
-MAX_NAMED = 5
+NORMAL = "normal/"
+"""How the ids of images without a polyp begin; a file stem holds no slash."""
 
 
 class KvasirSeg:
     """A folder laid out as Kvasir-SEG; one sample a file stem, and nobody knows the patient.
 
+    With a second folder, of images without a polyp, every image has an image-level label: 1 for those of Kvasir-SEG,
+    0 for the others, which have no mask file and so are unlabeled images. Without it, no image has one.
+
     Args:
         root: the folder that holds `images/` and `masks/`, or the folder that holds `Kvasir-SEG/`.
         on_error: whether a mask without an image stops, or is listed in `skipped`.
+        normal_images: the second folder, if any; its sample ids begin with `normal/`.
 
     Raises:
-        UserError: when the folder is missing, unreadable, laid out otherwise, or holds no pair.
+        UserError: when a folder is missing, unreadable, laid out otherwise, or holds no pair or no image, and for an
+            image that is in both.
     """
 
     name = "kvasir_seg"
     class_names = ("background", "polyp")
 
-    def __init__(self, root: Path, on_error: Literal["stop", "skip"] = "stop") -> None:
+    def __init__(
+        self, root: Path, on_error: Literal["stop", "skip"] = "stop", normal_images: Path | None = None
+    ) -> None:
         self.root = _find_root(root)
-        self._images, strays = _index(self.root / "images")
-        self._masks, mask_strays = _index(self.root / "masks")
+        self._images, strays = index_images(self.root / "images")
+        self._masks, mask_strays = index_images(self.root / "masks")
         self._check_pairs()
-        self.skipped = (*strays, *mask_strays, *self._drop_orphans(on_error))
+        orphans = self._drop_orphans(on_error)
         files = (*self._images.values(), *self._masks.values())
-        self._fingerprint = fingerprint_files({"source": self.name, "above": FOREGROUND_ABOVE}, self.root, files)
+        settings: dict[str, object] = {"source": self.name, "above": FOREGROUND_ABOVE}
+        self._normals: dict[str, Path] = {}
+        normal_strays: list[Skipped] = []
+        if normal_images is not None:
+            folder = normal_images.expanduser()
+            normals, normal_strays = _index_normals(folder, self._images)
+            self._normals = {f"{NORMAL}{stem}": path for stem, path in normals.items()}
+            settings["normal"] = fingerprint_files({}, folder, normals.values())
+        self.skipped = (*strays, *mask_strays, *orphans, *normal_strays)
+        self._fingerprint = fingerprint_files(settings, self.root, files)
 
     def refs(self) -> tuple[SampleRef, ...]:
-        """Every image, sorted by stem; one without a mask can only be unlabeled."""
-        return tuple(SampleRef(stem, stem, has_mask=stem in self._masks) for stem in sorted(self._images))
+        """Every image, sorted by id; one without a mask can only be unlabeled."""
+        label = 1 if self._normals else None
+        polyps = [SampleRef(stem, stem, has_mask=stem in self._masks, image_label=label) for stem in self._images]
+        normals = [SampleRef(name, name, has_mask=False, image_label=0) for name in self._normals]
+        return tuple(sorted((*polyps, *normals), key=lambda ref: ref.sample_id))
 
     def image(self, sample_id: str) -> NDArray[np.uint8]:
         """(H, W, 3) RGB, [0, 255]. Raises `SampleError`."""
-        return read_rgb(self._images[sample_id])
+        return read_rgb(self._path(sample_id))
 
     def mask(self, sample_id: str) -> NDArray[np.uint8]:
         """(H, W) of {0, 1}. Raises `SampleError`, also for another size than the image's and for an empty mask."""
         if sample_id not in self._masks:
-            raise SampleError(str(self._images[sample_id]), "expected a mask of the same name in masks/, found none")
+            raise SampleError(str(self._path(sample_id)), "expected a mask of the same name in masks/, found none")
         path = self._masks[sample_id]
-        mask = (read_grey(path) > FOREGROUND_ABOVE).astype(np.uint8)
-        expected = image_shape(self._images[sample_id])
-        if mask.shape != expected:
-            raise SampleError(
-                str(path),
-                f"expected the image's size {_size(expected)}, got {_size(mask.shape)}; "
-                "export the mask anew in the image's own size",
-            )
+        mask = read_foreground(path, self._images[sample_id])
         if not mask.any():
             raise SampleError(
                 str(path),
@@ -74,9 +88,12 @@ class KvasirSeg:
         """SHA-256 (hex) of names, sizes and modification times, as they were when indexed."""
         return self._fingerprint
 
+    def _path(self, sample_id: str) -> Path:
+        return self._normals[sample_id] if sample_id in self._normals else self._images[sample_id]
+
     def _check_pairs(self) -> None:
         if not self._images:
-            raise UserError(f"{self.root / 'images'}: expected {_suffixes()} files, found none; check data.root")
+            raise UserError(f"{self.root / 'images'}: expected {KINDS} files, found none; check data.root")
         if not self._images.keys() & self._masks.keys():
             raise UserError(
                 f"{self.root}: expected masks named like their images, found {len(self._images)} images and "
@@ -87,10 +104,9 @@ class KvasirSeg:
         """Masks without an image hint at lost or renamed files."""
         orphans = sorted(self._masks.keys() - self._images.keys())
         if orphans and on_error == "stop":
-            more = f" and {len(orphans) - MAX_NAMED} more" if len(orphans) > MAX_NAMED else ""
-            names = ", ".join(self._masks[stem].name for stem in orphans[:MAX_NAMED])
+            names = named(self._masks[stem].name for stem in orphans)
             raise UserError(
-                f"{self.root / 'masks'}: expected an image for each mask, found none for {names}{more}; "
+                f"{self.root / 'masks'}: expected an image for each mask, found none for {names}; "
                 "restore the images, or pass --data.on_error skip to leave these masks out"
             )
         return [Skipped(stem, str(self._masks.pop(stem)), "a mask without an image") for stem in orphans]
@@ -115,29 +131,26 @@ def _find_root(root: Path) -> Path:
     )
 
 
-def _index(folder: Path) -> tuple[dict[str, Path], list[Skipped]]:
-    """Image files by stem, and what else lies there; hidden files (`._a.jpg` of macOS) are nobody's data."""
-    try:
-        files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror or error}); check its permissions") from error
-    found: dict[str, Path] = {}
-    strays = []
-    for path in files:
-        if path.suffix.lower() not in SUFFIXES:
-            strays.append(Skipped(path.stem, str(path), f"not a {_suffixes()} file"))
-        elif path.stem in found:
-            raise UserError(
-                f"{folder}: expected one file a name, found {found[path.stem].name} and {path.name}; remove one of them"
-            )
-        else:
-            found[path.stem] = path
+def _index_normals(folder: Path, polyps: Mapping[str, Path]) -> tuple[dict[str, Path], list[Skipped]]:
+    """Images without a polyp by stem, and what else lies there; none may be among those with one."""
+    if not folder.is_dir():
+        came = "a file" if folder.exists() else "nothing"
+        raise UserError(f"data.normal_images: expected a folder of images without a polyp, found {came} at {folder}")
+    found, strays = index_images(folder)
+    if not found:
+        raise UserError(f"data.normal_images: expected {KINDS} files in {folder}, found none; name another folder")
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for path in polyps.values():
+        by_size[path.stat().st_size].append(path)
+    both = [
+        f"{path.name} (as {twin.name})"
+        for stem, path in found.items()
+        for twin in ([polyps[stem]] if stem in polyps else by_size.get(path.stat().st_size, []))
+        if stem in polyps or filecmp.cmp(path, twin, shallow=False)
+    ]
+    if both:
+        raise UserError(
+            f"{folder}: expected images without a polyp, found those of Kvasir-SEG or of their name: {named(both)}; "
+            "remove or rename them"
+        )
     return found, strays
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]} x {shape[0]} (width x height)"
-
-
-def _suffixes() -> str:
-    return f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"

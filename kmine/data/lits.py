@@ -12,9 +12,10 @@ from rich.progress import track
 
 from kmine.config import DataConfig
 from kmine.data.cache_files import cache_root
-from kmine.data.lits_files import Volume, find_volumes, named, stop_or_skip
+from kmine.data.image_files import named
+from kmine.data.lits_files import Volume, find_volumes, stop_or_skip
 from kmine.data.slice_labels import SLICE_ID, Facts, facts_of, facts_path, load_facts, read_image_labels, save_facts
-from kmine.data.source import fingerprint_files
+from kmine.data.source import choose_task, fingerprint_files
 from kmine.data.volumes import LastVolume, read_labels, read_windowed
 from kmine.records import SampleError, SampleRef, Skipped, UserError
 
@@ -31,7 +32,7 @@ CLASS_NAMES = {
 class Lits:
     """The volumes below a folder, paired by number; one sample an axial slice, one group a volume.
 
-    The image-level label of a slice says whether it shows the lesion of `cfg.task` (tumour, or with "liver" any liver).
+    The image-level label of a slice says whether it shows the lesion of the task (tumour, or with "liver" any liver).
     It comes from `cfg.image_labels` for the volumes listed there, whose masks the index then leaves closed, and from
     the mask for the others; that is read once and kept in the cache folder. A slice that is not listed, though its
     volume is, has no label. A volume with neither a mask nor a row is unlabeled without an image-level label.
@@ -42,8 +43,9 @@ class Lits:
             without a volume and a damaged file stop, or are listed in `skipped`.
 
     Raises:
-        UserError: when the folder is missing, unreadable or holds no volume, when two files claim one number, or when
-            nothing is known of a volume though `image_labels` is given, or only slices with liver are wanted.
+        UserError: when the folder is missing, unreadable or holds no volume, when two files claim one number, when
+            nothing is known of a volume though `image_labels` is given, or only slices with liver are wanted, and for
+            a task of another data set.
         SampleError: for a damaged header.
     """
 
@@ -51,7 +53,8 @@ class Lits:
 
     def __init__(self, root: Path, cfg: DataConfig) -> None:
         self.root, self.cfg = root.expanduser(), cfg
-        self.class_names = CLASS_NAMES[cfg.task]
+        self.task = choose_task(cfg.task, self.name, tuple(CLASS_NAMES))
+        self.class_names = CLASS_NAMES[self.task]
         self._images, self._masks = LastVolume(), LastVolume()
         self._volumes, self._skipped, files = find_volumes(self.root, cfg.on_error)
         self._listed: dict[int, dict[int, int]] = {}
@@ -61,7 +64,7 @@ class Lits:
             self._listed = read_image_labels(Path(cfg.image_labels).expanduser(), sizes, unread)
         self._refuse_unknown()
         settings = {
-            "source": [self.name, VERSION, cfg.task, cfg.slices, cfg.every_nth, *map(float, cfg.window)],
+            "source": [self.name, VERSION, self.task, cfg.slices, cfg.every_nth, *map(float, cfg.window)],
             "image_labels": sorted((n, sorted(labels.items())) for n, labels in self._listed.items()),
         }
         self._fingerprint = fingerprint_files(settings, self.root, files)
@@ -94,9 +97,9 @@ class Lits:
         labels = self._masks.read(
             path, lambda: read_labels(path, volume.geometry), lambda slices: slices[number].copy()
         )
-        if self.cfg.task == "both":
+        if self.task == "both":
             return labels
-        return (labels == TUMOUR if self.cfg.task == "tumour" else labels >= LIVER).astype(np.uint8)
+        return (labels == TUMOUR if self.task == "tumour" else labels >= LIVER).astype(np.uint8)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of settings, image labels, and names, sizes and modification times, as they were indexed."""
@@ -148,7 +151,7 @@ class Lits:
             return [(n, listed.get(n)) for n in range(volume.num_slices) if everything or n in listed]
         if facts is None:
             return [(n, None) for n in range(volume.num_slices)] if everything else []
-        lesion = facts.liver if self.cfg.task == "liver" else facts.tumour
+        lesion = facts.liver if self.task == "liver" else facts.tumour
         return [(n, int(n in lesion)) for n in range(volume.num_slices) if everything or n in facts.liver]
 
     def _all_facts(self) -> tuple[dict[int, Facts], tuple[Skipped, ...]]:

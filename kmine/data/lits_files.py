@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from kmine.data.cache import SKIP_HINT
+from kmine.data.image_files import named
 from kmine.data.volumes import Geometry, read_geometry
 from kmine.records import SampleError, Skipped, UserError
 
 URL = "https://competitions.codalab.org/competitions/17094"
 FILE_NAME = re.compile(r"(volume|segmentation)-(\d+)\.nii(\.gz)?", re.IGNORECASE)
-MAX_NAMED = 5
 
 Kind = Literal["volume", "segmentation"]
 OnError = Literal["stop", "skip"]
@@ -136,10 +136,3 @@ def stop_or_skip(sample_id: str, error: SampleError, on_error: OnError) -> Skipp
     if on_error == "stop":
         raise SampleError(error.path, f"{error.problem}; or {SKIP_HINT}") from error
     return Skipped(sample_id, error.path, error.problem)
-
-
-def named(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    first, *rest = list(names)
-    named, more = [first, *rest[: MAX_NAMED - 1]], len(rest) - MAX_NAMED + 1
-    return ", ".join(named) + (f" and {more} more" if more > 0 else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from kmine.records import SampleError, SampleRef, Skipped
+from kmine.records import SampleError, SampleRef, Skipped, UserError
 
 ORIENTATION_TAG = 0x0112
 GREY_MODES = ("1", "L")
@@ -52,6 +52,17 @@ class Source(Protocol):
         """SHA-256 (hex) that changes when a setting, or any file's name, size or modification time does."""
 
 
+def choose_task(asked: str, name: str, tasks: Sequence[str]) -> str:
+    """The task that `data.task` asks of the data set `name`; "auto" is the first it has.
+
+    Raises:
+        UserError: for the task of another data set.
+    """
+    if asked != "auto" and asked not in tasks:
+        raise UserError(f"data.task: expected auto or one of {', '.join(tasks)} for {name}, got {asked!r}")
+    return tasks[0] if asked == "auto" else asked
+
+
 def fingerprint_files(settings: Mapping[str, object], root: Path, files: Iterable[Path]) -> str:
     """SHA-256 (hex) over settings and, relative to `root`, the names, sizes and modification times of files."""
     stats = [(file.relative_to(root).as_posix(), file.stat()) for file in files]
@@ -59,8 +70,12 @@ def fingerprint_files(settings: Mapping[str, object], root: Path, files: Iterabl
     return hashlib.sha256(json.dumps([dict(settings), rows], sort_keys=True).encode()).hexdigest()
 
 
-def read_rgb(path: Path) -> NDArray[np.uint8]:
+def read_rgb(path: Path, *, allow_grey: bool = False) -> NDArray[np.uint8]:
     """Read an 8-bit colour image whole, or say what is wrong with it.
+
+    Args:
+        path: of the file.
+        allow_grey: whether a grey image is read, too, as three times the same; for modalities without colour.
 
     Returns:
         (H, W, 3) RGB, [0, 255].
@@ -70,6 +85,8 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
     """
     with _open(path) as image:
         _refuse_unfit(path, image)
+        if image.mode in GREY_MODES and allow_grey:
+            return np.array(_load(path, image).convert("RGB"))
         if image.mode in GREY_MODES:
             raise SampleError(
                 str(path), f"expected a colour image (RGB), got a grey one ({image.mode}); convert it to RGB"

@@ -39,10 +39,15 @@ HARMLESS = (
     "data.cache_dir",
     "data.root",
     "data.image_labels",
+    "data.task",
+    "data.classes",
+    "data.normal_images",
     "data.on_error",
     "fit.num_workers",
 )
-"""Settings that may differ when a run is resumed: none changes a result (other data are told by their fingerprint)."""
+"""Settings that may differ when a run is resumed: none changes a result.
+
+Other data are told by their fingerprint, and so is what `data.task` and the like make of them."""
 
 
 class RunStore:

@@ -10,7 +10,9 @@ from PIL import Image
 from kmine.config import DataConfig
 from kmine.data import open_source
 from kmine.data.kvasir_seg import KvasirSeg
+from kmine.data.splits import make_splits
 from kmine.records import SampleError, UserError
+from kmine.store.files import safe_name
 
 DATA = os.environ.get("KMINE_TEST_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="KMINE_TEST_DATA is not set to the folder that holds kvasir_seg/")
@@ -245,10 +247,86 @@ def test_open_source_names(root):
     assert open_source(DataConfig(name="kvasir_seg", root=str(root))).name == "kvasir_seg"
     with pytest.raises(UserError, match=r"--data.root FOLDER \(published at https://"):
         open_source(DataConfig(name="kvasir_seg"))
-    with pytest.raises(UserError, match=r"'kvasir'; did you mean kvasir_seg\? Known: kvasir_seg, lits, phantom"):
+    with pytest.raises(
+        UserError, match=r"'kvasir'; did you mean kvasir_seg\? Known: covid_qu_ex, kvasir_seg, lits, phantom"
+    ):
         open_source(DataConfig(name="kvasir"))
-    with pytest.raises(UserError, match="'zzz'; Known: kvasir_seg, lits, phantom"):
+    with pytest.raises(UserError, match="'zzz'; Known: covid_qu_ex, kvasir_seg, lits, phantom"):
         open_source(DataConfig(name="zzz"))
+
+
+# -- images without a polyp
+
+
+@pytest.fixture
+def normals(tmp_path):
+    for n, stem in enumerate(("a b", "z")):
+        save(tmp_path / "clean" / f"{stem}.png", image_array()[n + 1 :])
+    return tmp_path / "clean"
+
+
+def test_normal_images_join_as_unlabeled_with_their_label(root, normals):
+    (root / "masks/b.jpg").unlink()
+    source = KvasirSeg(root, normal_images=normals)
+    assert [(ref.sample_id, ref.group_id, ref.has_mask, ref.image_label) for ref in source.refs()] == [
+        ("a", "a", True, 1),
+        ("b", "b", False, 1),
+        ("normal/a b", "normal/a b", False, 0),
+        ("normal/z", "normal/z", False, 0),
+    ]
+    np.testing.assert_array_equal(source.image("normal/z"), image_array()[2:])
+    with pytest.raises(SampleError, match=r"z\.png: expected a mask"):
+        source.mask("normal/z")
+    assert [ref.image_label for ref in KvasirSeg(root).refs()] == [None, None]
+
+
+def test_normal_images_stay_out_of_validation_and_test(root, normals):
+    for stem in "cdefgh":
+        save(root / "images" / f"{stem}.jpg", image_array())
+        save(root / "masks" / f"{stem}.jpg", mask_array())
+    refs = KvasirSeg(root, normal_images=normals).refs()
+    splits = make_splits(refs, label_fraction=0.5, val_fraction=0.25, test_fraction=0.25, split_seed=0, seed=0)
+    assert {"normal/a b", "normal/z"} < set(splits.unlabeled)
+    assert len({safe_name(ref.sample_id) for ref in refs}) == len(refs) == 10
+
+
+def test_a_normal_image_that_is_among_the_polyps(root, normals):
+    save(normals / "b.png", image_array()[3:])
+    (normals / "other.jpg").write_bytes((root / "images/a.jpg").read_bytes())
+    with pytest.raises(UserError, match=r"b\.png \(as b\.jpg\), other\.jpg \(as [ab]\.jpg\)") as error:
+        KvasirSeg(root, "skip", normals)
+    assert "\n" not in str(error.value)
+    (normals / "b.png").unlink()
+    content = bytearray((root / "images/a.jpg").read_bytes())
+    content[-3] ^= 1
+    (normals / "other.jpg").write_bytes(bytes(content))
+    assert len(KvasirSeg(root, "stop", normals).refs()) == 5, "the same size is not the same picture"
+
+
+def test_the_folder_of_normal_images_is_checked(root, tmp_path):
+    with pytest.raises(UserError, match=r"data.normal_images: .*found nothing at"):
+        KvasirSeg(root, normal_images=tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"data.normal_images: .*found a file at"):
+        KvasirSeg(root, normal_images=tmp_path / "file")
+    (tmp_path / "void").mkdir()
+    (tmp_path / "void/readme.txt").touch()
+    with pytest.raises(
+        UserError, match=r"data.normal_images: expected .jpg, .jpeg or .png files in .*void, found none"
+    ):
+        KvasirSeg(root, normal_images=tmp_path / "void")
+
+
+def test_fingerprint_and_skipped_follow_normal_images(root, normals):
+    cfg = DataConfig(name="kvasir_seg", root=str(root), normal_images=str(normals))
+    seen = {KvasirSeg(root).fingerprint(), open_source(cfg).fingerprint()}
+    os.utime(normals / "z.png", ns=(1, 1))
+    seen.add(open_source(cfg).fingerprint())
+    (normals / "z.png").unlink()
+    seen.add(open_source(cfg).fingerprint())
+    assert len(seen) == 4
+    (normals / "notes.txt").touch()
+    assert [Path(skipped.path).name for skipped in open_source(cfg).skipped] == ["notes.txt"]
 
 
 @needs_data

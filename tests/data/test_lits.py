@@ -220,6 +220,14 @@ def test_tasks(root, opened, task, names, expected):
     np.testing.assert_array_equal(all_masks(source), np.array(expected, np.uint8)[labels()])
 
 
+def test_auto_is_tumour_and_tasks_of_others_are_refused(root, opened):
+    pair(root, 0)
+    assert opened().class_names == ("background", "tumour")
+    assert opened().fingerprint() == opened(task="tumour").fingerprint()
+    with pytest.raises(UserError, match=r"data.task: expected auto or one of tumour, liver, both for lits, got 'lung'"):
+        opened(task="lung")
+
+
 def test_labels_stored_as_floats_are_rounded(root, opened):
     save(root / "volume-0.nii", scan())
     wobble = np.random.default_rng(0).uniform(-0.4, 0.4, SHAPE)

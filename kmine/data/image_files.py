@@ -1,0 +1,79 @@
+"""Folders of image files, and masks stored as pictures: what data sets of that kind share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.data.source import image_shape, read_grey
+from kmine.records import SampleError, Skipped, UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+KINDS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+"""The suffixes as words."""
+FOREGROUND_ABOVE = 127
+"""A mask that once was a JPEG has compression rings around 0 and 255, so that only the middle separates."""
+MAX_NAMED = 5
+
+
+def index_images(folder: Path) -> tuple[dict[str, Path], list[Skipped]]:
+    """Image files by stem, and what else lies there; hidden files (`._a.jpg` of macOS) are nobody's data.
+
+    Raises:
+        UserError: for a folder that cannot be read, and for two files of one stem.
+    """
+    try:
+        files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror or error}); check its permissions") from error
+    found: dict[str, Path] = {}
+    strays = []
+    for path in files:
+        if path.suffix.lower() not in SUFFIXES:
+            strays.append(Skipped(path.stem, str(path), f"not a {KINDS} file"))
+        elif path.stem in found:
+            raise UserError(
+                f"{folder}: expected one file a name, found {found[path.stem].name} and {path.name}; remove one of them"
+            )
+        else:
+            found[path.stem] = path
+    return found, strays
+
+
+def read_foreground(path: Path, image: Path) -> NDArray[np.uint8]:
+    """Read a mask of one class.
+
+    Args:
+        path: of the mask.
+        image: the file it belongs to, whose size it must have.
+
+    Returns:
+        (H, W), 1 above `FOREGROUND_ABOVE` and 0 elsewhere; it may be all 0.
+
+    Raises:
+        SampleError: for the faults that `read_grey` names, another size, and foreground stored as 1.
+    """
+    grey, expected = read_grey(path), image_shape(image)
+    if grey.shape != expected:
+        raise SampleError(
+            str(path),
+            f"expected the image's size {_size(expected)}, got {_size(grey.shape)}; "
+            "export the mask anew in the image's own size",
+        )
+    if grey.max() == 1:
+        raise SampleError(str(path), "expected a mask of 0 and 255, got 0 and 1; store the foreground as 255 (not 1)")
+    return (grey > FOREGROUND_ABOVE).astype(np.uint8)
+
+
+def named(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    first, *rest = list(names)
+    named, more = [first, *rest[: MAX_NAMED - 1]], len(rest) - MAX_NAMED + 1
+    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} x {shape[0]} (width x height)"
