@@ -86,8 +86,8 @@ OUT_OF_RANGE = [
 
 def documented(class_name: str) -> dict[str, str]:
     """The string below each field of a class."""
-    tree = ast.parse(Path(config.__file__).read_text())
-    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name)
+    trees = [ast.parse(path.read_text()) for path in Path(config.__file__).parent.glob("*.py")]
+    body = next(n.body for t in trees for n in t.body if isinstance(n, ast.ClassDef) and n.name == class_name)
     pairs = itertools.pairwise(body)
     return {
         field.target.id: ast.literal_eval(text.value)

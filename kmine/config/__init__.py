@@ -1,0 +1,67 @@
+"""Settings, declared once: every default lives here and nowhere else.
+
+Each dataclass is frozen and checks itself when built. `kmine.cli` turns them into flags (`--data.size 128`) and
+YAML keys of the same names; the string under a field is its help text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kmine.config.checks import require
+from kmine.config.data import COVID_CLASSES, DataConfig, PhantomKind
+from kmine.config.mining import AdaptConfig, GateConfig, PromptsConfig, RefineConfig, SegmenterConfig
+from kmine.config.model import ClassifierConfig, FitConfig, InferConfig, ModelConfig
+
+__all__ = [
+    "AdaptConfig",
+    "COVID_CLASSES",
+    "ClassifierConfig",
+    "DataConfig",
+    "FitConfig",
+    "GateConfig",
+    "InferConfig",
+    "LoopConfig",
+    "ModelConfig",
+    "PhantomKind",
+    "PromptsConfig",
+    "RefineConfig",
+    "SegmenterConfig",
+]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Everything `python -m kmine.loop` can be told."""
+
+    rounds: int = 3
+    """Mining rounds after round 0; 0 is plain supervised training."""
+    seed: int = 0
+    """Draws the labeled images, initial weights, batches, augmentation and jitter."""
+    out: str = "runs/phantom"
+    """Run folder; the same command again resumes there."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    offline: bool = False
+    """Forbid every download; a missing file is then an error."""
+    baseline: bool = True
+    """Also train the supervised baseline for the same number of steps, for the report."""
+    adopt_tolerance: float = 0.01
+    """A round is adopted unless validation Dice falls by more than this."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    infer: InferConfig = field(default_factory=InferConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", self.model.resolved())
+        require(bool(self.out), "out", "a folder", self.out)
+        require(self.rounds >= 0, "rounds", "0 or more", self.rounds)
+        require(0 <= self.seed < 2**31, "seed", "0 to 2**31 - 1", self.seed)
+        require(self.adopt_tolerance >= 0, "adopt_tolerance", "0 or more", self.adopt_tolerance)

@@ -1,0 +1,92 @@
+"""Settings of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kmine.config.checks import fraction, is_count, is_range, require
+
+PhantomKind = Literal["polyp", "ct", "xray"]
+COVID_CLASSES = ("COVID-19", "Non-COVID", "Normal")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, how they are split, how they are read."""
+
+    name: str = "phantom"
+    """Data set: phantom (procedural, no files needed), kvasir_seg, lits or covid_qu_ex."""
+    root: str | None = None
+    """Folder that holds the data set as downloaded; not used by phantom."""
+    kind: PhantomKind = "polyp"
+    """Phantom only: what the procedural images look like."""
+    num_samples: int = 400
+    """Phantom only: how many images to generate."""
+    task: Literal["auto", "tumour", "liver", "both", "lung", "infection"] = "auto"
+    """What is segmented. LiTS: tumour (auto), liver (with its tumours), both (two classes, liver beside tumour);
+    COVID-QU-Ex: infection (auto), lung. The other data sets have one task."""
+    classes: tuple[str, ...] = COVID_CLASSES
+    """COVID-QU-Ex only: which of its class folders are read."""
+    slices: Literal["all", "liver"] = "all"
+    """LiTS only: all axial slices, or those that show liver (by the mask, or those that image_labels lists)."""
+    every_nth: int = 1
+    """LiTS only: of each volume only the slices 0, n, 2n and so on."""
+    window: tuple[float, float] = (-160.0, 240.0)
+    """LiTS only: Hounsfield units shown as black and as white, as in [-160, 240]; the same for every slice."""
+    image_labels: str | None = None
+    """LiTS only: CSV of sample_id,label (0 or 1: no lesion, lesion). Masks of volumes listed there are not asked."""
+    normal_images: str | None = None
+    """Kvasir-SEG only: folder of images without a polyp; they join as unlabeled ones of which this much is known."""
+    size: int = 96
+    """Side in pixels of the square the local model sees; images are resized, metrics stay in the native frame."""
+    label_fraction: float = 0.05
+    """Share of the training images whose masks are used; nested: the images of 0.1 are among those of 0.25."""
+    fine_groups: float | None = None
+    """Instead of label_fraction: use the masks of so many training groups (volumes), or below 1 of this share of them.
+
+    All other training images keep their image-level label at most."""
+    val_fraction: float = 0.1
+    """Share of the images with masks that is used for validation."""
+    test_fraction: float = 0.25
+    """Share of the images with masks that is held back for the test split."""
+    split_seed: int = 0
+    """Draws validation and test; `--seed` draws the labeled images, so that seeds share one test split."""
+    duplicate_distance: int = 6
+    """Images whose 64-bit perceptual hashes differ in at most this many bits form one group; -1 switches it off.
+
+    It finds re-exported images, not images of the same patient."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """A damaged file: stop with one clear error, or skip it, counted and listed in run.json."""
+    cache_dir: str | None = None
+    """Folder for decoded images, shared by runs; default: $KMINE_CACHE, else ~/.cache/kmine."""
+
+    def __post_init__(self) -> None:
+        require(self.root != "", "data.root", "a folder", self.root)
+        require(self.num_samples >= 1, "data.num_samples", "at least 1", self.num_samples)
+        require(32 <= self.size <= 4096, "data.size", "32 to 4096 pixels", self.size)
+        require(self.every_nth >= 1, "data.every_nth", "at least 1", self.every_nth)
+        require(is_range(self.window), "data.window", "two rising numbers of Hounsfield units", self.window)
+        require(self.image_labels != "", "data.image_labels", "a CSV file", self.image_labels)
+        require(self.normal_images != "", "data.normal_images", "a folder", self.normal_images)
+        known = set(self.classes) <= set(COVID_CLASSES) and 0 < len(self.classes) == len(set(self.classes))
+        require(known, "data.classes", f"some of {', '.join(COVID_CLASSES)}, each once", self.classes)
+        require(
+            self.fine_groups is None or 0 < self.fine_groups < 1 or is_count(self.fine_groups),
+            "data.fine_groups",
+            "a whole number of groups from 1, or a share between 0 and 1",
+            self.fine_groups,
+        )
+        fraction(self.label_fraction, "data.label_fraction")
+        for name in ("val_fraction", "test_fraction"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"data.{name}", "a fraction in [0, 1)", value)
+        require(
+            self.val_fraction + self.test_fraction < 1,
+            "data.val_fraction + data.test_fraction",
+            "less than 1, so that training images remain",
+            self.val_fraction + self.test_fraction,
+        )
+        require(
+            -1 <= self.duplicate_distance <= 63, "data.duplicate_distance", "-1 to 63 bits", self.duplicate_distance
+        )

@@ -1,0 +1,125 @@
+"""Settings of the local model: the network, its training, its predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from kmine.config.checks import fraction, require
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The local model."""
+
+    name: str = "unetpp"
+    """Local model: unetpp, unet or sks (a classifier of image-level labels guides a U-Net)."""
+    encoder: str = ""
+    """Any encoder of segmentation-models-pytorch by name, or tu-NAME for a timm encoder; default: mobilenet_v2.
+
+    sks takes timm names, with or without tu-; default: swinv2_tiny_window8_256, as in its paper, which wants a GPU.
+    For a CPU: mobilenetv2_050 or mobilenetv3_small_050."""
+    encoder_weights: str | None = None
+    """Start of the encoder: none (random), `hub` (ImageNet weights, downloaded) or a local .safetensors file."""
+    encoder_depth: int = 4
+    """Not for sks: number of encoder levels, 3 to 5; input sides are padded to a multiple of 2 ** depth."""
+    decoder_channels: int = 64
+    """Channels of the deepest decoder level; halved at each level above, at least 8."""
+    normalization: Literal["half", "imagenet"] = "half"
+    """Input scaling inside the model: half is x / 127.5 - 1; imagenet uses ImageNet's channel means and deviations."""
+    levels: Literal[3, 4] = 4
+    """sks only: levels of its pyramids, at strides 4, 8, 16 and, with 4 of them, 32."""
+    skip_feature_share: bool = True
+    """sks only: the classifier's features are fused into the fine encoder, before its next stage reads them."""
+    skip_resolution: bool = True
+    """sks only: the decoder gets the fused features of each level; off: the fine encoder's own."""
+    skip_coarse: bool = True
+    """sks only: the classifier's features are fused once more into what the decoder gets. All three off: a U-Net."""
+    freeze_coarse: bool = True
+    """sks only: the classifier stays as its own training left it while the segmentation is trained."""
+
+    def __post_init__(self) -> None:
+        require(3 <= self.encoder_depth <= 5, "model.encoder_depth", "3, 4 or 5", self.encoder_depth)
+        require(self.decoder_channels >= 8, "model.decoder_channels", "at least 8", self.decoder_channels)
+        require(self.levels in (3, 4), "model.levels", "3 or 4", self.levels)
+
+    def resolved(self) -> ModelConfig:
+        """The same, the encoder that an empty `encoder` stands for filled in."""
+        default = "swinv2_tiny_window8_256" if self.name == "sks" else "mobilenet_v2"
+        return self if self.encoder else replace(self, encoder=default)
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """sks only: its classifier learns from the image-level labels, before round 0."""
+
+    steps: int = 300
+    """Optimizer steps; the best AUC on the validation images chooses the checkpoint."""
+    batch_size: int = 16
+    """Images per step, half of them with a lesion."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW; what else there is to set, `fit` says."""
+    shuffle: bool = False
+    """Control arm: the training images' labels are dealt out anew at random, so that they say nothing."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "classifier.steps", "at least 1", self.steps)
+        require(self.batch_size >= 2, "classifier.batch_size", "at least 2 (one of each label)", self.batch_size)
+        require(self.lr > 0, "classifier.lr", "a positive number", self.lr)
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Training of the local model; budgets are optimizer steps, so that methods compare at equal cost."""
+
+    steps: int = 600
+    """Optimizer steps of round 0, on the labels alone."""
+    round_steps: int = 300
+    """Optimizer steps of every later round, and of the supervised baseline beside it."""
+    batch_size: int = 8
+    """Images per step."""
+    labeled_share: float = 0.5
+    """Share of each batch drawn from the labeled images; the rest are pseudo-labeled."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW in round 0."""
+    round_lr: float = 1e-3
+    """The same in every later round. A model from scratch is still learning then; a pretrained one wants less."""
+    weight_decay: float = 1e-2
+    """AdamW's decoupled weight decay."""
+    warmup: float = 0.1
+    """Share of the steps with rising learning rate; cosine decay to zero follows."""
+    dice_weight: float = 1.0
+    """Weight of soft Dice beside cross-entropy."""
+    augment: bool = True
+    """Flips, shifts, scaling, rotation, brightness, contrast, blur and noise."""
+    val_every: int = 100
+    """Steps between two validations; also how much training a kill can cost."""
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    """auto: bf16 on GPUs that have it, 32 on a CPU (where bf16 can be 80 times slower)."""
+    num_workers: int = 0
+    """Processes that read and augment; 0: one thread beside the training."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "round_steps", "val_every"):
+            require(getattr(self, name) >= 1, f"fit.{name}", "at least 1", getattr(self, name))
+        require(self.batch_size >= 2, "fit.batch_size", "at least 2 (batch norm needs two images)", self.batch_size)
+        fraction(self.labeled_share, "fit.labeled_share")
+        for name in ("lr", "round_lr"):
+            require(getattr(self, name) > 0, f"fit.{name}", "a positive number", getattr(self, name))
+        require(self.weight_decay >= 0, "fit.weight_decay", "0 or more", self.weight_decay)
+        require(0 <= self.warmup < 1, "fit.warmup", "a share in [0, 1)", self.warmup)
+        require(self.dice_weight >= 0, "fit.dice_weight", "0 or more", self.dice_weight)
+        require(self.num_workers >= 0, "fit.num_workers", "0 or more", self.num_workers)
+
+
+@dataclass(frozen=True)
+class InferConfig:
+    """Prediction with the local model."""
+
+    batch_size: int = 16
+    """Images per forward pass."""
+    tta: Literal["none", "hflip", "flips"] = "flips"
+    """Test-time augmentation when mining: none, mirror image, or all four flips; validation never uses it."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "infer.batch_size", "at least 1", self.batch_size)
