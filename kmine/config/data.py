@@ -26,7 +26,7 @@ class DataConfig:
     csv: str | None = None
     """Folder only, instead of images and masks: CSV of image,mask,group,label,split, paths relative to its own folder.
 
-    Only image is required; group: patient or the like; label: 0 or 1 (shows none, shows some); split: train, val, test."""
+    Only image is required. group: patient or the like; label: 0 or 1 (shows none, some); split: train, val or test."""
     class_names: tuple[str, ...] = ("background", "object")
     """Folder only: names by class id. Two: masks of 0 and 255, or 0 and 1. More: pixels are ids, 255 is ignored."""
     kind: PhantomKind = "polyp"

@@ -187,7 +187,7 @@ def read_integers(path: Path, geometry: Geometry) -> NDArray[np.uint8]:
     if own.shape == geometry.shape and own.turn != geometry.turn:  # another shape is named below
         raise SampleError(
             str(path),
-            "expected a mask whose axes point where its image's do, got another affine; save it with the image's affine",
+            "expected a mask whose axes point where its image's do, got others; save it with the image's affine",
         )
 
     def integers(values: NDArray[Any], number: int) -> NDArray[Any]:
