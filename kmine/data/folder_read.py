@@ -21,8 +21,6 @@ COLOUR_NOISE = 32
 BETWEEN, MOST_BETWEEN = (64, 192), 0.5
 """A JPEG with more of its pixels in this range is a photograph, not a mask."""
 MAX_NAMED = 6
-WHITE_IS_ZERO = 0
-PHOTOMETRIC_TAG = 262
 
 
 def read_picture(path: Path, window: tuple[float, float] | None) -> NDArray[np.uint8]:
@@ -40,18 +38,14 @@ def read_picture(path: Path, window: tuple[float, float] | None) -> NDArray[np.u
     """
     image = read_stored(path)
     if image.mode.startswith(DEEP_MODES):
+        values = np.asarray(image)
         if window is None:
-            low, high = image.getextrema()
             raise SampleError(
                 str(path),
-                f"expected 8 bits per pixel or a window, got more (mode {image.mode}, values {low:g} to {high:g}); "
-                f"{WINDOW_CURE}",
+                f"expected 8 bits per pixel or a window, got more (mode {image.mode}, values {values.min():g} to "
+                f"{values.max():g}); {WINDOW_CURE}",
             )
-        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO:
-            raise SampleError(
-                str(path), "expected a TIFF file in which 0 is black, got one in which 0 is white; invert it"
-            )
-        return np.repeat(windowed(np.asarray(image), window)[..., None], 3, axis=2)
+        return np.repeat(windowed(values, window)[..., None], 3, axis=2)
     if image.mode not in (*GREY_MODES, "RGB", "P"):
         raise SampleError(str(path), f"expected a grey or RGB image, got mode {image.mode}; convert it to 8-bit RGB")
     return np.array(image.convert("RGB"))

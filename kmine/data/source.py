@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from kmine.records import SampleError, SampleRef, Skipped, UserError
 
 ORIENTATION_TAG = 0x0112
+PHOTOMETRIC_TAG, WHITE_IS_ZERO = 0x0106, 0
 GREY_MODES = ("1", "L")
 DEEP_MODES = ("I", "F")
 ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
@@ -119,12 +120,15 @@ def read_stored(path: Path) -> Image.Image:
 
     Raises:
         SampleError: for a missing, empty, truncated, foreign, too large, transparent or rotated file, for more than 8
-            bits a colour, and for more than one page.
+            bits a colour, for more than one page, and for more than 8 bits in which 0 is white.
     """
     with _open(path) as image:
         _refuse_unfit(path, image, allow_deep_grey=True)
         if (pages := getattr(image, "n_frames", 1)) != 1:
             raise SampleError(str(path), f"expected one picture, got {pages} pages or frames; store one a file")
+        if image.mode.startswith(DEEP_MODES) and getattr(image, "tag_v2", {}).get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO:
+            # Pillow inverts 8-bit files of this kind, and leaves deeper ones as they are.
+            raise SampleError(str(path), "expected a TIFF file in which 0 is black, got 0 as white; invert it")
         return _load(path, image).copy()
 
 
