@@ -145,6 +145,7 @@ def _plain(message: str, known: Iterable[str]) -> str:
     if group or flag:
         key = f"{group[1]}.{group[2]}" if group else flag[1].split()[0].split("=")[0].lstrip("-")  # type: ignore[index]
         return _unknown(key, known)
+    message = re.sub(_OPTIONAL_TUPLE, _as_plain_tuple, message, flags=re.DOTALL)
     value = re.search(r'Parser key "([\w.]+)":\s*Expected a (.*?)\. Got value: (.*)', message, re.DOTALL)
     if value:
         expected, came = value[2].replace("<class '", "").replace("'>", ""), value[3].strip()
@@ -164,6 +165,17 @@ def _plain(message: str, known: Iterable[str]) -> str:
     if bare:
         return f"{bare[1]}: expected a value after it, got none"
     return " ".join(message.split())
+
+
+_OPTIONAL_TUPLE = (
+    r'Parser key "([\w.]+)":\s*Does not validate[^\n]*\s*Subtypes: \[tuple\[.*?Errors:\s*- '
+    r"(Expected a [^\n]*?)(\. Got value: [^\n]*)?\n.*Given value: (.*)"
+)
+
+
+def _as_plain_tuple(found: re.Match[str]) -> str:
+    """What the parser says of a tuple that may be null, as it speaks of any other tuple."""
+    return f'Parser key "{found[1]}": {found[2]}{found[3] or f". Got value: {found[4]}"}'
 
 
 def _brackets(found: re.Match[str]) -> str:

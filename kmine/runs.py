@@ -33,6 +33,7 @@ PACKAGES = (
     "opencv-python-headless",
     "numpy",
     "nibabel",
+    "pydicom",
     "monai",
 )
 """Whose versions run.json records."""

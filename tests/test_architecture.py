@@ -26,6 +26,7 @@ FREE_INSIDE = {"config", "data", "models", "segmenters", "report", "store"}
 HOMES = {
     "albumentations": "data",
     "nibabel": "data",
+    "pydicom": "data",
     "timm": "models",
     "segmentation_models_pytorch": "models",
     "segment_anything": "segmenters",

@@ -138,6 +138,8 @@ def test_what_a_run_saves_is_what_a_command_reads(tmp_path):
 
 def test_two_numbers_are_a_list_in_brackets():
     assert parsed("--data.window", "[-100,300]").data.window == (-100.0, 300.0)
+    assert parsed("--data.window", "null").data.window is None
+    assert parsed("--data.class_names", "[background,a b]").data.class_names == ("background", "a b")
 
 
 @pytest.mark.parametrize(

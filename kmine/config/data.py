@@ -16,9 +16,19 @@ class DataConfig:
     """Which images, how they are split, how they are read."""
 
     name: str = "phantom"
-    """Data set: phantom (procedural, no files needed), kvasir_seg, lits or covid_qu_ex."""
+    """Data set: phantom (procedural, no files needed), kvasir_seg, lits, covid_qu_ex, or folder: your own files."""
     root: str | None = None
-    """Folder that holds the data set as downloaded; not used by phantom."""
+    """Folder that holds the data set as downloaded; not used by phantom and folder."""
+    images: str | None = None
+    """Folder only: your images, in sub-folders or not: PNG, JPEG, TIFF, DICOM (.dcm) or NIfTI (.nii, .nii.gz)."""
+    masks: str | None = None
+    """Folder only: their masks, of the same names (suffixes apart), for some or all of the images."""
+    csv: str | None = None
+    """Folder only, instead of images and masks: CSV of image,mask,group,label,split, paths relative to its own folder.
+
+    Only image is required. group: patient or the like; label: 0 or 1 (shows none, some); split: train, val or test."""
+    class_names: tuple[str, ...] = ("background", "object")
+    """Folder only: names by class id. Two: masks of 0 and 255, or 0 and 1. More: pixels are ids, 255 is ignored."""
     kind: PhantomKind = "polyp"
     """Phantom only: what the procedural images look like."""
     num_samples: int = 400
@@ -31,9 +41,11 @@ class DataConfig:
     slices: Literal["all", "liver"] = "all"
     """LiTS only: all axial slices, or those that show liver (by the mask, or those that image_labels lists)."""
     every_nth: int = 1
-    """LiTS only: of each volume only the slices 0, n, 2n and so on."""
-    window: tuple[float, float] = (-160.0, 240.0)
-    """LiTS only: Hounsfield units shown as black and as white, as in [-160, 240]; the same for every slice."""
+    """LiTS, and NIfTI files of folder: of each volume only the slices 0, n, 2n and so on."""
+    window: tuple[float, float] | None = None
+    """Stored values (in CT Hounsfield units) shown as black and as white, as in [-160, 240]; the same for every image.
+
+    LiTS: [-160, 240] if not given. Folder: needed for NIfTI and 16-bit images; DICOM files may bring their own."""
     image_labels: str | None = None
     """LiTS only: CSV of sample_id,label (0 or 1: no lesion, lesion). Masks of volumes listed there are not asked."""
     normal_images: str | None = None
@@ -66,7 +78,17 @@ class DataConfig:
         require(self.num_samples >= 1, "data.num_samples", "at least 1", self.num_samples)
         require(32 <= self.size <= 4096, "data.size", "32 to 4096 pixels", self.size)
         require(self.every_nth >= 1, "data.every_nth", "at least 1", self.every_nth)
-        require(is_range(self.window), "data.window", "two rising numbers of Hounsfield units", self.window)
+        window = self.window
+        require(window is None or is_range(window), "data.window", "two rising numbers, black and white", window)
+        for name in ("images", "masks", "csv"):
+            require(getattr(self, name) != "", f"data.{name}", "a CSV file" if name == "csv" else "a folder", "")
+        names = self.class_names
+        require(
+            2 <= len(names) <= 255 and names[0] == "background" and len({*names, ""}) == len(names) + 1,
+            "data.class_names",
+            "background and at least one class more, each named once, as in [background, polyp]",
+            names,
+        )
         require(self.image_labels != "", "data.image_labels", "a CSV file", self.image_labels)
         require(self.normal_images != "", "data.normal_images", "a folder", self.normal_images)
         known = set(self.classes) <= set(COVID_CLASSES) and 0 < len(self.classes) == len(set(self.classes))

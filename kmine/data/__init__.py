@@ -56,11 +56,18 @@ def _covid_qu_ex(cfg: DataConfig) -> Source:
     return CovidQuEx(Path(cfg.root), cfg)
 
 
+def _folder(cfg: DataConfig) -> Source:
+    from kmine.data.folder import Folder
+
+    return Folder(cfg)
+
+
 SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "phantom": _phantom,
     "kvasir_seg": _kvasir_seg,
     "lits": _lits,
     "covid_qu_ex": _covid_qu_ex,
+    "folder": _folder,
 }
 """A new data set is one file and one line here."""
 

@@ -21,6 +21,8 @@ from kmine.records import SampleError, SampleRef, Skipped, UserError
 
 VERSION = 1
 """Goes into the fingerprint: raise it when the same files and settings give other pixels."""
+WINDOW = (-160.0, 240.0)
+"""Hounsfield units shown as black and as white, unless the settings say otherwise."""
 LIVER, TUMOUR = 1, 2
 CLASS_NAMES = {
     "tumour": ("background", "tumour"),
@@ -55,6 +57,7 @@ class Lits:
         self.root, self.cfg = root.expanduser(), cfg
         self.task = choose_task(cfg.task, self.name, tuple(CLASS_NAMES))
         self.class_names = CLASS_NAMES[self.task]
+        self.window = WINDOW if cfg.window is None else cfg.window
         self._images, self._masks = LastVolume(), LastVolume()
         self._volumes, self._skipped, files = find_volumes(self.root, cfg.on_error)
         self._listed: dict[int, dict[int, int]] = {}
@@ -64,7 +67,7 @@ class Lits:
             self._listed = read_image_labels(Path(cfg.image_labels).expanduser(), sizes, unread)
         self._refuse_unknown()
         settings = {
-            "source": [self.name, VERSION, self.task, cfg.slices, cfg.every_nth, *map(float, cfg.window)],
+            "source": [self.name, VERSION, self.task, cfg.slices, cfg.every_nth, *map(float, self.window)],
             "image_labels": sorted((n, sorted(labels.items())) for n, labels in self._listed.items()),
         }
         self._fingerprint = fingerprint_files(settings, self.root, files)
@@ -83,7 +86,7 @@ class Lits:
         volume, number = self._place(sample_id)
         grey = self._images.read(
             volume.image,
-            lambda: read_windowed(volume.image, volume.geometry, self.cfg.window),
+            lambda: read_windowed(volume.image, volume.geometry, self.window),
             lambda slices: slices[number].copy(),
         )
         return np.repeat(grey[..., None], 3, axis=2)

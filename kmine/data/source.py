@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from kmine.records import SampleError, SampleRef, Skipped, UserError
 
 ORIENTATION_TAG = 0x0112
+PHOTOMETRIC_TAG, WHITE_IS_ZERO = 0x0106, 0
 GREY_MODES = ("1", "L")
 DEEP_MODES = ("I", "F")
 ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
@@ -114,6 +115,23 @@ def read_grey(path: Path) -> NDArray[np.uint8]:
         return np.array(_load(path, image).convert("L"))
 
 
+def read_stored(path: Path) -> Image.Image:
+    """Decode a picture of one page as it is stored: 8 bits in any mode, or grey of more bits.
+
+    Raises:
+        SampleError: for a missing, empty, truncated, foreign, too large, transparent or rotated file, for more than 8
+            bits a colour, for more than one page, and for more than 8 bits in which 0 is white.
+    """
+    with _open(path) as image:
+        _refuse_unfit(path, image, allow_deep_grey=True)
+        if (pages := getattr(image, "n_frames", 1)) != 1:
+            raise SampleError(str(path), f"expected one picture, got {pages} pages or frames; store one a file")
+        if image.mode.startswith(DEEP_MODES) and getattr(image, "tag_v2", {}).get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO:
+            # Pillow inverts 8-bit files of this kind, and leaves deeper ones as they are.
+            raise SampleError(str(path), "expected a TIFF file in which 0 is black, got 0 as white; invert it")
+        return _load(path, image).copy()
+
+
 def image_shape(path: Path) -> tuple[int, int]:
     """(height, width) from the header alone. Raises `SampleError` where there is none."""
     with _open(path) as image:
@@ -162,12 +180,15 @@ def _load(path: Path, image: Image.Image) -> Image.Image:
     return image
 
 
-def _refuse_unfit(path: Path, image: Image.Image) -> None:
+def _refuse_unfit(path: Path, image: Image.Image, *, allow_deep_grey: bool = False) -> None:
     """Faults of colour and image files alike, seen in the header."""
+    deep_grey = image.mode.startswith(DEEP_MODES)
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         raise _too_large(path, f"{image.width} x {image.height} pixels, limit {Image.MAX_IMAGE_PIXELS}")
     # Pillow reads 16-bit RGB as 8-bit without a word; only the raw mode of its decoder tells.
-    if image.mode.startswith(DEEP_MODES) or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+    if not (deep_grey and allow_deep_grey) and (
+        deep_grey or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    ):
         raise SampleError(
             str(path),
             f"expected 8 bits per channel, got 16 or more (mode {image.mode}); window or scale it to 8 bits yourself",

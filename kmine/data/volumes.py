@@ -26,6 +26,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from kmine.data.windowing import windowed
 from kmine.records import SampleError
 
 MAX_VOXELS = 2**31
@@ -151,13 +152,7 @@ def read_windowed(path: Path, geometry: Geometry, window: tuple[float, float]) -
 
     Values that are no number are black. Raises `SampleError`.
     """
-    low, high = window
-
-    def grey(values: NDArray[Any], _: int) -> NDArray[Any]:
-        clipped = np.clip(values, low, high).astype(np.float64)
-        return np.rint((np.nan_to_num(clipped, nan=low) - low) * 255 / (high - low))
-
-    return _convert(path, geometry, grey)
+    return _convert(path, geometry, lambda values, _: windowed(values, window))
 
 
 def read_labels(path: Path, geometry: Geometry) -> NDArray[np.uint8]:
@@ -179,6 +174,33 @@ def read_labels(path: Path, geometry: Geometry) -> NDArray[np.uint8]:
         return rounded
 
     return _convert(path, geometry, labels)
+
+
+def read_integers(path: Path, geometry: Geometry) -> NDArray[np.uint8]:
+    """(D, H, W) of a mask's values as they are, cut as `geometry`, the image's, says.
+
+    Raises:
+        SampleError: also for another shape or orientation than the image's, and for values that are no whole numbers
+            from 0 to 255.
+    """
+    own = read_geometry(path)
+    if own.shape == geometry.shape and own.turn != geometry.turn:  # another shape is named below
+        raise SampleError(
+            str(path),
+            "expected a mask whose axes point where its image's do, got others; save it with the image's affine",
+        )
+
+    def integers(values: NDArray[Any], number: int) -> NDArray[Any]:
+        rounded = np.rint(values) if values.dtype.kind == "f" else values
+        foreign = ~((rounded >= 0) & (rounded <= 255))
+        if foreign.any():
+            some = ", ".join(f"{value:g}" for value in np.unique(rounded[foreign])[:3])
+            raise SampleError(
+                str(path), f"expected class ids from 0 to 255, got {some} in slice {number}; map the labels to these"
+            )
+        return rounded
+
+    return _convert(path, geometry, integers)
 
 
 def _convert(path: Path, geometry: Geometry, convert: Callable[[NDArray[Any], int], NDArray[Any]]) -> NDArray[np.uint8]:

@@ -248,10 +248,10 @@ def test_open_source_names(root):
     with pytest.raises(UserError, match=r"--data.root FOLDER \(published at https://"):
         open_source(DataConfig(name="kvasir_seg"))
     with pytest.raises(
-        UserError, match=r"'kvasir'; did you mean kvasir_seg\? Known: covid_qu_ex, kvasir_seg, lits, phantom"
+        UserError, match=r"'kvasir'; did you mean kvasir_seg\? Known: covid_qu_ex, folder, kvasir_seg, lits, phantom"
     ):
         open_source(DataConfig(name="kvasir"))
-    with pytest.raises(UserError, match="'zzz'; Known: covid_qu_ex, kvasir_seg, lits, phantom"):
+    with pytest.raises(UserError, match="'zzz'; Known: covid_qu_ex, folder, kvasir_seg, lits, phantom"):
         open_source(DataConfig(name="zzz"))
 
 
