@@ -197,21 +197,21 @@ def _runs(ids: Sequence[str]) -> Iterator[str]:
 
 
 def _damage(damaged: Sequence[Skipped], on_error: str) -> list[Finding]:
-    from kmine.stages.examine import MAX_NAMED, Finding
+    from kmine.stages.examine import MAX_NAMED, Finding, count
 
     if not damaged:
         return []
-    text = f"{len(damaged)} files are damaged or unfit; the first: {damaged[0].path}: {damaged[0].problem}"
+    text = f"{count(damaged, 'file')} damaged or unfit; the first: {damaged[0].path}: {damaged[0].problem}"
     names = tuple(skipped.sample_id for skipped in damaged[:MAX_NAMED])
     return [Finding("damaged", "note" if on_error == "skip" else "fault", text, names)]
 
 
 def _left_out(skipped: Sequence[Skipped]) -> list[Finding]:
-    from kmine.stages.examine import MAX_NAMED, Finding
+    from kmine.stages.examine import MAX_NAMED, Finding, count
 
     if not skipped:
         return []
-    text = f"{len(skipped)} files are left out; the first: {skipped[0].path}: {skipped[0].problem}"
+    text = f"{count(skipped, 'file')} left out; the first: {skipped[0].path}: {skipped[0].problem}"
     return [Finding("left_out", "note", text, tuple(s.sample_id for s in skipped[:MAX_NAMED]))]
 
 
@@ -233,7 +233,7 @@ def _report(
     for mask in masks:
         pixels.update(mask.pixels)
     own = {ref.split in SIDES for ref in refs.values()} == {True}
-    shares = sorted(mask.foreground_share for mask in masks)
+    shares = sorted(mask.foreground_share for mask in masks if mask.foreground_share)
     return {
         "dataset": source.name,
         "fingerprint": source.fingerprint(),
@@ -255,7 +255,7 @@ def _report(
             "values": {str(value): {"masks": images_with[value], "pixels": n} for value, n in sorted(pixels.items())},
             "class_names": list(source.class_names),
             "num_empty": sum(mask.foreground_share == 0 for mask in masks),
-            "median_foreground_share": shares[len(shares) // 2] if shares else None,
+            "median_share_of_filled": shares[len(shares) // 2] if shares else None,
         },
         "groups": {"count": len(groups), "largest": max(groups.values(), default=0)},
         "duplicates": {
@@ -286,7 +286,12 @@ def _counts(survey: Survey, sides: Mapping[str, str]) -> dict[str, dict[str, int
             row.update(f"class {value}" for value in item.mask.pixels if value not in (0, IGNORE_INDEX))
         row[f"image label {ref.image_label}" if ref.image_label is not None else "no image label"] += 1
     order = (*SIDES, "left out")
-    return {side: {k: n for k, n in sorted(counts[side].items()) if n} for side in order if side in counts}
+    first = ("samples", "with a mask", "without a mask", "empty mask")
+    return {
+        side: {k: counts[side][k] for k in dict.fromkeys((*first, *sorted(counts[side]))) if counts[side][k]}
+        for side in order
+        if side in counts
+    }
 
 
 def _sheet(source: Source, survey: Survey, sides: Mapping[str, str]) -> bytes:
@@ -332,7 +337,7 @@ def text_of(report: Mapping[str, Any], folder: Path) -> str:
         f" and {images['num_sizes'] - len(images['sizes'])} more" if images["num_sizes"] > len(images["sizes"]) else ""
     )
     values = ", ".join(f"{value} in {n['masks']}" for value, n in masks["values"].items())
-    share = masks["median_foreground_share"]
+    share = masks["median_share_of_filled"]
     lines = [
         f"{report['dataset']}: {report['num_samples']} samples, {report['num_pairs']} pairs of image and readable "
         f"mask, {len(report['damaged'])} damaged, {len(report['left_out'])} files left out",
@@ -340,7 +345,7 @@ def text_of(report: Mapping[str, Any], folder: Path) -> str:
         *(f"  {side}: {', '.join(f'{n} {what}' for what, n in row.items())}" for side, row in report["counts"].items()),
         f"sizes (width x height): {sizes}{more}; values {images['lowest_value']} to {images['highest_value']}",
         f"mask values: {values or 'none'}; {masks['num_empty']} of {report['num_pairs']} empty"
-        + ("" if share is None else f"; median foreground {share:.1%} of the image"),
+        + ("" if share is None else f"; median foreground of the others {share:.1%} of the image"),
         f"groups: {groups['count']}, the largest of {groups['largest']}; duplicates: {len(doubles['exact'])} exact, "
         f"{len(doubles['near'])} near",
         *_finding_lines(report["findings"]),

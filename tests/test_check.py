@@ -181,7 +181,7 @@ def test_an_exact_copy_on_two_official_sides_is_a_fault_unless_allowed(root, cap
     source = Official(KvasirSeg(root), lambda i: "test" if i == "another" else "train")
     assert check.check_source(config(root), source) == 1
     assert faults(root)["exact_duplicates_across"]["samples"] == [f"another = {image.stem}"]
-    assert "FAULT exact_duplicates_across: 1 pairs" in capsys.readouterr().out
+    assert "FAULT exact_duplicates_across: 1 pair of images" in capsys.readouterr().out
     assert check.check_source(config(root, "--data.allow_leaks", "true"), source) == 0
     assert "exact_duplicates_across" in notes(root)
 
