@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from kmine import cli
 from kmine.config import DataConfig, LoopConfig
 from kmine.data import open_source
-from kmine.records import IGNORE_INDEX, SampleError, SampleRef, Skipped, UserError, derive_seed
+from kmine.records import IGNORE_INDEX, Finding, SampleError, SampleRef, Skipped, UserError, derive_seed
 
 if TYPE_CHECKING:
     from kmine.data.source import Source
     from kmine.data.splits import Splits
-    from kmine.stages.examine import Finding, Look, Pairing, Twins
+    from kmine.stages.examine import Look, Twins
+    from kmine.stages.pairing import Pairing
 
 DESCRIPTION = """Examine a data set: counts, sizes, masks, duplicates, leaks between splits, and whether masks belong to
 their images. Writes check.json and check.png (samples with their masks) into the folder --out. Takes the settings of
@@ -61,14 +62,8 @@ def check(cfg: LoopConfig) -> int:
 
 def check_source(cfg: LoopConfig, source: Source, refusals: Sequence[str] = ()) -> int:
     """The same for a source that is open; `refusals` are what it would have stopped with."""
-    from kmine.stages.examine import (
-        Finding,
-        examine_groups,
-        examine_masks,
-        examine_pairing,
-        examine_twins,
-        find_twins,
-    )
+    from kmine.stages.examine import examine_groups, examine_masks, examine_twins, find_twins
+    from kmine.stages.pairing import examine_pairing
 
     terminal = cli.Terminal()
     try:
@@ -76,7 +71,7 @@ def check_source(cfg: LoopConfig, source: Source, refusals: Sequence[str] = ()) 
         sides, split_problem = _sides(cfg, survey)
         groups = {sample_id: ref.group_id for sample_id, ref in survey.refs.items()}
         terminal.say("comparing images")
-        twins = find_twins(survey.looks, groups, cfg.data.duplicate_distance)
+        twins, searched = find_twins(survey.looks, groups, cfg.data.duplicate_distance)
         pairing = _pairing(source, survey, terminal)
         allow = cfg.data.allow_leaks
         findings: list[Finding] = [
@@ -85,6 +80,7 @@ def check_source(cfg: LoopConfig, source: Source, refusals: Sequence[str] = ()) 
             *examine_masks(survey.looks, survey.refs, len(source.class_names)),
             *examine_groups(survey.refs.values(), sides, allow_leaks=allow),
             *examine_twins(twins, sides, allow_leaks=allow),
+            *_cut_short(searched, cfg.data.duplicate_distance),
             *examine_pairing(pairing),
             *([Finding("splits", "fault", f"kmine.loop would stop: {split_problem}")] if split_problem else []),
             *_left_out(source.skipped),
@@ -167,7 +163,7 @@ def _sides(cfg: LoopConfig, survey: Survey) -> tuple[dict[str, str], str]:
 def _pairing(source: Source, survey: Survey, terminal: cli.Terminal) -> Pairing:
     """Read some masked images again, and hold their masks against each other's images."""
     from kmine.data.cache_build import thread_pool
-    from kmine.stages.examine import edges, measure_pairing, outline
+    from kmine.stages.pairing import edges, measure_pairing, outline
 
     def read(sample_id: str) -> tuple[Any, Any]:
         return edges(source.image(sample_id)), outline(source.mask(sample_id))
@@ -197,7 +193,7 @@ def _runs(ids: Sequence[str]) -> Iterator[str]:
 
 
 def _damage(damaged: Sequence[Skipped], on_error: str) -> list[Finding]:
-    from kmine.stages.examine import MAX_NAMED, Finding, count
+    from kmine.stages.examine import MAX_NAMED, count
 
     if not damaged:
         return []
@@ -206,8 +202,20 @@ def _damage(damaged: Sequence[Skipped], on_error: str) -> list[Finding]:
     return [Finding("damaged", "note" if on_error == "skip" else "fault", text, names)]
 
 
+def _cut_short(searched: int, distance: int) -> list[Finding]:
+    """Say so where near copies were not looked for, or not as far as `REACH_OF_MANY` bits."""
+    from kmine.stages.examine import MAX_PAIRS, REACH_OF_MANY
+
+    if distance < 0:
+        return [Finding("near_unsearched", "note", "data.duplicate_distance -1: near copies were not looked for")]
+    if searched >= REACH_OF_MANY:
+        return []
+    text = f"many images look alike: of pairs whose hashes differ in more than {searched} bits, not all were compared"
+    return [Finding("near_cut_short", "note", f"{text} ({MAX_PAIRS} pairs are)")]
+
+
 def _left_out(skipped: Sequence[Skipped]) -> list[Finding]:
-    from kmine.stages.examine import MAX_NAMED, Finding, count
+    from kmine.stages.examine import MAX_NAMED, count
 
     if not skipped:
         return []
@@ -260,7 +268,8 @@ def _report(
         "groups": {"count": len(groups), "largest": max(groups.values(), default=0)},
         "duplicates": {
             "exact": [str(t) for t in twins if t.exact],
-            "near": [asdict(t) for t in twins if not t.exact],
+            "near": [asdict(t) for t in twins if t.same_picture and not t.exact],
+            "hash_alone": [asdict(t) for t in twins if not t.same_picture],
         },
         "pairing": asdict(pairing),
         "damaged": [asdict(s) for s in survey.damaged],
@@ -347,7 +356,7 @@ def text_of(report: Mapping[str, Any], folder: Path) -> str:
         f"mask values: {values or 'none'}; {masks['num_empty']} of {report['num_pairs']} empty"
         + ("" if share is None else f"; median foreground of the others {share:.1%} of the image"),
         f"groups: {groups['count']}, the largest of {groups['largest']}; duplicates: {len(doubles['exact'])} exact, "
-        f"{len(doubles['near'])} near",
+        f"{len(doubles['near'])} near, {len(doubles['hash_alone'])} by hash alone",
         *_finding_lines(report["findings"]),
     ]
     faults = sum(finding["severity"] == "fault" for finding in report["findings"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kmine.data.phantom import PhantomSource
-from kmine.records import SampleRef
+from kmine.records import Finding, SampleRef
 from kmine.stages import examine
 from kmine.stages.examine import Twins
 
@@ -23,7 +23,7 @@ def details(*indices: int, kind: str = "polyp") -> list[np.ndarray]:
     return [examine._detail(seen("a", image(i, kind)).small) for i in indices]
 
 
-def codes(found: list[examine.Finding]) -> dict[str, str]:
+def codes(found: list[Finding]) -> dict[str, str]:
     return {f.code: f.severity for f in found}
 
 
@@ -68,16 +68,16 @@ def test_correlation_is_symmetric_and_blank_pictures_have_none():
 
 def test_many_equal_images_are_chained_to_the_first():
     looks = [seen(name, image(0)) for name in "abc"] + [seen("d", image(1))]
-    twins = examine.find_twins(looks, {name: name for name in "abcd"}, 6)
+    twins, _ = examine.find_twins(looks, {name: name for name in "abcd"}, 6)
     assert [(t.first, t.second, t.exact) for t in twins] == [("a", "b", True), ("a", "c", True)]
 
 
 def test_alike_images_of_one_group_are_no_news_and_distance_below_0_asks_for_none():
     looks = [seen("a", image(0)), seen("b", image(0)[2:-2, 2:-2])]
-    assert len(examine.find_twins(looks, {"a": "a", "b": "b"}, 6)) == 1
-    assert examine.find_twins(looks, {"a": "v", "b": "v"}, 6) == []
-    assert examine.find_twins(looks, {"a": "a", "b": "b"}, -1) == []
-    assert examine.find_twins([], {}, 6) == []
+    assert len(examine.find_twins(looks, {"a": "a", "b": "b"}, 6)[0]) == 1
+    assert examine.find_twins(looks, {"a": "v", "b": "v"}, 6) == ([], examine.REACH)
+    assert examine.find_twins(looks, {"a": "a", "b": "b"}, -1) == ([], -1)
+    assert examine.find_twins([], {}, 6) == ([], examine.REACH)
 
 
 def test_only_the_nearest_pairs_are_compared_when_there_are_too_many(monkeypatch):
@@ -88,6 +88,8 @@ def test_only_the_nearest_pairs_are_compared_when_there_are_too_many(monkeypatch
     monkeypatch.setattr(examine, "MAX_PAIRS", 5)
     assert examine._candidates(looks, groups, 64) == every[:5]
     assert every[0][1:] == (0, 20)
+    monkeypatch.setattr(examine, "REACH", 64)
+    assert examine.find_twins(looks, groups, 6)[1] == every[4][0] - 1
 
 
 SIDES = {"a": "train", "b": "test", "c": "train"}
@@ -139,38 +141,3 @@ def test_a_group_on_two_sides():
     assert examine.examine_groups(refs, {"a": "train", "c": "train"}, allow_leaks=False) == []
     assert codes(examine.examine_groups(refs, SIDES, allow_leaks=False)) == {"group_on_two_sides": "fault"}
     assert codes(examine.examine_groups(refs, SIDES, allow_leaks=True)) == {"group_on_two_sides": "note"}
-
-
-def pairing(shift: int, count: int = 40) -> examine.Pairing:
-    source = PhantomSource("polyp", count, 96)
-    ids = [ref.sample_id for ref in source.refs()]
-    images = [examine.edges(source.image(i)) for i in ids]
-    outlines = [examine.outline(source.mask(i)) for i in ids]
-    return examine.measure_pairing(images, outlines[shift:] + outlines[:shift])
-
-
-def test_true_pairs_stand_out_and_shifted_ones_say_which_way():
-    assert pairing(0).z > 5 and pairing(0).better_shift == 0
-    for shift, better in ((1, 1), (-1, -1), (7, 0)):
-        found = pairing(shift)
-        assert found.z < examine.MIN_Z and found.better_shift == better
-        assert codes(examine.examine_pairing(found)) == {"pairing": "fault"}
-
-
-def test_too_few_pairs_are_a_note():
-    for count in (2, 19):
-        assert codes(examine.examine_pairing(pairing(0, count))) == {"pairing_unknown": "note"}
-
-
-def test_no_outline_of_an_empty_or_full_mask_and_none_on_the_rim():
-    assert len(examine.outline(square(0, 0))) == len(examine.outline(square(0, 96))) == 0
-    half = np.zeros((128, 128), np.uint8)
-    half[:, :64] = 1
-    cols = examine.outline(half) % 128
-    assert set(cols) == {63, 64} and len(cols) == 2 * 124
-
-
-def test_edges_have_mean_1_whatever_the_contrast():
-    picture = image(0)
-    np.testing.assert_allclose(examine.edges(picture).mean(), 1, rtol=1e-4)
-    assert examine.edges(np.zeros((50, 60, 3), np.uint8)).max() == 0
