@@ -1,6 +1,7 @@
 """Command lines: settings as flags and YAML, one-line errors, exit codes; sole home of jsonargparse.
 
-Exit codes: 0 done, 2 a mistake of the user's (one line says what was expected, what came, the cure), 130 interrupted.
+Exit codes: 0 done, 1 `kmine.check` found a fault, 2 a mistake of the user's (one line says what was expected, what
+came, the cure), 130 interrupted.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ IGNORE_INDEX = 255
 SplitName = Literal["labeled", "unlabeled", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("labeled", "unlabeled", "val", "test")
 
+Severity = Literal["fault", "note"]
+
 REASONS = (
     "kept",
     "lesion_free",
@@ -109,6 +111,17 @@ class Skipped:
     sample_id: str
     path: str
     problem: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know: `fault` would spoil a result."""
+
+    code: str
+    severity: Severity
+    text: str
+    samples: tuple[str, ...] = ()
+    """The first few samples, or pairs of samples ("a = b"), it is about."""
 
 
 @dataclass(frozen=True)

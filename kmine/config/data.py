@@ -68,6 +68,8 @@ class DataConfig:
     """Images whose 64-bit perceptual hashes differ in at most this many bits form one group; -1 switches it off.
 
     It finds re-exported images, not images of the same patient."""
+    allow_leaks: bool = False
+    """kmine.check only: copies across splits, and groups on two sides, are notes and no faults."""
     on_error: Literal["stop", "skip"] = "stop"
     """A damaged file: stop with one clear error, or skip it, counted and listed in run.json."""
     cache_dir: str | None = None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import cv2
 import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 THUMBNAIL = 128
+SMALL = 32
+"""Side in pixels of `small_grey`."""
 DARK = 24
 """Grey values up to this belong to the black surround, also after JPEG ringing."""
 MIN_BRIGHT = 0.2
@@ -31,14 +34,23 @@ def perceptual_hash(image: NDArray[np.uint8]) -> int:
     Returns:
         An unsigned 64-bit integer.
     """
+    return int(str(imagehash.phash(_seen_part(image))), 16)
+
+
+def small_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) to (SMALL, SMALL): the hashed part in grey, squashed; for comparing pictures that hashes call near."""
+    part = np.asarray(_seen_part(image))
+    return np.ascontiguousarray(cv2.resize(part, (SMALL, SMALL), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _seen_part(image: NDArray[np.uint8]) -> Image.Image:
+    """The picture inside its surround, in grey, cut to `WINDOW`."""
     grey = Image.fromarray(image).convert("L")
     left, top, right, bottom = _picture_box(grey)
     width, height = right - left, bottom - top
     x0, y0, x1, y1 = WINDOW
     part = grey.crop((left + int(x0 * width), top + int(y0 * height), left + int(x1 * width), top + int(y1 * height)))
-    if min(part.size) < 1:
-        part = grey
-    return int(str(imagehash.phash(part)), 16)
+    return part if min(part.size) >= 1 else grey
 
 
 def _picture_box(grey: Image.Image) -> tuple[int, int, int, int]:

@@ -83,7 +83,7 @@ def merge_duplicates(refs: Sequence[SampleRef], hashes: Mapping[str, int], dista
         return tuple(refs)
     labels = np.unique([ref.group_id for ref in refs], return_inverse=True)[1]
     words = np.array([hashes[ref.sample_id] for ref in refs], dtype=np.uint64)
-    for rows, cols in _near_pairs(words, distance):
+    for rows, cols in near_pairs(words, distance):
         edges = (np.ones(len(rows), dtype=bool), (labels[rows], labels[cols]))
         labels = connected_components(coo_array(edges, shape=(len(refs), len(refs))), directed=False)[1][labels]
     first: dict[int, str] = {}
@@ -92,7 +92,7 @@ def merge_duplicates(refs: Sequence[SampleRef], hashes: Mapping[str, int], dista
     return tuple(replace(ref, group_id=first[int(label)]) for ref, label in zip(refs, labels, strict=True))
 
 
-def _near_pairs(words: NDArray[np.uint64], distance: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+def near_pairs(words: NDArray[np.uint64], distance: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Index pairs (i, j), i < j, within the Hamming distance, block by block.
 
     With bits as -1 and 1, the scalar product of two words is 64 - 2 * distance, exact in float32.

@@ -42,6 +42,7 @@ HARMLESS = (
     "data.task",
     "data.classes",
     "data.normal_images",
+    "data.allow_leaks",
     "data.on_error",
     "fit.num_workers",
 )

@@ -1,0 +1,57 @@
+"""A contact sheet: many samples on one picture, masks drawn on the images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.report.panels import SIDE, draw_mask, thumbnail
+
+COLUMNS = 6
+_CAPTION, _GAP = 34, 6
+_INK, _PAPER = (235, 235, 235), 24
+_LETTERS = 38
+"""Letters of a caption line that fit."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One sample of the sheet."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    mask: NDArray[np.uint8] | None
+    """(H, W) class ids."""
+    title: str
+    subtitle: str
+
+
+def contact_sheet(tiles: Sequence[Tile], columns: int = COLUMNS) -> bytes:
+    """PNG of the tiles, row by row, each with two lines below it."""
+    cell_h, cell_w = SIDE + _CAPTION + _GAP, SIDE + _GAP
+    rows = -(-max(len(tiles), 1) // columns)
+    sheet = np.full((rows * cell_h + _GAP, min(columns, max(len(tiles), 1)) * cell_w + _GAP, 3), _PAPER, np.uint8)
+    for n, tile in enumerate(tiles):
+        top, left = n // columns * cell_h + _GAP, n % columns * cell_w + _GAP
+        picture = thumbnail(tile.image)
+        picture = picture if tile.mask is None else draw_mask(picture, tile.mask)
+        height, width = picture.shape[:2]
+        y, x = top + (SIDE - height) // 2, left + (SIDE - width) // 2
+        sheet[y : y + height, x : x + width] = picture
+        for line, text in enumerate((tile.title, tile.subtitle)):
+            _write(sheet, text, (left + 2, top + SIDE + 13 + 15 * line))
+    ok, encoded = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    if not ok:
+        raise RuntimeError(f"cv2 could not encode a picture of shape {sheet.shape} as PNG")
+    return encoded.tobytes()
+
+
+def _write(sheet: NDArray[np.uint8], text: str, at: tuple[int, int]) -> None:
+    """One line; of a long text the end, where names differ. cv2 knows no letters beyond ASCII."""
+    plain = text.encode("ascii", "replace").decode()
+    plain = plain if len(plain) <= _LETTERS else f"..{plain[-_LETTERS + 2 :]}"
+    cv2.putText(sheet, plain, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, _INK, 1, cv2.LINE_AA)
