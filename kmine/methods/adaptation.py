@@ -15,7 +15,7 @@ import numpy as np
 from kmine.data.pool import Pool
 from kmine.methods import Task, new_model, train
 from kmine.models.local import LocalModel
-from kmine.records import derive_seed
+from kmine.records import IGNORE_INDEX, derive_seed
 from kmine.segmenters.base import Adaptable
 from kmine.stages.adapt import Adaptation, Example, adapt
 from kmine.stages.infer import infer
@@ -34,7 +34,7 @@ def adapt_segmenter(task: Task, store: RunStore) -> Task:
         return task
     folder = store.root / "segmenter"
     fit_settings = {k: v for k, v in asdict(cfg.fit).items() if k not in ("num_workers", "round_steps", "round_lr")}
-    settings = [asdict(part) for part in (cfg.model, cfg.infer, cfg.prompts, cfg.adapt)]
+    settings = [asdict(part) for part in (cfg.model, cfg.classifier, cfg.infer, cfg.prompts, cfg.adapt)]
     made_from = sign(task.signature, segmenter.signature, fit_settings, settings)
     about = store.load_json(folder / "adaptation.json", made_from)
     learnt = store.load_tensors(folder / "adapted.safetensors", made_from)
@@ -72,11 +72,12 @@ def out_of_fold(task: Task, store: RunStore, wanted: Sequence[str]) -> Iterator[
     if len(parts) < 2:
         yield from ((task.labeled.sample(i), ()) for i in wanted)
         return
+    asked = set(wanted)
     for number, part in enumerate(parts):
-        ids = [i for i in part if i in set(wanted)]
+        ids, apart = [i for i in part if i in asked], set(part)
         if not ids:
             continue
-        rest = task.labeled.subset([i for i in task.labeled.ids if i not in set(part)])
+        rest = task.labeled.subset([i for i in task.labeled.ids if i not in apart])
         cfg = replace(task.cfg, fit=replace(task.cfg.fit, steps=task.cfg.adapt.fold_steps))
         fold = replace(task, cfg=cfg, labeled=rest, signature=sign(task.signature, "fold", rest.ids))
         model = new_model(task, store)
@@ -106,10 +107,10 @@ def prompted(task: Task, model: LocalModel, pool: Pool, ids: Sequence[str]) -> I
 
 def _adapt(task: Task, store: RunStore, segmenter: Adaptable) -> Adaptation:
     cfg, seed = task.cfg.adapt, task.cfg.seed
-    examples = list(out_of_fold(task, store, _some(task.labeled.ids, cfg.max_images, seed)))
+    examples = list(out_of_fold(task, store, _some(task.labeled, cfg.max_images, seed)))
     model = new_model(task, store)
     model.load_state_dict(train(task, store, model, round_idx=0).best)
-    held_out = list(prompted(task, model, task.val, _some(task.val.ids, cfg.max_images, seed)))
+    held_out = list(prompted(task, model, task.val, _some(task.val, cfg.max_images, seed)))
     steps = cfg.steps or segmenter.adapt_plan.steps
     task.watcher.start(f"adapting {segmenter.name}", steps)
     return adapt(
@@ -122,9 +123,15 @@ def _adapt(task: Task, store: RunStore, segmenter: Adaptable) -> Adaptation:
     )
 
 
-def _some(ids: Sequence[str], count: int, seed: int) -> list[str]:
-    """At most `count` of the ids, drawn by the seed."""
-    drawn = np.random.default_rng(derive_seed(seed, "adapt", "images")).permutation(len(ids))[:count]
+def _some(pool: Pool, count: int, seed: int) -> list[str]:
+    """At most `count` ids of a pool, drawn by the seed; where there are more, those with an object come first."""
+    ids = list(pool.ids)
+    if len(ids) <= count:
+        return ids
+    order = np.random.default_rng(derive_seed(seed, "adapt", "images")).permutation(len(ids))
+    # Most slices of a volume are empty: they would teach next to nothing in the place of others.
+    objects = np.array([not np.isin(pool.mask_small(i), (0, IGNORE_INDEX)).all() for i in ids])
+    drawn = [*order[objects[order]], *order[~objects[order]]][:count]
     return [ids[i] for i in sorted(drawn)]
 
 

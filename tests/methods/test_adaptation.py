@@ -172,5 +172,17 @@ def test_at_most_max_images_are_used(task_of, monkeypatch):
     assert seen["n"] == (2, 2)
 
 
+def test_of_too_many_images_those_with_an_object_come_first(task_of):
+    task, _ = task_of(replace(SMALL, data=replace(SMALL.data, kind="ct", num_samples=60)))
+    pool = task.labeled
+    filled = [i for i in pool.ids if pool.mask_small(i).any()]
+    assert 2 <= len(filled) < len(pool), "both kinds are needed here"
+    for seed in range(3):
+        fewer = adaptation._some(pool, len(filled) - 1, seed)
+        assert set(fewer) < set(filled)
+        assert set(filled) < set(adaptation._some(pool, len(filled) + 1, seed)) or len(filled) + 1 >= len(pool)
+    assert adaptation._some(pool, len(pool), 0) == list(pool.ids)
+
+
 def test_the_sentence_names_what_was_missing():
     assert "hold no object" in sentence({"base": "tiny", "num_objects": 0, "num_held_out": 3})
