@@ -173,18 +173,19 @@ def train(
     title = f"round {round_idx}{' ' + arm if arm else ''}: training"
     task.watcher.start(title, steps)
     saved = store.load_tensors(folder / "fit_state.safetensors", made_from)
-    result = fit(
-        model,
-        _batches(task, round_idx, pseudo),
-        cfg,
-        steps=steps,
-        fabric=task.fabric,
-        seed=derive_seed(task.cfg.seed, "fit", round_idx),
-        validate=_validator(task),
-        resume=FitState.from_tensors(*saved) if saved else None,
-        save=lambda state: _save_state(store, folder, state, made_from),
-        progress=lambda done, loss, dice: task.watcher.advance(done, _training_text(loss, dice)),
-    )
+    with model.remembering(augmented=cfg.augment):
+        result = fit(
+            model,
+            _batches(task, round_idx, pseudo),
+            cfg,
+            steps=steps,
+            fabric=task.fabric,
+            seed=derive_seed(task.cfg.seed, "fit", round_idx),
+            validate=_validator(task),
+            resume=FitState.from_tensors(*saved) if saved else None,
+            save=lambda state: _save_state(store, folder, state, made_from),
+            progress=lambda done, loss, dice: task.watcher.advance(done, _training_text(loss, dice)),
+        )
     seconds = time.perf_counter() - began
     store.save_tensors(folder / "model_final.safetensors", result.final, made_from)
     # The chosen checkpoint comes last: it says that the training is done.

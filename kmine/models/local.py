@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,6 +50,14 @@ class LocalModel(nn.Module):
             x = F.pad(x, pad, mode="replicate")
         # channels_last: 1.4 to 2.8 times the steps per second on CPUs, and what tensor cores want
         return x.contiguous(memory_format=torch.channels_last)
+
+    @contextmanager
+    def remembering(self, *, augmented: bool) -> Iterator[None]:
+        """A block in which a model may keep what depends on the image alone; this one has nothing of that kind.
+
+        `augmented` says that training images differ at every step.
+        """
+        yield
 
 
 def build_model(cfg: ModelConfig, num_classes: int, seed: int, *, offline: bool = False) -> LocalModel:

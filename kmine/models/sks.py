@@ -32,6 +32,7 @@ Ours, all of it our reading:
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -46,6 +47,8 @@ from kmine.models.pyramid import Pyramid, create_encoder
 
 FIRST_STRIDE = 4
 """Of the first level of the pyramids."""
+MEMO_BYTES = 1 << 30
+"""Coarse features remembered at most; an image of 256 px has 0.5 (MobileNetV2) to 4 MB (Swin-v2-T) of them."""
 
 
 class Fusion(nn.Conv2d):
@@ -137,6 +140,7 @@ class SksNet(nn.Module):
         """Stages of the coarse branch that the segmentation reads; the others are run for the classifier alone."""
         self.decoder = Decoder(fine.strides, fine.channels, cfg.decoder_channels, num_classes)
         self.coarse.requires_grad_(not self.frozen)
+        self.memo: Memo | None = None
 
     @property
     def guided(self) -> bool:
@@ -163,8 +167,46 @@ class SksNet(nn.Module):
         return self.decoder(features)
 
     def _guidance(self, x: Tensor) -> list[Tensor]:
+        if self.memo is not None and self.frozen and (self.memo.augmented is False or not self.training):
+            return self.memo(x)
         with torch.no_grad() if self.frozen else nullcontext():
             return self.coarse.pyramid(x, self.depth)
+
+
+class Memo:
+    """Coarse features by image content: what a frozen branch makes of an image never changes.
+
+    Images go through the branch one at a time, so that their features do not depend on whom they came with. When
+    `MEMO_BYTES` are full, nothing more is remembered: with images that come round in turn, forgetting the oldest
+    would forget every one just before it is wanted.
+    """
+
+    def __init__(self, features: Callable[[Tensor], list[Tensor]], *, augmented: bool) -> None:
+        self.features = features
+        self.augmented = augmented
+        """Whether training images differ at every step; then only those of validation are worth remembering."""
+        self.num_bytes = 0
+        self.known: dict[bytes, list[Tensor]] = {}
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> the levels, the finest first, each (B, C, h, w)."""
+        rows = [self._one(image[None]) for image in x]
+        return [torch.cat(level) for level in zip(*rows, strict=True)]
+
+    def _one(self, image: Tensor) -> list[Tensor]:
+        # The strides are no content: a slice of a batch may carry others than the same image alone.
+        content = image.contiguous().cpu().numpy().tobytes()
+        mixed = bytes([torch.is_autocast_enabled(image.device.type)])  # training may run in another precision
+        key = hashlib.blake2b(content + mixed, digest_size=16).digest()
+        if key in self.known:
+            return self.known[key]
+        # What is made in inference mode could not be used in training later.
+        with torch.inference_mode(False), torch.no_grad():
+            levels = self.features(image.clone())
+        size = sum(level.nbytes for level in levels)
+        if self.num_bytes + size <= MEMO_BYTES:
+            self.known[key], self.num_bytes = levels, self.num_bytes + size
+        return levels
 
 
 class Classifier(nn.Module):
@@ -211,6 +253,19 @@ class SksModel(LocalModel):
         finally:
             self.net.coarse.requires_grad_(not self.net.frozen)
             self.net.train(self.net.training)
+
+    @contextmanager
+    def remembering(self, *, augmented: bool) -> Iterator[None]:
+        """Inside the block each image passes the frozen coarse branch once, wherever images come back unchanged.
+
+        `augmented` says that training images do not. The classifier must not learn meanwhile.
+        """
+        net = self.net
+        net.memo = Memo(lambda x: net.coarse.pyramid(x, net.depth), augmented=augmented)
+        try:
+            yield
+        finally:
+            net.memo = None
 
     def classify(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 255] -> (B,) logits of the image-level label."""

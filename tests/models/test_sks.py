@@ -272,6 +272,71 @@ def test_classifier_and_model_share_their_weights():
     assert all(torch.equal(v, state[k.removeprefix("coarse.")]) for k, v in scrambled.items())
 
 
+# -- coarse features once an image
+
+
+def counted(model: SksModel) -> list[int]:
+    """Images that passed the coarse branch, call by call."""
+    calls: list[int] = []
+    model.net.coarse.pyramid.stages[0].register_forward_hook(lambda _, given, __: calls.append(len(given[0])))
+    return calls
+
+
+def test_the_frozen_branch_sees_an_image_once_while_remembering_and_says_the_same():
+    model, x = sks(), images(64, 64, count=3)
+    scramble(model.net.fusions)
+    plain = model.eval()(x)
+    calls = counted(model)
+    with model.remembering(augmented=False):
+        first = model.eval()(x)
+        again = model.train()(x.flip(0))
+        assert sum(calls) == 3
+        again.sum().backward()
+    assert torch.allclose(first, plain, atol=1e-4)
+    assert model.net.fine.stages[0].parts[0].weight.grad is not None
+    model.eval()(x)
+    assert sum(calls) == 6, "outside the block nothing is remembered"
+
+
+def test_augmented_training_images_are_not_remembered_those_of_validation_are():
+    model, x = sks(), images(64, 64)
+    calls = counted(model)
+    with model.remembering(augmented=True):
+        for _ in range(2):
+            model.train()(x)
+        assert calls == [2, 2]
+        for _ in range(2):
+            with torch.inference_mode():
+                model.eval()(x)
+        assert sum(calls) == 6
+
+
+def test_features_made_in_inference_mode_serve_in_training():
+    model, x = sks(), images(64, 64)
+    with model.remembering(augmented=False):
+        with torch.inference_mode():
+            model.eval()(x)
+        model.train()(x).sum().backward()
+
+
+def test_a_branch_that_learns_is_never_remembered():
+    model, x = sks(freeze_coarse=False), images(64, 64)
+    calls = counted(model)
+    with model.remembering(augmented=False):
+        model(x), model(x)
+    assert calls == [2, 2]
+
+
+def test_when_the_memory_is_full_nothing_more_is_kept(monkeypatch):
+    monkeypatch.setattr("kmine.models.sks.MEMO_BYTES", 0)
+    model, x = sks(), images(64, 64)
+    calls = counted(model)
+    with model.remembering(augmented=False):
+        a, b = model.eval()(x), model.eval()(x)
+        assert not model.net.memo.known
+    assert calls == [1, 1, 1, 1] and torch.equal(a, b)
+
+
 # -- names and weights
 
 
