@@ -81,16 +81,22 @@ def main() -> None:
         seconds_a_step([args.alone], 1, args.size, args.batch_size)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
         return
+    # Before anything big runs here: a child starts with its parent's peak.
+    peaks = {name: peak_mb(name, args.size, args.batch_size) for name in MODELS}
     times = seconds_a_step(list(MODELS), args.steps, args.size, args.batch_size)
     base = np.median(times["unetpp"])
     print(f"{args.size} px, batches of {args.batch_size}, {torch.get_num_threads()} thread(s), {args.steps} steps each")
     print("| network | parameters | seconds a step | to U-Net++ | peak memory |\n|---|---|---|---|---|")
     for name, found in times.items():
-        size = ["--size", str(args.size), "--batch-size", str(args.batch_size)]
-        peak = subprocess.run([sys.executable, __file__, "--alone", name, *size], capture_output=True, check=True)
         count = sum(p.numel() for p in build_model(MODELS[name], 2, 0).parameters()) / 1e6
-        ratio = np.median(found) / base
-        print(f"| {name} | {count:.1f} M | {np.median(found):.2f} | {ratio:.2f} | {int(peak.stdout):,} MB |")
+        seconds = np.median(found)
+        print(f"| {name} | {count:.1f} M | {seconds:.2f} | {seconds / base:.2f} | {peaks[name]:,} MB |")
+
+
+def peak_mb(name: str, size: int, batch_size: int) -> int:
+    """Peak resident memory of a process that makes three steps of one network."""
+    flags = ["--alone", name, "--size", str(size), "--batch-size", str(batch_size)]
+    return int(subprocess.run([sys.executable, __file__, *flags], capture_output=True, check=True).stdout)
 
 
 if __name__ == "__main__":

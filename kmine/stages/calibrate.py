@@ -1,0 +1,229 @@
+"""From the gate's evidence to an estimated Dice, and to what may be promised about the masks that are accepted.
+
+The calibrator learns from objects of labeled images that neither the local model nor the segmenter was trained on:
+their evidence, and the Dice that their masks turned out to have. Ridge regression, then isotonic regression of its
+out-of-fold predictions: a few dozen objects bear no more.
+
+The promise is a lower bound of the mean Dice of accepted masks, by betting (Waudby-Smith and Ramdas 2024, "Estimating
+means of bounded random variables by betting"; here stakes that stay the same, mixed). It holds with the stated confidence for
+objects drawn like the labeled ones, whatever their distribution, at thresholds fixed beforehand and with estimates made
+without the object in question; several thresholds share the error (Bonferroni), as in Learn then Test (Angelopoulos et
+al. 2021).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.records import Evidence, derive_seed
+
+FEATURES = tuple(f.name for f in fields(Evidence))
+THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Of estimated Dice, fixed before any data is seen: the loosest at which the target can be promised is taken."""
+MIN_OBJECTS = 12
+"""Below, nothing is fitted."""
+FOLDS = 5
+PENALTIES = tuple(10.0**k for k in range(-1, 4))
+"""Of the ridge regression; the best out of fold is taken."""
+STAKES = tuple(k / 20 for k in range(1, 20))
+"""Shares of the wealth that are bet, side by side."""
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """Evidence -> estimated Dice: a line through standardised scores, then a rising staircase with straight ramps."""
+
+    fill: tuple[float, ...]
+    """Per feature, what stands for a score that could not be had: the median."""
+    scale: tuple[float, ...]
+    """Per feature, its standard deviation; 0 where it never varied: then it says nothing."""
+    weights: tuple[float, ...]
+    intercept: float
+    knots: tuple[tuple[float, float], ...]
+    """(regression value, estimated Dice), rising in both."""
+
+    def estimate(self, evidence: Evidence) -> float:
+        """Estimated Dice in [0, 1]."""
+        return float(self.estimates(feature_rows([evidence]))[0])
+
+    def estimates(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N, F) features -> (N,) in [0, 1]."""
+        x, y = np.array(self.knots).T
+        return np.interp(_line(rows, self), x, y)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` is the inverse."""
+        return {"features": list(FEATURES), **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Calibrator:
+        """See `to_json`."""
+        lists = {name: tuple(value[name]) for name in ("fill", "scale", "weights")}
+        return cls(**lists, intercept=value["intercept"], knots=tuple((x, y) for x, y in value["knots"]))
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What can be said beforehand about the masks that pass the gate."""
+
+    threshold: float
+    """Of estimated Dice: masks below are dropped."""
+    kept: bool
+    """Whether the target is promised at this threshold; False: nothing at that target can be."""
+    lower_bound: float
+    """Mean Dice of the accepted that holds with the stated confidence."""
+    mean: float
+    """Mean Dice of the accepted calibration objects, estimates made without them."""
+    coverage: float
+    """Share of the calibration objects at or above the threshold."""
+    num_objects: int
+    """Of the calibration, accepted or not."""
+
+
+def feature_rows(evidence: Sequence[Evidence]) -> NDArray[np.float64]:
+    """(N, F): the scores as the regression takes them; NaN where there is none."""
+    rows = np.array([astuple(e) for e in evidence], float).reshape(len(evidence), len(FEATURES))
+    area = FEATURES.index("area_ratio")
+    with np.errstate(divide="ignore"):
+        # How far from the usual size, in either direction; a thousandth stands for nothing at all.
+        rows[:, area] = np.abs(np.log(np.maximum(rows[:, area], 1e-3)))
+    return rows
+
+
+def fit_calibrator(
+    evidence: Sequence[Evidence], dice: Sequence[float], groups: Sequence[str], *, seed: int
+) -> tuple[Calibrator, NDArray[np.float64]] | None:
+    """The calibrator, and for each object the estimate of one that was fitted without its group.
+
+    Args:
+        evidence: of N objects whose images nothing in the pipeline was trained on.
+        dice: N true Dice values.
+        groups: N group ids (patients, volumes, near duplicates).
+        seed: deals the groups out to folds.
+
+    Returns:
+        None with fewer than `MIN_OBJECTS` objects or two groups: then nothing can be learnt.
+    """
+    rows, truth, names = feature_rows(evidence), np.asarray(dice, float), np.asarray(groups)
+    if len(rows) < MIN_OBJECTS or len(set(groups)) < 2:
+        return None
+    apart = np.full(len(rows), np.nan)
+    for train, test in _folds(names, seed):
+        apart[test] = _fit(rows[train], truth[train], names[train], seed).estimates(rows[test])
+    return _fit(rows, truth, names, seed), apart
+
+
+def lower_bound(values: Sequence[float] | NDArray[np.float64], confidence: float) -> float:
+    """A number that the mean of [0, 1] values exceeds with at least this confidence; 0 for no value.
+
+    A gambler starts with 1 and bets on every value being above m, fairly if the mean is m; who ends with more than
+    1 / (1 - confidence) has good reason to think that the mean is above m.
+    """
+    x = np.asarray(values, float)
+    if not len(x):
+        return 0.0
+    means = np.linspace(0, 1, 1001)[1:-1]
+    # Of a stake s / m the worst value, 0, leaves 1 - s of the wealth. Which stake is best depends on the values, so a
+    # part of the wealth goes on each; the order of the values does not matter.
+    logs = np.stack([np.log1p(stake / means * (x[:, None] - means)).sum(axis=0) for stake in STAKES])
+    wealth = np.exp(np.minimum(logs, 100.0)).mean(axis=0)
+    refuted = wealth >= 1 / (1 - confidence)
+    return float(means[int(np.argmin(refuted)) - 1]) if refuted[0] else 0.0
+
+
+def promise(
+    estimates: NDArray[np.float64],
+    dice: NDArray[np.float64],
+    *,
+    target: float,
+    confidence: float,
+    thresholds: Sequence[float] = THRESHOLDS,
+) -> Promise:
+    """The loosest threshold at which the accepted masks' mean Dice is at least `target` with `confidence`.
+
+    Where there is none, the loosest at which the calibration objects' own mean reaches the target, and failing that
+    the strictest that leaves a tenth of them; `kept` is False then, and `lower_bound` is what can be promised there.
+    """
+    each = 1 - (1 - confidence) / len(thresholds)
+    found = []
+    for threshold in sorted(thresholds):
+        accepted = dice[estimates >= threshold]
+        mean = float(accepted.mean()) if len(accepted) else math.nan
+        bound = lower_bound(accepted, each)
+        found.append(Promise(threshold, bound >= target, bound, mean, len(accepted) / max(len(dice), 1), len(dice)))
+    some = [one for one in found if one.coverage >= 0.1] or found[:1]
+    choices = [one for one in found if one.kept] or [one for one in some if one.mean >= target] or some[::-1]
+    return choices[0]
+
+
+def risk_coverage(estimates: NDArray[np.float64], dice: NDArray[np.float64]) -> list[tuple[float, float]]:
+    """(share accepted, their mean Dice), the most trusted first; equal estimates come together."""
+    order = np.argsort(-estimates, kind="stable")
+    last = np.nonzero(np.diff(estimates[order], append=-np.inf))[0]
+    means = np.cumsum(dice[order]) / np.arange(1, len(dice) + 1)
+    return [((int(n) + 1) / len(dice), float(means[n])) for n in last]
+
+
+def reliability(
+    estimates: NDArray[np.float64], dice: NDArray[np.float64], num_bins: int = 5
+) -> list[tuple[float, float, int]]:
+    """(mean estimate, mean Dice, count) of bins with about equally many objects."""
+    order = np.argsort(estimates, kind="stable")
+    parts = [part for part in np.array_split(order, min(num_bins, len(order))) if len(part)]
+    return [(float(estimates[part].mean()), float(dice[part].mean()), len(part)) for part in parts]
+
+
+def _fit(rows: NDArray[np.float64], truth: NDArray[np.float64], groups: NDArray[np.str_], seed: int) -> Calibrator:
+    from sklearn.isotonic import IsotonicRegression
+
+    folds = _folds(groups, seed)
+    errors = {}
+    for penalty in PENALTIES:
+        apart = np.full(len(rows), truth.mean())
+        for train, test in folds:
+            apart[test] = _line(rows[test], _ridge(rows[train], truth[train], penalty))
+        errors[penalty] = (float(((apart - truth) ** 2).mean()), apart)
+    penalty = min(errors, key=lambda p: errors[p][0])
+    line = _ridge(rows, truth, penalty)
+    steps = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(errors[penalty][1], truth)
+    knots = tuple(zip(steps.X_thresholds_.tolist(), steps.y_thresholds_.tolist(), strict=True))
+    return Calibrator(line.fill, line.scale, line.weights, line.intercept, knots)
+
+
+def _ridge(rows: NDArray[np.float64], truth: NDArray[np.float64], penalty: float) -> Calibrator:
+    known = np.isfinite(rows)
+    fill = np.array([np.median(column[ok]) if ok.any() else 0.0 for column, ok in zip(rows.T, known.T, strict=True)])
+    filled = np.where(known, rows, fill)
+    scale = filled.std(axis=0)
+    x = _standardised(rows, fill, scale)
+    centre = x.mean(axis=0)
+    weights = np.linalg.solve((x - centre).T @ (x - centre) + penalty * np.eye(x.shape[1]), (x - centre).T @ truth)
+    intercept = float(truth.mean() - centre @ weights)
+    return Calibrator(tuple(fill), tuple(scale), tuple(weights), intercept, ((0.0, 0.0), (1.0, 1.0)))
+
+
+def _line(rows: NDArray[np.float64], of: Calibrator) -> NDArray[np.float64]:
+    return _standardised(rows, np.array(of.fill), np.array(of.scale)) @ np.array(of.weights) + of.intercept
+
+
+def _standardised(
+    rows: NDArray[np.float64], fill: NDArray[np.float64], scale: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    filled = np.where(np.isfinite(rows), rows, fill)
+    return np.where(scale > 1e-9, (filled - fill) / np.maximum(scale, 1e-9), 0.0)
+
+
+def _folds(groups: NDArray[np.str_], seed: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """(train, test) indices of at most `FOLDS` parts, no group on both sides; none for a single group."""
+    names = np.unique(groups)
+    if len(names) < 2:
+        return []
+    order = np.random.default_rng(derive_seed(seed, "calibration")).permutation(names)
+    parts = [order[k :: min(FOLDS, len(names))] for k in range(min(FOLDS, len(names)))]
+    return [(np.nonzero(~np.isin(groups, part))[0], np.nonzero(np.isin(groups, part))[0]) for part in parts]
