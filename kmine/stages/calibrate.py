@@ -5,10 +5,10 @@ their evidence, and the Dice that their masks turned out to have. Ridge regressi
 out-of-fold predictions: a few dozen objects bear no more.
 
 The promise is a lower bound of the mean Dice of accepted masks, by betting (Waudby-Smith and Ramdas 2024, "Estimating
-means of bounded random variables by betting"; here stakes that stay the same, mixed). It holds with the stated confidence for
-objects drawn like the labeled ones, whatever their distribution, at thresholds fixed beforehand and with estimates made
-without the object in question; several thresholds share the error (Bonferroni), as in Learn then Test (Angelopoulos et
-al. 2021).
+means of bounded random variables by betting"; here stakes that stay the same, mixed). It holds with the stated
+confidence for objects drawn like the labeled ones, whatever their distribution, at thresholds fixed beforehand and with
+estimates made without the object in question; several thresholds share the error (Bonferroni), as in Learn then Test
+(Angelopoulos et al. 2021).
 """
 
 from __future__ import annotations
