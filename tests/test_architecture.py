@@ -13,12 +13,12 @@ MAX_LINES = 400
 
 FLOORS = {
     **dict.fromkeys(("records", "config"), 0),
-    **dict.fromkeys(("masks", "metrics", "statistics"), 1),
+    **dict.fromkeys(("masks", "metrics", "statistics", "download"), 1),
     **dict.fromkeys(("data", "models", "segmenters", "report", "store", "cli"), 2),
     "stages": 3,
     "methods": 4,
     **dict.fromkeys(("preflight", "runs", "summary"), 4.5),  # what the commands share
-    **dict.fromkeys(("loop", "compare", "sweep", "audit", "predict", "check", "weights", "__main__"), 5),
+    **dict.fromkeys(("loop", "compare", "sweep", "audit", "predict", "check", "fetch", "weights", "__main__"), 5),
 }
 FREE_INSIDE = {"config", "data", "models", "segmenters", "report", "store"}
 """Packages whose files may import one another."""
@@ -33,6 +33,7 @@ HOMES = {
     "jinja2": "report",
     "matplotlib": "report",
     "jsonargparse": "cli",
+    "requests": "download",
 }
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve"}
 FILE_MODULES = {"pathlib", "os", "io", "json", "pandas", "shutil", "tempfile"}
@@ -188,6 +189,8 @@ BROKEN = [
     ("kmine.models.build", "from segment_anything import sam_model_registry", "only home is kmine/segmenters"),
     ("kmine.compare", "import jinja2", "only home is kmine/report"),
     ("kmine.loop", "import matplotlib.pyplot as plt", "only home is kmine/report"),
+    ("kmine.segmenters.weights", "def f():\n    import requests", "only home is kmine/download"),
+    ("kmine.download", "from kmine.cli import Terminal", "upwards"),
     ("kmine.config", "from jsonargparse import ArgumentParser", "only home is kmine/cli"),
     ("kmine.store", "import pickle", "no pickles"),
     ("kmine.store", "__import__('pickle')", "no pickles"),
@@ -218,6 +221,8 @@ SOUND = [
     ("kmine.loop", "from kmine.methods.mining import mine\nimport kmine\nimport json", False),
     ("kmine.__main__", "def main():\n    from kmine import loop\n    from kmine.cli import run", False),
     ("kmine.cli", "import jsonargparse", False),
+    ("kmine.download", "import requests\nfrom kmine.records import UserError", False),
+    ("kmine.data.archive", "from kmine.download import check_space", False),
     ("kmine.stages.gate", "\n" * MAX_LINES, False),
 ]
 

@@ -1,14 +1,14 @@
-"""Checkpoints of every kind, and downloads that break off."""
+"""Checkpoints of every kind, and the official ones' download; tests/test_download.py breaks it off."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
+from local_server import serving
 from safetensors.torch import save_file
 
 from kmine.records import UserError
@@ -112,54 +112,12 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path) -> None:
         weights.read_checkpoint(tmp_path / "w.pth")
 
 
-class Server(ThreadingHTTPServer):
-    """Serves `CONTENT`; `breaks` lists after how many bytes each answer ends early, `status` overrides everything."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.breaks: list[int] = []
-        self.ranges: list[str | None] = []
-        self.knows_range = True
-        self.status: int | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/weights.pth"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        assert self.headers["Accept-Encoding"] == "identity", "offsets must count the bytes of the file itself"
-        self.server.ranges.append(wanted)
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.server.knows_range else 0
-        if self.server.status or start >= len(CONTENT):
-            self.send_error(self.server.status or 416)
-            return
-        body = CONTENT[start:]
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: self.server.breaks.pop(0)] if self.server.breaks else body)
-
-    def log_message(self, *_args) -> None:
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch):
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        monkeypatch.setattr(weights, "RETRY_WAIT_S", 0.0)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        known = weights.Weights(running.url, hashlib.sha256(CONTENT).hexdigest())
+    with serving(CONTENT, monkeypatch) as running:
+        known = weights.Weights(running.url("weights.pth"), hashlib.sha256(CONTENT).hexdigest())
         monkeypatch.setitem(weights.KNOWN, "sam_vit_b", known)
         yield running
-        running.shutdown()
-        thread.join()
 
 
 def test_a_download_arrives_whole_and_once(server, tmp_path) -> None:
@@ -170,53 +128,23 @@ def test_a_download_arrives_whole_and_once(server, tmp_path) -> None:
     assert len(server.ranges) == 1
 
 
-def test_a_broken_download_goes_on_where_it_broke_off(server, tmp_path) -> None:
-    server.breaks = [200_000, 300_000]
-    assert weights.fetch("sam_vit_b", tmp_path, offline=False).read_bytes() == CONTENT
-    starts = [int(wanted.removeprefix("bytes=").rstrip("-")) for wanted in server.ranges[1:]]
-    assert server.ranges[0] is None
-    assert len(starts) == 2
-    assert 100_000 < starts[0] <= 200_000 < starts[1] <= 500_000
-
-
-def test_a_later_run_goes_on_too(server, tmp_path) -> None:
+def test_a_broken_download_goes_on_in_a_later_run(server, tmp_path) -> None:
     (tmp_path / "weights.pth.part").write_bytes(CONTENT[:123_456])
+    server.breaks = [300_000]
     assert weights.fetch("sam_vit_b", tmp_path, offline=False).read_bytes() == CONTENT
-    assert server.ranges == ["bytes=123456-"]
+    assert server.starts[0] == 123_456 < server.starts[1]
 
 
-def test_a_complete_part_is_only_checked(server, tmp_path) -> None:
-    (tmp_path / "weights.pth.part").write_bytes(CONTENT)
-    assert weights.fetch("sam_vit_b", tmp_path, offline=False).read_bytes() == CONTENT
-
-
-def test_a_server_without_range_starts_over(server, tmp_path) -> None:
-    server.knows_range = False
-    (tmp_path / "weights.pth.part").write_bytes(CONTENT[:123_456])
-    assert weights.fetch("sam_vit_b", tmp_path, offline=False).read_bytes() == CONTENT
-
-
-def test_a_server_that_always_breaks_keeps_what_came(server, tmp_path) -> None:
-    server.breaks = [200_000] + [0] * 9
-    with pytest.raises(UserError, match=r"bytes are kept.*--segmenter.checkpoint FILE"):
+@pytest.mark.parametrize("status", [404, 503])
+def test_a_refusal_names_the_flag(server, tmp_path, status) -> None:
+    server.statuses = [status]
+    with pytest.raises(UserError, match=rf"{status}.*--segmenter.checkpoint FILE"):
         weights.fetch("sam_vit_b", tmp_path, offline=False)
-    kept = (tmp_path / "weights.pth.part").read_bytes()
-    assert len(kept) > 100_000
-    assert CONTENT.startswith(kept)
-    assert not (tmp_path / "weights.pth").exists()
-
-
-@pytest.mark.parametrize(("status", "calls"), [(404, 1), (503, weights.MAX_FAILURES)])
-def test_a_refusal_is_not_asked_twice(server, tmp_path, status, calls) -> None:
-    server.status = status
-    with pytest.raises(UserError, match=f"{status}.*--segmenter.checkpoint FILE"):
-        weights.fetch("sam_vit_b", tmp_path, offline=False)
-    assert len(server.ranges) == calls
 
 
 def test_wrong_content_is_discarded(server, tmp_path) -> None:
     (tmp_path / "weights.pth.part").write_bytes(b"x" * 1000)
-    with pytest.raises(UserError, match=r"expected SHA-256 .* got"):
+    with pytest.raises(UserError, match=r"expected SHA-256 .* got .*--segmenter.checkpoint FILE"):
         weights.fetch("sam_vit_b", tmp_path, offline=False)
     assert list(tmp_path.iterdir()) == []
     assert weights.fetch("sam_vit_b", tmp_path, offline=False).read_bytes() == CONTENT

@@ -1,0 +1,271 @@
+"""`python -m kmine.fetch NAME`: data sets that anyone may download, and where to get the others.
+
+What belongs to this command lies in the hidden folder `.kmine-fetch` of the folder it fills: a download that is not
+yet whole, a lock, and for each archive that was unpacked a record (JSON) of its files, their sizes and CRC-32.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kmine import cli
+from kmine.data import SOURCES
+from kmine.download import download, explained, sha256_of
+from kmine.records import UserError, unknown_name
+from kmine.store import write_atomic
+
+if TYPE_CHECKING:
+    from kmine.data.archive import Contents
+
+DESCRIPTION = """Fetch a data set, check it and unpack it; a download that broke off goes on where it did, and what is
+there and whole is left alone. kvasir_seg is downloaded. For lits and covid_qu_ex, which ask for an account or a
+licence, it says where to get them, and unpacks what you got there (--archive)."""
+
+OWN = ".kmine-fetch"
+MAX_NAMED = 3
+
+
+@dataclass(frozen=True)
+class FetchConfig:
+    """Everything `python -m kmine.fetch` can be told."""
+
+    name: list[str]
+    """The data set."""
+    out: str | None = None
+    """Folder to unpack into, which --data.root names afterwards; default: data/NAME."""
+    archive: str | None = None
+    """A zip file that you downloaded by other means; it is only unpacked, and stays where it is."""
+    offline: bool = False
+    """Forbid the download; a missing archive is then an error."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """An archive that anyone may download."""
+
+    url: str
+    sha256: str
+    top: str
+    """The folder it unpacks to."""
+
+    @property
+    def filename(self) -> str:
+        """Last part of the address."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+# Data sets are imported when asked for: `--help` needs none of them.
+
+
+def _kvasir_seg() -> Published:
+    from kmine.data.kvasir_seg import URL
+
+    return Published(URL, "03b30e21d584e04facf49397a2576738fd626815771afbbf788f74a7153478f7", "Kvasir-SEG")
+
+
+def _lits() -> str:
+    from kmine.data.lits_files import URL
+
+    return (
+        f"the LiTS competition ({URL}) and its mirrors ask for an account or a licence: download the training batches "
+        "there; --data.root is the folder that holds volume-N.nii and segmentation-N.nii, in it or anywhere below"
+    )
+
+
+def _covid_qu_ex() -> str:
+    from kmine.data.covid_files import PUBLISHED
+
+    return (
+        f"it is {PUBLISHED}, which asks for an account: download it there; --data.root is the folder that holds the "
+        "Infection and Lung Segmentation Data, in it or anywhere below"
+    )
+
+
+DOWNLOADS: dict[str, Callable[[], Published]] = {"kvasir_seg": _kvasir_seg}
+ELSEWHERE: dict[str, Callable[[], str]] = {"lits": _lits, "covid_qu_ex": _covid_qu_ex}
+"""Where people get what kmine may not download for them, and what --data.root has to point at."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    prog, words = "kmine fetch", sys.argv[1:] if argv is None else argv
+    cfg = cli.parse(FetchConfig, words, prog=prog, description=DESCRIPTION, positional="name")
+    return cli.guarded(prog, lambda: fetch(cfg))
+
+
+def fetch(cfg: FetchConfig) -> int:
+    """Fetch the data set of `cfg` and print the command that uses it.
+
+    Raises:
+        UserError: for a data set that is unknown or not to be fetched, and for whatever goes wrong on the way.
+    """
+    if len(cfg.name) != 1:
+        raise UserError(f"expected the name of one data set, got {', '.join(cfg.name)}; fetch one at a time")
+    (name,) = cfg.name
+    if name not in SOURCES:
+        raise unknown_name("data set", name, SOURCES)
+    if name not in DOWNLOADS | ELSEWHERE:
+        return _nothing_to_fetch(name)
+    published = DOWNLOADS[name]() if name in DOWNLOADS else None
+    out = Path(cfg.out or f"data/{name}").expanduser()
+    if cfg.archive is None and published is None:
+        raise UserError(
+            f"{name} cannot be fetched: {ELSEWHERE[name]()}. `kmine fetch {name} --archive FILE.zip --out FOLDER` "
+            f"unpacks a zip; then: {_usage(name, 'FOLDER')}"
+        )
+    archive = Path(cfg.archive).expanduser() if cfg.archive is not None else None
+    is_new = _obtain(name, published, archive, out, cfg.offline)
+    news = "is now in" if is_new else "is there and whole, nothing was done:"
+    sys.stdout.write(f"{name} {news} {out}\n{_usage(name, str(out))}\n")
+    return 0
+
+
+def _nothing_to_fetch(name: str) -> int:
+    if name == "folder":
+        raise UserError(
+            "folder: these are your own images, there is nothing to fetch; "
+            "pass them as in `kmine check --config configs/folder.yaml --data.images IMAGES --data.masks MASKS`"
+        )
+    sys.stdout.write(f"{name}: nothing to fetch, its images are made as they are needed: kmine loop\n")
+    return 0
+
+
+def _usage(name: str, root: str) -> str:
+    return f"kmine check --config configs/{name}.yaml --data.root {shlex.quote(root)}"
+
+
+def _obtain(name: str, published: Published | None, given: Path | None, out: Path, offline: bool) -> bool:
+    """Unpack the archive into `out`, downloaded if none was given; False where all of it is there already.
+
+    One of `published` and `given` is not None.
+    """
+    from kmine.data.archive import drop_leftovers
+
+    sha256 = _check_given(given, published) if given is not None else published.sha256  # type: ignore[union-attr]
+    if _is_whole(out, sha256):
+        return False
+    with _held(out) as own:
+        drop_leftovers(out)
+        if given is not None:
+            return _unpack(given, out, own / f"{sha256}.json")
+        assert published is not None
+        archive = own / published.filename
+        _download(name, published, archive, out, offline)
+        news = _unpack(archive, out, own / f"{sha256}.json")
+        archive.unlink()
+        return news
+
+
+def _check_given(archive: Path, published: Published | None) -> str:
+    """SHA-256 (hex) of the user's archive, which is that of the published one if it is known."""
+    if not archive.is_file():
+        came = "a folder" if archive.is_dir() else "nothing"
+        raise UserError(f"--archive {archive}: expected a zip file, found {came}; name the file as it was downloaded")
+    with explained(archive):
+        came = sha256_of(archive)
+    if published is not None and came != published.sha256:
+        raise UserError(
+            f"--archive {archive}: expected {published.filename} as published, SHA-256 {published.sha256}, got {came}; "
+            f"download it again from {published.url}; if it is packed anew on purpose, unpack it yourself and name the "
+            "folder with --data.root"
+        )
+    return came
+
+
+def _download(name: str, published: Published, archive: Path, out: Path, offline: bool) -> None:
+    """Leave the whole archive at `archive`, a place of our own, unless it is there."""
+    if archive.is_file() and sha256_of(archive) == published.sha256:
+        return
+    archive.unlink(missing_ok=True)
+    otherwise = "fetch the file by other means and pass it with --archive FILE"
+    if offline:
+        raise UserError(f"{published.url}: not downloaded, --offline forbids it; {otherwise}")
+    if os.path.lexists(out / published.top):
+        raise UserError(
+            f"{out / published.top}: expected nothing there yet, found files that kmine fetch has no record of; they "
+            f"were left alone: use them as they are ({_usage(name, str(out))}), move them away, or choose another "
+            "--out; with --archive FILE they are compared with that archive"
+        )
+    download(published.url, published.sha256, archive, otherwise=otherwise)
+
+
+def _unpack(archive: Path, out: Path, record: Path) -> bool:
+    """Unpack and write the record; only the record where the files are there, as a kill in between leaves them."""
+    from kmine.data.archive import differences, read_contents, unpack
+
+    contents = read_contents(archive)
+    is_new = bool(differences(contents, out))
+    if is_new:
+        terminal = cli.Terminal()
+        terminal.start("unpacking", len(contents))
+        try:
+            unpack(archive, out, advance=terminal.advance)
+        finally:
+            terminal.stop()
+    with explained(record):
+        write_atomic(record, json.dumps(contents).encode())
+    return is_new
+
+
+def _is_whole(out: Path, sha256: str) -> bool:
+    """Whether all files of an archive that was unpacked before are there, byte for byte.
+
+    Raises:
+        UserError: where some are missing or changed; all of them gone counts as never fetched.
+    """
+    from kmine.data.archive import differences, top_names
+
+    contents = _read_record(out / OWN / f"{sha256}.json")
+    if contents is None:
+        return False
+    lost, tops = differences(contents, out), [out / name for name in top_names(contents)]
+    if lost and any(os.path.lexists(top) for top in tops):
+        raise UserError(
+            f"{out}: expected {len(contents)} files as they were fetched, found {len(lost)} of them missing or changed "
+            f"({', '.join(lost[:MAX_NAMED])}{', ...' if len(lost) > MAX_NAMED else ''}); the others were left alone: "
+            f"to fetch all anew, move {' and '.join(map(str, tops))} away and run the same command again"
+        )
+    return not lost
+
+
+def _read_record(path: Path) -> Contents | None:
+    """The files of an archive; None where there is no record, or none that can be read."""
+    try:
+        return {str(name): (int(size), int(crc)) for name, (size, crc) in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[Path]:
+    """Our own folder in `out`, held by one process at a time; whatever of both holds nothing afterwards is removed."""
+    own, was_there = out / OWN, out.exists()
+    with explained(own):
+        own.mkdir(parents=True, exist_ok=True)
+        handle = os.open(own, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield own
+    except BlockingIOError as error:
+        raise UserError(
+            f"{out}: another process is fetching into this folder; wait, or choose another --out"
+        ) from error
+    finally:
+        os.close(handle)
+        with suppress(OSError):  # not empty
+            own.rmdir()
+            if not was_there:
+                out.rmdir()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
