@@ -30,7 +30,7 @@ from kmine.stages.examine import (
     look,
     look_at_mask,
 )
-from kmine.stages.pairing import edges, examine_pairing, measure_pairing, outline
+from kmine.stages.pairing import MIN_PAIRS, edges, examine_pairing, measure_pairing, outline
 from kmine.store import RunStore
 
 MAX_PAIRED = 120
@@ -171,7 +171,7 @@ def _masks(cache: SampleCache, labeled: Pool, val: Pool, num_classes: int) -> It
         yield from (replace(finding, text=f"of the labeled images {finding.text}") for finding in empty)
     yield from (replace(f, text=f"of the labeled and validation images {f.text}") for f in found)
     filled = [item.sample_id for item in looks if item.mask and 0 < item.mask.foreground_share < 1]
-    yield _pairing({sample_id: pool_of[sample_id] for sample_id in filled})
+    yield from _pairing({sample_id: pool_of[sample_id] for sample_id in filled})
 
 
 def _look_at(sample_id: str, pool: Pool) -> Look:
@@ -183,16 +183,19 @@ def _look_at(sample_id: str, pool: Pool) -> Look:
     return Look(sample_id=sample_id, shape=(height, width), small=small, mask=look_at_mask(mask), **nothing)
 
 
-def _pairing(pool_of: Mapping[str, Pool]) -> Finding:
-    """Whether masks belong to their images; a fault only where that is sure."""
+def _pairing(pool_of: Mapping[str, Pool]) -> Iterator[Finding]:
+    """Whether masks belong to their images, where there are enough to tell; a fault only where that is sure."""
     ids = list(pool_of)
     chosen = [ids[n * len(ids) // MAX_PAIRED] for n in range(MAX_PAIRED)] if len(ids) > MAX_PAIRED else ids
     images = [edges(pool_of[sample_id].image_small(sample_id)) for sample_id in chosen]
     outlines = [outline(pool_of[sample_id].mask_small(sample_id)) for sample_id in chosen]
     # These images are no neighbours in their folder, so that places mean nothing.
     pairing = replace(measure_pairing(images, outlines), better_shift=0)
+    if pairing.num_pairs < MIN_PAIRS:
+        return
     (finding,) = examine_pairing(pairing)
     sure = pairing.num_pairs >= ENOUGH_PAIRS and pairing.z < SURE_Z
-    if finding.severity == "note" or sure:
-        return finding
-    return Finding("pairing_unsure", "note", f"{finding.text}; perhaps by chance: kmine.check looks at more of them")
+    if finding.severity == "fault" and not sure:
+        text = f"{finding.text}; perhaps by chance: kmine.check looks at more of them"
+        finding = Finding("pairing_unsure", "note", text)
+    yield finding

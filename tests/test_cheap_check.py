@@ -88,7 +88,8 @@ def test_a_sound_set_has_notes_alone_each_one_line(opened):
     _, check, said = opened(Planted(100))
     assert check["passed"] and codes(check) == {"pairing": "note"}
     assert [line for line in said if line.startswith("check: ")] == [f"check: note: {check['findings'][0]['text']}"]
-    assert opened(Planted(20), "other")[1]["findings"][0]["code"] == "pairing_unknown"
+    _, check, said = opened(Planted(20), "other")  # too few masks to tell whose they are
+    assert check["passed"] and not check["findings"] and not said
 
 
 def test_no_mask_is_opened_but_labeled_and_validation_and_nothing_is_decoded_for_it(opened):
@@ -189,6 +190,6 @@ def test_what_straddles_a_given_split_is_counted_and_named(opened, tmp_path):
     (tmp_path / "test.txt").write_text("\n".join(ids[:8]))
     source = Planted(groups={ids[0]: "patient", ids[20]: "patient", ids[21]: "patient"})
     task, check, said = opened(source, split_file=str(tmp_path / "test.txt"))
-    assert codes(check) == {"left_out_straddling": "note", "pairing_unknown": "note"}
+    assert codes(check) == {"left_out_straddling": "note"}
     assert sum("2 images whose group" in line and ids[20] in line for line in said) == 1
     assert not {*ids[:8], ids[20], ids[21]} & {*task.labeled.ids, *task.unlabeled.ids, *task.val.ids}
