@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import stat
+import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,11 @@ MAX_TABLE = 2**26
 """Bytes of a CSV file: it is read line by line, but one without line ends is a single line."""
 PNG_START = 8
 ORIENTATION_TAG = 0x0112
+PIXEL_TAGS = frozenset((256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339))
+"""Of TIFF: what pixels cannot be read without, where it is there; Pillow passes over those it cannot read."""
+MAX_TAGS = 2**16
+TILE_TAGS, SMALL_TILE = (322, 323), 2**22
+"""Width and height of a tile; pixels of a tile that may be larger than its picture."""
 PHOTOMETRIC_TAG, WHITE_IS_ZERO = 0x0106, 0
 GREY_MODES = ("1", "L")
 DEEP_MODES = ("I", "F")
@@ -247,25 +253,32 @@ def _load(path: Path, image: Image.Image) -> Image.Image:
     """Decode whole, upright pixels."""
     try:
         _check_bytes(path, image)
+        # Of TIFF before, as Pillow turns those itself (uncompressed ones wrongly); of others only after: asking a PNG
+        # for EXIF reads all of it.
+        _refuse_turned(path, getattr(image, "tag_v2", {}).get(ORIENTATION_TAG))
         image.load()
-        # Only now: asking a PNG for EXIF reads all of it.
-        orientation = image.getexif().get(ORIENTATION_TAG, 1)
+        _refuse_turned(path, image.getexif().get(ORIENTATION_TAG))
     except SampleError:
         raise
     except Exception as error:  # as above; MemoryError is among them
-        raise _damaged(path, error or type(error).__name__) from error
-    if orientation not in (0, 1):
+        raise _damaged(path, str(error) or type(error).__name__) from error
+    return image
+
+
+def _refuse_turned(path: Path, orientation: object) -> None:
+    if orientation not in (None, 0, 1):
         raise SampleError(
             str(path),
             f"expected pixels stored upright, got EXIF orientation {orientation}; rotate the pixels and clear the tag",
         )
-    return image
 
 
 def _check_bytes(path: Path, image: Image.Image) -> None:
-    """What decoders pass over: a PNG's checksums, and a JPEG that is small on disk and without end to decode."""
+    """What decoders pass over: checksums, unreadable tags, and a JPEG that is small on disk and endless to decode."""
     if image.format == "PNG":
         _check_png(path)
+    elif image.format == "TIFF":
+        _check_tiff(path, image)
     elif image.format in ("JPEG", "MPO"):
         with path.open("rb") as file:
             scans = sum(more.count(b"\xff\xda") for more in iter(lambda: file.read(CHUNK), b""))
@@ -295,6 +308,26 @@ def _check_png(path: Path) -> None:
                 crc, left = zlib.crc32(more, crc), left - len(more)
             if file.read(4) != crc.to_bytes(4, "big"):
                 raise _damaged(path, f"wrong checksum of {kind.decode('latin-1')}")
+
+
+def _check_tiff(path: Path, image: Image.Image) -> None:
+    """Compare the directory with what Pillow found in it, and tiles with the picture. Raises `SampleError`."""
+    tags: Mapping[int, object] = getattr(image, "tag_v2", {})
+    with path.open("rb") as file:
+        head = file.read(16)
+        order = "<" if head[:2] == b"II" else ">"
+        # BigTIFF has longer numbers: version 43, (offset of the directory), (its length), (tag, type, count, value)
+        big = 43 in (head[2], head[3])
+        file.seek(struct.unpack_from(f"{order}Q" if big else f"{order}I", head, 8 if big else 4)[0])
+        (count,) = struct.unpack(f"{order}Q" if big else f"{order}H", file.read(8 if big else 2))
+        for _ in range(min(count, MAX_TAGS)):
+            (tag,) = struct.unpack_from(f"{order}H", file.read(20 if big else 12))
+            if tag in PIXEL_TAGS and tag not in tags:
+                raise _damaged(path, f"tag {tag} cannot be read")
+    width, height = (tags.get(tag, 0) for tag in TILE_TAGS)
+    largest = max(SMALL_TILE, 2 * image.width * image.height)
+    if isinstance(width, int) and isinstance(height, int) and width * height > largest:
+        raise _damaged(path, f"tiles of {width} x {height} in a picture of {image.width} x {image.height}")
 
 
 def _refuse_unfit(path: Path, image: Image.Image, *, allow_deep_grey: bool = False) -> None:

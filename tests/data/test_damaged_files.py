@@ -6,12 +6,9 @@ copies it and damages one file, the victim.
 
 from __future__ import annotations
 
-import gzip
-import io
 import os
 import shutil
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -24,11 +21,11 @@ from pydicom.uid import ExplicitVRLittleEndian
 from kmine.config import DataConfig
 from kmine.data import open_source
 from kmine.data.cache import SampleCache
-from kmine.records import SampleError, UserError
+from kmine.records import UserError
 
 SHAPE = (24, 20)
 WINDOW = (0.0, 255.0)
-FLIPS = 40
+FLIPS = 25
 
 # -- good data sets
 
@@ -294,7 +291,7 @@ def test_flipped_bits(good, tmp_path, victim, where):
                     if ref.has_mask:
                         mask = source.mask(ref.sample_id)
                         same &= np.array_equal(mask, before.get(ref.sample_id, (0, 0))[1])
-                        assert mask.shape == image.shape[:2] and mask.max() < len(source.class_names)
+                        assert mask.shape == image.shape[:2] and {*np.unique(mask)} <= {0, 1, 255}
                     assert same or where == "header" or not file.endswith(CHECKED), "no checksum was compared"
-        except UserError as error:
-            assert str(root / file) in str(error)
+        except UserError as error:  # of another size than its mask now, it is the mask that is named
+            assert Path(file).name.partition(".")[0].split("-")[-1] in str(error)
