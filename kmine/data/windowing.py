@@ -33,6 +33,11 @@ def windowed(
         if (slope, intercept) != (1, 0):
             with np.errstate(over="ignore", invalid="ignore"):  # beyond all numbers is beyond the window
                 scaled = scaled * slope + intercept
-        clipped = np.nan_to_num(np.clip(scaled, low, high), nan=low)
-        grey[start : start + rows] = np.rint((clipped - low) * 255 / (high - low))
+        if values.dtype.kind == "f":
+            scaled[np.isnan(scaled)] = low
+        np.clip(scaled, low, high, out=scaled)
+        scaled -= low
+        scaled *= 255
+        scaled /= high - low
+        grey[start : start + rows] = np.rint(scaled, out=scaled)
     return grey
