@@ -411,7 +411,7 @@ def test_a_wrong_table_is_one_error(pairs, table):
             table("images/a.png,x", header=header)
     with pytest.raises(UserError, match="got none below the header"):
         table()
-    with pytest.raises(UserError, match=r"data.csv: .*none.csv cannot be read"):
+    with pytest.raises(UserError, match=r"data.csv: .*none.csv: expected a CSV file, found no such file"):
         Folder(DataConfig(csv=str(pairs / "none.csv")))
     with pytest.raises(UserError, match="expected a CSV file in UTF-8"):
         table("images/ä.png", header="image", encoding="latin-1")

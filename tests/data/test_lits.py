@@ -680,7 +680,7 @@ def test_a_wrong_table_is_one_error(root, opened, table, tmp_path):
         opened(image_labels=table("volume-000/slice-0000,0", header="id,label"))
     with pytest.raises(UserError, match="expected rows sample_id,label, got none"):
         opened(image_labels=table())
-    with pytest.raises(UserError, match=r"data.image_labels expects a CSV file"):
+    with pytest.raises(UserError, match=r"data.image_labels: .*none.csv: expected a CSV file, found no such file"):
         opened(image_labels=str(tmp_path / "none.csv"))
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"expected a CSV file of sample_id,label, got something else"):

@@ -10,6 +10,7 @@ import re
 import struct
 import unicodedata
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -262,3 +263,37 @@ def test_folders_linked_in_circles(tmp_path):
             (path.parent / f"d{one}" / f"l{other}").symlink_to(path.parent / f"d{other}")
     with pytest.raises(UserError, match="again and again"):
         open_source(settings(tmp_path))
+
+
+TABLES: dict[str, Callable[[Path, bytes], object]] = {
+    "zero bytes": lambda path, good: path.write_bytes(b""),
+    "zeros": lambda path, good: path.write_bytes(bytes(99)),
+    "UTF-16": lambda path, good: path.write_bytes(good.decode().encode("utf-16")),
+    "Latin-1": lambda path, good: path.write_bytes(good + b"gr\xf6\xdfe,1\n"),
+    "cut in a quoted value": lambda path, good: path.write_bytes(good + b'"good.png'),
+    "one row too long": lambda path, good: path.write_bytes(good + b"a,b,c,d,e,f,g\n"),
+    "a huge value": lambda path, good: path.write_bytes(good + b"x" * 200_000 + b",1\n"),
+    "a long name": lambda path, good: path.write_bytes(good + b"x" * 300 + b".png,1\n"),
+    "a zero in a name": lambda path, good: path.write_bytes(good + b"a\0b.png,1\n"),
+    "endless digits": lambda path, good: path.write_bytes(good + b"volume-1/slice-" + b"9" * 9000 + b",1\n"),
+    "a folder": lambda path, good: path.mkdir(),
+    "a link to nothing": lambda path, good: path.symlink_to(path.parent / "nobody"),
+    "a link to itself": lambda path, good: path.symlink_to(path),
+    "a pipe": lambda path, good: os.mkfifo(path),
+}
+
+
+@pytest.mark.parametrize("name", ["folder", "lits"])
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_damaged_table_is_one_error_that_names_it(tmp_path, kind, name):
+    Image.fromarray(RGB).save(tmp_path / "good.png")
+    nibabel.save(nibabel.Nifti1Image(noise((4, 4, 3)), np.diag([-1, -1, 2, 1])), tmp_path / "volume-1.nii")
+    good = b"image,label\ngood.png,1\n" if name == "folder" else b"sample_id,label\nvolume-1/slice-0001,1\n"
+    table = tmp_path / "table.csv"
+    cfg = DataConfig(name=name, root=str(tmp_path), **{"csv" if name == "folder" else "image_labels": str(table)})
+    table.write_bytes(good)
+    assert open_source(cfg).refs()
+    table.unlink()
+    TABLES[kind](table, good)
+    with pytest.raises(UserError, match=re.escape(str(table))):
+        open_source(cfg)
