@@ -89,7 +89,7 @@ def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher
         labeled=Pool(cache, labeled, splits.groups, "true"),
         unlabeled=Pool(cache, splits.unlabeled, splits.groups, "withheld"),
         val=Pool(cache, val, splits.groups, "true"),
-        segmenter=_open_segmenter(cfg, bool(splits.unlabeled)),
+        segmenter=_open_segmenter(cfg, bool(splits.unlabeled), watcher),
         fabric=_fabric(cfg),
         signature=sign(source.fingerprint(), cfg.data.size, cfg.seed, splits.rows(), labeled, val),
         watcher=watcher,
@@ -115,7 +115,7 @@ def open_for_test(cfg: LoopConfig, source: Source, store: RunStore) -> tuple[Poo
     return pool, model, {"num_classes": num_classes, "batch_size": cfg.infer.batch_size, "device": device}
 
 
-def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool) -> Any:
+def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool, watcher: Watcher) -> Any:
     if cfg.rounds == 0:
         return None
     if not anything_to_mine:
@@ -124,7 +124,7 @@ def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool) -> Any:
             f"nothing to mine: data.{drawn_by} {getattr(cfg.data, drawn_by)} leaves no unlabeled image; "
             "lower it, or train on the labels alone with --rounds 0"
         )
-    return open_segmenter(cfg.segmenter, device=_device(cfg.device), offline=cfg.offline)
+    return open_segmenter(cfg.segmenter, device=_device(cfg.device), offline=cfg.offline, say=watcher.say)
 
 
 def _device(name: str) -> str:
