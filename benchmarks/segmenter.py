@@ -3,9 +3,9 @@
     python benchmarks/segmenter.py [--name sam_vit_b] [--size 1024] [--repeats 1]
 
 Both have the same random weights (those of relative and absolute positions are filled, too) and answer the same
-prompts, one process, in turn: one image, 4 components, 3 boxes each, asked twice, with and without a hint. The official side is
-the loop of its documentation: `SamPredictor.set_image`, then one `predict` per box. Compared are all masks and logits.
-CPU seconds stand beside those of the clock: on a busy machine they are the steadier figure.
+prompts, one process, in turn: one image, 4 components, 3 boxes each, asked twice, with and without a hint. The official
+side is the loop of its documentation: `SamPredictor.set_image`, then one `predict` per box. Compared are all masks and
+logits. CPU seconds stand beside those of the clock: on a busy machine they are the steadier figure.
 """
 
 from __future__ import annotations
