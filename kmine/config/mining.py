@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from kmine.config.checks import fraction, require
 
@@ -52,10 +53,23 @@ class SegmenterConfig:
     """Weights of that architecture, original or fine-tuned (MedSAM, for one); default: tiny's own, or a download of the
     original SAM."""
     batch_size: int = 1
-    """SAM only: images encoded at once; a SAM ViT-B at 1024 px takes 3.5 GB an image on a CPU, a GPU wants 4 to 16."""
+    """SAM only: images encoded at once; a CPU gains nothing from more than 1, a GPU wants 4 to 16, and is given half
+    of what exceeds its memory."""
+    cache_dir: str | None = None
+    """SAM only: folder for embeddings, so that each image is encoded once for all rounds, seeds and runs; default:
+    embeddings in $KMINE_CACHE, else in ~/.cache/kmine."""
+    cache_gb: float = 20.0
+    """SAM only: gigabytes that the embeddings may take on disk (2.1 MB an image in float16); those used least recently
+    go first. 0 keeps none."""
+    cache_dtype: Literal["float16", "float32"] = "float16"
+    """SAM only: precision of embeddings, kept or not; float32 is exact and takes twice the space."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "segmenter.batch_size", "at least 1", self.batch_size)
+        require(self.cache_dir != "", "segmenter.cache_dir", "a folder", self.cache_dir)
+        require(0 <= self.cache_gb <= 1e6, "segmenter.cache_gb", "0 to a million gigabytes", self.cache_gb)
+        known = ("float16", "float32")
+        require(self.cache_dtype in known, "segmenter.cache_dtype", "float16 or float32", self.cache_dtype)
 
 
 @dataclass(frozen=True)
