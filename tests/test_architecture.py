@@ -17,7 +17,7 @@ FLOORS = {
     **dict.fromkeys(("data", "models", "segmenters", "report", "store", "cli"), 2),
     "stages": 3,
     "methods": 4,
-    **dict.fromkeys(("preflight", "runs", "summary"), 4.5),  # what the commands share
+    **dict.fromkeys(("check_report", "preflight", "runs", "summary"), 4.5),  # what the commands share
     **dict.fromkeys(("loop", "compare", "sweep", "audit", "predict", "check", "weights", "__main__"), 5),
 }
 FREE_INSIDE = {"config", "data", "models", "segmenters", "report", "store"}
