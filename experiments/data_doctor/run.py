@@ -117,10 +117,10 @@ def inverted_all(s: Drawn, rng: np.random.Generator) -> None:
 
 
 def take_from(s: Drawn, start: int, stop: int, shift: int) -> None:
-    ids = sorted(s.masks)
+    """Within the part each image gets the next one's mask; at its end the mask that is left over."""
+    ids = sorted(s.masks)[start:stop]
     old = dict(s.masks)
-    for n in range(start, stop):
-        i = ids[n]
+    for n, i in enumerate(ids):
         other = old[ids[(n + shift) % len(ids)]]
         s.masks[i] = cv2.resize(other, s.images[i].shape[1::-1], interpolation=cv2.INTER_NEAREST)
         s.samples[i] = replace(s.samples[i], image_label=int(other.any()))
