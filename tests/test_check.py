@@ -284,12 +284,21 @@ def test_inverted_masks_are_a_fault(root):
     assert set(faults(root)) == {"masks_inverted"}
 
 
-@pytest.mark.parametrize("number", [0, 17, NUM - 1])
+@pytest.mark.parametrize("number", [0, 17, 30])
 def test_one_inverted_mask_among_many_is_named(root, number):
     path = pictures(root, "masks")[number]
     save(path, 255 - np.array(Image.open(path)))
     assert check.main(words(root)) == 1
     assert set(faults(root)) == {"mask_inverted"} and faults(root)["mask_inverted"]["samples"] == [path.stem]
+
+
+def test_an_inverted_mask_of_an_object_at_the_rim_is_a_note_that_names_it(root):
+    path = pictures(root, "masks")[NUM - 1]
+    mask = np.array(Image.open(path))
+    assert mask[-1].any() or mask[0].any() or mask[:, 0].any() or mask[:, -1].any()
+    save(path, 255 - mask)
+    assert check.main(words(root)) == 0
+    assert notes(root)["mask_at_rim"]["samples"] == [path.stem]
 
 
 def test_an_image_stored_as_its_mask_is_a_fault(root):

@@ -213,7 +213,7 @@ def _examine_convention(filled: Sequence[tuple[Look, MaskLook]]) -> list[Finding
         return [_fault("masks_inverted", turned, text)]
     certain = [item.sample_id for item, m in filled if m.turned and m.rim_share >= RIM and m.foreground_share < 1]
     unsure = [sample_id for sample_id in turned if sample_id not in set(certain)]
-    few = "unlike the others, cover most of the image and"
+    few = "unlike the others, on most of the image and"
     return [
         _fault("mask_inverted", certain, f"{count(certain, 'mask')}, {few} all of its rim, around a hole: inverted?"),
         _note("mask_at_rim", unsure, f"{count(unsure, 'mask')}, {few} of its rim: inverted, or a close view?"),
