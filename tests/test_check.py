@@ -284,9 +284,14 @@ def test_inverted_masks_are_a_fault(root):
     assert set(faults(root)) == {"masks_inverted"}
 
 
-@pytest.mark.parametrize("number", [0, 17, 30])
+def at_rim(path: Path) -> bool:
+    mask = np.array(Image.open(path))
+    return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
+
+
+@pytest.mark.parametrize("number", [0, 10, -1])
 def test_one_inverted_mask_among_many_is_named(root, number):
-    path = pictures(root, "masks")[number]
+    path = [path for path in pictures(root, "masks") if not at_rim(path)][number]
     save(path, 255 - np.array(Image.open(path)))
     assert check.main(words(root)) == 1
     assert set(faults(root)) == {"mask_inverted"} and faults(root)["mask_inverted"]["samples"] == [path.stem]
@@ -294,9 +299,8 @@ def test_one_inverted_mask_among_many_is_named(root, number):
 
 def test_an_inverted_mask_of_an_object_at_the_rim_is_a_note_that_names_it(root):
     path = pictures(root, "masks")[NUM - 1]
-    mask = np.array(Image.open(path))
-    assert mask[-1].any() or mask[0].any() or mask[:, 0].any() or mask[:, -1].any()
-    save(path, 255 - mask)
+    assert at_rim(path)
+    save(path, 255 - np.array(Image.open(path)))
     assert check.main(words(root)) == 0
     assert notes(root)["mask_at_rim"]["samples"] == [path.stem]
 
@@ -450,7 +454,8 @@ def test_cropped_recompressed_kvasir_images_are_known_again(tmp_path, share):
     ids = [ref.sample_id for ref in source.refs()][::8]
     assert check.check_source(config(tmp_path / "data"), WithCopies(source, ids, ids[::2], share)) == 1
     assert set(faults(tmp_path / "data")) == {"near_duplicates_across"}
-    assert {t["second"] for t in report(tmp_path / "data")["duplicates"]["near"]} >= set(ids[::2])
+    found = {frozenset((t["first"], t["second"])) for t in report(tmp_path / "data")["duplicates"]["near"]}
+    assert found == {frozenset((i, f"copy of {i}")) for i in ids[::2]}
 
 
 @pytest.mark.slow
