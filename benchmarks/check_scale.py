@@ -74,13 +74,15 @@ def note_opened(event: str, args: tuple[object, ...]) -> None:
         opened.append(str(args[0]))
 
 
-def index(_: argparse.Namespace) -> None:
+def index(args: argparse.Namespace) -> None:
     from kmine.config import DataConfig
     from kmine.data import open_source
 
     sys.addaudithook(note_opened)
     with tempfile.TemporaryDirectory() as folder:
         for name, settings in layouts(Path(folder)).items():
+            if args.layouts and name not in args.layouts:
+                continue
             cfg = DataConfig(**settings)  # type: ignore[arg-type]
             source_of = open_source(cfg) and open_source  # imports apart
             opened.clear()
@@ -168,6 +170,7 @@ def twins(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("index", "memory", "twins"))
+    parser.add_argument("--layouts", nargs="+", help="index: these alone")
     parser.add_argument("--few", type=int, default=300)
     parser.add_argument("--many", type=int, default=3000)
     parser.add_argument("--num", type=int, default=30_000)

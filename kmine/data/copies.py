@@ -25,8 +25,8 @@ WORTH = 0.3
 """The parts of such a pair are aligned where they correlate so much."""
 WHOLE_LESS = 0.05
 """Whole images share a frame, and so correlate more, copies or not."""
-BLOCK = 4_000_000
-"""Pairs described at a time: three arrays of 16 MB."""
+BLOCK = 500_000
+"""Pairs looked at at a time: three arrays of 2 MB."""
 SMOOTH, STEPS, PRECISION = 5, 30, 1e-4
 MAX_SCALE, MAX_SHEAR, MAX_SHIFT = 1.18, 0.06, 12.0
 """What a crop may do to a picture; an alignment that asks for more has found something else. Shift in small pixels."""
