@@ -67,7 +67,7 @@ def find_alike(descriptions: NDArray[np.float32], groups: NDArray[np.int64], mos
         groups: (N,).
         most: pairs to return at the most: those of the highest correlation, mean of part and whole.
     """
-    part, whole = np.ascontiguousarray(descriptions[:, 0]), np.ascontiguousarray(descriptions[:, 1])
+    part, whole = descriptions[:, 0], descriptions[:, 1]  # views: BLAS takes rows that lie apart
     count, least, complete = len(part), -2.0, True
     value, first, second = np.zeros(0, np.float32), np.zeros(0, np.intp), np.zeros(0, np.intp)
     start = 0
