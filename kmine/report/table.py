@@ -83,11 +83,11 @@ def columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
             Column("sup.", "supervised, equal steps, chosen on validation", lambda row: number(row.supervised_dice)),
             Column("sup. last", "supervised, equal steps, last step", lambda row: number(row.supervised_dice_final)),
         ]
-    change = "Dice, image by image, against the last adopted round, with its 90 % interval"
+    gain = "Dice, image by image, over the last adopted round, with its 90 % interval"
     compared = any(math.isfinite(row.difference) for row in rows)
     return [
         *used,
-        *([Column("change", change, _change, detail=True)] if compared else []),
+        *([Column("gain", gain, _gain, detail=True)] if compared else []),
         Column("IoU", "checkpoint chosen on validation", lambda row: number(row.iou), detail=True),
         Column("HD95", "mm where the spacing is known, else pixels", lambda row: number(row.hd95, 1), detail=True),
         Column("missed", "objects of the truth without any prediction", lambda row: str(row.num_missed)),
@@ -96,7 +96,7 @@ def columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
     ]
 
 
-def _change(row: RoundRow) -> str:
+def _gain(row: RoundRow) -> str:
     """`+0.021 [-0.003, +0.046]`; an en dash where nothing was compared."""
     values = (row.difference, row.difference_low, row.difference_high)
     return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*values) if all(map(math.isfinite, values)) else DASH
