@@ -273,6 +273,14 @@ class RoundResult:
     """False where validation Dice fell: the next round starts from the round before."""
     seconds: dict[str, float]
     """Per stage."""
+    reason: str = "adopted"
+    """`adopted`, or `refused: ` and why."""
+    difference: float = float("nan")
+    """Mean over the validation images of Dice minus that of the last adopted round; NaN in round 0."""
+    difference_low: float = float("nan")
+    """Lower end of its 90 % interval: a one-sided bound of 95 %."""
+    difference_high: float = float("nan")
+    """Upper end, likewise."""
 
 
 def derive_seed(*keys: int | str) -> int:

@@ -56,6 +56,10 @@ def _row(
         reasons=dict(Counter(d["reason"] for d in decisions)),
         changed_share=1 - float(np.nanmean(kept)) if kept else None,
         seconds=result.seconds,
+        reason=result.reason,
+        difference=result.difference,
+        difference_low=result.difference_low,
+        difference_high=result.difference_high,
     )
 
 
@@ -117,8 +121,8 @@ def _notes(task: Task, store: RunStore, rows: Sequence[RoundRow], segmenter: str
     if about and task.cfg.rounds:
         notes.append(f"The segmenter: {sentence(about)}.")
     notes += [
-        f"Round {r.round_idx} was not adopted: its validation Dice {r.dice:.3f} fell by more than "
-        f"{task.cfg.adopt_tolerance} below the round before; the next round started from that one."
+        f"Round {r.round_idx} was {r.reason}. That is validation Dice, image by image, against the last adopted round; "
+        f"up to {task.cfg.adopt_tolerance} is tolerated. The next round started from that one."
         for r in rows
         if not r.adopted and r.num_pseudo
     ]

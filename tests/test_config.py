@@ -66,6 +66,14 @@ OUT_OF_RANGE = [
     (FitConfig, "warmup", 1.0),
     (FitConfig, "dice_weight", -1.0),
     (FitConfig, "num_workers", -1),
+    (FitConfig, "cutmix", -0.1),
+    (FitConfig, "cutmix", 1.1),
+    (FitConfig, "feature_perturbation", 1.0),
+    (FitConfig, "feature_perturbation", -0.1),
+    (FitConfig, "ema_decay", 1.0),
+    (FitConfig, "ema_decay", float("nan")),
+    (FitConfig, "max_empty_share", 1.5),
+    (FitConfig, "pseudo_weight", "quality"),
     (InferConfig, "batch_size", 0),
     (PromptsConfig, "min_area_px", 0),
     (PromptsConfig, "min_area_fraction", -0.1),
@@ -131,6 +139,20 @@ def test_prompts_need_a_box_or_points():
     with pytest.raises(UserError, match=r"prompts\.box, prompts\.points: expected at least one"):
         PromptsConfig(box=False, points=False)
     assert PromptsConfig(box=False, points=True).points
+
+
+def test_a_strong_view_needs_augmentation():
+    with pytest.raises(UserError, match=r"fit\.strong_augment: expected false where fit\.augment is false"):
+        FitConfig(augment=False, strong_augment=True)
+    assert FitConfig(strong_augment=True).strong_augment
+
+
+def test_without_pseudo_masks_what_concerns_them_is_as_by_default():
+    changed = FitConfig(
+        strong_augment=True, feature_perturbation=0.5, pseudo_weight="estimated", max_empty_share=1, labeled_share=0.1
+    )
+    assert changed.labels_alone() == FitConfig()
+    assert FitConfig(cutmix=0.5, ema_decay=0.9).labels_alone() == FitConfig(cutmix=0.5, ema_decay=0.9)
 
 
 def test_an_encoder_not_named_is_the_one_that_suits_the_model():

@@ -47,7 +47,9 @@ class LoopConfig:
     baseline: bool = True
     """Also train the supervised baseline for the same number of steps, for the report."""
     adopt_tolerance: float = 0.01
-    """A round is adopted unless validation Dice falls by more than this."""
+    """A round is refused where validation Dice, image by image, falls by more than this and by more than noise.
+
+    Noise is judged from 20 validation images on; with fewer, the mean alone decides."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)

@@ -92,6 +92,18 @@ class FitConfig:
     """Weight of soft Dice beside cross-entropy."""
     augment: bool = True
     """Flips, shifts, scaling, rotation, brightness, contrast, blur and noise."""
+    strong_augment: bool = False
+    """Pseudo-labeled images get stronger colour, blur and noise, sometimes grey; labeled ones stay with `augment`."""
+    cutmix: float = 0.0
+    """Probability that an image of a batch gets a rectangle of another one, mask and weight with it; 0: never."""
+    feature_perturbation: float = 0.0
+    """Share of the encoder's channels dropped on their way to the decoder, pseudo-labeled images only; 0: none."""
+    pseudo_weight: Literal["equal", "estimated"] = "equal"
+    """Weight of a pseudo-labeled image: 1, or the estimated Dice of its mask (1 where nothing is estimated)."""
+    max_empty_share: float = 0.25
+    """At most this share of the pseudo-labeled images in training are known to show nothing, unless all are."""
+    ema_decay: float = 0.0
+    """Validate, choose and keep a running average of the weights, of this decay (.99, say); 0: the last weights."""
     val_every: int = 100
     """Steps between two validations; also how much training a kill can cost."""
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
@@ -109,7 +121,24 @@ class FitConfig:
         require(self.weight_decay >= 0, "fit.weight_decay", "0 or more", self.weight_decay)
         require(0 <= self.warmup < 1, "fit.warmup", "a share in [0, 1)", self.warmup)
         require(self.dice_weight >= 0, "fit.dice_weight", "0 or more", self.dice_weight)
+        require(
+            self.augment or not self.strong_augment,
+            "fit.strong_augment",
+            "false where fit.augment is false",
+            self.strong_augment,
+        )
+        for name in ("cutmix", "max_empty_share"):
+            fraction(getattr(self, name), f"fit.{name}", closed_low=True)
+        for name in ("feature_perturbation", "ema_decay"):
+            require(0 <= getattr(self, name) < 1, f"fit.{name}", "0 to below 1", getattr(self, name))
+        kinds = ("equal", "estimated")
+        require(self.pseudo_weight in kinds, "fit.pseudo_weight", " or ".join(kinds), self.pseudo_weight)
         require(self.num_workers >= 0, "fit.num_workers", "0 or more", self.num_workers)
+
+    def labels_alone(self) -> FitConfig:
+        """The same, what concerns pseudo masks alone as it is by default: without any, these change nothing."""
+        names = ("strong_augment", "feature_perturbation", "pseudo_weight", "max_empty_share", "labeled_share")
+        return replace(self, **{name: getattr(FitConfig, name) for name in names})
 
 
 @dataclass(frozen=True)

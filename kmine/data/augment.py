@@ -22,20 +22,24 @@ if TYPE_CHECKING:
 class Augment:
     """Weak to medium changes of place, colour and sharpness, determined by (image, mask, seed) alone.
 
+    `strong`: colour and sharpness change much more, place as before. The strong view of UniMatch (arXiv 2208.09910), as
+    we read it, with noise added; nothing is erased, for what is erased may be the lesion.
+
     Order of calls, threads and worker processes make no difference. Copies and pickles carry the settings only.
     """
 
-    def __init__(self, size: int, enabled: bool = True) -> None:
+    def __init__(self, size: int, enabled: bool = True, strong: bool = False) -> None:
         """Take images of `size` x `size`; `enabled=False` hands them back as they came."""
         self.size = size
         self.enabled = enabled
+        self.strong = strong
         self._pipeline: albumentations.Compose | None = None
         # The pipeline keeps its random state between drawing and applying: one call at a time.
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Augment], tuple[int, bool]]:
+    def __reduce__(self) -> tuple[type[Augment], tuple[int, bool, bool]]:
         """Rebuild from the settings: the pipeline is made anew where it is used."""
-        return Augment, (self.size, self.enabled)
+        return Augment, (self.size, self.enabled, self.strong)
 
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8], seed: int
@@ -59,7 +63,7 @@ class Augment:
             return image, mask
         with self._lock:
             if self._pipeline is None:
-                self._pipeline = _build()
+                self._pipeline = _build(self.strong)
             # Compose.set_random_seed would hand every transform the same stream: those of equal probability would
             # then always strike together. One shared state keeps their draws independent.
             self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
@@ -73,8 +77,8 @@ class Augment:
                 raise ValueError(f"{name}: expected {shape} uint8, got {array.shape} {array.dtype}; resize it first")
 
 
-def _build() -> albumentations.Compose:
-    """Build the pipeline.
+def _build(strong: bool) -> albumentations.Compose:
+    """Build the pipeline: the same changes of place, then medium or strong ones of colour and sharpness.
 
     Keywords are those of albumentations 2.0: older names are ignored with no more than a warning.
     """
@@ -99,10 +103,31 @@ def _build() -> albumentations.Compose:
                 fill_mask=IGNORE_INDEX,
                 p=0.7,
             ),
-            # Unlike a shift of saturation, its factors leave grey images (CT, X-ray) grey.
-            A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.03, 0.03), p=0.7),
-            A.RandomGamma(gamma_limit=(75, 130), p=0.3),
-            A.GaussianBlur(blur_limit=0, sigma_limit=(0.3, 1.2), p=0.15),
-            A.GaussNoise(std_range=(0.01, 0.05), per_channel=False, p=0.2),
+            *(_strong() if strong else _medium()),
         ]
     )
+
+
+# ColorJitter's factors, unlike a shift of saturation, leave grey images (CT, X-ray) grey.
+
+
+def _medium() -> list[albumentations.BasicTransform]:
+    import albumentations as A
+
+    return [
+        A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.03, 0.03), p=0.7),
+        A.RandomGamma(gamma_limit=(75, 130), p=0.3),
+        A.GaussianBlur(blur_limit=0, sigma_limit=(0.3, 1.2), p=0.15),
+        A.GaussNoise(std_range=(0.01, 0.05), per_channel=False, p=0.2),
+    ]
+
+
+def _strong() -> list[albumentations.BasicTransform]:
+    import albumentations as A
+
+    return [
+        A.ColorJitter(brightness=(0.5, 1.5), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.25, 0.25), p=0.8),
+        A.ToGray(p=0.2),
+        A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5),
+        A.GaussNoise(std_range=(0.02, 0.1), per_channel=False, p=0.3),
+    ]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -32,7 +33,9 @@ class Batch:
     masks: NDArray[np.uint8]
     """(B, S, S) class ids, 255 = ignore."""
     weights: NDArray[np.float32]
-    """(B,)."""
+    """(B,), or (B, S, S) where an image holds a piece of another one of other weight."""
+    pseudo: NDArray[np.bool_] | None = None
+    """(B,), which images have pseudo masks; None: none of them."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,20 @@ class Batches(_Stream[Batch]):
     """Labeled and pseudo-labeled images mixed in a fixed share.
 
     `self[step]` is the batch of that step. Each pool is gone through in shuffled epochs, so that every image is seen
-    equally often.
+    equally often. Two exceptions among the pseudo-labeled images: those of weight 0 are left out, and those known to
+    be empty get no more places than `max_empty_share` of them (in a single batch, that share rounded up) unless all
+    are empty.
+
+    Args:
+        labeled: images with given masks, each of weight 1.
+        pseudo: images with pseudo masks, or None.
+        augment: of the labeled images.
+        pseudo_augment: of the pseudo-labeled ones; default: the same.
+        batch_size: B, at least 2.
+        labeled_share: of each batch, rounded, at least one image; all of it where there are no pseudo masks.
+        max_empty_share: see above, [0, 1].
+        cutmix: probability of each image to get a rectangle of another one of its batch, see `cut_and_mix`.
+        seed, round_idx: what all draws are derived from.
     """
 
     def __init__(
@@ -100,30 +116,93 @@ class Batches(_Stream[Batch]):
         pseudo: Pool | None,
         augment: Augment,
         *,
+        pseudo_augment: Augment | None = None,
         batch_size: int,
         labeled_share: float,
+        max_empty_share: float = 1.0,
+        cutmix: float = 0.0,
         seed: int,
         round_idx: int,
     ) -> None:
         self.labeled = labeled
-        self.pseudo = pseudo if pseudo is not None and len(pseudo) else None
+        self.pseudo = pseudo
         self.augment = augment
-        self.num_pseudo = batch_size - max(1, round(labeled_share * batch_size)) if self.pseudo else 0
-        self.num_labeled = batch_size - self.num_pseudo
+        self.pseudo_augment = pseudo_augment or augment
+        self.cutmix = cutmix
         self.keys = (seed, round_idx)
+        counted = [i for i in pseudo.ids if pseudo.weight(i) > 0] if pseudo is not None else []
+        self._empty = [i for i in counted if i in pseudo.empty]
+        self._full = [i for i in counted if i not in pseudo.empty]
+        self.num_pseudo = batch_size - max(1, round(labeled_share * batch_size)) if counted else 0
+        self.num_labeled = batch_size - self.num_pseudo
+        self._empty_rate = Fraction(0)
+        """Places for empty masks in a batch, on average."""
+        if self._empty:
+            share = Fraction(len(self._empty), len(counted))
+            most = Fraction(max_empty_share).limit_denominator(1000) if self._full else 1
+            self._empty_rate = self.num_pseudo * min(share, most)
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of `step` (0, 1, ...)."""
-        slots = [(self.labeled, i) for i in self._draw(self.labeled.ids, "labeled", step, self.num_labeled)]
-        if self.pseudo is not None:
-            slots += [(self.pseudo, i) for i in self._draw(self.pseudo.ids, "pseudo", step, self.num_pseudo)]
-        pairs = [self._read(pool, sample_id, step, slot) for slot, (pool, sample_id) in enumerate(slots)]
+        given = self._draw(self.labeled.ids, "labeled", step, self.num_labeled)
+        pseudo = self._draw_pseudo(step)
+        pairs = [self._read(self.labeled, self.augment, i, step, slot) for slot, i in enumerate(given)]
+        pairs += [
+            self._read(self.pseudo, self.pseudo_augment, i, step, slot) for slot, i in enumerate(pseudo, len(given))
+        ]
         images, masks = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
-        return Batch(images, masks, np.ones(len(pairs), np.float32))
+        weights = np.array([1.0] * len(given) + [self.pseudo.weight(i) for i in pseudo], np.float32)
+        batch = Batch(images, masks, weights, np.arange(len(pairs)) >= len(given))
+        return cut_and_mix(batch, self.cutmix, (*self.keys, step, "cutmix")) if self.cutmix else batch
 
-    def _read(self, pool: Pool, sample_id: str, step: int, slot: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def _draw_pseudo(self, step: int) -> list[str]:
+        """The pseudo-labeled images of `step`, those known to be empty last."""
+        before, after = int(step * self._empty_rate), int((step + 1) * self._empty_rate)
+        full = range(step * self.num_pseudo - before, (step + 1) * self.num_pseudo - after)
+        drawn = [self._nth(self._full, "pseudo", n) for n in full]
+        return drawn + [self._nth(self._empty, "empty", n) for n in range(before, after)]
+
+    def _read(
+        self, pool: Pool, augment: Augment, sample_id: str, step: int, slot: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         seed = derive_seed(*self.keys, step, slot, sample_id)
-        return self.augment(pool.image_small(sample_id), pool.mask_small(sample_id), seed)
+        return augment(pool.image_small(sample_id), pool.mask_small(sample_id), seed)
+
+
+def cut_and_mix(batch: Batch, probability: float, keys: tuple[int | str, ...]) -> Batch:
+    """CutMix: an image of the batch gets a rectangle of another one, in its place, with its mask and its weight.
+
+    After UniMatch (arXiv 2208.09910), as we read it: the rectangle covers 2 to 40 % of the image, its sides differ by a
+    factor of up to 3.3. Labeled and pseudo-labeled images mix with one another. Rectangles are taken from the images as
+    they came, so the order of the images plays no part.
+
+    Args:
+        batch: at least 2 images of one weight each; left unchanged.
+        probability: of each image to get a rectangle.
+        keys: with the image's place in the batch they decide all.
+    """
+    images, masks, weights = batch.images.copy(), batch.masks.copy(), batch.weights
+    if (weights != weights[0]).any():
+        weights = np.broadcast_to(weights[:, None, None], masks.shape).copy()
+    size = masks.shape[1]
+    for slot in range(len(masks)):
+        rng = np.random.default_rng(derive_seed(*keys, slot))
+        if rng.random() >= probability:
+            continue
+        other = (slot + 1 + rng.integers(len(masks) - 1)) % len(masks)
+        window = _rectangle(rng, size)
+        images[slot][window], masks[slot][window] = batch.images[other][window], batch.masks[other][window]
+        if weights.ndim == 3:
+            weights[slot][window] = batch.weights[other]
+    return replace(batch, images=images, masks=masks, weights=weights)
+
+
+def _rectangle(rng: np.random.Generator, size: int) -> tuple[slice, slice]:
+    """Rows and columns of a rectangle inside a square of `size`."""
+    area, shape = rng.uniform(0.02, 0.4), np.exp(rng.uniform(np.log(0.3), np.log(1 / 0.3)))
+    sides = [min(size, max(1, round(size * np.sqrt(area * s)))) for s in (shape, 1 / shape)]
+    corner = [int(rng.integers(size - side + 1)) for side in sides]
+    return slice(corner[0], corner[0] + sides[0]), slice(corner[1], corner[1] + sides[1])
 
 
 class LabelBatches(_Stream[LabelBatch]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -24,9 +24,12 @@ class Pool:
         ids: the samples.
         groups: group id by sample id.
         masks: "withheld", "true", or a reader of other masks, such as mined ones.
+        weights: what an image's mask counts in training, [0, 1], by sample id; 1 where none is given.
+        empty: samples whose masks are known to show nothing, so that training can ration them.
 
     Raises:
         UserError: when the cache lacks one of the samples.
+        ValueError: a weight outside [0, 1].
     """
 
     def __init__(
@@ -35,6 +38,9 @@ class Pool:
         ids: Sequence[str],
         groups: Mapping[str, str],
         masks: Literal["withheld", "true"] | MaskReader = "withheld",
+        *,
+        weights: Mapping[str, float] | None = None,
+        empty: Collection[str] = (),
     ) -> None:
         known = {ref.sample_id for ref in cache.refs}
         lost = [sample_id for sample_id in ids if sample_id not in known]
@@ -47,17 +53,38 @@ class Pool:
         self._cache = cache
         self._groups = {sample_id: groups[sample_id] for sample_id in ids}
         self._masks = masks
+        self.weights = {i: float(weights[i]) for i in self.ids if i in weights} if weights else {}
+        """Of the samples that were given one."""
+        self.empty = frozenset(empty).intersection(self.ids)
+        """Samples whose masks are known to show nothing."""
+        for sample_id, weight in self.weights.items():
+            if not 0 <= weight <= 1:
+                raise ValueError(f"{sample_id}: expected a weight in [0, 1], got {weight}")
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def with_masks(self, ids: Sequence[str], masks: MaskReader) -> Pool:
-        """Some of these samples, in the order of `ids`, with the masks that `masks` reads (mined ones, for example)."""
-        return Pool(self._cache, ids, self._groups, masks)
+    def with_masks(
+        self,
+        ids: Sequence[str],
+        masks: MaskReader,
+        *,
+        weights: Mapping[str, float] | None = None,
+        empty: Collection[str] = (),
+    ) -> Pool:
+        """Some of these samples, in the order of `ids`, with the masks that `masks` reads (mined ones, for example).
+
+        `weights` and `empty` as in the class. Raises `ValueError` for a weight outside [0, 1].
+        """
+        return Pool(self._cache, ids, self._groups, masks, weights=weights, empty=empty)
 
     def subset(self, ids: Sequence[str]) -> Pool:
-        """Some of these samples, in the order of `ids`, with the same masks."""
-        return Pool(self._cache, ids, self._groups, self._masks)
+        """Some of these samples, in the order of `ids`, with the same masks and weights."""
+        return Pool(self._cache, ids, self._groups, self._masks, weights=self.weights, empty=self.empty)
+
+    def weight(self, sample_id: str) -> float:
+        """What the mask of a sample counts in training, [0, 1]."""
+        return self.weights.get(self._own(sample_id), 1.0)
 
     def group_of(self, sample_id: str) -> str:
         """Patient, volume or near-duplicate group of a sample."""

@@ -25,6 +25,7 @@ from kmine.segmenters.base import Segmenter
 from kmine.stages.evaluate import evaluate
 from kmine.stages.fit import fit
 from kmine.stages.infer import infer, predict_small
+from kmine.statistics import is_fall, paired_change
 from kmine.store import RunStore, sign
 
 
@@ -100,7 +101,7 @@ def _classifier(task: Task, store: RunStore, model: LocalModel) -> dict[str, Ten
 
     cfg, folder = task.cfg.classifier, store.root / "classifier"
     fit_cfg = replace(task.cfg.fit, lr=cfg.lr)
-    settings = {k: getattr(fit_cfg, k) for k in ("weight_decay", "warmup", "augment", "val_every")}
+    settings = {k: getattr(fit_cfg, k) for k in ("weight_decay", "warmup", "augment", "ema_decay", "val_every")}
     made_from = sign(task.signature, asdict(task.cfg.model), asdict(cfg), settings)
     done = store.load_tensors(folder / "model.safetensors", made_from)
     if done:
@@ -158,11 +159,12 @@ def train(
         arm: folder of the comparison this belongs to; empty for the loop.
     """
     folder = store.round_dir(round_idx, arm)
-    cfg, steps = _schedule(task.cfg.fit, round_idx)
+    cfg, steps = _schedule(task.cfg.fit if pseudo else task.cfg.fit.labels_alone(), round_idx)
     settings = {k: v for k, v in asdict(cfg).items() if k not in ("num_workers", "steps", "round_steps", "round_lr")}
     origin = start.signature if start else ""
     model_settings = [asdict(task.cfg.model), *([asdict(task.cfg.classifier)] if task.cfg.model.name == "sks" else [])]
-    made_from = sign(task.signature, model_settings, settings, steps, round_idx, origin, pseudo_signature)
+    mined_from = (pseudo_signature, pseudo.weights if pseudo else {})
+    made_from = sign(task.signature, model_settings, settings, steps, round_idx, origin, mined_from)
     done = _read_trained(store, folder, made_from)
     if done:
         (folder / "fit_state.safetensors").unlink(missing_ok=True)  # left where a kill came just before its end
@@ -173,10 +175,10 @@ def train(
     title = f"round {round_idx}{' ' + arm if arm else ''}: training"
     task.watcher.start(title, steps)
     saved = store.load_tensors(folder / "fit_state.safetensors", made_from)
-    with model.remembering(augmented=cfg.augment):
+    with model.remembering(augmented=cfg.augment or cfg.cutmix > 0):
         result = fit(
             model,
-            _batches(task, round_idx, pseudo),
+            _batches(task, cfg, round_idx, pseudo),
             cfg,
             steps=steps,
             fabric=task.fabric,
@@ -209,7 +211,8 @@ def score(
 ) -> RoundResult:
     """Both checkpoints on validation, in the images' own frames; saved as the round's metrics.json.
 
-    `before` is the last adopted round: this one is adopted unless its Dice is lower by more than the tolerance.
+    `before` is the last adopted round: this one is adopted unless, image by image, its Dice fell by more than the
+    tolerance and by more than noise (`kmine.statistics.is_fall`).
     """
     path = store.round_dir(round_idx, arm) / "metrics.json"
     signature = sign(trained.signature, num_pseudo, before.metrics.dice if before else None)
@@ -230,11 +233,27 @@ def score(
         num_pseudo=num_pseudo,
         metrics=chosen,
         final_metrics=final,
-        adopted=before is None or not chosen.dice < before.metrics.dice - task.cfg.adopt_tolerance,
         seconds={**(seconds or {}), "fit": trained.seconds, "evaluate": time.perf_counter() - began},
+        **_adoption(before.metrics if before else None, chosen, task.cfg.adopt_tolerance),
     )
     store.save_json(path, asdict(result), signature)
     return result
+
+
+def _adoption(before: Metrics | None, after: Metrics, tolerance: float) -> dict[str, Any]:
+    """Whether a round is adopted, why, and the paired change of its Dice: fields of its `RoundResult`."""
+    if before is None:
+        return {"adopted": True}
+    old = {case.sample_id: case.dice for case in before.cases}
+    change = paired_change([old[case.sample_id] for case in after.cases], [case.dice for case in after.cases])
+    fell = is_fall(change, tolerance)
+    return {
+        "adopted": not fell,
+        "reason": f"refused: fell by {-change.difference:.3f}" if fell else "adopted",
+        "difference": change.difference,
+        "difference_low": change.low,
+        "difference_high": change.high,
+    }
 
 
 def evaluate_on(
@@ -268,15 +287,18 @@ def _schedule(cfg: FitConfig, round_idx: int) -> tuple[FitConfig, int]:
     return (cfg, cfg.steps) if round_idx == 0 else (replace(cfg, lr=cfg.round_lr), cfg.round_steps)
 
 
-def _batches(task: Task, round_idx: int, pseudo: Pool | None) -> Batches:
-    cfg = task.cfg
+def _batches(task: Task, cfg: FitConfig, round_idx: int, pseudo: Pool | None) -> Batches:
+    size = task.cfg.data.size
     return Batches(
         task.labeled,
         pseudo,
-        Augment(cfg.data.size, cfg.fit.augment),
-        batch_size=cfg.fit.batch_size,
-        labeled_share=cfg.fit.labeled_share,
-        seed=cfg.seed,
+        Augment(size, cfg.augment),
+        pseudo_augment=Augment(size, cfg.augment, strong=True) if cfg.strong_augment else None,
+        batch_size=cfg.batch_size,
+        labeled_share=cfg.labeled_share,
+        max_empty_share=cfg.max_empty_share,
+        cutmix=cfg.cutmix,
+        seed=task.cfg.seed,
         round_idx=round_idx,
     )
 
@@ -302,7 +324,7 @@ def _result_from_json(saved: dict[str, Any]) -> RoundResult:
         cases = tuple(CaseMetrics(**_null_to_nan(case)) for case in value.pop("cases"))
         return Metrics(cases=cases, **value)
 
-    value = {k: v for k, v in saved.items() if k != "signature"}
+    value = {k: v for k, v in _null_to_nan(saved).items() if k != "signature"}
     return RoundResult(
         **{**value, "metrics": metrics(value["metrics"]), "final_metrics": metrics(value["final_metrics"])}
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,8 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
         pseudo_pool = trainable(task, store, round_idx, rows)
         if not len(pseudo_pool):
             task.watcher.say(f"round {round_idx}: no pseudo mask was kept, so there is nothing to learn from; stopping")
-            yield replace(adopted, round_idx=round_idx, num_pseudo=0, adopted=False, seconds=clock.seconds)
+            same = {"metrics": adopted.metrics, "final_metrics": adopted.final_metrics, "seconds": clock.seconds}
+            yield RoundResult(round_idx, len(task.labeled), 0, adopted=False, reason="refused: no pseudo mask", **same)
             return
         fitted = train(
             task, store, model, round_idx=round_idx, start=current, pseudo=pseudo_pool, pseudo_signature=made_by
@@ -153,11 +154,25 @@ def gate_all(
 
 
 def trainable(task: Task, store: RunStore, round_idx: int, rows: Sequence[dict[str, Any]]) -> Pool:
-    """The unlabeled images that have a pseudo mask, with that mask."""
-    kept = {row["sample_id"] for row in rows if row["in_training"]}
+    """The unlabeled images that have a pseudo mask, with that mask, its weight, and whether it is known to be empty."""
+    kept = [row for row in rows if row["in_training"]]
+    ids = {row["sample_id"] for row in kept}
     return task.unlabeled.with_masks(
-        [i for i in task.unlabeled.ids if i in kept], lambda sample_id: store.pseudo_mask(round_idx, sample_id)
+        [i for i in task.unlabeled.ids if i in ids],
+        lambda sample_id: store.pseudo_mask(round_idx, sample_id),
+        weights=image_weights(kept) if task.cfg.fit.pseudo_weight == "estimated" else None,
+        empty=[row["sample_id"] for row in kept if row["reason"] == EMPTY],
     )
+
+
+def image_weights(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """By image, the mean estimated Dice of its kept objects, from rows of decisions; without any, it is left out."""
+    estimates: dict[str, list[float]] = {}
+    for row in rows:
+        value = row["estimated_dice"] if row["kept"] and row["object_idx"] >= 0 else None
+        if value is not None and not math.isnan(value):
+            estimates.setdefault(row["sample_id"], []).append(min(max(value, 0.0), 1.0))
+    return {sample_id: float(np.mean(values)) for sample_id, values in estimates.items()}
 
 
 def rows_of(

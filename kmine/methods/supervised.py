@@ -14,7 +14,8 @@ ARM = "supervised"
 def supervised(task: Task, store: RunStore) -> Iterator[RoundResult]:
     """Round 0 as the loop has it, then `rounds` times `fit.round_steps` more steps on the same labels.
 
-    The same schedule, checkpoint choice and adoption rule as the loop's, so that only the pseudo masks differ.
+    The same schedule, averaging, checkpoint choice and adoption rule as the loop's, so that only the pseudo masks
+    differ; CutMix mixes the labeled images with one another.
     """
     model = new_model(task, store)
     current = train(task, store, model, round_idx=0)

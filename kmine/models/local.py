@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,35 @@ class LocalModel(nn.Module):
         `augmented` says that training images differ at every step.
         """
         yield
+
+    @contextmanager
+    def perturbing(self, images: Tensor | None, rate: float) -> Iterator[None]:
+        """A block in which a model in training drops channels of what its decoder gets, for some images of a batch.
+
+        The feature perturbation of UniMatch (arXiv 2208.09910), as we read it, in one stream instead of a second one.
+
+        Args:
+            images: (B,) bool, for which images of the batch; None: none.
+            rate: probability of each channel of each level to be dropped; the others grow by 1 / (1 - rate).
+        """
+
+        def drop(given: Any) -> Any:
+            if not isinstance(given, Tensor):
+                return type(given)(drop(one) for one in given)
+            kept = F.dropout2d(given.new_ones(*given.shape[:2], 1, 1), rate)
+            return given * torch.where(images[:, None, None, None], kept, 1)
+
+        def before(decoder: nn.Module, features: tuple[Any, ...]) -> Any:
+            return drop(features) if decoder.training else None
+
+        if not rate or images is None:
+            yield
+            return
+        hook = self.net.decoder.register_forward_pre_hook(before)
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 def build_model(cfg: ModelConfig, num_classes: int, seed: int, *, offline: bool = False) -> LocalModel:

@@ -1,6 +1,6 @@
-"""Cross-entropy + soft Dice with ignored pixels and per-image weights.
+"""Cross-entropy + soft Dice with ignored pixels and weights of images or pixels.
 
-Letters: B images, K classes, H, W. segmentation-models-pytorch's DiceLoss has no per-image weights; pseudo masks need
+Letters: B images, K classes, H, W. segmentation-models-pytorch's DiceLoss has no weights; pseudo masks need
 them.
 """
 
@@ -19,14 +19,14 @@ def segmentation_loss(logits: Tensor, target: Tensor, weights: Tensor, dice_weig
     Args:
         logits: (B, K, H, W) float.
         target: (B, H, W) int64 class ids; pixels of 255 count nowhere.
-        weights: (B,) float, each image's weight.
+        weights: (B,) or (B, H, W) float, of each image or each pixel; one factor on all of them changes nothing.
         dice_weight: 0 or more.
 
     Returns:
-        A scalar; 0 (with gradient) where every pixel is ignored.
+        A scalar; 0 (with gradient) where every pixel is ignored or weighs 0.
     """
     valid = target != IGNORE_INDEX
-    pixel_weights = weights[:, None, None] * valid
+    pixel_weights = (weights if weights.ndim == 3 else weights[:, None, None]) * valid
     entropy = F.cross_entropy(logits.float(), target, ignore_index=IGNORE_INDEX, reduction="none")
     loss = (entropy * pixel_weights).sum() / pixel_weights.sum().clamp_min(1e-6)
     if dice_weight:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -43,10 +44,13 @@ class FitState:
     best_step: int
     history: list[tuple[int, float, float]] = field(default_factory=list)
     """(step, mean training loss since the last entry, validation score)."""
+    average: StateDict = field(default_factory=dict)
+    """Running average of the model; empty where none is kept."""
 
     def to_tensors(self) -> tuple[StateDict, dict[str, Any]]:
         """All tensors under flat names, and what else there is as plain values."""
-        flat = {f"model/{k}": v for k, v in self.model.items()} | {f"best/{k}": v for k, v in self.best.items()}
+        parts = {"model": self.model, "best": self.best, "average": self.average}
+        flat = {f"{part}/{k}": v for part, state in parts.items() for k, v in state.items()}
         flat |= {f"optimizer/{i}/{k}": v for i, entry in self.optimizer.items() for k, v in entry.items()}
         plain = {"step": self.step, "best_score": self.best_score, "best_step": self.best_step, "history": self.history}
         return flat, plain
@@ -54,16 +58,18 @@ class FitState:
     @classmethod
     def from_tensors(cls, tensors: StateDict, plain: dict[str, Any]) -> FitState:
         """The inverse of `to_tensors`."""
-        model, best, optimizer = {}, {}, {}
+        parts: dict[str, StateDict] = {"model": {}, "best": {}, "average": {}}
+        optimizer: dict[str, StateDict] = {}
         for name, value in tensors.items():
             part, _, key = name.partition("/")
             if part == "optimizer":
                 number, _, key = key.partition("/")
                 optimizer.setdefault(number, {})[key] = value
             else:
-                (model if part == "model" else best)[key] = value
+                parts[part][key] = value
         history = [tuple(entry) for entry in plain["history"]]
-        return cls(plain["step"], model, optimizer, best, plain["best_score"], plain["best_step"], history)
+        score = {"best_score": plain["best_score"], "best_step": plain["best_step"]}
+        return cls(step=plain["step"], optimizer=optimizer, history=history, **score, **parts)
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class FitResult:
     """Weights of the validation with the highest score (the later one of equals)."""
     best_step: int
     final: StateDict
-    """Weights after the last step."""
+    """Weights after the last step; with `cfg.ema_decay` their average, as everywhere."""
     history: list[tuple[int, float, float]]
     """(step, mean training loss since the last entry, validation score)."""
 
@@ -95,13 +101,15 @@ def train_steps(
 ) -> FitResult:
     """Train `learner` in place for `steps` steps of AdamW, linear warm-up and cosine decay.
 
-    Validates every `cfg.val_every` steps and at the end.
+    Validates every `cfg.val_every` steps and at the end. With `cfg.ema_decay` a running average of the weights (batch
+    norm's included) is what is validated, chosen and returned, `final` too: what is kept is always one and the same
+    kind of model. The average only looks on; the weights are trained as without it, and are what `learner` ends with.
 
     Args:
         learner: starts from the weights it has; its state dict is what is kept.
         batches: batch of each step.
         loss_of: (learner as set up by fabric, batch) -> scalar loss.
-        cfg: learning rate, weight decay, warm-up, interval of validation, workers.
+        cfg: learning rate, weight decay, warm-up, decay of the average, interval of validation, workers.
         steps: the budget.
         fabric: device and precision.
         seed: for layers that draw numbers (dropout); with the step it fixes them.
@@ -116,6 +124,7 @@ def train_steps(
     if resume:
         learner.load_state_dict(resume.model)
         _load_optimizer(optimizer, resume.optimizer)
+    average = Average(learner, cfg.ema_decay, state.average) if cfg.ema_decay else None
     losses: list[Tensor] = []
     last_score = state.history[-1][2] if state.history else math.nan
     for step, batch in enumerate(batches.stream(state.step, steps, cfg.num_workers), start=state.step):
@@ -124,16 +133,63 @@ def train_steps(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, cfg)
         losses.append(_step(optimizer, fabric, loss_of(wrapped, batch)))
+        if average:
+            average.update(step)
         done = step + 1
         if progress and (done % 10 == 0 or done == steps):  # reading the loss waits for the device
             progress(done, float(losses[-1]), last_score)
         if done % cfg.val_every == 0 or done == steps:
-            last_score = _validated(learner, validate, state, done, losses)
+            with average.in_place() if average else nullcontext():
+                last_score = _validated(learner, validate, state, done, losses)
             losses = []
             if save and done < steps:
                 state.step, state.model, state.optimizer = done, _copy(learner), _optimizer_state(optimizer)
+                state.average = average.state() if average else {}
                 save(state)
-    return FitResult(state.best, state.best_step, _copy(learner), state.history)
+    with average.in_place() if average else nullcontext():
+        return FitResult(state.best, state.best_step, _copy(learner), state.history)
+
+
+class Average:
+    """Exponential moving average of a module's weights and buffers, beside the module that is trained.
+
+    A step keeps `min(decay, (1 + step) / (10 + step))` of the average: little at first, so that the first weights,
+    which are those of nothing learned, do not linger. Whole numbers (batch norm's counter) are copied.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, state: StateDict | None = None) -> None:
+        """Begin with the weights that `module` has, or go on with an average that was saved as `state`."""
+        self.module = module
+        self.decay = decay
+        self._now = module.state_dict()
+        """Views of the module's own tensors: they follow the training."""
+        self._mean = {k: v.detach().clone() for k, v in self._now.items()}
+        for k, v in (state or {}).items():
+            self._mean[k].copy_(v)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the module's weights after `step` (0, 1, ...)."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        for mean, now in zip(self._mean.values(), self._now.values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(now, share)
+            else:
+                mean.copy_(now)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """A block in which the module has the averaged weights; afterwards it has its own again."""
+        own = {k: v.detach().clone() for k, v in self._now.items()}
+        self.module.load_state_dict(self._mean)
+        try:
+            yield
+        finally:
+            self.module.load_state_dict(own)
+
+    def state(self) -> StateDict:
+        """A copy of the average, on the CPU."""
+        return {k: v.cpu().clone() for k, v in self._mean.items()}
 
 
 def _step(optimizer: torch.optim.Optimizer, fabric: Fabric, loss: Tensor) -> Tensor:

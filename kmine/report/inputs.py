@@ -43,6 +43,14 @@ class RoundRow:
     """Per stage."""
     supervised_adopted: bool | None = None
     """Whether the baseline, under the same rule, adopted this round; None: not known."""
+    reason: str = "adopted"
+    """`adopted`, or `refused: ` and why; of the loop, not of the baseline."""
+    difference: float = float("nan")
+    """Mean over the validation images of Dice minus that of the last adopted round."""
+    difference_low: float = float("nan")
+    """Lower end of its 90 % interval."""
+    difference_high: float = float("nan")
+    """Upper end, likewise."""
 
 
 @dataclass(frozen=True)

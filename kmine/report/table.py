@@ -83,14 +83,28 @@ def columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
             Column("sup.", "supervised, equal steps, chosen on validation", lambda row: number(row.supervised_dice)),
             Column("sup. last", "supervised, equal steps, last step", lambda row: number(row.supervised_dice_final)),
         ]
+    gain = "Dice, image by image, over the last adopted round, with its 90 % interval"
+    compared = any(math.isfinite(row.difference) for row in rows)
     return [
         *used,
+        *([Column("gain", gain, _gain, detail=True)] if compared else []),
         Column("IoU", "checkpoint chosen on validation", lambda row: number(row.iou), detail=True),
         Column("HD95", "mm where the spacing is known, else pixels", lambda row: number(row.hd95, 1), detail=True),
         Column("missed", "objects of the truth without any prediction", lambda row: str(row.num_missed)),
-        Column("adopted", "no: validation Dice fell", lambda row: "yes" if row.adopted else "no", False),
+        Column("adopted", "unless Dice fell by more than the tolerance and more than noise", _adopted, False),
         Column("time", "all stages", lambda row: duration(sum(row.seconds.values())) if row.seconds else DASH),
     ]
+
+
+def _gain(row: RoundRow) -> str:
+    """`+0.021 [-0.003, +0.046]`; an en dash where nothing was compared."""
+    values = (row.difference, row.difference_low, row.difference_high)
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*values) if all(map(math.isfinite, values)) else DASH
+
+
+def _adopted(row: RoundRow) -> str:
+    """`yes`, or `no` with the reason where there is one: `no: fell by 0.034`."""
+    return "yes" if row.adopted else "no" + row.reason.removeprefix("adopted").removeprefix("refused")
 
 
 @dataclass(frozen=True)

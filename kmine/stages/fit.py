@@ -40,6 +40,8 @@ def fit(
 ) -> FitResult:
     """Train `model` in place for `steps` optimizer steps on cross-entropy + soft Dice.
 
+    With `cfg.feature_perturbation`, pseudo-labeled images lose channels on the way to the decoder.
+
     The terms are those of `kmine.models.training.train_steps`; its score is validation Dice.
 
     Args:
@@ -57,7 +59,11 @@ def fit(
 
     def loss_of(net: nn.Module, batch: Batch) -> Tensor:
         images, masks, weights = to_device(batch, fabric.device)
-        return segmentation_loss(net(images), masks, weights, cfg.dice_weight)
+        mined = batch.pseudo is not None and batch.pseudo.any()
+        pseudo = torch.from_numpy(batch.pseudo).to(fabric.device, non_blocking=True) if mined else None
+        with model.perturbing(pseudo, cfg.feature_perturbation):
+            logits = net(images)
+        return segmentation_loss(logits, masks, weights, cfg.dice_weight)
 
     return train_steps(
         model,
@@ -75,7 +81,7 @@ def fit(
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, 3, S, S) uint8, (B, S, S) int64, (B,) float32 on `device`."""
+    """(B, 3, S, S) uint8, (B, S, S) int64, (B,) or (B, S, S) float32 on `device`."""
     images = torch.from_numpy(batch.images).to(device, non_blocking=True).permute(0, 3, 1, 2)
     masks = torch.from_numpy(batch.masks).to(device, non_blocking=True).long()
     return images, masks, torch.from_numpy(batch.weights).to(device, non_blocking=True)

@@ -123,6 +123,41 @@ def test_grey_stays_grey(augment):
         assert np.abs(image - image[..., :1]).max() <= 2, seed
 
 
+def test_the_strong_view_moves_alike_and_changes_more(augment):
+    """Same seed, same place; colour and sharpness far off. Nothing is erased: the object is where its mask is."""
+    strong = Augment(SIZE, strong=True)
+    rng = np.random.default_rng(0)
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[18:40, 12:30] = 1
+    image = (np.where(mask[..., None] > 0, (200, 90, 60), (90, 60, 50)) + rng.integers(0, 9, (SIZE, SIZE, 3))).astype(
+        np.uint8
+    )
+    medium_change, strong_change, greys = [], [], 0
+    for seed in range(60):
+        (a, a_mask), (b, b_mask) = augment(image, mask, seed), strong(image, mask, seed)
+        np.testing.assert_array_equal(a_mask, b_mask)
+        known = a_mask != 255
+        plain = np.where(a_mask[..., None] == 1, image[mask == 1].mean(0), image[mask == 0].mean(0))
+        medium_change.append(np.abs(a - plain)[known].mean())
+        strong_change.append(np.abs(b - plain)[known].mean())
+        greys += int(np.abs(b[..., 0].astype(int) - b[..., 2]).max() <= 2)
+        inside, outside = (b[b_mask == k].mean(axis=0) for k in (1, 0))
+        assert np.abs(inside - outside).max() > 10, seed
+    assert np.mean(strong_change) > 1.5 * np.mean(medium_change)
+    assert 4 <= greys <= 24
+
+
+def test_the_strong_view_leaves_grey_images_grey_and_is_decided_by_the_seed():
+    grey = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 1), dtype=np.uint8).repeat(3, axis=2)
+    nothing, one, other = np.zeros((SIZE, SIZE), np.uint8), Augment(SIZE, strong=True), Augment(SIZE, strong=True)
+    for seed in range(30):
+        image = one(grey, nothing, seed)[0]
+        assert np.ptp(image.astype(int), axis=2).max() <= 2, seed
+        np.testing.assert_array_equal(image, other(grey, nothing, seed)[0])
+    copy = pickle.loads(pickle.dumps(one))
+    assert copy.strong and np.array_equal(copy(grey, nothing, 3)[0], one(grey, nothing, 3)[0])
+
+
 def test_disabled_is_the_identity(pair):
     image, mask = Augment(SIZE, enabled=False)(*pair, 3)
     np.testing.assert_array_equal(image, pair[0])

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from kmine.data.augment import Augment
-from kmine.data.batches import Batches, LabelBatches
+from kmine.data.batches import Batch, Batches, LabelBatches, cut_and_mix
 from kmine.records import UserError
 
 
 class FakePool:
     """Images whose every pixel is the sample's number."""
 
-    def __init__(self, first: int, count: int, mask: int) -> None:
+    def __init__(self, first: int, count: int, mask: int, weights=(), empty=()) -> None:
         self.ids = tuple(str(first + n) for n in range(count))
         self.mask = mask
+        self.weights = dict(weights)
+        self.empty = frozenset(empty)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -26,11 +28,16 @@ class FakePool:
         return np.full((8, 8, 3), int(sample_id), np.uint8)
 
     def mask_small(self, sample_id: str) -> np.ndarray:
-        return np.full((8, 8), self.mask, np.uint8)
+        return np.full((8, 8), 0 if sample_id in self.empty else self.mask, np.uint8)
+
+    def weight(self, sample_id: str) -> float:
+        return self.weights.get(sample_id, 1.0)
 
 
-def batches(num_labeled=5, num_pseudo=7, seed=0, round_idx=1, share=0.5, batch_size=4) -> Batches:
-    pseudo = FakePool(100, num_pseudo, 2) if num_pseudo else None
+def batches(
+    num_labeled=5, num_pseudo=7, seed=0, round_idx=1, share=0.5, batch_size=4, weights=(), empty=(), **more
+) -> Batches:
+    pseudo = FakePool(100, num_pseudo, 2, weights, empty) if num_pseudo else None
     plain = Augment(8, enabled=False)
     return Batches(
         FakePool(1, num_labeled, 1),
@@ -40,6 +47,7 @@ def batches(num_labeled=5, num_pseudo=7, seed=0, round_idx=1, share=0.5, batch_s
         labeled_share=share,
         seed=seed,
         round_idx=round_idx,
+        **more,
     )
 
 
@@ -54,6 +62,7 @@ def test_each_batch_holds_the_fixed_share_with_the_masks_of_its_pool():
         assert [n < 100 for n in numbers(batch)] == [True, True, False, False]
         assert batch.masks[:, 0, 0].tolist() == [1, 1, 2, 2]
         assert batch.weights.tolist() == [1, 1, 1, 1]
+        assert batch.pseudo.tolist() == [False, False, True, True]
 
 
 @pytest.mark.parametrize("num_pseudo", [0, 7])
@@ -82,6 +91,160 @@ def test_worker_processes_change_nothing():
 def test_an_empty_stream_ends_at_once_and_a_small_share_keeps_one_labeled_image():
     assert list(batches().stream(3, 3, 0)) == []
     assert batches(share=0.01, batch_size=8).num_labeled == 1
+
+
+def test_a_pseudo_mask_carries_its_weight_and_a_given_one_counts_as_one():
+    for step in range(10):
+        batch = batches(weights={"100": 0.25, "103": 0.5}, share=0.25)[step]
+        expected = [1.0, *({100: 0.25, 103: 0.5}.get(n, 1.0) for n in numbers(batch)[1:])]
+        assert batch.weights.tolist() == expected and batch.weights.dtype == np.float32
+
+
+def test_an_image_of_weight_0_is_as_good_as_absent():
+    """Not even through batch norm may it say anything."""
+    silent = batches(num_pseudo=8, weights={"107": 0.0})
+    for step in range(20):
+        assert numbers(silent[step]) == numbers(batches(num_pseudo=7)[step])
+    alone = batches(num_pseudo=1, weights={"100": 0.0})
+    assert alone.num_labeled == 4 and not alone[0].pseudo.any()
+
+
+EMPTY = tuple(str(n) for n in range(101, 113))
+"""Twelve of thirteen pseudo masks."""
+
+
+def num_empty(batch) -> int:
+    return sum(str(n) in EMPTY for n in numbers(batch))
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.0, 0), (0.25, 1), (0.5, 2), (0.4, 2), (1.0, 4)])
+def test_empty_masks_get_no_more_than_their_share_of_the_places(share, most):
+    made = batches(num_pseudo=13, batch_size=8, empty=EMPTY, max_empty_share=share)
+    counts = [num_empty(made[step]) for step in range(50)]
+    assert max(counts) <= most
+    assert sum(counts) == int(50 * 4 * min(share, 12 / 13))
+    assert all(len(numbers(made[step])) == 8 and made[step].pseudo.sum() == 4 for step in range(3))
+
+
+def test_a_share_of_less_than_one_place_is_kept_over_the_steps():
+    made = batches(num_pseudo=13, batch_size=4, empty=EMPTY, max_empty_share=0.25)
+    assert [num_empty(made[step]) for step in range(8)] == [0, 1] * 4
+
+
+def test_few_empty_masks_are_seen_as_often_as_any_other():
+    made = batches(num_pseudo=10, batch_size=8, empty=("100", "101"), max_empty_share=0.25)
+    seen = Counter(n for step in range(25) for n in numbers(made[step]) if n >= 100)
+    assert len(seen) == 10 and set(seen.values()) == {10}
+
+
+def test_where_all_masks_are_empty_they_get_all_the_places():
+    made = batches(num_pseudo=5, empty=[str(n) for n in range(100, 105)], max_empty_share=0.0)
+    assert all(made[step].pseudo.sum() == 2 for step in range(5))
+
+
+def test_without_empty_masks_the_share_changes_nothing():
+    for step in range(12):
+        a, b = batches()[step], batches(max_empty_share=0.0)[step]
+        assert np.array_equal(a.images, b.images)
+
+
+def test_rationed_and_mixed_batches_are_a_function_of_the_step_too():
+    how = {"num_pseudo": 13, "batch_size": 8, "empty": EMPTY, "max_empty_share": 0.3, "cutmix": 0.7}
+    whole = list(batches(**how).stream(0, 9, 0))
+    for other in (batches(**how).stream(4, 9, 0), batches(**how).stream(4, 9, 2)):
+        for x, y in zip(whole[4:], other, strict=True):
+            assert np.array_equal(x.images, y.images) and np.array_equal(x.masks, y.masks)
+            assert np.array_equal(x.weights, y.weights)
+
+
+class Grey:
+    """An augmentation that paints an image with one number."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __call__(self, image, mask, seed):
+        return np.full_like(image, self.value), mask
+
+
+def test_pseudo_labeled_images_alone_get_the_strong_view():
+    made = batches(pseudo_augment=Grey(77))
+    for step in range(5):
+        assert [n == 77 for n in numbers(made[step])] == [False, False, True, True]
+
+
+# -- CutMix
+
+
+def coded(weights=(1.0, 1.0, 1.0)) -> Batch:
+    """Three images whose every pixel tells image and place; the mask says the same, 255 in a corner."""
+    places = np.arange(400, dtype=np.uint16).reshape(20, 20) % 250
+    images = np.stack([np.stack([places, np.full_like(places, n), places], axis=-1) for n in range(3)]).astype(np.uint8)
+    masks = np.repeat(np.arange(3, dtype=np.uint8)[:, None, None], 20, 1).repeat(20, 2)
+    masks[:, :4, :4] = 255
+    return Batch(images, masks, np.array(weights, np.float32), np.array([False, True, True]))
+
+
+def test_every_pixel_keeps_its_place_its_class_and_its_weight():
+    mixed_ones = 0
+    for key in range(40):
+        before = coded((1.0, 0.5, 0.25))
+        batch = cut_and_mix(before, 0.6, (key,))
+        came_from = batch.images[..., 1]
+        corner = np.zeros((3, 20, 20), bool)
+        corner[:, :4, :4] = True
+        assert np.array_equal(batch.images[..., 0], before.images[..., 0]), "a pixel stays in its place"
+        assert np.array_equal(batch.masks, np.where(corner, 255, came_from)), "255 travels like any class"
+        assert np.array_equal(batch.weights, np.array([1.0, 0.5, 0.25], np.float32)[came_from])
+        assert batch.pseudo is before.pseudo
+        mixed_ones += sum((came_from[n] != n).any() for n in range(3))
+    assert 0.45 < mixed_ones / 120 < 0.75
+
+
+def test_what_is_pasted_is_one_rectangle_of_one_other_image_of_2_to_40_percent():
+    shares, sides = [], []
+    for key in range(60):
+        came_from = cut_and_mix(coded(), 1.0, (key,)).images[..., 1]
+        for n in range(3):
+            foreign = came_from[n] != n
+            rows, cols = np.flatnonzero(foreign.any(axis=1)), np.flatnonzero(foreign.any(axis=0))
+            assert foreign[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].all(), "a full rectangle"
+            assert foreign.sum() == len(rows) * len(cols) and len(set(came_from[n][foreign])) == 1
+            shares.append(foreign.mean())
+            sides.append((rows[0], cols[0], rows[-1], cols[-1]))
+    assert min(shares) >= 0.01 and max(shares) <= 0.45 and max(shares) - min(shares) > 0.2
+    low, high = np.min(sides, axis=0), np.max(sides, axis=0)
+    assert low[:2].tolist() == [0, 0] and high[2:].tolist() == [19, 19], "it reaches every border"
+
+
+def test_cutmix_off_is_the_batch_itself_and_equal_weights_stay_one_number_an_image():
+    before = coded()
+    off = cut_and_mix(before, 0.0, (0,))
+    assert np.array_equal(off.images, before.images) and np.array_equal(off.masks, before.masks)
+    on = cut_and_mix(before, 1.0, (0,))
+    assert on.weights.shape == (3,) and not np.array_equal(on.images, before.images)
+    assert np.array_equal(before.images, coded().images), "the batch that came in is left alone"
+    for step in range(5):
+        assert np.array_equal(batches(cutmix=0.0)[step].images, batches()[step].images)
+
+
+def test_labels_alone_are_mixed_with_labels_alone():
+    made = batches(num_pseudo=0, cutmix=1.0)
+    for step in range(5):
+        batch = made[step]
+        assert set(np.unique(batch.images)) <= set(range(1, 6)) and (batch.masks == 1).all()
+    assert any(len(np.unique(made[step].images[0])) == 2 for step in range(5))
+
+
+def test_labeled_and_pseudo_labeled_images_mix_with_one_another():
+    made = batches(cutmix=1.0)
+    pairs = {
+        (slot < 2, other < 100)
+        for step in range(30)
+        for slot, image in enumerate(made[step].images)
+        for other in set(np.unique(image)) - {np.uint8(numbers(batches()[step])[slot])}
+    }
+    assert pairs == {(a, b) for a in (True, False) for b in (True, False)}
 
 
 class LabeledPool(FakePool):

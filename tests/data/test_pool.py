@@ -86,6 +86,24 @@ def test_masks_of_a_reader_keep_ignored_pixels_and_read_no_truth(tmp_path):
         pool(tmp_path, lambda sample_id: mined[:5]).mask_small("s01")
 
 
+def test_weights_and_empty_masks_belong_to_the_samples_that_are_there(tmp_path):
+    mined = pool(tmp_path).with_masks(
+        ["s01", "s04", "s02"],
+        lambda i: np.zeros((20, 30), np.uint8),
+        weights={"s04": 0.5, "s09": 0.1},
+        empty={"s02", "s00"},
+    )
+    assert [mined.weight(i) for i in mined.ids] == [1.0, 0.5, 1.0]
+    assert (mined.weights, mined.empty) == ({"s04": 0.5}, {"s02"})
+    part = mined.subset(["s04"])
+    assert (part.weights, part.empty) == ({"s04": 0.5}, frozenset())
+    with pytest.raises(KeyError, match="not in this pool"):
+        mined.weight("s09")
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"s01: expected a weight in \[0, 1\]"):
+            pool(tmp_path).with_masks(["s01"], lambda i: None, weights={"s01": wrong})
+
+
 def test_empty_pool(tmp_path):
     empty = Pool(SampleCache(TrapSource(), 32, tmp_path, "stop"), (), {})
     assert (len(empty), empty.ids) == (0, ())

@@ -7,8 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kmine.methods.mining import mine, object_areas
+import kmine.methods as methods
+from kmine.methods import new_model, train
+from kmine.methods.mining import image_weights, mine, object_areas, trainable
 from kmine.methods.supervised import supervised
+from kmine.models.training import FitResult
 from kmine.records import Candidate
 from kmine.segmenters.ellipse import Ellipse
 
@@ -27,6 +30,17 @@ class Echo(Ellipse):
         mask = asked.mask_input[None] > 0
         jittered = np.repeat(mask, len(asked.jittered_boxes), axis=0)
         return Candidate(mask, np.ones(1, np.float32), np.ones(1, np.float32), None, jittered)
+
+
+def claiming(*dice):
+    """`evaluate_on`, but every image of its first call has the first Dice, of its second the second, and so on."""
+    real, claims = methods.evaluate_on, iter(dice)
+
+    def evaluate_on(*args, **more):
+        found, claim = real(*args, **more), next(claims)
+        return replace(found, dice=claim, cases=tuple(replace(case, dice=claim) for case in found.cases))
+
+    return evaluate_on
 
 
 def test_zero_rounds_is_supervised_training(task_of):
@@ -74,11 +88,8 @@ def test_a_gate_that_keeps_nothing_ends_the_loop_and_says_so(task_of):
 
 
 def test_a_round_that_hurts_is_not_adopted_and_the_next_starts_before_it(task_of, monkeypatch):
-    task, store = task_of(replace(CFG, adopt_tolerance=0.0), segmenter=Echo())
-    import kmine.methods as methods
-
-    real, dice = methods.evaluate_on, iter([0.5, 0.5, 0.3, 0.3, 0.6, 0.6])
-    monkeypatch.setattr(methods, "evaluate_on", lambda *a, **k: replace(real(*a, **k), dice=next(dice)))
+    task, store = task_of(replace(CFG, adopt_tolerance=0.15), segmenter=Echo())
+    monkeypatch.setattr(methods, "evaluate_on", claiming(0.5, 0.5, 0.3, 0.3, 0.4, 0.4))
     started_from = []
     real_load = methods.LocalModel.load_state_dict
     monkeypatch.setattr(
@@ -86,10 +97,91 @@ def test_a_round_that_hurts_is_not_adopted_and_the_next_starts_before_it(task_of
     )
     results = list(mine(task, store))
     assert [r.adopted for r in results] == [True, False, True]
+    assert [r.reason for r in results] == ["adopted", "refused: fell by 0.200", "adopted"]
+    assert [r.difference for r in results[1:]] == [pytest.approx(-0.2), pytest.approx(-0.1)], "to the last adopted one"
+    assert np.isnan(results[0].difference)
+    again = list(mine(task, store))  # read back from metrics.json
+    for name in ("adopted", "reason", "difference", "difference_low", "difference_high"):
+        assert [getattr(r, name) for r in results[1:]] == [getattr(r, name) for r in again[1:]]
+    saved = store.read_json(store.round_dir(1) / "metrics.json")
+    assert (saved["reason"], saved["difference_high"]) == ("refused: fell by 0.200", pytest.approx(-0.2))
     best_of_0, best_of_1 = weights(store, 0, name="model"), weights(store, 1, name="model")
     # Loads: 2 to score round 0, to mine and to fit round 1, 2 to score it, then to mine and to fit round 2.
     assert same(started_from[6], best_of_0) and same(started_from[7], best_of_0)
     assert not same(started_from[6], best_of_1)
+
+
+@pytest.fixture
+def fitted(task_of, monkeypatch):
+    """What a training on labels, and one on labels and two pseudo masks, would be made of with given settings.
+
+    Two triples: signature, settings, batches; nothing is trained.
+    """
+    task, store = task_of(CFG)
+    model, asked = new_model(task, store), []
+
+    def fit(model, batches, cfg, **_):
+        asked.append((cfg, batches))
+        return FitResult(dict(model.state_dict()), 1, dict(model.state_dict()), [])
+
+    monkeypatch.setattr(methods, "fit", fit)
+
+    def both(**settings):
+        varied = replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, **settings)))
+        pool = trainable(varied, store, 1, [decision(i, 0.25) for i in task.unlabeled.ids[:2]])
+        how = {"start": None, "arm": f"arm{len(asked)}"}
+        alone = train(varied, store, model, round_idx=1, **how)
+        mined = train(varied, store, model, round_idx=1, pseudo=pool, pseudo_signature="x", **how)
+        return [(found.signature, *made) for found, made in zip((alone, mined), asked[-2:], strict=True)]
+
+    return both
+
+
+def decision(sample_id, estimated, reason="kept", object_idx=0):
+    kept = reason in ("kept", "lesion_free")
+    row = {"sample_id": sample_id, "object_idx": object_idx, "kept": kept, "reason": reason, "in_training": True}
+    return {**row, "estimated_dice": estimated}
+
+
+CONCERNS = {
+    "strong_augment": (True, False, lambda cfg, batches: batches.pseudo_augment.strong and not batches.augment.strong),
+    "feature_perturbation": (0.5, False, lambda cfg, batches: cfg.feature_perturbation == 0.5),
+    "pseudo_weight": ("estimated", False, lambda cfg, batches: set(batches.pseudo.weights.values()) == {0.25}),
+    "max_empty_share": (0.5, False, lambda cfg, batches: cfg.max_empty_share == 0.5),
+    "cutmix": (1.0, True, lambda cfg, batches: batches.cutmix == 1.0),
+    "ema_decay": (0.5, True, lambda cfg, batches: cfg.ema_decay == 0.5),
+}
+"""Setting: value, whether it concerns a training without pseudo masks too, and how the training shows it."""
+
+
+def test_a_setting_signs_and_reaches_the_trainings_it_concerns_and_no_other(fitted):
+    plain = fitted()
+    for name, (value, labels_too, shown) in CONCERNS.items():
+        alone, mined = fitted(**{name: value})
+        assert (alone[0] != plain[0][0]) == labels_too, name
+        assert mined[0] != plain[1][0], name
+        assert shown(*mined[1:]) and not shown(*plain[1][1:]), name
+        assert not labels_too or shown(*alone[1:]), name
+
+
+def test_weights_are_the_mean_estimate_of_the_kept_objects():
+    rows = [
+        decision("a", 0.4), decision("a", 0.8, object_idx=1), decision("a", 0.0, reason="low_agreement", object_idx=2),
+        decision("b", float("nan")), decision("c", None, reason="lesion_free", object_idx=-1), decision("d", 1.2),
+    ]  # fmt: skip
+    assert image_weights(rows) == {"a": pytest.approx(0.6), "d": 1.0}
+
+
+def test_pseudo_masks_come_with_their_weights_where_asked_and_with_what_is_known_to_be_empty(task_of):
+    task, store = task_of(CFG)
+    a, b, c = task.unlabeled.ids[:3]
+    out = {**decision(c, 0.9, reason="low_agreement"), "in_training": False}
+    rows = [decision(a, 0.5), decision(b, None, reason="lesion_free", object_idx=-1), out]
+    plain = trainable(task, store, 1, rows)
+    assert (plain.ids, plain.weights, plain.empty) == ((a, b), {}, {b})
+    estimated = replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, pseudo_weight="estimated")))
+    weighed = trainable(estimated, store, 1, rows)
+    assert (weighed.ids, weighed.weights, weighed.empty) == ((a, b), {a: 0.5}, {b})
 
 
 def test_object_areas_are_medians_per_class(task_of):

@@ -114,3 +114,90 @@ def test_loss_with_every_pixel_ignored_is_zero_with_a_gradient():
     loss = segmentation_loss(logits, torch.full((1, 2, 2), 255), torch.ones(1), 1.0)
     loss.backward()
     assert loss.item() == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_a_weight_a_pixel_is_a_weight_an_image_said_more_often():
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+    target[0, 0] = 255
+    weights = torch.tensor([1.0, 0.3])
+    spread = weights[:, None, None].expand(2, 4, 4)
+    assert torch.equal(segmentation_loss(logits, target, weights, 1.0), segmentation_loss(logits, target, spread, 1.0))
+    hidden = torch.where(torch.rand(2, 4, 4) < 0.5, 0.0, 1.0)
+    dropped = torch.where(hidden > 0, target, 255)
+    assert torch.allclose(
+        segmentation_loss(logits, target, hidden, 1.0), segmentation_loss(logits, dropped, torch.ones(2), 1.0)
+    ), "a pixel of weight 0 is an ignored pixel"
+
+
+@pytest.mark.parametrize("factor", [0.5, 1e-3])
+def test_one_weight_for_all_is_no_weight(factor):
+    torch.manual_seed(0)
+    logits, target = torch.randn(3, 2, 8, 8), torch.randint(0, 2, (3, 8, 8))
+    plain = segmentation_loss(logits, target, torch.ones(3), 1.0).item()
+    assert segmentation_loss(logits, target, torch.full((3,), factor), 1.0).item() == pytest.approx(plain, rel=1e-4)
+
+
+def test_a_batch_without_any_weight_teaches_nothing():
+    logits = torch.randn(2, 2, 4, 4, requires_grad=True)
+    loss = segmentation_loss(logits, torch.ones(2, 4, 4, dtype=torch.long), torch.zeros(2), 1.0)
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+
+
+@pytest.fixture(params=["unet", "unetpp", "sks"])
+def watched(request):
+    """A model, and what its decoder got at the last call, the finest level first."""
+    model = build_model(small(name=request.param), 2, seed=0)
+    # BatchNorm would let one image of a batch speak to another before the decoder is reached.
+    seen = []
+
+    def watch():
+        return model.net.decoder.register_forward_pre_hook(lambda _, args: seen.append([f.detach() for f in args[0]]))
+
+    return model, seen, watch
+
+
+IMAGES = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+MINED = torch.tensor([False, True, False, True])
+
+
+def features(watched, mined, rate, seed=1):
+    model, seen, watch = watched
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    torch.manual_seed(seed)
+    with model.perturbing(mined, rate):
+        handle = watch()
+        model(IMAGES)
+        handle.remove()
+    model.load_state_dict(state)  # the running averages of batch norm
+    return seen[-1]
+
+
+def test_perturbed_features_lose_whole_channels_of_the_pseudo_labeled_images_alone(watched):
+    watched[0].train()
+    plain, dropped = features(watched, None, 0.5), features(watched, MINED, 0.5)
+    lost = total = 0
+    for before, after in zip(plain, dropped, strict=True):
+        assert torch.equal(before[~MINED], after[~MINED])
+        alive = after[MINED].abs().amax(dim=(2, 3)) > 0
+        assert torch.equal(after[MINED], 2 * before[MINED] * alive[:, :, None, None]), (
+            "whole channels, or twice as much"
+        )
+        could = before[MINED].abs().amax(dim=(2, 3)) > 0
+        lost, total = lost + int((could & ~alive).sum()), total + int(could.sum())
+    assert 0.4 < lost / total < 0.6
+
+
+def test_perturbation_follows_the_seed_and_is_over_with_its_block(watched):
+    model = watched[0].train()
+    one, again, other = (features(watched, MINED, 0.3, seed) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    with pytest.raises(RuntimeError), model.perturbing(MINED, 0.3):
+        raise RuntimeError
+    plain = features(watched, None, 0.3)
+    assert all(torch.equal(a, b) for a, b in zip(plain, features(watched, MINED, 0.0), strict=True))
+    model.eval()
+    still, asked = features(watched, None, 0.3), features(watched, MINED, 0.3)
+    assert all(torch.equal(a, b) for a, b in zip(still, asked, strict=True)), "a model that predicts loses nothing"

@@ -156,3 +156,12 @@ def test_terminal_table_fits_eighty_columns_without_losing_a_figure():
 def test_terminal_table_takes_names_literally_and_no_rows():
     assert "[bold]x" in shown(ROWS, "[bold]x", 120)
     assert "round" in shown([], "x", 80)
+
+
+def test_a_refused_round_says_why_and_a_compared_one_by_how_much():
+    change = {"difference": -0.034, "difference_low": -0.06, "difference_high": -0.01}
+    refused = RoundRow(1, 6, 9, 0.7, 0.6, NAN, 1, 0.69, False, reason="refused: fell by 0.034", **change)
+    wide = " ".join(shown([ROWS[0], refused], "x", 400).split())
+    assert "no: fell by 0.034" in wide and "-0.034 [-0.060, -0.010]" in wide
+    assert "no: fell by 0.034" in " ".join(shown([ROWS[0], refused], "x", 120).split())
+    assert "gain" not in shown(ROWS, "x", 400), "nothing was compared"

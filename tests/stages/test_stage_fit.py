@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from kmine.config import FitConfig
 from kmine.data.batches import Batch
 from kmine.models.local import LocalModel
-from kmine.models.training import FitState, learning_rate
+from kmine.models.training import Average, FitState, learning_rate
 from kmine.stages.fit import fit, make_fabric
 
 CFG = FitConfig(batch_size=4, lr=0.02, val_every=4)
@@ -48,10 +49,10 @@ def accuracy(model: LocalModel) -> float:
     return float((pred == batch.masks)[valid].mean())
 
 
-def train(steps: int = 24, validate=accuracy, **more):
+def train(steps: int = 24, validate=accuracy, cfg=CFG, **more):
     model = network()
     return model, fit(
-        model, Bars(), CFG, steps=steps, fabric=make_fabric("cpu", "auto"), seed=3, validate=validate, **more
+        model, Bars(), cfg, steps=steps, fabric=make_fabric("cpu", "auto"), seed=3, validate=validate, **more
     )
 
 
@@ -104,3 +105,84 @@ def test_learning_rate_rises_then_decays_to_zero():
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] < 0.001
     assert learning_rate(0, 1, FitConfig(warmup=0.0)) == pytest.approx(1e-3)
     assert not any(math.isnan(r) for r in rates)
+
+
+# -- the averaged model
+
+AVERAGED = replace(CFG, ema_decay=0.9)
+
+
+def test_an_average_by_hand():
+    """Shares kept by steps 0, 1, 2: 1/10, 2/11, 3/12, and never more than the decay."""
+    net = nn.BatchNorm1d(1, affine=False)
+    net.running_mean.fill_(1.0)
+    average = Average(net, 0.2)
+    expected = 1.0
+    for step, (value, kept) in enumerate([(2.0, 1 / 10), (5.0, 2 / 11), (-3.0, 0.2), (4.0, 0.2)]):
+        net.running_mean.fill_(value)
+        net.num_batches_tracked.fill_(step + 7)
+        average.update(step)
+        expected = kept * expected + (1 - kept) * value
+        assert average.state()["running_mean"].item() == pytest.approx(expected, rel=1e-6)
+    assert average.state()["num_batches_tracked"] == 10, "a counter is counted, not averaged"
+    assert average.state()["running_var"].item() == 1.0, "what stands still stands still"
+    with average.in_place():
+        assert net.running_mean.item() == pytest.approx(expected, rel=1e-6)
+    assert net.running_mean.item() == 4.0
+
+
+def test_the_average_only_looks_on():
+    model, plain = train()
+    averaged_model, averaged = train(cfg=AVERAGED)
+    assert same(model.state_dict(), averaged_model.state_dict()), "the training is the same with and without it"
+    assert [loss for _, loss, _ in plain.history] == [loss for _, loss, _ in averaged.history]
+    assert not same(plain.final, averaged.final)
+
+
+def test_the_averaged_model_is_what_is_validated_chosen_and_kept():
+    seen = []
+
+    def validate(model) -> float:
+        seen.append({k: v.clone() for k, v in model.state_dict().items()})
+        return {3: 1.0}.get(len(seen), 0.5)
+
+    _, result = train(cfg=AVERAGED, validate=validate)
+    assert same(seen[2], result.best) and result.best_step == 12
+    assert same(seen[-1], result.final)
+    last = train(cfg=AVERAGED, validate=lambda _: 0.0)[1]
+    assert same(last.best, last.final), "chosen at the last step: one and the same model"
+
+
+def test_a_decay_of_almost_nothing_is_the_model_itself():
+    model, result = train(cfg=replace(CFG, ema_decay=1e-9))
+    assert all(torch.allclose(v, result.final[k], atol=1e-6) for k, v in model.state_dict().items())
+
+
+def test_an_averaged_training_stopped_anywhere_goes_on_bit_for_bit():
+    model, whole = train(cfg=AVERAGED)
+    states: list[FitState] = []
+    train(cfg=AVERAGED, save=lambda state: states.append(FitState.from_tensors(*state.to_tensors())))
+    assert len(states) == 5 and all(state.average for state in states)
+    for state in states:
+        resumed_model, resumed = train(cfg=AVERAGED, resume=state)
+        assert same(whole.final, resumed.final) and same(whole.best, resumed.best)
+        assert same(model.state_dict(), resumed_model.state_dict())
+        assert whole.history == resumed.history
+
+
+def test_perturbed_features_are_asked_for_pseudo_labeled_images_in_training_alone():
+    asked = []
+
+    class Watching(LocalModel):
+        def perturbing(self, images, rate):
+            asked.append((None if images is None else images.tolist(), rate, self.training))
+            return super().perturbing(None, rate)
+
+    class Mixed(Bars):
+        def __getitem__(self, step):
+            return replace(super().__getitem__(step), pseudo=np.array([False, True, True, False]) & (step > 0))
+
+    model = Watching(network().net, 2, 1, "half")
+    cfg = replace(CFG, feature_perturbation=0.3)
+    fit(model, Mixed(), cfg, steps=2, fabric=make_fabric("cpu", "auto"), seed=3, validate=accuracy)
+    assert asked == [(None, 0.3, True), ([False, True, True, False], 0.3, True)]
