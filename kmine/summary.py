@@ -13,7 +13,7 @@ import numpy as np
 from kmine.data.pool import Pool
 from kmine.masks import from_rle
 from kmine.methods import Task
-from kmine.methods.adaptation import sentence
+from kmine.preparation.adaptation import sentence
 from kmine.records import Evidence, Prompts, RoundResult, Skipped
 from kmine.report import GalleryItem, Report, RoundRow
 from kmine.store import RunStore

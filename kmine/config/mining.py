@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from kmine.config.checks import fraction, require
 
@@ -68,7 +69,7 @@ class AdaptConfig:
     """Local models trained without a part of the labels each, so that every labeled image is prompted by a model
     that does not know it; 1 skips them and shakes true boxes only."""
     fold_steps: int = 300
-    """Optimizer steps of each of these local models."""
+    """Optimizer steps of each of these local models, at most those of round 0."""
     steps: int | None = None
     """Optimizer steps of the segmenter; default: what suits it."""
     batch_size: int | None = None
@@ -95,8 +96,21 @@ class AdaptConfig:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """Thresholds on the evidence; a score that could not be had (NaN) is not judged."""
+    """Which masks may teach. Calibrated: by estimated Dice; else by thresholds on the evidence.
 
+    A score that could not be had (NaN) is not judged.
+    """
+
+    mode: Literal["calibrated", "thresholds"] = "calibrated"
+    """calibrated: what the evidence is worth is learnt on labeled images that went through the same steps as if they
+    had no mask. With too few of them for that, and with `thresholds`, the limits below decide."""
+    target_dice: float = 0.85
+    """calibrated: the accepted masks' mean Dice that is aimed at, and promised where the labels allow it."""
+    confidence: float = 0.9
+    """calibrated: of that promise."""
+    margin: float = 0.03
+    """calibrated: where the estimates of the segmenter's and the local model's mask differ by at least this, the better
+    one is used as it is; else only what both say."""
     min_predicted_iou: float = 0.7
     """The segmenter's own estimate."""
     min_stability: float = 0.8
@@ -115,6 +129,9 @@ class GateConfig:
     """The mask's area may differ from the labeled median by this factor, up or down by its square."""
 
     def __post_init__(self) -> None:
+        require(0 < self.target_dice < 1, "gate.target_dice", "between 0 and 1", self.target_dice)
+        require(0.5 <= self.confidence < 1, "gate.confidence", "0.5 to below 1", self.confidence)
+        require(0 <= self.margin <= 1, "gate.margin", "0 to 1", self.margin)
         for name in ("min_predicted_iou", "min_stability", "min_agreement", "min_jitter_dice", "min_confidence"):
             fraction(getattr(self, name), f"gate.{name}", closed_low=True)
         for name in ("max_confidence_outside", "max_tta_std"):
@@ -129,7 +146,8 @@ class RefineConfig:
     min_vote: float = 0.75
     """Share of the answers (box and jitters) that must agree on a pixel, else it is ignored (255)."""
     ask_local: bool = True
-    """Ignore pixels, too, where the local model and the segmenter's majority disagree."""
+    """Ignore pixels, too, where the local model and the segmenter's majority disagree; of objects for which the gate
+    found one of the two masks better, that one counts instead."""
 
     def __post_init__(self) -> None:
         require(0.5 < self.min_vote <= 1, "refine.min_vote", "above 0.5, at most 1", self.min_vote)

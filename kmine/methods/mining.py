@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.calibrator import Calibration
 from kmine.data.pool import Pool
 from kmine.masks import components, to_rle
 from kmine.methods import Clock, Task, Trained, new_model, score, train
@@ -57,7 +58,7 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
             clock.lap("prompts")
             candidates = segment(task.segmenter, images, prompts)
             clock.lap("segment")
-            decisions = gate_all(images, probs, prompts, candidates, labeled_area, cfg)
+            decisions = gate_all(images, probs, prompts, candidates, labeled_area, cfg, task.calibration)
             clock.lap("gate")
             pseudo = [
                 refine(*row, cfg.refine, image_label=image.image_label)
@@ -131,7 +132,8 @@ def mining_signature(task: Task, current: Trained) -> str:
     """What the pseudo masks of a round are made from: model, segmenter, settings."""
     cfg = task.cfg
     settings = [asdict(part) for part in (cfg.infer, cfg.prompts, cfg.gate, cfg.refine)]
-    return sign(current.signature, task.segmenter.signature, settings)
+    gate_by = task.calibration.to_json() if task.calibration else None
+    return sign(current.signature, task.segmenter.signature, settings, gate_by)
 
 
 def gate_all(
@@ -141,11 +143,13 @@ def gate_all(
     candidates: Sequence[Sequence[Candidate]],
     labeled_area: dict[int, float],
     cfg: Any,
+    calibration: Calibration | None = None,
 ) -> list[list[Decision]]:
     """The gate's decision for each object of each image."""
+    how = {"labeled_area": labeled_area, "cfg": cfg.gate, "calibration": calibration}
     return [
         [
-            gate(p, asked, answer, labeled_area=labeled_area, image_label=image.image_label, cfg=cfg.gate)
+            gate(p, asked, answer, image_label=image.image_label, **how)
             for asked, answer in zip(all_asked, all_answers, strict=True)
         ]
         for image, p, all_asked, all_answers in zip(images, probs, prompts, candidates, strict=True)
@@ -205,7 +209,10 @@ def _decision_row(key: dict[str, Any], prompt: Prompts, answer: Candidate, verdi
         "kept": verdict.kept,
         "reason": verdict.reason,
         **asdict(verdict.evidence),
-        "estimated_dice": verdict.estimated_dice,
+        **{
+            name: getattr(verdict, name)
+            for name in ("source", "estimated_dice", "estimated_segmenter", "estimated_local")
+        },
         "height": best.shape[0],
         "width": best.shape[1],
         "local_rle": to_rle(local),
