@@ -68,7 +68,7 @@ def check_source(cfg: LoopConfig, source: Source, refusals: Sequence[str] = ()) 
     terminal = cli.Terminal()
     try:
         survey = _survey(source, terminal)
-        sides, split_problem = _sides(cfg, survey)
+        sides, split_problem = _sides(cfg, source, survey)
         groups = {sample_id: ref.group_id for sample_id, ref in survey.refs.items()}
         terminal.say("comparing images")
         twins, searched = find_twins(survey.looks, groups, cfg.data.duplicate_distance)
@@ -132,28 +132,24 @@ def _survey(source: Source, terminal: cli.Terminal) -> Survey:
     return Survey({ref.sample_id: ref for ref in refs}, looks, damaged)
 
 
-def _sides(cfg: LoopConfig, survey: Survey) -> tuple[dict[str, str], str]:
+def _sides(cfg: LoopConfig, source: Source, survey: Survey) -> tuple[dict[str, str], str]:
     """train, val or test by sample id, and why the loop could not draw its splits, if so.
 
-    The data set's own split where every sample has one; what that lacks, and else everything, as the loop draws it.
+    The split of data.split_file, or the data set's own where every sample has one; what that lacks, and else
+    everything, as the loop draws it.
     """
-    from kmine.data.splits import make_splits, merge_duplicates
+    from kmine.data.split_file import read_split, settle_splits
 
     refs = [survey.refs[item.sample_id] for item in survey.looks]
-    own = {ref.sample_id: ref.split for ref in refs if ref.split in SIDES}
-    sides = own if len(own) == len(refs) else {}
-    hashes = {item.sample_id: item.image_hash for item in survey.looks}
-    data = cfg.data
     try:
-        drawn: Splits = make_splits(
-            merge_duplicates(refs, hashes, data.duplicate_distance),
-            label_fraction=data.label_fraction,
-            val_fraction=data.val_fraction,
-            test_fraction=data.test_fraction,
-            split_seed=data.split_seed,
-            seed=cfg.seed,
-            fine_groups=data.fine_groups,
-        )
+        given = read_split(cfg.data.split_file, source)
+    except UserError as error:
+        return {}, str(error)
+    own = given.sides if given else {ref.sample_id: ref.split for ref in refs if ref.split in SIDES}
+    sides = own if given or len(own) == len(refs) else {}
+    hashes = {item.sample_id: item.image_hash for item in survey.looks}
+    try:
+        drawn: Splits = settle_splits(cfg.data, cfg.seed, refs, hashes, given)
     except UserError as error:
         return sides, str(error)
     named = {sample_id: name for sample_id, _, name in drawn.rows()}
@@ -248,7 +244,7 @@ def _report(
         "data": cli.to_dict(cfg.data),
         "num_samples": len(refs),
         "num_pairs": len(masks),
-        "splits": "the data set's own" if own else "as kmine.loop draws them",
+        "splits": _origin(cfg.data, own),
         "counts": _counts(survey, sides),
         "images": {
             "sizes": _most_common(Counter(f"{item.shape[1]} x {item.shape[0]}" for item in looks)),
@@ -276,6 +272,12 @@ def _report(
         "left_out": [asdict(s) for s in source.skipped],
         "findings": [asdict(f) for f in sorted(findings, key=lambda f: f.severity)],
     }
+
+
+def _origin(cfg: DataConfig, own: bool) -> str:
+    if cfg.split_file is not None:
+        return f"of {cfg.split_file}"
+    return "the data set's own" if own else "as kmine.loop draws them"
 
 
 def _most_common(counter: Counter[str], num: int = 5) -> dict[str, int]:

@@ -11,14 +11,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from kmine.cheap_check import check_once, examine_in_hand
 from kmine.config import LoopConfig
 from kmine.data.cache import SampleCache
 from kmine.data.pool import Pool
 from kmine.data.source import Source
-from kmine.data.splits import Splits, make_splits, merge_duplicates
+from kmine.data.split_file import GivenSplit, read_split, settle_splits
+from kmine.data.splits import Splits
 from kmine.methods import Task, Watcher
 from kmine.models.local import LocalModel, build_model
-from kmine.records import UserError
+from kmine.records import Finding, UserError
 from kmine.segmenters import open_segmenter
 from kmine.store import RunStore, sign
 
@@ -45,21 +47,16 @@ def open_cache(cfg: LoopConfig, source: Source) -> SampleCache:
     return SampleCache(source, cfg.data.size, folder, cfg.data.on_error)
 
 
-def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunStore) -> Splits:
-    """The run's splits: read where they were drawn before, else drawn and written."""
+def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunStore, given: GivenSplit | None = None) -> Splits:
+    """The run's splits: read where they were settled before, else settled and written.
+
+    `given` is what data.split_file says, where that was read already.
+    """
     saved = store.read_csv("splits.csv")
     if saved is not None:
         return Splits.from_rows((r["sample_id"], r["group_id"], r["split"]) for r in saved)
-    refs = merge_duplicates(cache.refs, cache.hashes, cfg.data.duplicate_distance)
-    splits = make_splits(
-        refs,
-        label_fraction=cfg.data.label_fraction,
-        val_fraction=cfg.data.val_fraction,
-        test_fraction=cfg.data.test_fraction,
-        split_seed=cfg.data.split_seed,
-        seed=cfg.seed,
-        fine_groups=cfg.data.fine_groups,
-    )
+    given = given or read_split(cfg.data.split_file, cache.source)
+    splits = settle_splits(cfg.data, cfg.seed, cache.refs, cache.hashes, given)
     store.write_csv("splits.csv", ("sample_id", "group_id", "split"), splits.rows())
     return splits
 
@@ -67,10 +64,13 @@ def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunStore) -> Splits:
 def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher) -> Task:
     """Everything a method needs. Masks of labeled and validation images are read here, so that a bad one stops early.
 
-    The unlabeled pool is opened without masks, the test split not at all.
+    The unlabeled pool is opened without masks, the test split not at all. What can be seen at once to spoil the result
+    stops here, too (`kmine.cheap_check`).
     """
+    given = read_split(cfg.data.split_file, source)
+    store.claim_split(given.digest if given else "")
     cache = open_cache(cfg, source)
-    splits = open_splits(cfg, cache, store)
+    splits = open_splits(cfg, cache, store, given)
     bad_masks = cache.decode_masks((*splits.labeled, *splits.val))
     bad_ids = {s.sample_id for s in bad_masks}
     labeled, val = ([i for i in ids if i not in bad_ids] for ids in (splits.labeled, splits.val))
@@ -83,15 +83,23 @@ def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher
     for name, ids in (("labeled", labeled), ("validation", val)):
         if not ids:
             raise UserError(f"no readable {name} image remains; mend the files listed in run.json, or label more")
+    with_masks = [Pool(cache, ids, splits.groups, "true") for ids in (labeled, val)]
+    num_classes = len(source.class_names)
+    signature = sign(source.fingerprint(), cfg.data.size, cfg.seed, splits.rows(), labeled, val)
+
+    def examine() -> list[Finding]:
+        return examine_in_hand(cfg.data, cache, splits, given, num_classes, *with_masks)
+
+    check_once(cfg.data, store, watcher, signature, examine)
     return Task(
         cfg=cfg,
-        num_classes=len(source.class_names),
-        labeled=Pool(cache, labeled, splits.groups, "true"),
+        num_classes=num_classes,
+        labeled=with_masks[0],
         unlabeled=Pool(cache, splits.unlabeled, splits.groups, "withheld"),
-        val=Pool(cache, val, splits.groups, "true"),
+        val=with_masks[1],
         segmenter=_open_segmenter(cfg, bool(splits.unlabeled)),
         fabric=_fabric(cfg),
-        signature=sign(source.fingerprint(), cfg.data.size, cfg.seed, splits.rows(), labeled, val),
+        signature=signature,
         watcher=watcher,
     )
 
@@ -119,6 +127,11 @@ def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool) -> Any:
     if cfg.rounds == 0:
         return None
     if not anything_to_mine:
+        if cfg.data.split_file is not None:
+            raise UserError(
+                f"nothing to mine: the splits of data.split_file {cfg.data.split_file} leave no unlabeled image; make "
+                "some unlabeled, or train on the labels alone with --rounds 0"
+            )
         drawn_by = "label_fraction" if cfg.data.fine_groups is None else "fine_groups"
         raise UserError(
             f"nothing to mine: data.{drawn_by} {getattr(cfg.data, drawn_by)} leaves no unlabeled image; "

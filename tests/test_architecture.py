@@ -17,7 +17,7 @@ FLOORS = {
     **dict.fromkeys(("data", "models", "segmenters", "report", "store", "cli"), 2),
     "stages": 3,
     "methods": 4,
-    "preparation": 4.2,
+    **dict.fromkeys(("preparation", "cheap_check"), 4.2),
     **dict.fromkeys(("preflight", "runs", "summary"), 4.5),  # what the commands share
     **dict.fromkeys(("loop", "compare", "sweep", "audit", "predict", "check", "fetch", "weights", "__main__"), 5),
 }

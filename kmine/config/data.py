@@ -64,12 +64,23 @@ class DataConfig:
     """Share of the images with masks that is held back for the test split."""
     split_seed: int = 0
     """Draws validation and test; `--seed` draws the labeled images, so that seeds share one test split."""
+    split_file: str | None = None
+    """A split of yours, in the place of the data set's own: the splits.csv of an earlier run (taken as it is, labeled
+    images included, so that label_fraction and fine_groups are not used); or a table of sample_id,split (train, val or
+    test); or a folder with lists of ids, train.txt, val.txt, test.txt, or such files separated by commas.
+
+    Of tables and lists: a missing val or test is drawn from train; without train, all images not named are train; else
+    they take no part. An id may be that of a group (a volume)."""
     duplicate_distance: int = 6
     """Images whose 64-bit perceptual hashes differ in at most this many bits form one group; -1 switches it off.
 
     It finds re-exported images, not images of the same patient."""
     allow_leaks: bool = False
-    """kmine.check only: copies across splits, and groups on two sides, are notes and no faults."""
+    """Copies across splits, and groups on two sides, are notes and no faults."""
+    on_fault: Literal["stop", "say"] = "stop"
+    """What looks like a fault of the data before training (masks empty, inverted, of other images): stop, or say it.
+
+    kmine.check finds more."""
     on_error: Literal["stop", "skip"] = "stop"
     """A damaged file: stop with one clear error, or skip it, counted and listed in run.json."""
     cache_dir: str | None = None
@@ -92,6 +103,7 @@ class DataConfig:
             names,
         )
         require(self.image_labels != "", "data.image_labels", "a CSV file", self.image_labels)
+        require(self.split_file != "", "data.split_file", "a file or a folder of lists", self.split_file)
         require(self.normal_images != "", "data.normal_images", "a folder", self.normal_images)
         known = set(self.classes) <= set(COVID_CLASSES) and 0 < len(self.classes) == len(set(self.classes))
         require(known, "data.classes", f"some of {', '.join(COVID_CLASSES)}, each once", self.classes)

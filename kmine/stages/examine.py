@@ -112,11 +112,12 @@ def look(sample_id: str, image: NDArray[np.uint8], mask: NDArray[np.uint8] | Non
         digest=digest.digest(),
         image_hash=perceptual_hash(image),
         small=small_grey(image),
-        mask=None if mask is None else _look_at_mask(mask),
+        mask=None if mask is None else look_at_mask(mask),
     )
 
 
-def _look_at_mask(mask: NDArray[np.uint8]) -> MaskLook:
+def look_at_mask(mask: NDArray[np.uint8]) -> MaskLook:
+    """Count the pixels of one mask of class ids, of whatever shape."""
     values, counts = np.unique(mask, return_counts=True)
     rim = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
     return MaskLook(

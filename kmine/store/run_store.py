@@ -43,6 +43,7 @@ HARMLESS = (
     "data.classes",
     "data.normal_images",
     "data.allow_leaks",
+    "data.on_fault",
     "data.on_error",
     "fit.num_workers",
 )
@@ -80,6 +81,19 @@ class RunStore:
         self._drop_unfinished_writes()
         self.update_run(data_fingerprint=fingerprint)
         self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+
+    def claim_split(self, digest: str) -> None:
+        """Hold the run to what its split file said, empty without one; before training a mended file is taken anew."""
+        was = self.run().get("split_file_sha256", "")
+        if was == digest:
+            return
+        if self._begun():
+            raise UserError(
+                f"{self.root}: data.split_file does not say what it said when this run began (sha256 {digest[:12]}, "
+                f"was {was[:12]}); choose another --out, or restore the file"
+            )
+        (self.root / "splits.csv").unlink(missing_ok=True)
+        self.update_run(split_file_sha256=digest)
 
     def _refuse_others(self, config: Mapping[str, Any], fingerprint: str) -> None:
         path, was = self.root / "config.yaml", self.run().get("data_fingerprint", fingerprint)

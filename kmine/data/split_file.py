@@ -1,0 +1,286 @@
+"""The split that a user gives (`data.split_file`), told apart by content, and how a run's splits come of it.
+
+- The `splits.csv` of a run (sample_id,group_id,split): taken as it is, labeled images included.
+- A table of sample_id,split with train, val or test, or lists of ids whose file names say the side, as Kvasir-SEG's
+  are published: these stand in the place of an official split (see `make_splits`).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kmine.config import DataConfig
+from kmine.data.folder_files import split_suffix
+from kmine.data.image_files import named
+from kmine.data.source import Source
+from kmine.data.splits import Splits, make_splits, merge_duplicates
+from kmine.records import SPLIT_NAMES, SampleRef, UserError
+
+SIDES = ("train", "val", "test")
+RUN_COLUMNS, TABLE_COLUMNS = ("sample_id", "group_id", "split"), ("sample_id", "split")
+GIVE = "give the splits.csv of a run, a table of sample_id,split, or a folder with train.txt, val.txt or test.txt"
+
+
+@dataclass(frozen=True)
+class GivenSplit:
+    """A split as its file gives it, every sample of it known to the data set."""
+
+    sides: dict[str, str]
+    """train, val or test by sample id; samples that are not here take no part."""
+    rows: tuple[tuple[str, str, str], ...] | None
+    """Of a run's splits.csv: sample_id, group_id and labeled, unlabeled, val or test."""
+    digest: str
+    """SHA-256 (hex) of what the file says, however it is spaced or ordered."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One line of a file."""
+
+    where: str
+    sample_id: str
+    split: str
+    group_id: str = ""
+
+
+def read_split(given: str | None, source: Source) -> GivenSplit | None:
+    """Read `data.split_file`; no pixel is read.
+
+    In tables and lists an id may carry the suffix of its image, and a group's id (a volume's) stands for all its
+    samples. Where they name no train side, every sample that they do not name is train.
+
+    Args:
+        given: a file, a folder with lists, or lists separated by commas; None gives None.
+        source: the data set. What its index left out (`skipped`) may be named.
+
+    Raises:
+        UserError: naming file and line, for a file that is missing, empty, no text or laid out otherwise, for a word
+            that is no split, an id that is unknown or there twice, a group on two sides of a run's splits, and a split
+            that leaves nothing to train on.
+    """
+    if given is None:
+        return None
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return _of_lists([file for side in SIDES if (file := path / f"{side}.txt").exists()] or _no_lists(path), source)
+    if "," in given and not path.exists():
+        return _of_lists([Path(part.strip()).expanduser() for part in given.split(",")], source)
+    text = _text(path)
+    first = {cell.strip().lower() for cell in text.lstrip().partition("\n")[0].split(",")}
+    if first & {*RUN_COLUMNS} or path.suffix.lower() == ".csv":
+        return _of_table(path, text, source)
+    return _of_lists([path], source)
+
+
+def settle_splits(
+    cfg: DataConfig, seed: int, refs: Sequence[SampleRef], hashes: Mapping[str, int], given: GivenSplit | None
+) -> Splits:
+    """The splits of a run: those of an earlier one, or drawn by `make_splits`, near-duplicates kept together.
+
+    Args:
+        cfg: fractions, seed of the split, duplicate_distance.
+        seed: draws the labeled images.
+        refs: the samples whose image could be read.
+        hashes: perceptual hash by sample id.
+        given: what `read_split` read, if anything; it stands in the place of the data set's own split.
+
+    Raises:
+        UserError: as `make_splits` does.
+    """
+    if given is not None and given.rows is not None:
+        readable = {ref.sample_id for ref in refs}
+        return Splits.from_rows(row for row in given.rows if row[0] in readable)
+    if given is not None:
+        refs = [replace(ref, split=given.sides[ref.sample_id]) for ref in refs if ref.sample_id in given.sides]
+    return make_splits(
+        merge_duplicates(refs, hashes, cfg.duplicate_distance),
+        label_fraction=cfg.label_fraction,
+        val_fraction=cfg.val_fraction,
+        test_fraction=cfg.test_fraction,
+        split_seed=cfg.split_seed,
+        seed=seed,
+        fine_groups=cfg.fine_groups,
+    )
+
+
+# -- files
+
+
+def _text(path: Path) -> str:
+    """The text of a file, not empty."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"data.split_file: {path} cannot be read ({error.strerror}); {GIVE}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected a text file in UTF-8, got other bytes; {GIVE}") from error
+    if "\0" in text:
+        raise UserError(f"{path}: expected a text file in UTF-8, got other bytes; {GIVE}")
+    if not text.strip():
+        raise UserError(f"{path}: expected sample ids, got an empty file; fill it, or leave it out")
+    return text
+
+
+def _no_lists(folder: Path) -> list[Path]:
+    tables = sorted(path.name for path in folder.glob("*.csv"))
+    cure = f"pass --data.split_file {folder / tables[0]}" if len(tables) == 1 else "name the lists so"
+    raise UserError(f"data.split_file: expected train.txt, val.txt or test.txt in {folder}, found none; {cure}")
+
+
+def _listed(path: Path) -> Iterator[_Entry]:
+    """The ids of a list, one a line, under the side that its file name says."""
+    found = [side for side in SIDES if side in re.split(r"[^a-z]+", path.stem.lower())]
+    if len(found) != 1:
+        raise UserError(
+            f"{path}: expected a list of ids whose file name says train, val or test, or a table with the header "
+            f"sample_id,split, got neither; rename the file (test.txt), or give it that header"
+        )
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        if line.strip():
+            yield _Entry(f"{path}, line {number}", line.strip(), found[0])
+
+
+def _rows(path: Path, text: str) -> tuple[tuple[str, ...], list[_Entry]]:
+    """The columns of a table, sorted, and its rows."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] = []
+    entries = []
+    try:
+        for row in reader:
+            if not any(value.strip() for value in row):
+                continue
+            where = f"{path}, line {reader.line_num}"
+            if not header:
+                header = [name.strip().lower() for name in row]
+                if tuple(sorted(header)) not in (tuple(sorted(RUN_COLUMNS)), TABLE_COLUMNS):
+                    raise UserError(
+                        f"{where}: expected the header {','.join(TABLE_COLUMNS)}, or {','.join(RUN_COLUMNS)} of a "
+                        f"run's splits.csv, got {','.join(header)!r}; mend that line, and remove other columns"
+                    )
+                continue
+            if len(row) != len(header):
+                raise UserError(
+                    f"{where}: expected {len(header)} values ({','.join(header)}), got {len(row)}; mend that line, "
+                    "with quotes around values that hold commas"
+                )
+            entries.append(_Entry(where, **dict(zip(header, map(str.strip, row), strict=True))))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: expected a CSV file ({error}); save it anew") from error
+    if not entries:
+        raise UserError(f"{path}: expected rows of {','.join(header)}, got none below the header; fill it in")
+    return tuple(sorted(header)), entries
+
+
+# -- what they say
+
+
+def _of_table(path: Path, text: str, source: Source) -> GivenSplit:
+    columns, entries = _rows(path, text)
+    of_a_run = columns != TABLE_COLUMNS
+    words = SPLIT_NAMES if of_a_run else SIDES
+    entries = entries if of_a_run else [replace(entry, split=entry.split.lower()) for entry in entries]
+    for entry in entries:
+        if not entry.sample_id or (of_a_run and not entry.group_id):
+            raise UserError(f"{entry.where}: expected a value in every column, got none; mend or remove that line")
+        if entry.split not in words:
+            where = "with a column group_id, as in a run's splits.csv" if of_a_run else "without a column group_id"
+            raise UserError(
+                f"{entry.where}: expected the split {', '.join(words)} ({where}), got {entry.split!r}; mend that line"
+            )
+    return _of_a_run(path, entries, source) if of_a_run else _of_sides(entries, source)
+
+
+def _of_lists(paths: Sequence[Path], source: Source) -> GivenSplit:
+    return _of_sides([entry for path in paths for entry in _listed(path)], source)
+
+
+def _of_a_run(path: Path, entries: Sequence[_Entry], source: Source) -> GivenSplit:
+    """The splits of a run, as they are; ids exactly as written."""
+    refs = {ref.sample_id: ref for ref in source.refs()}
+    _each_once(entries, lambda name: [name], {name: [name] for name in refs}, _left_out(source))
+    rows = tuple((entry.sample_id, entry.group_id, entry.split) for entry in entries)
+    try:
+        splits = Splits.from_rows(rows)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    for name in ("labeled", "val"):
+        if not getattr(splits, name):
+            raise UserError(f"{path}: expected samples of every split that is needed, got none of {name}; add some")
+    maskless = [e.sample_id for e in entries if e.split != "unlabeled" and e.sample_id in refs]
+    maskless = [sample_id for sample_id in maskless if not refs[sample_id].has_mask]
+    if maskless:
+        raise UserError(
+            f"{path}: expected masks for labeled, val and test, found none for {named(maskless)}; "
+            "restore the masks, or make these samples unlabeled"
+        )
+    sides = {row[0]: row[2] if row[2] in ("val", "test") else "train" for row in rows if row[0] in refs}
+    return GivenSplit(sides, rows, _digest("run", rows))
+
+
+def _of_sides(entries: Sequence[_Entry], source: Source) -> GivenSplit:
+    """Sides of samples, or of whole groups."""
+    refs = source.refs()
+    members: dict[str, list[str]] = defaultdict(list)
+    for ref in refs:
+        members[ref.group_id].append(ref.sample_id)
+    members |= {ref.sample_id: [ref.sample_id] for ref in refs}  # where a group is named after a sample: the sample
+    sides = _each_once(entries, lambda name: [name, split_suffix(name)[0]], members, _left_out(source))
+    digest = _digest("sides", sides.items())
+    if all(entry.split != "train" for entry in entries):
+        sides = {ref.sample_id: "train" for ref in refs} | sides
+    if "train" not in sides.values():
+        places = sorted({entry.where.rpartition(", line ")[0] for entry in entries})
+        raise UserError(f"{', '.join(places)}: expected samples to train on, got none; name fewer for val and test")
+    return GivenSplit(sides, None, digest)
+
+
+def _each_once(
+    entries: Sequence[_Entry],
+    spellings: Callable[[str], list[str]],
+    members: Mapping[str, Sequence[str]],
+    left_out: set[str],
+) -> dict[str, str]:
+    """Split by sample id.
+
+    Args:
+        entries: what was read.
+        spellings: the names that an entry may have in the data set, the likeliest first.
+        members: sample ids by the name that stands for them.
+        left_out: samples, or volumes, that the index could not use; entries that name them are passed over.
+    """
+    found: dict[str, _Entry] = {}
+    unknown: list[_Entry] = []
+    for entry in entries:
+        names = spellings(entry.sample_id)
+        known = next((name for name in names if name in members), None)
+        if known is None and not left_out & {*names, entry.sample_id.rpartition("/")[0]}:
+            unknown.append(entry)
+        for sample_id in members[known] if known is not None else ():
+            other = found.setdefault(sample_id, entry)
+            if other is not entry:
+                raise UserError(
+                    f"{entry.where}: expected each sample once, got {sample_id} ({entry.split}) again, as in "
+                    f"{other.where} ({other.split}); remove one of the two"
+                )
+    if unknown:
+        raise UserError(
+            f"{unknown[0].where}: expected sample ids of the data set, got {len(unknown)} that it does not have: "
+            f"{named(entry.sample_id for entry in unknown)}; remove them, or check the settings data.*"
+        )
+    return {sample_id: entry.split for sample_id, entry in found.items()}
+
+
+def _left_out(source: Source) -> set[str]:
+    return {skipped.sample_id for skipped in source.skipped}
+
+
+def _digest(kind: str, rows: Iterable[tuple[str, ...]]) -> str:
+    return hashlib.sha256(json.dumps([kind, sorted(rows)]).encode()).hexdigest()
