@@ -12,6 +12,11 @@ from kmine.config.checks import fraction, require
 class PromptsConfig:
     """How local probabilities become prompts, one object per connected component."""
 
+    source: Literal["local", "cascade"] = "local"
+    """local: the local model's components. cascade: the same, and from round 2 on the segmenter's mask of the round before
+    goes into the hint."""
+    passes: int = 1
+    """2: the segmenter is asked again, with the box and the mask of its own answer."""
     min_area_px: int = 20
     """Components smaller than this are dropped."""
     min_area_fraction: float = 0.0005
@@ -35,6 +40,7 @@ class PromptsConfig:
         require(
             self.box or self.points, "prompts.box, prompts.points", "at least one of them true", (self.box, self.points)
         )
+        require(self.passes in (1, 2), "prompts.passes", "1 or 2", self.passes)
         require(self.min_area_px >= 1, "prompts.min_area_px", "at least 1", self.min_area_px)
         fraction(self.min_area_fraction, "prompts.min_area_fraction", closed_low=True)
         require(0 <= self.box_margin <= 1, "prompts.box_margin", "0 to 1", self.box_margin)
