@@ -178,9 +178,9 @@ def _look_at(sample_id: str, pool: Pool) -> Look:
     """The mask alone, counted; images are not read for this."""
     mask = pool.mask_small(sample_id)
     height, width = mask.shape
-    nothing: dict[str, Any] = {"low": 0, "high": 255, "mean": 0.0, "digest": b"", "image_hash": 0}
-    small = np.zeros((0, 0), np.uint8)
-    return Look(sample_id=sample_id, shape=(height, width), small=small, mask=look_at_mask(mask), **nothing)
+    nothing: dict[str, Any] = {"low": 0, "high": 255, "mean": 0.0, "contrast": np.inf, "digest": b"", "image_hash": 0}
+    nothing |= dict.fromkeys(("small", "whole"), np.zeros((0, 0), np.uint8))
+    return Look(sample_id=sample_id, shape=(height, width), mask=look_at_mask(mask), **nothing)
 
 
 def _pairing(pool_of: Mapping[str, Pool]) -> Iterator[Finding]:

@@ -97,7 +97,7 @@ def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher
         labeled=with_masks[0],
         unlabeled=Pool(cache, splits.unlabeled, splits.groups, "withheld"),
         val=with_masks[1],
-        segmenter=_open_segmenter(cfg, bool(splits.unlabeled)),
+        segmenter=_open_segmenter(cfg, bool(splits.unlabeled), watcher),
         fabric=_fabric(cfg),
         signature=signature,
         watcher=watcher,
@@ -123,7 +123,7 @@ def open_for_test(cfg: LoopConfig, source: Source, store: RunStore) -> tuple[Poo
     return pool, model, {"num_classes": num_classes, "batch_size": cfg.infer.batch_size, "device": device}
 
 
-def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool) -> Any:
+def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool, watcher: Watcher) -> Any:
     if cfg.rounds == 0:
         return None
     if not anything_to_mine:
@@ -137,7 +137,7 @@ def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool) -> Any:
             f"nothing to mine: data.{drawn_by} {getattr(cfg.data, drawn_by)} leaves no unlabeled image; "
             "lower it, or train on the labels alone with --rounds 0"
         )
-    return open_segmenter(cfg.segmenter, device=_device(cfg.device), offline=cfg.offline)
+    return open_segmenter(cfg.segmenter, device=_device(cfg.device), offline=cfg.offline, say=watcher.say)
 
 
 def _device(name: str) -> str:

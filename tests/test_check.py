@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from kmine.data.covid_qu_ex import CovidQuEx
 from kmine.data.kvasir_seg import KvasirSeg
 from kmine.data.phantom import PhantomSource
 from kmine.data.source import Source
+from kmine.records import SampleRef
 
 DATA = os.environ.get("KMINE_TEST_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="KMINE_TEST_DATA is not set to the folder that holds kvasir_seg/")
@@ -73,11 +75,38 @@ def notes(root: Path) -> dict[str, dict]:
     return {f["code"]: f for f in report(root)["findings"] if f["severity"] == "note"}
 
 
-def cropped(image: np.ndarray) -> np.ndarray:
-    """Without a few pixels of its rim, as a JPEG of low quality shows it."""
+def cropped(image: np.ndarray, share: float = 0.04) -> np.ndarray:
+    """Without that share of each side, as a JPEG of low quality shows it."""
+    y, x = (round(side * share) for side in image.shape[:2])
     buffer = io.BytesIO()
-    Image.fromarray(image[4:-2, 3:-3]).save(buffer, "JPEG", quality=60)
+    Image.fromarray(image[y : image.shape[0] - y, x : image.shape[1] - x]).save(buffer, "JPEG", quality=60)
     return np.array(Image.open(buffer))
+
+
+class WithCopies:
+    """A source with a cropped copy of some of its images, in another official split."""
+
+    class_names = ("background", "object")
+    skipped = ()
+
+    def __init__(self, source: Source, ids: list[str], copied: list[str], share: float) -> None:
+        self._source, self._ids, self._copied, self._share = source, ids, copied, share
+        self.name = source.name
+
+    def refs(self):
+        own = [SampleRef(i, i, split="train") for i in self._ids]
+        copies = [SampleRef(f"copy of {i}", f"copy of {i}", has_mask=False, split="test") for i in self._copied]
+        return tuple(sorted((*own, *copies), key=lambda ref: ref.sample_id))
+
+    def image(self, sample_id):
+        image = self._source.image(sample_id.removeprefix("copy of "))
+        return cropped(image, self._share) if sample_id.startswith("copy of ") else image
+
+    def mask(self, sample_id):
+        return self._source.mask(sample_id)
+
+    def fingerprint(self):
+        return ""
 
 
 class Official:
@@ -186,22 +215,24 @@ def test_an_exact_copy_on_two_official_sides_is_a_fault_unless_allowed(root, cap
     assert "exact_duplicates_across" in notes(root)
 
 
-@pytest.mark.parametrize("distance", [0, 6])
-def test_a_cropped_recompressed_copy_on_another_side_is_a_fault(root, distance):
-    for n, image in enumerate(pictures(root, "images")[:5]):
-        save(root / f"images/copy_{n}.png", cropped(np.array(Image.open(image))))
-    source = Official(KvasirSeg(root), lambda i: "test" if i in {f"polyp_{n:06d}" for n in range(5)} else "train")
-    assert check.check_source(config(root, f"--data.duplicate_distance={distance}"), source) == 1
-    assert set(faults(root)) == {"near_duplicates_across"}
-    assert len(faults(root)["near_duplicates_across"]["samples"]) == 5
-    assert {t["first"] for t in report(root)["duplicates"]["near"]} == {f"copy_{n}" for n in range(5)}
+@pytest.mark.parametrize("share", [0.02, 0.04])
+@pytest.mark.parametrize("kind", ["polyp", "ct", "xray"])
+def test_cropped_recompressed_copies_on_another_side_are_a_fault(tmp_path, kind, share):
+    phantom = PhantomSource(kind, NUM, 96)
+    ids = [ref.sample_id for ref in phantom.refs()]
+    cfg = config(tmp_path / "data", "--data.duplicate_distance=0")
+    assert check.check_source(cfg, WithCopies(phantom, ids, ids[::4], share)) == 1
+    assert set(faults(tmp_path / "data")) == {"near_duplicates_across"}
+    assert {(t["first"], t["second"]) for t in report(tmp_path / "data")["duplicates"]["near"]} == {
+        (f"copy of {i}", i) for i in ids[::4]
+    }
 
 
 def test_copies_beyond_the_hash_distance_leak_even_from_drawn_splits(root):
     pairs = list(zip(pictures(root, "images"), pictures(root, "masks"), strict=True))
     for n, (image, mask) in enumerate(pairs):
         save(root / f"images/copy_{n}.png", cropped(np.array(Image.open(image))))
-        save(root / f"masks/copy_{n}.png", np.array(Image.open(mask))[4:-2, 3:-3])
+        save(root / f"masks/copy_{n}.png", np.array(Image.open(mask))[4:-4, 4:-4])
     assert check.main(words(root, "--data.duplicate_distance=0")) == 1
     assert set(faults(root)) == {"near_duplicates_across"}
 
@@ -253,6 +284,100 @@ def test_inverted_masks_are_a_fault(root):
     assert set(faults(root)) == {"masks_inverted"}
 
 
+def at_rim(path: Path) -> bool:
+    mask = np.array(Image.open(path))
+    return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
+
+
+@pytest.mark.parametrize("number", [0, 10, -1])
+def test_one_inverted_mask_among_many_is_named(root, number):
+    path = [path for path in pictures(root, "masks") if not at_rim(path)][number]
+    save(path, 255 - np.array(Image.open(path)))
+    assert check.main(words(root)) == 1
+    assert set(faults(root)) == {"mask_inverted"} and faults(root)["mask_inverted"]["samples"] == [path.stem]
+
+
+def test_an_inverted_mask_of_an_object_at_the_rim_is_a_note_that_names_it(root):
+    path = pictures(root, "masks")[NUM - 1]
+    assert at_rim(path)
+    save(path, 255 - np.array(Image.open(path)))
+    assert check.main(words(root)) == 0
+    assert notes(root)["mask_at_rim"]["samples"] == [path.stem]
+
+
+def test_an_image_stored_as_its_mask_is_a_fault(root):
+    image, mask = pictures(root, "images")[5], pictures(root, "masks")[5]
+    shutil.copy(image, mask)
+    assert check.main(words(root)) == 1
+    assert faults(root)["mask_is_image"]["samples"] == [image.stem]
+
+
+def test_one_mask_copied_to_many_images_is_a_fault(root):
+    masks = pictures(root, "masks")
+    for path in masks[10:14]:
+        shutil.copy(masks[3], path)
+    assert check.main(words(root)) == 1
+    assert set(faults(root)) == {"same_mask"}
+    assert faults(root)["same_mask"]["samples"] == [f"{masks[3].stem} = {path.stem}" for path in masks[10:14]]
+
+
+def test_images_without_contrast_are_notes_and_with_masks_faults(root):
+    first, second = pictures(root, "images")[:2]
+    for n, path in enumerate((first, second)):
+        grey = np.full((96, 96, 3), 90, np.uint8)
+        grey[n::2] += 1  # two images, both of nothing
+        save(path, grey)
+    (root / "masks" / second.name).unlink()
+    assert check.main(words(root)) == 1
+    assert notes(root)["no_contrast"]["samples"] == [first.stem, second.stem]
+    assert faults(root).keys() == {"mask_on_nothing"} and faults(root)["mask_on_nothing"]["samples"] == [first.stem]
+    (root / "masks" / first.name).unlink()
+    assert check.main(words(root)) == 0 and "no_contrast" in notes(root)
+
+
+class Labeled:
+    """A source whose samples have the image-level labels given."""
+
+    def __init__(self, source: Source, **labels: int) -> None:
+        self._source, self._labels = source, labels
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def refs(self):
+        return tuple(replace(ref, image_label=self._labels.get(ref.sample_id, 1)) for ref in self._source.refs())
+
+    def mask(self, sample_id):
+        return self._source.mask(sample_id) * (sample_id != "polyp_000002")
+
+
+def test_labels_that_contradict_their_masks_are_named(root):
+    source = Labeled(KvasirSeg(root), polyp_000001=0)
+    assert check.check_source(config(root), source) == 1
+    assert faults(root).keys() == {"label_0_with_mask"}
+    assert faults(root)["label_0_with_mask"]["samples"] == ["polyp_000001"]
+    assert notes(root)["label_1_empty_mask"]["samples"] == ["polyp_000002"]
+    assert check.check_source(config(root), Labeled(KvasirSeg(root), polyp_000002=0)) == 0
+    assert "label_1_empty_mask" not in notes(root)
+
+
+@pytest.mark.parametrize("value", [1, 2, 3])
+def test_class_ids_outside_the_names_and_classes_that_never_occur(root, value):
+    for path in pictures(root, "masks"):
+        save(path, np.array(Image.open(path)) // 255)  # class 1 alone
+    path = pictures(root, "masks")[4]
+    save(path, np.array(Image.open(path)) * value)
+    names = "--data.class_names=[background,polyp,tool]"
+    flags = ["--data.name=folder", f"--data.images={root / 'images'}", f"--data.masks={root / 'masks'}", names]
+    code = check.main([w for w in words(root, *flags) if "data.root" not in w])
+    found = {1: {"class_absent"}, 2: set(), 3: {"class_absent", "damaged"}}[value]
+    assert set(faults(root)) == found and code == int(bool(found))
+    if value == 1:
+        assert faults(root)["class_absent"]["samples"] == ["2 tool"]
+    if value == 3:
+        assert path.name in faults(root)["damaged"]["text"] and "also the values 3" in faults(root)["damaged"]["text"]
+
+
 def test_masks_that_are_all_empty_are_a_fault(tmp_path):
     root = tmp_path / "data"
     for side in ("Train", "Val", "Test"):
@@ -270,14 +395,34 @@ def test_masks_that_are_all_empty_are_a_fault(tmp_path):
     assert "label_1_empty_mask" in notes(root)
 
 
-def test_masks_shifted_by_one_file_are_a_fault_that_says_which_way(root):
-    masks = pictures(root, "masks")
+@pytest.mark.parametrize(("shift", "way"), [(1, "after"), (-1, "before")])
+@pytest.mark.parametrize(("start", "stop"), [(0, NUM), (8, 26)])
+def test_masks_shifted_by_one_file_are_a_fault_that_says_which_way(root, shift, way, start, stop):
+    masks = pictures(root, "masks")[start:stop]
     contents = [path.read_bytes() for path in masks]
-    for path, content in zip(masks, contents[1:] + contents[:1], strict=True):
+    for path, content in zip(masks, contents[shift:] + contents[:shift], strict=True):
         path.write_bytes(content)
     assert check.main(words(root)) == 1
-    assert set(faults(root)) == {"pairing"}
-    assert "one place after" in faults(root)["pairing"]["text"]
+    code = "pairing" if stop - start == NUM else "pairing_part"
+    assert set(faults(root)) == {code} and f"one place {way}" in faults(root)[code]["text"]
+    if code == "pairing_part":
+        first, last = (int(name[-6:]) for name in faults(root)[code]["samples"])
+        assert abs(first - start) <= 3 and abs(last - (stop - 1)) <= 3
+
+
+def test_a_slow_file_does_not_make_the_others_pile_up():
+    begun, go = [], threading.Event()
+
+    def work(number):
+        begun.append(number)
+        if number == 0:
+            go.wait(10)
+        return number
+
+    results = check._in_order(work, range(10 * check.AHEAD))
+    threading.Timer(0.3, go.set).start()
+    assert next(results) == 0 and len(begun) <= check.AHEAD + 1
+    assert list(results) == list(range(1, 10 * check.AHEAD))
 
 
 # -- mistakes of the user's
@@ -299,3 +444,26 @@ def test_kvasir_masks_belong_to_their_images_and_shifted_ones_do_not(tmp_path):
     assert check.check_source(cfg, source) == 0
     assert check.check_source(cfg, Shifted(source)) == 1
     assert set(faults(tmp_path / "data")) == {"pairing"}
+
+
+@pytest.mark.slow
+@needs_data
+@pytest.mark.parametrize("share", [0.02, 0.04])
+def test_cropped_recompressed_kvasir_images_are_known_again(tmp_path, share):
+    source = KvasirSeg(Path(DATA) / "kvasir_seg")
+    ids = [ref.sample_id for ref in source.refs()][::8]
+    assert check.check_source(config(tmp_path / "data"), WithCopies(source, ids, ids[::2], share)) == 1
+    assert set(faults(tmp_path / "data")) == {"near_duplicates_across"}
+    found = {frozenset((t["first"], t["second"])) for t in report(tmp_path / "data")["duplicates"]["near"]}
+    assert found == {frozenset((i, f"copy of {i}")) for i in ids[::2]}
+
+
+@pytest.mark.slow
+@needs_data
+def test_the_one_true_leak_of_the_x_rays_is_found_and_nothing_else(tmp_path):
+    argv = ["--data.name=covid_qu_ex", "--data.task=lung", f"--data.root={DATA}/covid_qu_ex"]
+    cfg = config(tmp_path / "data", *argv)
+    assert check.check_source(cfg, CovidQuEx(Path(cfg.data.root), cfg.data)) == 1
+    assert set(faults(tmp_path / "data")) == {"near_duplicates_across"}
+    leak = faults(tmp_path / "data")["near_duplicates_across"]["samples"]
+    assert leak == ["Test/COVID-19/covid_46 = Train/COVID-19/covid_23"]

@@ -47,6 +47,8 @@ MODELS = {
     "no_coarse": replace(SKS, skip_coarse=False),
     "unfrozen": replace(SKS, freeze_coarse=False),
     "levels_3": replace(SKS, levels=3),
+    "levels_3_fine_alone": replace(SKS, levels=3, **ALONE),
+    "levels_3_shuffled": replace(SKS, levels=3),
 }
 ARMS = ("unet", "unetpp", "fine_alone", "sks", "sks_shuffled")
 """Of the main table; the others are the ablation."""
@@ -68,7 +70,7 @@ def config(args: argparse.Namespace, budget: float, arm: str, seed: int) -> Loop
         out=str(args.out / "runs" / _name(args.set, budget, arm, seed)),
         data=data,
         model=replace(MODELS[arm], encoder_weights=args.weights),
-        classifier=ClassifierConfig(steps=args.classifier_steps, shuffle=arm == "sks_shuffled"),
+        classifier=ClassifierConfig(steps=args.classifier_steps, shuffle=arm.endswith("shuffled")),
         fit=FitConfig(steps=args.steps),
     )
 

@@ -13,8 +13,8 @@ class PromptsConfig:
     """How local probabilities become prompts, one object per connected component."""
 
     source: Literal["local", "cascade"] = "local"
-    """local: the local model's components. cascade: the same, and from round 2 on the segmenter's mask of the round before
-    goes into the hint."""
+    """local: the local model's components. cascade: the same, and from round 2 on the hint remembers what the segmenter
+    said the round before."""
     passes: int = 1
     """2: the segmenter is asked again, with the box and the mask of its own answer."""
     min_area_px: int = 20
@@ -59,10 +59,23 @@ class SegmenterConfig:
     """Weights of that architecture, original or fine-tuned (MedSAM, for one); default: tiny's own, or a download of the
     original SAM."""
     batch_size: int = 1
-    """SAM only: images encoded at once; a SAM ViT-B at 1024 px takes 3.5 GB an image on a CPU, a GPU wants 4 to 16."""
+    """SAM only: images encoded at once; a CPU gains nothing from more than 1, a GPU wants 4 to 16, and is given half
+    of what exceeds its memory."""
+    cache_dir: str | None = None
+    """SAM only: folder for embeddings, so that each image is encoded once for all rounds, seeds and runs; default:
+    embeddings in $KMINE_CACHE, else in ~/.cache/kmine."""
+    cache_gb: float = 20.0
+    """SAM only: gigabytes that the embeddings may take on disk (2.1 MB an image in float16); those used least recently
+    go first. 0 keeps none."""
+    cache_dtype: Literal["float16", "float32"] = "float16"
+    """SAM only: precision of embeddings, kept or not; float32 is exact and takes twice the space."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "segmenter.batch_size", "at least 1", self.batch_size)
+        require(self.cache_dir != "", "segmenter.cache_dir", "a folder", self.cache_dir)
+        require(0 <= self.cache_gb <= 1e6, "segmenter.cache_gb", "0 to a million gigabytes", self.cache_gb)
+        known = ("float16", "float32")
+        require(self.cache_dtype in known, "segmenter.cache_dtype", "float16 or float32", self.cache_dtype)
 
 
 @dataclass(frozen=True)
@@ -107,9 +120,9 @@ class GateConfig:
     A score that could not be had (NaN) is not judged.
     """
 
-    mode: Literal["calibrated", "thresholds"] = "calibrated"
+    mode: Literal["thresholds", "calibrated"] = "thresholds"
     """calibrated: what the evidence is worth is learnt on labeled images that went through the same steps as if they
-    had no mask. With too few of them for that, and with `thresholds`, the limits below decide."""
+    had no mask. thresholds, and calibrated with too few labels for that: the limits below decide."""
     target_dice: float = 0.85
     """calibrated: the accepted masks' mean Dice that is aimed at, and promised where the labels allow it."""
     confidence: float = 0.9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kmine.config import COVID_CLASSES
-from kmine.data.image_files import SUFFIXES
+from kmine.data.image_files import SUFFIXES, walk
+from kmine.data.source import CHUNK, is_folder
 from kmine.records import Skipped, UserError
 
 PUBLISHED = (
@@ -65,8 +67,12 @@ def find_parts(root: Path) -> tuple[dict[str, Part], list[Skipped]]:
     Raises:
         UserError: when the folder is missing or unreadable, holds no part, or several that might be meant.
     """
-    if not root.is_dir():
-        came = "a file; unpack it and pass the folder" if root.exists() else f"nothing; pass --data.root ({PUBLISHED})"
+    if not is_folder(root):
+        came = (
+            "a file; unpack it and pass the folder"
+            if os.path.lexists(root)
+            else f"nothing; pass --data.root ({PUBLISHED})"
+        )
         raise UserError(f"{root}: expected the COVID-QU-Ex folder, found {came}")
     found = [part for part in _all_parts(root) if part.holds(IMAGES)]
     if not found:
@@ -128,9 +134,7 @@ def name_groups(alike: Collection[Collection[Place]]) -> dict[Path, str]:
 def _all_parts(root: Path) -> list[Part]:
     """Every folder that holds a split that holds a class; folders of images are not listed."""
     found: dict[Path, Part] = {}
-    for folder, folders, _ in os.walk(root, onerror=_refuse, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        place = Path(folder)
+    for place, folders, _ in walk(root, _refuse):
         split, class_name = _spelled(place.parent.name, SPLITS), _spelled(place.name, COVID_CLASSES)
         if split is None or class_name is None or len(place.relative_to(root).parts) < 2:
             continue
@@ -163,12 +167,14 @@ def _refuse(error: OSError) -> None:
 
 
 def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
-    """Name and size of each image file."""
+    """Name and size of each image file; what is no file, or a link to nothing, is like no other."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
-                    yield entry.name, entry.stat().st_size
+                    with contextlib.suppress(OSError):  # its reader will speak of it
+                        if entry.is_file():
+                            yield entry.name, entry.stat().st_size
     except OSError as error:
         _refuse(error)
 
@@ -176,6 +182,10 @@ def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
 def _digest(path: Path) -> str:
     """SHA-256 (hex) of the content; of the path where it cannot be read, which its reader will say."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            for more in iter(lambda: file.read(CHUNK), b""):
+                digest.update(more)
+        return digest.hexdigest()
     except OSError:
-        return hashlib.sha256(str(path).encode()).hexdigest()
+        return hashlib.sha256(os.fsencode(path)).hexdigest()

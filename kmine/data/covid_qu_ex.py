@@ -128,7 +128,7 @@ class CovidQuEx:
             for class_name in self.cfg.classes:
                 folder = part.folders.get((split, class_name, leaf))
                 if folder is not None:
-                    files, others = index_images(folder)
+                    files, others = index_images(folder, self.cfg.on_error)
                     found |= {id_of(split, class_name, stem): path for stem, path in files.items()}
                     strays += others
         return found, strays

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import math
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +14,21 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from PIL import Image
+from pydicom.encaps import get_frame
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000TransferSyntaxes, JPEGTransferSyntaxes
 
+from kmine.data.source import CHUNK, refuse_size, require_file
 from kmine.data.windowing import windowed
 from kmine.records import SampleError
 
 HEADER_TAGS = ["Rows", "Columns", "NumberOfFrames", "SeriesInstanceUID", "PixelSpacing", "PhotometricInterpretation"]
 GREY = ("MONOCHROME1", "MONOCHROME2")
-_UNREADABLE = (
-    *(OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError),
-    pydicom.errors.InvalidDicomError,
-    pydicom.errors.BytesLengthException,
-)
-"""What pydicom says of damaged files and of compressions it cannot undo."""
+MAX_BYTES = 2**29
+"""Of a file, and of what a deflated one unpacks to: no picture of one frame that can be read has more."""
+PICTURES = (*JPEGTransferSyntaxes, *JPEG2000TransferSyntaxes)
+"""Compressions whose frames are pictures of their own, with a size of their own."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,15 @@ def read_header(path: Path) -> Header:
         shape = int(data.Rows), int(data.Columns)
         spacing = data.get("PixelSpacing")
         spacing = (float(spacing[0]), float(spacing[1])) if spacing else None
-    except _UNREADABLE as error:
+        series = str(data.get("SeriesInstanceUID") or "") or None
+    except Exception as error:  # values are parsed when they are asked for, and fail in as many ways as there are kinds
         raise _damaged(path, error) from error
     if frames != 1:
         raise SampleError(str(path), f"expected a DICOM file of one frame, got {frames}; store one frame a file")
-    return Header(shape, str(data.get("SeriesInstanceUID") or "") or None, spacing)
+    refuse_size(path, *shape)
+    if spacing is not None and not all(math.isfinite(size) and size > 0 for size in spacing):
+        raise _damaged(path, f"a pixel spacing of {spacing}")
+    return Header(shape, series, spacing)
 
 
 def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uint8]:
@@ -69,33 +79,46 @@ def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uin
         SampleError: for a damaged file, one of several frames, a compression or colours that cannot be read, and where
             no window is known.
     """
-    read_header(path)
+    shape = read_header(path).shape
     data = _open(path)
     try:
+        _check_frame(data, shape)
         stored = data.pixel_array
         kind = str(data.PhotometricInterpretation)
         slope, intercept = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
         bits = int(data.BitsStored)
-    except _UNREADABLE as error:
+    except Exception as error:  # as above, and whatever decoders say; MemoryError is among them
         raise _damaged(path, error) from error
+    if stored.shape[:2] != shape:
+        raise _damaged(path, f"pixels of shape {stored.shape} for {shape}")
+    if not (math.isfinite(slope) and slope and math.isfinite(intercept)):
+        raise _damaged(path, f"a rescale slope of {slope:g} and intercept of {intercept:g}")
     if kind == "RGB" and stored.dtype == np.uint8 and stored.ndim == 3:
         return np.ascontiguousarray(stored)
     if kind not in GREY or stored.ndim != 2:
         raise SampleError(
             str(path), f"expected grey (MONOCHROME1, MONOCHROME2) or 8-bit RGB, got {kind} of {bits} bits; convert it"
         )
-    values = stored * slope + intercept
     window = window or own_window(path, data)
     if window is None and stored.dtype == np.uint8 and (slope, intercept) == (1, 0):
         window = (0, 2**bits - 1)
     if window is None:
+        ends = sorted(float(end) * slope + intercept for end in (stored.min(), stored.max()))
         raise SampleError(
             str(path),
-            f"expected a window, got a file without WindowCenter and WindowWidth (values {values.min():g} to "
-            f"{values.max():g}); say which values are black and white with --data.window [LOW,HIGH]",
+            f"expected a window, got a file without WindowCenter and WindowWidth (values {ends[0]:g} to "
+            f"{ends[1]:g}); say which values are black and white with --data.window [LOW,HIGH]",
         )
-    grey = windowed(values, window)
+    grey = windowed(stored, window, slope, intercept)
     return np.repeat((255 - grey if kind == "MONOCHROME1" else grey)[..., None], 3, axis=2)
+
+
+def _check_frame(data: pydicom.Dataset, shape: tuple[int, int]) -> None:
+    """Refuse a compressed frame of another size than the file's, which its decoder would unpack before it compares."""
+    if data.file_meta.TransferSyntaxUID in PICTURES:
+        with Image.open(io.BytesIO(get_frame(data.PixelData, 0, number_of_frames=1))) as frame:
+            if (frame.height, frame.width) != shape:
+                raise ValueError(f"a frame of {frame.width} x {frame.height}, expected {shape[1]} x {shape[0]}")
 
 
 def own_window(path: Path, data: pydicom.Dataset) -> tuple[float, float] | None:
@@ -106,13 +129,13 @@ def own_window(path: Path, data: pydicom.Dataset) -> tuple[float, float] | None:
     """
     try:
         center, width = _first(data.get("WindowCenter")), _first(data.get("WindowWidth"))
-    except _UNREADABLE as error:
+    except Exception as error:  # as above
         raise _damaged(path, error) from error
     if center is None or width is None:
         return None
     function = str(data.get("VOILUTFunction") or "LINEAR")
     low, high = center - width / 2, center + width / 2 - (1 if function == "LINEAR" else 0)
-    if function not in ("LINEAR", "LINEAR_EXACT") or not low < high:
+    if function not in ("LINEAR", "LINEAR_EXACT") or not -math.inf < low < high < math.inf:
         raise SampleError(
             str(path),
             f"expected a linear window of some width, got {function} of width {width:g}; pass --data.window [LOW,HIGH]",
@@ -127,22 +150,40 @@ def _first(value: Any) -> float | None:
 
 
 def _open(path: Path, **options: Any) -> pydicom.Dataset:
+    size = require_file(path, "a DICOM file")
+    if size > MAX_BYTES:
+        raise SampleError(str(path), f"expected a DICOM file of at most {MAX_BYTES:,} bytes, got {size:,}; split it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's remarks on values that are not used here
+            _refuse_bomb(path)
             return pydicom.dcmread(path, **options)
-    except FileNotFoundError as error:
-        raise SampleError(str(path), "expected a DICOM file, found no such file; check the path") from error
     except PermissionError as error:
         raise SampleError(str(path), f"cannot be read ({error.strerror}); check its permissions") from error
     except pydicom.errors.InvalidDicomError as error:
         raise SampleError(str(path), "expected a DICOM file, got something else; copy it again") from error
-    except _UNREADABLE as error:
+    except Exception as error:  # pydicom has no one kind of its own for damaged bytes
         raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> SampleError:
-    problem = " ".join(str(error).split())
+def _refuse_bomb(path: Path) -> None:
+    """Of a deflated file, count what it unpacks to: pydicom unpacks all of it at once, whatever it comes to."""
+    with path.open("rb") as file:
+        read_preamble(file, force=False)
+        meta = read_dataset(file, False, True, stop_when=lambda tag, _vr, _length: tag.group != 2)
+        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            return
+        unpacker, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        for more in iter(lambda: file.read(CHUNK), b""):
+            while more:
+                total += len(unpacker.decompress(more, CHUNK))
+                more = unpacker.unconsumed_tail
+                if total > MAX_BYTES:
+                    raise ValueError(f"more than {MAX_BYTES:,} bytes unpacked")
+
+
+def _damaged(path: Path, error: object) -> SampleError:
+    problem = " ".join(str(error).split()) or type(error).__name__
     return SampleError(
         str(path),
         f"expected a whole DICOM file, uncompressed or of a compression that pydicom can undo, got: {problem}; "

@@ -16,7 +16,7 @@ from kmine.data.folder_read import WINDOW_CURE, class_ids, read_mask_picture, re
 from kmine.data.folder_table import read_table
 from kmine.data.image_files import named
 from kmine.data.lits_files import stop_or_skip
-from kmine.data.source import fingerprint_files, image_shape
+from kmine.data.source import fingerprint_files, image_shape, size_and_time
 from kmine.data.volumes import Geometry, LastVolume, read_geometry, read_integers, read_windowed
 from kmine.records import SampleError, SampleRef, Skipped, UserError
 
@@ -202,8 +202,7 @@ def _find(cfg: DataConfig) -> tuple[Path, list[Item], tuple[Skipped, ...]]:
 
 
 def _stat(path: Path) -> list[str | int]:
-    stat = path.stat()
-    return [path.name, stat.st_size, stat.st_mtime_ns]
+    return [path.name, *size_and_time(path)]
 
 
 def _size(shape: tuple[int, ...]) -> str:

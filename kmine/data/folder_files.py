@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kmine.data.image_files import named
-from kmine.records import Skipped, UserError
+from kmine.data.image_files import UNWRITABLE, named, printable, walk
+from kmine.data.source import is_folder
+from kmine.records import SampleError, Skipped, UserError
 
 Kind = Literal["picture", "nifti", "dicom"]
 OnError = Literal["stop", "skip"]
@@ -69,12 +70,12 @@ def pair_folders(images: Path, masks: Path | None, on_error: OnError) -> tuple[l
         UserError: for a folder that is missing, unreadable or without images, for two files of one name, for masks
             none of which has an image's name, and for a mask of a kind that does not go with its image.
     """
-    if masks is not None and masks.resolve() == images.resolve():
+    found, strays = _index(images, "data.images", on_error, apart=masks)
+    if masks is not None and is_folder(masks) and masks.resolve() == images.resolve():
         raise UserError(f"data.masks: expected another folder than that of the images, got {masks} for both")
-    found, strays = _index(images, "data.images", apart=masks)
     if not found:
         raise UserError(f"data.images: expected {KINDS} files in {images}, found none; name another folder")
-    found_masks, mask_strays = _index(masks, "data.masks", apart=images) if masks is not None else ({}, [])
+    found_masks, mask_strays = _index(masks, "data.masks", on_error, apart=images) if masks is not None else ({}, [])
     if found_masks and not found.keys() & found_masks.keys():
         raise UserError(
             f"data.masks: expected masks named like their images (suffixes apart), found no pair: images such as "
@@ -107,17 +108,21 @@ def mismatch(image: Path, mask: Path | None) -> str | None:
     return f"expected {words[expected]} as mask of {image.name}, got {mask.name}; convert the mask"
 
 
-def _index(folder: Path, setting: str, apart: Path | None) -> tuple[dict[str, Path], list[Skipped]]:
+def _index(folder: Path, setting: str, on_error: OnError, apart: Path | None) -> tuple[dict[str, Path], list[Skipped]]:
     """Files by name, and those of no known kind; the folder `apart` is not entered."""
-    if not folder.is_dir():
-        came = "a file" if folder.exists() else "nothing"
+    if not is_folder(folder):
+        came = "a file" if os.path.lexists(folder) else "nothing"
         raise UserError(f"{setting}: expected a folder, found {came} at {folder}; check the path")
     found: dict[str, Path] = {}
     strays = []
     for path in sorted(_files(folder, setting, apart)):
         name, kind = split_suffix(path.relative_to(folder).as_posix())
         if kind is None:
-            strays.append(Skipped(name, str(path), f"not a {KINDS} file"))
+            strays.append(Skipped(printable(name), printable(path), f"not a {KINDS} file"))
+        elif printable(name) != name:
+            if on_error == "stop":
+                raise SampleError(printable(path), UNWRITABLE)
+            strays.append(Skipped(printable(name), printable(path), UNWRITABLE))
         elif name in found:
             raise UserError(
                 f"{folder}: expected one file a name, found {found[name].relative_to(folder)} and "
@@ -129,19 +134,17 @@ def _index(folder: Path, setting: str, apart: Path | None) -> tuple[dict[str, Pa
 
 
 def _files(root: Path, setting: str, apart: Path | None) -> Iterable[Path]:
-    """All files below a folder; hidden ones (`._a.jpg` of macOS) are nobody's data."""
+    """All files below a folder, and folders named like an image that hold nothing: those were to be files."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{setting}: {error.filename} cannot be read ({error.strerror}); check it") from error
 
-    closed = apart.resolve() if apart is not None else None
-    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and name != "__MACOSX" and Path(folder, name).resolve() != closed
-        ]
-        yield from (Path(folder, name) for name in names if not name.startswith("."))
+    closed = apart.resolve() if apart is not None and is_folder(apart) else None
+    for folder, folders, names in walk(root, refuse):
+        if not folders and not names and folder != root and split_suffix(folder.name)[1] is not None:
+            yield folder
+        folders[:] = [name for name in folders if (folder / name).resolve() != closed]
+        yield from (folder / name for name in names)
 
 
 def _first(found: dict[str, Path], folder: Path) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.image_files import FOREGROUND_ABOVE
-from kmine.data.source import DEEP_MODES, GREY_MODES, read_stored
+from kmine.data.source import DEEP_MODES, GREY_MODES, as_rgb, read_stored
 from kmine.data.windowing import windowed
 from kmine.records import IGNORE_INDEX, SampleError
 
@@ -48,7 +48,7 @@ def read_picture(path: Path, window: tuple[float, float] | None) -> NDArray[np.u
         return np.repeat(windowed(values, window)[..., None], 3, axis=2)
     if image.mode not in (*GREY_MODES, "RGB", "P"):
         raise SampleError(str(path), f"expected a grey or RGB image, got mode {image.mode}; convert it to 8-bit RGB")
-    return np.array(image.convert("RGB"))
+    return as_rgb(image)
 
 
 def read_mask_picture(path: Path, class_names: Sequence[str]) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kmine.data.folder_files import KINDS, Item, OnError, mismatch, split_suffix
+from kmine.data.source import is_file, require_table
 from kmine.records import Skipped, UserError
 
 COLUMNS = ("image", "mask", "group", "label", "split")
@@ -41,10 +42,10 @@ def read_table(path: Path, on_error: OnError) -> tuple[list[Item], tuple[Skipped
                 f"{lines[item.name]}; remove or rename one"
             )
         lines[item.name] = line
-        if not item.image.is_file():
+        if not is_file(item.image):
             skipped.append(_missing(where, item.name, item.image, "image", on_error))
             continue
-        if item.mask is not None and not item.mask.is_file():
+        if item.mask is not None and not is_file(item.mask):
             skipped.append(_missing(where, item.name, item.mask, "mask", on_error))
             continue
         items[item.name] = item
@@ -59,6 +60,7 @@ def read_table(path: Path, on_error: OnError) -> tuple[list[Item], tuple[Skipped
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and values by column of each row that is not empty."""
+    require_table(path, "data.csv")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)

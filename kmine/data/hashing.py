@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 THUMBNAIL = 128
-SMALL = 32
-"""Side in pixels of `small_grey`."""
+SMALL = 64
+"""Side in pixels of the small pictures of `views`."""
 DARK = 24
 """Grey values up to this belong to the black surround, also after JPEG ringing."""
 MIN_BRIGHT = 0.2
@@ -34,18 +34,25 @@ def perceptual_hash(image: NDArray[np.uint8]) -> int:
     Returns:
         An unsigned 64-bit integer.
     """
-    return int(str(imagehash.phash(_seen_part(image))), 16)
+    return int(str(imagehash.phash(_seen_part(grey_of(image)))), 16)
 
 
-def small_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 3) to (SMALL, SMALL): the hashed part in grey, squashed; for comparing pictures that hashes call near."""
-    part = np.asarray(_seen_part(image))
-    return np.ascontiguousarray(cv2.resize(part, (SMALL, SMALL), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+def grey_of(image: NDArray[np.uint8]) -> Image.Image:
+    """(H, W, 3) to grey, as mask files in colour are read, too."""
+    return Image.fromarray(image).convert("L")
 
 
-def _seen_part(image: NDArray[np.uint8]) -> Image.Image:
-    """The picture inside its surround, in grey, cut to `WINDOW`."""
-    grey = Image.fromarray(image).convert("L")
+def views(grey: Image.Image) -> tuple[int, NDArray[np.uint8], NDArray[np.uint8]]:
+    """The hash, and (SMALL, SMALL) squashed: the hashed part, and the whole image, to tell copies from lookalikes."""
+    part = _seen_part(grey)
+    small, whole = (
+        cv2.resize(np.asarray(picture), (SMALL, SMALL), interpolation=cv2.INTER_AREA) for picture in (part, grey)
+    )
+    return int(str(imagehash.phash(part)), 16), np.asarray(small, np.uint8), np.asarray(whole, np.uint8)
+
+
+def _seen_part(grey: Image.Image) -> Image.Image:
+    """The picture inside its surround, cut to `WINDOW`."""
     left, top, right, bottom = _picture_box(grey)
     width, height = right - left, bottom - top
     x0, y0, x1, y1 = WINDOW

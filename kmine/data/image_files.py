@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +20,17 @@ KINDS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 FOREGROUND_ABOVE = 127
 """A mask that once was a JPEG has compression rings around 0 and 255, so that only the middle separates."""
 MAX_NAMED = 5
+MAX_VISITS = 16
+"""Ways to one folder, through links to folders, before these are taken for a tangle."""
+UNWRITABLE = "expected a name in UTF-8, got other bytes; rename the file"
 
 
-def index_images(folder: Path) -> tuple[dict[str, Path], list[Skipped]]:
+def index_images(folder: Path, on_error: Literal["stop", "skip"]) -> tuple[dict[str, Path], list[Skipped]]:
     """Image files by stem, and what else lies there; hidden files (`._a.jpg` of macOS) are nobody's data.
 
     Raises:
         UserError: for a folder that cannot be read, and for two files of one stem.
+        SampleError: for a name that is not UTF-8, which no table could hold, if `on_error` is "stop".
     """
     try:
         files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -33,7 +40,11 @@ def index_images(folder: Path) -> tuple[dict[str, Path], list[Skipped]]:
     strays = []
     for path in files:
         if path.suffix.lower() not in SUFFIXES:
-            strays.append(Skipped(path.stem, str(path), f"not a {KINDS} file"))
+            strays.append(Skipped(printable(path.stem), printable(path), f"not a {KINDS} file"))
+        elif printable(path.name) != path.name:
+            if on_error == "stop":
+                raise SampleError(printable(path), UNWRITABLE)
+            strays.append(Skipped(printable(path.stem), printable(path), UNWRITABLE))
         elif path.stem in found:
             raise UserError(
                 f"{folder}: expected one file a name, found {found[path.stem].name} and {path.name}; remove one of them"
@@ -41,6 +52,43 @@ def index_images(folder: Path) -> tuple[dict[str, Path], list[Skipped]]:
         else:
             found[path.stem] = path
     return found, strays
+
+
+def walk(root: Path, refuse: Callable[[OSError], None]) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Folders below `root`, itself first, each with the names of its folders (cut it to enter fewer) and files.
+
+    Hidden ones (`._a.jpg` of macOS) are nobody's data. Links are followed, but none into a folder one is in already.
+
+    Args:
+        root: where to begin.
+        refuse: is told of folders that cannot be read.
+
+    Raises:
+        UserError: for links that lead to one folder again and again.
+    """
+    inside: dict[str, tuple[tuple[int, int], ...]] = {}
+    visits: Counter[tuple[int, int]] = Counter()
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        try:
+            found = Path(folder).stat()
+        except OSError as error:
+            refuse(error)
+            continue
+        here, above = (found.st_dev, found.st_ino), inside.get(str(Path(folder).parent), ())
+        if here in above:
+            folders.clear()
+            continue
+        inside[str(Path(folder))] = (*above, here)
+        visits[here] += 1
+        if visits[here] > MAX_VISITS:
+            raise UserError(f"{folder}: links to folders lead here again and again; remove links, or name a sub-folder")
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        yield Path(folder), folders, [name for name in names if not name.startswith(".")]
+
+
+def printable(path: Path | str) -> str:
+    r"""A name that can be written anywhere: bytes that are no UTF-8 as `\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def read_foreground(path: Path, image: Path) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.image_files import FOREGROUND_ABOVE, KINDS, index_images, named, read_foreground
-from kmine.data.source import fingerprint_files, read_rgb
+from kmine.data.source import fingerprint_files, is_folder, read_rgb, size_and_time
 from kmine.records import SampleError, SampleRef, Skipped, UserError
 
 URL = "https://datasets.simula.no/downloads/kvasir-seg.zip"
@@ -43,8 +44,8 @@ class KvasirSeg:
         self, root: Path, on_error: Literal["stop", "skip"] = "stop", normal_images: Path | None = None
     ) -> None:
         self.root = _find_root(root)
-        self._images, strays = index_images(self.root / "images")
-        self._masks, mask_strays = index_images(self.root / "masks")
+        self._images, strays = index_images(self.root / "images", on_error)
+        self._masks, mask_strays = index_images(self.root / "masks", on_error)
         self._check_pairs()
         orphans = self._drop_orphans(on_error)
         files = (*self._images.values(), *self._masks.values())
@@ -53,7 +54,7 @@ class KvasirSeg:
         normal_strays: list[Skipped] = []
         if normal_images is not None:
             folder = normal_images.expanduser()
-            normals, normal_strays = _index_normals(folder, self._images)
+            normals, normal_strays = _index_normals(folder, self._images, on_error)
             self._normals = {f"{NORMAL}{stem}": path for stem, path in normals.items()}
             settings["normal"] = fingerprint_files({}, folder, normals.values())
         self.skipped = (*strays, *mask_strays, *orphans, *normal_strays)
@@ -115,12 +116,12 @@ class KvasirSeg:
 def _find_root(root: Path) -> Path:
     """The folder that holds images/ and masks/."""
     root = root.expanduser()
-    if not root.exists():
+    if not os.path.lexists(root):
         raise UserError(f"{root}: expected the Kvasir-SEG folder, found nothing; pass --data.root (published at {URL})")
-    if not root.is_dir():
+    if not is_folder(root):
         raise UserError(f"{root}: expected the Kvasir-SEG folder, got a file; unzip it and pass the folder")
     for folder in (root, root / "Kvasir-SEG"):
-        present = [name for name in ("images", "masks") if (folder / name).is_dir()]
+        present = [name for name in ("images", "masks") if is_folder(folder / name)]
         if len(present) == 2:
             return folder
         if present:
@@ -131,22 +132,24 @@ def _find_root(root: Path) -> Path:
     )
 
 
-def _index_normals(folder: Path, polyps: Mapping[str, Path]) -> tuple[dict[str, Path], list[Skipped]]:
+def _index_normals(
+    folder: Path, polyps: Mapping[str, Path], on_error: Literal["stop", "skip"]
+) -> tuple[dict[str, Path], list[Skipped]]:
     """Images without a polyp by stem, and what else lies there; none may be among those with one."""
-    if not folder.is_dir():
-        came = "a file" if folder.exists() else "nothing"
+    if not is_folder(folder):
+        came = "a file" if os.path.lexists(folder) else "nothing"
         raise UserError(f"data.normal_images: expected a folder of images without a polyp, found {came} at {folder}")
-    found, strays = index_images(folder)
+    found, strays = index_images(folder, on_error)
     if not found:
         raise UserError(f"data.normal_images: expected {KINDS} files in {folder}, found none; name another folder")
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path in polyps.values():
-        by_size[path.stat().st_size].append(path)
+        by_size[size_and_time(path)[0]].append(path)
     both = [
         f"{path.name} (as {twin.name})"
         for stem, path in found.items()
-        for twin in ([polyps[stem]] if stem in polyps else by_size.get(path.stat().st_size, []))
-        if stem in polyps or filecmp.cmp(path, twin, shallow=False)
+        for twin in ([polyps[stem]] if stem in polyps else by_size.get(size_and_time(path)[0], []))
+        if stem in polyps or _is_copy(path, twin)
     ]
     if both:
         raise UserError(
@@ -154,3 +157,11 @@ def _index_normals(folder: Path, polyps: Mapping[str, Path]) -> tuple[dict[str, 
             "remove or rename them"
         )
     return found, strays
+
+
+def _is_copy(path: Path, other: Path) -> bool:
+    """Byte by byte; what is no file, or cannot be read, is no copy: its reader will speak of it."""
+    try:
+        return filecmp.cmp(path, other, shallow=False)
+    except OSError:
+        return False

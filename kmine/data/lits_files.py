@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from kmine.data.cache import SKIP_HINT
-from kmine.data.image_files import named
+from kmine.data.image_files import named, printable, walk
+from kmine.data.source import is_folder
 from kmine.data.volumes import Geometry, read_geometry
 from kmine.records import SampleError, Skipped, UserError
 
@@ -76,15 +77,21 @@ def find_volumes(root: Path, on_error: OnError) -> tuple[dict[int, Volume], tupl
 
 def _find(root: Path) -> tuple[dict[Kind, dict[int, Path]], list[Skipped]]:
     """Volumes and segmentations by number, and NIfTI files of other names."""
-    if not root.is_dir():
-        came = "a file; unpack it and pass the folder" if root.exists() else f"nothing; pass --data.root (see {URL})"
+    if not is_folder(root):
+        came = (
+            "a file; unpack it and pass the folder"
+            if os.path.lexists(root)
+            else f"nothing; pass --data.root (see {URL})"
+        )
         raise UserError(f"{root}: expected the LiTS folder, found {came}")
     found: dict[Kind, dict[int, Path]] = {"volume": {}, "segmentation": {}}
     strays = []
     for path in sorted(_nifti_files(root)):
         match = FILE_NAME.fullmatch(path.name)
         if not match:
-            strays.append(Skipped(path.name, str(path), "not named volume-N.nii or segmentation-N.nii"))
+            strays.append(
+                Skipped(printable(path.name), printable(path), "not named volume-N.nii or segmentation-N.nii")
+            )
             continue
         same = found[match[1].lower()]  # type: ignore[index]  # the pattern lets nothing else pass
         number = int(match[2])
@@ -100,16 +107,15 @@ def _find(root: Path) -> tuple[dict[Kind, dict[int, Path]], list[Skipped]]:
 
 
 def _nifti_files(root: Path) -> Iterable[Path]:
-    """All below a folder; hidden files (`._volume-3.nii` of macOS) are nobody's data."""
+    """All below a folder, and folders named like a file of LiTS that hold nothing: those were to be files."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
 
-    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        for name in names:
-            if name.lower().endswith((".nii", ".nii.gz")) and not name.startswith("."):
-                yield Path(folder, name)
+    for folder, folders, names in walk(root, refuse):
+        if not folders and not names and FILE_NAME.fullmatch(folder.name):
+            yield folder
+        yield from (folder / name for name in names if name.lower().endswith((".nii", ".nii.gz")))
 
 
 def _drop_orphans(found: dict[Kind, dict[int, Path]], on_error: OnError) -> list[Skipped]:

@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.cache_files import explained
+from kmine.data.source import require_table, size_and_time
 from kmine.records import UserError
 
 FORMAT = 1
 """Raise it when the facts change their meaning."""
 HEADER = ["sample_id", "label"]
-SLICE_ID = re.compile(r"volume-(\d+)/slice-(\d+)")
+SLICE_ID = re.compile(r"volume-(\d{1,255})/slice-(\d{1,255})")
+"""No file name has more digits, and int() refuses thousands of them."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,7 @@ def facts_of(mask: NDArray[np.uint8]) -> Facts:
 
 def facts_path(folder: Path, mask: Path, *how: object) -> Path:
     """Where the facts of a mask file lie: another size, modification time or way to cut it is another file."""
-    stat = mask.stat()
-    key = hashlib.sha256(json.dumps([FORMAT, mask.name, stat.st_size, stat.st_mtime_ns, *how]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([FORMAT, mask.name, *size_and_time(mask), *how]).encode()).hexdigest()
     return folder / f"{mask.name.partition('.')[0]}-{key[:16]}.json"
 
 
@@ -104,6 +105,7 @@ def read_image_labels(
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and values of each row below the header that is not empty."""
+    require_table(path, "data.image_labels")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)

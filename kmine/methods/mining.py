@@ -7,8 +7,9 @@ teaches the local model of the next round.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,20 @@ from numpy.typing import NDArray
 
 from kmine.calibrator import Calibration
 from kmine.data.pool import Pool
-from kmine.masks import components, to_rle
+from kmine.masks import components, from_rle, to_rle
 from kmine.methods import Clock, Task, Trained, new_model, score, train
 from kmine.models.local import LocalModel
-from kmine.records import Candidate, Decision, Probs, Prompts, RoundResult, Sample
+from kmine.records import Candidate, Decision, Probs, Prompts, RoundResult, Sample, derive_seed
+from kmine.segmenters.base import Segmenter
 from kmine.stages.gate import gate
 from kmine.stages.infer import activations, infer
-from kmine.stages.prompts import find_prompts, prompts_from_activation
+from kmine.stages.prompts import ask_again, find_prompts, prompts_from_activation, remember
 from kmine.stages.refine import refine
-from kmine.stages.segment import segment
+from kmine.stages.segment import segment, segment_twice
 from kmine.store import RunStore, sign
 
+Known = dict[str, list[tuple[int, Callable[[], NDArray[np.bool_]]]]]
+"""Class id and mask, unpacked when it is wanted, of the objects of each sample."""
 EMPTY = "lesion_free"
 CHUNK = 16
 """Images mined together: what a kill can cost, and what memory holds."""
@@ -48,6 +52,7 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
         made_by, clock = mining_signature(task, current), Clock()
         model.load_state_dict(current.best)
         task.watcher.start(f"round {round_idx}: mining", len(task.unlabeled))
+        known = answered_before(task, store, round_idx)
         for part, ids in store.unmined(round_idx, made_by, task.unlabeled.ids, CHUNK):
             images = [task.unlabeled.sample(i) for i in ids]
             clock.lap("read")
@@ -55,8 +60,9 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
             clock.lap("infer")
             prompts = [find_prompts(p, cfg.prompts, seed=cfg.seed, round_idx=round_idx) for p in probs]
             prompts = heed_labels(task, model, images, prompts, round_idx)
+            prompts = [remember(asked, known.get(i, [])) for i, asked in zip(ids, prompts, strict=True)]
             clock.lap("prompts")
-            candidates = segment(task.segmenter, images, prompts)
+            prompts, candidates = ask(task, task.segmenter, images, prompts, round_idx)
             clock.lap("segment")
             decisions = gate_all(images, probs, prompts, candidates, labeled_area, cfg, task.calibration)
             clock.lap("gate")
@@ -90,6 +96,36 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
         yield result
         if result.adopted:
             current, adopted = fitted, result
+
+
+def ask(
+    task: Task,
+    segmenter: Segmenter,
+    images: Sequence[Sample],
+    prompts: Sequence[list[Prompts]],
+    round_idx: int,
+) -> tuple[list[list[Prompts]], list[list[Candidate]]]:
+    """What the segmenter answers, and to which prompts: in one pass, or with its own answers in a second one."""
+    cfg = task.cfg.prompts
+    if cfg.passes == 1:
+        return list(prompts), segment(segmenter, images, prompts)
+
+    def again(image: int, number: int, asked: Prompts, answer: Candidate) -> Prompts:
+        key = (task.cfg.seed, round_idx, images[image].sample_id, number, "second pass")
+        return ask_again(asked, answer, cfg, seed=derive_seed(*key))
+
+    return segment_twice(segmenter, images, prompts, again)
+
+
+def answered_before(task: Task, store: RunStore, round_idx: int) -> Known:
+    """The segmenter's masks of the round before, by sample, where the prompts are to remember them; else nothing."""
+    known: Known = {}
+    if task.cfg.prompts.source == "cascade" and round_idx > 1:
+        for row in store.decisions(round_idx - 1):
+            if row["object_idx"] >= 0:
+                answer = partial(from_rle, row["segmenter_rle"], row["height"], row["width"])
+                known.setdefault(row["sample_id"], []).append((row["class_id"], answer))
+    return known
 
 
 def heed_labels(

@@ -14,7 +14,7 @@ import numpy as np
 
 from kmine.calibrator import FEATURES, Calibration, Promise
 from kmine.methods import Task, new_model, train
-from kmine.methods.mining import CHUNK, object_areas
+from kmine.methods.mining import CHUNK, ask, object_areas
 from kmine.preparation.crossfit import fold_model, folds, prompted, some_of
 from kmine.records import Evidence, Prompts, Sample
 from kmine.segmenters.base import ADAPTED, Adaptable, Segmenter
@@ -23,7 +23,6 @@ from kmine.stages.calibrate import fit_calibrator, promise, reliability, risk_co
 from kmine.stages.gate import gather
 from kmine.stages.infer import infer
 from kmine.stages.prompts import find_prompts
-from kmine.stages.segment import segment
 from kmine.store import RunStore, sign
 
 Row = dict[str, Any]
@@ -168,7 +167,7 @@ def _mined(task: Task, model: Any, segmenter: Segmenter, ids: Sequence[str], are
         probs = list(infer(model, task.labeled, some, device=task.fabric.device, **asdict(cfg.infer)))
         prompts: list[list[Prompts]] = [find_prompts(p, cfg.prompts, seed=cfg.seed, round_idx=0) for p in probs]
         unseen: list[Sample] = [replace(sample, mask=None) for sample in samples]
-        answers = segment(segmenter, unseen, prompts)
+        prompts, answers = ask(task, segmenter, unseen, prompts, round_idx=0)
         for sample, p, asked, found in zip(samples, probs, prompts, answers, strict=True):
             for one, candidate in zip(asked, found, strict=True):
                 best = candidate.masks[candidate.best]

@@ -14,8 +14,11 @@ from kmine.segmenters.base import Embedding, Segmenter
 
 __all__ = ["REGISTRY", "Embedding", "Segmenter", "open_segmenter"]
 
+Say = Callable[[str], None]
+"""Is told a sentence for the user."""
 
-def _open_ellipse(cfg: SegmenterConfig, device: str, offline: bool) -> Segmenter:
+
+def _open_ellipse(cfg: SegmenterConfig, device: str, offline: bool, say: Say) -> Segmenter:
     from kmine.segmenters.ellipse import Ellipse
 
     if cfg.checkpoint is not None:
@@ -26,7 +29,7 @@ def _open_ellipse(cfg: SegmenterConfig, device: str, offline: bool) -> Segmenter
     return Ellipse()
 
 
-def _open_tiny(cfg: SegmenterConfig, device: str, offline: bool) -> Segmenter:
+def _open_tiny(cfg: SegmenterConfig, device: str, offline: bool, say: Say) -> Segmenter:
     from kmine.segmenters.tiny import open_tiny
     from kmine.segmenters.tiny_weights import SHIPPED
 
@@ -37,7 +40,8 @@ def _open_tiny(cfg: SegmenterConfig, device: str, offline: bool) -> Segmenter:
     return open_tiny(path, name=f"tiny:{path.stem}", device=device)
 
 
-def _open_sam(cfg: SegmenterConfig, device: str, offline: bool) -> Segmenter:
+def _open_sam(cfg: SegmenterConfig, device: str, offline: bool, say: Say) -> Segmenter:
+    from kmine.segmenters.embedding_cache import EmbeddingCache, default_folder
     from kmine.segmenters.sam import SamSegmenter, build_sam
     from kmine.segmenters.weights import default_cache_dir, fetch, is_official
 
@@ -48,33 +52,43 @@ def _open_sam(cfg: SegmenterConfig, device: str, offline: bool) -> Segmenter:
         path = Path(cfg.checkpoint).expanduser()
         if not is_official(cfg.name, path):
             name = f"{cfg.name}:{path.stem}"
-    return SamSegmenter(build_sam(cfg.name, path), name=name, device=device, batch_size=cfg.batch_size)
+    folder = Path(cfg.cache_dir).expanduser() if cfg.cache_dir else default_folder()
+    return SamSegmenter(
+        build_sam(cfg.name, path),
+        name=name,
+        device=device,
+        batch_size=cfg.batch_size,
+        cache=EmbeddingCache(folder, int(cfg.cache_gb * 1e9), say) if cfg.cache_gb else None,
+        dtype=cfg.cache_dtype,
+        say=say,
+    )
 
 
-REGISTRY: dict[str, Callable[[SegmenterConfig, str, bool], Segmenter]] = {
+REGISTRY: dict[str, Callable[[SegmenterConfig, str, bool, Say], Segmenter]] = {
     "ellipse": _open_ellipse,
     "tiny": _open_tiny,
     "sam_vit_b": _open_sam,
     "sam_vit_l": _open_sam,
     "sam_vit_h": _open_sam,
 }
-"""Name -> what opens it, from (config, device, offline)."""
+"""Name -> what opens it, from (config, device, offline, say)."""
 
 
-def open_segmenter(cfg: SegmenterConfig, *, device: str, offline: bool) -> Segmenter:
+def open_segmenter(cfg: SegmenterConfig, *, device: str, offline: bool, say: Say = lambda text: None) -> Segmenter:
     """The segmenter that the config names, with its weights loaded.
 
     Its `name` is the config's; a checkpoint that is not the official file is named as well: `sam_vit_b:medsam`,
     `tiny:mine`.
 
     Args:
-        cfg: name, checkpoint and batch size.
+        cfg: name, checkpoint, batch size, cache of embeddings.
         device: a torch device, `cpu`, `cuda` or `cuda:1`; `auto` is resolved by the caller.
         offline: forbid the download of missing weights.
+        say: is told what happens later on that the user should know, in one sentence each.
 
     Raises:
         UserError: an unknown name, weights that are missing, damaged or of another architecture, a failed download.
     """
     if cfg.name not in REGISTRY:
         raise unknown_name("segmenter.name", cfg.name, REGISTRY)
-    return REGISTRY[cfg.name](cfg, device, offline)
+    return REGISTRY[cfg.name](cfg, device, offline, say)

@@ -1,6 +1,7 @@
-"""Segment Anything as a segmenter: batched encoding, batched prompts, answers equal to the official predictor's.
+"""Segment Anything as a segmenter: batched prompts, answers equal to the official predictor's.
 
-Its mask decoder can be adapted on embeddings at hand; `sam_train.py` holds the loss.
+`sam_embed.py` encodes, in batches and each image once; `sam_encoder.py` makes that fast. The mask decoder can be
+adapted on embeddings at hand; `sam_train.py` holds the loss.
 
 Legend: H, W the image's own frame; E the side of the padded square that the encoder sees (1024); S = E / 4 the side of
 the decoder's logits (256) and of a mask hint; B prompts decoded at once, M masks of each, P points.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,6 +35,8 @@ from kmine.segmenters.base import (
     stability_from_logits,
 )
 from kmine.segmenters.build import PROMPT_DIM, build_sam
+from kmine.segmenters.embedding_cache import EmbeddingCache
+from kmine.segmenters.sam_embed import Embedder, update
 from kmine.segmenters.sam_train import DECODER, SamTrainee
 
 __all__ = ["SamSegmenter", "build_sam"]
@@ -44,6 +47,9 @@ MAX_LOGITS = 2**27
 """Floats of upscaled logits held at once (0.5 GB): bounds how many prompts share a decoder batch."""
 MAX_ROWS = 64
 """Prompts in one decoder batch at most."""
+CPU_FLOATS = 2**23
+"""On a CPU, the decoder's widest tensor stays below this (32 MB), which the C library keeps for the next one. Larger
+ones come from the kernel page by page: twelve prompts at a time took 28 % longer than three at 1024 px."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,16 @@ class SamSegmenter:
     adapt_plan: AdaptPlan = AdaptPlan(steps=200, batch_size=4, lr=1e-4)
 
     def __init__(
-        self, sam: Sam, *, name: str, device: str = "cpu", batch_size: int = 4, multimask: bool | None = None
+        self,
+        sam: Sam,
+        *,
+        name: str,
+        device: str = "cpu",
+        batch_size: int = 4,
+        multimask: bool | None = None,
+        cache: EmbeddingCache | None = None,
+        dtype: str = "float32",
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Takes a model to a device.
 
@@ -93,14 +108,17 @@ class SamSegmenter:
             sam: from `build_sam`.
             name: as tables name it.
             device: a torch device.
-            batch_size: images per forward pass of the encoder. Global attention takes about 2.5 GB of float32 for each
-                ViT-B image at 1024 px.
+            batch_size: images per forward pass of the encoder; halved, once and for all, where a GPU's memory is too
+                small for it.
             multimask: three masks per prompt (True) or one (False). None: three for a lone point, which may mean a part
                 as well as the whole, and one for a box, a hint or several points.
+            cache: of embeddings; None encodes every time.
+            dtype: float32 or float16, to which embeddings are rounded, cached or not.
+            say: is told what the user should know.
         """
         self.name = name
         self._sam = sam.to(device).eval()
-        self._batch_size = batch_size
+        self._embedder = Embedder(self._sam, batch_size=batch_size, cache=cache, dtype=dtype, say=say)
         self._multimask = multimask
         self._resize = ResizeLongestSide(sam.image_encoder.img_size)
         self._hint_side: int = sam.prompt_encoder.mask_input_size[0]
@@ -109,32 +127,22 @@ class SamSegmenter:
     def signature(self) -> str:
         """sha256 over every parameter and buffer and the image size; the same for the same weights in another file."""
         digest = hashlib.sha256(f"sam {self._sam.image_encoder.img_size}".encode())
-        for key, tensor in sorted(self._sam.state_dict().items()):
-            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().numpy().data)
+        update(digest, self._sam.state_dict())
         return digest.hexdigest()
 
-    @torch.inference_mode()
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
-        """Embeds (H, W, 3) uint8 RGB images of any sizes, `batch_size` at a time.
+        """Embeds (H, W, 3) uint8 RGB images of any sizes; those in the cache are read, the others go in batches.
 
         Returns:
             Per image, features (256, E/16, E/16) float32 on the CPU.
 
         Raises:
             ValueError: an image is not (H, W, 3) uint8.
+            UserError: the GPU's memory does not take a single image.
         """
         check_images(images)
-        embeddings: list[Embedding] = []
-        for start in range(0, len(images), self._batch_size):
-            batch = images[start : start + self._batch_size]
-            features = self._sam.image_encoder(torch.stack([self._pixels(image) for image in batch]))
-            # Copies, for a view would keep the whole batch alive.
-            embeddings += [
-                Embedding(size=(image.shape[0], image.shape[1]), features=one.copy())
-                for image, one in zip(batch, features.float().cpu().numpy(), strict=True)
-            ]
-        return embeddings
+        made = self._embedder.features(images)
+        return [Embedding((image.shape[0], image.shape[1]), one) for image, one in zip(images, made, strict=True)]
 
     @torch.inference_mode()
     def decode(self, embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
@@ -173,20 +181,19 @@ class SamSegmenter:
     def _twin(self, decoder: MaskDecoder, name: str) -> SamSegmenter:
         sam = self._sam
         pixels = (sam.pixel_mean.flatten().tolist(), sam.pixel_std.flatten().tolist())
-        twin = Sam(sam.image_encoder, sam.prompt_encoder, decoder, *pixels)
-        return SamSegmenter(
-            twin, name=name, device=str(sam.device), batch_size=self._batch_size, multimask=self._multimask
+        twin = SamSegmenter(
+            Sam(sam.image_encoder, sam.prompt_encoder, decoder, *pixels),
+            name=name,
+            device=str(sam.device),
+            multimask=self._multimask,
         )
+        twin._embedder = self._embedder  # one encoder, one cache
+        return twin
 
     @property
     def decoder(self) -> MaskDecoder:
         """The part that a trainee learns."""
         return self._sam.mask_decoder
-
-    def _pixels(self, image: NDArray[np.uint8]) -> torch.Tensor:
-        """(3, E, E) float32: resized by PIL as in the official predictor, normalised, padded with zeros."""
-        resized = torch.from_numpy(self._resize.apply_image(image)).permute(2, 0, 1)
-        return self._sam.preprocess(resized.to(self._sam.device))
 
     def _decode_image(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Candidate]:
         rows = [row for owner, one in enumerate(prompts) for row in self.rows(owner, one, embedding.size)]
@@ -195,11 +202,20 @@ class SamSegmenter:
         for form in dict.fromkeys(row.form for row in rows):
             same = [row for row in rows if row.form == form]
             multimask = self._multimask if self._multimask is not None else form == (False, 1, False)
-            step = _rows_at_once(embedding.size, self._resize.target_length, 3 if multimask else 1)
+            step = self._rows_at_once(embedding.size, 3 if multimask else 1)
             for start in range(0, len(same), step):
                 batch = same[start : start + step]
                 answers += zip(batch, self._answer(features, embedding.size, batch, multimask), strict=True)
         return [_candidate([pair for pair in answers if pair[0].owner == owner]) for owner in range(len(prompts))]
+
+    def _rows_at_once(self, size: tuple[int, int], num_masks: int) -> int:
+        """How many rows may share a batch, so that upscaled logits stay below `MAX_LOGITS`, and see `CPU_FLOATS`."""
+        square = self._resize.target_length**2
+        rows = min(MAX_ROWS, MAX_LOGITS // (max(size[0] * size[1], square) * num_masks))
+        if self._sam.device.type == "cpu":
+            # 32 channels at a quarter of E: 2 E^2 floats a row.
+            rows = min(rows, (CPU_FLOATS - 1) // (2 * square))
+        return max(1, rows)
 
     def features(self, embedding: Embedding) -> torch.Tensor:
         """(1, 256, E/16, E/16) float32 on the device, as the decoder takes them; a cache may hold float16.
@@ -315,12 +331,6 @@ class SamSegmenter:
 def _bare(key: str) -> str:
     """A trainee's key as the decoder names it; others are left as they are, which loading then refuses."""
     return key.removeprefix(DECODER) if key.startswith(DECODER) else f"not {DECODER}: {key}"
-
-
-def _rows_at_once(size: tuple[int, int], image_size: int, num_masks: int) -> int:
-    """How many rows may share a batch, so that their upscaled logits stay below `MAX_LOGITS`."""
-    pixels = max(size[0] * size[1], image_size**2) * num_masks
-    return max(1, min(MAX_ROWS, MAX_LOGITS // pixels))
 
 
 def _candidate(answers: Sequence[tuple[Row, _Answer]]) -> Candidate:

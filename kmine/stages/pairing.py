@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -15,6 +15,13 @@ MIN_PAIRS, MIN_Z = 20, 2.0
 """Masks that belong to their images must say so with this z, asked of at least so many pairs."""
 EDGE_SIDE = 128
 """Side in pixels at which mask outlines are held against image edges."""
+CHANCE = 1e-3
+"""A stretch of shifted masks is one that chance would show in so many data sets at the most."""
+MIN_STRETCH, MAX_STRETCHES = 8, 5
+MIN_REST, REST_Z = 20, 3.0
+"""So many masks outside of a stretch must say with this z that they belong to their images."""
+MAX_RATIO = 1.5
+"""Of two edge strengths, as a logarithm: no single mask decides."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,55 @@ class Pairing:
     """Of the difference, image and mask effects taken out; NaN with fewer than two pairs."""
     better_shift: int
     """Where z is too small: -1 or 1 if masks fit the image one place before or after better; else 0."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well one mask follows the edges of its own image and of those of the files beside it."""
+
+    sample_id: str
+    own: float
+    """As in `Pairing`."""
+    before: float
+    """On the image one place before; NaN where there is none."""
+    after: float
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Masks one after the other that fit the images one place before (-1) or after (1) better than their own."""
+
+    first: str
+    last: str
+    count: int
+    shift: int
+
+
+class Neighbours:
+    """Holds each mask against its own image and the two beside it, as samples come by in order; keeps three."""
+
+    def __init__(self) -> None:
+        self._images: list[NDArray[np.float32] | None] = [None, None]
+        self._held: tuple[str, NDArray[np.intp] | None] = ("", None)
+        self.fits: list[Fit] = []
+
+    def add(self, sample_id: str, image: NDArray[np.float32] | None, at: NDArray[np.intp] | None) -> None:
+        """The next sample: `edges` of its image and `outline` of its mask, None for what it lacks."""
+        before, own = self._images
+        held, outline_of_held = self._held
+        if own is not None and outline_of_held is not None and len(outline_of_held):
+            strengths = (_strength(picture, outline_of_held) for picture in (own, before, image))
+            self.fits.append(Fit(held, *strengths))
+        self._images, self._held = [own, image], (sample_id, at)
+
+    def finish(self) -> list[Fit]:
+        """No more come; what was found, in order."""
+        self.add("", None, None)
+        return self.fits
+
+
+def _strength(image: NDArray[np.float32] | None, at: NDArray[np.intp]) -> float:
+    return float("nan") if image is None else float(image.ravel()[at].mean())
 
 
 def edges(image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -76,6 +132,77 @@ def measure_pairing(images: Sequence[NDArray[np.float32]], outlines: Sequence[ND
 
 def _z(values: NDArray[np.float64]) -> float:
     return float(values.mean() / max(values.std(ddof=1) / np.sqrt(len(values)), 1e-12))
+
+
+def find_stretches(fits: Sequence[Fit]) -> list[Stretch]:
+    """Where masks are off by one file, if only from one file to another; in the order of the files.
+
+    A mask whose neighbour's image fits better than its own scores above 0; the stretch of the highest sum is looked
+    for. How high a sum chance gives is known of sums that fall on average (Karlin and Altschul 1990): more than x in
+    at most n exp(-rate x) cases, the rate being that of the scores outside of the stretch.
+    """
+    found: list[tuple[int, Stretch]] = []
+    free = np.ones(len(fits), bool)
+    scores = {-1: _log_ratio(fits, "before"), 1: _log_ratio(fits, "after")}
+    while len(found) < MAX_STRETCHES:
+        best = max((*_best_stretch(np.where(free, scores[side], -MAX_RATIO)), side) for side in scores)
+        total, start, stop, shift = best
+        rest = free.copy()
+        rest[start:stop] = False
+        others = scores[shift][rest]
+        if stop - start < MIN_STRETCH or len(others) < MIN_REST or -_z(others) < REST_Z:
+            break
+        if _rate(others) * total < np.log(len(fits) / CHANCE):
+            break
+        found.append((start, Stretch(fits[start].sample_id, fits[stop - 1].sample_id, stop - start, shift)))
+        free = rest
+    return [stretch for _, stretch in sorted(found, key=lambda pair: pair[0])]
+
+
+def _log_ratio(fits: Sequence[Fit], side: str) -> NDArray[np.float64]:
+    """(N,) of the neighbour's strength to the own one, bounded; 0 where there is no neighbour."""
+    own, other = np.array([(fit.own, getattr(fit, side)) for fit in fits], float).reshape(-1, 2).T
+    ratio = np.log(np.maximum(other, 1e-3) / np.maximum(own, 1e-3))
+    return np.clip(np.nan_to_num(ratio, nan=0.0), -MAX_RATIO, MAX_RATIO)
+
+
+def _best_stretch(scores: NDArray[np.float64]) -> tuple[float, int, int]:
+    """Highest sum of neighbours, and where they start and stop."""
+    best, start, stop = 0.0, 0, 0
+    total, begin = 0.0, 0
+    for n, score in enumerate(scores.tolist()):
+        if total <= 0:
+            total, begin = 0.0, n
+        total += score
+        if total > best:
+            best, start, stop = total, begin, n + 1
+    return best, start, stop
+
+
+def _rate(scores: NDArray[np.float64]) -> float:
+    """The positive r with mean(exp(r * score)) = 1, by bisection; scores fall on average."""
+    low, high = 0.0, 50.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        if np.exp(middle * scores).mean() < 1:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def examine_stretches(stretches: Sequence[Stretch], pairing: Pairing) -> list[Finding]:
+    """Parts that are off by one file; where everything is, `examine_pairing` says so already."""
+    if pairing.better_shift or not stretches:
+        return []
+    which: Mapping[int, str] = {-1: "before", 1: "after"}
+    parts = [
+        f"the {part.count} masks from {part.first} to {part.last} fit the images one place {which[part.shift]} better"
+        for part in stretches
+    ]
+    names = tuple(name for part in stretches for name in (part.first, part.last))
+    text = f"{'; '.join(parts)} than their own; pair images and masks by name"
+    return [Finding("pairing_part", "fault", text, names)]
 
 
 def examine_pairing(pairing: Pairing) -> list[Finding]:

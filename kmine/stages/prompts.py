@@ -5,7 +5,7 @@ The one place where arrays (row, column) become boxes and points (x, y).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -89,7 +89,7 @@ def ask_again(asked: Prompts, answer: Candidate, cfg: PromptsConfig, *, seed: in
     return replace(again, mask_input=hint, component=asked.component)
 
 
-def remember(asked: Sequence[Prompts], before: Sequence[tuple[int, NDArray[np.bool_]]]) -> list[Prompts]:
+def remember(asked: Sequence[Prompts], before: Sequence[tuple[int, Callable[[], NDArray[np.bool_]]]]) -> list[Prompts]:
     """The prompts with the segmenter's masks of the round before in their hints.
 
     A prompt remembers the mask of its class that overlaps its component most, if their IoU is at least `SAME_OBJECT`;
@@ -97,9 +97,10 @@ def remember(asked: Sequence[Prompts], before: Sequence[tuple[int, NDArray[np.bo
 
     Args:
         asked: this round's prompts of an image.
-        before: class id and (H, W) mask of the objects that the segmenter answered in the round before.
+        before: class id and (H, W) mask, a call away, of the objects that the segmenter answered in the round before.
     """
-    return [_remembering(one, [mask for class_id, mask in before if class_id == one.class_id]) for one in asked]
+    masks_of = [(class_id, mask()) for class_id, mask in before] if asked else []
+    return [_remembering(one, [mask for class_id, mask in masks_of if class_id == one.class_id]) for one in asked]
 
 
 def _remembering(one: Prompts, known: Sequence[NDArray[np.bool_]]) -> Prompts:

@@ -46,6 +46,8 @@ HARMLESS = (
     "data.on_fault",
     "data.on_error",
     "fit.num_workers",
+    "segmenter.cache_dir",
+    "segmenter.cache_gb",
 )
 """Settings that may differ when a run is resumed: none changes a result.
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from kmine.config import DataConfig
-from kmine.data import open_source
+from kmine.data import open_source, source
 from kmine.data.kvasir_seg import KvasirSeg
 from kmine.data.splits import make_splits
 from kmine.records import SampleError, UserError
@@ -191,10 +191,9 @@ def test_unfit_image(root, kind, expected):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("limit", [100, 1500])
-def test_decompression_bomb(root, monkeypatch, limit):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+@pytest.mark.parametrize("whose", [(source, "MAX_PIXELS"), (Image, "MAX_IMAGE_PIXELS")])
+def test_decompression_bomb(root, monkeypatch, whose):
+    monkeypatch.setattr(*whose, 100)
     with pytest.raises(SampleError, match="sane size"):
         KvasirSeg(root).image("a")
 

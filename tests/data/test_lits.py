@@ -354,6 +354,7 @@ def header_says(shape, code=16) -> bytes:
     header.set_data_dtype(code)
     header.set_data_shape(shape)
     header.set_sform(affine_of("LPS"), code=1)
+    header.set_data_offset(352)
     return header.binaryblock + bytes(4)
 
 
@@ -362,8 +363,8 @@ def rewritten(path: Path, change) -> None:
 
 
 HEADERS = {
-    "empty": (lambda b: b"", "Empty file"),
-    "foreign": (lambda b: b"garbage" * 100, "Cannot work out file type"),
+    "empty": (lambda b: b"", "an empty file (0 bytes)"),
+    "foreign": (lambda b: b"garbage" * 100, "no NIfTI header"),
     "cut": (lambda b: b[:200], "truncated or damaged"),
     "two axes": (lambda b: header_says((7, 6)), "expected a volume of three axes, got 7 x 6"),
     "a film": (lambda b: header_says((7, 6, 5, 2)), "got 7 x 6 x 5 x 2; store one scan a file"),
@@ -397,7 +398,7 @@ BODIES = [
     (".nii.gz", lambda b: b[:-20]),
     (".nii.gz", lambda b: flip(b, -6)),  # its checksum
     (".nii", lambda b: b[:-1]),
-    (".nii", lambda b: header_says((2000, 1000, 1000)) + bytes(100)),  # 8 GB, it says
+    (".nii", lambda b: header_says((1000, 1000, 1000)) + bytes(100)),  # 2 GB, it says
     (".nii.gz", lambda b: gzip.compress(header_says((1000, 1000, 1000)) + bytes(1000))),
 ]
 
@@ -679,7 +680,7 @@ def test_a_wrong_table_is_one_error(root, opened, table, tmp_path):
         opened(image_labels=table("volume-000/slice-0000,0", header="id,label"))
     with pytest.raises(UserError, match="expected rows sample_id,label, got none"):
         opened(image_labels=table())
-    with pytest.raises(UserError, match=r"data.image_labels expects a CSV file"):
+    with pytest.raises(UserError, match=r"data.image_labels: .*none.csv: expected a CSV file, found no such file"):
         opened(image_labels=str(tmp_path / "none.csv"))
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"expected a CSV file of sample_id,label, got something else"):

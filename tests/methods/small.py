@@ -8,7 +8,6 @@ from kmine.config import DataConfig, FitConfig, GateConfig, InferConfig, LoopCon
 from kmine.store import RunStore
 
 ANYTHING_GOES = GateConfig(
-    mode="thresholds",
     min_predicted_iou=0,
     min_stability=0,
     min_agreement=0,

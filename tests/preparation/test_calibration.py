@@ -17,7 +17,7 @@ from kmine.segmenters.ellipse import Ellipse
 SMALL = replace(
     CFG,
     rounds=1,
-    gate=GateConfig(target_dice=0.3),
+    gate=GateConfig(mode="calibrated", target_dice=0.3),
     data=replace(CFG.data, num_samples=60, label_fraction=0.6),
     adapt=AdaptConfig(folds=3, fold_steps=30),
     fit=replace(CFG.fit, steps=30),

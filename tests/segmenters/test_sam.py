@@ -196,6 +196,12 @@ def test_large_batches_are_split_without_a_trace(small, spy, monkeypatch) -> Non
         assert len(b.jittered_masks) == 2
 
 
+def test_a_cpu_decodes_a_few_large_rows_at_a_time() -> None:
+    # 2 x 1024^2 floats a row, below 2^23: three; a frame of 100 megapixels leaves one.
+    segmenter = SamSegmenter(random_sam(image_size=1024), name="s")
+    assert [segmenter._rows_at_once(size, 1) for size in ((700, 940), (10_000, 10_000))] == [3, 1]
+
+
 @pytest.mark.parametrize(("multimask", "num_masks"), [(True, 3), (False, 1)])
 def test_the_number_of_masks_can_be_set(small, multimask, num_masks) -> None:
     segmenter = SamSegmenter(small, name="s", multimask=multimask)

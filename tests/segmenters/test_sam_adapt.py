@@ -155,7 +155,7 @@ def test_an_adapted_segmenter_keeps_its_settings_and_can_learn_again(small) -> N
     twice = segmenter.adapted(segmenter.trainee().state()).trainee()
     again = segmenter.adapted(segmenter.trainee().state()).adapted(twice.state())
     assert again.name == "s+adapted"
-    assert again._batch_size == 3
+    assert again._embedder is segmenter._embedder and again._embedder.batch_size == 3
     embeddings = again.encode(images(sizes=[WIDE]))
     np.testing.assert_array_equal(embeddings[0].features, segmenter.encode(images(sizes=[WIDE]))[0].features)
     ours, theirs = (s.decode(embeddings, [box_prompts((3, 4, 90, 55))])[0][0] for s in (again, segmenter))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kmine.data import copies
+from kmine.data.copies import describe, find_alike, sameness
+from kmine.data.hashing import grey_of
 from kmine.data.phantom import PhantomSource
 from kmine.records import Finding, SampleRef
 from kmine.stages import examine
@@ -19,8 +22,13 @@ def seen(sample_id: str, picture: np.ndarray, mask: np.ndarray | None = None) ->
     return examine.look(sample_id, picture, mask)
 
 
-def details(*indices: int, kind: str = "polyp") -> list[np.ndarray]:
-    return [examine._detail(seen("a", image(i, kind)).small) for i in indices]
+def views(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    found = seen("a", picture)
+    return found.small, found.whole
+
+
+def groups_of(looks: list[examine.Look]) -> dict[str, str]:
+    return {item.sample_id: item.sample_id for item in looks}
 
 
 def codes(found: list[Finding]) -> dict[str, str]:
@@ -49,21 +57,19 @@ def test_only_equal_pixels_have_equal_digests():
     assert seen("a", flat).digest != seen("b", flat.reshape(6, 2, 3)).digest
 
 
-@pytest.mark.parametrize("kind", ["polyp", "xray"])
-def test_correlation_knows_a_crop_from_another_picture(kind):
-    small = [seen("a", image(i, kind)[3:-3, 2:-4]).small for i in range(12)]
-    whole = details(*range(12), kind=kind)
-    crops = [examine._detail(s) for s in small]
-    same = [examine.correlation(a, b) for a, b in zip(whole, crops, strict=True)]
-    other = [examine.correlation(whole[i], crops[j]) for i in range(12) for j in range(12) if i != j]
-    assert min(same) > examine.SAME_PICTURE > max(other)
+@pytest.mark.parametrize("kind", ["polyp", "ct", "xray"])
+def test_a_crop_is_the_same_picture_and_another_one_is_not(kind):
+    whole = [views(image(i, kind)) for i in range(12)]
+    crops = [views(image(i, kind)[3:-3, 2:-4]) for i in range(12)]
+    same = [sameness(a, b, 1.0) for a, b in zip(whole, crops, strict=True)]
+    other = [sameness(whole[i], crops[j], 1.0) for i in range(12) for j in range(12) if i != j]
+    assert min(same) > examine.SAME_PICTURE > max(other) + 0.02
 
 
-def test_correlation_is_symmetric_and_blank_pictures_have_none():
-    a, b = details(0, 1)
-    assert examine.correlation(a, b) == examine.correlation(b, a)
-    blank = np.zeros_like(a)
-    assert examine.correlation(blank, blank) == examine.correlation(a, blank) == 0
+def test_a_picture_agrees_with_itself_and_a_blank_one_with_nothing():
+    a, blank = views(image(0)), views(np.zeros((96, 96, 3), np.uint8))
+    assert sameness(a, a, 1.0) == pytest.approx(1, abs=1e-3)
+    assert sameness(blank, blank, 1.0) == sameness(a, blank, 1.0) == 0
 
 
 def test_many_equal_images_are_chained_to_the_first():
@@ -75,21 +81,37 @@ def test_many_equal_images_are_chained_to_the_first():
 def test_alike_images_of_one_group_are_no_news_and_distance_below_0_asks_for_none():
     looks = [seen("a", image(0)), seen("b", image(0)[2:-2, 2:-2])]
     assert len(examine.find_twins(looks, {"a": "a", "b": "b"}, 6)[0]) == 1
-    assert examine.find_twins(looks, {"a": "v", "b": "v"}, 6) == ([], examine.REACH)
-    assert examine.find_twins(looks, {"a": "a", "b": "b"}, -1) == ([], -1)
-    assert examine.find_twins([], {}, 6) == ([], examine.REACH)
+    assert examine.find_twins(looks, {"a": "v", "b": "v"}, 6) == ([], examine.Search(0, complete=True))
+    assert examine.find_twins(looks, {"a": "a", "b": "b"}, -1) == ([], examine.Search(0, complete=False))
+    assert examine.find_twins([], {}, 6) == ([], examine.Search(0, complete=True))
 
 
-def test_only_the_nearest_pairs_are_compared_when_there_are_too_many(monkeypatch):
+def test_pairs_within_the_distance_are_named_whatever_they_show():
+    looks = [seen("a", image(0)), seen("b", image(1))]
+    (twins,), _ = examine.find_twins(looks, groups_of(looks), 63)
+    assert not twins.same_picture and twins.bits == (looks[0].image_hash ^ looks[1].image_hash).bit_count()
+    assert examine.find_twins(looks, groups_of(looks), 0)[0] == []
+
+
+def test_flat_images_are_like_everything_and_left_out():
+    noise = np.random.default_rng(0).integers(0, 2, (2, 96, 96, 3), dtype=np.uint8)
+    looks = [seen("a", noise[0]), seen("b", noise[1])]
+    assert examine.find_twins(looks, groups_of(looks), 63) == ([], examine.Search(0, complete=True))
+
+
+def test_of_too_many_pairs_the_most_alike_are_compared_and_it_is_said(monkeypatch):
     looks = [seen(str(i), image(i)) for i in range(20)] + [seen("copy", image(0)[2:-2, 2:-2])]
-    groups = {item.sample_id: item.sample_id for item in looks}
-    every = examine._candidates(looks, groups, 64)
-    assert len(every) == 21 * 20 // 2
+    described = np.stack([describe(item.small, item.whole) for item in looks])
+    monkeypatch.setattr(copies, "FLOOR", -1.0)
+    every = find_alike(described, np.arange(21), 1000)
+    assert every.complete and len(every.pairs) == 21 * 20 // 2 and tuple(every.pairs[0]) == (0, 20)
+    for block in (1, 50, 1000):
+        monkeypatch.setattr(copies, "BLOCK", block)
+        some = find_alike(described, np.arange(21), 5)
+        assert not some.complete and some.pairs.tolist() == every.pairs[:5].tolist()
     monkeypatch.setattr(examine, "MAX_PAIRS", 5)
-    assert examine._candidates(looks, groups, 64) == every[:5]
-    assert every[0][1:] == (0, 20)
-    monkeypatch.setattr(examine, "REACH", 64)
-    assert examine.find_twins(looks, groups, 6)[1] == every[4][0] - 1
+    twins, search = examine.find_twins(looks, groups_of(looks), 0)
+    assert [str(t) for t in twins] == ["0 = copy"] and search == examine.Search(5, complete=False)
 
 
 SIDES = {"a": "train", "b": "test", "c": "train"}
@@ -113,7 +135,7 @@ def test_only_a_copy_on_another_side_is_a_fault(twins, code):
 
 
 def masks_of(*masks: np.ndarray, label: int | None = None, num_classes: int = 2) -> dict[str, str]:
-    looks = [seen(str(n), image(n), mask) for n, mask in enumerate(masks)]
+    looks = [seen(str(n), image(n % 64), mask) for n, mask in enumerate(masks)]
     refs = {item.sample_id: SampleRef(item.sample_id, item.sample_id, image_label=label) for item in looks}
     return codes(examine.examine_masks(looks, refs, num_classes))
 
@@ -132,8 +154,64 @@ def test_findings_about_masks():
     assert masks_of(square(20, 40)[:90]) == {"mask_size": "fault"}
     assert masks_of(1 - square(20, 40)) == {"masks_inverted": "fault"}
     assert masks_of(square(3, 93)) == {}  # large, but not at the rim
-    assert masks_of(square(20, 40), label=0) == {"label_0_with_mask": "note"}
+    assert masks_of(square(20, 40), label=0) == {"label_0_with_mask": "fault"}
+    assert masks_of(square(20, 40), label=0, num_classes=3) == {}  # of which class does it speak?
     assert masks_of(square(20, 40), square(0, 0), label=1) == {"label_1_empty_mask": "note"}
+
+
+def test_one_inverted_mask_among_others_is_named():
+    ordinary = [square(20 + n, 40) for n in range(9)]
+    assert masks_of(*ordinary, 1 - square(20, 40)) == {"mask_inverted": "fault"}
+    to_the_rim = 1 - square(60, 96)  # inverted, of an object that leaves the image
+    assert masks_of(*ordinary, to_the_rim) == masks_of(*ordinary, square(0, 96)) == {"mask_at_rim": "note"}
+    assert masks_of(ordinary[0], 1 - square(20, 40)) == {"mask_inverted": "fault"}
+
+
+def test_an_image_without_contrast_is_a_note_and_with_a_mask_a_fault():
+    flat = np.full((96, 96, 3), 130, np.uint8)
+    flat[::2] += 1
+    for mask, found in ((square(0, 0), {}), (square(20, 40), {"mask_on_nothing": "fault"})):
+        looks = [seen("flat", flat, mask), seen("b", image(1), square(30, 50))]
+        refs = {name: SampleRef(name, name) for name in ("flat", "b")}
+        assert codes(examine.examine_masks(looks, refs, 2)) == {"no_contrast": "note", **found}
+    flat[::2] += 2  # standard deviation 1.5
+    assert examine.examine_masks([seen("flat", flat, square(20, 40))], refs, 2) == []
+
+
+def test_an_image_stored_as_its_own_mask():
+    bright = (np.asarray(grey_of(image(0))) > 127).astype(np.uint8)
+    assert masks_of(bright) == {"mask_is_image": "fault"}
+    shifted = np.roll(bright, 6, axis=1)
+    assert "mask_is_image" not in masks_of(shifted)
+
+
+def test_a_class_that_no_mask_shows():
+    looks = [seen("a", image(0), square(20, 40, 2)), seen("b", image(1), square(0, 0))]
+    (found,) = examine.examine_classes(looks, ("background", "liver", "tumour"))
+    assert (found.code, found.severity, found.samples) == ("class_absent", "fault", ("1 liver",))
+    assert examine.examine_classes(looks[1:], ("background", "liver", "tumour")) == []  # masks_empty says so
+    assert examine.examine_classes(looks, ("background", "a")) == []
+    both = [*looks, seen("c", image(2), square(20, 40))]
+    assert examine.examine_classes(both, ("background", "liver", "tumour")) == []
+
+
+def test_one_mask_on_different_images():
+    looks = [seen(name, image(n), square(20, 40)) for n, name in enumerate("abc")]
+    looks.append(seen("d", image(3), square(20, 41)))
+    (found,) = examine.examine_same_masks(looks, groups_of(looks), [])
+    assert (found.code, found.severity, found.samples) == ("same_mask", "fault", ("a = b", "a = c"))
+    assert found.text.startswith("3 different images share 1 mask,")
+    assert examine.examine_same_masks(looks[1:], groups_of(looks), [])[0].samples == ("b = c",)
+    assert examine.examine_same_masks(looks, dict.fromkeys("abcd", "one volume"), []) == []
+    near = [Twins("a", other, 4, 0.95, exact=False) for other in "bc"]
+    assert examine.examine_same_masks(looks, groups_of(looks), near) == []
+    copy = [seen("a", image(0), square(20, 40)), seen("b", image(0), square(20, 40))]
+    assert examine.examine_same_masks(copy, groups_of(copy), []) == []
+    for mask in (square(20, 23), square(0, 96), square(0, 0)):  # too small, all, nothing: no accident
+        assert (
+            examine.examine_same_masks([seen(n, image(k), mask) for k, n in enumerate("ab")], groups_of(looks), [])
+            == []
+        )
 
 
 def test_a_group_on_two_sides():
