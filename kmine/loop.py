@@ -47,7 +47,7 @@ def run_loop(cfg: LoopConfig) -> int:
             f"{source.name}: {len(task.labeled)} labeled, {len(task.unlabeled)} unlabeled, {len(task.val)} validation "
             f"images; segmenter {task.segmenter.name if task.segmenter else 'none'}; run folder {cfg.out}"
         )
-        task = _adapted(task, store)
+        task = _prepared(task, store)
         mined, supervised = _rounds(task, store)
         store.update_run(
             stopped_by="no_pseudo_masks" if _found_nothing(mined[-1]) else "rounds",
@@ -66,11 +66,16 @@ def run_loop(cfg: LoopConfig) -> int:
     return 0
 
 
-def _adapted(task: Task, store: RunStore) -> Task:
-    """The task with its segmenter adapted to the labels, where that helps; run.json then names what really mines."""
-    from kmine.methods.adaptation import adapt_segmenter
+def _prepared(task: Task, store: RunStore) -> Task:
+    """The task with its segmenter adapted to the labels, where that helps, and the gate calibrated on them.
 
-    task = adapt_segmenter(task, store)
+    run.json then names what really mines.
+    """
+    from kmine.preparation.adaptation import adapt_segmenter
+    from kmine.preparation.calibration import calibrate
+
+    base = task.segmenter
+    task = calibrate(adapt_segmenter(task, store), base, store)
     if task.segmenter:
         store.update_run(segmenter=task.segmenter.name, segmenter_sha256=task.segmenter.signature)
     return task

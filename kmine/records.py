@@ -27,6 +27,7 @@ Severity = Literal["fault", "note"]
 
 REASONS = (
     "kept",
+    "kept_local",
     "lesion_free",
     "no_component",
     "empty_candidate",
@@ -39,9 +40,11 @@ REASONS = (
     "high_tta_std",
     "area_outlier",
     "contradicts_image_label",
+    "low_estimated_dice",
 )
 """Every reason a `Decision` may give. The gate asks in this order; the first threshold missed names the reason.
 
+`kept_local`: of two masks that disagree the local model's own is used, for the evidence speaks for it.
 `lesion_free`: the image-level label says so, the segmenter was not asked, the pseudo mask is empty."""
 
 
@@ -208,12 +211,18 @@ class Decision:
     reason: str
     evidence: Evidence
     estimated_dice: float = float("nan")
-    """Calibrated estimate of the mask's Dice; NaN where no calibrator was fitted."""
+    """Calibrated estimate of the Dice of the mask that is used; NaN where no calibrator was fitted."""
+    estimated_segmenter: float = float("nan")
+    """The same of the segmenter's mask."""
+    estimated_local: float = float("nan")
+    """The same of the local model's own component; NaN where there is none."""
+    source: Literal["both", "segmenter", "local"] = "both"
+    """Whose mask is used where they disagree; `both`: neither's, disagreement is ignored."""
 
     def __post_init__(self) -> None:
         if self.reason not in REASONS:
             raise ValueError(f"reason must be one of {REASONS}, got {self.reason!r}")
-        if self.kept != (self.reason == "kept"):
+        if self.kept != (self.reason in ("kept", "kept_local")):
             raise ValueError(f"kept={self.kept} contradicts reason={self.reason!r}")
 
 

@@ -13,9 +13,10 @@ import numpy as np
 from kmine.data.pool import Pool
 from kmine.masks import from_rle
 from kmine.methods import Task
-from kmine.methods.adaptation import sentence
+from kmine.preparation import calibration
+from kmine.preparation.adaptation import sentence
 from kmine.records import Evidence, Prompts, RoundResult, Skipped
-from kmine.report import GalleryItem, Report, RoundRow
+from kmine.report import Calibrated, GalleryItem, Report, RoundRow
 from kmine.store import RunStore
 
 GALLERY_SIZE = 4
@@ -103,7 +104,16 @@ def build_report(task: Task, store: RunStore, rows: list[RoundRow], config_yaml:
         notes=_notes(task, store, rows, segmenter),
         skipped=[Skipped(**s) for s in run.get("skipped", [])],
         validation_cases=len(task.val),
+        calibration=_calibrated(store) if task.calibration else None,
     )
+
+
+def _calibrated(store: RunStore) -> Calibrated | None:
+    about = store.read_json(store.root / "calibration" / "calibration.json")
+    if not about or not about["promise"]:
+        return None
+    curves = ([tuple(row) for row in about[name]] for name in ("risk_coverage", "reliability"))
+    return Calibrated(*curves, coverage=about["promise"]["coverage"], target=about["target"])
 
 
 def _provenance(run: dict[str, Any]) -> dict[str, str]:
@@ -120,6 +130,9 @@ def _notes(task: Task, store: RunStore, rows: Sequence[RoundRow], segmenter: str
     about = store.read_json(store.root / "segmenter" / "adaptation.json")
     if about and task.cfg.rounds:
         notes.append(f"The segmenter: {sentence(about)}.")
+    gate_by = store.read_json(store.root / "calibration" / "calibration.json")
+    if gate_by and task.cfg.rounds:
+        notes.append(f"The gate: {calibration.sentence(gate_by)}.")
     notes += [
         f"Round {r.round_idx} was {r.reason}. That is validation Dice, image by image, against the last adopted round; "
         f"up to {task.cfg.adopt_tolerance} is tolerated. The next round started from that one."

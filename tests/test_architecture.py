@@ -13,15 +13,15 @@ MAX_LINES = 400
 
 FLOORS = {
     **dict.fromkeys(("records", "config"), 0),
-    **dict.fromkeys(("masks", "metrics", "statistics", "download"), 1),
+    **dict.fromkeys(("masks", "metrics", "statistics", "download", "calibrator"), 1),
     **dict.fromkeys(("data", "models", "segmenters", "report", "store", "cli"), 2),
     "stages": 3,
     "methods": 4,
-    "cheap_check": 4.25,
+    **dict.fromkeys(("preparation", "cheap_check"), 4.2),
     **dict.fromkeys(("check_report", "preflight", "runs", "summary"), 4.5),  # what the commands share
     **dict.fromkeys(("loop", "compare", "sweep", "audit", "predict", "check", "fetch", "weights", "__main__"), 5),
 }
-FREE_INSIDE = {"config", "data", "models", "segmenters", "report", "store"}
+FREE_INSIDE = {"config", "data", "models", "segmenters", "report", "store", "preparation"}
 """Packages whose files may import one another."""
 
 HOMES = {

@@ -26,7 +26,8 @@ from kmine.config import DataConfig, FitConfig, LoopConfig, ModelConfig, Segment
 from kmine.data import open_source
 from kmine.data.pool import Pool
 from kmine.methods import Task, new_model, train
-from kmine.methods.adaptation import adapt_segmenter, out_of_fold, prompted
+from kmine.preparation.adaptation import adapt_segmenter
+from kmine.preparation.crossfit import out_of_fold, prompted
 from kmine.runs import open_cache, open_splits, open_task
 from kmine.segmenters import Segmenter, open_segmenter
 from kmine.statistics import paired_difference

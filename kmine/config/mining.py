@@ -12,6 +12,11 @@ from kmine.config.checks import fraction, require
 class PromptsConfig:
     """How local probabilities become prompts, one object per connected component."""
 
+    source: Literal["local", "cascade"] = "local"
+    """local: the local model's components. cascade: the same, and from round 2 on the hint remembers what the segmenter
+    said the round before."""
+    passes: int = 1
+    """2: the segmenter is asked again, with the box and the mask of its own answer."""
     min_area_px: int = 20
     """Components smaller than this are dropped."""
     min_area_fraction: float = 0.0005
@@ -35,6 +40,7 @@ class PromptsConfig:
         require(
             self.box or self.points, "prompts.box, prompts.points", "at least one of them true", (self.box, self.points)
         )
+        require(self.passes in (1, 2), "prompts.passes", "1 or 2", self.passes)
         require(self.min_area_px >= 1, "prompts.min_area_px", "at least 1", self.min_area_px)
         fraction(self.min_area_fraction, "prompts.min_area_fraction", closed_low=True)
         require(0 <= self.box_margin <= 1, "prompts.box_margin", "0 to 1", self.box_margin)
@@ -82,7 +88,7 @@ class AdaptConfig:
     """Local models trained without a part of the labels each, so that every labeled image is prompted by a model
     that does not know it; 1 skips them and shakes true boxes only."""
     fold_steps: int = 300
-    """Optimizer steps of each of these local models."""
+    """Optimizer steps of each of these local models, at most those of round 0."""
     steps: int | None = None
     """Optimizer steps of the segmenter; default: what suits it."""
     batch_size: int | None = None
@@ -109,8 +115,21 @@ class AdaptConfig:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """Thresholds on the evidence; a score that could not be had (NaN) is not judged."""
+    """Which masks may teach. Calibrated: by estimated Dice; else by thresholds on the evidence.
 
+    A score that could not be had (NaN) is not judged.
+    """
+
+    mode: Literal["thresholds", "calibrated"] = "thresholds"
+    """calibrated: what the evidence is worth is learnt on labeled images that went through the same steps as if they
+    had no mask. thresholds, and calibrated with too few labels for that: the limits below decide."""
+    target_dice: float = 0.85
+    """calibrated: the accepted masks' mean Dice that is aimed at, and promised where the labels allow it."""
+    confidence: float = 0.9
+    """calibrated: of that promise."""
+    margin: float = 0.03
+    """calibrated: where the estimates of the segmenter's and the local model's mask differ by at least this, the better
+    one is used as it is; else only what both say."""
     min_predicted_iou: float = 0.7
     """The segmenter's own estimate."""
     min_stability: float = 0.8
@@ -129,6 +148,9 @@ class GateConfig:
     """The mask's area may differ from the labeled median by this factor, up or down by its square."""
 
     def __post_init__(self) -> None:
+        require(0 < self.target_dice < 1, "gate.target_dice", "between 0 and 1", self.target_dice)
+        require(0.5 <= self.confidence < 1, "gate.confidence", "0.5 to below 1", self.confidence)
+        require(0 <= self.margin <= 1, "gate.margin", "0 to 1", self.margin)
         for name in ("min_predicted_iou", "min_stability", "min_agreement", "min_jitter_dice", "min_confidence"):
             fraction(getattr(self, name), f"gate.{name}", closed_low=True)
         for name in ("max_confidence_outside", "max_tta_std"):
@@ -143,7 +165,8 @@ class RefineConfig:
     min_vote: float = 0.75
     """Share of the answers (box and jitters) that must agree on a pixel, else it is ignored (255)."""
     ask_local: bool = True
-    """Ignore pixels, too, where the local model and the segmenter's majority disagree."""
+    """Ignore pixels, too, where the local model and the segmenter's majority disagree; of objects for which the gate
+    found one of the two masks better, that one counts instead."""
 
     def __post_init__(self) -> None:
         require(0.5 < self.min_vote <= 1, "refine.min_vote", "above 0.5, at most 1", self.min_vote)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from kmine.calibrator import Calibration
 from kmine.config import FitConfig, LoopConfig
 from kmine.data.augment import Augment
 from kmine.data.batches import Batches, LabelBatches
@@ -57,6 +58,8 @@ class Task:
     signature: str
     """Of the data, the splits and the seed."""
     watcher: Watcher
+    calibration: Calibration | None = None
+    """What the gate goes by; None: thresholds on the evidence."""
 
 
 @dataclass(frozen=True)

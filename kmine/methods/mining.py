@@ -7,25 +7,30 @@ teaches the local model of the next round.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.calibrator import Calibration
 from kmine.data.pool import Pool
-from kmine.masks import components, to_rle
+from kmine.masks import components, from_rle, to_rle
 from kmine.methods import Clock, Task, Trained, new_model, score, train
 from kmine.models.local import LocalModel
-from kmine.records import Candidate, Decision, Probs, Prompts, RoundResult, Sample
+from kmine.records import Candidate, Decision, Probs, Prompts, RoundResult, Sample, derive_seed
+from kmine.segmenters.base import Segmenter
 from kmine.stages.gate import gate
 from kmine.stages.infer import activations, infer
-from kmine.stages.prompts import find_prompts, prompts_from_activation
+from kmine.stages.prompts import ask_again, find_prompts, prompts_from_activation, remember
 from kmine.stages.refine import refine
-from kmine.stages.segment import segment
+from kmine.stages.segment import segment, segment_twice
 from kmine.store import RunStore, sign
 
+Known = dict[str, list[tuple[int, Callable[[], NDArray[np.bool_]]]]]
+"""Class id and mask, unpacked when it is wanted, of the objects of each sample."""
 EMPTY = "lesion_free"
 CHUNK = 16
 """Images mined together: what a kill can cost, and what memory holds."""
@@ -47,6 +52,7 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
         made_by, clock = mining_signature(task, current), Clock()
         model.load_state_dict(current.best)
         task.watcher.start(f"round {round_idx}: mining", len(task.unlabeled))
+        known = answered_before(task, store, round_idx)
         for part, ids in store.unmined(round_idx, made_by, task.unlabeled.ids, CHUNK):
             images = [task.unlabeled.sample(i) for i in ids]
             clock.lap("read")
@@ -54,10 +60,11 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
             clock.lap("infer")
             prompts = [find_prompts(p, cfg.prompts, seed=cfg.seed, round_idx=round_idx) for p in probs]
             prompts = heed_labels(task, model, images, prompts, round_idx)
+            prompts = [remember(asked, known.get(i, [])) for i, asked in zip(ids, prompts, strict=True)]
             clock.lap("prompts")
-            candidates = segment(task.segmenter, images, prompts)
+            prompts, candidates = ask(task, task.segmenter, images, prompts, round_idx)
             clock.lap("segment")
-            decisions = gate_all(images, probs, prompts, candidates, labeled_area, cfg)
+            decisions = gate_all(images, probs, prompts, candidates, labeled_area, cfg, task.calibration)
             clock.lap("gate")
             pseudo = [
                 refine(*row, cfg.refine, image_label=image.image_label)
@@ -90,6 +97,36 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
         yield result
         if result.adopted:
             current, adopted = fitted, result
+
+
+def ask(
+    task: Task,
+    segmenter: Segmenter,
+    images: Sequence[Sample],
+    prompts: Sequence[list[Prompts]],
+    round_idx: int,
+) -> tuple[list[list[Prompts]], list[list[Candidate]]]:
+    """What the segmenter answers, and to which prompts: in one pass, or with its own answers in a second one."""
+    cfg = task.cfg.prompts
+    if cfg.passes == 1:
+        return list(prompts), segment(segmenter, images, prompts)
+
+    def again(image: int, number: int, asked: Prompts, answer: Candidate) -> Prompts:
+        key = (task.cfg.seed, round_idx, images[image].sample_id, number, "second pass")
+        return ask_again(asked, answer, cfg, seed=derive_seed(*key))
+
+    return segment_twice(segmenter, images, prompts, again)
+
+
+def answered_before(task: Task, store: RunStore, round_idx: int) -> Known:
+    """The segmenter's masks of the round before, by sample, where the prompts are to remember them; else nothing."""
+    known: Known = {}
+    if task.cfg.prompts.source == "cascade" and round_idx > 1:
+        for row in store.decisions(round_idx - 1):
+            if row["object_idx"] >= 0:
+                answer = partial(from_rle, row["segmenter_rle"], row["height"], row["width"])
+                known.setdefault(row["sample_id"], []).append((row["class_id"], answer))
+    return known
 
 
 def heed_labels(
@@ -132,7 +169,8 @@ def mining_signature(task: Task, current: Trained) -> str:
     """What the pseudo masks of a round are made from: model, segmenter, settings."""
     cfg = task.cfg
     settings = [asdict(part) for part in (cfg.infer, cfg.prompts, cfg.gate, cfg.refine)]
-    return sign(current.signature, task.segmenter.signature, settings)
+    gate_by = task.calibration.to_json() if task.calibration else None
+    return sign(current.signature, task.segmenter.signature, settings, gate_by)
 
 
 def gate_all(
@@ -142,11 +180,13 @@ def gate_all(
     candidates: Sequence[Sequence[Candidate]],
     labeled_area: dict[int, float],
     cfg: Any,
+    calibration: Calibration | None = None,
 ) -> list[list[Decision]]:
     """The gate's decision for each object of each image."""
+    how = {"labeled_area": labeled_area, "cfg": cfg.gate, "calibration": calibration}
     return [
         [
-            gate(p, asked, answer, labeled_area=labeled_area, image_label=image.image_label, cfg=cfg.gate)
+            gate(p, asked, answer, image_label=image.image_label, **how)
             for asked, answer in zip(all_asked, all_answers, strict=True)
         ]
         for image, p, all_asked, all_answers in zip(images, probs, prompts, candidates, strict=True)
@@ -220,7 +260,10 @@ def _decision_row(key: dict[str, Any], prompt: Prompts, answer: Candidate, verdi
         "kept": verdict.kept,
         "reason": verdict.reason,
         **asdict(verdict.evidence),
-        "estimated_dice": verdict.estimated_dice,
+        **{
+            name: getattr(verdict, name)
+            for name in ("source", "estimated_dice", "estimated_segmenter", "estimated_local")
+        },
         "height": best.shape[0],
         "width": best.shape[1],
         "local_rle": to_rle(local),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kmine.records import REASONS
-from kmine.report.inputs import RoundRow
+from kmine.report.inputs import Calibrated, RoundRow
 from kmine.report.table import has_baseline
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ WIDTH = 5.6
 # Drawn in these colours, then replaced by the page's own variables: no chart is drawn twice.
 _INK, _GRID = "#010203", "#040506"
 _REASON_COLOURS = (
-    "#2f9e6e", "#9ed8bc", "#8d99a6", "#5c6773", "#d97b1f", "#f0b93a", "#c8443f", "#e58aa7", "#8b5fbf", "#b9a1e0",
-    "#2f80c9", "#7fb6e6", "#8a5a3c",
+    "#2f9e6e", "#6cc3a0", "#b9e4d0", "#8d99a6", "#5c6773", "#d97b1f", "#f0b93a", "#c8443f", "#e58aa7", "#8b5fbf",
+    "#b9a1e0", "#2f80c9", "#7fb6e6", "#8a5a3c", "#c9a58c",
 )  # fmt: skip
 _STAGE_COLOURS = (
     "#2f80c9", "#d97b1f", "#2f9e6e", "#8b5fbf", "#c8443f", "#f0b93a", "#5c6773", "#e58aa7", "#7fb6e6", "#8a5a3c",
@@ -102,6 +102,37 @@ def seconds_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
     ]
     labels = [f"round {row.round_idx}" for row in timed]
     return _stacked("seconds", f"Seconds per stage (segmenter: {segmenter})", labels, parts, "seconds")
+
+
+def coverage_chart(found: Calibrated | None) -> str | None:
+    """Mean Dice of the masks that are accepted against their share; None where the gate is not calibrated."""
+    if found is None:
+        return None
+
+    def draw(axes: Axes) -> None:
+        shares, means = zip(*found.risk_coverage, strict=True)
+        axes.plot(shares, means, "-", color=MINING, label="mean Dice of the accepted")
+        axes.axvline(found.coverage, color=SUPERVISED, linestyle="--", label="the gate's threshold")
+        axes.axhline(found.target, color=_INK, linestyle=":", label="target")
+        axes.set(xlabel="share of the objects accepted", ylabel="Dice", xlim=(0, 1.02))
+        axes.grid(axis="y")
+
+    return _svg("coverage", "Labeled objects treated as unlabeled: quality against coverage", draw, height=3.6)
+
+
+def reliability_chart(found: Calibrated | None) -> str | None:
+    """True against estimated Dice, in bins of about equally many objects; None where the gate is not calibrated."""
+    if found is None:
+        return None
+
+    def draw(axes: Axes) -> None:
+        axes.plot((0, 1), (0, 1), ":", color=_INK, label="as it should be")
+        estimates, means, counts = zip(*found.reliability, strict=True)
+        axes.plot(estimates, means, "o-", color=MINING, label=f"bins of {min(counts)} to {max(counts)} objects")
+        axes.set(xlabel="estimated Dice", ylabel="true Dice", xlim=(0, 1), ylim=(0, 1))
+        axes.grid()
+
+    return _svg("reliability", "Labeled objects treated as unlabeled: estimated and true Dice", draw, height=3.6)
 
 
 def _float(value: float | None) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kmine.report.figures import dice_chart, reasons_chart, seconds_chart
+from kmine.report.figures import coverage_chart, dice_chart, reasons_chart, reliability_chart, seconds_chart
 from kmine.report.inputs import CATEGORIES, Report, RoundRow
 from kmine.report.panels import panels
 from kmine.report.table import columns, number
@@ -109,7 +109,9 @@ def _charts(report: Report) -> list[dict[str, Any]]:
     name = report.segmenter
     drawn = [
         ("Dice per round; the supervised baseline took as many optimizer steps.", dice_chart(report.rounds, name)),
-        ("Objects kept, and dropped by the first threshold they missed.", reasons_chart(report.rounds, name)),
+        ("Objects kept, and dropped, by the gate's reason.", reasons_chart(report.rounds, name)),
+        ("What the gate's threshold buys: fewer masks, better ones.", coverage_chart(report.calibration)),
+        ("Whether the gate's estimates can be believed.", reliability_chart(report.calibration)),
         ("Where the time went.", seconds_chart(report.rounds, name)),
     ]
     # The SVG is matplotlib's own output, which escapes the text in it.

@@ -86,6 +86,20 @@ class GalleryItem:
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """How good the gate's estimates are, on labeled objects that nothing was taught with."""
+
+    risk_coverage: list[tuple[float, float]]
+    """(share accepted, their mean Dice), the most trusted first."""
+    reliability: list[tuple[float, float, int]]
+    """(mean estimate, mean Dice, count) of bins."""
+    coverage: float
+    """Share of the objects that the gate accepts."""
+    target: float
+    """Mean Dice that is aimed at."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything on the page."""
 
@@ -103,3 +117,5 @@ class Report:
     """Plain sentences a reader must know, such as that the segmenter is a stand-in."""
     skipped: list[Skipped] = field(default_factory=list)
     validation_cases: int = 0
+    calibration: Calibrated | None = None
+    """None where the gate is not calibrated."""

@@ -14,86 +14,27 @@ estimates made without the object in question; several thresholds share the erro
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.records import Evidence, derive_seed
+from kmine import masks, metrics
+from kmine.calibrator import Calibrator, Promise, feature_rows, line, standardised
+from kmine.records import IGNORE_INDEX, Evidence, Prompts, derive_seed
 
-FEATURES = tuple(f.name for f in fields(Evidence))
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Of estimated Dice, fixed before any data is seen: the loosest at which the target can be promised is taken."""
 MIN_OBJECTS = 12
 """Below, nothing is fitted."""
+MIN_OVERLAP = 0.1
+"""IoU from which on a mask is taken to mean a true object."""
 FOLDS = 5
 PENALTIES = tuple(10.0**k for k in range(-1, 4))
 """Of the ridge regression; the best out of fold is taken."""
 STAKES = tuple(k / 20 for k in range(1, 20))
 """Shares of the wealth that are bet, side by side."""
-
-
-@dataclass(frozen=True)
-class Calibrator:
-    """Evidence -> estimated Dice: a line through standardised scores, then a rising staircase with straight ramps."""
-
-    fill: tuple[float, ...]
-    """Per feature, what stands for a score that could not be had: the median."""
-    scale: tuple[float, ...]
-    """Per feature, its standard deviation; 0 where it never varied: then it says nothing."""
-    weights: tuple[float, ...]
-    intercept: float
-    knots: tuple[tuple[float, float], ...]
-    """(regression value, estimated Dice), rising in both."""
-
-    def estimate(self, evidence: Evidence) -> float:
-        """Estimated Dice in [0, 1]."""
-        return float(self.estimates(feature_rows([evidence]))[0])
-
-    def estimates(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N, F) features -> (N,) in [0, 1]."""
-        x, y = np.array(self.knots).T
-        return np.interp(_line(rows, self), x, y)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` is the inverse."""
-        return {"features": list(FEATURES), **asdict(self)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Calibrator:
-        """See `to_json`."""
-        lists = {name: tuple(value[name]) for name in ("fill", "scale", "weights")}
-        return cls(**lists, intercept=value["intercept"], knots=tuple((x, y) for x, y in value["knots"]))
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What can be said beforehand about the masks that pass the gate."""
-
-    threshold: float
-    """Of estimated Dice: masks below are dropped."""
-    kept: bool
-    """Whether the target is promised at this threshold; False: nothing at that target can be."""
-    lower_bound: float
-    """Mean Dice of the accepted that holds with the stated confidence."""
-    mean: float
-    """Mean Dice of the accepted calibration objects, estimates made without them."""
-    coverage: float
-    """Share of the calibration objects at or above the threshold."""
-    num_objects: int
-    """Of the calibration, accepted or not."""
-
-
-def feature_rows(evidence: Sequence[Evidence]) -> NDArray[np.float64]:
-    """(N, F): the scores as the regression takes them; NaN where there is none."""
-    rows = np.array([astuple(e) for e in evidence], float).reshape(len(evidence), len(FEATURES))
-    area = FEATURES.index("area_ratio")
-    with np.errstate(divide="ignore"):
-        # How far from the usual size, in either direction; a thousandth stands for nothing at all.
-        rows[:, area] = np.abs(np.log(np.maximum(rows[:, area], 1e-3)))
-    return rows
 
 
 def fit_calibrator(
@@ -179,6 +120,30 @@ def reliability(
     return [(float(estimates[part].mean()), float(dice[part].mean()), len(part)) for part in parts]
 
 
+def true_dice(mask: NDArray[np.bool_], prompts: Prompts, truth: NDArray[np.uint8]) -> float:
+    """Dice of one object's mask with what it should have been.
+
+    That is the true objects of its class that lie for at least half in the mask or in the local model's component,
+    else the one that overlaps these most; with an IoU under `MIN_OVERLAP` nothing was meant, and Dice is 0.
+
+    Args:
+        mask: (H, W) of the object.
+        prompts: with the component.
+        truth: (H, W) class ids, 255 = ignore.
+    """
+    seen = mask if prompts.component is None else mask | prompts.component
+    parts = masks.components(truth == prompts.class_id)
+    meant = [part for part in parts if 2 * np.count_nonzero(part & seen) >= np.count_nonzero(part)]
+    if not meant:
+        nearest = max(parts, key=lambda part: metrics.iou(part, seen), default=None)
+        meant = [nearest] if nearest is not None and metrics.iou(nearest, seen) >= MIN_OVERLAP else []
+    if not meant:
+        return 0.0
+    valid = truth != IGNORE_INDEX
+    whole = np.any(meant, axis=0)
+    return metrics.dice(whole & valid, mask & valid)
+
+
 def _fit(rows: NDArray[np.float64], truth: NDArray[np.float64], groups: NDArray[np.str_], seed: int) -> Calibrator:
     from sklearn.isotonic import IsotonicRegression
 
@@ -187,13 +152,13 @@ def _fit(rows: NDArray[np.float64], truth: NDArray[np.float64], groups: NDArray[
     for penalty in PENALTIES:
         apart = np.full(len(rows), truth.mean())
         for train, test in folds:
-            apart[test] = _line(rows[test], _ridge(rows[train], truth[train], penalty))
+            apart[test] = line(rows[test], _ridge(rows[train], truth[train], penalty))
         errors[penalty] = (float(((apart - truth) ** 2).mean()), apart)
     penalty = min(errors, key=lambda p: errors[p][0])
-    line = _ridge(rows, truth, penalty)
+    ridge = _ridge(rows, truth, penalty)
     steps = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(errors[penalty][1], truth)
     knots = tuple(zip(steps.X_thresholds_.tolist(), steps.y_thresholds_.tolist(), strict=True))
-    return Calibrator(line.fill, line.scale, line.weights, line.intercept, knots)
+    return replace(ridge, knots=knots)
 
 
 def _ridge(rows: NDArray[np.float64], truth: NDArray[np.float64], penalty: float) -> Calibrator:
@@ -201,22 +166,11 @@ def _ridge(rows: NDArray[np.float64], truth: NDArray[np.float64], penalty: float
     fill = np.array([np.median(column[ok]) if ok.any() else 0.0 for column, ok in zip(rows.T, known.T, strict=True)])
     filled = np.where(known, rows, fill)
     scale = filled.std(axis=0)
-    x = _standardised(rows, fill, scale)
+    x = standardised(rows, fill, scale)
     centre = x.mean(axis=0)
     weights = np.linalg.solve((x - centre).T @ (x - centre) + penalty * np.eye(x.shape[1]), (x - centre).T @ truth)
     intercept = float(truth.mean() - centre @ weights)
     return Calibrator(tuple(fill), tuple(scale), tuple(weights), intercept, ((0.0, 0.0), (1.0, 1.0)))
-
-
-def _line(rows: NDArray[np.float64], of: Calibrator) -> NDArray[np.float64]:
-    return _standardised(rows, np.array(of.fill), np.array(of.scale)) @ np.array(of.weights) + of.intercept
-
-
-def _standardised(
-    rows: NDArray[np.float64], fill: NDArray[np.float64], scale: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    filled = np.where(np.isfinite(rows), rows, fill)
-    return np.where(scale > 1e-9, (filled - fill) / np.maximum(scale, 1e-9), 0.0)
 
 
 def _folds(groups: NDArray[np.str_], seed: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:

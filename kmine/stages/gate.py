@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine import masks, metrics
+from kmine.calibrator import Calibration
 from kmine.config import GateConfig
 from kmine.records import Candidate, Decision, Evidence, Probs, Prompts
 
@@ -20,8 +21,13 @@ def gate(
     labeled_area: Mapping[int, float],
     image_label: int | None,
     cfg: GateConfig,
+    calibration: Calibration | None = None,
 ) -> Decision:
     """Judge one object's candidate.
+
+    With a calibration, what must not be (an empty answer, a contradiction to the image-level label) is dropped, and of
+    the rest what has too low an estimated Dice; the better supported of the segmenter's and the local model's mask is
+    used. Without one, the thresholds decide.
 
     Args:
         probs: the local model's, of the whole image.
@@ -30,13 +36,30 @@ def gate(
         labeled_area: per class, the median share of the image that one labeled object covers.
         image_label: 0 says that the image holds no lesion: then nothing is kept.
         cfg: the thresholds.
+        calibration: what the evidence is worth.
 
     Returns:
         The first threshold missed is the reason; every score is recorded whatever the verdict.
     """
     evidence = gather(probs, prompts, candidate, labeled_area)
-    reason = _first_reason(evidence, candidate, image_label, cfg)
-    return Decision(kept=reason == "kept", reason=reason, evidence=evidence)
+    if calibration is None:
+        reason = _first_reason(evidence, candidate, image_label, cfg)
+        return Decision(kept=reason == "kept", reason=reason, evidence=evidence)
+    empty = not candidate.masks[candidate.best].any()
+    answer = 0.0 if empty else calibration.segmenter.estimate(evidence)
+    local = float("nan") if prompts.component is None else calibration.local.estimate(evidence)
+    takes_local = local >= answer + cfg.margin
+    estimated = local if takes_local else answer
+    if empty and not takes_local:
+        reason = "empty_candidate"
+    elif image_label == 0:
+        reason = "contradicts_image_label"
+    elif estimated < calibration.promise.threshold:
+        reason = "low_estimated_dice"
+    else:
+        reason = "kept_local" if takes_local else "kept"
+    source = "local" if takes_local else "both" if answer < local + cfg.margin else "segmenter"
+    return Decision(reason in ("kept", "kept_local"), reason, evidence, estimated, answer, local, source)
 
 
 def gather(probs: Probs, prompts: Prompts, candidate: Candidate, labeled_area: Mapping[int, float]) -> Evidence:

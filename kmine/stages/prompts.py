@@ -5,12 +5,15 @@ The one place where arrays (row, column) become boxes and points (x, y).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine import masks
+from kmine import masks, metrics
 from kmine.config import PromptsConfig
-from kmine.records import Probs, Prompts, derive_seed
+from kmine.records import Candidate, Probs, Prompts, derive_seed
 
 HINT_CLIP = 7.0
 """Logits of the mask hint are limited to this: beyond, segment-anything takes the hint for the answer."""
@@ -18,6 +21,8 @@ HINT_CLIP = 7.0
 
 ACTIVE = 0.5
 """Share of its highest value from which on an activation map counts."""
+SAME_OBJECT = 0.3
+"""IoU from which on two masks of consecutive rounds are of one object."""
 
 
 def find_prompts(probs: Probs, cfg: PromptsConfig, *, seed: int, round_idx: int) -> list[Prompts]:
@@ -62,6 +67,55 @@ def prompts_from_activation(
     parts = masks.components(activation > ACTIVE, min_area)[:1]
     rng = np.random.default_rng(derive_seed(seed, round_idx, sample_id, "activation"))
     return [_prompts(None, class_id, part, cfg, rng) for part in parts]
+
+
+def ask_again(asked: Prompts, answer: Candidate, cfg: PromptsConfig, *, seed: int) -> Prompts:
+    """The prompt of a second pass: the box of the answer's best mask, points and hint from that mask.
+
+    What was asked stays as it is where the answer is empty. `component` stays the local model's own: the gate compares
+    with it.
+
+    Args:
+        asked: of the first pass.
+        answer: to it.
+        cfg: what to prompt with.
+        seed: draws the jitter.
+    """
+    best = answer.masks[answer.best]
+    if not best.any():
+        return asked
+    again = _prompts(None, asked.class_id, best, cfg, np.random.default_rng(seed))
+    hint = _hint_of_mask(best) if cfg.mask_hint else None
+    return replace(again, mask_input=hint, component=asked.component)
+
+
+def remember(asked: Sequence[Prompts], before: Sequence[tuple[int, Callable[[], NDArray[np.bool_]]]]) -> list[Prompts]:
+    """The prompts with the segmenter's masks of the round before in their hints.
+
+    A prompt remembers the mask of its class that overlaps its component most, if their IoU is at least `SAME_OBJECT`;
+    its hint is then the mean of its own logits (0 without a hint) and those of that mask.
+
+    Args:
+        asked: this round's prompts of an image.
+        before: class id and (H, W) mask, a call away, of the objects that the segmenter answered in the round before.
+    """
+    masks_of = [(class_id, mask()) for class_id, mask in before] if asked else []
+    return [_remembering(one, [mask for class_id, mask in masks_of if class_id == one.class_id]) for one in asked]
+
+
+def _remembering(one: Prompts, known: Sequence[NDArray[np.bool_]]) -> Prompts:
+    if one.component is None or not known:
+        return one
+    nearest = max(known, key=lambda mask: metrics.iou(mask, one.component))
+    if not metrics.iou(nearest, one.component) >= SAME_OBJECT:
+        return one
+    own = 0.0 if one.mask_input is None else one.mask_input
+    return replace(one, mask_input=((own + _hint_of_mask(nearest)) / 2).astype(np.float32))
+
+
+def _hint_of_mask(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(H, W) logits that are sure of the mask."""
+    return np.where(mask, HINT_CLIP, -HINT_CLIP).astype(np.float32)
 
 
 def _prompts(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kmine.records import Candidate, Prompts, Sample
-from kmine.segmenters.base import Segmenter
+from kmine.segmenters.base import Embedding, Segmenter
 
 
 def segment(
@@ -18,10 +18,49 @@ def segment(
         samples: the images.
         prompts: per image, one entry per object.
     """
+    return _answers(segmenter, _embedded(segmenter, samples, prompts), prompts)
+
+
+def segment_twice(
+    segmenter: Segmenter,
+    samples: Sequence[Sample],
+    prompts: Sequence[Sequence[Prompts]],
+    again: Callable[[int, int, Prompts, Candidate], Prompts],
+) -> tuple[list[list[Prompts]], list[list[Candidate]]]:
+    """The same in two passes on embeddings made once; the prompts of the second pass and its answers.
+
+    Where the second answer is empty, prompt and answer of the first one stay.
+
+    Args:
+        segmenter, samples, prompts: as in `segment`.
+        again: (image, object, what was asked, what was answered) -> what to ask next; numbers from 0.
+    """
+    embedded = _embedded(segmenter, samples, prompts)
+    first = _answers(segmenter, embedded, prompts)
+    second_prompts = [
+        [again(n, k, asked, answer) for k, (asked, answer) in enumerate(zip(some, answers, strict=True))]
+        for n, (some, answers) in enumerate(zip(prompts, first, strict=True))
+    ]
+    second = _answers(segmenter, embedded, second_prompts)
+    for before, answers, some, asked in zip(first, second, second_prompts, prompts, strict=True):
+        for k, answer in enumerate(answers):
+            if not answer.masks[answer.best].any():
+                answers[k], some[k] = before[k], asked[k]
+    return second_prompts, second
+
+
+Embedded = dict[int, Embedding]
+"""Embeddings by the number of the image, of those that something is asked about."""
+
+
+def _embedded(segmenter: Segmenter, samples: Sequence[Sample], prompts: Sequence[Sequence[Prompts]]) -> Embedded:
     asked = [n for n, found in enumerate(prompts) if found]
-    embeddings = segmenter.encode([samples[n].image for n in asked])
-    answers = segmenter.decode(embeddings, [prompts[n] for n in asked])
-    out: list[list[Candidate]] = [[] for _ in samples]
-    for n, candidates in zip(asked, answers, strict=True):
+    return dict(zip(asked, segmenter.encode([samples[n].image for n in asked]), strict=True))
+
+
+def _answers(segmenter: Segmenter, embedded: Embedded, prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
+    answers = segmenter.decode(list(embedded.values()), [prompts[n] for n in embedded])
+    out: list[list[Candidate]] = [[] for _ in prompts]
+    for n, candidates in zip(embedded, answers, strict=True):
         out[n] = candidates
     return out

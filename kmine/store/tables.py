@@ -10,6 +10,8 @@ from typing import Any
 from kmine.records import Evidence
 
 Row = dict[str, Any]
+ESTIMATES = ("estimated_dice", "estimated_segmenter", "estimated_local")
+"""Of a decision, beside its evidence."""
 
 
 def encode_table(rows: list[Row], name: str, signature: str) -> bytes:
@@ -48,6 +50,6 @@ def _schema(pa: Any, name: str) -> Any:
         numbers, rows = pa.list_(number), pa.list_(pa.list_(number))
         more = [("box", numbers), ("point_coords", rows), ("point_labels", pa.list_(whole))]
         return pa.schema([*keys, *more, ("has_mask_input", flag), ("jittered_boxes", rows)])
-    more = [(s, number) for s in [*(f.name for f in fields(Evidence)), "estimated_dice"]]
+    more = [(s, number) for s in [*(f.name for f in fields(Evidence)), *ESTIMATES]]
     masks = [("height", whole), ("width", whole), ("local_rle", text), ("segmenter_rle", text)]
-    return pa.schema([*keys, ("kept", flag), ("reason", text), ("in_training", flag), *more, *masks])
+    return pa.schema([*keys, ("kept", flag), ("reason", text), ("source", text), ("in_training", flag), *more, *masks])

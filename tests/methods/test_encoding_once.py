@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from kmine.methods.adaptation import adapt_segmenter
 from segment_anything.modeling import ImageEncoderViT
 
 from kmine.config import AdaptConfig, SegmenterConfig
-from kmine.methods.adaptation import adapt_segmenter
 from kmine.methods.mining import mine
 from kmine.segmenters import sam as module
 from kmine.segmenters.build import ARCHITECTURES, Architecture, build_sam

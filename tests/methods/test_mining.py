@@ -195,3 +195,34 @@ def test_object_areas_are_medians_per_class(task_of):
             return mask
 
     assert object_areas(Two(), 3) == {1: pytest.approx(0.1)}
+
+
+def test_from_round_2_on_a_cascade_remembers_the_round_before(task_of, monkeypatch):
+    from kmine.methods import mining
+
+    seen: dict[str, int] = {}
+    real = mining.remember
+
+    def remember(asked, before):
+        for class_id, mask in before:
+            assert class_id == 1 and mask().dtype == bool
+        seen["objects"] = seen.get("objects", 0) + len(before)
+        return real(asked, before)
+
+    monkeypatch.setattr(mining, "remember", remember)
+    task, store = task_of(replace(CFG, prompts=replace(CFG.prompts, source="cascade")), segmenter=Ellipse())
+    rounds = iter(mine(task, store))
+    next(rounds), next(rounds)
+    assert seen["objects"] == 0
+    next(rounds)
+    assert seen["objects"] == sum(row["object_idx"] >= 0 for row in store.decisions(1)) > 0
+
+
+def test_a_second_pass_is_recorded_as_what_was_asked(task_of):
+    once, once_store = task_of(replace(CFG, rounds=1), segmenter=Ellipse())
+    twice, twice_store = task_of(
+        replace(CFG, rounds=1, prompts=replace(CFG.prompts, passes=2)), "twice", segmenter=Ellipse()
+    )
+    list(mine(once, once_store)), list(mine(twice, twice_store))
+    first, second = ([row["box"] for row in store.prompts(1)] for store in (once_store, twice_store))
+    assert len(first) == len(second) > 0 and first != second

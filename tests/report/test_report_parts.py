@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from kmine.records import REASONS, Prompts
-from kmine.report import GalleryItem, RoundRow, render_table
-from kmine.report.figures import dice_chart, reasons_chart, seconds_chart
+from kmine.report import Calibrated, GalleryItem, RoundRow, render_table
+from kmine.report.figures import coverage_chart, dice_chart, reasons_chart, reliability_chart, seconds_chart
 from kmine.report.panels import CLASS_COLOURS, SIDE, draw_mask, draw_prompts, panels, thumbnail
 from kmine.report.table import duration, number, percent
 
@@ -116,6 +116,13 @@ def test_nothing_to_chart_gives_no_chart():
     bare = [RoundRow(0, 6, 0, 0.6, 0.5, 1.0, 0, 0.6, True)]
     assert reasons_chart(bare, "x") is None
     assert seconds_chart(bare, "x") is None
+
+
+def test_the_gate_s_calibration_is_drawn_where_there_is_one():
+    found = Calibrated([(0.5, 0.9), (1.0, 0.7)], [(0.4, 0.5, 9), (0.8, 0.9, 10)], coverage=0.5, target=0.85)
+    assert "the gate's threshold" in coverage_chart(found) and ">target<" in coverage_chart(found)
+    assert "bins of 9 to 10 objects" in reliability_chart(found)
+    assert coverage_chart(None) is None and reliability_chart(None) is None
 
 
 def test_every_reason_has_its_own_colour():

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kmine.calibrator import FEATURES, Calibration, Calibrator, Promise
 from kmine.config import GateConfig
 from kmine.records import Candidate, Probs, Prompts
 from kmine.stages.gate import gate, gather
@@ -102,7 +103,10 @@ def test_what_could_not_be_had_is_not_judged(case):
     assert np.isnan(decision.evidence.predicted_iou) and np.isnan(decision.estimated_dice)
 
 
-@given(st.dictionaries(st.sampled_from(sorted(asdict(NO_LIMITS))), st.floats(0, 1), max_size=8))
+LIMITS = sorted(name for name in asdict(NO_LIMITS) if name.startswith(("min_", "max_")))
+
+
+@given(st.dictionaries(st.sampled_from(LIMITS), st.floats(0, 1), max_size=8))
 @settings(max_examples=60, deadline=None)
 def test_a_stricter_gate_never_keeps_more(changes):
     component = square(10, 10)
@@ -118,7 +122,55 @@ def test_a_stricter_gate_never_keeps_more(changes):
         if k.startswith("min_")
         else (1 + (v - 1) / 2 if k == "max_area_ratio" else max(0, v - 0.1))
         for k, v in asdict(a).items()
+        if k in LIMITS
     }
-    b = GateConfig(**tighter)
+    b = replace(a, **tighter)
     kept_a, kept_b = (gate(probs, prompts, answer, labeled_area={1: 0.1}, image_label=None, cfg=c).kept for c in (a, b))
     assert kept_a or not kept_b
+
+
+# -- calibrated
+
+
+def always(dice: float) -> Calibrator:
+    nothing = (0.0,) * len(FEATURES)
+    return Calibrator(nothing, nothing, nothing, 0.0, ((0.0, dice), (1.0, dice)))
+
+
+def calibrated(case, segmenter: float, local: float, threshold: float = 0.6, image_label=None, candidate=None):
+    probs, prompts, own = case
+    goes_by = Calibration(always(segmenter), always(local), Promise(threshold, True, 0.7, 0.8, 1.0, 30))
+    how = {"labeled_area": {1: 0.125}, "image_label": image_label, "cfg": GateConfig(margin=0.05)}
+    return gate(probs, prompts, candidate or own, calibration=goes_by, **how)
+
+
+@pytest.mark.parametrize(
+    ("segmenter", "local", "reason", "source", "estimated"),
+    [
+        (0.9, 0.7, "kept", "segmenter", 0.9),
+        (0.7, 0.9, "kept_local", "local", 0.9),
+        (0.80, 0.78, "kept", "both", 0.80),
+        (0.78, 0.80, "kept", "both", 0.78),
+        (0.5, 0.4, "low_estimated_dice", "segmenter", 0.5),
+        (0.2, 0.5, "low_estimated_dice", "local", 0.5),
+        (0.6, 0.1, "kept", "segmenter", 0.6),
+    ],
+)
+def test_the_better_supported_mask_is_used(case, segmenter, local, reason, source, estimated):
+    verdict = calibrated(case, segmenter, local)
+    assert (verdict.reason, verdict.source, verdict.estimated_dice) == (reason, source, pytest.approx(estimated))
+    assert (verdict.estimated_segmenter, verdict.estimated_local) == (pytest.approx(segmenter), pytest.approx(local))
+    assert verdict.evidence.agreement_iou == pytest.approx(80 / 120), "every score is recorded"
+
+
+def test_an_empty_answer_is_dropped_unless_the_local_mask_is_supported(case):
+    empty = replace(case[2], masks=np.zeros((2, 40, 40), bool))
+    assert calibrated(case, 0.9, 0.9, candidate=empty).reason == "kept_local"
+    bare = (case[0], replace(case[1], component=None), empty)
+    verdict = calibrated(bare, 0.9, 0.9)
+    assert verdict.reason == "empty_candidate" and np.isnan(verdict.estimated_local)
+    assert calibrated(bare, 0.9, 0.9, candidate=case[2]).source == "segmenter"
+
+
+def test_an_image_level_label_outweighs_every_estimate(case):
+    assert calibrated(case, 1.0, 1.0, image_label=0).reason == "contradicts_image_label"

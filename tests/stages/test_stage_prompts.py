@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kmine.config import PromptsConfig
-from kmine.records import Probs, UserError
-from kmine.stages.prompts import HINT_CLIP, find_prompts, prompts_from_activation
+from kmine.records import Candidate, Probs, Prompts, UserError
+from kmine.stages.prompts import HINT_CLIP, ask_again, find_prompts, prompts_from_activation, remember
 
 
 def probs_of(*foregrounds: np.ndarray, sample_id: str = "a") -> Probs:
@@ -118,3 +118,43 @@ def test_an_empty_or_tiny_activation_gives_none():
     heat = np.zeros((40, 60), np.float32)
     heat[3:6, 3:6] = 1
     assert prompts_from_activation(heat, 1, PromptsConfig(), **key) == []
+
+
+# -- a second pass, and the round before
+
+
+def rectangle(top: int, left: int, bottom: int, right: int) -> np.ndarray:
+    mask = np.zeros((60, 100), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def answer(mask: np.ndarray) -> Candidate:
+    return Candidate(np.stack([~mask, mask]), np.array([0.1, 0.9]), np.array([0.9, 0.9]), None, mask[None][:0])
+
+
+def test_a_second_pass_asks_for_the_box_and_the_mask_of_the_answer(two_objects):
+    asked = find(probs_of(two_objects))[0]
+    again = ask_again(asked, answer(rectangle(12, 34, 24, 60)), PromptsConfig(num_jitters=2), seed=0)
+    assert again.box.tolist() == [32, 10, 61, 25], "2 px around columns 34-59, rows 12-23"
+    assert (again.mask_input == np.where(rectangle(12, 34, 24, 60), HINT_CLIP, -HINT_CLIP)).all()
+    assert again.component is asked.component and again.class_id == 1 and len(again.jittered_boxes) == 2
+
+
+def test_an_empty_answer_changes_no_question(two_objects):
+    asked = find(probs_of(two_objects))[0]
+    assert ask_again(asked, answer(np.zeros((60, 100), bool)), PromptsConfig(), seed=0) is asked
+    assert ask_again(asked, answer(rectangle(0, 0, 9, 9)), PromptsConfig(mask_hint=False), seed=0).mask_input is None
+
+
+def test_the_hint_remembers_the_same_object_of_the_same_class(two_objects):
+    near, far = find(probs_of(two_objects))
+    before = [(1, lambda: rectangle(10, 30, 20, 60)), (2, lambda: near.component), (1, lambda: rectangle(0, 60, 9, 99))]
+    remembered, left = remember([near, far], before)
+    assert left is far
+    mask = rectangle(10, 30, 20, 60)
+    assert np.allclose(remembered.mask_input, (near.mask_input + np.where(mask, HINT_CLIP, -HINT_CLIP)) / 2)
+    assert remembered.box is near.box
+    (bare,) = remember([Prompts(1, near.box, component=near.component)], before[:1])
+    assert np.allclose(bare.mask_input, np.where(mask, HINT_CLIP, -HINT_CLIP) / 2)
+    assert remember([near], []) == [near]

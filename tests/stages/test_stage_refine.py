@@ -94,3 +94,26 @@ def test_an_organ_alone_is_no_mask_of_an_image_with_a_lesion():
     assert labeled(1, both, [organ], answers[:1], [KEPT]) is None
     assert labeled(1, both, [organ, lesion], answers, [KEPT, DROPPED]) is None
     assert labeled(1, both, [organ, lesion], answers, [KEPT, KEPT]) == "111122.."
+
+
+def test_of_two_masks_that_disagree_the_better_supported_one_is_used_as_it_is():
+    ask = RefineConfig(ask_local=True)
+    votes = answer("xxxx....", "xxxx....")
+    given = (local("..xxxx.."), [prompt("..xxxx..")], [votes])
+    assert made(*given, [Decision(True, "kept", Evidence(), source="segmenter")], ask) == "1111...."
+    assert made(*given, [Decision(True, "kept_local", Evidence(), source="local")], ask) == "..1111.."
+    assert made(*given, [Decision(True, "kept", Evidence(), source="both")], ask) == "??11??.."
+
+
+def test_the_segmenter_s_own_doubt_is_ignored_even_where_its_mask_is_used():
+    votes = answer("xxxx....", "xxxx....", "xxx.....", "xx......")
+    used = Decision(True, "kept", Evidence(), source="segmenter")
+    assert made(local("xxxx...."), [prompt("xxxx....")], [votes], [used], RefineConfig(ask_local=True)) == "111?...."
+
+
+def test_what_is_settled_for_one_object_is_not_for_another():
+    ask = RefineConfig(ask_local=True)
+    prompts = [prompt("xx......"), prompt(".....xx.")]
+    answers = [answer("xxx....."), answer("....xx..")]
+    decisions = [Decision(True, "kept", Evidence(), source="segmenter"), KEPT]
+    assert made(local("xx...xx."), prompts, answers, decisions, ask) == "111.?1?."

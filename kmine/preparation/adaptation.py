@@ -6,20 +6,15 @@ prompted by the model of round 0, decide when to stop and whether the adapted se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from kmine.data.pool import Pool
 from kmine.methods import Task, new_model, train
-from kmine.models.local import LocalModel
-from kmine.records import IGNORE_INDEX, derive_seed
+from kmine.preparation.crossfit import out_of_fold, prompted, some_of
 from kmine.segmenters.base import Adaptable
-from kmine.stages.adapt import Adaptation, Example, adapt
-from kmine.stages.infer import infer
-from kmine.stages.prompts import find_prompts
+from kmine.stages.adapt import Adaptation, adapt
 from kmine.store import RunStore, sign
 
 
@@ -63,54 +58,12 @@ def sentence(about: dict[str, Any]) -> str:
     )
 
 
-def out_of_fold(task: Task, store: RunStore, wanted: Sequence[str]) -> Iterator[Example]:
-    """The labeled images `wanted` with prompts of local models that were trained without them, fold by fold.
-
-    With fewer than two groups, or `adapt.folds` 1, no such model can be had: images come without prompts.
-    """
-    parts = folds(task.labeled, task.cfg.adapt.folds, task.cfg.seed)
-    if len(parts) < 2:
-        yield from ((task.labeled.sample(i), ()) for i in wanted)
-        return
-    asked = set(wanted)
-    for number, part in enumerate(parts):
-        ids, apart = [i for i in part if i in asked], set(part)
-        if not ids:
-            continue
-        rest = task.labeled.subset([i for i in task.labeled.ids if i not in apart])
-        cfg = replace(task.cfg, fit=replace(task.cfg.fit, steps=task.cfg.adapt.fold_steps))
-        fold = replace(task, cfg=cfg, labeled=rest, signature=sign(task.signature, "fold", rest.ids))
-        model = new_model(task, store)
-        model.load_state_dict(train(fold, store, model, round_idx=0, arm=f"fold_{number}").best)
-        yield from prompted(task, model, task.labeled, ids)
-
-
-def folds(pool: Pool, num_folds: int, seed: int) -> list[list[str]]:
-    """The ids of a pool in at most `num_folds` parts of about equal size, no group in two of them."""
-    groups: dict[str, list[str]] = {}
-    for sample_id in pool.ids:
-        groups.setdefault(pool.group_of(sample_id), []).append(sample_id)
-    names = sorted(groups)
-    np.random.default_rng(derive_seed(seed, "folds")).shuffle(names)
-    parts: list[list[str]] = [[] for _ in range(min(num_folds, len(groups)))]
-    for name in sorted(names, key=lambda name: -len(groups[name])):
-        min(parts, key=len).extend(groups[name])
-    return parts
-
-
-def prompted(task: Task, model: LocalModel, pool: Pool, ids: Sequence[str]) -> Iterator[Example]:
-    """Images with the prompts that mining would ask the segmenter."""
-    cfg = replace(task.cfg.prompts, num_jitters=0)  # shaken boxes are evidence for the gate, nobody asks for it here
-    for probs in infer(model, pool, ids, device=task.fabric.device, **asdict(task.cfg.infer)):
-        yield pool.sample(probs.sample_id), find_prompts(probs, cfg, seed=task.cfg.seed, round_idx=0)
-
-
 def _adapt(task: Task, store: RunStore, segmenter: Adaptable) -> Adaptation:
     cfg, seed = task.cfg.adapt, task.cfg.seed
-    examples = list(out_of_fold(task, store, _some(task.labeled, cfg.max_images, seed)))
+    examples = list(out_of_fold(task, store, some_of(task.labeled, cfg.max_images, seed)))
     model = new_model(task, store)
     model.load_state_dict(train(task, store, model, round_idx=0).best)
-    held_out = list(prompted(task, model, task.val, _some(task.val, cfg.max_images, seed)))
+    held_out = list(prompted(task, model, task.val, some_of(task.val, cfg.max_images, seed)))
     steps = cfg.steps or segmenter.adapt_plan.steps
     task.watcher.start(f"adapting {segmenter.name}", steps)
     return adapt(
@@ -121,18 +74,6 @@ def _adapt(task: Task, store: RunStore, segmenter: Adaptable) -> Adaptation:
         seed=seed,
         progress=lambda done, loss, iou: task.watcher.advance(done, _text(loss, iou)),
     )
-
-
-def _some(pool: Pool, count: int, seed: int) -> list[str]:
-    """At most `count` ids of a pool, drawn by the seed; where there are more, those with an object come first."""
-    ids = list(pool.ids)
-    if len(ids) <= count:
-        return ids
-    order = np.random.default_rng(derive_seed(seed, "adapt", "images")).permutation(len(ids))
-    # Most slices of a volume are empty: they would teach next to nothing in the place of others.
-    objects = np.array([not np.isin(pool.mask_small(i), (0, IGNORE_INDEX)).all() for i in ids])
-    drawn = [*order[objects[order]], *order[~objects[order]]][:count]
-    return [ids[i] for i in sorted(drawn)]
 
 
 def _text(loss: float, iou: float) -> str:

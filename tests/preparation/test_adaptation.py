@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from methods.small import CFG, weights
 
 from kmine.config import AdaptConfig
-from kmine.methods import adaptation
-from kmine.methods.adaptation import adapt_segmenter, folds, out_of_fold, sentence
 from kmine.methods.mining import mine
+from kmine.preparation import adaptation, crossfit
+from kmine.preparation.adaptation import adapt_segmenter, sentence
+from kmine.preparation.crossfit import folds, out_of_fold
 from kmine.segmenters.base import AdaptPlan
 from kmine.segmenters.ellipse import Ellipse
-
-from .small import CFG, weights
 
 SMALL = replace(CFG, rounds=1, adapt=AdaptConfig(folds=2, fold_steps=6, steps=4, batch_size=2, lr=0.1, val_every=2))
 
@@ -76,9 +76,9 @@ def test_folds_part_the_pool_by_group(task_of, num_folds):
 
 def test_no_labeled_image_is_prompted_by_a_model_that_was_trained_on_it(task_of, monkeypatch):
     task, store = task_of(SMALL)
-    trained_on, real = [], adaptation.train
+    trained_on, real = [], crossfit.train
     monkeypatch.setattr(
-        adaptation, "train", lambda t, *a, **k: (trained_on.append(set(t.labeled.ids)), real(t, *a, **k))[1]
+        crossfit, "train", lambda t, *a, **k: (trained_on.append(set(t.labeled.ids)), real(t, *a, **k))[1]
     )
     seen = []
     for sample, _ in out_of_fold(task, store, task.labeled.ids):
@@ -178,10 +178,10 @@ def test_of_too_many_images_those_with_an_object_come_first(task_of):
     filled = [i for i in pool.ids if pool.mask_small(i).any()]
     assert 2 <= len(filled) < len(pool), "both kinds are needed here"
     for seed in range(3):
-        fewer = adaptation._some(pool, len(filled) - 1, seed)
+        fewer = crossfit.some_of(pool, len(filled) - 1, seed)
         assert set(fewer) < set(filled)
-        assert set(filled) < set(adaptation._some(pool, len(filled) + 1, seed)) or len(filled) + 1 >= len(pool)
-    assert adaptation._some(pool, len(pool), 0) == list(pool.ids)
+        assert set(filled) < set(crossfit.some_of(pool, len(filled) + 1, seed)) or len(filled) + 1 >= len(pool)
+    assert crossfit.some_of(pool, len(pool), 0) == list(pool.ids)
 
 
 def test_the_sentence_names_what_was_missing():

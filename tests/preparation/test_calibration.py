@@ -1,0 +1,121 @@
+"""Laws of the gate's calibration: nobody judges what it was taught, few labels promise nothing, a kill costs a part."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from methods.small import CFG
+
+from kmine.config import AdaptConfig, GateConfig
+from kmine.methods.mining import mine
+from kmine.preparation import calibration
+from kmine.preparation.calibration import calibrate, learn, sentence
+from kmine.segmenters.ellipse import Ellipse
+
+SMALL = replace(
+    CFG,
+    rounds=1,
+    gate=GateConfig(mode="calibrated", target_dice=0.3),
+    data=replace(CFG.data, num_samples=60, label_fraction=0.6),
+    adapt=AdaptConfig(folds=3, fold_steps=30),
+    fit=replace(CFG.fit, steps=30),
+)
+
+
+@pytest.fixture
+def done(task_of):
+    task, store = task_of(SMALL, segmenter=Ellipse())
+    return calibrate(task, task.segmenter, store), store
+
+
+def test_every_object_is_judged_by_models_that_do_not_know_its_image(task_of, monkeypatch):
+    known, real, seen = {}, calibration.fold_model, []
+
+    def fold_model(task, store, number, part):
+        model = real(task, store, number, part)
+        known[id(model)] = set(task.labeled.ids) - set(part)
+        return model
+
+    def mined(task, model, segmenter, ids, areas):
+        assert not known[id(model)] & set(ids)
+        seen.extend(ids)
+        return iter(())
+
+    monkeypatch.setattr(calibration, "fold_model", fold_model)
+    monkeypatch.setattr(calibration, "_mined", mined)
+    task, store = task_of(SMALL, segmenter=Ellipse())
+    calibrate(task, task.segmenter, store)
+    assert sorted(seen) == sorted(task.labeled.ids)
+
+
+def test_a_segmenter_that_learns_is_taught_anew_without_each_part(task_of, monkeypatch):
+    taught = []
+
+    class Learner(Ellipse):
+        name = "learner+adapted"
+
+    def teach(task, base, examples, held_out, title):
+        taught.append({sample.sample_id for sample, _ in examples})
+        return base
+
+    monkeypatch.setattr(calibration, "_taught", teach)
+    task, store = task_of(SMALL, segmenter=Learner())
+    calibrate(task, Ellipse(), store)
+    everything = set(task.labeled.ids)
+    parts = [everything - one for one in taught]
+    assert len(parts) == 3 and set().union(*parts) == everything and sum(map(len, parts)) == len(everything)
+
+
+def test_the_gate_goes_by_it_and_every_decision_says_its_estimates(done):
+    task, store = done
+    assert task.calibration is not None
+    list(mine(task, store))
+    rows = [row for row in store.decisions(1) if row["object_idx"] >= 0]
+    assert rows and all(0 <= row["estimated_dice"] <= 1 for row in rows)
+    for row in rows:
+        above = row["estimated_dice"] >= task.calibration.promise.threshold
+        assert row["kept"] == (above and row["reason"] in ("kept", "kept_local"))
+        assert row["source"] in ("both", "segmenter", "local")
+
+
+def test_it_is_read_back_and_what_a_kill_left_is_gone_on_with(done, task_of, monkeypatch):
+    task, store = done
+    monkeypatch.setattr(calibration, "_measure", lambda *_: pytest.fail("measured anew"))
+    assert calibrate(task, task.segmenter, store).calibration == task.calibration
+    monkeypatch.undo()
+    before = (store.root / "calibration" / "fold_1.json").read_bytes()
+    (store.root / "calibration" / "fold_1.json").unlink()
+    measured, real = [], calibration._mined
+    monkeypatch.setattr(calibration, "_mined", lambda t, m, s, ids, a: measured.append(ids) or real(t, m, s, ids, a))
+    assert calibrate(task, task.segmenter, store).calibration == task.calibration
+    assert len(measured) == 1 and (store.root / "calibration" / "fold_1.json").read_bytes() == before
+
+
+def test_thresholds_decide_where_that_is_asked_or_labels_are_few(task_of):
+    task, store = task_of(replace(SMALL, gate=GateConfig(mode="thresholds")), segmenter=Ellipse())
+    assert calibrate(task, task.segmenter, store) is task
+    few, store = task_of(replace(SMALL, data=replace(SMALL.data, label_fraction=0.1)), "few", segmenter=Ellipse())
+    assert calibrate(few, few.segmenter, store).calibration is None
+    assert "too few; its thresholds decide" in few.watcher.said[-1]
+
+
+def rows(count: int) -> list[dict]:
+    rng = np.random.default_rng(0)
+    found = []
+    for n in range(count):
+        agreement = rng.uniform(0.5, 1)
+        row = dict.fromkeys(calibration.FEATURES, None) | {"agreement_iou": agreement, "group_id": str(n)}
+        found.append(row | {"dice_segmenter": agreement, "dice_local": agreement - 0.2})
+    return found
+
+
+def test_what_is_said_of_the_promise():
+    kept = learn(rows(200), 0.6, 0.9, 0.03, 0)
+    assert kept["promise"]["kept"] and kept["rank_correlation"] > 0.9
+    assert "promises a mean Dice of 0.60 at 90% confidence" in sentence(kept)
+    broken = learn(rows(20), 0.9, 0.9, 0.03, 0)
+    assert not broken["promise"]["kept"]
+    assert sentence(broken).startswith("not enough labels to promise a mean Dice of 0.90 at 90% confidence")
+    assert learn([row | {"dice_segmenter": None} for row in rows(50)], 0.6, 0.9, 0.03, 0)["promise"] is None
