@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kmine import loop
-from kmine.methods import adaptation
+from kmine.preparation import adaptation
 from kmine.stages import adapt as stage
 
 SETTINGS = {

@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from kmine.methods.adaptation import adapt_segmenter
 
 from kmine.cli import Terminal
 from kmine.config import AdaptConfig, DataConfig, FitConfig, LoopConfig, ModelConfig, SegmenterConfig
 from kmine.methods import Task, evaluate_on, new_model, train
 from kmine.methods.mining import mine, mining_signature, trainable
 from kmine.preflight import preflight
+from kmine.preparation.adaptation import adapt_segmenter
 from kmine.runs import open_for_test, open_task
 from kmine.statistics import paired_difference
 from kmine.store import RunStore

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kmine.methods.adaptation import adapt_segmenter
 from segment_anything.modeling import ImageEncoderViT
 
 from kmine.config import AdaptConfig, SegmenterConfig
 from kmine.methods.mining import mine
+from kmine.preparation.adaptation import adapt_segmenter
 from kmine.segmenters import sam as module
 from kmine.segmenters.build import ARCHITECTURES, Architecture, build_sam
 from kmine.store import HARMLESS
