@@ -248,7 +248,8 @@ class CaseMetrics:
     """NaN where truth and prediction are both empty."""
     iou: float
     hd95: float
-    """95th percentile Hausdorff distance, mm where the spacing is known, else pixels; a miss: the image diagonal."""
+    """95th percentile Hausdorff distance; a miss: the image diagonal. In mm where the spacing of every case is known,
+    else in pixels."""
     num_missed: int
     """Foreground classes of the truth with an empty prediction."""
 

@@ -94,6 +94,11 @@ class Pool:
         """The image-level diagnosis (0: lesion-free) as the index knows it, never from a mask; None where unknown."""
         return self._cache.ref(self._own(sample_id)).image_label
 
+    @property
+    def in_mm(self) -> bool:
+        """Whether the spacing of every sample is known: only then may distances in mm be averaged."""
+        return all(self._cache.ref(sample_id).spacing is not None for sample_id in self.ids)
+
     def native_shape(self, sample_id: str) -> tuple[int, int]:
         """(H, W) of the image in its own frame."""
         return self._cache.native_shape(sample_id)

@@ -262,10 +262,16 @@ def _adoption(before: Metrics | None, after: Metrics, tolerance: float) -> dict[
 def evaluate_on(
     pool: Pool, model: LocalModel, weights: dict[str, Tensor], *, num_classes: int, batch_size: int, device: Any
 ) -> Metrics:
-    """Metrics of the checkpoint `weights` on the images of `pool` (opened with masks), in their own frames."""
+    """Metrics of the checkpoint `weights` on the images of `pool` (opened with masks), in their own frames.
+
+    HD95 is in mm where the spacing of all of them is known, else in pixels throughout: a mean of both would be neither.
+    """
     model.load_state_dict(weights)
     found = infer(model, pool, pool.ids, batch_size=batch_size, tta="none", device=device)
-    return evaluate(((pool.sample(p.sample_id), p.mask) for p in found), num_classes)
+    samples = ((pool.sample(p.sample_id), p.mask) for p in found)
+    if not pool.in_mm:
+        samples = ((replace(sample, spacing=None), mask) for sample, mask in samples)
+    return evaluate(samples, num_classes)
 
 
 def _validator(task: Task) -> Callable[[LocalModel], float]:

@@ -89,7 +89,12 @@ def columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
         *used,
         *([Column("gain", gain, _gain, detail=True)] if compared else []),
         Column("IoU", "checkpoint chosen on validation", lambda row: number(row.iou), detail=True),
-        Column("HD95", "mm where the spacing is known, else pixels", lambda row: number(row.hd95, 1), detail=True),
+        Column(
+            "HD95",
+            "mm where the spacing of every image is known, else pixels",
+            lambda row: number(row.hd95, 1),
+            detail=True,
+        ),
         Column("missed", "objects of the truth without any prediction", lambda row: str(row.num_missed)),
         Column("adopted", "unless Dice fell by more than the tolerance and more than noise", _adopted, False),
         Column("time", "all stages", lambda row: duration(sum(row.seconds.values())) if row.seconds else DASH),

@@ -68,6 +68,17 @@ def test_image_labels_are_known_where_masks_are_withheld(tmp_path):
         view.image_label("s05")
 
 
+def test_distances_are_in_mm_only_where_every_spacing_is_known(tmp_path):
+    class Partly(TrapSource):
+        def refs(self):
+            return (SampleRef("s00", "s00"), *super().refs()[1:])
+
+    groups = {"s00": "a", "s01": "b", "s02": "c"}
+    cache = SampleCache(Partly(), 32, tmp_path, "stop")
+    assert Pool(cache, ("s01", "s02"), groups).in_mm
+    assert not Pool(cache, ("s00", "s01"), groups).in_mm
+
+
 def test_true_masks(tmp_path):
     view = pool(tmp_path, "true", granted=True)
     sample = view.sample("s07")

@@ -226,3 +226,16 @@ def test_a_second_pass_is_recorded_as_what_was_asked(task_of):
     list(mine(once, once_store)), list(mine(twice, twice_store))
     first, second = ([row["box"] for row in store.prompts(1)] for store in (once_store, twice_store))
     assert len(first) == len(second) > 0 and first != second
+
+
+def test_hd95_is_in_pixels_throughout_unless_every_spacing_is_known(task_of, monkeypatch):
+    task, store = task_of(replace(CFG, rounds=0))
+    model = methods.new_model(task, store)
+    how = {"num_classes": 2, "batch_size": 8, "device": task.fabric.device}
+    spaced = [replace(task.val.sample(i), spacing=(2.0, 2.0)) for i in task.val.ids]
+    monkeypatch.setattr(type(task.val), "sample", lambda self, i: next(s for s in spaced if s.sample_id == i))
+    scores = {}
+    for known in (True, False):
+        monkeypatch.setattr(type(task.val), "in_mm", known)
+        scores[known] = methods.evaluate_on(task.val, model, model.state_dict(), **how).hd95
+    assert scores[True] == pytest.approx(2 * scores[False]) and scores[False] > 0
