@@ -58,11 +58,16 @@ class Promise:
     lower_bound: float
     """Mean Dice of the accepted that holds with the stated confidence."""
     mean: float
-    """Mean Dice of the accepted calibration objects, estimates made without them."""
+    """Mean Dice of the accepted calibration objects, estimates made without them; NaN where there is none."""
     coverage: float
     """Share of the calibration objects at or above the threshold."""
     num_objects: int
     """Of the calibration, accepted or not."""
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Promise:
+        """From plain values, as `dataclasses.asdict` gives them; a mean of nothing is null in JSON."""
+        return cls(**{**value, "mean": float("nan") if value["mean"] is None else value["mean"]})
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Calibration:
     def from_json(cls, value: Mapping[str, Any]) -> Calibration:
         """See `to_json`."""
         parts = (Calibrator.from_json(value[name]) for name in ("segmenter", "local"))
-        return cls(*parts, Promise(**value["promise"]))
+        return cls(*parts, Promise.from_json(value["promise"]))
 
 
 def feature_rows(evidence: Sequence[Evidence]) -> NDArray[np.float64]:

@@ -85,10 +85,16 @@ def sentence(about: Row) -> str:
             f"the gate is not calibrated: {about['num_objects']} objects of labeled images are too few; "
             "its thresholds decide"
         )
-    p, wanted = Promise(**about["promise"]), f"a mean Dice of {about['target']:.2f} at {about['confidence']:.0%}"
+    p = Promise.from_json(about["promise"])
+    wanted = f"a mean Dice of {about['target']:.2f} at {about['confidence']:.0%}"
     at = f"masks from estimated Dice {p.threshold:.2f} on ({p.coverage:.0%} of {p.num_objects} labeled objects)"
     if p.kept:
         return f"the gate keeps {at} and promises {wanted} confidence (bound {p.lower_bound:.2f}, seen {p.mean:.2f})"
+    if not p.coverage:
+        return (
+            f"{wanted} confidence cannot be promised: none of {p.num_objects} labeled objects reaches an estimated "
+            f"Dice of {p.threshold:.2f}, from which on the gate keeps masks"
+        )
     return (
         f"not enough labels to promise {wanted} confidence; the gate keeps {at}: seen {p.mean:.2f}, "
         f"{p.lower_bound:.2f} can be promised"

@@ -26,6 +26,8 @@ from kmine.records import IGNORE_INDEX, Evidence, Prompts, derive_seed
 
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Of estimated Dice, fixed before any data is seen: the loosest at which the target can be promised is taken."""
+WRONG = 0.5
+"""Estimated Dice below which a mask is never let through unless the target allows it."""
 MIN_OBJECTS = 12
 """Below, nothing is fitted."""
 MIN_OVERLAP = 0.1
@@ -89,7 +91,8 @@ def promise(
     """The loosest threshold at which the accepted masks' mean Dice is at least `target` with `confidence`.
 
     Where there is none, the loosest at which the calibration objects' own mean reaches the target, and failing that
-    the strictest that leaves a tenth of them; `kept` is False then, and `lower_bound` is what can be promised there.
+    the strictest that leaves a tenth of them, at least `WRONG`; `kept` is False then, and `lower_bound` is what can be
+    promised there.
     """
     each = 1 - (1 - confidence) / len(thresholds)
     found = []
@@ -98,8 +101,11 @@ def promise(
         mean = float(accepted.mean()) if len(accepted) else math.nan
         bound = lower_bound(accepted, each)
         found.append(Promise(threshold, bound >= target, bound, mean, len(accepted) / max(len(dice), 1), len(dice)))
-    some = [one for one in found if one.coverage >= 0.1] or found[:1]
-    choices = [one for one in found if one.kept] or [one for one in some if one.mean >= target] or some[::-1]
+    reaching = [one for one in found if one.kept] or [one for one in found if one.mean >= target]
+    # Where not even that holds, masks that are as likely wrong as right are not let through for want of better ones.
+    careful = [one for one in found if one.threshold >= WRONG]
+    strict = [one for one in careful if one.coverage >= 0.1][::-1] or careful
+    choices = reaching or strict
     return choices[0]
 
 

@@ -118,4 +118,7 @@ def test_what_is_said_of_the_promise():
     broken = learn(rows(20), 0.9, 0.9, 0.03, 0)
     assert not broken["promise"]["kept"]
     assert sentence(broken).startswith("not enough labels to promise a mean Dice of 0.90 at 90% confidence")
+    poor = learn([row | {"dice_segmenter": 0.2, "dice_local": 0.1} for row in rows(20)], 0.9, 0.9, 0.03, 0)
+    poor["promise"]["mean"] = None  # as it comes back from JSON
+    assert "reaches an estimated Dice of 0.50" in sentence(poor)
     assert learn([row | {"dice_segmenter": None} for row in rows(50)], 0.6, 0.9, 0.03, 0)["promise"] is None

@@ -152,6 +152,11 @@ def test_what_cannot_be_promised_is_not_and_the_bound_says_what_can():
     assert not hopeless.kept and hopeless.threshold == 0.9
 
 
+def test_masks_that_are_all_bad_are_not_let_through_for_want_of_better_ones():
+    poor = promise(np.full(20, 0.3), np.full(20, 0.3), target=0.85, confidence=0.9)
+    assert not poor.kept and poor.threshold == 0.5 and poor.coverage == 0 and poor.lower_bound == 0
+
+
 # -- curves
 
 
