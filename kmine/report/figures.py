@@ -74,7 +74,7 @@ def dice_chart(rows: Sequence[RoundRow], segmenter: str) -> str:
         axes.set(xlabel="round", ylabel="Dice", xticks=at)
         axes.grid(axis="y")
 
-    return _svg("dice", f"Validation Dice (segmenter: {segmenter})", draw, height=4.4)
+    return _svg("dice", f"Validation Dice (segmenter: {segmenter})", draw, height=4.9, legend_columns=1)
 
 
 def reasons_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
