@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from methods.small import Silent as Listener
 
 from kmine import runs
 from kmine.config import DataConfig, LoopConfig
@@ -14,18 +15,6 @@ from kmine.data.phantom import PhantomSource
 from kmine.records import UserError
 from kmine.runs import open_task
 from kmine.store import RunStore
-
-
-class Listener:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def start(self, title: str, total: int) -> None: ...
-
-    def advance(self, done: int, text: str = "") -> None: ...
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 class Planted(PhantomSource):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -338,7 +338,7 @@ def examine_twins(twins: Sequence[Twins], sides: Mapping[str, str], *, allow_lea
 
     found = []
     for code, kind, pairs in (
-        ("exact", "the same pixels", [t for t in twins if t.exact]),
+        ("exact", "the same pixels", _among(sides, [t for t in twins if t.exact])),
         (
             "near",
             "nearly the same picture (cropped, recompressed)",
@@ -357,6 +357,21 @@ def examine_twins(twins: Sequence[Twins], sides: Mapping[str, str], *, allow_lea
     text = f"{count(alike, 'pair')} within data.duplicate_distance, so one group, but the pictures differ; lower it?"
     found.append(_note("hash_alike", alike, text))
     return [finding for finding in found if finding.samples]
+
+
+def _among(sides: Mapping[str, str], exact: Sequence[Twins]) -> list[Twins]:
+    """Equal images, each paired with the first that takes part in the split: none hides behind one that does not."""
+    anchors: dict[str, str] = {}
+    out = []
+    for pair in exact:
+        anchor = anchors.setdefault(pair.first, pair.first if pair.first in sides else pair.second)
+        if anchor == pair.second:
+            out.append(pair)
+            if pair.second not in sides:
+                del anchors[pair.first]
+        else:
+            out.append(replace(pair, first=anchor))
+    return out
 
 
 def count(things: Sequence[object], word: str) -> str:

@@ -219,3 +219,12 @@ def test_a_group_on_two_sides():
     assert examine.examine_groups(refs, {"a": "train", "c": "train"}, allow_leaks=False) == []
     assert codes(examine.examine_groups(refs, SIDES, allow_leaks=False)) == {"group_on_two_sides": "fault"}
     assert codes(examine.examine_groups(refs, SIDES, allow_leaks=True)) == {"group_on_two_sides": "note"}
+
+
+@pytest.mark.parametrize("absent", [(), ("a",), ("b",), ("a", "c"), ("a", "b")])
+def test_an_equal_image_that_takes_no_part_hides_no_leak(absent):
+    sides = {"a": "train", "b": "train", "c": "train", "d": "test"}
+    pairs = [Twins("a", other, 0, 1.0, exact=True) for other in "bcd"]
+    found = examine.examine_twins(pairs, {k: v for k, v in sides.items() if k not in absent}, allow_leaks=False)
+    leaks = [finding for finding in found if finding.code == "exact_duplicates_across"]
+    assert [len(finding.samples) for finding in leaks] == [1] and leaks[0].samples[0].endswith("= d")
