@@ -86,6 +86,9 @@ class Simulated:
     def from_pools(cls, pools: Iterable[Pool], iou: float, seed: int) -> Simulated:
         """The segmenter that knows the images of `pools`, which must be opened with their true masks.
 
+        Whatever it is asked about must be among them: the unlabeled images, and the labeled ones where a gate is
+        calibrated on them.
+
         Raises:
             ValueError: a pool withholds its masks, or two images of equal pixels have different masks.
         """
