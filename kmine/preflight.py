@@ -18,8 +18,9 @@ def preflight(cfg: LoopConfig) -> Source:
     Raises:
         UserError: an unknown model, segmenter, device or data set, or a data set that is not where it should be.
     """
-    if cfg.model.name not in ARCHITECTURES:
-        raise unknown_name("model.name", cfg.model.name, ARCHITECTURES)
+    for model in cfg.model.split():
+        if model and model.name not in ARCHITECTURES:
+            raise unknown_name("model.name", model.name, ARCHITECTURES)
     if cfg.segmenter.name not in REGISTRY:
         raise unknown_name("segmenter.name", cfg.segmenter.name, REGISTRY)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", cfg.device):

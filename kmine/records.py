@@ -201,6 +201,8 @@ class Evidence:
     """Candidate area / image area, over the median of the same in the labeled masks."""
     tta_std: float = float("nan")
     """Mean standard deviation of the foreground probability over test-time flips, inside the candidate."""
+    witness_dice: float = float("nan")
+    """Dice of the candidate with the objects that a second local model sees there; NaN without such a model."""
 
 
 @dataclass(frozen=True)

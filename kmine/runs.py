@@ -87,12 +87,14 @@ def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher
     num_classes = len(source.class_names)
     signature = sign(source.fingerprint(), cfg.data.size, cfg.seed, splits.rows(), labeled, val)
 
+    model, witness = cfg.model.split()
+
     def examine() -> list[Finding]:
         return examine_in_hand(cfg.data, cache, splits, given, num_classes, *with_masks)
 
     check_once(cfg.data, store, watcher, signature, examine)
     return Task(
-        cfg=cfg,
+        cfg=replace(cfg, model=model),
         num_classes=num_classes,
         labeled=with_masks[0],
         unlabeled=Pool(cache, splits.unlabeled, splits.groups, "withheld"),
@@ -101,6 +103,7 @@ def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher
         fabric=_fabric(cfg),
         signature=signature,
         watcher=watcher,
+        witness=witness,
     )
 
 
@@ -119,7 +122,7 @@ def open_for_test(cfg: LoopConfig, source: Source, store: RunStore) -> tuple[Poo
     pool = Pool(cache, [i for i in splits.test if i not in bad], splits.groups, "true")
     device, num_classes = _fabric(cfg).device, len(source.class_names)
     # The weights are overwritten at once, so none are loaded or downloaded for them.
-    model = build_model(replace(cfg.model, encoder_weights=None), num_classes, cfg.seed).to(device)
+    model = build_model(replace(cfg.model.split()[0], encoder_weights=None), num_classes, cfg.seed).to(device)
     return pool, model, {"num_classes": num_classes, "batch_size": cfg.infer.batch_size, "device": device}
 
 

@@ -94,7 +94,9 @@ def build_report(task: Task, store: RunStore, rows: list[RoundRow], config_yaml:
     return Report(
         title=f"kmine run {store.root.name}",
         dataset=run["dataset"] + (f" ({task.cfg.data.kind})" if run["dataset"] == "phantom" else ""),
-        model=f"{task.cfg.model.name}, encoder {task.cfg.model.encoder}",
+        model=" and, as a witness, ".join(
+            f"{model.name}, encoder {model.encoder}" for model in (task.cfg.model, task.witness) if model
+        ),
         segmenter=segmenter,
         command=run["command"],
         rounds=rows,

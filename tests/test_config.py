@@ -160,3 +160,17 @@ def test_an_encoder_not_named_is_the_one_that_suits_the_model():
     assert LoopConfig(model=ModelConfig(name="sks")).model.encoder == "swinv2_tiny_window8_256"
     named = ModelConfig(name="sks", encoder="mobilenetv2_050")
     assert LoopConfig(model=named).model is named
+
+
+def test_two_models_joined_by_a_plus_are_the_local_model_and_its_witness():
+    both = ModelConfig(name="unetpp+sks", encoder="resnet18+mobilenetv2_050", encoder_weights="hub", encoder_depth=3)
+    first, second = both.split()
+    assert (first.name, first.encoder, first.encoder_weights) == ("unetpp", "resnet18", "hub")
+    assert (second.name, second.encoder, second.encoder_weights) == ("sks", "mobilenetv2_050", "hub")
+    assert first.encoder_depth == second.encoder_depth == 3
+    assert ModelConfig(name="unetpp+sks").resolved().encoder == "mobilenet_v2+swinv2_tiny_window8_256"
+    assert ModelConfig(name="unet+unetpp").split()[1].encoder_weights is None
+    alone = ModelConfig(encoder="resnet18")
+    assert alone.split() == (alone, None)
+    with pytest.raises(UserError, match=r"model\.name"):
+        ModelConfig(name="unet+unetpp+sks")

@@ -13,7 +13,10 @@ class ModelConfig:
     """The local model."""
 
     name: str = "unetpp"
-    """Local model: unetpp, unet or sks (a classifier of image-level labels guides a U-Net)."""
+    """Local model: unetpp, unet or sks (a classifier of image-level labels guides a U-Net).
+
+    Two of them, as in unetpp+sks: the first is the local model, the second a witness. It learns from the labels alone,
+    once, and where it agrees the gate has more to go by. encoder and encoder_weights may then name two as well, A+B."""
     encoder: str = ""
     """Any encoder of segmentation-models-pytorch by name, or tu-NAME for a timm encoder; default: mobilenet_v2.
 
@@ -42,9 +45,32 @@ class ModelConfig:
         require(3 <= self.encoder_depth <= 5, "model.encoder_depth", "3, 4 or 5", self.encoder_depth)
         require(self.decoder_channels >= 8, "model.decoder_channels", "at least 8", self.decoder_channels)
         require(self.levels in (3, 4), "model.levels", "3 or 4", self.levels)
+        for name in ("name", "encoder") if self.has_witness else ("name",):
+            value = getattr(self, name)
+            require(value.count("+") <= 1, f"model.{name}", "one, or two joined by +", value)
+
+    @property
+    def has_witness(self) -> bool:
+        """Whether `name` names two models."""
+        return "+" in self.name
+
+    def split(self) -> tuple[ModelConfig, ModelConfig | None]:
+        """The local model's settings and the witness's, where there is one; what names one thing is for both."""
+        if not self.has_witness:
+            return self, None
+        pairs = {}
+        for name in ("name", "encoder", "encoder_weights"):
+            first, plus, second = (getattr(self, name) or "").partition("+")
+            pairs[name] = (first, second if plus else first)
+        if self.encoder_weights is None:
+            pairs["encoder_weights"] = (None, None)
+        first, second = ({name: pair[n] for name, pair in pairs.items()} for n in (0, 1))
+        return replace(self, **first), replace(self, **second)
 
     def resolved(self) -> ModelConfig:
         """The same, the encoder that an empty `encoder` stands for filled in."""
+        if self.has_witness:
+            return replace(self, encoder="+".join(model.resolved().encoder for model in self.split() if model))
         default = "swinv2_tiny_window8_256" if self.name == "sks" else "mobilenet_v2"
         return self if self.encoder else replace(self, encoder=default)
 

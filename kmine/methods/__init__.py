@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from kmine.calibrator import Calibration
-from kmine.config import FitConfig, LoopConfig
+from kmine.config import FitConfig, LoopConfig, ModelConfig
 from kmine.data.augment import Augment
 from kmine.data.batches import Batches, LabelBatches
 from kmine.data.pool import Pool
@@ -60,6 +60,8 @@ class Task:
     watcher: Watcher
     calibration: Calibration | None = None
     """What the gate goes by; None: thresholds on the evidence."""
+    witness: ModelConfig | None = None
+    """A second local model, whose agreement is evidence."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,20 @@ def new_model(task: Task, store: RunStore) -> LocalModel:
     if task.cfg.model.name == "sks" and model.guided:
         model.classifier.load_state_dict(_classifier(task, store, model))
     return model
+
+
+def trained_witness(task: Task, store: RunStore, arm: str = "witness") -> tuple[LocalModel, str] | None:
+    """The second local model, trained on the labels alone as round 0 trains the first, and its signature.
+
+    It sees no pseudo mask in any round, so the loop's own mistakes cannot reach it. None where there is none.
+    """
+    if task.witness is None:
+        return None
+    alone = replace(task, cfg=replace(task.cfg, model=task.witness), witness=None)
+    model = new_model(alone, store)
+    trained = train(alone, store, model, round_idx=0, arm=arm)
+    model.load_state_dict(trained.best)
+    return model, trained.signature
 
 
 def _classifier(task: Task, store: RunStore, model: LocalModel) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kmine.calibrator import Calibration
 from kmine.data.pool import Pool
 from kmine.masks import components, from_rle, to_rle
-from kmine.methods import Clock, Task, Trained, new_model, score, train
+from kmine.methods import Clock, Task, Trained, new_model, score, train, trained_witness
 from kmine.models.local import LocalModel
 from kmine.records import Candidate, Decision, Probs, Prompts, RoundResult, Sample, derive_seed
 from kmine.segmenters.base import Segmenter
@@ -48,8 +48,9 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
     adopted = score(task, store, model, current, round_idx=0)
     yield adopted
     labeled_area = object_areas(task.labeled, task.num_classes)
+    witness, witness_signature = trained_witness(task, store) or (None, "")
     for round_idx in range(1, cfg.rounds + 1):
-        made_by, clock = mining_signature(task, current), Clock()
+        made_by, clock = mining_signature(task, current, witness_signature), Clock()
         model.load_state_dict(current.best)
         task.watcher.start(f"round {round_idx}: mining", len(task.unlabeled))
         known = answered_before(task, store, round_idx)
@@ -64,7 +65,9 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
             clock.lap("prompts")
             prompts, candidates = ask(task, task.segmenter, images, prompts, round_idx)
             clock.lap("segment")
-            decisions = gate_all(images, probs, prompts, candidates, labeled_area, cfg, task.calibration)
+            seen = witnessed(task, witness, task.unlabeled, ids)
+            clock.lap("infer")
+            decisions = gate_all(images, probs, prompts, candidates, seen, labeled_area, cfg, task.calibration)
             clock.lap("gate")
             pseudo = [
                 refine(*row, cfg.refine, image_label=image.image_label)
@@ -165,12 +168,19 @@ def object_areas(labeled: Pool, num_classes: int) -> dict[int, float]:
     return {class_id: float(np.median(found)) for class_id, found in areas.items() if found}
 
 
-def mining_signature(task: Task, current: Trained) -> str:
+def witnessed(task: Task, witness: LocalModel | None, pool: Pool, ids: Sequence[str]) -> list[Probs | None]:
+    """What the second local model sees in each of the images; None where there is none."""
+    if witness is None:
+        return [None for _ in ids]
+    return list(infer(witness, pool, ids, device=task.fabric.device, **asdict(task.cfg.infer)))
+
+
+def mining_signature(task: Task, current: Trained, witness: str = "") -> str:
     """What the pseudo masks of a round are made from: model, segmenter, settings."""
     cfg = task.cfg
     settings = [asdict(part) for part in (cfg.infer, cfg.prompts, cfg.gate, cfg.refine)]
     gate_by = task.calibration.to_json() if task.calibration else None
-    return sign(current.signature, task.segmenter.signature, settings, gate_by)
+    return sign(current.signature, task.segmenter.signature, settings, gate_by, witness)
 
 
 def gate_all(
@@ -178,6 +188,7 @@ def gate_all(
     probs: Sequence[Probs],
     prompts: Sequence[Sequence[Prompts]],
     candidates: Sequence[Sequence[Candidate]],
+    witnessed: Sequence[Probs | None],
     labeled_area: dict[int, float],
     cfg: Any,
     calibration: Calibration | None = None,
@@ -186,10 +197,10 @@ def gate_all(
     how = {"labeled_area": labeled_area, "cfg": cfg.gate, "calibration": calibration}
     return [
         [
-            gate(p, asked, answer, image_label=image.image_label, **how)
+            gate(p, asked, answer, image_label=image.image_label, witness=seen, **how)
             for asked, answer in zip(all_asked, all_answers, strict=True)
         ]
-        for image, p, all_asked, all_answers in zip(images, probs, prompts, candidates, strict=True)
+        for image, p, all_asked, all_answers, seen in zip(images, probs, prompts, candidates, witnessed, strict=True)
     ]
 
 

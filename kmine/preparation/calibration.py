@@ -14,8 +14,9 @@ import numpy as np
 
 from kmine.calibrator import FEATURES, Calibration, Promise
 from kmine.methods import Task, new_model, train
-from kmine.methods.mining import CHUNK, ask, object_areas
-from kmine.preparation.crossfit import fold_model, folds, prompted, some_of
+from kmine.methods.mining import CHUNK, ask, object_areas, witnessed
+from kmine.models.local import LocalModel
+from kmine.preparation.crossfit import fold_model, fold_witness, folds, prompted, some_of
 from kmine.records import Evidence, Prompts, Sample
 from kmine.segmenters.base import ADAPTED, Adaptable, Segmenter
 from kmine.stages.adapt import Example, adapt
@@ -45,6 +46,7 @@ def calibrate(task: Task, base: Segmenter | None, store: RunStore) -> Task:
     parts = folds(task.labeled, cfg.adapt.folds, cfg.seed)
     fit_settings = {k: v for k, v in asdict(cfg.fit).items() if k not in ("num_workers", "round_steps", "round_lr")}
     settings = [asdict(part) for part in (cfg.model, cfg.classifier, cfg.infer, cfg.prompts, cfg.adapt)]
+    settings.append(asdict(task.witness) if task.witness else {})
     made_from = sign(task.signature, task.segmenter.signature, fit_settings, settings)
     rows = list(_all_rows(task, base, store, parts, made_from)) if len(parts) > 1 else []
     about = learn(rows, cfg.gate.target_dice, cfg.gate.confidence, cfg.gate.margin, cfg.seed)
@@ -120,9 +122,10 @@ def _measure(
     """Evidence and Dice of the objects found in each part, by models that do not know it."""
     cfg = task.cfg
     wanted = set(some_of(task.labeled, cfg.adapt.max_images, cfg.seed))
-    examples, models = [], []
+    examples, models, witnesses = [], [], []
     for number, part in enumerate(parts):
         models.append(fold_model(task, store, number, part))
+        witnesses.append(fold_witness(task, store, number, part))
         examples.append(list(prompted(task, models[-1], task.labeled, [i for i in part if i in wanted])))
     held_out = _held_out(task, store)
     out = []
@@ -135,7 +138,7 @@ def _measure(
         segmenter = _taught(task, base, others, held_out, title)
         rest = task.labeled.subset([i for i in task.labeled.ids if i not in set(part)])
         areas = object_areas(rest, task.num_classes)
-        out.append({"objects": list(_mined(task, models[number], segmenter, part, areas))})
+        out.append({"objects": list(_mined(task, models[number], witnesses[number], segmenter, part, areas))})
     return out
 
 
@@ -164,7 +167,14 @@ def _taught(
     ).segmenter
 
 
-def _mined(task: Task, model: Any, segmenter: Segmenter, ids: Sequence[str], areas: dict[int, float]) -> Iterator[Row]:
+def _mined(
+    task: Task,
+    model: LocalModel,
+    witness: LocalModel | None,
+    segmenter: Segmenter,
+    ids: Sequence[str],
+    areas: dict[int, float],
+) -> Iterator[Row]:
     """One row an object, as mining would find it in images of which nothing is known."""
     cfg = task.cfg
     for first in range(0, len(ids), CHUNK):
@@ -174,13 +184,14 @@ def _mined(task: Task, model: Any, segmenter: Segmenter, ids: Sequence[str], are
         prompts: list[list[Prompts]] = [find_prompts(p, cfg.prompts, seed=cfg.seed, round_idx=0) for p in probs]
         unseen: list[Sample] = [replace(sample, mask=None) for sample in samples]
         prompts, answers = ask(task, segmenter, unseen, prompts, round_idx=0)
-        for sample, p, asked, found in zip(samples, probs, prompts, answers, strict=True):
+        also = witnessed(task, witness, task.labeled, some)
+        for sample, p, asked, found, seen in zip(samples, probs, prompts, answers, also, strict=True):
             for one, candidate in zip(asked, found, strict=True):
                 best = candidate.masks[candidate.best]
                 yield {
                     "sample_id": sample.sample_id,
                     "group_id": task.labeled.group_of(sample.sample_id),
-                    **dict(zip(FEATURES, astuple(gather(p, one, candidate, areas)), strict=True)),
+                    **dict(zip(FEATURES, astuple(gather(p, one, candidate, areas, seen)), strict=True)),
                     "dice_segmenter": _known(true_dice(best, one, sample.mask)),
                     "dice_local": _known(true_dice(one.component, one, sample.mask)),
                 }

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from kmine.data.pool import Pool
-from kmine.methods import Task, new_model, train
+from kmine.methods import Task, new_model, train, trained_witness
 from kmine.models.local import LocalModel
 from kmine.records import IGNORE_INDEX, derive_seed
 from kmine.stages.adapt import Example
@@ -35,13 +35,23 @@ def out_of_fold(task: Task, store: RunStore, wanted: Sequence[str]) -> Iterator[
 
 def fold_model(task: Task, store: RunStore, number: int, part: Sequence[str]) -> LocalModel:
     """The local model that was trained on all labeled images but those of `part`; read back if it was before."""
+    model = new_model(task, store)
+    model.load_state_dict(train(_without(task, part), store, model, round_idx=0, arm=f"fold_{number}").best)
+    return model
+
+
+def fold_witness(task: Task, store: RunStore, number: int, part: Sequence[str]) -> LocalModel | None:
+    """The same of the second local model, where there is one."""
+    found = trained_witness(_without(task, part), store, f"witness_fold_{number}")
+    return found[0] if found else None
+
+
+def _without(task: Task, part: Sequence[str]) -> Task:
+    """The task of a part's model: the other labels, and fewer steps."""
     apart = set(part)
     rest = task.labeled.subset([i for i in task.labeled.ids if i not in apart])
     cfg = replace(task.cfg, fit=replace(task.cfg.fit, steps=min(task.cfg.adapt.fold_steps, task.cfg.fit.steps)))
-    fold = replace(task, cfg=cfg, labeled=rest, signature=sign(task.signature, "fold", rest.ids))
-    model = new_model(task, store)
-    model.load_state_dict(train(fold, store, model, round_idx=0, arm=f"fold_{number}").best)
-    return model
+    return replace(task, cfg=cfg, labeled=rest, signature=sign(task.signature, "fold", rest.ids))
 
 
 def folds(pool: Pool, num_folds: int, seed: int) -> list[list[str]]:

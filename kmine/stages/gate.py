@@ -22,6 +22,7 @@ def gate(
     image_label: int | None,
     cfg: GateConfig,
     calibration: Calibration | None = None,
+    witness: Probs | None = None,
 ) -> Decision:
     """Judge one object's candidate.
 
@@ -37,11 +38,12 @@ def gate(
         image_label: 0 says that the image holds no lesion: then nothing is kept.
         cfg: the thresholds.
         calibration: what the evidence is worth.
+        witness: of a second local model, where there is one.
 
     Returns:
         The first threshold missed is the reason; every score is recorded whatever the verdict.
     """
-    evidence = gather(probs, prompts, candidate, labeled_area)
+    evidence = gather(probs, prompts, candidate, labeled_area, witness)
     if calibration is None:
         reason = _first_reason(evidence, candidate, image_label, cfg)
         return Decision(kept=reason == "kept", reason=reason, evidence=evidence)
@@ -62,7 +64,13 @@ def gate(
     return Decision(reason in ("kept", "kept_local"), reason, evidence, estimated, answer, local, source)
 
 
-def gather(probs: Probs, prompts: Prompts, candidate: Candidate, labeled_area: Mapping[int, float]) -> Evidence:
+def gather(
+    probs: Probs,
+    prompts: Prompts,
+    candidate: Candidate,
+    labeled_area: Mapping[int, float],
+    witness: Probs | None = None,
+) -> Evidence:
     """Every score of one candidate; see `Evidence`."""
     best = candidate.masks[candidate.best]
     prob = probs.probs[prompts.class_id]
@@ -76,7 +84,15 @@ def gather(probs: Probs, prompts: Prompts, candidate: Candidate, labeled_area: M
         confidence_outside=_mean(prob[_box_area(prompts, best) & ~best]),
         area_ratio=float(best.mean()) / labeled_area[prompts.class_id] if prompts.class_id in labeled_area else np.nan,
         tta_std=_mean(probs.tta_std[best]) if probs.tta_std is not None else float("nan"),
+        witness_dice=_witness_dice(witness.mask == prompts.class_id, best, prompts) if witness else float("nan"),
     )
+
+
+def _witness_dice(seen: NDArray[np.bool_], best: NDArray[np.bool_], prompts: Prompts) -> float:
+    """Dice of the answer with the witness's components that touch it or the local model's own; 0 without any."""
+    here = best if prompts.component is None else best | prompts.component
+    touching = [part for part in masks.components(seen) if (part & here).any()]
+    return metrics.dice(np.any(touching, axis=0), best) if touching else 0.0
 
 
 def _first_reason(e: Evidence, candidate: Candidate, image_label: int | None, cfg: GateConfig) -> str:

@@ -88,7 +88,9 @@ def test_it_is_read_back_and_what_a_kill_left_is_gone_on_with(done, task_of, mon
     before = (store.root / "calibration" / "fold_1.json").read_bytes()
     (store.root / "calibration" / "fold_1.json").unlink()
     measured, real = [], calibration._mined
-    monkeypatch.setattr(calibration, "_mined", lambda t, m, s, ids, a: measured.append(ids) or real(t, m, s, ids, a))
+    monkeypatch.setattr(
+        calibration, "_mined", lambda t, m, w, s, ids, a: measured.append(ids) or real(t, m, w, s, ids, a)
+    )
     assert calibrate(task, task.segmenter, store).calibration == task.calibration
     assert len(measured) == 1 and (store.root / "calibration" / "fold_1.json").read_bytes() == before
 
@@ -122,3 +124,12 @@ def test_what_is_said_of_the_promise():
     poor["promise"]["mean"] = None  # as it comes back from JSON
     assert "reaches an estimated Dice of 0.50" in sentence(poor)
     assert learn([row | {"dice_segmenter": None} for row in rows(50)], 0.6, 0.9, 0.03, 0)["promise"] is None
+
+
+def test_each_part_has_a_witness_of_its_own(task_of):
+    task, store = task_of(replace(SMALL, model=replace(SMALL.model, name="unetpp+unet")), segmenter=Ellipse())
+    made = calibrate(task, task.segmenter, store)
+    assert sorted(path.name for path in store.root.glob("witness_fold_*")) == [f"witness_fold_{n}" for n in range(3)]
+    rows = [row for n in range(3) for row in store.read_json(store.root / "calibration" / f"fold_{n}.json")["objects"]]
+    assert rows and all(0 <= row["witness_dice"] <= 1 for row in rows)
+    assert made.calibration is not None

@@ -53,6 +53,23 @@ def judge(case, cfg=NO_LIMITS, image_label=None, candidate=None):
     return gate(probs, prompts, candidate or own, labeled_area={1: 0.125}, image_label=image_label, cfg=cfg)
 
 
+def test_the_witness_is_heard_where_it_sees_something(case):
+    def seen(*parts):
+        p = np.where(np.any(parts, axis=0), 0.9, 0.1).astype(np.float32)
+        return Probs("a", np.stack([1 - p, p]))
+
+    far = square(28, 28)
+    # The answer is the square at (10, 12); the witness sees it shifted by 5 rows, half of it, and something far away.
+    assert gather(*case, {}, seen(square(15, 12), far)).witness_dice == pytest.approx(2 * 50 / 200)
+    # What touches the local model's own component counts as well: the answer at columns 12-21, the witness at 4-10.
+    assert gather(*case, {}, seen(square(10, 4, 7))).witness_dice == pytest.approx(0)
+    assert gather(*case, {}, seen(square(10, 12), square(10, 4, 7))).witness_dice == pytest.approx(
+        2 * 100 / (100 + 149)
+    )
+    assert gather(*case, {}, seen(far)).witness_dice == 0
+    assert np.isnan(gather(*case, {}).witness_dice)
+
+
 def test_every_score_of_the_best_mask_by_hand(case):
     e = gather(*case, {1: 0.125})
     assert e.predicted_iou == pytest.approx(0.8)
