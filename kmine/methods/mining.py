@@ -23,7 +23,7 @@ from kmine.methods import Clock, Task, Trained, new_model, score, train
 from kmine.models.local import LocalModel
 from kmine.records import Candidate, Decision, Probs, Prompts, RoundResult, Sample, derive_seed
 from kmine.segmenters.base import Segmenter
-from kmine.stages.changes import Changes, Taught, find_changes, sentence, taught, warnings
+from kmine.stages.changes import Changes, Taught, find_changes, sentence, taught, warnings, why_none
 from kmine.stages.gate import gate
 from kmine.stages.infer import activations, infer
 from kmine.stages.prompts import ask_again, find_prompts, prompts_from_activation, remember
@@ -85,7 +85,8 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
         clock.lap("changes")
         pseudo_pool = trainable(task, store, round_idx, rows)
         if not len(pseudo_pool):
-            task.watcher.say(f"round {round_idx}: no pseudo mask was kept, so there is nothing to learn from; stopping")
+            nothing = "no pseudo mask was kept, so there is nothing to learn from; stopping"
+            task.watcher.say(f"round {round_idx}: {nothing} ({why_none(rows)})")
             same = {"metrics": adopted.metrics, "final_metrics": adopted.final_metrics, "seconds": clock.seconds}
             yield RoundResult(round_idx, len(task.labeled), 0, adopted=False, reason="refused: no pseudo mask", **same)
             return

@@ -7,6 +7,7 @@ the two apart. H, W: height and width of an image in its own frame, K: classes w
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -196,6 +197,8 @@ def class_shares(mask: Mask, num_classes: int) -> NDArray[np.float64]:
 
 def sentence(found: Changes) -> str:
     """What teaches, what the segmenter changed and how the classes lie, in one line."""
+    if not found.teaching:
+        return f"none of {found.num_unlabeled} unlabeled images teaches ({len(found.expelled)} did the round before)"
     moves = [f"{len(found.new)} new"]
     moves += [f"{len(ids)} {word}" for word, ids in (("kept on", found.kept_on), ("again", found.readmitted)) if ids]
     moves += [f"{found.num_empty} known to be empty"] if found.num_empty else []
@@ -208,14 +211,13 @@ def sentence(found: Changes) -> str:
             f"the segmenter changed {_percent(found.changed_pixels)} of the object pixels of the local masks, "
             f"{_percent(found.taught_pixels)} are taught otherwise"
         )
-    if found.teaching:
-        classes = zip(found.pseudo_shares, found.labeled_shares, strict=True)
-        out.append(
-            ", ".join(
-                f"class {n} covers {_percent(pseudo)} of a pseudo mask, {_percent(labeled)} of a label"
-                for n, (pseudo, labeled) in enumerate(classes, start=1)
-            )
+    classes = zip(found.pseudo_shares, found.labeled_shares, strict=True)
+    out.append(
+        ", ".join(
+            f"class {n} covers {_percent(pseudo)} of a pseudo mask, {_percent(labeled)} of a label"
+            for n, (pseudo, labeled) in enumerate(classes, start=1)
         )
+    )
     return "; ".join(out)
 
 
@@ -228,11 +230,23 @@ def warnings(found: Changes) -> list[str]:
         said.append(f"the segmenter changed nothing: {why}")
     if found.training_set_unchanged:
         said.append("mining changed nothing: the same images with the same masks taught in the round before")
-    shares = zip(found.pseudo_shares, found.labeled_shares, strict=True)
-    absent = [str(n) for n, (pseudo, labeled) in enumerate(shares, start=1) if pseudo == 0 and labeled > 0]
-    if found.teaching and absent:
-        said.append(f"no pseudo mask shows class {', '.join(absent)}, though labels do")
-    return said
+    for n, (mined, given) in enumerate(zip(found.pseudo_shares, found.labeled_shares, strict=True), start=1):
+        if mined == 0 and given > 0:
+            said.append(f"no pseudo mask shows class {n}, though labels do")
+        if mined > 0 and given == 0:
+            said.append(f"pseudo masks show class {n}, which no label does")
+    return said if found.teaching else []
+
+
+def why_none(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Why no image got a pseudo mask, from the rows of the table of decisions: the gate's reasons, or the cure."""
+    reasons = Counter(str(row["reason"]) for row in rows)
+    if set(reasons) == {"no_component"}:
+        return (
+            "the local model found no object in any image: train it longer (--fit.steps) or begin with ImageNet "
+            "weights (--model.encoder_weights hub)"
+        )
+    return "objects by the gate's reason: " + ", ".join(f"{name} {number}" for name, number in reasons.most_common())
 
 
 def _share(part: int, whole: int) -> float:
