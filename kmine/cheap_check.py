@@ -7,7 +7,7 @@ validation images alone. `kmine.check` opens everything and sees more.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
@@ -169,9 +169,22 @@ def _masks(cache: SampleCache, labeled: Pool, val: Pool, num_classes: int) -> It
         own = [item for item in looks if pool_of[item.sample_id] is labeled]
         empty = [f for f in examine_masks(own, refs, num_classes) if f.code == "masks_empty"]
         yield from (replace(finding, text=f"of the labeled images {finding.text}") for finding in empty)
+    yield from _absent(looks, {i for i, pool in pool_of.items() if pool is labeled}, num_classes)
     yield from (replace(f, text=f"of the labeled and validation images {f.text}") for f in found)
     filled = [item.sample_id for item in looks if item.mask and 0 < item.mask.foreground_share < 1]
     yield from _pairing({sample_id: pool_of[sample_id] for sample_id in filled})
+
+
+def _absent(looks: Sequence[Look], labeled: Collection[str], num_classes: int) -> Iterator[Finding]:
+    """Of several classes those that no labeled image shows, at the size of training, though it shows another.
+
+    A note: a rare class may have missed a draw. Nothing teaches it, and what the model calls so is chance.
+    """
+    shown = {n for item in looks if item.mask and item.sample_id in labeled for n in item.mask.pixels}
+    absent = [str(n) for n in range(1, num_classes) if n not in shown]
+    if absent and len(absent) < num_classes - 1:
+        text = f"no labeled image shows class {' or '.join(absent)}: nothing teaches it; label some, or do not name it"
+        yield Finding("class_unlabeled", "note", text)
 
 
 def _look_at(sample_id: str, pool: Pool) -> Look:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from kmine import cli
 from kmine.config import LoopConfig
-from kmine.records import UserError
+from kmine.records import STOPPED_BY, UserError
 from kmine.statistics import Paired, paired_difference
 from kmine.store import RunStore, sign
 
@@ -75,7 +75,7 @@ def _open_run(path: Path, cfg: CompareConfig, terminal: cli.Terminal) -> dict[st
         raise UserError(f"{path}: expected a run folder with config.yaml and run.json, got none; run kmine.loop first")
     store = RunStore(path)
     run = store.run()
-    if run.get("stopped_by") not in ("rounds", "no_pseudo_masks"):
+    if run.get("stopped_by") not in STOPPED_BY:
         raise UserError(f"{path}: the run is not finished (stopped_by {run.get('stopped_by')}); resume it first")
     words = ["--config", str(path / "config.yaml"), "--device", cfg.device]
     words += ["--data.root", cfg.data_root] if cfg.data_root else []

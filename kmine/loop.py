@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kmine import cli
 from kmine.config import LoopConfig
+from kmine.records import STOPPED_BY
 from kmine.store import RunStore
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def run_loop(cfg: LoopConfig) -> int:
         task = _prepared(task, store)
         mined, supervised = _rounds(task, store)
         store.update_run(
-            stopped_by="no_pseudo_masks" if _found_nothing(mined[-1]) else "rounds",
+            stopped_by=stopped_by(mined, cfg.rounds),
             adopted_round=max(r.round_idx for r in mined if r.adopted),
             peak_memory_mb=peak_memory_mb(),
             seconds_of_last_session=round(time.perf_counter() - began, 1),
@@ -62,6 +63,9 @@ def run_loop(cfg: LoopConfig) -> int:
     from kmine.report import render_table
 
     terminal.console.print(render_table(rows, task.segmenter.name if task.segmenter else "none"))
+    terminal.say(
+        f"stopped after round {mined[-1].round_idx} of {cfg.rounds}: {STOPPED_BY[stopped_by(mined, cfg.rounds)]}"
+    )
     terminal.say(f"results: {store.root / 'results.csv'}   report: {store.root / 'report.html'}")
     return 0
 
@@ -95,6 +99,13 @@ def _rounds(task: Task, store: RunStore) -> tuple[list[RoundResult], list[RoundR
         return mined, []
     as_long = replace(task, cfg=replace(task.cfg, rounds=trained))
     return mined, list(supervised(as_long, store))
+
+
+def stopped_by(mined: Sequence[RoundResult], rounds: int) -> str:
+    """Why the loop ended, a key of `STOPPED_BY`, from the rounds it came to and the number it was asked for."""
+    if _found_nothing(mined[-1]):
+        return "no_pseudo_masks"
+    return "rounds" if mined[-1].round_idx == rounds else "refused_twice"
 
 
 def _found_nothing(last: RoundResult) -> bool:

@@ -48,6 +48,14 @@ REASONS = (
 `lesion_free`: the image-level label says so, the segmenter was not asked, the pseudo mask is empty."""
 
 
+STOPPED_BY = {
+    "rounds": "all rounds that were asked for are done",
+    "refused_twice": "two rounds in a row were refused, and the next would start from the same model once more",
+    "no_pseudo_masks": "no pseudo mask was kept, so there was nothing to learn from",
+}
+"""Why a finished run stopped: `stopped_by` of run.json, and what that means. Unfinished ones say `interrupted`."""
+
+
 class UserError(ValueError):
     """A mistake of the user's: the message says what was expected, what came, and the cure.
 

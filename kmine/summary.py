@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from kmine.data.pool import Pool
-from kmine.masks import from_rle
 from kmine.methods import Task
 from kmine.preparation import calibration
 from kmine.preparation.adaptation import sentence
-from kmine.records import Evidence, Prompts, RoundResult, Skipped
+from kmine.records import STOPPED_BY, Evidence, Prompts, RoundResult, Skipped
 from kmine.report import Calibrated, GalleryItem, Report, RoundRow
+from kmine.stages import changes
 from kmine.store import RunStore
 
 GALLERY_SIZE = 4
@@ -33,13 +33,17 @@ def round_rows(
 ) -> list[RoundRow]:
     """One row a round, the supervised baseline at equal steps beside it."""
     beside = {r.round_idx: r for r in supervised}
-    return [_row(r, beside.get(r.round_idx), len(task.unlabeled), store.decisions(r.round_idx)) for r in mined]
+    return [_row(r, beside.get(r.round_idx), len(task.unlabeled), store) for r in mined]
 
 
-def _row(
-    result: RoundResult, beside: RoundResult | None, num_unlabeled: int, decisions: Sequence[dict[str, Any]]
-) -> RoundRow:
-    kept = [d["agreement_iou"] for d in decisions if d["kept"] and d["object_idx"] >= 0]
+def _changes(store: RunStore, round_idx: int) -> changes.Changes | None:
+    """What a round of mining changed; None of round 0."""
+    value = store.read_json(store.round_dir(round_idx) / "changes.json") if round_idx else None
+    return changes.Changes.from_json(value) if value else None
+
+
+def _row(result: RoundResult, beside: RoundResult | None, num_unlabeled: int, store: RunStore) -> RoundRow:
+    found = _changes(store, result.round_idx)
     return RoundRow(
         round_idx=result.round_idx,
         num_labeled=result.num_labeled,
@@ -54,14 +58,25 @@ def _row(
         supervised_dice_final=beside.final_metrics.dice if beside else None,
         supervised_adopted=beside.adopted if beside else None,
         coverage=result.num_pseudo / num_unlabeled if num_unlabeled and result.round_idx else float("nan"),
-        reasons=dict(Counter(d["reason"] for d in decisions)),
-        changed_share=1 - float(np.nanmean(kept)) if kept else None,
+        reasons=dict(Counter(d["reason"] for d in store.decisions(result.round_idx))),
+        **(_moved(found) if found else {}),
         seconds=result.seconds,
         reason=result.reason,
         difference=result.difference,
         difference_low=result.difference_low,
         difference_high=result.difference_high,
     )
+
+
+def _moved(found: changes.Changes) -> dict[str, Any]:
+    return {
+        "num_new": len(found.new),
+        "num_readmitted": len(found.readmitted),
+        "num_expelled": len(found.expelled),
+        "changed_pixels": found.changed_pixels,
+        "taught_pixels": found.taught_pixels,
+        "ignored_pixels": found.ignored_pixels,
+    }
 
 
 def write_results(store: RunStore, rows: Sequence[RoundRow], segmenter: str) -> None:
@@ -143,9 +158,19 @@ def _notes(task: Task, store: RunStore, rows: Sequence[RoundRow], segmenter: str
     ]
     if len(task.val) < 20:
         notes.append(f"Validation holds only {len(task.val)} images: differences of a few points are noise.")
-    if rows and rows[-1].round_idx and not rows[-1].num_pseudo:
-        notes.append(f"The loop stopped in round {rows[-1].round_idx}: no pseudo mask was kept, nothing was trained.")
-    return notes
+    return [*notes, *_said_of_changes(store, rows), *_end(store, rows, task.cfg.rounds)]
+
+
+def _said_of_changes(store: RunStore, rows: Sequence[RoundRow]) -> list[str]:
+    """What the last mined round changed, and of every round what makes it no mining."""
+    known = {row.round_idx: found for row in rows if (found := _changes(store, row.round_idx))}
+    last = [f"Round {max(known)}: {changes.sentence(known[max(known)])}."] if known else []
+    return last + [f"Round {n}: {said}." for n, found in known.items() for said in changes.warnings(found)]
+
+
+def _end(store: RunStore, rows: Sequence[RoundRow], rounds: int) -> list[str]:
+    why = STOPPED_BY.get(store.run().get("stopped_by", ""))
+    return [f"The loop stopped after round {rows[-1].round_idx} of {rounds}: {why}."] if why and rows and rounds else []
 
 
 def _gallery(pool: Pool, store: RunStore, round_idx: int) -> list[GalleryItem]:
@@ -186,10 +211,9 @@ def _item(
     prompts: list[Prompts],
 ) -> GalleryItem:
     sample = pool.sample(sample_id)
-    local, answer = (np.zeros(sample.image.shape[:2], np.uint8) for _ in range(2))
-    for row in rows:
-        for mask, column in ((local, "local_rle"), (answer, "segmenter_rle")):
-            mask[from_rle(row[column], row["height"], row["width"])] = row["class_id"]
+    local, answer = (
+        changes.class_map(rows, sample.image.shape[:2], f"{whose}_rle") for whose in ("local", "segmenter")
+    )
     names = [f.name for f in fields(Evidence)]
     first = next((r for r in rows if not r["kept"]), rows[0])
     return GalleryItem(

@@ -136,6 +136,14 @@ def test_labeled_masks_that_are_all_empty_stop_even_if_validation_has_objects(op
         opened(Planted(mask=mask), split_file=given)
 
 
+def test_a_class_that_no_labeled_image_shows_is_a_note_before_training(opened):
+    source = Planted()
+    source.class_names = ("background", "polyp", "ulcer")
+    _, check, said = opened(source)
+    assert check["passed"] and codes(check)["class_unlabeled"] == "note"
+    assert any("no labeled image shows class 2: nothing teaches it" in line for line in said)
+
+
 def test_masks_of_other_images_stop_where_there_are_enough_of_them(opened):
     data = {"label_fraction": 1, "test_fraction": 0}
     with pytest.raises(UserError, match=r"masks fit their own images no better.*by name"):

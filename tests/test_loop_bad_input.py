@@ -245,6 +245,15 @@ def test_an_image_without_a_mask_is_unlabeled(root):
     assert "p03,p03,unlabeled" in (root.parent / "run" / "splits.csv").read_text()
 
 
+def test_no_validation_mask_that_can_be_read(root, capsys):
+    assert run(root, rounds=0, out=root.parent / "scout") == 0
+    rows = (root.parent / "scout" / "splits.csv").read_text().splitlines()
+    for name in (row.split(",")[0] for row in rows if row.endswith(",val")):
+        (root / "masks" / f"{name}.jpg").write_bytes(b"nonsense")
+    line = refused(capsys, root, data__on_error="skip", data__cache_dir=root.parent / "other")
+    assert "no readable validation image remains; mend the files listed in run.json" in line
+
+
 # -- settings that leave nothing
 
 

@@ -94,7 +94,7 @@ def content(out: Path) -> dict[str, str]:
 
 def times(out: Path) -> dict[str, int]:
     kinds = (".png", ".safetensors", ".parquet")
-    files = [p for p in out.rglob("*") if p.suffix in kinds or p.name in ("metrics.json", "splits.csv")]
+    files = [p for p in out.rglob("*") if p.suffix in kinds or p.name in ("metrics.json", "changes.json", "splits.csv")]
     return {p.relative_to(out).as_posix(): p.stat().st_mtime_ns for p in files}
 
 
@@ -136,7 +136,7 @@ def test_a_run_folder_holds_what_the_design_says(undisturbed):
     found = {p.relative_to(undisturbed).as_posix() for p in undisturbed.rglob("*") if p.is_file()} - {".lock"}
     masks = {f for f in found if f.endswith(".png")}
     trained = ("model.safetensors", "model_final.safetensors", "metrics.json")
-    mined = ("prompts.parquet", "decisions.parquet")
+    mined = ("prompts.parquet", "decisions.parquet", "changes.json")
     assert found - masks == {
         *("config.yaml", "run.json", "splits.csv", "results.csv", "report.html"),
         *(f"round_{n:02d}/{name}" for n in range(3) for name in trained),
@@ -204,7 +204,8 @@ def test_seeds_share_validation_and_test(undisturbed, cache, tmp_path):
         (run_store, "encode_table", 2 * CHUNKS + 2),  # one of the two joined tables is written
         (RunStore, "finish_mining", 1),
         (RunStore, "save_tensors", 4),  # in the middle of the training of round 1
-        (RunStore, "save_json", 2),  # after round 1
+        (RunStore, "save_json", 2),  # after what it changed is told
+        (RunStore, "save_json", 3),  # after round 1
         (RunStore, "save_mined", CHUNKS + 1),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),

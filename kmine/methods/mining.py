@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from kmine.methods import Clock, Task, Trained, new_model, score, train, trained
 from kmine.models.local import LocalModel
 from kmine.records import Candidate, Decision, Probs, Prompts, RoundResult, Sample, derive_seed
 from kmine.segmenters.base import Segmenter
+from kmine.stages.changes import Changes, Taught, find_changes, sentence, taught, warnings, why_none
 from kmine.stages.gate import gate
 from kmine.stages.infer import activations, infer
 from kmine.stages.prompts import ask_again, find_prompts, prompts_from_activation, remember
@@ -40,7 +42,8 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
     """Round 0 on the labels alone; then, `rounds` times: mine the unlabeled images, fit on labels + pseudo masks.
 
     Every round starts from the last adopted one. Stops early where a round finds no pseudo mask at all: that
-    round has the metrics of the one before, and is not adopted.
+    round has the metrics of the one before, and is not adopted. Stops, too, after two refused rounds in a row: the
+    next would start from the same model once more.
     """
     cfg = task.cfg
     model = new_model(task, store)
@@ -49,6 +52,8 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
     yield adopted
     labeled_area = object_areas(task.labeled, task.num_classes)
     witness, witness_signature = trained_witness(task, store) or (None, "")
+    mined_by: list[str] = []
+    last_adopted = 0
     for round_idx in range(1, cfg.rounds + 1):
         made_by, clock = mining_signature(task, current, witness_signature), Clock()
         model.load_state_dict(current.best)
@@ -78,9 +83,13 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
             clock.lap("store")
             task.watcher.advance(min((part + 1) * CHUNK, len(task.unlabeled)))
         rows = store.finish_mining(round_idx, made_by, math.ceil(len(task.unlabeled) / CHUNK))
+        mined_by.append(made_by)
+        note_changes(task, store, mined_by, rows)
+        clock.lap("changes")
         pseudo_pool = trainable(task, store, round_idx, rows)
         if not len(pseudo_pool):
-            task.watcher.say(f"round {round_idx}: no pseudo mask was kept, so there is nothing to learn from; stopping")
+            nothing = "no pseudo mask was kept, so there is nothing to learn from; stopping"
+            task.watcher.say(f"round {round_idx}: {nothing} ({why_none(rows)})")
             same = {"metrics": adopted.metrics, "final_metrics": adopted.final_metrics, "seconds": clock.seconds}
             yield RoundResult(round_idx, len(task.labeled), 0, adopted=False, reason="refused: no pseudo mask", **same)
             return
@@ -99,7 +108,9 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
         )
         yield result
         if result.adopted:
-            current, adopted = fitted, result
+            current, adopted, last_adopted = fitted, result, round_idx
+        elif round_idx - last_adopted == 2:
+            return
 
 
 def ask(
@@ -224,6 +235,47 @@ def image_weights(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         if value is not None and not math.isnan(value):
             estimates.setdefault(row["sample_id"], []).append(min(max(value, 0.0), 1.0))
     return {sample_id: float(np.mean(values)) for sample_id, values in estimates.items()}
+
+
+def note_changes(task: Task, store: RunStore, mined_by: Sequence[str], rows: Sequence[dict[str, Any]]) -> Changes:
+    """What the last round of `mined_by` (signatures of rounds 1, 2, ...) changed: saved as changes.json, and said.
+
+    `rows` are its decisions. It is told from the pseudo masks of this round and of the one before, image by image.
+    """
+
+    def saved(round_idx: int) -> Changes | None:
+        value = store.load_json(paths[round_idx - 1], signatures[round_idx - 1])
+        return Changes.from_json(value) if value else None
+
+    last = len(mined_by)
+    paths = [store.round_dir(n) / "changes.json" for n in range(1, last + 1)]
+    signatures = [sign("changes", task.signature, mined_by[:n]) for n in range(1, last + 1)]
+    found = saved(last)
+    if found is None:
+        earlier = [before.teaching for n in range(1, last) if (before := saved(n))]
+        assert len(earlier) == last - 1, "each round before has saved its own"
+        found = find_changes(
+            teaching(store, last, rows, earlier[-1] if earlier else frozenset()),
+            (task.labeled.mask_small(i) for i in task.labeled.ids),
+            earlier,
+            num_unlabeled=len(task.unlabeled),
+            num_classes=task.num_classes,
+        )
+        store.save_json(paths[-1], found.to_json(), signatures[-1])
+    task.watcher.say(f"round {last}: {sentence(found)}")
+    for warning in warnings(found):
+        task.watcher.say(f"round {last}: warning: {warning}")
+    return found
+
+
+def teaching(
+    store: RunStore, round_idx: int, rows: Sequence[dict[str, Any]], before: frozenset[str]
+) -> Iterator[Taught]:
+    """The images of a round that teach, one at a time; `before`: those that have a pseudo mask of the round before."""
+    kept = (row for row in rows if row["in_training"])
+    for sample_id, group in groupby(kept, key=lambda row: row["sample_id"]):
+        then = store.pseudo_mask(round_idx - 1, sample_id) if sample_id in before else None
+        yield taught(list(group), store.pseudo_mask(round_idx, sample_id), then)
 
 
 def rows_of(

@@ -37,8 +37,8 @@ class RoundRow:
     """Share of the unlabeled images that have a pseudo mask."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Objects by the gate's reason; empty in round 0."""
-    changed_share: float | None = None
-    """Mean over kept objects of 1 - IoU of local and segmenter mask: how much of an object the segmenter changed."""
+    changed_pixels: float | None = None
+    """Of the pixels of kept objects, the share on which the local and the used mask differ: 0 is self-training."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Per stage."""
     supervised_adopted: bool | None = None
@@ -51,6 +51,16 @@ class RoundRow:
     """Lower end of its 90 % interval."""
     difference_high: float = float("nan")
     """Upper end, likewise."""
+    num_new: int | None = None
+    """Images that teach for the first time; None in round 0, as are the next two."""
+    num_readmitted: int | None = None
+    """Images that taught before, but not in the round before."""
+    num_expelled: int | None = None
+    """Images that taught in the round before and do not now."""
+    taught_pixels: float | None = None
+    """Share of the pixels of `changed_pixels` that is taught otherwise than the local model had it."""
+    ignored_pixels: float | None = None
+    """Share of all pixels of the pseudo masks that is ignored."""
 
 
 @dataclass(frozen=True)

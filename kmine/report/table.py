@@ -69,10 +69,11 @@ def columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
         Column("labeled", "images with given masks", lambda row: str(row.num_labeled)),
         Column("pseudo", "images with a mined mask", lambda row: str(row.num_pseudo)),
         Column("cover", "share of the unlabeled images with one", lambda row: percent(row.coverage), detail=True),
+        Column("in, out", "images that came to teach (new or again), and that left", _moved, detail=True),
         Column(
             "changed",
-            "1 - IoU of the local and the segmenter's mask",
-            lambda row: percent(row.changed_share),
+            "share of the kept objects' pixels that the segmenter changed",
+            lambda row: percent(row.changed_pixels),
             detail=True,
         ),
         Column("Dice", "checkpoint chosen on validation", lambda row: number(row.dice)),
@@ -99,6 +100,12 @@ def columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
         Column("adopted", "unless Dice fell by more than the tolerance and more than noise", _adopted, False),
         Column("time", "all stages", lambda row: duration(sum(row.seconds.values())) if row.seconds else DASH),
     ]
+
+
+def _moved(row: RoundRow) -> str:
+    """`+12 -3`; an en dash in round 0."""
+    known = (row.num_new, row.num_readmitted, row.num_expelled)
+    return DASH if None in known else f"+{known[0] + known[1]} -{known[2]}"
 
 
 def _gain(row: RoundRow) -> str:

@@ -2,7 +2,7 @@
 
     config.yaml  run.json  splits.csv  results.csv  report.html
     round_00/  model.safetensors  model_final.safetensors  metrics.json
-    round_01/  the same, and prompts.parquet  decisions.parquet  pseudo_masks/ID.png
+    round_01/  the same, and prompts.parquet  decisions.parquet  changes.json  pseudo_masks/ID.png
     supervised/round_01/ ...   the baseline at equal steps
 
 A signature says what an artifact was made from (settings, inputs, weights); it travels inside the file: in the

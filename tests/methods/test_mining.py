@@ -83,7 +83,8 @@ def test_a_gate_that_keeps_nothing_ends_the_loop_and_says_so(task_of):
     first, last = mine(task, store)
     assert (last.round_idx, last.num_pseudo, last.adopted) == (1, 0, False)
     assert last.metrics == first.metrics, "nothing was trained"
-    assert "no pseudo mask was kept" in task.watcher.said[-1]
+    assert "no pseudo mask was kept" in task.watcher.said[-1] and "low_confidence" in task.watcher.said[-1]
+    assert store.read_json(store.round_dir(1) / "changes.json")["num_teaching"] == 0
     assert store.decisions(1) and not any(r["kept"] for r in store.decisions(1))
 
 
@@ -109,6 +110,53 @@ def test_a_round_that_hurts_is_not_adopted_and_the_next_starts_before_it(task_of
     # Loads: 2 to score round 0, to mine and to fit round 1, 2 to score it, then to mine and to fit round 2.
     assert same(started_from[6], best_of_0) and same(started_from[7], best_of_0)
     assert not same(started_from[6], best_of_1)
+
+
+def test_two_refused_rounds_in_a_row_end_the_loop_and_one_between_adopted_ones_does_not(task_of, monkeypatch):
+    task, store = task_of(replace(CFG, rounds=6, adopt_tolerance=0.05), segmenter=Echo())
+    of_rounds = (0.5, 0.3, 0.5, 0.3, 0.3, 0.9)
+    monkeypatch.setattr(methods, "evaluate_on", claiming(*(dice for dice in of_rounds for _ in range(2))))
+    results = list(mine(task, store))
+    assert [r.adopted for r in results] == [True, False, True, False, False]
+    assert not store.round_dir(5).exists()
+
+
+def test_an_echo_is_told_from_mining_and_a_round_mined_again_from_the_same_model_too(task_of, monkeypatch):
+    from kmine.methods import mining
+
+    task, store = task_of(replace(CFG, adopt_tolerance=0.05), segmenter=Echo())
+    monkeypatch.setattr(methods, "evaluate_on", claiming(0.5, 0.5, 0.3, 0.3, 0.5, 0.5))
+    rounds = list(mine(task, store))
+    first, second = (store.read_json(store.round_dir(n) / "changes.json") for n in (1, 2))
+    assert first["changed_pixels"] == first["taught_pixels"] == first["num_differing"] == 0
+    assert first["noop"] and first["segmenter_changed_nothing"] and not first["training_set_unchanged"]
+    assert first["num_new"] == rounds[1].num_pseudo == second["num_kept_on"] > 0
+    assert second["training_set_unchanged"], "round 1 was refused, and an echo is not shaken by the boxes"
+    said = [text for text in task.watcher.said if text.startswith("round ")]
+    assert said[0].startswith(f"round 1: {first['num_new']} of {len(task.unlabeled)} unlabeled images teach")
+    assert said[1] == "round 1: warning: the segmenter changed nothing: this round is self-training"
+    assert said[4].startswith("round 2: warning: mining changed nothing: the same images with the same masks")
+    monkeypatch.setattr(mining, "find_changes", None)
+    task.watcher.said.clear()
+    list(mine(task, store))
+    assert [text for text in task.watcher.said if text.startswith("round ")] == said, "read back, and said again"
+
+
+def test_what_changed_is_told_from_the_masks_of_the_round_before(task_of):
+    task, store = task_of(CFG, segmenter=Ellipse())
+    list(mine(task, store))
+    teaching = [{r["sample_id"] for r in store.decisions(n) if r["in_training"]} for n in (1, 2)]
+    told = [store.read_json(store.round_dir(n) / "changes.json") for n in (1, 2)]
+    assert set(told[0]["new"]) == teaching[0] and not told[0]["kept_on"]
+    assert set(told[1]["kept_on"]) == teaching[0] & teaching[1]
+    assert set(told[1]["new"]) == teaching[1] - teaching[0] and set(told[1]["expelled"]) == teaching[0] - teaching[1]
+    both = teaching[0] & teaching[1]
+    assert told[1]["num_remasked"] == sum(
+        not np.array_equal(store.pseudo_mask(1, i), store.pseudo_mask(2, i)) for i in both
+    )
+    pixels = np.concatenate([store.pseudo_mask(1, i).ravel() for i in sorted(teaching[0])])
+    assert told[0]["ignored_pixels"] == pytest.approx((pixels == 255).mean())
+    assert told[0]["changed_pixels"] > 0.01 and not told[0]["segmenter_changed_nothing"]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ NAN = float("nan")
 
 
 def row(round_idx: int, dice: float = 0.7, **more) -> RoundRow:
-    mined = {"reasons": {"kept": 8, "low_agreement": 2}, "coverage": 0.4, "changed_share": 0.03} if round_idx else {}
+    mined = {"reasons": {"kept": 8, "low_agreement": 2}, "coverage": 0.4, "changed_pixels": 0.03} if round_idx else {}
     base = RoundRow(round_idx, 6, 8 * round_idx, dice, dice - 0.1, 12.5, 1, dice - 0.01, True, seconds={"fit": 65.0})
     return replace(base, **(mined | more))
 
@@ -131,7 +131,7 @@ def test_everything_is_escaped():
 
 
 def test_no_number_is_a_dash_never_nan(full):
-    empty = row(1, NAN, iou=NAN, hd95=NAN, dice_final=NAN, coverage=NAN, changed_share=NAN, supervised_dice=NAN)
+    empty = row(1, NAN, iou=NAN, hd95=NAN, dice_final=NAN, coverage=NAN, changed_pixels=NAN, supervised_dice=NAN)
     for html in (full, render_html(report([row(0, NAN), empty]))):
         text = " ".join(_Page(html).text)
         assert not re.search(r"\bnan\b", text, re.IGNORECASE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,6 +164,11 @@ def test_terminal_table_fits_eighty_columns_without_losing_a_figure():
 def test_terminal_table_takes_names_literally_and_no_rows():
     assert "[bold]x" in shown(ROWS, "[bold]x", 120)
     assert "round" in shown([], "x", 80)
+
+
+def test_a_round_says_how_many_images_came_and_left():
+    moved = replace(ROWS[1], num_new=5, num_readmitted=2, num_expelled=3)
+    assert "+7 -3" in shown([ROWS[0], moved], "x", 400) and "+" not in shown(ROWS, "x", 400)
 
 
 def test_a_refused_round_says_why_and_a_compared_one_by_how_much():
