@@ -16,6 +16,7 @@ The oracle arms are given the true masks of the unlabeled images (`oracle`), or 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -26,13 +27,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy.stats import spearmanr
 
 from kmine import metrics
 from kmine.cli import Terminal
 from kmine.config import DataConfig, FitConfig, GateConfig, LoopConfig, ModelConfig, PromptsConfig, SegmenterConfig
 from kmine.data.pool import Pool
 from kmine.masks import from_rle
-from kmine.methods import Task, evaluate_on, new_model, score, train
+from kmine.methods import Task, new_model, score, train
 from kmine.methods.mining import mine
 from kmine.methods.self_training import Echo, self_training
 from kmine.methods.supervised import supervised
@@ -42,6 +44,8 @@ from kmine.preparation.calibration import calibrate
 from kmine.records import IGNORE_INDEX, Prompts, RoundResult
 from kmine.runs import open_cache, open_for_test, open_task
 from kmine.stages.calibrate import true_dice
+from kmine.stages.infer import infer
+from kmine.statistics import paired_difference
 from kmine.store import RunStore
 
 ARMS = ("supervised", "self_training", "mining", "mining_auto", "mining_cascade", "mining_twice", "mining_thresholds",
@@ -98,18 +102,21 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
     results = list(_method(arm, folder, source)(task, store))
     last = [r for r in results if r.adopted][-1]
     _audit(task, store, source, results, folder / arm)
+    calibrated = store.read_json(root / "calibration" / "calibration.json")
+    if calibrated and calibrated["promise"]:
+        (folder / f"{arm}-promise.json").write_text(json.dumps(calibrated["promise"]), "utf-8")
     where = "supervised" if arm == "supervised" else arm if arm.startswith("oracle") else ""
     test, model, how = open_for_test(cfg, source, store)
     rows = []
     for checkpoint, file in (("chosen", "model"), ("final", "model_final")):
         path = store.round_dir(last.round_idx, where if last.round_idx else "") / f"{file}.safetensors"
         weights = store.load_tensors(path, None)[0]
+        model.load_state_dict(weights)
         rows += [
-            {"split": split, "checkpoint": checkpoint, "sample_id": case.sample_id,
-             "group_id": pool.group_of(case.sample_id), "dice": case.dice}
+            {"split": split, "checkpoint": checkpoint, "sample_id": unit, "dice": dice}
             for split, pool in (("val", task.val), ("test", test))
-            for case in evaluate_on(pool, model, weights, **how).cases
-        ]  # fmt: skip
+            for unit, dice in lesion_dice(model, pool, how["device"], by_group=args.set == "lits").items()
+        ]
     about = {"labeled": len(task.labeled), "unlabeled": len(task.unlabeled), "adopted_round": last.round_idx}
     frame = pd.DataFrame(rows).assign(**about)
     store.close()
@@ -120,6 +127,18 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
     means = frame[frame["checkpoint"] == "chosen"].groupby("split")["dice"].mean()
     rounds = ", ".join(f"{r.round_idx}: {r.num_pseudo} pseudo, val {r.metrics.dice:.3f}, {r.reason}" for r in results)
     print(f"{folder.name} {arm}: test {means['test']:.3f}, val {means['val']:.3f} ({rounds})", flush=True)
+
+
+def lesion_dice(model: Any, pool: Pool, device: Any, *, by_group: bool) -> dict[str, float]:
+    """Dice of the last class by image, or by volume from the counts of its slices; NaN where there is none to find."""
+    counts: dict[str, np.ndarray] = {}
+    for probs in infer(model, pool, pool.ids, batch_size=16, tta="none", device=device):
+        sample, lesion = pool.sample(probs.sample_id), len(probs.probs) - 1
+        valid = sample.mask != IGNORE_INDEX
+        seen, real = (probs.mask == lesion) & valid, (sample.mask == lesion) & valid
+        unit = sample.group_id if by_group else sample.sample_id
+        counts[unit] = counts.get(unit, 0) + np.array([(seen & real).sum(), seen.sum() + real.sum()])
+    return {unit: 2 * both / total if total else np.nan for unit, (both, total) in counts.items()}
 
 
 Method = Callable[[Task, RunStore], Iterator[RoundResult]]
@@ -219,6 +238,84 @@ def _image(store: RunStore, key: dict[str, Any], rows: list[dict[str, Any]], tru
     }
 
 
+TEST = ("set, labels", "arm", "seeds", "test Dice", "sd over seeds", "last step", "minus supervised",
+        "minus self-training")  # fmt: skip
+QUALITY = ("set, labels", "arm", "round", "local", "segmenter", "pseudo masks", "local, same pixels", "coverage",
+           "ignored", "rank correlation", "promised", "achieved")  # fmt: skip
+
+
+def tables(out: Path) -> str:
+    """Markdown: test Dice by arm with paired differences, then what the pseudo masks were worth."""
+    found = {(*path.parent.name.split("-"), path.stem): path for path in sorted(out.glob("*-*-*/*.csv"))}
+    groups = sorted({key[:2] for key in found}, key=lambda key: (key[0], float(key[1])))
+    lines, quality = ([f"| {' | '.join(names)} |", "|---" * len(names) + "|"] for names in (TEST, QUALITY))
+    for group, arm in product(groups, ARMS):
+        of_arm = {key[2]: path for key, path in found.items() if key[:2] == group and key[3] == arm}
+        if of_arm:
+            name = f"{group[0]}, {group[1]} | {arm}"
+            lines.append(f"| {name} | {_test_row(of_arm)} |")
+            quality += [f"| {name} | {row} |" for row in _quality_rows(of_arm)]
+    return "\n".join([*lines, "", *quality])
+
+
+def _test_row(paths: dict[str, Path]) -> str:
+    frames = {seed: pd.read_csv(path) for seed, path in paths.items()}
+    chosen, last = ([_mean_dice(f, which) for f in frames.values()] for which in ("chosen", "final"))
+    sd = f"{np.std(chosen, ddof=1):.3f}" if len(chosen) > 1 else "–"
+    gaps = [_gap(paths, other) for other in ("supervised", "self_training")]
+    return " | ".join([str(len(frames)), f"{np.mean(chosen):.3f}", sd, f"{np.mean(last):.3f}", *gaps])
+
+
+def _gap(paths: dict[str, Path], other: str) -> str:
+    """Paired by seed and test image, over the seeds that have both."""
+    beside = {seed: path.with_name(f"{other}.csv") for seed, path in paths.items()}
+    seeds = [seed for seed, path in beside.items() if path.exists() and path != paths[seed]]
+    if not seeds:
+        return "–"
+    a, b = (_common([_test_scores(where[seed]) for seed in seeds]) for where in (beside, paths))
+    gap = paired_difference(a, b, seed=0)
+    return f"{gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+
+
+def _common(scores: Sequence[pd.Series]) -> np.ndarray:
+    """(seeds, images), NaN where a seed's test split lacks an image."""
+    return pd.concat(scores, axis=1).to_numpy(float).T
+
+
+def _test_scores(path: Path, checkpoint: str = "chosen") -> pd.Series:
+    frame = pd.read_csv(path)
+    rows = frame[(frame["split"] == "test") & (frame["checkpoint"] == checkpoint)]
+    return rows.set_index("sample_id")["dice"]
+
+
+def _mean_dice(frame: pd.DataFrame, checkpoint: str) -> float:
+    return frame[(frame["split"] == "test") & (frame["checkpoint"] == checkpoint)]["dice"].mean()
+
+
+def _quality_rows(paths: dict[str, Path]) -> Iterator[str]:
+    """By round, means over seeds of what each seed's audit found."""
+    by_round: dict[int, list[list[float]]] = {}
+    for path in paths.values():
+        if not path.with_name(f"{path.stem}-images.csv").exists():
+            continue
+        images, objects = (pd.read_csv(path.with_name(f"{path.stem}-{name}.csv")) for name in ("images", "objects"))
+        promise = path.with_name(f"{path.stem}-promise.json")
+        bound = json.loads(promise.read_text())["lower_bound"] if promise.exists() else np.nan
+        for number, rows in images.groupby("round"):
+            kept = rows[rows["in_training"]]
+            some = objects[objects["round"] == number]
+            used = some["dice_local"].where(some["source"] == "local", some["dice_segmenter"])
+            known = some["estimated_dice"].notna()
+            rank = spearmanr(some["estimated_dice"][known], used[known]).statistic if known.sum() > 2 else np.nan
+            figures = [rows["dice_local"].mean(), rows["dice_segmenter"].mean(), kept["dice_pseudo"].mean(),
+                       kept["dice_local_same_pixels"].mean(), rows["in_training"].mean(), kept["ignored"].mean(),
+                       rank, bound, used[some["kept"]].mean()]  # fmt: skip
+            by_round.setdefault(int(number), []).append(figures)
+    for number, rows in sorted(by_round.items()):
+        means = pd.DataFrame(rows).mean()
+        yield " | ".join([str(number), *("–" if np.isnan(value) else f"{value:.3f}" for value in means)])
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
@@ -237,12 +334,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--target", type=float, default=GateConfig.target_dice)
     parser.add_argument("--segmenter", default="tiny")
     parser.add_argument("--cache")
+    parser.add_argument("--table", action="store_true", help="print the tables of what is there and train nothing")
     args = parser.parse_args(argv)
-    for labels, seed, arm in product(args.labels, args.seeds, args.arms):
+    for labels, seed, arm in product(args.labels, args.seeds, () if args.table else args.arms):
         folder = args.out / f"{args.set}-{labels:g}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / f"{arm}.csv").exists():
             run_arm(args, labels, seed, arm, folder)
+    print(tables(args.out))
 
 
 if __name__ == "__main__":
