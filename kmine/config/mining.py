@@ -12,9 +12,10 @@ from kmine.config.checks import fraction, require
 class PromptsConfig:
     """How local probabilities become prompts, one object per connected component."""
 
-    source: Literal["local", "cascade"] = "local"
+    source: Literal["local", "cascade", "auto"] = "local"
     """local: the local model's components. cascade: the same, and from round 2 on the hint remembers what the segmenter
-    said the round before."""
+    said the round before. auto: the segmenter proposes masks unprompted, the local model picks among them, and the
+    segmenter is asked about what was picked; not with ellipse."""
     passes: int = 1
     """2: the segmenter is asked again, with the box and the mask of its own answer."""
     min_area_px: int = 20

@@ -22,13 +22,14 @@ from kmine.masks import components, from_rle, to_rle
 from kmine.methods import Clock, Task, Trained, new_model, score, train, trained_witness
 from kmine.models.local import LocalModel
 from kmine.records import Candidate, Decision, Probs, Prompts, RoundResult, Sample, derive_seed
-from kmine.segmenters.base import Segmenter
+from kmine.segmenters.base import Proposing, Segmenter, cannot_propose
 from kmine.stages.changes import Changes, Taught, find_changes, sentence, taught, warnings, why_none
 from kmine.stages.gate import gate
 from kmine.stages.infer import activations, infer
-from kmine.stages.prompts import ask_again, find_prompts, prompts_from_activation, remember
+from kmine.stages.prompts import ask_about, ask_again, find_prompts, prompts_from_activation, remember
+from kmine.stages.proposals import may_pick, pick
 from kmine.stages.refine import refine
-from kmine.stages.segment import segment, segment_twice
+from kmine.stages.segment import Embedded, embed, segment, segment_twice
 from kmine.store import RunStore, sign
 
 Known = dict[str, list[tuple[int, Callable[[], NDArray[np.bool_]]]]]
@@ -64,11 +65,11 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
             clock.lap("read")
             probs = list(infer(model, task.unlabeled, ids, device=task.fabric.device, **asdict(cfg.infer)))
             clock.lap("infer")
-            prompts = [find_prompts(p, cfg.prompts, seed=cfg.seed, round_idx=round_idx) for p in probs]
+            prompts, embedded = prompts_for(task, task.segmenter, images, probs, round_idx)
             prompts = heed_labels(task, model, images, prompts, round_idx)
             prompts = [remember(asked, known.get(i, [])) for i, asked in zip(ids, prompts, strict=True)]
             clock.lap("prompts")
-            prompts, candidates = ask(task, task.segmenter, images, prompts, round_idx)
+            prompts, candidates = ask(task, task.segmenter, images, prompts, round_idx, embedded)
             clock.lap("segment")
             seen = witnessed(task, witness, task.unlabeled, ids)
             clock.lap("infer")
@@ -113,23 +114,53 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
             return
 
 
+def prompts_for(
+    task: Task, segmenter: Segmenter, images: Sequence[Sample], probs: Sequence[Probs], round_idx: int
+) -> tuple[list[list[Prompts]], Embedded]:
+    """What to ask about each image, and the embeddings that were made to find it out.
+
+    The local model's own prompts; with `prompts.source auto` those of the masks that it picked among the segmenter's
+    proposals. Nothing is proposed where it sees nothing, nor in images known to be free of the only thing sought.
+    """
+    cfg, seed = task.cfg.prompts, task.cfg.seed
+    prompts = [find_prompts(p, cfg, seed=seed, round_idx=round_idx) for p in probs]
+    if cfg.source != "auto":
+        return prompts, {}
+    if not isinstance(segmenter, Proposing):
+        raise cannot_propose(segmenter.name)
+    free = [image.image_label == 0 and task.num_classes == 2 for image in images]
+    wanted = [n for n, p in enumerate(probs) if not free[n] and may_pick(p, prompts[n])]
+    embedded = embed(segmenter, images, wanted)
+    for n, proposals in zip(wanted, segmenter.propose([embedded[n] for n in wanted]), strict=True):
+        key = (seed, round_idx, images[n].sample_id)
+        prompts[n] = [
+            one.asked if one.mask is None else ask_about(one.asked, one.mask, cfg, seed=derive_seed(*key, k))
+            for k, one in enumerate(pick(probs[n], prompts[n], proposals, cfg))
+        ]
+    return prompts, embedded
+
+
 def ask(
     task: Task,
     segmenter: Segmenter,
     images: Sequence[Sample],
     prompts: Sequence[list[Prompts]],
     round_idx: int,
+    embedded: Embedded | None = None,
 ) -> tuple[list[list[Prompts]], list[list[Candidate]]]:
-    """What the segmenter answers, and to which prompts: in one pass, or with its own answers in a second one."""
+    """What the segmenter answers, and to which prompts: in one pass, or with its own answers in a second one.
+
+    `embedded` are embeddings that are there already; these images are not encoded again.
+    """
     cfg = task.cfg.prompts
     if cfg.passes == 1:
-        return list(prompts), segment(segmenter, images, prompts)
+        return list(prompts), segment(segmenter, images, prompts, embedded)
 
     def again(image: int, number: int, asked: Prompts, answer: Candidate) -> Prompts:
         key = (task.cfg.seed, round_idx, images[image].sample_id, number, "second pass")
         return ask_again(asked, answer, cfg, seed=derive_seed(*key))
 
-    return segment_twice(segmenter, images, prompts, again)
+    return segment_twice(segmenter, images, prompts, again, embedded)
 
 
 def answered_before(task: Task, store: RunStore, round_idx: int) -> Known:

@@ -14,16 +14,15 @@ import numpy as np
 
 from kmine.calibrator import FEATURES, Calibration, Promise
 from kmine.methods import Task, new_model, train
-from kmine.methods.mining import CHUNK, ask, object_areas, witnessed
+from kmine.methods.mining import CHUNK, ask, object_areas, prompts_for, witnessed
 from kmine.models.local import LocalModel
 from kmine.preparation.crossfit import fold_model, fold_witness, folds, prompted, some_of
-from kmine.records import Evidence, Prompts, Sample
+from kmine.records import Evidence, Sample
 from kmine.segmenters.base import ADAPTED, Adaptable, Segmenter
 from kmine.stages.adapt import Example, adapt
 from kmine.stages.calibrate import fit_calibrator, promise, reliability, risk_coverage, true_dice
 from kmine.stages.gate import gather
 from kmine.stages.infer import infer
-from kmine.stages.prompts import find_prompts
 from kmine.store import RunStore, sign
 
 Row = dict[str, Any]
@@ -181,19 +180,21 @@ def _mined(
         some = ids[first : first + CHUNK]
         samples = [task.labeled.sample(i) for i in some]
         probs = list(infer(model, task.labeled, some, device=task.fabric.device, **asdict(cfg.infer)))
-        prompts: list[list[Prompts]] = [find_prompts(p, cfg.prompts, seed=cfg.seed, round_idx=0) for p in probs]
-        unseen: list[Sample] = [replace(sample, mask=None) for sample in samples]
-        prompts, answers = ask(task, segmenter, unseen, prompts, round_idx=0)
+        unseen: list[Sample] = [replace(sample, mask=None, image_label=None) for sample in samples]
+        prompts, embedded = prompts_for(task, segmenter, unseen, probs, 0)
+        prompts, answers = ask(task, segmenter, unseen, prompts, 0, embedded)
         also = witnessed(task, witness, task.labeled, some)
         for sample, p, asked, found, seen in zip(samples, probs, prompts, answers, also, strict=True):
             for one, candidate in zip(asked, found, strict=True):
                 best = candidate.masks[candidate.best]
+                # Where the local model has no object of its own, its mask of it is empty, as in the decisions.
+                local = one.component if one.component is not None else np.zeros_like(best)
                 yield {
                     "sample_id": sample.sample_id,
                     "group_id": task.labeled.group_of(sample.sample_id),
                     **dict(zip(FEATURES, astuple(gather(p, one, candidate, areas, seen)), strict=True)),
                     "dice_segmenter": _known(true_dice(best, one, sample.mask)),
-                    "dice_local": _known(true_dice(one.component, one, sample.mask)),
+                    "dice_local": _known(true_dice(local, one, sample.mask)),
                 }
 
 

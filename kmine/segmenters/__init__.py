@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from kmine.config import SegmenterConfig
+from kmine.config import PromptsConfig, SegmenterConfig
 from kmine.records import UserError, unknown_name
-from kmine.segmenters.base import Embedding, Segmenter
+from kmine.segmenters.base import Embedding, Segmenter, cannot_propose, needs_box
 
-__all__ = ["REGISTRY", "Embedding", "Segmenter", "open_segmenter"]
+__all__ = ["REGISTRY", "Embedding", "Segmenter", "check_prompting", "open_segmenter"]
 
 Say = Callable[[str], None]
 """Is told a sentence for the user."""
@@ -72,6 +72,24 @@ REGISTRY: dict[str, Callable[[SegmenterConfig, str, bool, Say], Segmenter]] = {
     "sam_vit_h": _open_sam,
 }
 """Name -> what opens it, from (config, device, offline, say)."""
+
+
+NEEDS_BOX = ("ellipse", "tiny")
+"""Those that do not answer points alone."""
+NO_PROPOSALS = ("ellipse",)
+"""Those that are not `Proposing`."""
+
+
+def check_prompting(name: str, prompts: PromptsConfig) -> None:
+    """Refuses prompts that the segmenter of that name cannot answer, before it is opened or anything is trained.
+
+    Raises:
+        UserError: points without a box, or proposals, from a segmenter that has no use for them or none.
+    """
+    if name in NEEDS_BOX and not prompts.box:
+        raise needs_box(name)
+    if name in NO_PROPOSALS and prompts.source == "auto":
+        raise cannot_propose(name)
 
 
 def open_segmenter(cfg: SegmenterConfig, *, device: str, offline: bool, say: Say = lambda text: None) -> Segmenter:

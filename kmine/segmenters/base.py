@@ -1,20 +1,21 @@
 """What every promptable segmenter is, and the checks that all of them share.
 
-Legend: H, W height and width of an image in its own frame, P points, M masks of one candidate, J jittered boxes,
-C, h, w channels and sides of an embedding. Arrays are (row, column); boxes are XYXY and points (x, y), both in pixels
-of the image's own frame, where pixel (row 0, column 0) is the point (0, 0).
+Legend: H, W height and width of an image in its own frame, P points, M masks of one candidate, N proposals of one
+image, J jittered boxes, C, h, w channels and sides of an embedding. Arrays are (row, column); boxes are XYXY and points
+(x, y), both in pixels of the image's own frame, where pixel (row 0, column 0) is the point (0, 0).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.records import Candidate, Prompts
+from kmine.records import Candidate, Prompts, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -121,6 +122,71 @@ class Adaptable(Segmenter, Protocol):
             ValueError: tensors of another architecture.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What a segmenter finds in an image that nobody asked it about; each mask is one connected part, none is empty."""
+
+    masks: NDArray[np.bool_]
+    """(N, H, W)."""
+    predicted_iou: NDArray[np.float32]
+    """(N,) in [0, 1]."""
+    stability_score: NDArray[np.float32]
+    """(N,) in [0, 1]; NaN where it could not be had."""
+
+
+@runtime_checkable
+class Proposing(Segmenter, Protocol):
+    """A segmenter that can also propose masks of a whole image, unprompted."""
+
+    def propose(self, embeddings: Sequence[Embedding]) -> Iterator[Proposals]:
+        """One `Proposals` per embedding, in order, each made when it is asked for: the masks of one image are large.
+
+        Embeddings are used as they are, nothing is encoded.
+
+        Raises:
+            ValueError: embeddings of another segmenter.
+        """
+        ...
+
+
+def proposals_of(
+    size: tuple[int, int],
+    masks: Sequence[NDArray[np.bool_]],
+    predicted_iou: Sequence[float],
+    stability: Sequence[float],
+) -> Proposals:
+    """Proposals from (H, W) masks of an image of `size` = (H, W) and their scores; of each its largest part is left.
+
+    A speck far from the rest would otherwise stretch the box that is asked about next.
+    """
+    return Proposals(
+        masks=np.stack([_largest_part(mask) for mask in masks]) if len(masks) else np.zeros((0, *size), np.bool_),
+        predicted_iou=np.clip(np.array(predicted_iou, np.float32), 0, 1),
+        stability_score=np.array(stability, np.float32),
+    )
+
+
+def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    return labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+
+
+def needs_box(name: str) -> UserError:
+    """The error of a segmenter that answers boxes only, for prompts without one."""
+    return UserError(
+        f"prompts.box: the segmenter `{name}` expects a box, got points only; "
+        "set --prompts.box true, or take another segmenter with --segmenter.name"
+    )
+
+
+def cannot_propose(name: str) -> UserError:
+    """The error of a segmenter that is asked for proposals and has none."""
+    return UserError(
+        f"prompts.source: auto expects a segmenter that proposes masks unprompted, got `{name}`, which only answers "
+        "boxes; set --prompts.source local, or take tiny or a SAM with --segmenter.name"
+    )
 
 
 def check_images(images: Sequence[NDArray[np.uint8]]) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.records import Candidate, Prompts, UserError
-from kmine.segmenters.base import Embedding, check_images, check_pairs, check_prompts
+from kmine.records import Candidate, Prompts
+from kmine.segmenters.base import Embedding, check_images, check_pairs, check_prompts, needs_box
 
 
 class Ellipse:
@@ -55,10 +55,7 @@ class Ellipse:
 def _candidate(prompts: Prompts, size: tuple[int, int]) -> Candidate:
     checked = check_prompts(prompts, size)
     if checked.box is None:
-        raise UserError(
-            "prompts.box: the segmenter `ellipse` expects a box, got points only; "
-            "set --prompts.box true, or take another segmenter with --segmenter.name"
-        )
+        raise needs_box(Ellipse.name)
     jittered = [ellipse_mask(box, size) for box in checked.jittered_boxes]
     return Candidate(
         masks=ellipse_mask(checked.box, size)[None],

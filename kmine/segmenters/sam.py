@@ -1,7 +1,7 @@
 """Segment Anything as a segmenter: batched prompts, answers equal to the official predictor's.
 
 `sam_embed.py` encodes, in batches and each image once; `sam_encoder.py` makes that fast. The mask decoder can be
-adapted on embeddings at hand; `sam_train.py` holds the loss.
+adapted on embeddings at hand; `sam_train.py` holds the loss. `sam_auto.py` proposes masks unprompted.
 
 Legend: H, W the image's own frame; E the side of the padded square that the encoder sees (1024); S = E / 4 the side of
 the decoder's logits (256) and of a mask hint; B prompts decoded at once, M masks of each, P points.
@@ -29,6 +29,7 @@ from kmine.segmenters.base import (
     ADAPTED,
     AdaptPlan,
     Embedding,
+    Proposals,
     check_images,
     check_pairs,
     check_prompts,
@@ -36,6 +37,7 @@ from kmine.segmenters.base import (
 )
 from kmine.segmenters.build import PROMPT_DIM, build_sam
 from kmine.segmenters.embedding_cache import EmbeddingCache
+from kmine.segmenters.sam_auto import propose
 from kmine.segmenters.sam_embed import Embedder, update
 from kmine.segmenters.sam_train import DECODER, SamTrainee
 
@@ -157,6 +159,17 @@ class SamSegmenter:
         """
         check_pairs(embeddings, prompts)
         return [self._decode_image(one, of_image) for one, of_image in zip(embeddings, prompts, strict=True)]
+
+    @torch.inference_mode()
+    def propose(self, embeddings: Sequence[Embedding]) -> Iterator[Proposals]:
+        """What SAM's own automatic mask generator finds, on embeddings that are there; see `sam_auto`.
+
+        Raises:
+            ValueError: features of another model.
+        """
+        for embedding in embeddings:
+            at_once = self._rows_at_once(embedding.size, 3)
+            yield propose(self._sam, self.features(embedding), embedding.size, points_at_once=at_once)
 
     def trainee(self) -> SamTrainee:
         """A twin to teach, with a copy of the mask decoder; see `SamTrainee`."""

@@ -6,6 +6,8 @@ It needs a box. Points and a hint are optional; what of them lies outside the cr
 side around it) is not seen. Nothing outside the crop is ever part of an answer. Boxes over the image's border are
 clipped, see `check_prompts`; a box as large as the image is answered with the image as its own context.
 
+Unprompted it answers a grid of boxes (`tiny_grid.py`).
+
 It can learn from labeled images (`Adaptable`); how, `tiny_train.py` says, on the same crops and prompts as here.
 """
 
@@ -22,17 +24,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kmine.records import Candidate, Prompts, UserError
+from kmine.records import Candidate, Prompts
 from kmine.segmenters.base import (
     ADAPTED,
     AdaptPlan,
     Embedding,
+    Proposals,
     check_images,
     check_pairs,
     check_prompts,
+    needs_box,
     stability_from_logits,
 )
 from kmine.segmenters.crop import Window, window_of
+from kmine.segmenters.tiny_grid import propose
 from kmine.segmenters.tiny_net import HINT_LIMIT, Asked, TinyNet, ellipse_logits, planes_of
 from kmine.segmenters.tiny_weights import load_tiny, signature_of
 
@@ -123,6 +128,14 @@ class Tiny:
         left = iter(answers)
         return [[_candidate([next(left) for _ in range(1 + len(one.jittered_boxes))]) for one in p] for p in prompts]
 
+    def propose(self, embeddings: Sequence[Embedding]) -> Iterator[Proposals]:
+        """What it answers to a grid of boxes, near-duplicates apart; see `tiny_grid`.
+
+        Raises:
+            ValueError: embeddings without an image.
+        """
+        return (propose(self, embedding) for embedding in embeddings)
+
     def trainee(self) -> TinyTrainee:
         """A copy to teach, on the same device: every weight learns, this segmenter stays as it is."""
         # Imported here: training is built on what this file shows the network.
@@ -183,10 +196,7 @@ def rows_of(embedding: Embedding, prompts: Prompts, *, side: int, name: str) -> 
         raise ValueError(f"embedding: expected one of {name}, which keeps the image; encode the image again")
     checked = check_prompts(prompts, embedding.size)
     if checked.box is None:
-        raise UserError(
-            f"prompts.box: the segmenter `{name}` expects a box, got points only; "
-            "set --prompts.box true, or take another segmenter with --segmenter.name"
-        )
+        raise needs_box(name)
     for number, box in enumerate([checked.box, *checked.jittered_boxes]):
         yield Row(embedding, checked, box, number > 0, window_of(box, side))
 

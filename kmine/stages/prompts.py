@@ -82,10 +82,20 @@ def ask_again(asked: Prompts, answer: Candidate, cfg: PromptsConfig, *, seed: in
         seed: draws the jitter.
     """
     best = answer.masks[answer.best]
-    if not best.any():
-        return asked
-    again = _prompts(None, asked.class_id, best, cfg, np.random.default_rng(seed))
-    hint = _hint_of_mask(best) if cfg.mask_hint else None
+    return ask_about(asked, best, cfg, seed=seed) if best.any() else asked
+
+
+def ask_about(asked: Prompts, mask: NDArray[np.bool_], cfg: PromptsConfig, *, seed: int) -> Prompts:
+    """The prompt of the same object by another mask of it: box, points and hint come from the mask.
+
+    Args:
+        asked: gives class and component, which stay.
+        mask: (H, W), not empty.
+        cfg: what to prompt with.
+        seed: draws the jitter.
+    """
+    again = _prompts(None, asked.class_id, mask, cfg, np.random.default_rng(seed))
+    hint = _hint_of_mask(mask) if cfg.mask_hint else None
     return replace(again, mask_input=hint, component=asked.component)
 
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from kmine.records import Candidate, Prompts, Sample
 from kmine.segmenters.base import Embedding, Segmenter
 
+Embedded = dict[int, Embedding]
+"""Embeddings by the number of the image, of those that something is asked about."""
+
+
+def embed(segmenter: Segmenter, samples: Sequence[Sample], wanted: Iterable[int]) -> Embedded:
+    """Embeddings of the images with these numbers, made in batches."""
+    wanted = list(wanted)
+    return dict(zip(wanted, segmenter.encode([samples[n].image for n in wanted]), strict=True))
+
 
 def segment(
-    segmenter: Segmenter, samples: Sequence[Sample], prompts: Sequence[Sequence[Prompts]]
+    segmenter: Segmenter,
+    samples: Sequence[Sample],
+    prompts: Sequence[Sequence[Prompts]],
+    known: Mapping[int, Embedding] | None = None,
 ) -> list[list[Candidate]]:
     """One candidate per prompt, per image; images without a prompt are not encoded.
 
@@ -17,8 +29,9 @@ def segment(
         segmenter: encodes the images in batches, once each.
         samples: the images.
         prompts: per image, one entry per object.
+        known: embeddings that were made before; these images are not encoded again.
     """
-    return _answers(segmenter, _embedded(segmenter, samples, prompts), prompts)
+    return _answers(segmenter, _embedded(segmenter, samples, prompts, known), prompts)
 
 
 def segment_twice(
@@ -26,16 +39,17 @@ def segment_twice(
     samples: Sequence[Sample],
     prompts: Sequence[Sequence[Prompts]],
     again: Callable[[int, int, Prompts, Candidate], Prompts],
+    known: Mapping[int, Embedding] | None = None,
 ) -> tuple[list[list[Prompts]], list[list[Candidate]]]:
     """The same in two passes on embeddings made once; the prompts of the second pass and its answers.
 
     Where the second answer is empty, prompt and answer of the first one stay.
 
     Args:
-        segmenter, samples, prompts: as in `segment`.
+        segmenter, samples, prompts, known: as in `segment`.
         again: (image, object, what was asked, what was answered) -> what to ask next; numbers from 0.
     """
-    embedded = _embedded(segmenter, samples, prompts)
+    embedded = _embedded(segmenter, samples, prompts, known)
     first = _answers(segmenter, embedded, prompts)
     second_prompts = [
         [again(n, k, asked, answer) for k, (asked, answer) in enumerate(zip(some, answers, strict=True))]
@@ -49,13 +63,16 @@ def segment_twice(
     return second_prompts, second
 
 
-Embedded = dict[int, Embedding]
-"""Embeddings by the number of the image, of those that something is asked about."""
-
-
-def _embedded(segmenter: Segmenter, samples: Sequence[Sample], prompts: Sequence[Sequence[Prompts]]) -> Embedded:
+def _embedded(
+    segmenter: Segmenter,
+    samples: Sequence[Sample],
+    prompts: Sequence[Sequence[Prompts]],
+    known: Mapping[int, Embedding] | None,
+) -> Embedded:
     asked = [n for n, found in enumerate(prompts) if found]
-    return dict(zip(asked, segmenter.encode([samples[n].image for n in asked]), strict=True))
+    made = {**(known or {})}
+    made |= embed(segmenter, samples, [n for n in asked if n not in made])
+    return {n: made[n] for n in asked}
 
 
 def _answers(segmenter: Segmenter, embedded: Embedded, prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:

@@ -13,6 +13,7 @@ from kmine.config import AdaptConfig, SegmenterConfig
 from kmine.methods.mining import mine
 from kmine.preparation.adaptation import adapt_segmenter
 from kmine.segmenters import sam as module
+from kmine.segmenters import sam_auto
 from kmine.segmenters.build import ARCHITECTURES, Architecture, build_sam
 from kmine.store import HARMLESS
 
@@ -64,6 +65,21 @@ def test_each_image_is_encoded_once(task_of, tmp_path, encoded) -> None:
     # Later rounds may ask about an image for the first time, a second run never.
     assert {key: count for key, count in counts.items() if key[0] == "again" and count} == {}
     assert len(list((tmp_path / "embeddings").rglob("*.emb"))) == len(encoded)
+
+
+@pytest.mark.slow
+def test_proposals_and_answers_of_a_round_share_one_encoding_without_a_cache(task_of, encoded, monkeypatch) -> None:
+    monkeypatch.setattr(sam_auto, "POINTS_PER_SIDE", 2)
+    for name in ("MIN_PREDICTED_IOU", "MIN_STABILITY"):
+        monkeypatch.setattr(sam_auto, name, -9.0)
+    proposed, real = [], sam_auto.propose
+    monkeypatch.setattr(module, "propose", lambda *args, **more: proposed.append(real(*args, **more)) or proposed[-1])
+    segmenter = SegmenterConfig("sam_vit_b", "own.pth", cache_gb=0)
+    cfg = replace(CFG, rounds=1, segmenter=segmenter, prompts=replace(CFG.prompts, source="auto"))
+    task, store = task_of(cfg)
+    list(mine(task, store))
+    assert any(row["object_idx"] >= 0 for row in store.decisions(1))
+    assert len(proposed) == len(encoded) == len(set(encoded)) > 0
 
 
 def test_the_cache_may_move_between_two_sessions_of_a_run_its_precision_may_not() -> None:
