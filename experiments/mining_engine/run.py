@@ -36,13 +36,13 @@ from kmine.data.pool import Pool
 from kmine.masks import from_rle
 from kmine.methods import Task, new_model, score, train
 from kmine.methods.mining import mine
-from kmine.methods.self_training import Echo, self_training
 from kmine.methods.supervised import supervised
 from kmine.preflight import preflight
 from kmine.preparation.adaptation import adapt_segmenter
 from kmine.preparation.calibration import calibrate
 from kmine.records import IGNORE_INDEX, Prompts, RoundResult
 from kmine.runs import open_cache, open_for_test, open_task
+from kmine.segmenters.echo import Echo
 from kmine.stages.calibrate import true_dice
 from kmine.stages.infer import infer
 from kmine.statistics import paired_difference
@@ -150,7 +150,7 @@ def _method(arm: str, folder: Path, source: Any) -> Method:
     if arm.startswith("oracle"):
         return lambda task, store: oracle(task, store, source, arm, folder)
     if arm == "self_training":
-        return lambda task, store: self_training(calibrate(replace(task, segmenter=Echo()), Echo(), store), store)
+        return lambda task, store: mine(calibrate(replace(task, segmenter=Echo()), Echo(), store), store)
     return lambda task, store: mine(calibrate(adapt_segmenter(task, store), task.segmenter, store), store)
 
 

@@ -1,26 +1,26 @@
-"""Self-training: the loop without a segmenter. The local model learns from its own masks, gated and refined.
+"""No segmenter at all: the local model's own masks come back, so that mining with it is self-training.
 
-What mining has beyond this is the segmenter alone: rounds, evidence, gate, refinement and training are the same.
+What mining has beyond self-training is the segmenter alone: rounds, evidence, gate, refinement and training are the
+same. It is no choice of `segmenter.name`; comparisons put it in the segmenter's place.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.methods import Task
-from kmine.methods.mining import mine
-from kmine.records import Candidate, Prompts, RoundResult
+from kmine.records import Candidate, Prompts
 from kmine.segmenters.base import Embedding
-from kmine.store import RunStore
 
 
 class Echo:
-    """A `Segmenter` that answers with the local model's own component, whatever the boxes; it has no scores."""
+    """A `Segmenter` that answers with the local model's own component, whatever the boxes; it has no scores.
+
+    What the evidence is worth depends on whose masks they are: a calibrated gate has to be calibrated with it, too.
+    """
 
     name = "none"
 
@@ -44,15 +44,9 @@ class Echo:
 
 def _echo(prompts: Prompts) -> Candidate:
     if prompts.component is None:
-        raise ValueError("self-training: expected prompts with the local model's component, got none")
+        raise ValueError(
+            "expected prompts with the local model's component, got none; prompts.source auto is no choice"
+        )
     unknown = np.full(1, np.nan, np.float32)
     shaken = np.zeros((0, *prompts.component.shape), np.bool_)
     return Candidate(prompts.component[None], unknown, unknown.copy(), None, shaken)
-
-
-def self_training(task: Task, store: RunStore) -> Iterator[RoundResult]:
-    """As `mine`, the segmenter left out.
-
-    A calibrated gate has to be calibrated with `Echo`, too: what the evidence is worth depends on whose masks they are.
-    """
-    return mine(replace(task, segmenter=Echo()), store)

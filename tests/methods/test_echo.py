@@ -1,4 +1,4 @@
-"""Self-training is mining without a segmenter: its masks are the local model's own."""
+"""Mining with an echo for a segmenter is self-training: its masks are the local model's own."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from kmine.masks import from_rle
-from kmine.methods.self_training import Echo, self_training
+from kmine.methods.mining import mine
 from kmine.records import Prompts
 from kmine.segmenters import REGISTRY
+from kmine.segmenters.echo import Echo
 
-from .small import CFG, same, weights
+from .small import CFG
 
 
 def test_the_echo_answers_with_the_component_whatever_is_asked():
@@ -31,8 +32,8 @@ def test_the_echo_answers_with_the_component_whatever_is_asked():
 
 
 def test_its_pseudo_masks_are_the_local_model_s_own(task_of):
-    task, store = task_of(replace(CFG, rounds=1))
-    done = list(self_training(task, store))
+    task, store = task_of(replace(CFG, rounds=1), segmenter=Echo())
+    done = list(mine(task, store))
     rows = [row for row in store.decisions(1) if row["object_idx"] >= 0]
     assert done[1].num_pseudo > 0 and rows
     assert all(row["local_rle"] == row["segmenter_rle"] and row["agreement_iou"] == 1 for row in rows)
@@ -41,12 +42,3 @@ def test_its_pseudo_masks_are_the_local_model_s_own(task_of):
             [from_rle(r["local_rle"], r["height"], r["width"]) for r in rows if r["sample_id"] == sample_id], 0
         )
         assert np.array_equal(store.pseudo_mask(1, sample_id) == 1, own)
-
-
-def test_it_starts_where_mining_starts(task_of):
-    from kmine.methods.mining import mine
-
-    task, store = task_of(replace(CFG, rounds=0))
-    other, other_store = task_of(replace(CFG, rounds=0), "other")
-    list(self_training(task, store)), list(mine(other, other_store))
-    assert same(weights(store, 0), weights(other_store, 0))
