@@ -189,6 +189,19 @@ def cannot_propose(name: str) -> UserError:
     )
 
 
+def check_logits(finite: bool, name: str) -> None:
+    """Refuse an answer that holds a number that is none, before it passes for an empty mask.
+
+    Raises:
+        UserError: `finite` is false.
+    """
+    if not finite:
+        raise UserError(
+            f"the segmenter `{name}` gave NaN or infinite logits: its weights are damaged, or were trained to nothing; "
+            "check --segmenter.checkpoint, and if it was adapted, lower --adapt.lr"
+        )
+
+
 def check_images(images: Sequence[NDArray[np.uint8]]) -> None:
     """Refuses everything that is not (H, W, 3) uint8: a float image would be normalised wrongly without a word.
 

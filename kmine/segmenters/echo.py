@@ -44,9 +44,7 @@ class Echo:
 
 def _echo(prompts: Prompts) -> Candidate:
     if prompts.component is None:
-        raise ValueError(
-            "expected prompts with the local model's component, got none; prompts.source auto is no choice"
-        )
+        raise ValueError("expected prompts with the local model's component, got none; ask with prompts.source local")
     unknown = np.full(1, np.nan, np.float32)
     shaken = np.zeros((0, *prompts.component.shape), np.bool_)
     return Candidate(prompts.component[None], unknown, unknown.copy(), None, shaken)

@@ -31,6 +31,7 @@ from kmine.segmenters.base import (
     Embedding,
     Proposals,
     check_images,
+    check_logits,
     check_pairs,
     check_prompts,
     stability_from_logits,
@@ -324,6 +325,7 @@ class SamSegmenter:
         self, features: torch.Tensor, size: tuple[int, int], rows: Sequence[Row], multimask: bool
     ) -> list[_Answer]:
         low_res, iou = self.low_res(features, size, rows, multimask)
+        check_logits(bool(torch.isfinite(low_res).all() and torch.isfinite(iou).all()), self.name)
         logits, threshold = self.upscaled(low_res, size), self._sam.mask_threshold
         return [
             _Answer(

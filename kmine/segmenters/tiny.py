@@ -31,6 +31,7 @@ from kmine.segmenters.base import (
     Embedding,
     Proposals,
     check_images,
+    check_logits,
     check_pairs,
     check_prompts,
     needs_box,
@@ -165,6 +166,7 @@ class Tiny:
         asked = asked_of(rows, self._device)
         planes = planes_of(asked).contiguous(memory_format=torch.channels_last)
         added, score = self._net(planes)
+        check_logits(bool(torch.isfinite(added).all() and torch.isfinite(score).all()), self.name)
         low_res = ellipse_logits(asked.boxes, self._net.side, self._net.side) + added
         arrays = (tensor.cpu().numpy() for tensor in (added[:, 0], score, low_res[:, 0]))
         return [_in_image(row, *of_row) for row, *of_row in zip(rows, *arrays, strict=True)]

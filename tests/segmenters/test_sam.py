@@ -7,7 +7,7 @@ import pytest
 import torch
 from segment_anything import SamPredictor, sam_model_registry
 
-from kmine.records import Prompts
+from kmine.records import Prompts, UserError
 from kmine.segmenters import sam as module
 from kmine.segmenters.base import Embedding
 from kmine.segmenters.build import ARCHITECTURES, build_sam
@@ -239,6 +239,16 @@ def test_half_precision_features_are_read(small) -> None:
 def test_features_of_another_model_are_refused(small) -> None:
     with pytest.raises(ValueError, match=r"expected features \(256, 16, 16\) of s, got None"):
         SamSegmenter(small, name="s").decode([Embedding((60, 60))], [box_prompts((3, 4, 20, 25))])
+
+
+@pytest.mark.parametrize("broken", ["output_hypernetworks_mlps", "iou_prediction_head"])
+def test_a_decoder_that_answers_nan_is_refused_by_name(broken) -> None:
+    sam = random_sam()
+    with torch.no_grad():
+        next(getattr(sam.mask_decoder, broken).parameters()).fill_(float("nan"))
+    segmenter = SamSegmenter(sam, name="s")
+    with pytest.raises(UserError, match=r"segmenter `s` gave NaN or infinite logits.*segmenter\.checkpoint"):
+        segmenter.decode(segmenter.encode(images(sizes=[(60, 60)])), [box_prompts((3, 4, 20, 25))])
 
 
 def test_the_signature_sees_one_changed_weight() -> None:

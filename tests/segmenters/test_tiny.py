@@ -353,3 +353,12 @@ def test_a_damaged_installation_says_so(saved, monkeypatch) -> None:
     note.write_text(text)
     saved.unlink()
     refused("tiny.safetensors: no such file")
+
+
+def test_a_network_that_answers_nan_is_refused_by_name() -> None:
+    net = random_net()
+    with torch.no_grad():
+        next(net.parameters()).fill_(float("nan"))
+    segmenter = Tiny(net, name="tiny:mine")
+    with pytest.raises(UserError, match="segmenter `tiny:mine` gave NaN or infinite logits"):
+        segmenter.decode(segmenter.encode(images(sizes=[(60, 60)])), [box_prompts((3, 4, 20, 25))])
