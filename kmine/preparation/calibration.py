@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from kmine.calibrator import FEATURES, Calibration, Promise
+from kmine.data.pool import Pool
+from kmine.masks import components
 from kmine.methods import Task, new_model, train
 from kmine.methods.mining import CHUNK, ask, object_areas, prompts_for, witnessed
 from kmine.models.local import LocalModel
 from kmine.preparation.crossfit import fold_model, fold_witness, folds, prompted, some_of
-from kmine.records import Evidence, Sample
+from kmine.records import IGNORE_INDEX, Evidence, Sample
 from kmine.segmenters.base import ADAPTED, Adaptable, Segmenter
 from kmine.stages.adapt import Example, adapt
-from kmine.stages.calibrate import fit_calibrator, promise, reliability, risk_coverage, true_dice
+from kmine.stages.calibrate import MIN_OBJECTS, fit_calibrator, promise, reliability, risk_coverage, true_dice
 from kmine.stages.gate import gather
 from kmine.stages.infer import infer
 from kmine.store import RunStore, sign
@@ -42,6 +44,10 @@ def calibrate(task: Task, base: Segmenter | None, store: RunStore) -> Task:
     cfg = task.cfg
     if task.segmenter is None or base is None or cfg.gate.mode != "calibrated":
         return task
+    if (count := _num_objects(task.labeled)) < MIN_OBJECTS:
+        # No more could be found than there are: nobody need be trained to see that.
+        task.watcher.say(sentence({"num_objects": count, "promise": None}))
+        return task
     parts = folds(task.labeled, cfg.adapt.folds, cfg.seed)
     fit_settings = {k: v for k, v in asdict(cfg.fit).items() if k not in ("num_workers", "round_steps", "round_lr")}
     settings = [asdict(part) for part in (cfg.model, cfg.classifier, cfg.infer, cfg.prompts, cfg.adapt)]
@@ -52,6 +58,17 @@ def calibrate(task: Task, base: Segmenter | None, store: RunStore) -> Task:
     store.save_json(store.root / "calibration" / "calibration.json", about, made_from)
     task.watcher.say(sentence(about))
     return replace(task, calibration=Calibration.from_json(about) if about["promise"] else None)
+
+
+def _num_objects(pool: Pool) -> int:
+    """True objects of all classes, at the size of training."""
+    masks = (pool.mask_small(sample_id) for sample_id in pool.ids)
+    return sum(
+        len(components(mask == class_id))
+        for mask in masks
+        for class_id in np.unique(mask)
+        if class_id not in (0, IGNORE_INDEX)
+    )
 
 
 def learn(rows: Sequence[Row], target: float, confidence: float, margin: float, seed: int) -> Row:

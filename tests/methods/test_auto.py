@@ -153,7 +153,7 @@ def test_the_gate_is_calibrated_on_the_prompts_that_will_be_asked(opened, monkey
         return real(task, segmenter, images, prompts, round_idx, embedded)
 
     monkeypatch.setattr(calibration, "ask", ask)
-    rows = list(calibration._mined(task, None, task.segmenter, ids, {}))
+    rows = list(calibration._mined(task, None, None, task.segmenter, ids, {}))
     expected, _ = prompts_for(task, task.segmenter, [task.labeled.sample(i) for i in ids], probs, 0)
     assert [[one.box.tolist() for one in some] for some in seen] == [
         [one.box.tolist() for one in some] for some in expected

@@ -38,7 +38,7 @@ def test_every_object_is_judged_by_models_that_do_not_know_its_image(task_of, mo
         known[id(model)] = set(task.labeled.ids) - set(part)
         return model
 
-    def mined(task, model, segmenter, ids, areas):
+    def mined(task, model, witness, segmenter, ids, areas):
         assert not known[id(model)] & set(ids)
         seen.extend(ids)
         return iter(())
@@ -101,6 +101,7 @@ def test_thresholds_decide_where_that_is_asked_or_labels_are_few(task_of):
     few, store = task_of(replace(SMALL, data=replace(SMALL.data, label_fraction=0.1)), "few", segmenter=Ellipse())
     assert calibrate(few, few.segmenter, store).calibration is None
     assert "too few; its thresholds decide" in few.watcher.said[-1]
+    assert not list(store.root.glob("fold_*")), "nothing is trained to find that out"
 
 
 def rows(count: int) -> list[dict]:
