@@ -9,8 +9,9 @@ its arms. Every arm then spends the same optimizer steps. OUT/CELL/ARM.csv holds
 adopted round, OUT/CELL/ARM-objects.csv and ARM-images.csv what an audit finds of its pseudo masks: the withheld masks
 are read here, after the arm is done, and nowhere else. What is there is not repeated; a stopped training goes on.
 
-The oracle arms are given the true masks of the unlabeled images (`oracle`), or of those that mining kept
-(`oracle_kept`): the room, not a method.
+`simulated` mines with a simulation of a segmenter of SAM's published quality on polyps (box IoU .85): truth, degraded.
+It says what such a segmenter would bring, and nothing about SAM. The oracle arms are given the true masks of the
+unlabeled images (`oracle`), or of those that mining kept (`oracle_kept`): the room, not a method.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -28,6 +30,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.stats import spearmanr
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # experiments/ is no package
+from simulated_segmenter import Simulated
 
 from kmine import metrics
 from kmine.cli import Terminal
@@ -42,6 +47,7 @@ from kmine.preparation.adaptation import adapt_segmenter
 from kmine.preparation.calibration import calibrate
 from kmine.records import IGNORE_INDEX, Prompts, RoundResult
 from kmine.runs import open_cache, open_for_test, open_task
+from kmine.segmenters.base import Segmenter
 from kmine.segmenters.echo import Echo
 from kmine.stages.calibrate import true_dice
 from kmine.stages.infer import infer
@@ -49,7 +55,8 @@ from kmine.statistics import paired_difference
 from kmine.store import RunStore
 
 ARMS = ("supervised", "self_training", "mining", "mining_auto", "mining_cascade", "mining_twice", "mining_thresholds",
-        "oracle_kept", "oracle")  # fmt: skip
+        "simulated", "oracle_kept", "oracle")  # fmt: skip
+SIMULATED_IOU = 0.85
 SHARED = ("round_00", "fold_*", "segmenter", "classifier")
 """Of a cell's first arm, what the others go on from; each artifact is read back only if it was made from the same."""
 
@@ -150,8 +157,18 @@ def _method(arm: str, folder: Path, source: Any) -> Method:
     if arm.startswith("oracle"):
         return lambda task, store: oracle(task, store, source, arm, folder)
     if arm == "self_training":
-        return lambda task, store: mine(calibrate(replace(task, segmenter=Echo()), Echo(), store), store)
+        return lambda task, store: _mine_with(Echo(), task, store)
+    if arm == "simulated":
+        return lambda task, store: _mine_with(_simulated(task, source), task, store)
     return lambda task, store: mine(calibrate(adapt_segmenter(task, store), task.segmenter, store), store)
+
+
+def _mine_with(segmenter: Segmenter, task: Task, store: RunStore) -> Iterator[RoundResult]:
+    return mine(calibrate(replace(task, segmenter=segmenter), segmenter, store), store)
+
+
+def _simulated(task: Task, source: Any) -> Segmenter:
+    return Simulated.from_pools([task.labeled, task.val, _truth(task, source)], SIMULATED_IOU, task.cfg.seed)
 
 
 def oracle(task: Task, store: RunStore, source: Any, arm: str, folder: Path) -> Iterator[RoundResult]:
