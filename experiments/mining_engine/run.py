@@ -99,7 +99,7 @@ def _setting(text: str) -> tuple[str, Any]:
 def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder: Path) -> None:
     """Train an arm, audit its pseudo masks, test it."""
     root = folder / arm
-    first = next((folder / other for other in args.arms if (folder / f"{other}.csv").exists()), None)
+    first = next((folder / other for other in ARMS if (folder / f"{other}.csv").exists()), None)
     if first is not None and not root.exists():
         for path in [path for pattern in SHARED for path in first.glob(pattern)]:
             shutil.copytree(path, root / path.name)

@@ -28,8 +28,8 @@ THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Of estimated Dice, fixed before any data is seen: the loosest at which the target can be promised is taken."""
 WRONG = 0.5
 """Estimated Dice below which a mask is never let through unless the target allows it."""
-MIN_OBJECTS = 12
-"""Below, nothing is fitted."""
+MIN_OBJECTS = 20
+"""Below, nothing is fitted: thresholds set by hand are the safer guess then."""
 MIN_OVERLAP = 0.1
 """IoU from which on a mask is taken to mean a true object."""
 FOLDS = 5
