@@ -58,7 +58,7 @@ ARMS = ("supervised", "self_training", "mining", "mining_auto", "mining_cascade"
         "simulated", "oracle_kept", "oracle")  # fmt: skip
 SIMULATED_IOU = 0.85
 SHARED = ("round_00", "fold_*", "segmenter", "classifier")
-"""Of a cell's first arm, what the others go on from; each artifact is read back only if it was made from the same."""
+"""What an arm takes over from those before; each artifact is read back only if it was made from the same."""
 
 
 def config(args: argparse.Namespace, labels: float, seed: int, arm: str, out: Path) -> LoopConfig:
@@ -99,10 +99,11 @@ def _setting(text: str) -> tuple[str, Any]:
 def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder: Path) -> None:
     """Train an arm, audit its pseudo masks, test it."""
     root = folder / arm
-    first = next((folder / other for other in ARMS if (folder / f"{other}.csv").exists()), None)
-    if first is not None and not root.exists():
-        for path in [path for pattern in SHARED for path in first.glob(pattern)]:
-            shutil.copytree(path, root / path.name)
+    if not root.exists():
+        for other in ARMS:
+            if (folder / f"{other}.csv").exists():
+                for path in [path for pattern in SHARED for path in (folder / other).glob(pattern)]:
+                    shutil.copytree(path, root / path.name, dirs_exist_ok=True)
     cfg = config(args, labels, seed, arm, root)
     source, store, terminal = preflight(cfg), RunStore(root), Terminal()
     task = open_task(cfg, source, store, terminal)
