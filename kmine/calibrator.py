@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
@@ -91,6 +92,15 @@ class Calibration:
         """See `to_json`."""
         parts = (Calibrator.from_json(value[name]) for name in ("segmenter", "local"))
         return cls(*parts, Promise.from_json(value["promise"]))
+
+
+def settled(about: Mapping[str, Any]) -> str:
+    """What a round keeps where nothing is promised, in one sentence; `about` is the content of its threshold.json."""
+    mean, threshold = about["mean_estimate"], f"estimated Dice {about['threshold']:.2f}"
+    seen = f"{about['num_objects']} objects in {about['num_images']} unlabeled images"
+    if mean is None or math.isnan(mean):
+        return f"masks from {threshold} on are kept, none of {seen}"
+    return f"masks from {threshold} on are kept: {about['coverage']:.0%} of {seen}, with a mean estimate of {mean:.2f}"
 
 
 def feature_rows(evidence: Sequence[Evidence]) -> NDArray[np.float64]:

@@ -56,6 +56,10 @@ STOPPED_BY = {
 """Why a finished run stopped: `stopped_by` of run.json, and what that means. Unfinished ones say `interrupted`."""
 
 
+ESTIMATED = ("kept", "kept_local", "low_estimated_dice")
+"""The reasons that a calibrated gate gives by the estimated Dice, once nothing else speaks against a mask."""
+
+
 class UserError(ValueError):
     """A mistake of the user's: the message says what was expected, what came, and the cure.
 

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.calibrator import Calibration
+from kmine.calibrator import Calibration, settled
+from kmine.config import LoopConfig
 from kmine.data.pool import Pool
-from kmine.masks import components, from_rle, to_rle
+from kmine.masks import components, from_rle
 from kmine.methods import Clock, Task, Trained, new_model, score, train, trained_witness
 from kmine.models.local import LocalModel
-from kmine.records import Candidate, Decision, Probs, Prompts, RoundResult, Sample, derive_seed
+from kmine.records import ESTIMATED, Candidate, Decision, Probs, Prompts, RoundResult, Sample, derive_seed
 from kmine.segmenters.base import Proposing, Segmenter, cannot_propose
+from kmine.stages.calibrate import threshold_by_estimates
 from kmine.stages.changes import Changes, Taught, find_changes, sentence, taught, warnings, why_none
 from kmine.stages.gate import gate
 from kmine.stages.infer import activations, infer
@@ -30,13 +32,25 @@ from kmine.stages.prompts import ask_about, ask_again, find_prompts, prompts_fro
 from kmine.stages.proposals import may_pick, pick
 from kmine.stages.refine import refine
 from kmine.stages.segment import Embedded, embed, segment, segment_twice
+from kmine.stages.tabulate import EMPTY, rows_of
 from kmine.store import RunStore, sign
 
 Known = dict[str, list[tuple[int, Callable[[], NDArray[np.bool_]]]]]
 """Class id and mask, unpacked when it is wanted, of the objects of each sample."""
-EMPTY = "lesion_free"
 CHUNK = 16
 """Images mined together: what a kill can cost, and what memory holds."""
+PILOT = 64
+"""Unlabeled images that settle a round's threshold where the labels promise nothing: a few dozen estimates will do."""
+
+
+class Asked(NamedTuple):
+    """What is known of a chunk of images before the gate; one entry an image in each."""
+
+    images: list[Sample]
+    probs: list[Probs]
+    prompts: list[list[Prompts]]
+    candidates: list[list[Candidate]]
+    witnessed: list[Probs | None]
 
 
 def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
@@ -58,29 +72,24 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
     for round_idx in range(1, cfg.rounds + 1):
         made_by, clock = mining_signature(task, current, witness_signature), Clock()
         model.load_state_dict(current.best)
+        asking = partial(
+            ask_about_images, task, model, witness, answered_before(task, store, round_idx), round_idx, clock
+        )
+        parts = list(store.unmined(round_idx, made_by, task.unlabeled.ids, CHUNK))
+        calibration = settle(task, store, asking, labeled_area, round_idx, made_by) if parts else None
         task.watcher.start(f"round {round_idx}: mining", len(task.unlabeled))
-        known = answered_before(task, store, round_idx)
-        for part, ids in store.unmined(round_idx, made_by, task.unlabeled.ids, CHUNK):
-            images = [task.unlabeled.sample(i) for i in ids]
-            clock.lap("read")
-            probs = list(infer(model, task.unlabeled, ids, device=task.fabric.device, **asdict(cfg.infer)))
-            clock.lap("infer")
-            prompts, embedded = prompts_for(task, task.segmenter, images, probs, round_idx)
-            prompts = heed_labels(task, model, images, prompts, round_idx)
-            prompts = [remember(asked, known.get(i, [])) for i, asked in zip(ids, prompts, strict=True)]
-            clock.lap("prompts")
-            prompts, candidates = ask(task, task.segmenter, images, prompts, round_idx, embedded)
-            clock.lap("segment")
-            seen = witnessed(task, witness, task.unlabeled, ids)
-            clock.lap("infer")
-            decisions = gate_all(images, probs, prompts, candidates, seen, labeled_area, cfg, task.calibration)
+        for part, ids in parts:
+            asked = asking(ids)
+            decisions = gate_all(asked, labeled_area, cfg, calibration)
             clock.lap("gate")
             pseudo = [
                 refine(*row, cfg.refine, image_label=image.image_label)
-                for image, *row in zip(images, probs, prompts, candidates, decisions, strict=True)
+                for image, *row in zip(*asked[:4], decisions, strict=True)
             ]
             clock.lap("refine")
-            store.save_mined(round_idx, made_by, part, *rows_of(images, prompts, candidates, decisions, pseudo))
+            store.save_mined(
+                round_idx, made_by, part, *rows_of(asked.images, asked.prompts, asked.candidates, decisions, pseudo)
+            )
             clock.lap("store")
             task.watcher.advance(min((part + 1) * CHUNK, len(task.unlabeled)))
         rows = store.finish_mining(round_idx, made_by, math.ceil(len(task.unlabeled) / CHUNK))
@@ -112,6 +121,65 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
             current, adopted, last_adopted = fitted, result, round_idx
         elif round_idx - last_adopted == 2:
             return
+
+
+def ask_about_images(
+    task: Task,
+    model: LocalModel,
+    witness: LocalModel | None,
+    known: Known,
+    round_idx: int,
+    clock: Clock,
+    ids: Sequence[str],
+) -> Asked:
+    """Images -> probs -> prompts -> candidates, of a chunk of unlabeled images."""
+    images = [task.unlabeled.sample(i) for i in ids]
+    clock.lap("read")
+    probs = list(infer(model, task.unlabeled, ids, device=task.fabric.device, **asdict(task.cfg.infer)))
+    clock.lap("infer")
+    prompts, embedded = prompts_for(task, task.segmenter, images, probs, round_idx)
+    prompts = heed_labels(task, model, images, prompts, round_idx)
+    prompts = [remember(asked, known.get(i, [])) for i, asked in zip(ids, prompts, strict=True)]
+    clock.lap("prompts")
+    prompts, candidates = ask(task, task.segmenter, images, prompts, round_idx, embedded)
+    clock.lap("segment")
+    seen = witnessed(task, witness, task.unlabeled, ids)
+    clock.lap("infer")
+    return Asked(images, probs, prompts, candidates, seen)
+
+
+def settle(
+    task: Task,
+    store: RunStore,
+    asking: Callable[[Sequence[str]], Asked],
+    labeled_area: dict[int, float],
+    round_idx: int,
+    made_by: str,
+) -> Calibration | None:
+    """What the gate goes by in this round.
+
+    Where the labels promise the target at a threshold, that one holds. Where they are too few for it, so many masks
+    are kept that their mean estimate reaches the target, seen on at most `PILOT` unlabeled images.
+    """
+    given = task.calibration
+    if given is None or given.promise.kept:
+        return given
+    path, signature = store.round_dir(round_idx) / "threshold.json", sign("threshold", PILOT, made_by)
+    about = store.load_json(path, signature)
+    if about is None:
+        order = np.random.default_rng(derive_seed(task.cfg.seed, round_idx, "pilot")).permutation(len(task.unlabeled))
+        ids = [task.unlabeled.ids[n] for n in sorted(order[:PILOT])]
+        task.watcher.start(f"round {round_idx}: settling the gate", len(ids))
+        estimates: list[float] = []
+        for first in range(0, len(ids), CHUNK):
+            decisions = gate_all(asking(ids[first : first + CHUNK]), labeled_area, task.cfg, given)
+            estimates += [d.estimated_dice for some in decisions for d in some if d.reason in ESTIMATED]
+            task.watcher.advance(min(first + CHUNK, len(ids)))
+        found = threshold_by_estimates(estimates, task.cfg.gate.target_dice, given.promise.threshold)
+        about = {**found._asdict(), "target": task.cfg.gate.target_dice, "num_images": len(ids)}
+        store.save_json(path, about, signature)
+    task.watcher.say(f"round {round_idx}: {settled(about)}")
+    return replace(given, promise=replace(given.promise, threshold=about["threshold"]))
 
 
 def prompts_for(
@@ -221,28 +289,21 @@ def mining_signature(task: Task, current: Trained, witness: str = "") -> str:
     """What the pseudo masks of a round are made from: model, segmenter, settings."""
     cfg = task.cfg
     settings = [asdict(part) for part in (cfg.infer, cfg.prompts, cfg.gate, cfg.refine)]
-    gate_by = task.calibration.to_json() if task.calibration else None
+    gate_by = (task.calibration.to_json(), PILOT) if task.calibration else None
     return sign(current.signature, task.segmenter.signature, settings, gate_by, witness)
 
 
 def gate_all(
-    images: Sequence[Sample],
-    probs: Sequence[Probs],
-    prompts: Sequence[Sequence[Prompts]],
-    candidates: Sequence[Sequence[Candidate]],
-    witnessed: Sequence[Probs | None],
-    labeled_area: dict[int, float],
-    cfg: Any,
-    calibration: Calibration | None = None,
+    asked: Asked, labeled_area: dict[int, float], cfg: LoopConfig, calibration: Calibration | None = None
 ) -> list[list[Decision]]:
     """The gate's decision for each object of each image."""
     how = {"labeled_area": labeled_area, "cfg": cfg.gate, "calibration": calibration}
     return [
         [
-            gate(p, asked, answer, image_label=image.image_label, witness=seen, **how)
-            for asked, answer in zip(all_asked, all_answers, strict=True)
+            gate(p, prompt, answer, image_label=image.image_label, witness=seen, **how)
+            for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        for image, p, all_asked, all_answers, seen in zip(images, probs, prompts, candidates, witnessed, strict=True)
+        for image, p, prompts, answers, seen in zip(*asked, strict=True)
     ]
 
 
@@ -307,59 +368,3 @@ def teaching(
     for sample_id, group in groupby(kept, key=lambda row: row["sample_id"]):
         then = store.pseudo_mask(round_idx - 1, sample_id) if sample_id in before else None
         yield taught(list(group), store.pseudo_mask(round_idx, sample_id), then)
-
-
-def rows_of(
-    images: Sequence[Sample],
-    prompts: Sequence[Sequence[Prompts]],
-    candidates: Sequence[Sequence[Candidate]],
-    decisions: Sequence[Sequence[Decision]],
-    pseudo: Sequence[NDArray[np.uint8] | None],
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, NDArray[np.uint8]]]:
-    """Table rows and pseudo masks of a chunk, for the store."""
-    tables: dict[str, list[dict[str, Any]]] = {"prompts": [], "decisions": []}
-    masks = {image.sample_id: mask for image, mask in zip(images, pseudo, strict=True) if mask is not None}
-    for image, asked, answers, verdicts in zip(images, prompts, candidates, decisions, strict=True):
-        key = {"sample_id": image.sample_id, "in_training": image.sample_id in masks}
-        if not asked:
-            empty = key["in_training"]  # nothing was asked, yet there is a mask: the label says that it is empty
-            nothing = {"object_idx": -1, "class_id": 0, "kept": empty, "reason": EMPTY if empty else "no_component"}
-            tables["decisions"].append({**key, **nothing})
-        for n, (prompt, answer, verdict) in enumerate(zip(asked, answers, verdicts, strict=True)):
-            key |= {"object_idx": n, "class_id": prompt.class_id}
-            tables["prompts"].append(_prompt_row(key, prompt))
-            tables["decisions"].append(_decision_row(key, prompt, answer, verdict))
-    return tables, masks
-
-
-def _prompt_row(key: dict[str, Any], prompt: Prompts) -> dict[str, Any]:
-    def plain(array: NDArray[Any] | None) -> list[Any] | None:
-        return None if array is None else array.tolist()
-
-    return {
-        **{k: v for k, v in key.items() if k != "in_training"},
-        "box": plain(prompt.box),
-        "point_coords": plain(prompt.point_coords),
-        "point_labels": plain(prompt.point_labels),
-        "has_mask_input": prompt.mask_input is not None,
-        "jittered_boxes": plain(prompt.jittered_boxes),
-    }
-
-
-def _decision_row(key: dict[str, Any], prompt: Prompts, answer: Candidate, verdict: Decision) -> dict[str, Any]:
-    best = answer.masks[answer.best]
-    local = prompt.component if prompt.component is not None else np.zeros_like(best)
-    return {
-        **key,
-        "kept": verdict.kept,
-        "reason": verdict.reason,
-        **asdict(verdict.evidence),
-        **{
-            name: getattr(verdict, name)
-            for name in ("source", "estimated_dice", "estimated_segmenter", "estimated_local")
-        },
-        "height": best.shape[0],
-        "width": best.shape[1],
-        "local_rle": to_rle(local),
-        "segmenter_rle": to_rle(best),
-    }

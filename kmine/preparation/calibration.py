@@ -108,14 +108,15 @@ def sentence(about: Row) -> str:
     at = f"masks from estimated Dice {p.threshold:.2f} on ({p.coverage:.0%} of {p.num_objects} labeled objects)"
     if p.kept:
         return f"the gate keeps {at} and promises {wanted} confidence (bound {p.lower_bound:.2f}, seen {p.mean:.2f})"
+    instead = f"Each round keeps as many masks as have a mean estimate of {about['target']:.2f}"
     if not p.coverage:
         return (
             f"{wanted} confidence cannot be promised: none of {p.num_objects} labeled objects reaches an estimated "
-            f"Dice of {p.threshold:.2f}, from which on the gate keeps masks"
+            f"Dice of {p.threshold:.2f}. {instead}"
         )
     return (
-        f"not enough labels to promise {wanted} confidence; the gate keeps {at}: seen {p.mean:.2f}, "
-        f"{p.lower_bound:.2f} can be promised"
+        f"not enough labels to promise {wanted} confidence; {p.lower_bound:.2f} can be promised for {at}, where "
+        f"{p.mean:.2f} was seen. {instead}"
     )
 
 

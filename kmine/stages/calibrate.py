@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +108,37 @@ def promise(
     strict = [one for one in careful if one.coverage >= 0.1][::-1] or careful
     choices = reaching or strict
     return choices[0]
+
+
+class Kept(NamedTuple):
+    """What a threshold by estimates alone lets through of the objects that it was chosen on."""
+
+    threshold: float
+    mean_estimate: float
+    """Of the objects at or above it; NaN where there is none."""
+    coverage: float
+    """Their share."""
+    num_objects: int
+
+
+def threshold_by_estimates(estimates: Sequence[float], target: float, otherwise: float) -> Kept:
+    """The loosest threshold, not below `WRONG` (or the target, where that is lower), at which the mean estimate of
+    what it keeps is at least `target`; `otherwise` where even the highest estimate is below.
+
+    Nothing is promised by it. It takes the estimates at their word, which are calibrated object by object, where a
+    threshold carried over from the labeled objects takes the mixture of good and bad masks to be the same: the models
+    of the parts know fewer labels, so theirs is worse, and too much would be refused.
+    """
+    values = np.sort(np.asarray(estimates, float))[::-1]
+    floor = min(WRONG, target)
+    means = np.cumsum(values) / np.arange(1, len(values) + 1)
+    # Estimates at a step of the staircase are equal: all of them are in, or none.
+    last_of_its_kind = np.diff(values, append=-np.inf) != 0
+    fits = np.nonzero((means >= target) & (values >= floor) & last_of_its_kind)[0]
+    threshold = float(values[fits[-1]]) if len(fits) else otherwise
+    kept = values[values >= threshold]
+    mean = float(kept.mean()) if len(kept) else math.nan
+    return Kept(threshold, mean, len(kept) / max(len(values), 1), len(values))
 
 
 def risk_coverage(estimates: NDArray[np.float64], dice: NDArray[np.float64]) -> list[tuple[float, float]]:

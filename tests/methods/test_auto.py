@@ -9,12 +9,13 @@ import pytest
 
 from kmine.config import PromptsConfig
 from kmine.masks import grow_box, tight_box
-from kmine.methods.mining import ask, prompts_for, rows_of
+from kmine.methods.mining import ask, prompts_for
 from kmine.preparation import calibration
 from kmine.records import Decision, Evidence, Probs, UserError
 from kmine.segmenters.base import proposals_of
 from kmine.segmenters.ellipse import Ellipse
 from kmine.stages.prompts import find_prompts
+from kmine.stages.tabulate import rows_of
 
 from .small import CFG
 

@@ -9,6 +9,7 @@ import pytest
 from methods.small import CFG
 
 from kmine.config import AdaptConfig, GateConfig
+from kmine.methods import mining
 from kmine.methods.mining import mine
 from kmine.preparation import calibration
 from kmine.preparation.calibration import calibrate, learn, sentence
@@ -68,16 +69,47 @@ def test_a_segmenter_that_learns_is_taught_anew_without_each_part(task_of, monke
     assert len(parts) == 3 and set().union(*parts) == everything and sum(map(len, parts)) == len(everything)
 
 
+def promised(task, kept: bool):
+    found = replace(task.calibration, promise=replace(task.calibration.promise, kept=kept, threshold=0.95))
+    return replace(task, calibration=found)
+
+
+def objects_of(store):
+    return [row for row in store.decisions(1) if row["object_idx"] >= 0]
+
+
 def test_the_gate_goes_by_it_and_every_decision_says_its_estimates(done):
     task, store = done
     assert task.calibration is not None
-    list(mine(task, store))
-    rows = [row for row in store.decisions(1) if row["object_idx"] >= 0]
+    list(mine(promised(task, kept=True), store))
+    rows = objects_of(store)
     assert rows and all(0 <= row["estimated_dice"] <= 1 for row in rows)
     for row in rows:
-        above = row["estimated_dice"] >= task.calibration.promise.threshold
-        assert row["kept"] == (above and row["reason"] in ("kept", "kept_local"))
+        assert row["kept"] == (row["estimated_dice"] >= 0.95 and row["reason"] in ("kept", "kept_local"))
         assert row["source"] in ("both", "segmenter", "local")
+    assert not (store.round_dir(1) / "threshold.json").exists(), "what is promised is not moved"
+
+
+def test_where_nothing_is_promised_the_mean_estimate_reaches_the_target(done):
+    task, store = done
+    list(mine(promised(task, kept=False), store))
+    about, rows = store.read_json(store.round_dir(1) / "threshold.json"), objects_of(store)
+    assert about["threshold"] < 0.95 and about["num_images"] == len(task.unlabeled), "so few are all looked at"
+    kept = [row["estimated_dice"] for row in rows if row["kept"]]
+    assert kept and np.mean(kept) == pytest.approx(about["mean_estimate"]) and np.mean(kept) >= 0.3
+    assert min(kept) >= about["threshold"] > max([r["estimated_dice"] for r in rows if not r["kept"]], default=-1)
+    assert sum("on are kept" in said for said in task.watcher.said) == 1
+
+
+def test_the_threshold_is_read_back_after_a_kill(done, monkeypatch):
+    task, store = done
+    task = promised(task, kept=False)
+    list(mine(task, store))
+    before = store.decisions(1)
+    (store.round_dir(1) / "decisions.parquet").unlink()
+    monkeypatch.setattr(mining, "threshold_by_estimates", lambda *_: pytest.fail("settled anew"))
+    list(mine(task, store))
+    assert str(store.decisions(1)) == str(before)
 
 
 def test_it_is_read_back_and_what_a_kill_left_is_gone_on_with(done, task_of, monkeypatch):

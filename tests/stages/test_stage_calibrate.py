@@ -14,6 +14,7 @@ from kmine.stages.calibrate import (
     promise,
     reliability,
     risk_coverage,
+    threshold_by_estimates,
     true_dice,
 )
 
@@ -85,6 +86,29 @@ def test_evidence_that_never_varies_gives_the_mean():
     calibrator, apart = fit_calibrator([Evidence(predicted_iou=0.5)] * 20, dice, [str(n) for n in range(20)], seed=0)
     assert calibrator.estimate(Evidence(predicted_iou=0.9)) == pytest.approx(dice.mean())
     assert np.allclose(apart, dice.mean(), atol=0.05)
+
+
+# -- the threshold by estimates alone
+
+
+@pytest.mark.parametrize(
+    ("estimates", "target", "threshold", "coverage"),
+    [
+        ([0.9, 0.8, 0.7, 0.6, 0.2], 0.8, 0.7, 3 / 5),  # means .9 .85 .8 .75
+        ([0.6, 0.9, 0.2, 0.8, 0.7], 0.75, 0.6, 4 / 5),
+        ([0.9, 0.7, 0.7, 0.7], 0.76, 0.9, 1 / 4),  # equal ones come together: .9, then .75
+        ([1.0, 1.0, 1.0, 0.4], 0.8, 1.0, 3 / 4),  # .85 with the last, but it is more likely wrong than right
+        ([1.0, 1.0, 0.35, 0.2], 0.3, 0.35, 3 / 4),  # unless so little is asked for
+        ([0.5, 0.4], 0.8, 0.95, 0.0),  # out of reach: what is given otherwise
+        ([], 0.8, 0.95, 0.0),
+    ],
+)
+def test_the_loosest_threshold_whose_mean_estimate_reaches_the_target(estimates, target, threshold, coverage):
+    found = threshold_by_estimates(estimates, target, 0.95)
+    assert found.threshold == pytest.approx(threshold)
+    assert found.coverage == pytest.approx(coverage) and found.num_objects == len(estimates)
+    kept = [value for value in estimates if value >= threshold]
+    assert found.mean_estimate == pytest.approx(np.mean(kept)) if kept else np.isnan(found.mean_estimate)
 
 
 # -- the promise
