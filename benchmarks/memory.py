@@ -26,6 +26,7 @@ SETTINGS = {
     "adapt.steps": 20,
     "infer.tta": "none",
     # Few steps make a poor model; the gate lets its masks through, so that pseudo masks are read in training, too.
+    "gate.mode": "thresholds",
     "gate.min_agreement": 0,
     "gate.min_jitter_dice": 0,
     "gate.min_confidence": 0,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kmine.calibrator import settled
 from kmine.data.pool import Pool
 from kmine.methods import Task
 from kmine.preparation import calibration
@@ -150,6 +151,8 @@ def _notes(task: Task, store: RunStore, rows: Sequence[RoundRow], segmenter: str
     gate_by = store.read_json(store.root / "calibration" / "calibration.json")
     if gate_by and task.cfg.rounds:
         notes.append(f"The gate: {calibration.sentence(gate_by)}.")
+    paths = {row.round_idx: store.round_dir(row.round_idx) / "threshold.json" for row in rows}
+    notes += [f"Round {n}: {settled(about)}." for n, path in paths.items() if (about := store.read_json(path))]
     notes += [
         f"Round {r.round_idx} was {r.reason}. That is validation Dice, image by image, against the last adopted round; "
         f"up to {task.cfg.adopt_tolerance} is tolerated. The next round started from that one."

@@ -121,11 +121,12 @@ class GateConfig:
     A score that could not be had (NaN) is not judged.
     """
 
-    mode: Literal["thresholds", "calibrated"] = "thresholds"
+    mode: Literal["thresholds", "calibrated"] = "calibrated"
     """calibrated: what the evidence is worth is learnt on labeled images that went through the same steps as if they
     had no mask. thresholds, and calibrated with too few labels for that: the limits below decide."""
     target_dice: float = 0.85
-    """calibrated: the accepted masks' mean Dice that is aimed at, and promised where the labels allow it."""
+    """calibrated: the accepted masks' mean Dice that is aimed at, and promised where the labels allow it; else their
+    mean estimate reaches it."""
     confidence: float = 0.9
     """calibrated: of that promise."""
     margin: float = 0.03

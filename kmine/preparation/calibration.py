@@ -44,17 +44,17 @@ def calibrate(task: Task, base: Segmenter | None, store: RunStore) -> Task:
     cfg = task.cfg
     if task.segmenter is None or base is None or cfg.gate.mode != "calibrated":
         return task
-    if (count := _num_objects(task.labeled)) < MIN_OBJECTS:
-        # No more could be found than there are: nobody need be trained to see that.
-        task.watcher.say(sentence({"num_objects": count, "promise": None}))
-        return task
     parts = folds(task.labeled, cfg.adapt.folds, cfg.seed)
     fit_settings = {k: v for k, v in asdict(cfg.fit).items() if k not in ("num_workers", "round_steps", "round_lr")}
     settings = [asdict(part) for part in (cfg.model, cfg.classifier, cfg.infer, cfg.prompts, cfg.adapt)]
     settings.append(asdict(task.witness) if task.witness else {})
     made_from = sign(task.signature, task.segmenter.signature, fit_settings, settings)
-    rows = list(_all_rows(task, base, store, parts, made_from)) if len(parts) > 1 else []
-    about = learn(rows, cfg.gate.target_dice, cfg.gate.confidence, cfg.gate.margin, cfg.seed)
+    if (count := _num_objects(task.labeled)) < MIN_OBJECTS or len(parts) < 2:
+        # Hardly more could be found than there are: nobody need be trained to see that.
+        about: Row = {"num_objects": count, "promise": None}
+    else:
+        rows = list(_all_rows(task, base, store, parts, made_from))
+        about = learn(rows, cfg.gate.target_dice, cfg.gate.confidence, cfg.gate.margin, cfg.seed)
     store.save_json(store.root / "calibration" / "calibration.json", about, made_from)
     task.watcher.say(sentence(about))
     return replace(task, calibration=Calibration.from_json(about) if about["promise"] else None)
