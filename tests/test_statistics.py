@@ -141,6 +141,10 @@ def test_so_it_does_where_images_come_in_groups_of_three():
     assert 0.93 <= coverage("normal", 0.01, groups=25) <= 0.97
 
 
+def test_few_groups_with_skewed_gaps_are_where_it_falls_short():
+    assert 0.87 <= coverage("skewed", 0.01, groups=25) <= 0.94
+
+
 def test_a_percentile_bootstrap_would_be_too_narrow_for_five_seeds():
     rng = np.random.default_rng(1)
     hits = 0
