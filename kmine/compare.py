@@ -143,6 +143,10 @@ def _read_sweep(folder: Path) -> list[dict[str, str]]:
         lost = [name for name in SWEEP_COLUMNS if row.get(name) is None]
         if lost:
             raise UserError(f"{path}: expected the columns {', '.join(SWEEP_COLUMNS)}, {lost[0]} is missing")
+        try:
+            float(row["label_fraction"]), int(row["seed"])
+        except ValueError as error:
+            raise UserError(f"{path}: expected numbers for label_fraction and seed ({error}); mend that row") from error
     return rows
 
 
@@ -242,10 +246,7 @@ def _place(found: _Run, loop: LoopConfig, method: str) -> dict[str, Any]:
     if row is None:
         fraction = data.label_fraction if data.fine_groups is None else data.fine_groups
         return place | {"model": loop.model.name, "label_fraction": fraction, "seed": loop.seed}
-    try:
-        numbers = {"label_fraction": float(row["label_fraction"]), "seed": int(row["seed"])}
-    except ValueError as error:
-        raise UserError(f"{found.path}: expected numbers for it in {SWEEP_TABLE} ({error}); mend that row") from error
+    numbers = {"label_fraction": float(row["label_fraction"]), "seed": int(row["seed"])}
     return place | {"model": row["model"], "method": row["method"]} | numbers
 
 

@@ -144,6 +144,8 @@ def cell(method: str, run: str, **more: object) -> dict[str, object]:
 def test_a_sweep_is_a_table_of_its_finished_cells(two_runs, tmp_path, capsys):
     one = copied(two_runs[0], tmp_path / "cells" / "a", method="supervised", adopted_round=0, arm="")
     two = copied(two_runs[0], tmp_path / "cells" / "b", method="mean_teacher", adopted_round=1, arm="supervised")
+    for other in ("round_00", "round_01"):
+        shutil.rmtree(two / other)  # its result is said to be in supervised/round_01, and nowhere else
     rows = [
         cell("supervised", "cells/a"),
         cell("mean_teacher", "cells/b", seconds=""),
@@ -156,15 +158,15 @@ def test_a_sweep_is_a_table_of_its_finished_cells(two_runs, tmp_path, capsys):
     supervised, teacher = table(folder, "test_table.csv")
     assert (supervised["seconds"], supervised["peak_memory_mb"], teacher["seconds"]) == ("12.5", "321.0", "")
     assert len(opened(str(one))) == len(opened(str(two))) == 1
-    figures = json.loads((two / "test_metrics.json").read_text())["arms"]
-    whole = json.loads((Path(two_runs[0]) / "test_metrics.json").read_text())["arms"]
-    assert figures == {"mean_teacher": whole[BASELINE]} or not supervised_was_adopted(two_runs[0])
+    compare.main([two_runs[0]])
+    first, other, whole = (figures(where) for where in (one, two, Path(two_runs[0])))
+    assert first == {"supervised": whole[ROUND_0]} and other["mean_teacher"] != whole[ROUND_0]
     with (tmp_path / "test_cases.csv").open() as file:
         assert {row["arm"] for row in csv.DictReader(file)} == {"supervised", "mean_teacher"}
 
 
-def supervised_was_adopted(folder: str) -> bool:
-    return json.loads((Path(folder) / "supervised/round_01/metrics.json").read_text())["adopted"]
+def figures(folder: Path) -> dict:
+    return json.loads((folder / "test_metrics.json").read_text())["arms"]
 
 
 def test_what_is_wrong_with_a_sweep_is_one_clear_error(two_runs, tmp_path, capsys):
@@ -173,11 +175,12 @@ def test_what_is_wrong_with_a_sweep_is_one_clear_error(two_runs, tmp_path, capsy
         ([cell("mining", "a", status="failed")], "none of the 1 cells of sweep.csv is done"),
         ([cell("supervised", "a")], "expected a run of supervised, as sweep.csv says; run.json says mining"),
         ([cell("mining", "b")], "expected a run folder"),
-        ([cell("mining", "a", seed="x")], "expected numbers for it in sweep.csv"),
+        ([cell("mining", "a", seed="x")], "sweep.csv: expected numbers for label_fraction and seed"),
     ):
         assert compare.main([sweep(tmp_path, rows)]) == 2
         err = capsys.readouterr().err
         assert said in err and err.count("\n") == 1
+    assert "test_opened" not in (tmp_path / "a" / "run.json").read_text(), "all of this is seen before"
     (tmp_path / "sweep.csv").write_text("method,seed\nmining,0\n")
     assert compare.main([str(tmp_path)]) == 2
     assert "model is missing" in capsys.readouterr().err
