@@ -1,4 +1,4 @@
-"""`python -m kmine.compare RUN ...`: mining against its supervised baseline on the test split, with paired intervals.
+"""`python -m kmine.compare RUN ... | SWEEP`: methods on the test split, each held against a baseline.
 
 The only command that opens the test split; each opening is written into the run's run.json.
 """
@@ -6,28 +6,41 @@ The only command that opens the test split; each opening is written into the run
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal
 
 from kmine import cli
+from kmine.compare_table import BASELINE, MINING, ROUND_0, Cost, Result, tabulate, volume_of
 from kmine.config import LoopConfig
-from kmine.records import STOPPED_BY, UserError
-from kmine.statistics import Paired, paired_difference
+from kmine.metrics import summarise
+from kmine.records import CaseMetrics, Metrics, UserError
+from kmine.report import Comparison, comparison
 from kmine.store import RunStore, sign
+from kmine.store.run_store import HARMLESS
 
 if TYPE_CHECKING:
     from kmine.data.pool import Pool
 
-DESCRIPTION = """Evaluate finished runs on their test split: the labels alone (round 0), the labels alone for as many
-steps as mining had, and mining. Runs of several seeds are averaged; differences are paired by image and seed."""
+DESCRIPTION = """Evaluate finished runs on their test split, and hold each method against a baseline. Of a run of
+kmine.loop: the labels alone (round 0), the labels alone for as many steps as mining had, and mining. Of a sweep: every
+finished cell. Seeds are averaged; differences are paired by image and seed."""
 
-ROUND_0, BASELINE, MINING = "supervised, round 0", "supervised, equal steps", "mining"
+SWEEP_TABLE = "sweep.csv"
+SWEEP_COLUMNS = ("method", "model", "label_fraction", "seed", "status", "run")
+"""Those without which a cell cannot be placed; the others are cost."""
+CASE_COLUMNS = (
+    *("run", "arm", "checkpoint", "sample_id", "dice", "iou", "hd95", "num_missed"),
+    *("group_id", "model", "label_fraction", "seed"),
+)
+MAY_DIFFER = {*HARMLESS, "seed", "data.label_fraction", "data.fine_groups", "data.split_file"}
+"""Settings in which runs of one table may differ: the splits themselves are compared."""
+NAN = float("nan")
+
+Arms = dict[str, tuple[int, str]]
+"""Method -> (round, folder prefix) of what it came to."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +48,34 @@ class CompareConfig:
     """Everything `python -m kmine.compare` can be told."""
 
     runs: list[str] = field(default_factory=list)
-    """Run folders; more than one: seeds of one experiment, with one test split."""
+    """Run folders, of several seeds, label fractions or models, with one test split; or the folder of a sweep."""
+    baseline: str = "supervised"
+    """The method that all others are compared with; of kmine.loop's runs, supervised is the one at equal steps."""
+    format: Literal["all", "markdown", "csv", "latex", "html"] = "all"
+    """What to write beside test_table.md, which is printed, too: one of the others, all of them, or nothing more."""
     out: str | None = None
-    """Folder for test_table.md and test_cases.csv; default: the first run's folder."""
+    """Folder for test_table.md and the like, and test_cases.csv; default: that of the first run, or of the sweep."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     data_root: str | None = None
     """Where the data lie now, if not where the runs found them."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A finished run folder, looked at but not yet evaluated."""
+
+    path: Path
+    row: Mapping[str, str] | None
+    """Of sweep.csv, where it is a cell of a sweep."""
+    run: dict[str, Any]
+    config: dict[str, Any]
+    """Settings by their dotted names."""
+    splits: list[dict[str, str]]
+
+    @property
+    def test_ids(self) -> list[str]:
+        return [row["sample_id"] for row in self.splits if row["split"] == "test"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,74 +88,216 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(cfg: CompareConfig) -> int:
     """Print the table of the runs and write it, with the figures of every case."""
     terminal = cli.Terminal()
-    found = [_open_run(Path(run), cfg, terminal) for run in cfg.runs]
-    _refuse_mixtures(cfg.runs, found)
-    segmenters = sorted({run["segmenter"] for run in found})
-    table = markdown([run["arms"] for run in found], ", ".join(segmenters))
+    found, also = _find(cfg.runs)
+    _refuse_mixtures(found)
+    results = [result for run in found for result in _results(run, cfg, terminal)]
+    table = tabulate(results, cfg.baseline, also)
     out = RunStore(Path(cfg.out or cfg.runs[0]))
-    out.write_text("test_table.md", table)
-    out.write_csv(
-        "test_cases.csv",
-        ("run", "arm", "checkpoint", "sample_id", "dice", "iou", "hd95", "num_missed"),
-        _cases(cfg, found),
-    )
-    sys.stdout.write(table)
+    _write(out, table, cfg.format)
+    out.write_csv("test_cases.csv", CASE_COLUMNS, _cases(results))
+    out.close()
+    sys.stdout.write(comparison.markdown(table))
     return 0
 
 
-def _open_run(path: Path, cfg: CompareConfig, terminal: cli.Terminal) -> dict[str, Any]:
-    """One run's metrics on its test split, from its folder or computed now."""
+def _write(out: RunStore, table: Comparison, which: str) -> None:
+    out.write_text("test_table.md", comparison.markdown(table))
+    if which in ("all", "csv"):
+        out.write_csv("test_table.csv", *comparison.tidy(table))
+    if which in ("all", "latex"):
+        out.write_text("test_table.tex", comparison.latex(table))
+    if which in ("all", "html"):
+        out.write_text("test_table.html", comparison.html(table))
+
+
+# -- what there is: nothing of the test split is opened here
+
+
+def _find(names: Sequence[str]) -> tuple[list[_Run], list[str]]:
+    """The runs, cells of sweeps in their places, and what a reader must know of those that are missing."""
+    found, also = [], []
+    for name in names:
+        if not (Path(name) / SWEEP_TABLE).is_file():
+            found.append(_look(Path(name), None))
+            continue
+        rows = _read_sweep(Path(name))
+        done = [row for row in rows if row["status"] == "done"]
+        if not done:
+            raise UserError(f"{name}: none of the {len(rows)} cells of {SWEEP_TABLE} is done; run kmine.sweep again")
+        if len(done) < len(rows):
+            also.append(f"{len(rows) - len(done)} of {len(rows)} cells of {Path(name).name} failed and are left out.")
+        found += [_look(Path(name) / row["run"], row) for row in done]
+    return found, also
+
+
+def _read_sweep(folder: Path) -> list[dict[str, str]]:
+    import csv
+
+    path = folder / SWEEP_TABLE
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: expected the table of a sweep, cannot read it ({error}); run kmine.sweep") from error
+    for row in rows:
+        lost = [name for name in SWEEP_COLUMNS if row.get(name) is None]
+        if lost:
+            raise UserError(f"{path}: expected the columns {', '.join(SWEEP_COLUMNS)}, {lost[0]} is missing")
+        try:
+            float(row["label_fraction"]), int(row["seed"])
+        except ValueError as error:
+            raise UserError(f"{path}: expected numbers for label_fraction and seed ({error}); mend that row") from error
+    return rows
+
+
+def _look(path: Path, row: Mapping[str, str] | None) -> _Run:
     if not (path / "run.json").is_file() or not (path / "config.yaml").is_file():
         raise UserError(f"{path}: expected a run folder with config.yaml and run.json, got none; run kmine.loop first")
+    import yaml
+
     store = RunStore(path)
-    run = store.run()
-    if run.get("stopped_by") not in STOPPED_BY:
+    run, splits = store.run(), store.read_csv("splits.csv")
+    store.close()
+    if run.get("stopped_by") in (None, "interrupted"):
         raise UserError(f"{path}: the run is not finished (stopped_by {run.get('stopped_by')}); resume it first")
-    words = ["--config", str(path / "config.yaml"), "--device", cfg.device]
+    if row is not None and run.get("method") != row["method"]:
+        raise UserError(
+            f"{path}: expected a run of {row['method']}, as {SWEEP_TABLE} says; run.json says {run.get('method')}; "
+            "run kmine.sweep again"
+        )
+    try:
+        config = _flat(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+    except (AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path / 'config.yaml'}: expected a run's settings, found none; restore the file") from error
+    if splits is None:
+        raise UserError(f"{path / 'splits.csv'}: expected the run's splits, the file is missing; restore it")
+    return _Run(path, row, run, config, splits)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return out
+
+
+def _refuse_mixtures(found: Sequence[_Run]) -> None:
+    """Refuse runs that do not belong into one table, before the test split of any is opened."""
+    alone = [run for run in found if run.row is None]
+    for other in found:
+        one, differing = found[0], _differing_data(found[0], other)
+        if other.row is None and not differing:
+            same_model = [run for run in alone if run.config.get("model.name") == other.config.get("model.name")]
+            one = same_model[0] if other is not same_model[0] else alone[0]
+            differing = _differing_setting(one.config, other.config)
+        if differing:
+            raise UserError(f"{other.path} and {one.path} differ in {differing}; compare them one at a time")
+
+
+def _differing_data(one: _Run, other: _Run) -> str:
+    if one.run.get("data_fingerprint") != other.run.get("data_fingerprint"):
+        return "data"
+    return "" if one.test_ids == other.test_ids else "test split"
+
+
+def _differing_setting(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """A setting that only one of two runs could have, as text; those of another model are that model's own.
+
+    A setting that an older run does not know yet is passed over.
+    """
+    other_model = one.get("model.name") != other.get("model.name")
+    for name in sorted(one.keys() & other.keys() - MAY_DIFFER):
+        own = name.startswith(("model.", "classifier.")) and other_model
+        if one[name] != other[name] and not own:
+            return f"{name} ({one[name]!r} and {other[name]!r})"
+    return ""
+
+
+# -- the test split
+
+
+def _results(found: _Run, cfg: CompareConfig, terminal: cli.Terminal) -> list[Result]:
+    """Every method of a run on its test split, from its folder or computed now."""
+    words = ["--config", str(found.path / "config.yaml"), "--device", cfg.device]
     words += ["--data.root", cfg.data_root] if cfg.data_root else []
     loop = cli.parse(LoopConfig, words, prog="kmine compare", description=DESCRIPTION)
-    arms = _evaluate_arms(store, run, loop, terminal)
+    store = RunStore(found.path)
+    arms = _arms(store, found.run, loop)
+    saved = _evaluate(store, found.run, loop, arms, terminal)
+    groups = {row["sample_id"]: row["group_id"] for row in found.splits}
+    results = []
+    for name, (round_idx, arm) in arms.items():
+        chosen, final = (_metrics(saved["arms"][name][which]) for which in ("chosen", "final"))
+        cost = _cost(found, store, name, round_idx, arm, saved.get("num_parameters"))
+        results.append(Result(**_place(found, loop, name), chosen=chosen, final=final, groups=groups, cost=cost))
     store.close()
-    return {"arms": arms, "segmenter": run["segmenter"], "fingerprint": run["data_fingerprint"]}
+    return results
 
 
-def _evaluate_arms(store: RunStore, run: dict[str, Any], loop: LoopConfig, terminal: cli.Terminal) -> dict[str, Any]:
-    folders = _arm_folders(store, run, loop)
-    signature = sign(*((name, round_idx, arm) for name, (round_idx, arm) in folders.items()), run["adopted_round"])
-    saved = store.load_json(store.root / "test_metrics.json", signature)
-    if saved:
-        return saved["arms"]
-    from kmine.preflight import preflight
-
-    source = preflight(loop)
-    from kmine.runs import open_for_test
-
-    pool, model, how = open_for_test(loop, source, store)
-    terminal.start(f"{store.root.name}: test split", len(folders))
-    arms = {}
-    for done, (name, (round_idx, arm)) in enumerate(folders.items(), start=1):
-        arms[name] = _both_checkpoints(store, round_idx, arm, pool, model, how)
-        terminal.advance(done)
-    terminal.stop()
-    opened = [*run.get("test_opened", []), datetime.now(timezone.utc).isoformat(timespec="seconds")]
-    store.update_run(test_opened=opened)
-    store.save_json(store.root / "test_metrics.json", {"arms": arms}, signature)
-    return arms
+def _place(found: _Run, loop: LoopConfig, method: str) -> dict[str, Any]:
+    """Where a result belongs: of a sweep what its table says, else what the run was told."""
+    data, row = loop.data, found.row
+    place = {
+        "run": str(found.path),
+        "segmenter": found.run.get("segmenter", "none"),
+        "num_labeled": found.run.get("splits", {}).get("labeled"),
+        "method": method,
+    }
+    if row is None:
+        fraction = data.label_fraction if data.fine_groups is None else data.fine_groups
+        return place | {"model": loop.model.name, "label_fraction": fraction, "seed": loop.seed}
+    numbers = {"label_fraction": float(row["label_fraction"]), "seed": int(row["seed"])}
+    return place | {"model": row["model"], "method": row["method"]} | numbers
 
 
-def _arm_folders(store: RunStore, run: dict[str, Any], loop: LoopConfig) -> dict[str, tuple[int, str]]:
-    """Arm -> (round, folder): of each chain of rounds, the one that was adopted last."""
-    folders = {ROUND_0: (0, "")}
+def _arms(store: RunStore, run: Mapping[str, Any], loop: LoopConfig) -> Arms:
+    """What to evaluate: of each chain of rounds, the round that was adopted last."""
+    if "method" in run:
+        return {run["method"]: (run["adopted_round"], run.get("arm", ""))}
+    arms = {ROUND_0: (0, "")}
     adopted = [
         n
         for n in range(1, loop.rounds + 1)
         if (store.read_json(store.round_dir(n, "supervised") / "metrics.json") or {}).get("adopted")
     ]
     if (store.root / "supervised").is_dir():
-        folders[BASELINE] = (adopted[-1], "supervised") if adopted else (0, "")
+        arms[BASELINE] = (adopted[-1], "supervised") if adopted else (0, "")
     if loop.rounds:
-        folders[MINING] = (run["adopted_round"], "")
-    return folders
+        arms[MINING] = (run["adopted_round"], "")
+    return arms
+
+
+def _evaluate(
+    store: RunStore, run: Mapping[str, Any], loop: LoopConfig, arms: Arms, terminal: cli.Terminal
+) -> dict[str, Any]:
+    """Test figures of a run as test_metrics.json holds them: read, or computed, saved and the opening logged."""
+    signature = sign(*((name, round_idx, arm) for name, (round_idx, arm) in arms.items()), run["adopted_round"])
+    saved = store.load_json(store.root / "test_metrics.json", signature)
+    if saved and _can_be_pooled(saved["arms"]):
+        return saved
+    from kmine.preflight import preflight
+
+    source = preflight(loop)
+    from kmine.runs import open_for_test
+
+    pool, model, how = open_for_test(loop, source, store)
+    terminal.start(f"{store.root.name}: test split", len(arms))
+    found = {}
+    for done, (name, (round_idx, arm)) in enumerate(arms.items(), start=1):
+        found[name] = _both_checkpoints(store, round_idx, arm, pool, model, how)
+        terminal.advance(done)
+    terminal.stop()
+    opened = [*run.get("test_opened", []), datetime.now(timezone.utc).isoformat(timespec="seconds")]
+    store.update_run(test_opened=opened)
+    value = {"num_parameters": sum(p.numel() for p in model.parameters()), "arms": found}
+    store.save_json(store.root / "test_metrics.json", value, signature)
+    return store.load_json(store.root / "test_metrics.json", signature) or value
+
+
+def _can_be_pooled(arms: Mapping[str, Any]) -> bool:
+    """Whether slices have what makes a volume of them: figures written before counts were kept are computed anew."""
+    cases = [case for arm in arms.values() for metrics in arm.values() for case in metrics["cases"]]
+    return all(case.get("counts") or volume_of(case["sample_id"]) is None for case in cases)
 
 
 def _both_checkpoints(
@@ -139,65 +315,50 @@ def _both_checkpoints(
     return out
 
 
-def _refuse_mixtures(names: Sequence[str], found: Sequence[dict[str, Any]]) -> None:
-    def key(run: dict[str, Any]) -> tuple[Any, ...]:
-        return run["fingerprint"], tuple(c["sample_id"] for c in run["arms"][ROUND_0]["chosen"]["cases"])
-
-    for name, run in zip(names, found, strict=True):
-        if key(run) != key(found[0]) or run["arms"].keys() != found[0]["arms"].keys():
-            raise UserError(f"{name} and {names[0]} differ in data, test split or arms; compare them one at a time")
+def _metrics(value: Mapping[str, Any]) -> Metrics:
+    """Metrics as JSON holds them."""
+    return summarise(CaseMetrics(**{k: NAN if v is None else v for k, v in case.items()}) for case in value["cases"])
 
 
-def markdown(runs: Sequence[dict[str, Any]], segmenter: str) -> str:
-    """The table of one experiment: mean over cases and seeds, sd over seeds, paired difference to the baseline."""
-    names = list(runs[0])
-    baseline = BASELINE if BASELINE in names else ROUND_0
-    num_cases = len(runs[0][ROUND_0]["chosen"]["cases"])
-    lines = [
-        f"Test split: {num_cases} images, {len(runs)} seed(s), segmenter {segmenter}. Mean per-image Dice of the",
-        "checkpoint chosen on validation, that of the last step beside it; the difference is paired, with a 95 %",
-        f"bootstrap interval over images and seeds, to *{baseline}*.",
-        "",
-        "| method | Dice | sd over seeds | Dice, last step | IoU | HD95 (px or mm) | missed | difference in Dice |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name in names:
-        label = f"{name} ({segmenter})" if name == MINING else name
-        difference = _difference_text(runs, baseline, name) if name != baseline else "–"
-        lines.append("| " + " | ".join([label, *_figures([run[name] for run in runs]), difference]) + " |")
-    return "\n".join(lines) + "\n"
+def _cost(found: _Run, store: RunStore, method: str, round_idx: int, arm: str, num_parameters: int | None) -> Cost:
+    """Of a cell what the sweep measured; of an arm of kmine.loop what its rounds took.
+
+    Peak memory was measured of the whole run, where mining takes most: it stands there alone.
+    """
+    parameters = NAN if num_parameters is None else float(num_parameters)
+    if found.row is not None:
+        cells = {name: _number(found.row.get(name)) for name in ("seconds", "peak_memory_mb", "num_parameters")}
+        known = cells["num_parameters"] == cells["num_parameters"]
+        return Cost(**(cells | ({} if known else {"num_parameters": parameters})))
+    memory = float(found.run.get("peak_memory_mb") or NAN) if method == MINING else NAN
+    return Cost(_seconds(store, method, arm), memory, parameters)
 
 
-def _figures(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Dice, its sd over runs, Dice of the last step, IoU, HD95, missed: each a mean over runs."""
-
-    def mean(checkpoint: str, figure: str) -> float:
-        return float(np.mean([run[checkpoint][figure] for run in runs]))
-
-    sd = f"{np.std([r['chosen']['dice'] for r in runs], ddof=1):.3f}" if len(runs) > 1 else "–"
-    head = [f"{mean('chosen', 'dice'):.3f}", sd, f"{mean('final', 'dice'):.3f}", f"{mean('chosen', 'iou'):.3f}"]
-    return [*head, f"{mean('chosen', 'hd95'):.1f}", f"{mean('chosen', 'num_missed'):.1f}"]
+def _seconds(store: RunStore, method: str, arm: str) -> float:
+    """Of all rounds that an arm trained, those included that were refused; of round 0 its own."""
+    folders = [store.round_dir(0)]
+    if method != ROUND_0:
+        folders += sorted((store.root / ("supervised" if method == BASELINE else arm)).glob("round_*"))
+    metrics = [store.read_json(folder / "metrics.json") or {} for folder in dict.fromkeys(folders)]
+    return float(sum(sum(m.get("seconds", {}).values()) for m in metrics)) if all(metrics) else NAN
 
 
-def _difference_text(runs: Sequence[dict[str, Any]], baseline: str, name: str) -> str:
-    found: Paired = paired_difference(_dice(runs, baseline), _dice(runs, name), seed=0)
-    verdict = "" if found.low > 0 or found.high < 0 else "; no difference shown"
-    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]{verdict}"
+def _number(text: str | None) -> float:
+    try:
+        return float(text) if text else NAN
+    except ValueError:
+        return NAN
 
 
-def _dice(runs: Sequence[dict[str, Any]], name: str) -> NDArray[np.float64]:
-    """(R, N) Dice; NaN where a case has none."""
-    rows = [[c["dice"] for c in run[name]["chosen"]["cases"]] for run in runs]
-    return np.array([[np.nan if v is None else v for v in row] for row in rows], float)
-
-
-def _cases(cfg: CompareConfig, found: Sequence[dict[str, Any]]) -> list[list[Any]]:
+def _cases(results: Sequence[Result]) -> list[list[Any]]:
+    """One row an image, method and checkpoint; empty cells where there is no number."""
     return [
-        [run, arm, checkpoint, *(case[k] for k in ("sample_id", "dice", "iou", "hd95", "num_missed"))]
-        for run, entry in zip(cfg.runs, found, strict=True)
-        for arm, checkpoints in entry["arms"].items()
-        for checkpoint, metrics in checkpoints.items()
-        for case in metrics["cases"]
+        [result.run, result.method, checkpoint, case.sample_id]
+        + ["" if value != value else value for value in (case.dice, case.iou, case.hd95, case.num_missed)]
+        + [result.groups[case.sample_id], result.model, result.label_fraction, result.seed]
+        for result in results
+        for checkpoint, metrics in (("chosen", result.chosen), ("final", result.final))
+        for case in metrics.cases
     ]
 
 

@@ -266,6 +266,13 @@ class CaseMetrics:
     else in pixels."""
     num_missed: int
     """Foreground classes of the truth with an empty prediction."""
+    counts: tuple[tuple[int, int, int], ...] = ()
+    """Pixels of each foreground class: in both, in the prediction, in the truth; so that the slices of a volume can be
+    counted as one case. Empty in metrics that were written before these were kept."""
+
+    def __post_init__(self) -> None:
+        # JSON knows lists only; a case read back equals the one that was written.
+        object.__setattr__(self, "counts", tuple(tuple(int(n) for n in row) for row in self.counts))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ FLOORS = {
     "stages": 3,
     "methods": 4,
     **dict.fromkeys(("preparation", "cheap_check"), 4.2),
-    **dict.fromkeys(("check_report", "preflight", "runs", "summary"), 4.5),  # what the commands share
+    **dict.fromkeys(("check_report", "compare_table", "preflight", "runs", "summary"), 4.5),  # what the commands share
     **dict.fromkeys(("loop", "compare", "sweep", "audit", "predict", "check", "fetch", "weights", "__main__"), 5),
 }
 FREE_INSIDE = {"config", "data", "models", "segmenters", "report", "store", "preparation"}

@@ -1,17 +1,22 @@
-"""Metrics by hand: four pixels, misses, empties, millimetres; HD95 against a second implementation."""
+"""Metrics by hand: four pixels, misses, empties, millimetres; and against scikit-learn and plain definitions."""
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.ndimage import binary_erosion, distance_transform_edt
+from scipy.spatial.distance import cdist
+from sklearn.metrics import f1_score, jaccard_score
 
 from kmine import metrics
-from kmine.metrics import case_metrics, diagonal, hd95, summarise
+from kmine.metrics import case_metrics, diagonal, hd95, pool_cases, summarise
+from kmine.records import CaseMetrics
 
 
 def ids(*rows: list[int]) -> np.ndarray:
@@ -87,20 +92,101 @@ def test_hd95_of_shifted_squares_is_the_shift_in_pixels_or_millimetres():
     assert diagonal((30, 40), (2.0, 1.0)) == pytest.approx(math.hypot(60, 40))
 
 
-def reference_hd95(a: np.ndarray, b: np.ndarray) -> float:
+def brute_hd95(a: np.ndarray, b: np.ndarray, spacing: tuple[float, float]) -> float:
+    """By definition: pixels with a neighbour outside the mask (or the image), all distances, 95th percentiles."""
+
     def surface(mask):
-        return mask & ~binary_erosion(np.pad(mask, 1))[1:-1, 1:-1]
+        padded = np.pad(mask, 1)
+        inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        return np.argwhere(mask & ~inside) * np.array(spacing)
 
-    sa, sb = surface(a), surface(b)
-    forth, back = distance_transform_edt(~sb)[sa], distance_transform_edt(~sa)[sb]
-    return float(max(np.percentile(forth, 95), np.percentile(back, 95)))
+    apart = cdist(surface(a), surface(b))
+    return max(np.percentile(apart.min(axis=1), 95), np.percentile(apart.min(axis=0), 95))
 
 
-@given(hnp.arrays(bool, (9, 11)), hnp.arrays(bool, (9, 11)))
+SPACINGS = st.sampled_from([(1.0, 1.0), (0.7, 0.7), (2.5, 0.31), (0.001, 40.0)])
+
+
+@given(hnp.arrays(bool, (9, 11)), hnp.arrays(bool, (9, 11)), SPACINGS)
 @settings(max_examples=60, deadline=None)
-def test_hd95_agrees_with_distance_transforms(a, b):
+def test_hd95_agrees_with_its_definition(a, b, spacing):
     if a.any() and b.any():
-        assert hd95(a, b) == pytest.approx(reference_hd95(a, b), abs=1e-5)
+        assert hd95(a, b, spacing) == pytest.approx(brute_hd95(a, b, spacing), rel=1e-6, abs=1e-6)
+
+
+def disc(shape: tuple[int, int], centre: tuple[float, float], radius: float) -> np.ndarray:
+    rows, cols = np.indices(shape)
+    return np.hypot(rows - centre[0], cols - centre[1]) <= radius
+
+
+LARGE = {
+    "apart": (disc((90, 120), (30, 30), 17), disc((90, 120), (55, 84), 23)),
+    "inside": (disc((90, 120), (45, 60), 8), disc((90, 120), (40, 60), 39)),
+    "at the border": (disc((90, 120), (0, 0), 20), disc((90, 120), (89, 119), 11)),
+    "all of it": (np.ones((90, 120), bool), disc((90, 120), (45, 119), 30)),
+    "one pixel": (disc((90, 120), (0, 119), 0), disc((90, 120), (60, 20), 25)),
+    "two single pixels": (disc((90, 120), (0, 0), 0), disc((90, 120), (89, 119), 0)),
+    "in pieces": (disc((90, 120), (20, 20), 9) | disc((90, 120), (70, 100), 3), disc((90, 120), (22, 20), 9)),
+}
+
+
+@pytest.mark.parametrize("spacing", [None, (2.5, 0.31)])
+@pytest.mark.parametrize("name", LARGE)
+def test_hd95_agrees_with_its_definition_on_lesions_of_real_size(name, spacing):
+    a, b = LARGE[name]
+    expected = brute_hd95(a, b, spacing or (1.0, 1.0))
+    assert hd95(a, b, spacing) == pytest.approx(expected, rel=1e-6) == hd95(b, a, spacing)
+
+
+@pytest.mark.parametrize("spacing", [None, (2.5, 0.31)])
+def test_hd95_of_nothing(spacing):
+    nothing, something = np.zeros((30, 40), bool), disc((30, 40), (0, 0), 3)
+    assert math.isnan(hd95(nothing, nothing, spacing))
+    row, col = spacing or (1, 1)
+    far = pytest.approx(math.hypot(30 * row, 40 * col))
+    assert hd95(nothing, something, spacing) == far == hd95(something, nothing, spacing)
+
+
+@given(hnp.arrays(np.uint8, (7, 8), elements=st.sampled_from([0, 1, 2, 255])), hnp.arrays(bool, (7, 8)), st.data())
+@settings(max_examples=60, deadline=None)
+def test_dice_and_iou_agree_with_scikit_learn(truth, wrong, data):
+    pred = np.where(wrong, data.draw(st.integers(0, 2)), np.where(truth == 255, 1, truth)).astype(np.uint8)
+    case, seen = case_metrics("a", pred, truth, 3, with_hd95=False), truth != 255
+    present = [c for c in (1, 2) if ((pred == c) & seen).any() or (truth == c).any()]
+    if not present:
+        assert math.isnan(case.dice) and math.isnan(case.iou)
+        return
+    how = {"labels": present, "average": "macro", "zero_division": 0.0}
+    assert case.dice == pytest.approx(f1_score(truth[seen], pred[seen], **how))
+    assert case.iou == pytest.approx(jaccard_score(truth[seen], pred[seen], **how))
+
+
+def test_a_volume_is_counted_as_one_case():
+    truth, pred = np.zeros((2, 3, 4, 4), np.uint8)
+    truth[0], pred[0] = 1, 1  # 16 of 16
+    truth[1, 0] = 1  # 4 missed in this slice
+    pred[2, 0, :2] = 1  # 2 false alarms
+    slices = [case_metrics(str(n), pred[n], truth[n], 2) for n in range(3)]
+    assert [case.counts for case in slices] == [((16, 16, 16),), ((0, 0, 4),), ((0, 2, 0),)]
+    volume = pool_cases("v", slices)
+    assert volume.dice == pytest.approx(2 * 16 / (18 + 20)) and volume.iou == pytest.approx(16 / 22)
+    assert (volume.num_missed, volume.counts) == (0, ((16, 18, 20),)), "the lesion was found, if not in every slice"
+    assert volume.hd95 == pytest.approx(np.mean([0, math.hypot(4, 4), math.hypot(4, 4)]))
+    assert volume.dice == case_metrics("v", pred.reshape(12, 4), truth.reshape(12, 4), 2).dice
+    assert pool_cases("w", slices[1:2]).num_missed == 1
+
+
+def test_a_volume_needs_the_counts_of_all_its_slices():
+    case = case_metrics("a", ids([1, 1]), ids([1, 0]), 2)
+    old = CaseMetrics("b", 1.0, 1.0, 0.0, 0)
+    for parts in ([case, old], [], [case, case_metrics("c", ids([1]), ids([1]), 3)]):
+        with pytest.raises(ValueError, match="counts"):
+            pool_cases("v", parts)
+
+
+def test_a_case_read_back_from_json_equals_itself():
+    case = case_metrics("a", ids([1, 2]), ids([1, 0]), 3)
+    assert CaseMetrics(**json.loads(json.dumps(asdict(case)))) == case
 
 
 def test_shapes_must_agree():

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from kmine.report.comparison import Comparison, ComparisonRow
 from kmine.report.html import write_report
 from kmine.report.inputs import CATEGORIES, Calibrated, Category, GalleryItem, Report, RoundRow
 from kmine.report.table import render_table
 
-__all__ = ["CATEGORIES", "Calibrated", "Category", "GalleryItem", "Report", "RoundRow", "render_table", "write_report"]
+__all__ = [
+    "CATEGORIES",
+    "Calibrated",
+    "Category",
+    "Comparison",
+    "ComparisonRow",
+    "GalleryItem",
+    "Report",
+    "RoundRow",
+    "render_table",
+    "write_report",
+]

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from kmine.report.figures import coverage_chart, dice_chart, reasons_chart, reli
 from kmine.report.inputs import CATEGORIES, Report, RoundRow
 from kmine.report.panels import panels
 from kmine.report.table import columns, number
+
+if TYPE_CHECKING:
+    import jinja2
 
 _HEADINGS = {
     "best": ("Most trusted", "kept, with the highest scores"),
@@ -34,25 +37,34 @@ def write_report(path: Path, report: Report) -> None:
         temp.unlink(missing_ok=True)
 
 
-def render_html(report: Report) -> str:
-    """Return the page; everything that comes from the report is escaped."""
+def environment() -> jinja2.Environment:
+    """What renders the templates of this folder: text is escaped, a value that is missing is an error."""
     import jinja2
 
-    environment = jinja2.Environment(
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
-    return environment.get_template("report.jinja").render(
-        report=report,
-        verdict=verdict(report),
-        columns=columns(report.rounds, report.segmenter),
-        charts=_charts(report),
-        gallery=_gallery(report),
-        refused=[row.round_idx for row in report.rounds if not row.adopted],
+    found.filters["number"] = number
+    return found
+
+
+def render_html(report: Report) -> str:
+    """Return the page; everything that comes from the report is escaped."""
+    return (
+        environment()
+        .get_template("report.jinja")
+        .render(
+            report=report,
+            verdict=verdict(report),
+            columns=columns(report.rounds, report.segmenter),
+            charts=_charts(report),
+            gallery=_gallery(report),
+            refused=[row.round_idx for row in report.rounds if not row.adopted],
+        )
     )
 
 

@@ -1,0 +1,193 @@
+"""The table of methods on the test split, as Markdown, LaTeX, HTML and tidy rows: its columns are decided here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+
+from kmine.report.html import environment
+from kmine.report.table import DASH, duration, number
+
+NAN = float("nan")
+ALPHA = 0.05
+"""A difference is one whose interval leaves out 0 and whose corrected p is below this."""
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One method at one number of labels. A float is NaN where there is no number."""
+
+    method: str
+    model: str
+    label_fraction: float
+    num_labeled: int | None
+    seeds: tuple[int, ...]
+    dice: float
+    """Mean over cases and seeds, of the checkpoint chosen on validation; so are `iou`, `hd95` and `num_missed`."""
+    dice_sd: float
+    """Standard deviation over seeds."""
+    dice_final: float
+    """Of the last step's checkpoint."""
+    iou: float
+    hd95: float
+    num_missed: float
+    is_baseline: bool = False
+    difference: float = NAN
+    """Mean paired difference in Dice to the baseline."""
+    low: float = NAN
+    """Lower end of its 95 % interval."""
+    high: float = NAN
+    p_value: float = NAN
+    p_holm: float = NAN
+    """Corrected over all comparisons of the table."""
+    num_pairs: int = 0
+    """Pairs of an image (or volume) and a seed that the difference rests on."""
+    seconds: float = NAN
+    """Of training and mining, mean over seeds."""
+    peak_memory_mb: float = NAN
+    num_parameters: float = NAN
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether a difference to the baseline is shown."""
+        return (self.low > 0 or self.high < 0) and self.p_holm < ALPHA
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table and what must be said with it."""
+
+    rows: Sequence[ComparisonRow]
+    baseline: str
+    segmenter: str
+    notes: Sequence[str]
+    """Plain sentences: of what, on what, compared how."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    heading: str
+    cell: Callable[[ComparisonRow], str]
+    numeric: bool = True
+
+
+def columns(table: Comparison) -> list[_Column]:
+    """What the table shows; what is the same in all rows, or known in none, is left out."""
+
+    def differ(name: str) -> bool:
+        return len({getattr(row, name) for row in table.rows}) > 1
+
+    def known(name: str) -> bool:
+        return any(math.isfinite(getattr(row, name)) for row in table.rows)
+
+    return [
+        *([_Column("model", lambda row: row.model, False)] if differ("model") else []),
+        *([_Column("labels", _labels)] if differ("label_fraction") else []),
+        _Column("method", lambda row: row.method, False),
+        *([_Column("seeds", lambda row: str(len(row.seeds)))] if differ("seeds") else []),
+        _Column("Dice", lambda row: number(row.dice)),
+        _Column("sd over seeds", lambda row: number(row.dice_sd)),
+        _Column("Dice, last step", lambda row: number(row.dice_final)),
+        _Column("IoU", lambda row: number(row.iou)),
+        _Column("HD95 (px or mm)", lambda row: number(row.hd95, 1)),
+        _Column("missed", lambda row: number(row.num_missed, 1)),
+        _Column("difference in Dice", _difference),
+        _Column("p, Holm", lambda row: _p(row.p_holm)),
+        *([_Column("time", lambda row: duration(row.seconds))] if known("seconds") else []),
+        *([_Column("peak MB", lambda row: number(row.peak_memory_mb, 0))] if known("peak_memory_mb") else []),
+        *([_Column("parameters", _millions)] if known("num_parameters") else []),
+    ]
+
+
+def _labels(row: ComparisonRow) -> str:
+    return f"{row.label_fraction:g}" + (f" ({row.num_labeled})" if row.num_labeled is not None else "")
+
+
+def _difference(row: ComparisonRow) -> str:
+    """`+0.021 [-0.003, +0.046]; no difference shown`; a dash for the baseline, and where nothing can be paired."""
+    if not math.isfinite(row.difference):
+        return DASH
+    interval = f" [{row.low:+.3f}, {row.high:+.3f}]" if math.isfinite(row.low) else ""
+    return f"{row.difference:+.3f}{interval}{'' if row.is_shown else '; no difference shown'}"
+
+
+def _p(value: float) -> str:
+    if not math.isfinite(value):
+        return DASH
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _millions(row: ComparisonRow) -> str:
+    return f"{row.num_parameters / 1e6:.2f} M" if math.isfinite(row.num_parameters) else DASH
+
+
+def _cells(table: Comparison) -> Iterator[list[str]]:
+    used = columns(table)
+    for row in table.rows:
+        yield [column.cell(row) for column in used]
+
+
+def markdown(table: Comparison) -> str:
+    """The notes, then the table."""
+    used = columns(table)
+    lines = [*table.notes, "", _line(column.heading for column in used), "|---" * len(used) + "|"]
+    return "\n".join([*lines, *(_line(text.replace("|", "\\|") for text in cells) for cells in _cells(table))]) + "\n"
+
+
+def _line(cells: Iterator[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    DASH: "--",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX prints as it is, in one line."""
+    return " ".join("".join(_LATEX.get(letter, letter) for letter in text).split())
+
+
+def latex(table: Comparison) -> str:
+    """A table environment for \\usepackage{booktabs}, the notes in its caption."""
+    used = columns(table)
+    lines = [
+        "% \\usepackage{booktabs}",
+        "\\begin{table}",
+        "\\centering",
+        f"\\caption{{{escape_latex(' '.join(table.notes))}}}",
+        f"\\begin{{tabular}}{{{''.join('r' if column.numeric else 'l' for column in used)}}}",
+        "\\toprule",
+        " & ".join(escape_latex(column.heading) for column in used) + r" \\",
+        "\\midrule",
+        *(" & ".join(escape_latex(text) for text in cells) + r" \\" for cells in _cells(table)),
+        "\\bottomrule",
+        "\\end{tabular}",
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def html(table: Comparison) -> str:
+    """A page that needs nothing but itself; everything that comes from the table is escaped."""
+    rows = [(row, cells) for row, cells in zip(table.rows, _cells(table), strict=True)]
+    return environment().get_template("comparison.jinja").render(table=table, columns=columns(table), rows=rows)
+
+
+def tidy(table: Comparison) -> tuple[list[str], list[list[object]]]:
+    """Header and one row a method and number of labels, unrounded; empty cells where there is no number."""
+    header = [field.name for field in fields(ComparisonRow)]
+    return [*header, "shown"], [[*map(_plain, astuple(row)), row.is_shown] for row in table.rows]
+
+
+def _plain(value: object) -> object:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
