@@ -138,7 +138,7 @@ def test_a_run_folder_holds_what_the_design_says(undisturbed):
     trained = ("model.safetensors", "model_final.safetensors", "metrics.json")
     mined = ("prompts.parquet", "decisions.parquet", "changes.json")
     assert found - masks == {
-        *("config.yaml", "run.json", "splits.csv", "results.csv", "report.html"),
+        *("config.yaml", "run.json", "splits.csv", "results.csv", "report.html", "calibration/calibration.json"),
         *(f"round_{n:02d}/{name}" for n in range(3) for name in trained),
         *(f"round_{n:02d}/{name}" for n in (1, 2) for name in mined),
     }
