@@ -18,6 +18,7 @@ FLOORS = {
     "stages": 3,
     "methods": 4,
     **dict.fromkeys(("preparation", "cheap_check"), 4.2),
+    "arms": 4.3,  # mining and self-training as a whole: a method, and the preparation that it takes
     **dict.fromkeys(("check_report", "compare_table", "preflight", "runs", "summary"), 4.5),  # what the commands share
     **dict.fromkeys(("loop", "compare", "sweep", "audit", "predict", "check", "fetch", "weights", "__main__"), 5),
 }
@@ -179,6 +180,7 @@ BROKEN = [
     ("kmine.summary", "from kmine.runs import open_task", "sibling"),
     ("kmine.methods.mining", "from kmine.runs import open_task", "upwards"),
     ("kmine.compare", "def f():\n    import kmine.loop", "sibling"),
+    ("kmine.methods.mining", "def f():\n    from kmine.arms import METHODS", "upwards"),
     ("kmine.__main__", "from kmine.loop import main", "at the top"),
     ("kmine.loop", "import kmine.newcomer", "no floor"),
     ("kmine.util", "", "no floor"),
@@ -220,6 +222,7 @@ SOUND = [
     ("kmine.methods.mining", "from kmine.methods import Task\nfrom . import train", False),
     ("kmine.methods.mining", "from kmine.stages import fit, infer\nimport kmine.store", False),
     ("kmine.loop", "from kmine.methods.mining import mine\nimport kmine\nimport json", False),
+    ("kmine.arms", "from kmine.preparation.calibration import calibrate\nfrom kmine.methods.mining import mine", False),
     ("kmine.__main__", "def main():\n    from kmine import loop\n    from kmine.cli import run", False),
     ("kmine.cli", "import jsonargparse", False),
     ("kmine.download", "import requests\nfrom kmine.records import UserError", False),

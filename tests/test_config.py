@@ -13,6 +13,7 @@ from kmine import config
 from kmine.config import (
     DataConfig,
     FitConfig,
+    FixmatchConfig,
     GateConfig,
     InferConfig,
     LoopConfig,
@@ -20,6 +21,7 @@ from kmine.config import (
     PromptsConfig,
     RefineConfig,
     SegmenterConfig,
+    TeacherConfig,
 )
 from kmine.records import UserError
 
@@ -89,6 +91,16 @@ OUT_OF_RANGE = [
     (GateConfig, "max_area_ratio", 1.0),
     (RefineConfig, "min_vote", 0.5),
     (RefineConfig, "min_vote", 1.1),
+    (TeacherConfig, "weight", -1.0),
+    (TeacherConfig, "weight", float("inf")),
+    (TeacherConfig, "ramp_up", 1.1),
+    (TeacherConfig, "decay", 0.0),
+    (TeacherConfig, "decay", 1.0),
+    (FixmatchConfig, "weight", -1.0),
+    (FixmatchConfig, "weight", float("nan")),
+    (FixmatchConfig, "threshold", 1.1),
+    (FixmatchConfig, "cutmix", -0.1),
+    (FixmatchConfig, "feature_perturbation", 1.0),
 ]
 
 

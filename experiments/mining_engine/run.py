@@ -34,21 +34,18 @@ from scipy.stats import spearmanr
 sys.path.insert(0, str(Path(__file__).parents[1]))  # experiments/ is no package
 from simulated_segmenter import Simulated
 
-from kmine import metrics
+from kmine import arms, metrics
 from kmine.cli import Terminal
 from kmine.config import DataConfig, FitConfig, GateConfig, LoopConfig, ModelConfig, PromptsConfig, SegmenterConfig
 from kmine.data.pool import Pool
 from kmine.masks import from_rle
-from kmine.methods import Task, new_model, score, train
+from kmine.methods import Task, train_rounds
 from kmine.methods.mining import mine
-from kmine.methods.supervised import supervised
 from kmine.preflight import preflight
-from kmine.preparation.adaptation import adapt_segmenter
 from kmine.preparation.calibration import calibrate
 from kmine.records import IGNORE_INDEX, Prompts, RoundResult
 from kmine.runs import open_cache, open_for_test, open_task
 from kmine.segmenters.base import Segmenter
-from kmine.segmenters.echo import Echo
 from kmine.stages.calibrate import true_dice
 from kmine.stages.infer import infer
 from kmine.statistics import paired_difference
@@ -153,15 +150,13 @@ Method = Callable[[Task, RunStore], Iterator[RoundResult]]
 
 
 def _method(arm: str, folder: Path, source: Any) -> Method:
-    if arm == "supervised":
-        return supervised
-    if arm.startswith("oracle"):
-        return lambda task, store: oracle(task, store, source, arm, folder)
-    if arm == "self_training":
-        return lambda task, store: _mine_with(Echo(), task, store)
+    if arm == "oracle":
+        return lambda task, store: arms.method(arm, _truth(task, source))(task, store)
+    if arm == "oracle_kept":
+        return lambda task, store: oracle_kept(task, store, _truth(task, source), folder)
     if arm == "simulated":
         return lambda task, store: _mine_with(_simulated(task, source), task, store)
-    return lambda task, store: mine(calibrate(adapt_segmenter(task, store), task.segmenter, store), store)
+    return arms.METHODS[arm.split("_")[0] if arm.startswith("mining") else arm]
 
 
 def _mine_with(segmenter: Segmenter, task: Task, store: RunStore) -> Iterator[RoundResult]:
@@ -172,27 +167,15 @@ def _simulated(task: Task, source: Any) -> Segmenter:
     return Simulated.from_pools([task.labeled, task.val, _truth(task, source)], SIMULATED_IOU, task.cfg.seed)
 
 
-def oracle(task: Task, store: RunStore, source: Any, arm: str, folder: Path) -> Iterator[RoundResult]:
-    """As mining, with true masks for pseudo masks, of all unlabeled images or of those that mining kept."""
-    truth = _truth(task, source)
-    model = new_model(task, store)
-    current = train(task, store, model, round_idx=0)
-    adopted = score(task, store, model, current, round_idx=0)
-    yield adopted
-    for round_idx in range(1, task.cfg.rounds + 1):
-        ids = truth.ids
-        if arm == "oracle_kept":
-            kept = pd.read_csv(folder / "mining-images.csv", dtype={"sample_id": str})
-            ids = list(kept[(kept["round"] == round_idx) & kept["in_training"]]["sample_id"])
-        if not ids:
-            return
-        how = {"start": current, "pseudo": truth.subset(ids), "pseudo_signature": f"truth of {len(ids)}"}
-        fitted = train(task, store, model, round_idx=round_idx, arm=arm, **how)
-        counts = {"num_pseudo": len(ids), "before": adopted, "arm": arm}
-        result = score(task, store, model, fitted, round_idx=round_idx, **counts)
-        yield result
-        if result.adopted:
-            current, adopted = fitted, result
+def oracle_kept(task: Task, store: RunStore, truth: Pool, folder: Path) -> Iterator[RoundResult]:
+    """As mining, with true masks for pseudo masks, of those images that mining kept in the same round."""
+    kept = pd.read_csv(folder / "mining-images.csv", dtype={"sample_id": str})
+
+    def how(round_idx: int) -> dict[str, Any] | None:
+        ids = list(kept[(kept["round"] == round_idx) & kept["in_training"]]["sample_id"])
+        return {"pseudo": truth.subset(ids), "pseudo_signature": f"truth of {len(ids)}"} if ids else None
+
+    return train_rounds(task, store, "oracle_kept", how)
 
 
 def _truth(task: Task, source: Any) -> Pool:

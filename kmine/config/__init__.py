@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from kmine.config.checks import require
 from kmine.config.data import COVID_CLASSES, DataConfig, PhantomKind
+from kmine.config.methods import FixmatchConfig, TeacherConfig
 from kmine.config.mining import AdaptConfig, GateConfig, PromptsConfig, RefineConfig, SegmenterConfig
 from kmine.config.model import ClassifierConfig, FitConfig, InferConfig, ModelConfig
 
@@ -19,6 +20,7 @@ __all__ = [
     "ClassifierConfig",
     "DataConfig",
     "FitConfig",
+    "FixmatchConfig",
     "GateConfig",
     "InferConfig",
     "LoopConfig",
@@ -27,6 +29,7 @@ __all__ = [
     "PromptsConfig",
     "RefineConfig",
     "SegmenterConfig",
+    "TeacherConfig",
 ]
 
 
@@ -60,6 +63,8 @@ class LoopConfig:
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    fixmatch: FixmatchConfig = field(default_factory=FixmatchConfig)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", self.model.resolved())

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import random
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,23 +25,26 @@ class Augment:
     """Weak to medium changes of place, colour and sharpness, determined by (image, mask, seed) alone.
 
     `strong`: colour and sharpness change much more, place as before. The strong view of UniMatch (arXiv 2208.09910), as
-    we read it, with noise added; nothing is erased, for what is erased may be the lesion.
+    we read it, with noise added; nothing is erased, for what is erased may be the lesion. `place_only`: neither changes
+    at all. With one seed all three put an image to the same place.
 
     Order of calls, threads and worker processes make no difference. Copies and pickles carry the settings only.
     """
 
-    def __init__(self, size: int, enabled: bool = True, strong: bool = False) -> None:
+    def __init__(self, size: int, enabled: bool = True, strong: bool = False, *, place_only: bool = False) -> None:
         """Take images of `size` x `size`; `enabled=False` hands them back as they came."""
+        assert not (strong and place_only)
         self.size = size
         self.enabled = enabled
         self.strong = strong
+        self.place_only = place_only
         self._pipeline: albumentations.Compose | None = None
         # The pipeline keeps its random state between drawing and applying: one call at a time.
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Augment], tuple[int, bool, bool]]:
+    def __reduce__(self) -> tuple[partial[Augment], tuple[int, bool, bool]]:
         """Rebuild from the settings: the pipeline is made anew where it is used."""
-        return Augment, (self.size, self.enabled, self.strong)
+        return partial(Augment, place_only=self.place_only), (self.size, self.enabled, self.strong)
 
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8], seed: int
@@ -63,7 +68,8 @@ class Augment:
             return image, mask
         with self._lock:
             if self._pipeline is None:
-                self._pipeline = _build(self.strong)
+                colours = list if self.place_only else _strong if self.strong else _medium
+                self._pipeline = _build(colours)
             # Compose.set_random_seed would hand every transform the same stream: those of equal probability would
             # then always strike together. One shared state keeps their draws independent.
             self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
@@ -77,8 +83,8 @@ class Augment:
                 raise ValueError(f"{name}: expected {shape} uint8, got {array.shape} {array.dtype}; resize it first")
 
 
-def _build(strong: bool) -> albumentations.Compose:
-    """Build the pipeline: the same changes of place, then medium or strong ones of colour and sharpness.
+def _build(colours: Callable[[], list[albumentations.BasicTransform]]) -> albumentations.Compose:
+    """Build the pipeline: changes of place, drawn first and so the same for all; then those of colour and sharpness.
 
     Keywords are those of albumentations 2.0: older names are ignored with no more than a warning.
     """
@@ -103,7 +109,7 @@ def _build(strong: bool) -> albumentations.Compose:
                 fill_mask=IGNORE_INDEX,
                 p=0.7,
             ),
-            *(_strong() if strong else _medium()),
+            *colours(),
         ]
     )
 

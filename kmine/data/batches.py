@@ -25,6 +25,20 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Views:
+    """U unlabeled images of side S, each put to one place and shown there twice. Of their masks nothing is known."""
+
+    weak: NDArray[np.uint8]
+    """(U, S, S, 3) RGB, colours and sharpness as they are."""
+    strong: NDArray[np.uint8]
+    """(U, S, S, 3) RGB, colours and sharpness changed; where asked for, with rectangles of one another."""
+    known: NDArray[np.bool_]
+    """(U, S, S), pixels of `weak` that lie inside the image."""
+    source: NDArray[np.int64]
+    """(U, S, S), number of the weak view that shows, at the same place, what `strong` shows; -1: outside an image."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """B training images of side S."""
 
@@ -36,6 +50,8 @@ class Batch:
     """(B,), or (B, S, S) where an image holds a piece of another one of other weight."""
     pseudo: NDArray[np.bool_] | None = None
     """(B,), which images have pseudo masks; None: none of them."""
+    views: Views | None = None
+    """Unlabeled images beside them; None: none."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +183,81 @@ class Batches(_Stream[Batch]):
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         seed = derive_seed(*self.keys, step, slot, sample_id)
         return augment(pool.image_small(sample_id), pool.mask_small(sample_id), seed)
+
+
+class ViewBatches(Batches):
+    """Labeled images and, where `Batches` has pseudo-labeled ones, unlabeled ones in two views; no mask is asked for.
+
+    As many are labeled as there, and they are the same ones; the unlabeled ones are gone through in shuffled epochs.
+
+    Args:
+        labeled: images with given masks.
+        unlabeled: images; a pool that withholds masks will do.
+        augment: of the labeled images.
+        strong: of the unlabeled ones' strong view; the weak view shares its changes of place.
+        batch_size, labeled_share, cutmix, seed, round_idx: as in `Batches`; `cutmix` mixes labeled images.
+        view_cutmix: probability of each strong view to get a rectangle of another one.
+
+    Raises:
+        UserError: the share leaves no place for unlabeled images, or there are none.
+    """
+
+    def __init__(
+        self,
+        labeled: Pool,
+        unlabeled: Pool,
+        augment: Augment,
+        *,
+        strong: Augment,
+        batch_size: int,
+        labeled_share: float,
+        cutmix: float = 0.0,
+        view_cutmix: float = 0.0,
+        seed: int,
+        round_idx: int,
+    ) -> None:
+        self.num_unlabeled = places_for_unlabeled(unlabeled, batch_size, labeled_share)
+        num_labeled = batch_size - self.num_unlabeled
+        mixing = cutmix if num_labeled > 1 else 0.0  # one image alone has nobody to mix with
+        how = {"batch_size": num_labeled, "labeled_share": 1.0, "seed": seed, "round_idx": round_idx}
+        super().__init__(labeled, None, augment, cutmix=mixing, **how)
+        self.unlabeled = unlabeled
+        self.weak = Augment(strong.size, strong.enabled, place_only=True)
+        self.strong = strong
+        self.view_cutmix = view_cutmix if self.num_unlabeled > 1 else 0.0
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of `step` (0, 1, ...)."""
+        return replace(super().__getitem__(step), views=self._views(step))
+
+    def _views(self, step: int) -> Views:
+        drawn = self._draw(self.unlabeled.ids, "unlabeled", step, self.num_unlabeled)
+        pairs = [self._seen(i, step, slot) for slot, i in enumerate(drawn, self.num_labeled)]
+        weak, strong, known = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
+        source = np.where(known, np.arange(len(drawn))[:, None, None], -1)
+        keys = (*self.keys, step, "cutmix of views")
+        mixed = cut_and_mix(Batch(strong, source, np.ones(len(drawn), np.float32)), self.view_cutmix, keys)
+        return Views(weak, mixed.images, known, mixed.masks)
+
+    def _seen(self, sample_id: str, step: int, slot: int) -> tuple[NDArray[np.uint8], ...]:
+        """Both views of an image, and which of its pixels lie inside it."""
+        image, seed = self.unlabeled.image_small(sample_id), derive_seed(*self.keys, step, slot, sample_id)
+        nothing = np.zeros(image.shape[:2], np.uint8)
+        weak, outside = self.weak(image, nothing, seed)
+        return weak, self.strong(image, nothing, seed)[0], outside == 0
+
+
+def places_for_unlabeled(unlabeled: Pool, batch_size: int, labeled_share: float) -> int:
+    """How many images of a batch are unlabeled ones; `UserError` where that is none."""
+    places = batch_size - max(1, round(labeled_share * batch_size))
+    if not len(unlabeled):
+        raise UserError("expected unlabeled images to learn from, got none; label fewer, or train on the labels alone")
+    if not places:
+        raise UserError(
+            f"fit.labeled_share: expected a share that leaves unlabeled images a place in a batch of {batch_size}, got "
+            f"{labeled_share}; lower it, or enlarge fit.batch_size"
+        )
+    return places
 
 
 def cut_and_mix(batch: Batch, probability: float, keys: tuple[int | str, ...]) -> Batch:

@@ -6,7 +6,8 @@ A method is one file with one signature, `(task, store) -> Iterator[RoundResult]
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from kmine.calibrator import Calibration
 from kmine.config import FitConfig, LoopConfig, ModelConfig
 from kmine.data.augment import Augment
-from kmine.data.batches import Batches, LabelBatches
+from kmine.data.batches import Batches, LabelBatches, ViewBatches
 from kmine.data.pool import Pool
 from kmine.metrics import case_metrics, summarise
 from kmine.models.local import LocalModel, build_model
@@ -24,7 +25,7 @@ from kmine.models.training import FitState
 from kmine.records import CaseMetrics, Metrics, RoundResult, derive_seed
 from kmine.segmenters.base import Segmenter
 from kmine.stages.evaluate import evaluate
-from kmine.stages.fit import fit
+from kmine.stages.fit import Consistency, fit
 from kmine.stages.infer import infer, predict_small
 from kmine.statistics import is_fall, paired_change
 from kmine.store import RunStore, sign
@@ -163,9 +164,10 @@ def train(
     start: Trained | None = None,
     pseudo: Pool | None = None,
     pseudo_signature: str = "",
+    consistency: Consistency | None = None,
     arm: str = "",
 ) -> Trained:
-    """Fit on the labels and, where given, the pseudo masks; read back if that was done before, resumed if half done.
+    """Fit on the labels and what is given beside them; read back if that was done before, resumed if half done.
 
     Args:
         task: labels, validation, settings.
@@ -175,14 +177,17 @@ def train(
         start: weights to continue from (its validation-selected checkpoint).
         pseudo: pool whose masks are the pseudo masks.
         pseudo_signature: of what made them.
+        consistency: what to make of the unlabeled images, without pseudo masks.
         arm: folder of the comparison this belongs to; empty for the loop.
     """
     folder = store.round_dir(round_idx, arm)
     cfg, steps = _schedule(task.cfg.fit if pseudo else task.cfg.fit.labels_alone(), round_idx)
+    if consistency:
+        cfg = replace(cfg, labeled_share=task.cfg.fit.labeled_share, ema_decay=consistency.ema_decay)
     settings = {k: v for k, v in asdict(cfg).items() if k not in ("num_workers", "steps", "round_steps", "round_lr")}
     origin = start.signature if start else ""
     model_settings = [asdict(task.cfg.model), *([asdict(task.cfg.classifier)] if task.cfg.model.name == "sks" else [])]
-    mined_from = (pseudo_signature, pseudo.weights if pseudo else {})
+    mined_from = (consistency.signature if consistency else pseudo_signature, pseudo.weights if pseudo else {})
     made_from = sign(task.signature, model_settings, settings, steps, round_idx, origin, mined_from)
     done = _read_trained(store, folder, made_from)
     if done:
@@ -194,10 +199,11 @@ def train(
     title = f"round {round_idx}{' ' + arm if arm else ''}: training"
     task.watcher.start(title, steps)
     saved = store.load_tensors(folder / "fit_state.safetensors", made_from)
-    with model.remembering(augmented=cfg.augment or cfg.cutmix > 0):
+    # The weak views, seen in eval mode, would crowd out the images of validation that are worth remembering.
+    with nullcontext() if consistency else model.remembering(augmented=cfg.augment or cfg.cutmix > 0):
         result = fit(
             model,
-            _batches(task, cfg, round_idx, pseudo),
+            _batches(task, cfg, round_idx, pseudo, consistency),
             cfg,
             steps=steps,
             fabric=task.fabric,
@@ -206,6 +212,7 @@ def train(
             resume=FitState.from_tensors(*saved) if saved else None,
             save=lambda state: _save_state(store, folder, state, made_from),
             progress=lambda done, loss, dice: task.watcher.advance(done, _training_text(loss, dice)),
+            ask=consistency.ask if consistency else None,
         )
     seconds = time.perf_counter() - began
     store.save_tensors(folder / "model_final.safetensors", result.final, made_from)
@@ -214,6 +221,28 @@ def train(
     store.save_tensors(folder / "model.safetensors", result.best, made_from, **about)
     (folder / "fit_state.safetensors").unlink(missing_ok=True)
     return Trained(made_from, result.best, result.final, seconds)
+
+
+def train_rounds(
+    task: Task, store: RunStore, arm: str, how: Callable[[int], dict[str, Any] | None] = lambda round_idx: {}
+) -> Iterator[RoundResult]:
+    """Round 0 as the loop has it, then `rounds` times `fit.round_steps` more, each from the last adopted round.
+
+    `how` says for a round what `train` is given beside the labels (`pseudo`, `consistency`); None ends it.
+    """
+    model = new_model(task, store)
+    current = train(task, store, model, round_idx=0)
+    adopted = score(task, store, model, current, round_idx=0)
+    yield adopted
+    for round_idx in range(1, task.cfg.rounds + 1):
+        if (given := how(round_idx)) is None:
+            return
+        fitted = train(task, store, model, round_idx=round_idx, start=current, arm=arm, **given)
+        num_pseudo = len(given.get("pseudo") or ())
+        result = score(task, store, model, fitted, round_idx=round_idx, num_pseudo=num_pseudo, before=adopted, arm=arm)
+        yield result
+        if result.adopted:
+            current, adopted = fitted, result
 
 
 def score(
@@ -312,20 +341,17 @@ def _schedule(cfg: FitConfig, round_idx: int) -> tuple[FitConfig, int]:
     return (cfg, cfg.steps) if round_idx == 0 else (replace(cfg, lr=cfg.round_lr), cfg.round_steps)
 
 
-def _batches(task: Task, cfg: FitConfig, round_idx: int, pseudo: Pool | None) -> Batches:
-    size = task.cfg.data.size
-    return Batches(
-        task.labeled,
-        pseudo,
-        Augment(size, cfg.augment),
-        pseudo_augment=Augment(size, cfg.augment, strong=True) if cfg.strong_augment else None,
-        batch_size=cfg.batch_size,
-        labeled_share=cfg.labeled_share,
-        max_empty_share=cfg.max_empty_share,
-        cutmix=cfg.cutmix,
-        seed=task.cfg.seed,
-        round_idx=round_idx,
-    )
+def _batches(
+    task: Task, cfg: FitConfig, round_idx: int, pseudo: Pool | None, consistency: Consistency | None
+) -> Batches:
+    plain, strong = (Augment(task.cfg.data.size, cfg.augment, strong=strong) for strong in (False, True))
+    how = {name: getattr(cfg, name) for name in ("batch_size", "labeled_share", "cutmix")}
+    how |= {"seed": task.cfg.seed, "round_idx": round_idx}
+    if consistency:
+        view = strong if consistency.strong else plain
+        return ViewBatches(task.labeled, task.unlabeled, plain, strong=view, view_cutmix=consistency.cutmix, **how)
+    how["max_empty_share"] = cfg.max_empty_share
+    return Batches(task.labeled, pseudo, plain, pseudo_augment=strong if cfg.strong_augment else None, **how)
 
 
 def _training_text(loss: float, score: float, name: str = "Dice") -> str:

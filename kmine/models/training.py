@@ -88,7 +88,7 @@ class FitResult:
 def train_steps(
     learner: Learner,
     batches: Stream[B],
-    loss_of: Callable[[nn.Module, B], Tensor],
+    loss_of: Callable[[nn.Module, Any], Tensor],
     cfg: FitConfig,
     *,
     steps: int,
@@ -98,6 +98,7 @@ def train_steps(
     resume: FitState | None = None,
     save: Callable[[FitState], None] | None = None,
     progress: Callable[[int, float, float], None] | None = None,
+    prepare: Callable[[nn.Module, B, int, Average | None], Any] | None = None,
 ) -> FitResult:
     """Train `learner` in place for `steps` steps of AdamW, linear warm-up and cosine decay.
 
@@ -117,6 +118,8 @@ def train_steps(
         resume: go on from here; the result equals that of an undisturbed training.
         save: called with the state after every validation but the last.
         progress: called every tenth step with (step, loss, last score).
+        prepare: called before each loss with (learner, put to eval, batch, step, average); `loss_of` is then given what
+            comes back in place of the batch. What the average, or the learner as it stands, has to say comes in here.
     """
     optimizer = torch.optim.AdamW(learner.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
     wrapped, optimizer = fabric.setup(learner, optimizer)
@@ -129,6 +132,9 @@ def train_steps(
     last_score = state.history[-1][2] if state.history else math.nan
     for step, batch in enumerate(batches.stream(state.step, steps, cfg.num_workers), start=state.step):
         torch.manual_seed((seed + step) % 2**63)
+        if prepare:
+            learner.eval()
+            batch = prepare(wrapped, batch, step, average)
         learner.train()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, cfg)

@@ -158,6 +158,21 @@ def test_the_strong_view_leaves_grey_images_grey_and_is_decided_by_the_seed():
     assert copy.strong and np.array_equal(copy(grey, nothing, 3)[0], one(grey, nothing, 3)[0])
 
 
+def test_place_alone_moves_like_the_others_and_leaves_every_colour(augment):
+    plain, strong = Augment(SIZE, place_only=True), Augment(SIZE, strong=True)
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[18:40, 12:30] = 1
+    image = np.full((SIZE, SIZE, 3), (200, 90, 60), np.uint8)
+    for seed in range(30):
+        seen, placed = plain(image, mask, seed)
+        for other in (augment, strong, pickle.loads(pickle.dumps(plain))):
+            np.testing.assert_array_equal(other(image, mask, seed)[1], placed)
+        known = placed != 255
+        colours = seen[known].reshape(-1, 3)
+        assert np.median(np.abs(colours.astype(int) - (200, 90, 60)).max(axis=1)) == 0, seed
+    assert pickle.loads(pickle.dumps(plain)).place_only and not pickle.loads(pickle.dumps(strong)).place_only
+
+
 def test_disabled_is_the_identity(pair):
     image, mask = Augment(SIZE, enabled=False)(*pair, 3)
     np.testing.assert_array_equal(image, pair[0])

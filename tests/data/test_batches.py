@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kmine.data.augment import Augment
-from kmine.data.batches import Batch, Batches, LabelBatches, cut_and_mix
-from kmine.records import UserError
+from kmine.data.batches import Batch, Batches, LabelBatches, ViewBatches, cut_and_mix
+from kmine.records import UserError, WithheldMaskError
 
 
 class FakePool:
@@ -290,3 +290,83 @@ def test_images_of_one_label_alone_teach_nothing():
         pool = LabeledPool(1, 5, 0)
         pool.ids = ("1", "5")
         LabelBatches([pool], Augment(8, enabled=False), batch_size=4, seed=0)
+
+
+# -- unlabeled images in two views
+
+
+class ClosedPool(FakePool):
+    """Images of noise around their number; their masks are nobody's."""
+
+    def image_small(self, sample_id: str) -> np.ndarray:
+        noise = np.random.default_rng(int(sample_id)).integers(0, 30, (32, 32, 3))
+        return (int(sample_id) + noise).astype(np.uint8)
+
+    def mask_small(self, sample_id: str) -> np.ndarray:
+        raise WithheldMaskError(sample_id)
+
+
+class OpenPool(ClosedPool):
+    def mask_small(self, sample_id: str) -> np.ndarray:
+        return np.ones((32, 32), np.uint8)
+
+
+def view_batches(seed=0, round_idx=1, batch_size=6, share=0.5, enabled=True, num_unlabeled=7, **more) -> ViewBatches:
+    augment, strong = Augment(32, enabled), Augment(32, enabled, strong=enabled)
+    how = {"batch_size": batch_size, "labeled_share": share, "seed": seed, "round_idx": round_idx}
+    return ViewBatches(OpenPool(1, 5, 1), ClosedPool(100, num_unlabeled, 0), augment, strong=strong, **how, **more)
+
+
+def same_views(a: Batch, b: Batch) -> bool:
+    names = ("weak", "strong", "known", "source")
+    return all(np.array_equal(getattr(a.views, name), getattr(b.views, name)) for name in names)
+
+
+def test_beside_unlabeled_images_stand_the_labeled_ones_that_stand_beside_pseudo_labeled_ones():
+    how = {"batch_size": 6, "labeled_share": 0.5, "seed": 0, "round_idx": 1}
+    mixed = Batches(OpenPool(1, 5, 1), OpenPool(100, 7, 0), Augment(32), **how)
+    for step in range(4):
+        seen, ours = view_batches()[step], mixed[step]
+        assert np.array_equal(seen.images, ours.images[:3]) and np.array_equal(seen.masks, ours.masks[:3])
+        assert len(seen.weights) == 3 and not seen.pseudo.any()
+        assert seen.views.weak.shape == seen.views.strong.shape == (3, 32, 32, 3)
+
+
+def test_both_views_show_one_place_and_what_lies_outside_is_known_by_neither():
+    drawn = [view_batches()[step].views for step in range(6)]
+    assert any((views.weak != views.strong).any() for views in drawn)
+    assert any(not views.known.all() for views in drawn)
+    for views in drawn:
+        own = np.arange(3)[:, None, None]
+        assert np.array_equal(views.source, np.where(views.known, own, -1))
+    views = view_batches(enabled=False)[0].views
+    assert np.array_equal(views.weak, views.strong) and views.known.all()
+
+
+def test_a_mixed_strong_view_says_which_weak_view_shows_its_pixels():
+    views = view_batches(enabled=False, view_cutmix=1.0)[0].views
+    assert all(len(np.unique(source)) == 2 for source in views.source)
+    rows, columns = np.indices((32, 32))
+    for strong, source in zip(views.strong, views.source, strict=True):
+        assert np.array_equal(strong, views.weak[source, rows, columns])
+    assert view_batches(batch_size=2, view_cutmix=1.0, cutmix=1.0)[0].views.source.max() == 0, "nobody to mix with"
+
+
+def test_views_are_a_function_of_seed_round_and_step():
+    made = {"view_cutmix": 0.5}
+    whole = list(view_batches(**made).stream(0, 6, 0))
+    assert all(map(same_views, view_batches(**made).stream(3, 6, 2), whole[3:]))
+    for other in ({"seed": 1}, {"round_idx": 2}):
+        assert not same_views(view_batches(**made, **other)[0], whole[0])
+
+
+def test_every_unlabeled_image_is_seen_equally_often():
+    made = view_batches(enabled=False)
+    seen = Counter(views.weak[n].tobytes() for step in range(14) for views in [made[step].views] for n in range(3))
+    assert sorted(seen.values()) == [6] * 7
+
+
+@pytest.mark.parametrize(("changed", "said"), [({"share": 1.0}, "fit.labeled_share"), ({"num_unlabeled": 0}, "none")])
+def test_a_batch_without_room_for_unlabeled_images_is_refused(changed, said):
+    with pytest.raises(UserError, match=said):
+        view_batches(**changed)

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from kmine.config import FitConfig
-from kmine.data.batches import Batch
+from kmine.data.batches import Batch, Views
 from kmine.models.local import LocalModel
 from kmine.models.training import Average, FitState, learning_rate
-from kmine.stages.fit import fit, make_fabric
+from kmine.stages.fit import Asked, fit, make_fabric
 
 CFG = FitConfig(batch_size=4, lr=0.02, val_every=4)
 
@@ -186,3 +186,81 @@ def test_perturbed_features_are_asked_for_pseudo_labeled_images_in_training_alon
     cfg = replace(CFG, feature_perturbation=0.3)
     fit(model, Mixed(), cfg, steps=2, fabric=make_fabric("cpu", "auto"), seed=3, validate=accuracy)
     assert asked == [(None, 0.3, True), ([False, True, True, False], 0.3, True)]
+
+
+# -- unlabeled images beside the labeled ones
+
+
+class BesideBars(Bars):
+    """The same, with two unlabeled images."""
+
+    def __getitem__(self, step: int) -> Batch:
+        other = super().__getitem__(step + 500).images[:2]
+        known = np.ones((2, 8, 8), bool)
+        return replace(super().__getitem__(step), views=Views(other, other, known, np.zeros((2, 8, 8), np.int64)))
+
+
+def with_unlabeled(ask, cfg=CFG, steps=24, model=None, **more):
+    model = model or network()
+    how = {"steps": steps, "fabric": make_fabric("cpu", "auto"), "seed": 3, "validate": accuracy}
+    return model, fit(model, BesideBars(), cfg, ask=ask, **how, **more)
+
+
+def agree(net, seen, step, average):
+    """To be what the average is."""
+    with average.in_place():
+        taught = net(seen.weak).softmax(1)
+    return Asked(seen.strong, lambda logits: (logits.softmax(1) - taught).square().mean())
+
+
+def test_the_teacher_is_the_average_of_the_weights_by_hand():
+    """Before step 0 it is the start; after step 0 a tenth of it is left, after step 1 two elevenths of what was."""
+    own, taught = [], []
+
+    def ask(net, seen, step, average):
+        assert not model.training and not torch.is_grad_enabled()
+        own.append(model.net[0].weight.detach().clone())
+        with average.in_place():
+            taught.append(model.net[0].weight.detach().clone())
+        assert torch.equal(model.net[0].weight, own[-1])
+        return Asked(seen.strong, lambda logits: 0 * logits.sum())
+
+    model = network()
+    with_unlabeled(ask, replace(CFG, ema_decay=0.99), steps=3, model=model)
+    assert torch.equal(taught[0], own[0])
+    once = own[0] / 10 + own[1] * 9 / 10
+    torch.testing.assert_close(taught[1], once)
+    torch.testing.assert_close(taught[2], once * 2 / 11 + own[2] * 9 / 11)
+
+
+def test_a_training_with_a_teacher_stopped_anywhere_goes_on_bit_for_bit():
+    model, whole = with_unlabeled(agree, AVERAGED)
+    states: list[FitState] = []
+    with_unlabeled(agree, AVERAGED, save=lambda state: states.append(FitState.from_tensors(*state.to_tensors())))
+    assert len(states) == 5
+    for state in states:
+        resumed_model, resumed = with_unlabeled(agree, AVERAGED, resume=state)
+        assert same(whole.final, resumed.final) and same(whole.best, resumed.best)
+        assert same(model.state_dict(), resumed_model.state_dict()) and whole.history == resumed.history
+    assert not same(whole.final, train(cfg=AVERAGED)[1].final)
+
+
+def test_what_is_asked_is_seen_once_beside_the_labels_and_is_no_label():
+    """The logits that come back are those of what was asked; ignoring them leaves the loss on the labels."""
+    shapes, rates = [], []
+
+    class Watching(LocalModel):
+        def perturbing(self, images, rate):
+            rates.append((None if images is None else images.tolist(), rate))
+            return super().perturbing(None, rate)
+
+    def ask(net, seen, step, average):
+        assert average is None
+        perturbed = torch.tensor([False, True])
+        return Asked(seen.strong, lambda logits: shapes.append(logits.shape) or 0 * logits.sum(), perturbed, 0.4)
+
+    model = Watching(network().net, 2, 1, "half")
+    _, result = with_unlabeled(ask, steps=1, model=model)
+    assert shapes == [(2, 2, 8, 8)] and rates == [([False] * 5 + [True], 0.4)]
+    heavy = with_unlabeled(lambda *given: Asked(given[1].strong, lambda logits: 7 + 0 * logits.sum()), steps=1)[1]
+    assert heavy.history[0][1] == pytest.approx(result.history[0][1] + 7, rel=1e-5), "the same draws, 7 more"

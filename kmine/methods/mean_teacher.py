@@ -1,0 +1,71 @@
+"""Mean teacher (Tarvainen and Valpola 2017, arXiv 1703.01780): agree with the running average of yourself.
+
+Letters: U unlabeled images, K classes, H, W.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from torch import Tensor, nn
+
+from kmine.config import TeacherConfig
+from kmine.data.batches import places_for_unlabeled
+from kmine.methods import Task, train_rounds
+from kmine.models.training import Average
+from kmine.records import RoundResult
+from kmine.stages.fit import Ask, Asked, Consistency, SeenTwice
+from kmine.store import RunStore, sign
+
+ARM = "mean_teacher"
+
+
+def mean_teacher(task: Task, store: RunStore) -> Iterator[RoundResult]:
+    """Round 0 as the loop has it, then as many rounds and steps on the labels and on agreement with the teacher.
+
+    The teacher is the running average of the model's weights in this round, put to eval; it sees each unlabeled image
+    at the same place, in unchanged colours. It is what is validated, chosen and kept, as in the paper. No mask, no
+    pseudo mask and no image-level label of an unlabeled image is looked at. With weight 0 none takes part.
+
+    Raises:
+        UserError: there is no place for unlabeled images in a batch (`fit.labeled_share`).
+    """
+    cfg = task.cfg.teacher
+    if cfg.weight:
+        places_for_unlabeled(task.unlabeled, task.cfg.fit.batch_size, task.cfg.fit.labeled_share)
+    made_by = sign(ARM, asdict(cfg))
+    consistency = Consistency(made_by, asking(cfg, task.cfg.fit.round_steps), ema_decay=cfg.decay)
+    return train_rounds(task, store, ARM, lambda _: {"consistency": consistency} if cfg.weight else {})
+
+
+def asking(cfg: TeacherConfig, steps: int) -> Ask:
+    """What a model is asked in a round of `steps` steps: to say what its average says."""
+
+    def ask(net: nn.Module, seen: SeenTwice, step: int, average: Average | None) -> Asked:
+        assert average is not None, "a mean teacher needs a running average"
+        with average.in_place():
+            taught = net(seen.weak).float().softmax(dim=1)
+        weight = cfg.weight * ramp_up(step, cfg.ramp_up * steps)
+        return Asked(seen.strong, lambda logits: weight * squared_difference(logits, taught, seen.known))
+
+    return ask
+
+
+def ramp_up(step: int, length: float) -> float:
+    """exp(-5 (1 - t)^2), where t rises from 0 to 1 in `length` steps; 1 ever after."""
+    t = min(1.0, step / length) if length else 1.0
+    return math.exp(-5 * (1 - t) ** 2)
+
+
+def squared_difference(logits: Tensor, taught: Tensor, known: Tensor) -> Tensor:
+    """Mean over known pixels and classes of the squared difference in probability.
+
+    Args:
+        logits: (U, K, H, W) of the model.
+        taught: (U, K, H, W) probabilities of the teacher.
+        known: (U, H, W) bool, pixels inside an image.
+    """
+    gap = (logits.float().softmax(dim=1) - taught).square().mean(dim=1)
+    return (gap * known).sum() / known.sum().clamp_min(1)

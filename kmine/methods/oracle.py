@@ -1,0 +1,43 @@
+"""The ceiling: what the loop would come to if every pseudo mask were the true one. No method: it knows the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from kmine.data.pool import Pool
+from kmine.methods import Task, train_rounds
+from kmine.records import RoundResult
+from kmine.store import RunStore, sign
+
+ARM = "oracle"
+MARK = "true masks of the unlabeled images; "
+
+
+def oracle(task: Task, store: RunStore, truth: Pool) -> Iterator[RoundResult]:
+    """The rounds of mining with true masks for pseudo masks. **Sees masks that every other method is denied.**
+
+    The reason in the result of every round after round 0 says so.
+
+    Args:
+        task: as for every method; its unlabeled pool stays closed.
+        store: where artifacts go, in the arm `oracle`.
+        truth: the unlabeled images, or some of them, opened with their true masks. A `Task` does not have it: who
+            calls opens it, for this alone.
+
+    Raises:
+        WithheldMaskError: `truth` withholds its masks.
+        ValueError: it is empty, or has images of another split.
+    """
+    others = set(truth.ids) - set(task.unlabeled.ids)
+    if others or not len(truth):
+        raise ValueError(f"expected true masks of unlabeled images, got {len(truth)}, {len(others)} of another split")
+    truth.mask_small(truth.ids[0])  # a closed pool is refused now, not after round 0
+    return _rounds(task, store, truth)
+
+
+def _rounds(task: Task, store: RunStore, truth: Pool) -> Iterator[RoundResult]:
+    whole = truth.ids == task.unlabeled.ids
+    made_by = f"truth of {len(truth)}" if whole else sign("truth", truth.ids)
+    for result in train_rounds(task, store, ARM, lambda _: {"pseudo": truth, "pseudo_signature": made_by}):
+        yield replace(result, reason=MARK + result.reason) if result.round_idx else result
