@@ -2,7 +2,7 @@
 
     python experiments/mining_engine/run.py OUT --set kvasir --data.root FOLDER --weights MOBILENET_V2 --labels 30 60 \\
         --seeds 0 1 2 3 4
-    python experiments/mining_engine/run.py OUT --table
+    python experiments/mining_engine/run.py OUT --table     # also writes OUT/results.csv
 
 A cell is (set, labels, seed): round 0, the models of the parts and the adapted segmenter are made once and shared by
 its arms. Every arm then spends the same optimizer steps. OUT/CELL/ARM.csv holds Dice on validation and test of the last
@@ -259,6 +259,19 @@ def tables(out: Path) -> str:
     return "\n".join([*lines, "", *quality])
 
 
+def results(out: Path) -> pd.DataFrame:
+    """One row an arm of a cell: mean Dice on validation and test, of the chosen checkpoint and of the last step."""
+    rows = []
+    for path in sorted(path for path in out.glob("*-*-*/*.csv") if path.stem in ARMS):
+        part, labels, seed = path.parent.name.split("-")
+        frame = pd.read_csv(path)
+        means = frame.groupby(["split", "checkpoint"])["dice"].mean()
+        dice = {f"{split}_dice_{checkpoint}": round(value, 4) for (split, checkpoint), value in means.items()}
+        about = {name: int(frame[name].iloc[0]) for name in ("labeled", "unlabeled", "adopted_round")}
+        rows.append({"set": part, "groups": labels, "seed": seed, "arm": path.stem, **about, **dice})
+    return pd.DataFrame(rows)
+
+
 def _test_row(paths: dict[str, Path]) -> str:
     frames = {seed: pd.read_csv(path) for seed, path in paths.items()}
     chosen, last = ([_mean_dice(f, which) for f in frames.values()] for which in ("chosen", "final"))
@@ -342,6 +355,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / f"{arm}.csv").exists():
             run_arm(args, labels, seed, arm, folder)
+    results(args.out).to_csv(args.out / "results.csv", index=False)
     print(tables(args.out))
 
 
