@@ -217,7 +217,8 @@ def _item(
     local, answer = (
         changes.class_map(rows, sample.image.shape[:2], f"{whose}_rle") for whose in ("local", "segmenter")
     )
-    names = [f.name for f in fields(Evidence)]
+    heard = rows[0]["witness_dice"] is not None and not np.isnan(rows[0]["witness_dice"])
+    names = [f.name for f in fields(Evidence) if f.name != "witness_dice" or heard]
     first = next((r for r in rows if not r["kept"]), rows[0])
     return GalleryItem(
         category=category,
