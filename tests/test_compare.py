@@ -8,37 +8,24 @@ import shutil
 from pathlib import Path
 
 import pytest
+from loop_command import OPEN_GATE, SMALL, run_loop
 
-from kmine import compare, loop
+from kmine import compare
 from kmine.compare_table import BASELINE, MINING, ROUND_0
 
 TINY = {
-    "segmenter.name": "ellipse",
-    "rounds": 1,
-    "data.num_samples": 24,
-    "data.size": 32,
-    "data.label_fraction": 0.3,
-    "data.val_fraction": 0.2,
-    "model.encoder": "tu-mobilenetv3_small_050",
-    "model.encoder_depth": 3,
-    "model.decoder_channels": 8,
+    **SMALL,
+    **OPEN_GATE,
+    "baseline": "true",
     "fit.steps": 8,
     "fit.round_steps": 4,
-    "fit.batch_size": 2,
     "fit.val_every": 4,
-    "infer.tta": "none",
-    "gate.min_agreement": 0,
-    "gate.min_jitter_dice": 0,
-    "gate.min_confidence": 0,
-    "gate.max_confidence_outside": 1,
-    "gate.max_area_ratio": 1000,
     "refine.ask_local": "false",
 }
 
 
 def run(folder: Path, cache: Path, **more: object) -> str:
-    settings = TINY | {"out": folder, "data.cache_dir": cache} | {k.replace("__", "."): v for k, v in more.items()}
-    assert loop.main([f"--{name}={value}" for name, value in settings.items()]) == 0
+    assert run_loop(TINY, folder, cache, **more) == 0
     return str(folder)
 
 

@@ -8,40 +8,27 @@ import json
 from pathlib import Path
 
 import pytest
+from loop_command import SMALL, run_loop
 
-from kmine import loop
 from kmine.preparation import adaptation
 from kmine.stages import adapt as stage
 
 SETTINGS = {
+    **SMALL,
     "segmenter.name": "tiny",
-    "rounds": 1,
-    "baseline": "false",
-    "data.num_samples": 24,
-    "data.size": 32,
-    "data.label_fraction": 0.3,
-    "data.val_fraction": 0.2,
-    "model.encoder": "tu-mobilenetv3_small_050",
-    "model.encoder_depth": 3,
-    "model.decoder_channels": 8,
     "fit.steps": 6,
     "fit.round_steps": 4,
-    "fit.batch_size": 2,
     "fit.val_every": 3,
-    "infer.tta": "none",
     "adapt.folds": 2,
     "adapt.fold_steps": 3,
     "adapt.steps": 2,
     "adapt.batch_size": 2,
     "adapt.val_every": 1,
-    "device": "cpu",
 }
 
 
 def run(out: Path, **changes: object) -> int:
-    settings = SETTINGS | {"out": out, "data.cache_dir": out.parent / "cache"}
-    settings |= {name.replace("__", "."): value for name, value in changes.items()}
-    return loop.main([f"--{name}={value}" for name, value in settings.items()])
+    return run_loop(SETTINGS, out, **changes)
 
 
 def results(out: Path) -> list[dict[str, str]]:

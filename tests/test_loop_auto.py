@@ -6,45 +6,26 @@ import json
 from pathlib import Path
 
 import pytest
+from loop_command import OPEN_GATE, SMALL, run_loop
 
-from kmine import loop
 from kmine.segmenters.tiny import Tiny
 from kmine.store import RunStore
 
 SETTINGS = {
+    **SMALL,
+    **OPEN_GATE,
     "segmenter.name": "tiny",
     "adapt.enabled": "false",
     "prompts.source": "auto",
-    "rounds": 1,
-    "baseline": "false",
-    "data.num_samples": 24,
-    "data.size": 32,
-    "data.label_fraction": 0.3,
-    "data.val_fraction": 0.2,
-    "model.encoder": "tu-mobilenetv3_small_050",
-    "model.encoder_depth": 3,
-    "model.decoder_channels": 8,
     "fit.steps": 12,
     "fit.round_steps": 4,
-    "fit.batch_size": 2,
     "fit.val_every": 6,
-    "infer.tta": "none",
-    "gate.min_predicted_iou": 0,
-    "gate.min_stability": 0,
-    "gate.min_agreement": 0,
-    "gate.min_jitter_dice": 0,
-    "gate.min_confidence": 0,
-    "gate.max_confidence_outside": 1,
-    "gate.max_area_ratio": 1000,
     "refine.ask_local": "false",
-    "device": "cpu",
 }
 
 
 def run(out: Path, **changes: object) -> int:
-    settings = SETTINGS | {"out": out, "data.cache_dir": out.parent / "cache"}
-    settings |= {name.replace("__", "."): value for name, value in changes.items()}
-    return loop.main([f"--{name}={value}" for name, value in settings.items()])
+    return run_loop(SETTINGS, out, **changes)
 
 
 @pytest.mark.slow

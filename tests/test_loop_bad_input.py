@@ -11,31 +11,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from loop_command import FEW_STEPS, SMALL, UNET, run_loop
 from PIL import Image
 from safetensors.torch import save_file
 
-from kmine import loop
 from kmine.store import RunStore
 
-TINY = {
-    "segmenter.name": "ellipse",
-    "data.name": "kvasir_seg",
-    "data.size": 32,
-    "data.label_fraction": 0.4,
-    "data.val_fraction": 0.2,
-    "rounds": 1,
-    "model.name": "unet",
-    "model.encoder": "tu-resnet10t",
-    "model.encoder_depth": 3,
-    "model.decoder_channels": 8,
-    "fit.steps": 4,
-    "fit.round_steps": 3,
-    "fit.val_every": 2,
-    "fit.batch_size": 2,
-    "infer.tta": "none",
-    "baseline": "false",
-    "device": "cpu",
-}
+TINY = SMALL | UNET | FEW_STEPS | {"data.name": "kvasir_seg", "data.label_fraction": 0.4}
 COUNT = 12
 
 
@@ -64,12 +46,10 @@ def save(path: Path, pixels: np.ndarray) -> None:
 def run(root: Path | None, **changes: object) -> int:
     """Exit code of the loop on the folder `root`; run folder and cache lie beside it."""
     beside = root.parent if root else Path(str(changes.pop("beside")))
-    settings = (
-        TINY | {"out": beside / "run", "data.cache_dir": beside / "cache"} | ({"data.root": root} if root else {})
-    )
-    settings |= {name.replace("__", "."): value for name, value in changes.items()}
+    data = {"data.root": root} if root else {}
+    out = Path(str(changes.pop("out", beside / "run")))
     try:
-        return loop.main([f"--{name}={value}" for name, value in settings.items()])
+        return run_loop(TINY | data, out, beside / "cache", **changes)
     except SystemExit as stop:
         return stop.code
 

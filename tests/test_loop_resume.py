@@ -11,36 +11,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from loop_command import FEW_STEPS, OPEN_GATE, SMALL, UNET, run_loop, words
 
-from kmine import loop
 from kmine.data.phantom import PhantomSource
 from kmine.methods import mining
 from kmine.store import RunStore, run_store
 
 TINY = {
-    "segmenter.name": "ellipse",
+    **SMALL,
+    **UNET,
+    **FEW_STEPS,
+    **OPEN_GATE,
     "rounds": 2,
     "data.num_samples": 44,
-    "data.size": 32,
     "data.label_fraction": 0.2,
-    "model.name": "unet",
-    "model.encoder": "tu-resnet10t",
-    "model.encoder_depth": 3,
-    "model.decoder_channels": 8,
-    "fit.steps": 4,
-    "fit.round_steps": 3,
-    "fit.val_every": 2,
-    "fit.batch_size": 2,
-    "infer.tta": "none",
-    "baseline": "false",
+    "data.val_fraction": 0.1,
     "adopt_tolerance": 1,
-    "device": "cpu",
-    # Four steps make a poor model; the gate lets its masks through.
-    "gate.min_agreement": 0,
-    "gate.min_jitter_dice": 0,
-    "gate.min_confidence": 0,
-    "gate.max_confidence_outside": 1,
-    "gate.max_area_ratio": 1e6,
 }
 CHUNKS = 4
 """Of the 23 unlabeled images, with six in a chunk."""
@@ -66,13 +52,8 @@ def undisturbed(cache, tmp_path_factory):
     return out
 
 
-def flags(out: Path, cache: Path, **changes: object) -> list[str]:
-    settings = TINY | {"out": out, "data.cache_dir": cache} | {k.replace("__", "."): v for k, v in changes.items()}
-    return [f"--{name}={value}" for name, value in settings.items()]
-
-
 def run(out: Path, cache: Path, **changes: object) -> int:
-    return loop.main(flags(out, cache, **changes))
+    return run_loop(TINY, out, cache, **changes)
 
 
 def results(out: Path) -> list[dict[str, str]]:
@@ -286,7 +267,7 @@ def test_kill_9_in_a_real_process(cache, tmp_path):
         assert run(whole, cache) == 0
         lines = ("round 0: training: 2/4", "round 1: mining: 16/", "round 1: training", "round 2: mining: 16/")
         moment = random.Random(0).choice(lines[1:])
-        command = [sys.executable, "-m", "kmine.loop", *flags(out, cache)]
+        command = [sys.executable, "-m", "kmine.loop", *words(TINY, out, cache)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             for line in process.stderr:
                 if line.startswith(moment):

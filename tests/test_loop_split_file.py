@@ -8,24 +8,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+from loop_command import SMALL, UNET, run_loop
 
-from kmine import check, compare, loop
+from kmine import check, compare
 
 TINY = {
-    "segmenter.name": "ellipse",
+    **SMALL,
+    **UNET,
     "rounds": 0,
     "data.num_samples": 40,
-    "data.size": 32,
     "data.label_fraction": 0.2,
-    "model.name": "unet",
-    "model.encoder": "tu-resnet10t",
-    "model.encoder_depth": 3,
-    "model.decoder_channels": 8,
+    "data.val_fraction": 0.1,
     "fit.steps": 2,
     "fit.val_every": 2,
-    "fit.batch_size": 2,
-    "infer.tta": "none",
-    "device": "cpu",
 }
 
 
@@ -42,13 +37,8 @@ def earlier(cache, tmp_path_factory):
     return out
 
 
-def flags(out: Path, cache: Path, **changes: object) -> list[str]:
-    settings = TINY | {"out": out, "data.cache_dir": cache} | {k.replace("__", "."): v for k, v in changes.items()}
-    return [f"--{name}={value}" for name, value in settings.items()]
-
-
 def run(out: Path, cache: Path, **changes: object) -> int:
-    return loop.main(flags(out, cache, **changes))
+    return run_loop(TINY, out, cache, **changes)
 
 
 def splits(out: Path) -> dict[str, str]:

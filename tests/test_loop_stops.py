@@ -8,44 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from loop_command import FEW_STEPS, OPEN_GATE, SMALL, UNET, run_loop
 
 import kmine.methods as methods
 from kmine import compare, loop
 from kmine.records import STOPPED_BY, Metrics, RoundResult
 
-TINY = {
-    "segmenter.name": "ellipse",
-    "rounds": 1,
-    "data.num_samples": 24,
-    "data.size": 32,
-    "data.label_fraction": 0.3,
-    "data.val_fraction": 0.2,
-    "model.name": "unet",
-    "model.encoder": "tu-resnet10t",
-    "model.encoder_depth": 3,
-    "model.decoder_channels": 8,
-    "fit.steps": 4,
-    "fit.round_steps": 3,
-    "fit.val_every": 2,
-    "fit.batch_size": 2,
-    "infer.tta": "none",
-    "baseline": "false",
-    "adopt_tolerance": 1,
-    "device": "cpu",
-    # Four steps make a poor model; the gate lets its masks through.
-    "gate.min_agreement": 0,
-    "gate.min_jitter_dice": 0,
-    "gate.min_confidence": 0,
-    "gate.max_confidence_outside": 1,
-    "gate.max_area_ratio": 1e6,
-    "refine.ask_local": "false",
-}
+TINY = SMALL | UNET | FEW_STEPS | OPEN_GATE | {"adopt_tolerance": 1, "refine.ask_local": "false"}
 
 
 def run(out: Path, **changes: object) -> int:
-    settings = TINY | {"out": out, "data.cache_dir": out.parent / "cache"}
-    settings |= {name.replace("__", "."): value for name, value in changes.items()}
-    return loop.main([f"--{name}={value}" for name, value in settings.items()])
+    return run_loop(TINY, out, **changes)
 
 
 def results(out: Path) -> list[dict[str, str]]:
