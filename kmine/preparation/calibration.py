@@ -51,7 +51,7 @@ def calibrate(task: Task, base: Segmenter | None, store: RunStore) -> Task:
     made_from = sign(task.signature, task.segmenter.signature, fit_settings, settings)
     if (count := _num_objects(task.labeled)) < MIN_OBJECTS or len(parts) < 2:
         # Hardly more could be found than there are: nobody need be trained to see that.
-        about: Row = {"num_objects": count, "promise": None}
+        about: Row = {"num_objects": count, "num_parts": len(parts), "promise": None}
     else:
         rows = list(_all_rows(task, base, store, parts, made_from))
         about = learn(rows, cfg.gate.target_dice, cfg.gate.confidence, cfg.gate.margin, cfg.seed)
@@ -98,6 +98,11 @@ def learn(rows: Sequence[Row], target: float, confidence: float, margin: float, 
 
 def sentence(about: Row) -> str:
     """What came of the calibration, in one sentence; `about` is the content of calibration.json."""
+    if about.get("num_parts", 2) < 2:
+        return (
+            "the gate is not calibrated: with adapt.folds 1, or a single group, no labeled image is unknown to the "
+            "models that would be asked; its thresholds decide"
+        )
     if not about["promise"]:
         return (
             f"the gate is not calibrated: {about['num_objects']} objects of labeled images are too few; "

@@ -166,3 +166,9 @@ def test_each_part_has_a_witness_of_its_own(task_of):
     rows = [row for n in range(3) for row in store.read_json(store.root / "calibration" / f"fold_{n}.json")["objects"]]
     assert rows and all(0 <= row["witness_dice"] <= 1 for row in rows)
     assert made.calibration is not None
+
+
+def test_a_single_part_is_no_calibration_and_said_to_be_the_reason(task_of):
+    task, store = task_of(replace(SMALL, adapt=AdaptConfig(folds=1)), segmenter=Ellipse())
+    assert calibrate(task, task.segmenter, store).calibration is None
+    assert "adapt.folds 1" in task.watcher.said[-1] and not list(store.root.glob("fold_*"))
