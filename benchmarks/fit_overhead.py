@@ -24,7 +24,8 @@ from kmine.data.cache import SampleCache
 from kmine.data.pool import Pool
 from kmine.models.local import LocalModel, build_model
 from kmine.models.loss import segmentation_loss
-from kmine.stages.fit import fit, make_fabric, to_device
+from kmine.models.together import make_fabric
+from kmine.stages.fit import fit, to_device
 
 
 def bare(model: LocalModel, batches: Batches, steps: int) -> float:

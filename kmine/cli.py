@@ -222,10 +222,10 @@ def _listed(value: Any) -> Any:
 class Terminal:
     """Progress bars and sentences on stderr; plain lines where stderr is not a terminal. A `Watcher` of the methods."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console
 
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=quiet)
         self._bar: Any = None
         self._title, self._total, self._shown = "", 0, -1
 

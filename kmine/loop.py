@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kmine import cli
 from kmine.config import LoopConfig
@@ -32,24 +34,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_loop(cfg: LoopConfig) -> int:
-    """Run the loop that `cfg` describes, or go on with it, and leave a run folder."""
+    """Run the loop that `cfg` describes, or go on with it, and leave a run folder.
+
+    Of several processes that `torchrun` or `fabric run` started, the first leads: it alone speaks and writes, and does
+    alone what they do not share (opening the data, adapting the segmenter, calibrating the gate).
+    """
     from kmine.preflight import preflight
 
-    source = preflight(cfg)
-    store = RunStore(Path(cfg.out))
-    store.claim(cli.to_dict(cfg), source.fingerprint())
-    terminal, began = cli.Terminal(), time.perf_counter()
-    from kmine.runs import open_task, peak_memory_mb, provenance  # seconds of imports: only once the run may begin
+    fabric = _joined(cfg)
+    follows = fabric is not None and not fabric.is_global_zero
+    terminal, began = cli.Terminal(quiet=follows), time.perf_counter()
+    with _leader_first(fabric):
+        source = preflight(cfg)
+        store = RunStore(Path(cfg.out), follows=follows)
+        if not follows:
+            store.claim(cli.to_dict(cfg), source.fingerprint())
+        from kmine.runs import open_task, peak_memory_mb, provenance  # seconds of imports: once the run may begin
 
+        try:
+            task = open_task(cfg, source, store, terminal, fabric)
+            store.update_run(**provenance(cfg, task, source), stopped_by="interrupted")
+        except BaseException:
+            terminal.stop()
+            store.close()
+            raise
     try:
-        task = open_task(cfg, source, store, terminal)
-        store.update_run(**provenance(cfg, task, source), stopped_by="interrupted")
         terminal.say(
             f"{source.name}: {len(task.labeled)} labeled, {len(task.unlabeled)} unlabeled, {len(task.val)} validation "
             f"images; segmenter {task.segmenter.name if task.segmenter else 'none'}; run folder {cfg.out}"
         )
         task = _prepared(task, store)
         mined, supervised = _rounds(task, store)
+        if follows:
+            return 0
         store.update_run(
             stopped_by=stopped_by(mined, cfg.rounds),
             adopted_round=max(r.round_idx for r in mined if r.adopted),
@@ -70,16 +87,38 @@ def run_loop(cfg: LoopConfig) -> int:
     return 0
 
 
+def _joined(cfg: LoopConfig) -> Any:
+    """Fabric of the processes that share this run; None where there is but one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # what torchrun sets; asked here, for torch is not loaded yet
+        return None
+    from kmine.runs import open_fabric
+
+    fabric = open_fabric(cfg)
+    return fabric if fabric.world_size > 1 else None
+
+
+def _leader_first(fabric: Any) -> AbstractContextManager[None]:
+    if fabric is None:
+        return nullcontext()
+    from kmine.models.together import leader_first
+
+    return leader_first(fabric)
+
+
 def _prepared(task: Task, store: RunStore) -> Task:
     """The task with its segmenter adapted to the labels, where that helps, and the gate calibrated on them.
 
     run.json then names what really mines.
     """
+    from kmine.methods import alone, new_model, train
     from kmine.preparation.adaptation import adapt_segmenter
     from kmine.preparation.calibration import calibrate
 
-    base = task.segmenter
-    task = calibrate(adapt_segmenter(task, store), base, store)
+    fabric, base = task.fabric, task.segmenter
+    if fabric.world_size > 1:
+        train(task, store, new_model(task, store), round_idx=0)  # together; below, one process finds it done
+    with _leader_first(fabric):
+        task = replace(calibrate(adapt_segmenter(alone(task), store), base, store), fabric=fabric)
     if task.segmenter:
         store.update_run(segmenter=task.segmenter.name, segmenter_sha256=task.segmenter.signature)
     return task
@@ -93,7 +132,8 @@ def _rounds(task: Task, store: RunStore) -> tuple[list[RoundResult], list[RoundR
     mined: list[RoundResult] = []
     for result in mine(task, store):
         mined.append(result)
-        _publish(task, store, mined, [])
+        if not store.follows:
+            _publish(task, store, mined, [])
     trained = mined[-1].round_idx - _found_nothing(mined[-1])
     if not (task.cfg.baseline and trained):
         return mined, []

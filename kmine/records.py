@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -312,6 +312,21 @@ class RoundResult:
     """Lower end of its 90 % interval: a one-sided bound of 95 %."""
     difference_high: float = float("nan")
     """Upper end, likewise."""
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> RoundResult:
+        """What was saved as the dictionary of its fields, NaN as null; a signature beside them is passed over."""
+
+        def metrics(value: Mapping[str, Any]) -> Metrics:
+            value = _null_to_nan(value)
+            return Metrics(cases=tuple(CaseMetrics(**_null_to_nan(case)) for case in value.pop("cases")), **value)
+
+        value = {k: v for k, v in _null_to_nan(saved).items() if k != "signature"}
+        return cls(**value | {name: metrics(value[name]) for name in ("metrics", "final_metrics")})
+
+
+def _null_to_nan(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: float("nan") if v is None else v for k, v in value.items()}
 
 
 def derive_seed(*keys: int | str) -> int:

@@ -61,11 +61,11 @@ def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunStore, given: Giv
     return splits
 
 
-def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher) -> Task:
+def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher, fabric: Any = None) -> Task:
     """Everything a method needs. Masks of labeled and validation images are read here, so that a bad one stops early.
 
     The unlabeled pool is opened without masks, the test split not at all. What can be seen at once to spoil the result
-    stops here, too (`kmine.cheap_check`).
+    stops here, too (`kmine.cheap_check`). `fabric` is that of processes that share the run, where they do.
     """
     given = read_split(cfg.data.split_file, source)
     store.claim_split(given.digest if given else "")
@@ -100,7 +100,7 @@ def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher
         unlabeled=Pool(cache, splits.unlabeled, splits.groups, "withheld"),
         val=with_masks[1],
         segmenter=_open_segmenter(cfg, bool(splits.unlabeled), watcher),
-        fabric=_fabric(cfg),
+        fabric=fabric or open_fabric(cfg),
         signature=signature,
         watcher=watcher,
         witness=witness,
@@ -120,7 +120,7 @@ def open_for_test(cfg: LoopConfig, source: Source, store: RunStore) -> tuple[Poo
         )
     bad = {s.sample_id for s in cache.decode_masks(splits.test)}
     pool = Pool(cache, [i for i in splits.test if i not in bad], splits.groups, "true")
-    device, num_classes = _fabric(cfg).device, len(source.class_names)
+    device, num_classes = open_fabric(cfg).device, len(source.class_names)
     # The weights are overwritten at once, so none are loaded or downloaded for them.
     model = build_model(replace(cfg.model.split()[0], encoder_weights=None), num_classes, cfg.seed).to(device)
     return pool, model, {"num_classes": num_classes, "batch_size": cfg.infer.batch_size, "device": device}
@@ -156,8 +156,9 @@ def _device(name: str) -> str:
     return name
 
 
-def _fabric(cfg: LoopConfig) -> Any:
-    from kmine.stages.fit import make_fabric
+def open_fabric(cfg: LoopConfig) -> Any:
+    """Device and precision; where several processes share a run, this one joins the others."""
+    from kmine.models.together import make_fabric
 
     return make_fabric(_device(cfg.device), cfg.fit.precision)
 

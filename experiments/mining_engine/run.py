@@ -62,8 +62,8 @@ def config(args: argparse.Namespace, labels: float, seed: int, arm: str, out: Pa
     """Of one arm."""
     if args.set == "lits":
         data = DataConfig(
-            name="lits", root=args.root, slices="liver", size=args.size, fine_groups=labels, val_fraction=0.2,
-            test_fraction=0.3, split_seed=seed, duplicate_distance=-1, cache_dir=args.cache,
+            name="lits", root=args.root, task=args.task, slices="liver" if args.task == "tumour" else "all",
+            size=args.size, fine_groups=labels, val_fraction=0.2, test_fraction=0.3, split_seed=seed, duplicate_distance=-1, cache_dir=args.cache,
         )  # fmt: skip
         model = ModelConfig(name="sks", encoder="mobilenetv2_100", encoder_weights=args.weights)
     else:
@@ -334,6 +334,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--set", choices=("kvasir", "covid", "lits"), default="kvasir")
+    parser.add_argument("--task", choices=("tumour", "liver"), default="tumour", help="of LiTS; liver: in all slices")
     parser.add_argument("--data.root", dest="root", help="folder that holds the data set")
     parser.add_argument("--weights", help="ImageNet weights of MobileNetV2, .safetensors; none: from scratch")
     parser.add_argument("--labels", type=float, nargs="+", default=[30, 60], help="groups: near-duplicates, volumes")
@@ -351,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true", help="print the tables of what is there and train nothing")
     args = parser.parse_args(argv)
     for labels, seed, arm in product(args.labels, args.seeds, () if args.table else args.arms):
-        folder = args.out / f"{args.set}-{labels:g}-{seed}"
+        folder = args.out / f"{args.set}{'_liver' * (args.task == 'liver')}-{labels:g}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / f"{arm}.csv").exists():
             run_arm(args, labels, seed, arm, folder)

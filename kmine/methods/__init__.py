@@ -21,6 +21,7 @@ from kmine.data.batches import Batches, LabelBatches, ViewBatches
 from kmine.data.pool import Pool
 from kmine.metrics import case_metrics, summarise
 from kmine.models.local import LocalModel, build_model
+from kmine.models.together import dealt_back, every_nth, leader_first, make_fabric
 from kmine.models.training import FitState
 from kmine.records import CaseMetrics, Metrics, RoundResult, derive_seed
 from kmine.segmenters.base import Segmenter
@@ -94,8 +95,16 @@ def new_model(task: Task, store: RunStore) -> LocalModel:
     model = build_model(task.cfg.model, task.num_classes, task.cfg.seed, offline=task.cfg.offline)
     model = model.to(task.fabric.device)
     if task.cfg.model.name == "sks" and model.guided:
-        model.classifier.load_state_dict(_classifier(task, store, model))
+        with leader_first(task.fabric):
+            model.classifier.load_state_dict(_classifier(alone(task), store, model))
     return model
+
+
+def alone(task: Task) -> Task:
+    """The task for what one process does by itself, of several that share the others."""
+    if task.fabric.world_size == 1:
+        return task
+    return replace(task, fabric=make_fabric(task.cfg.device, task.cfg.fit.precision, alone=True))
 
 
 def trained_witness(task: Task, store: RunStore, arm: str = "witness") -> tuple[LocalModel, str] | None:
@@ -220,6 +229,7 @@ def train(
     about = {"best_step": result.best_step, "history": result.history, "seconds": seconds}
     store.save_tensors(folder / "model.safetensors", result.best, made_from, **about)
     (folder / "fit_state.safetensors").unlink(missing_ok=True)
+    task.fabric.barrier()  # so that no process reads before it is written
     return Trained(made_from, result.best, result.final, seconds)
 
 
@@ -266,12 +276,13 @@ def score(
     signature = sign(trained.signature, num_pseudo, before.metrics.dice if before else None)
     saved = store.load_json(path, signature)
     if saved:
-        return _result_from_json(saved)
+        return RoundResult.from_json(saved)
     began = time.perf_counter()
     how = {
         "num_classes": task.num_classes,
         "batch_size": task.cfg.infer.batch_size,
         "device": task.fabric.device,
+        "fabric": task.fabric,
     }
     final = evaluate_on(task.val, model, trained.final, **how)
     chosen = evaluate_on(task.val, model, trained.best, **how)
@@ -285,6 +296,7 @@ def score(
         **_adoption(before.metrics if before else None, chosen, task.cfg.adopt_tolerance),
     )
     store.save_json(path, asdict(result), signature)
+    task.fabric.barrier()
     return result
 
 
@@ -305,18 +317,34 @@ def _adoption(before: Metrics | None, after: Metrics, tolerance: float) -> dict[
 
 
 def evaluate_on(
-    pool: Pool, model: LocalModel, weights: dict[str, Tensor], *, num_classes: int, batch_size: int, device: Any
+    pool: Pool,
+    model: LocalModel,
+    weights: dict[str, Tensor],
+    *,
+    num_classes: int,
+    batch_size: int,
+    device: Any,
+    fabric: Any = None,
 ) -> Metrics:
     """Metrics of the checkpoint `weights` on the images of `pool` (opened with masks), in their own frames.
 
     HD95 is in mm where the spacing of all of them is known, else in pixels throughout: a mean of both would be neither.
+    The processes of `fabric` share the images.
     """
     model.load_state_dict(weights)
-    found = infer(model, pool, pool.ids, batch_size=batch_size, tta="none", device=device)
+    found = infer(
+        model,
+        pool,
+        every_nth(pool.ids, fabric) if fabric else pool.ids,
+        batch_size=batch_size,
+        tta="none",
+        device=device,
+    )
     samples = ((pool.sample(p.sample_id), p.mask) for p in found)
     if not pool.in_mm:
         samples = ((replace(sample, spacing=None), mask) for sample, mask in samples)
-    return evaluate(samples, num_classes)
+    metrics = evaluate(samples, num_classes)
+    return summarise(dealt_back(metrics.cases, fabric)) if fabric else metrics
 
 
 def _validator(task: Task) -> Callable[[LocalModel], float]:
@@ -324,14 +352,15 @@ def _validator(task: Task) -> Callable[[LocalModel], float]:
 
     def validate(model: LocalModel) -> float:
         cases: list[CaseMetrics] = []
-        for first in range(0, len(task.val), task.cfg.infer.batch_size):
-            ids = task.val.ids[first : first + task.cfg.infer.batch_size]
+        share = every_nth(task.val.ids, task.fabric)
+        for first in range(0, len(share), task.cfg.infer.batch_size):
+            ids = share[first : first + task.cfg.infer.batch_size]
             images = np.stack([task.val.image_small(i) for i in ids])
             probs, _ = predict_small(model, images, "none", task.fabric.device)
             for sample_id, pred in zip(ids, probs.argmax(axis=1).astype(np.uint8), strict=True):
                 truth = task.val.mask_small(sample_id)
                 cases.append(case_metrics(sample_id, pred, truth, task.num_classes, with_hd95=False))
-        return summarise(cases).dice
+        return summarise(dealt_back(cases, task.fabric)).dice
 
     return validate
 
@@ -367,19 +396,3 @@ def _read_trained(store: RunStore, folder: Any, signature: str) -> Trained | Non
     best = store.load_tensors(folder / "model.safetensors", signature)
     final = store.load_tensors(folder / "model_final.safetensors", signature)
     return Trained(signature, best[0], final[0], best[1]["seconds"]) if best and final else None
-
-
-def _result_from_json(saved: dict[str, Any]) -> RoundResult:
-    def metrics(value: dict[str, Any]) -> Metrics:
-        value = _null_to_nan(value)
-        cases = tuple(CaseMetrics(**_null_to_nan(case)) for case in value.pop("cases"))
-        return Metrics(cases=cases, **value)
-
-    value = {k: v for k, v in _null_to_nan(saved).items() if k != "signature"}
-    return RoundResult(
-        **{**value, "metrics": metrics(value["metrics"]), "final_metrics": metrics(value["final_metrics"])}
-    )
-
-
-def _null_to_nan(value: dict[str, Any]) -> dict[str, Any]:
-    return {k: float("nan") if v is None else v for k, v in value.items()}

@@ -22,6 +22,7 @@ from kmine.data.pool import Pool
 from kmine.masks import components, from_rle
 from kmine.methods import Clock, Task, Trained, new_model, score, train, trained_witness
 from kmine.models.local import LocalModel
+from kmine.models.together import every_nth, leader_first
 from kmine.records import ESTIMATED, Candidate, Decision, Probs, Prompts, RoundResult, Sample, derive_seed
 from kmine.segmenters.base import Proposing, Segmenter, cannot_propose
 from kmine.stages.calibrate import threshold_by_estimates
@@ -76,9 +77,11 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
             ask_about_images, task, model, witness, answered_before(task, store, round_idx), round_idx, clock
         )
         parts = list(store.unmined(round_idx, made_by, task.unlabeled.ids, CHUNK))
-        calibration = settle(task, store, asking, labeled_area, round_idx, made_by) if parts else None
+        task.fabric.barrier()  # all have seen what there is to do before anyone does some of it
+        with leader_first(task.fabric):
+            calibration = settle(task, store, asking, labeled_area, round_idx, made_by) if parts else None
         task.watcher.start(f"round {round_idx}: mining", len(task.unlabeled))
-        for part, ids in parts:
+        for part, ids in every_nth(parts, task.fabric):
             asked = asking(ids)
             decisions = gate_all(asked, labeled_area, cfg, calibration)
             clock.lap("gate")
@@ -92,9 +95,11 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
             )
             clock.lap("store")
             task.watcher.advance(min((part + 1) * CHUNK, len(task.unlabeled)))
-        rows = store.finish_mining(round_idx, made_by, math.ceil(len(task.unlabeled) / CHUNK))
+        task.fabric.barrier()
         mined_by.append(made_by)
-        note_changes(task, store, mined_by, rows)
+        with leader_first(task.fabric):
+            rows = store.finish_mining(round_idx, made_by, math.ceil(len(task.unlabeled) / CHUNK))
+            note_changes(task, store, mined_by, rows)
         clock.lap("changes")
         pseudo_pool = trainable(task, store, round_idx, rows)
         if not len(pseudo_pool):

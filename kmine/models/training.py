@@ -17,6 +17,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from kmine.config import FitConfig
+from kmine.models.together import share_statistics
 
 StateDict = dict[str, Tensor]
 B = TypeVar("B")
@@ -112,7 +113,7 @@ def train_steps(
         loss_of: (learner as set up by fabric, batch) -> scalar loss.
         cfg: learning rate, weight decay, warm-up, decay of the average, interval of validation, workers.
         steps: the budget.
-        fabric: device and precision.
+        fabric: device, precision, and the other processes, where there are any.
         seed: for layers that draw numbers (dropout); with the step it fixes them.
         validate: score of the learner, put to eval; higher is better, NaN counts as 0.
         resume: go on from here; the result equals that of an undisturbed training.
@@ -121,6 +122,7 @@ def train_steps(
         prepare: called before each loss with (learner, put to eval, batch, step, average); `loss_of` is then given what
             comes back in place of the batch. What the average, or the learner as it stands, has to say comes in here.
     """
+    share_statistics(learner, fabric)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
     wrapped, optimizer = fabric.setup(learner, optimizer)
     state = resume or FitState(0, {}, {}, _copy(learner), -math.inf, 0)

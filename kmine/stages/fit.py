@@ -14,6 +14,7 @@ from kmine.config import FitConfig
 from kmine.data.batches import Batch, Batches, Views
 from kmine.models.local import LocalModel
 from kmine.models.loss import segmentation_loss
+from kmine.models.together import forward, slice_of
 from kmine.models.training import Average, FitResult, FitState, train_steps
 
 
@@ -64,16 +65,6 @@ class Consistency:
     """Of the running average that is validated and kept; 0: none is."""
 
 
-def make_fabric(device: str, precision: str) -> Fabric:
-    """Lightning Fabric on `device` (auto, cpu, cuda, cuda:N) in `precision` (auto, 32, bf16, 16)."""
-    accelerator, _, index = device.partition(":")
-    on_gpu = torch.cuda.is_available() and accelerator != "cpu"
-    if precision == "auto":
-        precision = ("bf16" if torch.cuda.is_bf16_supported() else "16") if on_gpu else "32"
-    plugin = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
-    return Fabric(accelerator=accelerator, devices=[int(index)] if index else 1, precision=plugin)
-
-
 def fit(
     model: LocalModel,
     batches: Batches,
@@ -108,12 +99,15 @@ def fit(
         ask: what the model is asked about the batches' unlabeled images; without it they are not looked at.
     """
 
+    def own(flags: Tensor | None) -> Tensor | None:
+        return None if flags is None else flags[slice_of(len(flags), fabric)]
+
     def loss_of(net: nn.Module, batch: Batch) -> Tensor:
         images, masks, weights = to_device(batch, fabric.device)
         mined = batch.pseudo is not None and batch.pseudo.any()
         pseudo = torch.from_numpy(batch.pseudo).to(fabric.device, non_blocking=True) if mined else None
-        with model.perturbing(pseudo, cfg.feature_perturbation):
-            logits = net(images)
+        with model.perturbing(own(pseudo), cfg.feature_perturbation):
+            logits = forward(net, images, fabric)
         return segmentation_loss(logits, masks, weights, cfg.dice_weight)
 
     @torch.no_grad()
@@ -125,8 +119,8 @@ def fit(
         images, masks, weights = to_device(batch, fabric.device)
         count = len(images)
         perturbed = None if asked.perturbed is None else F.pad(asked.perturbed, (count, 0))
-        with model.perturbing(perturbed, asked.rate):
-            logits = net(torch.cat([images, asked.images]))
+        with model.perturbing(own(perturbed), asked.rate):
+            logits = forward(net, torch.cat([images, asked.images]), fabric)
         return segmentation_loss(logits[:count], masks, weights, cfg.dice_weight) + asked.loss(logits[count:])
 
     return train_steps(
@@ -160,4 +154,4 @@ def _views_to_device(views: Views, device: torch.device) -> SeenTwice:
     return SeenTwice(weak.permute(0, 3, 1, 2), strong.permute(0, 3, 1, 2), known, source)
 
 
-__all__ = ["Ask", "Asked", "Consistency", "FitResult", "FitState", "SeenTwice", "fit", "make_fabric", "to_device"]
+__all__ = ["Ask", "Asked", "Consistency", "FitResult", "FitState", "SeenTwice", "fit", "to_device"]

@@ -55,10 +55,16 @@ Other data are told by their fingerprint, and so is what `data.task` and the lik
 
 
 class RunStore:
-    """One run folder, held by one process at a time."""
+    """One run folder, held by one process at a time, or by one that leads and others that follow it.
 
-    def __init__(self, root: Path) -> None:
+    Those that follow write nothing but what they mined; all else the leader writes.
+    """
+
+    def __init__(self, root: Path, *, follows: bool = False) -> None:
         self.root = root
+        self.follows = follows
+        if follows:
+            return
         with explained(root):
             root.mkdir(parents=True, exist_ok=True)
             self._lock = (root / ".lock").open("w")
@@ -134,11 +140,12 @@ class RunStore:
 
     def close(self) -> None:
         """Let another process have the folder."""
-        self._lock.close()
+        if not self.follows:
+            self._lock.close()
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text of the run folder's top level."""
-        write_atomic(self.root / name, text.encode())
+        self._write(self.root / name, text.encode())
 
     def write_csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Write a table of the run folder's top level."""
@@ -146,7 +153,7 @@ class RunStore:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
-        write_atomic(self.root / name, text.getvalue().encode())
+        self._write(self.root / name, text.getvalue().encode())
 
     def read_csv(self, name: str) -> list[dict[str, str]] | None:
         """Rows of a table of the top level; None where there is none yet."""
@@ -167,7 +174,7 @@ class RunStore:
         from safetensors.torch import save
 
         contiguous = {k: v.contiguous() for k, v in tensors.items()}
-        write_atomic(path, save(contiguous, {"signature": signature, "meta": json.dumps(meta)}))
+        self._write(path, save(contiguous, {"signature": signature, "meta": json.dumps(meta)}))
 
     def load_tensors(self, path: Path, signature: str | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and metadata; None where the file is missing, damaged or made from something else.
@@ -203,7 +210,11 @@ class RunStore:
         return value if value is not None and value.get("signature") == signature else None
 
     def _write_json(self, path: Path, value: Mapping[str, Any]) -> None:
-        write_atomic(path, json.dumps(no_nan(value), indent=1, allow_nan=False).encode())
+        self._write(path, json.dumps(no_nan(value), indent=1, allow_nan=False).encode())
+
+    def _write(self, path: Path, data: bytes) -> None:
+        if not self.follows:
+            write_atomic(path, data)
 
     # -- mining: parts while it goes on, two tables and the masks when it is done
 

@@ -14,9 +14,9 @@ from kmine.data.cache import SampleCache
 from kmine.data.pool import Pool
 from kmine.models.local import build_model
 from kmine.models.sks import SksModel
+from kmine.models.together import make_fabric
 from kmine.models.training import FitState
 from kmine.records import SampleRef
-from kmine.stages.fit import make_fabric
 from kmine.stages.fit_classifier import fit_classifier, image_auc, image_scores
 
 CFG = FitConfig(batch_size=8, lr=0.01, val_every=6)

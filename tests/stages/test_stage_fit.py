@@ -13,8 +13,9 @@ from torch import nn
 from kmine.config import FitConfig
 from kmine.data.batches import Batch, Views
 from kmine.models.local import LocalModel
+from kmine.models.together import make_fabric
 from kmine.models.training import Average, FitState, learning_rate
-from kmine.stages.fit import Asked, fit, make_fabric
+from kmine.stages.fit import Asked, fit
 
 CFG = FitConfig(batch_size=4, lr=0.02, val_every=4)
 
