@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kmine import cli
-from kmine.compare_table import BASELINE, MINING, ROUND_0, Cost, Result, tabulate, volume_of
+from kmine.compare_table import BASELINE, MINING, ROUND_0, Cost, LabelsSaved, Result, label_curve, tabulate, volume_of
 from kmine.config import LoopConfig
 from kmine.metrics import summarise
 from kmine.records import CaseMetrics, Metrics, UserError
 from kmine.report import Comparison, comparison
+from kmine.report.curve import CurvePoint, label_efficiency
 from kmine.store import RunStore, sign
 from kmine.store.run_store import HARMLESS
 
@@ -91,9 +92,14 @@ def compare(cfg: CompareConfig) -> int:
     found, also = _find(cfg.runs)
     _refuse_mixtures(found)
     results = [result for run in found for result in _results(run, cfg, terminal)]
+    terminal.stop()
     table = tabulate(results, cfg.baseline, also)
     out = RunStore(Path(cfg.out or cfg.runs[0]))
-    _write(out, table, cfg.format)
+    points, saved = label_curve(results, cfg.baseline)
+    table = replace(table, notes=[*table.notes, *(one.sentence(table.baseline) for one in saved)])
+    chart = label_efficiency(points, f"{found[0].run.get('dataset', 'test split')}, segmenter {table.segmenter}")
+    _write(out, replace(table, chart=chart[0]), cfg.format)
+    _write_curve(out, points, saved, chart)
     out.write_csv("test_cases.csv", CASE_COLUMNS, _cases(results))
     out.close()
     sys.stdout.write(comparison.markdown(table))
@@ -108,6 +114,19 @@ def _write(out: RunStore, table: Comparison, which: str) -> None:
         out.write_text("test_table.tex", comparison.latex(table))
     if which in ("all", "html"):
         out.write_text("test_table.html", comparison.html(table))
+
+
+def _write_curve(
+    out: RunStore, points: Sequence[CurvePoint], saved: Sequence[LabelsSaved], chart: tuple[str, bytes]
+) -> None:
+    """The label-efficiency curve as a table and as pictures, and the labels saved; nothing with one label fraction."""
+    if not points:
+        return
+    out.write_csv("label_efficiency.csv", [f.name for f in fields(CurvePoint)], [astuple(point) for point in points])
+    out.write_text("label_efficiency.svg", chart[0])
+    out.write_bytes("label_efficiency.png", chart[1])
+    rows = [(one.method, one.model, one.num_labels, *astuple(one.needed), one.num_seeds) for one in saved]
+    out.write_csv("labels_saved.csv", ("method", "model", "num_labels", "needed", "low", "high", "num_seeds"), rows)
 
 
 # -- what there is: nothing of the test split is opened here

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kmine.efficiency import LabelsNeeded, labels_to_match
 from kmine.metrics import pool_cases, summarise
 from kmine.records import CaseMetrics, Metrics, UserError, unknown_name
 from kmine.report import Comparison, ComparisonRow
+from kmine.report.curve import CurvePoint
 from kmine.statistics import Floats, answer_empties, holm, paired_difference
 
 ROUND_0, BASELINE, MINING = "supervised, round 0", "supervised, equal steps", "mining"
@@ -59,6 +61,35 @@ class Result:
         return self.model, self.label_fraction, self.method
 
 
+@dataclass(frozen=True)
+class LabelsSaved:
+    """How many labels the baseline needs for what a method does with some."""
+
+    method: str
+    model: str
+    num_labels: float
+    """That the method has."""
+    needed: LabelsNeeded
+    fewest: float
+    """The baseline's curve begins here."""
+    most: float
+    """And ends here."""
+    num_seeds: int
+
+    def sentence(self, baseline: str) -> str:
+        """In words, with what the curve cannot say left open."""
+        low, found, high = (self._count(n) for n in (self.needed.low, self.needed.needed, self.needed.high))
+        return (
+            f"{self.model}: for the Dice of {self.method} with {self.num_labels:g} labels {baseline} needs {found} "
+            f"[{low}, {high}] labels, read off its curve ({self.num_seeds} seed(s), bootstrap over groups and seeds)."
+        )
+
+    def _count(self, number: float) -> str:
+        if not np.isfinite(number):
+            return f"more than {self.most:g}" if number > 0 else "?"
+        return f"at most {self.fewest:g}" if number <= self.fewest else f"{number:.0f}"
+
+
 def volume_of(sample_id: str) -> str | None:
     """The volume that a slice is of; None for an image that is no slice."""
     match = SLICE.fullmatch(sample_id)
@@ -71,8 +102,7 @@ def tabulate(results: Sequence[Result], baseline: str, also: Sequence[str] = ())
     Raises:
         UserError: an unknown baseline; two results of one method, model, label fraction and seed; no image in common.
     """
-    of_volumes = all(volume_of(case.sample_id) for result in results for case in result.chosen.cases)
-    cases = [_by_volume(result) for result in results] if of_volumes else list(results)
+    cases, of_volumes = _cases(results)
     rows: dict[Key, dict[int, Result]] = {}
     for result in cases:
         twin = rows.setdefault(result.key, {}).setdefault(result.seed, result)
@@ -87,6 +117,73 @@ def tabulate(results: Sequence[Result], baseline: str, also: Sequence[str] = ())
     table = [replace(row, p_holm=p) for row, p in zip(table, corrected, strict=True)]
     segmenter = ", ".join(sorted({r.segmenter for r in results} - {"none"}) or ["none"])
     return Comparison(table, base, segmenter, [*_notes(cases, table, base, segmenter, of_volumes), *also])
+
+
+def _cases(results: Sequence[Result]) -> tuple[list[Result], bool]:
+    """The results with a case a volume, where all cases are slices, and whether they are."""
+    of_volumes = all(volume_of(case.sample_id) for result in results for case in result.chosen.cases)
+    return [_by_volume(result) if of_volumes else result for result in results], of_volumes
+
+
+def label_curve(results: Sequence[Result], baseline: str) -> tuple[list[CurvePoint], list[LabelsSaved]]:
+    """Points of the label-efficiency curve, and how many labels each method saves; empty with one label fraction."""
+    cases, _ = _cases(results)
+    if len({result.label_fraction for result in cases}) < 2:
+        return [], []
+    base = _resolve(baseline, [result.method for result in cases])
+    rows: dict[Key, dict[int, Result]] = {}
+    for result in cases:
+        rows.setdefault(result.key, {})[result.seed] = result
+    points = [_point(list(found.values())) for found in rows.values()]
+    saved = [
+        _saved(
+            found, {fraction: row for (model, fraction, name), row in rows.items() if (model, name) == (key[0], base)}
+        )
+        for key, found in rows.items()
+        if key[2] not in (base, ORACLE, ROUND_0, SUPERVISED)
+    ]
+    return points, [one for one in saved if one]
+
+
+def _point(found: Sequence[Result]) -> CurvePoint:
+    first, labels = found[0], [result.num_labeled for result in found]
+    ids = [case.sample_id for case in first.chosen.cases]
+    scores = _dice(found, ids)
+    low = high = NAN
+    if np.isfinite(scores).any():
+        spread = paired_difference(
+            np.zeros_like(scores), scores, seed=0, groups=[first.groups[i] for i in ids], num_flips=0
+        )
+        low, high = spread.low, spread.high
+    return CurvePoint(
+        method=_label(first),
+        model=first.model,
+        label_fraction=first.label_fraction,
+        num_labels=first.label_fraction if None in labels else float(np.mean([n for n in labels if n is not None])),
+        dice=_mean([result.chosen.dice for result in found]),
+        low=low,
+        high=high,
+        num_seeds=len(found),
+    )
+
+
+def _saved(found: Mapping[int, Result], curve: Mapping[float, Mapping[int, Result]]) -> LabelsSaved | None:
+    """What the baseline would need for this row's Dice, over the seeds that all of them have; None without a curve."""
+    seeds = sorted(set(found).intersection(*curve.values())) if len(curve) > 1 else []
+    if not seeds:
+        return None
+    ids = [case.sample_id for case in found[seeds[0]].chosen.cases]
+    rows = [[by_seed[s] for s in seeds] for _, by_seed in sorted(curve.items())]
+    points = [_point(row) for row in rows]
+    own = [found[s] for s in seeds]
+    groups = [own[0].groups[i] for i in ids]
+    # Scores of all points and of the method in one stack: what is empty for all of them has no score.
+    stack = np.stack([_dice(row, ids) for row in (*rows, own)])
+    stack = np.where(np.isnan(stack) & np.isfinite(stack).any(axis=0), 1.0, stack)
+    counts = [point.num_labels for point in points]
+    needed = labels_to_match(counts, list(stack[:-1]), stack[-1], groups, seed=0)
+    point = _point(own)
+    return LabelsSaved(point.method, point.model, point.num_labels, needed, counts[0], counts[-1], len(seeds))
 
 
 def _by_volume(result: Result) -> Result:

@@ -13,7 +13,7 @@ MAX_LINES = 400
 
 FLOORS = {
     **dict.fromkeys(("records", "config"), 0),
-    **dict.fromkeys(("masks", "metrics", "statistics", "download", "calibrator"), 1),
+    **dict.fromkeys(("masks", "metrics", "statistics", "efficiency", "download", "calibrator"), 1),
     **dict.fromkeys(("data", "models", "segmenters", "report", "store", "cli"), 2),
     "stages": 3,
     "methods": 4,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kmine.compare_table import BASELINE, MINING, ROUND_0, Cost, Result, tabulate, volume_of
+from kmine.compare_table import BASELINE, MINING, ROUND_0, Cost, Result, label_curve, tabulate, volume_of
 from kmine.metrics import case_metrics, summarise
 from kmine.records import CaseMetrics, UserError
 
@@ -167,3 +167,39 @@ def test_groups_of_images_are_units_and_the_table_says_so():
 def test_a_single_seed_and_what_is_missing_are_said():
     table = tabulate([result("supervised", [0.5, 0.6])], "supervised", ["2 of 4 cells failed."])
     assert "One seed" in " ".join(table.notes) and table.notes[-1] == "2 of 4 cells failed."
+
+
+def test_one_label_fraction_makes_no_curve():
+    assert label_curve([result("supervised", [0.5, 0.6]), result(MINING, [0.6, 0.7])], "supervised") == ([], [])
+
+
+def test_the_curve_and_the_labels_saved_by_hand():
+    """Supervised has .4 with 10 labels and .8 with 1,000; mining's .6 with 10 is half way: 100 labels."""
+    few, many = ({"label_fraction": f, "num_labeled": n} for f, n in ((0.01, 10), (1.0, 1000)))
+    found = [
+        *(result("supervised", [0.4, 0.4], seed, **few) for seed in (0, 1)),
+        *(result("supervised", [0.8, 0.8], seed, **many) for seed in (0, 1)),
+        *(result(MINING, [0.6, 0.6], seed, **few) for seed in (0, 1)),
+        *(result("fixmatch", [0.9, 0.9], seed, **few) for seed in (0, 1)),
+        *(result("oracle", [0.7, 0.7], seed, **few) for seed in (0, 1)),
+    ]
+    points, saved = label_curve(found, "supervised")
+    assert [(p.method, p.num_labels, p.dice, p.num_seeds) for p in points[:3]] == [
+        ("supervised", 10.0, 0.4, 2),
+        ("supervised", 1000.0, 0.8, 2),
+        ("mining (ellipse)", 10.0, 0.6, 2),
+    ]
+    assert [one.method for one in saved] == ["mining (ellipse)", "fixmatch"]  # an oracle saves nobody a label
+    assert saved[0].needed.needed == saved[0].needed.low == pytest.approx(100)
+    assert "fixmatch with 10 labels supervised needs more than 1000 [more than 1000, more than 1000]" in saved[
+        1
+    ].sentence("supervised")
+
+
+def test_labels_saved_rest_on_the_seeds_that_all_have():
+    few, many = ({"label_fraction": f, "num_labeled": n} for f, n in ((0.01, 10), (1.0, 1000)))
+    found = [result("supervised", [0.4, 0.4], 0, **few), result("supervised", [0.8, 0.8], 0, **many)]
+    found += [result(MINING, [0.6, 0.6], 0, **few), result(MINING, [0.0, 0.0], 1, **few)]
+    (one,) = label_curve(found, "supervised")[1]
+    assert (one.num_seeds, one.needed.needed) == (1, pytest.approx(100))
+    assert label_curve([*found[1:], result("fixmatch", [0.5, 0.5], 0, **few)], "supervised")[1] == []  # no curve left

@@ -63,7 +63,8 @@ def config(args: argparse.Namespace, labels: float, seed: int, arm: str, out: Pa
     if args.set == "lits":
         data = DataConfig(
             name="lits", root=args.root, task=args.task, slices="liver" if args.task == "tumour" else "all",
-            size=args.size, fine_groups=labels, val_fraction=0.2, test_fraction=0.3, split_seed=seed, duplicate_distance=-1, cache_dir=args.cache,
+            size=args.size, fine_groups=labels, val_fraction=0.2, test_fraction=0.3, split_seed=seed,
+            duplicate_distance=-1, cache_dir=args.cache,
         )  # fmt: skip
         model = ModelConfig(name="sks", encoder="mobilenetv2_100", encoder_weights=args.weights)
     else:

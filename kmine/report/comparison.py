@@ -63,6 +63,8 @@ class Comparison:
     segmenter: str
     notes: Sequence[str]
     """Plain sentences: of what, on what, compared how."""
+    chart: str = ""
+    """SVG of the label-efficiency curve, for the page; empty where there is one label fraction."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,12 @@ def latex(table: Comparison) -> str:
 
 def html(table: Comparison) -> str:
     """A page that needs nothing but itself; everything that comes from the table is escaped."""
+    from markupsafe import Markup
+
     rows = [(row, cells) for row, cells in zip(table.rows, _cells(table), strict=True)]
-    return environment().get_template("comparison.jinja").render(table=table, columns=columns(table), rows=rows)
+    chart = Markup(table.chart[table.chart.find("<svg") :])  # drawn by kmine, which escapes its texts
+    page = environment().get_template("comparison.jinja")
+    return page.render(table=table, columns=columns(table), rows=rows, chart=chart)
 
 
 def tidy(table: Comparison) -> tuple[list[str], list[list[object]]]:

@@ -145,7 +145,11 @@ class RunStore:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text of the run folder's top level."""
-        self._write(self.root / name, text.encode())
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file of the run folder's top level."""
+        self._write(self.root / name, data)
 
     def write_csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Write a table of the run folder's top level."""

@@ -1,0 +1,89 @@
+"""The label-efficiency curve: Dice against the number of labels, a line a method, bands for what is not known."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+COLOURS = {
+    "supervised": "#d97b1f",
+    "mining": "#2f80c9",
+    "self_training": "#2f9e6e",
+    "mean_teacher": "#8b5fbf",
+    "fixmatch": "#c8443f",
+    "oracle": "#5c6773",
+}
+"""By the first word of a method's label; told apart by markers, too."""
+OTHERS = ("#8a5a3c", "#f0b93a", "#e58aa7", "#7fb6e6")
+MARKERS = "osD^vPX*"
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One method with one number of labels."""
+
+    method: str
+    """As tables name it."""
+    model: str
+    label_fraction: float
+    num_labels: float
+    """Labeled images, mean over seeds; the fraction itself where their number is not known."""
+    dice: float
+    """Mean over cases and seeds, on the test split."""
+    low: float
+    """Ends of its 95 % t-interval over groups and seeds; NaN where there is none."""
+    high: float
+    num_seeds: int
+
+
+def label_efficiency(points: Sequence[CurvePoint], title: str) -> tuple[str, bytes]:
+    """The chart as SVG and as PNG, empty without points. A panel a model, methods in the order of `points`."""
+    if not points:
+        return "", b""
+    import matplotlib.style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    models = list(dict.fromkeys(point.model for point in points))
+    methods = list(dict.fromkeys(point.method for point in points))
+    style = {"svg.fonttype": "none", "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False,
+             "svg.hashsalt": "kmine", "font.size": 10}  # fmt: skip
+    with matplotlib.style.context([style]):
+        figure = Figure(figsize=(1.5 + 4.6 * len(models), 4.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+        for axes, model in zip(panels, models, strict=True):
+            _draw(axes, [point for point in points if point.model == model], methods)
+            axes.set_title(model if len(models) > 1 else "", loc="left")
+        panels[0].set_ylabel("test Dice, 95 % interval")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        figure.suptitle(title, fontsize=11)
+        svg, png = io.StringIO(), io.BytesIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.savefig(png, format="png", dpi=160)
+    return svg.getvalue(), png.getvalue()
+
+
+def _draw(axes: Any, points: Sequence[CurvePoint], methods: Sequence[str]) -> None:
+    for number, method in enumerate(methods):
+        some = sorted((p for p in points if p.method == method), key=lambda p: p.num_labels)
+        if not some:
+            continue
+        word = method.split()[0].rstrip(",")
+        colour = COLOURS.get(word, OTHERS[number % len(OTHERS)])
+        # Side by side, a little: equal places would hide one interval behind another.
+        at = [p.num_labels * (1 + 0.012 * (number - len(methods) / 2)) for p in some]
+        axes.plot(at, [p.dice for p in some], "--" if word == "oracle" else "-", color=colour, label=method,
+                  marker=MARKERS[number % len(MARKERS)], markersize=5)  # fmt: skip
+        ends = [[p.dice - p.low for p in some], [p.high - p.dice for p in some]]
+        axes.errorbar(at, [p.dice for p in some], yerr=ends, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
+    ticks = {p.num_labels: p.label_fraction for p in points}
+    axes.set_xscale("log")
+    axes.set_xticks(list(ticks), [f"{count:g}\n{fraction:.0%}" if count != fraction else f"{fraction:g}"
+                                  for count, fraction in ticks.items()])  # fmt: skip
+    axes.minorticks_off()
+    axes.set_xlabel("labeled images")
+    axes.grid(axis="y", linewidth=0.5, alpha=0.5)
