@@ -28,6 +28,8 @@ Severity = Literal["fault", "note"]
 REASONS = (
     "kept",
     "kept_local",
+    "accepted",
+    "rejected",
     "lesion_free",
     "no_component",
     "empty_candidate",
@@ -44,6 +46,7 @@ REASONS = (
 )
 """Every reason a `Decision` may give. The gate asks in this order; the first threshold missed names the reason.
 
+`accepted`, `rejected`: a person said so in an earlier run's audit, and nobody was asked.
 `kept_local`: of two masks that disagree the local model's own is used, for the evidence speaks for it.
 `lesion_free`: the image-level label says so, the segmenter was not asked, the pseudo mask is empty."""
 

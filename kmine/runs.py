@@ -14,10 +14,11 @@ from typing import Any
 from kmine.cheap_check import check_once, examine_in_hand
 from kmine.config import LoopConfig
 from kmine.data.cache import SampleCache
-from kmine.data.pool import Pool
+from kmine.data.pool import MaskReader, Pool
 from kmine.data.source import Source
 from kmine.data.split_file import GivenSplit, read_split, settle_splits
 from kmine.data.splits import Splits
+from kmine.judged import NOBODY, Judged, judge, read_mask
 from kmine.methods import Task, Watcher
 from kmine.models.local import LocalModel, build_model
 from kmine.records import Finding, UserError
@@ -80,12 +81,17 @@ def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher
         watcher.say(
             f"{len(skipped)} files skipped, listed in run.json; the first: {skipped[0].path}: {skipped[0].problem}"
         )
+    judged = _judged(cfg, splits, cache, store, watcher)
+    labeled = [i for i in labeled if i not in judged.dropped]
+    labeled += [i for i in splits.unlabeled if i in judged.corrected]
     for name, ids in (("labeled", labeled), ("validation", val)):
         if not ids:
             raise UserError(f"no readable {name} image remains; mend the files listed in run.json, or label more")
-    with_masks = [Pool(cache, ids, splits.groups, "true") for ids in (labeled, val)]
+    drawn = {i: _reader(path) for i, path in judged.corrected.items()}
+    with_masks = [Pool(cache, ids, splits.groups, "true", corrected=drawn) for ids in (labeled, val)]
     num_classes = len(source.class_names)
-    signature = sign(source.fingerprint(), cfg.data.size, cfg.seed, splits.rows(), labeled, val)
+    said = [judged.signature] if judged.signature else []
+    signature = sign(source.fingerprint(), cfg.data.size, cfg.seed, splits.rows(), labeled, val, *said)
 
     model, witness = cfg.model.split()
 
@@ -97,14 +103,35 @@ def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher
         cfg=replace(cfg, model=model),
         num_classes=num_classes,
         labeled=with_masks[0],
-        unlabeled=Pool(cache, splits.unlabeled, splits.groups, "withheld"),
+        unlabeled=Pool(cache, [i for i in splits.unlabeled if i not in judged.corrected], splits.groups, "withheld"),
         val=with_masks[1],
         segmenter=_open_segmenter(cfg, bool(splits.unlabeled), watcher),
         fabric=fabric or open_fabric(cfg),
         signature=signature,
         watcher=watcher,
         witness=witness,
+        judged=judged,
     )
+
+
+def _judged(cfg: LoopConfig, splits: Splits, cache: SampleCache, store: RunStore, watcher: Watcher) -> Judged:
+    """What the verdicts that the run was given mean for it; a run that has begun is held to them."""
+    if cfg.verdicts is None:
+        return NOBODY
+    found = judge(Path(cfg.verdicts), splits.labeled, splits.unlabeled, (*splits.val, *splits.test))
+    for sample_id, path in (found.accepted | found.corrected).items():
+        shape, wanted = read_mask(path).shape, cache.native_shape(sample_id)
+        if shape != wanted:
+            raise UserError(f"{path}: expected a mask of {wanted} for {sample_id}, got {shape}; correct it anew")
+    store.claim_verdicts(found.signature)
+    store.update_run(verdicts={"file": cfg.verdicts, **found.summary()})
+    counts = ", ".join(f"{count} {word}" for word, count in found.summary().items() if count)
+    watcher.say(f"verdicts of {cfg.verdicts}: {counts or 'none that says anything'}")
+    return found
+
+
+def _reader(path: Path) -> MaskReader:
+    return lambda sample_id: read_mask(path)
 
 
 def open_for_test(cfg: LoopConfig, source: Source, store: RunStore) -> tuple[Pool, LocalModel, dict[str, Any]]:

@@ -53,6 +53,10 @@ class LoopConfig:
     """A round is refused where validation Dice, image by image, falls by more than this and by more than noise.
 
     Noise is judged from 20 validation images on; with fewer, the mean alone decides."""
+    verdicts: str | None = None
+    """verdicts.json of an earlier run on the same split, as `kmine audit RUN --verdicts FILE` left it in that run.
+
+    Rejected pseudo masks never teach, accepted ones teach in every round, corrected masks are labels."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)

@@ -26,6 +26,7 @@ class Pool:
         masks: "withheld", "true", or a reader of other masks, such as mined ones.
         weights: what an image's mask counts in training, [0, 1], by sample id; 1 where none is given.
         empty: samples whose masks are known to show nothing, so that training can ration them.
+        corrected: readers of the masks that hold for some samples, whatever `masks` says.
 
     Raises:
         UserError: when the cache lacks one of the samples.
@@ -41,6 +42,7 @@ class Pool:
         *,
         weights: Mapping[str, float] | None = None,
         empty: Collection[str] = (),
+        corrected: Mapping[str, MaskReader] | None = None,
     ) -> None:
         known = {ref.sample_id for ref in cache.refs}
         lost = [sample_id for sample_id in ids if sample_id not in known]
@@ -57,6 +59,7 @@ class Pool:
         """Of the samples that were given one."""
         self.empty = frozenset(empty).intersection(self.ids)
         """Samples whose masks are known to show nothing."""
+        self._corrected = {i: read for i, read in (corrected or {}).items() if i in self._groups}
         for sample_id, weight in self.weights.items():
             if not 0 <= weight <= 1:
                 raise ValueError(f"{sample_id}: expected a weight in [0, 1], got {weight}")
@@ -80,7 +83,8 @@ class Pool:
 
     def subset(self, ids: Sequence[str]) -> Pool:
         """Some of these samples, in the order of `ids`, with the same masks and weights."""
-        return Pool(self._cache, ids, self._groups, self._masks, weights=self.weights, empty=self.empty)
+        more = {"weights": self.weights, "empty": self.empty, "corrected": self._corrected}
+        return Pool(self._cache, ids, self._groups, self._masks, **more)
 
     def weight(self, sample_id: str) -> float:
         """What the mask of a sample counts in training, [0, 1]."""
@@ -109,6 +113,8 @@ class Pool:
 
     def mask_small(self, sample_id: str) -> NDArray[np.uint8]:
         """(S, S) class ids or 255. Raises `WithheldMaskError` where withheld, `SampleError` for a bad file."""
+        if sample_id in self._corrected:
+            return resize_mask(self._read_mask(sample_id), self._cache.size)
         if self._masks == "withheld":
             raise WithheldMaskError(f"the mask of {sample_id} was asked for, but this pool withholds masks")
         if self._masks == "true":
@@ -134,9 +140,10 @@ class Pool:
 
     def _read_mask(self, sample_id: str) -> NDArray[np.uint8]:
         """(H, W), by grant."""
-        if not callable(self._masks):
+        read = self._corrected.get(sample_id, self._masks)
+        if not callable(read):
             return self._cache.mask_native(self._own(sample_id))
-        mask = self._masks(self._own(sample_id))
+        mask = read(self._own(sample_id))
         if mask.shape != self.native_shape(sample_id):
             raise ValueError(f"{sample_id}: expected a mask of {self.native_shape(sample_id)}, got {mask.shape}")
         return mask

@@ -19,6 +19,7 @@ from kmine.config import FitConfig, LoopConfig, ModelConfig
 from kmine.data.augment import Augment
 from kmine.data.batches import Batches, LabelBatches, ViewBatches
 from kmine.data.pool import Pool
+from kmine.judged import NOBODY, Judged
 from kmine.metrics import case_metrics, summarise
 from kmine.models.local import LocalModel, build_model
 from kmine.models.together import dealt_back, every_nth, leader_first, make_fabric
@@ -64,6 +65,8 @@ class Task:
     """What the gate goes by; None: thresholds on the evidence."""
     witness: ModelConfig | None = None
     """A second local model, whose agreement is evidence."""
+    judged: Judged = NOBODY
+    """What a person said of an earlier run's masks."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from kmine.calibrator import Calibration, settled
 from kmine.config import LoopConfig
 from kmine.data.pool import Pool
+from kmine.judged import read_mask
 from kmine.masks import components, from_rle
 from kmine.methods import Clock, Task, Trained, new_model, score, train, trained_witness
 from kmine.models.local import LocalModel
@@ -33,7 +34,7 @@ from kmine.stages.prompts import ask_about, ask_again, find_prompts, prompts_fro
 from kmine.stages.proposals import may_pick, pick
 from kmine.stages.refine import refine
 from kmine.stages.segment import Embedded, embed, segment, segment_twice
-from kmine.stages.tabulate import EMPTY, rows_of
+from kmine.stages.tabulate import EMPTY, judged_rows, rows_of
 from kmine.store import RunStore, sign
 
 Known = dict[str, list[tuple[int, Callable[[], NDArray[np.bool_]]]]]
@@ -61,7 +62,7 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
     round has the metrics of the one before, and is not adopted. Stops, too, after two refused rounds in a row: the
     next would start from the same model once more.
     """
-    cfg = task.cfg
+    cfg, judged = task.cfg, task.judged
     model = new_model(task, store)
     current = train(task, store, model, round_idx=0)
     adopted = score(task, store, model, current, round_idx=0)
@@ -82,7 +83,7 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
             calibration = settle(task, store, asking, labeled_area, round_idx, made_by) if parts else None
         task.watcher.start(f"round {round_idx}: mining", len(task.unlabeled))
         for part, ids in every_nth(parts, task.fabric):
-            asked = asking(ids)
+            asked = asking([i for i in ids if i not in judged])
             decisions = gate_all(asked, labeled_area, cfg, calibration)
             clock.lap("gate")
             pseudo = [
@@ -90,9 +91,11 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
                 for image, *row in zip(*asked[:4], decisions, strict=True)
             ]
             clock.lap("refine")
-            store.save_mined(
-                round_idx, made_by, part, *rows_of(asked.images, asked.prompts, asked.candidates, decisions, pseudo)
-            )
+            tables, masks = rows_of(asked.images, asked.prompts, asked.candidates, decisions, pseudo)
+            accepted = [i for i in ids if i in judged.accepted]
+            tables["decisions"] += judged_rows([i for i in ids if i in judged.rejected], accepted)
+            masks |= {i: read_mask(judged.accepted[i]) for i in accepted}
+            store.save_mined(round_idx, made_by, part, tables, masks)
             clock.lap("store")
             task.watcher.advance(min((part + 1) * CHUNK, len(task.unlabeled)))
         task.fabric.barrier()
@@ -172,8 +175,9 @@ def settle(
     path, signature = store.round_dir(round_idx) / "threshold.json", sign("threshold", PILOT, made_by)
     about = store.load_json(path, signature)
     if about is None:
-        order = np.random.default_rng(derive_seed(task.cfg.seed, round_idx, "pilot")).permutation(len(task.unlabeled))
-        ids = [task.unlabeled.ids[n] for n in sorted(order[:PILOT])]
+        open_ids = [i for i in task.unlabeled.ids if i not in task.judged]
+        order = np.random.default_rng(derive_seed(task.cfg.seed, round_idx, "pilot")).permutation(len(open_ids))
+        ids = [open_ids[n] for n in sorted(order[:PILOT])]
         task.watcher.start(f"round {round_idx}: settling the gate", len(ids))
         estimates: list[float] = []
         for first in range(0, len(ids), CHUNK):
@@ -295,7 +299,8 @@ def mining_signature(task: Task, current: Trained, witness: str = "") -> str:
     cfg = task.cfg
     settings = [asdict(part) for part in (cfg.infer, cfg.prompts, cfg.gate, cfg.refine)]
     gate_by = (task.calibration.to_json(), PILOT) if task.calibration else None
-    return sign(current.signature, task.segmenter.signature, settings, gate_by, witness)
+    judged = [task.judged.signature] if task.judged.signature else []
+    return sign(current.signature, task.segmenter.signature, settings, gate_by, witness, *judged)
 
 
 def gate_all(

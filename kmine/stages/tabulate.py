@@ -39,6 +39,15 @@ def rows_of(
     return tables, masks
 
 
+def judged_rows(rejected: Sequence[str], accepted: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of decisions of images that a person judged: nobody was asked, and nothing was estimated."""
+    return [
+        {"sample_id": i, "in_training": kept, "object_idx": -1, "class_id": 0, "kept": kept, "reason": reason}
+        for ids, kept, reason in ((rejected, False, "rejected"), (accepted, True, "accepted"))
+        for i in ids
+    ]
+
+
 def _prompt_row(key: dict[str, Any], prompt: Prompts) -> dict[str, Any]:
     def plain(array: NDArray[Any] | None) -> list[Any] | None:
         return None if array is None else array.tolist()

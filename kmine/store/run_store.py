@@ -92,16 +92,24 @@ class RunStore:
 
     def claim_split(self, digest: str) -> None:
         """Hold the run to what its split file said, empty without one; before training a mended file is taken anew."""
-        was = self.run().get("split_file_sha256", "")
-        if was == digest:
-            return
-        if self._begun():
+        if self._changed("split_file_sha256", "data.split_file", digest):
+            (self.root / "splits.csv").unlink(missing_ok=True)
+            self.update_run(split_file_sha256=digest)
+
+    def claim_verdicts(self, signature: str) -> None:
+        """Hold the run to what its verdicts said; before training others are taken."""
+        if self._changed("verdicts_signature", "verdicts", signature):
+            self.update_run(verdicts_signature=signature)
+
+    def _changed(self, entry: str, setting: str, digest: str) -> bool:
+        """Whether run.json has another digest of the file that a setting names; refused where something was trained."""
+        was = self.run().get(entry, "")
+        if was != digest and self._begun():
             raise UserError(
-                f"{self.root}: data.split_file does not say what it said when this run began (sha256 {digest[:12]}, "
+                f"{self.root}: {setting} does not say what it said when this run began (sha256 {digest[:12]}, "
                 f"was {was[:12]}); choose another --out, or restore the file"
             )
-        (self.root / "splits.csv").unlink(missing_ok=True)
-        self.update_run(split_file_sha256=digest)
+        return was != digest
 
     def _refuse_others(self, config: Mapping[str, Any], fingerprint: str) -> None:
         path, was = self.root / "config.yaml", self.run().get("data_fingerprint", fingerprint)
