@@ -8,19 +8,26 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((found for name in _NAMES if (found := shutil.which(name))), None)
 SECONDS = 120.0
 """Patience with any one answer: machines that test may be busy."""
 _FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
           "--disable-extensions", "--disable-background-networking", "--disable-component-update",
           "--remote-debugging-pipe", "about:blank")  # fmt: skip
-_CODES = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowDown": 40, "ArrowUp": 38, "Escape": 27, "Enter": 13, "Home": 36, "End": 35}
+_START = (
+    "import os, sys; i, o = int(sys.argv[1]), int(sys.argv[2]); "
+    "os.dup2(i, 60); os.dup2(o, 61); os.dup2(60, 3); os.dup2(61, 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
+"""Puts the pipes where the browser looks for them, in a process of its own: a function run after fork is less safe."""
+_CODES = {"End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Escape": 27}
 
 
 class Browser:
@@ -31,13 +38,13 @@ class Browser:
         self._profile = tempfile.TemporaryDirectory(prefix="browser", ignore_cleanup_errors=True)
         child_in, self._out = os.pipe()
         self._in, child_out = os.pipe()
-        # The shell puts the pipes where the browser looks for them; a function run after fork would be less safe.
+        start = (sys.executable, "-S", "-c", _START, str(child_in), str(child_out))
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{child_in} 4>&{child_out}', "sh", CHROMIUM, f"--user-data-dir={self._profile.name}", *_FLAGS],
+            [*start, CHROMIUM, f"--user-data-dir={self._profile.name}", *_FLAGS],
             pass_fds=(child_in, child_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         os.close(child_in)
         os.close(child_out)
         self._buffer, self._last, self.events = b"", 0, []
@@ -88,7 +95,7 @@ class Browser:
             raise RuntimeError(found["exceptionDetails"].get("exception", {}).get("description", expression))
         return found["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = SECONDS) -> Any:
+    def wait(self, expression: str, seconds: float = SECONDS / 2) -> Any:
         """The first true value of an expression; TimeoutError."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

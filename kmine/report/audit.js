@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { view, list, verdicts } = kmineAudit;
+  const { view, list, verdicts, filter } = kmineAudit;
   const FACTS = 9; // where the facts of an index row begin
   kmineAudit.FACTS = FACTS;
   const DETAILS_HELD = 60; // files of run lengths that are kept at hand
@@ -87,7 +87,8 @@
       }
       if (number === 0) pick(0);
     }
-    menus();
+    filter.menus();
+    for (const name of facts.keys()) $("sort").append(new Option(written(name), `fact:${name}`));
     choose();
     const remembered = byKey.get(verdicts.at);
     const place = list.shown.indexOf(remembered);
@@ -209,15 +210,8 @@
 
   const tell = (text) => ($("told").textContent = text);
 
-  /* Filter and order. */
-  function filter() {
-    const rows = [...$("conditions").children].map((row) => [...row.querySelectorAll("select, input")].map((one) => one.value));
-    if ($("reason").value) rows.push(["reason", "is", $("reason").value]);
-    return { text: $("text").value, kind: $("kind").value, verdict: $("judged").value, facts: rows };
-  }
-
   function choose() {
-    list.choose(filter(), $("sort").value, $("direction").dataset.falling === "yes");
+    list.choose(filter.read(), $("sort").value, $("direction").dataset.falling === "yes");
     progress();
   }
 
@@ -225,49 +219,6 @@
   function filtered() {
     choose();
     if (list.at < 0) pick(0);
-  }
-
-  function menus() {
-    for (const name of facts.keys()) $("sort").append(new Option(written(name), `fact:${name}`));
-    const reasons = [...(facts.get("reason") ?? [])].sort();
-    $("reason-label").hidden = !reasons.length || reasons.length > 40;
-    for (const reason of reasons) $("reason").append(new Option(written(String(reason)), reason));
-    $("condition").disabled = !facts.size;
-  }
-
-  function addCondition() {
-    const row = element("div", undefined, "condition");
-    const name = element("select");
-    name.setAttribute("aria-label", "Fact");
-    for (const fact of facts.keys()) name.append(new Option(written(fact), fact));
-    const operation = element("select");
-    operation.setAttribute("aria-label", "Comparison");
-    for (const word of Object.keys(list.OPERATIONS)) operation.append(new Option(word));
-    const wanted = element("input");
-    wanted.setAttribute("aria-label", "Value");
-    wanted.setAttribute("list", "values");
-    const away = element("button", "remove");
-    away.type = "button";
-    row.append(name, operation, wanted, away);
-    const suggest = () => {
-      const values = [...(facts.get(name.value) ?? [])];
-      fill($("values"), values.length > 40 ? [] : values.map((value) => new Option("", String(value))));
-    };
-    wanted.addEventListener("focus", suggest);
-    wanted.addEventListener("input", soon);
-    for (const one of [name, operation]) one.addEventListener("change", filtered);
-    away.addEventListener("click", () => {
-      row.remove();
-      filtered();
-    });
-    $("conditions").append(row);
-    name.focus();
-  }
-
-  let typing;
-  function soon() {
-    clearTimeout(typing);
-    typing = setTimeout(filtered, 150);
   }
 
   /* Buttons. */
@@ -285,16 +236,14 @@
       $("layers").append(button);
     });
     for (const button of $("verdicts").children) button.addEventListener("click", () => judge(button.dataset.verdict));
-    $("text").addEventListener("input", soon);
-    for (const id of ["kind", "judged", "reason", "sort"]) $(id).addEventListener("change", filtered);
+    $("sort").addEventListener("change", filtered);
+    filter.start(filtered, facts);
     click("direction", () => {
       const falling = $("direction").dataset.falling !== "yes";
       $("direction").dataset.falling = falling ? "yes" : "no";
       $("direction").textContent = falling ? "highest first" : "lowest first";
       filtered();
     });
-    click("condition", addCondition);
-    click("clear", clear);
     click("save", save);
     click("load", () => $("file").click());
     $("file").addEventListener("change", read);
@@ -331,12 +280,6 @@
     view.draw();
   }
 
-  function clear() {
-    for (const id of ["text", "kind", "judged", "reason"]) $(id).value = "";
-    fill($("conditions"), []);
-    filtered();
-  }
-
   function save() {
     verdicts.save(list.items);
     progress();
@@ -354,12 +297,7 @@
     }
     list.refreshAll();
     progress();
-    if (item()) panelAgain();
-  }
-
-  function panelAgain() {
-    $("note").value = verdicts.get(item())?.note ?? "";
-    judged(item());
+    if (item()) judged(item());
   }
 
   /* Keys. */

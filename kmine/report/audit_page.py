@@ -29,7 +29,8 @@ INDEX_ROWS = 1000
 """Masks of one index file: the first one is what a first view waits for."""
 DETAIL_ROWS = 40
 """Masks of one file of run lengths: what showing one mask has to read."""
-ASSETS = ("audit.css", "audit_masks.js", "audit_view.js", "audit_list.js", "audit_verdicts.js", "audit.js")
+_SCRIPTS = ("audit_masks.js", "audit_view.js", "audit_list.js", "audit_filter.js", "audit_verdicts.js", "audit.js")
+"""In the order in which they are run."""
 _OURS = re.compile(r"(index|masks)_\d+\.js")
 _KINDS = get_args(Kind)
 _CODES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}
@@ -57,11 +58,12 @@ def write_page(
     with tempfile.TemporaryDirectory(prefix=f".{DATA}.", dir=folder) as name:
         temp = Path(name)
         count = _write_data(temp, items)
-        for asset in ASSETS:
+        for asset in ("audit.css", *_SCRIPTS):
             shutil.copyfile(Path(__file__).parent / asset, temp / asset)
-        facts = {"run": run_name, "run_signature": run_signature, "count": count, "layers": LAYERS}
         page = {
-            **facts,
+            "run": run_name,
+            "run_signature": run_signature,
+            "count": count,
             "index_files": math.ceil(count / INDEX_ROWS),
             "detail_rows": DETAIL_ROWS,
         }
@@ -90,7 +92,7 @@ def _render(
             run_name=page["run"],
             data=DATA,
             count=page["count"],
-            scripts=[name for name in ASSETS if name.endswith(".js")],
+            scripts=_SCRIPTS,
             summary=shown,
             # The SVG is matplotlib's own output, which escapes the text in it.
             figures={caption: Markup(svg) for caption, svg in figures.items()},

@@ -1,0 +1,501 @@
+"""The audit's page, written and then used in a real browser: what it shows, keeps, saves, and what stays mere text."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser
+from PIL import Image
+
+from kmine.masks import from_rle, to_rle
+from kmine.records import Prompts
+from kmine.report import audit_page
+from kmine.report.audit_inputs import AuditItem, Layer
+from kmine.report.audit_page import script_json, write_page
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+
+EVIL = "<script>window.bad=1;alert(1)</script>"
+HOSTILE = (
+    EVIL,
+    "</script><script>window.bad=2</script>",
+    "<img src=x onerror=window.bad=3>",
+    "\"quotes\" 'both' & `back` ${1}",
+    "__proto__",
+    "ü\u2028line\u2029end\u202eright-to-left 漢字",
+)
+PICTURES = ("plain.png", "a b#c?d%20&\"'<i>.png", "ü漢.png", os.fsdecode(b"latin\xe9.png"))
+
+
+def disc(height: int, width: int, seed: int) -> np.ndarray:
+    """A round object, ragged, with a hole, cut by the border for some seeds."""
+    rng = np.random.default_rng(seed)
+    rows, cols = np.mgrid[:height, :width]
+    far = np.hypot(rows - rng.uniform(0, height), cols - rng.uniform(0, width))
+    return (far < 0.4 * height) & (far > 0.1 * height) & (rng.random((height, width)) > 0.05)
+
+
+def item(number: int, kind: str = "pseudo", **more) -> AuditItem:
+    """Suspicion falls with `number`; odd ones are small."""
+    mask = disc(30, 40, number)
+    name = "pseudo" if kind == "pseudo" else "given"
+    prompts = Prompts(1, np.array([3, 4, 20, 21], np.float32), np.array([[7, 8]], np.float32), np.array([1]))
+    values = {
+        "sample_id": f"case_{number:03d}",
+        "kind": kind,
+        "rank": number + 1,
+        "suspicion": 1 - number / 1000,
+        "causes": ("the models disagree",),
+        "picture": f"pictures/{PICTURES[number % len(PICTURES)]}",
+        "height": 30,
+        "width": 40,
+        "layers": (Layer(name, 1, to_rle(mask)), Layer("model", 1, to_rle(~mask)), Layer(name, 255, to_rle(~mask))),
+        "prompts": (prompts,),
+        "facts": {
+            "reason": "kept" if number % 3 else "low_agreement",
+            "area": 100 * number,
+            "size": ("big", "small")[number % 2],
+        },
+        "story": (f"round 1: asked, answered, kept {number}",),
+        "mask_signature": f"sig{number}",
+    }  # fmt: skip
+    return AuditItem(**(values | more))
+
+
+def items() -> list[AuditItem]:
+    evil = [
+        item(n, sample_id=text, causes=(text,), facts={text: text, "reason": "kept"}, story=(text,))
+        for n, text in enumerate(HOSTILE)
+    ]
+    given = [item(n, "labeled") for n in range(4)]
+    return [*evil, *(item(n) for n in range(len(HOSTILE), 60)), *given]
+
+
+def write(folder: Path, found: list[AuditItem] | None = None, signature: str = "run-1", **more) -> Path:
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for name in PICTURES:
+        Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(pictures / name, "png")
+    words = {"title": f"Audit of {EVIL}", "run_name": EVIL, "summary": {EVIL: EVIL, "masks": 64}, "figures": {}} | more
+    return write_page(folder, iter(items() if found is None else found), run_signature=signature, **words)
+
+
+# Without a browser.
+
+
+def test_script_json_leaves_nothing_that_ends_a_script_and_comes_back_the_same():
+    value = [*HOSTILE, os.fsdecode(b"\xff")]
+    text = script_json(value)
+    assert text.isascii() and not set("<>&") & set(text)
+    assert json.loads(text) == value
+
+
+def test_page_and_data_hold_no_markup_of_the_run(tmp_path):
+    page = write(tmp_path).read_text("utf-8")
+    assert EVIL not in page and "<img src=x" not in page
+    for path in (tmp_path / "audit_data").glob("[im][na]*_*.js"):
+        assert "<" not in path.read_text("ascii")
+    assert "http://" not in page and "https://" not in page and "//" not in page.replace("<!doctype", "")
+
+
+def test_items_are_taken_one_at_a_time_and_rows_are_written_as_they_fill(tmp_path, monkeypatch):
+    monkeypatch.setattr(audit_page, "DETAIL_ROWS", 2)
+    monkeypatch.setattr(audit_page, "INDEX_ROWS", 4)
+    written = []
+    real = audit_page._write_script
+    monkeypatch.setattr(audit_page, "_write_script", lambda *a: (written.append((a[1], a[2], len(taken))), real(*a)))
+    taken = []
+
+    def stream():
+        for number in range(5):
+            taken.append(number)
+            yield item(number)
+
+    write_page(tmp_path, stream(), title="t", run_name="r", run_signature="s", summary={}, figures={})
+    assert written == [("masks", 0, 2), ("masks", 1, 4), ("index", 0, 4), ("masks", 2, 5), ("index", 1, 5)]
+
+
+def test_a_shorter_page_takes_away_its_longer_files_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(audit_page, "DETAIL_ROWS", 20)
+    write(tmp_path)
+    (tmp_path / "audit_data" / "mine.txt").write_text("stays")
+    assert (tmp_path / "audit_data" / "masks_3.js").exists()
+    write(tmp_path, items()[:5])
+    assert [path.name for path in sorted((tmp_path / "audit_data").glob("masks_*"))] == ["masks_0.js"]
+    assert (tmp_path / "audit_data" / "mine.txt").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"audit.html", "audit_data", "pictures"}
+
+
+def test_a_page_that_breaks_off_leaves_the_one_before(tmp_path):
+    page = write(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def stream():
+        yield item(1)
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        write_page(tmp_path, stream(), title="t", run_name="r", run_signature="s", summary={}, figures={})
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert page.exists()
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([item(1), item(1)], "twice"),
+        ([item(1, "stranger")], "kind"),
+        ([item(1, layers=(Layer("other", 1, ""),))], "layers"),
+    ],
+)
+def test_what_is_no_item_is_refused(tmp_path, found, said):
+    with pytest.raises(ValueError, match=said):
+        write(tmp_path, found)
+
+
+def test_numbers_that_are_none_become_null(tmp_path):
+    write(tmp_path, [item(1, suspicion=float("nan"), facts={"a": np.float32("inf"), "b": np.int64(3), "c": None})])
+    text = (tmp_path / "audit_data" / "index_0.js").read_text()
+    assert json.loads(text[text.index("{") : text.rindex("}") + 1])["rows"][0][3:4] == [None]
+    assert text.rstrip().endswith('"sig1",null,3,null]]});')
+
+
+# In a browser.
+
+READY = "document.body.dataset.ready === 'yes' && document.getElementById('stage').dataset.shown !== ''"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with Browser() as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser, tmp_path, request):
+    """The page, open and ready; each test's run has a signature of its own, and so a storage of its own."""
+    address = write(tmp_path, signature=request.node.name).as_uri()
+    browser.events.clear()
+    browser.open(address)
+    browser.wait(READY)
+    return browser
+
+
+def text(page: Browser, element: str) -> str:
+    return page.evaluate(f"document.getElementById('{element}').textContent.replace(/\\s+/g, ' ').trim()")
+
+
+def names(page: Browser) -> list[str]:
+    return page.evaluate("kmineAudit.list.shown.map((one) => one.id)")
+
+
+def put(page: Browser, element: str, value: str, event: str = "change") -> None:
+    page.evaluate(
+        f"(() => {{ const one = document.getElementById('{element}'); one.value = {json.dumps(value)};"
+        f" one.dispatchEvent(new Event('{event}')); }})()"
+    )
+
+
+@needs_browser
+def test_everything_loads_from_the_folder_and_hostile_text_stays_text(page, tmp_path):
+    for _ in 2 * HOSTILE:
+        page.key("n")
+        page.wait("document.getElementById('stage').dataset.shown !== ''")
+    assert page.evaluate("window.bad") is None
+    assert not page.seen("Page.javascriptDialogOpening")
+    assert [entry for entry in page.seen("Log.entryAdded") if entry["entry"]["level"] == "error"] == []
+    asked = [event["request"]["url"] for event in page.seen("Network.requestWillBeSent")]
+    assert asked and all(url.startswith(("file://", "data:")) for url in asked)
+    assert page.evaluate("document.querySelectorAll('#list script, .panel script, #summary script, i').length") == 0
+    assert page.evaluate("document.title") == f"Audit of {EVIL} · kmine"
+    assert text(page, "summary").count(EVIL) == 2
+    put(page, "text", "漢字", "input")
+    page.wait("kmineAudit.list.shown.length === 1")
+    page.wait(f"document.getElementById('story').textContent === {json.dumps(HOSTILE[-1])}")
+    assert page.evaluate("document.getElementById('name').textContent") == HOSTILE[-1]
+    assert page.evaluate("document.querySelector('#facts tr:last-child th').textContent") == HOSTILE[-1]
+    assert page.evaluate("document.querySelector('#causes li').textContent") == HOSTILE[-1]
+
+
+@needs_browser
+def test_foreign_and_inline_scripts_are_refused(page):
+    page.evaluate(
+        "(() => { const one = document.createElement('script'); one.textContent = 'window.bad = 4';"
+        " document.body.append(one); const other = document.createElement('img');"
+        " other.src = 'http://127.0.0.1:9/x.png'; document.body.append(other); })()"
+    )
+    assert page.evaluate("window.bad") is None
+    page.wait("new Promise((done) => setTimeout(() => done(true), 300))")
+    said = " ".join(entry["entry"]["text"] for entry in page.seen("Log.entryAdded"))
+    assert "script-src" in said and "img-src" in said
+
+
+@needs_browser
+def test_pictures_of_any_name_are_found(page):
+    for _ in PICTURES:
+        assert page.wait("document.getElementById('picture').naturalWidth === 40 || null")
+        page.key("n")
+
+
+@needs_browser
+def test_run_lengths_are_decoded_as_pycocotools_does(page):
+    rng = np.random.default_rng(0)
+    shapes = [(1, 1), (7, 5), (300, 200), (3, 2000)]
+    found = [rng.random(shape) > level for shape in shapes for level in (0.02, 0.5, 0.98)]
+    found += [np.zeros((9, 4), bool), np.ones((9, 4), bool), disc(200, 300, 5)]
+    for mask in found:
+        rle = to_rle(mask)
+        height, width = mask.shape
+        drawn = page.evaluate(
+            f"(() => {{ const mask = kmineAudit.masks.decode({json.dumps(rle)}, {height}, {width});"
+            " const canvas = kmineAudit.masks.paint(mask, [230, 159, 0]);"
+            " const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;"
+            " let out = ''; for (let at = 3; at < data.length; at += 4) out += { 0: 0, 255: 1 }[data[at]] ?? 'x';"
+            " return [out, mask.area, mask.box]; })()"
+        )  # fmt: skip
+        truth = from_rle(rle, height, width)
+        assert drawn[0] == "".join(map(str, truth.astype(int).ravel()))
+        assert drawn[1] == truth.sum()
+        rows, cols = np.nonzero(truth)
+        assert drawn[2] == ([cols.min(), rows.min(), cols.max(), rows.max()] if rows.size else None)
+        same = page.evaluate(
+            f"[...kmineAudit.masks.sample({json.dumps(rle)}, {height}, {width}, {height}, {width}).pixels].join('')"
+        )
+        assert same == drawn[0]
+
+
+@needs_browser
+def test_outline_of_a_square_and_of_two_that_touch_at_a_corner(page):
+    def loops(mask):
+        height, width = np.shape(mask)
+        rle = json.dumps(to_rle(np.array(mask, bool)))
+        return page.evaluate(
+            f"kmineAudit.masks.outline(kmineAudit.masks.decode({rle}, {height}, {width}))"
+            ".map((loop) => loop.map(String).sort())"
+        )
+
+    assert loops([[0, 0, 0], [0, 1, 1], [0, 1, 1]]) == [["1,1", "1,3", "3,1", "3,3"]]
+    corners = [corner for loop in loops([[1, 0], [0, 1]]) for corner in loop]
+    assert sorted(corners) == ["0,0", "0,1", "1,0", "1,1", "1,1", "1,2", "2,1", "2,2"]
+    ring = loops([[1, 1, 1], [1, 0, 1], [1, 1, 1]])
+    assert sorted(map(len, ring)) == [4, 4]
+
+
+def overlay(page: Browser) -> list[int]:
+    """How many pixels of the drawing are not empty."""
+    return page.evaluate(
+        "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {"
+        " const canvas = document.getElementById('overlay');"
+        " const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;"
+        " let count = 0; for (let at = 3; at < data.length; at += 4) count += data[at] > 0; done(count); })))"
+    )
+
+
+@needs_browser
+def test_layers_prompts_and_fill_go_on_and_off_by_keys(page):
+    for key in "589":  # pseudo, model, ignored
+        page.key(key)
+    assert overlay(page) == 0
+    page.key("2")
+    assert overlay(page) > 0
+    page.key("2")
+    page.key("5")
+    filled = overlay(page)
+    page.key("o")
+    assert 0 < overlay(page) < filled
+    page.key("1")
+    page.wait("document.getElementById('picture').hidden")
+    pressed = (
+        "[...document.querySelectorAll('#layers button')].map((one) => one.ariaPressed === 'true' ? 1 : 0).join('')"
+    )
+    assert page.evaluate(pressed) == "000010100"
+
+
+@needs_browser
+def test_keys_judge_go_on_go_back_and_take_back(page):
+    page.key("a")
+    page.key("r")
+    page.key("n")
+    page.key("u")
+    page.key("ArrowLeft")
+    assert text(page, "progress") == "3 of 64 judged"
+    said = page.evaluate("JSON.parse(kmineAudit.verdicts.text(kmineAudit.list.items)).verdicts.map((v) => v.verdict)")
+    assert said == ["accept", "reject", "unsure"]
+    page.key("z")
+    page.key("z")
+    assert text(page, "progress") == "1 of 64 judged"
+    assert page.evaluate("kmineAudit.list.at") == 1
+    page.key("?")
+    assert page.evaluate("document.getElementById('help').open") is True
+    page.key("a")
+    assert text(page, "progress") == "1 of 64 judged"
+    page.key("Escape")
+    page.wait("!document.getElementById('help').open")
+
+
+@needs_browser
+def test_letters_in_a_field_are_no_keys(page):
+    page.evaluate("document.getElementById('note').focus()")
+    page.type("rather bad")
+    page.key("a")
+    assert text(page, "progress") == "0 of 64 judged"
+    assert page.evaluate("document.getElementById('note-alone').hidden") is False
+    page.key("Escape")
+    page.key("r")
+    saved = json.loads(page.evaluate("kmineAudit.verdicts.text(kmineAudit.list.items)"))["verdicts"]
+    assert [(one["verdict"], one["note"]) for one in saved] == [("reject", "rather bada")]
+
+
+@needs_browser
+def test_filter_by_text_kind_reason_verdict_and_facts_and_order_by_a_fact(page):
+    page.key("r")
+    put(page, "judged", "reject")
+    assert names(page) == [HOSTILE[0]]
+    put(page, "judged", "")
+    put(page, "kind", "labeled")
+    assert sorted(names(page)) == [f"case_{n:03d}" for n in range(4)]
+    put(page, "reason", "low_agreement")
+    assert sorted(names(page)) == ["case_000", "case_003"]
+    page.evaluate("document.getElementById('clear').click()")
+    assert len(names(page)) == 64
+    page.evaluate("document.getElementById('condition').click()")
+    page.evaluate(
+        "(() => { const [fact, how, what] = document.querySelectorAll('.condition select, .condition input');"
+        " fact.value = 'area'; how.value = 'at least'; what.value = '5700';"
+        " what.dispatchEvent(new Event('input')); })()"
+    )
+    page.wait("kmineAudit.list.shown.length === 3")
+    put(page, "sort", "fact:area")
+    assert names(page) == ["case_059", "case_058", "case_057"]
+    page.evaluate("document.getElementById('direction').click()")
+    assert names(page) == ["case_057", "case_058", "case_059"]
+    put(page, "text", "case_058 small", "input")
+    page.wait("kmineAudit.list.shown.length === 0")
+    assert page.evaluate("document.getElementById('empty').hidden") is False
+    page.key("a")  # on nothing
+    assert text(page, "progress") == "1 of 64 judged"
+
+
+@needs_browser
+def test_saved_file_holds_the_verdicts_and_comes_back(page, tmp_path, request):
+    page.key("a")
+    page.key("r")
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    page.downloads_to(downloads)
+    page.evaluate("document.getElementById('save').click()")
+    file = downloads / "verdicts.json"
+    page.wait("new Promise((done) => setTimeout(() => done(true), 200))")
+    for _ in range(100):
+        if file.exists():
+            break
+        page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    saved = json.loads(file.read_text("utf-8"))
+    assert {name: saved[name] for name in ("format", "run", "run_signature")} == {
+        "format": "kmine-verdicts-1", "run": EVIL, "run_signature": request.node.name,
+    }  # fmt: skip
+    ranked = names(page)
+    first = {"sample_id": ranked[0], "kind": "pseudo", "verdict": "accept", "mask_signature": "sig0", "note": ""}
+    assert saved["verdicts"][0] == first
+    assert len(saved["verdicts"]) == 2
+
+    saved["verdicts"][1]["mask_signature"] = "another"
+    saved["verdicts"].append(first | {"sample_id": "nobody"})
+    saved["verdicts"].append(first | {"sample_id": "case_009", "mask_signature": "sig9", "note": "n"})
+    said = page.evaluate(
+        f"kmineAudit.verdicts.read({json.dumps(json.dumps(saved))},"
+        " (key) => kmineAudit.list.items.find((one) => `${one.kind}/${one.id}` === key))"
+    )
+    assert said == "2 verdicts read; 1 left out: the mask has changed since; 1 left out: no such mask here"
+    page.key("z")
+    assert text(page, "progress") == "2 of 64 judged"
+
+
+@needs_browser
+def test_a_file_of_another_kind_is_refused_in_words(page, tmp_path):
+    node = page.call("DOM.getDocument")["root"]["nodeId"]
+    found = page.call("DOM.querySelector", nodeId=node, selector="#file")["nodeId"]
+    for content, said in (("{", "no JSON"), ('{"format": "x"}', 'got format "x"')):
+        (tmp_path / "other.json").write_text(content)
+        page.evaluate("document.getElementById('told').textContent = ''")
+        page.call("DOM.setFileInputFiles", files=[str(tmp_path / "other.json")], nodeId=found)
+        page.wait("document.getElementById('told').textContent !== ''")
+        assert said in text(page, "told") and "kmine-verdicts-1" in text(page, "told")
+
+
+@needs_browser
+def test_progress_outlives_a_reload_and_a_mask_that_changed_is_open_again(page, tmp_path, request):
+    page.key("a")
+    page.key("r")
+    page.key("u")
+    page.open("about:blank")
+    changed = [item(n, mask_signature="new") if n == 30 else one for n, one in enumerate(items())]
+    changed[1] = item(1, sample_id=HOSTILE[1], mask_signature="new")
+    page.open(write(tmp_path, changed, signature=request.node.name).as_uri())
+    page.wait(READY)
+    assert text(page, "progress") == "2 of 64 judged"
+
+
+@needs_browser
+def test_a_page_whose_files_were_written_anew_says_so(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(audit_page, "DETAIL_ROWS", 1)
+    browser.open(write(tmp_path, signature="anew").as_uri())
+    browser.wait(READY)
+    write(tmp_path, [item(n, mask_signature="x") for n in range(64)], signature="anew")
+    browser.evaluate("kmineAudit.list.pick(50)")
+    browser.wait("document.getElementById('told').textContent.includes('reload')")
+
+
+@needs_browser
+def test_without_storage_it_works_and_says_so(browser, tmp_path):
+    refused = (
+        "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no', 'SecurityError'); } })"
+    )
+    script = browser.call("Page.addScriptToEvaluateOnNewDocument", source=refused)["identifier"]
+    try:
+        browser.open(write(tmp_path, signature="refused").as_uri())
+        browser.wait(READY)
+        assert browser.evaluate("document.getElementById('refused').hidden") is False
+        browser.key("a")
+        assert text(browser, "progress") == "1 of 64 judged"
+    finally:
+        browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
+        browser.open("about:blank")
+
+
+@needs_browser
+def test_the_list_holds_only_what_is_on_the_screen_and_every_button_has_a_name(browser, tmp_path):
+    browser.open(write(tmp_path, [item(n) for n in range(500)], signature="long").as_uri())
+    browser.wait(READY)
+    browser.evaluate("document.getElementById('list').scrollTop = 20000")
+    browser.wait("document.querySelectorAll('.row .thumb canvas').length > 3")
+    assert browser.evaluate("document.querySelectorAll('.row').length") < 40
+    nameless = "[...document.querySelectorAll('button, select, input, textarea')].filter((one) => !one.hidden &&"
+    assert browser.evaluate(
+        f"{nameless} !one.textContent.trim() && !one.ariaLabel && !one.labels?.length).map((one) => one.outerHTML)"
+    ) == []  # fmt: skip
+
+
+@needs_browser
+@pytest.mark.parametrize("size", [(1280, 800), (768, 1024)])
+def test_nothing_is_cut_off(browser, tmp_path, size):
+    browser.resize(*size)
+    browser.open(write(tmp_path, signature=f"size{size[0]}").as_uri())
+    browser.wait(READY)
+    try:
+        assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth") is True
+        assert browser.evaluate("document.documentElement.scrollHeight <= innerHeight") is True
+        assert browser.evaluate("document.getElementById('stage').clientHeight > 250") is True
+    finally:
+        browser.resize(1280, 800)
+
+
+@needs_browser
+def test_no_masks_at_all(browser, tmp_path):
+    browser.open(write(tmp_path, [], signature="none").as_uri())
+    browser.wait("document.body.dataset.ready === 'yes'")
+    assert text(browser, "told") == "The run has no masks to look at."
