@@ -56,9 +56,10 @@
     for (const row of chunk.rows) {
       const [id, kind, rank, suspicion, causes, picture, height, width, signature] = row;
       const number = list.items.length;
-      const item = { number, id, kind, rank, suspicion, causes, picture, height, width, signature, columns, row };
+      const key = verdicts.key(kind, id);
+      const item = { number, key, id, kind, rank, suspicion, causes, picture, height, width, signature, columns, row };
       list.items.push(item);
-      byKey.set(verdicts.key(kind, id), item);
+      byKey.set(key, item);
     }
     for (const [name, at] of columns) {
       if (!facts.has(name)) facts.set(name, new Set());
@@ -93,6 +94,7 @@
     const remembered = byKey.get(verdicts.at);
     const place = list.shown.indexOf(remembered);
     if (list.at <= 0 && place >= 0) pick(place);
+    $("panel").hidden = !item();
     if (!page.count) tell("The run has no masks to look at.");
     document.body.dataset.ready = "yes";
   }
@@ -101,7 +103,10 @@
   const item = () => list.shown[list.at];
 
   function pick(place) {
-    if (place < 0 || place >= list.shown.length) return void progress();
+    if (place < 0 || place >= list.shown.length) {
+      if (list.shown.length) tell(place < 0 ? "This is the first one of the list." : "This is the last one of the list.");
+      return void progress();
+    }
     list.select(place);
     const one = item();
     verdicts.place(one);
@@ -116,6 +121,7 @@
       if (prompts.length) there.add("prompts");
       there.add("image");
       for (const button of $("layers").children) button.classList.toggle("absent", !there.has(button.dataset.layer));
+      $("classes").hidden = !layers.some(([, classId]) => classId > 1 && classId !== 255);
       ahead(place + 1);
     }, (error) => item() === one && tell(`Masks cannot be shown: ${error.message}`));
   }
@@ -219,20 +225,29 @@
   function filtered() {
     choose();
     if (list.at < 0) pick(0);
+    $("panel").hidden = !item();
+    if (!item()) view.show(null);
   }
 
   /* Buttons. */
   function buttons() {
     const click = (id, act) => $(id).addEventListener("click", act);
-    view.LAYERS.forEach(([name, title, on], at) => {
+    view.LAYERS.forEach(([name, label, on, meaning], at) => {
       const button = element("button");
       button.type = "button";
       button.dataset.layer = name;
       button.setAttribute("aria-pressed", on);
       const swatch = element("span", undefined, `swatch ${name}`);
       if (view.COLOURS[name]) swatch.style.setProperty("--colour", view.css(view.COLOURS[name]));
-      button.append(element("kbd", String(at + 1)), swatch, title);
+      button.append(element("kbd", String(at + 1)), swatch, label);
+      button.title = meaning;
       button.addEventListener("click", () => layer(at));
+      const row = element("tr");
+      const head = element("th");
+      head.scope = "row";
+      head.append(swatch.cloneNode(), ` ${label}`);
+      row.append(head, element("td", meaning));
+      $("legend").append(row);
       $("layers").append(button);
     });
     for (const button of $("verdicts").children) button.addEventListener("click", () => judge(button.dataset.verdict));

@@ -48,10 +48,10 @@ def write_page(
 ) -> Path:
     """Write `folder/audit.html` and `folder/audit_data/`; return the page's path.
 
-    `items` is read once, a few at a time, and shown in the given order where nothing else is asked for. `figures` are
-    SVG by caption, as `report.figures` draws them; all else is text and escaped. Files of the folder that are not the
-    page's stay. Until all items were read the page that stood there stands. ValueError: two items of one sample and
-    kind, or a kind or layer that is none.
+    `items` is read once, a few at a time; the list opens with the highest suspicion, equals in the given order.
+    `figures` are SVG by caption, as `report.figures` draws them; all else is text and escaped. Files of the folder that
+    are not the page's stay. Until all items were read the page that stood there stands. ValueError: two items of one
+    sample and kind, a kind or layer that is none, or a picture that is not named relative to the page.
     """
     data = folder / DATA
     data.mkdir(parents=True, exist_ok=True)
@@ -134,6 +134,8 @@ def _check(item: AuditItem, seen: set[tuple[str, str]]) -> None:
         raise ValueError(f"write_page: expected a kind of {', '.join(_KINDS)}, got {item.kind!r}")
     if key in seen:
         raise ValueError(f"write_page: expected one item a mask, got {item.kind} {item.sample_id!r} twice")
+    if item.picture.startswith("/"):
+        raise ValueError(f"write_page: expected a picture's path relative to the page, got {item.picture!r}")
     wrong = sorted({layer.name for layer in item.layers} - set(LAYERS))
     if wrong:
         raise ValueError(f"write_page: expected layers of {', '.join(LAYERS)}, got {wrong[0]!r}")

@@ -68,15 +68,15 @@
 
   /* What was said of this very mask; null where nothing was, or of a mask that has changed since. */
   function get(item) {
-    const found = entries.get(key(item.kind, item.id));
+    const found = entries.get(item.key);
     return found && found.signature === item.signature ? found : null;
   }
 
   function put(item, verdict, note) {
     const before = get(item);
-    if (verdict === null && !note) entries.delete(key(item.kind, item.id));
-    else entries.set(key(item.kind, item.id), { kind: item.kind, id: item.id, verdict, note, signature: item.signature });
-    return [key(item.kind, item.id), before ? before.verdict : null, null];
+    if (verdict === null && !note) entries.delete(item.key);
+    else entries.set(item.key, { kind: item.kind, id: item.id, verdict, note, signature: item.signature });
+    return [item.key, before ? before.verdict : null, null];
   }
 
   function say(item, verdict) {
@@ -108,7 +108,7 @@
   }
 
   function place(item) {
-    store.at = key(item.kind, item.id);
+    store.at = item.key;
     later();
   }
 
@@ -173,7 +173,7 @@
       else {
         const before = get(item);
         put(item, one.verdict, one.note ?? "");
-        step.push([key(item.kind, item.id), before ? before.verdict : null, before ? before.note : ""]);
+        step.push([item.key, before ? before.verdict : null, before ? before.note : ""]);
       }
     }
     if (step.length) steps.push(step);

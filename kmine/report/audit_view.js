@@ -17,15 +17,15 @@
   };
   /* In the order of the keys 1 to 9. What would tell the answer before the question starts switched off. */
   const LAYERS = [
-    ["image", "image", true],
-    ["prompts", "prompts", false],
-    ["local", "local model", false],
-    ["segmenter", "segmenter", false],
-    ["pseudo", "pseudo mask", true],
-    ["withheld", "withheld mask", false],
-    ["given", "given mask", true],
-    ["model", "model that did not learn from it", true],
-    ["ignored", "ignored in training", true],
+    ["image", "image", true, "the picture itself"],
+    ["prompts", "prompts", false, "what the segmenter was asked with"],
+    ["local", "local", false, "the local model's mask, from which the prompts came"],
+    ["segmenter", "segmenter", false, "the segmenter's answer"],
+    ["pseudo", "pseudo", true, "the mask that taught"],
+    ["withheld", "withheld", false, "the true mask, that no training saw"],
+    ["given", "given", true, "the mask that came with the image"],
+    ["model", "model", true, "what models say that did not learn from this mask"],
+    ["ignored", "ignored", true, "pixels that training leaves out"],
   ];
   const DASHES = [[], [7, 4], [2, 4], [10, 3, 2, 3]]; // by class: 1, 2, 3, 4 and so on in turn
   const IGNORED = 255;

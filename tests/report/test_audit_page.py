@@ -150,11 +150,21 @@ def test_a_page_that_breaks_off_leaves_the_one_before(tmp_path):
         ([item(1), item(1)], "twice"),
         ([item(1, "stranger")], "kind"),
         ([item(1, layers=(Layer("other", 1, ""),))], "layers"),
+        ([item(1, picture="//elsewhere/a.png")], "relative"),
     ],
 )
 def test_what_is_no_item_is_refused(tmp_path, found, said):
     with pytest.raises(ValueError, match=said):
         write(tmp_path, found)
+
+
+def test_what_the_page_is_made_of_is_packaged():
+    here = Path(audit_page.__file__).parent
+    packaged = (here.parents[1] / "pyproject.toml").read_text("utf-8")
+    suffixes = {path.suffix for path in here.glob("audit*") if path.suffix != ".py"}
+    assert suffixes == {".jinja", ".css", ".js"}
+    assert all(f'"report/*{suffix}"' in packaged for suffix in suffixes)
+    assert {path.name for path in here.glob("*.js")} == set(audit_page._SCRIPTS)
 
 
 def test_numbers_that_are_none_become_null(tmp_path):
@@ -338,6 +348,28 @@ def test_keys_judge_go_on_go_back_and_take_back(page):
 
 
 @needs_browser
+def test_wheel_zooms_about_the_pointer_and_dragging_moves(page):
+    place = "(({ scale, x, y }) => [scale, x, y])(kmineAudit.view)"
+    box = page.evaluate("(({ left, top }) => [left, top])(document.getElementById('stage').getBoundingClientRect())")
+    scale, x, y = page.evaluate(place)
+    left, top = (
+        round(box[0]) + 100,
+        round(box[1]) + 50,
+    )  # a pointer is on whole pixels of the window, the stage may not be
+    u, v = left - box[0], top - box[1]
+    page.mouse("mouseWheel", left, top, deltaX=0, deltaY=-120)
+    larger, nx, ny = page.wait(f"kmineAudit.view.scale > {scale} && {place}")
+    assert (u - nx) / larger == pytest.approx((u - x) / scale)
+    assert (v - ny) / larger == pytest.approx((v - y) / scale)
+    page.mouse("mousePressed", left, top, button="left", clickCount=1)
+    page.mouse("mouseMoved", left + 30, top - 5, button="left", buttons=1)
+    page.mouse("mouseReleased", left + 30, top - 5, button="left", clickCount=1)
+    assert page.evaluate(place) == pytest.approx([larger, nx + 30, ny - 5])
+    page.key("0")
+    assert page.evaluate(place) == [scale, x, y]
+
+
+@needs_browser
 def test_letters_in_a_field_are_no_keys(page):
     page.evaluate("document.getElementById('note').focus()")
     page.type("rather bad")
@@ -376,6 +408,7 @@ def test_filter_by_text_kind_reason_verdict_and_facts_and_order_by_a_fact(page):
     put(page, "text", "case_058 small", "input")
     page.wait("kmineAudit.list.shown.length === 0")
     assert page.evaluate("document.getElementById('empty').hidden") is False
+    assert page.evaluate("document.getElementById('panel').hidden") is True
     page.key("a")  # on nothing
     assert text(page, "progress") == "1 of 64 judged"
 
