@@ -128,10 +128,10 @@
 
   /* What comes next is read before it is asked for. */
   function ahead(place) {
-    const next = list.shown[place];
-    if (!next) return;
-    details(next).catch(() => {});
-    new Image().src = next.picture;
+    for (const next of list.shown.slice(place, place + 2)) {
+      details(next).catch(() => {});
+      new Image().src = next.picture;
+    }
   }
 
   function element(tag, text, name) {

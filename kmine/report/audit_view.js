@@ -44,6 +44,7 @@
   };
   let stage, picture, canvas, failed;
   let asked = 0;
+  const there = { pictured: false, filled: false };
 
   function start() {
     stage = document.getElementById("stage");
@@ -53,8 +54,12 @@
     picture.addEventListener("error", () => {
       failed.hidden = !view.item;
       if (view.item) failed.textContent = `The picture cannot be shown: ${view.item.picture}`;
+      settle({ pictured: true });
     });
-    picture.addEventListener("load", () => (failed.hidden = true));
+    picture.addEventListener("load", () => {
+      picture.style.visibility = "visible";
+      settle({ pictured: true });
+    });
     new ResizeObserver(fit).observe(stage);
     listen();
   }
@@ -67,9 +72,22 @@
     picture.alt = item ? `Image of ${item.id}` : "";
     if (item) picture.src = item.picture;
     else picture.removeAttribute("src");
+    // A browser shows the old picture until it has the new one: no mask may lie on another's picture meanwhile.
+    picture.style.visibility = "hidden";
     failed.hidden = true;
     stage.dataset.shown = "";
+    Object.assign(there, { pictured: false, filled: false });
     fit();
+  }
+
+  /* `data-shown` names the mask whose picture and layers are both on the screen. */
+  function settle(come) {
+    Object.assign(there, come);
+    const { item } = view;
+    if (!item || !there.pictured || !there.filled) return;
+    requestAnimationFrame(() => {
+      if (view.item === item) stage.dataset.shown = item.key;
+    });
   }
 
   /* `layers` are [name, class, run lengths]; nothing is decoded before it is drawn. */
@@ -81,9 +99,7 @@
     });
     view.prompts = prompts;
     draw();
-    requestAnimationFrame(() => {
-      if (view.item === item) stage.dataset.shown = `${item.kind}/${item.id}`;
-    });
+    settle({ filled: true });
   }
 
   function fit() {

@@ -252,6 +252,19 @@ def test_pictures_of_any_name_are_found(page):
 
 
 @needs_browser
+def test_a_picture_that_is_missing_is_named_and_no_other_stands_in_for_it(browser, tmp_path):
+    found = [item(0), item(1, picture="pictures/gone.png")]
+    browser.open(write(tmp_path, found, signature="gone").as_uri())
+    browser.wait(READY)
+    visible = "getComputedStyle(document.getElementById('picture')).visibility"
+    assert browser.evaluate(visible) == "visible"
+    browser.key("n")
+    assert browser.evaluate(visible) == "hidden"
+    browser.wait("!document.getElementById('failed').hidden")
+    assert "pictures/gone.png" in text(browser, "failed")
+
+
+@needs_browser
 def test_run_lengths_are_decoded_as_pycocotools_does(page):
     rng = np.random.default_rng(0)
     shapes = [(1, 1), (7, 5), (300, 200), (3, 2000)]
