@@ -19,6 +19,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in _NAMES if (found := shutil.which(name))), None)
 SECONDS = 120.0
 """Patience with any one answer: machines that test may be busy."""
+# Without its sandbox, as containers allow none: it opens nothing but what a test wrote.
 _FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
           "--disable-extensions", "--disable-background-networking", "--disable-component-update",
           "--remote-debugging-pipe", "about:blank")  # fmt: skip
