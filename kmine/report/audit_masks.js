@@ -1,0 +1,142 @@
+/* Masks: COCO's compressed run lengths to pixels, outlines and pictures of them. No state, no page. */
+"use strict";
+
+const kmineAudit = {};
+
+(() => {
+  /* Lengths of runs, zeros first, down the columns; COCO's text is 5 bits a letter, differences from the third on. */
+  function runs(text) {
+    const lengths = [];
+    for (let at = 0; at < text.length; ) {
+      let value = 0;
+      let bits = 0;
+      let letter;
+      do {
+        letter = text.charCodeAt(at++) - 48;
+        value |= (letter & 31) << bits;
+        bits += 5;
+      } while (letter & 32 && at < text.length);
+      if (letter & 16 && bits < 32) value |= -1 << bits;
+      if (lengths.length > 2) value += lengths[lengths.length - 2];
+      lengths.push(value);
+    }
+    return lengths;
+  }
+
+  /* {pixels: Uint8Array of height * width, by rows, 0 or 1; box: [x0, y0, x1, y1] ends inclusive, or null if empty; area}. */
+  function decode(text, height, width) {
+    const pixels = new Uint8Array(height * width);
+    let [x0, y0, x1, y1] = [width, height, -1, -1];
+    let area = 0;
+    let start = 0;
+    runs(text).forEach((length, number) => {
+      const end = Math.min(start + length, height * width);
+      if (number % 2) {
+        for (let at = start; at < end; at++) {
+          const x = Math.floor(at / height);
+          const y = at - x * height;
+          pixels[y * width + x] = 1;
+          if (x < x0) x0 = x;
+          if (x > x1) x1 = x;
+          if (y < y0) y0 = y;
+          if (y > y1) y1 = y;
+        }
+        area += Math.max(0, end - start);
+      }
+      start = end;
+    });
+    return { pixels, height, width, area, box: area ? [x0, y0, x1, y1] : null };
+  }
+
+  /* A small copy by its nearest pixels, straight from the run lengths: a list of thousands decodes nothing whole. */
+  function sample(text, height, width, smallHeight, smallWidth) {
+    const pixels = new Uint8Array(smallHeight * smallWidth);
+    const lengths = runs(text);
+    let number = 0;
+    let end = lengths.length ? lengths[0] : 0;
+    for (let x = 0; x < smallWidth; x++) {
+      const column = Math.floor(((x + 0.5) * width) / smallWidth) * height;
+      for (let y = 0; y < smallHeight; y++) {
+        const at = column + Math.floor(((y + 0.5) * height) / smallHeight);
+        while (at >= end && number + 1 < lengths.length) end += lengths[++number];
+        pixels[y * smallWidth + x] = at < end && number % 2 ? 1 : 0;
+      }
+    }
+    return { pixels, height: smallHeight, width: smallWidth };
+  }
+
+  /* A canvas of the mask's own size: the colour [r, g, b] inside, nothing outside; striped for ignored pixels. */
+  function paint(mask, colour, striped = false) {
+    const canvas = document.createElement("canvas");
+    canvas.width = mask.width;
+    canvas.height = mask.height;
+    const context = canvas.getContext("2d");
+    const image = context.createImageData(mask.width, mask.height);
+    const [r, g, b] = colour;
+    const data = image.data;
+    for (let at = 0; at < mask.pixels.length; at++) {
+      if (!mask.pixels[at]) continue;
+      if (striped && ((at % mask.width) + Math.floor(at / mask.width)) % 8 > 3) continue;
+      data[4 * at] = r;
+      data[4 * at + 1] = g;
+      data[4 * at + 2] = b;
+      data[4 * at + 3] = 255;
+    }
+    context.putImageData(image, 0, 0);
+    return canvas;
+  }
+
+  /* The border between pixels, as closed loops of corners [[x, y] ...], the mask at their right hand. */
+  function outline(mask) {
+    if (!mask.box) return [];
+    const { pixels, width, height } = mask;
+    const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && pixels[y * width + x] === 1;
+    const wide = width + 1;
+    const next = new Map(); // corner -> corners that an edge leads to
+    const edge = (xa, ya, xb, yb) => {
+      const from = ya * wide + xa;
+      const found = next.get(from);
+      if (found) found.push(yb * wide + xb);
+      else next.set(from, [yb * wide + xb]);
+    };
+    const [x0, y0, x1, y1] = mask.box;
+    for (let y = y0; y <= y1; y++) {
+      for (let x = x0; x <= x1; x++) {
+        if (!inside(x, y)) continue;
+        if (!inside(x, y - 1)) edge(x, y, x + 1, y);
+        if (!inside(x + 1, y)) edge(x + 1, y, x + 1, y + 1);
+        if (!inside(x, y + 1)) edge(x + 1, y + 1, x, y + 1);
+        if (!inside(x - 1, y)) edge(x, y + 1, x, y);
+      }
+    }
+    const loops = [];
+    for (const [start, ends] of next) {
+      while (ends.length) {
+        const loop = [];
+        let at = start;
+        let before = 0;
+        do {
+          const to = next.get(at).pop();
+          // Corners in a straight line are left out.
+          if (to - at !== before) loop.push([at % wide, Math.floor(at / wide)]);
+          before = to - at;
+          at = to;
+        } while (at !== start);
+        loops.push(loop);
+      }
+    }
+    return loops;
+  }
+
+  /* The same as something a canvas strokes. */
+  function path(mask) {
+    const found = new Path2D();
+    for (const loop of outline(mask)) {
+      loop.forEach(([x, y], number) => (number ? found.lineTo(x, y) : found.moveTo(x, y)));
+      found.closePath();
+    }
+    return found;
+  }
+
+  kmineAudit.masks = { runs, decode, sample, paint, outline, path };
+})();

@@ -1,0 +1,254 @@
+/* The picture with its layers: zoom, pan, what is switched on. */
+"use strict";
+
+(() => {
+  const { masks } = kmineAudit;
+
+  /* Okabe and Ito's colours, told apart by all common kinds of colour vision; every line has a dark edge as well. */
+  const COLOURS = {
+    prompts: [255, 255, 255],
+    local: [86, 180, 233],
+    segmenter: [204, 121, 167],
+    pseudo: [230, 159, 0],
+    withheld: [213, 94, 0],
+    given: [240, 228, 66],
+    model: [0, 158, 115],
+    ignored: [170, 170, 170],
+  };
+  /* In the order of the keys 1 to 9. What would tell the answer before the question starts switched off. */
+  const LAYERS = [
+    ["image", "image", true, "the picture itself"],
+    ["prompts", "prompts", false, "what the segmenter was asked with"],
+    ["local", "local", false, "the local model's mask, from which the prompts came"],
+    ["segmenter", "segmenter", false, "the segmenter's answer"],
+    ["pseudo", "pseudo", true, "the mask that taught"],
+    ["withheld", "withheld", false, "the true mask, that no training saw"],
+    ["given", "given", true, "the mask that came with the image"],
+    ["model", "model", true, "what models say that did not learn from this mask"],
+    ["ignored", "ignored", true, "pixels that training leaves out"],
+  ];
+  const DASHES = [[], [7, 4], [2, 4], [10, 3, 2, 3]]; // by class: 1, 2, 3, 4 and so on in turn
+  const IGNORED = 255;
+  const css = (colour) => `rgb(${colour.join(" ")})`;
+
+  const view = {
+    on: new Map(LAYERS.map(([name, , on]) => [name, on])),
+    opacity: 0.35,
+    filled: true,
+    scale: 1,
+    x: 0,
+    y: 0,
+    item: null,
+    layers: [],
+    prompts: [],
+  };
+  let stage, picture, canvas, failed;
+  let asked = 0;
+  const there = { pictured: false, filled: false };
+
+  function start() {
+    stage = document.getElementById("stage");
+    picture = document.getElementById("picture");
+    canvas = document.getElementById("overlay");
+    failed = document.getElementById("failed");
+    picture.addEventListener("error", () => {
+      failed.hidden = !view.item;
+      if (view.item) failed.textContent = `The picture cannot be shown: ${view.item.picture}`;
+      settle({ pictured: true });
+    });
+    picture.addEventListener("load", () => {
+      picture.style.visibility = "visible";
+      settle({ pictured: true });
+    });
+    new ResizeObserver(fit).observe(stage);
+    listen();
+  }
+
+  /* Another mask: its picture at once, its layers as soon as they are there. */
+  function show(item) {
+    view.item = item;
+    view.layers = [];
+    view.prompts = [];
+    picture.alt = item ? `Image of ${item.id}` : "";
+    if (item) picture.src = item.picture;
+    else picture.removeAttribute("src");
+    // A browser shows the old picture until it has the new one: no mask may lie on another's picture meanwhile.
+    picture.style.visibility = "hidden";
+    failed.hidden = true;
+    stage.dataset.shown = "";
+    Object.assign(there, { pictured: false, filled: false });
+    fit();
+  }
+
+  /* `data-shown` names the mask whose picture and layers are both on the screen. */
+  function settle(come) {
+    Object.assign(there, come);
+    const { item } = view;
+    if (!item || !there.pictured || !there.filled) return;
+    requestAnimationFrame(() => {
+      if (view.item === item) stage.dataset.shown = item.key;
+    });
+  }
+
+  /* `layers` are [name, class, run lengths]; nothing is decoded before it is drawn. */
+  function fill(item, layers, prompts) {
+    if (view.item !== item) return;
+    view.layers = layers.map(([name, classId, text]) => {
+      const kind = classId === IGNORED ? "ignored" : name;
+      return { name, kind, classId, text, mask: null, canvas: null, path: null };
+    });
+    view.prompts = prompts;
+    draw();
+    settle({ filled: true });
+  }
+
+  function fit() {
+    if (!view.item) return draw();
+    const { width, height } = view.item;
+    view.scale = Math.min(stage.clientWidth / width, stage.clientHeight / height) || 1;
+    view.x = (stage.clientWidth - width * view.scale) / 2;
+    view.y = (stage.clientHeight - height * view.scale) / 2;
+    return draw();
+  }
+
+  /* Zoom about a point of the stage, which stays where it is. */
+  function zoom(factor, x = stage.clientWidth / 2, y = stage.clientHeight / 2) {
+    const scale = Math.min(64, Math.max(0.02, view.scale * factor));
+    view.x = x - ((x - view.x) * scale) / view.scale;
+    view.y = y - ((y - view.y) * scale) / view.scale;
+    view.scale = scale;
+    draw();
+  }
+
+  function pan(dx, dy) {
+    view.x += dx;
+    view.y += dy;
+    draw();
+  }
+
+  function toggle(name) {
+    view.on.set(name, !view.on.get(name));
+    draw();
+    return view.on.get(name);
+  }
+
+  function draw() {
+    if (!asked) asked = requestAnimationFrame(paint);
+  }
+
+  function paint() {
+    asked = 0;
+    const ratio = window.devicePixelRatio || 1;
+    const [width, height] = [Math.round(stage.clientWidth * ratio), Math.round(stage.clientHeight * ratio)];
+    if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
+    const context = canvas.getContext("2d");
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.clearRect(0, 0, width, height);
+    picture.hidden = !view.item || !view.on.get("image");
+    if (!view.item) return;
+    picture.style.width = `${view.item.width}px`;
+    picture.style.height = `${view.item.height}px`;
+    picture.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.scale})`;
+    picture.style.imageRendering = view.scale >= 3 ? "pixelated" : "auto";
+    context.setTransform(ratio * view.scale, 0, 0, ratio * view.scale, ratio * view.x, ratio * view.y);
+    context.imageSmoothingEnabled = false;
+    const shown = view.layers.filter((layer) => view.on.get(layer.name) && view.on.get(layer.kind));
+    for (const layer of shown) paintInside(context, layer);
+    for (const layer of shown) paintOutline(context, layer);
+    if (view.on.get("prompts")) for (const prompt of view.prompts) paintPrompt(context, prompt);
+  }
+
+  function maskOf(layer) {
+    layer.mask = layer.mask || masks.decode(layer.text, view.item.height, view.item.width);
+    return layer.mask;
+  }
+
+  function paintInside(context, layer) {
+    const ignored = layer.kind === "ignored";
+    if (!view.filled && !ignored) return;
+    layer.canvas = layer.canvas || masks.paint(maskOf(layer), COLOURS[layer.kind], ignored);
+    context.globalAlpha = view.opacity;
+    context.drawImage(layer.canvas, 0, 0);
+    context.globalAlpha = 1;
+  }
+
+  function paintOutline(context, layer) {
+    if (layer.kind === "ignored") return;
+    layer.path = layer.path || masks.path(maskOf(layer));
+    stroke(context, layer.path, css(COLOURS[layer.kind]), 2, DASHES[(layer.classId + 3) % 4]);
+  }
+
+  /* A line of so many pixels of the screen, whatever the zoom, on a dark one that shows it on any picture. */
+  function stroke(context, path, colour, width, dashes) {
+    context.lineJoin = "round";
+    context.setLineDash([]);
+    context.strokeStyle = "rgb(0 0 0 / 55%)";
+    context.lineWidth = (width + 2) / view.scale;
+    context.stroke(path);
+    context.setLineDash(dashes.map((length) => length / view.scale));
+    context.strokeStyle = colour;
+    context.lineWidth = width / view.scale;
+    context.stroke(path);
+    context.setLineDash([]);
+  }
+
+  /* Boxes hold both their ends; thick is the prompt, thin are its shaken copies; discs say yes, crosses no. */
+  function paintPrompt(context, [classId, box, points, shaken]) {
+    const white = css(COLOURS.prompts);
+    const rectangle = ([x0, y0, x1, y1]) => {
+      const path = new Path2D();
+      path.rect(x0, y0, x1 - x0 + 1, y1 - y0 + 1);
+      return path;
+    };
+    for (const one of shaken) stroke(context, rectangle(one), white, 0.6, []);
+    if (box) stroke(context, rectangle(box), white, 2.5, DASHES[(classId + 3) % 4]);
+    const size = 6 / view.scale;
+    for (const [x, y, label] of points) {
+      const path = new Path2D();
+      const [u, v] = [x + 0.5, y + 0.5];
+      if (label) path.arc(u, v, size, 0, 2 * Math.PI);
+      for (const [du, dv] of label ? [] : [[size, size], [size, -size]]) {
+        path.moveTo(u - du, v - dv);
+        path.lineTo(u + du, v + dv);
+      }
+      stroke(context, path, white, 2.5, []);
+      if (label) {
+        context.fillStyle = white;
+        context.fill(path);
+      }
+    }
+  }
+
+  /* Wheel and two fingers zoom, one finger or the mouse moves, twice fits. */
+  function listen() {
+    const touching = new Map();
+    const place = (event) => {
+      const box = stage.getBoundingClientRect();
+      return [event.clientX - box.left, event.clientY - box.top];
+    };
+    stage.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      zoom(Math.exp(-Math.max(-240, Math.min(240, event.deltaY)) / 400), ...place(event));
+    }, { passive: false });
+    stage.addEventListener("dblclick", fit);
+    stage.addEventListener("pointerdown", (event) => {
+      touching.set(event.pointerId, place(event));
+      stage.setPointerCapture(event.pointerId);
+    });
+    stage.addEventListener("pointermove", (event) => {
+      const before = touching.get(event.pointerId);
+      if (!before) return;
+      const now = place(event);
+      const other = [...touching].find(([id]) => id !== event.pointerId);
+      touching.set(event.pointerId, now);
+      if (!other) return void pan(now[0] - before[0], now[1] - before[1]);
+      const far = ([x, y]) => Math.hypot(x - other[1][0], y - other[1][1]) || 1;
+      zoom(far(now) / far(before), ...other[1]);
+    });
+    for (const name of ["pointerup", "pointercancel"]) {
+      stage.addEventListener(name, (event) => touching.delete(event.pointerId));
+    }
+  }
+
+  kmineAudit.view = Object.assign(view, { start, show, fill, fit, zoom, pan, toggle, draw, LAYERS, COLOURS, css });
+})();

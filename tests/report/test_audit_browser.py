@@ -1,0 +1,366 @@
+"""The audit's page in a real browser: what it shows, keeps, saves, and what stays mere text."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from audit_items import EVIL, HOSTILE, PICTURES, disc, item, items, write
+from browser import CHROMIUM, Browser
+
+from kmine.masks import from_rle, to_rle
+from kmine.report import audit_page
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+
+READY = "document.body.dataset.ready === 'yes' && document.getElementById('stage').dataset.shown !== ''"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with Browser() as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser, tmp_path, request):
+    """The page, open and ready; each test's run has a signature of its own, and so a storage of its own."""
+    address = write(tmp_path, signature=request.node.name).as_uri()
+    browser.events.clear()
+    browser.open(address)
+    browser.wait(READY)
+    return browser
+
+
+def text(page: Browser, element: str) -> str:
+    return page.evaluate(f"document.getElementById('{element}').textContent.replace(/\\s+/g, ' ').trim()")
+
+
+def names(page: Browser) -> list[str]:
+    return page.evaluate("kmineAudit.list.shown.map((one) => one.id)")
+
+
+def put(page: Browser, element: str, value: str, event: str = "change") -> None:
+    page.evaluate(
+        f"(() => {{ const one = document.getElementById('{element}'); one.value = {json.dumps(value)};"
+        f" one.dispatchEvent(new Event('{event}')); }})()"
+    )
+
+
+def test_everything_loads_from_the_folder_and_hostile_text_stays_text(page, tmp_path):
+    for _ in 2 * HOSTILE:
+        page.key("n")
+        page.wait("document.getElementById('stage').dataset.shown !== ''")
+    assert page.evaluate("window.bad") is None
+    assert not page.seen("Page.javascriptDialogOpening")
+    assert [entry for entry in page.seen("Log.entryAdded") if entry["entry"]["level"] == "error"] == []
+    asked = [event["request"]["url"] for event in page.seen("Network.requestWillBeSent")]
+    assert asked and all(url.startswith(("file://", "data:")) for url in asked)
+    assert page.evaluate("document.querySelectorAll('#list script, .panel script, #summary script, i').length") == 0
+    assert page.evaluate("document.title") == f"Audit of {EVIL} · kmine"
+    assert text(page, "summary").count(EVIL) == 2
+    put(page, "text", "漢字", "input")
+    page.wait("kmineAudit.list.shown.length === 1")
+    page.wait(f"document.getElementById('story').textContent === {json.dumps(HOSTILE[-1])}")
+    assert page.evaluate("document.getElementById('name').textContent") == HOSTILE[-1]
+    assert page.evaluate("document.querySelector('#facts tr:last-child th').textContent") == HOSTILE[-1]
+    assert page.evaluate("document.querySelector('#causes li').textContent") == HOSTILE[-1]
+
+
+def test_foreign_and_inline_scripts_are_refused(page):
+    page.evaluate(
+        "(() => { const one = document.createElement('script'); one.textContent = 'window.bad = 4';"
+        " document.body.append(one); const other = document.createElement('img');"
+        " other.src = 'http://127.0.0.1:9/x.png'; document.body.append(other); })()"
+    )
+    assert page.evaluate("window.bad") is None
+    page.wait("new Promise((done) => setTimeout(() => done(true), 300))")
+    said = " ".join(entry["entry"]["text"] for entry in page.seen("Log.entryAdded"))
+    assert "script-src" in said and "img-src" in said
+
+
+def test_pictures_of_any_name_are_found(page):
+    for _ in PICTURES:
+        assert page.wait("document.getElementById('picture').naturalWidth === 40 || null")
+        page.key("n")
+
+
+def test_a_picture_that_is_missing_is_named_and_no_other_stands_in_for_it(browser, tmp_path):
+    found = [item(0), item(1, picture="pictures/gone.png")]
+    browser.open(write(tmp_path, found, signature="gone").as_uri())
+    browser.wait(READY)
+    visible = "getComputedStyle(document.getElementById('picture')).visibility"
+    assert browser.evaluate(visible) == "visible"
+    browser.key("n")
+    assert browser.evaluate(visible) == "hidden"
+    browser.wait("!document.getElementById('failed').hidden")
+    assert "pictures/gone.png" in text(browser, "failed")
+
+
+def test_run_lengths_are_decoded_as_pycocotools_does(page):
+    rng = np.random.default_rng(0)
+    shapes = [(1, 1), (7, 5), (300, 200), (3, 2000)]
+    found = [rng.random(shape) > level for shape in shapes for level in (0.02, 0.5, 0.98)]
+    found += [np.zeros((9, 4), bool), np.ones((9, 4), bool), disc(200, 300, 5)]
+    for mask in found:
+        rle = to_rle(mask)
+        height, width = mask.shape
+        drawn = page.evaluate(
+            f"(() => {{ const mask = kmineAudit.masks.decode({json.dumps(rle)}, {height}, {width});"
+            " const canvas = kmineAudit.masks.paint(mask, [230, 159, 0]);"
+            " const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;"
+            " let out = ''; for (let at = 3; at < data.length; at += 4) out += { 0: 0, 255: 1 }[data[at]] ?? 'x';"
+            " return [out, mask.area, mask.box]; })()"
+        )  # fmt: skip
+        truth = from_rle(rle, height, width)
+        assert drawn[0] == "".join(map(str, truth.astype(int).ravel()))
+        assert drawn[1] == truth.sum()
+        rows, cols = np.nonzero(truth)
+        assert drawn[2] == ([cols.min(), rows.min(), cols.max(), rows.max()] if rows.size else None)
+        same = page.evaluate(
+            f"[...kmineAudit.masks.sample({json.dumps(rle)}, {height}, {width}, {height}, {width}).pixels].join('')"
+        )
+        assert same == drawn[0]
+
+
+def test_outline_of_a_square_and_of_two_that_touch_at_a_corner(page):
+    def loops(mask):
+        height, width = np.shape(mask)
+        rle = json.dumps(to_rle(np.array(mask, bool)))
+        return page.evaluate(
+            f"kmineAudit.masks.outline(kmineAudit.masks.decode({rle}, {height}, {width}))"
+            ".map((loop) => loop.map(String).sort())"
+        )
+
+    assert loops([[0, 0, 0], [0, 1, 1], [0, 1, 1]]) == [["1,1", "1,3", "3,1", "3,3"]]
+    corners = [corner for loop in loops([[1, 0], [0, 1]]) for corner in loop]
+    assert sorted(corners) == ["0,0", "0,1", "1,0", "1,1", "1,1", "1,2", "2,1", "2,2"]
+    ring = loops([[1, 1, 1], [1, 0, 1], [1, 1, 1]])
+    assert sorted(map(len, ring)) == [4, 4]
+
+
+def overlay(page: Browser) -> list[int]:
+    """How many pixels of the drawing are not empty."""
+    return page.evaluate(
+        "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {"
+        " const canvas = document.getElementById('overlay');"
+        " const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;"
+        " let count = 0; for (let at = 3; at < data.length; at += 4) count += data[at] > 0; done(count); })))"
+    )
+
+
+def test_layers_prompts_and_fill_go_on_and_off_by_keys(page):
+    for key in "589":  # pseudo, model, ignored
+        page.key(key)
+    assert overlay(page) == 0
+    page.key("2")
+    assert overlay(page) > 0
+    page.key("2")
+    page.key("5")
+    filled = overlay(page)
+    page.key("o")
+    assert 0 < overlay(page) < filled
+    page.key("1")
+    page.wait("document.getElementById('picture').hidden")
+    pressed = (
+        "[...document.querySelectorAll('#layers button')].map((one) => one.ariaPressed === 'true' ? 1 : 0).join('')"
+    )
+    assert page.evaluate(pressed) == "000010100"
+
+
+def test_keys_judge_go_on_go_back_and_take_back(page):
+    page.key("a")
+    page.key("r")
+    page.key("n")
+    page.key("u")
+    page.key("ArrowLeft")
+    assert text(page, "progress") == "3 of 64 judged"
+    said = page.evaluate("JSON.parse(kmineAudit.verdicts.text(kmineAudit.list.items)).verdicts.map((v) => v.verdict)")
+    assert said == ["accept", "reject", "unsure"]
+    page.key("z")
+    page.key("z")
+    assert text(page, "progress") == "1 of 64 judged"
+    assert page.evaluate("kmineAudit.list.at") == 1
+    page.key("?")
+    assert page.evaluate("document.getElementById('help').open") is True
+    page.key("a")
+    assert text(page, "progress") == "1 of 64 judged"
+    page.key("Escape")
+    page.wait("!document.getElementById('help').open")
+
+
+def test_wheel_zooms_about_the_pointer_and_dragging_moves(page):
+    place = "(({ scale, x, y }) => [scale, x, y])(kmineAudit.view)"
+    box = page.evaluate("(({ left, top }) => [left, top])(document.getElementById('stage').getBoundingClientRect())")
+    scale, x, y = page.evaluate(place)
+    left, top = (
+        round(box[0]) + 100,
+        round(box[1]) + 50,
+    )  # a pointer is on whole pixels of the window, the stage may not be
+    u, v = left - box[0], top - box[1]
+    page.mouse("mouseWheel", left, top, deltaX=0, deltaY=-120)
+    larger, nx, ny = page.wait(f"kmineAudit.view.scale > {scale} && {place}")
+    assert (u - nx) / larger == pytest.approx((u - x) / scale)
+    assert (v - ny) / larger == pytest.approx((v - y) / scale)
+    page.mouse("mousePressed", left, top, button="left", clickCount=1)
+    page.mouse("mouseMoved", left + 30, top - 5, button="left", buttons=1)
+    page.mouse("mouseReleased", left + 30, top - 5, button="left", clickCount=1)
+    assert page.evaluate(place) == pytest.approx([larger, nx + 30, ny - 5])
+    page.key("0")
+    assert page.evaluate(place) == [scale, x, y]
+
+
+def test_letters_in_a_field_are_no_keys(page):
+    page.evaluate("document.getElementById('note').focus()")
+    page.type("rather bad")
+    page.key("a")
+    assert text(page, "progress") == "0 of 64 judged"
+    assert page.evaluate("document.getElementById('note-alone').hidden") is False
+    page.key("Escape")
+    page.key("r")
+    saved = json.loads(page.evaluate("kmineAudit.verdicts.text(kmineAudit.list.items)"))["verdicts"]
+    assert [(one["verdict"], one["note"]) for one in saved] == [("reject", "rather bada")]
+
+
+def test_filter_by_text_kind_reason_verdict_and_facts_and_order_by_a_fact(page):
+    page.key("r")
+    put(page, "judged", "reject")
+    assert names(page) == [HOSTILE[0]]
+    put(page, "judged", "")
+    put(page, "kind", "labeled")
+    assert sorted(names(page)) == [f"case_{n:03d}" for n in range(4)]
+    put(page, "reason", "low_agreement")
+    assert sorted(names(page)) == ["case_000", "case_003"]
+    page.evaluate("document.getElementById('clear').click()")
+    assert len(names(page)) == 64
+    page.evaluate("document.getElementById('condition').click()")
+    page.evaluate(
+        "(() => { const [fact, how, what] = document.querySelectorAll('.condition select, .condition input');"
+        " fact.value = 'area'; how.value = 'at least'; what.value = '5700';"
+        " what.dispatchEvent(new Event('input')); })()"
+    )
+    page.wait("kmineAudit.list.shown.length === 3")
+    put(page, "sort", "fact:area")
+    assert names(page) == ["case_059", "case_058", "case_057"]
+    page.evaluate("document.getElementById('direction').click()")
+    assert names(page) == ["case_057", "case_058", "case_059"]
+    put(page, "text", "case_058 small", "input")
+    page.wait("kmineAudit.list.shown.length === 0")
+    assert page.evaluate("document.getElementById('empty').hidden") is False
+    assert page.evaluate("document.getElementById('panel').hidden") is True
+    page.key("a")  # on nothing
+    assert text(page, "progress") == "1 of 64 judged"
+
+
+def test_saved_file_holds_the_verdicts_and_comes_back(page, tmp_path, request):
+    page.key("a")
+    page.key("r")
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    page.downloads_to(downloads)
+    page.evaluate("document.getElementById('save').click()")
+    file = downloads / "verdicts.json"
+    page.wait("new Promise((done) => setTimeout(() => done(true), 200))")
+    for _ in range(100):
+        if file.exists():
+            break
+        page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    saved = json.loads(file.read_text("utf-8"))
+    assert {name: saved[name] for name in ("format", "run", "run_signature")} == {
+        "format": "kmine-verdicts-1", "run": EVIL, "run_signature": request.node.name,
+    }  # fmt: skip
+    ranked = names(page)
+    first = {"sample_id": ranked[0], "kind": "pseudo", "verdict": "accept", "mask_signature": "sig0", "note": ""}
+    assert saved["verdicts"][0] == first
+    assert len(saved["verdicts"]) == 2
+
+    saved["verdicts"][1]["mask_signature"] = "another"
+    saved["verdicts"].append(first | {"sample_id": "nobody"})
+    saved["verdicts"].append(first | {"sample_id": "case_009", "mask_signature": "sig9", "note": "n"})
+    said = page.evaluate(
+        f"kmineAudit.verdicts.read({json.dumps(json.dumps(saved))},"
+        " (key) => kmineAudit.list.items.find((one) => `${one.kind}/${one.id}` === key))"
+    )
+    assert said == "2 verdicts read; 1 left out: the mask has changed since; 1 left out: no such mask here"
+    page.key("z")
+    assert text(page, "progress") == "2 of 64 judged"
+
+
+def test_a_file_of_another_kind_is_refused_in_words(page, tmp_path):
+    node = page.call("DOM.getDocument")["root"]["nodeId"]
+    found = page.call("DOM.querySelector", nodeId=node, selector="#file")["nodeId"]
+    for content, said in (("{", "no JSON"), ('{"format": "x"}', 'got format "x"')):
+        (tmp_path / "other.json").write_text(content)
+        page.evaluate("document.getElementById('told').textContent = ''")
+        page.call("DOM.setFileInputFiles", files=[str(tmp_path / "other.json")], nodeId=found)
+        page.wait("document.getElementById('told').textContent !== ''")
+        assert said in text(page, "told") and "kmine-verdicts-1" in text(page, "told")
+
+
+def test_progress_outlives_a_reload_and_a_mask_that_changed_is_open_again(page, tmp_path, request):
+    page.key("a")
+    page.key("r")
+    page.key("u")
+    page.open("about:blank")
+    changed = [item(n, mask_signature="new") if n == 30 else one for n, one in enumerate(items())]
+    changed[1] = item(1, sample_id=HOSTILE[1], mask_signature="new")
+    page.open(write(tmp_path, changed, signature=request.node.name).as_uri())
+    page.wait(READY)
+    assert text(page, "progress") == "2 of 64 judged"
+
+
+def test_a_page_whose_files_were_written_anew_says_so(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(audit_page, "DETAIL_ROWS", 1)
+    browser.open(write(tmp_path, signature="anew").as_uri())
+    browser.wait(READY)
+    write(tmp_path, [item(n, mask_signature="x") for n in range(64)], signature="anew")
+    browser.evaluate("kmineAudit.list.pick(50)")
+    browser.wait("document.getElementById('told').textContent.includes('reload')")
+
+
+def test_without_storage_it_works_and_says_so(browser, tmp_path):
+    refused = (
+        "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no', 'SecurityError'); } })"
+    )
+    script = browser.call("Page.addScriptToEvaluateOnNewDocument", source=refused)["identifier"]
+    try:
+        browser.open(write(tmp_path, signature="refused").as_uri())
+        browser.wait(READY)
+        assert browser.evaluate("document.getElementById('refused').hidden") is False
+        browser.key("a")
+        assert text(browser, "progress") == "1 of 64 judged"
+    finally:
+        browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
+        browser.open("about:blank")
+
+
+def test_the_list_holds_only_what_is_on_the_screen_and_every_button_has_a_name(browser, tmp_path):
+    browser.open(write(tmp_path, [item(n) for n in range(500)], signature="long").as_uri())
+    browser.wait(READY)
+    browser.evaluate("document.getElementById('list').scrollTop = 20000")
+    browser.wait("document.querySelectorAll('.row .thumb canvas').length > 3")
+    assert browser.evaluate("document.querySelectorAll('.row').length") < 40
+    nameless = "[...document.querySelectorAll('button, select, input, textarea')].filter((one) => !one.hidden &&"
+    assert browser.evaluate(
+        f"{nameless} !one.textContent.trim() && !one.ariaLabel && !one.labels?.length).map((one) => one.outerHTML)"
+    ) == []  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (768, 1024)])
+def test_nothing_is_cut_off(browser, tmp_path, size):
+    browser.resize(*size)
+    browser.open(write(tmp_path, signature=f"size{size[0]}").as_uri())
+    browser.wait(READY)
+    try:
+        assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth") is True
+        assert browser.evaluate("document.documentElement.scrollHeight <= innerHeight") is True
+        assert browser.evaluate("document.getElementById('stage').clientHeight > 250") is True
+    finally:
+        browser.resize(1280, 800)
+
+
+def test_no_masks_at_all(browser, tmp_path):
+    browser.open(write(tmp_path, [], signature="none").as_uri())
+    browser.wait("document.body.dataset.ready === 'yes'")
+    assert text(browser, "told") == "The run has no masks to look at."
