@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from kmine.records import UserError
 from kmine.store.files import UNFINISHED, encode_png, explained, is_whole_png, no_nan, safe_name, write_atomic
-from kmine.store.tables import encode_table, read_table
+from kmine.store.tables import encode_table, read_table, table_signature
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -263,6 +263,10 @@ class RunStore:
     def prompts(self, round_idx: int) -> list[dict[str, Any]]:
         """The prompts of a round."""
         return read_table(self.round_dir(round_idx) / "prompts.parquet", None) or []
+
+    def mined_by(self, round_idx: int) -> str:
+        """Signature of what made the masks of a round: model, segmenter, settings; empty where nothing was mined."""
+        return table_signature(self.round_dir(round_idx) / "decisions.parquet")
 
     def pseudo_path(self, round_idx: int, sample_id: str) -> Path:
         """Where the pseudo mask of a sample lies; any id is one file name."""
