@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kmine.data.pool import Pool
 from kmine.data.resize import resize_mask
+from kmine.data.source import Source
 from kmine.masks import to_rle
 from kmine.methods import Task
 from kmine.models.local import LocalModel, build_model
@@ -34,7 +35,7 @@ from kmine.stages.suspicion import (
     shape_of,
     suspicion,
 )
-from kmine.store import RunStore
+from kmine.store import RunStore, sign
 from kmine.verdicts import mask_signature
 
 BATCH = 16
@@ -102,6 +103,43 @@ class Found:
     causes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A finished run with its data, and the round whose masks are looked at."""
+
+    store: RunStore
+    run: Mapping[str, Any]
+    """What run.json holds."""
+    source: Source
+    task: Task
+    past: list[Past]
+    this: Past
+
+    @property
+    def name(self) -> str:
+        """Of the run folder."""
+        return self.store.root.resolve().name
+
+    @property
+    def signature(self) -> str:
+        """Of what the audited masks are: data and every round's makers."""
+        made_by = [one.made_by for one in self.past if one.round_idx <= self.this.round_idx]
+        return sign("audit", self.run.get("data_fingerprint"), made_by)
+
+    def read(self, kind: str) -> Reader:
+        """The reader of the masks of a kind."""
+        if kind == "pseudo":
+            return lambda sample_id: self.store.pseudo_mask(self.this.round_idx, sample_id)
+        return lambda sample_id: given_mask(self.task.labeled, sample_id)
+
+
+def given_mask(pool: Pool, sample_id: str) -> NDArray[np.uint8]:
+    """(H, W) of a pool that was opened with masks."""
+    mask = pool.sample(sample_id).mask
+    assert mask is not None, "opened with masks"
+    return mask
+
+
 def past_of(store: RunStore) -> list[Past]:
     """Every round that mined, first round first."""
     out: list[Past] = []
@@ -151,17 +189,11 @@ def investigate(
     given = given or task.labeled
     wanted = this.teaching
     asked = ask_models(task, store, past, wanted, train_folds=with_labeled)
-    labels = list(look(task, asked, "labeled", given, lambda i: _native(given, i), None))
+    labels = list(look(task, asked, "labeled", given, lambda i: given_mask(given, i), None))
     mined = task.unlabeled.subset(wanted)
     pseudo = list(look(task, asked, "pseudo", mined, lambda i: store.pseudo_mask(this.round_idx, i), this))
     shapes = [one.shape for one in labels]
-    return ranked(pseudo, shapes), ranked(labels, []) if with_labeled else []
-
-
-def _native(pool: Pool, sample_id: str) -> NDArray[np.uint8]:
-    mask = pool.sample(sample_id).mask
-    assert mask is not None, "opened with masks"
-    return mask
+    return ranked(pseudo, shapes), ranked(labels, [one.shape for one in pseudo]) if with_labeled else []
 
 
 def ask_models(task: Task, store: RunStore, past: Sequence[Past], wanted: Sequence[str], *, train_folds: bool) -> Asked:
@@ -192,7 +224,8 @@ def ask_models(task: Task, store: RunStore, past: Sequence[Past], wanted: Sequen
     witnesses, models = [one for one, _ in found], [model for _, model in found]
     sure = Confidence(task.num_classes)
     for sample_id, probs in predicted(task, models, task.val, task.val.ids):
-        sure.add(probs.mean(axis=0), task.val.mask_small(sample_id))
+        if probs is not None:
+            sure.add(probs, task.val.mask_small(sample_id))
     return Asked(witnesses, models, sure.thresholds())
 
 
@@ -207,58 +240,79 @@ def _load(task: Task, store: RunStore, *, number: int, arm: str = "") -> LocalMo
 
 
 def predicted(
-    task: Task, models: Sequence[LocalModel], pool: Pool, ids: Sequence[str]
-) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """(id, (number of models, K, S, S) probabilities) at the size of training, a few images in memory at a time."""
-    for first in range(0, len(ids) if models else 0, BATCH):
+    task: Task, models: Sequence[LocalModel], pool: Pool, ids: Sequence[str], tta: str = "none"
+) -> Iterator[tuple[str, NDArray[np.float32] | None]]:
+    """(id, (K, S, S) mean probabilities) at the size of training, a few images in memory; None without models."""
+    for first in range(0, len(ids), BATCH):
         some = ids[first : first + BATCH]
+        if not models:
+            yield from ((sample_id, None) for sample_id in some)
+            continue
         images = np.stack([pool.image_small(i) for i in some])
-        answers = np.stack([predict_small(model, images, "none", task.fabric.device)[0] for model in models], axis=1)
-        yield from zip(some, answers, strict=True)
-    if not models:
-        yield from ((sample_id, np.zeros((0,), np.float32)) for sample_id in ids)
+        answers = [predict_small(model, images, tta, task.fabric.device)[0] for model in models]
+        yield from zip(some, np.mean(answers, axis=0), strict=True)
 
 
 def look(task: Task, asked: Asked, kind: str, pool: Pool, read: Reader, past: Past | None) -> Iterator[Found]:
-    """One mask after the other; `past`: the round that mined them, None for given masks."""
+    """One mask after the other; `past`: the round that mined them, None for given masks.
+
+    A given mask is looked at by a single model, so that one sees each image flipped, too.
+    """
     task.watcher.start(f"audit: {'pseudo masks' if kind == 'pseudo' else 'given masks'}", len(pool))
-    for done, (sample_id, probs) in enumerate(predicted(task, asked.models, pool, pool.ids), start=1):
-        mask = read(sample_id)
-        small = resize_mask(mask, task.cfg.data.size)
-        speak = innocent(asked.witnesses, sample_id, past.round_idx if past else 0)
-        mean = probs[speak].mean(axis=0) if speak else None
-        against = None if mean is None else find_conflict(mean, small, asked.thresholds)
-        shape = shape_of(small)
-        signals = {} if against is None else {"conflict": against.conflict, "unlike": against.unlike}
-        signals["edge"] = _edge(pool.image_small(sample_id), small)
-        rows = past.decisions[sample_id] if past else []
-        signals |= doubt_of(row for row in rows if row["kept"] and row["object_idx"] >= 0) if past else {}
-        inside = (mask != 0) & (mask != IGNORE_INDEX)
-        yield Found(
-            sample_id=sample_id,
-            kind=kind,
-            signature=mask_signature(mask),
-            height=mask.shape[0],
-            width=mask.shape[1],
-            shape=shape,
-            classes=tuple(int(k) for k in np.unique(mask) if k not in (0, IGNORE_INDEX)),
-            area=float(inside.mean()),
-            ignored=float((mask == IGNORE_INDEX).mean()),
-            signals=signals,
-            conflict=against,
-            witnesses=tuple(asked.witnesses[n].name for n in speak),
-            contradicted=contradicts(mask, pool.image_label(sample_id), task.num_classes),
-            seen={} if mean is None else _seen(mean),
-        )
-        task.watcher.advance(done)
+    of_models: dict[tuple[int, ...], list[str]] = {}
+    for sample_id in pool.ids:
+        speak = tuple(innocent(asked.witnesses, sample_id, past.round_idx if past else 0))
+        of_models.setdefault(speak, []).append(sample_id)
+    done = 0
+    for speak, ids in of_models.items():
+        models, names = ([values[n] for n in speak] for values in (asked.models, [w.name for w in asked.witnesses]))
+        for sample_id, mean in predicted(task, models, pool, ids, "flips" if len(models) == 1 else "none"):
+            yield _look_at(task, asked, kind, pool, sample_id, read(sample_id), mean, names, past)
+            done += 1
+            task.watcher.advance(done)
 
 
-def ranked(found: Sequence[Found], given: Sequence[tuple[float, ...]]) -> list[Found]:
-    """The masks of one kind, most suspicious first; `given`: shapes of the labeled masks."""
+def _look_at(
+    task: Task,
+    asked: Asked,
+    kind: str,
+    pool: Pool,
+    sample_id: str,
+    mask: NDArray[np.uint8],
+    mean: NDArray[np.float32] | None,
+    names: Sequence[str],
+    past: Past | None,
+) -> Found:
+    small = resize_mask(mask, task.cfg.data.size)
+    against = None if mean is None else find_conflict(mean, small, asked.thresholds)
+    signals = {} if against is None else {"conflict": against.conflict, "unlike": against.unlike}
+    signals["edge"] = _edge(pool.image_small(sample_id), small)
+    rows = past.decisions[sample_id] if past else []
+    signals |= doubt_of(row for row in rows if row["kept"] and row["object_idx"] >= 0) if past else {}
+    return Found(
+        sample_id=sample_id,
+        kind=kind,
+        signature=mask_signature(mask),
+        height=mask.shape[0],
+        width=mask.shape[1],
+        shape=shape_of(small),
+        classes=tuple(int(k) for k in np.unique(mask) if k not in (0, IGNORE_INDEX)),
+        area=float(((mask != 0) & (mask != IGNORE_INDEX)).mean()),
+        ignored=float((mask == IGNORE_INDEX).mean()),
+        signals=signals,
+        conflict=against,
+        witnesses=tuple(names),
+        contradicted=contradicts(mask, pool.image_label(sample_id), task.num_classes),
+        seen={} if mean is None else _seen(mean),
+    )
+
+
+def ranked(found: Sequence[Found], others: Sequence[tuple[float, ...]]) -> list[Found]:
+    """The masks of one kind, most suspicious first; `others`: shapes of those of the other kind."""
     if not found:
         return []
     shapes = np.array([one.shape for one in found])
-    references = [shapes, *([np.array(given)] if given else [])]
+    references = [shapes, *([np.array(others)] if others else [])]
     odd = outliers(shapes, *references)
     signals = [one.signals | {name: float(values[n]) for name, values in odd.items()} for n, one in enumerate(found)]
     contradicted = [one.contradicted for one in found]

@@ -22,7 +22,9 @@ FLOORS = {
     "arms": 4.3,  # mining and self-training as a whole: a method, and the preparation that it takes
     **dict.fromkeys(("check_report", "compare_table", "preflight", "runs", "summary"), 4.5),  # what the commands share
     "audit_evidence": 4.5,
-    **dict.fromkeys(("audit_story", "audit_truth", "audit_export"), 4.6),  # what the audit makes of its evidence
+    **dict.fromkeys(
+        ("audit_story", "audit_truth", "audit_export", "audit_verdicts"), 4.6
+    ),  # what the audit makes of its evidence
     **dict.fromkeys(("loop", "compare", "sweep", "audit", "predict", "check", "fetch", "weights", "__main__"), 5),
 }
 FREE_INSIDE = {"config", "data", "models", "segmenters", "report", "store", "preparation"}

@@ -1,18 +1,18 @@
 """How many planted faults the audit's ranking finds: wrong pseudo masks and wrong given labels in finished runs.
 
-    python experiments/pseudo_label_audit/run.py OUT --runs RUN ... [--settings FILE.yaml] [--plantings 3] \\
-        [--data.root FOLDER] [--share 0.1]
-    python experiments/pseudo_label_audit/run.py OUT --table     # prints the tables; OUT/results.csv is what they rest on
+    python experiments/pseudo_label_audit/run.py OUT --runs RUN ... [--settings FILE.yaml --seeds SEED ...] \\
+        [--plantings 3] [--share 0.1] [--data.root FOLDER] [--withheld]
+    python experiments/pseudo_label_audit/run.py OUT --table     # the tables of what is there, from OUT/masks.csv
 
-Each run folder is copied to OUT; in the copy a tenth of the pseudo masks of the audited round, and of the given masks, is
-replaced, in turns: shifted by half of its width and height; dilated by half the radius of a disc of its area; swapped for
-another image's. A replacement that is still alike (Dice above 0.7) is drawn anew. The scores in the table of decisions stay
-those of the mask that was there, so that nothing but the picture and the models can tell; models that learned the true mask
-are no witnesses, in the audit as here. The given masks are replaced for the audit alone: the models of the parts were
-trained before, with the true masks of the other parts.
+Each run folder is copied to OUT. In the copy a tenth of the pseudo masks of the audited round, and of the given masks,
+is replaced, in turns: shifted by half of its width and height; dilated by half the radius of a disc of its area;
+swapped for another image's. A replacement that is still alike (Dice above 0.7) is drawn anew. The scores in the table
+of decisions stay those of the mask that was there, so that nothing but the picture and the models can tell; models that
+learned the true mask are no witnesses, in the audit as here. The given masks are replaced for the audit alone: the
+models of the parts were trained before, with the true masks of the other parts.
 
-Beside planted faults it says what the ranking makes of the masks that mining itself got wrong: the withheld masks are read
-for that, after the ranking is done. `--settings`: the config.yaml of a run folder that has none.
+`--withheld` also says what the ranking makes of the masks that mining itself got wrong: the withheld masks are read for
+that, after the ranking is done. `--settings`: the config.yaml of run folders that have none.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import shutil
@@ -184,6 +185,17 @@ class RunStore:
                 return {k: file.get_tensor(k) for k in file.keys()}, json.loads(header["meta"])  # noqa: SIM118
         except (FileNotFoundError, SafetensorError):
             return None
+
+    def weights_signature(self, path: Path) -> tuple[str, str]:
+        """What weights were made from, and the SHA-256 (hex) of their file; empty where they are missing or damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                signature = (file.metadata() or {}).get("signature", "")
+            return signature, hashlib.sha256(path.read_bytes()).hexdigest()
+        except (FileNotFoundError, SafetensorError):
+            return "", ""
 
     def save_json(self, path: Path, value: Mapping[str, Any], signature: str) -> None:
         """Write JSON with its signature; NaN becomes null."""
