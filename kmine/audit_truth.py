@@ -76,7 +76,7 @@ def figures(
 def strata(
     found: Sequence[Found], truth: NDArray[np.float64], groups: Mapping[str, str], class_names: Sequence[str]
 ) -> list[Cells]:
-    """Mean true Dice by size of what the mask shows (thirds), by class, and by group where groups have several images."""
+    """Mean true Dice by size of what the mask shows (thirds), by class, and by groups of several images."""
     sizes = np.array([one.area for one in found])
     out: list[Cells] = []
     names = ("small", "medium", "large")

@@ -1,13 +1,13 @@
 """Label Studio's run lengths of brush strokes, bit for bit as its own converter writes them.
 
 A picture of (height, width, 4) bytes, row by row; of a mask all four channels are 0 or 255, and the last one, alpha, is
-what counts. A stream of bits: 32 number of bytes, 5 bits of a value less 1, four times 4 the bits of a length less 1 (3, 4,
-8, 16). Then, until all bytes are told: 1 bit, whether one value follows for all of the run; 2, which of the four sizes the
-length has; the length less 1; the value, or each of the values. It is the format of thi.ng/rle-pack.
+what counts. A stream of bits: 32 the number of bytes; 5 the bits of a value less 1; four times 4 the bits of a length
+less 1 (of 3, 4, 8, 16). Then, until all bytes are told: 1 whether one value follows for all of the run; 2 which of the
+four sizes the length has; the length less 1; the value, or each of the values. It is the format of thi.ng/rle-pack.
 
-What the converter does beyond it, and is kept here: a run of up to 8, 16, 256 takes the smallest size, a longer one parts
-of 65,536 and a rest, all of size 16; a single byte is written as one that does not repeat; and the stream is filled up with
-1 to 8 zero bits, so that a whole number of bytes gets another.
+What the converter (label_studio_converter/brush.py) does beyond it, and is kept here: a run of up to 8, 16, 256 takes
+the smallest size, a longer one parts of 65,536 and a rest, all of size 16; a single byte is written as one that does
+not repeat; and the stream is filled up with 1 to 8 zero bits, so that a whole number of bytes gets another.
 """
 
 from __future__ import annotations

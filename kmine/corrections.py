@@ -28,7 +28,7 @@ SHOWN = 5
 MARK = "kmine.signature"
 """A PNG of kmine's own: its values are class ids, 255 is ignored."""
 Volumes = Callable[[str, Path], Iterator[tuple[str, Mask]] | None]
-"""Name and path of a mask file of a volume -> sample ids and masks of its slices; None where there is no such volume."""
+"""Name and path of a volume's mask file -> sample ids and masks of its slices; None where there is no such volume."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Known:
         shape = self.shapes[sample_id]
         if mask.shape != shape:
             raise UserError(
-                f"{where}: expected a mask of {_size(shape)} for {sample_id}, got {_size(mask.shape)}; export it in the "
-                "image's own size"
+                f"{where}: expected a mask of {_size(shape)} for {sample_id}, got {_size(mask.shape)}; export it "
+                "in the image's own size"
             )
         foreign = sorted(set(np.unique(mask).tolist()) - {*range(len(self.class_names)), IGNORE_INDEX})
         if foreign:

@@ -1,4 +1,4 @@
-"""Masks of slices as volumes: written in the geometry of the scan they were cut from, and cut again when they come back."""
+"""Masks of slices as volumes: written in the geometry of the scan they were cut from, and cut again as they return."""
 
 from __future__ import annotations
 
