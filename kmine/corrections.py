@@ -281,8 +281,8 @@ def _names(known: Known) -> dict[str, str]:
 def _sample_id(names: Mapping[str, str], told: object, file_name: object) -> str | None:
     if told is not None:
         return names.get(str(told))
-    path = Path(str(file_name or ""))
-    return names.get(str(path.with_suffix(""))) or names.get(path.stem) or names.get(path.name)
+    path = Path(str(file_name or "?"))
+    return names.get(str(path.parent / path.stem)) or names.get(path.stem) or names.get(path.name)
 
 
 def _stem(path: Path, folder: Path | None = None) -> str:

@@ -115,8 +115,14 @@ def test_the_odd_one_out_is_found_and_references_count_by_the_one_that_says_most
 
 @pytest.mark.parametrize(
     ("mask", "label", "wrong"),
-    [([0, 1], 0, True), ([0, 0], 0, False), ([0, 0], 1, True), ([0, 1], 1, False), ([0, 255], 1, False)]
-    + [([0, 1], None, False)],
+    [
+        ([0, 1], 0, True),
+        ([0, 0], 0, False),
+        ([0, 0], 1, True),
+        ([0, 1], 1, False),
+        ([0, 255], 1, False),
+        ([0, 1], None, False),
+    ],
 )
 def test_a_mask_against_the_image_level_label(mask, label, wrong):
     assert contradicts(np.array([mask], np.uint8), label, 2) is wrong
