@@ -22,6 +22,8 @@ from kmine.records import IGNORE_INDEX, UserError
 from kmine.stages import pairing
 from kmine.stages.infer import predict_small
 from kmine.stages.suspicion import (
+    GIVEN_WEIGHTS,
+    WEIGHTS,
     Confidence,
     Conflict,
     Witness,
@@ -316,11 +318,12 @@ def ranked(found: Sequence[Found], others: Sequence[tuple[float, ...]]) -> list[
     odd = outliers(shapes, *references)
     signals = [one.signals | {name: float(values[n]) for name, values in odd.items()} for n, one in enumerate(found)]
     contradicted = [one.contradicted for one in found]
-    values, placed = suspicion(signals, contradicted)
+    weights = WEIGHTS if found[0].kind == "pseudo" else GIVEN_WEIGHTS
+    values, placed = suspicion(signals, contradicted, weights)
     out = []
     for rank, n in enumerate(order(values, [one.sample_id for one in found]), start=1):
         places = {name: float(ranks[n]) for name, ranks in placed.items()}
-        why = causes(signals[n], places, contradicted[n], found[n].conflict)
+        why = causes(signals[n], places, contradicted[n], found[n].conflict, weights)
         out.append(replace(found[n], signals=signals[n], rank=rank, suspicion=float(values[n]), causes=why))
     return out
 
