@@ -2,9 +2,9 @@
 
     python benchmarks/audit.py [--masks 10000] [--size 96] [--labeled]
 
-The images are phantoms, decoded into a cache beforehand; the models are a small U-Net++ as it is initialised, five of
-them: three of parts, two of rounds. Masks are random ellipses, scores random numbers. What is timed is `kmine.audit` in
-a process of its own, page and pictures included where the page is there.
+The images are bright ellipses in noise, decoded into a cache beforehand; the models are a small U-Net++ as it is
+initialised, five of them: three of parts, two of rounds. Masks are other random ellipses, scores random numbers. What is
+timed is `kmine.audit` in a process of its own, page and pictures included where the page is there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from kmine import cli
 from kmine.config import DataConfig, LoopConfig, ModelConfig, SegmenterConfig
@@ -32,6 +33,22 @@ from kmine.store.files import encode_png
 from kmine.store.tables import encode_table
 
 SIGNATURE = "benchmark"
+GIVEN = 40
+"""Images with masks: three in four labeled, the others for validation."""
+
+
+def draw(rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
+    """(size, size) of one ellipse."""
+    mask = np.zeros((size, size), np.uint8)
+    centre, axes = rng.integers(size // 4, 3 * size // 4, 2), rng.integers(size // 12, size // 4, 2)
+    cv2.ellipse(mask, tuple(map(int, centre)), tuple(map(int, axes)), float(rng.uniform(0, 180)), 0, 360, 1, -1)
+    return mask
+
+
+def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """As it is."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
 
 
 def make_run(folder: Path, masks: int, size: int) -> None:
@@ -40,12 +57,20 @@ def make_run(folder: Path, masks: int, size: int) -> None:
         rounds=1,
         out=str(folder),
         data=DataConfig(
-            num_samples=masks + 40, size=size, label_fraction=30 / (masks + 30), val_fraction=10 / (masks + 40),
-            test_fraction=0, cache_dir=str(folder.parent / "cache"), duplicate_distance=-1,
+            name="folder", images=str(folder.parent / "images"), masks=str(folder.parent / "masks"), size=size,
+            label_fraction=0.75, val_fraction=0.25, test_fraction=0, cache_dir=str(folder.parent / "cache"),
+            duplicate_distance=-1, on_fault="say",
         ),
         model=ModelConfig(encoder="tu-mobilenetv3_small_050", encoder_depth=3, decoder_channels=8),
         segmenter=SegmenterConfig("ellipse"),
     )  # fmt: skip
+    rng = np.random.default_rng(0)
+    for number in range(masks + GIVEN):
+        mask = draw(rng, size)
+        noise = rng.integers(0, 100, (size, size, 3)) + 100 * mask[:, :, None]
+        write_png(folder.parent / "images" / f"{number:06}.png", noise.astype(np.uint8))
+        if number < GIVEN:
+            write_png(folder.parent / "masks" / f"{number:06}.png", mask * 255)
     source, store = preflight(cfg), RunStore(folder)
     store.claim(cli.to_dict(cfg), source.fingerprint())
     splits = open_splits(cfg, open_cache(cfg, source), store)
@@ -53,12 +78,9 @@ def make_run(folder: Path, masks: int, size: int) -> None:
     model = build_model(cfg.model, 2, 0)
     for arm, number in (("fold_0", 0), ("fold_1", 0), ("fold_2", 0), ("", 0), ("", 1)):
         store.save_tensors(store.round_dir(number, arm) / "model.safetensors", model.state_dict(), SIGNATURE)
-    rng = np.random.default_rng(0)
     tables: dict[str, list[dict[str, object]]] = {"prompts": [], "decisions": []}
     for sample_id in splits.unlabeled:
-        mask = np.zeros((size, size), np.uint8)
-        centre, axes = rng.integers(size // 4, 3 * size // 4, 2), rng.integers(size // 12, size // 4, 2)
-        cv2.ellipse(mask, tuple(map(int, centre)), tuple(map(int, axes)), float(rng.uniform(0, 180)), 0, 360, 1, -1)
+        mask = draw(rng, size)
         write_atomic(store.pseudo_path(1, sample_id), encode_png(mask, SIGNATURE, 1))
         key = {"sample_id": sample_id, "object_idx": 0, "class_id": 1}
         rle = to_rle(mask.astype(bool))

@@ -217,14 +217,12 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "masks.csv"
     if not args.table:
-        rows = [
-            row
-            for run in args.runs
-            for planting in range(args.plantings)
-            for row in audit_once(run, args.out, planting, args)
-        ]
+        rows: list[dict[str, Any]] = []
+        for run in args.runs:
+            for planting in range(args.plantings):
+                rows += audit_once(run, args.out, planting, args)
+                pd.DataFrame(rows).to_csv(path, index=False)  # what a stopped session has done is there
         shutil.rmtree(args.out / "copy", ignore_errors=True)
-        pd.DataFrame(rows).to_csv(path, index=False)
     frame = pd.read_csv(path, dtype={"sample_id": str})
     bad = frame[frame["fault"] != "none"]
     summary = bad.assign(found=bad["place"] <= TOP).groupby(["run", "planting", "kind", "fault"])["found"]
