@@ -3,8 +3,8 @@
     python benchmarks/audit.py [--masks 10000] [--size 96] [--labeled]
 
 The images are bright ellipses in noise, decoded into a cache beforehand; the models are a small U-Net++ as it is
-initialised, five of them: three of parts, two of rounds. Masks are other random ellipses, scores random numbers. What is
-timed is `kmine.audit` in a process of its own, page and pictures included where the page is there.
+initialised, five of them: three of parts, two of rounds. Masks are other random ellipses, scores random numbers. Timed
+is `kmine.audit` in a process of its own, page and pictures included where the page is there.
 """
 
 from __future__ import annotations
