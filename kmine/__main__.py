@@ -14,6 +14,7 @@ COMMANDS = {
     "fetch": "download a data set, or say where to get it",
     "loop": "train on the few masks, mine pseudo masks, retrain, go round again",
     "compare": "mining against its supervised baseline on the test split, with paired intervals",
+    "audit": "pseudo masks, the most suspicious first; verdicts and corrected masks back into the run",
     "check": "what would spoil a result in a data set: leaks, damage, masks that do not fit their images",
 }
 

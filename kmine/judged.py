@@ -88,8 +88,8 @@ def judge(path: Path, labeled: Sequence[str], unlabeled: Sequence[str], others: 
     lost = [i for i in accepted if i not in said.masks]
     if lost:
         raise UserError(
-            f"{path}: expected the accepted masks beside it, that of {lost[0]} is missing ({len(lost)} in all); take the "
-            "file into its run first, with kmine audit RUN --verdicts FILE, and name RUN/verdicts.json here"
+            f"{path}: expected the accepted masks beside it, that of {lost[0]} is missing ({len(lost)} in all); take "
+            "the file into its run first, with kmine audit RUN --verdicts FILE, and name RUN/verdicts.json here"
         )
     masks = {i: said.masks[i] for i in accepted}
     rejected = frozenset(said.rejected & mined - set(corrected))

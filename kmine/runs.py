@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,28 @@ def open_for_test(cfg: LoopConfig, source: Source, store: RunStore) -> tuple[Poo
     # The weights are overwritten at once, so none are loaded or downloaded for them.
     model = build_model(replace(cfg.model.split()[0], encoder_weights=None), num_classes, cfg.seed).to(device)
     return pool, model, {"num_classes": num_classes, "batch_size": cfg.infer.batch_size, "device": device}
+
+
+def open_for_audit(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher) -> Task:
+    """A finished run once more, without a segmenter: nobody is asked. The unlabeled pool withholds its masks."""
+    return open_task(replace(cfg, rounds=0), source, store, watcher)
+
+
+def open_withheld(task: Task, source: Source, store: RunStore) -> Pool:
+    """The unlabeled images that have a mask, with it. For `kmine.audit` alone, where it was asked to; run.json says so.
+
+    Raises:
+        UserError: when none of them has a mask.
+    """
+    cache = open_cache(task.cfg, source)
+    ids = [i for i in task.unlabeled.ids if cache.ref(i).has_mask]
+    if not ids:
+        raise UserError(f"{store.root}: no unlabeled image has a mask; leave out --with_withheld")
+    bad = {s.sample_id for s in cache.decode_masks(ids)}
+    opened = [*store.run().get("withheld_opened", []), datetime.now(timezone.utc).isoformat(timespec="seconds")]
+    store.update_run(withheld_opened=opened)
+    groups = {i: task.unlabeled.group_of(i) for i in ids}
+    return Pool(cache, [i for i in ids if i not in bad], groups, "true")
 
 
 def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool, watcher: Watcher) -> Any:

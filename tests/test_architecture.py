@@ -13,13 +13,19 @@ MAX_LINES = 400
 
 FLOORS = {
     **dict.fromkeys(("records", "config"), 0),
-    **dict.fromkeys(("masks", "metrics", "statistics", "efficiency", "download", "calibrator"), 1),
+    **dict.fromkeys(("masks", "metrics", "statistics", "efficiency", "download", "calibrator", "brush"), 1),
     **dict.fromkeys(("data", "models", "segmenters", "report", "store", "cli"), 2),
+    **dict.fromkeys(("corrections", "verdicts"), 2.5),  # what comes back from a person: files in, plain values out
+    "judged": 2.6,  # what verdicts mean for the next run
     "stages": 3,
     "methods": 4,
     **dict.fromkeys(("preparation", "cheap_check"), 4.2),
     "arms": 4.3,  # mining and self-training as a whole: a method, and the preparation that it takes
     **dict.fromkeys(("check_report", "compare_table", "preflight", "runs", "summary"), 4.5),  # what the commands share
+    "audit_evidence": 4.5,
+    **dict.fromkeys(
+        ("audit_story", "audit_truth", "audit_export", "audit_verdicts"), 4.6
+    ),  # what the audit makes of its evidence
     **dict.fromkeys(("loop", "compare", "sweep", "audit", "predict", "check", "fetch", "weights", "__main__"), 5),
 }
 FREE_INSIDE = {"config", "data", "models", "segmenters", "report", "store", "preparation"}

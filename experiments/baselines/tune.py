@@ -2,8 +2,8 @@
 
     python experiments/baselines/tune.py OUT --data.root FOLDER --weights mobilenet_v2_imagenet.safetensors
 
-Each trial is a sweep of one cell (`kmine.sweep`), 25 % of the labels, a seed that the comparison itself does not use. No
-test split is opened. Prints the trials as Markdown and writes OUT/trials.csv; what is done already is not done again.
+Each trial is a sweep of one cell (`kmine.sweep`), 25 % of the labels, a seed that the comparison itself does not use.
+No test split is opened. Prints the trials as Markdown and writes OUT/trials.csv; what is done is not done again.
 """
 
 from __future__ import annotations

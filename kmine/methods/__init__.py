@@ -65,8 +65,7 @@ class Task:
     """What the gate goes by; None: thresholds on the evidence."""
     witness: ModelConfig | None = None
     """A second local model, whose agreement is evidence."""
-    judged: Judged = NOBODY
-    """What a person said of an earlier run's masks."""
+    judged: Judged = NOBODY  # what a person said of an earlier run's masks
 
 
 @dataclass(frozen=True)
@@ -251,8 +250,8 @@ def train_rounds(
         if (given := how(round_idx)) is None:
             return
         fitted = train(task, store, model, round_idx=round_idx, start=current, arm=arm, **given)
-        num_pseudo = len(given.get("pseudo") or ())
-        result = score(task, store, model, fitted, round_idx=round_idx, num_pseudo=num_pseudo, before=adopted, arm=arm)
+        more = {"num_pseudo": len(given.get("pseudo") or ()), "before": adopted, "arm": arm}
+        result = score(task, store, model, fitted, round_idx=round_idx, **more)
         yield result
         if result.adopted:
             current, adopted = fitted, result
@@ -387,7 +386,7 @@ def _batches(
 
 
 def _training_text(loss: float, score: float, name: str = "Dice") -> str:
-    return f"loss {loss:.3f}" + (f"  validation {name} {score:.3f}" if np.isfinite(score) else "")
+    return f"loss {loss:.3f}" + f"  validation {name} {score:.3f}" * bool(np.isfinite(score))
 
 
 def _save_state(store: RunStore, folder: Any, state: FitState, signature: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import shutil
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from kmine.records import UserError
 from kmine.store.files import UNFINISHED, encode_png, explained, is_whole_png, no_nan, safe_name, write_atomic
-from kmine.store.tables import encode_table, read_table
+from kmine.store.tables import encode_table, read_table, table_signature
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -204,6 +205,17 @@ class RunStore:
         except (FileNotFoundError, SafetensorError):
             return None
 
+    def weights_signature(self, path: Path) -> tuple[str, str]:
+        """What weights were made from, and the SHA-256 (hex) of their file; empty where they are missing or damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                signature = (file.metadata() or {}).get("signature", "")
+            return signature, hashlib.sha256(path.read_bytes()).hexdigest()
+        except (FileNotFoundError, SafetensorError):
+            return "", ""
+
     def save_json(self, path: Path, value: Mapping[str, Any], signature: str) -> None:
         """Write JSON with its signature; NaN becomes null."""
         self._write_json(path, {"signature": signature, **value})
@@ -286,6 +298,10 @@ class RunStore:
     def prompts(self, round_idx: int) -> list[dict[str, Any]]:
         """The prompts of a round."""
         return read_table(self.round_dir(round_idx) / "prompts.parquet", None) or []
+
+    def mined_by(self, round_idx: int) -> str:
+        """Signature of what made the masks of a round: model, segmenter, settings; empty where nothing was mined."""
+        return table_signature(self.round_dir(round_idx) / "decisions.parquet")
 
     def pseudo_path(self, round_idx: int, sample_id: str) -> Path:
         """Where the pseudo mask of a sample lies; any id is one file name."""

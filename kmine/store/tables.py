@@ -42,6 +42,18 @@ def read_table(path: Path, signature: str | None) -> list[Row] | None:
         return None
 
 
+def table_signature(path: Path) -> str:
+    """The signature that a table carries; empty where it is missing or damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        return ""
+    return metadata.get(b"signature", b"").decode("ascii", "replace")
+
+
 def _schema(pa: Any, name: str) -> Any:
     """Columns of the two tables of a mining round; `object_idx` is -1 for an image in which no object was found."""
     text, number, whole, flag = pa.string(), pa.float64(), pa.int64(), pa.bool_()
