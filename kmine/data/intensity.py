@@ -13,8 +13,8 @@ MEASURES = ("red", "green", "blue", "contrast")
 """Mean of each channel, and standard deviation of the grey values; on [0, 255]."""
 MAX_IMAGES = 500
 """More are not looked at, spread evenly: the fences below do not move any more."""
-FENCE = 3.0
-"""Quartile ranges beyond the quartiles: Tukey's outer fence."""
+FENCE = 1.5
+"""Quartile ranges beyond the quartiles: Tukey's fence."""
 LEAST_RANGE = 4.0
 """Of the quartiles, in grey values: pictures of one and the same brightness are no reason to warn of another."""
 
@@ -28,7 +28,7 @@ def measure(image: NDArray[np.uint8]) -> NDArray[np.float64]:
 def summarise(images: Iterable[NDArray[np.uint8]]) -> dict[str, Any]:
     """What run.json keeps of the training images: for each measure, the range outside of which an image is far.
 
-    The range holds every image that was looked at, and reaches to the outer fence where that lies further out.
+    The range holds every image that was looked at, and reaches to the fence where that lies further out.
     """
     rows = np.array([measure(image) for image in images])
     if not len(rows):
