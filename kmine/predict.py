@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +18,7 @@ from kmine.deploy.about import About, colours
 from kmine.deploy.ledger import TABLE, Ledger, Row
 from kmine.deploy.network import TorchNetwork, open_onnx
 from kmine.deploy.outputs import columns
-from kmine.deploy.run_model import RunModel, choose_device, load_model, open_run
+from kmine.deploy.run_model import RunModel, load_model, open_run
 from kmine.deploy.stream import Done, Job, predict_stream
 from kmine.records import UserError
 from kmine.store import sign, write_atomic
@@ -111,9 +111,7 @@ def predict(cfg: PredictConfig) -> int:
 
 def _of_run(found: RunModel, cfg: PredictConfig, terminal: cli.Terminal) -> tuple[About, Network]:
     """The network of a run; the export and its card are written here."""
-    from dataclasses import replace
-
-    about, model = found.about, load_model(found)
+    about = found.about
     if cfg.card or cfg.export:
         from kmine.deploy.card import model_card
 
@@ -123,10 +121,9 @@ def _of_run(found: RunModel, cfg: PredictConfig, terminal: cli.Terminal) -> tupl
 
         target = Path(cfg.export).expanduser()
         terminal.say(f"exporting {found.weights} to {target}")
-        write_atomic(target, encode_onnx(model, about.size, about.to_json()))
+        write_atomic(target, encode_onnx(load_model(found), about.size, about.to_json()))
         write_atomic(target.with_name(CARD), about.card.encode())
-    device = choose_device(cfg.device)
-    return about, TorchNetwork(model.to(device), device)
+    return about, TorchNetwork(lambda: load_model(found), cfg.device)
 
 
 def _predict(cfg: PredictConfig, about: About, network: Network, inputs: Inputs, terminal: cli.Terminal) -> int:

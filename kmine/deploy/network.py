@@ -5,7 +5,8 @@ Letters: B images, K classes, S the side of the square.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,17 +31,24 @@ class Network(Protocol):
 
 
 class TorchNetwork:
-    """The network of a run, on a device."""
+    """The network of a run, on a device (auto, cpu, cuda or cuda:N); loaded when it is first asked."""
 
-    def __init__(self, model: LocalModel, device: Any) -> None:
-        self.model, self.device = model, device
+    def __init__(self, load: Callable[[], LocalModel], device: str) -> None:
+        self._load, self._device = load, device
 
     def probs(self, images: NDArray[np.uint8], tta: str) -> NDArray[np.float32]:
         """See `Network`."""
         from kmine.stages.infer import predict_small
 
-        self.model.eval()
-        return predict_small(self.model, images, tta, self.device)[0]
+        model, device = self._loaded
+        return predict_small(model, images, tta, device)[0]
+
+    @cached_property
+    def _loaded(self) -> tuple[LocalModel, Any]:
+        from kmine.deploy.run_model import choose_device
+
+        device = choose_device(self._device)
+        return self._load().to(device), device
 
 
 class OnnxNetwork:
