@@ -1,4 +1,4 @@
-"""`kmine weights`: listing, fetching, checking and carrying checkpoints; a made-up one, from a server on this machine."""
+"""`kmine weights`: listing, fetching, checking and carrying checkpoints, made-up ones from a server on this machine."""
 
 from __future__ import annotations
 

@@ -36,7 +36,8 @@ def summarise(images: Iterable[NDArray[np.uint8]]) -> dict[str, Any]:
     first, third = np.percentile(rows, [25, 75], axis=0)
     reach = FENCE * np.maximum(third - first, LEAST_RANGE)
     low, high = np.minimum(rows.min(axis=0), first - reach), np.maximum(rows.max(axis=0), third + reach)
-    ranges = {name: [round(float(a), 2), round(float(b), 2)] for name, a, b in zip(MEASURES, low, high, strict=True)}
+    low, high = np.floor(100 * low) / 100, np.ceil(100 * high) / 100  # outwards, so that rounding shuts nobody out
+    ranges = {name: [float(a), float(b)] for name, a, b in zip(MEASURES, low, high, strict=True)}
     return {"num_images": len(rows), "ranges": ranges}
 
 
