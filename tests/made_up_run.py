@@ -30,6 +30,7 @@ def make_run(
     class_names: tuple[str, ...] = NAMES,
     data: DataConfig | None = None,
     seeds: tuple[int, ...] = (0, 1),
+    with_weights: bool = True,
     **run: Any,
 ) -> Path:
     """A run of which round n has the random weights of seeds[n]; the last is adopted unless `run` says otherwise."""
@@ -42,8 +43,9 @@ def make_run(
         folder = root / (arm if number else "") / f"round_{number:02d}"
         folder.mkdir(parents=True)
         for name, drawn in (("model", seed), ("model_final", seed + 100)):
-            tensors = build_model(model, len(class_names), drawn).state_dict()
-            save_file({k: v.contiguous() for k, v in tensors.items()}, folder / f"{name}.safetensors")
+            path = folder / f"{name}.safetensors"
+            tensors = build_model(model, len(class_names), drawn).state_dict() if with_weights else {}
+            save_file({k: v.contiguous() for k, v in tensors.items()}, path)
         metrics = {"cases": [case("a", 0.4), case("b", 0.6), case("c", 0.8)]}
         (folder / "metrics.json").write_text(json.dumps({"metrics": metrics, "final_metrics": metrics}))
     told = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 
 from kmine.deploy.ledger import LEDGER, Ledger
@@ -17,43 +19,51 @@ def out(tmp_path):
     return tmp_path
 
 
-def reopened(out) -> Ledger:
-    return Ledger(out)
+@contextmanager
+def reopened(out):
+    ledger = Ledger(out)
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def done(out, name: str, signature: str):
+    with reopened(out) as ledger:
+        return ledger.done(name, signature)
 
 
 def test_a_whole_output_of_the_same_signature_is_done(out):
-    assert reopened(out).done("a", "s1") == {"file": "a"}
-    assert reopened(out).done("a", "s2") is None and reopened(out).done("b", "s1") is None
+    assert done(out, "a", "s1") == {"file": "a"}
+    assert done(out, "a", "s2") is None and done(out, "b", "s1") is None
 
 
 def test_an_output_that_is_gone_or_cut_short_is_not_done(out):
     (out / "a.png").write_bytes(b"mas")
-    assert reopened(out).done("a", "s1") is None
+    assert done(out, "a", "s1") is None
     (out / "a.png").unlink()
-    assert reopened(out).done("a", "s1") is None
+    assert done(out, "a", "s1") is None
 
 
 def test_a_line_that_a_kill_cut_short_costs_that_image_alone(out):
     with (out / LEDGER).open("a") as file:
         file.write('{"name": "b", "sig')
-    ledger = reopened(out)
-    ledger.add("c", "s1", [], {})
-    ledger.close()
-    assert reopened(out).done("a", "s1") == {"file": "a"} and reopened(out).done("c", "s1") == {}
-    assert reopened(out).done("b", "s1") is None
+    with reopened(out) as ledger:
+        ledger.add("c", "s1", [], {})
+    assert done(out, "a", "s1") == {"file": "a"} and done(out, "c", "s1") == {}
+    assert done(out, "b", "s1") is None
 
 
 def test_files_of_others_are_not_replaced(out):
     (out / "theirs.png").write_bytes(b"photo")
-    ledger = reopened(out)
-    ledger.refuse_foreign(["a.png", "new.png"])
-    with pytest.raises(UserError, match=r"theirs\.png, which kmine predict did not write"):
-        ledger.refuse_foreign(["a.png", "theirs.png"])
+    with reopened(out) as ledger:
+        ledger.refuse_foreign(["a.png", "new.png"])
+        with pytest.raises(UserError, match=r"theirs\.png, which kmine predict did not write"):
+            ledger.refuse_foreign(["a.png", "theirs.png"])
 
 
 def test_one_process_at_a_time(out):
-    first = reopened(out)
-    with pytest.raises(UserError, match="another process"):
-        reopened(out)
-    first.close()
-    reopened(out)
+    with reopened(out), pytest.raises(UserError, match="another process"):
+        Ledger(out)
+    with reopened(out):
+        pass

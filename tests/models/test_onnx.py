@@ -16,9 +16,9 @@ SIZE = 40
 MODELS = {
     "unet": ModelConfig(name="unet", encoder="tu-resnet10t", encoder_depth=3, decoder_channels=8),
     "unetpp": ModelConfig(
-        name="unetpp", encoder="tu-mobilenetv3_small_050", encoder_depth=3, decoder_channels=8, normalization="imagenet"
+        name="unetpp", encoder="tu-resnet10t", encoder_depth=3, decoder_channels=8, normalization="imagenet"
     ),
-    "sks": ModelConfig(name="sks", encoder="mobilenetv3_small_050", levels=3, decoder_channels=8),
+    "sks": ModelConfig(name="sks", encoder="resnet10t", levels=3, decoder_channels=8),
 }
 
 

@@ -56,7 +56,7 @@ def test_figures_come_with_intervals_or_say_that_there_is_none():
 
 
 def test_test_figures_are_there_only_once_the_test_split_was_opened(tmp_path):
-    run = make_run(tmp_path / "run")
+    run = make_run(tmp_path / "run", with_weights=False)
     before = model_card(open_run(run, None, "best"))
     assert "has not been opened" in before and "| validation | 3 | 0.600 | [" in before
     cases = {"cases": [case("d", 0.25), case("e", 0.75)]}
@@ -68,5 +68,5 @@ def test_test_figures_are_there_only_once_the_test_split_was_opened(tmp_path):
 
 
 def test_the_card_holds_no_path(tmp_path):
-    run = make_run(tmp_path / "run", command=f"kmine loop --out {tmp_path}")
+    run = make_run(tmp_path / "run", with_weights=False, command=f"kmine loop --out {tmp_path}")
     assert str(tmp_path) not in model_card(open_run(run, None, "best"))
