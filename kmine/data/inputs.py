@@ -66,7 +66,10 @@ def find_inputs(words: Sequence[str], closed: Path) -> Inputs:
             name, kind = split_suffix(path.name)
             if kind is None:
                 raise UserError(f"{word}: expected {KINDS}, or a folder of these; convert the file")
-            found.append(Input(name, kind, (path,)))
+            if printable(path) != str(path):
+                unreadable.append(Skipped(printable(name), printable(path), UNWRITABLE))
+            else:
+                found.append(Input(name, kind, (path,)))
             continue
         for folder, files in _files(path, closed):
             known = {file: kind for file in files if (kind := split_suffix(file.name)[1]) is not None}

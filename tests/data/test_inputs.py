@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -73,6 +75,15 @@ def test_a_file_of_no_known_kind_is_refused(tmp_path):
     (tmp_path / "x.bmp").write_bytes(b"x")
     with pytest.raises(UserError, match="expected PNG, JPEG"):
         find_inputs([str(tmp_path / "x.bmp")], tmp_path / "out")
+
+
+def test_names_that_no_table_could_hold_are_listed(tmp_path):
+    bad = tmp_path / "in" / os.fsdecode(b"\xff.png")
+    save_png(tmp_path / "in" / "good.png")
+    bad.write_bytes(b"x")
+    for words in ([str(tmp_path / "in")], [str(bad), str(tmp_path / "in" / "good.png")]):
+        found = find_inputs(words, tmp_path / "out")
+        assert names(found) == [("good", "picture")] and [s.sample_id for s in found.unreadable] == [r"\xff"]
 
 
 def test_slices_of_a_series_are_one_input_and_files_without_a_place_each_their_own(tmp_path):

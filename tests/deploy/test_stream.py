@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -68,6 +69,22 @@ def test_images_come_back_in_order_in_batches_of_the_size_of_training(job, tmp_p
     assert [one.row["a_px"] for one in done] == [0, 48] * 4
     assert job.network.batches == [3, 3, 2]
     assert done[0].row["mean_max_probability"] == pytest.approx(0.9)
+
+
+def test_areas_are_in_mm2_where_the_spacing_is_known(job, tmp_path, monkeypatch):
+    spacing = {"000": None, "001": (0.5, 0.25)}
+    pretend(monkeypatch, lambda one, *_, **__: replace(loaded(), spacing=spacing[one.name]))
+    first, second = (one.row for one in predict_stream(job, inputs(tmp_path, 2)))
+    assert (first["a_px"], first["a_mm2"], first["a_components"]) == (48, "", 1)
+    assert second["a_mm2"] == pytest.approx(48 * 0.5 * 0.25) and second["a_mm3"] == ""
+
+
+def test_images_unlike_those_of_training_are_told_by_their_ranges(job, tmp_path, monkeypatch):
+    ranges = {"red": [0, 100], "green": [0, 255], "blue": [0, 255], "contrast": [0, 128]}
+    warned = replace(job, about=replace(ABOUT, intensity={"num_images": 9, "ranges": ranges}))
+    pretend(monkeypatch, lambda one, *_, **__: loaded(255 * (int(one.name) % 2)))
+    dark, bright = (one.row["warning"] for one in predict_stream(warned, inputs(tmp_path, 2)))
+    assert dark == "" and bright == "unlike the training images: red 255 (training: 0 to 100)"
 
 
 def test_no_more_is_read_than_a_batch_ahead(job, tmp_path, monkeypatch):
