@@ -6,8 +6,10 @@ Letters: K classes, S the side of the square, D slices, H and W of the native fr
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,12 @@ from kmine.data.inputs import Input
 from kmine.data.resize import to_frame
 from kmine.data.volume_masks import encode_mask
 from kmine.deploy.about import About, colours
-from kmine.store import write_atomic
+from kmine.store.files import UNFINISHED, explained
 
 ESTIMATED = "needs the segmenter"
 """Stands where the estimated Dice would: see `row_of`."""
 FILL = 0.35
 """How much of an overlay's colour lies on the image inside of a mask; its border is drawn in full."""
-QUICK_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 LONG_SIDE = 1024
 """Of an overlay: more cannot be seen, and takes longer than predicting."""
 
@@ -52,6 +53,11 @@ def class_mask(probs: NDArray[np.float32], height: int, width: int) -> NDArray[n
     return to_frame(probs, height, width).argmax(axis=0).astype(np.uint8)
 
 
+def sureness(probs: NDArray[np.float32]) -> float:
+    """(K, S, S) -> mean over the pixels of the highest probability."""
+    return float(reduce(np.maximum, probs).mean())
+
+
 def output_names(one: Input, probs: bool, overlay: bool) -> dict[str, str]:
     """Kind of output -> its path below the folder of outputs."""
     names = {"mask": f"masks/{one.name}{'.nii.gz' if one.is_volume else '.png'}"}
@@ -66,28 +72,28 @@ def write_single(
     one: Input, loaded: Loaded, probs: NDArray[np.float32], about: About, out: Path, names: Mapping[str, str]
 ) -> Row:
     """Write what is wanted of an image; its row. `probs` is (K, S, S)."""
-    told = Told(class_mask(probs, *loaded.shape), float(probs.max(axis=0).mean()), loaded.warning)
-    write_atomic(out / names["mask"], _png(told.mask))
+    told = Told(class_mask(probs, *loaded.shape), sureness(probs), loaded.warning)
+    _write(out / names["mask"], _png(told.mask))
     if "probs" in names:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, probabilities=to_frame(probs, *loaded.shape).astype(np.float16))
-        write_atomic(out / names["probs"], buffer.getvalue())
+        _write(out / names["probs"], buffer.getvalue())
     if "overlay" in names:
         assert loaded.native is not None, "kept for the overlay"
-        write_atomic(out / names["overlay"], overlay(loaded.native[0], told.mask, len(about.class_names)))
+        _write(out / names["overlay"], overlay(loaded.native[0], told.mask, len(about.class_names)))
     return row_of(one, loaded, told, about, names)
 
 
 def write_volume(one: Input, loaded: Loaded, told: Told, about: About, out: Path, names: Mapping[str, str]) -> Row:
     """Write the mask of a volume, and of the slice that shows most of it an overlay; its row."""
     assert loaded.frame is not None, "of a volume"
-    write_atomic(out / names["mask"], encode_mask(told.mask, loaded.frame))
+    _write(out / names["mask"], encode_mask(told.mask, loaded.frame))
     if "overlay" in names:
         assert loaded.native is not None, "kept for the overlay"
         areas = np.array([np.count_nonzero(part) for part in told.mask])
         number = int(areas.argmax()) if areas.any() else len(areas) // 2
         drawn = overlay(loaded.native[number], told.mask[number], len(about.class_names))
-        write_atomic(out / names["overlay"], drawn)
+        _write(out / names["overlay"], drawn)
     return row_of(one, loaded, told, about, names)
 
 
@@ -159,7 +165,22 @@ def overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], num_classes: int)
     return data.tobytes()
 
 
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all, as `store.write_atomic`, but without waiting for the disk, which takes longer than all else.
+
+    What a power cut leaves of it has another size than the ledger says, and is made again.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(data)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
 def _png(mask: NDArray[np.uint8]) -> bytes:
-    done, data = cv2.imencode(".png", mask, QUICK_PNG)
+    done, data = cv2.imencode(".png", mask)
     assert done, "any 8-bit picture can be a PNG"
     return data.tobytes()

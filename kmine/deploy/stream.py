@@ -22,7 +22,7 @@ from kmine.data.resize import to_frame
 from kmine.data.volume_masks import ProbabilityFile
 from kmine.deploy.about import About
 from kmine.deploy.network import Network
-from kmine.deploy.outputs import Row, Told, class_mask, output_names, write_single, write_volume
+from kmine.deploy.outputs import Row, Told, class_mask, output_names, sureness, write_single, write_volume
 from kmine.records import SampleError
 
 THREADS = 2
@@ -110,10 +110,10 @@ def _volumes(job: Job, inputs: list[Input], readers: ThreadPoolExecutor, writers
             yield _failed(one, error)
             continue
         del future
-        mask, sureness, file = _slices(job, one, loaded, writers)
+        mask, sure, file = _slices(job, one, loaded, writers)
         if writing is not None:
             yield writing.result()
-        told = Told(mask, sureness, loaded.warning)
+        told = Told(mask, sure, loaded.warning)
         writing = writers.submit(_write_volume, job, one, loaded, told, file)
         del loaded, mask, told
     if writing is not None:
@@ -124,7 +124,7 @@ def _slices(
     job: Job, one: Input, loaded: Loaded, writers: ThreadPoolExecutor
 ) -> tuple[NDArray[np.uint8], float, ProbabilityFile | None]:
     """(D, H, W) class ids, how sure they are, and the file of probabilities, where it is wanted."""
-    depth, sureness = len(loaded.small), []
+    depth, sure = len(loaded.small), []
     mask = np.empty((depth, *loaded.shape), np.uint8)
     file = None
     if job.probs:
@@ -142,7 +142,7 @@ def _slices(
     try:
         for first in range(0, depth, job.batch_size):
             probs = job.network.probs(loaded.small[first : first + job.batch_size], job.tta)
-            sureness += probs.max(axis=1).mean(axis=(1, 2)).tolist()
+            sure += map(sureness, probs)
             filling.append(writers.submit(fill, first, probs))
             while len(filling) > THREADS:
                 filling.popleft().result()
@@ -152,7 +152,7 @@ def _slices(
         if file is not None:
             file.drop()
         raise
-    return mask, float(np.mean(sureness)), file
+    return mask, float(np.mean(sure)), file
 
 
 def _write_single(job: Job, one: Input, loaded: Loaded, probs: NDArray[np.float32]) -> Done:
