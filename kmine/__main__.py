@@ -14,6 +14,8 @@ COMMANDS = {
     "fetch": "download a data set, or say where to get it",
     "loop": "train on the few masks, mine pseudo masks, retrain, go round again",
     "compare": "mining against its supervised baseline on the test split, with paired intervals",
+    "predict": "masks of new images by the model a run came to; export it, with a model card",
+    "weights": "checkpoints of the segmenters: list, download, verify, carry to a machine without network",
     "check": "what would spoil a result in a data set: leaks, damage, masks that do not fit their images",
 }
 

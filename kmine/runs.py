@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from kmine.cheap_check import check_once, examine_in_hand
 from kmine.config import LoopConfig
 from kmine.data.cache import SampleCache
+from kmine.data.intensity import MAX_IMAGES, summarise
 from kmine.data.pool import Pool
 from kmine.data.source import Source
 from kmine.data.split_file import GivenSplit, read_split, settle_splits
@@ -84,6 +86,7 @@ def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher
         if not ids:
             raise UserError(f"no readable {name} image remains; mend the files listed in run.json, or label more")
     with_masks = [Pool(cache, ids, splits.groups, "true") for ids in (labeled, val)]
+    store.update_run(intensity=_intensity(cache, (*splits.labeled, *splits.unlabeled)))
     num_classes = len(source.class_names)
     signature = sign(source.fingerprint(), cfg.data.size, cfg.seed, splits.rows(), labeled, val)
 
@@ -105,6 +108,12 @@ def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher
         watcher=watcher,
         witness=witness,
     )
+
+
+def _intensity(cache: SampleCache, ids: Sequence[str]) -> dict[str, Any]:
+    """How bright the training images are: `kmine.predict` warns of those that are far from it."""
+    every = -(-len(ids) // MAX_IMAGES)
+    return summarise(cache.image_small(sample_id) for sample_id in sorted(ids)[:: max(1, every)])
 
 
 def open_for_test(cfg: LoopConfig, source: Source, store: RunStore) -> tuple[Pool, LocalModel, dict[str, Any]]:

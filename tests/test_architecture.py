@@ -20,9 +20,10 @@ FLOORS = {
     **dict.fromkeys(("preparation", "cheap_check"), 4.2),
     "arms": 4.3,  # mining and self-training as a whole: a method, and the preparation that it takes
     **dict.fromkeys(("check_report", "compare_table", "preflight", "runs", "summary"), 4.5),  # what the commands share
+    "deploy": 4.6,  # a finished run put to work: reads and writes files around the stages, for kmine.predict
     **dict.fromkeys(("loop", "compare", "sweep", "audit", "predict", "check", "fetch", "weights", "__main__"), 5),
 }
-FREE_INSIDE = {"config", "data", "models", "segmenters", "report", "store", "preparation"}
+FREE_INSIDE = {"config", "data", "models", "segmenters", "report", "store", "preparation", "deploy"}
 """Packages whose files may import one another."""
 
 HOMES = {
@@ -36,6 +37,9 @@ HOMES = {
     "matplotlib": "report",
     "jsonargparse": "cli",
     "requests": "download",
+    "onnx": "models",
+    "onnxscript": "models",
+    "onnxruntime": "models",
 }
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve"}
 FILE_MODULES = {"pathlib", "os", "io", "json", "pandas", "shutil", "tempfile"}
