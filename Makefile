@@ -37,5 +37,5 @@ $(STAMP): pyproject.toml
 	@for info in $(VENV)/lib/python*/site-packages/*.dist-info; do \
 	  [ ! -d "$$info" ] || [ -f "$$info/INSTALLER" ] || { echo "Repairing $$info"; rm -rf "$$info"; }; \
 	done
-	$(PY) -m pip install --disable-pip-version-check -e ".[test]"
+	$(PY) -m pip install --disable-pip-version-check -e ".[test,onnx]"
 	@touch $@

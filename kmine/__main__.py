@@ -15,6 +15,8 @@ COMMANDS = {
     "loop": "train on the few masks, mine pseudo masks, retrain, go round again",
     "compare": "mining against its supervised baseline on the test split, with paired intervals",
     "audit": "pseudo masks, the most suspicious first; verdicts and corrected masks back into the run",
+    "predict": "masks of new images by the model a run came to; export it, with a model card",
+    "weights": "checkpoints of the segmenters: list, download, verify, carry to a machine without network",
     "check": "what would spoil a result in a data set: leaks, damage, masks that do not fit their images",
 }
 

@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -15,6 +16,7 @@ from typing import Any
 from kmine.cheap_check import check_once, examine_in_hand
 from kmine.config import LoopConfig
 from kmine.data.cache import SampleCache
+from kmine.data.intensity import MAX_IMAGES, summarise
 from kmine.data.pool import MaskReader, Pool
 from kmine.data.source import Source
 from kmine.data.split_file import GivenSplit, read_split, settle_splits
@@ -90,6 +92,7 @@ def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher
             raise UserError(f"no readable {name} image remains; mend the files listed in run.json, or label more")
     drawn = {i: _reader(path) for i, path in judged.corrected.items()}
     with_masks = [Pool(cache, ids, splits.groups, "true", corrected=drawn) for ids in (labeled, val)]
+    store.update_run(intensity=_intensity(cache, (*splits.labeled, *splits.unlabeled)))
     num_classes = len(source.class_names)
     said = [judged.signature] if judged.signature else []
     signature = sign(source.fingerprint(), cfg.data.size, cfg.seed, splits.rows(), labeled, val, *said)
@@ -133,6 +136,12 @@ def _judged(cfg: LoopConfig, splits: Splits, cache: SampleCache, store: RunStore
 
 def _reader(path: Path) -> MaskReader:
     return lambda sample_id: read_mask(path)
+
+
+def _intensity(cache: SampleCache, ids: Sequence[str]) -> dict[str, Any]:
+    """How bright the training images are: `kmine.predict` warns of those that are far from it."""
+    every = -(-len(ids) // MAX_IMAGES)
+    return summarise(cache.image_small(sample_id) for sample_id in sorted(ids)[:: max(1, every)])
 
 
 def open_for_test(cfg: LoopConfig, source: Source, store: RunStore) -> tuple[Pool, LocalModel, dict[str, Any]]:

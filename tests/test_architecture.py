@@ -26,9 +26,10 @@ FLOORS = {
     **dict.fromkeys(
         ("audit_story", "audit_truth", "audit_export", "audit_verdicts"), 4.6
     ),  # what the audit makes of its evidence
+    "deploy": 4.6,  # a finished run put to work: reads and writes files around the stages, for kmine.predict
     **dict.fromkeys(("loop", "compare", "sweep", "audit", "predict", "check", "fetch", "weights", "__main__"), 5),
 }
-FREE_INSIDE = {"config", "data", "models", "segmenters", "report", "store", "preparation"}
+FREE_INSIDE = {"config", "data", "models", "segmenters", "report", "store", "preparation", "deploy"}
 """Packages whose files may import one another."""
 
 HOMES = {
@@ -42,6 +43,9 @@ HOMES = {
     "matplotlib": "report",
     "jsonargparse": "cli",
     "requests": "download",
+    "onnx": "models",
+    "onnxscript": "models",
+    "onnxruntime": "models",
 }
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve"}
 FILE_MODULES = {"pathlib", "os", "io", "json", "pandas", "shutil", "tempfile"}

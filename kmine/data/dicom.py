@@ -24,6 +24,7 @@ from kmine.data.windowing import windowed
 from kmine.records import SampleError
 
 HEADER_TAGS = ["Rows", "Columns", "NumberOfFrames", "SeriesInstanceUID", "PixelSpacing", "PhotometricInterpretation"]
+PLACE_TAGS = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"]
 GREY = ("MONOCHROME1", "MONOCHROME2")
 MAX_BYTES = 2**29
 """Of a file, and of what a deflated one unpacks to: no picture of one frame that can be read has more."""
@@ -60,6 +61,30 @@ def read_header(path: Path) -> Header:
     if spacing is not None and not all(math.isfinite(size) and size > 0 for size in spacing):
         raise _damaged(path, f"a pixel spacing of {spacing}")
     return Header(shape, series, spacing)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a slice lies in the patient (DICOM PS3.3, C.7.6.2): millimetres to the left, to the back, up."""
+
+    series: str
+    position: tuple[float, float, float]
+    """Of the centre of the first pixel."""
+    orientation: tuple[float, float, float, float, float, float]
+    """Direction of a row (where columns grow), then of a column (where rows grow)."""
+
+
+def read_place(path: Path) -> Place | None:
+    """Where the slice of a file lies, from its header; None where it does not say. Raises `SampleError`."""
+    data = _open(path, stop_before_pixels=True, specific_tags=PLACE_TAGS)
+    try:
+        series = str(data.get("SeriesInstanceUID") or "")
+        position, orientation = (tuple(map(float, data.get(name) or ())) for name in PLACE_TAGS[1:])
+    except Exception as error:  # as above
+        raise _damaged(path, error) from error
+    if not series or len(position) != 3 or len(orientation) != 6 or not all(map(math.isfinite, position + orientation)):
+        return None
+    return Place(series, position, orientation)
 
 
 def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uint8]:

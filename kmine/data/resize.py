@@ -1,4 +1,4 @@
-"""From the native frame to the square that the local model sees."""
+"""From the native frame to the square that the local model sees, and back."""
 
 from __future__ import annotations
 
@@ -18,3 +18,10 @@ def resize_mask(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """(H, W) class ids to (size, size), nearest pixel: no new ids, 255 stays 255."""
     resized = cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
     return np.ascontiguousarray(resized, dtype=np.uint8)
+
+
+def to_frame(planes: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """(C, S, S) -> (C, height, width), bilinear; sums over C are kept."""
+    if planes.shape[1:] == (height, width):
+        return planes
+    return np.stack([cv2.resize(p, (width, height), interpolation=cv2.INTER_LINEAR) for p in planes])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kmine.data.pool import Pool
+from kmine.data.resize import to_frame
 from kmine.models.local import LocalModel
 from kmine.records import Probs
 
@@ -84,10 +84,3 @@ def predict_small(
 
 def _flipped(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     return x.flip(dims) if dims else x
-
-
-def to_frame(planes: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """(C, S, S) -> (C, height, width), bilinear; sums over C are kept."""
-    if planes.shape[1:] == (height, width):
-        return planes
-    return np.stack([cv2.resize(p, (width, height), interpolation=cv2.INTER_LINEAR) for p in planes])

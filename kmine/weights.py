@@ -1,0 +1,268 @@
+"""`python -m kmine.weights list|get|verify|bundle|unbundle`: the checkpoints of segmenters, here and elsewhere.
+
+A bundle is a plain tar file of checkpoints and of `kmine-weights.json`, which lists their SHA-256. Whoever unpacks one
+trusts neither: only names that kmine itself knows are written, and only once their content has the sum kmine knows.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from kmine import cli
+from kmine.download import check_space, download, explained, sha256_of
+from kmine.records import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from kmine.segmenters.weights import Weights
+
+DESCRIPTION = """The checkpoints that kmine may download. `list`: all of them, where they lie, whether they are whole.
+`get NAME ...`: download (resumed, SHA-256 checked). `verify [FILE ...]`: whether files are the official ones; without
+one, all that are here. `bundle FILE.tar NAME ...` and, on a machine without network, `unbundle FILE.tar`."""
+
+SIZES = {"sam_vit_b": 375_042_383, "sam_vit_l": 1_249_524_607, "sam_vit_h": 2_564_550_879}
+"""Bytes of the files on the server, for the list."""
+NOTE = "kmine-weights.json"
+MAX_NOTE = 2**20
+CHUNK = 2**20
+SHIPPED = "tiny"
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """Everything `python -m kmine.weights` can be told."""
+
+    action: list[str] = field(default_factory=list)
+    """list, get NAME ..., verify [FILE ...], bundle FILE.tar NAME ... or unbundle FILE.tar."""
+    cache_dir: str | None = None
+    """Folder of the checkpoints; default: weights in $KMINE_CACHE, else in ~/.cache/kmine."""
+    offline: bool = False
+    """Forbid every download; a missing file is then an error."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    prog, words = "kmine weights", sys.argv[1:] if argv is None else argv
+    cfg = cli.parse(WeightsConfig, words, prog=prog, description=DESCRIPTION, positional="action")
+    return cli.guarded(prog, lambda: weights(cfg))
+
+
+def weights(cfg: WeightsConfig) -> int:
+    """Do what the first word says."""
+    from kmine.segmenters.weights import default_cache_dir
+
+    action, *words = cfg.action
+    if action not in ACTIONS:
+        raise unknown_name("action", action, ACTIONS)
+    folder = Path(cfg.cache_dir).expanduser() if cfg.cache_dir else default_cache_dir()
+    return ACTIONS[action](words, folder, cfg.offline)
+
+
+# -- what is here
+
+
+def _list(words: Sequence[str], folder: Path, offline: bool) -> int:
+    """One line a file; a name after `list` is a mistake."""
+    _expect(not words, f"list: expected nothing after it, got {' '.join(words)}")
+    lines = [f"{SHIPPED:<10}  {_shipped()}"]
+    for name, known in _known().items():
+        path = folder / known.filename
+        lines.append(f"{name:<10}  {_size(SIZES.get(name)):>8}  {_state(path, known.sha256)}")
+        lines.append(f"{'':<10}  {'':>8}  {path}  sha256 {known.sha256}")
+    lines.append(
+        "Beside these, `--model.encoder_weights hub` downloads the ImageNet weights of an encoder into the cache of "
+        "Hugging Face or PyTorch, which publish no sum that kmine knows, and `kmine fetch` downloads data sets."
+    )
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _state(path: Path, sha256: str) -> str:
+    part = path.with_name(path.name + ".part")
+    if path.is_file():
+        return "here, whole" if sha256_of(path) == sha256 else "here, but not the official file"
+    return f"begun: {_size(part.stat().st_size)} are here" if part.is_file() else "not here"
+
+
+def _shipped() -> str:
+    """What became of the weights that kmine brings."""
+    from kmine.segmenters.tiny_weights import SHIPPED as path
+
+    try:
+        expected = json.loads(path.with_suffix(".json").read_text("utf-8"))["sha256"]
+        state = "here, whole" if sha256_of(path) == expected else "damaged; reinstall kmine"
+        return f"{_size(path.stat().st_size):>8}  {state} (ships with kmine)"
+    except (OSError, ValueError, KeyError):
+        return f"{'':>8}  missing or damaged; reinstall kmine"
+
+
+def _verify(words: Sequence[str], folder: Path, offline: bool) -> int:
+    """Files by path, or all that are in the folder; exit code 1 where one is not official."""
+    by_sum = {known.sha256: name for name, known in _known().items()}
+    paths = [Path(word).expanduser() for word in words]
+    paths = paths or [path for known in _known().values() if (path := folder / known.filename).is_file()]
+    for path in paths:
+        _expect(path.is_file(), f"{path}: expected a file of weights, found none; check the path")
+    bad = 0
+    for path in paths:
+        with explained(path):
+            came = sha256_of(path)
+        name = by_sum.get(came)
+        bad += name is None
+        said = f"the official {name}" if name else "not an official file: damaged, or weights of your own"
+        sys.stdout.write(f"{path}: {said} (sha256 {came})\n")
+    if not paths:
+        sys.stdout.write(f"nothing in {folder}\n")
+    return 1 if bad else 0
+
+
+# -- getting them
+
+
+def _get(words: Sequence[str], folder: Path, offline: bool) -> int:
+    from kmine.segmenters.weights import fetch
+
+    for name in _names(words, "get"):
+        path = folder / _known()[name].filename
+        was_here = path.is_file()
+        if was_here or offline:
+            fetch(name, folder, offline)  # checks what is there
+        else:
+            _get_one(name, path)
+        sys.stdout.write(f"{name} {'is there and whole' if was_here else 'is now there'}: {path}\n")
+    return 0
+
+
+def _get_one(name: str, path: Path) -> None:
+    known = _known()[name]
+    otherwise = "fetch it on another machine and carry it here: kmine weights bundle, kmine weights unbundle"
+    download(known.url, known.sha256, path, otherwise=otherwise)
+
+
+# -- carrying them
+
+
+def _bundle(words: Sequence[str], folder: Path, offline: bool) -> int:
+    _expect(len(words) >= 2, "bundle: expected a file to write and names, as in `kmine weights bundle w.tar sam_vit_b`")
+    target, names = Path(words[0]).expanduser(), _names(words[1:], "bundle")
+    _expect(not target.exists(), f"{target}: expected no file there yet, found one; choose another name")
+    _get(names, folder, offline)
+    files = {name: folder / _known()[name].filename for name in names}
+    note = json.dumps({name: _known()[name].sha256 for name in names}, indent=1).encode()
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        check_space(target.parent, sum(path.stat().st_size for path in files.values()), "the bundle")
+        try:
+            with tarfile.open(part, "w") as tar:
+                about = tarfile.TarInfo(NOTE)
+                about.size = len(note)
+                tar.addfile(about, io.BytesIO(note))
+                for path in files.values():
+                    about = tarfile.TarInfo(path.name)
+                    about.size = path.stat().st_size
+                    with path.open("rb") as file:
+                        tar.addfile(about, file)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+    sys.stdout.write(f"{target}: {', '.join(names)}; there: kmine weights unbundle {target.name}\n")
+    return 0
+
+
+def _unbundle(words: Sequence[str], folder: Path, offline: bool) -> int:
+    _expect(len(words) == 1, f"unbundle: expected one file, got {len(words)}")
+    path = Path(words[0]).expanduser()
+    _expect(path.is_file(), f"{path}: expected a bundle of weights, found no such file; check the path")
+    by_file = {known.filename: (name, known) for name, known in _known().items()}
+    found = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.name == NOTE and member.isreg() and member.size <= MAX_NOTE:
+                    continue
+                # Names are looked up, never used: nothing can be written but the files that kmine knows.
+                known = by_file.get(member.name) if member.isreg() else None
+                stream = tar.extractfile(member) if known else None
+                if known is None or stream is None:
+                    raise UserError(
+                        f"{path}: expected what `kmine weights bundle` writes, found {member.name!r} in it; nothing of "
+                        "that was unpacked: make the bundle anew"
+                    )
+                _unpack(path, stream, member.size, folder / member.name, known[1].sha256)
+                found.append(known[0])
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{path}: expected a whole tar file ({error}); copy it again") from error
+    _expect(bool(found), f"{path}: expected checkpoints, found none in it; make the bundle anew")
+    sys.stdout.write(f"{', '.join(found)}: whole, now in {folder}\n")
+    return 0
+
+
+def _unpack(bundle: Path, stream: BinaryIO | io.BufferedReader, size: int, target: Path, sha256: str) -> None:
+    """Write a member under its name, which appears only once its SHA-256 agreed."""
+    if target.is_file() and sha256_of(target) == sha256:
+        return
+    _expect(not target.exists(), f"{target}: expected the official file or nothing, found another; move it away")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        check_space(target.parent, size, "the checkpoint")
+        try:
+            with part.open("wb") as file:
+                while block := stream.read(CHUNK):
+                    file.write(block)
+            came = sha256_of(part)
+            _expect(
+                came == sha256,
+                f"{bundle}: expected SHA-256 {sha256} of {target.name}, got {came}; it was not unpacked: copy the "
+                "bundle again, or make it anew",
+            )
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _names(words: Sequence[str], action: str) -> list[str]:
+    """Names of checkpoints. Raises `UserError` for none, for an unknown one, and for what ships with kmine."""
+    known = _known()
+    _expect(bool(words), f"{action}: expected a name, got none; known: {', '.join(known)}")
+    for word in words:
+        _expect(word != SHIPPED, f"{SHIPPED} ships with kmine: there is nothing to {action}")
+        if word not in known:
+            raise unknown_name(action, word, known)
+    return list(dict.fromkeys(words))
+
+
+def _known() -> dict[str, Weights]:
+    from kmine.segmenters.weights import KNOWN
+
+    return KNOWN
+
+
+def _size(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:,.1f} MB"
+
+
+def _expect(is_so: bool, otherwise: str) -> None:
+    if not is_so:
+        raise UserError(otherwise)
+
+
+ACTIONS: dict[str, Callable[[Sequence[str], Path, bool], int]] = {
+    "list": _list,
+    "get": _get,
+    "verify": _verify,
+    "bundle": _bundle,
+    "unbundle": _unbundle,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
