@@ -131,8 +131,17 @@ class Opened:
     def read(self, kind: str) -> Reader:
         """The reader of the masks of a kind."""
         if kind == "pseudo":
-            return lambda sample_id: self.store.pseudo_mask(self.this.round_idx, sample_id)
+            return lambda sample_id: mined_mask(self.store, self.this.round_idx, sample_id)
         return lambda sample_id: given_mask(self.task.labeled, sample_id)
+
+
+def mined_mask(store: RunStore, round_idx: int, sample_id: str) -> NDArray[np.uint8]:
+    """(H, W) pseudo mask of a round. Raises `UserError` for a missing or damaged file."""
+    try:
+        return store.pseudo_mask(round_idx, sample_id)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for missing, truncated and damaged
+        path = store.pseudo_path(round_idx, sample_id)
+        raise UserError(f"{path}: expected a pseudo mask, cannot be read ({error}); run kmine.loop again") from error
 
 
 def given_mask(pool: Pool, sample_id: str) -> NDArray[np.uint8]:
@@ -193,7 +202,7 @@ def investigate(
     asked = ask_models(task, store, past, wanted, train_folds=with_labeled)
     labels = list(look(task, asked, "labeled", given, lambda i: given_mask(given, i), None))
     mined = task.unlabeled.subset(wanted)
-    pseudo = list(look(task, asked, "pseudo", mined, lambda i: store.pseudo_mask(this.round_idx, i), this))
+    pseudo = list(look(task, asked, "pseudo", mined, lambda i: mined_mask(store, this.round_idx, i), this))
     shapes = [one.shape for one in labels]
     return ranked(pseudo, shapes), ranked(labels, [one.shape for one in pseudo]) if with_labeled else []
 
