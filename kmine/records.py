@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -312,6 +312,18 @@ class RoundResult:
     """Lower end of its 90 % interval: a one-sided bound of 95 %."""
     difference_high: float = float("nan")
     """Upper end, likewise."""
+
+    @property
+    def found_nothing(self) -> bool:
+        """Of a round that learns from pseudo masks: it kept none and trained nothing."""
+        return self.round_idx > 0 and self.num_pseudo == 0
+
+
+def stopped_by(mined: Sequence[RoundResult], rounds: int) -> str:
+    """Why mining ended, a key of `STOPPED_BY`, from the rounds it came to and the number it was asked for."""
+    if mined[-1].found_nothing:
+        return "no_pseudo_masks"
+    return "rounds" if mined[-1].round_idx == rounds else "refused_twice"
 
 
 def derive_seed(*keys: int | str) -> int:

@@ -20,6 +20,10 @@ FLOORS = {
     **dict.fromkeys(("preparation", "cheap_check"), 4.2),
     "arms": 4.3,  # mining and self-training as a whole: a method, and the preparation that it takes
     **dict.fromkeys(("check_report", "compare_table", "preflight", "runs", "summary"), 4.5),  # what the commands share
+    "cells": 4.6,
+    "sweep_plan": 4.7,
+    "sweep_workers": 4.8,
+    "sweep_ray": 4.9,
     **dict.fromkeys(("loop", "compare", "sweep", "audit", "predict", "check", "fetch", "weights", "__main__"), 5),
 }
 FREE_INSIDE = {"config", "data", "models", "segmenters", "report", "store", "preparation"}
@@ -36,6 +40,7 @@ HOMES = {
     "matplotlib": "report",
     "jsonargparse": "cli",
     "requests": "download",
+    "ray": "sweep_ray",
 }
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve"}
 FILE_MODULES = {"pathlib", "os", "io", "json", "pandas", "shutil", "tempfile"}
