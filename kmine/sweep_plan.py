@@ -155,7 +155,7 @@ def _refuse_other(
     try:
         before = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
         old, new = cli.flat(before), cli.flat(cli.to_dict(cfg))
-        own = replace(cfg, set=before["set"], models=[cell.model for cell in cells]).own_settings()
+        own = replace(cfg, set=before["set"], models=list(dict.fromkeys(cell.model for cell in cells))).own_settings()
     except (OSError, AttributeError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{root}: expected the settings of a sweep in config.yaml; choose another --out") from error
     there = {name for cell in cells for name in (cell.method, cell.model)}
@@ -238,7 +238,7 @@ def time_left(cells: Sequence[Cell], states: Mapping[Cell, State], since: float,
     if len(unknown) == len({cell.method for cell in left}):
         return "not known yet, no cell like them is done"
     about = f"about {_duration(seconds / min(processes, len(left)))}"
-    return f"{about}, and what {', '.join(unknown)} takes, which is not known yet" if unknown else about
+    return f"{about} without {', '.join(unknown)}, not known yet" if unknown else about
 
 
 def _duration(seconds: float) -> str:
