@@ -16,12 +16,12 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kmine import cli
-from kmine.config import LoopConfig
+from kmine.config import DataConfig, LoopConfig
 from kmine.config.sweep import MINING, ORACLE, SweepConfig
 from kmine.data.source import Source
 from kmine.records import UserError, stopped_by
@@ -69,6 +69,14 @@ def folder_of(out: str | Path, cell: Cell) -> Path:
     return Path(out) / "cells" / cell.name
 
 
+def data_of(cfg: SweepConfig, label_fraction: float) -> DataConfig:
+    """The data as a cell has them: the sweep's, so much of it labeled."""
+    # 1 would be a single group, not all of them: all groups are all labels.
+    if cfg.data.fine_groups is not None and label_fraction < 1:
+        return replace(cfg.data, fine_groups=label_fraction)
+    return replace(cfg.data, fine_groups=None, label_fraction=label_fraction)
+
+
 def config_of(cfg: SweepConfig, cell: Cell) -> LoopConfig:
     """The settings of a cell: the sweep's, what is varied, and what `set` says of its model and of its method.
 
@@ -79,12 +87,7 @@ def config_of(cfg: SweepConfig, cell: Cell) -> LoopConfig:
     values = {name: values[name] for name in LoopConfig.__dataclass_fields__}
     values |= {"seed": cell.seed, "out": str(folder_of(cfg.out, cell)), "baseline": False}
     values["model"]["name"] = cell.model
-    # A count of groups would not be a share: all groups are all labels.
-    of_groups = cfg.data.fine_groups is not None and cell.label_fraction < 1
-    values["data"] |= {
-        "label_fraction": cfg.data.label_fraction if of_groups else cell.label_fraction,
-        "fine_groups": cell.label_fraction if of_groups else None,
-    }
+    values["data"] = cli.to_dict(data_of(cfg, cell.label_fraction))
     own = cfg.own_settings()
     changes = own.get(cell.model, {}) | own.get(cell.method, {})
     return cli.override(LoopConfig, values, changes, f"set: {cell.method}, {cell.model}")

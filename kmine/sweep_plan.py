@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from kmine import cli
-from kmine.cells import Cell, State, config_of, folder_of, is_settled, state_of
+from kmine.cells import Cell, State, config_of, data_of, folder_of, is_settled, state_of
 from kmine.config.sweep import ORACLE, SweepConfig
 from kmine.data.cache import SampleCache
 from kmine.data.source import Source
@@ -105,8 +105,7 @@ def _splits(cfg: SweepConfig, source: Source) -> Iterator[tuple[tuple[float, int
     refs = [ref for ref in cache.refs if given is None or ref.sample_id in given.sides]
     refs = list(merge_duplicates(refs, cache.hashes, data.duplicate_distance))  # slow for many images: once for all
     for fraction, seed in product(cfg.fractions, cfg.seeds):
-        drawn = config_of(cfg, Cell(cfg.methods[0], cfg.models[0], fraction, seed)).data
-        drawn = replace(drawn, duplicate_distance=-1)
+        drawn = replace(data_of(cfg, fraction), duplicate_distance=-1)
         yield (fraction, seed), settle_splits(drawn, seed, refs, cache.hashes, given)
 
 
