@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -115,10 +116,18 @@ def _connect(ray: Any, cfg: SweepConfig) -> bool:
         return False
     local = {} if cfg.address else {"num_cpus": cfg.processes, "include_dashboard": False}
     try:
+        _refuse_silence(cfg.address or "")
         ray.init(address=cfg.address or "local", log_to_driver=False, logging_level="error", **local)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"address: expected a Ray cluster at {cfg.address or 'this machine'}, cannot reach it ({error}); start one "
             "with `ray start --head`, or leave --address out"
         ) from error
     return True
+
+
+def _refuse_silence(address: str) -> None:
+    """Ray itself tries for minutes, where nobody answers at HOST:PORT. Raises `OSError`."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
