@@ -26,6 +26,7 @@ from kmine.config.sweep import MINING, ORACLE, SweepConfig
 from kmine.data.source import Source
 from kmine.records import UserError, stopped_by
 from kmine.store import BusyError, RunStore, read_json, safe_name, write_json
+from kmine.store.files import UNFINISHED
 
 if TYPE_CHECKING:
     from kmine.methods import Task, Watcher
@@ -258,6 +259,6 @@ def borrow(lender: Path, root: Path) -> None:
         except FileExistsError:
             continue
         except OSError:  # another file system, or one without links
-            unfinished = target.with_name(f".{target.name}.{os.getpid()}.kmine-tmp")
+            unfinished = target.with_name(f".{target.name}.{os.getpid()}{UNFINISHED}")
             shutil.copyfile(file, unfinished)
             unfinished.replace(target)

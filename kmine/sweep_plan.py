@@ -31,7 +31,7 @@ from kmine.data.splits import Splits, merge_duplicates
 from kmine.preflight import preflight
 from kmine.records import UserError
 from kmine.store import HARMLESS, read_json, write_atomic, write_json
-from kmine.store.files import explained
+from kmine.store.files import UNFINISHED, explained
 
 COLUMNS = (
     *("method", "model", "label_fraction", "seed", "status", "error", "run", "num_labeled", "num_unlabeled", "steps"),
@@ -135,6 +135,8 @@ def claim(cfg: SweepConfig, plan: Plan, source: Source) -> list[Cell]:
     with _alone(cfg.out) as root:
         if (root / "run.json").exists():
             raise UserError(f"{root} holds a run of kmine.loop; choose another --out")
+        for path in root.glob(f".*{UNFINISHED}"):
+            path.unlink()  # what a killed process left of a file it was writing
         was, cells = read_json(root / "sweep.json") or {}, []
         if any(root.glob("cells/**/*.safetensors")):
             cells = [Cell(*values) for values in was.get("cells", [])]
