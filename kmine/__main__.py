@@ -13,6 +13,7 @@ from kmine.records import unknown_name
 COMMANDS = {
     "fetch": "download a data set, or say where to get it",
     "loop": "train on the few masks, mine pseudo masks, retrain, go round again",
+    "sweep": "methods, models, label fractions and seeds, each in a run of its own; resumes",
     "compare": "mining against its supervised baseline on the test split, with paired intervals",
     "audit": "pseudo masks, the most suspicious first; verdicts and corrected masks back into the run",
     "predict": "masks of new images by the model a run came to; export it, with a model card",

@@ -20,12 +20,18 @@ ORACLE = "oracle"
 
 
 def mining(task: Task, store: RunStore) -> Iterator[RoundResult]:
-    """Knowledge mining with all that comes before: the segmenter adapted, the gate calibrated."""
+    """Knowledge mining with all that comes before: the segmenter adapted, the gate calibrated.
+
+    run.json then names what really mines.
+    """
     from kmine.methods.mining import mine
     from kmine.preparation.adaptation import adapt_segmenter
     from kmine.preparation.calibration import calibrate
 
-    return mine(calibrate(adapt_segmenter(task, store), task.segmenter, store), store)
+    ready = calibrate(adapt_segmenter(task, store), task.segmenter, store)
+    if ready.segmenter:
+        store.update_run(segmenter=ready.segmenter.name, segmenter_sha256=ready.segmenter.signature)
+    return mine(ready, store)
 
 
 def self_training(task: Task, store: RunStore) -> Iterator[RoundResult]:

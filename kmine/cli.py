@@ -1,21 +1,25 @@
 """Command lines: settings as flags and YAML, one-line errors, exit codes; sole home of jsonargparse.
 
-Exit codes: 0 done, 1 `kmine.check` found a fault, 2 a mistake of the user's (one line says what was expected, what
-came, the cure), 130 interrupted.
+Exit codes: 0 done, 1 `kmine.check` found a fault or a cell of `kmine.sweep` failed, 2 a mistake of the user's (one line
+says what was expected, what came, the cure), 130 interrupted.
 """
 
 from __future__ import annotations
 
 import difflib
 import errno
+import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from kmine.records import UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 Config = TypeVar("Config")
 
@@ -30,31 +34,87 @@ def parse(
     Raises:
         SystemExit: code 2 after one line on stderr; code 0 after `--help`.
     """
-    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentError
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     usage = f"{prog} {positional.upper()}{' ' if positional else ''}[--config FILE.yaml] [--SETTING VALUE ...]"
-    parser = ArgumentParser(
-        prog=prog,
-        usage=usage,
-        description=description,
-        exit_on_error=False,
-        default_meta=False,
-        allow_abbrev=False,
+    parser = _parser(
+        config_class, {positional} if positional else set(), prog=prog, usage=usage, description=description
     )
     parser.add_argument("--config", action="config", help="YAML file of settings; flags after it win.")
     if positional:
         parser.add_argument(positional, nargs="+", type=str)
-    parser.add_class_arguments(config_class, as_group=False, skip={positional} if positional else set())
     names, switches = set(_names(config_class)), set(_switches(config_class))
+    lists = {name: kind for name, kind in get_type_hints(config_class).items() if get_origin(kind) is list}
+    lists.pop(positional, None)
     try:
         for path in _config_files(argv):
             _check_file(path, names)
-        values = parser.parse_args(_bare_switches(argv, switches))
-        built = parser.instantiate(values)
-        return config_class(**{f.name: built[f.name] for f in fields(config_class)})  # type: ignore[arg-type]
+        values = parser.parse_args(_bare_switches(_joined_lists(argv, lists), switches))
+        return _built(parser, values, config_class)
     except (ArgumentError, UserError) as error:
         raise SystemExit(fail(prog, _plain(str(error), names))) from None
+
+
+def override(config_class: type[Config], values: Mapping[str, Any], changes: Mapping[str, str], where: str) -> Config:
+    """The settings `values`, nested as `to_dict` gives them, with `changes` by dotted name, each as on a command line.
+
+    Raises:
+        UserError: an unknown name or an unfit value; `where` opens the message.
+    """
+    from jsonargparse import ArgumentError
+
+    parser, names = _parser(config_class, set()), set(_names(config_class))
+    unknown = [name for name in changes if name not in names]
+    if unknown:
+        raise UserError(f"{where}: {_unknown(unknown[0], names)}")
+    try:
+        parser.set_defaults(flat(values))
+        return _built(parser, parser.parse_args([f"--{name}={value}" for name, value in changes.items()]), config_class)
+    except (ArgumentError, UserError) as error:
+        raise UserError(f"{where}: {_plain(str(error), names)}") from error
+
+
+def _parser(config_class: type[Any], skip: set[str], **about: Any) -> ArgumentParser:
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(exit_on_error=False, default_meta=False, allow_abbrev=False, **about)
+    parser.add_class_arguments(config_class, as_group=False, skip=skip)
+    return parser
+
+
+def _built(parser: ArgumentParser, values: Any, config_class: type[Config]) -> Config:
+    built = parser.instantiate(values)
+    return config_class(**{f.name: built[f.name] for f in fields(config_class)})  # type: ignore[arg-type]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return out
+
+
+def _joined_lists(argv: Sequence[str], lists: Mapping[str, Any]) -> list[str]:
+    """`--seeds 0 1 2` means `--seeds=[0, 1, 2]`; of a list that is named twice the parts are put together."""
+    given: dict[str, list[str]] = {}
+    out: list[str] = []
+    taking: list[str] | None = None
+    for word in argv:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--"):
+            taking = given.setdefault(name, []) if name in lists else None
+            if taking is None:
+                out.append(word)
+            elif equals:
+                taking.append(value)
+        else:
+            (out if taking is None else taking).append(word)
+    for name, words in given.items():
+        written = words[0] if len(words) == 1 and words[0].startswith("[") else json.dumps(words)
+        out.append(f"--{name}={written if get_args(lists[name]) == (str,) else written.replace(chr(34), '')}")
+    return out
 
 
 def _names(config_class: type[Any], prefix: str = "") -> Iterator[str]:

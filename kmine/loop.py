@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kmine import cli
 from kmine.config import LoopConfig
-from kmine.records import STOPPED_BY
+from kmine.records import STOPPED_BY, stopped_by
 from kmine.store import RunStore
 
 if TYPE_CHECKING:
@@ -134,22 +134,11 @@ def _rounds(task: Task, store: RunStore) -> tuple[list[RoundResult], list[RoundR
         mined.append(result)
         if not store.follows:
             _publish(task, store, mined, [])
-    trained = mined[-1].round_idx - _found_nothing(mined[-1])
+    trained = mined[-1].round_idx - mined[-1].found_nothing
     if not (task.cfg.baseline and trained):
         return mined, []
     as_long = replace(task, cfg=replace(task.cfg, rounds=trained))
     return mined, list(supervised(as_long, store))
-
-
-def stopped_by(mined: Sequence[RoundResult], rounds: int) -> str:
-    """Why the loop ended, a key of `STOPPED_BY`, from the rounds it came to and the number it was asked for."""
-    if _found_nothing(mined[-1]):
-        return "no_pseudo_masks"
-    return "rounds" if mined[-1].round_idx == rounds else "refused_twice"
-
-
-def _found_nothing(last: RoundResult) -> bool:
-    return last.round_idx > 0 and last.num_pseudo == 0
 
 
 def _publish(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -316,6 +316,11 @@ class RoundResult:
     difference_high: float = float("nan")
     """Upper end, likewise."""
 
+    @property
+    def found_nothing(self) -> bool:
+        """Of a round that learns from pseudo masks: it kept none and trained nothing."""
+        return self.round_idx > 0 and self.num_pseudo == 0
+
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> RoundResult:
         """What was saved as the dictionary of its fields, NaN as null; a signature beside them is passed over."""
@@ -330,6 +335,13 @@ class RoundResult:
 
 def _null_to_nan(value: Mapping[str, Any]) -> dict[str, Any]:
     return {k: float("nan") if v is None else v for k, v in value.items()}
+
+
+def stopped_by(mined: Sequence[RoundResult], rounds: int) -> str:
+    """Why mining ended, a key of `STOPPED_BY`, from the rounds it came to and the number it was asked for."""
+    if mined[-1].found_nothing:
+        return "no_pseudo_masks"
+    return "rounds" if mined[-1].round_idx == rounds else "refused_twice"
 
 
 def derive_seed(*keys: int | str) -> int:

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -65,8 +66,12 @@ def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunStore, given: Giv
     return splits
 
 
-def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher, fabric: Any = None) -> Task:
+def open_task(
+    cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher, fabric: Any = None, *, mines: bool = True
+) -> Task:
     """Everything a method needs. Masks of labeled and validation images are read here, so that a bad one stops early.
+
+    Where `mines` is false no segmenter is opened, and there may be nothing unlabeled.
 
     The unlabeled pool is opened without masks, the test split not at all. What can be seen at once to spoil the result
     stops here, too (`kmine.cheap_check`). `fabric` is that of processes that share the run, where they do.
@@ -109,7 +114,7 @@ def open_task(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher
         labeled=with_masks[0],
         unlabeled=Pool(cache, [i for i in splits.unlabeled if i not in judged.corrected], splits.groups, "withheld"),
         val=with_masks[1],
-        segmenter=_open_segmenter(cfg, bool(splits.unlabeled), watcher),
+        segmenter=_open_segmenter(cfg, bool(splits.unlabeled), watcher) if mines else None,
         fabric=fabric or open_fabric(cfg),
         signature=signature,
         watcher=watcher,
@@ -174,15 +179,31 @@ def open_withheld(task: Task, source: Source, store: RunStore) -> Pool:
     Raises:
         UserError: when none of them has a mask.
     """
-    cache = open_cache(task.cfg, source)
-    ids = [i for i in task.unlabeled.ids if cache.ref(i).has_mask]
-    if not ids:
+    pool = open_truth(task, source)
+    if not len(pool):
         raise UserError(f"{store.root}: no unlabeled image has a mask; leave out --with_withheld")
-    bad = {s.sample_id for s in cache.decode_masks(ids)}
     opened = [*store.run().get("withheld_opened", []), datetime.now(timezone.utc).isoformat(timespec="seconds")]
     store.update_run(withheld_opened=opened)
-    groups = {i: task.unlabeled.group_of(i) for i in ids}
-    return Pool(cache, [i for i in ids if i not in bad], groups, "true")
+    return pool
+
+
+def open_truth(task: Task, source: Source) -> Pool:
+    """The unlabeled images of a task that have a mask, with their true masks: for the oracle and for audits alone.
+
+    Nothing below this floor can call it, so no method can. Damaged masks stop it, or are left out with
+    `--data.on_error skip`.
+    """
+    cache = open_cache(task.cfg, source)
+    masked = [i for i in task.unlabeled.ids if cache.ref(i).has_mask]
+    bad = {s.sample_id for s in cache.decode_masks(masked)}
+    ids = [i for i in masked if i not in bad]
+    return Pool(cache, ids, {i: task.unlabeled.group_of(i) for i in ids}, "true")
+
+
+def count_parameters(task: Task) -> int:
+    """Of the local model."""
+    model = build_model(replace(task.cfg.model, encoder_weights=None), task.num_classes, task.cfg.seed)
+    return sum(p.numel() for p in model.parameters())
 
 
 def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool, watcher: Watcher) -> Any:
@@ -256,8 +277,14 @@ def git_commit() -> str:
     return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
+def forget_peak_memory() -> None:
+    """Let the peak begin anew at what is held now, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mb() -> int:
-    """Peak resident memory of this process so far, in MB."""
+    """Peak resident memory of this process so far, or since `forget_peak_memory`, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 

@@ -27,6 +27,10 @@ FLOORS = {
         ("audit_story", "audit_truth", "audit_export", "audit_verdicts"), 4.6
     ),  # what the audit makes of its evidence
     "deploy": 4.6,  # a finished run put to work: reads and writes files around the stages, for kmine.predict
+    "cells": 4.6,
+    "sweep_plan": 4.7,
+    "sweep_workers": 4.8,
+    "sweep_ray": 4.9,
     **dict.fromkeys(("loop", "compare", "sweep", "audit", "predict", "check", "fetch", "weights", "__main__"), 5),
 }
 FREE_INSIDE = {"config", "data", "models", "segmenters", "report", "store", "preparation", "deploy"}
@@ -46,6 +50,7 @@ HOMES = {
     "onnx": "models",
     "onnxscript": "models",
     "onnxruntime": "models",
+    "ray": "sweep_ray",
 }
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve"}
 FILE_MODULES = {"pathlib", "os", "io", "json", "pandas", "shutil", "tempfile"}

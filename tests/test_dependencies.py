@@ -12,9 +12,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def declared() -> set[str]:
-    """Names of the plain dependencies (tomllib is not in Python 3.10)."""
-    block = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
-    return {re.split(r"[\[<>=!~ ]", name)[0].lower().replace("_", "-") for name in re.findall(r'"([^"]+)"', block[1])}
+    """Names of the plain dependencies and of the extras that are not for tests (tomllib is not in Python 3.10)."""
+    text = (ROOT / "pyproject.toml").read_text()
+    block = re.search(r"^dependencies = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)
+    extras = re.search(r"^\[project.optional-dependencies\]\n(.*?)\n\n", text, re.DOTALL | re.MULTILINE)
+    plain = [line.partition("=")[2] for line in extras[1].splitlines() if not line.startswith("test")]
+    return {name for part in (block[1], *plain) for name in _names(part)}
+
+
+def _names(part: str) -> set[str]:
+    return {re.split(r"[\[<>=!~ ]", name)[0].lower().replace("_", "-") for name in re.findall(r'"([^"]+)"', part)}
 
 
 def optional() -> set[str]:

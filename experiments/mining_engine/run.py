@@ -44,7 +44,7 @@ from kmine.methods.mining import mine
 from kmine.preflight import preflight
 from kmine.preparation.calibration import calibrate
 from kmine.records import IGNORE_INDEX, Prompts, RoundResult
-from kmine.runs import open_cache, open_for_test, open_task
+from kmine.runs import open_for_test, open_task, open_truth
 from kmine.segmenters.base import Segmenter
 from kmine.stages.calibrate import true_dice
 from kmine.stages.infer import infer
@@ -152,9 +152,9 @@ Method = Callable[[Task, RunStore], Iterator[RoundResult]]
 
 def _method(arm: str, folder: Path, source: Any) -> Method:
     if arm == "oracle":
-        return lambda task, store: arms.method(arm, _truth(task, source))(task, store)
+        return lambda task, store: arms.method(arm, open_truth(task, source))(task, store)
     if arm == "oracle_kept":
-        return lambda task, store: oracle_kept(task, store, _truth(task, source), folder)
+        return lambda task, store: oracle_kept(task, store, open_truth(task, source), folder)
     if arm == "simulated":
         return lambda task, store: _mine_with(_simulated(task, source), task, store)
     return arms.METHODS[arm.split("_")[0] if arm.startswith("mining") else arm]
@@ -165,7 +165,7 @@ def _mine_with(segmenter: Segmenter, task: Task, store: RunStore) -> Iterator[Ro
 
 
 def _simulated(task: Task, source: Any) -> Segmenter:
-    return Simulated.from_pools([task.labeled, task.val, _truth(task, source)], SIMULATED_IOU, task.cfg.seed)
+    return Simulated.from_pools([task.labeled, task.val, open_truth(task, source)], SIMULATED_IOU, task.cfg.seed)
 
 
 def oracle_kept(task: Task, store: RunStore, truth: Pool, folder: Path) -> Iterator[RoundResult]:
@@ -179,17 +179,9 @@ def oracle_kept(task: Task, store: RunStore, truth: Pool, folder: Path) -> Itera
     return train_rounds(task, store, "oracle_kept", how)
 
 
-def _truth(task: Task, source: Any) -> Pool:
-    """The unlabeled images with their true masks."""
-    cache = open_cache(task.cfg, source)
-    bad = {s.sample_id for s in cache.decode_masks(task.unlabeled.ids)}
-    ids = [i for i in task.unlabeled.ids if i not in bad]
-    return Pool(cache, ids, {i: task.unlabeled.group_of(i) for i in ids}, "true")
-
-
 def _audit(task: Task, store: RunStore, source: Any, results: Sequence[RoundResult], stem: Path) -> None:
     """What the pseudo masks of every round are worth, by object and by image."""
-    truth, objects, images = _truth(task, source), [], []
+    truth, objects, images = open_truth(task, source), [], []
     known = set(truth.ids)
     for round_idx in [r.round_idx for r in results if r.round_idx]:
         by_image: dict[str, list[dict[str, Any]]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kmine.store.files import sign, write_atomic
-from kmine.store.run_store import HARMLESS, RunStore
+from kmine.store.files import read_json, safe_name, sign, write_atomic, write_json
+from kmine.store.run_store import HARMLESS, BusyError, RunStore
 
-__all__ = ["HARMLESS", "RunStore", "sign", "write_atomic"]
+__all__ = ["HARMLESS", "BusyError", "RunStore", "read_json", "safe_name", "sign", "write_atomic", "write_json"]

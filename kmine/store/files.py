@@ -106,3 +106,17 @@ def no_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [no_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON, whole or not at all; NaN becomes null."""
+    write_atomic(path, json.dumps(no_nan(value), indent=1, allow_nan=False).encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a JSON file holds, whoever wrote it; None where it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):  # bytes that are no text, text that is no JSON
+        return None
+    return value if isinstance(value, dict) else None

@@ -26,7 +26,16 @@ import yaml
 from numpy.typing import NDArray
 
 from kmine.records import UserError
-from kmine.store.files import UNFINISHED, encode_png, explained, is_whole_png, no_nan, safe_name, write_atomic
+from kmine.store.files import (
+    UNFINISHED,
+    encode_png,
+    explained,
+    is_whole_png,
+    read_json,
+    safe_name,
+    write_atomic,
+    write_json,
+)
 from kmine.store.tables import encode_table, read_table, table_signature
 
 if TYPE_CHECKING:
@@ -55,6 +64,10 @@ HARMLESS = (
 Other data are told by their fingerprint, and so is what `data.task` and the like make of them."""
 
 
+class BusyError(UserError):
+    """Another process is working in this run folder."""
+
+
 class RunStore:
     """One run folder, held by one process at a time, or by one that leads and others that follow it.
 
@@ -72,7 +85,8 @@ class RunStore:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"{root}: another process is working in this run folder; choose another --out") from error
+            self._lock.close()
+            raise BusyError(f"{root}: another process is working in this run folder; choose another --out") from error
 
     # -- the run as a whole
 
@@ -222,11 +236,7 @@ class RunStore:
 
     def read_json(self, path: Path) -> dict[str, Any] | None:
         """What a JSON file holds, whoever wrote it; None where it is missing or damaged."""
-        try:
-            value = json.loads(path.read_text())
-        except (FileNotFoundError, ValueError):  # bytes that are no text, text that is no JSON
-            return None
-        return value if isinstance(value, dict) else None
+        return read_json(path)
 
     def load_json(self, path: Path, signature: str) -> dict[str, Any] | None:
         """What `save_json` wrote; None where missing, damaged or made from something else."""
@@ -234,7 +244,8 @@ class RunStore:
         return value if value is not None and value.get("signature") == signature else None
 
     def _write_json(self, path: Path, value: Mapping[str, Any]) -> None:
-        self._write(path, json.dumps(no_nan(value), indent=1, allow_nan=False).encode())
+        if not self.follows:
+            write_json(path, value)
 
     def _write(self, path: Path, data: bytes) -> None:
         if not self.follows:
