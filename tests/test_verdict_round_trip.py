@@ -22,7 +22,7 @@ def saved_in_browser(page_file: Path, downloads: Path, keys: str) -> Path:
     with Browser() as browser:
         browser.downloads_to(downloads)
         browser.open(page_file.as_uri())
-        browser.wait("window.kmineAudit && kmineAudit.list.shown.length > 0")
+        browser.wait("document.body.dataset.ready === 'yes' && document.getElementById('stage').dataset.shown !== ''")
         for key in keys:
             browser.key(key)
         browser.evaluate("document.getElementById('save').click()")
