@@ -161,7 +161,7 @@ def _look_through(opened: Opened, cfg: AuditConfig, terminal: cli.Terminal, bega
         f"{len(pseudo)} pseudo masks of round {opened.this.round_idx} and {len(labeled)} given masks in "
         f"{time.perf_counter() - began:.0f} s, {peak_memory_mb()} MB"
     )
-    terminal.say(f"table: {out / 'audit.csv'}" + (f"   page: {page}" if page else ""))
+    terminal.say(f"table: {out / 'audit.csv'}   page: {page}")
     return 0
 
 
@@ -233,12 +233,9 @@ def _page(
     opened: Opened,
     summary: Mapping[str, str | int | float],
     figures: Mapping[str, str],
-) -> Path | None:
-    """The page; None where it is not there."""
-    try:
-        from kmine.report.audit_page import write_page
-    except ImportError:
-        return None
+) -> Path:
+    from kmine.report.audit_page import write_page
+
     name = opened.store.root.resolve().name
     about = {"title": f"Audit of {name}", "run_name": name, "run_signature": opened.signature}
     return write_page(out, items, **about, summary=summary, figures=figures)

@@ -17,6 +17,7 @@ from kmine.data.source import Source
 from kmine.masks import to_rle
 from kmine.methods import Task
 from kmine.models.local import LocalModel, build_model
+from kmine.models.together import make_fabric
 from kmine.preparation.crossfit import fold_model, folds
 from kmine.records import IGNORE_INDEX, UserError
 from kmine.stages import pairing
@@ -220,7 +221,8 @@ def ask_models(task: Task, store: RunStore, past: Sequence[Past], wanted: Sequen
     for number, part in enumerate(parts if len(parts) > 1 else ()):
         model = _load(task, store, number=0, arm=f"fold_{number}")
         if model is None and train_folds:
-            model = fold_model(task, store, number, part)
+            fabric = make_fabric(str(task.fabric.device), task.cfg.fit.precision)
+            model = fold_model(replace(task, fabric=fabric), store, number, part)
         if model is not None:
             found.append((Witness(f"fold_{number}", everything.difference(part), frozenset()), model))
     learned: dict[int, frozenset[str]] = {0: everything}

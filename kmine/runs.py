@@ -162,7 +162,7 @@ def open_for_test(cfg: LoopConfig, source: Source, store: RunStore) -> tuple[Poo
         )
     bad = {s.sample_id for s in cache.decode_masks(splits.test)}
     pool = Pool(cache, [i for i in splits.test if i not in bad], splits.groups, "true")
-    device, num_classes = open_fabric(cfg).device, len(source.class_names)
+    device, num_classes = _here(cfg).device, len(source.class_names)
     # The weights are overwritten at once, so none are loaded or downloaded for them.
     model = build_model(replace(cfg.model.split()[0], encoder_weights=None), num_classes, cfg.seed).to(device)
     return pool, model, {"num_classes": num_classes, "batch_size": cfg.infer.batch_size, "device": device}
@@ -170,7 +170,7 @@ def open_for_test(cfg: LoopConfig, source: Source, store: RunStore) -> tuple[Poo
 
 def open_for_audit(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher) -> Task:
     """A finished run once more, without a segmenter: nobody is asked. The unlabeled pool withholds its masks."""
-    return open_task(replace(cfg, rounds=0), source, store, watcher)
+    return open_task(replace(cfg, rounds=0), source, store, watcher, _here(cfg))
 
 
 def open_withheld(task: Task, source: Source, store: RunStore) -> Pool:
@@ -241,6 +241,14 @@ def open_fabric(cfg: LoopConfig) -> Any:
     from kmine.models.together import make_fabric
 
     return make_fabric(_device(cfg.device), cfg.fit.precision)
+
+
+def _here(cfg: LoopConfig) -> Any:
+    import torch
+
+    from kmine.models.together import Here
+
+    return Here(torch.device(_device(cfg.device)))
 
 
 def provenance(cfg: LoopConfig, task: Task, source: Source) -> dict[str, Any]:

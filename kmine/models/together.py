@@ -11,17 +11,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from kmine.records import UserError
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 T = TypeVar("T")
 
@@ -37,6 +38,10 @@ def make_fabric(device: str, precision: str, *, alone: bool = False) -> Fabric:
     Of several processes, started by `torchrun` or `fabric run`, each has the GPU of its number; unless it is to be
     `alone`, it joins the others, which may take hours to come (what process 0 does alone, the others wait for).
     """
+    from lightning.fabric import Fabric
+    from lightning.fabric.plugins.environments import LightningEnvironment
+    from lightning.fabric.strategies import DDPStrategy
+
     accelerator, _, index = device.partition(":")
     on_gpu = torch.cuda.is_available() and accelerator != "cpu"
     if precision == "auto":
@@ -56,6 +61,18 @@ def make_fabric(device: str, precision: str, *, alone: bool = False) -> Fabric:
     fabric = Fabric(accelerator=accelerator, devices=here, num_nodes=nodes, strategy=strategy, precision=plugin)
     fabric.launch()
     return fabric
+
+
+@dataclass(frozen=True)
+class Here:
+    """What stands for Fabric where nothing is trained: a device, and one process. Lightning takes 260 MB to load."""
+
+    device: torch.device
+    world_size: int = 1
+    global_rank: int = 0
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
 
 
 def slice_of(count: int, fabric: Fabric) -> slice:

@@ -9,15 +9,17 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from kmine.config import FitConfig
 from kmine.models.together import share_statistics
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric  # a second to load, and 260 MB: where nothing is trained, it stays away
 
 StateDict = dict[str, Tensor]
 B = TypeVar("B")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +16,9 @@ from kmine.models.local import LocalModel
 from kmine.models.loss import segmentation_loss
 from kmine.models.together import forward, slice_of
 from kmine.models.training import Average, FitResult, FitState, train_steps
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric  # a second to load, and 260 MB: where nothing is trained, it stays away
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +16,9 @@ from kmine.data.batches import LabelBatch, LabelBatches
 from kmine.data.pool import Pool
 from kmine.models.sks import Classifier, SksModel
 from kmine.models.training import FitResult, FitState, train_steps
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric  # a second to load, and 260 MB: where nothing is trained, it stays away
 
 AT_ONCE = 16
 """Images of one forward pass in validation."""
