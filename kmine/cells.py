@@ -202,7 +202,15 @@ def _train(
 ) -> State:
     """Fields of the cell's row in sweep.csv."""
     from kmine import arms
-    from kmine.runs import count_parameters, forget_peak_memory, open_task, open_truth, peak_memory_mb, provenance
+    from kmine.runs import (
+        count_parameters,
+        forget_peak_memory,
+        open_task,
+        open_truth,
+        peak_memory_mb,
+        preparing,
+        provenance,
+    )
 
     forget_peak_memory()
     loop = config_of(cfg, cell)
@@ -212,13 +220,15 @@ def _train(
     task = open_task(loop, source, store, watcher, mines=cell.method == MINING)
     store.update_run(**provenance(loop, task, source), method=cell.method, stopped_by="interrupted")
     truth = open_truth(task, source) if cell.method == ORACLE else None
-    results = list(arms.method(cell.method, truth)(task, store))
+    with preparing(store):  # rounds come one by one, afterwards; what is done before them is done here
+        rounds = arms.method(cell.method, truth)(task, store)
+    results = list(rounds)
     last = [result for result in results if result.adopted][-1]
     own_rounds = cell.method in arms.IN_RUN_FOLDER
     about = {
         "steps": num_steps(task, results, own_rounds),
         "peak_memory_mb": peak_memory_mb(),
-        "seconds": round(sum(sum(result.seconds.values()) for result in results), 1),
+        "seconds": round(store.preparation_seconds() + sum(sum(result.seconds.values()) for result in results), 1),
     }
     store.update_run(
         stopped_by=stopped_by(results, loop.rounds) if own_rounds else "rounds",

@@ -354,12 +354,15 @@ def _cost(found: _Run, store: RunStore, method: str, round_idx: int, arm: str, n
 
 
 def _seconds(store: RunStore, method: str, arm: str) -> float:
-    """Of all rounds that an arm trained, those included that were refused; of round 0 its own."""
+    """Of all rounds that an arm trained, refused ones included, and what came before them; of round 0 its own."""
     folders = [store.round_dir(0)]
     if method != ROUND_0:
         folders += sorted((store.root / ("supervised" if method == BASELINE else arm)).glob("round_*"))
     metrics = [store.read_json(folder / "metrics.json") or {} for folder in dict.fromkeys(folders)]
-    return float(sum(sum(m.get("seconds", {}).values()) for m in metrics)) if all(metrics) else NAN
+    if not all(metrics):
+        return NAN
+    before = store.preparation_seconds() if method == MINING else 0.0
+    return before + float(sum(sum(m.get("seconds", {}).values()) for m in metrics))
 
 
 def _number(text: str | None) -> float:

@@ -113,11 +113,12 @@ def _prepared(task: Task, store: RunStore) -> Task:
     from kmine.methods import alone, new_model, train
     from kmine.preparation.adaptation import adapt_segmenter
     from kmine.preparation.calibration import calibrate
+    from kmine.runs import preparing
 
     fabric, base = task.fabric, task.segmenter
     if fabric.world_size > 1:
         train(task, store, new_model(task, store), round_idx=0)  # together; below, one process finds it done
-    with _leader_first(fabric):
+    with _leader_first(fabric), preparing(store):
         task = replace(calibrate(adapt_segmenter(alone(task), store), base, store), fabric=fabric)
     if task.segmenter:
         store.update_run(segmenter=task.segmenter.name, segmenter_sha256=task.segmenter.signature)

@@ -6,8 +6,9 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -27,7 +28,7 @@ from kmine.methods import Task, Watcher
 from kmine.models.local import LocalModel, build_model
 from kmine.records import Finding, UserError
 from kmine.segmenters import open_segmenter
-from kmine.store import RunStore, sign
+from kmine.store import PREPARED, RunStore, sign
 
 PACKAGES = (
     "kmine",
@@ -249,6 +250,22 @@ def _here(cfg: LoopConfig) -> Any:
     from kmine.models.together import Here
 
     return Here(torch.device(_device(cfg.device)))
+
+
+@contextmanager
+def preparing(store: RunStore) -> Iterator[None]:
+    """Book in run.json the seconds of what is prepared inside: adapting, calibrating. Trainings book their own.
+
+    They add up over the sessions of a run; what an earlier session left unfinished is not in them.
+    """
+
+    def trained() -> float:
+        return sum(store.training_seconds(pattern) for pattern in (*PREPARED, "round_00"))
+
+    before, began, earlier = trained(), time.perf_counter(), store.run().get("preparation_seconds", 0.0)
+    yield
+    spent = time.perf_counter() - began - (trained() - before)
+    store.update_run(preparation_seconds=round(earlier + max(0.0, spent), 1))
 
 
 def provenance(cfg: LoopConfig, task: Task, source: Source) -> dict[str, Any]:

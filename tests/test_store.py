@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from kmine import runs
 from kmine.cli import to_dict
 from kmine.config import DataConfig, LoopConfig
 from kmine.records import Evidence, UserError
@@ -430,3 +431,25 @@ def test_rounds_and_arms_have_folders_of_their_own(store):
         "supervised/round_01",
         "round_100",
     ]
+
+
+def test_what_preparation_took_is_its_own_time_and_that_of_the_folds(store, monkeypatch):
+    """A fold of 40 s was there, one of 50 s and round 0 of 60 s are trained inside, 125 s pass: 15 s are left."""
+
+    def train(arm, seconds):
+        store.save_tensors(store.round_dir(0, arm) / "model.safetensors", {"w": torch.zeros(1)}, "s", seconds=seconds)
+
+    clock = iter([1000.0, 1125.0, 2000.0, 2002.0])
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: next(clock))
+    train("fold_0", 40.0)
+    assert store.training_seconds("fold_*/round_00") == 40 and store.preparation_seconds() == 40
+    with runs.preparing(store):
+        train("fold_1", 50.0)
+        train("", 60.0)
+    assert store.run()["preparation_seconds"] == 15
+    assert store.preparation_seconds() == 15 + 40 + 50
+    with runs.preparing(store):  # a later session adds its own
+        pass
+    assert store.preparation_seconds() == 17 + 40 + 50
+    (store.round_dir(0, "fold_0") / "model.safetensors").write_bytes(b"damaged")
+    assert store.training_seconds("fold_*/round_00") == 50

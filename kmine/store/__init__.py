@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from kmine.store.files import read_json, safe_name, sign, write_atomic, write_json
-from kmine.store.run_store import HARMLESS, BusyError, RunStore
+from kmine.store.run_store import HARMLESS, PREPARED, BusyError, RunStore
 
-__all__ = ["HARMLESS", "BusyError", "RunStore", "read_json", "safe_name", "sign", "write_atomic", "write_json"]
+__all__ = [
+    "HARMLESS",
+    "PREPARED",
+    "BusyError",
+    "RunStore",
+    "read_json",
+    "safe_name",
+    "sign",
+    "write_atomic",
+    "write_json",
+]

@@ -64,6 +64,10 @@ HARMLESS = (
 Other data are told by their fingerprint, and so is what `data.task` and the like make of them."""
 
 
+PREPARED = ("fold_*/round_00", "witness_fold_*/round_00")
+"""Trainings that mining needs before its first round."""
+
+
 class BusyError(UserError):
     """Another process is working in this run folder."""
 
@@ -218,6 +222,23 @@ class RunStore:
                 return {k: file.get_tensor(k) for k in file.keys()}, json.loads(header["meta"])  # noqa: SIM118
         except (FileNotFoundError, SafetensorError):
             return None
+
+    def training_seconds(self, pattern: str) -> float:
+        """Of the trainings whose round folders `pattern` finds below the run folder, as each has booked them."""
+        return sum(self._meta(path).get("seconds", 0.0) for path in self.root.glob(f"{pattern}/model.safetensors"))
+
+    def preparation_seconds(self) -> float:
+        """What came before the rounds of mining, the models of the folds included, be they shared with another run."""
+        return self.run().get("preparation_seconds", 0.0) + sum(map(self.training_seconds, PREPARED))
+
+    def _meta(self, path: Path) -> dict[str, Any]:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                return json.loads((file.metadata() or {}).get("meta", "{}"))
+        except (FileNotFoundError, SafetensorError):
+            return {}
 
     def weights_signature(self, path: Path) -> tuple[str, str]:
         """What weights were made from, and the SHA-256 (hex) of their file; empty where they are missing or damaged."""
