@@ -97,10 +97,9 @@ def test_who_follows_writes_only_what_it_mined(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_come_to_what_one_comes_to(tmp_path: Path) -> None:
-    """An uneven batch, 36 images to mine in three parts, batch norm with and without activation, a resumed ending."""
+    """An uneven batch, 25 images to mine in two parts, batch norm with and without an activation behind it."""
     settings = SMALL | FEW_STEPS | OPEN_GATE
-    settings |= {"data.num_samples": 80, "data.label_fraction": 0.2, "fit.batch_size": 3, "gate.mode": "thresholds"}
-    settings |= {"baseline": "true"}
+    settings |= {"data.num_samples": 56, "data.label_fraction": 0.2, "fit.batch_size": 3, "gate.mode": "thresholds"}
     cache = tmp_path / "cache"
     assert run_loop(settings, tmp_path / "one", cache) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "kmine.loop"]
@@ -117,12 +116,11 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path: Path) -> None:
     assert one.read_csv("splits.csv") == two.read_csv("splits.csv")
     asked = [[(row["sample_id"], row["object_idx"]) for row in store.decisions(1)] for store in (one, two)]
     assert asked[0] == asked[1]
-    assert len({sample_id for sample_id, _ in asked[1]}) == one.run()["splits"]["unlabeled"] > 32
-    for arm, round_idx in (("", 0), ("", 1), ("supervised", 1)):
+    assert len({sample_id for sample_id, _ in asked[1]}) == one.run()["splits"]["unlabeled"] > 16
+    for round_idx in (0, 1):
         for name in ("model", "model_final"):
             weights = [
-                store.load_tensors(store.round_dir(round_idx, arm) / f"{name}.safetensors", None)[0]
-                for store in (one, two)
+                store.load_tensors(store.round_dir(round_idx) / f"{name}.safetensors", None)[0] for store in (one, two)
             ]
             torch.testing.assert_close(weights[0], weights[1], atol=2e-3, rtol=2e-3)
     rows = [list(csv.DictReader((tmp_path / name / "results.csv").open())) for name in ("one", "two")]
