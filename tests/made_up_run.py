@@ -21,8 +21,9 @@ NAMES = ("background", "polyp")
 
 def surely(share: float = 1.0) -> dict[str, Any]:
     """A calibrator by which the estimated Dice is `share` of the mean probability inside of an object."""
-    weights = [float(name == "confidence_inside") for name in FEATURES]
-    return Calibrator((0.0,) * len(weights), tuple(weights), tuple(weights), 0.0, ((0.0, 0.0), (1.0, share))).to_json()
+    weights = tuple(float(name == "confidence_inside") for name in FEATURES)
+    made = Calibrator((0.0,) * len(weights), weights, weights, 0.0, ((0.0, 0.0), (1.0, share)))
+    return json.loads(json.dumps(made.to_json()))
 
 
 ALONE: dict[str, Any] = {

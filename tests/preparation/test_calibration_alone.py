@@ -57,10 +57,9 @@ def test_the_gate_goes_by_its_own_rows_alone(done):
     assert not {"dice", "tta"} & set(found[0])
     cfg = task.cfg.gate
     told = learn(found, cfg.target_dice, cfg.confidence, cfg.margin, task.cfg.seed)
-    assert (
-        told["promise"] == saved(store)["promise"]
-        and told["segmenter"]["knots"] == [tuple(knot) for knot in saved(store)["segmenter"]["knots"]]
-    ) or told["segmenter"]["weights"] == pytest.approx(saved(store)["segmenter"]["weights"])
+    store.save_json(store.root / "again.json", told, saved(store)["signature"])
+    again = store.read_json(store.root / "again.json")
+    assert again["promise"] and again == {name: value for name, value in saved(store).items() if name != "alone"}
     assert "alone" not in task.calibration.to_json(), "rounds are signed by it"
 
 
