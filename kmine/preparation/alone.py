@@ -97,7 +97,8 @@ def sentence(alone: Mapping[str, Any]) -> str:
     ]
     return (
         f"estimated_dice was learnt on {alone['num_parts']} models that had not seen these objects and knew fewer "
-        f"labels than the final one, each figure by estimates made without the object ({'; '.join(learnt)})"
+        "labels than the final one, whose masks it may order less well than theirs; by estimates made without the "
+        f"object, {'; '.join(learnt)}"
     )
 
 
