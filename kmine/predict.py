@@ -52,7 +52,8 @@ class PredictConfig:
     checkpoint: Literal["best", "final"] = "best"
     """best: chosen on validation; final: of the round's last step."""
     tta: Literal["none", "hflip", "flips"] = "none"
-    """Average over the mirror image (hflip), or all four flips (flips): slower by 2 and 4."""
+    """Average over the mirror image (hflip), or all four flips (flips): slower by 2 and 4. Dice is estimated
+    with none and with the run's infer.tta alone."""
     probs: bool = False
     """Also write probabilities of all classes: (K, H, W) float16 as .npz, of volumes (X, Y, Z, K) float32 as .nii."""
     overlay: bool = False

@@ -10,6 +10,7 @@ from made_up_run import ALONE
 
 from kmine import methods
 from kmine.config import PromptsConfig
+from kmine.methods.mining import object_areas
 from kmine.preparation import calibration_alone
 from kmine.preparation.alone import Alone, objects_of, sentence, unasked
 from kmine.preparation.calibration import calibrate, learn
@@ -86,7 +87,7 @@ def test_each_image_is_judged_by_a_model_that_does_not_know_it_with_each_tta(tas
 
 
 def test_evidence_is_what_can_be_had_with_the_same_flips(done):
-    _, store = done
+    task, store = done
     parts = [store.read_json(store.root / "calibration" / f"alone_{n}.json")["objects"] for n in range(3)]
     plain, flipped = ([row for part in parts for row in part[tta]] for tta in ("none", "hflip"))
     assert plain and flipped
@@ -96,6 +97,9 @@ def test_evidence_is_what_can_be_had_with_the_same_flips(done):
         assert 0 <= row["dice"] <= 1 and row["area_ratio"] > 0 and 0.5 <= row["confidence_inside"] <= 1
     about = saved(store)["alone"]
     assert about["by_tta"].keys() <= {"none", "hflip"} and about["num_parts"] == 3
+    alone = Alone.from_json(about)
+    assert alone.labeled_area == object_areas(task.labeled, task.num_classes), "of all labels, as the final model knew"
+    assert alone.calibrators.keys() == about["by_tta"].keys() and alone.prompts == unasked(task.cfg.prompts)
     for tta, one in about["by_tta"].items():
         assert one["num_objects"] == len({"none": plain, "hflip": flipped}[tta]) >= 20
 
