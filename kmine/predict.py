@@ -15,11 +15,13 @@ from kmine.data.image_files import printable
 from kmine.data.input_read import stamp
 from kmine.data.inputs import Inputs, find_inputs
 from kmine.deploy.about import About, colours
-from kmine.deploy.ledger import TABLE, Ledger, Row
+from kmine.deploy.estimates import OBJECT_COLUMNS, judge_of
+from kmine.deploy.ledger import OBJECTS, TABLE, Ledger, Row
 from kmine.deploy.network import TorchNetwork, open_onnx
 from kmine.deploy.outputs import columns
 from kmine.deploy.run_model import RunModel, load_model, open_run
 from kmine.deploy.stream import Done, Job, predict_stream
+from kmine.preparation.alone import sentence
 from kmine.records import UserError
 from kmine.store import sign, write_atomic
 
@@ -31,7 +33,7 @@ validation), or with a model that was exported. RUN_INPUTS: first the run folder
 TIFF, DICOM), volumes (NIfTI), DICOM series (their folders), and folders of all these. The same command goes on where it
 stopped. Exit code 1: some could not be read. Not a medical device."""
 
-VERSION = 1
+VERSION = 2
 """Of what is written: raised when the same model and image give another output."""
 CARD = "model_card.md"
 MAX_NAMED = 5
@@ -44,13 +46,14 @@ class PredictConfig:
     run_inputs: list[str] = field(default_factory=list)
     """The run folder, or a model exported as FILE.onnx; then images, volumes and folders."""
     out: str = "predictions"
-    """Folder for masks/, predictions.csv, classes.json and, where asked for, probs/ and overlays/."""
+    """Folder for masks/, predictions.csv, objects.csv, classes.json and, where asked for, probs/ and overlays/."""
     round: int | None = None
     """Which round of the run; default: the one it adopted last."""
     checkpoint: Literal["best", "final"] = "best"
     """best: chosen on validation; final: of the round's last step."""
     tta: Literal["none", "hflip", "flips"] = "none"
-    """Average over the mirror image (hflip), or all four flips (flips): slower by 2 and 4."""
+    """Average over the mirror image (hflip), or all four flips (flips): slower by 2 and 4. Dice is estimated
+    with none and with the run's infer.tta alone."""
     probs: bool = False
     """Also write probabilities of all classes: (K, H, W) float16 as .npz, of volumes (X, Y, Z, K) float32 as .nii."""
     overlay: bool = False
@@ -129,9 +132,11 @@ def _of_run(found: RunModel, cfg: PredictConfig, terminal: cli.Terminal) -> tupl
 def _predict(cfg: PredictConfig, about: About, network: Network, inputs: Inputs, terminal: cli.Terminal) -> int:
     out = Path(cfg.out).expanduser()
     window = cfg.window or about.window
-    job = Job(network, about, out, window, cfg.tta, cfg.batch_size or about.batch_size, cfg.probs, cfg.overlay)
+    alone, why_none = judge_of(about, cfg.tta)
+    job = Job(network, about, out, window, cfg.tta, cfg.batch_size or about.batch_size, cfg.probs, cfg.overlay, alone)
+    judged_by = alone.to_json() if alone else None
     signatures = {
-        one.name: sign(VERSION, about.signature, window, cfg.tta, cfg.probs, cfg.overlay, stamp(one))
+        one.name: sign(VERSION, about.signature, window, cfg.tta, cfg.probs, cfg.overlay, judged_by, stamp(one))
         for one in inputs.found
     }
     ledger = Ledger(out)
@@ -145,6 +150,8 @@ def _predict(cfg: PredictConfig, about: About, network: Network, inputs: Inputs,
         )
         if about.intensity is None:
             terminal.say("how bright the training images were is not known of this run: nothing can be said of others")
+        if why_none:
+            terminal.say(f"no estimated_dice: {why_none}")
         terminal.start("predicting", len(wanted))
         failed = [f"{skipped.path}: {skipped.problem}" for skipped in inputs.unreadable]
         for count, done in enumerate(predict_stream(job, wanted), 1):
@@ -157,7 +164,10 @@ def _predict(cfg: PredictConfig, about: About, network: Network, inputs: Inputs,
         table = [rows[one.name] for one in inputs.found]
         table += [{"file": skipped.path, "error": skipped.problem} for skipped in inputs.unreadable]
         ledger.write_table(columns(about.class_names), table)
-        _write_classes(out, about)
+        if alone:
+            objects = ({"file": row["file"], **each} for row in table for each in row.get("objects", ()))
+            ledger.write_table(OBJECT_COLUMNS, objects, OBJECTS)
+        _write_classes(out, about, why_none)
     finally:
         terminal.stop()
         ledger.close()
@@ -168,11 +178,12 @@ def _plain(done: Done) -> Row:
     return {**done.row, "file": printable(done.row["file"])}
 
 
-def _write_classes(out: Path, about: About) -> None:
-    """What the values of the masks mean, and the colours of the overlays."""
+def _write_classes(out: Path, about: About, why_none: str) -> None:
+    """What the values of the masks mean, the colours of the overlays, and what estimated_dice rests on."""
     of_each = zip(about.class_names, colours(len(about.class_names)).tolist(), strict=True)
     classes = [{"id": n, "name": name, "overlay_rgb": colour} for n, (name, colour) in enumerate(of_each)]
     told = {"classes": classes, "model": about.name, "round": about.round_idx, "signature": about.signature}
+    told["estimated_dice"] = why_none or sentence(about.alone or {})
     write_atomic(out / "classes.json", json.dumps(told, indent=1).encode())
 
 

@@ -11,11 +11,45 @@ import yaml
 from safetensors.torch import save_file
 
 from kmine import cli
+from kmine.calibrator import FEATURES, Calibrator
 from kmine.config import DataConfig, InferConfig, LoopConfig, ModelConfig
 from kmine.models.local import build_model
 
 UNET = ModelConfig(name="unet", encoder="tu-resnet10t", encoder_depth=3, decoder_channels=8)
 NAMES = ("background", "polyp")
+
+
+def surely(share: float = 1.0) -> dict[str, Any]:
+    """A calibrator by which the estimated Dice is `share` of the mean probability inside of an object."""
+    weights = tuple(float(name == "confidence_inside") for name in FEATURES)
+    made = Calibrator((0.0,) * len(weights), weights, weights, 0.0, ((0.0, 0.0), (1.0, share)))
+    return json.loads(json.dumps(made.to_json()))
+
+
+ALONE: dict[str, Any] = {
+    "num_parts": 3,
+    "labeled_area": {"1": 0.1},
+    "prompts": {"box": True, "points": False, "min_area_px": 5, "min_area_fraction": 0.0, "box_margin": 0.05},
+    "by_tta": {
+        tta: {
+            "calibrator": surely(share),
+            "num_objects": 41,
+            "rank_correlation": 0.625,
+            "mean": {"estimate": 0.7, "dice": 0.75},
+            "reliability": [[0.7, 0.75, 41]],
+        }
+        for tta, share in (("none", 1.0), ("hflip", 0.5))
+    },
+}
+"""What calibration.json has under `alone`."""
+
+
+def calibrated(run: Path, alone: dict[str, Any] | None = ALONE) -> Path:
+    """Give a run folder what estimates the Dice of its masks."""
+    (run / "calibration").mkdir()
+    told = {"num_objects": 41, "promise": None, "alone": alone}
+    (run / "calibration" / "calibration.json").write_text(json.dumps(told))
+    return run
 
 
 def case(sample_id: str, dice: float) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from loop_command import FEW_STEPS, SMALL, UNET, run_loop
-from made_up_run import make_run
+from made_up_run import calibrated, make_run
 from PIL import Image
 
 from kmine import predict
@@ -53,6 +53,11 @@ def run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("runs") / "run")
 
 
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    return calibrated(make_run(tmp_path_factory.mktemp("judged") / "run"))
+
+
 def main(*words: object) -> int:
     return predict.main([str(word) for word in words])
 
@@ -71,7 +76,7 @@ def test_masks_lie_as_their_images_do_and_are_what_the_adopted_model_says(run, t
         assert np.array_equal(mask, expected_mask(run, image))
         row = table(out)[Path(name).name]
         assert int(row["polyp_px"]) == (mask == 1).sum() and row["polyp_mm2"] == ""
-        assert row["estimated_dice"] == "needs the segmenter"
+        assert row["estimated_dice"] == "" == row["num_objects"], "this run has no calibration"
         assert 0.5 <= float(row["mean_max_probability"]) <= 1
     classes = json.loads((out / "classes.json").read_text())
     assert [(c["id"], c["name"]) for c in classes["classes"]] == [(0, "background"), (1, "polyp")]
@@ -218,6 +223,65 @@ def test_damaged_weights_are_named(tmp_path, capsys):
     assert "model.safetensors: damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("tta", ["none", "hflip"])
+def test_a_calibrated_run_estimates_the_dice_of_each_object(judged, tmp_path, tta):
+    image = picture(40, 50, 1)
+    save(tmp_path / "a.png", image)
+    out = tmp_path / "out"
+    assert main(judged, tmp_path / "a.png", "--out", out, "--tta", tta, "--card") == 0
+    small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
+    found = load_model(open_run(judged, None, "best"))
+    probs = predict_small(found, small[None], tta, torch.device("cpu"))[0][0]
+    inside = cv2.resize(probs[1], (50, 40), interpolation=cv2.INTER_LINEAR)
+    mask = np.asarray(Image.open(out / "masks" / "a.png"))
+    count, labels = cv2.connectedComponents(mask, connectivity=8)
+    share = {"none": 1.0, "hflip": 0.5}[tta]
+    parts = [labels == n for n in range(1, count) if (labels == n).sum() >= 5]
+    expected = {int(part.sum()): share * float(inside[part].mean()) for part in parts}
+    with (out / "objects.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert parts and {int(r["px"]): float(r["estimated_dice"]) for r in rows} == pytest.approx(expected, abs=1e-4)
+    assert {(r["file"], r["class"], r["slice"]) for r in rows} == {(str(tmp_path / "a.png"), "polyp", "")}
+    row = table(out)["a.png"]
+    mean = share * float(inside[np.any(parts, axis=0)].mean())  # each pixel counts once: by area
+    assert int(row["num_objects"]) == len(parts) and float(row["estimated_dice"]) == pytest.approx(mean, abs=1e-4)
+    assert "41 objects of labeled images" in json.loads((out / "classes.json").read_text())["estimated_dice"]
+    card = (out / "model_card.md").read_text()
+    assert "rank correlation with true Dice 0.62" in card and "knew fewer labels" in card
+
+
+def test_where_nothing_estimates_it_is_said_why(run, judged, tmp_path, capsys):
+    save(tmp_path / "a.png", picture())
+    out = tmp_path / "out"
+    assert main(run, tmp_path / "a.png", "--out", out, "--card") == 0
+    assert "no estimated_dice: the run has no calibrated gate" in capsys.readouterr().err
+    assert "no calibrated gate" in json.loads((out / "classes.json").read_text())["estimated_dice"]
+    assert "so no Dice can be estimated" in (out / "model_card.md").read_text()
+    assert main(judged, tmp_path / "a.png", "--out", out, "--tta", "flips") == 0
+    assert "with --tta none or hflip, not with flips" in capsys.readouterr().err
+    assert table(out)["a.png"]["estimated_dice"] == ""
+    assert main(judged, tmp_path / "a.png", "--out", out) == 0
+    assert table(out)["a.png"]["num_objects"] != "", "what was made without estimates is made again"
+
+
+def test_the_slices_of_a_volume_are_numbered_as_they_lie_in_the_file(judged, tmp_path):
+    values = np.random.default_rng(3).normal(0, 100, (36, 40, 4)).astype(np.float32)
+    (tmp_path / "in").mkdir()
+    for name, affine in (("up", np.diag([-1.0, 1, 1, 1])), ("down", np.diag([-1.0, 1, -1, 1]))):
+        nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "in" / f"{name}.nii")
+    out = tmp_path / "out"
+    assert main(judged, tmp_path / "in", "--out", out, "--window", "[-100, 100]") == 0
+    with (out / "objects.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) > 2
+    for name in ("up", "down"):
+        stored = np.asarray(nibabel.load(out / "masks" / f"{name}.nii.gz").dataobj)
+        for n in range(4):
+            parts = cv2.connectedComponents(np.ascontiguousarray(stored[..., n]), connectivity=8)[1]
+            there = sorted(size for size in np.bincount(parts.ravel())[1:].tolist() if size >= 5)
+            assert there == sorted(int(r["px"]) for r in rows if name in r["file"] and r["slice"] == str(n))
+
+
 def test_an_older_run_says_that_brightness_is_not_known(run, tmp_path, capsys):
     save(tmp_path / "a.png", picture())
     assert main(run, tmp_path / "a.png", "--out", tmp_path / "out") == 0
@@ -228,15 +292,16 @@ def test_an_older_run_says_that_brightness_is_not_known(run, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def exported(run):
+def exported(judged):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    target = run.parent / "export" / "model.onnx"
-    assert main(run, "--export", target) == 0
+    target = judged.parent / "export" / "model.onnx"
+    assert main(judged, "--export", target) == 0
     return target
 
 
-def test_an_export_predicts_the_same_without_torch(run, exported, tmp_path):
+def test_an_export_predicts_and_estimates_the_same_without_torch(judged, exported, tmp_path):
+    run = judged
     for n in range(4):
         save(tmp_path / "in" / f"{n}.png", picture(60, 45, seed=n))
     assert main(run, tmp_path / "in", "--out", tmp_path / "ours") == 0
@@ -250,11 +315,15 @@ def test_an_export_predicts_the_same_without_torch(run, exported, tmp_path):
     for n in range(4):
         ours, theirs = (np.asarray(Image.open(tmp_path / o / "masks" / f"{n}.png")) for o in ("ours", "theirs"))
         assert (ours != theirs).mean() < 1e-3
-    assert table(tmp_path / "theirs").keys() == table(tmp_path / "ours").keys()
+    ours, theirs = table(tmp_path / "ours"), table(tmp_path / "theirs")
+    assert theirs.keys() == ours.keys()
+    for name, row in ours.items():
+        assert float(theirs[name]["estimated_dice"]) == pytest.approx(float(row["estimated_dice"]), abs=2e-3)
     assert (tmp_path / "theirs" / "model_card.md").read_text() == (exported.parent / "model_card.md").read_text()
 
 
-def test_flips_agree_between_torch_and_onnx(run, exported):
+def test_flips_agree_between_torch_and_onnx(judged, exported):
+    run = judged
     pytest.importorskip("onnxruntime")
     from kmine.deploy.network import open_onnx
 
@@ -262,8 +331,10 @@ def test_flips_agree_between_torch_and_onnx(run, exported):
     images = RNG.integers(0, 256, (2, 32, 32, 3), np.uint8)
     model = load_model(open_run(run, None, "best"))
     for tta in ("none", "hflip", "flips"):
-        ours = predict_small(model, images, tta, torch.device("cpu"))[0]
-        assert np.abs(network.probs(images, tta) - ours).max() < 1e-4
+        ours, apart = predict_small(model, images, tta, torch.device("cpu"))
+        theirs = network.predict(images, tta)
+        assert np.abs(theirs.probs - ours).max() < 1e-4
+        assert theirs.std is None if tta == "none" else np.abs(theirs.std - apart).max() < 1e-4
     assert about.signature == open_run(run, None, "best").about.signature and about.class_names[1] == "polyp"
 
 

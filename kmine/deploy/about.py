@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from kmine.records import UserError
 
-FORMAT = 1
+FORMAT = 2
 """Raised when an older kmine could not read it any more."""
+READABLE = (1, 2)
+"""1: without what estimates Dice."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class About:
     """How bright the training images were; None where the run is older than that."""
     card: str = ""
     """The model card, Markdown."""
+    alone: Mapping[str, Any] | None = None
+    """What estimates the Dice of its masks, as calibration.json has it; None where nothing does."""
+    no_estimate: str = ""
+    """Why nothing does."""
 
     def to_json(self) -> str:
         """As one text; `from_json` is the inverse."""
@@ -53,7 +59,7 @@ class About:
         """See `to_json`. Raises `UserError` for what no kmine wrote, or a newer one; `origin` names the file."""
         try:
             values = json.loads(text)
-            if values.pop("format") != FORMAT:
+            if values.pop("format") not in READABLE:
                 raise UserError(f"{origin}: written by another version of kmine; export the run again")
             values["class_names"] = tuple(values["class_names"])
             values["window"] = tuple(values["window"]) if values["window"] else None

@@ -13,6 +13,7 @@ from kmine import __version__
 from kmine.compare_table import MINING, ROUND_0
 from kmine.deploy.run_model import RunModel
 from kmine.metrics import summarise
+from kmine.preparation import alone
 from kmine.records import SPLIT_NAMES, CaseMetrics, Metrics
 from kmine.report.card import Card, Figures, render_card
 from kmine.statistics import paired_difference
@@ -48,6 +49,7 @@ def model_card(found: RunModel) -> str:
             seed=cfg.seed,
             figures=list(_figures(found, {name: group for name, (group, _) in splits.items()})),
             promise=_promise(found.root).rstrip("."),
+            estimates=_said(alone.sentence(about.alone) if about.alone else about.no_estimate),
             signatures=_signatures(run, about.signature),
             versions=[("kmine", __version__), *((k, v) for k, v in run.get("versions", {}).items() if k != "kmine")],
         )
@@ -107,8 +109,11 @@ def _promise(root: Path) -> str:
         return "Nothing: the run has no calibrated gate."
     from kmine.preparation.calibration import sentence
 
-    said = sentence(saved)
-    return said[:1].upper() + said[1:]
+    return _said(sentence(saved))
+
+
+def _said(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _splits(root: Path) -> dict[str, tuple[str, str]]:

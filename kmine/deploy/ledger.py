@@ -16,6 +16,7 @@ from kmine.store import write_atomic
 
 LEDGER = ".kmine-predict.jsonl"
 TABLE = "predictions.csv"
+OBJECTS = "objects.csv"
 Row = dict[str, Any]
 
 
@@ -65,13 +66,13 @@ class Ledger:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
-    def write_table(self, header: Sequence[str], rows: Iterable[Row]) -> None:
-        """predictions.csv; what a row does not say is empty."""
+    def write_table(self, header: Sequence[str], rows: Iterable[Row], name: str = TABLE) -> None:
+        """predictions.csv, or another; what a row does not say is empty."""
         text = io.StringIO()
         writer = csv.DictWriter(text, header, restval="", extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomic(self.out / TABLE, text.getvalue().encode())
+        write_atomic(self.out / name, text.getvalue().encode())
 
     def close(self) -> None:
         """Let another process have the folder."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,24 @@ FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {"none": ((),), "hflip": ((2,),)
 """Axes of (B, S, S, 3), beside the image as it is."""
 
 
+class Predicted(NamedTuple):
+    """What a network says of a batch."""
+
+    probs: NDArray[np.float32]
+    """(B, K, S, S), sums to 1 over K."""
+    std: NDArray[np.float32] | None
+    """(B, 1, S, S), deviation of the foreground's over the flips; None without flips."""
+
+    def each(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+        """(K, S, S) and (1, S, S) of image after image."""
+        return zip(self.probs, [None] * len(self.probs) if self.std is None else self.std, strict=True)
+
+
 class Network(Protocol):
     """What the stream asks."""
 
-    def probs(self, images: NDArray[np.uint8], tta: str) -> NDArray[np.float32]:
-        """(B, S, S, 3) RGB -> (B, K, S, S), sums to 1 over K; averaged over the flips of `tta`."""
+    def predict(self, images: NDArray[np.uint8], tta: str) -> Predicted:
+        """(B, S, S, 3) RGB -> probabilities, averaged over the flips of `tta`, and how far these are apart."""
 
 
 class TorchNetwork:
@@ -36,12 +49,13 @@ class TorchNetwork:
     def __init__(self, load: Callable[[], LocalModel], device: str) -> None:
         self._load, self._device = load, device
 
-    def probs(self, images: NDArray[np.uint8], tta: str) -> NDArray[np.float32]:
+    def predict(self, images: NDArray[np.uint8], tta: str) -> Predicted:
         """See `Network`."""
         from kmine.stages.infer import predict_small
 
         model, device = self._loaded
-        return predict_small(model, images, tta, device)[0]
+        probs, std = predict_small(model, images, tta, device)
+        return Predicted(probs, None if tta == "none" else std)
 
     @cached_property
     def _loaded(self) -> tuple[LocalModel, Any]:
@@ -64,13 +78,13 @@ class OnnxNetwork:
         """What kmine wrote into the file; empty where it did not."""
         return self.session.get_modelmeta().custom_metadata_map.get("kmine", "")
 
-    def probs(self, images: NDArray[np.uint8], tta: str) -> NDArray[np.float32]:
+    def predict(self, images: NDArray[np.uint8], tta: str) -> Predicted:
         """See `Network`."""
         views = list(self._views(images, tta))
         mean = views[0] if len(views) == 1 else np.mean(views, axis=0)
         if not np.isfinite(mean).all():
             raise FloatingPointError("the network gave NaN or infinite probabilities; export the run again")
-        return mean
+        return Predicted(mean, np.std([1 - view[:, :1] for view in views], axis=0) if len(views) > 1 else None)
 
     def _views(self, images: NDArray[np.uint8], tta: str) -> Iterator[NDArray[np.float32]]:
         yield self._run(images)

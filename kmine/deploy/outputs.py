@@ -22,10 +22,9 @@ from kmine.data.inputs import Input
 from kmine.data.resize import to_frame
 from kmine.data.volume_masks import encode_mask
 from kmine.deploy.about import About, colours
+from kmine.deploy.estimates import Judged, object_rows, of_image
 from kmine.store.files import UNFINISHED, explained
 
-ESTIMATED = "needs the segmenter"
-"""Stands where the estimated Dice would: see `row_of`."""
 FILL = 0.35
 """How much of an overlay's colour lies on the image inside of a mask; its border is drawn in full."""
 LONG_SIDE = 1024
@@ -43,6 +42,8 @@ class Told:
     sureness: float
     """Mean over all pixels, at the size of training, of the highest probability."""
     warning: str
+    objects: Sequence[tuple[int, Judged]] | None = None
+    """Each with the number of its slice (0 of an image); None where nothing estimates Dice."""
 
 
 def class_mask(probs: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
@@ -69,10 +70,15 @@ def output_names(one: Input, probs: bool, overlay: bool) -> dict[str, str]:
 
 
 def write_single(
-    one: Input, loaded: Loaded, probs: NDArray[np.float32], about: About, out: Path, names: Mapping[str, str]
+    one: Input,
+    loaded: Loaded,
+    told: Told,
+    probs: NDArray[np.float32],
+    about: About,
+    out: Path,
+    names: Mapping[str, str],
 ) -> Row:
     """Write what is wanted of an image; its row. `probs` is (K, S, S)."""
-    told = Told(class_mask(probs, *loaded.shape), sureness(probs), loaded.warning)
     _write(out / names["mask"], _png(told.mask))
     if "probs" in names:
         buffer = io.BytesIO()
@@ -101,15 +107,16 @@ def columns(class_names: Sequence[str]) -> list[str]:
     """Of predictions.csv."""
     each = [f"{name}_{what}" for name in class_names[1:] for what in ("px", "mm2", "mm3", "components")]
     first = ["file", "mask", "kind", "width", "height", "slices", *each]
-    return [*first, "estimated_dice", "mean_max_probability", "warning", "error"]
+    return [*first, "num_objects", "estimated_dice", "mean_max_probability", "warning", "error"]
 
 
 def row_of(one: Input, loaded: Loaded, told: Told, about: About, names: Mapping[str, str]) -> Row:
     """What predictions.csv says of an image: pixels (voxels) of each class, mm2 or mm3 where the spacing is known.
 
-    There is no estimated Dice: a run's calibrator reads evidence that the segmenter gives (its own scores, agreement,
-    what it answers to shaken boxes), was fitted on all of it at once, and says nothing true when most is left out.
+    Its estimated Dice is the mean over its objects by area, empty where there is none: what was not found is not
+    judged. `objects` holds the rows of objects.csv.
     """
+    dice = of_image([each for _, each in told.objects or ()])
     row: Row = {
         "file": str(one.path),
         "mask": names["mask"],
@@ -117,10 +124,12 @@ def row_of(one: Input, loaded: Loaded, told: Told, about: About, names: Mapping[
         "width": loaded.shape[1],
         "height": loaded.shape[0],
         "slices": len(told.mask) if one.is_volume else "",
-        "estimated_dice": ESTIMATED,
+        "num_objects": "" if told.objects is None else len(told.objects),
+        "estimated_dice": "" if dice is None else round(dice, 4),
         "mean_max_probability": round(told.sureness, 4),
         "warning": told.warning,
         "error": "",
+        "objects": object_rows([(_slice(loaded, n), each) for n, each in told.objects or ()], about.class_names),
     }
     area = loaded.spacing[0] * loaded.spacing[1] if loaded.spacing else None
     depth = loaded.frame.thickness if loaded.frame else None
@@ -133,6 +142,14 @@ def row_of(one: Input, loaded: Loaded, told: Told, about: About, names: Mapping[
         row[f"{name}_mm3"] = round(count * area * depth, 3) if deep and area and depth else ""
         row[f"{name}_components"] = num_components(found) if count else 0
     return row
+
+
+def _slice(loaded: Loaded, number: int) -> int | str:
+    """The number of a slice from 0 as it lies in the file; empty for an image."""
+    if loaded.frame is None:
+        return ""
+    backwards = dict(loaded.frame.turn)[2] == -1
+    return len(loaded.small) - 1 - number if backwards else number
 
 
 def num_components(found: NDArray[np.bool_]) -> int:

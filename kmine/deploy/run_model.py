@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kmine import cli
 from kmine.config import LoopConfig
 from kmine.deploy.about import About
+from kmine.deploy.estimates import of_run
 from kmine.download import sha256_of
 from kmine.records import UserError
 from kmine.store import sign
@@ -126,6 +127,7 @@ def _about(
     window = cfg.data.window or (LITS_WINDOW if cfg.data.name == "lits" else None)
     model = cfg.model.split()[0]
     made_from = [sha256_of(weights), cfg.data.size, window, run["class_names"], model.name, model.normalization]
+    alone, no_estimate = of_run(root)
     return About(
         name=root.resolve().name,
         dataset=str(run.get("dataset", cfg.data.name)),
@@ -139,4 +141,6 @@ def _about(
         checkpoint=checkpoint,
         signature=sign(*made_from),
         intensity=run.get("intensity"),
+        alone=alone,
+        no_estimate=no_estimate,
     )

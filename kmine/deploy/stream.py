@@ -21,8 +21,10 @@ from kmine.data.intensity import how_far
 from kmine.data.resize import to_frame
 from kmine.data.volume_masks import ProbabilityFile
 from kmine.deploy.about import About
-from kmine.deploy.network import Network
+from kmine.deploy.estimates import Judged, judge
+from kmine.deploy.network import Network, Predicted
 from kmine.deploy.outputs import Row, Told, class_mask, output_names, sureness, write_single, write_volume
+from kmine.preparation.alone import Alone
 from kmine.records import SampleError
 
 THREADS = 2
@@ -43,6 +45,14 @@ class Job:
     batch_size: int
     probs: bool
     overlay: bool
+    alone: Alone | None = None
+    """What estimates Dice; None: nothing does."""
+
+    def judge(
+        self, probs: NDArray[np.float32], std: NDArray[np.float32] | None, mask: NDArray[np.uint8]
+    ) -> list[Judged] | None:
+        """The objects of an image or slice with their estimates; None where nothing estimates them."""
+        return None if self.alone is None else judge(self.alone, self.tta, probs, std, mask)
 
     def names(self, one: Input) -> dict[str, str]:
         """The outputs of an image."""
@@ -81,9 +91,9 @@ def _singles(job: Job, inputs: list[Input], readers: ThreadPoolExecutor, writers
     batch: list[tuple[Input, Loaded]] = []
 
     def flush() -> None:
-        probs = job.network.probs(np.concatenate([loaded.small for _, loaded in batch]), job.tta)
-        for (one, loaded), of_one in zip(batch, probs, strict=True):
-            writing.append(writers.submit(_write_single, job, one, loaded, of_one))
+        predicted = job.network.predict(np.concatenate([loaded.small for _, loaded in batch]), job.tta)
+        for (one, loaded), of_one in zip(batch, predicted.each(), strict=True):
+            writing.append(writers.submit(_write_single, job, one, loaded, *of_one))
         batch.clear()
 
     for one, future in _ahead(readers, lambda one: _load(job, one), inputs, 2 * job.batch_size):
@@ -110,21 +120,19 @@ def _volumes(job: Job, inputs: list[Input], readers: ThreadPoolExecutor, writers
             yield _failed(one, error)
             continue
         del future
-        mask, sure, file = _slices(job, one, loaded, writers)
+        told, file = _slices(job, one, loaded, writers)
         if writing is not None:
             yield writing.result()
-        told = Told(mask, sure, loaded.warning)
         writing = writers.submit(_write_volume, job, one, loaded, told, file)
-        del loaded, mask, told
+        del loaded, told
     if writing is not None:
         yield writing.result()
 
 
-def _slices(
-    job: Job, one: Input, loaded: Loaded, writers: ThreadPoolExecutor
-) -> tuple[NDArray[np.uint8], float, ProbabilityFile | None]:
-    """(D, H, W) class ids, how sure they are, and the file of probabilities, where it is wanted."""
+def _slices(job: Job, one: Input, loaded: Loaded, writers: ThreadPoolExecutor) -> tuple[Told, ProbabilityFile | None]:
+    """What came of a volume, and the file of probabilities, where it is wanted."""
     depth, sure = len(loaded.small), []
+    objects: list[list[Judged] | None] = [None] * depth
     mask = np.empty((depth, *loaded.shape), np.uint8)
     file = None
     if job.probs:
@@ -132,18 +140,19 @@ def _slices(
         shape = (depth, len(job.about.class_names), *loaded.shape)
         file = ProbabilityFile(job.out / job.names(one)["probs"], loaded.frame, shape)
 
-    def fill(first: int, probs: NDArray[np.float32]) -> None:
-        for number, of_one in enumerate(probs, first):
-            mask[number] = class_mask(of_one, *loaded.shape)
+    def fill(first: int, predicted: Predicted) -> None:
+        for number, (probs, std) in enumerate(predicted.each(), first):
+            mask[number] = class_mask(probs, *loaded.shape)
+            objects[number] = job.judge(probs, std, mask[number])
         if file is not None:
-            file.write(first, np.stack([to_frame(of_one, *loaded.shape) for of_one in probs]))
+            file.write(first, np.stack([to_frame(of_one, *loaded.shape) for of_one in predicted.probs]))
 
     filling: deque[Future[None]] = deque()
     try:
         for first in range(0, depth, job.batch_size):
-            probs = job.network.probs(loaded.small[first : first + job.batch_size], job.tta)
-            sure += map(sureness, probs)
-            filling.append(writers.submit(fill, first, probs))
+            predicted = job.network.predict(loaded.small[first : first + job.batch_size], job.tta)
+            sure += map(sureness, predicted.probs)
+            filling.append(writers.submit(fill, first, predicted))
             while len(filling) > THREADS:
                 filling.popleft().result()
         while filling:
@@ -152,11 +161,18 @@ def _slices(
         if file is not None:
             file.drop()
         raise
-    return mask, float(np.mean(sure)), file
+    judged = None if job.alone is None else [(n, each) for n, some in enumerate(objects) for each in some or ()]
+    return Told(mask, float(np.mean(sure)), loaded.warning, judged), file
 
 
-def _write_single(job: Job, one: Input, loaded: Loaded, probs: NDArray[np.float32]) -> Done:
-    return Done(one, write_single(one, loaded, probs, job.about, job.out, job.names(one)))
+def _write_single(
+    job: Job, one: Input, loaded: Loaded, probs: NDArray[np.float32], std: NDArray[np.float32] | None
+) -> Done:
+    mask = class_mask(probs, *loaded.shape)
+    judged = job.judge(probs, std, mask)
+    objects = None if judged is None else [(0, each) for each in judged]
+    told = Told(mask, sureness(probs), loaded.warning, objects)
+    return Done(one, write_single(one, loaded, told, probs, job.about, job.out, job.names(one)))
 
 
 def _write_volume(job: Job, one: Input, loaded: Loaded, told: Told, file: ProbabilityFile | None) -> Done:

@@ -18,6 +18,7 @@ from kmine.masks import components
 from kmine.methods import Task, new_model, train
 from kmine.methods.mining import CHUNK, ask, object_areas, prompts_for, witnessed
 from kmine.models.local import LocalModel
+from kmine.preparation.calibration_alone import calibrate_alone, rank_correlation
 from kmine.preparation.crossfit import fold_model, fold_witness, folds, prompted, some_of
 from kmine.records import IGNORE_INDEX, Evidence, Sample
 from kmine.segmenters.base import ADAPTED, Adaptable, Segmenter
@@ -34,7 +35,8 @@ def calibrate(task: Task, base: Segmenter | None, store: RunStore) -> Task:
     """The task with its gate calibrated, where the labels are enough for that; the same task otherwise.
 
     Evidence and Dice of each part (`calibration/fold_N.json`) and what was learnt from them
-    (`calibration/calibration.json`) are artifacts of the run, read back where they were made from the same.
+    (`calibration/calibration.json`) are artifacts of the run, read back where they were made from the same. Beside it
+    stands what the local model's own masks can be estimated by (`calibrate_alone`), which decides nothing here.
 
     Args:
         task: with the segmenter as it will mine.
@@ -51,10 +53,11 @@ def calibrate(task: Task, base: Segmenter | None, store: RunStore) -> Task:
     made_from = sign(task.signature, task.segmenter.signature, fit_settings, settings)
     if (count := _num_objects(task.labeled)) < MIN_OBJECTS or len(parts) < 2:
         # Hardly more could be found than there are: nobody need be trained to see that.
-        about: Row = {"num_objects": count, "num_parts": len(parts), "promise": None}
+        about: Row = {"num_objects": count, "num_parts": len(parts), "promise": None, "alone": None}
     else:
         rows = list(_all_rows(task, base, store, parts, made_from))
         about = learn(rows, cfg.gate.target_dice, cfg.gate.confidence, cfg.gate.margin, cfg.seed)
+        about["alone"] = calibrate_alone(task, store, parts)
     store.save_json(store.root / "calibration" / "calibration.json", about, made_from)
     task.watcher.say(sentence(about))
     return replace(task, calibration=Calibration.from_json(about) if about["promise"] else None)
@@ -89,7 +92,7 @@ def learn(rows: Sequence[Row], target: float, confidence: float, margin: float, 
     found = promise(estimates, truth, target=target, confidence=confidence)
     return about | {
         **Calibration(of_segmenter, of_local, found).to_json(),
-        "rank_correlation": _rank_correlation(estimates, truth),
+        "rank_correlation": rank_correlation(estimates, truth),
         "mean_dice": {name: float(values.mean()) for name, values in dice.items()},
         "risk_coverage": risk_coverage(estimates, truth),
         "reliability": reliability(estimates, truth),
@@ -219,12 +222,6 @@ def _mined(
                     "dice_segmenter": _known(true_dice(best, one, sample.mask)),
                     "dice_local": _known(true_dice(local, one, sample.mask)),
                 }
-
-
-def _rank_correlation(a: Any, b: Any) -> float:
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(a, b).statistic) if np.ptp(a) > 0 and np.ptp(b) > 0 else float("nan")
 
 
 def _known(value: float) -> float | None:

@@ -53,6 +53,8 @@ class Card:
     """What calibration said of the masks it learnt from, one sentence."""
     signatures: Sequence[tuple[str, str]]
     versions: Sequence[tuple[str, str]]
+    estimates: str = "Nothing is known of that"
+    """What the estimated Dice of its masks rests on, or why there is none, one sentence."""
 
     @property
     def segmenter_note(self) -> str:

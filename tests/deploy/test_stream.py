@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+from made_up_run import ALONE
 
 from kmine.data.input_read import Loaded
 from kmine.data.inputs import Input
 from kmine.deploy import stream
 from kmine.deploy.about import About, colours
+from kmine.deploy.network import Predicted
 from kmine.deploy.outputs import class_mask, columns, num_components, overlay
 from kmine.deploy.stream import Job, predict_stream
+from kmine.preparation.alone import Alone
 from kmine.records import SampleError
 
 ABOUT = About(
@@ -39,10 +43,10 @@ class Threshold:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def probs(self, images, tta):
+    def predict(self, images, tta):
         self.batches.append(len(images))
         bright = (images[..., 0] > 127).astype(np.float32) * 0.8 + 0.1
-        return np.stack([1 - bright, bright], axis=1)
+        return Predicted(np.stack([1 - bright, bright], axis=1), None)
 
 
 @pytest.fixture
@@ -87,6 +91,23 @@ def test_images_unlike_those_of_training_are_told_by_their_ranges(job, tmp_path,
     assert dark == "" and bright == "unlike the training images: red 255 (training: 0 to 100)"
 
 
+def test_each_object_is_judged_and_an_image_by_their_areas(job, tmp_path, monkeypatch):
+    small = np.zeros((1, 4, 4, 3), np.uint8)
+    small[0, :, 0] = 255
+    shown = {"000": small, "001": np.zeros_like(small)}
+    pretend(monkeypatch, lambda one, *_, **__: Loaded(shown[one.name], (4, 4), None, None, None))
+    judged = replace(job, alone=Alone.from_json(ALONE | {"prompts": ALONE["prompts"] | {"min_area_px": 1}}))
+    one, none = (done.row for done in predict_stream(judged, inputs(tmp_path, 2)))
+    assert one["num_objects"] == 1 and one["estimated_dice"] == pytest.approx(0.9), "the mean probability inside"
+    box = {"x0": 0, "y0": 0, "x1": 0, "y1": 3}
+    assert one["objects"] == [{"slice": "", "class": "a", "px": 4, **box, "estimated_dice": 0.9}]
+    assert (none["num_objects"], none["estimated_dice"], none["objects"]) == (0, "", []), (
+        "what is not found is not judged"
+    )
+    unjudged = next(predict_stream(job, inputs(tmp_path, 1))).row
+    assert (unjudged["num_objects"], unjudged["estimated_dice"]) == ("", "")
+
+
 def test_no_more_is_read_than_a_batch_ahead(job, tmp_path, monkeypatch):
     lock, open_now, most = threading.Lock(), [0], [0]
 
@@ -118,10 +139,10 @@ def test_a_bad_image_stops_nobody(job, tmp_path, monkeypatch):
 def test_a_network_that_gives_no_numbers_stops_the_stream(job, tmp_path, monkeypatch):
     pretend(monkeypatch, lambda *_, **__: loaded())
 
-    def probs(images, tta):
+    def predict(images, tta):
         raise FloatingPointError("NaN")
 
-    job.network.probs = probs
+    job.network.predict = predict
     with pytest.raises(FloatingPointError):
         list(predict_stream(job, inputs(tmp_path, 4)))
 
@@ -161,5 +182,11 @@ def test_colours_of_classes_differ_and_columns_name_every_class():
 
 
 def test_what_is_known_of_a_model_survives_its_file():
-    about = About(**{**vars(ABOUT), "window": (-1.0, 2.5), "intensity": {"num_images": 0}, "card": "# ü"})
+    about = replace(ABOUT, window=(-1.0, 2.5), intensity={"num_images": 0}, card="# ü", alone=ALONE)
     assert About.from_json(about.to_json(), "x") == about
+
+
+def test_a_file_from_before_estimates_is_read():
+    older = json.loads(ABOUT.to_json()) | {"format": 1}
+    del older["alone"], older["no_estimate"]
+    assert About.from_json(json.dumps(older), "x") == ABOUT
