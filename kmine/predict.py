@@ -33,7 +33,7 @@ validation), or with a model that was exported. RUN_INPUTS: first the run folder
 TIFF, DICOM), volumes (NIfTI), DICOM series (their folders), and folders of all these. The same command goes on where it
 stopped. Exit code 1: some could not be read. Not a medical device."""
 
-VERSION = 2
+VERSION = 3
 """Of what is written: raised when the same model and image give another output."""
 CARD = "model_card.md"
 MAX_NAMED = 5

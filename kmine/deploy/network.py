@@ -59,10 +59,14 @@ class TorchNetwork:
 
     @cached_property
     def _loaded(self) -> tuple[LocalModel, Any]:
-        from kmine.deploy.run_model import choose_device
+        import torch
 
-        device = choose_device(self._device)
-        return self._load().to(device), device
+        from kmine.deploy.run_model import choose_device
+        from kmine.models.fold import fold_batch_norm
+
+        device, model = choose_device(self._device), self._load()
+        fold_batch_norm(model)
+        return model.to(device, memory_format=torch.channels_last), device
 
 
 class OnnxNetwork:
