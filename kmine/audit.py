@@ -7,7 +7,6 @@ stay closed unless `--with_withheld` asks for them; run.json then says that they
 from __future__ import annotations
 
 import csv
-import io
 import sys
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kmine import cli
 from kmine.config import LoopConfig
 from kmine.records import UserError
-from kmine.store import RunStore, write_atomic
+from kmine.store import RunStore, writing
 
 if TYPE_CHECKING:
     from kmine.audit_evidence import Found, Opened
@@ -268,11 +267,10 @@ def _export(opened: Opened, what: str, out: Path, found: Sequence[Found]) -> Pat
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterator[list[Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue().encode())
+    with writing(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +38,7 @@ from kmine.stages.suspicion import (
     suspicion,
 )
 from kmine.store import RunStore, sign
+from kmine.store.tables import RowsBySample
 from kmine.verdicts import mask_signature
 
 BATCH = 16
@@ -58,14 +58,10 @@ class Past(NamedTuple):
     asked_by: int
     """The round whose model prompted: the last one adopted before."""
     adopted: bool
-    decisions: dict[str, list[Row]]
-    """By sample."""
-    prompts: dict[str, list[Row]]
-
-    @property
-    def teaching(self) -> list[str]:
-        """Samples that had a pseudo mask, in order."""
-        return [name for name, rows in self.decisions.items() if rows[0]["in_training"]]
+    decisions: RowsBySample
+    prompts: RowsBySample
+    teaching: list[str]
+    """Samples that had a pseudo mask, in order."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class Asked:
     """(K,)"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """What is known for and against one mask; plain values, so that thousands can be held."""
 
@@ -157,12 +153,12 @@ def past_of(store: RunStore) -> list[Past]:
     out: list[Past] = []
     asked_by = 0
     for number in range(1, 1000):
-        rows = store.decisions(number)
-        if not rows:
+        decisions, prompts = store.by_sample(number)
+        if not decisions:
             break
+        teaching = [name for name, taught in decisions.firsts("in_training").items() if taught]
         adopted = bool((store.read_json(store.round_dir(number) / "metrics.json") or {}).get("adopted"))
-        tables = (_by_sample(rows), _by_sample(store.prompts(number)))
-        out.append(Past(number, store.mined_by(number), asked_by, adopted, *tables))
+        out.append(Past(number, store.mined_by(number), asked_by, adopted, decisions, prompts, teaching))
         asked_by = number if adopted else asked_by
     return out
 
@@ -348,7 +344,3 @@ def _edge(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float:
 def _seen(probs: NDArray[np.float32]) -> dict[int, str]:
     best = probs.argmax(axis=0)
     return {k: to_rle(best == k) for k in range(1, len(probs)) if (best == k).any()}
-
-
-def _by_sample(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    return {name: list(group) for name, group in groupby(rows, key=lambda row: row["sample_id"])}

@@ -16,8 +16,8 @@ from kmine.data.mask_volumes import place_of, write_volume
 from kmine.data.source import Source
 from kmine.masks import tight_box, to_rle
 from kmine.records import IGNORE_INDEX
-from kmine.store import write_atomic
-from kmine.store.files import UNFINISHED, encode_png, explained, safe_name
+from kmine.store import write_atomic, writing
+from kmine.store.files import encode_png, explained, safe_name
 
 
 class Exported(NamedTuple):
@@ -41,30 +41,36 @@ def write_coco(path: Path, masks: Iterable[Exported], class_names: Sequence[str]
     An image without annotations has an empty mask. Ignored pixels are a category of their own, as a crowd. Beside what
     COCO knows, an image carries `sample_id`, `kind`, `suspicion` and `rank`.
     """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, one in enumerate(masks, start=1):
-        height, width = one.mask.shape
-        more = {"sample_id": one.sample_id, "kind": one.kind, "suspicion": one.suspicion, "rank": one.rank}
-        images.append({"id": number, "file_name": one.picture, "height": height, "width": width, **more})
-        for class_id, part in _classes(one.mask):
-            x0, y0, x1, y1 = map(int, tight_box(part))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": class_id,
-                    "segmentation": {"size": [height, width], "counts": to_rle(part)},
-                    "area": int(part.sum()),
-                    "bbox": [x0, y0, x1 - x0 + 1, y1 - y0 + 1],
-                    "iscrowd": int(class_id == IGNORE_INDEX),
-                }
-            )
     names = {**{n: name for n, name in enumerate(class_names) if n}, IGNORE_INDEX: IGNORED}
     categories = [{"id": n, "name": name} for n, name in names.items()]
-    value = {"info": {"description": about}, "images": images, "annotations": annotations, "categories": categories}
-    write_atomic(path, json.dumps(value).encode())
+    annotations: list[str] = []  # as text: thousands of dicts would fill the memory
+    with writing(path, "w") as file:
+        file.write(f'{{"info": {json.dumps({"description": about})},\n"categories": {json.dumps(categories)},\n')
+        file.write('"images": [')
+        for number, one in enumerate(masks, start=1):
+            height, width = one.mask.shape
+            more = {"sample_id": one.sample_id, "kind": one.kind, "suspicion": one.suspicion, "rank": one.rank}
+            image = {"id": number, "file_name": one.picture, "height": height, "width": width, **more}
+            file.write(f"{',' * (number > 1)}\n{json.dumps(image)}")
+            for class_id, part in _classes(one.mask):
+                annotations.append(json.dumps(_annotation(len(annotations) + 1, number, class_id, part)))
+        file.write('],\n"annotations": [\n')
+        file.write(",\n".join(annotations))
+        file.write("]}\n")
     return path
+
+
+def _annotation(number: int, image_id: int, class_id: int, part: NDArray[np.bool_]) -> dict[str, Any]:
+    x0, y0, x1, y1 = map(int, tight_box(part))
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": class_id,
+        "segmentation": {"size": list(part.shape), "counts": to_rle(part)},
+        "area": int(part.sum()),
+        "bbox": [x0, y0, x1 - x0 + 1, y1 - y0 + 1],
+        "iscrowd": int(class_id == IGNORE_INDEX),
+    }
 
 
 def write_masks(folder: Path, masks: Iterable[Exported], source: Source) -> Path:
@@ -102,19 +108,12 @@ def write_label_studio(path: Path, masks: Iterable[Exported], class_names: Seque
     `<BrushLabels name="tag" toName="image">` are the class names and `ignored`.
     """
     names = {**{n: name for n, name in enumerate(class_names) if n}, IGNORE_INDEX: IGNORED}
-    temp = path.with_name(f".{path.name}{UNFINISHED}")
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temp.open("w", encoding="utf-8") as file:
-                file.write("[")
-                for number, one in enumerate(masks):
-                    file.write(",\n" if number else "\n")
-                    json.dump(_task(one, names), file)
-                file.write("\n]\n")
-            temp.replace(path)
-        finally:
-            temp.unlink(missing_ok=True)
+    with writing(path, "w") as file:
+        file.write("[")
+        for number, one in enumerate(masks):
+            file.write(",\n" if number else "\n")
+            json.dump(_task(one, names), file)
+        file.write("\n]\n")
     return path
 
 

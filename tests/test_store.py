@@ -453,3 +453,37 @@ def test_what_preparation_took_is_its_own_time_and_that_of_the_folds(store, monk
     assert store.preparation_seconds() == 17 + 40 + 50
     (store.round_dir(0, "fold_0") / "model.safetensors").write_bytes(b"damaged")
     assert store.training_seconds("fold_*/round_00") == 50
+
+
+def test_rows_by_sample_are_those_of_the_table(store):
+    table = [
+        decision(i, object_idx=n, in_training=i != "b") for i, objects in (("a", 2), ("b", 1)) for n in range(objects)
+    ]
+    asked = [prompt("a", object_idx=n) for n in range(2)]
+    store.save_mined(1, "s", 0, {"prompts": asked, "decisions": table}, {"a": mask_of("a")})
+    store.finish_mining(1, "s", 1)
+    decisions, prompts = store.by_sample(1)
+    for found, rows in ((decisions, store.decisions(1)), (prompts, store.prompts(1))):
+        assert {i: found[i] for i in found} == {i: [r for r in rows if r["sample_id"] == i] for i in found}
+        assert sum(len(found[i]) for i in found) == len(rows)
+    assert (list(decisions), list(prompts)) == (["a", "b"], ["a"])
+    assert decisions.firsts("in_training") == {"a": True, "b": False}
+    assert "c" not in decisions and decisions.get("c") is None and decisions["a"] is decisions["a"]
+
+
+def test_a_round_that_was_not_mined_has_no_rows_by_sample(store):
+    decisions, prompts = store.by_sample(1)
+    assert not decisions and not prompts and decisions.firsts("in_training") == {} and "a" not in prompts
+
+
+@pytest.mark.parametrize("mode", ["w", "wb"])
+def test_what_fails_while_it_is_written_leaves_the_old_file(tmp_path, mode):
+    path = tmp_path / "deep" / "file"
+    write_atomic(path, b"old\n")
+    with pytest.raises(ValueError, match="no more rows"), files.writing(path, mode) as file:
+        file.write("new\n" if mode == "w" else b"new\n")
+        raise ValueError("no more rows")
+    assert path.read_bytes() == b"old\n" and list(path.parent.iterdir()) == [path]
+    with files.writing(path, mode) as file:
+        file.write("né\r\n" if mode == "w" else "né\r\n".encode())
+    assert path.read_bytes() == "né\r\n".encode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kmine.store.files import read_json, safe_name, sign, write_atomic, write_json
+from kmine.store.files import read_json, safe_name, sign, write_atomic, write_json, writing
 from kmine.store.run_store import HARMLESS, PREPARED, BusyError, RunStore
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "sign",
     "write_atomic",
     "write_json",
+    "writing",
 ]

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -51,19 +51,29 @@ def explained(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {cures[error.errno]}") from error
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one, whatever happens meanwhile."""
+@contextmanager
+def writing(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]]:
+    """A file to write to that becomes `path` when all went well: a reader sees the old one or the whole new one.
+
+    Text ("w") is UTF-8, its line ends left as they are.
+    """
     temp = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temp.open("wb") as file:
-                file.write(data)
+            with temp.open(mode, **({} if mode == "wb" else {"encoding": "utf-8", "newline": ""})) as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temp.replace(path)
         finally:
             temp.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the whole new one, whatever happens meanwhile."""
+    with writing(path) as file:
+        file.write(data)
 
 
 def safe_name(sample_id: str) -> str:

@@ -36,7 +36,7 @@ from kmine.store.files import (
     write_atomic,
     write_json,
 )
-from kmine.store.tables import encode_table, read_table, table_signature
+from kmine.store.tables import RowsBySample, encode_table, read_by_sample, read_table, table_signature
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -330,6 +330,13 @@ class RunStore:
     def prompts(self, round_idx: int) -> list[dict[str, Any]]:
         """The prompts of a round."""
         return read_table(self.round_dir(round_idx) / "prompts.parquet", None) or []
+
+    def by_sample(self, round_idx: int) -> tuple[RowsBySample, RowsBySample]:
+        """Decisions and prompts of a round by sample; empty where there are none."""
+        decisions, prompts = (
+            read_by_sample(self.round_dir(round_idx) / f"{n}.parquet") for n in ("decisions", "prompts")
+        )
+        return decisions, prompts
 
     def mined_by(self, round_idx: int) -> str:
         """Signature of what made the masks of a round: model, segmenter, settings; empty where nothing was mined."""

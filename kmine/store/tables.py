@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,40 @@ from kmine.records import Evidence
 Row = dict[str, Any]
 ESTIMATES = ("estimated_dice", "estimated_segmenter", "estimated_local")
 """Of a decision, beside its evidence."""
+
+
+class RowsBySample(Mapping[str, list[Row]]):
+    """The rows of each sample, in the table's order; made when asked for: as dicts, thousands would fill the memory.
+
+    Args:
+        table: an Arrow table with the rows of a sample one after the other; None for no rows.
+    """
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+        self._parts: dict[str, tuple[int, int]] = {}
+        self._last: tuple[str, list[Row]] | None = None
+        names = [] if table is None else table["sample_id"].to_pylist()
+        for name, places in groupby(range(len(names)), key=names.__getitem__):
+            first, *rest = places
+            self._parts[name] = (first, 1 + len(rest))
+
+    def __getitem__(self, sample_id: str) -> list[Row]:
+        first, length = self._parts[sample_id]
+        if self._last is None or self._last[0] != sample_id:
+            self._last = sample_id, self._table.slice(first, length).to_pylist()
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def firsts(self, column: str) -> dict[str, Any]:
+        """What the first row of each sample has in a column."""
+        values = [] if self._table is None else self._table[column].to_pylist()
+        return {name: values[first] for name, (first, _) in self._parts.items()}
 
 
 def encode_table(rows: list[Row], name: str, signature: str) -> bytes:
@@ -27,6 +63,17 @@ def encode_table(rows: list[Row], name: str, signature: str) -> bytes:
 
 def read_table(path: Path, signature: str | None) -> list[Row] | None:
     """Rows of a table; None where it is missing, damaged or made from something else (`signature` None: whatever)."""
+    table = _read(path, signature)
+    return None if table is None else table.to_pylist()
+
+
+def read_by_sample(path: Path) -> RowsBySample:
+    """Rows of a table, whoever made it; none where it is missing or damaged."""
+    return RowsBySample(_read(path, None))
+
+
+def _read(path: Path, signature: str | None) -> Any:
+    """The Arrow table, or None."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -34,10 +81,11 @@ def read_table(path: Path, signature: str | None) -> list[Row] | None:
         return None
     data = io.BytesIO(path.read_bytes())  # read apart: an OSError below is pyarrow's word for a damaged file
     try:
-        table = pq.read_table(data)
+        table = pq.ParquetFile(data).read(use_threads=False)  # `pq.read_table` would load pandas, 55 MB
         if signature is not None and (table.schema.metadata or {}).get(b"signature") != signature.encode():
             return None
-        return table.to_pylist()
+        table.validate(full=True)  # text that is no UTF-8 shows here, not when rows are made of it
+        return table
     except (pa.ArrowException, OSError, UnicodeDecodeError):
         return None
 
