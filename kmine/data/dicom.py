@@ -9,27 +9,24 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom.encaps import get_frame
-from pydicom.filereader import read_dataset, read_preamble
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000TransferSyntaxes, JPEGTransferSyntaxes
 
 from kmine.data.source import CHUNK, refuse_size, require_file
 from kmine.data.windowing import windowed
 from kmine.records import SampleError
+
+if TYPE_CHECKING:
+    import pydicom
 
 HEADER_TAGS = ["Rows", "Columns", "NumberOfFrames", "SeriesInstanceUID", "PixelSpacing", "PhotometricInterpretation"]
 PLACE_TAGS = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"]
 GREY = ("MONOCHROME1", "MONOCHROME2")
 MAX_BYTES = 2**29
 """Of a file, and of what a deflated one unpacks to: no picture of one frame that can be read has more."""
-PICTURES = (*JPEGTransferSyntaxes, *JPEG2000TransferSyntaxes)
-"""Compressions whose frames are pictures of their own, with a size of their own."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,11 @@ def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uin
 
 def _check_frame(data: pydicom.Dataset, shape: tuple[int, int]) -> None:
     """Refuse a compressed frame of another size than the file's, which its decoder would unpack before it compares."""
-    if data.file_meta.TransferSyntaxUID in PICTURES:
+    from pydicom.encaps import get_frame
+    from pydicom.uid import JPEG2000TransferSyntaxes, JPEGTransferSyntaxes
+
+    # Frames of these are pictures of their own, with a size of their own.
+    if data.file_meta.TransferSyntaxUID in (*JPEGTransferSyntaxes, *JPEG2000TransferSyntaxes):
         with Image.open(io.BytesIO(get_frame(data.PixelData, 0, number_of_frames=1))) as frame:
             if (frame.height, frame.width) != shape:
                 raise ValueError(f"a frame of {frame.width} x {frame.height}, expected {shape[1]} x {shape[0]}")
@@ -175,6 +176,8 @@ def _first(value: Any) -> float | None:
 
 
 def _open(path: Path, **options: Any) -> pydicom.Dataset:
+    import pydicom
+
     size = require_file(path, "a DICOM file")
     if size > MAX_BYTES:
         raise SampleError(str(path), f"expected a DICOM file of at most {MAX_BYTES:,} bytes, got {size:,}; split it")
@@ -193,6 +196,9 @@ def _open(path: Path, **options: Any) -> pydicom.Dataset:
 
 def _refuse_bomb(path: Path) -> None:
     """Of a deflated file, count what it unpacks to: pydicom unpacks all of it at once, whatever it comes to."""
+    from pydicom.filereader import read_dataset, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
     with path.open("rb") as file:
         read_preamble(file, force=False)
         meta = read_dataset(file, False, True, stop_when=lambda tag, _vr, _length: tag.group != 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +40,8 @@ def write_volume(path: Path, scan: Path, slices: Mapping[int, NDArray[np.uint8]]
         scan: the NIfTI file that the slices were cut from.
         slices: (H, W) by number.
     """
+    import nibabel
+
     geometry = read_geometry(scan)
     stack = np.full(geometry.sliced, IGNORE_INDEX, np.uint8)
     for number, mask in slices.items():

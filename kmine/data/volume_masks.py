@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from kmine.data.series import Series
@@ -37,10 +35,13 @@ class Frame:
 
 def frame_of_nifti(path: Path, geometry: Geometry) -> Frame:
     """The frame of a volume whose `geometry` was read: its own header, affines and units unchanged."""
+    import nibabel
+    from nibabel.affines import voxel_sizes
+
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         raw = file.read(max(HEADERS))
     size = next(n for n in HEADERS if n in (int.from_bytes(raw[:4], "little"), int.from_bytes(raw[:4], "big")))
-    header = HEADERS[size].from_fileobj(io.BytesIO(raw[:size]), check=False)
+    header = getattr(nibabel, HEADERS[size]).from_fileobj(io.BytesIO(raw[:size]), check=False)
     sizes = voxel_sizes(header.get_best_affine())
     across = next(n for n, (axis, _) in enumerate(geometry.turn) if axis == 2)
     return Frame(header, geometry.turn, float(sizes[across]) if geometry.spacing else None)
@@ -48,6 +49,8 @@ def frame_of_nifti(path: Path, geometry: Geometry) -> Frame:
 
 def frame_of_series(series: Series) -> Frame:
     """The frame of a DICOM series: columns, rows, slices, and the affine of its headers."""
+    import nibabel
+
     header = nibabel.Nifti1Header()
     header.set_data_shape((series.shape[1], series.shape[0], len(series.files)))
     header.set_sform(series.affine, 1)

@@ -18,10 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-import nibabel
 import numpy as np
-from nibabel.affines import voxel_sizes
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from kmine.data.source import MAX_PIXELS, require_file
@@ -39,8 +36,8 @@ AXES = "LPS"
 SAME_MM = 1e-4
 CHUNK = 2**20
 """Bytes read at once of what is passed over."""
-HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
-"""Of NIfTI-1 and NIfTI-2, by their size in bytes."""
+HEADERS = {348: "Nifti1Header", 540: "Nifti2Header"}
+"""Of NIfTI-1 and NIfTI-2, nibabel's classes by their size in bytes."""
 MAGIC = {348: (344, b"n+1\0"), 540: (4, b"n+2\0\r\n\x1a\n")}
 """Where it stands, and that voxels follow in the same file."""
 GRACE = 0.05
@@ -150,6 +147,9 @@ def read_geometry(path: Path) -> Geometry:
     Raises:
         SampleError: for a missing, empty or foreign file, and for a shape, an affine or a type that no CT has.
     """
+    from nibabel.affines import voxel_sizes
+    from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
     header = _read_header(path)
     try:
         with np.errstate(all="ignore"):
@@ -304,6 +304,8 @@ def _is_gzip(path: Path) -> bool:
 
 def _read_header(path: Path) -> _Header:
     """Read and check the header. Of nibabel only this much: its loading unpacks whatever extensions claim to hold."""
+    import nibabel
+
     require_file(path, "a NIfTI file")
     try:
         with _open(path) as file:
@@ -321,7 +323,7 @@ def _read_header(path: Path) -> _Header:
             str(path), "expected a NIfTI volume in one file, got another format, or a header alone; convert it"
         )
     try:
-        header = HEADERS[size].from_fileobj(io.BytesIO(raw[:size]))
+        header = getattr(nibabel, HEADERS[size]).from_fileobj(io.BytesIO(raw[:size]))
         shape, dtype = tuple(map(int, header.get_data_shape())), header.get_data_dtype()
         slope, inter = header.get_slope_inter()
         affine, offset = np.asarray(header.get_best_affine(), np.float64), int(header.get_data_offset())

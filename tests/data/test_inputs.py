@@ -77,6 +77,19 @@ def test_a_file_of_no_known_kind_is_refused(tmp_path):
         find_inputs([str(tmp_path / "x.bmp")], tmp_path / "out")
 
 
+def test_dicom_files_without_a_suffix_are_known_by_their_first_bytes(tmp_path):
+    values = np.zeros((4, 5), np.int16)
+    for number in range(3):
+        save_slice(tmp_path / "scan" / f"IM{number:04}", values, position=(0, 0, number))
+    save_slice(tmp_path / "1.2.840.1", values)
+    save_slice(tmp_path / "DICOMDIR", values)
+    (tmp_path / "LICENSE").write_bytes(b"\0" * 128 + b"DIC")
+    os.mkfifo(tmp_path / "pipe")
+    found = find_inputs([str(tmp_path)], tmp_path / "out")
+    assert names(found) == [("1.2.840.1", "dicom"), ("scan", "series")] and found.num_others == 3
+    assert names(find_inputs([str(tmp_path / "scan" / "IM0000")], tmp_path / "out")) == [("IM0000", "dicom")]
+
+
 def test_names_that_no_table_could_hold_are_listed(tmp_path):
     bad = tmp_path / "in" / os.fsdecode(b"\xff.png")
     save_png(tmp_path / "in" / "good.png")
