@@ -182,7 +182,7 @@ class Teller:
                 width=one.width,
                 layers=tuple(self._layers(one, read[one.kind](one.sample_id), withheld)),
                 prompts=tuple(_prompts(p) for p in self.this.prompts.get(one.sample_id, ())) if mined else (),
-                facts={name: row[name] for name in SHOWN} | {n: row[f"signal_{n}"] for n in WEIGHTS},
+                facts={name: row[name] for name in (*SHOWN, *(f"signal_{n}" for n in WEIGHTS))},
                 story=self.story(one),
                 mask_signature=one.signature,
             )

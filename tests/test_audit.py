@@ -90,6 +90,18 @@ def test_every_mask_has_one_row_with_its_whole_story(made):
     }
 
 
+def test_the_page_shows_what_the_table_says(made):
+    data = (made / "audit" / "audit_data" / "index_0.js").read_text().removeprefix('kmineAudit.take("index",0,')
+    index = json.loads(data.rstrip().removesuffix(");"))
+    table = {(row["kind"], row["sample_id"]): row for row in rows(made / "audit")}
+    assert len(index["rows"]) == len(table) > 3 and {"area", "signal_area"} <= set(index["facts"])
+    for row in index["rows"]:
+        facts = dict(zip(index["facts"], row[-len(index["facts"]) :], strict=True))
+        for name in ("area", "ignored", "signal_area", "signal_conflict"):
+            told = table[row[1], row[0]][name]
+            assert facts[name] == (pytest.approx(float(told), rel=1e-3, abs=1e-6) if told else None)
+
+
 def test_nobody_who_learned_a_mask_is_asked_about_it(made):
     for row in rows(made / "audit"):
         asked = row["asked_models"].split()
