@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kmine import cli
 from kmine.config import LoopConfig
+from kmine.finished import settings_of
 from kmine.records import UserError
 from kmine.store import RunStore, writing
 
@@ -56,7 +57,7 @@ class AuditConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     data_root: str | None = None
-    """Where the data lie now, if not where the run found them."""
+    """Where the data lie now, if not where the run found them; of your own files, the folder that holds them all."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,9 +106,8 @@ def _settings(path: Path, cfg: AuditConfig) -> LoopConfig:
     store.close()
     if stopped_by in (None, "interrupted"):
         raise UserError(f"{path}: the run is not finished (stopped_by {stopped_by}); resume it first")
-    words = ["--config", str(path / "config.yaml"), "--device", cfg.device]
-    words += ["--data.root", cfg.data_root] if cfg.data_root else []
-    return cli.parse(LoopConfig, words, prog="kmine audit", description=DESCRIPTION)
+    about = {"prog": "kmine audit", "description": DESCRIPTION}
+    return settings_of(path, device=cfg.device, data_root=cfg.data_root, **about)
 
 
 def _open(store: RunStore, loop: LoopConfig, cfg: AuditConfig, terminal: cli.Terminal) -> Opened:

@@ -203,6 +203,7 @@ def _train(
     """Fields of the cell's row in sweep.csv."""
     from kmine import arms
     from kmine.runs import (
+        contents,
         count_parameters,
         forget_peak_memory,
         open_task,
@@ -214,7 +215,7 @@ def _train(
 
     forget_peak_memory()
     loop = config_of(cfg, cell)
-    store.claim(cli.to_dict(loop), source.fingerprint())
+    store.claim(cli.to_dict(loop), source.fingerprint(), lambda: contents(loop, source, store))
     for other in kin:
         borrow(folder_of(cfg.out, other), store.root)
     task = open_task(loop, source, store, watcher, mines=cell.method == MINING)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kmine import cli
 from kmine.compare_table import BASELINE, MINING, ROUND_0, Cost, LabelsSaved, Result, label_curve, tabulate, volume_of
 from kmine.config import LoopConfig
+from kmine.finished import settings_of
 from kmine.metrics import summarise
 from kmine.records import CaseMetrics, Metrics, UserError
 from kmine.report import Comparison, comparison
@@ -59,7 +60,7 @@ class CompareConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     data_root: str | None = None
-    """Where the data lie now, if not where the runs found them."""
+    """Where the data lie now, if not where the runs found them; of your own files, the folder that holds them all."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,9 @@ def _refuse_mixtures(found: Sequence[_Run]) -> None:
 
 
 def _differing_data(one: _Run, other: _Run) -> str:
-    if one.run.get("data_fingerprint") != other.run.get("data_fingerprint"):
+    images = [run.get("data_contents", {}).get("images") for run in (one.run, other.run)]
+    copied = images[0] is not None and images[0] == images[1]
+    if one.run.get("data_fingerprint") != other.run.get("data_fingerprint") and not copied:
         return "data"
     return "" if one.test_ids == other.test_ids else "test split"
 
@@ -237,9 +240,8 @@ def _differing_setting(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 def _results(found: _Run, cfg: CompareConfig, terminal: cli.Terminal) -> list[Result]:
     """Every method of a run on its test split, from its folder or computed now."""
-    words = ["--config", str(found.path / "config.yaml"), "--device", cfg.device]
-    words += ["--data.root", cfg.data_root] if cfg.data_root else []
-    loop = cli.parse(LoopConfig, words, prog="kmine compare", description=DESCRIPTION)
+    about = {"prog": "kmine compare", "description": DESCRIPTION}
+    loop = settings_of(found.path, device=cfg.device, data_root=cfg.data_root, **about)
     store = RunStore(found.path)
     arms = _arms(store, found.run, loop)
     saved = _evaluate(store, found.run, loop, arms, terminal)

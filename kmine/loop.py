@@ -17,6 +17,7 @@ from kmine.records import STOPPED_BY, stopped_by
 from kmine.store import RunStore
 
 if TYPE_CHECKING:
+    from kmine.data.source import Source
     from kmine.methods import Task
     from kmine.records import RoundResult
     from kmine.report import RoundRow
@@ -48,7 +49,7 @@ def run_loop(cfg: LoopConfig) -> int:
         source = preflight(cfg)
         store = RunStore(Path(cfg.out), follows=follows)
         if not follows:
-            store.claim(cli.to_dict(cfg), source.fingerprint())
+            store.claim(cli.to_dict(cfg), source.fingerprint(), lambda: _contents(cfg, source, store, terminal))
         from kmine.runs import open_task, peak_memory_mb, provenance  # seconds of imports: once the run may begin
 
         try:
@@ -85,6 +86,13 @@ def run_loop(cfg: LoopConfig) -> int:
     )
     terminal.say(f"results: {store.root / 'results.csv'}   report: {store.root / 'report.html'}")
     return 0
+
+
+def _contents(cfg: LoopConfig, source: Source, store: RunStore, terminal: cli.Terminal) -> dict[str, str]:
+    from kmine.runs import contents
+
+    terminal.say("the data's files are not of the time they had when this run began: comparing what they hold")
+    return contents(cfg, source, store)
 
 
 def _joined(cfg: LoopConfig) -> Any:

@@ -67,6 +67,13 @@ def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunStore, given: Giv
     return splits
 
 
+def contents(cfg: LoopConfig, source: Source, store: RunStore) -> dict[str, str]:
+    """What the images, and the masks of labeled and validation ones, are; see `SampleCache.contents`."""
+    cache = open_cache(cfg, source)
+    splits = open_splits(cfg, cache, store)
+    return cache.contents((*splits.labeled, *splits.val))
+
+
 def open_task(
     cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher, fabric: Any = None, *, mines: bool = True
 ) -> Task:
@@ -85,7 +92,8 @@ def open_task(
     bad_ids = {s.sample_id for s in bad_masks}
     labeled, val = ([i for i in ids if i not in bad_ids] for ids in (splits.labeled, splits.val))
     skipped = [*source.skipped, *cache.skipped, *bad_masks]
-    store.update_run(skipped=[asdict(s) for s in skipped], num_skipped=len(skipped))
+    held = cache.contents((*splits.labeled, *splits.val))
+    store.update_run(skipped=[asdict(s) for s in skipped], num_skipped=len(skipped), data_contents=held)
     if skipped:
         watcher.say(
             f"{len(skipped)} files skipped, listed in run.json; the first: {skipped[0].path}: {skipped[0].problem}"
@@ -101,7 +109,8 @@ def open_task(
     store.update_run(intensity=_intensity(cache, (*splits.labeled, *splits.unlabeled)))
     num_classes = len(source.class_names)
     said = [judged.signature] if judged.signature else []
-    signature = sign(source.fingerprint(), cfg.data.size, cfg.seed, splits.rows(), labeled, val, *said)
+    fingerprint = store.run().get("data_fingerprint") or source.fingerprint()  # of data that were copied since, the old
+    signature = sign(fingerprint, cfg.data.size, cfg.seed, splits.rows(), labeled, val, *said)
 
     model, witness = cfg.model.split()
 

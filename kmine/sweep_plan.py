@@ -30,7 +30,7 @@ from kmine.data.split_file import read_split, settle_splits
 from kmine.data.splits import Splits, merge_duplicates
 from kmine.preflight import preflight
 from kmine.records import UserError
-from kmine.store import HARMLESS, read_json, write_atomic, write_json
+from kmine.store import HARMLESS, RunStore, read_json, write_atomic, write_json
 from kmine.store.files import UNFINISHED, explained
 
 COLUMNS = (
@@ -137,22 +137,19 @@ def claim(cfg: SweepConfig, plan: Plan, source: Source) -> list[Cell]:
             raise UserError(f"{root} holds a run of kmine.loop; choose another --out")
         for path in root.glob(f".*{UNFINISHED}"):
             path.unlink()  # what a killed process left of a file it was writing
-        was, cells = read_json(root / "sweep.json") or {}, []
+        was, cells, fingerprint = read_json(root / "sweep.json") or {}, [], source.fingerprint()
         if any(root.glob("cells/**/*.safetensors")):
             cells = [Cell(*values) for values in was.get("cells", [])]
-            _refuse_other(cfg, root, was, source.fingerprint(), cells)
+            _refuse_other(cfg, root, was, cells)
+            fingerprint = _same_data(cfg, root, str(was.get("data_fingerprint")), source, cells)
         cells += [cell for cell in plan.cells if cell not in cells]
-        write_json(
-            root / "sweep.json", {"data_fingerprint": source.fingerprint(), "cells": [astuple(cell) for cell in cells]}
-        )
+        write_json(root / "sweep.json", {"data_fingerprint": fingerprint, "cells": [astuple(cell) for cell in cells]})
         write_atomic(root / "config.yaml", yaml.safe_dump(cli.to_dict(cfg), sort_keys=False).encode())
     return cells
 
 
-def _refuse_other(
-    cfg: SweepConfig, root: Path, was: Mapping[str, Any], fingerprint: str, cells: Sequence[Cell]
-) -> None:
-    """Refuse settings or data that are not those of the cells that are there."""
+def _refuse_other(cfg: SweepConfig, root: Path, was: Mapping[str, Any], cells: Sequence[Cell]) -> None:
+    """Refuse settings that are not those of the cells that are there."""
     try:
         before = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
         old, new = cli.flat(before), cli.flat(cli.to_dict(cfg))
@@ -170,11 +167,26 @@ def _refuse_other(
                 f"{root} holds a sweep with {key} = {old.get(key)!r}, this command has {new.get(key)!r}; "
                 "choose another --out, or give the same settings to resume"
             )
-    if was.get("data_fingerprint") != fingerprint:
-        raise UserError(
-            f"{root}: the data are not those this sweep began with (fingerprint {fingerprint[:12]}, "
-            f"was {str(was.get('data_fingerprint'))[:12]}); choose another --out"
-        )
+
+
+def _same_data(cfg: SweepConfig, root: Path, was: str, source: Source, cells: Sequence[Cell]) -> str:
+    """The fingerprint that the sweep began with, where the files are the same or were copied; else refuse."""
+    if was == source.fingerprint():
+        return was
+    for cell in cells:
+        folder = folder_of(root, cell)
+        held = (read_json(folder / "run.json") or {}).get("data_contents")
+        if held is not None:
+            from kmine.runs import contents
+
+            # It is read, not held: another process may be at it.
+            if contents(config_of(cfg, cell), source, RunStore(folder, follows=True)) == held:
+                return was
+            break
+    raise UserError(
+        f"{root}: the data are not those this sweep began with (fingerprint {source.fingerprint()[:12]}, "
+        f"was {was[:12]}); choose another --out"
+    )
 
 
 def write_table(out: str | Path, cells: Sequence[Cell]) -> None:

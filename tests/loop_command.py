@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from PIL import Image
+
 from kmine import loop
+from kmine.data.phantom import PhantomSource
 
 Settings = dict[str, object]
 
@@ -48,3 +52,18 @@ def words(settings: Mapping[str, object], out: Path, cache: Path | None = None, 
 def run_loop(settings: Mapping[str, object], out: Path, cache: Path | None = None, **changes: object) -> int:
     """Run the command; returns its exit code."""
     return loop.main(words(settings, out, cache, **changes))
+
+
+def write_pictures(folder: Path, num_samples: int) -> None:
+    """`images` and `masks` of a phantom, as files."""
+    source = PhantomSource("polyp", num_samples, 32)
+    for ref in source.refs():
+        for name, pixels in (("images", source.image(ref.sample_id)), ("masks", source.mask(ref.sample_id) * 255)):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / name / f"{ref.sample_id}.png")
+
+
+def move_pictures(folder: Path, target: Path) -> None:
+    """The same content in files of another time."""
+    shutil.copytree(folder, target, copy_function=shutil.copyfile)
+    shutil.rmtree(folder)

@@ -21,7 +21,9 @@ FLOORS = {
     "methods": 4,
     **dict.fromkeys(("preparation", "cheap_check"), 4.2),
     "arms": 4.3,  # mining and self-training as a whole: a method, and the preparation that it takes
-    **dict.fromkeys(("check_report", "compare_table", "preflight", "runs", "summary"), 4.5),  # what the commands share
+    **dict.fromkeys(
+        ("check_report", "compare_table", "finished", "preflight", "runs", "summary"), 4.5
+    ),  # what the commands share
     "audit_evidence": 4.5,
     **dict.fromkeys(
         ("audit_story", "audit_truth", "audit_export", "audit_verdicts"), 4.6

@@ -10,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from loop_command import FEW_STEPS, OPEN_GATE, SMALL, UNET, run_loop, words
+from loop_command import FEW_STEPS, OPEN_GATE, SMALL, UNET, move_pictures, run_loop, words, write_pictures
+from PIL import Image
 
 from kmine.data.phantom import PhantomSource
 from kmine.methods import mining
@@ -344,3 +346,27 @@ def test_no_pool_of_a_task_holds_the_test_split_and_only_two_have_masks(tmp_path
         assert task.unlabeled.sample(sample_id).mask is None
         with pytest.raises(WithheldMaskError):
             task.unlabeled.mask_small(sample_id)
+
+
+# -- the data were copied
+
+
+def test_a_run_goes_on_with_data_that_were_copied_elsewhere(tmp_path, capsys):
+    out, cache = tmp_path / "run", tmp_path / "cache"
+    write_pictures(tmp_path / "here", TINY["data.num_samples"])
+
+    def go_on(folder: Path, rounds: int) -> int:
+        places = {"data__images": folder / "images", "data__masks": folder / "masks"}
+        return run(out, cache, data__name="folder", data__duplicate_distance=-1, rounds=rounds, **places)
+
+    assert go_on(tmp_path / "here", 1) == 0
+    before, fingerprint = times(out), RunStore(out).run()["data_fingerprint"]
+    move_pictures(tmp_path / "here", tmp_path / "there")
+    assert go_on(tmp_path / "there", 2) == 0
+    assert "comparing what they hold" in capsys.readouterr().err
+    assert before.items() <= times(out).items() and (out / "round_02" / "model.safetensors").exists()
+    assert RunStore(out).run()["data_fingerprint"] == fingerprint
+    labeled = next(r["sample_id"] for r in RunStore(out).read_csv("splits.csv") if r["split"] == "labeled")
+    Image.fromarray(np.full((32, 32), 255, np.uint8)).save(tmp_path / "there" / "masks" / f"{labeled}.png")
+    assert go_on(tmp_path / "there", 2) != 0
+    assert "the data are not those this run began with" in capsys.readouterr().err

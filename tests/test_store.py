@@ -174,6 +174,28 @@ def test_other_data_are_refused(store):
         store.claim(config(), "e" * 64)
 
 
+def test_data_that_were_copied_go_by_the_fingerprint_they_had(store):
+    begin(store, config(), "f" * 64)
+    held = {"images": "i" * 64, "masks": "m" * 64}
+    with pytest.raises(UserError, match="the data are not those this run began with"):
+        store.claim(config(), "e" * 64, lambda: held)  # a run of which nobody knows what its data held
+    store.update_run(data_contents=held)
+    with pytest.raises(UserError, match="the data are not those this run began with"):
+        store.claim(config(), "e" * 64, lambda: held | {"masks": "n" * 64})
+    store.claim(config(), "e" * 64, lambda: held)
+    assert store.run()["data_fingerprint"] == "f" * 64 and (store.root / "splits.csv").exists()
+
+
+def test_what_the_data_hold_is_asked_only_where_it_matters(store):
+    def never() -> dict[str, str]:
+        raise AssertionError("reads every image")
+
+    store.claim(config(), "f" * 64, never)
+    store.claim(config(), "e" * 64, never)  # nothing was trained yet
+    begin(store, config(), "e" * 64)
+    store.claim(config(), "e" * 64, never)
+
+
 @pytest.mark.parametrize(("changes", "fingerprint"), [({"data_label_fraction": 0.5}, "f" * 64), ({}, "e" * 64)])
 def test_a_run_that_trained_nothing_yet_gives_way_to_the_mended_command(store, changes, fingerprint):
     store.claim(config(), "f" * 64)

@@ -6,8 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from loop_command import run_loop
+from loop_command import move_pictures, run_loop, write_pictures
+from PIL import Image
 from sweep_command import MEASURED, TINY, run_sweep, settings, table
 from test_config import documented
 
@@ -158,6 +160,29 @@ def test_more_cells_may_come_and_rows_of_earlier_ones_stay(swept, tmp_path):
 
 
 # -- what goes wrong in a cell, and what is wrong for all
+
+
+def test_a_sweep_goes_on_with_data_that_were_copied_elsewhere(tmp_path, capsys):
+    write_pictures(tmp_path / "here", 24)
+
+    def go_on(name: str, *seeds: str) -> int:
+        places = {"data__images": tmp_path / name / "images", "data__masks": tmp_path / name / "masks"}
+        words = ("--methods", "supervised", "--fractions", "0.3", "--seeds", *seeds)
+        changes = {"data__name": "folder", "data__duplicate_distance": -1, **places}
+        return run_sweep(tmp_path / "sweep", tmp_path / "cache", *words, **changes)
+
+    assert go_on("here", "0") == 0
+    (first,) = table(tmp_path / "sweep")
+    move_pictures(tmp_path / "here", tmp_path / "there")
+    assert go_on("there", "0", "1") == 0
+    assert table(tmp_path / "sweep")[0] == first and len(table(tmp_path / "sweep")) == 2
+    moved = ("--data_root", str(tmp_path / "there"))
+    assert compare.main([str(tmp_path / "sweep"), *moved]) == 0, "cells of both times go into one table"
+    for mask in (tmp_path / "there" / "masks").iterdir():
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(mask)
+    capsys.readouterr()
+    assert go_on("there", "0", "1") != 0
+    assert "the data are not those this sweep began with" in capsys.readouterr().err
 
 
 def test_a_failed_cell_is_a_row_and_the_next_command_tries_it_again(swept, tmp_path, monkeypatch, capsys):

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from kmine.cli import Terminal
 from kmine.config import AdaptConfig, DataConfig, FitConfig, LoopConfig, ModelConfig, SegmenterConfig
@@ -31,6 +32,7 @@ from kmine.methods import Task, evaluate_on, new_model, train
 from kmine.methods.mining import mine, mining_signature, trainable
 from kmine.preflight import preflight
 from kmine.preparation.adaptation import adapt_segmenter
+from kmine.records import IGNORE_INDEX
 from kmine.runs import open_for_test, open_task
 from kmine.statistics import paired_difference
 from kmine.store import RunStore
@@ -41,8 +43,22 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
     "feature_perturbation": {"feature_perturbation": 0.5},
     "ema": {"ema_decay": 0.99},
 }
+WAYS: dict[str, dict[str, Any]] = {
+    "weights": {"pseudo_weight": "estimated"},
+    "few_labels": {"labeled_share": 0.25},
+    "many_labels": {"labeled_share": 0.75},
+    "no_ignore": {},
+}
+"""Not part of `all`. In `no_ignore`, pixels that mining leaves open (255) teach background."""
 ALL = {name: value for settings in INGREDIENTS.values() for name, value in settings.items()}
-ARMS: dict[str, dict[str, Any]] = {"supervised": {}, "supervised_all": ALL, "none": {}, **INGREDIENTS, "all": ALL}
+ARMS: dict[str, dict[str, Any]] = {
+    "supervised": {},
+    "supervised_all": ALL,
+    "none": {},
+    **INGREDIENTS,
+    "all": ALL,
+    **WAYS,
+}
 
 
 def config(args: argparse.Namespace, labels: int, seed: int) -> LoopConfig:
@@ -94,6 +110,9 @@ def trained(task: Task, store: RunStore, arm: str) -> tuple[Any, Any]:
     start = train(task, store, model, round_idx=0)  # read back
     varied = replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, **ARMS[arm])))
     pseudo = None if arm.startswith("supervised") else trainable(varied, store, 1, store.decisions(1))
+    signature = mining_signature(task, start) if pseudo else ""
+    if pseudo and arm == "no_ignore":
+        pseudo, signature = pseudo.with_masks(pseudo.ids, lambda i: _closed(store.pseudo_mask(1, i))), signature + arm
     found = train(
         varied,
         store,
@@ -101,10 +120,14 @@ def trained(task: Task, store: RunStore, arm: str) -> tuple[Any, Any]:
         round_idx=1,
         start=start,
         pseudo=pseudo,
-        pseudo_signature=mining_signature(task, start) if pseudo else "",
+        pseudo_signature=signature,
         arm="" if arm == "none" else arm,
     )
     return found.best, found.final
+
+
+def _closed(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.where(mask == IGNORE_INDEX, 0, mask).astype(np.uint8)
 
 
 def _mean(frame: pd.DataFrame, split: str, checkpoint: str = "chosen") -> float:

@@ -7,8 +7,11 @@ Records are read one at a time and not memory-mapped for long, so that memory do
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
 from collections.abc import Iterable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Literal
 
@@ -111,6 +114,28 @@ class SampleCache:
         if self.native_shape(sample_id) == (self.size, self.size):
             return self.mask_small(sample_id)
         return self.source.mask(sample_id)
+
+    def contents(self, with_masks: Iterable[str]) -> dict[str, str]:
+        """What the data are, whenever and wherever their files were copied to: SHA-256 (hex) of two parts.
+
+        `images`: what is known of every sample, and its record. `masks`: the records of those in `with_masks`.
+        """
+        images = [
+            [*astuple(self._refs[i]), entry.height, entry.width, entry.image_crc]
+            for i, entry in sorted(self._entries.items())
+        ]
+        masks = [[i, self._mask_crc(i)] for i in sorted(with_masks)]
+        parts = {"images": images, "masks": masks}
+        return {
+            name: hashlib.sha256(json.dumps([self.size, rows]).encode()).hexdigest() for name, rows in parts.items()
+        }
+
+    def _mask_crc(self, sample_id: str) -> int | None:
+        """CRC-32 of a mask's record; None for a damaged mask, and for a sample that is not there."""
+        try:
+            return zlib.crc32(self.mask_small(sample_id)) if sample_id in self._entries else None
+        except SampleError:
+            return None
 
     def decode_masks(self, sample_ids: Iterable[str]) -> tuple[Skipped, ...]:
         """Decode these masks now, in parallel, and return the damaged ones ("stop": raise the first)."""

@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,9 @@ HARMLESS = (
     "baseline",
     "data.cache_dir",
     "data.root",
+    "data.images",
+    "data.masks",
+    "data.csv",
     "data.image_labels",
     "data.task",
     "data.classes",
@@ -61,7 +64,7 @@ HARMLESS = (
 )
 """Settings that may differ when a run is resumed: none changes a result.
 
-Other data are told by their fingerprint, and so is what `data.task` and the like make of them."""
+Other data are told by their fingerprint or what they hold, and so is what `data.task` and the like make of them."""
 
 
 PREPARED = ("fold_*/round_00", "witness_fold_*/round_00")
@@ -94,15 +97,20 @@ class RunStore:
 
     # -- the run as a whole
 
-    def claim(self, config: Mapping[str, Any], fingerprint: str) -> None:
+    def claim(
+        self, config: Mapping[str, Any], fingerprint: str, contents: Callable[[], Mapping[str, str]] | None = None
+    ) -> None:
         """Take the folder for `config` on data of `fingerprint`, or refuse, naming the field that differs.
 
-        A run in which nothing was trained yet gives way: a mistake mended at once costs no new folder.
+        A run in which nothing was trained yet gives way: a mistake mended at once costs no new folder. Data of another
+        fingerprint whose `contents` are those the run began with were copied, and go by the old fingerprint.
         """
+        begun = self._begun()
         try:
-            self._refuse_others(config, fingerprint)
+            self._refuse_others(config)
+            fingerprint = self._same_data(fingerprint, contents if begun else None)
         except UserError:
-            if self._begun() or "data_fingerprint" not in self.run():
+            if begun or "data_fingerprint" not in self.run():
                 raise
             (self.root / "splits.csv").unlink(missing_ok=True)
         self._drop_unfinished_writes()
@@ -130,19 +138,25 @@ class RunStore:
             )
         return was != digest
 
-    def _refuse_others(self, config: Mapping[str, Any], fingerprint: str) -> None:
-        path, was = self.root / "config.yaml", self.run().get("data_fingerprint", fingerprint)
+    def _refuse_others(self, config: Mapping[str, Any]) -> None:
+        path = self.root / "config.yaml"
         if path.exists():
             try:
                 before = _flat(yaml.safe_load(path.read_text()))
             except (AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
                 raise UserError(f"{path}: expected a run's settings, found none; choose another --out") from error
             _refuse_other_config(self.root, before, _flat(config))
-        if was != fingerprint:
+
+    def _same_data(self, fingerprint: str, contents: Callable[[], Mapping[str, str]] | None) -> str:
+        """The fingerprint that the run began with; refused where neither that nor what the files hold is the same."""
+        run = self.run()
+        was, held = run.get("data_fingerprint", fingerprint), run.get("data_contents")
+        if was != fingerprint and (contents is None or held is None or dict(contents()) != held):
             raise UserError(
                 f"{self.root}: the data are not those this run began with (fingerprint {fingerprint[:12]}, "
                 f"was {was[:12]}); choose another --out"
             )
+        return str(was)
 
     def _begun(self) -> bool:
         """Whether anything here was trained."""

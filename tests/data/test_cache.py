@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,46 @@ def test_garbage_in_withheld_masks_goes_unnoticed(tmp_path):
     assert cache.mask_small("a").shape == (32, 32)
     with pytest.raises(SampleError):
         cache.mask_small("b")
+
+
+class Changed(FakeSource):
+    """One pixel of an image or mask is another, or what is known of a sample."""
+
+    def __init__(self, image="", mask="", label=""):
+        super().__init__()
+        self.other_image, self.other_mask, self.other_label = image, mask, label
+
+    def refs(self):
+        return tuple(replace(ref, image_label=int(ref.sample_id == self.other_label)) for ref in super().refs())
+
+    def image(self, sample_id):
+        pixels = super().image(sample_id)
+        pixels[0, 0] += sample_id == self.other_image
+        return pixels
+
+    def mask(self, sample_id):
+        mask = super().mask(sample_id)
+        mask[:4, :4] ^= sample_id == self.other_mask
+        return mask
+
+
+def test_contents_are_of_the_pixels_wherever_the_files_lie(tmp_path):
+    def contents(number, **changes):
+        return SampleCache(Changed(**changes), 20, tmp_path / str(number), "stop").contents(["s1", "s0"])
+
+    first = contents(0)
+    assert contents(1) == first and contents(2, mask="s3") == first, "a mask that nobody was granted says nothing"
+    image, label, mask = contents(3, image="s3"), contents(4, label="s3"), contents(5, mask="s1")
+    assert image["masks"] == label["masks"] == first["masks"] and mask["images"] == first["images"]
+    assert len({image["images"], label["images"], first["images"]}) == 3 and mask["masks"] != first["masks"]
+
+
+def test_contents_ask_for_no_other_masks_and_bear_damaged_ones(tmp_path):
+    source = FakeSource(broken_masks=("s1", "s2"))
+    found = SampleCache(source, 20, tmp_path, "skip").contents(["s0", "s1", "gone"])
+    assert [read for read in source.reads if read.startswith("mask")] == ["mask s0", "mask s1"]
+    whole = SampleCache(FakeSource(), 20, tmp_path / "whole", "skip").contents(["s0", "s1", "gone"])
+    assert found["images"] == whole["images"] and found["masks"] != whole["masks"]
 
 
 def test_sizes_and_contents_have_caches_of_their_own(tmp_path):
