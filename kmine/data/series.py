@@ -103,7 +103,9 @@ def open_series(files: Sequence[Path]) -> Series:
         affine=affine,
         spacing=spacing,
         thickness=float(np.linalg.norm(affine[:3, 2])),
-        warning=f"{gaps} distances between slices are not the usual {usual:.3g} mm; slices missing?" if gaps else "",
+        warning=f"{gaps} of {len(steps)} distances between slices unlike the usual {usual:.3g} mm; slices missing?"
+        if gaps
+        else "",
     )
 
 
