@@ -219,7 +219,7 @@ def _train(
     for other in kin:
         borrow(folder_of(cfg.out, other), store.root)
     task = open_task(loop, source, store, watcher, mines=cell.method == MINING)
-    store.update_run(**provenance(loop, task, source), method=cell.method, stopped_by="interrupted")
+    store.update_run(**provenance(loop, task, source, store), method=cell.method, stopped_by="interrupted")
     truth = open_truth(task, source) if cell.method == ORACLE else None
     with preparing(store):  # rounds come one by one, afterwards; what is done before them is done here
         rounds = arms.method(cell.method, truth)(task, store)

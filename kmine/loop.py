@@ -54,7 +54,7 @@ def run_loop(cfg: LoopConfig) -> int:
 
         try:
             task = open_task(cfg, source, store, terminal, fabric)
-            store.update_run(**provenance(cfg, task, source), stopped_by="interrupted")
+            store.update_run(**provenance(cfg, task, source, store), stopped_by="interrupted")
         except BaseException:
             terminal.stop()
             store.close()

@@ -92,8 +92,7 @@ def open_task(
     bad_ids = {s.sample_id for s in bad_masks}
     labeled, val = ([i for i in ids if i not in bad_ids] for ids in (splits.labeled, splits.val))
     skipped = [*source.skipped, *cache.skipped, *bad_masks]
-    held = cache.contents((*splits.labeled, *splits.val))
-    store.update_run(skipped=[asdict(s) for s in skipped], num_skipped=len(skipped), data_contents=held)
+    store.update_run(skipped=[asdict(s) for s in skipped], num_skipped=len(skipped))
     if skipped:
         watcher.say(
             f"{len(skipped)} files skipped, listed in run.json; the first: {skipped[0].path}: {skipped[0].problem}"
@@ -277,7 +276,7 @@ def preparing(store: RunStore) -> Iterator[None]:
     store.update_run(preparation_seconds=round(earlier + max(0.0, spent), 1))
 
 
-def provenance(cfg: LoopConfig, task: Task, source: Source) -> dict[str, Any]:
+def provenance(cfg: LoopConfig, task: Task, source: Source, store: RunStore) -> dict[str, Any]:
     """What run.json says of where the numbers come from."""
     import torch
 
@@ -293,6 +292,7 @@ def provenance(cfg: LoopConfig, task: Task, source: Source) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
+        "data_contents": contents(cfg, source, store),
         "splits": {"labeled": len(task.labeled), "unlabeled": len(task.unlabeled), "val": len(task.val)},
     }
 
