@@ -20,7 +20,8 @@ class DataConfig:
     root: str | None = None
     """Folder that holds the data set as downloaded; not used by phantom and folder."""
     images: str | None = None
-    """Folder only: your images, in sub-folders or not: PNG, JPEG, TIFF, DICOM (.dcm) or NIfTI (.nii, .nii.gz)."""
+    """Folder only: your images, in sub-folders or not: PNG, JPEG, TIFF, DICOM (.dcm, or no suffix) or NIfTI
+    (.nii, .nii.gz)."""
     masks: str | None = None
     """Folder only: their masks, of the same names (suffixes apart), for some or all of the images."""
     csv: str | None = None

@@ -6,11 +6,12 @@ import os
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from kmine.data.image_files import UNWRITABLE, named, printable, walk
-from kmine.data.source import is_folder
+from kmine.data.source import is_folder, require_file
 from kmine.records import SampleError, Skipped, UserError
 
 Kind = Literal["picture", "nifti", "dicom"]
@@ -20,7 +21,10 @@ SUFFIXES: dict[str, Kind] = {
     **dict.fromkeys((".nii", ".nii.gz"), "nifti"),
     ".dcm": "dicom",
 }
-KINDS = "PNG, JPEG, TIFF, DICOM (.dcm) or NIfTI (.nii, .nii.gz)"
+KINDS = "PNG, JPEG, TIFF, DICOM (.dcm, or no suffix) or NIfTI (.nii, .nii.gz)"
+PREAMBLE, MAGIC = 128, b"DICM"
+DIRECTORY = "DICOMDIR"
+"""A table of contents, no image."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,10 @@ class Item:
     label: int | None = None
     split: str | None = None
 
-    @property
+    @cached_property
     def kind(self) -> Kind:
         """How the image is read."""
-        kind = split_suffix(self.image.name)[1]
+        kind = kind_of(self.image)
         assert kind is not None, "other files are not indexed"
         return kind
 
@@ -53,6 +57,19 @@ def split_suffix(name: str) -> tuple[str, Kind | None]:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)], kind
     return name, None
+
+
+def kind_of(path: Path) -> Kind | None:
+    """By the suffix; DICOM files often have none, and are known by their first bytes (PS3.10, 7.1)."""
+    kind = split_suffix(path.name)[1]
+    if kind is not None or path.name.upper() == DIRECTORY:
+        return kind
+    try:
+        require_file(path, "an image")  # whoever opens a pipe may wait for ever
+        with path.open("rb") as file:
+            return "dicom" if file.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC else None
+    except (OSError, SampleError):
+        return None
 
 
 def pair_folders(images: Path, masks: Path | None, on_error: OnError) -> tuple[list[Item], tuple[Skipped, ...]]:
@@ -101,9 +118,9 @@ def mismatch(image: Path, mask: Path | None) -> str | None:
     """What is wrong with a mask's kind of file, if anything."""
     if mask is None:
         return None
-    expected: Kind = "nifti" if split_suffix(image.name)[1] == "nifti" else "picture"
+    expected: Kind = "nifti" if kind_of(image) == "nifti" else "picture"
     words = {"nifti": "a NIfTI file (.nii, .nii.gz)", "picture": "a picture (PNG, TIFF or JPEG)"}
-    if split_suffix(mask.name)[1] == expected:
+    if kind_of(mask) == expected:
         return None
     return f"expected {words[expected]} as mask of {image.name}, got {mask.name}; convert the mask"
 
@@ -116,8 +133,8 @@ def _index(folder: Path, setting: str, on_error: OnError, apart: Path | None) ->
     found: dict[str, Path] = {}
     strays = []
     for path in sorted(_files(folder, setting, apart)):
-        name, kind = split_suffix(path.relative_to(folder).as_posix())
-        if kind is None:
+        name = split_suffix(path.relative_to(folder).as_posix())[0]
+        if kind_of(path) is None:
             strays.append(Skipped(printable(name), printable(path), f"not a {KINDS} file"))
         elif printable(name) != name:
             if on_error == "stop":

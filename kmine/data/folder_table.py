@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from kmine.data.folder_files import KINDS, Item, OnError, mismatch, split_suffix
+from kmine.data.folder_files import KINDS, Item, OnError, kind_of, mismatch, split_suffix
 from kmine.data.source import is_file, require_table
 from kmine.records import Skipped, UserError
 
@@ -93,7 +93,7 @@ def _item(where: str, row: dict[str, str], folder: Path) -> Item:
     if not row["image"]:
         raise UserError(f"{where}: expected an image, got an empty value; fill it in or remove the line")
     image, mask = folder / row["image"], folder / row["mask"] if row["mask"] else None
-    kind = split_suffix(image.name)[1]
+    kind = kind_of(image)
     if kind is None:
         raise UserError(f"{where}: expected a {KINDS} file, got {row['image']!r}; convert it")
     if problem := mismatch(image, mask):

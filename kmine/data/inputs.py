@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kmine.data.folder_files import KINDS, Kind, split_suffix
+from kmine.data.folder_files import KINDS, Kind, kind_of, split_suffix
 from kmine.data.image_files import UNWRITABLE, printable, walk
 from kmine.data.series import group_series
-from kmine.data.source import is_folder, require_file
-from kmine.records import SampleError, Skipped, UserError
+from kmine.data.source import is_folder
+from kmine.records import Skipped, UserError
 
 InputKind = Literal["picture", "dicom", "nifti", "series"]
-PREAMBLE, MAGIC = 128, b"DICM"
-DIRECTORY = "DICOMDIR"
-"""A table of contents, no image."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def find_inputs(words: Sequence[str], closed: Path) -> Inputs:
         if not os.path.lexists(path):
             raise UserError(f"{word}: expected an image or a folder, found nothing there; check the path")
         if not is_folder(path):
-            name, kind = split_suffix(path.name)[0], _kind(path)
+            name, kind = split_suffix(path.name)[0], kind_of(path)
             if kind is None:
                 raise UserError(f"{word}: expected {KINDS}, or a folder of these; convert the file")
             if printable(path) != str(path):
@@ -75,26 +72,13 @@ def find_inputs(words: Sequence[str], closed: Path) -> Inputs:
                 found.append(Input(name, kind, (path,)))
             continue
         for folder, files in _files(path, closed):
-            known = {file: kind for file in files if (kind := _kind(file)) is not None}
+            known = {file: kind for file in files if (kind := kind_of(file)) is not None}
             num_others += len(files) - len(known)
             lost = [file for file in known if printable(file) != str(file)]
             unreadable += [Skipped(printable(file.stem), printable(file), UNWRITABLE) for file in lost]
             found += _inputs(path, folder, {file: kind for file, kind in known.items() if file not in lost})
     _refuse_collisions(found)
     return Inputs(tuple(sorted(found, key=lambda one: (one.is_volume, one.name))), tuple(unreadable), num_others)
-
-
-def _kind(path: Path) -> Kind | None:
-    """By the suffix; DICOM files often have none, and are known by their first bytes (PS3.10, 7.1)."""
-    kind = split_suffix(path.name)[1]
-    if kind is not None or path.name.upper() == DIRECTORY:
-        return kind
-    try:
-        require_file(path, "an image")  # whoever opens a pipe may wait for ever
-        with path.open("rb") as file:
-            return "dicom" if file.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC else None
-    except (OSError, SampleError):
-        return None
 
 
 def _inputs(root: Path, folder: Path, known: dict[Path, Kind]) -> Iterator[Input]:

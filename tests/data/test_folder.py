@@ -579,3 +579,14 @@ def test_the_cache_takes_all_kinds(tmp_path, opened):
     cache = SampleCache(opened(window=(0.0, 200.0)), 32, tmp_path / "cache")
     assert [r.sample_id for r in cache.refs] == ["a", "b/slice-0000", "b/slice-0001", "b/slice-0002", "c"]
     assert cache.decode_masks(["a"]) == () and cache.mask_small("a").max() == 1
+
+
+def test_dicom_files_without_a_suffix_are_images_too(tmp_path, opened):
+    values = square().astype(np.int16)
+    for name in ("IM0001", "1.2.840.7", "with.dcm"):
+        save_dicom(tmp_path / "images" / name, values, series=generate_uid())
+    (tmp_path / "images" / "README").write_text("no image")
+    source = opened(masks=None, window=(0.0, 255.0))
+    assert [ref.sample_id for ref in source.refs()] == ["1.2.840.7", "IM0001", "with"]
+    assert np.array_equal(source.image("IM0001"), source.image("with"))
+    assert [skipped.sample_id for skipped in source.skipped] == ["README"]
