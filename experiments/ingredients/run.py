@@ -32,6 +32,7 @@ from kmine.methods import Task, evaluate_on, new_model, train
 from kmine.methods.mining import mine, mining_signature, trainable
 from kmine.preflight import preflight
 from kmine.preparation.adaptation import adapt_segmenter
+from kmine.preparation.calibration import calibrate
 from kmine.records import IGNORE_INDEX
 from kmine.runs import open_for_test, open_task
 from kmine.statistics import paired_difference
@@ -81,7 +82,8 @@ def cells(args: argparse.Namespace, labels: int, seed: int, wanted: dict[str, Pa
     """Mine once, then train and test every arm that is `wanted`."""
     cfg = config(args, labels, seed)
     source, store, terminal = preflight(cfg), RunStore(Path(cfg.out)), Terminal()
-    task = adapt_segmenter(open_task(cfg, source, store, terminal), store)
+    task = open_task(cfg, source, store, terminal)
+    task = calibrate(adapt_segmenter(task, store), task.segmenter, store)
     rounds = list(mine(task, store))  # the last of them is the arm `none`
     if not rounds[-1].num_pseudo:
         raise SystemExit(f"{labels} labels, seed {seed}: nothing was mined; more --steps, or another segmenter")
