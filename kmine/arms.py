@@ -11,8 +11,8 @@ from dataclasses import replace
 from functools import partial
 
 from kmine.data.pool import Pool
-from kmine.methods import Task
 from kmine.records import RoundResult, unknown_name
+from kmine.rounds.task import Task
 from kmine.store import RunStore
 
 Method = Callable[[Task, RunStore], Iterator[RoundResult]]

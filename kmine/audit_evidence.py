@@ -14,11 +14,11 @@ from kmine.data.pool import Pool
 from kmine.data.resize import resize_mask
 from kmine.data.source import Source
 from kmine.masks import to_rle
-from kmine.methods import Task
 from kmine.models.local import LocalModel, build_model
 from kmine.models.together import make_fabric
 from kmine.preparation.crossfit import fold_model, folds
 from kmine.records import IGNORE_INDEX, UserError
+from kmine.rounds.task import Task
 from kmine.stages import pairing
 from kmine.stages.infer import predict_small
 from kmine.stages.suspicion import (

@@ -17,9 +17,9 @@ from kmine.audit_evidence import Found, Past, Row
 from kmine.corrections import picture_name
 from kmine.data.pool import Pool
 from kmine.masks import from_rle, to_rle
-from kmine.methods import Task
 from kmine.records import IGNORE_INDEX, Prompts
 from kmine.report.audit_inputs import AuditItem, Layer
+from kmine.rounds.task import Task
 from kmine.stages.suspicion import WEIGHTS
 from kmine.store import RunStore, write_atomic
 

@@ -29,8 +29,8 @@ from kmine.store import BusyError, RunStore, read_json, safe_name, write_json
 from kmine.store.files import UNFINISHED
 
 if TYPE_CHECKING:
-    from kmine.methods import Task, Watcher
     from kmine.records import RoundResult
+    from kmine.rounds.task import Task, Watcher
 
 STATE = "cell.json"
 SHARED = ("round_00", "fold_*/round_00", "classifier", "witness/round_00", "witness_fold_*/round_00")

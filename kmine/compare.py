@@ -324,7 +324,7 @@ def _can_be_pooled(arms: Mapping[str, Any]) -> bool:
 def _both_checkpoints(
     store: RunStore, round_idx: int, arm: str, pool: Pool, model: Any, how: dict[str, Any]
 ) -> dict[str, Any]:
-    from kmine.methods import evaluate_on
+    from kmine.rounds.scoring import evaluate_on
 
     out = {}
     for checkpoint, name in (("chosen", "model"), ("final", "model_final")):

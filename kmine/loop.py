@@ -18,9 +18,9 @@ from kmine.store import RunStore
 
 if TYPE_CHECKING:
     from kmine.data.source import Source
-    from kmine.methods import Task
     from kmine.records import RoundResult
     from kmine.report import RoundRow
+    from kmine.rounds.task import Task
 
 DESCRIPTION = """Train a local model on the few masks, mine pseudo masks from a promptable segmenter on the unlabeled
 images, retrain, and go round again. Without settings: procedural phantom images, minutes on two CPU cores, no download.
@@ -118,9 +118,10 @@ def _prepared(task: Task, store: RunStore) -> Task:
 
     run.json then names what really mines.
     """
-    from kmine.methods import alone, new_model, train
     from kmine.preparation.adaptation import adapt_segmenter
     from kmine.preparation.calibration import calibrate
+    from kmine.rounds.task import alone
+    from kmine.rounds.training import new_model, train
     from kmine.runs import preparing
 
     fabric, base = task.fabric, task.segmenter

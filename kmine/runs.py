@@ -24,9 +24,9 @@ from kmine.data.source import Source
 from kmine.data.split_file import GivenSplit, read_split, settle_splits
 from kmine.data.splits import Splits
 from kmine.judged import NOBODY, Judged, judge, read_mask
-from kmine.methods import Task, Watcher
 from kmine.models.local import LocalModel, build_model
 from kmine.records import Finding, UserError
+from kmine.rounds.task import Task, Watcher
 from kmine.segmenters import open_segmenter
 from kmine.store import PREPARED, RunStore, sign
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from kmine.calibrator import settled
 from kmine.data.pool import Pool
-from kmine.methods import Task
 from kmine.preparation import calibration
 from kmine.preparation.adaptation import sentence
 from kmine.records import STOPPED_BY, Evidence, Prompts, RoundResult, Skipped
 from kmine.report import Calibrated, GalleryItem, Report, RoundRow
+from kmine.rounds.task import Task
 from kmine.stages import changes
 from kmine.store import RunStore
 

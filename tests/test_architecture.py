@@ -18,6 +18,7 @@ FLOORS = {
     **dict.fromkeys(("corrections", "verdicts"), 2.5),  # what comes back from a person: files in, plain values out
     "judged": 2.6,  # what verdicts mean for the next run
     "stages": 3,
+    "rounds": 3.5,  # what the rounds of every method are made of
     "methods": 4,
     **dict.fromkeys(("preparation", "cheap_check"), 4.2),
     "arms": 4.3,  # mining and self-training as a whole: a method, and the preparation that it takes
@@ -35,7 +36,7 @@ FLOORS = {
     "sweep_ray": 4.9,
     **dict.fromkeys(("loop", "compare", "sweep", "audit", "predict", "check", "fetch", "weights", "__main__"), 5),
 }
-FREE_INSIDE = {"config", "data", "models", "segmenters", "report", "store", "preparation", "deploy"}
+FREE_INSIDE = {"config", "data", "models", "segmenters", "report", "store", "rounds", "preparation", "deploy"}
 """Packages whose files may import one another."""
 
 HOMES = {
@@ -236,7 +237,7 @@ SOUND = [
     ("kmine.data", "from kmine.data.folder import Folder\nfrom .splits import split", True),
     ("kmine.stages.fit", "from kmine import masks, __version__\nfrom kmine.models import build\nimport torch", False),
     ("kmine.methods", "from kmine.stages.fit import fit", True),
-    ("kmine.methods.mining", "from kmine.methods import Task\nfrom . import train", False),
+    ("kmine.methods.mining", "from kmine.rounds.task import Task\nfrom kmine.rounds import training", False),
     ("kmine.methods.mining", "from kmine.stages import fit, infer\nimport kmine.store", False),
     ("kmine.loop", "from kmine.methods.mining import mine\nimport kmine\nimport json", False),
     ("kmine.arms", "from kmine.preparation.calibration import calibrate\nfrom kmine.methods.mining import mine", False),

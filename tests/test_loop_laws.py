@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from methods.small import ANYTHING_GOES, CFG, Silent, same, weights
 
-import kmine.methods as methods
 from kmine.config import GateConfig, LoopConfig, PromptsConfig, RefineConfig, SegmenterConfig
 from kmine.data import open_source
 from kmine.data.pool import Pool
@@ -23,6 +22,7 @@ from kmine.masks import components
 from kmine.methods import mining
 from kmine.metrics import dice
 from kmine.records import IGNORE_INDEX, Probs
+from kmine.rounds import asking, training
 from kmine.runs import open_cache, open_task
 from kmine.store import RunStore
 
@@ -54,7 +54,7 @@ def opened(cfg: LoopConfig, folder: Path):
 def learned(tmp_path_factory):
     """A task whose local model is trained: every loop in its folder reads round 0 back."""
     task, store, truth = opened(SMALL, tmp_path_factory.mktemp("learned"))
-    methods.train(task, store, methods.new_model(task, store), round_idx=0)
+    training.train(task, store, training.new_model(task, store), round_idx=0)
     return task, store, truth
 
 
@@ -68,7 +68,7 @@ def touching(monkeypatch):
                 seen = np.pad(truth.mask_small(sample_id), ((by, 0), (by, 0)))[:-by, :-by] == 1
                 yield Probs(sample_id, np.where([~seen, seen], 0.9, 0.1).astype(np.float32))
 
-        monkeypatch.setattr(mining, "infer", infer)
+        monkeypatch.setattr(asking, "infer", infer)
 
     return see
 
@@ -152,7 +152,7 @@ def test_where_the_local_model_is_asked_they_are_true_where_it_agrees_and_ignore
     masks = mined(task, store, truth, 1.0, prompts=EVERY_SIZE, refine=RefineConfig(ask_local=True))
     ids = with_as_many_prompts_as_objects(store, truth) & set(masks)
     assert len(ids) >= 5
-    seen = {p.sample_id: p.mask for p in mining.infer(None, truth, sorted(ids))}
+    seen = {p.sample_id: p.mask for p in asking.infer(None, truth, sorted(ids))}
     for sample_id in ids:
         true = truth.mask_small(sample_id)
         ignored = masks[sample_id] == IGNORE_INDEX
@@ -168,18 +168,18 @@ def test_training_on_perfect_pseudo_masks_is_the_oracle_s_training(tmp_path, tou
     cfg = replace(SMALL, prompts=EVERY_SIZE, fit=replace(CFG.fit, steps=2, round_steps=4, val_every=2, **settings))
     task, store, truth = opened(cfg, tmp_path)
     touching(truth)
-    made, fit = [], methods.fit
+    made, fit = [], training.fit
     monkeypatch.setattr(
-        methods, "fit", lambda model, batches, *a, **k: made.append(batches) or fit(model, batches, *a, **k)
+        training, "fit", lambda model, batches, *a, **k: made.append(batches) or fit(model, batches, *a, **k)
     )
     masks = mined(task, store, truth, 1.0)
     ids = with_as_many_prompts_as_objects(store, truth) & set(masks)
     assert ids == set(task.unlabeled.ids), "or the two would learn from different images"
     loop = [weights(store, 1, name=name) for name in ("model", "model_final")]
 
-    model = methods.new_model(task, store)
-    start = methods.train(task, store, model, round_idx=0)
-    oracle = methods.train(
+    model = training.new_model(task, store)
+    start = training.train(task, store, model, round_idx=0)
+    oracle = training.train(
         task, store, model, round_idx=1, start=start, pseudo=truth, pseudo_signature="", arm="oracle"
     )
     _, by_loop, by_oracle = made

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from loop_command import FEW_STEPS, OPEN_GATE, SMALL, UNET, run_loop
 
-import kmine.methods as methods
 from kmine import compare, loop
 from kmine.records import STOPPED_BY, Metrics, RoundResult
+from kmine.rounds import scoring
 
 TINY = SMALL | UNET | FEW_STEPS | OPEN_GATE | {"adopt_tolerance": 1, "refine.ask_local": "false"}
 
@@ -57,7 +57,7 @@ def test_the_reason_is_told_from_the_rounds(rounds, asked, reason):
 
 
 def test_two_refused_rounds_end_the_run_the_baseline_trains_as_many_and_compare_takes_it(tmp_path, capsys, monkeypatch):
-    out, real = tmp_path / "run", methods.evaluate_on
+    out, real = tmp_path / "run", scoring.evaluate_on
     claims = iter([0.5] * 2 + [0.1] * 4 + [0.5] * 100)  # round 0, the two refused ones, the baseline
 
     def evaluate_on(*args, **more):
@@ -65,7 +65,7 @@ def test_two_refused_rounds_end_the_run_the_baseline_trains_as_many_and_compare_
         return replace(found, dice=claim, cases=tuple(replace(case, dice=claim) for case in found.cases))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(methods, "evaluate_on", evaluate_on)
+        patch.setattr(scoring, "evaluate_on", evaluate_on)
         assert run(out, rounds=5, adopt_tolerance=0.05, baseline="true") == 0
     assert "stopped after round 2 of 5: two rounds in a row were refused" in ended(out, capsys, "refused_twice")
     assert [row["adopted"] for row in results(out)] == ["True", "False", "False"]

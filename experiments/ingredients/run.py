@@ -28,12 +28,15 @@ from numpy.typing import NDArray
 
 from kmine.cli import Terminal
 from kmine.config import AdaptConfig, DataConfig, FitConfig, LoopConfig, ModelConfig, SegmenterConfig
-from kmine.methods import Task, evaluate_on, new_model, train
-from kmine.methods.mining import mine, mining_signature, trainable
+from kmine.methods.mining import mine, mining_signature
 from kmine.preflight import preflight
 from kmine.preparation.adaptation import adapt_segmenter
 from kmine.preparation.calibration import calibrate
 from kmine.records import IGNORE_INDEX
+from kmine.rounds.scoring import evaluate_on
+from kmine.rounds.task import Task
+from kmine.rounds.teaching import trainable
+from kmine.rounds.training import new_model, train
 from kmine.runs import open_for_test, open_task
 from kmine.statistics import paired_difference
 from kmine.store import RunStore

@@ -25,13 +25,14 @@ from run import config
 from kmine import metrics
 from kmine.cli import Terminal
 from kmine.config import GateConfig
-from kmine.methods import Task, new_model
 from kmine.models.local import LocalModel
 from kmine.preflight import preflight
 from kmine.preparation import calibration_alone
 from kmine.preparation.alone import Alone
 from kmine.preparation.crossfit import folds
 from kmine.records import IGNORE_INDEX
+from kmine.rounds.task import Task
+from kmine.rounds.training import new_model
 from kmine.runs import open_task
 from kmine.stages.infer import infer
 from kmine.store import RunStore

@@ -39,11 +39,12 @@ from kmine.cli import Terminal
 from kmine.config import DataConfig, FitConfig, GateConfig, LoopConfig, ModelConfig, PromptsConfig, SegmenterConfig
 from kmine.data.pool import Pool
 from kmine.masks import from_rle
-from kmine.methods import Task, train_rounds
 from kmine.methods.mining import mine
 from kmine.preflight import preflight
 from kmine.preparation.calibration import calibrate
 from kmine.records import IGNORE_INDEX, Prompts, RoundResult
+from kmine.rounds.task import Task
+from kmine.rounds.training import train_rounds
 from kmine.runs import open_for_test, open_task, open_truth
 from kmine.segmenters.base import Segmenter
 from kmine.stages.calibrate import true_dice

@@ -26,8 +26,8 @@ import torch
 from kmine.cli import Terminal
 from kmine.config import ClassifierConfig, DataConfig, FitConfig, LoopConfig, ModelConfig
 from kmine.data.pool import Pool
-from kmine.methods import new_model, train
 from kmine.preflight import preflight
+from kmine.rounds.training import new_model, train
 from kmine.runs import open_for_test, open_task
 from kmine.stages.infer import infer
 from kmine.statistics import paired_difference

@@ -25,9 +25,10 @@ from kmine.cli import Terminal
 from kmine.config import DataConfig, FitConfig, LoopConfig, ModelConfig, SegmenterConfig
 from kmine.data import open_source
 from kmine.data.pool import Pool
-from kmine.methods import Task, new_model, train
 from kmine.preparation.adaptation import adapt_segmenter
 from kmine.preparation.crossfit import out_of_fold, prompted
+from kmine.rounds.task import Task
+from kmine.rounds.training import new_model, train
 from kmine.runs import open_cache, open_splits, open_task
 from kmine.segmenters import Segmenter, open_segmenter
 from kmine.statistics import paired_difference

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from kmine.config import FixmatchConfig
 from kmine.data.batches import places_for_unlabeled
-from kmine.methods import Task, train_rounds
 from kmine.models.training import Average
 from kmine.records import RoundResult, UserError
+from kmine.rounds.task import Task
+from kmine.rounds.training import train_rounds
 from kmine.stages.fit import Ask, Asked, Consistency, SeenTwice
 from kmine.store import RunStore, sign
 

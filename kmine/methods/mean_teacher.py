@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from kmine.config import TeacherConfig
 from kmine.data.batches import places_for_unlabeled
-from kmine.methods import Task, train_rounds
 from kmine.models.training import Average
 from kmine.records import RoundResult
+from kmine.rounds.task import Task
+from kmine.rounds.training import train_rounds
 from kmine.stages.fit import Ask, Asked, Consistency, SeenTwice
 from kmine.store import RunStore, sign
 

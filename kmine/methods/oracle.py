@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from kmine.data.pool import Pool
-from kmine.methods import Task, train_rounds
 from kmine.records import RoundResult
+from kmine.rounds.task import Task
+from kmine.rounds.training import train_rounds
 from kmine.store import RunStore, sign
 
 ARM = "oracle"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kmine.methods import Task, train_rounds
 from kmine.records import RoundResult
+from kmine.rounds.task import Task
+from kmine.rounds.training import train_rounds
 from kmine.store import RunStore
 
 ARM = "supervised"

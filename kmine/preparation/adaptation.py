@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from kmine.methods import Task, new_model, train
 from kmine.preparation.crossfit import out_of_fold, prompted, some_of
+from kmine.rounds.task import Task
+from kmine.rounds.training import new_model, train
 from kmine.segmenters.base import Adaptable
 from kmine.stages.adapt import Adaptation, adapt
 from kmine.store import RunStore, sign

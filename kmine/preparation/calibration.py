@@ -15,12 +15,13 @@ import numpy as np
 from kmine.calibrator import FEATURES, Calibration, Promise
 from kmine.data.pool import Pool
 from kmine.masks import components
-from kmine.methods import Task, new_model, train
-from kmine.methods.mining import CHUNK, ask, object_areas, prompts_for, witnessed
 from kmine.models.local import LocalModel
 from kmine.preparation.calibration_alone import calibrate_alone, rank_correlation
 from kmine.preparation.crossfit import fold_model, fold_witness, folds, prompted, some_of
 from kmine.records import IGNORE_INDEX, Evidence, Sample
+from kmine.rounds.asking import CHUNK, ask, object_areas, prompts_for, witnessed
+from kmine.rounds.task import Task
+from kmine.rounds.training import new_model, train
 from kmine.segmenters.base import ADAPTED, Adaptable, Segmenter
 from kmine.stages.adapt import Example, adapt
 from kmine.stages.calibrate import MIN_OBJECTS, fit_calibrator, promise, reliability, risk_coverage, true_dice

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from kmine.calibrator import FEATURES
-from kmine.methods import Task
-from kmine.methods.mining import object_areas
 from kmine.models.local import LocalModel
 from kmine.preparation.alone import Alone, objects_of, unasked
 from kmine.preparation.crossfit import fold_model
 from kmine.records import Evidence
+from kmine.rounds.asking import object_areas
+from kmine.rounds.task import Task
 from kmine.stages.calibrate import fit_calibrator, reliability, true_dice
 from kmine.stages.infer import infer
 from kmine.store import RunStore, sign

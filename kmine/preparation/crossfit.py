@@ -8,9 +8,10 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from kmine.data.pool import Pool
-from kmine.methods import Task, new_model, train, trained_witness
 from kmine.models.local import LocalModel
 from kmine.records import IGNORE_INDEX, derive_seed
+from kmine.rounds.task import Task
+from kmine.rounds.training import new_model, train, trained_witness
 from kmine.stages.adapt import Example
 from kmine.stages.infer import infer
 from kmine.stages.prompts import find_prompts

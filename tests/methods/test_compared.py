@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-import kmine.methods as methods
 from kmine import arms
 from kmine.config import FixmatchConfig, TeacherConfig
 from kmine.data.pool import Pool
@@ -23,6 +22,7 @@ from kmine.methods.oracle import MARK, oracle
 from kmine.methods.supervised import supervised
 from kmine.models.training import Average
 from kmine.records import UserError, WithheldMaskError
+from kmine.rounds import training
 from kmine.segmenters.echo import Echo
 from kmine.stages.fit import SeenTwice
 
@@ -44,8 +44,8 @@ def truth_of(task, ids=None) -> Pool:
 @pytest.fixture
 def watched(monkeypatch):
     """Counts the optimizer steps of every training, and notes each image-level label that is asked for."""
-    steps, asked, real = [], [], methods.fit
-    monkeypatch.setattr(methods, "fit", lambda *a, **how: (steps.append(how["steps"]), real(*a, **how))[1])
+    steps, asked, real = [], [], training.fit
+    monkeypatch.setattr(training, "fit", lambda *a, **how: (steps.append(how["steps"]), real(*a, **how))[1])
     label = Pool.image_label
     monkeypatch.setattr(Pool, "image_label", lambda pool, i: (asked.append(i), label(pool, i))[1])
     return steps, asked
@@ -84,16 +84,16 @@ def test_a_killed_method_goes_on_bit_for_bit(task_of, monkeypatch, method):
     other, other_store = task_of(cfg, "killed")
     rounds = method(other, other_store)
     next(rounds)
-    real = methods._save_state
+    real = training._save_state
 
     def save_and_die(*args):
         real(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(methods, "_save_state", save_and_die)
+    monkeypatch.setattr(training, "_save_state", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         next(rounds)
-    monkeypatch.setattr(methods, "_save_state", real)
+    monkeypatch.setattr(training, "_save_state", real)
     assert (other_store.round_dir(1, method.__name__) / "fit_state.safetensors").exists()
     list(method(other, other_store))
     for name in ("model", "model_final"):

@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import kmine.methods as methods
-from kmine.methods import new_model, train
-from kmine.methods.mining import image_weights, mine, object_areas, trainable
+from kmine.methods.mining import mine
 from kmine.methods.supervised import supervised
 from kmine.models.training import FitResult
 from kmine.records import Candidate
+from kmine.rounds import asking, scoring, teaching, training
+from kmine.rounds.teaching import trainable
+from kmine.rounds.training import new_model, train
 from kmine.segmenters.ellipse import Ellipse
 
 from .small import ANYTHING_GOES, CFG, same, weights
@@ -34,7 +35,7 @@ class Echo(Ellipse):
 
 def claiming(*dice):
     """`evaluate_on`, but every image of its first call has the first Dice, of its second the second, and so on."""
-    real, claims = methods.evaluate_on, iter(dice)
+    real, claims = scoring.evaluate_on, iter(dice)
 
     def evaluate_on(*args, **more):
         found, claim = real(*args, **more), next(claims)
@@ -90,11 +91,11 @@ def test_a_gate_that_keeps_nothing_ends_the_loop_and_says_so(task_of):
 
 def test_a_round_that_hurts_is_not_adopted_and_the_next_starts_before_it(task_of, monkeypatch):
     task, store = task_of(replace(CFG, adopt_tolerance=0.15), segmenter=Echo())
-    monkeypatch.setattr(methods, "evaluate_on", claiming(0.5, 0.5, 0.3, 0.3, 0.4, 0.4))
+    monkeypatch.setattr(scoring, "evaluate_on", claiming(0.5, 0.5, 0.3, 0.3, 0.4, 0.4))
     started_from = []
-    real_load = methods.LocalModel.load_state_dict
+    real_load = training.LocalModel.load_state_dict
     monkeypatch.setattr(
-        methods.LocalModel, "load_state_dict", lambda self, w, *a: (started_from.append(w), real_load(self, w, *a))[1]
+        training.LocalModel, "load_state_dict", lambda self, w, *a: (started_from.append(w), real_load(self, w, *a))[1]
     )
     results = list(mine(task, store))
     assert [r.adopted for r in results] == [True, False, True]
@@ -115,17 +116,16 @@ def test_a_round_that_hurts_is_not_adopted_and_the_next_starts_before_it(task_of
 def test_two_refused_rounds_in_a_row_end_the_loop_and_one_between_adopted_ones_does_not(task_of, monkeypatch):
     task, store = task_of(replace(CFG, rounds=6, adopt_tolerance=0.05), segmenter=Echo())
     of_rounds = (0.5, 0.3, 0.5, 0.3, 0.3, 0.9)
-    monkeypatch.setattr(methods, "evaluate_on", claiming(*(dice for dice in of_rounds for _ in range(2))))
+    monkeypatch.setattr(scoring, "evaluate_on", claiming(*(dice for dice in of_rounds for _ in range(2))))
     results = list(mine(task, store))
     assert [r.adopted for r in results] == [True, False, True, False, False]
     assert not store.round_dir(5).exists()
 
 
 def test_an_echo_is_told_from_mining_and_a_round_mined_again_from_the_same_model_too(task_of, monkeypatch):
-    from kmine.methods import mining
 
     task, store = task_of(replace(CFG, adopt_tolerance=0.05), segmenter=Echo())
-    monkeypatch.setattr(methods, "evaluate_on", claiming(0.5, 0.5, 0.3, 0.3, 0.5, 0.5))
+    monkeypatch.setattr(scoring, "evaluate_on", claiming(0.5, 0.5, 0.3, 0.3, 0.5, 0.5))
     rounds = list(mine(task, store))
     first, second = (store.read_json(store.round_dir(n) / "changes.json") for n in (1, 2))
     assert first["changed_pixels"] == first["taught_pixels"] == first["num_differing"] == 0
@@ -136,7 +136,7 @@ def test_an_echo_is_told_from_mining_and_a_round_mined_again_from_the_same_model
     assert said[0].startswith(f"round 1: {first['num_new']} of {len(task.unlabeled)} unlabeled images teach")
     assert said[1] == "round 1: warning: the segmenter changed nothing: this round is self-training"
     assert said[4].startswith("round 2: warning: mining changed nothing: the same images with the same masks")
-    monkeypatch.setattr(mining, "find_changes", None)
+    monkeypatch.setattr(teaching, "find_changes", None)
     task.watcher.said.clear()
     list(mine(task, store))
     assert [text for text in task.watcher.said if text.startswith("round ")] == said, "read back, and said again"
@@ -172,7 +172,7 @@ def fitted(task_of, monkeypatch):
         asked.append((cfg, batches))
         return FitResult(dict(model.state_dict()), 1, dict(model.state_dict()), [])
 
-    monkeypatch.setattr(methods, "fit", fit)
+    monkeypatch.setattr(training, "fit", fit)
 
     def both(**settings):
         varied = replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, **settings)))
@@ -212,44 +212,10 @@ def test_a_setting_signs_and_reaches_the_trainings_it_concerns_and_no_other(fitt
         assert not labels_too or shown(*alone[1:]), name
 
 
-def test_weights_are_the_mean_estimate_of_the_kept_objects():
-    rows = [
-        decision("a", 0.4), decision("a", 0.8, object_idx=1), decision("a", 0.0, reason="low_agreement", object_idx=2),
-        decision("b", float("nan")), decision("c", None, reason="lesion_free", object_idx=-1), decision("d", 1.2),
-    ]  # fmt: skip
-    assert image_weights(rows) == {"a": pytest.approx(0.6), "d": 1.0}
-
-
-def test_pseudo_masks_come_with_their_weights_where_asked_and_with_what_is_known_to_be_empty(task_of):
-    task, store = task_of(CFG)
-    a, b, c = task.unlabeled.ids[:3]
-    out = {**decision(c, 0.9, reason="low_agreement"), "in_training": False}
-    rows = [decision(a, 0.5), decision(b, None, reason="lesion_free", object_idx=-1), out]
-    plain = trainable(task, store, 1, rows)
-    assert (plain.ids, plain.weights, plain.empty) == ((a, b), {}, {b})
-    estimated = replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, pseudo_weight="estimated")))
-    weighed = trainable(estimated, store, 1, rows)
-    assert (weighed.ids, weighed.weights, weighed.empty) == ((a, b), {a: 0.5}, {b})
-
-
-def test_object_areas_are_medians_per_class(task_of):
-    class Two:
-        ids = ("a", "b")
-
-        def mask_small(self, sample_id):
-            mask = np.zeros((10, 10), np.uint8)
-            mask[:2, :5] = 1  # 10 %
-            mask[5:7, :2] = 1 if sample_id == "a" else 0  # 4 %
-            return mask
-
-    assert object_areas(Two(), 3) == {1: pytest.approx(0.1)}
-
-
 def test_from_round_2_on_a_cascade_remembers_the_round_before(task_of, monkeypatch):
-    from kmine.methods import mining
 
     seen: dict[str, int] = {}
-    real = mining.remember
+    real = asking.remember
 
     def remember(asked, before):
         for class_id, mask in before:
@@ -257,7 +223,7 @@ def test_from_round_2_on_a_cascade_remembers_the_round_before(task_of, monkeypat
         seen["objects"] = seen.get("objects", 0) + len(before)
         return real(asked, before)
 
-    monkeypatch.setattr(mining, "remember", remember)
+    monkeypatch.setattr(asking, "remember", remember)
     task, store = task_of(replace(CFG, prompts=replace(CFG.prompts, source="cascade")), segmenter=Ellipse())
     rounds = iter(mine(task, store))
     next(rounds), next(rounds)
@@ -274,16 +240,3 @@ def test_a_second_pass_is_recorded_as_what_was_asked(task_of):
     list(mine(once, once_store)), list(mine(twice, twice_store))
     first, second = ([row["box"] for row in store.prompts(1)] for store in (once_store, twice_store))
     assert len(first) == len(second) > 0 and first != second
-
-
-def test_hd95_is_in_pixels_throughout_unless_every_spacing_is_known(task_of, monkeypatch):
-    task, store = task_of(replace(CFG, rounds=0))
-    model = methods.new_model(task, store)
-    how = {"num_classes": 2, "batch_size": 8, "device": task.fabric.device}
-    spaced = [replace(task.val.sample(i), spacing=(2.0, 2.0)) for i in task.val.ids]
-    monkeypatch.setattr(type(task.val), "sample", lambda self, i: next(s for s in spaced if s.sample_id == i))
-    scores = {}
-    for known in (True, False):
-        monkeypatch.setattr(type(task.val), "in_mm", known)
-        scores[known] = methods.evaluate_on(task.val, model, model.state_dict(), **how).hd95
-    assert scores[True] == pytest.approx(2 * scores[False]) and scores[False] > 0

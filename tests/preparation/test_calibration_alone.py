@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from made_up_run import ALONE
 
-from kmine import methods
 from kmine.config import PromptsConfig
-from kmine.methods.mining import object_areas
 from kmine.preparation import calibration_alone
 from kmine.preparation.alone import Alone, objects_of, sentence, unasked
 from kmine.preparation.calibration import calibrate, learn
 from kmine.preparation.calibration_alone import learn_alone
 from kmine.records import Probs
+from kmine.rounds import training
+from kmine.rounds.asking import object_areas
 from kmine.segmenters.ellipse import Ellipse
 
 from .test_calibration import SMALL, rows
@@ -44,7 +44,7 @@ def test_a_finished_run_from_before_is_only_added_to(done, monkeypatch):
     store.save_json(path, {k: v for k, v in before.items() if k not in ("alone", "signature")}, before["signature"])
     for old in (store.root / "calibration").glob("alone_*.json"):
         old.unlink()
-    monkeypatch.setattr(methods, "fit", lambda *_, **__: pytest.fail("trained anew"))
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained anew"))
     assert calibrate(task, task.segmenter, store).calibration == task.calibration
     assert saved(store) == before and bytes_of(store, "fold_*.json") == folds and len(folds) == 3
     monkeypatch.setattr(calibration_alone, "fold_model", lambda *_: pytest.fail("asked anew"))

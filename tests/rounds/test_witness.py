@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from methods.small import CFG, same, weights
 
-import kmine.methods as methods
-from kmine.methods import trained_witness
 from kmine.methods.mining import mine
+from kmine.rounds import training
+from kmine.rounds.training import trained_witness
 from kmine.segmenters.ellipse import Ellipse
-
-from .small import CFG, same, weights
 
 TWO = replace(CFG, model=replace(CFG.model, name="unetpp+unet"))
 
@@ -36,13 +35,13 @@ def test_the_local_model_is_what_it_would_be_alone_until_the_witness_is_heard(ta
 
 def test_it_is_trained_once_and_never_on_a_pseudo_mask(task_of, monkeypatch):
     task, store = task_of(TWO, segmenter=Ellipse())
-    trained, real = [], methods.fit
+    trained, real = [], training.fit
 
     def fit(model, batches, *args, **more):
         trained.append((type(model.net).__name__, batches.pseudo))
         return real(model, batches, *args, **more)
 
-    monkeypatch.setattr(methods, "fit", fit)
+    monkeypatch.setattr(training, "fit", fit)
     list(mine(task, store))
     (pseudo,) = [pseudo for name, pseudo in trained if name == "Unet"]
     assert pseudo is None and len(trained) == 4  # rounds 0, 1, 2 and the witness

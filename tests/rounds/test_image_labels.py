@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from methods.small import CFG, same
 
-import kmine.methods as methods
 from kmine.config import ClassifierConfig
 from kmine.data.augment import Augment
 from kmine.data.batches import LabelBatches
-from kmine.methods import new_model
-from kmine.methods.mining import heed_labels, mine
+from kmine.methods.mining import mine
 from kmine.records import Prompts
+from kmine.rounds import training
+from kmine.rounds.asking import heed_labels
+from kmine.rounds.training import new_model
 from kmine.segmenters.ellipse import Ellipse
-
-from .small import CFG, same
 
 SKS = replace(
     CFG,
@@ -121,7 +121,7 @@ def test_it_differs_from_an_untrained_one_and_from_a_shuffled_one(task_of):
     plain, store = task_of(SKS)
     shuffled, other = task_of(replace(SKS, classifier=replace(SKS.classifier, shuffle=True)), "other")
     trained = [new_model(plain, store).classifier.state_dict(), new_model(shuffled, other).classifier.state_dict()]
-    untrained = methods.build_model(SKS.model, 2, SKS.seed).classifier.state_dict()
+    untrained = training.build_model(SKS.model, 2, SKS.seed).classifier.state_dict()
     assert not same(trained[0], trained[1]) and not same(trained[0], untrained)
 
 

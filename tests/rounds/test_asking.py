@@ -6,18 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from methods.small import CFG
 
 from kmine.config import PromptsConfig
 from kmine.masks import grow_box, tight_box
-from kmine.methods.mining import ask, prompts_for
 from kmine.preparation import calibration
 from kmine.records import Decision, Evidence, Probs, UserError
+from kmine.rounds.asking import ask, object_areas, prompts_for
 from kmine.segmenters.base import proposals_of
 from kmine.segmenters.ellipse import Ellipse
 from kmine.stages.prompts import find_prompts
 from kmine.stages.tabulate import rows_of
-
-from .small import CFG
 
 AUTO = replace(CFG, rounds=1, prompts=PromptsConfig(source="auto"))
 BELIEVED = (slice(4, 14), slice(4, 14))
@@ -162,3 +161,16 @@ def test_the_gate_is_calibrated_on_the_prompts_that_will_be_asked(opened, monkey
     assert [len(some) for some in seen] == [2, 2] and len(rows) == 4
     # The local model's mask of an object that it has not is empty.
     assert [row["dice_local"] for row in rows[1::2]] == [0.0, 0.0]
+
+
+def test_object_areas_are_medians_per_class():
+    class Two:
+        ids = ("a", "b")
+
+        def mask_small(self, sample_id):
+            mask = np.zeros((10, 10), np.uint8)
+            mask[:2, :5] = 1  # 10 %
+            mask[5:7, :2] = 1 if sample_id == "a" else 0  # 4 %
+            return mask
+
+    assert object_areas(Two(), 3) == {1: pytest.approx(0.1)}
