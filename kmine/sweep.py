@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kmine import cli
-from kmine.cells import Cell, is_settled, state_of
-from kmine.config.sweep import SweepConfig
+from kmine.cells import Cell, config_of, is_settled, state_of
+from kmine.config.sweep import MINING, SweepConfig
+from kmine.segmenters import fetch_weights
 from kmine.sweep_plan import claim, describe, make_plan, write_table
 from kmine.sweep_workers import work, work_in_processes
 
@@ -39,6 +40,7 @@ def run_sweep(cfg: SweepConfig) -> int:
     if cfg.dry_run:
         describe_now()
         return 0
+    _fetch_weights(cfg, plan.cells)
     cells = claim(cfg, plan, source)
     write_table(cfg.out, cells)
     describe_now()
@@ -55,6 +57,17 @@ def run_sweep(cfg: SweepConfig) -> int:
         terminal.stop()
         write_table(cfg.out, cells)
     return _sum_up(cfg, plan.cells, terminal)
+
+
+def _fetch_weights(cfg: SweepConfig, cells: Sequence[Cell]) -> None:
+    """Before any cell is begun: several processes would fetch one file, and a missing one would fail cell by cell."""
+    if cfg.backend == "ray":  # its machines have weights of their own
+        return
+    mining = {cell.model: cell for cell in cells if cell.method == MINING}
+    for cell in mining.values():
+        loop = config_of(cfg, cell)
+        if loop.rounds:
+            fetch_weights(loop.segmenter, offline=loop.offline)
 
 
 def _sum_up(cfg: SweepConfig, cells: Sequence[Cell], terminal: cli.Terminal) -> int:

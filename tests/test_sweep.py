@@ -254,9 +254,12 @@ def test_ctrl_c_leaves_the_table_whole(swept, tmp_path, monkeypatch, capsys):
         (["--processes", "0"], "processes: expected at least 1"),
         (["--device", "gpu"], "device: expected auto, cpu"),
         (["--data.name", "kvasir_seg"], "data.root"),
+        (["--set", "mining.segmenter.checkpoint=none.pth"], "none.pth: no such file"),
+        (["--set", "mining.segmenter.name=sam_vit_b", "--offline", "true"], "the weights of sam_vit_b are missing"),
     ],
 )
-def test_what_is_wrong_for_all_cells_is_one_line_before_any_is_begun(swept, capsys, words, said):
+def test_what_is_wrong_for_all_cells_is_one_line_before_any_is_begun(swept, tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.setenv("KMINE_CACHE", str(tmp_path))  # no weights there, whoever runs this
     before = {path: path.stat().st_mtime_ns for path in swept[0].rglob("*.json")}
     usual = {"--fractions": ["0.3"], "--seeds": ["0"], "--methods": ["supervised", "mining"]}
     others = [word for flag, values in usual.items() if flag not in words for word in (flag, *values)]

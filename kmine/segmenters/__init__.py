@@ -12,7 +12,7 @@ from kmine.config import PromptsConfig, SegmenterConfig
 from kmine.records import UserError, unknown_name
 from kmine.segmenters.base import Embedding, Segmenter, cannot_propose, needs_box
 
-__all__ = ["REGISTRY", "Embedding", "Segmenter", "check_prompting", "open_segmenter"]
+__all__ = ["REGISTRY", "Embedding", "Segmenter", "check_prompting", "fetch_weights", "open_segmenter"]
 
 Say = Callable[[str], None]
 """Is told a sentence for the user."""
@@ -90,6 +90,20 @@ def check_prompting(name: str, prompts: PromptsConfig) -> None:
         raise needs_box(name)
     if name in NO_PROPOSALS and prompts.source == "auto":
         raise cannot_propose(name)
+
+
+def fetch_weights(cfg: SegmenterConfig, *, offline: bool) -> None:
+    """Sees to it that the file of a segmenter's weights is there, before several runs want it; it is not read.
+
+    Raises:
+        UserError: the checkpoint is missing, or the official one, and it cannot be downloaded.
+    """
+    from kmine.segmenters.weights import KNOWN, default_cache_dir, fetch, there
+
+    if cfg.checkpoint is not None:
+        there(Path(cfg.checkpoint).expanduser())
+    elif cfg.name in KNOWN:
+        fetch(cfg.name, default_cache_dir(), offline)
 
 
 def open_segmenter(cfg: SegmenterConfig, *, device: str, offline: bool, say: Say = lambda text: None) -> Segmenter:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from kmine.download import download, sha256_of
 from kmine.records import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 CHECKPOINT_FLAG = "--segmenter.checkpoint FILE"
 
@@ -84,6 +86,16 @@ def fetch(name: str, cache_dir: Path, offline: bool) -> Path:
     return path
 
 
+def there(path: Path) -> None:
+    """Refuses a checkpoint that is no file.
+
+    Raises:
+        UserError: it is missing.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected the weights of a segmenter, see {CHECKPOINT_FLAG}")
+
+
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """The state dict of a checkpoint, on the CPU; nothing in the file is ever executed.
 
@@ -93,8 +105,9 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: the file is missing, damaged, holds Python objects or no state dict.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected the weights of a segmenter, see {CHECKPOINT_FLAG}")
+    import torch
+
+    there(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -120,6 +133,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_torch(path: Path) -> object:
+    import torch
+
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
