@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
@@ -80,16 +80,22 @@ def outcome(state: dict[str, Any]) -> str:
 def work_in_processes(
     cfg: SweepConfig, cells: Sequence[Cell], rows: Sequence[Cell], since: float, terminal: cli.Terminal
 ) -> None:
-    """The same in `cfg.processes` workers; one that crashes costs its cell, and another takes its place."""
+    """The same in `cfg.processes` workers; one that crashes costs its cell, and another takes its place.
+
+    Where there are several GPUs, and none is named, the workers are dealt out among them.
+    """
     context = multiprocessing.get_context("spawn")
     count = min(cfg.processes, len(cells))
-    workers: list[Any] = []
+    gpus = visible_gpus() if cfg.device in ("auto", "cuda") else []
+    workers: dict[Any, str | None] = {}
 
     def begin() -> None:
-        with _threads(max(1, _all_threads() // count)):
+        gpu = least_used(gpus, list(workers.values()))
+        surroundings = {"OMP_NUM_THREADS": str(max(1, _all_threads() // count))}
+        with _environment(surroundings | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})):
             worker = context.Process(target=_worker, args=(cfg, list(cells), list(rows), since))
             worker.start()
-        workers.append(worker)
+        workers[worker] = gpu
 
     known: set[Cell] = {cell for cell in cells if is_settled(state_of(cfg.out, cell), since)}
     try:
@@ -98,7 +104,7 @@ def work_in_processes(
         while workers:
             wait([worker.sentinel for worker in workers], timeout=1)
             for worker in [worker for worker in workers if not worker.is_alive()]:
-                workers.remove(worker)
+                del workers[worker]
                 if worker.exitcode and _crashed(cfg, cells, rows, worker):
                     begin()
             known = tell(cfg, cells, since, terminal, known, count)
@@ -169,18 +175,34 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def least_used(gpus: Sequence[str], taken: Sequence[str | None]) -> str | None:
+    """The GPU that the fewest of the workers at `taken` have, the first of several; None where there is none."""
+    return min(gpus, key=list(taken).count, default=None)
+
+
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """What a process that is started now takes for its number of threads."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(count)
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """What a process that is started now finds in its environment, beside the rest."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _all_threads() -> int:

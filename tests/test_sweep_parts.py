@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from kmine.records import Metrics, RoundResult, UserError, stopped_by
 from kmine.store import RunStore, write_json
 from kmine.sweep_plan import time_left, write_table
 from kmine.sweep_ray import BUSY, _outcome, spread, task
+from kmine.sweep_workers import least_used
 
 A0, A1, B0, B1 = (Cell(m, "unetpp", f, 0) for f in (0.1, 0.2) for m in ("supervised", "mining"))
 """Two cells of one kin and two of another."""
@@ -221,3 +223,42 @@ def test_a_task_that_broke_off_is_a_failed_cell(tmp_path):
     ray = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayError=RayError))
     assert _outcome(ray, None, SimpleNamespace(out=str(tmp_path)), A0) == "failed"
     assert state_of(tmp_path, A0)["error"] == "RayError: The worker died unexpectedly."
+
+
+def test_workers_are_dealt_out_among_the_gpus_there_are(tmp_path, monkeypatch):
+    seen = []
+
+    class Worker:
+        sentinel, exitcode = 0, 0
+
+        def __init__(self, **how: object) -> None: ...
+
+        def start(self) -> None:
+            seen.append((os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ["OMP_NUM_THREADS"]))
+
+        def is_alive(self) -> bool:
+            return False
+
+        def join(self) -> None: ...
+
+    def begin(device: str) -> list[tuple[str | None, str]]:
+        seen.clear()
+        cfg = settings(tmp_path, tmp_path, "--processes", "3", "--device", device)
+        sweep_workers.work_in_processes(cfg, [A0, A1, B0, B1], [], 0.0, SimpleNamespace(say=print))
+        return list(seen)
+
+    monkeypatch.setattr(sweep_workers, "multiprocessing", SimpleNamespace(get_context=lambda _: fake))
+    monkeypatch.setattr(sweep_workers, "wait", lambda *_, **__: None)
+    fake = SimpleNamespace(Process=Worker)
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 7")
+    assert begin("auto") == [("4", "2"), ("7", "2"), ("4", "2")]
+    assert begin("cpu") == [("4, 7", "2")] * 3, "nothing to deal out"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert begin("auto") == [("", "2")] * 3
+    assert os.environ["OMP_NUM_THREADS"] == "6", "ours stays as it was"
+
+
+def test_a_worker_takes_the_gpu_that_the_fewest_have():
+    assert least_used(["0", "1", "2"], ["0", "2", "0"]) == "1"
+    assert least_used(["0", "1"], ["1", "0"]) == "0" and least_used([], [None]) is None

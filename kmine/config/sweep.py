@@ -38,7 +38,8 @@ class SweepConfig(LoopConfig):
     set: list[str] = field(default_factory=list)
     """Settings of one method or one model alone: supervised.fit.lr=0.0003 sks.model.encoder=mobilenetv2_100."""
     processes: int = 1
-    """1: in this process; more: so many workers, each with its share of the threads. A crash then costs one cell."""
+    """1: in this process; more: so many workers, each with its share of the threads and, where there
+    are several GPUs and device names none, one of those (CUDA_VISIBLE_DEVICES). A crash then costs one cell."""
     backend: Literal["local", "ray"] = "local"
     """ray: cells are spread over a Ray cluster whose nodes all see the folder `out` and the data (extra `ray`)."""
     address: str | None = None
