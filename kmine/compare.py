@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kmine import cli
-from kmine.compare_table import BASELINE, MINING, ROUND_0, Cost, LabelsSaved, Result, label_curve, tabulate, volume_of
+from kmine.compare_table import (
+    BASELINE,
+    MINING,
+    ROUND_0,
+    Cost,
+    LabelsSaved,
+    Result,
+    label_curve,
+    tabulate,
+    volume_of,
+    with_labels_saved,
+)
 from kmine.config import LoopConfig
 from kmine.finished import settings_of
 from kmine.metrics import summarise
@@ -97,7 +108,7 @@ def compare(cfg: CompareConfig) -> int:
     table = tabulate(results, cfg.baseline, also)
     out = RunStore(Path(cfg.out or cfg.runs[0]))
     points, saved = label_curve(results, cfg.baseline)
-    table = replace(table, notes=[*table.notes, *(one.sentence(table.baseline) for one in saved)])
+    table = with_labels_saved(table, saved)
     chart = label_efficiency(points, f"{found[0].run.get('dataset', 'test split')}, segmenter {table.segmenter}")
     _write(out, replace(table, chart=chart[0]), cfg.format)
     _write_curve(out, points, saved, chart)
@@ -117,9 +128,7 @@ def _write(out: RunStore, table: Comparison, which: str) -> None:
         out.write_text("test_table.html", comparison.html(table))
 
 
-def _write_curve(
-    out: RunStore, points: Sequence[CurvePoint], saved: Sequence[LabelsSaved], chart: tuple[str, bytes]
-) -> None:
+def _write_curve(out: RunStore, points: list[CurvePoint], saved: list[LabelsSaved], chart: tuple[str, bytes]) -> None:
     """The label-efficiency curve as a table and as pictures, and the labels saved; nothing with one label fraction."""
     if not points:
         return

@@ -67,6 +67,7 @@ class LabelsSaved:
 
     method: str
     model: str
+    label_fraction: float
     num_labels: float
     """That the method has."""
     needed: LabelsNeeded
@@ -76,18 +77,32 @@ class LabelsSaved:
     """And ends here."""
     num_seeds: int
 
-    def sentence(self, baseline: str) -> str:
-        """In words, with what the curve cannot say left open."""
+    @property
+    def key(self) -> tuple[str, str, float]:
+        """The row of the table that it is about: method, model, label fraction."""
+        return self.method, self.model, self.label_fraction
+
+    def words(self) -> str:
+        """`28 [≤ 20, 125]`: the number and its interval, with what the curve cannot say left open."""
         low, found, high = (self._count(n) for n in (self.needed.low, self.needed.needed, self.needed.high))
-        return (
-            f"{self.model}: for the Dice of {self.method} with {self.num_labels:g} labels {baseline} needs {found} "
-            f"[{low}, {high}] labels, read off its curve ({self.num_seeds} seed(s), bootstrap over groups and seeds)."
-        )
+        return f"{found} [{low}, {high}]"
 
     def _count(self, number: float) -> str:
         if not np.isfinite(number):
-            return f"more than {self.most:g}" if number > 0 else "?"
-        return f"at most {self.fewest:g}" if number <= self.fewest else f"{number:.0f}"
+            return f"> {self.most:g}" if number > 0 else "?"
+        return f"≤ {self.fewest:g}" if number <= self.fewest else f"{number:.0f}"
+
+
+def with_labels_saved(table: Comparison, saved: Sequence[LabelsSaved]) -> Comparison:
+    """The table with a column for the labels saved, and a note that explains it; as it is where there are none."""
+    if not saved:
+        return table
+    note = (
+        f"Labels for the same Dice: how many *{table.baseline}* needs for the Dice of the row, read off its curve "
+        "over the seeds that both have; in brackets the 95 % bootstrap interval over groups and seeds. "
+        "≤ and > are the ends of the curve."
+    )
+    return replace(table, notes=[*table.notes, note], labels_needed={one.key: one.words() for one in saved})
 
 
 def volume_of(sample_id: str) -> str | None:
@@ -183,7 +198,8 @@ def _saved(found: Mapping[int, Result], curve: Mapping[float, Mapping[int, Resul
     counts = [point.num_labels for point in points]
     needed = labels_to_match(counts, list(stack[:-1]), stack[-1], groups, seed=0)
     point = _point(own)
-    return LabelsSaved(point.method, point.model, point.num_labels, needed, counts[0], counts[-1], len(seeds))
+    of = (point.method, point.model, point.label_fraction, point.num_labels)
+    return LabelsSaved(*of, needed, counts[0], counts[-1], len(seeds))
 
 
 def _by_volume(result: Result) -> Result:

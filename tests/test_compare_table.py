@@ -7,9 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kmine.compare_table import BASELINE, MINING, ROUND_0, Cost, Result, label_curve, tabulate, volume_of
+from kmine.compare_table import (
+    BASELINE,
+    MINING,
+    ROUND_0,
+    Cost,
+    Result,
+    label_curve,
+    tabulate,
+    volume_of,
+    with_labels_saved,
+)
 from kmine.metrics import case_metrics, summarise
 from kmine.records import CaseMetrics, UserError
+from kmine.report import comparison
 
 NAN = float("nan")
 
@@ -191,9 +202,13 @@ def test_the_curve_and_the_labels_saved_by_hand():
     ]
     assert [one.method for one in saved] == ["mining (ellipse)", "fixmatch"]  # an oracle saves nobody a label
     assert saved[0].needed.needed == saved[0].needed.low == pytest.approx(100)
-    assert "fixmatch with 10 labels supervised needs more than 1000 [more than 1000, more than 1000]" in saved[
-        1
-    ].sentence("supervised")
+    assert [one.words() for one in saved] == ["100 [100, 100]", "> 1000 [> 1000, > 1000]"]
+    table = with_labels_saved(tabulate(found, "supervised"), saved)
+    lines = [line.strip("| ").split(" | ") for line in comparison.markdown(table).splitlines()]
+    column = next(cells for cells in lines if cells[0] == "labels").index("labels for the same Dice")
+    assert [cells[column] for cells in lines[-5:]] == ["–", "–", *(one.words() for one in saved), "–"]
+    assert "Labels for the same Dice: how many *supervised* needs" in table.notes[-1]
+    assert with_labels_saved(table, []) is table
 
 
 def test_labels_saved_rest_on_the_seeds_that_all_have():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, fields
 
 from kmine.report.html import environment
 from kmine.report.table import DASH, duration, number
@@ -63,6 +63,8 @@ class Comparison:
     segmenter: str
     notes: Sequence[str]
     """Plain sentences: of what, on what, compared how."""
+    labels_needed: Mapping[tuple[str, str, float], str] = field(default_factory=dict)
+    """By method, model and label fraction: how many labels the baseline would need for the same Dice, in words."""
     chart: str = ""
     """SVG of the label-efficiency curve, for the page; empty where there is one label fraction."""
 
@@ -83,6 +85,9 @@ def columns(table: Comparison) -> list[_Column]:
     def known(name: str) -> bool:
         return any(math.isfinite(getattr(row, name)) for row in table.rows)
 
+    def needed(row: ComparisonRow) -> str:
+        return table.labels_needed.get((row.method, row.model, row.label_fraction), DASH)
+
     return [
         *([_Column("model", lambda row: row.model, False)] if differ("model") else []),
         *([_Column("labels", _labels)] if differ("label_fraction") else []),
@@ -96,6 +101,7 @@ def columns(table: Comparison) -> list[_Column]:
         _Column("missed", lambda row: number(row.num_missed, 1)),
         _Column("difference in Dice", _difference),
         _Column("p, Holm", lambda row: _p(row.p_holm)),
+        *([_Column("labels for the same Dice", needed)] if table.labels_needed else []),
         *([_Column("time", lambda row: duration(row.seconds))] if known("seconds") else []),
         *([_Column("peak MB", lambda row: number(row.peak_memory_mb, 0))] if known("peak_memory_mb") else []),
         *([_Column("parameters", _millions)] if known("num_parameters") else []),
@@ -147,6 +153,7 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "≤": r"$\leq$",
     DASH: "--",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
@@ -189,7 +196,7 @@ def html(table: Comparison) -> str:
 
 def tidy(table: Comparison) -> tuple[list[str], list[list[object]]]:
     """Header and one row a method and number of labels, unrounded; empty cells where there is no number."""
-    header = [field.name for field in fields(ComparisonRow)]
+    header = [one.name for one in fields(ComparisonRow)]
     return [*header, "shown"], [[*map(_plain, astuple(row)), row.is_shown] for row in table.rows]
 
 
