@@ -47,9 +47,9 @@ def trained_witness(task: Task, store: RunStore, arm: str = "witness") -> tuple[
     """
     if task.witness is None:
         return None
-    alone = replace(task, cfg=replace(task.cfg, model=task.witness), witness=None)
-    model = new_model(alone, store)
-    trained = train(alone, store, model, round_idx=0, arm=arm)
+    its = replace(task, cfg=replace(task.cfg, model=task.witness), witness=None)
+    model = new_model(its, store)
+    trained = train(its, store, model, round_idx=0, arm=arm)
     model.load_state_dict(trained.best)
     return model, trained.signature
 
