@@ -135,9 +135,14 @@ def tabulate(results: Sequence[Result], baseline: str, also: Sequence[str] = ())
 
 
 def _cases(results: Sequence[Result]) -> tuple[list[Result], bool]:
-    """The results with a case a volume, where all cases are slices, and whether they are."""
+    """The results with a case a volume, where all cases are slices, and whether they are.
+
+    Mining goes by all the segmenters that it had (adapted under one seed, not under another): one name, one curve.
+    """
     of_volumes = all(volume_of(case.sample_id) for result in results for case in result.chosen.cases)
-    return [_by_volume(result) if of_volumes else result for result in results], of_volumes
+    mined_by = ", ".join(sorted({result.segmenter for result in results if result.method == MINING}))
+    named = [replace(result, segmenter=mined_by) if result.method == MINING else result for result in results]
+    return [_by_volume(result) if of_volumes else result for result in named], of_volumes
 
 
 def label_curve(results: Sequence[Result], baseline: str) -> tuple[list[CurvePoint], list[LabelsSaved]]:

@@ -180,6 +180,18 @@ def test_a_single_seed_and_what_is_missing_are_said():
     assert "One seed" in " ".join(table.notes) and table.notes[-1] == "2 of 4 cells failed."
 
 
+def test_mining_is_named_after_all_its_segmenters_and_stays_one_curve():
+    few, many = ({"label_fraction": f, "num_labeled": n} for f, n in ((0.1, 10), (1.0, 100)))
+    found = [
+        *(result("supervised", [0.4, 0.6], seed, **n) for n in (few, many) for seed in (0, 1)),
+        *(result(MINING, [0.6, 0.8], s, segmenter=name, **few) for s, name in enumerate(("tiny", "tiny+adapted"))),
+        result(MINING, [0.6, 0.8], 0, segmenter="tiny", **many),
+    ]
+    names = {row.method for row in tabulate(found, "supervised").rows}
+    assert names == {point.method for point in label_curve(found, "supervised")[0]}
+    assert names == {"supervised", "mining (tiny, tiny+adapted)"}
+
+
 def test_one_label_fraction_makes_no_curve():
     assert label_curve([result("supervised", [0.5, 0.6]), result(MINING, [0.6, 0.7])], "supervised") == ([], [])
 
