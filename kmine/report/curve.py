@@ -1,4 +1,4 @@
-"""The label-efficiency curve: Dice against the number of labels, a line a method, bands for what is not known."""
+"""The label-efficiency curve: Dice against the number of labels, a line a method, bars for what is not known."""
 
 from __future__ import annotations
 
