@@ -187,5 +187,8 @@ def gate_all(
 def refine_all(
     asked: Asked, decisions: Sequence[Sequence[Decision]], cfg: RefineConfig
 ) -> list[NDArray[np.uint8] | None]:
-    """The pseudo mask of each image, or None where it has none; see `kmine.stages.refine.refine`."""
+    """The pseudo mask of each image, (H, W) uint8 class ids, 255 = ignore; None where it has none.
+
+    See `kmine.stages.refine.refine`.
+    """
     return [refine(*row, cfg, image_label=image.image_label) for image, *row in zip(*asked[:4], decisions, strict=True)]

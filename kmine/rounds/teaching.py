@@ -23,7 +23,10 @@ Row = dict[str, Any]
 def heed_judged(
     judged: Judged, ids: Sequence[str], tables: dict[str, list[Row]], masks: dict[str, NDArray[np.uint8]]
 ) -> tuple[dict[str, list[Row]], dict[str, NDArray[np.uint8]]]:
-    """A chunk's rows and pseudo masks with those of the images among `ids` that a person judged: nobody was asked."""
+    """A chunk's rows and pseudo masks with those of the images among `ids` that a person judged: nobody was asked.
+
+    `masks`, by sample: (H, W) uint8 class ids in the image's own frame, 255 = ignore; so are those that come back.
+    """
     accepted = [i for i in ids if i in judged.accepted]
     rejected = [i for i in ids if i in judged.rejected]
     rows = {**tables, "decisions": tables["decisions"] + judged_rows(rejected, accepted)}
