@@ -22,15 +22,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine import cli
-from kmine.config import DataConfig, LoopConfig, ModelConfig, SegmenterConfig
-from kmine.masks import to_rle
-from kmine.models.local import build_model
-from kmine.preflight import preflight
-from kmine.records import Evidence
-from kmine.runs import open_cache, open_splits
-from kmine.store import RunStore, write_atomic
-from kmine.store.files import encode_png
+from kmine.config import (
+    DataConfig,
+    LoopConfig,
+    ModelConfig,
+    SegmenterConfig,
+)
+from kmine.io.files import encode_png, write_atomic
+from kmine.models.build import build_model
+from kmine.ops.masks import to_rle
+from kmine.setup.open import open_cache, open_splits
+from kmine.setup.preflight import preflight
+from kmine.store.run_folder import RunStore
 from kmine.store.tables import encode_table
+from kmine.types import Evidence
 
 SIGNATURE = "benchmark"
 GIVEN = 40

@@ -99,7 +99,7 @@ def make(folder: Path, count: int, first: int = 0) -> None:
     """256 px RGB; a few phantoms under noise that makes each a picture of its own."""
     import cv2
 
-    from kmine.data.phantom import PhantomSource
+    from kmine.data.datasets.phantom.dataset import PhantomSource
 
     source = PhantomSource("polyp", 50, 256)
     drawn = [(source.image(ref.sample_id), source.mask(ref.sample_id)) for ref in source.refs()]
@@ -145,7 +145,7 @@ def memory(args: argparse.Namespace) -> None:
 
 def twins(args: argparse.Namespace) -> None:
     """Worst cases: nothing alike, all alike in their hashes, all alike in their pictures."""
-    from kmine.stages.examine import Look, find_twins
+    from kmine.data.quality.examine import Look, find_twins
 
     rng = np.random.default_rng(0)
     base = rng.integers(0, 256, (64, 64))

@@ -20,12 +20,13 @@ from kmine.config import DataConfig, FitConfig, ModelConfig
 from kmine.data import open_source
 from kmine.data.augment import Augment
 from kmine.data.batches import Batches
-from kmine.data.cache import SampleCache
+from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.pool import Pool
-from kmine.models.local import LocalModel, build_model
-from kmine.models.loss import segmentation_loss
-from kmine.models.together import make_fabric
-from kmine.stages.fit import fit, to_device
+from kmine.models.base import LocalModel
+from kmine.models.build import build_model
+from kmine.training.distributed import make_fabric
+from kmine.training.fit import fit, to_device
+from kmine.training.loss import segmentation_loss
 
 
 def bare(model: LocalModel, batches: Batches, steps: int) -> float:

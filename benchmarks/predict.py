@@ -44,7 +44,7 @@ def plain(paths: list[Path], out: Path, root: Path) -> None:
     """What one would write in an afternoon: batches, one step after the other."""
     import torch
 
-    from kmine.deploy.run_model import load_model, open_run
+    from kmine.predict.run_model import load_model, open_run
 
     net = load_model(open_run(root, None, "best")).net.eval()
     out.mkdir(parents=True)
@@ -61,7 +61,7 @@ def plain(paths: list[Path], out: Path, root: Path) -> None:
 
 def ours(model: Path, folder: Path, out: Path) -> None:
     """The command, in this process."""
-    from kmine import predict
+    from kmine.predict import __main__ as predict
 
     sys.stderr, kept = open(os.devnull, "w"), sys.stderr  # noqa: SIM115, PTH123
     try:
@@ -73,10 +73,10 @@ def ours(model: Path, folder: Path, out: Path) -> None:
 def speed(count: int, repeats: int) -> None:
     """Images a second of each, the same images in turn."""
     import torch
-    from made_up_run import make_run
+    from helpers.made_up_run import make_run
 
-    from kmine import predict
     from kmine.config import DataConfig, ModelConfig
+    from kmine.predict import __main__ as predict
 
     with tempfile.TemporaryDirectory() as temp:
         root = Path(temp)
@@ -113,7 +113,7 @@ def speed(count: int, repeats: int) -> None:
 
 def memory(few: int, many: int) -> None:
     """Peak memory of two processes, and the ratio."""
-    from made_up_run import make_run
+    from helpers.made_up_run import make_run
 
     peaks = []
     with tempfile.TemporaryDirectory() as temp:

@@ -24,11 +24,11 @@ import torch
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
-from kmine.records import Candidate, Prompts
 from kmine.segmenters.base import Embedding
-from kmine.segmenters.build import ARCHITECTURES, build_sam
 from kmine.segmenters.embedding_cache import EmbeddingCache
-from kmine.segmenters.sam import SamSegmenter
+from kmine.segmenters.sam.build import ARCHITECTURES, build_sam
+from kmine.segmenters.sam.segmenter import SamSegmenter
+from kmine.types import Candidate, Prompts
 
 CENTRES = ((180, 200), (200, 620), (480, 300), (500, 720))
 NUM_BOXES = 3

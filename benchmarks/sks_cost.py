@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from kmine.config import ModelConfig
-from kmine.models.local import LocalModel, build_model
-from kmine.models.loss import segmentation_loss
+from kmine.models.base import LocalModel
+from kmine.models.build import build_model
+from kmine.training.loss import segmentation_loss
 
 SKS = ModelConfig(name="sks", encoder="mobilenetv2_100")
 ALONE = {"skip_feature_share": False, "skip_resolution": False, "skip_coarse": False}

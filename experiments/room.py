@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kmine.statistics import paired_difference
+from kmine.ops.statistics import paired_difference
 
 
 def scores(folder: Path, arm: str) -> np.ndarray:

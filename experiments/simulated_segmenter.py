@@ -25,11 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.pool import Pool
-from kmine.masks import components, grow_box, tight_box
-from kmine.metrics import iou as iou_of
-from kmine.records import Candidate, Prompts, derive_seed
-from kmine.segmenters.base import Embedding, check_images, check_pairs, check_prompts
+from kmine.ops.masks import components, grow_box, tight_box
+from kmine.ops.metrics import iou as iou_of
+from kmine.seeding import derive_seed
+from kmine.segmenters.base import (
+    Embedding,
+    check_images,
+    check_pairs,
+    check_prompts,
+)
 from kmine.segmenters.ellipse import ellipse_mask
+from kmine.types import Candidate, Prompts
 
 Bool = NDArray[np.bool_]
 

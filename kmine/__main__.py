@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from kmine import __version__
 from kmine.cli import fail
-from kmine.records import unknown_name
+from kmine.errors import unknown_name
 
 COMMANDS = {
     "fetch": "download a data set, or say where to get it",
@@ -33,7 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if words[0] not in COMMANDS:
         return fail("kmine", str(unknown_name("command", words[0], COMMANDS)))
-    return importlib.import_module(f"kmine.{words[0]}").main(words[1:])
+    return _module(words[0]).main(words[1:])
+
+
+def _module(command: str) -> ModuleType:
+    """`kmine.loop.__main__` where the command is a package, `kmine.fetch` where it is a module."""
+    module = importlib.import_module(f"kmine.{command}")
+    return importlib.import_module(f"kmine.{command}.__main__") if hasattr(module, "__path__") else module
 
 
 def _help() -> str:

@@ -16,7 +16,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from kmine.records import UserError
+from kmine.errors import UserError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 
 from kmine import cli
 from kmine.data import SOURCES
-from kmine.download import download, explained, sha256_of
-from kmine.records import UserError, unknown_name
-from kmine.store import write_atomic
+from kmine.errors import UserError, unknown_name
+from kmine.io.download import download, explained, sha256_of
+from kmine.io.files import write_atomic
 
 if TYPE_CHECKING:
-    from kmine.data.archive import Contents
+    from kmine.io.archive import Contents
 
 DESCRIPTION = """Fetch a data set, check it and unpack it; a download that broke off goes on where it did, and what is
 there and whole is left alone. kvasir_seg is downloaded. For lits and covid_qu_ex, which ask for an account or a
@@ -67,13 +67,13 @@ class Published:
 
 
 def _kvasir_seg() -> Published:
-    from kmine.data.kvasir_seg import URL
+    from kmine.data.datasets.kvasir_seg import URL
 
     return Published(URL, "03b30e21d584e04facf49397a2576738fd626815771afbbf788f74a7153478f7", "Kvasir-SEG")
 
 
 def _lits() -> str:
-    from kmine.data.lits_files import URL
+    from kmine.data.datasets.lits_index import URL
 
     return (
         f"the LiTS competition ({URL}) and its mirrors ask for an account or a licence: download the training batches "
@@ -82,7 +82,7 @@ def _lits() -> str:
 
 
 def _covid_qu_ex() -> str:
-    from kmine.data.covid_files import PUBLISHED
+    from kmine.data.datasets.covid_qu_ex_index import PUBLISHED
 
     return (
         f"it is {PUBLISHED}, which asks for an account: download it there; --data.root is the folder that holds the "
@@ -148,7 +148,7 @@ def _obtain(name: str, published: Published | None, given: Path | None, out: Pat
 
     One of `published` and `given` is not None.
     """
-    from kmine.data.archive import drop_leftovers
+    from kmine.io.archive import drop_leftovers
 
     sha256 = _check_given(given, published) if given is not None else published.sha256  # type: ignore[union-attr]
     if _is_whole(out, sha256):
@@ -200,7 +200,7 @@ def _download(name: str, published: Published, archive: Path, out: Path, offline
 
 def _unpack(archive: Path, out: Path, record: Path) -> bool:
     """Unpack and write the record; only the record where the files are there, as a kill in between leaves them."""
-    from kmine.data.archive import differences, read_contents, unpack
+    from kmine.io.archive import differences, read_contents, unpack
 
     contents = read_contents(archive)
     is_new = bool(differences(contents, out))
@@ -222,7 +222,7 @@ def _is_whole(out: Path, sha256: str) -> bool:
     Raises:
         UserError: where some are missing or changed; all of them gone counts as never fetched.
     """
-    from kmine.data.archive import differences, top_names
+    from kmine.io.archive import differences, top_names
 
     contents = _read_record(out / OWN / f"{sha256}.json")
     if contents is None:

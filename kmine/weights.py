@@ -17,8 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from kmine import cli
-from kmine.download import check_space, download, explained, sha256_of
-from kmine.records import UserError, unknown_name
+from kmine.errors import UserError, unknown_name
+from kmine.io.download import (
+    check_space,
+    download,
+    explained,
+    sha256_of,
+)
 
 if TYPE_CHECKING:
     from kmine.segmenters.weights import Weights
@@ -93,7 +98,7 @@ def _state(path: Path, sha256: str) -> str:
 
 def _shipped() -> str:
     """What became of the weights that kmine brings."""
-    from kmine.segmenters.tiny_weights import SHIPPED as path
+    from kmine.segmenters.tiny.weights import SHIPPED as path
 
     try:
         expected = json.loads(path.with_suffix(".json").read_text("utf-8"))["sha256"]

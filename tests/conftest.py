@@ -3,6 +3,31 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from kmine.config import LoopConfig
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def task_of(tmp_path):
+    """Builds (task, run folder) from a config, with a cache in the test's own folder."""
+    from helpers.small import Silent
+
+    from kmine.data import open_source
+    from kmine.setup.open import open_task
+    from kmine.store.run_folder import RunStore
+
+    def build(cfg: LoopConfig, name: str = "run", segmenter=None):
+        cfg = replace(cfg, data=replace(cfg.data, cache_dir=str(tmp_path / "cache")))
+        store = RunStore(tmp_path / name)
+        task = open_task(cfg, open_source(cfg.data), store, Silent())
+        return (replace(task, segmenter=segmenter) if segmenter else task), store
+
+    return build

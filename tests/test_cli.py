@@ -15,9 +15,10 @@ import pytest
 from test_config import documented
 
 from kmine import __main__ as dispatcher
-from kmine import __version__, cli, loop
+from kmine import __version__, cli
 from kmine.config import LoopConfig
-from kmine.records import UserError
+from kmine.errors import UserError
+from kmine.loop import __main__ as loop
 
 HEAVY = (
     "torch",

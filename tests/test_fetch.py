@@ -11,15 +11,16 @@ import zipfile
 
 import numpy as np
 import pytest
-from local_server import serving
+from helpers.local_server import serving
 from test_cli import loaded_by
 
 from kmine import __main__ as dispatcher
 from kmine import fetch
-from kmine.data import SOURCES, archive
-from kmine.data.covid_files import PUBLISHED
-from kmine.data.kvasir_seg import URL as KVASIR_URL
-from kmine.data.lits_files import URL as LITS_URL
+from kmine.data import SOURCES
+from kmine.data.datasets.covid_qu_ex_index import PUBLISHED
+from kmine.data.datasets.kvasir_seg import URL as KVASIR_URL
+from kmine.data.datasets.lits_index import URL as LITS_URL
+from kmine.io import archive
 
 FILES = {f"Kvasir-SEG/{part}/{n}.jpg": np.random.default_rng(n).bytes(20_000) for part in "im" for n in range(3)}
 
@@ -190,7 +191,7 @@ def test_wrong_content_is_not_unpacked(server, refused, tmp_path):
 
 
 def test_too_little_space_is_told_before_the_download(server, refused, monkeypatch, tmp_path):
-    from kmine import download
+    from kmine.io import download
 
     monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: type("usage", (), {"free": 10}))
     assert "the download needs 0.1 MB" in refused()

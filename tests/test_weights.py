@@ -9,7 +9,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from local_server import serving
+from helpers.local_server import serving
 
 from kmine import weights
 from kmine.segmenters import weights as known

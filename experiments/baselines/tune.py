@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kmine import sweep
+from kmine.sweep import __main__ as sweep
 
 STRONG = ("fit.strong_augment=true", "fit.cutmix=0.5")
 TRIALS: dict[str, tuple[tuple[str, ...], ...]] = {

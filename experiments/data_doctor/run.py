@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kmine import cli
-from kmine.check import examine_source
+from kmine.check.__main__ import examine_source
 from kmine.config import DataConfig, LoopConfig
 from kmine.data import open_source
-from kmine.records import SampleRef, Skipped
+from kmine.types import SampleRef, Skipped
 
 NUM, LONGEST, PHANTOM, PART = 48, 256, 128, 15
 """Images of a draw; their longest side; side of the phantoms; masks shifted where a part is."""

@@ -27,19 +27,28 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kmine.cli import Terminal
-from kmine.config import AdaptConfig, DataConfig, FitConfig, LoopConfig, ModelConfig, SegmenterConfig
-from kmine.methods.mining import mine, mining_signature
-from kmine.preflight import preflight
-from kmine.preparation.adaptation import adapt_segmenter
-from kmine.preparation.calibration import calibrate
-from kmine.records import IGNORE_INDEX
-from kmine.rounds.scoring import evaluate_on
-from kmine.rounds.task import Task
-from kmine.rounds.teaching import trainable
-from kmine.rounds.training import new_model, train
-from kmine.runs import open_for_test, open_task
-from kmine.statistics import paired_difference
-from kmine.store import RunStore
+from kmine.config import (
+    AdaptConfig,
+    DataConfig,
+    FitConfig,
+    LoopConfig,
+    ModelConfig,
+    SegmenterConfig,
+)
+from kmine.methods.mining import mine
+from kmine.mining.adaptation.step import adapt_segmenter
+from kmine.mining.calibration.step import calibrate
+from kmine.mining.pseudo_labels import trainable
+from kmine.mining.threshold import mining_signature
+from kmine.ops.statistics import paired_difference
+from kmine.setup.open import open_for_test, open_task
+from kmine.setup.preflight import preflight
+from kmine.store.run_folder import RunStore
+from kmine.training.evaluation import evaluate_on
+from kmine.training.model_setup import new_model
+from kmine.training.task import Task
+from kmine.training.trainer import train
+from kmine.types import IGNORE_INDEX
 
 INGREDIENTS: dict[str, dict[str, Any]] = {
     "strong": {"strong_augment": True},

@@ -22,20 +22,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # experiments/ is no package
 sys.path.insert(0, str(Path(__file__).parent))
 from run import config
 
-from kmine import metrics
 from kmine.cli import Terminal
 from kmine.config import GateConfig
-from kmine.models.local import LocalModel
-from kmine.preflight import preflight
-from kmine.preparation import calibration_alone
-from kmine.preparation.alone import Alone
-from kmine.preparation.crossfit import folds
-from kmine.records import IGNORE_INDEX
-from kmine.rounds.task import Task
-from kmine.rounds.training import new_model
-from kmine.runs import open_task
-from kmine.stages.infer import infer
-from kmine.store import RunStore
+from kmine.mining.calibration import local_step as calibration_alone
+from kmine.mining.calibration.local_quality import Alone
+from kmine.mining.crossfit import folds
+from kmine.models.base import LocalModel
+from kmine.ops import metrics
+from kmine.setup.open import open_task
+from kmine.setup.preflight import preflight
+from kmine.store.run_folder import RunStore
+from kmine.training.inference import infer
+from kmine.training.model_setup import new_model
+from kmine.training.task import Task
+from kmine.types import IGNORE_INDEX
 
 BELOW = 0.6
 """Estimates under this are looked at apart: what a person would be sent to look at first."""

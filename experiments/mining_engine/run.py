@@ -34,23 +34,32 @@ from scipy.stats import spearmanr
 sys.path.insert(0, str(Path(__file__).parents[1]))  # experiments/ is no package
 from simulated_segmenter import Simulated
 
-from kmine import arms, metrics
 from kmine.cli import Terminal
-from kmine.config import DataConfig, FitConfig, GateConfig, LoopConfig, ModelConfig, PromptsConfig, SegmenterConfig
+from kmine.config import (
+    DataConfig,
+    FitConfig,
+    GateConfig,
+    LoopConfig,
+    ModelConfig,
+    PromptsConfig,
+    SegmenterConfig,
+)
 from kmine.data.pool import Pool
-from kmine.masks import from_rle
+from kmine.methods import registry as arms
 from kmine.methods.mining import mine
-from kmine.preflight import preflight
-from kmine.preparation.calibration import calibrate
-from kmine.records import IGNORE_INDEX, Prompts, RoundResult
-from kmine.rounds.task import Task
-from kmine.rounds.training import train_rounds
-from kmine.runs import open_for_test, open_task, open_truth
+from kmine.mining.calibration.fit import true_dice
+from kmine.mining.calibration.step import calibrate
+from kmine.ops import metrics
+from kmine.ops.masks import from_rle
+from kmine.ops.statistics import paired_difference
 from kmine.segmenters.base import Segmenter
-from kmine.stages.calibrate import true_dice
-from kmine.stages.infer import infer
-from kmine.statistics import paired_difference
-from kmine.store import RunStore
+from kmine.setup.open import open_for_test, open_task, open_truth
+from kmine.setup.preflight import preflight
+from kmine.store.run_folder import RunStore
+from kmine.training.inference import infer
+from kmine.training.rounds import train_rounds
+from kmine.training.task import Task
+from kmine.types import IGNORE_INDEX, Prompts, RoundResult
 
 ARMS = ("supervised", "self_training", "mining", "mining_auto", "mining_cascade", "mining_twice", "mining_thresholds",
         "simulated", "oracle_kept", "oracle")  # fmt: skip

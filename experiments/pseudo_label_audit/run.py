@@ -29,14 +29,20 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
 
-from kmine import cli, metrics
-from kmine.audit_evidence import Found, chosen, investigate, past_of
+from kmine import cli
+from kmine.audit.evidence import (
+    Found,
+    chosen,
+    investigate,
+    past_of,
+)
 from kmine.config import LoopConfig
-from kmine.preflight import preflight
-from kmine.records import IGNORE_INDEX
-from kmine.runs import open_for_audit, open_withheld
-from kmine.store import RunStore, write_atomic
-from kmine.store.files import encode_png
+from kmine.io.files import encode_png, write_atomic
+from kmine.ops import metrics
+from kmine.setup.open import open_for_audit, open_withheld
+from kmine.setup.preflight import preflight
+from kmine.store.run_folder import RunStore
+from kmine.types import IGNORE_INDEX
 
 KINDS = ("shifted", "dilated", "swapped")
 ALIKE = 0.7

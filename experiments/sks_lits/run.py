@@ -24,14 +24,21 @@ import pandas as pd
 import torch
 
 from kmine.cli import Terminal
-from kmine.config import ClassifierConfig, DataConfig, FitConfig, LoopConfig, ModelConfig
+from kmine.config import (
+    ClassifierConfig,
+    DataConfig,
+    FitConfig,
+    LoopConfig,
+    ModelConfig,
+)
 from kmine.data.pool import Pool
-from kmine.preflight import preflight
-from kmine.rounds.training import new_model, train
-from kmine.runs import open_for_test, open_task
-from kmine.stages.infer import infer
-from kmine.statistics import paired_difference
-from kmine.store import RunStore
+from kmine.ops.statistics import paired_difference
+from kmine.setup.open import open_for_test, open_task
+from kmine.setup.preflight import preflight
+from kmine.store.run_folder import RunStore
+from kmine.training.inference import infer
+from kmine.training.model_setup import new_model
+from kmine.training.trainer import train
 
 SKS = ModelConfig(name="sks", encoder="mobilenetv2_100")
 ALONE = {"skip_feature_share": False, "skip_resolution": False, "skip_coarse": False}

@@ -42,13 +42,13 @@ from real_sets import POLYPS, SETS, TUMOURS, Picture, data_root
 from scipy.stats import spearmanr
 
 from kmine.config import AdaptConfig, SegmenterConfig
-from kmine.records import derive_seed
+from kmine.io.files import write_atomic
+from kmine.mining.adaptation.finetune import Adaptation, adapt
+from kmine.seeding import derive_seed
 from kmine.segmenters import open_segmenter
 from kmine.segmenters.base import Adaptable
 from kmine.segmenters.ellipse import Ellipse
-from kmine.segmenters.tiny import open_tiny
-from kmine.stages.adapt import Adaptation, adapt
-from kmine.store import write_atomic
+from kmine.segmenters.tiny.segmenter import open_tiny
 
 NUM_DEV = 60
 HELD_OUT = 0.2

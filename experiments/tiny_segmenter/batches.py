@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from generate import VIEW
 from torch import Generator, Tensor
 
-from kmine.segmenters.crop import MARGIN, MAX_ASPECT, MIN_WINDOW
-from kmine.segmenters.tiny_net import HINT_LIMIT, Asked
-from kmine.segmenters.tiny_train import repainted
+from kmine.segmenters.tiny.crop import MARGIN, MAX_ASPECT, MIN_WINDOW
+from kmine.segmenters.tiny.finetune import repainted
+from kmine.segmenters.tiny.network import HINT_LIMIT, Asked
 
 MAX_JITTER = 0.15
 """Each edge of a box moves by up to this share of its side; how much, is drawn for every box."""

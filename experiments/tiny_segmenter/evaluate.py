@@ -22,12 +22,18 @@ from numpy.typing import NDArray
 from real_sets import SETS, Picture, data_root
 from scipy.stats import spearmanr
 
-from kmine import metrics
-from kmine.masks import components, grow_box, jitter_boxes, tight_box
-from kmine.records import Prompts, derive_seed
+from kmine.ops import metrics
+from kmine.ops.masks import (
+    components,
+    grow_box,
+    jitter_boxes,
+    tight_box,
+)
+from kmine.seeding import derive_seed
 from kmine.segmenters.base import Segmenter
 from kmine.segmenters.ellipse import Ellipse
-from kmine.segmenters.tiny import open_tiny
+from kmine.segmenters.tiny.segmenter import open_tiny
+from kmine.types import Prompts
 
 JITTER = 0.05
 MIN_AREA = 20

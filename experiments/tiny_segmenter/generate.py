@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scenes import render_scene
 
-from kmine.masks import tight_box
-from kmine.segmenters.crop import MAX_ASPECT
+from kmine.ops.masks import tight_box
+from kmine.segmenters.tiny.crop import MAX_ASPECT
 
 VIEW = 128
 """Pixels of a view's side."""

@@ -20,19 +20,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kmine import metrics
 from kmine.cli import Terminal
-from kmine.config import DataConfig, FitConfig, LoopConfig, ModelConfig, SegmenterConfig
+from kmine.config import (
+    DataConfig,
+    FitConfig,
+    LoopConfig,
+    ModelConfig,
+    SegmenterConfig,
+)
 from kmine.data import open_source
 from kmine.data.pool import Pool
-from kmine.preparation.adaptation import adapt_segmenter
-from kmine.preparation.crossfit import out_of_fold, prompted
-from kmine.rounds.task import Task
-from kmine.rounds.training import new_model, train
-from kmine.runs import open_cache, open_splits, open_task
+from kmine.mining.adaptation.step import adapt_segmenter
+from kmine.mining.crossfit import out_of_fold, prompted
+from kmine.ops import metrics
+from kmine.ops.statistics import paired_difference
 from kmine.segmenters import Segmenter, open_segmenter
-from kmine.statistics import paired_difference
-from kmine.store import RunStore
+from kmine.setup.open import open_cache, open_splits, open_task
+from kmine.store.run_folder import RunStore
+from kmine.training.model_setup import new_model
+from kmine.training.task import Task
+from kmine.training.trainer import train
 
 TRAINING_IMAGES = 195
 """Of the 300 pairs, 75 are test and 30 validation images."""

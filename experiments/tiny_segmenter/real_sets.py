@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.hashing import perceptual_hash
+from kmine.data.perceptual_hash import perceptual_hash
 from kmine.data.splits import merge_duplicates
-from kmine.records import Sample, SampleRef
+from kmine.types import Sample, SampleRef
 
 POLYPS = "kvasir_seg polyps"
 TUMOURS = "lits tumours"

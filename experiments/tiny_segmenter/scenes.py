@@ -5,7 +5,7 @@ rule of thumb ("it is red", "it is brighter") holds throughout: a background of 
 objects of many outlines, marked off by tone, texture, relief or a rim, sometimes hardly at all; light, gloss,
 things lying in front; then blur, noise, exposure, JPEG.
 
-Planes are (S, S) float32 in coordinates relative to the picture, see `kmine.data.phantom_texture`.
+Planes are (S, S) float32 in coordinates relative to the picture, see `kmine.data.datasets.phantom.texture`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.phantom_texture import (
+from kmine.data.datasets.phantom.texture import (
     Blob,
     Picture,
     Plane,

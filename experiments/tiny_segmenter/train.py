@@ -25,10 +25,15 @@ from safetensors.torch import load_file, safe_open, save_file
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from kmine.records import derive_seed
-from kmine.segmenters.tiny_net import SIDE, Asked, TinyNet, ellipse_logits
-from kmine.segmenters.tiny_train import answer, iou_of, loss_of
-from kmine.segmenters.tiny_weights import save_tiny
+from kmine.seeding import derive_seed
+from kmine.segmenters.tiny.finetune import answer, iou_of, loss_of
+from kmine.segmenters.tiny.network import (
+    SIDE,
+    Asked,
+    TinyNet,
+    ellipse_logits,
+)
+from kmine.segmenters.tiny.weights import save_tiny
 
 EMA = 0.998
 SECOND_PASS_EVERY = 4

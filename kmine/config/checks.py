@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from kmine.records import UserError
+from kmine.errors import UserError
 
 
 def require(condition: bool, field_name: str, expected: str, came: object) -> None:

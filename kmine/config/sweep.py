@@ -7,11 +7,11 @@ from typing import Literal
 
 from kmine.config import LoopConfig
 from kmine.config.checks import fraction, require
-from kmine.records import UserError, unknown_name
+from kmine.errors import UserError, unknown_name
 
 MINING, ORACLE = "mining", "oracle"
 METHODS = ("supervised", "self_training", "mean_teacher", "fixmatch", MINING, ORACLE)
-"""What a sweep can compare; `kmine.arms` has them."""
+"""What a sweep can compare; `kmine.methods.registry` has them."""
 VARIED = ("out", "seed", "rounds", "baseline", "model.name", "fit.steps", "fit.round_steps")
 """What `--set` may not touch, beside all of the data: what is varied, and the budget that is equal for all."""
 

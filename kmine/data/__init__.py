@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kmine.config import DataConfig
-from kmine.records import UserError, unknown_name
+from kmine.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
     from kmine.data.source import Source
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def _phantom(cfg: DataConfig) -> Source:
-    from kmine.data.phantom import PhantomSource
+    from kmine.data.datasets.phantom.dataset import PhantomSource
 
     return PhantomSource(cfg.kind, cfg.num_samples, cfg.size)
 
 
 def _kvasir_seg(cfg: DataConfig) -> Source:
-    from kmine.data.kvasir_seg import URL, KvasirSeg
+    from kmine.data.datasets.kvasir_seg import URL, KvasirSeg
 
     if cfg.root is None:
         raise UserError(
@@ -34,8 +34,8 @@ def _kvasir_seg(cfg: DataConfig) -> Source:
 
 
 def _lits(cfg: DataConfig) -> Source:
-    from kmine.data.lits import Lits
-    from kmine.data.lits_files import URL
+    from kmine.data.datasets.lits import Lits
+    from kmine.data.datasets.lits_index import URL
 
     if cfg.root is None:
         raise UserError(
@@ -46,8 +46,8 @@ def _lits(cfg: DataConfig) -> Source:
 
 
 def _covid_qu_ex(cfg: DataConfig) -> Source:
-    from kmine.data.covid_files import PUBLISHED
-    from kmine.data.covid_qu_ex import CovidQuEx
+    from kmine.data.datasets.covid_qu_ex import CovidQuEx
+    from kmine.data.datasets.covid_qu_ex_index import PUBLISHED
 
     if cfg.root is None:
         raise UserError(
@@ -57,7 +57,7 @@ def _covid_qu_ex(cfg: DataConfig) -> Source:
 
 
 def _folder(cfg: DataConfig) -> Source:
-    from kmine.data.folder import Folder
+    from kmine.data.datasets.folder import Folder
 
     return Folder(cfg)
 

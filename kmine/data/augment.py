@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.records import IGNORE_INDEX
+from kmine.types import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import albumentations

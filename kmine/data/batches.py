@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from kmine.data.augment import Augment
 from kmine.data.pool import Pool
-from kmine.records import UserError, derive_seed
+from kmine.errors import UserError
+from kmine.seeding import derive_seed
 
 B = TypeVar("B")
 T = TypeVar("T")

@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.cache import SampleCache
+from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.resize import resize_mask
-from kmine.records import Sample, UserError, WithheldMaskError
+from kmine.errors import UserError, WithheldMaskError
+from kmine.types import Sample
 
 MaskReader = Callable[[str], NDArray[np.uint8]]
 """Gives the (H, W) mask of a sample in the image's own frame: class ids, 255 for ignored pixels."""

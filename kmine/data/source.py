@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from kmine.records import SampleError, SampleRef, Skipped, UserError
+from kmine.errors import SampleError, UserError
+from kmine.types import SampleRef, Skipped
 
 MAX_PIXELS = 2**26
 """Of a picture, 8192 x 8192, or a slice: three times a mammogram. A header that claims more is damaged, or a trap."""

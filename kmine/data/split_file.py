@@ -18,11 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kmine.config import DataConfig
-from kmine.data.folder_files import split_suffix
-from kmine.data.image_files import named
+from kmine.data.datasets.folder_index import split_suffix
+from kmine.data.io.find_files import named
 from kmine.data.source import Source
 from kmine.data.splits import Splits, make_splits, merge_duplicates
-from kmine.records import SPLIT_NAMES, SampleRef, UserError
+from kmine.errors import UserError
+from kmine.types import SPLIT_NAMES, SampleRef
 
 SIDES = ("train", "val", "test")
 RUN_COLUMNS, TABLE_COLUMNS = ("sample_id", "group_id", "split"), ("sample_id", "split")

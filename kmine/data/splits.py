@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from kmine.records import SPLIT_NAMES, SampleRef, SplitName, UserError, derive_seed
+from kmine.errors import UserError
+from kmine.seeding import derive_seed
+from kmine.types import SPLIT_NAMES, SampleRef, SplitName
 
 BLOCK = 256
 """Rows compared with all images at a time: 34,000 images need 35 MB."""

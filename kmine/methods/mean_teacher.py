@@ -13,12 +13,18 @@ from torch import Tensor, nn
 
 from kmine.config import TeacherConfig
 from kmine.data.batches import places_for_unlabeled
-from kmine.models.training import Average
-from kmine.records import RoundResult
-from kmine.rounds.task import Task
-from kmine.rounds.training import train_rounds
-from kmine.stages.fit import Ask, Asked, Consistency, SeenTwice
-from kmine.store import RunStore, sign
+from kmine.io.files import sign
+from kmine.store.run_folder import RunStore
+from kmine.training.fit import (
+    Ask,
+    Asked,
+    Consistency,
+    SeenTwice,
+)
+from kmine.training.rounds import train_rounds
+from kmine.training.task import Task
+from kmine.training.train_steps import Average
+from kmine.types import RoundResult
 
 ARM = "mean_teacher"
 

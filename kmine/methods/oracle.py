@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from kmine.data.pool import Pool
-from kmine.records import RoundResult
-from kmine.rounds.task import Task
-from kmine.rounds.training import train_rounds
-from kmine.store import RunStore, sign
+from kmine.io.files import sign
+from kmine.store.run_folder import RunStore
+from kmine.training.rounds import train_rounds
+from kmine.training.task import Task
+from kmine.types import RoundResult
 
 ARM = "oracle"
 MARK = "true masks of the unlabeled images; "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kmine.records import RoundResult
-from kmine.rounds.task import Task
-from kmine.rounds.training import train_rounds
-from kmine.store import RunStore
+from kmine.store.run_folder import RunStore
+from kmine.training.rounds import train_rounds
+from kmine.training.task import Task
+from kmine.types import RoundResult
 
 ARM = "supervised"
 

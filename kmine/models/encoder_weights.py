@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from kmine.config import ModelConfig
-from kmine.records import UserError
+from kmine.errors import UserError
 
 _MOBILENET_V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 """Blocks of each of MobileNetV2's stages."""

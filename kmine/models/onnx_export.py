@@ -10,8 +10,8 @@ from contextlib import redirect_stdout
 import torch
 from torch import Tensor, nn
 
-from kmine.models.local import LocalModel
-from kmine.records import UserError
+from kmine.errors import UserError
+from kmine.models.base import LocalModel
 
 INSTALL = "pip install 'kmine[onnx]'"
 OPSET = 18

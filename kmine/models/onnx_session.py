@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kmine.records import UserError
+from kmine.errors import UserError
 
 INSTALL = "pip install 'kmine[onnx]'"
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from kmine.records import UserError
+from kmine.errors import UserError
 
 WORKING = "swinv2_tiny_window8_256, mobilenetv2_050, mobilenetv3_small_050, resnet18, convnext_atto"
 """Named in errors."""

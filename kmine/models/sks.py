@@ -41,8 +41,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kmine.config import ModelConfig
+from kmine.models.base import LocalModel
 from kmine.models.encoder_weights import building, load_encoder
-from kmine.models.local import LocalModel
 from kmine.models.pyramid import Pyramid, create_encoder
 
 FIRST_STRIDE = 4

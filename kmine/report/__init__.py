@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from kmine.report.comparison import Comparison, ComparisonRow
 from kmine.report.html import write_report
-from kmine.report.inputs import CATEGORIES, Calibrated, Category, GalleryItem, Report, RoundRow
+from kmine.report.inputs import (
+    CATEGORIES,
+    Calibrated,
+    Category,
+    GalleryItem,
+    Report,
+    RoundRow,
+)
 from kmine.report.table import render_table
 
 __all__ = [

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from kmine.report.figures import _INK, _REASON_COLOURS, MINING, SUPERVISED, _svg
+from kmine.report.figures import (
+    _INK,
+    _REASON_COLOURS,
+    MINING,
+    SUPERVISED,
+    _svg,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

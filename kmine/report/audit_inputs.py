@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kmine.records import Prompts
+from kmine.types import Prompts
 
 Kind = Literal["pseudo", "labeled"]
 """Whose mask is looked at: one that was mined, or one that was given."""

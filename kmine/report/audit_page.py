@@ -19,9 +19,14 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import quote
 
-from kmine.records import Prompts
-from kmine.report.audit_inputs import LAYERS, AuditItem, Kind, Layer
+from kmine.report.audit_inputs import (
+    LAYERS,
+    AuditItem,
+    Kind,
+    Layer,
+)
 from kmine.report.html import environment
+from kmine.types import Prompts
 
 DATA = "audit_data"
 """The folder beside the page."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kmine.records import REASONS
 from kmine.report.inputs import Calibrated, RoundRow
 from kmine.report.table import has_baseline
+from kmine.types import REASONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kmine.report.figures import coverage_chart, dice_chart, reasons_chart, reliability_chart, seconds_chart
+from kmine.report.figures import (
+    coverage_chart,
+    dice_chart,
+    reasons_chart,
+    reliability_chart,
+    seconds_chart,
+)
 from kmine.report.inputs import CATEGORIES, Report, RoundRow
 from kmine.report.panels import panels
 from kmine.report.table import columns, number

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.records import Prompts, Skipped
+from kmine.types import Prompts, Skipped
 
 Category = Literal["best", "worst", "dropped"]
 CATEGORIES: tuple[Category, ...] = ("best", "worst", "dropped")

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.records import IGNORE_INDEX, Prompts
 from kmine.report.inputs import GalleryItem
+from kmine.types import IGNORE_INDEX, Prompts
 
 SIDE = 256
 QUALITY = 80

@@ -9,8 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kmine.config import PromptsConfig, SegmenterConfig
-from kmine.records import UserError, unknown_name
-from kmine.segmenters.base import Embedding, Segmenter, cannot_propose, needs_box
+from kmine.errors import UserError, unknown_name
+from kmine.segmenters.base import (
+    Embedding,
+    Segmenter,
+    cannot_propose,
+    needs_box,
+)
 
 __all__ = ["REGISTRY", "Embedding", "Segmenter", "check_prompting", "fetch_weights", "open_segmenter"]
 
@@ -30,8 +35,8 @@ def _open_ellipse(cfg: SegmenterConfig, device: str, offline: bool, say: Say) ->
 
 
 def _open_tiny(cfg: SegmenterConfig, device: str, offline: bool, say: Say) -> Segmenter:
-    from kmine.segmenters.tiny import open_tiny
-    from kmine.segmenters.tiny_weights import SHIPPED
+    from kmine.segmenters.tiny.segmenter import open_tiny
+    from kmine.segmenters.tiny.weights import SHIPPED
 
     # The config's batch size counts images that are encoded at once; here nothing is.
     if cfg.checkpoint is None:
@@ -42,7 +47,7 @@ def _open_tiny(cfg: SegmenterConfig, device: str, offline: bool, say: Say) -> Se
 
 def _open_sam(cfg: SegmenterConfig, device: str, offline: bool, say: Say) -> Segmenter:
     from kmine.segmenters.embedding_cache import EmbeddingCache, default_folder
-    from kmine.segmenters.sam import SamSegmenter, build_sam
+    from kmine.segmenters.sam.segmenter import SamSegmenter, build_sam
     from kmine.segmenters.weights import default_cache_dir, fetch, is_official
 
     name = cfg.name
@@ -98,7 +103,12 @@ def fetch_weights(cfg: SegmenterConfig, *, offline: bool) -> None:
     Raises:
         UserError: the checkpoint is missing, or the official one, and it cannot be downloaded.
     """
-    from kmine.segmenters.weights import KNOWN, default_cache_dir, fetch, there
+    from kmine.segmenters.weights import (
+        KNOWN,
+        default_cache_dir,
+        fetch,
+        there,
+    )
 
     if cfg.checkpoint is not None:
         there(Path(cfg.checkpoint).expanduser())

@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.records import Candidate, Prompts, UserError
+from kmine.errors import UserError
+from kmine.types import Candidate, Prompts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

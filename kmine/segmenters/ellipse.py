@@ -12,8 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.records import Candidate, Prompts
-from kmine.segmenters.base import Embedding, check_images, check_pairs, check_prompts, needs_box
+from kmine.segmenters.base import (
+    Embedding,
+    check_images,
+    check_pairs,
+    check_prompts,
+    needs_box,
+)
+from kmine.types import Candidate, Prompts
 
 
 class Ellipse:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kmine.download import download, sha256_of
-from kmine.records import UserError
+from kmine.errors import UserError
+from kmine.io.download import download, sha256_of
 
 if TYPE_CHECKING:
     import torch

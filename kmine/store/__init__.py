@@ -1,9 +1,21 @@
-"""The run folder; see `kmine.store.run_store`."""
+"""The run folder; see `kmine.store.run_folder`."""
 
 from __future__ import annotations
 
-from kmine.store.files import read_json, safe_name, sign, write_atomic, write_json, writing
-from kmine.store.run_store import HARMLESS, PREPARED, BusyError, RunStore
+from kmine.io.files import (
+    read_json,
+    safe_name,
+    sign,
+    write_atomic,
+    write_json,
+    writing,
+)
+from kmine.store.run_folder import (
+    HARMLESS,
+    PREPARED,
+    BusyError,
+    RunStore,
+)
 
 __all__ = [
     "HARMLESS",

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from kmine.records import Evidence
+from kmine.types import Evidence
 
 Row = dict[str, Any]
 ESTIMATES = ("estimated_dice", "estimated_segmenter", "estimated_local")

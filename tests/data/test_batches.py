@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 
 from kmine.data.augment import Augment
-from kmine.data.batches import Batch, Batches, LabelBatches, ViewBatches, cut_and_mix
-from kmine.records import UserError, WithheldMaskError
+from kmine.data.batches import (
+    Batch,
+    Batches,
+    LabelBatches,
+    ViewBatches,
+    cut_and_mix,
+)
+from kmine.errors import UserError, WithheldMaskError
 
 
 class FakePool:

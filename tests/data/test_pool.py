@@ -5,9 +5,10 @@ import threading
 import numpy as np
 import pytest
 
-from kmine.data.cache import SampleCache
+from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.pool import Pool
-from kmine.records import SampleRef, UserError, WithheldMaskError
+from kmine.errors import UserError, WithheldMaskError
+from kmine.types import SampleRef
 
 
 class TrapSource:

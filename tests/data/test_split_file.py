@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from kmine.config import DataConfig
-from kmine.data.kvasir_seg import KvasirSeg
+from kmine.data.datasets.kvasir_seg import KvasirSeg
 from kmine.data.split_file import read_split, settle_splits
 from kmine.data.splits import Splits
-from kmine.records import SampleRef, Skipped, UserError, derive_seed
+from kmine.errors import UserError
+from kmine.seeding import derive_seed
+from kmine.types import SampleRef, Skipped
 
 DATA = os.environ.get("KMINE_TEST_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="KMINE_TEST_DATA is not set to the folder that holds kvasir_seg/")

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kmine.data.hashing import perceptual_hash
+from kmine.data.perceptual_hash import perceptual_hash
 from kmine.data.splits import Splits, make_splits, merge_duplicates
-from kmine.records import SampleRef, UserError
+from kmine.errors import UserError
+from kmine.types import SampleRef
 
 DATA = os.environ.get("KMINE_TEST_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="KMINE_TEST_DATA is not set to the folder that holds kvasir_seg/")

@@ -7,17 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.small import CFG
 from segment_anything.modeling import ImageEncoderViT
 
 from kmine.config import AdaptConfig, SegmenterConfig
 from kmine.methods.mining import mine
-from kmine.preparation.adaptation import adapt_segmenter
-from kmine.segmenters import sam as module
-from kmine.segmenters import sam_auto
-from kmine.segmenters.build import ARCHITECTURES, Architecture, build_sam
-from kmine.store import HARMLESS
-
-from .small import CFG
+from kmine.mining.adaptation.step import adapt_segmenter
+from kmine.segmenters.sam import proposals as sam_auto
+from kmine.segmenters.sam import segmenter as module
+from kmine.segmenters.sam.build import ARCHITECTURES, Architecture, build_sam
+from kmine.store.run_folder import HARMLESS
 
 
 @pytest.fixture

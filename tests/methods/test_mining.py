@@ -6,17 +6,25 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.small import (
+    ANYTHING_GOES,
+    CFG,
+    same,
+    weights,
+)
 
 from kmine.methods.mining import mine
 from kmine.methods.supervised import supervised
-from kmine.models.training import FitResult
-from kmine.records import Candidate
-from kmine.rounds import asking, scoring, teaching, training
-from kmine.rounds.teaching import trainable
-from kmine.rounds.training import new_model, train
+from kmine.mining import candidates as asking
+from kmine.mining import pseudo_labels as teaching
+from kmine.mining.pseudo_labels import trainable
 from kmine.segmenters.ellipse import Ellipse
-
-from .small import ANYTHING_GOES, CFG, same, weights
+from kmine.training import evaluation as scoring
+from kmine.training import trainer as training
+from kmine.training.model_setup import new_model
+from kmine.training.train_steps import FitResult
+from kmine.training.trainer import train
+from kmine.types import Candidate
 
 
 class Echo(Ellipse):

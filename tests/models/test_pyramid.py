@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import nn
 
+from kmine.errors import UserError
 from kmine.models.pyramid import Pyramid, create_encoder
-from kmine.records import UserError
 
 TINY_SWIN = {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 1, 2, 2), "features_only": True}
 

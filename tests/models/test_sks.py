@@ -11,9 +11,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kmine.config import ModelConfig
-from kmine.models.local import build_model
-from kmine.models.sks import CoarseBranch, Decoder, Fusion, SksModel, SksNet, build_sks
-from kmine.records import UserError
+from kmine.errors import UserError
+from kmine.models.build import build_model
+from kmine.models.sks import (
+    CoarseBranch,
+    Decoder,
+    Fusion,
+    SksModel,
+    SksNet,
+    build_sks,
+)
 
 SWITCHES = ("skip_feature_share", "skip_resolution", "skip_coarse")
 ALL_OFF = dict.fromkeys(SWITCHES, False)

@@ -6,10 +6,18 @@ import json
 
 import numpy as np
 import pytest
-from audit_items import EVIL, HOSTILE, PICTURES, disc, item, items, write
-from browser import CHROMIUM, Browser
+from helpers.audit_items import (
+    EVIL,
+    HOSTILE,
+    PICTURES,
+    disc,
+    item,
+    items,
+    write,
+)
+from helpers.browser import CHROMIUM, Browser
 
-from kmine.masks import from_rle, to_rle
+from kmine.ops.masks import from_rle, to_rle
 from kmine.report import audit_page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")

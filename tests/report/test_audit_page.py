@@ -8,7 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audit_items import EVIL, HOSTILE, item, items, write
+from helpers.audit_items import (
+    EVIL,
+    HOSTILE,
+    item,
+    items,
+    write,
+)
 
 from kmine.report import audit_page
 from kmine.report.audit_inputs import Layer

@@ -6,10 +6,10 @@ import json
 from dataclasses import replace
 
 import pytest
-from made_up_run import case, make_run
+from helpers.made_up_run import case, make_run
 
-from kmine.deploy.card import model_card
-from kmine.deploy.run_model import open_run
+from kmine.predict.card import model_card
+from kmine.predict.run_model import open_run
 from kmine.report.card import Card, Figures, render_card
 
 NAN = float("nan")

@@ -8,7 +8,14 @@ from dataclasses import replace
 import pytest
 
 from kmine.report import Comparison, ComparisonRow
-from kmine.report.comparison import columns, escape_latex, html, latex, markdown, tidy
+from kmine.report.comparison import (
+    columns,
+    escape_latex,
+    html,
+    latex,
+    markdown,
+    tidy,
+)
 
 BASE = ComparisonRow("supervised", "unet", 0.1, 6, (0, 1), 0.7, 0.01, 0.69, 0.6, 12.34, 1.5, is_baseline=True)
 BETTER = ComparisonRow(

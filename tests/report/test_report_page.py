@@ -10,9 +10,14 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from kmine.records import Prompts, Skipped
-from kmine.report import GalleryItem, Report, RoundRow, write_report
+from kmine.report import (
+    GalleryItem,
+    Report,
+    RoundRow,
+    write_report,
+)
 from kmine.report.html import render_html, verdict
+from kmine.types import Prompts, Skipped
 
 EVIL = "<script>alert(1)</script>"
 NAN = float("nan")

@@ -9,11 +9,29 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kmine.records import REASONS, Prompts
-from kmine.report import Calibrated, GalleryItem, RoundRow, render_table
-from kmine.report.figures import coverage_chart, dice_chart, reasons_chart, reliability_chart, seconds_chart
-from kmine.report.panels import CLASS_COLOURS, SIDE, draw_mask, draw_prompts, panels, thumbnail
+from kmine.report import (
+    Calibrated,
+    GalleryItem,
+    RoundRow,
+    render_table,
+)
+from kmine.report.figures import (
+    coverage_chart,
+    dice_chart,
+    reasons_chart,
+    reliability_chart,
+    seconds_chart,
+)
+from kmine.report.panels import (
+    CLASS_COLOURS,
+    SIDE,
+    draw_mask,
+    draw_prompts,
+    panels,
+    thumbnail,
+)
 from kmine.report.table import duration, number, percent
+from kmine.types import REASONS, Prompts
 
 NAN = float("nan")
 ROWS = [

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kmine.records import Prompts, UserError
+from kmine.errors import UserError
 from kmine.segmenters.ellipse import Ellipse, ellipse_mask
+from kmine.types import Prompts
 
 
 def rows(text: str) -> np.ndarray:

@@ -13,17 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.segmenter_suite import SMALL, images, random_sam
 from safetensors.torch import save_file
 
 from kmine.config import AdaptConfig, SegmenterConfig
-from kmine.records import Prompts, Sample, UserError
+from kmine.errors import UserError
+from kmine.mining.adaptation.finetune import adapt
 from kmine.segmenters import open_segmenter
-from kmine.segmenters.build import ARCHITECTURES
-from kmine.segmenters.embedding_cache import EmbeddingCache, default_folder, packed, unpacked
-from kmine.segmenters.sam import SamSegmenter
-from kmine.stages.adapt import adapt
-
-from .suite import SMALL, images, random_sam
+from kmine.segmenters.embedding_cache import (
+    EmbeddingCache,
+    default_folder,
+    packed,
+    unpacked,
+)
+from kmine.segmenters.sam.build import ARCHITECTURES
+from kmine.segmenters.sam.segmenter import SamSegmenter
+from kmine.types import Prompts, Sample
 
 KEYS = [f"{n:02x}" * 32 for n in range(40)]
 SIZE = len(packed(KEYS[0], np.zeros(1000, np.float16)))
@@ -285,7 +290,7 @@ def test_precision_image_size_and_code_are_part_of_the_key(cache, monkeypatch) -
         return SamSegmenter(random_sam(image_size=image_size), name="s", dtype=dtype)._embedder.signature
 
     signatures = {keys(), keys("float16"), keys(image_size=512)}
-    monkeypatch.setattr("kmine.segmenters.sam_embed.VERSION", 99)
+    monkeypatch.setattr("kmine.segmenters.sam.embedder.VERSION", 99)
     signatures.add(keys())
     assert len(signatures) == 4
 

@@ -6,17 +6,17 @@ from itertools import product
 
 import numpy as np
 import pytest
+from helpers.segmenter_suite import images, random_sam
 
 from kmine.config import PromptsConfig
-from kmine.records import Probs, UserError
+from kmine.errors import UserError
+from kmine.mining.prompts import ask_again, find_prompts
 from kmine.segmenters import NEEDS_BOX, check_prompting
 from kmine.segmenters.ellipse import Ellipse
-from kmine.segmenters.sam import SamSegmenter
-from kmine.segmenters.tiny import open_tiny
-from kmine.segmenters.tiny_weights import SHIPPED
-from kmine.stages.prompts import ask_again, find_prompts
-
-from .suite import images, random_sam
+from kmine.segmenters.sam.segmenter import SamSegmenter
+from kmine.segmenters.tiny.segmenter import open_tiny
+from kmine.segmenters.tiny.weights import SHIPPED
+from kmine.types import Probs
 
 SIZE = (60, 90)
 MIXTURES = [

@@ -9,20 +9,26 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.segmenter_suite import SIZES, images, random_sam
 from segment_anything import SamAutomaticMaskGenerator
 
 from kmine.config import PromptsConfig
-from kmine.records import Candidate, UserError
-from kmine.segmenters import NEEDS_BOX, NO_PROPOSALS, REGISTRY, check_prompting, sam_auto
+from kmine.errors import UserError
+from kmine.segmenters import (
+    NEEDS_BOX,
+    NO_PROPOSALS,
+    REGISTRY,
+    check_prompting,
+)
 from kmine.segmenters.base import Embedding, Proposing, proposals_of
 from kmine.segmenters.ellipse import Ellipse
-from kmine.segmenters.sam import SamSegmenter
-from kmine.segmenters.tiny import Tiny, open_tiny
-from kmine.segmenters.tiny_grid import grid_boxes, propose
-from kmine.segmenters.tiny_net import TinyNet
-from kmine.segmenters.tiny_weights import SHIPPED
-
-from .suite import SIZES, images, random_sam
+from kmine.segmenters.sam import proposals as sam_auto
+from kmine.segmenters.sam.segmenter import SamSegmenter
+from kmine.segmenters.tiny.network import TinyNet
+from kmine.segmenters.tiny.proposals import grid_boxes, propose
+from kmine.segmenters.tiny.segmenter import Tiny, open_tiny
+from kmine.segmenters.tiny.weights import SHIPPED
+from kmine.types import Candidate
 
 NAMES = ("tiny", "sam")
 

@@ -7,17 +7,22 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.segmenter_suite import SMALL, SegmenterSuite, random_sam
 from safetensors.torch import save_file
 
 from kmine.config import SegmenterConfig
-from kmine.records import Prompts, UserError
+from kmine.errors import UserError
 from kmine.segmenters import REGISTRY, open_segmenter, weights
-from kmine.segmenters.base import check_images, check_prompts, clip_boxes, stability_from_logits
-from kmine.segmenters.build import ARCHITECTURES
+from kmine.segmenters.base import (
+    check_images,
+    check_prompts,
+    clip_boxes,
+    stability_from_logits,
+)
 from kmine.segmenters.ellipse import Ellipse
-from kmine.segmenters.sam import SamSegmenter
-
-from .suite import SMALL, SegmenterSuite, random_sam
+from kmine.segmenters.sam.build import ARCHITECTURES
+from kmine.segmenters.sam.segmenter import SamSegmenter
+from kmine.types import Prompts
 
 BOX = np.array([1, 1, 5, 5], np.float32)
 

@@ -1,0 +1,1 @@
+"""`kmine check`: what would spoil a result in a data set."""

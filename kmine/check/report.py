@@ -1,0 +1,212 @@
+"""What kmine.check tells: its findings about files, check.json as plain values, and the text for the terminal."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kmine import cli
+from kmine.config import DataConfig
+from kmine.types import (
+    IGNORE_INDEX,
+    Finding,
+    SampleRef,
+    Skipped,
+)
+
+if TYPE_CHECKING:
+    from kmine.data.quality.examine import Look, Search, Twins
+    from kmine.data.quality.mask_alignment import Fit, Pairing
+    from kmine.data.source import Source
+
+SIDES = ("train", "val", "test")
+MAX_SHOWN = 3
+"""Samples that the text names for each finding; check.json names more."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over a data set found."""
+
+    refs: dict[str, SampleRef]
+    looks: list[Look]
+    damaged: list[Skipped]
+    """Images and masks that cannot be read."""
+    fits: list[Fit]
+    """Masks held against the images beside them, in the order of the files."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """All that was found out about a data set, ready to be told."""
+
+    survey: Survey
+    sides: Mapping[str, str]
+    """train, val or test by sample id."""
+    twins: Sequence[Twins]
+    pairing: Pairing
+    findings: Sequence[Finding]
+
+    @property
+    def has_fault(self) -> bool:
+        """Whether anything found would spoil a result."""
+        return any(finding.severity == "fault" for finding in self.findings)
+
+
+def damage(damaged: Sequence[Skipped], on_error: str) -> list[Finding]:
+    """What could not be read."""
+    from kmine.data.quality.examine import MAX_NAMED, count
+
+    if not damaged:
+        return []
+    text = f"{count(damaged, 'file')} damaged or unfit; the first: {damaged[0].path}: {damaged[0].problem}"
+    names = tuple(skipped.sample_id for skipped in damaged[:MAX_NAMED])
+    return [Finding("damaged", "note" if on_error == "skip" else "fault", text, names)]
+
+
+def cut_short(search: Search, distance: int) -> list[Finding]:
+    """Say so where near copies were not looked for, or not among all images that look alike."""
+    if distance < 0:
+        return [Finding("near_unsearched", "note", "data.duplicate_distance -1: near copies were not looked for")]
+    if search.complete:
+        return []
+    text = f"many images look alike: the {search.num_compared} pairs that do most were compared, others were not"
+    return [Finding("near_cut_short", "note", text)]
+
+
+def left_out(skipped: Sequence[Skipped]) -> list[Finding]:
+    """What the index passed over."""
+    from kmine.data.quality.examine import MAX_NAMED, count
+
+    if not skipped:
+        return []
+    text = f"{count(skipped, 'file')} left out; the first: {skipped[0].path}: {skipped[0].problem}"
+    return [Finding("left_out", "note", text, tuple(s.sample_id for s in skipped[:MAX_NAMED]))]
+
+
+def report_of(data: DataConfig, source: Source, found: Examined) -> dict[str, Any]:
+    """What check.json holds."""
+    survey, sides, twins = found.survey, found.sides, found.twins
+    looks, refs = survey.looks, survey.refs
+    masks = [item.mask for item in looks if item.mask is not None]
+    groups = Counter(refs[item.sample_id].group_id for item in looks)
+    images_with = Counter(value for mask in masks for value in mask.pixels)
+    pixels = Counter[int]()
+    for mask in masks:
+        pixels.update(mask.pixels)
+    own = {ref.split in SIDES for ref in refs.values()} == {True}
+    shares = sorted(mask.foreground_share for mask in masks if mask.foreground_share)
+    return {
+        "dataset": source.name,
+        "fingerprint": source.fingerprint(),
+        "data": cli.to_dict(data),
+        "num_samples": len(refs),
+        "num_pairs": len(masks),
+        "splits": _origin(data, own),
+        "counts": _counts(survey, sides),
+        "images": {
+            "sizes": _most_common(Counter(f"{item.shape[1]} x {item.shape[0]}" for item in looks)),
+            "num_sizes": len({item.shape for item in looks}),
+            "shortest_side": min((min(item.shape) for item in looks), default=None),
+            "longest_side": max((max(item.shape) for item in looks), default=None),
+            "lowest_value": min((item.low for item in looks), default=None),
+            "highest_value": max((item.high for item in looks), default=None),
+            "mean_value": sum(item.mean for item in looks) / len(looks) if looks else None,
+        },
+        "masks": {
+            "values": {str(value): {"masks": images_with[value], "pixels": n} for value, n in sorted(pixels.items())},
+            "class_names": list(source.class_names),
+            "num_empty": sum(mask.foreground_share == 0 for mask in masks),
+            "median_share_of_filled": shares[len(shares) // 2] if shares else None,
+        },
+        "groups": {"count": len(groups), "largest": max(groups.values(), default=0)},
+        "duplicates": {
+            "exact": [str(t) for t in twins if t.exact],
+            "near": [asdict(t) for t in twins if t.same_picture and not t.exact],
+            "hash_alone": [asdict(t) for t in twins if not t.same_picture],
+        },
+        "pairing": asdict(found.pairing),
+        "damaged": [asdict(s) for s in survey.damaged],
+        "left_out": [asdict(s) for s in source.skipped],
+        "findings": [asdict(f) for f in sorted(found.findings, key=lambda f: f.severity)],
+    }
+
+
+def _origin(data: DataConfig, own: bool) -> str:
+    """Where the splits come from."""
+    if data.split_file is not None:
+        return f"of {data.split_file}"
+    return "the data set's own" if own else "as kmine.loop draws them"
+
+
+def _most_common(counter: Counter[str], num: int = 5) -> dict[str, int]:
+    return dict(counter.most_common(num))
+
+
+def _counts(survey: Survey, sides: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """By split: samples, those with a mask, those that show each class, those of each image-level label."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for item in survey.looks:
+        ref = survey.refs[item.sample_id]
+        row = counts[sides.get(item.sample_id, "left out")]
+        row["samples"] += 1
+        row["with a mask" if ref.has_mask else "without a mask"] += 1
+        if item.mask is not None:
+            row["empty mask"] += item.mask.foreground_share == 0
+            row.update(f"class {value}" for value in item.mask.pixels if value not in (0, IGNORE_INDEX))
+        row[f"image label {ref.image_label}" if ref.image_label is not None else "no image label"] += 1
+    order = (*SIDES, "left out")
+    first = ("samples", "with a mask", "without a mask", "empty mask")
+    return {
+        side: {k: counts[side][k] for k in dict.fromkeys((*first, *sorted(counts[side]))) if counts[side][k]}
+        for side in order
+        if side in counts
+    }
+
+
+def kind_of(item: Look, ref: SampleRef, sides: Mapping[str, str]) -> tuple[str, str]:
+    """Split, and what the mask or the image-level label says."""
+    label = "" if ref.image_label is None else f", label {ref.image_label}"
+    if item.mask is None:
+        state = "mask unreadable" if ref.has_mask else "no mask"
+    else:
+        classes = sorted(value for value in item.mask.pixels if value not in (0, IGNORE_INDEX))
+        state = f"class {'+'.join(map(str, classes))}" if classes else "empty mask"
+    return sides.get(item.sample_id, "left out"), state + label
+
+
+def text_of(report: Mapping[str, Any], folder: Path) -> str:
+    """The report as text for the terminal."""
+    images, masks, groups, doubles = (report[key] for key in ("images", "masks", "groups", "duplicates"))
+    sizes = ", ".join(f"{size} ({n})" for size, n in images["sizes"].items())
+    more = (
+        f" and {images['num_sizes'] - len(images['sizes'])} more" if images["num_sizes"] > len(images["sizes"]) else ""
+    )
+    values = ", ".join(f"{value} in {n['masks']}" for value, n in masks["values"].items())
+    share = masks["median_share_of_filled"]
+    lines = [
+        f"{report['dataset']}: {report['num_samples']} samples, {report['num_pairs']} pairs of image and readable "
+        f"mask, {len(report['damaged'])} damaged, {len(report['left_out'])} files left out",
+        f"splits ({report['splits']}):",
+        *(f"  {side}: {', '.join(f'{n} {what}' for what, n in row.items())}" for side, row in report["counts"].items()),
+        f"sizes (width x height): {sizes}{more}; values {images['lowest_value']} to {images['highest_value']}",
+        f"mask values: {values or 'none'}; {masks['num_empty']} of {report['num_pairs']} empty"
+        + ("" if share is None else f"; median foreground of the others {share:.1%} of the image"),
+        f"groups: {groups['count']}, the largest of {groups['largest']}; duplicates: {len(doubles['exact'])} exact, "
+        f"{len(doubles['near'])} near, {len(doubles['hash_alone'])} by hash alone",
+        *_finding_lines(report["findings"]),
+    ]
+    faults = sum(finding["severity"] == "fault" for finding in report["findings"])
+    verdict = f"{faults} fault{'' if faults == 1 else 's'}" if faults else "no fault"
+    lines.append(f"{verdict}; written: {folder / 'check.json'}   {folder / 'check.png'}")
+    return "\n".join(lines) + "\n"
+
+
+def _finding_lines(findings: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for finding in findings:
+        names = finding["samples"]
+        some = f" [{'; '.join(names[:MAX_SHOWN])}{'; ...' if len(names) > MAX_SHOWN else ''}]" if names else ""
+        yield f"{finding['severity'].upper()} {finding['code']}: {finding['text']}{some}"

@@ -1,0 +1,334 @@
+"""From the test figures of many runs to one table: cases, pairs, intervals, and the sentences that belong with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kmine.errors import UserError, unknown_name
+from kmine.ops.label_efficiency import LabelsNeeded, labels_to_match
+from kmine.ops.metrics import pool_cases, summarise
+from kmine.ops.statistics import (
+    Floats,
+    answer_empties,
+    holm,
+    paired_difference,
+)
+from kmine.report import Comparison, ComparisonRow
+from kmine.report.curve import CurvePoint
+from kmine.types import CaseMetrics, Metrics
+
+ROUND_0, BASELINE, MINING = "supervised, round 0", "supervised, equal steps", "mining"
+"""The arms of a run of kmine.loop."""
+SUPERVISED, ORACLE = "supervised", "oracle"
+SLICE = re.compile(r"(.+)/slice-\d{4,}", re.DOTALL)
+"""How data sets name the slices of a volume."""
+NAN = float("nan")
+
+Key = tuple[str, float, str]
+"""Model, label fraction, method: one row of the table."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method took; NaN where it is not known."""
+
+    seconds: float = NAN
+    peak_memory_mb: float = NAN
+    num_parameters: float = NAN
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method, trained with one seed, on the test split."""
+
+    run: str
+    """The run folder."""
+    method: str
+    model: str
+    label_fraction: float
+    num_labeled: int | None
+    seed: int
+    segmenter: str
+    chosen: Metrics
+    """Of the checkpoint chosen on validation, a case an image."""
+    final: Metrics
+    """Of the last step's checkpoint."""
+    groups: Mapping[str, str]
+    """Group by sample id."""
+    cost: Cost = Cost()
+
+    @property
+    def key(self) -> Key:
+        """The row it belongs to."""
+        return self.model, self.label_fraction, self.method
+
+
+@dataclass(frozen=True)
+class LabelsSaved:
+    """How many labels the baseline needs for what a method does with some."""
+
+    method: str
+    model: str
+    label_fraction: float
+    num_labels: float
+    """That the method has."""
+    needed: LabelsNeeded
+    fewest: float
+    """The baseline's curve begins here."""
+    most: float
+    """And ends here."""
+    num_seeds: int
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        """The row of the table that it is about: method, model, label fraction."""
+        return self.method, self.model, self.label_fraction
+
+    def words(self) -> str:
+        """`28 [≤ 20, 125]`: the number and its interval, with what the curve cannot say left open."""
+        low, found, high = (self._count(n) for n in (self.needed.low, self.needed.needed, self.needed.high))
+        return f"{found} [{low}, {high}]"
+
+    def _count(self, number: float) -> str:
+        if not np.isfinite(number):
+            return f"> {self.most:g}" if number > 0 else "?"
+        return f"≤ {self.fewest:g}" if number <= self.fewest else f"{number:.0f}"
+
+
+def with_labels_saved(table: Comparison, saved: Sequence[LabelsSaved]) -> Comparison:
+    """The table with a column for the labels saved, and a note that explains it; as it is where there are none."""
+    if not saved:
+        return table
+    note = (
+        f"Labels for the same Dice: how many *{table.baseline}* needs for the Dice of the row, read off its curve "
+        "over the seeds that both have; in brackets the 95 % bootstrap interval over groups and seeds. "
+        "≤ and > are the ends of the curve."
+    )
+    return replace(table, notes=[*table.notes, note], labels_needed={one.key: one.words() for one in saved})
+
+
+def volume_of(sample_id: str) -> str | None:
+    """The volume that a slice is of; None for an image that is no slice."""
+    match = SLICE.fullmatch(sample_id)
+    return match[1] if match else None
+
+
+def tabulate(results: Sequence[Result], baseline: str, also: Sequence[str] = ()) -> Comparison:
+    """The table of all results; `also` are sentences to add to its notes.
+
+    Raises:
+        UserError: an unknown baseline; two results of one method, model, label fraction and seed; no image in common.
+    """
+    cases, of_volumes = _cases(results)
+    rows: dict[Key, dict[int, Result]] = {}
+    for result in cases:
+        twin = rows.setdefault(result.key, {}).setdefault(result.seed, result)
+        if twin is not result:
+            raise UserError(
+                f"{twin.run} and {result.run} both hold {result.method} with {result.model}, label fraction "
+                f"{result.label_fraction:g}, seed {result.seed}; expected one run a seed: compare them one at a time"
+            )
+    base = _resolve(baseline, [result.method for result in cases])
+    table = [_row(found, rows.get((*key[:2], base)), key[2] == base) for key, found in rows.items()]
+    corrected = holm([row.p_value for row in table])
+    table = [replace(row, p_holm=p) for row, p in zip(table, corrected, strict=True)]
+    segmenter = ", ".join(sorted({r.segmenter for r in results} - {"none"}) or ["none"])
+    return Comparison(table, base, segmenter, [*_notes(cases, table, base, segmenter, of_volumes), *also])
+
+
+def _cases(results: Sequence[Result]) -> tuple[list[Result], bool]:
+    """The results with a case a volume, where all cases are slices, and whether they are.
+
+    Mining goes by all the segmenters that it had (adapted under one seed, not under another): one name, one curve.
+    """
+    of_volumes = all(volume_of(case.sample_id) for result in results for case in result.chosen.cases)
+    mined_by = ", ".join(sorted({result.segmenter for result in results if result.method == MINING}))
+    named = [replace(result, segmenter=mined_by) if result.method == MINING else result for result in results]
+    return [_by_volume(result) if of_volumes else result for result in named], of_volumes
+
+
+def label_curve(results: Sequence[Result], baseline: str) -> tuple[list[CurvePoint], list[LabelsSaved]]:
+    """Points of the label-efficiency curve, and how many labels each method saves; empty with one label fraction."""
+    cases, _ = _cases(results)
+    if len({result.label_fraction for result in cases}) < 2:
+        return [], []
+    base = _resolve(baseline, [result.method for result in cases])
+    rows: dict[Key, dict[int, Result]] = {}
+    for result in cases:
+        rows.setdefault(result.key, {})[result.seed] = result
+    points = [_point(list(found.values())) for found in rows.values()]
+    saved = [
+        _saved(
+            found, {fraction: row for (model, fraction, name), row in rows.items() if (model, name) == (key[0], base)}
+        )
+        for key, found in rows.items()
+        if key[2] not in (base, ORACLE, ROUND_0, SUPERVISED)
+    ]
+    return points, [one for one in saved if one]
+
+
+def _point(found: Sequence[Result]) -> CurvePoint:
+    first, labels = found[0], [result.num_labeled for result in found]
+    ids = [case.sample_id for case in first.chosen.cases]
+    scores = _dice(found, ids)
+    low = high = NAN
+    if np.isfinite(scores).any():
+        spread = paired_difference(
+            np.zeros_like(scores), scores, seed=0, groups=[first.groups[i] for i in ids], num_flips=0
+        )
+        low, high = spread.low, spread.high
+    return CurvePoint(
+        method=_label(first),
+        model=first.model,
+        label_fraction=first.label_fraction,
+        num_labels=first.label_fraction if None in labels else float(np.mean([n for n in labels if n is not None])),
+        dice=_mean([result.chosen.dice for result in found]),
+        low=low,
+        high=high,
+        num_seeds=len(found),
+    )
+
+
+def _saved(found: Mapping[int, Result], curve: Mapping[float, Mapping[int, Result]]) -> LabelsSaved | None:
+    """What the baseline would need for this row's Dice, over the seeds that all of them have; None without a curve."""
+    seeds = sorted(set(found).intersection(*curve.values())) if len(curve) > 1 else []
+    if not seeds:
+        return None
+    ids = [case.sample_id for case in found[seeds[0]].chosen.cases]
+    rows = [[by_seed[s] for s in seeds] for _, by_seed in sorted(curve.items())]
+    points = [_point(row) for row in rows]
+    own = [found[s] for s in seeds]
+    groups = [own[0].groups[i] for i in ids]
+    # Scores of all points and of the method in one stack: what is empty for all of them has no score.
+    stack = np.stack([_dice(row, ids) for row in (*rows, own)])
+    stack = np.where(np.isnan(stack) & np.isfinite(stack).any(axis=0), 1.0, stack)
+    counts = [point.num_labels for point in points]
+    needed = labels_to_match(counts, list(stack[:-1]), stack[-1], groups, seed=0)
+    point = _point(own)
+    of = (point.method, point.model, point.label_fraction, point.num_labels)
+    return LabelsSaved(*of, needed, counts[0], counts[-1], len(seeds))
+
+
+def _by_volume(result: Result) -> Result:
+    """The same with a case a volume. Groups stay: a patient may have two."""
+
+    def pooled(metrics: Metrics) -> Metrics:
+        slices: dict[str, list[CaseMetrics]] = {}
+        for case in metrics.cases:
+            slices.setdefault(volume_of(case.sample_id) or case.sample_id, []).append(case)
+        return summarise(pool_cases(name, parts) for name, parts in slices.items())
+
+    groups = {volume_of(i) or i: group for i, group in result.groups.items()}
+    return replace(result, chosen=pooled(result.chosen), final=pooled(result.final), groups=groups)
+
+
+def _resolve(baseline: str, methods: Sequence[str]) -> str:
+    """The method that is meant: of a run of kmine.loop, `supervised` is the one at equal steps, if it was trained."""
+    meant = [baseline, *([BASELINE, ROUND_0] if baseline == SUPERVISED else [])]
+    for name in meant:
+        if name in methods:
+            return name
+    raise unknown_name("baseline", baseline, set(methods))
+
+
+def _row(found: Mapping[int, Result], beside: Mapping[int, Result] | None, is_baseline: bool) -> ComparisonRow:
+    """One row; `found` and the baseline's results `beside` are by seed."""
+    results = list(found.values())
+    dice = [result.chosen.dice for result in results]
+    first = results[0]
+    row = ComparisonRow(
+        method=_label(first),
+        model=first.model,
+        label_fraction=first.label_fraction,
+        num_labeled=first.num_labeled,
+        seeds=tuple(sorted(found)),
+        dice=_mean(dice),
+        dice_sd=float(np.std(dice, ddof=1)) if len(dice) > 1 else NAN,
+        dice_final=_mean([result.final.dice for result in results]),
+        iou=_mean([result.chosen.iou for result in results]),
+        hd95=_mean([result.chosen.hd95 for result in results]),
+        num_missed=_mean([float(result.chosen.num_missed) for result in results]),
+        is_baseline=is_baseline,
+        seconds=_mean([result.cost.seconds for result in results]),
+        peak_memory_mb=_mean([result.cost.peak_memory_mb for result in results]),
+        num_parameters=_mean([result.cost.num_parameters for result in results]),
+    )
+    seeds = [] if is_baseline or beside is None else sorted(found.keys() & beside.keys())
+    return _with_difference(row, [beside[s] for s in seeds], [found[s] for s in seeds]) if beside and seeds else row
+
+
+def _with_difference(row: ComparisonRow, before: Sequence[Result], after: Sequence[Result]) -> ComparisonRow:
+    """The same with its paired difference, seed by seed and case by case."""
+    ids = [case.sample_id for case in before[0].chosen.cases]
+    a, b = answer_empties(_dice(before, ids), _dice(after, ids))
+    if not np.isfinite(a).any():
+        return row
+    # A table written today and one written tomorrow agree: the signs are drawn from a fixed seed.
+    gap = paired_difference(a, b, seed=0, groups=[before[0].groups[i] for i in ids])
+    return replace(
+        row,
+        difference=gap.difference,
+        low=gap.low,
+        high=gap.high,
+        p_value=gap.p_value,
+        num_pairs=gap.num_pairs,
+    )
+
+
+def _dice(results: Sequence[Result], ids: Sequence[str]) -> Floats:
+    """(R, N) Dice; NaN where a case has none."""
+    found = [{case.sample_id: case.dice for case in result.chosen.cases} for result in results]
+    for result, scores in zip(results, found, strict=True):
+        if scores.keys() != set(ids):
+            raise UserError(
+                f"{result.run}: its test figures are of other images; compare it with runs of its own split"
+            )
+    return np.array([[scores[i] for i in ids] for scores in found], float)
+
+
+def _label(result: Result) -> str:
+    """How a row names its method: what mined, and that the oracle is none, is said there."""
+    if result.method == MINING:
+        return f"{MINING} ({result.segmenter})"
+    return f"{ORACLE} (true masks: a ceiling)" if result.method == ORACLE else result.method
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else NAN
+
+
+def _notes(
+    cases: Sequence[Result], rows: Sequence[ComparisonRow], baseline: str, segmenter: str, of_volumes: bool
+) -> list[str]:
+    """What the figures are of, and how they were compared."""
+    first, seeds = cases[0], {result.seed for result in cases}
+    num_cases, unit = len(first.chosen.cases), "volume" if of_volumes else "image"
+    units = {first.groups[case.sample_id] for case in first.chosen.cases}
+    grouped = len(units) < num_cases
+    named = f"groups of {unit}s that belong together" if grouped else f"{unit}s"
+    compared = sum(np.isfinite(row.p_value) for row in rows)
+    notes = [
+        f"Test split: {num_cases} {unit}s, {len(seeds)} seed(s), segmenter {segmenter}. Mean Dice per {unit} of the "
+        "checkpoint chosen on validation, that of the last step beside it.",
+        f"The difference is paired, {unit} by {unit} and seed by seed, with *{baseline}*: 95 % t-interval over "
+        f"{named} and seeds, p of a sign-flip test over {named}, Holm-corrected for the {compared} comparison(s) of "
+        "this table.",
+    ]
+    if of_volumes:
+        notes.append(
+            "Dice, IoU and missed from the pixels of all slices of a volume; HD95 is the mean over its slices."
+        )
+    if grouped:
+        notes.append(f"The {num_cases} {unit}s form {len(units)} groups; a group is one unit of interval and test.")
+    if len(units) == 1:
+        notes.append(f"With a single {'group' if grouped else unit} there is neither interval nor test.")
+    elif len(units) < 6:
+        notes.append(f"With {len(units)} units no p below {2 / 2 ** len(units):.2f} can come of a sign-flip test.")
+    if len(seeds) == 1:
+        notes.append("One seed: what another seed would give is in neither interval nor p.")
+    return notes

@@ -1,0 +1,1 @@
+"""Images and masks at training size, decoded once, in flat files."""

@@ -1,0 +1,120 @@
+"""Filling a sample cache: once, by one process, in parallel."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import zlib
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from kmine.data.cache.files import (
+    Entry,
+    Index,
+    allocate,
+    explained,
+    locked,
+    read_index,
+    write_index,
+    write_record,
+)
+from kmine.data.perceptual_hash import perceptual_hash
+from kmine.data.resize import resize_image
+from kmine.data.source import Source
+from kmine.errors import SampleError
+from kmine.io.threads import thread_pool
+from kmine.types import SampleRef, Skipped
+
+_log = logging.getLogger(__name__)
+
+
+def open_index(folder: Path, signature: dict[str, object], source: Source, refs: tuple[SampleRef, ...]) -> Index:
+    """Read the index of a cache, or build the cache while other processes wait.
+
+    Args:
+        folder: of this cache.
+        signature: `fingerprint` of the source and `size` S; a cache with another one is rebuilt.
+        source: where images come from.
+        refs: the samples, one record each, in this order.
+
+    Raises:
+        UserError: when nothing can be stored there.
+    """
+    size = int(str(signature["size"]))
+    sizes = {"images.u8": len(refs) * size**2 * 3, "masks.u8": len(refs) * size**2, "masks.flags": len(refs) * 4}
+    index = _read(folder, signature, sizes, source)
+    if isinstance(index, Index):
+        return index
+    with explained(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_name(f"{folder.name}.lock")):
+            index = _read(folder, signature, sizes, source)
+            if isinstance(index, Index):
+                return index
+            if folder.exists():
+                _log.warning("cache %s is rebuilt: %s", folder, index)
+            return _build(folder, signature, sizes, source, refs)
+
+
+def _read(folder: Path, signature: dict[str, object], sizes: dict[str, int], source: Source) -> Index | str:
+    """The index of a cache to rely on, or why there is none."""
+    index = read_index(folder, signature, sizes)
+    if isinstance(index, Index):
+        # A file made readable (by its permissions, a remounted disk) keeps its time, and so the fingerprint.
+        mended = [skipped.path for skipped in index.skipped if _is_readable(source, skipped.sample_id)]
+        return f"{mended[0]} can be read now" if mended else index
+    return index
+
+
+def _is_readable(source: Source, sample_id: str) -> bool:
+    try:
+        source.image(sample_id)
+    except SampleError:
+        return False
+    return True
+
+
+def _build(
+    folder: Path, signature: dict[str, object], sizes: dict[str, int], source: Source, refs: tuple[SampleRef, ...]
+) -> Index:
+    """Decode everything into a folder beside, then rename it: a cache is whole or absent."""
+    for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):
+        shutil.rmtree(leftover)
+    building = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    building.mkdir()
+    try:
+        for name, num_bytes in sizes.items():
+            allocate(building / name, num_bytes, reserve=name == "images.u8")
+        index = _decode_all(building / "images.u8", int(str(signature["size"])), source, refs)
+        write_index(building, signature, index)
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return index
+
+
+def _decode_all(images: Path, size: int, source: Source, refs: tuple[SampleRef, ...]) -> Index:
+    def decode(row: int) -> Entry | Skipped:
+        sample_id = refs[row].sample_id
+        try:
+            image = source.image(sample_id)
+        except SampleError as error:
+            return Skipped(sample_id, error.path, error.problem)
+        small = resize_image(image, size)
+        write_record(images, row, small)
+        return Entry(sample_id, row, *image.shape[:2], perceptual_hash(image), zlib.crc32(small))
+
+    console = Console(stderr=True)
+    with thread_pool() as threads:
+        results = threads.map(decode, range(len(refs)))
+        done = list(
+            track(results, "Decoding", len(refs), console=console, transient=True, disable=not console.is_terminal)
+        )
+    return Index(
+        {entry.sample_id: entry for entry in done if isinstance(entry, Entry)},
+        tuple(skipped for skipped in done if isinstance(skipped, Skipped)),
+    )

@@ -1,0 +1,140 @@
+"""The files of a sample cache: its index, its fixed-size records, its lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.errors import UserError
+from kmine.types import Skipped
+
+FORMAT = 1
+"""Raise it when records, hashes or the index change their meaning."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One readable sample of a cache."""
+
+    sample_id: str
+    row: int
+    """Position of its records."""
+    height: int
+    """Of the native image, in pixels."""
+    width: int
+    image_hash: int
+    """Unsigned 64-bit perceptual hash of the native image."""
+    image_crc: int
+    """CRC-32 of its image record."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a whole cache knows besides pixels."""
+
+    entries: dict[str, Entry]
+    skipped: tuple[Skipped, ...]
+
+
+def write_index(folder: Path, signature: dict[str, object], index: Index) -> None:
+    """Write `index.json`: a line with the SHA-256 of the rest, then the rest."""
+    body = json.dumps(
+        {
+            "format": FORMAT,
+            **signature,
+            "entries": [astuple(entry) for entry in index.entries.values()],
+            "skipped": [astuple(skipped) for skipped in index.skipped],
+        }
+    ).encode()
+    (folder / "index.json").write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+
+
+def read_index(folder: Path, signature: dict[str, object], sizes: dict[str, int]) -> Index | str:
+    """The index of a whole cache, or what is wrong with it.
+
+    Args:
+        folder: the cache.
+        signature: what `write_index` was given.
+        sizes: the bytes that each record file must have.
+    """
+    try:
+        digest, _, body = (folder / "index.json").read_bytes().partition(b"\n")
+        found = {name: (folder / name).stat().st_size for name in sizes}
+    except OSError as error:
+        return f"{Path(error.filename).name} is missing or unreadable"
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        return "index.json is damaged"
+    for name, size in sizes.items():
+        if found[name] != size:
+            return f"{name} has {found[name]} bytes instead of {size}"
+    content = json.loads(body)
+    if {key: content.get(key) for key in ("format", *signature)} != {"format": FORMAT, **signature}:
+        return "it was written for other data or by another version"
+    entries = (Entry(*row) for row in content["entries"])
+    return Index({entry.sample_id: entry for entry in entries}, tuple(Skipped(*row) for row in content["skipped"]))
+
+
+def read_record(path: Path, row: int, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """Record number `row` of a file of uint8 records, writable; None where the file ends too early."""
+    # Plain reads: the touched pages of a memory map would count as this process's memory.
+    record = np.empty(shape, np.uint8)
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(row * record.nbytes)
+            complete = file.readinto(record.data) == record.nbytes
+    except FileNotFoundError:
+        return None
+    return record if complete else None
+
+
+def write_record(path: Path, row: int, record: NDArray[np.uint8]) -> None:
+    """Overwrite record number `row` in place; raises `OSError`."""
+    with path.open("r+b") as file:
+        file.seek(row * record.nbytes)
+        file.write(record.data)
+
+
+def allocate(path: Path, size: int, *, reserve: bool) -> None:
+    """Make a file of zeros; `reserve` takes the disk space at once, so that a full disk shows before the work."""
+    with path.open("wb") as file:
+        file.truncate(size)
+        if reserve and size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
+def cache_root(folder: Path | None) -> Path:
+    """Folder of all caches: the one given, else $KMINE_CACHE, else ~/.cache/kmine."""
+    return (folder or Path(os.environ.get("KMINE_CACHE") or "~/.cache/kmine")).expanduser()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file against other processes and threads, waiting for it; the file stays."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one line with the cure.
+
+    Raises:
+        UserError: for a full disk, a read-only folder and the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot store decoded images ({error.strerror or error}); "
+            "free some space there or pass --data.cache_dir FOLDER"
+        ) from error

@@ -1,0 +1,166 @@
+"""COVID-QU-Ex: chest X-rays with masks of the lungs and, in one of its two parts, of COVID-19's infection."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.config import COVID_CLASSES, DataConfig
+from kmine.data.datasets.covid_qu_ex_index import (
+    IMAGES,
+    INFECTION_MASKS,
+    LUNG_MASKS,
+    PUBLISHED,
+    SPLITS,
+    Part,
+    find_alike,
+    find_parts,
+    id_of,
+    name_groups,
+)
+from kmine.data.io.find_files import (
+    FOREGROUND_ABOVE,
+    index_images,
+    named,
+    read_foreground,
+)
+from kmine.data.source import choose_task, fingerprint_files, read_rgb
+from kmine.errors import SampleError, UserError
+from kmine.types import SampleRef, Skipped
+
+VERSION = 1
+"""Goes into the fingerprint: raise it when the same files and settings give other pixels."""
+MASKS = {"infection": INFECTION_MASKS, "lung": LUNG_MASKS}
+"""Folder of the masks, by task."""
+INFECTED = {"COVID-19": 1, "Non-COVID": 0, "Normal": 0}
+
+_log = logging.getLogger(__name__)
+
+
+class CovidQuEx:
+    """The images of one part; a sample is `Train/COVID-19/NAME`, with the data set's own split.
+
+    Task infection reads the infection part, task lung the lung part, or where that is absent the lung masks of the
+    infection part. Image and mask have the same split, class and name. A mask may be all zero: those of Non-COVID and
+    Normal are, and so are some of COVID-19.
+
+    The image-level label of task infection is the class: 1 for COVID-19, 0 for the others, which is lesion-free only
+    in the sense of that task. Task lung has none: every image shows lungs, so a label would say nothing.
+
+    Copies of one picture in several splits or classes, in this part or the other, form one group (`name_groups`). The
+    publisher tells no patients.
+
+    Args:
+        root: the folder; it is searched to the bottom.
+        cfg: task, classes and on_error. The latter says whether a mask without an image stops, or is listed in
+            `skipped`.
+
+    Raises:
+        UserError: for a task of another data set; when the folder is missing, unreadable or laid out otherwise, or
+            lacks the part or a class that is asked for.
+    """
+
+    name = "covid_qu_ex"
+
+    def __init__(self, root: Path, cfg: DataConfig) -> None:
+        self.root, self.cfg = root.expanduser(), cfg
+        self.task = choose_task(cfg.task, self.name, tuple(MASKS))
+        self.class_names = ("background", self.task)
+        parts, passed_over = find_parts(self.root)
+        part = self._choose(parts)
+        self._images, strays = self._index(part, IMAGES)
+        self._masks, mask_strays = self._index(part, MASKS[self.task])
+        self._refuse_missing(part)
+        self.skipped = (*passed_over, *strays, *mask_strays, *self._drop_orphans(part))
+        self._alike = find_alike(parts.values(), part.kind)
+        copies = {place.path for places in self._alike for place in places}
+        files = {*self._images.values(), *self._masks.values(), *copies}
+        settings = {"source": [self.name, VERSION, self.task, sorted(cfg.classes), FOREGROUND_ABOVE]}
+        self._fingerprint = fingerprint_files(settings, self.root, files)
+
+    def refs(self) -> tuple[SampleRef, ...]:
+        """Every image, sorted by id; the first call reads files that may be copies of one another."""
+        return self._refs
+
+    def image(self, sample_id: str) -> NDArray[np.uint8]:
+        """(H, W, 3), three times the same grey, [0, 255]. Raises `SampleError`."""
+        return read_rgb(self._images[sample_id], allow_grey=True)
+
+    def mask(self, sample_id: str) -> NDArray[np.uint8]:
+        """(H, W) of {0, 1}, maybe all 0. Raises `SampleError`, also for another size than the image's."""
+        image = self._images[sample_id]
+        if sample_id not in self._masks:
+            raise SampleError(str(image), f"expected a mask of the same name in {MASKS[self.task]}, found none")
+        return read_foreground(self._masks[sample_id], image)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of settings and of names, sizes and modification times, as they were when indexed."""
+        return self._fingerprint
+
+    @cached_property
+    def _refs(self) -> tuple[SampleRef, ...]:
+        groups = name_groups(self._alike)
+        return tuple(
+            SampleRef(
+                sample_id=sample_id,
+                group_id=groups.get(path, sample_id),
+                has_mask=sample_id in self._masks,
+                image_label=INFECTED[sample_id.split("/")[1]] if self.task == "infection" else None,
+                split=sample_id.split("/")[0].lower(),
+            )
+            for sample_id, path in sorted(self._images.items())
+        )
+
+    def _choose(self, parts: dict[str, Part]) -> Part:
+        if self.task in parts:
+            return parts[self.task]
+        (other,) = parts.values()
+        if self.task == "infection":
+            raise UserError(
+                f"{self.root}: expected the infection part, with folders of infection masks, found only the lung part "
+                f"at {other.root}; get it ({PUBLISHED}), or pass --data.task lung"
+            )
+        _log.warning("%s: no lung part here; the lung masks of the infection part are used", self.root)
+        return other
+
+    def _index(self, part: Part, leaf: str) -> tuple[dict[str, Path], list[Skipped]]:
+        """Files of the chosen classes by sample id, and what else lies there."""
+        found, strays = {}, []
+        for split in SPLITS:
+            for class_name in self.cfg.classes:
+                folder = part.folders.get((split, class_name, leaf))
+                if folder is not None:
+                    files, others = index_images(folder, self.cfg.on_error)
+                    found |= {id_of(split, class_name, stem): path for stem, path in files.items()}
+                    strays += others
+        return found, strays
+
+    def _refuse_missing(self, part: Part) -> None:
+        there = {sample_id.split("/")[1] for sample_id in self._images}
+        missing = [name for name in self.cfg.classes if name not in there]
+        if missing:
+            rest = [name for name in COVID_CLASSES if name in there]
+            choose = f", or pass --data.classes '[{', '.join(rest)}]'" if rest else ""
+            raise UserError(
+                f"{part.root}: expected images of class {' and '.join(missing)}, found none; "
+                f"unpack it again ({PUBLISHED}){choose}"
+            )
+        if not self._masks:
+            raise UserError(
+                f"{part.root}: expected folders of {MASKS[self.task]} beside those of images, with PNG files of the "
+                f"same names, found none; unpack it again ({PUBLISHED})"
+            )
+
+    def _drop_orphans(self, part: Part) -> list[Skipped]:
+        """Masks without an image hint at lost or renamed files."""
+        orphans = sorted(self._masks.keys() - self._images.keys())
+        if orphans and self.cfg.on_error == "stop":
+            raise UserError(
+                f"{part.root}: expected an image for each of the {MASKS[self.task]}, found none for {named(orphans)}; "
+                "restore the images, or pass --data.on_error skip to leave these masks out"
+            )
+        return [Skipped(name, str(self._masks.pop(name)), "a mask without an image") for name in orphans]

@@ -1,0 +1,221 @@
+"""A user's own images and masks: two folders paired by name, or a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.config import DataConfig
+from kmine.data.datasets.folder_csv import read_table
+from kmine.data.datasets.folder_index import Item, pair_folders
+from kmine.data.datasets.lits_index import stop_or_skip
+from kmine.data.io.dicom import Header, read_dicom, read_header
+from kmine.data.io.find_files import named
+from kmine.data.io.nifti import (
+    Geometry,
+    LastVolume,
+    read_geometry,
+    read_integers,
+    read_windowed,
+)
+from kmine.data.io.pictures import (
+    WINDOW_CURE,
+    class_ids,
+    read_mask_picture,
+    read_picture,
+)
+from kmine.data.source import fingerprint_files, image_shape, size_and_time
+from kmine.errors import SampleError, UserError
+from kmine.types import SampleRef, Skipped
+
+VERSION = 1
+"""Goes into the fingerprint: raise it when the same files and settings give other pixels."""
+SLICE_ID = re.compile(r"(.*)/slice-(\d{4,})", re.DOTALL)
+
+
+class Folder:
+    """Images of a user's own, 8-bit grey or RGB, or windowed to 8 bits; masks for some or all of them.
+
+    A picture or DICOM file is a sample, named by its path without suffix; of a NIfTI volume each axial slice is one
+    (`PATH/slice-0042`). Groups are those of the table, else the series of a DICOM file, the volume, or the picture
+    alone: nothing is read out of names, so that several pictures of a patient need the table.
+
+    Args:
+        cfg: images and masks, or csv; class_names, window, every_nth and on_error. The latter says whether a mask
+            without an image, a row without its file and a damaged header stop, or are listed in `skipped`.
+
+    Raises:
+        UserError: when no files are named, found or fit together; and for volumes without a window.
+        SampleError: for a damaged header.
+    """
+
+    name = "folder"
+
+    def __init__(self, cfg: DataConfig) -> None:
+        self.cfg = cfg
+        self.class_names = cfg.class_names
+        self._volumes, self._labels = LastVolume(), LastVolume()
+        root, items, left_out = _find(cfg)
+        volumes = [item.image.name for item in items if item.kind == "nifti"]
+        if volumes and cfg.window is None:
+            raise UserError(
+                f"data.window: expected the values shown as black and as white, for {named(volumes)}, got nothing; "
+                f"{WINDOW_CURE}, for the liver in CT [-160,240]"
+            )
+        self._headers: dict[str, Geometry | Header] = {}
+        damaged = [skipped for item in items if (skipped := self._read_header(item)) is not None]
+        lost = {skipped.sample_id for skipped in damaged}
+        self._items = {item.name: item for item in items if item.name not in lost}
+        self.skipped = (*left_out, *damaged)
+        self._refs = tuple(
+            sorted((r for i in self._items.values() for r in self._refs_of(i)), key=lambda r: r.sample_id)
+        )
+        self._check_refs()
+        self._fingerprint = self._sign(root)
+
+    def refs(self) -> tuple[SampleRef, ...]:
+        """Every picture and slice, sorted by id; one without a mask can only be unlabeled."""
+        return self._refs
+
+    def image(self, sample_id: str) -> NDArray[np.uint8]:
+        """(H, W, 3) RGB, [0, 255]; grey three times. Raises `SampleError`."""
+        item, number = self._place(sample_id)
+        if item.kind == "picture":
+            return read_picture(item.image, self.cfg.window)
+        if item.kind == "dicom":
+            return read_dicom(item.image, self.cfg.window)
+        geometry, window = self._geometry(item), self.cfg.window
+        assert window is not None, "refused when opened"
+        grey = self._volumes.read(
+            item.image,
+            lambda: read_windowed(item.image, geometry, window),
+            lambda slices: slices[number].copy(),
+        )
+        return np.repeat(grey[..., None], 3, axis=2)
+
+    def mask(self, sample_id: str) -> NDArray[np.uint8]:
+        """(H, W) class ids, 255 to be ignored. Raises `SampleError`, also for another size than the image's."""
+        item, number = self._place(sample_id)
+        if item.mask is None:
+            raise SampleError(str(item.image), "expected a mask of the same name, found none")
+        path, mask = item.mask, None
+        if item.kind == "nifti":
+            geometry = self._geometry(item)
+            mask = self._labels.read(
+                path,
+                lambda: class_ids(path, read_integers(path, geometry), self.class_names),
+                lambda slices: slices[number].copy(),
+            )
+        else:
+            mask = read_mask_picture(path, self.class_names)
+            header = self._headers.get(item.name)
+            shape = header.shape if isinstance(header, Header) else image_shape(item.image)
+            if mask.shape != shape:
+                raise SampleError(
+                    str(path),
+                    f"expected the image's size {_size(shape)}, got {_size(mask.shape)}; "
+                    "export the mask anew in the image's own size",
+                )
+        if item.label == 0 and ((mask != 0) & (mask != 255)).any():
+            raise SampleError(str(path), "expected an empty mask, as the label in data.csv is 0, got one with objects")
+        return mask
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of settings, table and of names, sizes and modification times, as they were indexed."""
+        return self._fingerprint
+
+    def _place(self, sample_id: str) -> tuple[Item, int]:
+        """The file a sample is in, and the number of its slice (0 for pictures)."""
+        item = self._items.get(sample_id)
+        if item is not None and item.kind != "nifti":
+            return item, 0
+        match = SLICE_ID.fullmatch(sample_id)
+        item = self._items.get(match[1]) if match else None
+        if match is None or item is None or int(match[2]) >= self._geometry(item).sliced[0]:
+            raise KeyError(f"no sample {sample_id!r} among {len(self._refs)}")
+        return item, int(match[2])
+
+    def _geometry(self, item: Item) -> Geometry:
+        geometry = self._headers[item.name]
+        assert isinstance(geometry, Geometry), "a NIfTI volume"
+        return geometry
+
+    def _read_header(self, item: Item) -> Skipped | None:
+        try:
+            if item.kind == "nifti":
+                self._headers[item.name] = read_geometry(item.image)
+            elif item.kind == "dicom":
+                self._headers[item.name] = read_header(item.image)
+        except SampleError as error:
+            return stop_or_skip(item.name, error, self.cfg.on_error)
+        return None
+
+    def _refs_of(self, item: Item) -> Iterable[SampleRef]:
+        header, group, has_mask = self._headers.get(item.name), item.group or item.name, item.mask is not None
+        if isinstance(header, Geometry):
+            for number in range(0, header.sliced[0], self.cfg.every_nth):
+                sample_id = f"{item.name}/slice-{number:04}"
+                yield SampleRef(sample_id, group, has_mask, item.label, header.spacing, item.split)
+        elif isinstance(header, Header):
+            group = item.group or header.series or item.name
+            yield SampleRef(item.name, group, has_mask, item.label, header.spacing, item.split)
+        else:
+            yield SampleRef(item.name, group, has_mask, item.label, split=item.split)
+
+    def _check_refs(self) -> None:
+        """What can only be seen with the headers: slices named like a picture, series in two splits."""
+        if not self._refs:
+            raise UserError(f"data: expected images, got none that can be read ({len(self.skipped)} left out)")
+        for one, other in zip(self._refs, self._refs[1:], strict=False):
+            if one.sample_id == other.sample_id:
+                raise UserError(f"data: expected one image a name, found two of {one.sample_id}; rename one")
+        sides: dict[str, SampleRef] = {}
+        for ref in self._refs:
+            other = sides.setdefault(ref.group_id, ref)
+            if other.split != ref.split:
+                raise UserError(
+                    f"data.csv: expected the group {ref.group_id} in one split, got {other.sample_id} in {other.split} "
+                    f"and {ref.sample_id} in {ref.split}; move all of it to one"
+                )
+
+    def _sign(self, root: Path) -> str:
+        rows = [
+            [item.name, _stat(item.image), item.mask and _stat(item.mask), item.group, item.label, item.split]
+            for _, item in sorted(self._items.items())
+        ]
+        cfg = self.cfg
+        settings = {
+            "source": [self.name, VERSION, cfg.every_nth, *(map(float, cfg.window) if cfg.window else ())],
+            "class_names": list(cfg.class_names),
+            "rows": rows,
+        }
+        return fingerprint_files(settings, root, ())
+
+
+def _find(cfg: DataConfig) -> tuple[Path, list[Item], tuple[Skipped, ...]]:
+    """The folder that names are relative to, the images, and files left out."""
+    if cfg.csv is not None:
+        if cfg.images is not None or cfg.masks is not None:
+            raise UserError("data.csv: expected either a table or data.images (and data.masks), got both; drop one")
+        table = Path(cfg.csv).expanduser()
+        return table.parent, *read_table(table, cfg.on_error)
+    if cfg.images is None:
+        raise UserError(
+            "data.images: expected the folder of your images, got nothing; "
+            "pass --data.images FOLDER --data.masks FOLDER, or --data.csv FILE"
+        )
+    images = Path(cfg.images).expanduser()
+    masks = Path(cfg.masks).expanduser() if cfg.masks is not None else None
+    return images, *pair_folders(images, masks, cfg.on_error)
+
+
+def _stat(path: Path) -> list[str | int]:
+    return [path.name, *size_and_time(path)]
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} x {shape[0]} (width x height)"

@@ -1,0 +1,148 @@
+"""A user's table of images: CSV of image,mask,group,label,split, checked line by line."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from kmine.data.datasets.folder_index import (
+    KINDS,
+    Item,
+    OnError,
+    kind_of,
+    mismatch,
+    split_suffix,
+)
+from kmine.data.source import is_file, require_table
+from kmine.errors import UserError
+from kmine.types import Skipped
+
+COLUMNS = ("image", "mask", "group", "label", "split")
+SPLITS = ("train", "val", "test")
+LABELS = {"": None, "0": 0, "1": 1}
+
+
+def read_table(path: Path, on_error: OnError) -> tuple[list[Item], tuple[Skipped, ...]]:
+    """Read the table; no image is opened.
+
+    Args:
+        path: of the CSV file, with a header; of its columns only image is required. Paths are relative to its folder.
+        on_error: whether a file that is not there stops, or is listed.
+
+    Returns:
+        The images by name, and rows left out.
+
+    Raises:
+        UserError: naming the line, for everything that is not as `data.csv` says.
+    """
+    items: dict[str, Item] = {}
+    lines: dict[str, int] = {}
+    skipped: list[Skipped] = []
+    first = 0
+    for line, row in _rows(path):
+        where, first = f"{path}, line {line}", first or line
+        item = _item(where, row, path.parent)
+        if item.name in lines:
+            raise UserError(
+                f"{where}: expected each image once (suffixes apart), got {row['image']} again, as in line "
+                f"{lines[item.name]}; remove or rename one"
+            )
+        lines[item.name] = line
+        if not is_file(item.image):
+            skipped.append(_missing(where, item.name, item.image, "image", on_error))
+            continue
+        if item.mask is not None and not is_file(item.mask):
+            skipped.append(_missing(where, item.name, item.mask, "mask", on_error))
+            continue
+        items[item.name] = item
+    if not first:
+        raise UserError(f"{path}: expected rows of {','.join(COLUMNS)}, got none below the header")
+    if not items:
+        raise UserError(f"{path}: expected images, found none of its {len(skipped)}; check the paths")
+    found = [items[name] for name in sorted(items)]
+    _check_splits(path, sorted(found, key=lambda item: lines[item.name]), lines)
+    return found, tuple(skipped)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and values by column of each row that is not empty."""
+    require_table(path, "data.csv")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip().lower() for name in next(reader, [])]
+            if "image" not in header or set(header) - set(COLUMNS) or len(set(header)) < len(header):
+                raise UserError(
+                    f"{path}, line 1: expected a header of image and any of {', '.join(COLUMNS[1:])}, separated by "
+                    f"commas, got {','.join(header)!r}; mend that line, and remove other columns"
+                )
+            for row in reader:
+                if not any(value.strip() for value in row):
+                    continue
+                if len(row) != len(header):
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: expected {len(header)} values ({','.join(header)}), got "
+                        f"{len(row)}; mend that line, with quotes around values that hold commas"
+                    )
+                yield (
+                    reader.line_num,
+                    dict.fromkeys(COLUMNS, "") | {name: value.strip() for name, value in zip(header, row, strict=True)},
+                )
+    except OSError as error:
+        raise UserError(f"data.csv: {path} cannot be read ({error.strerror}); give a CSV file") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: expected a CSV file in UTF-8, got something else ({error}); save it anew") from error
+
+
+def _item(where: str, row: dict[str, str], folder: Path) -> Item:
+    """What a row says."""
+    if not row["image"]:
+        raise UserError(f"{where}: expected an image, got an empty value; fill it in or remove the line")
+    image, mask = folder / row["image"], folder / row["mask"] if row["mask"] else None
+    kind = kind_of(image)
+    if kind is None:
+        raise UserError(f"{where}: expected a {KINDS} file, got {row['image']!r}; convert it")
+    if problem := mismatch(image, mask):
+        raise UserError(f"{where}: {problem}")
+    if row["label"] not in LABELS:
+        raise UserError(f"{where}: expected the label 0 (shows none), 1 (shows some) or nothing, got {row['label']!r}")
+    if kind == "nifti" and row["label"] == "1":
+        raise UserError(
+            f"{where}: expected no label or 0 for a volume, got 1, which cannot hold for every slice; leave it empty"
+        )
+    split = row["split"].lower()
+    if split and split not in SPLITS:
+        raise UserError(f"{where}: expected the split {', '.join(SPLITS)} or nothing, got {row['split']!r}")
+    if split in ("val", "test") and mask is None:
+        raise UserError(f"{where}: expected a mask for an image of {split}, got none; name one, or move it to train")
+    name = split_suffix(Path(os.path.relpath(image, folder)).as_posix())[0]
+    return Item(name, image, mask, row["group"] or None, LABELS[row["label"]], split or None)
+
+
+def _missing(where: str, name: str, path: Path, what: str, on_error: OnError) -> Skipped:
+    if on_error == "stop":
+        raise UserError(
+            f"{where}: expected the {what} {path}, found no such file; mend the path (it is relative to the table's "
+            "folder), or pass --data.on_error skip to leave the row out"
+        )
+    return Skipped(name, str(path), f"no such {what}")
+
+
+def _check_splits(path: Path, items: list[Item], lines: dict[str, int]) -> None:
+    """All rows or none have a split, and no group straddles two."""
+    sides: dict[str, Item] = {}
+    for item in items:
+        where = f"{path}, line {lines[item.name]}"
+        if (item.split is None) != (items[0].split is None):
+            raise UserError(
+                f"{where}: expected a split in every row or in none, got {item.split or 'nothing'} after "
+                f"{items[0].split or 'nothing'}; write train for the rest, or empty the column"
+            )
+        other = sides.setdefault(item.group, item) if item.group is not None else item
+        if other.split != item.split:
+            raise UserError(
+                f"{where}: expected the group {item.group} in one split, got {item.split}, but {other.split} in line "
+                f"{lines[other.name]}; move all of it to one"
+            )

@@ -1,0 +1,174 @@
+"""A user's own files: which there are, of what kind, and which mask belongs to which image."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from kmine.data.io.find_files import (
+    UNWRITABLE,
+    named,
+    printable,
+    walk,
+)
+from kmine.data.source import is_folder, require_file
+from kmine.errors import SampleError, UserError
+from kmine.types import Skipped
+
+Kind = Literal["picture", "nifti", "dicom"]
+OnError = Literal["stop", "skip"]
+SUFFIXES: dict[str, Kind] = {
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff"), "picture"),
+    **dict.fromkeys((".nii", ".nii.gz"), "nifti"),
+    ".dcm": "dicom",
+}
+KINDS = "PNG, JPEG, TIFF, DICOM (.dcm, or no suffix) or NIfTI (.nii, .nii.gz)"
+PREAMBLE, MAGIC = 128, b"DICM"
+DIRECTORY = "DICOMDIR"
+"""A table of contents, no image."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image file with what the user says of it; of a NIfTI volume, of all its slices."""
+
+    name: str
+    """Its path relative to the folder (or the table's folder), without suffix."""
+    image: Path
+    mask: Path | None
+    group: str | None = None
+    label: int | None = None
+    split: str | None = None
+
+    @cached_property
+    def kind(self) -> Kind:
+        """How the image is read."""
+        kind = kind_of(self.image)
+        assert kind is not None, "other files are not indexed"
+        return kind
+
+
+def split_suffix(name: str) -> tuple[str, Kind | None]:
+    """`a/scan.1.nii.gz` -> `a/scan.1`, nifti; the kind is None for files of no known kind.
+
+    Names are compared in Unicode's composed form: macOS stores an umlaut as two characters.
+    """
+    name = unicodedata.normalize("NFC", name)
+    for suffix, kind in SUFFIXES.items():
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)], kind
+    return name, None
+
+
+def kind_of(path: Path) -> Kind | None:
+    """By the suffix; DICOM files often have none, and are known by their first bytes (PS3.10, 7.1)."""
+    kind = split_suffix(path.name)[1]
+    if kind is not None or path.name.upper() == DIRECTORY:
+        return kind
+    try:
+        require_file(path, "an image")  # whoever opens a pipe may wait for ever
+        with path.open("rb") as file:
+            return "dicom" if file.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC else None
+    except (OSError, SampleError):
+        return None
+
+
+def pair_folders(images: Path, masks: Path | None, on_error: OnError) -> tuple[list[Item], tuple[Skipped, ...]]:
+    """Pair by relative path without suffix; an image without a mask is an unlabeled one.
+
+    Args:
+        images: folder of images, searched to the bottom.
+        masks: folder of masks, likewise, if any; it may lie inside the other.
+        on_error: whether a mask without an image stops, or is listed.
+
+    Returns:
+        The images by name, and files that are of no use.
+
+    Raises:
+        UserError: for a folder that is missing, unreadable or without images, for two files of one name, for masks
+            none of which has an image's name, and for a mask of a kind that does not go with its image.
+    """
+    found, strays = _index(images, "data.images", on_error, apart=masks)
+    if masks is not None and is_folder(masks) and masks.resolve() == images.resolve():
+        raise UserError(f"data.masks: expected another folder than that of the images, got {masks} for both")
+    if not found:
+        raise UserError(f"data.images: expected {KINDS} files in {images}, found none; name another folder")
+    found_masks, mask_strays = _index(masks, "data.masks", on_error, apart=images) if masks is not None else ({}, [])
+    if found_masks and not found.keys() & found_masks.keys():
+        raise UserError(
+            f"data.masks: expected masks named like their images (suffixes apart), found no pair: images such as "
+            f"{_first(found, images)}, masks such as {_first(found_masks, masks or images)}; "
+            "rename the masks, or pair the files with --data.csv FILE"
+        )
+    orphans = sorted(found_masks.keys() - found.keys())
+    if orphans and on_error == "stop":
+        raise UserError(
+            f"data.masks: expected an image for each mask, found none for "
+            f"{named(str(found_masks[name]) for name in orphans)}; "
+            "restore the images, or pass --data.on_error skip to leave these masks out"
+        )
+    items = [Item(name, path, found_masks.get(name)) for name, path in sorted(found.items())]
+    for item in items:
+        if problem := mismatch(item.image, item.mask):
+            raise UserError(f"{item.mask}: {problem}")
+    lost = [Skipped(name, str(found_masks[name]), "a mask without an image") for name in orphans]
+    return items, (*strays, *mask_strays, *lost)
+
+
+def mismatch(image: Path, mask: Path | None) -> str | None:
+    """What is wrong with a mask's kind of file, if anything."""
+    if mask is None:
+        return None
+    expected: Kind = "nifti" if kind_of(image) == "nifti" else "picture"
+    words = {"nifti": "a NIfTI file (.nii, .nii.gz)", "picture": "a picture (PNG, TIFF or JPEG)"}
+    if kind_of(mask) == expected:
+        return None
+    return f"expected {words[expected]} as mask of {image.name}, got {mask.name}; convert the mask"
+
+
+def _index(folder: Path, setting: str, on_error: OnError, apart: Path | None) -> tuple[dict[str, Path], list[Skipped]]:
+    """Files by name, and those of no known kind; the folder `apart` is not entered."""
+    if not is_folder(folder):
+        came = "a file" if os.path.lexists(folder) else "nothing"
+        raise UserError(f"{setting}: expected a folder, found {came} at {folder}; check the path")
+    found: dict[str, Path] = {}
+    strays = []
+    for path in sorted(_files(folder, setting, apart)):
+        name = split_suffix(path.relative_to(folder).as_posix())[0]
+        if kind_of(path) is None:
+            strays.append(Skipped(printable(name), printable(path), f"not a {KINDS} file"))
+        elif printable(name) != name:
+            if on_error == "stop":
+                raise SampleError(printable(path), UNWRITABLE)
+            strays.append(Skipped(printable(name), printable(path), UNWRITABLE))
+        elif name in found:
+            raise UserError(
+                f"{folder}: expected one file a name, found {found[name].relative_to(folder)} and "
+                f"{path.relative_to(folder)}; remove one of them"
+            )
+        else:
+            found[name] = path
+    return found, strays
+
+
+def _files(root: Path, setting: str, apart: Path | None) -> Iterable[Path]:
+    """All files below a folder, and folders named like an image that hold nothing: those were to be files."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{setting}: {error.filename} cannot be read ({error.strerror}); check it") from error
+
+    closed = apart.resolve() if apart is not None and is_folder(apart) else None
+    for folder, folders, names in walk(root, refuse):
+        if not folders and not names and folder != root and split_suffix(folder.name)[1] is not None:
+            yield folder
+        folders[:] = [name for name in folders if (folder / name).resolve() != closed]
+        yield from (folder / name for name in names)
+
+
+def _first(found: dict[str, Path], folder: Path) -> str:
+    return found[min(found)].relative_to(folder).as_posix()

@@ -1,0 +1,179 @@
+"""Kvasir-SEG: polyps in colonoscopy, `Kvasir-SEG/images/*.jpg` and `Kvasir-SEG/masks/*.jpg` of the same names."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.data.io.find_files import (
+    FOREGROUND_ABOVE,
+    KINDS,
+    index_images,
+    named,
+    read_foreground,
+)
+from kmine.data.source import (
+    fingerprint_files,
+    is_folder,
+    read_rgb,
+    size_and_time,
+)
+from kmine.errors import SampleError, UserError
+from kmine.types import SampleRef, Skipped
+
+URL = "https://datasets.simula.no/downloads/kvasir-seg.zip"
+NORMAL = "normal/"
+"""How the ids of images without a polyp begin; a file stem holds no slash."""
+
+
+class KvasirSeg:
+    """A folder laid out as Kvasir-SEG; one sample a file stem, and nobody knows the patient.
+
+    With a second folder, of images without a polyp, every image has an image-level label: 1 for those of Kvasir-SEG,
+    0 for the others, which have no mask file and so are unlabeled images. Without it, no image has one.
+
+    Args:
+        root: the folder that holds `images/` and `masks/`, or the folder that holds `Kvasir-SEG/`.
+        on_error: whether a mask without an image stops, or is listed in `skipped`.
+        normal_images: the second folder, if any; its sample ids begin with `normal/`.
+
+    Raises:
+        UserError: when a folder is missing, unreadable, laid out otherwise, or holds no pair or no image, and for an
+            image that is in both.
+    """
+
+    name = "kvasir_seg"
+    class_names = ("background", "polyp")
+
+    def __init__(
+        self, root: Path, on_error: Literal["stop", "skip"] = "stop", normal_images: Path | None = None
+    ) -> None:
+        self.root = _find_root(root)
+        self._images, strays = index_images(self.root / "images", on_error)
+        self._masks, mask_strays = index_images(self.root / "masks", on_error)
+        self._check_pairs()
+        orphans = self._drop_orphans(on_error)
+        files = (*self._images.values(), *self._masks.values())
+        settings: dict[str, object] = {"source": self.name, "above": FOREGROUND_ABOVE}
+        self._normals: dict[str, Path] = {}
+        normal_strays: list[Skipped] = []
+        if normal_images is not None:
+            folder = normal_images.expanduser()
+            normals, normal_strays = _index_normals(folder, self._images, on_error)
+            self._normals = {f"{NORMAL}{stem}": path for stem, path in normals.items()}
+            settings["normal"] = fingerprint_files({}, folder, normals.values())
+        self.skipped = (*strays, *mask_strays, *orphans, *normal_strays)
+        self._fingerprint = fingerprint_files(settings, self.root, files)
+
+    def refs(self) -> tuple[SampleRef, ...]:
+        """Every image, sorted by id; one without a mask can only be unlabeled."""
+        label = 1 if self._normals else None
+        polyps = [SampleRef(stem, stem, has_mask=stem in self._masks, image_label=label) for stem in self._images]
+        normals = [SampleRef(name, name, has_mask=False, image_label=0) for name in self._normals]
+        return tuple(sorted((*polyps, *normals), key=lambda ref: ref.sample_id))
+
+    def image(self, sample_id: str) -> NDArray[np.uint8]:
+        """(H, W, 3) RGB, [0, 255]. Raises `SampleError`."""
+        return read_rgb(self._path(sample_id))
+
+    def mask(self, sample_id: str) -> NDArray[np.uint8]:
+        """(H, W) of {0, 1}. Raises `SampleError`, also for another size than the image's and for an empty mask."""
+        if sample_id not in self._masks:
+            raise SampleError(str(self._path(sample_id)), "expected a mask of the same name in masks/, found none")
+        path = self._masks[sample_id]
+        mask = read_foreground(path, self._images[sample_id])
+        if not mask.any():
+            raise SampleError(
+                str(path),
+                f"expected a polyp, got no pixel above {FOREGROUND_ABOVE}; "
+                "store the foreground as 255 (not 1), or remove the pair if it shows none",
+            )
+        return mask
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of names, sizes and modification times, as they were when indexed."""
+        return self._fingerprint
+
+    def _path(self, sample_id: str) -> Path:
+        return self._normals[sample_id] if sample_id in self._normals else self._images[sample_id]
+
+    def _check_pairs(self) -> None:
+        if not self._images:
+            raise UserError(f"{self.root / 'images'}: expected {KINDS} files, found none; check data.root")
+        if not self._images.keys() & self._masks.keys():
+            raise UserError(
+                f"{self.root}: expected masks named like their images, found {len(self._images)} images and "
+                f"{len(self._masks)} masks but no pair; give each mask its image's name"
+            )
+
+    def _drop_orphans(self, on_error: Literal["stop", "skip"]) -> list[Skipped]:
+        """Masks without an image hint at lost or renamed files."""
+        orphans = sorted(self._masks.keys() - self._images.keys())
+        if orphans and on_error == "stop":
+            names = named(self._masks[stem].name for stem in orphans)
+            raise UserError(
+                f"{self.root / 'masks'}: expected an image for each mask, found none for {names}; "
+                "restore the images, or pass --data.on_error skip to leave these masks out"
+            )
+        return [Skipped(stem, str(self._masks.pop(stem)), "a mask without an image") for stem in orphans]
+
+
+def _find_root(root: Path) -> Path:
+    """The folder that holds images/ and masks/."""
+    root = root.expanduser()
+    if not os.path.lexists(root):
+        raise UserError(f"{root}: expected the Kvasir-SEG folder, found nothing; pass --data.root (published at {URL})")
+    if not is_folder(root):
+        raise UserError(f"{root}: expected the Kvasir-SEG folder, got a file; unzip it and pass the folder")
+    for folder in (root, root / "Kvasir-SEG"):
+        present = [name for name in ("images", "masks") if is_folder(folder / name)]
+        if len(present) == 2:
+            return folder
+        if present:
+            raise UserError(f"{folder}: expected both images/ and masks/, found only {present[0]}/; unpack it again")
+    raise UserError(
+        f"{root}: expected images/ and masks/, or Kvasir-SEG/ that holds them, found neither; "
+        f"pass --data.root FOLDER as unpacked from {URL}"
+    )
+
+
+def _index_normals(
+    folder: Path, polyps: Mapping[str, Path], on_error: Literal["stop", "skip"]
+) -> tuple[dict[str, Path], list[Skipped]]:
+    """Images without a polyp by stem, and what else lies there; none may be among those with one."""
+    if not is_folder(folder):
+        came = "a file" if os.path.lexists(folder) else "nothing"
+        raise UserError(f"data.normal_images: expected a folder of images without a polyp, found {came} at {folder}")
+    found, strays = index_images(folder, on_error)
+    if not found:
+        raise UserError(f"data.normal_images: expected {KINDS} files in {folder}, found none; name another folder")
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for path in polyps.values():
+        by_size[size_and_time(path)[0]].append(path)
+    both = [
+        f"{path.name} (as {twin.name})"
+        for stem, path in found.items()
+        for twin in ([polyps[stem]] if stem in polyps else by_size.get(size_and_time(path)[0], []))
+        if stem in polyps or _is_copy(path, twin)
+    ]
+    if both:
+        raise UserError(
+            f"{folder}: expected images without a polyp, found those of Kvasir-SEG or of their name: {named(both)}; "
+            "remove or rename them"
+        )
+    return found, strays
+
+
+def _is_copy(path: Path, other: Path) -> bool:
+    """Byte by byte; what is no file, or cannot be read, is no copy: its reader will speak of it."""
+    try:
+        return filecmp.cmp(path, other, shallow=False)
+    except OSError:
+        return False

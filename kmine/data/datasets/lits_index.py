@@ -1,0 +1,145 @@
+"""The files of LiTS, gzipped or not: `volume-N.nii` and `segmentation-N.nii`, paired by N wherever they lie."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kmine.data.cache.sample_cache import SKIP_HINT
+from kmine.data.io.find_files import named, printable, walk
+from kmine.data.io.nifti import Geometry, read_geometry
+from kmine.data.source import is_folder
+from kmine.errors import SampleError, UserError
+from kmine.types import Skipped
+
+URL = "https://competitions.codalab.org/competitions/17094"
+FILE_NAME = re.compile(r"(volume|segmentation)-(\d+)\.nii(\.gz)?", re.IGNORECASE)
+
+Kind = Literal["volume", "segmentation"]
+OnError = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One scan: its number N, its files and what the header of its image says."""
+
+    number: int
+    image: Path
+    mask: Path | None
+    geometry: Geometry
+
+    @property
+    def group_id(self) -> str:
+        """volume-003."""
+        return group_name(self.number)
+
+    @property
+    def num_slices(self) -> int:
+        """How many axial slices it has."""
+        return self.geometry.sliced[0]
+
+
+def group_name(number: int) -> str:
+    """volume-003."""
+    return f"volume-{number:03}"
+
+
+def find_volumes(root: Path, on_error: OnError) -> tuple[dict[int, Volume], tuple[Skipped, ...], list[Path]]:
+    """Index the folder, headers of volumes included; no mask is opened.
+
+    Args:
+        root: searched to the bottom.
+        on_error: whether a segmentation without a volume and a damaged header stop, or are listed.
+
+    Returns:
+        The volumes by number, what was left out, and all files that were not.
+
+    Raises:
+        UserError: when the folder is missing, unreadable or holds no volume, or two files claim one number.
+        SampleError: for a damaged header, if `on_error` is "stop".
+    """
+    found, strays = _find(root)
+    orphans = _drop_orphans(found, on_error)
+    read = [
+        _read_header(number, path, found["segmentation"].get(number), on_error)
+        for number, path in sorted(found["volume"].items())
+    ]
+    damaged = [skipped for skipped in read if isinstance(skipped, Skipped)]
+    volumes = {volume.number: volume for volume in read if isinstance(volume, Volume)}
+    if not volumes:
+        raise UserError(f"{root}: expected volumes, got none that can be read ({len(damaged)} are damaged)")
+    files = [path for by_number in found.values() for path in by_number.values()]
+    return volumes, (*strays, *orphans, *damaged), files
+
+
+def _find(root: Path) -> tuple[dict[Kind, dict[int, Path]], list[Skipped]]:
+    """Volumes and segmentations by number, and NIfTI files of other names."""
+    if not is_folder(root):
+        came = (
+            "a file; unpack it and pass the folder"
+            if os.path.lexists(root)
+            else f"nothing; pass --data.root (see {URL})"
+        )
+        raise UserError(f"{root}: expected the LiTS folder, found {came}")
+    found: dict[Kind, dict[int, Path]] = {"volume": {}, "segmentation": {}}
+    strays = []
+    for path in sorted(_nifti_files(root)):
+        match = FILE_NAME.fullmatch(path.name)
+        if not match:
+            strays.append(
+                Skipped(printable(path.name), printable(path), "not named volume-N.nii or segmentation-N.nii")
+            )
+            continue
+        same = found[match[1].lower()]  # type: ignore[index]  # the pattern lets nothing else pass
+        number = int(match[2])
+        if number in same:
+            raise UserError(
+                f"{root}: expected one {match[1].lower()} of number {number}, found {same[number].relative_to(root)} "
+                f"and {path.relative_to(root)}; keep one of them"
+            )
+        same[number] = path
+    if not found["volume"]:
+        raise UserError(f"{root}: expected volume-N.nii or volume-N.nii.gz in it or below, found none; check data.root")
+    return found, strays
+
+
+def _nifti_files(root: Path) -> Iterable[Path]:
+    """All below a folder, and folders named like a file of LiTS that hold nothing: those were to be files."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
+
+    for folder, folders, names in walk(root, refuse):
+        if not folders and not names and FILE_NAME.fullmatch(folder.name):
+            yield folder
+        yield from (folder / name for name in names if name.lower().endswith((".nii", ".nii.gz")))
+
+
+def _drop_orphans(found: dict[Kind, dict[int, Path]], on_error: OnError) -> list[Skipped]:
+    """Segmentations without a volume hint at lost or renamed files."""
+    masks = found["segmentation"]
+    orphans = sorted(masks.keys() - found["volume"].keys())
+    if orphans and on_error == "stop":
+        raise UserError(
+            f"expected a volume for each segmentation, found none for {named(str(masks[n]) for n in orphans)}; "
+            "restore the volumes, or pass --data.on_error skip to leave these out"
+        )
+    return [Skipped(group_name(n), str(masks.pop(n)), "a segmentation without a volume") for n in orphans]
+
+
+def _read_header(number: int, path: Path, mask: Path | None, on_error: OnError) -> Volume | Skipped:
+    try:
+        return Volume(number, path, mask, read_geometry(path))
+    except SampleError as error:
+        return stop_or_skip(group_name(number), error, on_error)
+
+
+def stop_or_skip(sample_id: str, error: SampleError, on_error: OnError) -> Skipped:
+    """The row for `skipped`; or the error again, with the way to skip it."""
+    if on_error == "stop":
+        raise SampleError(error.path, f"{error.problem}; or {SKIP_HINT}") from error
+    return Skipped(sample_id, error.path, error.problem)

@@ -1,0 +1,1 @@
+"""Procedural images with true masks: polyps, CT slices, chest X-rays."""

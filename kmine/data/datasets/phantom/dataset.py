@@ -1,0 +1,90 @@
+"""The built-in data: procedural endoscopy, CT and chest X-ray with exact masks, no files needed.
+
+Stand-ins to try, teach and test the loop on, not models of any disease: scores on them say nothing about patients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.config import PhantomKind
+from kmine.data.datasets.phantom.ct import render_ct
+from kmine.data.datasets.phantom.polyp import render_polyp
+from kmine.data.datasets.phantom.xray import render_xray
+from kmine.errors import UserError
+from kmine.types import SampleRef, Skipped
+
+GENERATOR_VERSION = 1
+"""Goes into every fingerprint: raise it with any change of what is drawn."""
+
+_STREAM = 20_240_614
+"""First word of every image's seed, so that no other generator of a run shares its numbers."""
+_KINDS: dict[PhantomKind, int] = {"polyp": 0, "ct": 1, "xray": 2}
+_OBJECT: dict[PhantomKind, str] = {"polyp": "polyp", "ct": "tumour", "xray": "infection"}
+_LESION_SHARE: dict[PhantomKind, float] = {"polyp": 1.0, "ct": 0.6, "xray": 0.6}
+_MIN_SIZE = 32
+
+
+class PhantomSource:
+    """As many procedural images as asked for, each fully determined by (kind, index, size)."""
+
+    name = "phantom"
+
+    def __init__(self, kind: PhantomKind, num_samples: int, size: int) -> None:
+        """Index `num_samples` images of one kind, drawn `size` pixels wide and high; nothing is rendered yet."""
+        if kind not in _KINDS:
+            raise UserError(f"data.kind: expected one of {', '.join(_KINDS)}, got {kind!r}")
+        if num_samples < 1:
+            raise UserError(f"data.num_samples: expected at least 1, got {num_samples}")
+        if size < _MIN_SIZE:
+            raise UserError(f"data.size: expected at least {_MIN_SIZE} pixels for the phantom, got {size}")
+        self.kind = kind
+        self.num_samples = num_samples
+        self.size = size
+        self.class_names = ("background", _OBJECT[kind])
+        self.skipped: tuple[Skipped, ...] = ()
+
+    def refs(self) -> tuple[SampleRef, ...]:
+        """All samples in the order of their ids; every one is a group of its own."""
+        return tuple(self._ref(index) for index in range(self.num_samples))
+
+    def image(self, sample_id: str) -> NDArray[np.uint8]:
+        """(S, S, 3) uint8 RGB, [0, 255]."""
+        return _render(self.kind, self._index(sample_id), self.size)[0].copy()
+
+    def mask(self, sample_id: str) -> NDArray[np.uint8]:
+        """(S, S) uint8, 1 where the object is, else 0."""
+        return _render(self.kind, self._index(sample_id), self.size)[1].copy()
+
+    def fingerprint(self) -> str:
+        """Hash of all that decides the pixels and how many samples there are."""
+        words = f"{self.name} v{GENERATOR_VERSION} {self.kind} {self.num_samples} {self.size}"
+        return hashlib.sha256(words.encode()).hexdigest()
+
+    def _ref(self, index: int) -> SampleRef:
+        sample_id = f"{self.kind}_{index:06d}"
+        return SampleRef(sample_id, group_id=sample_id, image_label=int(_begin(self.kind, index)[1]))
+
+    def _index(self, sample_id: str) -> int:
+        kind, _, digits = sample_id.rpartition("_")
+        if kind != self.kind or not digits.isdecimal() or int(digits) >= self.num_samples:
+            raise KeyError(f"no sample {sample_id!r} among {self.num_samples} phantom images of kind {self.kind!r}")
+        return int(digits)
+
+
+def _begin(kind: PhantomKind, index: int) -> tuple[np.random.Generator, bool]:
+    """Begin an image: its generator, and from the first draw whether it holds a lesion."""
+    rng = np.random.default_rng([_STREAM, _KINDS[kind], index])
+    return rng, rng.random() < _LESION_SHARE[kind]
+
+
+@lru_cache(maxsize=8)  # image and mask are asked for one after the other, by a few threads
+def _render(kind: PhantomKind, index: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    rng, has_lesion = _begin(kind, index)
+    if kind == "polyp":
+        return render_polyp(rng, size)
+    return render_ct(rng, size, has_lesion) if kind == "ct" else render_xray(rng, size, has_lesion)

@@ -1,0 +1,116 @@
+"""A DICOM series as a volume: its slices in order, and the affine that puts a mask of them into the patient."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.data.io.dicom import Place, read_header, read_place
+from kmine.errors import SampleError
+
+MIN_SLICES = 2
+SAME_DIRECTION = 1e-3
+SAME_MM = 0.01
+UNEVEN = 0.05
+"""Share of the usual distance by which one between two slices may differ."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Files of one series from the lowest slice along its normal to the highest."""
+
+    files: tuple[Path, ...]
+    shape: tuple[int, int]
+    """(H, W) of every slice."""
+    affine: NDArray[np.float64]
+    """(4, 4): (column, row, slice) to millimetres to the right, to the front and up, as NIfTI has them."""
+    spacing: tuple[float, float] | None
+    """Millimetres per pixel (row, column)."""
+    thickness: float
+    """Millimetres from slice to slice."""
+    warning: str = ""
+
+
+def group_series(files: Sequence[Path]) -> tuple[list[tuple[Path, ...]], list[Path]]:
+    """The files of one folder as series, and those that stand alone.
+
+    A series is two or more files of one SeriesInstanceUID that say where in the patient they lie, all cut in one
+    direction. Files whose header cannot be read stand alone: whoever reads them says what is wrong.
+    """
+    by_series: dict[str, list[tuple[Path, Place]]] = defaultdict(list)
+    alone = []
+    for path in files:
+        try:
+            place = read_place(path)
+        except SampleError:
+            place = None
+        if place is None:
+            alone.append(path)
+        else:
+            by_series[place.series].append((path, place))
+    found = []
+    for _, members in sorted(by_series.items()):
+        paths = tuple(path for path, _ in members)
+        directions = np.array([place.orientation for _, place in members])
+        if len(members) >= MIN_SLICES and np.ptp(directions, axis=0).max() < SAME_DIRECTION:
+            found.append(paths)
+        else:
+            alone += paths
+    return found, sorted(alone)
+
+
+def open_series(files: Sequence[Path]) -> Series:
+    """The series of these files, by their headers alone.
+
+    Raises:
+        SampleError: for damaged files, slices of several sizes or spacings, and two in one place.
+    """
+    placed = [(path, _place(path), read_header(path)) for path in files]
+    first = placed[0]
+    row, column = np.array(first[1].orientation[:3]), np.array(first[1].orientation[3:])
+    normal = np.cross(row, column)
+    placed.sort(key=lambda one: float(np.dot(one[1].position, normal)))
+    for path, _, header in placed:
+        if (header.shape, header.spacing) != (first[2].shape, first[2].spacing):
+            raise SampleError(
+                str(path),
+                f"expected slices of one size and spacing, got {header.shape} at {header.spacing} mm beside "
+                f"{first[2].shape} at {first[2].spacing} mm; put other series into folders of their own",
+            )
+    along = np.array([float(np.dot(place.position, normal)) for _, place, _ in placed])
+    steps = np.diff(along)
+    if steps.min() < SAME_MM:
+        path = placed[int(steps.argmin()) + 1][0]
+        raise SampleError(
+            str(path), "expected one slice a place, got two in the same; put other series into folders of their own"
+        )
+    usual = float(np.median(steps))
+    gaps = int(np.count_nonzero(np.abs(steps - usual) > UNEVEN * usual))
+    spacing = first[2].spacing
+    start, end = (np.array(placed[n][1].position) for n in (0, -1))
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = row * (spacing[1] if spacing else 1), column * (spacing[0] if spacing else 1)
+    affine[:3, 2], affine[:3, 3] = (end - start) / (len(placed) - 1), start
+    affine[:2] *= -1  # DICOM counts to the left and to the back, NIfTI to the right and to the front
+    return Series(
+        files=tuple(path for path, _, _ in placed),
+        shape=first[2].shape,
+        affine=affine,
+        spacing=spacing,
+        thickness=float(np.linalg.norm(affine[:3, 2])),
+        warning=f"{gaps} of {len(steps)} distances between slices unlike the usual {usual:.3g} mm; slices missing?"
+        if gaps
+        else "",
+    )
+
+
+def _place(path: Path) -> Place:
+    place = read_place(path)
+    if place is None:
+        raise SampleError(str(path), "expected a slice that says where in the patient it lies; copy the series again")
+    return place

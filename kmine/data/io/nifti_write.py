@@ -1,0 +1,128 @@
+"""Masks of volumes as NIfTI files in the volume's own geometry, written whole or not at all."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.data.io.dicom_series import Series
+from kmine.data.io.nifti import HEADERS, Geometry
+
+NO_EXTENSIONS = bytes(4)
+QUICK = 1
+"""Compression level: masks are flat, and more takes longer than predicting them."""
+PART = ".part"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How slices lie in the file that is written."""
+
+    header: Any
+    """nibabel's, with the affine in it."""
+    turn: tuple[tuple[int, int], ...]
+    """As in `Geometry`."""
+    thickness: float | None
+    """Millimetres from slice to slice, where known."""
+
+
+def frame_of_nifti(path: Path, geometry: Geometry) -> Frame:
+    """The frame of a volume whose `geometry` was read: its own header, affines and units unchanged."""
+    import nibabel
+    from nibabel.affines import voxel_sizes
+
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        raw = file.read(max(HEADERS))
+    size = next(n for n in HEADERS if n in (int.from_bytes(raw[:4], "little"), int.from_bytes(raw[:4], "big")))
+    header = getattr(nibabel, HEADERS[size]).from_fileobj(io.BytesIO(raw[:size]), check=False)
+    sizes = voxel_sizes(header.get_best_affine())
+    across = next(n for n, (axis, _) in enumerate(geometry.turn) if axis == 2)
+    return Frame(header, geometry.turn, float(sizes[across]) if geometry.spacing else None)
+
+
+def frame_of_series(series: Series) -> Frame:
+    """The frame of a DICOM series: columns, rows, slices, and the affine of its headers."""
+    import nibabel
+
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((series.shape[1], series.shape[0], len(series.files)))
+    header.set_sform(series.affine, 1)
+    header.set_qform(series.affine, 1, strip_shears=True)
+    header.set_xyzt_units("mm")
+    return Frame(header, ((0, 1), (1, 1), (2, 1)), series.thickness if series.spacing else None)
+
+
+def as_stored(slices: NDArray[Any], frame: Frame) -> NDArray[Any]:
+    """(D, H, W) slices in the order of the file's axes: a view of the same memory."""
+    view = slices.T.transpose([axis for axis, _ in frame.turn])
+    return view[tuple(slice(None, None, flip) for _, flip in frame.turn)]
+
+
+def encode_mask(mask: NDArray[np.uint8], frame: Frame) -> bytes:
+    """(D, H, W) class ids as the bytes of a .nii.gz file, uint8."""
+    stored = as_stored(mask, frame)
+    start = _start(frame, stored.shape, np.dtype(np.uint8))
+    out = io.BytesIO()
+    with gzip.GzipFile("", "wb", QUICK, out, mtime=0) as file:
+        file.write(start)
+        for number in range(stored.shape[2]):
+            file.write(stored[:, :, number].tobytes(order="F"))
+    return out.getvalue()
+
+
+class ProbabilityFile:
+    """A .nii file of (three axes, K) float32 probabilities, filled slice by slice; memory holds none of it.
+
+    Plain, not compressed: that could not be filled in any order. It has its name only once `finish` was called.
+    """
+
+    def __init__(self, path: Path, frame: Frame, shape: tuple[int, int, int, int]) -> None:
+        depth, num_classes, height, width = shape
+        self.path, self._part = path, path.with_name(f".{path.name}.{os.getpid()}{PART}")
+        self._turned = as_stored(np.empty((depth, height, width), bool), frame).shape
+        self.frame = frame
+        start = _start(frame, (*self._turned, num_classes), np.dtype(np.float32))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._part.open("wb") as file:
+            file.write(start)
+            file.truncate(len(start) + 4 * depth * num_classes * height * width)
+        self._start = len(start)
+
+    def write(self, first: int, probs: NDArray[np.float32]) -> None:
+        """(N, K, H, W) of the slices from `first` on."""
+        num_classes = probs.shape[1]
+        values = np.memmap(self._part, "<f4", "r+", self._start, (*self._turned, num_classes), order="F")
+        for class_id in range(num_classes):
+            # The same turn as `as_stored`, backwards: a view (D, H, W) of the file.
+            back = values[..., class_id][tuple(slice(None, None, flip) for _, flip in self.frame.turn)]
+            back = back.transpose(np.argsort([axis for axis, _ in self.frame.turn])).T
+            back[first : first + len(probs)] = probs[:, class_id]
+        values.flush()
+
+    def finish(self) -> None:
+        """All slices are written: the file gets its name."""
+        self._part.replace(self.path)
+
+    def drop(self) -> None:
+        """Remove what is not finished."""
+        self._part.unlink(missing_ok=True)
+
+
+def _start(frame: Frame, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """Header and empty extension of a file of little-endian values, scaled by nothing."""
+    header = frame.header.as_byteswapped("<")
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    header["descrip"] = b"kmine predict"
+    header["magic"] = b"n+1" if header["sizeof_hdr"] == 348 else b"n+2"
+    header.set_data_offset(int(header["sizeof_hdr"]) + len(NO_EXTENSIONS))
+    return header.binaryblock + NO_EXTENSIONS

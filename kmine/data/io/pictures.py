@@ -1,0 +1,133 @@
+"""Pixels of a user's own pictures and masks: any depth and range, nothing guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.data.io.find_files import FOREGROUND_ABOVE
+from kmine.data.io.windowing import windowed
+from kmine.data.source import (
+    DEEP_MODES,
+    GREY_MODES,
+    as_rgb,
+    read_stored,
+)
+from kmine.errors import SampleError
+from kmine.types import IGNORE_INDEX
+
+WINDOW_CURE = "say which values are black and white with --data.window [LOW,HIGH]"
+LOSSY = (".jpg", ".jpeg")
+COLOUR_NOISE = 32
+"""How far the channels of a grey JPEG stored in colour may lie apart."""
+BETWEEN, MOST_BETWEEN = (64, 192), 0.5
+"""A JPEG with more of its pixels in this range is a photograph, not a mask."""
+MAX_NAMED = 6
+
+
+def read_picture(path: Path, window: tuple[float, float] | None) -> NDArray[np.uint8]:
+    """Read a PNG, JPEG or TIFF file.
+
+    Args:
+        path: of the file.
+        window: for grey of more than 8 bits, the values shown as black and as white; 8-bit pictures are read as is.
+
+    Returns:
+        (H, W, 3) RGB, [0, 255]; grey three times.
+
+    Raises:
+        SampleError: for the faults that `read_stored` names, for more than 8 bits without a window, and for CMYK.
+    """
+    image = read_stored(path)
+    if image.mode.startswith(DEEP_MODES):
+        values = np.asarray(image)
+        if window is None:
+            raise SampleError(
+                str(path),
+                f"expected 8 bits per pixel or a window, got more (mode {image.mode}, values {values.min():g} to "
+                f"{values.max():g}); {WINDOW_CURE}",
+            )
+        return np.repeat(windowed(values, window)[..., None], 3, axis=2)
+    if image.mode not in (*GREY_MODES, "RGB", "P"):
+        raise SampleError(str(path), f"expected a grey or RGB image, got mode {image.mode}; convert it to 8-bit RGB")
+    return as_rgb(image)
+
+
+def read_mask_picture(path: Path, class_names: Sequence[str]) -> NDArray[np.uint8]:
+    """Read a mask stored as PNG, TIFF or, of two classes only, JPEG.
+
+    Returns:
+        (H, W) class ids, see `class_ids`; in a JPEG, compression blurs the values, so that what is brighter than
+        `FOREGROUND_ABOVE` is the object.
+
+    Raises:
+        SampleError: for the faults that `read_stored` names, for colours, and for values that are no class ids.
+    """
+    values = _mask_values(path)
+    if path.suffix.lower() not in LOSSY:
+        return class_ids(path, values, class_names)
+    if len(class_names) > 2:
+        raise SampleError(str(path), "expected class ids, got a JPEG file, which blurs them; store the mask as PNG")
+    between = ((values >= BETWEEN[0]) & (values < BETWEEN[1])).mean()
+    if between > MOST_BETWEEN or 0 < values.max() <= FOREGROUND_ABOVE:
+        raise SampleError(
+            str(path),
+            f"expected a mask of 0 and 255, got values {values.min()} to {values.max()}, {between:.0%} of them in the "
+            "middle; is this an image? Store masks as PNG of 0 and 255",
+        )
+    return (values > FOREGROUND_ABOVE).astype(np.uint8)
+
+
+def class_ids(path: Path, values: NDArray[Any], class_names: Sequence[str]) -> NDArray[np.uint8]:
+    """Class ids of a mask's values, of any shape.
+
+    With two classes: 255 is the object where there is no 1; with 1 it is ignored. With more: values are class ids,
+    255 is ignored. Raises `SampleError` for every other value, with the cure.
+    """
+    found = set(np.unique(values).tolist())
+    if len(class_names) == 2 and found <= {0, IGNORE_INDEX}:
+        return (values == IGNORE_INDEX).astype(np.uint8)
+    foreign = sorted(found - {*range(len(class_names)), IGNORE_INDEX})
+    if not foreign:
+        return values.astype(np.uint8)
+    some = ", ".join(f"{value:g}" for value in foreign[:MAX_NAMED])
+    some += f" and {len(foreign) - MAX_NAMED} more" if len(foreign) > MAX_NAMED else ""
+    names = ", ".join(f"{n} {name}" for n, name in enumerate(class_names))
+    if len(class_names) == 2:
+        raise SampleError(
+            str(path),
+            f"expected a mask of 0 and 255, or of 0 and 1 ({names}), got also the values {some}; store the object as "
+            "255 and nothing between, or, if they are classes, name each in --data.class_names [background,...]",
+        )
+    raise SampleError(
+        str(path),
+        f"expected the class ids {names}, and {IGNORE_INDEX} for ignored pixels, got also the values {some}; "
+        "map them to these, or name every class in data.class_names",
+    )
+
+
+def _mask_values(path: Path) -> NDArray[Any]:
+    """(H, W) values: of a palette picture in colour the indices, of a grey one the grey values."""
+    image = read_stored(path)
+    if image.mode == "P":
+        palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        is_grey = (palette == palette[:, :1]).all()
+        return np.array(image.convert("L") if is_grey else image)
+    if image.mode == "1":
+        return np.array(image.convert("L"))
+    if image.mode == "L" or image.mode.startswith(DEEP_MODES):
+        return np.asarray(image)
+    if image.mode != "RGB":
+        raise SampleError(str(path), f"expected a grey mask, got mode {image.mode}; convert it to 8-bit grey")
+    channels = np.asarray(image)
+    spread = int((channels.max(axis=2) - channels.min(axis=2)).max())
+    if spread > (COLOUR_NOISE if path.suffix.lower() in LOSSY else 0):
+        raise SampleError(
+            str(path),
+            "expected a grey mask, got colours; store 0 and 255, or class ids, as a grey PNG (or one with a palette)",
+        )
+    return np.array(image.convert("L"))

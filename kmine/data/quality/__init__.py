@@ -1,0 +1,1 @@
+"""Checks of images and masks: intensity, duplicates, alignment."""

@@ -1,0 +1,226 @@
+"""Do masks belong to their images? Outlines held against the edges of one's own image and of others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.types import IGNORE_INDEX, Finding
+
+MIN_PAIRS, MIN_Z = 20, 2.0
+"""Masks that belong to their images must say so with this z, asked of at least so many pairs."""
+EDGE_SIDE = 128
+"""Side in pixels at which mask outlines are held against image edges."""
+CHANCE = 1e-3
+"""A stretch of shifted masks is one that chance would show in so many data sets at the most."""
+MIN_STRETCH, MAX_STRETCHES = 8, 5
+MIN_REST, REST_Z = 20, 3.0
+"""So many masks outside of a stretch must say with this z that they belong to their images."""
+MAX_RATIO = 1.5
+"""Of two edge strengths, as a logarithm: no single mask decides."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """How much better mask outlines follow the edges of their own image than those of the other images."""
+
+    num_pairs: int
+    own: float
+    """Mean gradient along the outline over the image's mean gradient, masks on their own image."""
+    others: float
+    """The same on all other images."""
+    z: float
+    """Of the difference, image and mask effects taken out; NaN with fewer than two pairs."""
+    better_shift: int
+    """Where z is too small: -1 or 1 if masks fit the image one place before or after better; else 0."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well one mask follows the edges of its own image and of those of the files beside it."""
+
+    sample_id: str
+    own: float
+    """As in `Pairing`."""
+    before: float
+    """On the image one place before; NaN where there is none."""
+    after: float
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Masks one after the other that fit the images one place before (-1) or after (1) better than their own."""
+
+    first: str
+    last: str
+    count: int
+    shift: int
+
+
+class Neighbours:
+    """Holds each mask against its own image and the two beside it, as samples come by in order; keeps three."""
+
+    def __init__(self) -> None:
+        self._images: list[NDArray[np.float32] | None] = [None, None]
+        self._held: tuple[str, NDArray[np.intp] | None] = ("", None)
+        self.fits: list[Fit] = []
+
+    def add(self, sample_id: str, image: NDArray[np.float32] | None, at: NDArray[np.intp] | None) -> None:
+        """The next sample: `edges` of its image and `outline` of its mask, None for what it lacks."""
+        before, own = self._images
+        held, outline_of_held = self._held
+        if own is not None and outline_of_held is not None and len(outline_of_held):
+            strengths = (_strength(picture, outline_of_held) for picture in (own, before, image))
+            self.fits.append(Fit(held, *strengths))
+        self._images, self._held = [own, image], (sample_id, at)
+
+    def finish(self) -> list[Fit]:
+        """No more come; what was found, in order."""
+        self.add("", None, None)
+        return self.fits
+
+
+def _strength(image: NDArray[np.float32] | None, at: NDArray[np.intp]) -> float:
+    return float("nan") if image is None else float(image.ravel()[at].mean())
+
+
+def edges(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(H, W, 3) to (EDGE_SIDE, EDGE_SIDE): gradient magnitude of the squashed grey image over its mean."""
+    small = cv2.resize(image, (EDGE_SIDE, EDGE_SIDE), interpolation=cv2.INTER_AREA)
+    grey = cv2.GaussianBlur(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1.0)
+    size = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
+    return size / max(float(size.mean()), 1e-6)
+
+
+def outline(mask: NDArray[np.uint8]) -> NDArray[np.intp]:
+    """Flat indices, in the frame of `edges`, of the pixels beside the outline of the foreground; none on the rim."""
+    inside = ((mask != 0) & (mask != IGNORE_INDEX)).astype(np.uint8)
+    small = cv2.resize(inside, (EDGE_SIDE, EDGE_SIDE), interpolation=cv2.INTER_NEAREST_EXACT)
+    band = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    band[:2], band[-2:], band[:, :2], band[:, -2:] = 0, 0, 0, 0
+    return np.flatnonzero(band)
+
+
+def measure_pairing(images: Sequence[NDArray[np.float32]], outlines: Sequence[NDArray[np.intp]]) -> Pairing:
+    """Hold every outline against every image; only those with an outline count.
+
+    The alternative to the true pairing is the mean over all other images, which is what many random permutations
+    would come to; the means of each image and of each mask are taken out, so that a busy image helps nobody.
+
+    Args:
+        images: as `edges` returns them, in the order of the files.
+        outlines: as `outline` returns them, one an image.
+    """
+    which = [n for n, at in enumerate(outlines) if len(at)]
+    count = len(which)
+    if count < 3:
+        return Pairing(count, float("nan"), float("nan"), float("nan"), 0)
+    score = np.array([[images[i].ravel()[outlines[m]].mean() for m in which] for i in which])
+    own = np.diag(score)
+    others = (score.sum() - own.sum()) / (count * (count - 1))
+    centred = score - score.mean(axis=0) - score.mean(axis=1)[:, None] + score.mean()
+    z = _z(np.diag(centred))
+    shifts = {shift: _z(np.diag(centred, -shift)) for shift in (-1, 1)}
+    best = max(shifts, key=shifts.__getitem__)
+    better = best if z < MIN_Z < shifts[best] else 0
+    return Pairing(count, float(own.mean()), float(others), z, better)
+
+
+def _z(values: NDArray[np.float64]) -> float:
+    return float(values.mean() / max(values.std(ddof=1) / np.sqrt(len(values)), 1e-12))
+
+
+def find_stretches(fits: Sequence[Fit]) -> list[Stretch]:
+    """Where masks are off by one file, if only from one file to another; in the order of the files.
+
+    A mask whose neighbour's image fits better than its own scores above 0; the stretch of the highest sum is looked
+    for. How high a sum chance gives is known of sums that fall on average (Karlin and Altschul 1990): more than x in
+    at most n exp(-rate x) cases, the rate being that of the scores outside of the stretch.
+    """
+    found: list[tuple[int, Stretch]] = []
+    free = np.ones(len(fits), bool)
+    scores = {-1: _log_ratio(fits, "before"), 1: _log_ratio(fits, "after")}
+    while len(found) < MAX_STRETCHES:
+        best = max((*_best_stretch(np.where(free, scores[side], -MAX_RATIO)), side) for side in scores)
+        total, start, stop, shift = best
+        rest = free.copy()
+        rest[start:stop] = False
+        others = scores[shift][rest]
+        if stop - start < MIN_STRETCH or len(others) < MIN_REST or -_z(others) < REST_Z:
+            break
+        if _rate(others) * total < np.log(len(fits) / CHANCE):
+            break
+        found.append((start, Stretch(fits[start].sample_id, fits[stop - 1].sample_id, stop - start, shift)))
+        free = rest
+    return [stretch for _, stretch in sorted(found, key=lambda pair: pair[0])]
+
+
+def _log_ratio(fits: Sequence[Fit], side: str) -> NDArray[np.float64]:
+    """(N,) of the neighbour's strength to the own one, bounded; 0 where there is no neighbour."""
+    own, other = np.array([(fit.own, getattr(fit, side)) for fit in fits], float).reshape(-1, 2).T
+    ratio = np.log(np.maximum(other, 1e-3) / np.maximum(own, 1e-3))
+    return np.clip(np.nan_to_num(ratio, nan=0.0), -MAX_RATIO, MAX_RATIO)
+
+
+def _best_stretch(scores: NDArray[np.float64]) -> tuple[float, int, int]:
+    """Highest sum of neighbours, and where they start and stop."""
+    best, start, stop = 0.0, 0, 0
+    total, begin = 0.0, 0
+    for n, score in enumerate(scores.tolist()):
+        if total <= 0:
+            total, begin = 0.0, n
+        total += score
+        if total > best:
+            best, start, stop = total, begin, n + 1
+    return best, start, stop
+
+
+def _rate(scores: NDArray[np.float64]) -> float:
+    """The positive r with mean(exp(r * score)) = 1, by bisection; scores fall on average."""
+    low, high = 0.0, 50.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        if np.exp(middle * scores).mean() < 1:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def examine_stretches(stretches: Sequence[Stretch], pairing: Pairing) -> list[Finding]:
+    """Parts that are off by one file; where everything is, `examine_pairing` says so already."""
+    if pairing.better_shift or not stretches:
+        return []
+    which: Mapping[int, str] = {-1: "before", 1: "after"}
+    parts = [
+        f"the {part.count} masks from {part.first} to {part.last} fit the images one place {which[part.shift]} better"
+        for part in stretches
+    ]
+    names = tuple(name for part in stretches for name in (part.first, part.last))
+    text = f"{'; '.join(parts)} than their own; pair images and masks by name"
+    return [Finding("pairing_part", "fault", text, names)]
+
+
+def examine_pairing(pairing: Pairing) -> list[Finding]:
+    """Whether masks belong to their images more than to others."""
+    n, z = pairing.num_pairs, pairing.z
+    if n < MIN_PAIRS:
+        return [
+            Finding("pairing_unknown", "note", f"{n} masks are too few to tell whether they belong to their images")
+        ]
+    figures = f"outlines on {n} images: edge strength {pairing.own:.2f} on their own, {pairing.others:.2f} on others"
+    if z >= MIN_Z:
+        return [Finding("pairing", "note", f"masks follow their own images' edges: {figures} (z {z:.1f})")]
+    shift = {0: "", -1: "; they fit the image one place before", 1: "; they fit the image one place after"}
+    return [
+        Finding(
+            "pairing",
+            "fault",
+            f"masks fit their own images no better than others: {figures} (z {z:.1f}, expected {MIN_Z:g} or more)"
+            f"{shift[pairing.better_shift]}; pair images and masks by name",
+        )
+    ]

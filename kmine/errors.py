@@ -1,0 +1,34 @@
+"""Errors that a user can mend, and what is refused by design."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the user's: the message says what was expected, what came, and the cure.
+
+    Commands print it as one line and end with exit code 2, without a traceback.
+    """
+
+
+class SampleError(UserError):
+    """One damaged or unfit sample; `--data.on_error skip` counts and lists it instead of stopping."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+def unknown_name(field_name: str, value: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not known: it suggests the nearest and lists them all."""
+    names = sorted(known)
+    near = difflib.get_close_matches(value, names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return UserError(f"{field_name}: unknown name {value!r}; {hint}Known: {', '.join(names)}")
+
+
+class WithheldMaskError(RuntimeError):
+    """A mask was asked for where masks are withheld: a mistake of kmine's own, never of the user's."""

@@ -1,0 +1,1 @@
+"""A reviewer's verdicts and corrected masks: files in, plain values out."""

@@ -1,0 +1,316 @@
+"""Masks that a person corrected, read back: a folder of PNG or NIfTI files, a COCO file or a Label Studio export.
+
+Each comes as (H, W) class ids, 255 for ignored pixels, in its image's own frame, checked against the image's size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.errors import UserError
+from kmine.feedback import label_studio_rle as brush
+from kmine.io.files import safe_name
+from kmine.types import IGNORE_INDEX
+
+Mask = NDArray[np.uint8]
+IGNORED = "ignored"
+"""Name of the class of pixels that training leaves out, in COCO and in Label Studio."""
+SUFFIXES = (".png", ".nii", ".nii.gz")
+SHOWN = 5
+"""Of unknown ids, so many are named."""
+MARK = "kmine.signature"
+"""A PNG of kmine's own: its values are class ids, 255 is ignored."""
+Volumes = Callable[[str, Path], Iterator[tuple[str, Mask]] | None]
+"""Name and path of a volume's mask file -> sample ids and masks of its slices; None where there is no such volume."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What may come back."""
+
+    shapes: Mapping[str, tuple[int, int]]
+    """(H, W) by sample id."""
+    class_names: Sequence[str]
+    """By class id, background first."""
+    volumes: Volumes = lambda name, path: None
+
+    def check(self, where: str, sample_id: str, mask: Mask) -> tuple[str, Mask]:
+        """The pair itself, if it is fit.
+
+        Raises:
+            UserError: another size than the image's, or class ids that there are none of.
+        """
+        shape = self.shapes[sample_id]
+        if mask.shape != shape:
+            raise UserError(
+                f"{where}: expected a mask of {_size(shape)} for {sample_id}, got {_size(mask.shape)}; export it "
+                "in the image's own size"
+            )
+        foreign = sorted(set(np.unique(mask).tolist()) - {*range(len(self.class_names)), IGNORE_INDEX})
+        if foreign:
+            raise UserError(
+                f"{where}: expected the class ids 0 to {len(self.class_names) - 1} and {IGNORE_INDEX} (ignored) for "
+                f"{sample_id}, got {', '.join(map(str, foreign[:SHOWN]))}; map them to these"
+            )
+        return sample_id, mask
+
+
+def read_corrections(path: Path, known: Known) -> Iterator[tuple[str, Mask]]:
+    """Sample id and mask, one after the other.
+
+    A folder holds ID.png (as `kmine.audit --export masks` names them) or volumes; a JSON file is COCO, where an image
+    without annotations is an empty mask, or an export of Label Studio, of which annotations count, or, where there are
+    none at all, predictions.
+
+    Raises:
+        UserError: nothing there, no known format, ids that the run does not have, another size, unknown classes.
+    """
+    if path.is_dir():
+        return _from_folder(path, known)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: expected corrected masks, cannot be read ({error.strerror}); check the path"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{path}: expected a folder of masks, or COCO or Label Studio as JSON, got something else ({error})"
+        ) from error
+    if isinstance(value, dict) and isinstance(value.get("images"), list):
+        return _from_coco(path, value, known)
+    if isinstance(value, list) and all(isinstance(task, dict) for task in value):
+        return _from_label_studio(path, value, known)
+    raise UserError(
+        f"{path}: expected COCO (an object with images) or a Label Studio export (a list of tasks); export anew"
+    )
+
+
+def picture_name(sample_id: str) -> str:
+    """Name, without ending, of a picture of a sample: it reads the same as a path and as an address."""
+    name = safe_name(sample_id)
+    if "%" not in name:
+        return name
+    return f"{name.replace('%', '_')}-{hashlib.sha256(sample_id.encode()).hexdigest()[:8]}"
+
+
+# -- a folder
+
+
+def _from_folder(folder: Path, known: Known) -> Iterator[tuple[str, Mask]]:
+    names = _names(known)
+    files = sorted(p for p in folder.rglob("*") if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
+    if not files:
+        raise UserError(f"{folder}: expected masks as PNG or NIfTI, found none; check the path")
+    pictures = {p: names.get(_stem(p)) or names.get(_stem(p, folder)) for p in files if p.suffix.lower() == ".png"}
+    _refuse_unknown(folder, [p.name for p, sample_id in pictures.items() if sample_id is None])
+    twice = _twice([i for i in pictures.values() if i])
+    if twice:
+        raise UserError(f"{folder}: expected one mask an image, got two for {twice}; move one away")
+    return _read_files(folder, files, pictures, known)
+
+
+def _read_files(
+    folder: Path, files: Sequence[Path], pictures: Mapping[Path, str | None], known: Known
+) -> Iterator[tuple[str, Mask]]:
+    for path in files:
+        if path in pictures:
+            yield known.check(str(path), str(pictures[path]), _read_png(path, len(known.class_names)))
+            continue
+        slices = known.volumes(_stem(path), path)
+        if slices is None:
+            _refuse_unknown(folder, [path.name])
+        for sample_id, mask in slices or ():
+            if sample_id in known.shapes:  # slices that the run left out are no fault of the volume's
+                yield known.check(str(path), sample_id, mask)
+
+
+def _read_png(path: Path, num_classes: int) -> Mask:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            own = MARK in image.info
+            if image.mode not in ("L", "P", "1", "I;16", "I"):
+                raise UserError(f"{path}: expected one channel of class ids, got {image.mode}; export it as grey")
+            values = np.asarray(image.convert("L") if image.mode == "1" else image)
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: expected a mask as PNG, cannot be read ({error}); export it anew") from error
+    if values.size and (values.min() < 0 or values.max() > IGNORE_INDEX):
+        raise UserError(f"{path}: expected class ids up to {IGNORE_INDEX}, got {values.max()}; export 8 bits")
+    mask = values.astype(np.uint8)
+    # A picture editor knows black and white: with one class, white is that class and not a mask without any.
+    if not own and num_classes == 2 and set(np.unique(mask).tolist()) <= {0, 255}:
+        mask = (mask == 255).astype(np.uint8)
+    return mask
+
+
+# -- COCO
+
+
+def _from_coco(path: Path, value: Mapping[str, Any], known: Known) -> Iterator[tuple[str, Mask]]:
+    try:
+        images = {image["id"]: image for image in value["images"]}
+        classes = _classes(path, {c["id"]: c["name"] for c in value.get("categories", [])}, known)
+        of_image: dict[Any, list[Any]] = {}
+        for annotation in value.get("annotations", []):
+            of_image.setdefault(annotation["image_id"], []).append(annotation)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: expected COCO images, categories and annotations, {error} is missing") from error
+    names = _names(known)
+    ids = {key: _sample_id(names, image.get("sample_id"), image.get("file_name")) for key, image in images.items()}
+    _refuse_unknown(path, [str(images[key].get("file_name")) for key, found in ids.items() if found is None])
+    _refuse_unknown(path, [f"image {key}" for key in of_image if key not in images])
+    if twice := _twice([i for i in ids.values() if i]):
+        raise UserError(f"{path}: expected one image a sample, got two for {twice}; drop one")
+    return (
+        known.check(str(path), str(ids[key]), _drawn(path, str(ids[key]), image, of_image.get(key, []), classes))
+        for key, image in images.items()
+    )
+
+
+def _drawn(
+    path: Path,
+    sample_id: str,
+    image: Mapping[str, Any],
+    annotations: Sequence[Mapping[str, Any]],
+    classes: dict[Any, int],
+) -> Mask:
+    from pycocotools import mask as coco
+
+    try:
+        height, width = int(image["height"]), int(image["width"])
+        out = np.zeros((height, width), np.uint8)
+        for one in annotations:
+            shape = one["segmentation"]
+            if isinstance(shape, list) or isinstance(shape["counts"], list):
+                shape = coco.frPyObjects(shape, height, width)
+            if isinstance(shape, dict) and isinstance(shape["counts"], str):
+                shape = {**shape, "counts": shape["counts"].encode("ascii")}
+            found = coco.decode(coco.merge(shape) if isinstance(shape, list) else shape).astype(bool)
+            if found.shape != out.shape:
+                raise UserError(
+                    f"{path}: expected a segmentation of {_size(out.shape)} for {sample_id}, got {_size(found.shape)}"
+                )
+            out[found] = classes[one["category_id"]]
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{path}: {sample_id}: expected COCO segmentations, got something else ({error})") from error
+    return out
+
+
+# -- Label Studio
+
+
+def _from_label_studio(path: Path, tasks: Sequence[Mapping[str, Any]], known: Known) -> Iterator[tuple[str, Mask]]:
+    names = _names(known)
+    judged = [task for task in tasks if _annotations(task)] or [task for task in tasks if task.get("predictions")]
+    if not judged:
+        raise UserError(f"{path}: expected tasks with annotations, got none of {len(tasks)}; export as JSON")
+    ids = []
+    for task in judged:
+        data = task.get("data") if isinstance(task.get("data"), dict) else {}
+        ids.append(_sample_id(names, data.get("sample_id"), data.get("image")))
+    unknown = [str((task.get("data") or {}).get("image")) for task, found in zip(judged, ids, strict=True) if not found]
+    _refuse_unknown(path, unknown)
+    if twice := _twice([i for i in ids if i]):
+        raise UserError(f"{path}: expected one task a sample, got two for {twice}; drop one")
+    classes = _classes(path, {name: name for name in (*known.class_names[1:], IGNORED)}, known)
+    return (
+        known.check(str(path), str(name), _brushed(path, str(name), task, classes, known))
+        for name, task in zip(ids, judged, strict=True)
+    )
+
+
+def _annotations(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [one for one in task.get("annotations") or [] if not one.get("was_cancelled")]
+
+
+def _brushed(path: Path, sample_id: str, task: Mapping[str, Any], classes: Mapping[str, int], known: Known) -> Mask:
+    """The latest annotation's strokes, one over the other."""
+    try:
+        drawn = _annotations(task) or task["predictions"]
+        latest = max(drawn, key=lambda one: str(one.get("updated_at") or one.get("created_at") or ""))
+        out = np.zeros(known.shapes[sample_id], np.uint8)
+        for one in latest["result"]:
+            if one.get("type") != "brushlabels":
+                continue
+            height, width = int(one["original_height"]), int(one["original_width"])
+            if (height, width) != out.shape:
+                raise UserError(
+                    f"{path}: expected strokes of {_size(out.shape)} for {sample_id}, got {_size((height, width))}; "
+                    "label the image in its own size"
+                )
+            label = one["value"]["brushlabels"][0]
+            if label not in classes:
+                raise UserError(f"{path}: {sample_id}: expected labels {', '.join(classes)}, got {label!r}; rename it")
+            out[brush.decode(one["value"]["rle"], height, width)] = classes[label]
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{path}: {sample_id}: expected brush strokes, got something else ({error})") from error
+    return out
+
+
+# -- names
+
+
+def _classes(path: Path, names: Mapping[Any, str], known: Known) -> dict[Any, int]:
+    own = {name: n for n, name in enumerate(known.class_names) if n} | {IGNORED: IGNORE_INDEX}
+    foreign = [name for name in names.values() if name not in own]
+    if foreign:
+        raise UserError(f"{path}: expected the classes {', '.join(own)}, got {foreign[0]!r}; rename it")
+    return {key: own[name] for key, name in names.items()}
+
+
+def _names(known: Known) -> dict[str, str]:
+    """Sample ids by all the names they may come back under."""
+    return {name(i): i for name in (picture_name, safe_name, str) for i in known.shapes}
+
+
+def _sample_id(names: Mapping[str, str], told: object, file_name: object) -> str | None:
+    if told is not None:
+        return names.get(str(told))
+    path = Path(str(file_name or "?"))
+    return names.get(str(path.parent / path.stem)) or names.get(path.stem) or names.get(path.name)
+
+
+def _stem(path: Path, folder: Path | None = None) -> str:
+    name = path.relative_to(folder).as_posix() if folder else path.name
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _refuse_unknown(where: Path, names: Sequence[str]) -> None:
+    if names:
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        raise UserError(
+            f"{where}: expected masks of this run's images, got {', '.join(names[:SHOWN])}{more}, which it does not "
+            "have; name files as kmine.audit --export masks does, or take the others away"
+        )
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape[::-1])) + " (width x height)"

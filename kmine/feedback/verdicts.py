@@ -1,0 +1,146 @@
+"""What a person says of masks: `verdicts.json`, read and checked; and the same as a run keeps it, beside `corrected/`.
+
+The page of the audit saves the file; `python -m kmine.audit RUN --verdicts FILE` takes it into the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.errors import UserError
+
+FORMAT = "kmine-verdicts-1"
+KINDS = ("pseudo", "labeled")
+WORDS = ("accept", "reject", "unsure")
+FILE, FOLDER, ACCEPTED = "verdicts.json", "corrected", "accepted"
+"""Names in a run folder."""
+CURE = "save it anew from audit.html"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was said of one mask."""
+
+    sample_id: str
+    kind: str
+    verdict: str
+    mask_signature: str = ""
+    """Of the mask that was looked at; empty: not told."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Of one run: every verdict, and the masks that a person drew in the place of others."""
+
+    run: str
+    run_signature: str
+    all: tuple[Verdict, ...]
+    """At most one for a sample and a kind; a sample is of one kind in a run."""
+    corrected: Mapping[str, Path] = field(default_factory=dict)
+    """PNG of (H, W) class ids, 255 to be ignored, by sample id."""
+    masks: Mapping[str, Path] = field(default_factory=dict)
+    """The same of accepted pseudo masks, as they were when they were judged; none in a file that the page saved."""
+
+    @property
+    def accepted(self) -> frozenset[str]:
+        """Samples whose mask was found good."""
+        return self._of("accept")
+
+    @property
+    def rejected(self) -> frozenset[str]:
+        """Samples whose mask was found wrong; those with a corrected mask among them, if so judged."""
+        return self._of("reject")
+
+    @property
+    def unsure(self) -> frozenset[str]:
+        """Samples of whose mask nobody could tell."""
+        return self._of("unsure")
+
+    def _of(self, word: str) -> frozenset[str]:
+        return frozenset(one.sample_id for one in self.all if one.verdict == word)
+
+
+def mask_signature(mask: NDArray[np.uint8]) -> str:
+    """16 hex digits of a mask's size and class ids: the same mask, the same signature, whatever file it lies in."""
+    digest = hashlib.sha256(f"{mask.shape}".encode())
+    digest.update(np.ascontiguousarray(mask, np.uint8))
+    return digest.hexdigest()[:16]
+
+
+def read_verdicts(path: Path) -> Verdicts:
+    """A verdicts.json as the page saves it, or as a run keeps it (then with the corrected masks beside it).
+
+    Raises:
+        UserError: no such file, no JSON, another format, a word or a kind that is none, two verdicts on one mask, or a
+            corrected mask that is not there.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: expected verdicts, cannot be read ({error.strerror}); {CURE}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: expected verdicts as JSON, got something else ({error}); {CURE}") from error
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        came = value.get("format") if isinstance(value, dict) else None
+        raise UserError(f"{path}: expected the format {FORMAT}, got {came!r}; {CURE}")
+    rows = value.get("verdicts")
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: expected a list of verdicts, got none; {CURE}")
+    found: dict[str, Verdict] = {}
+    for number, row in enumerate(rows, start=1):
+        one = _verdict(path, number, row)
+        if one.sample_id in found:
+            raise UserError(f"{path}: expected one verdict a mask, got two on {one.sample_id}; drop one")
+        found[one.sample_id] = one
+    head = (str(value.get(name) or "") for name in ("run", "run_signature"))
+    files = (_beside(path, value.get(name) or {}, name) for name in ("corrected", "accepted"))
+    return Verdicts(*head, tuple(found.values()), *files)
+
+
+def to_json(
+    verdicts: Verdicts, corrected: Mapping[str, Mapping[str, str]], accepted: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
+    """What a run keeps; of each mask drawn or accepted by a person its `file`, relative, and `mask_signature`."""
+    return {
+        "format": FORMAT,
+        "run": verdicts.run,
+        "run_signature": verdicts.run_signature,
+        "verdicts": [vars(one) for one in verdicts.all],
+        "corrected": {name: dict(entry) for name, entry in corrected.items()},
+        "accepted": {name: dict(entry) for name, entry in accepted.items()},
+    }
+
+
+def _verdict(path: Path, number: int, row: Any) -> Verdict:
+    if not isinstance(row, dict) or not isinstance(row.get("sample_id"), str) or not row["sample_id"]:
+        raise UserError(f"{path}: verdict {number}: expected a sample_id, got none; {CURE}")
+    for name, known in (("kind", KINDS), ("verdict", WORDS)):
+        if row.get(name) not in known:
+            raise UserError(
+                f"{path}: verdict {number} ({row['sample_id']}): expected {name} {', '.join(known)}, "
+                f"got {row.get(name)!r}; {CURE}"
+            )
+    more = {name: str(row.get(name) or "") for name in ("mask_signature", "note")}
+    return Verdict(row["sample_id"], row["kind"], row["verdict"], **more)
+
+
+def _beside(path: Path, entries: Any, word: str) -> dict[str, Path]:
+    if not isinstance(entries, dict) or not all(isinstance(one, dict) and "file" in one for one in entries.values()):
+        raise UserError(f"{path}: expected {word} masks with a file each, got something else; take them in anew")
+    found = {sample_id: path.parent / str(entry["file"]) for sample_id, entry in entries.items()}
+    lost = [name for name, file in found.items() if not file.is_file()]
+    if lost:
+        raise UserError(
+            f"{path}: expected {len(found)} {word} masks beside it, {len(lost)} are missing, that of {lost[0]} for "
+            "one; take them in anew with kmine.audit --verdicts FILE --corrected PATH"
+        )
+    return found

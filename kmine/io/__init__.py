@@ -1,0 +1,1 @@
+"""Files: atomic, signed, downloaded, unpacked."""

@@ -1,0 +1,1 @@
+"""`kmine loop`: train on the few masks, mine pseudo masks, retrain, repeat."""

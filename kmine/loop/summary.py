@@ -1,0 +1,258 @@
+"""What a run came to: rows of results.csv, and everything the report shows, read back from the run folder."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from kmine.data.pool import Pool
+from kmine.mining import round_changes as changes
+from kmine.mining.adaptation.step import sentence
+from kmine.mining.calibration import step as calibration
+from kmine.ops.calibrator import settled
+from kmine.report import (
+    Calibrated,
+    GalleryItem,
+    Report,
+    RoundRow,
+)
+from kmine.store.run_folder import RunStore
+from kmine.training.task import Task
+from kmine.types import (
+    STOPPED_BY,
+    Evidence,
+    Prompts,
+    RoundResult,
+    Skipped,
+)
+
+GALLERY_SIZE = 4
+"""Images of each category."""
+NOT_SAM = {
+    "ellipse": "The segmenter is a stand-in (ellipse): it knows nothing about images. These are not SAM's figures.",
+    "tiny": "The segmenter is tiny, kmine's own, trained on procedural pictures alone. These are not SAM's figures.",
+}
+"""What a reader must know of segmenters other than SAM, by the first word of their name."""
+
+
+def round_rows(
+    task: Task, store: RunStore, mined: Sequence[RoundResult], supervised: Sequence[RoundResult]
+) -> list[RoundRow]:
+    """One row a round, the supervised baseline at equal steps beside it."""
+    beside = {r.round_idx: r for r in supervised}
+    return [_row(r, beside.get(r.round_idx), len(task.unlabeled), store) for r in mined]
+
+
+def _changes(store: RunStore, round_idx: int) -> changes.Changes | None:
+    """What a round of mining changed; None of round 0."""
+    value = store.read_json(store.round_dir(round_idx) / "changes.json") if round_idx else None
+    return changes.Changes.from_json(value) if value else None
+
+
+def _row(result: RoundResult, beside: RoundResult | None, num_unlabeled: int, store: RunStore) -> RoundRow:
+    found = _changes(store, result.round_idx)
+    return RoundRow(
+        round_idx=result.round_idx,
+        num_labeled=result.num_labeled,
+        num_pseudo=result.num_pseudo,
+        dice=result.metrics.dice,
+        iou=result.metrics.iou,
+        hd95=result.metrics.hd95,
+        num_missed=result.metrics.num_missed,
+        dice_final=result.final_metrics.dice,
+        adopted=result.adopted,
+        supervised_dice=beside.metrics.dice if beside else None,
+        supervised_dice_final=beside.final_metrics.dice if beside else None,
+        supervised_adopted=beside.adopted if beside else None,
+        coverage=result.num_pseudo / num_unlabeled if num_unlabeled and result.round_idx else float("nan"),
+        reasons=dict(Counter(d["reason"] for d in store.decisions(result.round_idx))),
+        **(_moved(found) if found else {}),
+        seconds=result.seconds,
+        reason=result.reason,
+        difference=result.difference,
+        difference_low=result.difference_low,
+        difference_high=result.difference_high,
+    )
+
+
+def _moved(found: changes.Changes) -> dict[str, Any]:
+    return {
+        "num_new": len(found.new),
+        "num_readmitted": len(found.readmitted),
+        "num_expelled": len(found.expelled),
+        "changed_pixels": found.changed_pixels,
+        "taught_pixels": found.taught_pixels,
+        "ignored_pixels": found.ignored_pixels,
+    }
+
+
+def write_results(store: RunStore, rows: Sequence[RoundRow], segmenter: str) -> None:
+    """results.csv; empty cells where there is no number."""
+    plain = [f.name for f in fields(RoundRow) if f.name not in ("reasons", "seconds", "coverage", "round_idx")]
+    stages = sorted({name for row in rows for name in row.seconds})
+    header = ["round", *plain, "segmenter", *(f"seconds_{name}" for name in stages)]
+    table = [
+        [
+            row.round_idx,
+            *(_cell(getattr(row, name)) for name in plain),
+            segmenter if row.round_idx else "",
+            *(_cell(row.seconds.get(name)) for name in stages),
+        ]
+        for row in rows
+    ]
+    store.write_csv("results.csv", header, table)
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    return f"{value:.6f}" if isinstance(value, float) else value
+
+
+def build_report(task: Task, store: RunStore, rows: list[RoundRow], config_yaml: str) -> Report:
+    """The report of a run from its folder."""
+    run = store.run()
+    segmenter = task.segmenter.name if task.segmenter else "none"
+    return Report(
+        title=f"kmine run {store.root.name}",
+        dataset=run["dataset"] + (f" ({task.cfg.data.kind})" if run["dataset"] == "phantom" else ""),
+        model=" and, as a witness, ".join(
+            f"{model.name}, encoder {model.encoder}" for model in (task.cfg.model, task.witness) if model
+        ),
+        segmenter=segmenter,
+        command=run["command"],
+        rounds=rows,
+        gallery=_gallery(task.unlabeled, store, max((r.round_idx for r in rows), default=0)),
+        provenance=_provenance(run),
+        config_yaml=config_yaml,
+        notes=_notes(task, store, rows, segmenter),
+        skipped=[Skipped(**s) for s in run.get("skipped", [])],
+        validation_cases=len(task.val),
+        calibration=_calibrated(store) if task.calibration else None,
+    )
+
+
+def _calibrated(store: RunStore) -> Calibrated | None:
+    about = store.read_json(store.root / "calibration" / "calibration.json")
+    if not about or not about["promise"]:
+        return None
+    curves = ([tuple(row) for row in about[name]] for name in ("risk_coverage", "reliability"))
+    return Calibrated(*curves, coverage=about["promise"]["coverage"], target=about["target"])
+
+
+def _provenance(run: dict[str, Any]) -> dict[str, str]:
+    hidden = ("skipped", "command", "versions")
+    out = {k: str(v) for k, v in run.items() if k not in hidden}
+    return out | {f"version of {k}": str(v) for k, v in run.get("versions", {}).items()}
+
+
+def _notes(task: Task, store: RunStore, rows: Sequence[RoundRow], segmenter: str) -> list[str]:
+    notes = []
+    plain = re.split(r"[:+]", segmenter)[0]
+    if plain in NOT_SAM:
+        notes.append(NOT_SAM[plain])
+    about = store.read_json(store.root / "segmenter" / "adaptation.json")
+    if about and task.cfg.rounds:
+        notes.append(f"The segmenter: {sentence(about)}.")
+    gate_by = store.read_json(store.root / "calibration" / "calibration.json")
+    if gate_by and task.cfg.rounds:
+        notes.append(f"The gate: {calibration.sentence(gate_by)}.")
+    paths = {row.round_idx: store.round_dir(row.round_idx) / "threshold.json" for row in rows}
+    notes += [f"Round {n}: {settled(about)}." for n, path in paths.items() if (about := store.read_json(path))]
+    notes += [
+        f"Round {r.round_idx} was {r.reason}. That is validation Dice, image by image, against the last adopted round; "
+        f"up to {task.cfg.adopt_tolerance} is tolerated. The next round started from that one."
+        for r in rows
+        if not r.adopted and r.num_pseudo
+    ]
+    if len(task.val) < 20:
+        notes.append(f"Validation holds only {len(task.val)} images: differences of a few points are noise.")
+    return [*notes, *_said_of_changes(store, rows), *_end(store, rows, task.cfg.rounds)]
+
+
+def _said_of_changes(store: RunStore, rows: Sequence[RoundRow]) -> list[str]:
+    """What the last mined round changed, and of every round what makes it no mining."""
+    known = {row.round_idx: found for row in rows if (found := _changes(store, row.round_idx))}
+    last = [f"Round {max(known)}: {changes.sentence(known[max(known)])}."] if known else []
+    return last + [f"Round {n}: {said}." for n, found in known.items() for said in changes.warnings(found)]
+
+
+def _end(store: RunStore, rows: Sequence[RoundRow], rounds: int) -> list[str]:
+    why = STOPPED_BY.get(store.run().get("stopped_by", ""))
+    return [f"The loop stopped after round {rows[-1].round_idx} of {rounds}: {why}."] if why and rows and rounds else []
+
+
+def _gallery(pool: Pool, store: RunStore, round_idx: int) -> list[GalleryItem]:
+    """Best and worst kept images and dropped ones of the last round, by the gate's own scores: no truth is read."""
+    by_image: dict[str, list[dict[str, Any]]] = {}
+    for row in store.decisions(round_idx):
+        if row["object_idx"] >= 0:
+            by_image.setdefault(row["sample_id"], []).append(row)
+    kept = sorted((i for i, rows in by_image.items() if rows[0]["in_training"]), key=lambda i: -_score(by_image[i]))
+    dropped = sorted(
+        (i for i, rows in by_image.items() if not rows[0]["in_training"]), key=lambda i: _score(by_image[i])
+    )
+    best, worst = kept[:GALLERY_SIZE], kept[GALLERY_SIZE:][-GALLERY_SIZE:]
+    prompts: dict[str, list[Prompts]] = {}
+    for row in store.prompts(round_idx):
+        prompts.setdefault(row["sample_id"], []).append(_prompts(row))
+    return [
+        _item(pool, store, round_idx, category, sample_id, by_image[sample_id], prompts[sample_id])
+        for category, ids in (("best", best), ("worst", worst), ("dropped", dropped[:GALLERY_SIZE]))
+        for sample_id in ids
+    ]
+
+
+def _score(rows: Sequence[dict[str, Any]]) -> float:
+    """How well an image's objects are supported: the lowest of its objects' mean of the scores that are in [0, 1]."""
+    names = ("predicted_iou", "stability_score", "agreement_iou", "jitter_dice", "confidence_inside")
+    known = [[row[n] for n in names if row[n] is not None and not np.isnan(row[n])] for row in rows]
+    return min((float(np.mean(values)) if values else 0.0) for values in known)
+
+
+def _item(
+    pool: Pool,
+    store: RunStore,
+    round_idx: int,
+    category: Any,
+    sample_id: str,
+    rows: Sequence[dict[str, Any]],
+    prompts: list[Prompts],
+) -> GalleryItem:
+    sample = pool.sample(sample_id)
+    local, answer = (
+        changes.class_map(rows, sample.image.shape[:2], f"{whose}_rle") for whose in ("local", "segmenter")
+    )
+    heard = rows[0]["witness_dice"] is not None and not np.isnan(rows[0]["witness_dice"])
+    names = [f.name for f in fields(Evidence) if f.name != "witness_dice" or heard]
+    first = next((r for r in rows if not r["kept"]), rows[0])
+    return GalleryItem(
+        category=category,
+        sample_id=sample_id,
+        round_idx=round_idx,
+        reason=first["reason"],
+        scores={n: float("nan") if first[n] is None else first[n] for n in names},
+        image=sample.image,
+        prompts=prompts,
+        local_mask=local,
+        segmenter_mask=answer,
+        pseudo_mask=store.pseudo_mask(round_idx, sample_id) if rows[0]["in_training"] else None,
+    )
+
+
+def _prompts(row: dict[str, Any]) -> Prompts:
+    def array(name: str, dtype: Any) -> Any:
+        return None if row[name] is None else np.array(row[name], dtype)
+
+    found = Prompts(
+        class_id=row["class_id"],
+        box=array("box", np.float32),
+        point_coords=array("point_coords", np.float32),
+        point_labels=array("point_labels", np.int64),
+    )
+    return replace(found, jittered_boxes=np.array(row["jittered_boxes"], np.float32).reshape(-1, 4))

@@ -1,0 +1,95 @@
+"""The arms of a comparison: mining as the loop does it, and what it is compared with, by name.
+
+Above `preparation`, because mining and self-training are a method and what comes before it: the same `mine()`, the gate
+calibrated with whoever is asked, a promptable segmenter or nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from kmine.data.pool import Pool
+from kmine.errors import unknown_name
+from kmine.methods.self_training import self_training
+from kmine.store.run_folder import RunStore
+from kmine.training.task import Task
+from kmine.types import RoundResult
+
+Method = Callable[[Task, RunStore], Iterator[RoundResult]]
+ORACLE = "oracle"
+
+
+def mining(task: Task, store: RunStore) -> Iterator[RoundResult]:
+    """Knowledge mining with all that comes before: the segmenter adapted, the gate calibrated.
+
+    run.json then names what really mines.
+    """
+    from kmine.methods.mining import mine
+    from kmine.mining.adaptation.step import adapt_segmenter
+    from kmine.mining.calibration.step import calibrate
+
+    ready = calibrate(adapt_segmenter(task, store), task.segmenter, store)
+    if ready.segmenter:
+        store.update_run(segmenter=ready.segmenter.name, segmenter_sha256=ready.segmenter.signature)
+    return mine(ready, store)
+
+
+def supervised(task: Task, store: RunStore) -> Iterator[RoundResult]:
+    """See `kmine.methods.supervised`."""
+    from kmine.methods.supervised import supervised as method
+
+    return method(task, store)
+
+
+def mean_teacher(task: Task, store: RunStore) -> Iterator[RoundResult]:
+    """See `kmine.methods.mean_teacher`."""
+    from kmine.methods.mean_teacher import mean_teacher as method
+
+    return method(task, store)
+
+
+def fixmatch(task: Task, store: RunStore) -> Iterator[RoundResult]:
+    """See `kmine.methods.fixmatch`."""
+    from kmine.methods.fixmatch import fixmatch as method
+
+    return method(task, store)
+
+
+METHODS: dict[str, Method] = {
+    "supervised": supervised,
+    "self_training": self_training,
+    "mean_teacher": mean_teacher,
+    "fixmatch": fixmatch,
+    "mining": mining,
+}
+"""By name, what needs no more than a task; its own libraries load when it is called. The oracle needs the truth."""
+IN_RUN_FOLDER = ("self_training", "mining")
+"""Their rounds lie in the run folder itself, so each needs one of its own; the others' in the arm of their name."""
+
+
+def method(name: str, truth: Pool | None = None) -> Method:
+    """The method of that name, `oracle` included: it alone is handed `truth`, and refuses to go without.
+
+    Args:
+        name: a key of `METHODS`, or `oracle`.
+        truth: the unlabeled images with their true masks, for the oracle.
+
+    Raises:
+        UserError: an unknown name.
+        ValueError: the truth for another method than the oracle, or none for it.
+    """
+    if name != ORACLE and name not in METHODS:
+        raise unknown_name("method", name, [*METHODS, ORACLE])
+    if (name == ORACLE) != (truth is not None):
+        raise ValueError(f"expected true masks for the oracle alone, got {'some' if truth else 'none'} for {name}")
+    if name != ORACLE:
+        return METHODS[name]
+    from kmine.methods.oracle import oracle
+
+    return partial(oracle, truth=truth)
+
+
+def arm_of(name: str) -> str:
+    """The folder within the run folder that holds a method's rounds; empty: the run folder itself."""
+    return "" if name in IN_RUN_FOLDER else name

@@ -1,0 +1,27 @@
+"""Self-training: mining with the identity segmenter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from kmine.store.run_folder import RunStore
+from kmine.training.task import Task
+from kmine.types import RoundResult
+
+
+def self_training(task: Task, store: RunStore) -> Iterator[RoundResult]:
+    """Mining with an echo in the segmenter's place: the local model's own masks, by the same gate, rounds and training.
+
+    A calibrated gate is calibrated with the echo. There is nothing to adapt, to propose or to ask a second time.
+    """
+    from kmine.methods.mining import mine
+    from kmine.mining.calibration.step import calibrate
+    from kmine.segmenters.identity import Echo
+
+    if not task.cfg.rounds:
+        return mine(task, store)
+    prompts = replace(task.cfg.prompts, source="local", passes=1)
+    echo = Echo()
+    task = replace(task, cfg=replace(task.cfg, prompts=prompts), segmenter=echo)
+    return mine(calibrate(task, echo, store), store)

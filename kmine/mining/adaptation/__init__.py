@@ -1,0 +1,1 @@
+"""The segmenter fine-tuned on the labeled images before it is prompted."""

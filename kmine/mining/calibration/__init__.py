@@ -1,0 +1,1 @@
+"""The gate calibrated on the labeled images by cross-fitting."""

@@ -1,0 +1,105 @@
+"""Before round 1: what the local model's own masks can be estimated by, when nobody is asked.
+
+The models of the parts are at hand, so this costs inference and nothing else. The gate does not read it: it is there
+for `kmine predict`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple
+from typing import Any
+
+import numpy as np
+
+from kmine.io.files import sign
+from kmine.mining.calibration.fit import fit_calibrator, reliability, true_dice
+from kmine.mining.calibration.local_quality import Alone, objects_of, unasked
+from kmine.mining.candidates import object_areas
+from kmine.mining.crossfit import fold_model
+from kmine.models.base import LocalModel
+from kmine.ops.calibrator import FEATURES
+from kmine.store.run_folder import RunStore
+from kmine.training.inference import infer
+from kmine.training.task import Task
+from kmine.types import Evidence
+
+VERSION = 1
+"""Of the rows: raised when the same models and images give others."""
+Row = dict[str, Any]
+
+
+def calibrate_alone(task: Task, store: RunStore, parts: Sequence[Sequence[str]]) -> Row | None:
+    """What calibration.json has under `alone`; None where the objects are too few.
+
+    Evidence and Dice of each part are artifacts of their own (`calibration/alone_N.json`), so those of the gate stay as
+    they are, and a run from before this was measured only adds them. No segmenter is asked, and none signs them.
+
+    Args:
+        task: its local models of the parts are made, or read back.
+        store: where artifacts go.
+        parts: the labeled ids of each.
+    """
+    cfg, prompts = task.cfg, unasked(task.cfg.prompts)
+    fit = {k: v for k, v in asdict(cfg.fit).items() if k not in ("num_workers", "round_steps", "round_lr")}
+    settings = [asdict(part) for part in (cfg.model, cfg.classifier, prompts)]
+    ttas = list(dict.fromkeys(("none", cfg.infer.tta)))  # as `kmine predict` does unless told, and as mining does
+    made_from = sign("alone", VERSION, task.signature, fit, settings, ttas, cfg.adapt.folds, cfg.adapt.fold_steps)
+    rows: dict[str, list[Row]] = {tta: [] for tta in ttas}
+    for number, part in enumerate(parts):
+        path = store.root / "calibration" / f"alone_{number}.json"
+        known = store.load_json(path, made_from)
+        if known is None:
+            model = fold_model(task, store, number, part)
+            rest = task.labeled.subset([i for i in task.labeled.ids if i not in set(part)])
+            areas = object_areas(rest, task.num_classes)
+            known = {"objects": {tta: list(_rows(task, model, part, areas, tta)) for tta in ttas}}
+            store.save_json(path, known, made_from)
+        for tta in ttas:
+            rows[tta] += known["objects"][tta]
+    learnt = {tta: one for tta in ttas if (one := learn_alone(rows[tta], cfg.seed))}
+    if not learnt:
+        return None
+    told = Alone({}, object_areas(task.labeled, task.num_classes), prompts).to_json()
+    return told | {"num_parts": len(parts), "by_tta": learnt}
+
+
+def learn_alone(rows: Sequence[Row], seed: int) -> Row | None:
+    """A calibrator of the objects' evidence, and how good it was on objects it was not fitted with; None: too few."""
+    # Where nothing but ignored pixels is left, there is no Dice.
+    rows = [row for row in rows if row["dice"] is not None]
+    evidence = [Evidence(*(np.nan if row[name] is None else row[name] for name in FEATURES)) for row in rows]
+    dice = np.array([row["dice"] for row in rows], float)
+    fitted = fit_calibrator(evidence, dice, [row["group_id"] for row in rows], seed=seed)
+    if fitted is None:
+        return None
+    calibrator, apart = fitted
+    return {
+        "calibrator": calibrator.to_json(),
+        "num_objects": len(rows),
+        "rank_correlation": rank_correlation(apart, dice),
+        "mean": {"estimate": float(apart.mean()), "dice": float(dice.mean())},
+        "reliability": reliability(apart, dice),
+    }
+
+
+def rank_correlation(a: Any, b: Any) -> float:
+    """Spearman's; NaN where one of them is constant."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(a, b).statistic) if np.ptp(a) > 0 and np.ptp(b) > 0 else float("nan")
+
+
+def _rows(task: Task, model: LocalModel, ids: Sequence[str], areas: Mapping[int, float], tta: str) -> Iterator[Row]:
+    """One row an object that the model sees in images it does not know."""
+    prompts, how = unasked(task.cfg.prompts), {**asdict(task.cfg.infer), "tta": tta}
+    for probs in infer(model, task.labeled, ids, device=task.fabric.device, **how):
+        sample = task.labeled.sample(probs.sample_id)
+        for one, evidence in objects_of(probs, prompts, areas):
+            dice = true_dice(one.component, one, sample.mask)
+            yield {
+                "sample_id": sample.sample_id,
+                "group_id": task.labeled.group_of(sample.sample_id),
+                **dict(zip(FEATURES, astuple(evidence), strict=True)),
+                "dice": None if np.isnan(dice) else dice,
+            }

@@ -1,0 +1,133 @@
+"""Which candidates may teach: the evidence, and thresholds on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.config import GateConfig
+from kmine.ops import masks, metrics
+from kmine.ops.calibrator import Calibration
+from kmine.types import (
+    Candidate,
+    Decision,
+    Evidence,
+    Probs,
+    Prompts,
+)
+
+
+def gate(
+    probs: Probs,
+    prompts: Prompts,
+    candidate: Candidate,
+    *,
+    labeled_area: Mapping[int, float],
+    image_label: int | None,
+    cfg: GateConfig,
+    calibration: Calibration | None = None,
+    witness: Probs | None = None,
+) -> Decision:
+    """Judge one object's candidate.
+
+    With a calibration, what must not be (an empty answer, a contradiction to the image-level label) is dropped, and of
+    the rest what has too low an estimated Dice; the better supported of the segmenter's and the local model's mask is
+    used. Without one, the thresholds decide.
+
+    Args:
+        probs: the local model's, of the whole image.
+        prompts: what was asked, with the local model's own component.
+        candidate: what the segmenter answered; its best mask is judged.
+        labeled_area: per class, the median share of the image that one labeled object covers.
+        image_label: 0 says that the image holds no lesion: then nothing is kept.
+        cfg: the thresholds.
+        calibration: what the evidence is worth.
+        witness: of a second local model, where there is one.
+
+    Returns:
+        The first threshold missed is the reason; every score is recorded whatever the verdict.
+    """
+    evidence = gather(probs, prompts, candidate, labeled_area, witness)
+    if calibration is None:
+        reason = _first_reason(evidence, candidate, image_label, cfg)
+        return Decision(kept=reason == "kept", reason=reason, evidence=evidence)
+    empty = not candidate.masks[candidate.best].any()
+    answer = 0.0 if empty else calibration.segmenter.estimate(evidence)
+    local = float("nan") if prompts.component is None else calibration.local.estimate(evidence)
+    takes_local = local >= answer + cfg.margin
+    estimated = local if takes_local else answer
+    if empty and not takes_local:
+        reason = "empty_candidate"
+    elif image_label == 0:
+        reason = "contradicts_image_label"
+    elif estimated < calibration.promise.threshold:
+        reason = "low_estimated_dice"
+    else:
+        reason = "kept_local" if takes_local else "kept"
+    source = "local" if takes_local else "both" if answer < local + cfg.margin else "segmenter"
+    return Decision(reason in ("kept", "kept_local"), reason, evidence, estimated, answer, local, source)
+
+
+def gather(
+    probs: Probs,
+    prompts: Prompts,
+    candidate: Candidate,
+    labeled_area: Mapping[int, float],
+    witness: Probs | None = None,
+) -> Evidence:
+    """Every score of one candidate; see `Evidence`."""
+    best = candidate.masks[candidate.best]
+    prob = probs.probs[prompts.class_id]
+    answers = np.concatenate([best[None], candidate.jittered_masks])
+    return Evidence(
+        predicted_iou=float(candidate.predicted_iou[candidate.best]),
+        stability_score=float(candidate.stability_score[candidate.best]),
+        agreement_iou=metrics.iou(best, prompts.component) if prompts.component is not None else float("nan"),
+        jitter_dice=metrics.mean_pairwise_dice(answers),
+        confidence_inside=_mean(prob[best]),
+        confidence_outside=_mean(prob[_box_area(prompts, best) & ~best]),
+        area_ratio=float(best.mean()) / labeled_area[prompts.class_id] if prompts.class_id in labeled_area else np.nan,
+        tta_std=_mean(probs.tta_std[best]) if probs.tta_std is not None else float("nan"),
+        witness_dice=_witness_dice(witness.mask == prompts.class_id, best, prompts) if witness else float("nan"),
+    )
+
+
+def _witness_dice(seen: NDArray[np.bool_], best: NDArray[np.bool_], prompts: Prompts) -> float:
+    """Dice of the answer with the witness's components that touch it or the local model's own; 0 without any."""
+    here = best if prompts.component is None else best | prompts.component
+    touching = [part for part in masks.components(seen) if (part & here).any()]
+    return metrics.dice(np.any(touching, axis=0), best) if touching else 0.0
+
+
+def _first_reason(e: Evidence, candidate: Candidate, image_label: int | None, cfg: GateConfig) -> str:
+    empty = not candidate.masks[candidate.best].any()
+    checks = (
+        ("empty_candidate", empty),
+        ("low_predicted_iou", e.predicted_iou < cfg.min_predicted_iou),
+        ("low_stability", e.stability_score < cfg.min_stability),
+        ("low_agreement", e.agreement_iou < cfg.min_agreement),
+        ("low_jitter_dice", e.jitter_dice < cfg.min_jitter_dice),
+        ("low_confidence", e.confidence_inside < cfg.min_confidence),
+        ("high_confidence_outside", e.confidence_outside > cfg.max_confidence_outside),
+        ("high_tta_std", e.tta_std > cfg.max_tta_std),
+        ("area_outlier", e.area_ratio > cfg.max_area_ratio or e.area_ratio < cfg.max_area_ratio**-2),
+        ("contradicts_image_label", image_label == 0),
+    )  # a comparison with NaN is False: what could not be had is not judged
+    return next((reason for reason, failed in checks if failed), "kept")
+
+
+def _box_area(prompts: Prompts, best: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(H, W): the pixels of the prompt's box; of the mask's own box where no box was given."""
+    inside = np.zeros(best.shape, bool)
+    if prompts.box is None and not best.any():
+        return inside
+    box = prompts.box if prompts.box is not None else masks.tight_box(best)
+    x0, y0, x1, y1 = np.rint(box).astype(int)
+    inside[y0 : y1 + 1, x0 : x1 + 1] = True
+    return inside
+
+
+def _mean(values: NDArray[np.float32]) -> float:
+    return float(values.mean()) if values.size else float("nan")

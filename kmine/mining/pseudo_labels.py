@@ -1,0 +1,102 @@
+"""From the gate's decisions to the images that teach: which they are, what they weigh, what changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.data.pool import Pool
+from kmine.feedback.verdict_effects import Judged, read_mask
+from kmine.io.files import sign
+from kmine.mining.round_changes import (
+    Changes,
+    Taught,
+    find_changes,
+    sentence,
+    taught,
+    warnings,
+)
+from kmine.mining.tables import EMPTY, judged_rows
+from kmine.store.run_folder import RunStore
+from kmine.training.task import Task
+
+Row = dict[str, Any]
+
+
+def heed_judged(
+    judged: Judged, ids: Sequence[str], tables: dict[str, list[Row]], masks: dict[str, NDArray[np.uint8]]
+) -> tuple[dict[str, list[Row]], dict[str, NDArray[np.uint8]]]:
+    """A chunk's rows and pseudo masks with those of the images among `ids` that a person judged: nobody was asked.
+
+    `masks`, by sample: (H, W) uint8 class ids in the image's own frame, 255 = ignore; so are those that come back.
+    """
+    accepted = [i for i in ids if i in judged.accepted]
+    rejected = [i for i in ids if i in judged.rejected]
+    rows = {**tables, "decisions": tables["decisions"] + judged_rows(rejected, accepted)}
+    return rows, masks | {i: read_mask(judged.accepted[i]) for i in accepted}
+
+
+def trainable(task: Task, store: RunStore, round_idx: int, rows: Sequence[Row]) -> Pool:
+    """The unlabeled images that have a pseudo mask, with that mask, its weight, and whether it is known to be empty."""
+    kept = [row for row in rows if row["in_training"]]
+    ids = {row["sample_id"] for row in kept}
+    return task.unlabeled.with_masks(
+        [i for i in task.unlabeled.ids if i in ids],
+        lambda sample_id: store.pseudo_mask(round_idx, sample_id),
+        weights=image_weights(kept) if task.cfg.fit.pseudo_weight == "estimated" else None,
+        empty=[row["sample_id"] for row in kept if row["reason"] == EMPTY],
+    )
+
+
+def image_weights(rows: Sequence[Row]) -> dict[str, float]:
+    """By image, the mean estimated Dice of its kept objects, from rows of decisions; without any, it is left out."""
+    estimates: dict[str, list[float]] = {}
+    for row in rows:
+        value = row["estimated_dice"] if row["kept"] and row["object_idx"] >= 0 else None
+        if value is not None and not math.isnan(value):
+            estimates.setdefault(row["sample_id"], []).append(min(max(value, 0.0), 1.0))
+    return {sample_id: float(np.mean(values)) for sample_id, values in estimates.items()}
+
+
+def note_changes(task: Task, store: RunStore, mined_by: Sequence[str], rows: Sequence[Row]) -> Changes:
+    """What the last round of `mined_by` (signatures of rounds 1, 2, ...) changed: saved as changes.json, and said.
+
+    `rows` are its decisions. It is told from the pseudo masks of this round and of the one before, image by image.
+    """
+
+    def saved(round_idx: int) -> Changes | None:
+        value = store.load_json(paths[round_idx - 1], signatures[round_idx - 1])
+        return Changes.from_json(value) if value else None
+
+    last = len(mined_by)
+    paths = [store.round_dir(n) / "changes.json" for n in range(1, last + 1)]
+    signatures = [sign("changes", task.signature, mined_by[:n]) for n in range(1, last + 1)]
+    found = saved(last)
+    if found is None:
+        earlier = [before.teaching for n in range(1, last) if (before := saved(n))]
+        assert len(earlier) == last - 1, "each round before has saved its own"
+        found = find_changes(
+            teaching(store, last, rows, earlier[-1] if earlier else frozenset()),
+            (task.labeled.mask_small(i) for i in task.labeled.ids),
+            earlier,
+            num_unlabeled=len(task.unlabeled),
+            num_classes=task.num_classes,
+        )
+        store.save_json(paths[-1], found.to_json(), signatures[-1])
+    task.watcher.say(f"round {last}: {sentence(found)}")
+    for warning in warnings(found):
+        task.watcher.say(f"round {last}: warning: {warning}")
+    return found
+
+
+def teaching(store: RunStore, round_idx: int, rows: Sequence[Row], before: frozenset[str]) -> Iterator[Taught]:
+    """The images of a round that teach, one at a time; `before`: those that have a pseudo mask of the round before."""
+    kept = (row for row in rows if row["in_training"])
+    for sample_id, group in groupby(kept, key=lambda row: row["sample_id"]):
+        then = store.pseudo_mask(round_idx - 1, sample_id) if sample_id in before else None
+        yield taught(list(group), store.pseudo_mask(round_idx, sample_id), then)

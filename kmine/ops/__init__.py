@@ -1,0 +1,1 @@
+"""Pure functions of arrays: masks, metrics, statistics, calibration curves."""

@@ -1,0 +1,127 @@
+"""Images to predict, as the user names them: files, folders, volumes, DICOM series; and their names in the output."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kmine.data.datasets.folder_index import (
+    KINDS,
+    Kind,
+    kind_of,
+    split_suffix,
+)
+from kmine.data.io.dicom_series import group_series
+from kmine.data.io.find_files import UNWRITABLE, printable, walk
+from kmine.data.source import is_folder
+from kmine.errors import UserError
+from kmine.types import Skipped
+
+InputKind = Literal["picture", "dicom", "nifti", "series"]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One image or volume to predict."""
+
+    name: str
+    """Of its outputs: the path below the folder that was named, without suffix."""
+    kind: InputKind
+    files: tuple[Path, ...]
+    """One, or those of a series."""
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether its mask is a volume."""
+        return self.kind in ("nifti", "series")
+
+    @property
+    def path(self) -> Path:
+        """What to call it: the file, or the folder of the series."""
+        return self.files[0].parent if self.kind == "series" else self.files[0]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was found."""
+
+    found: tuple[Input, ...]
+    unreadable: tuple[Skipped, ...]
+    """Files whose names no table could hold."""
+    num_others: int
+    """Files of other kinds, which are left alone."""
+
+
+def find_inputs(words: Sequence[str], closed: Path) -> Inputs:
+    """Files as they are named, folders to the bottom; the folder `closed`, where outputs go, is not entered.
+
+    Raises:
+        UserError: for what is not there, a file of no known kind, and two inputs of one name: their masks would be one.
+    """
+    found: list[Input] = []
+    unreadable: list[Skipped] = []
+    num_others = 0
+    for word in words:
+        path = Path(word).expanduser()
+        if not os.path.lexists(path):
+            raise UserError(f"{word}: expected an image or a folder, found nothing there; check the path")
+        if not is_folder(path):
+            name, kind = split_suffix(path.name)[0], kind_of(path)
+            if kind is None:
+                raise UserError(f"{word}: expected {KINDS}, or a folder of these; convert the file")
+            if printable(path) != str(path):
+                unreadable.append(Skipped(printable(name), printable(path), UNWRITABLE))
+            else:
+                found.append(Input(name, kind, (path,)))
+            continue
+        for folder, files in _files(path, closed):
+            known = {file: kind for file in files if (kind := kind_of(file)) is not None}
+            num_others += len(files) - len(known)
+            lost = [file for file in known if printable(file) != str(file)]
+            unreadable += [Skipped(printable(file.stem), printable(file), UNWRITABLE) for file in lost]
+            found += _inputs(path, folder, {file: kind for file, kind in known.items() if file not in lost})
+    _refuse_collisions(found)
+    return Inputs(tuple(sorted(found, key=lambda one: (one.is_volume, one.name))), tuple(unreadable), num_others)
+
+
+def _inputs(root: Path, folder: Path, known: dict[Path, Kind]) -> Iterator[Input]:
+    series, alone = group_series(sorted(file for file, kind in known.items() if kind == "dicom"))
+    yield from (Input(_name(root, file), "dicom", (file,)) for file in alone)
+    yield from (Input(_name(root, file), kind, (file,)) for file, kind in known.items() if kind != "dicom")
+    inside = folder.relative_to(root).as_posix()
+    name = folder.resolve().name if inside == "." else inside
+    for number, files in enumerate(series, 1):
+        # Descriptions are not asked: they may hold what the patient is called.
+        yield Input(name if len(series) == 1 else f"{name}/series-{number}", "series", files)
+
+
+def _name(root: Path, file: Path) -> str:
+    return split_suffix(file.relative_to(root).as_posix())[0]
+
+
+def _files(root: Path, closed: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Folders below `root`, each with its files."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
+
+    apart = closed.resolve()
+    for folder, folders, names in walk(root, refuse):
+        folders[:] = [name for name in folders if (folder / name).resolve() != apart]
+        if folder.resolve() != apart:
+            yield folder, [folder / name for name in sorted(names)]
+
+
+def _refuse_collisions(found: Sequence[Input]) -> None:
+    # Some file systems take A and a for one.
+    by_name: dict[str, Input] = {}
+    for one in found:
+        other = by_name.setdefault(one.name.casefold(), one)
+        if other is not one:
+            raise UserError(
+                f"expected one image a name, found {other.path} and {one.path}, whose masks would both be called "
+                f"{one.name}; rename one, or predict them into two folders"
+            )

@@ -1,0 +1,109 @@
+"""A network that answers: PyTorch's or ONNX's, asked in the same words.
+
+Letters: B images, K classes, S the side of the square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.errors import UserError
+from kmine.predict.metadata import About
+
+if TYPE_CHECKING:
+    from kmine.models.base import LocalModel
+
+FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {"none": ((),), "hflip": ((2,),), "flips": ((2,), (1,), (1, 2))}
+"""Axes of (B, S, S, 3), beside the image as it is."""
+
+
+class Predicted(NamedTuple):
+    """What a network says of a batch."""
+
+    probs: NDArray[np.float32]
+    """(B, K, S, S), sums to 1 over K."""
+    std: NDArray[np.float32] | None
+    """(B, 1, S, S), deviation of the foreground's over the flips; None without flips."""
+
+    def each(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+        """(K, S, S) and (1, S, S) of image after image."""
+        return zip(self.probs, [None] * len(self.probs) if self.std is None else self.std, strict=True)
+
+
+class Network(Protocol):
+    """What the stream asks."""
+
+    def predict(self, images: NDArray[np.uint8], tta: str) -> Predicted:
+        """(B, S, S, 3) RGB -> probabilities, averaged over the flips of `tta`, and how far these are apart."""
+
+
+class TorchNetwork:
+    """The network of a run, on a device (auto, cpu, cuda or cuda:N); loaded when it is first asked."""
+
+    def __init__(self, load: Callable[[], LocalModel], device: str) -> None:
+        self._load, self._device = load, device
+
+    def predict(self, images: NDArray[np.uint8], tta: str) -> Predicted:
+        """See `Network`."""
+        from kmine.training.inference import predict_small
+
+        model, device = self._loaded
+        probs, std = predict_small(model, images, tta, device)
+        return Predicted(probs, None if tta == "none" else std)
+
+    @cached_property
+    def _loaded(self) -> tuple[LocalModel, Any]:
+        import torch
+
+        from kmine.models.fuse import fold_batch_norm
+        from kmine.predict.run_model import choose_device
+
+        device, model = choose_device(self._device), self._load()
+        fold_batch_norm(model)
+        return model.to(device, memory_format=torch.channels_last), device
+
+
+class OnnxNetwork:
+    """The network of an ONNX file."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        from kmine.models.onnx_session import open_session
+
+        self.session = open_session(path, device)
+
+    @property
+    def notes(self) -> str:
+        """What kmine wrote into the file; empty where it did not."""
+        return self.session.get_modelmeta().custom_metadata_map.get("kmine", "")
+
+    def predict(self, images: NDArray[np.uint8], tta: str) -> Predicted:
+        """See `Network`."""
+        views = list(self._views(images, tta))
+        mean = views[0] if len(views) == 1 else np.mean(views, axis=0)
+        if not np.isfinite(mean).all():
+            raise FloatingPointError("the network gave NaN or infinite probabilities; export the run again")
+        return Predicted(mean, np.std([1 - view[:, :1] for view in views], axis=0) if len(views) > 1 else None)
+
+    def _views(self, images: NDArray[np.uint8], tta: str) -> Iterator[NDArray[np.float32]]:
+        yield self._run(images)
+        for axes in FLIPS[tta] if tta != "none" else ():
+            flipped = self._run(np.ascontiguousarray(np.flip(images, axes)))
+            # Classes come before rows and columns in what it says.
+            yield np.flip(flipped, tuple(axis + 1 for axis in axes))
+
+    def _run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self.session.run(None, {"images": images})[0]
+
+
+def open_onnx(path: Path, device: str) -> tuple[About, OnnxNetwork]:
+    """An exported model. Raises `UserError` for a file that is missing, damaged or not kmine's."""
+    if not path.is_file():
+        raise UserError(f"{path}: expected an exported model, found no such file; export one with --export FILE.onnx")
+    network = OnnxNetwork(path, device)
+    return About.from_json(network.notes or "null", str(path)), network

@@ -1,0 +1,203 @@
+"""From probabilities to what is written of an image: mask, probabilities, overlay, and a row of the table.
+
+Letters: K classes, S the side of the square, D slices, H and W of the native frame.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.data.io.nifti_write import encode_mask
+from kmine.data.resize import to_frame
+from kmine.io.files import UNFINISHED, explained
+from kmine.predict.estimates import Judged, object_rows, of_image
+from kmine.predict.inputs import Input
+from kmine.predict.metadata import About, colours
+from kmine.predict.reader import Loaded
+
+FILL = 0.35
+"""How much of an overlay's colour lies on the image inside of a mask; its border is drawn in full."""
+LONG_SIDE = 1024
+"""Of an overlay: more cannot be seen, and takes longer than predicting."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What came of an image or volume, before it is written."""
+
+    mask: NDArray[np.uint8]
+    """(H, W), or (D, H, W) of a volume: class ids."""
+    sureness: float
+    """Mean over all pixels, at the size of training, of the highest probability."""
+    warning: str
+    objects: Sequence[tuple[int, Judged]] | None = None
+    """Each with the number of its slice (0 of an image); None where nothing estimates Dice."""
+
+
+def class_mask(probs: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
+    """(K, S, S) -> (height, width): the most probable class, after probabilities were resized (bilinear)."""
+    if len(probs) == 2:
+        # One plane says the same: resizing is linear.
+        return (to_frame(probs[1:] - probs[:1], height, width)[0] > 0).astype(np.uint8)
+    return to_frame(probs, height, width).argmax(axis=0).astype(np.uint8)
+
+
+def sureness(probs: NDArray[np.float32]) -> float:
+    """(K, S, S) -> mean over the pixels of the highest probability."""
+    return float(reduce(np.maximum, probs).mean())
+
+
+def output_names(one: Input, probs: bool, overlay: bool) -> dict[str, str]:
+    """Kind of output -> its path below the folder of outputs."""
+    names = {"mask": f"masks/{one.name}{'.nii.gz' if one.is_volume else '.png'}"}
+    if probs:
+        names["probs"] = f"probs/{one.name}{'.nii' if one.is_volume else '.npz'}"
+    if overlay:
+        names["overlay"] = f"overlays/{one.name}.jpg"
+    return names
+
+
+def write_single(
+    one: Input,
+    loaded: Loaded,
+    told: Told,
+    probs: NDArray[np.float32],
+    about: About,
+    out: Path,
+    names: Mapping[str, str],
+) -> Row:
+    """Write what is wanted of an image; its row. `probs` is (K, S, S)."""
+    _write(out / names["mask"], _png(told.mask))
+    if "probs" in names:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, probabilities=to_frame(probs, *loaded.shape).astype(np.float16))
+        _write(out / names["probs"], buffer.getvalue())
+    if "overlay" in names:
+        assert loaded.native is not None, "kept for the overlay"
+        _write(out / names["overlay"], overlay(loaded.native[0], told.mask, len(about.class_names)))
+    return row_of(one, loaded, told, about, names)
+
+
+def write_volume(one: Input, loaded: Loaded, told: Told, about: About, out: Path, names: Mapping[str, str]) -> Row:
+    """Write the mask of a volume, and of the slice that shows most of it an overlay; its row."""
+    assert loaded.frame is not None, "of a volume"
+    _write(out / names["mask"], encode_mask(told.mask, loaded.frame))
+    if "overlay" in names:
+        assert loaded.native is not None, "kept for the overlay"
+        areas = np.array([np.count_nonzero(part) for part in told.mask])
+        number = int(areas.argmax()) if areas.any() else len(areas) // 2
+        drawn = overlay(loaded.native[number], told.mask[number], len(about.class_names))
+        _write(out / names["overlay"], drawn)
+    return row_of(one, loaded, told, about, names)
+
+
+def columns(class_names: Sequence[str]) -> list[str]:
+    """Of predictions.csv."""
+    each = [f"{name}_{what}" for name in class_names[1:] for what in ("px", "mm2", "mm3", "components")]
+    first = ["file", "mask", "kind", "width", "height", "slices", *each]
+    return [*first, "num_objects", "estimated_dice", "mean_max_probability", "warning", "error"]
+
+
+def row_of(one: Input, loaded: Loaded, told: Told, about: About, names: Mapping[str, str]) -> Row:
+    """What predictions.csv says of an image: pixels (voxels) of each class, mm2 or mm3 where the spacing is known.
+
+    Its estimated Dice is the mean over its objects by area, empty where there is none: what was not found is not
+    judged. `objects` holds the rows of objects.csv.
+    """
+    dice = of_image([each for _, each in told.objects or ()])
+    row: Row = {
+        "file": str(one.path),
+        "mask": names["mask"],
+        "kind": one.kind,
+        "width": loaded.shape[1],
+        "height": loaded.shape[0],
+        "slices": len(told.mask) if one.is_volume else "",
+        "num_objects": "" if told.objects is None else len(told.objects),
+        "estimated_dice": "" if dice is None else round(dice, 4),
+        "mean_max_probability": round(told.sureness, 4),
+        "warning": told.warning,
+        "error": "",
+        "objects": object_rows([(_slice(loaded, n), each) for n, each in told.objects or ()], about.class_names),
+    }
+    area = loaded.spacing[0] * loaded.spacing[1] if loaded.spacing else None
+    depth = loaded.frame.thickness if loaded.frame else None
+    for class_id, name in enumerate(about.class_names[1:], 1):
+        found = told.mask == class_id
+        count = int(np.count_nonzero(found))
+        flat, deep = area and not one.is_volume, area and depth
+        row[f"{name}_px"] = count
+        row[f"{name}_mm2"] = round(count * area, 3) if flat and area else ""
+        row[f"{name}_mm3"] = round(count * area * depth, 3) if deep and area and depth else ""
+        row[f"{name}_components"] = num_components(found) if count else 0
+    return row
+
+
+def _slice(loaded: Loaded, number: int) -> int | str:
+    """The number of a slice from 0 as it lies in the file; empty for an image."""
+    if loaded.frame is None:
+        return ""
+    backwards = dict(loaded.frame.turn)[2] == -1
+    return len(loaded.small) - 1 - number if backwards else number
+
+
+def num_components(found: NDArray[np.bool_]) -> int:
+    """Connected parts of an (H, W) or (D, H, W) mask; corners connect."""
+    if found.ndim == 2:
+        return cv2.connectedComponents(found.astype(np.uint8), connectivity=8)[0] - 1
+    from scipy import ndimage
+
+    return int(ndimage.label(found, np.ones((3, 3, 3)))[1])
+
+
+def overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], num_classes: int) -> bytes:
+    """JPEG bytes: an (H, W) or (H, W, 3) image with its mask laid over it, at most `LONG_SIDE` long."""
+    picture = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image.copy()
+    share = LONG_SIDE / max(picture.shape[:2])
+    if share < 1:
+        side = (max(1, round(picture.shape[1] * share)), max(1, round(picture.shape[0] * share)))
+        picture = cv2.resize(picture, side, interpolation=cv2.INTER_AREA)
+        mask = cv2.resize(mask, side, interpolation=cv2.INTER_NEAREST)
+    for class_id, colour in enumerate(colours(num_classes).tolist()):
+        found = (mask == class_id).astype(np.uint8)
+        if class_id == 0 or not found.any():
+            continue
+        inside = found.astype(bool)
+        picture[inside] = (picture[inside] * (1 - FILL) + np.array(colour) * FILL).astype(np.uint8)
+        border = inside & ~cv2.erode(found, np.ones((3, 3), np.uint8), borderValue=0).astype(bool)
+        picture[border] = colour
+    done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    assert done, "any 8-bit picture can be a JPEG"
+    return data.tobytes()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all, as `store.write_atomic`, but without waiting for the disk, which takes longer than all else.
+
+    What a power cut leaves of it has another size than the ledger says, and is made again.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(data)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _png(mask: NDArray[np.uint8]) -> bytes:
+    done, data = cv2.imencode(".png", mask)
+    assert done, "any 8-bit picture can be a PNG"
+    return data.tobytes()

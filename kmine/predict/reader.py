@@ -1,0 +1,111 @@
+"""Inputs decoded as in training: windowed to 8 bits, squashed to the square that the local model sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.data.io.dicom import read_dicom, read_header
+from kmine.data.io.dicom_series import open_series
+from kmine.data.io.nifti import read_geometry, read_windowed
+from kmine.data.io.nifti_write import Frame, frame_of_nifti, frame_of_series
+from kmine.data.io.pictures import read_picture
+from kmine.data.resize import resize_image
+from kmine.data.source import size_and_time
+from kmine.errors import SampleError
+from kmine.predict.inputs import Input
+
+Window = tuple[float, float]
+NO_WINDOW = "expected the values shown as black and as white, which the model does not bring; pass --window [LOW,HIGH]"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One image (N = 1), or the N slices of a volume."""
+
+    small: NDArray[np.uint8]
+    """(N, S, S, 3) RGB, what the local model sees."""
+    shape: tuple[int, int]
+    """(H, W) in the native frame."""
+    spacing: tuple[float, float] | None
+    """Millimetres per pixel (row, column)."""
+    frame: Frame | None
+    """Of a volume."""
+    native: NDArray[np.uint8] | None
+    """(N, H, W) grey or (N, H, W, 3) RGB where pictures of it are to be drawn."""
+    warning: str = ""
+
+
+def load(one: Input, size: int, window: Window | None, *, keep: bool) -> Loaded:
+    """Decode an input.
+
+    Args:
+        one: the input.
+        size: S.
+        window: the model's, or the user's; DICOM files may bring their own instead.
+        keep: keep the native image.
+
+    Raises:
+        SampleError: damaged, unfit, or without the window that it needs.
+    """
+    try:
+        return _LOADERS[one.kind](one, size, window, keep)
+    except SampleError as error:
+        raise SampleError(error.path, error.problem.replace("--data.window", "--window")) from error
+    except OSError as error:
+        raise SampleError(str(one.path), f"cannot be read ({error.strerror or error}); copy it again") from error
+    except MemoryError as error:
+        raise SampleError(str(one.path), "does not fit into memory; crop it") from error
+
+
+def stamp(one: Input) -> list[list[object]]:
+    """Names, sizes and modification times of an input's files: what its prediction was made from."""
+    return [[file.name, *size_and_time(file)] for file in one.files]
+
+
+def _picture(one: Input, size: int, window: Window | None, keep: bool) -> Loaded:
+    image = read_picture(one.files[0], window)
+    return _single(image, size, None, keep)
+
+
+def _dicom(one: Input, size: int, window: Window | None, keep: bool) -> Loaded:
+    return _single(read_dicom(one.files[0], window), size, read_header(one.files[0]).spacing, keep)
+
+
+def _single(image: NDArray[np.uint8], size: int, spacing: tuple[float, float] | None, keep: bool) -> Loaded:
+    native = image[None] if keep else None
+    return Loaded(resize_image(image, size)[None], image.shape[:2], spacing, None, native)
+
+
+def _nifti(one: Input, size: int, window: Window | None, keep: bool) -> Loaded:
+    path = one.files[0]
+    geometry = read_geometry(path)
+    if window is None:
+        raise SampleError(str(path), NO_WINDOW)
+    slices = read_windowed(path, geometry, window)
+    small = np.empty((len(slices), size, size, 3), np.uint8)
+    for number, grey in enumerate(slices):
+        small[number] = resize_image(grey, size)[..., None]
+    frame = frame_of_nifti(path, geometry)
+    return Loaded(small, slices.shape[1:], geometry.spacing, frame, slices if keep else None)
+
+
+def _series(one: Input, size: int, window: Window | None, keep: bool) -> Loaded:
+    series = open_series(one.files)
+    small = np.empty((len(series.files), size, size, 3), np.uint8)
+    native = np.empty((len(series.files), *series.shape), np.uint8) if keep else None
+
+    def images() -> Iterator[NDArray[np.uint8]]:
+        yield from (read_dicom(path, window) for path in series.files)
+
+    for number, image in enumerate(images()):
+        small[number] = resize_image(image, size)
+        if native is not None:
+            native[number] = image[..., 0]
+    return Loaded(small, series.shape, series.spacing, frame_of_series(series), native, series.warning)
+
+
+_LOADERS = {"picture": _picture, "dicom": _dicom, "nifti": _nifti, "series": _series}

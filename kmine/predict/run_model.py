@@ -1,0 +1,146 @@
+"""The local model of a run folder: which round, which checkpoint, and what it was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kmine import cli
+from kmine.config import LoopConfig
+from kmine.errors import UserError
+from kmine.io.download import sha256_of
+from kmine.io.files import sign
+from kmine.predict.estimates import of_run
+from kmine.predict.metadata import About
+
+if TYPE_CHECKING:
+    from kmine.models.base import LocalModel
+
+CHECKPOINTS = {"best": "model.safetensors", "final": "model_final.safetensors"}
+LITS_WINDOW = (-160.0, 240.0)
+"""What LiTS is read with where data.window says nothing (kmine.data.datasets.lits)."""
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """A checkpoint of a run, not yet loaded."""
+
+    root: Path
+    weights: Path
+    cfg: LoopConfig
+    run: Mapping[str, Any]
+    about: About
+
+
+def open_run(root: Path, round_idx: int | None, checkpoint: str) -> RunModel:
+    """The model that a run came to, or one of its rounds; nothing of the run is written, and torch is not needed yet.
+
+    Without `round_idx` it is the adopted round, as for `kmine.compare`. A cell of a sweep says in run.json where its
+    rounds are.
+
+    Raises:
+        UserError: no run folder, a run that is not finished (a round that is named is enough then), no such round.
+    """
+    run = _read_run(root)
+    words = ["--config", str(root / "config.yaml")]
+    cfg = cli.parse(LoopConfig, words, prog="kmine predict", description="")
+    arm = run.get("arm", "")
+    if round_idx is None:
+        if run.get("stopped_by") in (None, "interrupted") or "adopted_round" not in run:
+            raise UserError(
+                f"{root}: the run has no model yet, for it is not finished; resume it, or name a round with --round N"
+            )
+        round_idx = int(run["adopted_round"])
+    folder = next((f for f in _folders(root, arm, round_idx) if (f / CHECKPOINTS[checkpoint]).is_file()), None)
+    if folder is None:
+        there = sorted({path.parent.name for path in (root / arm).glob(f"round_*/{CHECKPOINTS[checkpoint]}")})
+        known = f"there are {', '.join(there)}" if there else "no round has one"
+        raise UserError(
+            f"{root}: no {checkpoint} model of round {round_idx}; {known}: name another with --round, or run the "
+            "loop's command again"
+        )
+    weights = folder / CHECKPOINTS[checkpoint]
+    return RunModel(root, weights, cfg, run, _about(root, run, cfg, round_idx, checkpoint, weights))
+
+
+def load_model(found: RunModel) -> LocalModel:
+    """The network with the checkpoint's weights, on the CPU. Raises `UserError` for damaged or foreign weights."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from kmine.models.build import build_model
+
+    # The weights are overwritten at once, so none are loaded or downloaded for them.
+    model_cfg = replace(found.cfg.model.split()[0], encoder_weights=None)
+    model = build_model(model_cfg, len(found.about.class_names), found.cfg.seed)
+    try:
+        model.load_state_dict(load_file(found.weights))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        first_line = str(error).split("\n")[0]
+        raise UserError(
+            f"{found.weights}: damaged, or not of this run's model ({first_line}); run the loop's command again"
+        ) from error
+    return model.eval()
+
+
+def choose_device(name: str) -> Any:
+    """The torch device of auto, cpu, cuda or cuda:N. Raises `UserError` for one that is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: expected a GPU for {name!r}, none of that number is there; use --device cpu or auto")
+    return torch.device(name)
+
+
+def _read_run(root: Path) -> dict[str, Any]:
+    if (root / "sweep.csv").is_file():
+        raise UserError(f"{root}: this is a sweep; name one of its runs, as {root}/CELL: sweep.csv lists them")
+    if not (root / "run.json").is_file() or not (root / "config.yaml").is_file():
+        came = "a folder without them" if root.is_dir() else "something else" if root.exists() else "nothing"
+        raise UserError(
+            f"{root}: expected a run folder with config.yaml and run.json, or a file FILE.onnx, found {came}; "
+            "run kmine.loop first"
+        )
+    try:
+        run = json.loads((root / "run.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{root / 'run.json'}: cannot be read ({error}); restore it, or resume the run") from error
+    if not isinstance(run, dict) or not isinstance(run.get("class_names"), list):
+        raise UserError(f"{root / 'run.json'}: expected a run that has begun, found no class names; resume the run")
+    return run
+
+
+def _folders(root: Path, arm: str, round_idx: int) -> list[Path]:
+    """Where a round may be: round 0 of a comparison is the loop's own."""
+    name = f"round_{round_idx:02d}"
+    return [root / arm / name, *([root / name] if round_idx == 0 else [])]
+
+
+def _about(
+    root: Path, run: Mapping[str, Any], cfg: LoopConfig, round_idx: int, checkpoint: str, weights: Path
+) -> About:
+    window = cfg.data.window or (LITS_WINDOW if cfg.data.name == "lits" else None)
+    model = cfg.model.split()[0]
+    made_from = [sha256_of(weights), cfg.data.size, window, run["class_names"], model.name, model.normalization]
+    alone, no_estimate = of_run(root)
+    return About(
+        name=root.resolve().name,
+        dataset=str(run.get("dataset", cfg.data.name)),
+        class_names=tuple(map(str, run["class_names"])),
+        size=cfg.data.size,
+        window=(float(window[0]), float(window[1])) if window else None,
+        batch_size=cfg.infer.batch_size,
+        method=str(run.get("method", "mining")),
+        segmenter=str(run.get("segmenter", "none")),
+        round_idx=round_idx,
+        checkpoint=checkpoint,
+        signature=sign(*made_from),
+        intensity=run.get("intensity"),
+        alone=alone,
+        no_estimate=no_estimate,
+    )

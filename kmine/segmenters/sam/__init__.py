@@ -1,0 +1,1 @@
+"""Segment Anything; the sole home of segment_anything."""

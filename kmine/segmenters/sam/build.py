@@ -1,0 +1,97 @@
+"""The official modules of Segment Anything, put together for any image size and loaded from any honest checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+from kmine.errors import UserError
+from kmine.segmenters.weights import read_checkpoint
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What tells one SAM image encoder from another."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    global_attn_indexes: tuple[int, ...]
+    """Blocks that attend to the whole image; all others attend in windows of 14 x 14 tokens."""
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "sam_vit_b": Architecture(768, 12, 12, (2, 5, 8, 11)),
+    "sam_vit_l": Architecture(1024, 24, 16, (5, 11, 17, 23)),
+    "sam_vit_h": Architecture(1280, 32, 16, (7, 15, 23, 31)),
+}
+
+PATCH = 16
+PROMPT_DIM = 256
+
+
+def build_sam(name: str, checkpoint: Path | None, image_size: int = 1024) -> Sam:
+    """The official modules of an architecture, in eval mode on the CPU.
+
+    Args:
+        name: a key of `ARCHITECTURES`.
+        checkpoint: weights to load; None leaves random ones, drawn from torch's global generator.
+        image_size: E, a multiple of 16; published weights fit 1024 only.
+
+    Raises:
+        UserError: the checkpoint is missing, damaged, or of another architecture or image size.
+    """
+    # Before the modules: a wrong file is an error at once, not after the largest encoder was drawn at random.
+    state = None if checkpoint is None else _read(name, checkpoint, image_size)
+    arch = ARCHITECTURES[name]
+    if image_size % PATCH:
+        raise ValueError(f"image_size: expected a multiple of {PATCH}, got {image_size}")
+    side = image_size // PATCH
+    encoder = ImageEncoderViT(
+        img_size=image_size,
+        patch_size=PATCH,
+        embed_dim=arch.embed_dim,
+        depth=arch.depth,
+        num_heads=arch.num_heads,
+        out_chans=PROMPT_DIM,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=14,
+        global_attn_indexes=arch.global_attn_indexes,
+    )
+    prompt_encoder = PromptEncoder(PROMPT_DIM, (side, side), (image_size, image_size), mask_in_chans=16)
+    transformer = TwoWayTransformer(depth=2, embedding_dim=PROMPT_DIM, num_heads=8, mlp_dim=2048)
+    sam = Sam(encoder, prompt_encoder, MaskDecoder(transformer_dim=PROMPT_DIM, transformer=transformer)).eval()
+    if state is not None:
+        try:
+            sam.load_state_dict(state)
+        except RuntimeError as error:
+            reasons = " ".join(str(error).split())[:400]
+            raise UserError(
+                f"{checkpoint}: not the parts of {name}: {reasons}; take a checkpoint of the whole SAM"
+            ) from error
+    return sam
+
+
+def _read(name: str, path: Path, image_size: int) -> dict[str, torch.Tensor]:
+    """The state dict of a checkpoint whose image encoder has the width and the image size asked for."""
+    state = read_checkpoint(path)
+    patches = state.get("image_encoder.patch_embed.proj.weight")
+    if patches is None:
+        raise UserError(f"{path}: expected the weights of {name}, got {sorted(state)[:3]}...: not a SAM image encoder")
+    width, expected = patches.shape[0], ARCHITECTURES[name].embed_dim
+    if width != expected:
+        twins = [other for other, arch in ARCHITECTURES.items() if arch.embed_dim == width]
+        cure = f"it looks like {twins[0]}: use --segmenter.name {twins[0]}" if twins else "no SAM known here is so wide"
+        raise UserError(f"{path}: expected {name} with {expected} channels, got {width}; {cure}")
+    positions = state.get("image_encoder.pos_embed")
+    if positions is not None and positions.shape[1] * PATCH != image_size:
+        raise UserError(
+            f"{path}: made for images of {positions.shape[1] * PATCH} px, {name} expects {image_size}; "
+            "take a checkpoint trained at that size"
+        )
+    return state

@@ -1,0 +1,125 @@
+"""Images to features of SAM's image encoder: in batches that fit the device; with a cache, each image once.
+
+Legend: H, W the image's own frame; E the side of the padded square that the encoder sees (1024).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+
+from kmine.errors import UserError
+from kmine.segmenters.embedding_cache import EmbeddingCache
+from kmine.segmenters.sam.fast_encoder import VERSION, quicken
+
+
+class Embedder:
+    """SAM's image encoder with its preprocessing. Segmenters that differ in their decoder alone share one."""
+
+    def __init__(
+        self,
+        sam: Sam,
+        *,
+        batch_size: int,
+        cache: EmbeddingCache | None = None,
+        dtype: str = "float32",
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Takes the encoder of a model on its device, and makes it fast; see `sam_encoder`.
+
+        Args:
+            sam: its encoder's weights must not change any more.
+            batch_size: images per forward pass.
+            cache: of features; None encodes every time.
+            dtype: float32 or float16, to which features are rounded, kept or not: what comes of a run must not hang on
+                what a cache happened to hold.
+            say: is told where a batch turns out too large for the GPU.
+        """
+        quicken(sam.image_encoder)
+        self.batch_size = batch_size
+        self._sam = sam
+        self._cache = cache
+        self._dtype = np.dtype(dtype)
+        self._say = say
+        self._resize = ResizeLongestSide(sam.image_encoder.img_size)
+
+    @cached_property
+    def signature(self) -> str:
+        """sha256 over all that decides features besides the image; neither prompt encoder nor decoder is part of it."""
+        about = (VERSION, self._sam.image_encoder.img_size, str(self._dtype))
+        pixels = [values.flatten().tolist() for values in (self._sam.pixel_mean, self._sam.pixel_std)]
+        digest = hashlib.sha256(f"sam encoder {about} {pixels}".encode())
+        update(digest, self._sam.image_encoder.state_dict())
+        return digest.hexdigest()
+
+    @torch.inference_mode()
+    def features(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        """(256, E/16, E/16) float32 of each (H, W, 3) uint8 RGB image, rounded to `dtype`.
+
+        Raises:
+            UserError: the GPU's memory does not take a single image.
+        """
+        cache = self._cache
+        keys = [self._key(image) for image in images] if cache else []
+        found = [cache.get(key) for key in keys] if cache else [None] * len(images)
+        missing = [n for n, features in enumerate(found) if features is None]
+        done = 0
+        while done < len(missing):
+            batch = missing[done : done + self.batch_size]
+            made = self._encode([images[n] for n in batch])
+            if made is None:
+                self._halve(len(batch))
+                continue
+            for n, features in zip(batch, made, strict=True):
+                found[n] = features
+                if cache:  # at once: an interruption loses one batch at most
+                    cache.put(keys[n], features)
+            done += len(batch)
+        return [features.astype(np.float32, copy=False) for features in found]
+
+    def _key(self, image: NDArray[np.uint8]) -> str:
+        digest = hashlib.sha256(f"{self.signature} {image.shape}".encode())
+        digest.update(np.ascontiguousarray(image).data)
+        return digest.hexdigest()
+
+    def _encode(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.floating]] | None:
+        """Features of one batch; None where the GPU's memory does not take it."""
+        try:
+            out = self._sam.image_encoder(torch.stack([self._pixels(image) for image in images])).float().cpu().numpy()
+        except torch.cuda.OutOfMemoryError:
+            return None
+        # Copies, for a view would keep the whole batch alive.
+        return [np.array(one, self._dtype) for one in out]
+
+    def _halve(self, too_many: int) -> None:
+        # Not within `except`: the exception holds on to the tensors that filled the memory.
+        torch.cuda.empty_cache()
+        if too_many == 1:
+            raise UserError(
+                "segmenter: expected GPU memory for at least one image, got less; end what else runs there, take "
+                "a smaller SAM, or use --device cpu"
+            )
+        self.batch_size = too_many // 2
+        self._say(
+            f"segmenter: {too_many} images at once exceed the memory of the GPU; going on with {self.batch_size} "
+            "(--segmenter.batch_size)"
+        )
+
+    def _pixels(self, image: NDArray[np.uint8]) -> torch.Tensor:
+        """(3, E, E) float32: resized by PIL as in the official predictor, normalised, padded with zeros."""
+        resized = torch.from_numpy(self._resize.apply_image(image)).permute(2, 0, 1)
+        return self._sam.preprocess(resized.to(self._sam.device))
+
+
+def update(digest: hashlib._Hash, state: Mapping[str, torch.Tensor]) -> None:
+    """Feeds names, types, shapes and values of tensors to a hash, in an order of their names."""
+    for key, tensor in sorted(state.items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)

@@ -1,0 +1,1 @@
+"""kmine's own small promptable segmenter, shipped with its weights."""

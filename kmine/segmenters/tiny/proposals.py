@@ -1,0 +1,76 @@
+"""Masks of a whole image from a segmenter that answers boxes: a grid of boxes, and of near-duplicates the best.
+
+Legend: H, W the image's own frame, B boxes.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.ops import nms
+
+from kmine.ops import masks
+from kmine.segmenters.base import (
+    Embedding,
+    Proposals,
+    Segmenter,
+    proposals_of,
+)
+from kmine.types import Candidate, Prompts
+
+SCALES = (0.2, 0.28, 0.4, 0.55, 0.75, 0.95)
+"""Sides of the boxes, as shares of the image's shorter side; neighbours overlap by half."""
+MAX_ASPECT = 2.0
+"""In an image longer than this the boxes grow with its length, or a strip would take thousands of them."""
+MAX_BOX_IOU = 0.7
+"""Of two masks whose tight boxes overlap more, the surer one (predicted IoU) stays, as in SAM's own generator."""
+
+
+def propose(segmenter: Segmenter, embedding: Embedding) -> Proposals:
+    """What a segmenter with opinions of its own answers to the grid; empty answers and near-duplicates are left out.
+
+    Raises:
+        ValueError: an embedding of another segmenter.
+    """
+    asked = [Prompts(class_id=1, box=box) for box in grid_boxes(embedding.size)]
+    (answers,) = segmenter.decode([embedding], [asked])
+    answers = [answer for answer in answers if answer.masks[answer.best].any()]
+    kept = [answers[n] for n in _unlike(answers)]
+    return proposals_of(
+        embedding.size,
+        [one.masks[one.best] for one in kept],
+        [one.predicted_iou[one.best] for one in kept],
+        [one.stability_score[one.best] for one in kept],
+    )
+
+
+def grid_boxes(size: tuple[int, int]) -> NDArray[np.float32]:
+    """(B, 4) XYXY boxes over an image of `size` = (H, W), small ones first, each row from left to right.
+
+    Each scale reaches from border to border in steps of at most half a box.
+    """
+    height, width = size
+    base = max(min(size), max(size) / MAX_ASPECT)
+    found = []
+    for scale in SCALES:
+        across, down = (min(max(scale * base, 1.0), length) for length in (width, height))
+        found += [(x, y, x + across, y + down) for y, x in product(_starts(height, down), _starts(width, across))]
+    return np.array(found, np.float32)
+
+
+def _starts(length: int, side: float) -> NDArray[np.float64]:
+    return np.linspace(0, length - side, math.ceil(2 * (length - side) / side - 1e-9) + 1)
+
+
+def _unlike(answers: list[Candidate]) -> list[int]:
+    """Which of the answers remain, the surest first."""
+    if not answers:
+        return []
+    boxes = np.stack([masks.tight_box(one.masks[one.best]) for one in answers])
+    boxes[:, 2:] += 1  # their ends are inclusive: a mask of one pixel has an area
+    scores = np.array([one.predicted_iou[one.best] for one in answers], np.float32)
+    return nms(torch.from_numpy(boxes), torch.from_numpy(scores), MAX_BOX_IOU).tolist()

@@ -1,0 +1,192 @@
+"""`tiny`: a promptable segmenter small enough to ship, which looks at a crop around each box.
+
+Legend: H, W the image's own frame, S the side of the crop's frame (`crop.py` converts), M = 1 mask a prompt.
+
+It needs a box. Points and a hint are optional; what of them lies outside the crop (the box and `crop.MARGIN` of its
+side around it) is not seen. Nothing outside the crop is ever part of an answer. Boxes over the image's border are
+clipped, see `check_prompts`; a box as large as the image is answered with the image as its own context.
+
+Unprompted it answers a grid of boxes (`tiny_grid.py`).
+
+It can learn from labeled images (`Adaptable`); how, `tiny_train.py` says, on the same crops and prompts as here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kmine.segmenters.base import (
+    ADAPTED,
+    AdaptPlan,
+    Embedding,
+    Proposals,
+    check_images,
+    check_logits,
+    check_pairs,
+    stability_from_logits,
+)
+from kmine.segmenters.tiny.crops import Row, asked_of, rows_of
+from kmine.segmenters.tiny.network import (
+    TinyNet,
+    ellipse_logits,
+    planes_of,
+)
+from kmine.segmenters.tiny.proposals import propose
+from kmine.segmenters.tiny.weights import load_tiny, signature_of
+from kmine.types import Candidate, Prompts
+
+if TYPE_CHECKING:
+    from kmine.segmenters.tiny.finetune import TinyTrainee
+
+
+@dataclass(frozen=True)
+class _Answer:
+    mask: NDArray[np.bool_]  # (H, W)
+    predicted_iou: float
+    stability: float  # NaN for a jittered box, whose stability nobody asks for
+    low_res: NDArray[np.float32]  # (S, S)
+
+
+class Tiny:
+    """A `Segmenter` around one `TinyNet`, which it owns from then on: its weights must not change any more."""
+
+    adapt_plan = AdaptPlan(steps=200, batch_size=16, lr=5e-4)
+    """A quarter of the learning rate of the first training: what was learnt there is to stay."""
+
+    def __init__(self, net: TinyNet, *, name: str = "tiny", device: str = "cpu", batch_size: int = 64) -> None:
+        """Takes a network to a device.
+
+        Args:
+            net: trained, or not: an untrained one answers with the ellipse.
+            name: as tables name it.
+            device: a torch device.
+            batch_size: boxes per forward pass, jittered ones included.
+        """
+        self.name = name
+        self._net = net.to(device, memory_format=torch.channels_last).eval()
+        self._device = device
+        self._batch_size = batch_size
+
+    @cached_property
+    def signature(self) -> str:
+        """sha256 over architecture and weights; the same for the same weights in another file."""
+        return signature_of(self._net)
+
+    def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
+        """Keeps (H, W, 3) uint8 RGB images of any sizes: the network looks at the pixels for every box anew.
+
+        Raises:
+            ValueError: an image is not (H, W, 3) uint8.
+        """
+        check_images(images)
+        return [Embedding(size=(image.shape[0], image.shape[1]), image=image) for image in images]
+
+    @torch.inference_mode()
+    def decode(self, embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
+        """Answers all boxes of all images together, `batch_size` a forward pass; M = 1 in every candidate.
+
+        `low_res_logits` are (1, S, S) in the frame of the crop; masks are the same logits in the image's frame, at or
+        above 0. `stability_score` is taken in the image's frame.
+
+        Raises:
+            UserError: prompts without a box.
+            ValueError: embeddings without an image, or prompts that do not fit their image.
+        """
+        check_pairs(embeddings, prompts)
+        rows = [
+            row
+            for embedding, of_image in zip(embeddings, prompts, strict=True)
+            for one in of_image
+            for row in rows_of(embedding, one, side=self._net.side, name=self.name)
+        ]
+        answers: list[_Answer] = []
+        for start in range(0, len(rows), self._batch_size):
+            answers += self._answer(rows[start : start + self._batch_size])
+        left = iter(answers)
+        return [[_candidate([next(left) for _ in range(1 + len(one.jittered_boxes))]) for one in p] for p in prompts]
+
+    def propose(self, embeddings: Sequence[Embedding]) -> Iterator[Proposals]:
+        """What it answers to a grid of boxes, near-duplicates apart; see `tiny_grid`.
+
+        Raises:
+            ValueError: embeddings without an image.
+        """
+        return (propose(self, embedding) for embedding in embeddings)
+
+    def trainee(self) -> TinyTrainee:
+        """A copy to teach, on the same device: every weight learns, this segmenter stays as it is."""
+        # Imported here: training is built on what this file shows the network.
+        from kmine.segmenters.tiny.finetune import TinyTrainee
+
+        return TinyTrainee(copy.deepcopy(self._net), name=self.name, device=self._device)
+
+    def adapted(self, state: Mapping[str, torch.Tensor]) -> Tiny:
+        """A new segmenter of the same architecture, device and batch size, with all the weights of `state`.
+
+        Raises:
+            ValueError: tensors of another architecture.
+        """
+        net = copy.deepcopy(self._net)
+        try:
+            net.load_state_dict(state)
+        except RuntimeError as error:
+            reasons = " ".join(str(error).split())[:400]
+            raise ValueError(
+                f"expected the tensors of a trainee of `{self.name}`, widths {net.widths} and side {net.side}; "
+                f"{reasons}; adapt again from this segmenter"
+            ) from error
+        name = self.name.removesuffix(ADAPTED) + ADAPTED
+        return Tiny(net, name=name, device=self._device, batch_size=self._batch_size)
+
+    def _answer(self, rows: Sequence[Row]) -> list[_Answer]:
+        asked = asked_of(rows, self._device)
+        planes = planes_of(asked).contiguous(memory_format=torch.channels_last)
+        added, score = self._net(planes)
+        check_logits(bool(torch.isfinite(added).all() and torch.isfinite(score).all()), self.name)
+        low_res = ellipse_logits(asked.boxes, self._net.side, self._net.side) + added
+        arrays = (tensor.cpu().numpy() for tensor in (added[:, 0], score, low_res[:, 0]))
+        return [_in_image(row, *of_row) for row, *of_row in zip(rows, *arrays, strict=True)]
+
+
+def open_tiny(path: Path, *, name: str = "tiny", device: str = "cpu", batch_size: int = 64) -> Tiny:
+    """The segmenter with the weights of a file, see `load_tiny`.
+
+    Raises:
+        UserError: weights that are missing, damaged or of something else.
+    """
+    return Tiny(load_tiny(path), name=name, device=device, batch_size=batch_size)
+
+
+def _in_image(row: Row, added: NDArray[np.float32], score: float, low_res: NDArray[np.float32]) -> _Answer:
+    """An answer in the image's frame; the ellipse is drawn there, so it is as sharp as the image."""
+    size = row.embedding.size
+    part, where = row.window.put(added, size)
+    corner = [where[1].start, where[0].start] * 2
+    # float64: a border pixel of a large image could fall on either side by rounding.
+    box = torch.from_numpy(row.box.astype(np.float64) - corner)[None]
+    logits = ellipse_logits(box, *part.shape)[0, 0].numpy() + part
+    mask = np.zeros(size, np.bool_)
+    mask[where] = logits >= 0
+    stability = np.nan if row.jittered else float(stability_from_logits(logits))
+    return _Answer(mask, float(score), stability, low_res)
+
+
+def _candidate(answers: Sequence[_Answer]) -> Candidate:
+    """The answers to one `Prompts`, its own first and then its jittered boxes in order."""
+    own, *rest = answers
+    return Candidate(
+        masks=own.mask[None],
+        predicted_iou=np.array([own.predicted_iou], np.float32),
+        stability_score=np.array([own.stability], np.float32),
+        low_res_logits=own.low_res[None].copy(),
+        jittered_masks=np.stack([one.mask for one in rest]) if rest else np.zeros((0, *own.mask.shape), np.bool_),
+    )

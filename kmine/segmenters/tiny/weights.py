@@ -1,0 +1,101 @@
+"""Weights of `tiny` on disk: half-precision safetensors, and beside them a JSON file that says where they come from.
+
+One such pair is shipped with kmine: `SHIPPED`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from kmine.errors import UserError
+from kmine.segmenters.tiny.network import TinyNet
+from kmine.segmenters.weights import CHECKPOINT_FLAG, sha256_of
+
+SHIPPED = Path(__file__).with_name("tiny.safetensors")
+"""The weights that `tiny` has without a checkpoint of the user's."""
+
+
+def save_tiny(net: TinyNet, path: Path, provenance: Mapping[str, str | int | float]) -> None:
+    """Writes the weights to `path`, and `provenance` with their sha256 to the JSON file of the same name.
+
+    Either file appears under its name only once it is whole.
+    """
+    tensors = {key: value.detach().half().cpu().contiguous() for key, value in net.state_dict().items()}
+    shape = {"widths": " ".join(map(str, net.widths)), "side": str(net.side)}
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, metadata=shape)
+    text = json.dumps({**provenance, "sha256": sha256_of(part)}, indent=2, sort_keys=True)
+    note = path.with_name(path.stem + ".json.part")
+    note.write_text(text + "\n", "utf-8")
+    part.replace(path)
+    note.replace(path.with_suffix(".json"))
+
+
+def load_tiny(path: Path) -> TinyNet:
+    """The network in a file, in float32 and ready to answer.
+
+    Where the JSON file beside it exists, its sha256 must be the file's; beside the shipped file it must exist.
+
+    Raises:
+        UserError: no such file, another content than its JSON file names, damaged, or weights of something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {_cure(path, f'name the weights of `tiny` with {CHECKPOINT_FLAG}')}")
+    _check_sha256(path)
+    try:
+        with safe_open(path, "pt") as stream:
+            shape = stream.metadata() or {}
+            tensors = {key: stream.get_tensor(key).float() for key in stream.keys()}  # noqa: SIM118
+        net = TinyNet(tuple(int(width) for width in shape["widths"].split()), int(shape["side"]))
+        net.load_state_dict(tensors)
+    except (SafetensorError, OSError) as error:
+        cure = _cure(path, "copy or download it again")
+        raise UserError(f"{path}: not a whole safetensors file ({error}); {cure}") from error
+    except (KeyError, ValueError, RuntimeError) as error:
+        cure = _cure(path, f"name another file with {CHECKPOINT_FLAG}")
+        raise UserError(f"{path}: not weights of `tiny` ({str(error).splitlines()[0]}); {cure}") from error
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        cure = _cure(path, "the training that wrote them failed: train again")
+        raise UserError(f"{path}: some weights are not finite; {cure}")
+    return net.eval()
+
+
+def _check_sha256(path: Path) -> None:
+    note = path.with_suffix(".json")
+    if not note.is_file():
+        if path == SHIPPED:
+            raise UserError(f"{note}: no such file, so {path.name} cannot be checked; {_cure(path, '')}")
+        return
+    try:
+        expected = json.loads(note.read_text("utf-8"))["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        cure = _cure(path, "restore it, or delete it")
+        raise UserError(f"{note}: expected JSON with the key `sha256`; {cure}") from error
+    came = sha256_of(path)
+    if came != expected:
+        cure = _cure(path, f"restore both, or name another with {CHECKPOINT_FLAG}")
+        raise UserError(
+            f"{path}: expected SHA-256 {expected} as {note.name} says, got {came}: the file is damaged or was "
+            f"exchanged; {cure}"
+        )
+
+
+def _cure(path: Path, of_own: str) -> str:
+    """What helps: for a file of the user's own what is given, for the shipped one a new copy of it."""
+    return "kmine ships it: reinstall kmine" if path == SHIPPED else of_own
+
+
+def signature_of(net: TinyNet) -> str:
+    """sha256 over widths, side and every weight."""
+    digest = hashlib.sha256(f"tiny {net.widths} {net.side}".encode())
+    for key, tensor in sorted(net.state_dict().items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""From settings to a task ready to run, and finished runs opened again."""

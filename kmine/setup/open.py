@@ -1,0 +1,239 @@
+"""From settings to a task: data opened, decoded, split; segmenter and device made ready. Shared by the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from kmine.config import LoopConfig
+from kmine.data.cache.sample_cache import SampleCache
+from kmine.data.pool import MaskReader, Pool
+from kmine.data.quality.intensity import MAX_IMAGES, summarise
+from kmine.data.source import Source
+from kmine.data.split_file import GivenSplit, read_split, settle_splits
+from kmine.data.splits import Splits
+from kmine.errors import UserError
+from kmine.feedback.verdict_effects import (
+    NOBODY,
+    Judged,
+    judge,
+    read_mask,
+)
+from kmine.io.files import sign
+from kmine.models.base import LocalModel
+from kmine.models.build import build_model
+from kmine.segmenters import open_segmenter
+from kmine.setup.data_check import check_once, examine_in_hand
+from kmine.store.run_folder import RunStore
+from kmine.training.task import Task, Watcher
+from kmine.types import Finding
+
+
+def open_cache(cfg: LoopConfig, source: Source) -> SampleCache:
+    """The decoded images, decoded now where no run has done so before."""
+    folder = Path(cfg.data.cache_dir).expanduser() if cfg.data.cache_dir else None
+    return SampleCache(source, cfg.data.size, folder, cfg.data.on_error)
+
+
+def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunStore, given: GivenSplit | None = None) -> Splits:
+    """The run's splits: read where they were settled before, else settled and written.
+
+    `given` is what data.split_file says, where that was read already.
+    """
+    saved = store.read_csv("splits.csv")
+    if saved is not None:
+        return Splits.from_rows((r["sample_id"], r["group_id"], r["split"]) for r in saved)
+    given = given or read_split(cfg.data.split_file, cache.source)
+    splits = settle_splits(cfg.data, cfg.seed, cache.refs, cache.hashes, given)
+    store.write_csv("splits.csv", ("sample_id", "group_id", "split"), splits.rows())
+    return splits
+
+
+def contents(cfg: LoopConfig, source: Source, store: RunStore) -> dict[str, str]:
+    """What the images, and the masks of labeled and validation ones, are; see `SampleCache.contents`."""
+    cache = open_cache(cfg, source)
+    splits = open_splits(cfg, cache, store)
+    return cache.contents((*splits.labeled, *splits.val))
+
+
+def open_task(
+    cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher, fabric: Any = None, *, mines: bool = True
+) -> Task:
+    """Everything a method needs. Masks of labeled and validation images are read here, so that a bad one stops early.
+
+    Where `mines` is false no segmenter is opened, and there may be nothing unlabeled.
+
+    The unlabeled pool is opened without masks, the test split not at all. What can be seen at once to spoil the result
+    stops here, too (`kmine.setup.data_check`). `fabric` is that of processes that share the run, where they do.
+    """
+    given = read_split(cfg.data.split_file, source)
+    store.claim_split(given.digest if given else "")
+    cache = open_cache(cfg, source)
+    splits = open_splits(cfg, cache, store, given)
+    bad_masks = cache.decode_masks((*splits.labeled, *splits.val))
+    bad_ids = {s.sample_id for s in bad_masks}
+    labeled, val = ([i for i in ids if i not in bad_ids] for ids in (splits.labeled, splits.val))
+    skipped = [*source.skipped, *cache.skipped, *bad_masks]
+    store.update_run(skipped=[asdict(s) for s in skipped], num_skipped=len(skipped))
+    if skipped:
+        watcher.say(
+            f"{len(skipped)} files skipped, listed in run.json; the first: {skipped[0].path}: {skipped[0].problem}"
+        )
+    judged = _judged(cfg, splits, cache, store, watcher)
+    labeled = [i for i in labeled if i not in judged.dropped]
+    labeled += [i for i in splits.unlabeled if i in judged.corrected]
+    for name, ids in (("labeled", labeled), ("validation", val)):
+        if not ids:
+            raise UserError(f"no readable {name} image remains; mend the files listed in run.json, or label more")
+    drawn = {i: _reader(path) for i, path in judged.corrected.items()}
+    with_masks = [Pool(cache, ids, splits.groups, "true", corrected=drawn) for ids in (labeled, val)]
+    store.update_run(intensity=_intensity(cache, (*splits.labeled, *splits.unlabeled)))
+    num_classes = len(source.class_names)
+    said = [judged.signature] if judged.signature else []
+    fingerprint = store.run().get("data_fingerprint") or source.fingerprint()  # of data that were copied since, the old
+    signature = sign(fingerprint, cfg.data.size, cfg.seed, splits.rows(), labeled, val, *said)
+
+    model, witness = cfg.model.split()
+
+    def examine() -> list[Finding]:
+        return examine_in_hand(cfg.data, cache, splits, given, num_classes, *with_masks)
+
+    check_once(cfg.data, store, watcher, signature, examine)
+    return Task(
+        cfg=replace(cfg, model=model),
+        num_classes=num_classes,
+        labeled=with_masks[0],
+        unlabeled=Pool(cache, [i for i in splits.unlabeled if i not in judged.corrected], splits.groups, "withheld"),
+        val=with_masks[1],
+        segmenter=_open_segmenter(cfg, bool(splits.unlabeled), watcher) if mines else None,
+        fabric=fabric or open_fabric(cfg),
+        signature=signature,
+        watcher=watcher,
+        witness=witness,
+        judged=judged,
+    )
+
+
+def _judged(cfg: LoopConfig, splits: Splits, cache: SampleCache, store: RunStore, watcher: Watcher) -> Judged:
+    """What the verdicts that the run was given mean for it; a run that has begun is held to them."""
+    if cfg.verdicts is None:
+        return NOBODY
+    found = judge(Path(cfg.verdicts), splits.labeled, splits.unlabeled, (*splits.val, *splits.test))
+    for sample_id, path in (found.accepted | found.corrected).items():
+        shape, wanted = read_mask(path).shape, cache.native_shape(sample_id)
+        if shape != wanted:
+            raise UserError(f"{path}: expected a mask of {wanted} for {sample_id}, got {shape}; correct it anew")
+    store.claim_verdicts(found.signature)
+    store.update_run(verdicts={"file": cfg.verdicts, **found.summary()})
+    counts = ", ".join(f"{count} {word}" for word, count in found.summary().items() if count)
+    watcher.say(f"verdicts of {cfg.verdicts}: {counts or 'none that says anything'}")
+    return found
+
+
+def _reader(path: Path) -> MaskReader:
+    return lambda sample_id: read_mask(path)
+
+
+def _intensity(cache: SampleCache, ids: Sequence[str]) -> dict[str, Any]:
+    """How bright the training images are: `kmine.predict` warns of those that are far from it."""
+    every = -(-len(ids) // MAX_IMAGES)
+    return summarise(cache.image_small(sample_id) for sample_id in sorted(ids)[:: max(1, every)])
+
+
+def open_for_test(cfg: LoopConfig, source: Source, store: RunStore) -> tuple[Pool, LocalModel, dict[str, Any]]:
+    """The test split with its masks, a model to load weights into, and what `methods.evaluate_on` wants beside them.
+
+    For `kmine.compare` alone. Damaged masks stop it, or are left out with `--data.on_error skip`, as in training.
+    """
+    cache = open_cache(cfg, source)
+    splits = open_splits(cfg, cache, store)
+    if not splits.test:
+        raise UserError(
+            f"{store.root}: the run has no test split (data.test_fraction 0); there is nothing to compare on"
+        )
+    bad = {s.sample_id for s in cache.decode_masks(splits.test)}
+    pool = Pool(cache, [i for i in splits.test if i not in bad], splits.groups, "true")
+    device, num_classes = _here(cfg).device, len(source.class_names)
+    # The weights are overwritten at once, so none are loaded or downloaded for them.
+    model = build_model(replace(cfg.model.split()[0], encoder_weights=None), num_classes, cfg.seed).to(device)
+    return pool, model, {"num_classes": num_classes, "batch_size": cfg.infer.batch_size, "device": device}
+
+
+def open_for_audit(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher) -> Task:
+    """A finished run once more, without a segmenter: nobody is asked. The unlabeled pool withholds its masks."""
+    return open_task(replace(cfg, rounds=0), source, store, watcher, _here(cfg))
+
+
+def open_withheld(task: Task, source: Source, store: RunStore) -> Pool:
+    """The unlabeled images that have a mask, with it. For `kmine.audit` alone, where it was asked to; run.json says so.
+
+    Raises:
+        UserError: when none of them has a mask.
+    """
+    pool = open_truth(task, source)
+    if not len(pool):
+        raise UserError(f"{store.root}: no unlabeled image has a mask; leave out --with_withheld")
+    opened = [*store.run().get("withheld_opened", []), datetime.now(timezone.utc).isoformat(timespec="seconds")]
+    store.update_run(withheld_opened=opened)
+    return pool
+
+
+def open_truth(task: Task, source: Source) -> Pool:
+    """The unlabeled images of a task that have a mask, with their true masks: for the oracle and for audits alone.
+
+    Nothing below this floor can call it, so no method can. Damaged masks stop it, or are left out with
+    `--data.on_error skip`.
+    """
+    cache = open_cache(task.cfg, source)
+    masked = [i for i in task.unlabeled.ids if cache.ref(i).has_mask]
+    bad = {s.sample_id for s in cache.decode_masks(masked)}
+    ids = [i for i in masked if i not in bad]
+    return Pool(cache, ids, {i: task.unlabeled.group_of(i) for i in ids}, "true")
+
+
+def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool, watcher: Watcher) -> Any:
+    if cfg.rounds == 0:
+        return None
+    if not anything_to_mine:
+        if cfg.data.split_file is not None:
+            raise UserError(
+                f"nothing to mine: the splits of data.split_file {cfg.data.split_file} leave no unlabeled image; make "
+                "some unlabeled, or train on the labels alone with --rounds 0"
+            )
+        drawn_by = "label_fraction" if cfg.data.fine_groups is None else "fine_groups"
+        raise UserError(
+            f"nothing to mine: data.{drawn_by} {getattr(cfg.data, drawn_by)} leaves no unlabeled image; "
+            "lower it, or train on the labels alone with --rounds 0"
+        )
+    return open_segmenter(cfg.segmenter, device=_device(cfg.device), offline=cfg.offline, say=watcher.say)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device: expected a GPU for {name!r}, none is there; use --device cpu or auto")
+    number = name.partition(":")[2]
+    if number and int(number) >= torch.cuda.device_count():
+        raise UserError(f"device: expected one of {torch.cuda.device_count()} GPUs, cuda:0 first, got {name!r}")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def open_fabric(cfg: LoopConfig) -> Any:
+    """Device and precision; where several processes share a run, this one joins the others."""
+    from kmine.training.distributed import make_fabric
+
+    return make_fabric(_device(cfg.device), cfg.fit.precision)
+
+
+def _here(cfg: LoopConfig) -> Any:
+    import torch
+
+    from kmine.training.distributed import Here
+
+    return Here(torch.device(_device(cfg.device)))

@@ -1,1 +1,0 @@
-"""Stages: typed inputs to typed outputs, no file handling."""

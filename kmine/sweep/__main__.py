@@ -1,0 +1,97 @@
+"""`python -m kmine.sweep`: methods, models, label fractions and seeds, each in a run folder; one table, sweep.csv."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from kmine import cli
+from kmine.config.sweep import MINING, SweepConfig
+from kmine.segmenters import fetch_weights
+from kmine.sweep.plan import (
+    claim,
+    describe,
+    make_plan,
+    write_table,
+)
+from kmine.sweep.trials import (
+    Cell,
+    config_of,
+    is_settled,
+    state_of,
+)
+from kmine.sweep.workers import work, work_in_processes
+
+DESCRIPTION = """Train every method with every model, label fraction and seed at equal optimizer steps, each into a run
+folder of its own, and keep one table, sweep.csv, which kmine.compare takes to the test split. The same command again
+goes on where it stopped and tries failed cells once more; started twice, it shares the work. Every setting of
+kmine.loop is one of the sweep, too. Exit code 1: some cells failed."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    prog = "kmine sweep"
+    cfg = cli.parse(SweepConfig, sys.argv[1:] if argv is None else argv, prog=prog, description=DESCRIPTION)
+    return cli.guarded(prog, lambda: run_sweep(cfg))
+
+
+def run_sweep(cfg: SweepConfig) -> int:
+    """Do what is left of the sweep that `cfg` describes; 1 where a cell failed, else 0."""
+    terminal, since = cli.Terminal(), time.time()
+    plan, source = make_plan(cfg)
+
+    def describe_now() -> None:
+        states = {cell: state_of(cfg.out, cell) for cell in plan.cells}
+        for line in describe(plan, states, since, cfg.processes):
+            terminal.say(line)
+
+    if cfg.dry_run:
+        describe_now()
+        return 0
+    _fetch_weights(cfg, plan.cells)
+    cells = claim(cfg, plan, source)
+    write_table(cfg.out, cells)
+    describe_now()
+    try:
+        if cfg.backend == "ray":
+            from kmine.sweep.ray_backend import work_on_ray
+
+            work_on_ray(cfg, plan.cells, cells, since, terminal)
+        elif cfg.processes > 1:
+            work_in_processes(cfg, plan.cells, cells, since, terminal)
+        else:
+            work(cfg, plan.cells, cells, since, terminal, source)
+    finally:
+        terminal.stop()
+        write_table(cfg.out, cells)
+    return _sum_up(cfg, plan.cells, terminal)
+
+
+def _fetch_weights(cfg: SweepConfig, cells: Sequence[Cell]) -> None:
+    """Before any cell is begun: several processes would fetch one file, and a missing one would fail cell by cell."""
+    if cfg.backend == "ray":  # its machines have weights of their own
+        return
+    mining = {cell.model: cell for cell in cells if cell.method == MINING}
+    for cell in mining.values():
+        loop = config_of(cfg, cell)
+        if loop.rounds:
+            fetch_weights(loop.segmenter, offline=loop.offline)
+
+
+def _sum_up(cfg: SweepConfig, cells: Sequence[Cell], terminal: cli.Terminal) -> int:
+    states = {cell: state_of(cfg.out, cell) for cell in cells}
+    failed = {cell: state for cell, state in states.items() if state.get("status") == "failed"}
+    for cell, state in failed.items():
+        terminal.say(f"failed: {cell}: {state['error']}")
+    terminal.say(f"{len(cells) - len(failed)} of {len(cells)} cells done; table: {Path(cfg.out) / 'sweep.csv'}")
+    if failed:
+        terminal.say("the same command tries the failed cells once more")
+    terminal.say(f"on the test split: python -m kmine.compare {cfg.out}")
+    assert all(is_settled(state, 0) for state in states.values()), "nothing is left when the work has ended"
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,274 @@
+"""One cell of a sweep: a method, a model, a label fraction and a seed; trained into a run folder of its own.
+
+    SWEEP/cells/NAME/   a run folder as of kmine.loop, its run.json with `method` and `arm` beside the rest
+      cell.json         where the cell stands: running, done or failed; when done or failed, its row of sweep.csv
+      log.txt           what was said on the way
+      error.txt         where it failed and the message alone would not do
+
+Heavy imports wait until a cell is trained, so that a plan is there at once.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kmine import cli
+from kmine.config import DataConfig, LoopConfig
+from kmine.config.sweep import MINING, ORACLE, SweepConfig
+from kmine.data.source import Source
+from kmine.errors import UserError
+from kmine.io.files import UNFINISHED, read_json, safe_name, write_json
+from kmine.store.run_folder import BusyError, RunStore
+from kmine.types import stopped_by
+
+if TYPE_CHECKING:
+    from kmine.training.task import Task, Watcher
+    from kmine.types import RoundResult
+
+STATE = "cell.json"
+SHARED = ("round_00", "fold_*/round_00", "classifier", "witness/round_00", "witness_fold_*/round_00")
+"""What cells of one model, fraction and seed have in common. All of it is signed: what does not fit is made anew."""
+BEGUN = ("round_00/model.safetensors", "round_00/metrics.json")
+EXPECTED = (UserError, FloatingPointError, MemoryError)
+"""Errors whose message says it all; of others the traceback is kept."""
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is varied in a sweep."""
+
+    method: str
+    model: str
+    label_fraction: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder below `cells/`."""
+        return safe_name(f"{self.model}-{self.label_fraction!r}-{self.seed}-{self.method}")
+
+    @property
+    def kin(self) -> tuple[str, float, int]:
+        """The same for all cells that share round 0."""
+        return self.model, self.label_fraction, self.seed
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.model}, {self.label_fraction:g} of the labels, seed {self.seed}"
+
+
+def folder_of(out: str | Path, cell: Cell) -> Path:
+    """The cell's run folder."""
+    return Path(out) / "cells" / cell.name
+
+
+def data_of(cfg: SweepConfig, label_fraction: float) -> DataConfig:
+    """The data as a cell has them: the sweep's, so much of it labeled."""
+    # 1 would be a single group, not all of them: all groups are all labels.
+    if cfg.data.fine_groups is not None and label_fraction < 1:
+        return replace(cfg.data, fine_groups=label_fraction)
+    return replace(cfg.data, fine_groups=None, label_fraction=label_fraction)
+
+
+def config_of(cfg: SweepConfig, cell: Cell) -> LoopConfig:
+    """The settings of a cell: the sweep's, what is varied, and what `set` says of its model and of its method.
+
+    Raises:
+        UserError: for what `set` says and no setting takes.
+    """
+    values = cli.to_dict(cfg)
+    values = {name: values[name] for name in LoopConfig.__dataclass_fields__}
+    values |= {"seed": cell.seed, "out": str(folder_of(cfg.out, cell)), "baseline": False}
+    values["model"]["name"] = cell.model
+    values["data"] = cli.to_dict(data_of(cfg, cell.label_fraction))
+    own = cfg.own_settings()
+    changes = own.get(cell.model, {}) | own.get(cell.method, {})
+    return cli.override(LoopConfig, values, changes, f"set: {cell.method}, {cell.model}")
+
+
+# -- where a cell stands
+
+
+def state_of(out: str | Path, cell: Cell) -> State:
+    """What cell.json holds; empty before the cell was begun."""
+    return read_json(folder_of(out, cell) / STATE) or {}
+
+
+def is_settled(state: State, since: float) -> bool:
+    """Whether nothing is left to do: done, or failed after `since` (epoch seconds); an older failure is retried."""
+    return state.get("status") == "done" or (state.get("status") == "failed" and state.get("ended", 0.0) >= since)
+
+
+def save_failure(out: str | Path, cell: Cell, error: str) -> None:
+    """Say in cell.json that the cell failed, and how, in one line."""
+    ended = {"ended": time.time(), "status": "failed", "error": " ".join(error.split())}
+    write_json(folder_of(out, cell) / STATE, {**asdict(cell), **ended})
+
+
+def next_cell(out: str | Path, cells: Sequence[Cell], since: float) -> tuple[Cell, RunStore] | None:
+    """The first cell that is to be done and that nobody is at, with its folder, held; None where there is none.
+
+    Where another cell of the same kin is at round 0 just now, cells of other kin come first: it can then be shared.
+    """
+    states = {cell: state_of(out, cell) for cell in cells}
+    left = [cell for cell in cells if not is_settled(states[cell], since)]
+    running = [cell for cell in left if states[cell].get("status") == "running"]
+    early = [cell for cell in running if not all((folder_of(out, cell) / name).exists() for name in BEGUN)]
+    waits = [cell for cell in left if any(cell.kin == other.kin and cell != other for other in early)]
+    for cell in [*(c for c in left if c not in waits), *waits]:
+        try:
+            store = RunStore(folder_of(out, cell))
+        except BusyError:
+            continue
+        if not is_settled(state_of(out, cell), since):
+            return cell, store
+        store.close()
+    return None
+
+
+def record_crash(out: str | Path, cells: Iterable[Cell], pid: int, why: str) -> Cell | None:
+    """Save the failure of the cell that the dead process `pid` of this machine was at; the cell, if there is one."""
+    for cell in cells:
+        state = state_of(out, cell)
+        if (state.get("status"), state.get("pid"), state.get("host")) == ("running", pid, platform.node()):
+            save_failure(out, cell, why)
+            return cell
+    return None
+
+
+# -- the work
+
+
+class Log:
+    """A `Watcher` that keeps what is said in the cell's log.txt: of several cells at once a terminal shows none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, title: str, total: int) -> None:
+        """A piece of work begins."""
+        self.say(f"{title} ({total})")
+
+    def advance(self, done: int, text: str = "") -> None:
+        """Not written down."""
+
+    def say(self, text: str) -> None:
+        """A line of the log."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def run_cell(
+    cfg: SweepConfig, cell: Cell, kin: Iterable[Cell], store: RunStore, source: Source, watcher: Watcher
+) -> State:
+    """Train a cell, or go on with it, and say in cell.json how it ended; the content of that.
+
+    Whatever goes wrong in it is its failure alone; `KeyboardInterrupt` passes, and leaves the cell unfinished.
+
+    Args:
+        cfg: of the sweep.
+        cell: which one.
+        kin: cells of the same model, fraction and seed; what they have done already is not done again.
+        store: its run folder, held.
+        source: the data set.
+        watcher: told about the work.
+    """
+    path, began = store.root / STATE, time.time()
+    running = {"status": "running", "pid": os.getpid(), "host": platform.node()}
+    write_json(path, {**asdict(cell), **running})
+    (store.root / "error.txt").unlink(missing_ok=True)
+    try:
+        row = _train(cfg, cell, kin, store, source, watcher)
+        ended = time.time()
+        write_json(path, {**asdict(cell), **row, "status": "done", "ended": ended, "took": round(ended - began, 1)})
+    except Exception as error:
+        if not isinstance(error, EXPECTED):
+            (store.root / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        said = str(error) if isinstance(error, UserError | FloatingPointError) else f"{type(error).__name__}: {error}"
+        save_failure(cfg.out, cell, said)
+    return state_of(cfg.out, cell)
+
+
+def _train(
+    cfg: SweepConfig, cell: Cell, kin: Iterable[Cell], store: RunStore, source: Source, watcher: Watcher
+) -> State:
+    """Fields of the cell's row in sweep.csv."""
+    from kmine.methods import registry as arms
+    from kmine.setup.open import contents, open_task, open_truth
+    from kmine.setup.provenance import (
+        count_parameters,
+        forget_peak_memory,
+        peak_memory_mb,
+        preparing,
+        provenance,
+    )
+
+    forget_peak_memory()
+    loop = config_of(cfg, cell)
+    store.claim(cli.to_dict(loop), source.fingerprint(), lambda: contents(loop, source, store))
+    for other in kin:
+        borrow(folder_of(cfg.out, other), store.root)
+    task = open_task(loop, source, store, watcher, mines=cell.method == MINING)
+    store.update_run(**provenance(loop, task, source, store), method=cell.method, stopped_by="interrupted")
+    truth = open_truth(task, source) if cell.method == ORACLE else None
+    with preparing(store):  # rounds come one by one, afterwards; what is done before them is done here
+        rounds = arms.method(cell.method, truth)(task, store)
+    results = list(rounds)
+    last = [result for result in results if result.adopted][-1]
+    own_rounds = cell.method in arms.IN_RUN_FOLDER
+    about = {
+        "steps": num_steps(task, results, own_rounds),
+        "peak_memory_mb": peak_memory_mb(),
+        "seconds": round(store.preparation_seconds() + sum(sum(result.seconds.values()) for result in results), 1),
+    }
+    store.update_run(
+        stopped_by=stopped_by(results, loop.rounds) if own_rounds else "rounds",
+        adopted_round=last.round_idx,
+        arm=arms.arm_of(cell.method) if last.round_idx else "",  # round 0 lies in the run folder, whoever goes on
+        **about,
+    )
+    return about | {
+        "num_labeled": len(task.labeled),
+        "num_unlabeled": len(task.unlabeled),
+        "val_dice": last.metrics.dice,
+        "val_dice_final": last.final_metrics.dice,
+        "num_parameters": count_parameters(task),
+    }
+
+
+def num_steps(task: Task, results: Sequence[RoundResult], by_pseudo_masks: bool) -> int:
+    """Optimizer steps of the local model that were really taken; a round that kept no pseudo mask took none."""
+    later = [result for result in results if result.round_idx]
+    trained = [result for result in later if not (by_pseudo_masks and result.found_nothing)]
+    return task.cfg.fit.steps + len(trained) * task.cfg.fit.round_steps
+
+
+def borrow(lender: Path, root: Path) -> None:
+    """Let a run begin with what a run of its kin has finished of round 0 and the like, by hard links where they exist.
+
+    Files are only ever replaced, never written into, so neither run can change the other's.
+    """
+    for file in (path for pattern in SHARED for path in lender.glob(f"{pattern}/*")):
+        if file.name.startswith(".") or file.name == "fit_state.safetensors" or not file.is_file():
+            continue
+        target = root / file.relative_to(lender)
+        if target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, target)
+        except FileExistsError:
+            continue
+        except OSError:  # another file system, or one without links
+            unfinished = target.with_name(f".{target.name}.{os.getpid()}{UNFINISHED}")
+            shutil.copyfile(file, unfinished)
+            unfinished.replace(target)

@@ -1,0 +1,86 @@
+"""The local model's probabilities, in each image's own frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kmine.data.pool import Pool
+from kmine.data.resize import to_frame
+from kmine.models.base import LocalModel
+from kmine.types import Probs
+
+_FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "hflip": ((), (-1,)),
+    "flips": ((), (-1,), (-2,), (-2, -1)),
+}
+
+
+def infer(
+    model: LocalModel, pool: Pool, ids: Sequence[str], *, batch_size: int, tta: str, device: torch.device
+) -> Iterator[Probs]:
+    """Probabilities of the images `ids`, one after the other, in order.
+
+    The network sees the square training size; what it says is resized (bilinear) to the image's own frame.
+
+    Args:
+        model: in whatever mode; it is put to eval.
+        pool: images are read from here, masks never.
+        ids: which images.
+        batch_size: images per forward pass.
+        tta: none, hflip or flips; probabilities are averaged over the flips.
+        device: where the model is.
+
+    Raises:
+        FloatingPointError: the network gave NaN or infinite logits.
+    """
+    model.eval()
+    for first in range(0, len(ids), batch_size):
+        some = ids[first : first + batch_size]
+        probs, std = predict_small(model, np.stack([pool.image_small(i) for i in some]), tta, device)
+        for sample_id, p, s in zip(some, probs, std, strict=True):
+            height, width = pool.native_shape(sample_id)
+            yield Probs(sample_id, to_frame(p, height, width), None if tta == "none" else to_frame(s, height, width)[0])
+
+
+@torch.inference_mode()
+def activations(
+    model: LocalModel, pool: Pool, ids: Sequence[str], *, batch_size: int, device: torch.device
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Where the classifier of sks sees a lesion: (id, (H, W) in [0, 1] in the image's own frame), in order.
+
+    Args:
+        model: an `SksModel`, in whatever mode; it is put to eval.
+        pool: images are read from here, masks never.
+        ids: which images.
+        batch_size: images per forward pass.
+        device: where the model is.
+    """
+    model.eval()
+    for first in range(0, len(ids), batch_size):
+        some = ids[first : first + batch_size]
+        x = torch.from_numpy(np.stack([pool.image_small(i) for i in some])).to(device).permute(0, 3, 1, 2)
+        for sample_id, small in zip(some, model.activation_map(x).float().cpu().numpy(), strict=True):
+            yield sample_id, to_frame(small[None], *pool.native_shape(sample_id))[0]
+
+
+@torch.inference_mode()
+def predict_small(
+    model: LocalModel, images: NDArray[np.uint8], tta: str, device: torch.device
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(B, S, S, 3) uint8 -> (B, K, S, S) probabilities, (B, 1, S, S) deviation of the foreground's over flips."""
+    x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+    views = torch.stack([_flipped(model(_flipped(x, dims)).float().softmax(dim=1), dims) for dims in _FLIPS[tta]])
+    if not torch.isfinite(views).all():
+        raise FloatingPointError("the local model gave NaN or infinite logits; lower fit.lr or use fit.precision 32")
+    std = (1 - views[:, :, :1]).std(dim=0, unbiased=False)
+    return views.mean(dim=0).cpu().numpy(), std.cpu().numpy()
+
+
+def _flipped(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return x.flip(dims) if dims else x

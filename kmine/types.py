@@ -1,0 +1,314 @@
+"""The words of kmine: what travels between its parts.
+
+Legend for every shape below: H, W height and width of the image in its own (native) frame, K classes with
+background 0, P points, M masks of one candidate, S the side of the square that the local model sees.
+Arrays are (row, column); boxes and points are (x, y) in pixels, where pixel (row 0, column 0) is the point
+(0, 0). `kmine.mining.prompts` is the one place that converts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORE_INDEX = 255
+"""The class id that training and metrics leave out."""
+
+SplitName = Literal["labeled", "unlabeled", "val", "test"]
+SPLIT_NAMES: tuple[SplitName, ...] = ("labeled", "unlabeled", "val", "test")
+
+Severity = Literal["fault", "note"]
+
+REASONS = (
+    "kept",
+    "kept_local",
+    "accepted",
+    "rejected",
+    "lesion_free",
+    "no_component",
+    "empty_candidate",
+    "low_predicted_iou",
+    "low_stability",
+    "low_agreement",
+    "low_jitter_dice",
+    "low_confidence",
+    "high_confidence_outside",
+    "high_tta_std",
+    "area_outlier",
+    "contradicts_image_label",
+    "low_estimated_dice",
+)
+"""Every reason a `Decision` may give. The gate asks in this order; the first threshold missed names the reason.
+
+`accepted`, `rejected`: a person said so in an earlier run's audit, and nobody was asked.
+`kept_local`: of two masks that disagree the local model's own is used, for the evidence speaks for it.
+`lesion_free`: the image-level label says so, the segmenter was not asked, the pseudo mask is empty."""
+
+
+STOPPED_BY = {
+    "rounds": "all rounds that were asked for are done",
+    "refused_twice": "two rounds in a row were refused, and the next would start from the same model once more",
+    "no_pseudo_masks": "no pseudo mask was kept, so there was nothing to learn from",
+}
+"""Why a finished run stopped: `stopped_by` of run.json, and what that means. Unfinished ones say `interrupted`."""
+
+
+ESTIMATED = ("kept", "kept_local", "low_estimated_dice")
+"""The reasons that a calibrated gate gives by the estimated Dice, once nothing else speaks against a mask."""
+
+
+@dataclass(frozen=True)
+class SampleRef:
+    """What an index knows of a sample before any pixel is read."""
+
+    sample_id: str
+    group_id: str
+    """Patient, volume or near-duplicate group: never on two sides of a split."""
+    has_mask: bool = True
+    """Whether a mask file exists; a sample without one can only be unlabeled."""
+    image_label: int | None = None
+    """Image-level diagnosis (0: lesion-free), where one is known."""
+    spacing: tuple[float, float] | None = None
+    """Millimetres per pixel (row, column), where known."""
+    split: str | None = None
+    """The data set's own split, where it has one."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, with its mask where the reader was granted masks."""
+
+    sample_id: str
+    group_id: str
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB, [0, 255]."""
+    mask: NDArray[np.uint8] | None = None
+    """(H, W) class ids, or None."""
+    image_label: int | None = None
+    spacing: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that was left out, and why."""
+
+    sample_id: str
+    path: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know: `fault` would spoil a result."""
+
+    code: str
+    severity: Severity
+    text: str
+    samples: tuple[str, ...] = ()
+    """The first few samples, or pairs of samples ("a = b"), it is about."""
+
+
+@dataclass(frozen=True)
+class Probs:
+    """The local model's belief about one image, in the image's own frame."""
+
+    sample_id: str
+    probs: NDArray[np.float32]
+    """(K, H, W), sums to 1 over K."""
+    tta_std: NDArray[np.float32] | None = None
+    """(H, W) standard deviation of the foreground probability over test-time flips; None without them."""
+
+    @property
+    def mask(self) -> NDArray[np.uint8]:
+        """(H, W) class ids of the most probable class."""
+        return self.probs.argmax(axis=0).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts for one object of one image."""
+
+    class_id: int
+    box: NDArray[np.float32] | None = None
+    """(4,) XYXY pixels, ends inclusive, or None."""
+    point_coords: NDArray[np.float32] | None = None
+    """(P, 2) as (x, y), or None."""
+    point_labels: NDArray[np.int64] | None = None
+    """(P,), 1 foreground, 0 background; None exactly when `point_coords` is."""
+    mask_input: NDArray[np.float32] | None = None
+    """(H, W) logits of the hint in the image's own frame, or None; the segmenter takes it to its own frame."""
+    jittered_boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    """(J, 4) XYXY: the box again, shaken, for the consistency evidence of the gate."""
+    component: NDArray[np.bool_] | None = None
+    """(H, W), the local model's own mask of the object, where that is what the prompts came from."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A segmenter's answer to one `Prompts`."""
+
+    masks: NDArray[np.bool_]
+    """(M, H, W)."""
+    predicted_iou: NDArray[np.float32]
+    """(M,) in [0, 1]; NaN where the segmenter has no opinion."""
+    stability_score: NDArray[np.float32]
+    """(M,) in [0, 1]; NaN where it has none, or for an empty mask (0/0)."""
+    low_res_logits: NDArray[np.float32] | None
+    """(M, h, w) in the segmenter's own padded frame, or None."""
+    jittered_masks: NDArray[np.bool_]
+    """(J, H, W): the best answer to each jittered box."""
+
+    @property
+    def best(self) -> int:
+        """Index of the mask with the highest predicted IoU (the first one where none is known)."""
+        return 0 if np.isnan(self.predicted_iou).all() else int(np.nanargmax(self.predicted_iou))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Every score a candidate is judged on; NaN where it could not be had. NaN is never judged."""
+
+    predicted_iou: float = float("nan")
+    stability_score: float = float("nan")
+    agreement_iou: float = float("nan")
+    """IoU of the candidate with the local model's own component."""
+    jitter_dice: float = float("nan")
+    """Mean pairwise Dice of the answers to the box and its jitters."""
+    confidence_inside: float = float("nan")
+    """Mean local probability of the class inside the candidate."""
+    confidence_outside: float = float("nan")
+    """Mean local probability of the class inside the box but outside the candidate."""
+    area_ratio: float = float("nan")
+    """Candidate area / image area, over the median of the same in the labeled masks."""
+    tta_std: float = float("nan")
+    """Mean standard deviation of the foreground probability over test-time flips, inside the candidate."""
+    witness_dice: float = float("nan")
+    """Dice of the candidate with the objects that a second local model sees there; NaN without such a model."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The gate's verdict on one object of one image."""
+
+    kept: bool
+    reason: str
+    evidence: Evidence
+    estimated_dice: float = float("nan")
+    """Calibrated estimate of the Dice of the mask that is used; NaN where no calibrator was fitted."""
+    estimated_segmenter: float = float("nan")
+    """The same of the segmenter's mask."""
+    estimated_local: float = float("nan")
+    """The same of the local model's own component; NaN where there is none."""
+    source: Literal["both", "segmenter", "local"] = "both"
+    """Whose mask is used where they disagree; `both`: neither's, disagreement is ignored."""
+
+    def __post_init__(self) -> None:
+        if self.reason not in REASONS:
+            raise ValueError(f"reason must be one of {REASONS}, got {self.reason!r}")
+        if self.kept != (self.reason in ("kept", "kept_local")):
+            raise ValueError(f"kept={self.kept} contradicts reason={self.reason!r}")
+
+
+@dataclass(frozen=True)
+class PseudoMask:
+    """A mined mask, ready to train on."""
+
+    sample_id: str
+    mask: NDArray[np.uint8]
+    """(H, W) class ids, `IGNORE_INDEX` where the evidence disagrees."""
+    round_idx: int
+    """The round it entered in."""
+    signature: str
+    """Signature of what made it: model, segmenter, settings."""
+
+
+@dataclass(frozen=True)
+class CaseMetrics:
+    """One case, averaged over the foreground classes that truth or prediction hold."""
+
+    sample_id: str
+    dice: float
+    """NaN where truth and prediction are both empty."""
+    iou: float
+    hd95: float
+    """95th percentile Hausdorff distance; a miss: the image diagonal. In mm where the spacing of every case is known,
+    else in pixels."""
+    num_missed: int
+    """Foreground classes of the truth with an empty prediction."""
+    counts: tuple[tuple[int, int, int], ...] = ()
+    """Pixels of each foreground class: in both, in the prediction, in the truth; so that the slices of a volume can be
+    counted as one case. Empty in metrics that were written before these were kept."""
+
+    def __post_init__(self) -> None:
+        # JSON knows lists only; a case read back equals the one that was written.
+        object.__setattr__(self, "counts", tuple(tuple(int(n) for n in row) for row in self.counts))
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Per-case metrics and their mean over the cases that have one."""
+
+    cases: tuple[CaseMetrics, ...]
+    dice: float
+    iou: float
+    hd95: float
+    num_missed: int
+    num_empty: int
+    """Cases left out because truth and prediction are both empty."""
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """One round of the loop."""
+
+    round_idx: int
+    num_labeled: int
+    num_pseudo: int
+    """Images that entered training with a pseudo mask."""
+    metrics: Metrics
+    """On the validation split, of the checkpoint chosen on it."""
+    final_metrics: Metrics
+    """On the validation split, of the last step's checkpoint."""
+    adopted: bool
+    """False where validation Dice fell: the next round starts from the round before."""
+    seconds: dict[str, float]
+    """Per stage."""
+    reason: str = "adopted"
+    """`adopted`, or `refused: ` and why."""
+    difference: float = float("nan")
+    """Mean over the validation images of Dice minus that of the last adopted round; NaN in round 0."""
+    difference_low: float = float("nan")
+    """Lower end of its 90 % interval: a one-sided bound of 95 %."""
+    difference_high: float = float("nan")
+    """Upper end, likewise."""
+
+    @property
+    def found_nothing(self) -> bool:
+        """Of a round that learns from pseudo masks: it kept none and trained nothing."""
+        return self.round_idx > 0 and self.num_pseudo == 0
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> RoundResult:
+        """What was saved as the dictionary of its fields, NaN as null; a signature beside them is passed over."""
+
+        def metrics(value: Mapping[str, Any]) -> Metrics:
+            value = _null_to_nan(value)
+            return Metrics(cases=tuple(CaseMetrics(**_null_to_nan(case)) for case in value.pop("cases")), **value)
+
+        value = {k: v for k, v in _null_to_nan(saved).items() if k != "signature"}
+        return cls(**value | {name: metrics(value[name]) for name in ("metrics", "final_metrics")})
+
+
+def _null_to_nan(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: float("nan") if v is None else v for k, v in value.items()}
+
+
+def stopped_by(mined: Sequence[RoundResult], rounds: int) -> str:
+    """Why mining ended, a key of `STOPPED_BY`, from the rounds it came to and the number it was asked for."""
+    if mined[-1].found_nothing:
+        return "no_pseudo_masks"
+    return "rounds" if mined[-1].round_idx == rounds else "refused_twice"

@@ -1,0 +1,59 @@
+"""The whole way round: run, audit, keys in a real browser, saved file, back into the run, the next run honours it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.browser import CHROMIUM, Browser
+from helpers.loop_command import (
+    FEW_STEPS,
+    OPEN_GATE,
+    SMALL,
+    run_loop,
+)
+
+from kmine.audit import __main__ as audit
+from kmine.store.run_folder import RunStore
+
+SETTINGS = {**SMALL, **FEW_STEPS, **OPEN_GATE, "gate.mode": "thresholds", "data.label_fraction": 0.4}
+
+
+def saved_in_browser(page_file: Path, downloads: Path, keys: str) -> Path:
+    """Opens the page as a person would, shows the pseudo masks alone, presses the keys and saves."""
+    downloads.mkdir()
+    with Browser() as browser:
+        browser.downloads_to(downloads)
+        browser.open(page_file.as_uri())
+        browser.wait("document.body.dataset.ready === 'yes' && document.getElementById('stage').dataset.shown !== ''")
+        for key in keys:
+            browser.key(key)
+        browser.evaluate("document.getElementById('save').click()")
+        file = downloads / "verdicts.json"
+        for _ in range(100):
+            if file.exists():
+                break
+            browser.evaluate("new Promise((done) => setTimeout(done, 100))")
+    return file
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_what_a_person_presses_is_what_the_next_run_does(tmp_path):
+    first, cache = tmp_path / "first", tmp_path / "cache"
+    assert run_loop(SETTINGS, first, cache) == 0
+    assert audit.main([str(first), "--no-labeled", "--device", "cpu"]) == 0
+    file = saved_in_browser(first / "audit" / "audit.html", tmp_path / "downloads", "aru")
+    said = {one["verdict"]: one["sample_id"] for one in json.loads(file.read_text("utf-8"))["verdicts"]}
+    assert set(said) == {"accept", "reject", "unsure"}
+    assert audit.main([str(first), "--verdicts", str(file), "--device", "cpu"]) == 0
+    assert run_loop(SETTINGS, tmp_path / "second", cache, verdicts=first / "verdicts.json") == 0
+    one, two = RunStore(first), RunStore(tmp_path / "second")
+    reasons = {row["sample_id"]: row["reason"] for row in two.decisions(1)}
+    assert (reasons[said["accept"]], reasons[said["reject"]]) == ("accepted", "rejected")
+    assert reasons[said["unsure"]] not in ("accepted", "rejected")
+    assert np.array_equal(one.pseudo_mask(1, said["accept"]), two.pseudo_mask(1, said["accept"]))
+    assert not two.pseudo_path(1, said["reject"]).exists()
+    assert two.run()["verdicts"]["accepted"] == two.run()["verdicts"]["rejected"] == 1
+    one.close(), two.close()

@@ -1,0 +1,233 @@
+"""The table of methods: means, pairs, volumes, groups, corrections, and what is said of them; no run is needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kmine.compare.table import (
+    BASELINE,
+    MINING,
+    ROUND_0,
+    Cost,
+    Result,
+    label_curve,
+    tabulate,
+    volume_of,
+    with_labels_saved,
+)
+from kmine.errors import UserError
+from kmine.ops.metrics import case_metrics, summarise
+from kmine.report import comparison
+from kmine.types import CaseMetrics
+
+NAN = float("nan")
+
+
+def result(method: str, dice, seed: int = 0, **more) -> Result:
+    """A result with the given Dice of images i0, i1, ...; half of it with the last step's checkpoint."""
+    cases = [CaseMetrics(f"i{n}", float(d), float(d), 1.0, 0) for n, d in enumerate(dice)]
+    half = [replace(case, dice=case.dice / 2) for case in cases]
+    groups = {case.sample_id: case.sample_id for case in cases}
+    base = Result(f"runs/{seed}", method, "unet", 0.1, 6, seed, "ellipse", summarise(cases), summarise(half), groups)
+    return replace(base, **more)
+
+
+def by_method(table) -> dict:
+    return {row.method: row for row in table.rows}
+
+
+def test_means_over_cases_and_seeds_by_hand():
+    table = tabulate(
+        [result("supervised", [0.4, 0.6]), result("supervised", [0.8, 0.8], seed=1, cost=Cost(60.0))], "supervised"
+    )
+    (row,) = table.rows
+    assert (row.dice, row.iou, row.dice_final, row.seeds) == (pytest.approx(0.65), 0.65, 0.325, (0, 1))
+    assert row.dice_sd == pytest.approx(np.std([0.5, 0.8], ddof=1))
+    assert row.is_baseline and np.isnan(row.difference) and row.seconds == 60.0
+
+
+@pytest.mark.parametrize(("there", "base"), [((ROUND_0, BASELINE), BASELINE), ((ROUND_0,), ROUND_0)])
+def test_supervised_of_a_loop_is_the_arm_at_equal_steps_where_there_is_one(there, base):
+    table = tabulate([result(name, [0.5, 0.6]) for name in (*there, MINING)], "supervised")
+    assert table.baseline == base
+    assert [row.method for row in table.rows if row.is_baseline] == [base]
+    assert "mining (ellipse)" in by_method(table)
+
+
+def test_any_method_can_be_the_baseline_and_an_unknown_one_is_refused():
+    found = [result(name, [0.5, 0.6]) for name in ("supervised", "oracle")]
+    table = tabulate(found, "oracle")
+    assert by_method(table)["oracle (true masks: a ceiling)"].is_baseline
+    with pytest.raises(UserError, match="'superwised'; did you mean supervised"):
+        tabulate(found, "superwised")
+
+
+def test_a_clear_gap_is_shown_and_one_within_the_noise_is_not():
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.4, 0.9, 40)
+    found = [
+        result("supervised", base),
+        result("better", base + 0.05),
+        result("noisy", base + rng.normal(0, 0.2, 40)),
+    ]
+    rows = by_method(tabulate(found, "supervised"))
+    assert rows["better"].difference == pytest.approx(0.05) and rows["better"].is_shown
+    assert rows["noisy"].low < 0 < rows["noisy"].high and not rows["noisy"].is_shown
+
+
+def test_the_correction_counts_all_comparisons_of_the_table():
+    rng = np.random.default_rng(5)
+    base = rng.uniform(0.4, 0.9, 30)
+    noise = rng.normal(0, 0.1, 30)
+    near = base + noise - noise.mean() + 0.046
+    alone = tabulate([result("supervised", base), result("near", near)], "supervised")
+    crowd = [result(f"m{n}", base + rng.normal(0, 0.1, 30)) for n in range(6)]
+    among = tabulate([result("supervised", base), result("near", near), *crowd], "supervised")
+    one, other = by_method(alone)["near"], by_method(among)["near"]
+    assert one.p_value == one.p_holm == other.p_value and other.p_holm >= 4 * one.p_value
+    assert one.is_shown and other.low > 0 and not other.is_shown, "an interval without 0 is not enough among many"
+    assert "the 7 comparison(s) of this table" in " ".join(among.notes)
+
+
+def test_pairs_are_formed_within_model_and_label_fraction_and_over_common_seeds():
+    base = np.linspace(0.4, 0.9, 20)
+    found = [
+        result("supervised", base),
+        result("supervised", base + 0.02, seed=1),
+        result("mining", base + 0.03, seed=1),
+        result("mining", base + 0.5, seed=2),
+        result("supervised", base, label_fraction=0.5),
+        result("mining", base - 0.01, label_fraction=0.5),
+        result("mining", base, model="sks"),
+    ]
+    first, *_ = [row for row in tabulate(found, "supervised").rows if row.method.startswith("mining")]
+    assert first.difference == pytest.approx(0.01) and first.num_pairs == 20, "of seed 1 alone"
+    rows = [row for row in tabulate(found, "supervised").rows if row.method.startswith("mining")]
+    assert [row.label_fraction for row in rows] == [0.1, 0.5, 0.1]
+    assert rows[1].difference == pytest.approx(-0.01) and np.isnan(rows[2].difference), "sks has no baseline"
+
+
+def test_cases_are_paired_by_name_not_by_order():
+    base, better = result("supervised", [0.2, 0.9, 0.5]), result("mining", [0.3, 1.0, 0.6])
+    turned = replace(better, chosen=summarise(reversed(better.chosen.cases)))
+    row = by_method(tabulate([base, turned], "supervised"))["mining (ellipse)"]
+    assert row.difference == pytest.approx(0.1) and row.high == pytest.approx(0.1)
+    other = replace(better, chosen=summarise(better.chosen.cases[:2]))
+    with pytest.raises(UserError, match="runs/0: its test figures are of other images"):
+        tabulate([base, other], "supervised")
+
+
+def test_a_false_alarm_on_an_empty_image_costs_in_the_difference_too():
+    found = [result("supervised", [0.5, NAN, 0.7]), result("mining", [0.5, 0.0, 0.7])]
+    assert by_method(tabulate(found, "supervised"))["mining (ellipse)"].difference == pytest.approx(-1 / 3)
+
+
+def test_two_runs_of_one_seed_are_refused():
+    twice = [result("supervised", [0.5]), result("supervised", [0.6], run="runs/again")]
+    with pytest.raises(UserError, match=r"runs/0 and runs/again both hold supervised with unet.*seed 0"):
+        tabulate(twice, "supervised")
+
+
+def slices(name: str, *pairs: tuple[int, int]) -> list[CaseMetrics]:
+    """Slices of 10 pixels: (predicted, true) numbers of the first ones."""
+    column = np.arange(10)[None]
+    return [
+        case_metrics(f"{name}/slice-{n:04}", *((column < count).astype(np.uint8) for count in pair), 2)
+        for n, pair in enumerate(pairs)
+    ]
+
+
+def volumes(method: str, *cases: list[CaseMetrics]) -> Result:
+    flat = summarise([case for part in cases for case in part])
+    groups = {case.sample_id: case.sample_id.split("/")[0] for case in flat.cases}
+    return result(method, [0.5], chosen=flat, final=flat, groups=groups)
+
+
+def test_slices_are_counted_as_volumes_and_the_table_says_so():
+    base = volumes("supervised", slices("a", (10, 10), (0, 2)), slices("b", (5, 10), (0, 0)), slices("c", (0, 4)))
+    table = tabulate([base, replace(base, method="twin")], "supervised")
+    row = table.rows[0]
+    assert row.dice == pytest.approx((20 / 22 + 10 / 15 + 0) / 3)
+    assert row.num_missed == 1, "of volume c; the missed slice of a is no missed volume"
+    notes = " ".join(table.notes)
+    assert "3 volumes" in notes and "Mean Dice per volume" in notes and "slices of a volume" in notes
+    assert table.rows[1].num_pairs == 3
+    assert "With 3 units no p below 0.25" in notes
+
+
+def test_what_is_no_slice_of_a_volume():
+    assert volume_of("liver/volume-3/slice-0012") == "liver/volume-3"
+    assert volume_of("slice-0012") is None and volume_of("a/slice-12") is None and volume_of("a/b") is None
+
+
+def test_groups_of_images_are_units_and_the_table_says_so():
+    rng = np.random.default_rng(0)
+    base, gain = rng.uniform(0.4, 0.9, 30), np.repeat(rng.normal(0.03, 0.06, 10), 3)
+    alone = [result("supervised", base), result("better", base + gain)]
+    groups = {f"i{n}": f"patient-{n // 3}" for n in range(30)}
+    together = [replace(one, groups=groups) for one in alone]
+    free, held = (by_method(tabulate(found, "supervised"))["better"] for found in (alone, together))
+    assert held.difference == free.difference
+    assert held.high - held.low > 1.4 * (free.high - free.low)
+    assert "The 30 images form 10 groups" in " ".join(tabulate(together, "supervised").notes)
+    assert "groups" not in " ".join(tabulate(alone, "supervised").notes)
+
+
+def test_a_single_seed_and_what_is_missing_are_said():
+    table = tabulate([result("supervised", [0.5, 0.6])], "supervised", ["2 of 4 cells failed."])
+    assert "One seed" in " ".join(table.notes) and table.notes[-1] == "2 of 4 cells failed."
+
+
+def test_mining_is_named_after_all_its_segmenters_and_stays_one_curve():
+    few, many = ({"label_fraction": f, "num_labeled": n} for f, n in ((0.1, 10), (1.0, 100)))
+    found = [
+        *(result("supervised", [0.4, 0.6], seed, **n) for n in (few, many) for seed in (0, 1)),
+        *(result(MINING, [0.6, 0.8], s, segmenter=name, **few) for s, name in enumerate(("tiny", "tiny+adapted"))),
+        result(MINING, [0.6, 0.8], 0, segmenter="tiny", **many),
+    ]
+    names = {row.method for row in tabulate(found, "supervised").rows}
+    assert names == {point.method for point in label_curve(found, "supervised")[0]}
+    assert names == {"supervised", "mining (tiny, tiny+adapted)"}
+
+
+def test_one_label_fraction_makes_no_curve():
+    assert label_curve([result("supervised", [0.5, 0.6]), result(MINING, [0.6, 0.7])], "supervised") == ([], [])
+
+
+def test_the_curve_and_the_labels_saved_by_hand():
+    """Supervised has .4 with 10 labels and .8 with 1,000; mining's .6 with 10 is half way: 100 labels."""
+    few, many = ({"label_fraction": f, "num_labeled": n} for f, n in ((0.01, 10), (1.0, 1000)))
+    found = [
+        *(result("supervised", [0.4, 0.4], seed, **few) for seed in (0, 1)),
+        *(result("supervised", [0.8, 0.8], seed, **many) for seed in (0, 1)),
+        *(result(MINING, [0.6, 0.6], seed, **few) for seed in (0, 1)),
+        *(result("fixmatch", [0.9, 0.9], seed, **few) for seed in (0, 1)),
+        *(result("oracle", [0.7, 0.7], seed, **few) for seed in (0, 1)),
+    ]
+    points, saved = label_curve(found, "supervised")
+    assert [(p.method, p.num_labels, p.dice, p.num_seeds) for p in points[:3]] == [
+        ("supervised", 10.0, 0.4, 2),
+        ("supervised", 1000.0, 0.8, 2),
+        ("mining (ellipse)", 10.0, 0.6, 2),
+    ]
+    assert [one.method for one in saved] == ["mining (ellipse)", "fixmatch"]  # an oracle saves nobody a label
+    assert saved[0].needed.needed == saved[0].needed.low == pytest.approx(100)
+    assert [one.words() for one in saved] == ["100 [100, 100]", "> 1000 [> 1000, > 1000]"]
+    table = with_labels_saved(tabulate(found, "supervised"), saved)
+    lines = [line.strip("| ").split(" | ") for line in comparison.markdown(table).splitlines()]
+    column = next(cells for cells in lines if cells[0] == "labels").index("labels for the same Dice")
+    assert [cells[column] for cells in lines[-5:]] == ["–", "–", *(one.words() for one in saved), "–"]
+    assert "Labels for the same Dice: how many *supervised* needs" in table.notes[-1]
+    assert with_labels_saved(table, []) is table
+
+
+def test_labels_saved_rest_on_the_seeds_that_all_have():
+    few, many = ({"label_fraction": f, "num_labeled": n} for f, n in ((0.01, 10), (1.0, 1000)))
+    found = [result("supervised", [0.4, 0.4], 0, **few), result("supervised", [0.8, 0.8], 0, **many)]
+    found += [result(MINING, [0.6, 0.6], 0, **few), result(MINING, [0.0, 0.0], 1, **few)]
+    (one,) = label_curve(found, "supervised")[1]
+    assert (one.num_seeds, one.needed.needed) == (1, pytest.approx(100))
+    assert label_curve([*found[1:], result("fixmatch", [0.5, 0.5], 0, **few)], "supervised")[1] == []  # no curve left

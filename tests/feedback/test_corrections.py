@@ -1,0 +1,149 @@
+"""Corrected masks: out by each export, back bit for bit; what does not fit is one clear error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from kmine.audit.export import (
+    Exported,
+    write_coco,
+    write_label_studio,
+    write_masks,
+)
+from kmine.data.io.nifti import read_geometry
+from kmine.data.io.volume_masks import read_volume, write_volume
+from kmine.errors import UserError
+from kmine.feedback.corrections import Known, picture_name, read_corrections
+
+NAMES = ("background", "organ", "lesion")
+IDS = ("plain", "volume-001/slice-0002", "ümlaut & 100%.x")
+
+
+def exported(masks: dict[str, np.ndarray]) -> list[Exported]:
+    return [
+        Exported(i, "pseudo", mask, f"pictures/{picture_name(i)}.jpg", 0.5, 1, "made", 1) for i, mask in masks.items()
+    ]
+
+
+def known(masks: dict[str, np.ndarray], names: tuple[str, ...] = NAMES) -> Known:
+    return Known({i: mask.shape for i, mask in masks.items()}, names)
+
+
+def export(how: str, folder: Path, masks: dict[str, np.ndarray]) -> Path:
+    if how == "coco":
+        return write_coco(folder / "coco.json", exported(masks), NAMES, "a test")
+    if how == "labelstudio":
+        return write_label_studio(folder / "ls.json", exported(masks), NAMES)
+    return write_masks(folder / "masks", exported(masks), None)
+
+
+MASKS = st.tuples(
+    *(
+        arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from((0, 1, 2, 255)))
+        for _ in IDS
+    )
+)
+
+
+@pytest.mark.parametrize("how", ["coco", "labelstudio", "masks"])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(found=MASKS)
+def test_masks_survive_the_round_trip_bit_for_bit(how, tmp_path, found):
+    masks = dict(zip(IDS, found, strict=True))
+    back = dict(read_corrections(export(how, tmp_path, masks), known(masks)))
+    assert back.keys() == masks.keys()
+    for name, mask in masks.items():
+        assert back[name].dtype == np.uint8 and (back[name] == mask).all()
+
+
+def test_coco_is_valid_for_pycocotools(tmp_path):
+    from pycocotools.coco import COCO
+
+    mask = np.zeros((6, 8), np.uint8)
+    mask[1:3, 2:7], mask[5, 0] = 2, 255
+    coco = COCO(export("coco", tmp_path, {"a": mask, "empty": np.zeros((4, 4), np.uint8)}))
+    lesion, ignored = (coco.loadAnns(coco.getAnnIds(catIds=[k]))[0] for k in (2, 255))
+    assert (coco.annToMask(lesion) == (mask == 2)).all()
+    assert lesion["bbox"] == [2, 1, 5, 2] and lesion["area"] == 10 and ignored["iscrowd"] == 1
+    assert len(coco.getImgIds()) == 2 and coco.getAnnIds(imgIds=[2]) == []
+
+
+def test_polygons_of_another_tool_are_read_by_file_name(tmp_path):
+    value = {
+        "images": [{"id": 7, "file_name": "some/where/plain.jpg", "height": 10, "width": 10}],
+        "categories": [{"id": 3, "name": "lesion"}],
+        "annotations": [{"image_id": 7, "category_id": 3, "segmentation": [[2, 2, 6, 2, 6, 6, 2, 6]]}],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(value))
+    ((name, mask),) = read_corrections(tmp_path / "c.json", Known({"plain": (10, 10)}, NAMES))
+    assert name == "plain" and mask[4, 4] == 2 and mask[8, 8] == 0 and mask.any()
+
+
+def test_of_label_studio_annotations_count_and_the_latest_of_them(tmp_path):
+    masks = {"a": np.eye(4, dtype=np.uint8), "b": np.ones((3, 3), np.uint8)}
+    tasks = json.loads(export("labelstudio", tmp_path, masks).read_text())
+    drawn = json.loads(json.dumps(tasks[1]["predictions"][0]["result"]))
+    drawn[0]["value"]["brushlabels"] = ["lesion"]
+    dates = ("2026-01-02", "2026-01-01")
+    tasks[1]["annotations"] = [{"updated_at": d, "result": r} for d, r in zip(dates, (drawn, []), strict=True)]
+    tasks[1]["annotations"].append({"updated_at": "2027", "was_cancelled": True, "result": []})
+    (tmp_path / "back.json").write_text(json.dumps(tasks))
+    ((name, mask),) = read_corrections(tmp_path / "back.json", known(masks))
+    assert name == "b" and (mask == 2).all()
+
+
+def test_white_of_a_picture_editor_is_the_one_class(tmp_path):
+    mask = np.zeros((4, 4), np.uint8)
+    mask[1, 1:3] = 255
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    ((_, found),) = read_corrections(tmp_path, Known({"a": (4, 4)}, NAMES[:2]))
+    assert (found == (mask == 255)).all()
+
+
+def test_a_volume_comes_back_in_its_own_geometry(tmp_path):
+    affine = np.array([[0, -0.7, 0, 5], [0.8, 0, 0, -3], [0, 0, -2.5, 9], [0, 0, 0, 1.0]])
+    nibabel.save(nibabel.Nifti1Image(np.zeros((5, 6, 4), np.int16), affine), tmp_path / "scan.nii.gz")
+    depth, height, width = read_geometry(tmp_path / "scan.nii.gz").sliced
+    rng = np.random.default_rng(0)
+    slices = {n: rng.integers(0, 3, (height, width)).astype(np.uint8) for n in (1, depth - 1)}
+    write_volume(tmp_path / "out" / "m.nii.gz", tmp_path / "scan.nii.gz", slices)
+    image = nibabel.load(tmp_path / "out" / "m.nii.gz")
+    assert image.shape == (5, 6, 4) and np.allclose(image.affine, affine) and image.get_data_dtype() == np.uint8
+    back = dict(read_volume(tmp_path / "out" / "m.nii.gz", tmp_path / "scan.nii.gz"))
+    assert back.keys() == slices.keys() and all((back[n] == slices[n]).all() for n in slices)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["m.nii.gz"]
+
+
+def refused(path: Path, about: Known, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        list(read_corrections(path, about))
+
+
+@pytest.mark.parametrize("how", ["coco", "labelstudio", "masks"])
+def test_another_size_and_unknown_ids_are_refused(how, tmp_path):
+    path = export(how, tmp_path, {i: np.full((3, 4), 2, np.uint8) for i in "ab"})
+    refused(path, Known({"a": (3, 4), "b": (4, 3)}, NAMES), "3 x 4 .*for b, got 4 x 3")
+    refused(path, Known({"a": (3, 4)}, NAMES), "b(.png|.jpg)")
+    refused(path, Known({"a": (3, 4), "b": (3, 4)}, ("background", "other")), "classes|class ids|labels")
+
+
+@pytest.mark.parametrize("text", ["no json", "{}", "[1]", "[]", '{"images": [{"id": 1}]}', '[{"annotations": []}]'])
+def test_what_is_no_known_format_is_refused(text, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    refused(tmp_path / "x.json", Known({"a": (3, 3)}, NAMES), "expected")
+
+
+def test_nothing_there_is_refused(tmp_path):
+    refused(tmp_path, Known({}, NAMES), "found none")
+    refused(tmp_path / "nowhere", Known({}, NAMES), "cannot be read")
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    refused(tmp_path, Known({"a": (3, 3)}, NAMES), "cannot be read")

@@ -1,0 +1,206 @@
+"""What the loop makes of a segmenter of known quality: better answers, better pseudo masks; perfect ones, the oracle.
+
+The loop runs as it is; of its parts only the local model's predictions are made up, where a law is about prompts that
+touch every object, and all of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.small import (
+    ANYTHING_GOES,
+    CFG,
+    Silent,
+    same,
+    weights,
+)
+
+from kmine.config import (
+    GateConfig,
+    LoopConfig,
+    PromptsConfig,
+    RefineConfig,
+    SegmenterConfig,
+)
+from kmine.data import open_source
+from kmine.data.pool import Pool
+from kmine.methods import mining
+from kmine.mining import candidates as asking
+from kmine.ops.masks import components
+from kmine.ops.metrics import dice
+from kmine.setup.open import open_cache, open_task
+from kmine.store.run_folder import RunStore
+from kmine.training import trainer as training
+from kmine.types import IGNORE_INDEX, Probs
+
+PATH = Path(__file__).resolve().parents[2] / "experiments" / "simulated_segmenter.py"
+SPEC = importlib.util.spec_from_file_location(PATH.stem, PATH)
+simulated = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(simulated)
+
+LEVELS = (0.7, 0.85, 1.0)
+SMALL = replace(
+    CFG,
+    rounds=1,
+    segmenter=SegmenterConfig("ellipse"),
+    data=replace(CFG.data, num_samples=44, size=64, label_fraction=0.3),
+    fit=replace(CFG.fit, steps=80, round_steps=1, val_every=40, lr=3e-3),
+)
+
+
+def opened(cfg: LoopConfig, folder: Path):
+    """Task, store, and the unlabeled images with their true masks, which the task withholds."""
+    cfg = replace(cfg, data=replace(cfg.data, cache_dir=str(folder / "cache")))
+    source, store = open_source(cfg.data), RunStore(folder / "run")
+    task = open_task(cfg, source, store, Silent())
+    ids = task.unlabeled.ids
+    return task, store, Pool(open_cache(cfg, source), ids, {i: task.unlabeled.group_of(i) for i in ids}, "true")
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A task whose local model is trained: every loop in its folder reads round 0 back."""
+    task, store, truth = opened(SMALL, tmp_path_factory.mktemp("learned"))
+    training.train(task, store, training.new_model(task, store), round_idx=0)
+    return task, store, truth
+
+
+@pytest.fixture
+def touching(monkeypatch):
+    """Makes the local model see every object of the pool, moved by some pixels: all are touched, nothing else is."""
+
+    def see(truth: Pool, by: int = 2) -> None:
+        def infer(model, pool, ids, **how):
+            for sample_id in ids:
+                seen = np.pad(truth.mask_small(sample_id), ((by, 0), (by, 0)))[:-by, :-by] == 1
+                yield Probs(sample_id, np.where([~seen, seen], 0.9, 0.1).astype(np.float32))
+
+        monkeypatch.setattr(asking, "infer", infer)
+
+    return see
+
+
+def mined(task, store, truth, level, **settings) -> dict[str, np.ndarray]:
+    """The pseudo masks of round 1 with a segmenter of IoU `level`."""
+    segmenter = simulated.Simulated.from_pools([truth], level, 0)
+    list(mining.mine(replace(task, segmenter=segmenter, cfg=replace(task.cfg, **settings)), store))
+    return {r["sample_id"]: store.pseudo_mask(1, r["sample_id"]) for r in store.decisions(1) if r["in_training"]}
+
+
+def mean_dice(masks, truth, *, ignored_is_wrong: bool) -> float:
+    """Of pseudo masks; pixels of 255 are left out or count as the class that they are not."""
+
+    def one(mask, true):
+        valid = mask != IGNORE_INDEX
+        if ignored_is_wrong:
+            return dice(np.where(valid, mask == 1, ~true), true)
+        return dice((mask == 1) & valid, true & valid)
+
+    return float(np.nanmean([one(masks[i], truth.mask_small(i) == 1) for i in masks]))
+
+
+def check_rising(found, truth) -> None:
+    """The mean Dice of pseudo masks, one entry per level of the segmenter's IoU, rises with it."""
+    assert len(found[0]) >= 5
+    for ignored_is_wrong in (False, True):
+        scores = [mean_dice(masks, truth, ignored_is_wrong=ignored_is_wrong) for masks in found]
+        assert all(low <= high for low, high in pairwise(scores)), scores
+        assert scores[-1] > scores[0] + 0.01, scores
+
+
+@pytest.mark.parametrize("ask_local", [False, True])
+def test_pseudo_masks_get_better_with_the_segmenter(learned, ask_local) -> None:
+    task, store, truth = learned
+    found, asked = [], []
+    for level in LEVELS:
+        found.append(mined(task, store, truth, level, refine=RefineConfig(ask_local=ask_local)))
+        asked.append(store.prompts(1))
+    assert asked[0] == asked[1] == asked[2], "one local model asks"
+    everywhere = set.intersection(*map(set, found))
+    check_rising([{i: masks[i] for i in everywhere} for masks in found], truth)
+
+
+@pytest.mark.parametrize("ask_local", [False, True])
+def test_behind_the_thresholds_of_the_gate_they_get_better_and_more(learned, touching, ask_local) -> None:
+    task, store, truth = learned
+    touching(truth, by=1)
+    gate, refine = GateConfig(), RefineConfig(ask_local=ask_local)
+    found = [mined(task, store, truth, level, gate=gate, refine=refine) for level in LEVELS]
+    assert len(found[0]) < len(found[1]) <= len(found[2])
+    check_rising(found, truth)
+
+
+EVERY_SIZE = PromptsConfig(min_area_px=1, min_area_fraction=0)
+
+
+def with_as_many_prompts_as_objects(store, truth) -> set[str]:
+    """Images of which every object is asked about: none left the image, no two became one."""
+    counts: dict[str, int] = {}
+    for row in store.prompts(1):
+        counts[row["sample_id"]] = counts.get(row["sample_id"], 0) + 1
+    return {i for i in truth.ids if counts.get(i, 0) == len(components(truth.mask_small(i) == 1))}
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_with_a_perfect_segmenter_pseudo_masks_are_the_true_masks(learned, touching, passes) -> None:
+    task, store, truth = learned
+    touching(truth)
+    prompts = replace(EVERY_SIZE, passes=passes)
+    masks = mined(task, store, truth, 1.0, prompts=prompts, gate=ANYTHING_GOES, refine=RefineConfig(ask_local=False))
+    ids = with_as_many_prompts_as_objects(store, truth)
+    assert len(ids) >= 5
+    for sample_id in ids:
+        assert np.array_equal(masks[sample_id], truth.mask_small(sample_id)), sample_id
+
+
+def test_where_the_local_model_is_asked_they_are_true_where_it_agrees_and_ignored_elsewhere(learned, touching) -> None:
+    task, store, truth = learned
+    touching(truth)
+    masks = mined(task, store, truth, 1.0, prompts=EVERY_SIZE, refine=RefineConfig(ask_local=True))
+    ids = with_as_many_prompts_as_objects(store, truth) & set(masks)
+    assert len(ids) >= 5
+    seen = {p.sample_id: p.mask for p in asking.infer(None, truth, sorted(ids))}
+    for sample_id in ids:
+        true = truth.mask_small(sample_id)
+        ignored = masks[sample_id] == IGNORE_INDEX
+        assert np.array_equal(masks[sample_id][~ignored], true[~ignored])
+        assert np.array_equal(ignored, seen[sample_id] != true) and ignored.any()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"strong_augment": True, "cutmix": 0.5, "feature_perturbation": 0.3, "pseudo_weight": "estimated"}],
+)
+def test_training_on_perfect_pseudo_masks_is_the_oracle_s_training(tmp_path, touching, monkeypatch, settings) -> None:
+    cfg = replace(SMALL, prompts=EVERY_SIZE, fit=replace(CFG.fit, steps=2, round_steps=4, val_every=2, **settings))
+    task, store, truth = opened(cfg, tmp_path)
+    touching(truth)
+    made, fit = [], training.fit
+    monkeypatch.setattr(
+        training, "fit", lambda model, batches, *a, **k: made.append(batches) or fit(model, batches, *a, **k)
+    )
+    masks = mined(task, store, truth, 1.0)
+    ids = with_as_many_prompts_as_objects(store, truth) & set(masks)
+    assert ids == set(task.unlabeled.ids), "or the two would learn from different images"
+    loop = [weights(store, 1, name=name) for name in ("model", "model_final")]
+
+    model = training.new_model(task, store)
+    start = training.train(task, store, model, round_idx=0)
+    oracle = training.train(
+        task, store, model, round_idx=1, start=start, pseudo=truth, pseudo_signature="", arm="oracle"
+    )
+    _, by_loop, by_oracle = made
+    for step in range(cfg.fit.round_steps):
+        ours, theirs = by_loop[step], by_oracle[step]
+        for name in ("images", "masks", "weights", "pseudo"):
+            assert np.array_equal(getattr(ours, name), getattr(theirs, name)), (step, name)
+    assert same(loop[0], oracle.best) and same(loop[1], oracle.final)
+
+    mined(task, store, truth, 0.7)
+    assert not same(weights(store, 1), oracle.final), "worse pseudo masks are another training"

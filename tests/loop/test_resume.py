@@ -1,0 +1,382 @@
+"""A run is the same whatever happens on the way: killed, interrupted, resumed, extended, started twice."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.loop_command import (
+    FEW_STEPS,
+    OPEN_GATE,
+    SMALL,
+    UNET,
+    move_pictures,
+    run_loop,
+    words,
+    write_pictures,
+)
+from PIL import Image
+
+from kmine.data.datasets.phantom.dataset import PhantomSource
+from kmine.methods import mining
+from kmine.store import run_folder as run_store
+from kmine.store.run_folder import RunStore
+
+TINY = {
+    **SMALL,
+    **UNET,
+    **FEW_STEPS,
+    **OPEN_GATE,
+    "rounds": 2,
+    "data.num_samples": 44,
+    "data.label_fraction": 0.2,
+    "data.val_fraction": 0.1,
+    "adopt_tolerance": 1,
+}
+CHUNKS = 4
+"""Of the 23 unlabeled images, with six in a chunk."""
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(mining, "CHUNK", 6)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cache, tmp_path_factory):
+    """A run that nothing happened to."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mining, "CHUNK", 6)
+        assert run(out, cache) == 0
+    return out
+
+
+def run(out: Path, cache: Path, **changes: object) -> int:
+    return run_loop(TINY, out, cache, **changes)
+
+
+def results(out: Path) -> list[dict[str, str]]:
+    """results.csv without the seconds."""
+    with (out / "results.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if not k.startswith("seconds_")} for row in csv.DictReader(file)]
+
+
+def content(out: Path) -> dict[str, str]:
+    """What was computed, by file: pseudo masks byte for byte, weights without the seconds beside them."""
+    found = {}
+    for path in sorted(p for p in out.rglob("*") if p.suffix in (".png", ".safetensors")):
+        data = path.read_bytes()
+        if path.suffix == ".safetensors":  # eight bytes with the length of the header, which holds the seconds
+            data = data[8 + int.from_bytes(data[:8], "little") :]
+        found[path.relative_to(out).as_posix()] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def times(out: Path) -> dict[str, int]:
+    kinds = (".png", ".safetensors", ".parquet")
+    files = [p for p in out.rglob("*") if p.suffix in kinds or p.name in ("metrics.json", "changes.json", "splits.csv")]
+    return {p.relative_to(out).as_posix(): p.stat().st_mtime_ns for p in files}
+
+
+def finished(found: dict[str, int]) -> dict[str, int]:
+    """Without what a session leaves half done: checkpoints and tables are done when the second of the two is there."""
+    last = {"model_final.safetensors": "model.safetensors", "prompts.parquet": "decisions.parquet"}
+    return {
+        file: time
+        for file, time in found.items()
+        if file.startswith("round_") and "fit_state" not in file and ".parts" not in file
+        if str(Path(file).with_name(last.get(Path(file).name, Path(file).name))) in found
+    }
+
+
+def assert_same(out: Path, other: Path) -> None:
+    assert results(out) == results(other)
+    assert content(out) == content(other)
+    assert not [p for p in out.rglob("*") if p.name.startswith(".") and p.name != ".lock"], "nothing half written"
+
+
+def interrupt_after(patch: pytest.MonkeyPatch, owner: object, name: str, calls: int) -> None:
+    """Ctrl-C at the end of the call number `calls`."""
+    real, count = getattr(owner, name), [0]
+
+    def counted(*args, **kwargs):
+        value = real(*args, **kwargs)
+        count[0] += 1
+        if count[0] == calls:
+            raise KeyboardInterrupt
+        return value
+
+    patch.setattr(owner, name, counted)
+
+
+# -- a whole run
+
+
+def test_a_run_folder_holds_what_the_design_says(undisturbed):
+    found = {p.relative_to(undisturbed).as_posix() for p in undisturbed.rglob("*") if p.is_file()} - {".lock"}
+    masks = {f for f in found if f.endswith(".png")}
+    trained = ("model.safetensors", "model_final.safetensors", "metrics.json")
+    mined = ("prompts.parquet", "decisions.parquet", "changes.json")
+    assert found - masks == {
+        *("config.yaml", "run.json", "splits.csv", "results.csv", "report.html", "calibration/calibration.json"),
+        *(f"round_{n:02d}/{name}" for n in range(3) for name in trained),
+        *(f"round_{n:02d}/{name}" for n in (1, 2) for name in mined),
+    }
+    assert masks and all(m.startswith(("round_01/pseudo_masks/", "round_02/pseudo_masks/")) for m in masks)
+    rows = results(undisturbed)
+    assert [row["round"] for row in rows] == ["0", "1", "2"]
+    for n, row in enumerate(rows):
+        assert int(row["num_pseudo"]) == sum(m.startswith(f"round_{n:02d}/") for m in masks)
+    run_json = RunStore(undisturbed).run()
+    assert run_json["stopped_by"] == "rounds" and run_json["seed"] == 0 and run_json["segmenter"] == "ellipse"
+    assert {"command", "git_commit", "versions", "device", "data_fingerprint", "segmenter_sha256"} <= run_json.keys()
+
+
+def test_every_split_is_disjoint_and_complete(undisturbed):
+    with (undisturbed / "splits.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({r["sample_id"] for r in rows}) == len(rows) == TINY["data.num_samples"]
+    sides: dict[str, set[str]] = {}
+    for row in rows:
+        sides.setdefault(row["group_id"], set()).add(row["split"].replace("unlabeled", "labeled"))
+    assert all(len(side) == 1 for side in sides.values())
+
+
+def test_the_same_command_again_computes_nothing(undisturbed, cache):
+    before, rows = times(undisturbed), (undisturbed / "results.csv").read_text()
+    assert run(undisturbed, cache) == 0
+    assert times(undisturbed) == before
+    assert (undisturbed / "results.csv").read_text() == rows, "seconds included: they are those of the first time"
+
+
+def test_the_same_seed_twice_is_the_same_run_and_another_is_not(undisturbed, cache, tmp_path):
+    assert run(tmp_path / "again", cache) == 0
+    assert_same(tmp_path / "again", undisturbed)
+    assert (tmp_path / "again" / "splits.csv").read_bytes() == (undisturbed / "splits.csv").read_bytes()
+    assert run(tmp_path / "other", cache, seed=1, rounds=0) == 0
+    assert (tmp_path / "other" / "splits.csv").read_bytes() != (undisturbed / "splits.csv").read_bytes()
+    first = "round_00/model_final.safetensors"
+    assert content(tmp_path / "other")[first] != content(undisturbed)[first]
+
+
+def test_seeds_share_validation_and_test(undisturbed, cache, tmp_path):
+    assert run(tmp_path / "other", cache, seed=1, rounds=0) == 0
+
+    def held_back(out: Path) -> list[str]:
+        return [line for line in (out / "splits.csv").read_text().splitlines() if line.endswith((",val", ",test"))]
+
+    assert held_back(tmp_path / "other") == held_back(undisturbed)
+
+
+# -- interrupted
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "calls"),
+    [
+        (RunStore, "claim", 1),
+        (RunStore, "save_tensors", 1),  # in the middle of the first training
+        (RunStore, "save_tensors", 2),  # between its two checkpoints
+        (RunStore, "save_tensors", 3),  # after them, before its state is put away
+        (RunStore, "save_json", 1),  # after round 0
+        (RunStore, "save_mined", 2),  # in the middle of mining
+        (RunStore, "save_mined", CHUNKS),  # mined, not joined
+        (run_store, "encode_table", 2 * CHUNKS + 2),  # one of the two joined tables is written
+        (RunStore, "finish_mining", 1),
+        (RunStore, "save_tensors", 4),  # in the middle of the training of round 1
+        (RunStore, "save_json", 2),  # after what it changed is told
+        (RunStore, "save_json", 3),  # after round 1
+        (RunStore, "save_mined", CHUNKS + 1),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_an_interrupted_run_resumed_equals_an_undisturbed_one(undisturbed, cache, tmp_path, capsys, owner, name, calls):
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, owner, name, calls)
+        assert run(out, cache) == 130
+    assert "the same command resumes where it stopped" in capsys.readouterr().err
+    kept = finished(times(out))
+    assert run(out, cache) == 0
+    assert_same(out, undisturbed)
+    after = times(out)
+    assert {f: after[f] for f in kept} == kept, "what was done is not done again"
+
+
+def test_a_training_goes_on_from_its_last_validation(undisturbed, cache, tmp_path):
+    from kmine.training import train_steps as training
+
+    out, steps = tmp_path / "run", []
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, RunStore, "save_tensors", 1)
+        assert run(out, cache) == 130
+    with pytest.MonkeyPatch.context() as patch:
+        real = training._step
+        patch.setattr(training, "_step", lambda *a: steps.append(1) or real(*a))
+        assert run(out, cache, rounds=0) != 0, "fewer rounds than the folder was begun with are refused"
+        assert run(out, cache) == 0
+    assert len(steps) == (TINY["fit.steps"] - TINY["fit.val_every"]) + 2 * TINY["fit.round_steps"]
+    assert_same(out, undisturbed)
+
+
+def test_a_damaged_checkpoint_is_trained_anew_and_nothing_else(undisturbed, cache, tmp_path):
+    out = tmp_path / "run"
+    assert run(out, cache) == 0
+    before = times(out)
+    victim = out / "round_01" / "model.safetensors"
+    victim.write_bytes(victim.read_bytes()[:1000])
+    assert run(out, cache) == 0
+    assert_same(out, undisturbed)
+    changed = {f for f, t in times(out).items() if t != before[f]}
+    assert changed == {"round_01/model.safetensors", "round_01/model_final.safetensors"}
+
+
+def test_a_lost_pseudo_mask_is_mined_again(undisturbed, cache, tmp_path):
+    out = tmp_path / "run"
+    assert run(out, cache) == 0
+    sorted((out / "round_02" / "pseudo_masks").glob("*.png"))[0].unlink()
+    assert run(out, cache) == 0
+    assert_same(out, undisturbed)
+
+
+def test_one_round_extended_to_two_equals_two_from_the_start(undisturbed, cache, tmp_path):
+    out = tmp_path / "run"
+    assert run(out, cache, rounds=1) == 0
+    before = times(out)
+    assert run(out, cache) == 0
+    assert_same(out, undisturbed)
+    after = times(out)
+    assert {f: after[f] for f in before} == before
+
+
+def test_the_supervised_baseline_may_be_added_later(undisturbed, cache, tmp_path):
+    out = tmp_path / "run"
+    assert run(out, cache, rounds=1) == 0
+    assert run(out, cache, rounds=1, baseline="true") == 0
+    assert run(tmp_path / "both", cache, rounds=1, baseline="true") == 0
+    assert_same(out, tmp_path / "both")
+    assert results(out)[1]["supervised_dice"] != ""
+    assert (out / "supervised" / "round_01" / "model.safetensors").exists()
+
+
+def test_kill_9_in_a_real_process(cache, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mining, "CHUNK", 16)  # as the other process has it
+        assert run(whole, cache) == 0
+        lines = ("round 0: training: 2/4", "round 1: mining: 16/", "round 1: training", "round 2: mining: 16/")
+        moment = random.Random(0).choice(lines[1:])
+        command = [sys.executable, "-m", "kmine.loop", *words(TINY, out, cache)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            for line in process.stderr:
+                if line.startswith(moment):
+                    process.kill()
+        assert process.returncode == -signal.SIGKILL
+        assert not (out / "report.html").exists()
+        assert run(out, cache) == 0
+    assert_same(out, whole)
+
+
+# -- nothing kept
+
+
+def test_a_run_that_keeps_nothing_ends_well_and_says_so(cache, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(out, cache, gate__min_agreement=1.0, gate__min_confidence=1.0) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert "round 1: no pseudo mask was kept, so there is nothing to learn from; stopping" in err
+    assert RunStore(out).run()["stopped_by"] == "no_pseudo_masks"
+    assert [(row["round"], row["num_pseudo"], row["adopted"]) for row in results(out)] == [
+        ("0", "0", "True"),
+        ("1", "0", "False"),
+    ]
+    assert "no pseudo mask was kept" in (out / "report.html").read_text()
+    assert not list(out.rglob("*.png"))
+
+
+def test_zero_rounds_is_round_zero_of_the_loop(undisturbed, cache, tmp_path):
+    out = tmp_path / "run"
+    assert run(out, cache, rounds=0) == 0
+    assert results(out) == [{**results(undisturbed)[0], "segmenter": ""}]
+    first = {f: h for f, h in content(undisturbed).items() if f.startswith("round_00/")}
+    assert content(out) == first
+
+
+# -- what a run may look at
+
+
+def test_withheld_masks_and_the_test_split_are_never_opened(tmp_path, monkeypatch):
+    masks: set[str] = set()
+    real = PhantomSource.mask
+    monkeypatch.setattr(PhantomSource, "mask", lambda self, i: masks.add(i) or real(self, i))
+    out = tmp_path / "run"
+    assert run(out, tmp_path / "cache", rounds=1, baseline="true") == 0
+    with (out / "splits.csv").open(newline="") as file:
+        split = {row["sample_id"]: row["split"] for row in csv.DictReader(file)}
+    assert masks == {i for i, name in split.items() if name in ("labeled", "val")}
+
+
+def test_no_pool_of_a_task_holds_the_test_split_and_only_two_have_masks(tmp_path, monkeypatch):
+    from kmine.errors import WithheldMaskError
+    from kmine.setup import open as runs
+
+    native: list[str] = []
+    tasks = []
+    real_open, real_image = runs.open_task, PhantomSource.image
+
+    def opened(*args):
+        task = real_open(*args)
+        native.clear()  # what was decoded for the cache, test images included
+        tasks.append(task)
+        return task
+
+    monkeypatch.setattr(runs, "open_task", opened)
+    monkeypatch.setattr(PhantomSource, "image", lambda self, i: native.append(i) or real_image(self, i))
+    out = tmp_path / "run"
+    assert run(out, tmp_path / "cache", rounds=1) == 0
+    (task,) = tasks
+    with (out / "splits.csv").open(newline="") as file:
+        test = {row["sample_id"] for row in csv.DictReader(file) if row["split"] == "test"}
+    assert test
+    assert not test & {*task.labeled.ids, *task.unlabeled.ids, *task.val.ids, *native}
+    for sample_id in task.unlabeled.ids:
+        assert task.unlabeled.sample(sample_id).mask is None
+        with pytest.raises(WithheldMaskError):
+            task.unlabeled.mask_small(sample_id)
+
+
+# -- the data were copied
+
+
+def test_a_run_goes_on_with_data_that_were_copied_elsewhere(tmp_path, capsys):
+    out, cache = tmp_path / "run", tmp_path / "cache"
+    write_pictures(tmp_path / "here", TINY["data.num_samples"])
+
+    def go_on(folder: Path, rounds: int) -> int:
+        places = {"data__images": folder / "images", "data__masks": folder / "masks"}
+        return run(out, cache, data__name="folder", data__duplicate_distance=-1, rounds=rounds, **places)
+
+    assert go_on(tmp_path / "here", 1) == 0
+    before, fingerprint = times(out), RunStore(out).run()["data_fingerprint"]
+    move_pictures(tmp_path / "here", tmp_path / "there")
+    assert go_on(tmp_path / "there", 2) == 0
+    assert "comparing what they hold" in capsys.readouterr().err
+    assert before.items() <= times(out).items() and (out / "round_02" / "model.safetensors").exists()
+    assert RunStore(out).run()["data_fingerprint"] == fingerprint
+    labeled = next(r["sample_id"] for r in RunStore(out).read_csv("splits.csv") if r["split"] == "labeled")
+    Image.fromarray(np.full((32, 32), 255, np.uint8)).save(tmp_path / "there" / "masks" / f"{labeled}.png")
+    assert go_on(tmp_path / "there", 2) != 0
+    assert "the data are not those this run began with" in capsys.readouterr().err

@@ -1,0 +1,225 @@
+"""The calibrator and its promise: laws, hand-computed cases, and simulations with a known answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kmine.mining.calibration.fit import (
+    MIN_OBJECTS,
+    fit_calibrator,
+    lower_bound,
+    promise,
+    reliability,
+    risk_coverage,
+    threshold_by_estimates,
+    true_dice,
+)
+from kmine.ops.calibrator import (
+    FEATURES,
+    Calibration,
+    Calibrator,
+    Promise,
+    feature_rows,
+)
+from kmine.types import Evidence, Prompts
+
+
+def objects(count: int, seed: int = 0, noise: float = 0.05) -> tuple[list[Evidence], np.ndarray, list[str]]:
+    """Objects whose Dice is their agreement, and noise; predicted IoU says nothing, the rest is unknown."""
+    rng = np.random.default_rng(seed)
+    agreement = rng.uniform(0.2, 1, count)
+    dice = np.clip(agreement + rng.normal(0, noise, count), 0, 1)
+    evidence = [Evidence(predicted_iou=rng.random(), agreement_iou=a) for a in agreement]
+    return evidence, dice, [f"group{n // 2}" for n in range(count)]
+
+
+# -- the calibrator
+
+
+def test_it_finds_the_score_that_tells_and_leaves_the_others():
+    evidence, dice, groups = objects(60)
+    calibrator, _ = fit_calibrator(evidence, dice, groups, seed=0)
+    weights = dict(zip(FEATURES, calibrator.weights, strict=True))
+    assert weights["agreement_iou"] > 5 * abs(weights["predicted_iou"]) > 0
+    assert all(weights[name] == 0 for name in FEATURES if name not in ("agreement_iou", "predicted_iou"))
+    new, truth, _ = objects(200, seed=1)
+    estimates = calibrator.estimates(feature_rows(new))
+    assert abs((estimates - truth).mean()) < 0.03
+    assert np.corrcoef(estimates, truth)[0, 1] > 0.9
+
+
+def test_a_score_that_could_not_be_had_counts_as_the_usual_one():
+    evidence, dice, groups = objects(60)
+    calibrator, _ = fit_calibrator(evidence, dice, groups, seed=0)
+    usual = float(np.median([e.agreement_iou for e in evidence]))
+    middle = float(np.median([e.predicted_iou for e in evidence]))
+    assert calibrator.estimate(Evidence()) == pytest.approx(
+        calibrator.estimate(Evidence(agreement_iou=usual, predicted_iou=middle))
+    )
+
+
+def test_estimates_apart_never_know_their_own_group():
+    evidence, dice, groups = objects(40)
+    _, before = fit_calibrator(evidence, dice, groups, seed=0)
+    changed = dice.copy()
+    changed[:2] = 0.0  # both objects of group0
+    _, after = fit_calibrator(evidence, changed, groups, seed=0)
+    assert np.array_equal(before[:2], after[:2])
+    assert not np.array_equal(before[2:], after[2:])
+
+
+def test_estimates_stay_within_0_and_1_and_survive_json():
+    evidence, dice, groups = objects(40)
+    calibrator, _ = fit_calibrator(evidence, dice, groups, seed=0)
+    wild = [Evidence(agreement_iou=v, area_ratio=a) for v in (-50, 0, 50) for a in (0, 1e9)]
+    estimates = calibrator.estimates(feature_rows(wild))
+    assert ((estimates >= 0) & (estimates <= 1)).all()
+    both = Calibration(calibrator, calibrator, Promise(0.5, True, 0.8, 0.9, 1.0, 40))
+    assert Calibration.from_json(both.to_json()) == both
+    assert Calibrator.from_json(calibrator.to_json()).estimate(evidence[0]) == calibrator.estimate(evidence[0])
+
+
+def test_too_few_objects_or_a_single_group_are_no_calibration():
+    evidence, dice, groups = objects(MIN_OBJECTS)
+    assert fit_calibrator(evidence, dice, groups, seed=0) is not None
+    assert fit_calibrator(evidence[1:], dice[1:], groups[1:], seed=0) is None
+    assert fit_calibrator(evidence, dice, ["one"] * MIN_OBJECTS, seed=0) is None
+
+
+def test_evidence_that_never_varies_gives_the_mean():
+    dice = np.linspace(0.5, 0.9, 20)
+    calibrator, apart = fit_calibrator([Evidence(predicted_iou=0.5)] * 20, dice, [str(n) for n in range(20)], seed=0)
+    assert calibrator.estimate(Evidence(predicted_iou=0.9)) == pytest.approx(dice.mean())
+    assert np.allclose(apart, dice.mean(), atol=0.05)
+
+
+# -- the threshold by estimates alone
+
+
+@pytest.mark.parametrize(
+    ("estimates", "target", "threshold", "coverage"),
+    [
+        ([0.9, 0.8, 0.7, 0.6, 0.2], 0.8, 0.7, 3 / 5),  # means .9 .85 .8 .75
+        ([0.6, 0.9, 0.2, 0.8, 0.7], 0.75, 0.6, 4 / 5),
+        ([0.9, 0.7, 0.7, 0.7], 0.76, 0.9, 1 / 4),  # equal ones come together: .9, then .75
+        ([1.0, 1.0, 1.0, 0.4], 0.8, 1.0, 3 / 4),  # .85 with the last, but it is more likely wrong than right
+        ([1.0, 1.0, 0.35, 0.2], 0.3, 0.35, 3 / 4),  # unless so little is asked for
+        ([0.5, 0.4], 0.8, 0.95, 0.0),  # out of reach: what is given otherwise
+        ([], 0.8, 0.95, 0.0),
+    ],
+)
+def test_the_loosest_threshold_whose_mean_estimate_reaches_the_target(estimates, target, threshold, coverage):
+    found = threshold_by_estimates(estimates, target, 0.95)
+    assert found.threshold == pytest.approx(threshold)
+    assert found.coverage == pytest.approx(coverage) and found.num_objects == len(estimates)
+    kept = [value for value in estimates if value >= threshold]
+    assert found.mean_estimate == pytest.approx(np.mean(kept)) if kept else np.isnan(found.mean_estimate)
+
+
+# -- the promise
+
+
+def test_lower_bound_by_hand():
+    assert lower_bound([], 0.9) == 0
+    assert lower_bound([0.0] * 30, 0.9) == 0
+    # One value of 1 and stakes up to 95 %: the wealth is the mean of 1 + s (1 / m - 1), 10 at m = .5 / 9.5.
+    assert lower_bound([1.0], 0.9) == pytest.approx(0.5 / 9.5, abs=1e-3)
+
+
+def test_lower_bound_grows_with_the_values_and_falls_with_confidence():
+    values = np.random.default_rng(0).beta(8, 2, 40)
+    assert lower_bound(values, 0.9) < values.mean()
+    assert lower_bound(np.minimum(values + 0.1, 1), 0.9) > lower_bound(values, 0.9)
+    assert lower_bound(values, 0.99) < lower_bound(values, 0.9)
+    assert lower_bound(np.tile(values, 4), 0.9) > lower_bound(values, 0.9)
+    assert lower_bound(values[::-1], 0.9) == lower_bound(values, 0.9)
+
+
+@pytest.mark.parametrize("shape", ["beta", "rare zeros", "coins"])
+def test_the_bound_is_above_the_mean_no_oftener_than_it_says(shape):
+    rng, wrong, runs = np.random.default_rng(1), 0, 200
+    for _ in range(runs):
+        if shape == "beta":
+            values, mean = rng.beta(2, 1, 25), 2 / 3
+        elif shape == "coins":
+            values, mean = (rng.random(25) < 0.6) * 1.0, 0.6
+        else:
+            values, mean = np.where(rng.random(25) < 0.1, 0, 0.9), 0.81
+        wrong += lower_bound(values, 0.8) > mean
+    assert wrong / runs <= 0.2
+
+
+def test_the_promise_is_kept_as_often_as_it_says():
+    broken, runs = 0, 100
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        score = rng.random(80)
+        dice = np.where(rng.random(80) < 0.3 + 0.7 * score, rng.beta(20, 2, 80), 0.3)
+        found = promise(score, dice, target=0.75, confidence=0.8)
+        if found.kept:
+            fresh = rng.uniform(found.threshold, 1, 4000)
+            good = rng.random(4000) < 0.3 + 0.7 * fresh
+            broken += np.where(good, 20 / 22, 0.3).mean() < 0.75
+    assert broken / runs <= 0.2
+
+
+def test_the_loosest_threshold_that_holds_is_taken():
+    estimates = np.repeat([0.95, 0.75, 0.3], [100, 100, 100])
+    dice = np.repeat([0.95, 0.85, 0.2], [100, 100, 100])
+    found = promise(estimates, dice, target=0.8, confidence=0.9)
+    assert found.kept and found.threshold == 0.5 and found.coverage == pytest.approx(2 / 3)
+    assert found.mean == pytest.approx(0.9) and 0.8 <= found.lower_bound < 0.9
+    assert promise(estimates, dice, target=0.5, confidence=0.9).threshold == 0
+
+
+def test_what_cannot_be_promised_is_not_and_the_bound_says_what_can():
+    estimates, dice = np.repeat([0.95, 0.4], [6, 14]), np.repeat([0.95, 0.4], [6, 14])
+    found = promise(estimates, dice, target=0.9, confidence=0.9)
+    assert not found.kept and found.threshold == 0.5 and found.mean == pytest.approx(0.95)
+    assert 0 < found.lower_bound < 0.9
+    hopeless = promise(estimates, dice / 2, target=0.9, confidence=0.9)
+    assert not hopeless.kept and hopeless.threshold == 0.9
+
+
+def test_masks_that_are_all_bad_are_not_let_through_for_want_of_better_ones():
+    poor = promise(np.full(20, 0.3), np.full(20, 0.3), target=0.85, confidence=0.9)
+    assert not poor.kept and poor.threshold == 0.5 and poor.coverage == 0 and poor.lower_bound == 0
+
+
+# -- curves
+
+
+def test_risk_coverage_by_hand():
+    curve = risk_coverage(np.array([0.2, 0.9, 0.9, 0.5]), np.array([0.1, 1.0, 0.8, 0.6]))
+    assert curve == [(0.5, pytest.approx(0.9)), (0.75, pytest.approx(0.8)), (1.0, pytest.approx(0.625))]
+
+
+def test_reliability_by_hand():
+    bins = reliability(np.array([0.1, 0.9, 0.3, 0.7]), np.array([0.0, 1.0, 0.4, 0.5]), num_bins=2)
+    assert bins == [
+        (pytest.approx(0.2), pytest.approx(0.2), 2),
+        (pytest.approx(0.8), pytest.approx(0.75), 2),
+    ]
+
+
+# -- what an object should have been
+
+
+def test_true_dice_is_with_the_objects_that_were_meant():
+    truth = np.zeros((20, 20), np.uint8)
+    truth[2:6, 2:6] = truth[2:6, 8:12] = 1
+    truth[15:19, 15:19] = 2
+    one, both = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
+    one[2:6, 2:6] = True
+    both[2:6, 2:12] = True
+    prompts = Prompts(1, component=one)
+    assert true_dice(one, prompts, truth) == 1
+    assert true_dice(both, prompts, truth) == pytest.approx(2 * 32 / (32 + 40))
+    assert true_dice(one, Prompts(2, component=one), truth) == 0
+    assert true_dice(np.zeros_like(one), Prompts(1, component=one), truth) == 0
+    far = np.zeros((20, 20), bool)
+    far[15:19, 2:6] = True
+    assert true_dice(far, Prompts(1, component=far), truth) == 0
+    truth[2:6, 2:4] = 255
+    assert true_dice(one, prompts, truth) == 1

@@ -1,0 +1,174 @@
+"""Laws of the gate's calibration: nobody judges what it was taught, few labels promise nothing, a kill costs a part."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers.small import CFG
+
+from kmine.config import AdaptConfig, GateConfig
+from kmine.methods import mining
+from kmine.methods.mining import mine
+from kmine.mining.calibration import step as calibration
+from kmine.mining.calibration.step import calibrate, learn, sentence
+from kmine.segmenters.ellipse import Ellipse
+
+SMALL = replace(
+    CFG,
+    rounds=1,
+    gate=GateConfig(mode="calibrated", target_dice=0.3),
+    data=replace(CFG.data, num_samples=60, label_fraction=0.6),
+    adapt=AdaptConfig(folds=3, fold_steps=30),
+    fit=replace(CFG.fit, steps=30),
+)
+
+
+@pytest.fixture
+def done(task_of):
+    task, store = task_of(SMALL, segmenter=Ellipse())
+    return calibrate(task, task.segmenter, store), store
+
+
+def test_every_object_is_judged_by_models_that_do_not_know_its_image(task_of, monkeypatch):
+    known, real, seen = {}, calibration.fold_model, []
+
+    def fold_model(task, store, number, part):
+        model = real(task, store, number, part)
+        known[id(model)] = set(task.labeled.ids) - set(part)
+        return model
+
+    def mined(task, model, witness, segmenter, ids, areas):
+        assert not known[id(model)] & set(ids)
+        seen.extend(ids)
+        return iter(())
+
+    monkeypatch.setattr(calibration, "fold_model", fold_model)
+    monkeypatch.setattr(calibration, "_mined", mined)
+    task, store = task_of(SMALL, segmenter=Ellipse())
+    calibrate(task, task.segmenter, store)
+    assert sorted(seen) == sorted(task.labeled.ids)
+
+
+def test_a_segmenter_that_learns_is_taught_anew_without_each_part(task_of, monkeypatch):
+    taught = []
+
+    class Learner(Ellipse):
+        name = "learner+adapted"
+
+    def teach(task, base, examples, held_out, title):
+        taught.append({sample.sample_id for sample, _ in examples})
+        return base
+
+    monkeypatch.setattr(calibration, "_taught", teach)
+    task, store = task_of(SMALL, segmenter=Learner())
+    calibrate(task, Ellipse(), store)
+    everything = set(task.labeled.ids)
+    parts = [everything - one for one in taught]
+    assert len(parts) == 3 and set().union(*parts) == everything and sum(map(len, parts)) == len(everything)
+
+
+def promised(task, kept: bool):
+    found = replace(task.calibration, promise=replace(task.calibration.promise, kept=kept, threshold=0.95))
+    return replace(task, calibration=found)
+
+
+def objects_of(store):
+    return [row for row in store.decisions(1) if row["object_idx"] >= 0]
+
+
+def test_the_gate_goes_by_it_and_every_decision_says_its_estimates(done):
+    task, store = done
+    assert task.calibration is not None
+    list(mine(promised(task, kept=True), store))
+    rows = objects_of(store)
+    assert rows and all(0 <= row["estimated_dice"] <= 1 for row in rows)
+    for row in rows:
+        assert row["kept"] == (row["estimated_dice"] >= 0.95 and row["reason"] in ("kept", "kept_local"))
+        assert row["source"] in ("both", "segmenter", "local")
+    assert not (store.round_dir(1) / "threshold.json").exists(), "what is promised is not moved"
+
+
+def test_where_nothing_is_promised_the_mean_estimate_reaches_the_target(done):
+    task, store = done
+    list(mine(promised(task, kept=False), store))
+    about, rows = store.read_json(store.round_dir(1) / "threshold.json"), objects_of(store)
+    assert about["threshold"] < 0.95 and about["num_images"] == len(task.unlabeled), "so few are all looked at"
+    kept = [row["estimated_dice"] for row in rows if row["kept"]]
+    assert kept and np.mean(kept) == pytest.approx(about["mean_estimate"]) and np.mean(kept) >= 0.3
+    assert min(kept) >= about["threshold"] > max([r["estimated_dice"] for r in rows if not r["kept"]], default=-1)
+    assert sum("on are kept" in said for said in task.watcher.said) == 1
+
+
+def test_the_threshold_is_read_back_after_a_kill(done, monkeypatch):
+    task, store = done
+    task = promised(task, kept=False)
+    list(mine(task, store))
+    before = store.decisions(1)
+    (store.round_dir(1) / "decisions.parquet").unlink()
+    monkeypatch.setattr(mining, "threshold_by_estimates", lambda *_: pytest.fail("settled anew"))
+    list(mine(task, store))
+    assert str(store.decisions(1)) == str(before)
+
+
+def test_it_is_read_back_and_what_a_kill_left_is_gone_on_with(done, task_of, monkeypatch):
+    task, store = done
+    monkeypatch.setattr(calibration, "_measure", lambda *_: pytest.fail("measured anew"))
+    assert calibrate(task, task.segmenter, store).calibration == task.calibration
+    monkeypatch.undo()
+    before = (store.root / "calibration" / "fold_1.json").read_bytes()
+    (store.root / "calibration" / "fold_1.json").unlink()
+    measured, real = [], calibration._mined
+    monkeypatch.setattr(
+        calibration, "_mined", lambda t, m, w, s, ids, a: measured.append(ids) or real(t, m, w, s, ids, a)
+    )
+    assert calibrate(task, task.segmenter, store).calibration == task.calibration
+    assert len(measured) == 1 and (store.root / "calibration" / "fold_1.json").read_bytes() == before
+
+
+def test_thresholds_decide_where_that_is_asked_or_labels_are_few(task_of):
+    task, store = task_of(replace(SMALL, gate=GateConfig(mode="thresholds")), segmenter=Ellipse())
+    assert calibrate(task, task.segmenter, store) is task
+    few, store = task_of(replace(SMALL, data=replace(SMALL.data, label_fraction=0.1)), "few", segmenter=Ellipse())
+    assert calibrate(few, few.segmenter, store).calibration is None
+    assert "too few; its thresholds decide" in few.watcher.said[-1]
+    assert not list(store.root.glob("fold_*")), "nothing is trained to find that out"
+
+
+def rows(count: int) -> list[dict]:
+    rng = np.random.default_rng(0)
+    found = []
+    for n in range(count):
+        agreement = rng.uniform(0.5, 1)
+        row = dict.fromkeys(calibration.FEATURES, None) | {"agreement_iou": agreement, "group_id": str(n)}
+        found.append(row | {"dice_segmenter": agreement, "dice_local": agreement - 0.2})
+    return found
+
+
+def test_what_is_said_of_the_promise():
+    kept = learn(rows(200), 0.6, 0.9, 0.03, 0)
+    assert kept["promise"]["kept"] and kept["rank_correlation"] > 0.9
+    assert "promises a mean Dice of 0.60 at 90% confidence" in sentence(kept)
+    broken = learn(rows(20), 0.9, 0.9, 0.03, 0)
+    assert not broken["promise"]["kept"]
+    assert sentence(broken).startswith("not enough labels to promise a mean Dice of 0.90 at 90% confidence")
+    poor = learn([row | {"dice_segmenter": 0.2, "dice_local": 0.1} for row in rows(20)], 0.9, 0.9, 0.03, 0)
+    poor["promise"]["mean"] = None  # as it comes back from JSON
+    assert "reaches an estimated Dice of 0.50" in sentence(poor)
+    assert learn([row | {"dice_segmenter": None} for row in rows(50)], 0.6, 0.9, 0.03, 0)["promise"] is None
+
+
+def test_each_part_has_a_witness_of_its_own(task_of):
+    task, store = task_of(replace(SMALL, model=replace(SMALL.model, name="unetpp+unet")), segmenter=Ellipse())
+    made = calibrate(task, task.segmenter, store)
+    assert sorted(path.name for path in store.root.glob("witness_fold_*")) == [f"witness_fold_{n}" for n in range(3)]
+    rows = [row for n in range(3) for row in store.read_json(store.root / "calibration" / f"fold_{n}.json")["objects"]]
+    assert rows and all(0 <= row["witness_dice"] <= 1 for row in rows)
+    assert made.calibration is not None
+
+
+def test_a_single_part_is_no_calibration_and_said_to_be_the_reason(task_of):
+    task, store = task_of(replace(SMALL, adapt=AdaptConfig(folds=1)), segmenter=Ellipse())
+    assert calibrate(task, task.segmenter, store).calibration is None
+    assert "adapt.folds 1" in task.watcher.said[-1] and not list(store.root.glob("fold_*"))

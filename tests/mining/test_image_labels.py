@@ -1,0 +1,156 @@
+"""Laws of image-level labels in the loop, and of the classifier that learns from them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.small import CFG, same
+
+from kmine.config import ClassifierConfig
+from kmine.data.augment import Augment
+from kmine.data.batches import LabelBatches
+from kmine.methods.mining import mine
+from kmine.mining.candidates import heed_labels
+from kmine.segmenters.ellipse import Ellipse
+from kmine.training import trainer as training
+from kmine.training.model_setup import new_model
+from kmine.types import Prompts
+
+SKS = replace(
+    CFG,
+    rounds=1,
+    data=replace(CFG.data, kind="ct", num_samples=30, size=64),
+    model=replace(CFG.model, name="sks", encoder="mobilenetv3_small_050", levels=3),
+    classifier=ClassifierConfig(steps=3, batch_size=4),
+    fit=replace(CFG.fit, steps=4, round_steps=2, val_every=2),
+)
+
+
+class Asked(Ellipse):
+    """Remembers how many prompts each image had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[int] = []
+
+    def decode(self, embeddings, prompts):
+        self.counts += [len(asked) for asked in prompts]
+        return super().decode(embeddings, prompts)
+
+
+@pytest.fixture
+def sks_task(task_of):
+    return task_of(SKS, segmenter=Asked())
+
+
+def labels(task) -> dict[str, int]:
+    return {i: task.unlabeled.image_label(i) for i in task.unlabeled.ids}
+
+
+def test_a_lesion_free_image_gets_an_empty_mask_and_is_not_asked_about(sks_task):
+    task, store = sks_task
+    list(mine(task, store))
+    rows = {r["sample_id"]: r for r in store.decisions(1)}
+    free = {i for i, label in labels(task).items() if label == 0}
+    assert free
+    for sample_id in free:
+        assert (rows[sample_id]["reason"], rows[sample_id]["object_idx"]) == ("lesion_free", -1)
+        assert rows[sample_id]["kept"] and rows[sample_id]["in_training"]
+        assert not store.pseudo_mask(1, sample_id).any()
+    assert not {r["sample_id"] for r in store.prompts(1)} & free
+
+
+def test_a_lesion_image_never_gets_an_empty_mask(sks_task):
+    task, store = sks_task
+    list(mine(task, store))
+    with_lesion = {i for i, label in labels(task).items() if label == 1}
+    trained = {r["sample_id"] for r in store.decisions(1) if r["in_training"]}
+    assert with_lesion
+    for sample_id in with_lesion & trained:
+        assert (store.pseudo_mask(1, sample_id) == 1).any()
+
+
+def test_where_the_model_finds_nothing_the_classifier_is_asked_where_it_looks(sks_task):
+    task, store = sks_task
+    model = new_model(task, store)
+    images = [task.unlabeled.sample(i) for i in task.unlabeled.ids]
+    found = Prompts(1, np.array([1, 1, 9, 9], np.float32))
+    heeded = heed_labels(task, model, images, [[] for _ in images], 1)
+    assert any(heeded)
+    for image, asked in zip(images, heeded, strict=True):
+        assert len(asked) <= image.image_label
+        assert all(one.mask_input is None and one.component.any() for one in asked)
+    kept = heed_labels(task, model, images, [[found] for _ in images], 1)
+    assert [len(asked) for asked in kept] == [image.image_label for image in images]
+    off = replace(task, cfg=replace(task.cfg, prompts=replace(task.cfg.prompts, seed_from_activation=False)))
+    assert not any(heed_labels(off, model, images, [[] for _ in images], 1))
+
+
+def test_an_unknown_label_changes_nothing(sks_task):
+    task, store = sks_task
+    image = replace(task.unlabeled.sample(task.unlabeled.ids[0]), image_label=None)
+    found = Prompts(1, np.array([1, 1, 9, 9], np.float32))
+    assert heed_labels(task, new_model(task, store), [image], [[found]], 1) == [[found]]
+    assert heed_labels(task, new_model(task, store), [image], [[]], 1) == [[]]
+
+
+def test_of_three_classes_the_last_is_the_lesion(task_of):
+    task, _ = task_of(replace(CFG, data=replace(CFG.data, kind="ct")), segmenter=Asked())
+    task = replace(task, num_classes=3)
+    image = replace(task.unlabeled.sample(task.unlabeled.ids[0]), image_label=0)
+    organ, lesion = (Prompts(c, np.array([1, 1, 9, 9], np.float32)) for c in (1, 2))
+    assert heed_labels(task, None, [image], [[organ, lesion]], 1) == [[organ]]
+
+
+def test_the_classifier_is_trained_once_and_read_back(sks_task, monkeypatch):
+    from kmine.training import classifier as fit_classifier
+
+    task, store = sks_task
+    first = new_model(task, store)
+    monkeypatch.setattr(fit_classifier, "fit_classifier", None)
+    second = new_model(task, store)
+    assert same(first.state_dict(), second.state_dict())
+    about = store.read_json(store.root / "classifier" / "metrics.json")
+    assert about["num_images"] == len(task.labeled) + len(task.unlabeled)
+
+
+def test_it_differs_from_an_untrained_one_and_from_a_shuffled_one(task_of):
+    plain, store = task_of(SKS)
+    shuffled, other = task_of(replace(SKS, classifier=replace(SKS.classifier, shuffle=True)), "other")
+    trained = [new_model(plain, store).classifier.state_dict(), new_model(shuffled, other).classifier.state_dict()]
+    untrained = training.build_model(SKS.model, 2, SKS.seed).classifier.state_dict()
+    assert not same(trained[0], trained[1]) and not same(trained[0], untrained)
+
+
+def test_with_every_skip_off_no_classifier_is_trained(task_of):
+    alone = replace(SKS.model, skip_feature_share=False, skip_resolution=False, skip_coarse=False)
+    task, store = task_of(replace(SKS, model=alone))
+    new_model(task, store)
+    assert not (store.root / "classifier").exists()
+
+
+def test_shuffled_labels_are_the_same_labels_on_other_images(task_of):
+    task, _ = task_of(SKS)
+    settings = {"batch_size": 4, "seed": 0}
+    plain, dealt = (
+        LabelBatches([task.labeled, task.unlabeled], Augment(64, False), shuffle=shuffle, **settings)
+        for shuffle in (False, True)
+    )
+    assert len(plain.positive) == len(dealt.positive) and len(plain.negative) == len(dealt.negative)
+    assert {i for _, i in plain.positive} != {i for _, i in dealt.positive}
+
+
+def test_the_frozen_classifier_stays_as_it_was_through_the_rounds(sks_task):
+    task, store = sks_task
+    list(mine(task, store))
+    classifier = store.load_tensors(store.root / "classifier" / "model.safetensors", None)[0]
+    for round_idx in range(2):
+        path = store.round_dir(round_idx) / "model_final.safetensors"
+        if path.exists():
+            weights = store.load_tensors(path, None)[0]
+            ours = {k.removeprefix("coarse."): v for k, v in classifier.items() if k.startswith("coarse.")}
+            assert len(ours) > 10
+            assert all(torch.equal(weights[f"net.coarse.{k}"], v) for k, v in ours.items())

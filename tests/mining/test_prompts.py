@@ -1,0 +1,167 @@
+"""Prompts from hand-made probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kmine.config import PromptsConfig
+from kmine.errors import UserError
+from kmine.mining.prompts import (
+    HINT_CLIP,
+    ask_again,
+    find_prompts,
+    prompts_from_activation,
+    remember,
+)
+from kmine.types import Candidate, Probs, Prompts
+
+
+def probs_of(*foregrounds: np.ndarray, sample_id: str = "a") -> Probs:
+    planes = [np.asarray(f, np.float32) for f in foregrounds]
+    return Probs(sample_id, np.stack([1 - sum(planes), *planes]))
+
+
+def find(probs: Probs, seed: int = 0, round_idx: int = 1, **settings: object):
+    return find_prompts(probs, PromptsConfig(**settings), seed=seed, round_idx=round_idx)
+
+
+@pytest.fixture
+def two_objects() -> np.ndarray:
+    p = np.full((60, 100), 0.1)
+    p[10:20, 30:50] = 0.9  # rows 10-19, columns 30-49
+    p[40:50, 5:11] = 0.8
+    p[55, 90] = 0.99  # one pixel: under every minimum
+    return p
+
+
+def test_one_prompt_a_component_largest_first_small_ones_dropped(two_objects):
+    found = find(probs_of(two_objects))
+    assert [int(f.component.sum()) for f in found] == [200, 60]
+    assert {f.class_id for f in found} == {1}
+
+
+def test_box_is_x_then_y_grown_by_at_least_two_pixels(two_objects):
+    assert find(probs_of(two_objects))[0].box.tolist() == [28, 8, 51, 21]
+
+
+def test_minimum_area_is_the_larger_of_pixels_and_share(two_objects):
+    assert len(find(probs_of(two_objects), min_area_px=61)) == 1
+    assert len(find(probs_of(two_objects), min_area_fraction=0.011)) == 1  # 66 of 6000 pixels
+    assert len(find(probs_of(two_objects), min_area_px=1, min_area_fraction=0.0)) == 3
+
+
+def test_an_image_in_which_nothing_is_seen_gets_no_prompt():
+    assert find(probs_of(np.full((40, 40), 0.2))) == []
+
+
+def test_points_are_xy_foreground_inside_background_outside_the_object():
+    p = np.full((80, 80), 0.1)
+    p[20:60, 20:30] = 0.9
+    p[20:30, 20:60] = 0.9  # an L: the box has an empty corner
+    (found,) = find(probs_of(p), points=True)
+    assert found.point_labels.tolist() == [1, 0]
+    (fx, fy), (bx, by) = found.point_coords.astype(int)
+    assert found.component[fy, fx] and not found.component[by, bx]
+    assert bx > 40 and by > 40
+    solid = np.full((80, 80), 0.1)
+    solid[20:60, 20:60] = 0.9
+    assert find(probs_of(solid), points=True, box_margin=0.0)[0].point_labels.tolist() == [1]
+
+
+def test_hint_is_the_clipped_logit_with_other_objects_as_background(two_objects):
+    two_objects[0, 0] = 0.5
+    hint = find(probs_of(two_objects))[0].mask_input
+    assert hint.shape == two_objects.shape and hint.dtype == np.float32
+    assert hint[15, 40] == pytest.approx(np.log(9), rel=1e-4)
+    assert hint[45, 8] == -HINT_CLIP
+    assert np.abs(find(probs_of(np.where(two_objects > 0.5, 1.0, 0.0)))[0].mask_input).max() == HINT_CLIP
+
+
+def test_classes_are_kept_apart():
+    liver, tumour = np.zeros((50, 50)), np.zeros((50, 50))
+    liver[5:45, 5:25] = 0.9
+    tumour[20:30, 25:35] = 0.9
+    assert [f.class_id for f in find(probs_of(liver, tumour))] == [1, 2]
+
+
+def test_jitter_depends_on_seed_round_and_sample_alone(two_objects):
+    first = find(probs_of(two_objects))[0].jittered_boxes
+    assert first.shape == (3, 4)
+    assert np.array_equal(first, find(probs_of(two_objects))[0].jittered_boxes)
+    for other in (
+        find(probs_of(two_objects), seed=1),
+        find(probs_of(two_objects), round_idx=2),
+        find(probs_of(two_objects, sample_id="b")),
+    ):
+        assert not np.array_equal(first, other[0].jittered_boxes)
+
+
+def test_points_alone_have_no_box_and_no_jitter(two_objects):
+    found = find(probs_of(two_objects), box=False, points=True, mask_hint=False)[0]
+    assert found.box is None and found.mask_input is None and len(found.jittered_boxes) == 0
+    with pytest.raises(UserError, match=r"prompts\.box"):
+        PromptsConfig(box=False, points=False)
+
+
+def test_an_activation_map_gives_one_prompt_around_its_largest_hot_place():
+    heat = np.zeros((40, 60), np.float32)
+    heat[5:15, 10:30] = 0.8
+    heat[30:36, 40:46] = 1.0
+    heat[20:25, 0:5] = 0.5  # at half the highest value, not above
+    key = {"sample_id": "a", "seed": 0, "round_idx": 1}
+    (found,) = prompts_from_activation(heat, 2, PromptsConfig(num_jitters=2), **key)
+    assert found.class_id == 2 and found.mask_input is None
+    assert found.component.sum() == 200
+    np.testing.assert_array_equal(found.box, [8, 3, 31, 16])  # two pixels around the tight box, at least
+    assert found.jittered_boxes.shape == (2, 4)
+    (again,) = prompts_from_activation(heat, 2, PromptsConfig(num_jitters=2), **key)
+    np.testing.assert_array_equal(found.jittered_boxes, again.jittered_boxes)
+
+
+def test_an_empty_or_tiny_activation_gives_none():
+    key = {"sample_id": "a", "seed": 0, "round_idx": 1}
+    assert prompts_from_activation(np.zeros((40, 60), np.float32), 1, PromptsConfig(), **key) == []
+    heat = np.zeros((40, 60), np.float32)
+    heat[3:6, 3:6] = 1
+    assert prompts_from_activation(heat, 1, PromptsConfig(), **key) == []
+
+
+# -- a second pass, and the round before
+
+
+def rectangle(top: int, left: int, bottom: int, right: int) -> np.ndarray:
+    mask = np.zeros((60, 100), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def answer(mask: np.ndarray) -> Candidate:
+    return Candidate(np.stack([~mask, mask]), np.array([0.1, 0.9]), np.array([0.9, 0.9]), None, mask[None][:0])
+
+
+def test_a_second_pass_asks_for_the_box_and_the_mask_of_the_answer(two_objects):
+    asked = find(probs_of(two_objects))[0]
+    again = ask_again(asked, answer(rectangle(12, 34, 24, 60)), PromptsConfig(num_jitters=2), seed=0)
+    assert again.box.tolist() == [32, 10, 61, 25], "2 px around columns 34-59, rows 12-23"
+    assert (again.mask_input == np.where(rectangle(12, 34, 24, 60), HINT_CLIP, -HINT_CLIP)).all()
+    assert again.component is asked.component and again.class_id == 1 and len(again.jittered_boxes) == 2
+
+
+def test_an_empty_answer_changes_no_question(two_objects):
+    asked = find(probs_of(two_objects))[0]
+    assert ask_again(asked, answer(np.zeros((60, 100), bool)), PromptsConfig(), seed=0) is asked
+    assert ask_again(asked, answer(rectangle(0, 0, 9, 9)), PromptsConfig(mask_hint=False), seed=0).mask_input is None
+
+
+def test_the_hint_remembers_the_same_object_of_the_same_class(two_objects):
+    near, far = find(probs_of(two_objects))
+    before = [(1, lambda: rectangle(10, 30, 20, 60)), (2, lambda: near.component), (1, lambda: rectangle(0, 60, 9, 99))]
+    remembered, left = remember([near, far], before)
+    assert left is far
+    mask = rectangle(10, 30, 20, 60)
+    assert np.allclose(remembered.mask_input, (near.mask_input + np.where(mask, HINT_CLIP, -HINT_CLIP)) / 2)
+    assert remembered.box is near.box
+    (bare,) = remember([Prompts(1, near.box, component=near.component)], before[:1])
+    assert np.allclose(bare.mask_input, np.where(mask, HINT_CLIP, -HINT_CLIP) / 2)
+    assert remember([near], []) == [near]

@@ -1,0 +1,167 @@
+"""What the local model picks among proposals, on hand-made probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kmine.config import PromptsConfig
+from kmine.mining.prompts import HINT_CLIP, ask_about, find_prompts
+from kmine.mining.proposals import (
+    MIN_MATCH,
+    SAME_MASK,
+    may_pick,
+    pick,
+    soft_iou,
+)
+from kmine.ops import masks, metrics
+from kmine.segmenters.base import Proposals
+from kmine.types import Probs
+
+CFG = PromptsConfig()
+SHAPE = (60, 100)
+
+
+def rectangle(top: int, left: int, bottom: int, right: int) -> np.ndarray:
+    mask = np.zeros(SHAPE, bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def proposals(*found: np.ndarray) -> Proposals:
+    stack = np.stack(found) if found else np.zeros((0, *SHAPE), bool)
+    return Proposals(stack, np.ones(len(found), np.float32), np.ones(len(found), np.float32))
+
+
+def probs_of(*foregrounds: np.ndarray) -> Probs:
+    planes = [np.asarray(f, np.float32) for f in foregrounds]
+    return Probs("a", np.stack([1 - sum(planes), *planes]))
+
+
+def picked(probs: Probs, *found: np.ndarray, cfg: PromptsConfig = CFG):
+    local = find_prompts(probs, cfg, seed=0, round_idx=1)
+    return local, pick(probs, local, proposals(*found), cfg)
+
+
+NEAR, FAR = rectangle(10, 30, 20, 50), rectangle(40, 5, 50, 11)  # 200 and 60 pixels
+
+
+@pytest.fixture
+def two() -> Probs:
+    return probs_of(np.where(NEAR, 0.9, np.where(FAR, 0.8, 0.05)))
+
+
+def test_soft_iou_by_hand() -> None:
+    # Minima 0.8 + 0; maxima 1 + 0.2 + 1 + 0.6.
+    belief = np.array([[0.8, 0.2], [0.0, 0.6]], np.float32)
+    assert soft_iou(np.array([[True, False], [True, False]]), belief) == pytest.approx(0.8 / 2.8)
+    assert soft_iou(NEAR, FAR.astype(np.float32)) == 0
+    assert soft_iou(NEAR, NEAR.astype(np.float32)) == 1
+
+
+def test_each_object_gets_the_proposal_that_matches_it_best(two) -> None:
+    loose, shifted, part = rectangle(5, 25, 25, 60), rectangle(11, 30, 21, 50), rectangle(10, 30, 20, 42)
+    local, out = picked(two, loose, FAR, shifted, part)
+    assert [one.asked for one in out] == local, "one pick an object, in the order of the local prompts"
+    assert (out[0].mask == shifted).all() and (out[1].mask == FAR).all()
+
+
+def test_what_matches_no_object_leaves_the_local_prompt_as_it_is(two) -> None:
+    # Half of the object's pixels, probability 0.9: soft IoU 90 / (100 + 90 + some doubts around) is under 0.5.
+    slice_, elsewhere = rectangle(10, 30, 15, 50), rectangle(30, 60, 50, 90)
+    local, out = picked(two, slice_, elsewhere)
+    assert [one.mask for one in out] == [None, None] and [one.asked for one in out] == local
+    local, out = picked(two)
+    assert [one.mask for one in out] == [None, None] and [one.asked for one in out] == local
+
+
+def test_a_match_below_the_bound_is_none_and_one_at_the_bound_is() -> None:
+    probs, cfg = probs_of(NEAR.astype(float)), PromptsConfig(box_margin=0.0)
+    below, at = rectangle(10, 30, 20, 39), rectangle(10, 30, 20, 40)  # 90 and 100 of 200 certain pixels
+    assert picked(probs, below, cfg=cfg)[1][0].mask is None
+    assert (picked(probs, at, cfg=cfg)[1][0].mask == at).all() and MIN_MATCH == 0.5
+
+
+def test_doubts_all_over_the_image_spoil_no_match() -> None:
+    probs = probs_of(np.where(NEAR, 0.9, 0.3))
+    assert 0.3 * NEAR.size > 5 * NEAR.sum(), "over the whole image they would weigh more than the object"
+    assert (picked(probs, NEAR)[1][0].mask == NEAR).all()
+
+
+def test_one_object_is_not_picked_for_two() -> None:
+    left, right = rectangle(10, 20, 30, 40), rectangle(10, 42, 30, 62)
+    probs = probs_of(np.where(left | right, 1.0, 0.0))
+    # Each is one object and 19 of 20 columns of the other: soft IoU 400 / 780 with that one, IoU 760 / 800 of the two.
+    twins = [left | right & rectangle(0, 0, 60, 61), right | left & rectangle(0, 21, 60, 100)]
+    assert sorted(one.mask is None for one in picked(probs, *twins)[1]) == [False, True]
+    _, out = picked(probs, *twins, left, right)
+    assert (out[0].mask == left).all() and (out[1].mask == right).all()
+
+
+def test_another_object_in_its_box_is_no_part_of_an_object() -> None:
+    corner = rectangle(5, 5, 45, 15) | rectangle(5, 5, 15, 60)  # an L, and a block in its box
+    block = rectangle(25, 30, 40, 50)
+    _, out = picked(probs_of(np.where(corner | block, 0.9, 0.0)), corner | block, corner)
+    assert (out[0].mask == corner).all()
+
+
+def test_scattered_pieces_become_one_object_without_a_component() -> None:
+    pieces = np.zeros(SHAPE, bool)
+    for left in (60, 66, 72, 78):
+        pieces[30:34, left : left + 4] = True  # 16 pixels each, under min_area_px
+    around, twin, shy = rectangle(30, 60, 34, 82), rectangle(29, 60, 34, 82), rectangle(20, 50, 45, 90)
+    probs = probs_of(np.where(pieces, 0.95, np.where(NEAR, 0.9, 0.05)))
+    local, out = picked(probs, shy, twin, around, NEAR)
+    assert len(local) == 1 and len(out) == 2
+    assert (out[1].mask == around).all()
+    assert out[1].asked.component is None and out[1].asked.class_id == 1
+    assert len(picked(probs, around & pieces & rectangle(0, 0, 60, 64))[1]) == 1, "one piece stays too small"
+
+
+def test_a_part_of_an_object_is_no_object_of_its_own(two) -> None:
+    inside = rectangle(12, 32, 16, 44)
+    _, out = picked(two, NEAR, inside)
+    assert len(out) == 2 and (out[0].mask == NEAR).all()
+    assert len(picked(two, inside)[1]) == 2
+
+
+def test_nothing_is_picked_where_nothing_is_believed() -> None:
+    probs = probs_of(np.full(SHAPE, 0.49))
+    local, out = picked(probs, NEAR, FAR)
+    assert out == [] and not may_pick(probs, local)
+    assert may_pick(probs_of(np.full(SHAPE, 0.5)), [])
+
+
+def test_classes_are_kept_apart() -> None:
+    liver, tumour = rectangle(5, 5, 45, 60), rectangle(20, 25, 30, 45)
+    probs = probs_of(np.where(liver & ~tumour, 0.9, 0.05), np.where(tumour, 0.9, 0.0))
+    _, out = picked(probs, liver, tumour)
+    assert [(one.asked.class_id, int(one.mask.sum())) for one in out] == [(1, liver.sum()), (2, tumour.sum())]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_laws_on_random_proposals(seed) -> None:
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(30):
+        top, left = rng.integers(0, 40), rng.integers(0, 80)
+        found.append(rectangle(top, left, top + rng.integers(4, 20), left + rng.integers(4, 30)))
+    belief = np.clip(sum(mask * rng.uniform(0.2, 0.9) for mask in found[:6]) + 0.05, 0, 1)
+    local, out = picked(probs_of(belief), *found)
+    assert local and len(out) >= len(local), "never fewer objects than the local model's own"
+    assert all(one.asked is own for one, own in zip(out, local, strict=False))
+    assert all(one.mask is not None and one.asked.component is None for one in out[len(local) :])
+    chosen = [one.mask for one in out if one.mask is not None]
+    assert chosen and all(any(mask is part or (mask == part).all() for part in found) for mask in chosen)
+    own = chosen[: sum(one.mask is not None for one in out[: len(local)])]
+    assert all(metrics.iou(a, b) < SAME_MASK for n, a in enumerate(own) for b in own[:n])
+
+
+def test_the_prompt_of_a_pick_comes_from_the_mask_and_keeps_the_component(two) -> None:
+    shifted = rectangle(11, 31, 21, 52)
+    local, out = picked(two, shifted)
+    asked = ask_about(out[0].asked, out[0].mask, PromptsConfig(points=True), seed=0)
+    assert asked.box.tolist() == [29, 9, 53, 22], "2 px around columns 31-51, rows 11-20"
+    assert (asked.mask_input == np.where(shifted, HINT_CLIP, -HINT_CLIP)).all()
+    assert (asked.point_coords[0] == masks.inner_point(shifted)).all() and asked.jittered_boxes.shape == (3, 4)
+    assert asked.component is local[0].component and (asked.component == NEAR).all()

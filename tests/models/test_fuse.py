@@ -1,0 +1,40 @@
+"""Folding batch norm changes the work, not the answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kmine.config import ModelConfig
+from kmine.models.build import build_model
+from kmine.models.fuse import fold_batch_norm
+
+
+def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in model.modules() if type(module) is nn.BatchNorm2d]
+
+
+@pytest.mark.parametrize("name", ["unet", "unetpp", "sks"])
+def test_the_answer_stays_and_the_norms_of_the_decoder_go(name):
+    encoder = "mobilenetv2_050" if name == "sks" else "mobilenet_v2"
+    model = build_model(ModelConfig(name=name, encoder=encoder, decoder_channels=16), 2, seed=0)
+    with torch.no_grad():
+        for norm in norms(model):  # as after training: none of them does nothing
+            norm.running_mean.uniform_(-1, 1)
+            norm.running_var.uniform_(0.5, 2)
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-1, 1)
+        images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+        before = model.eval()(images)
+        count = len(norms(model))
+        fold_batch_norm(model)
+        after = model(images)
+    assert len(norms(model)) < count / 2
+    torch.testing.assert_close(after, before, atol=1e-4 * float(before.abs().max()), rtol=1e-4)
+
+
+def test_what_is_no_neighbour_is_left_alone():
+    alone = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4))
+    fold_batch_norm(alone)
+    assert len(norms(alone)) == 2 and not alone.training

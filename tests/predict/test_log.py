@@ -1,0 +1,69 @@
+"""What is done is not made again; what is not ours is not replaced."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+
+from kmine.errors import UserError
+from kmine.predict.log import LEDGER, Ledger
+
+
+@pytest.fixture
+def out(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"mask")
+    ledger = Ledger(tmp_path)
+    ledger.add("a", "s1", ["a.png"], {"file": "a"})
+    ledger.close()
+    return tmp_path
+
+
+@contextmanager
+def reopened(out):
+    ledger = Ledger(out)
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def done(out, name: str, signature: str):
+    with reopened(out) as ledger:
+        return ledger.done(name, signature)
+
+
+def test_a_whole_output_of_the_same_signature_is_done(out):
+    assert done(out, "a", "s1") == {"file": "a"}
+    assert done(out, "a", "s2") is None and done(out, "b", "s1") is None
+
+
+def test_an_output_that_is_gone_or_cut_short_is_not_done(out):
+    (out / "a.png").write_bytes(b"mas")
+    assert done(out, "a", "s1") is None
+    (out / "a.png").unlink()
+    assert done(out, "a", "s1") is None
+
+
+def test_a_line_that_a_kill_cut_short_costs_that_image_alone(out):
+    with (out / LEDGER).open("a") as file:
+        file.write('{"name": "b", "sig')
+    with reopened(out) as ledger:
+        ledger.add("c", "s1", [], {})
+    assert done(out, "a", "s1") == {"file": "a"} and done(out, "c", "s1") == {}
+    assert done(out, "b", "s1") is None
+
+
+def test_files_of_others_are_not_replaced(out):
+    (out / "theirs.png").write_bytes(b"photo")
+    with reopened(out) as ledger:
+        ledger.refuse_foreign(["a.png", "new.png"])
+        with pytest.raises(UserError, match=r"theirs\.png, which kmine predict did not write"):
+            ledger.refuse_foreign(["a.png", "theirs.png"])
+
+
+def test_one_process_at_a_time(out):
+    with reopened(out), pytest.raises(UserError, match="another process"):
+        Ledger(out)
+    with reopened(out):
+        pass

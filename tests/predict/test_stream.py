@@ -1,0 +1,197 @@
+"""The stream: order, batches, bounded reading ahead, and what is said of an image."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from helpers.made_up_run import ALONE
+
+from kmine.errors import SampleError
+from kmine.mining.calibration.local_quality import Alone
+from kmine.predict import stream
+from kmine.predict.inputs import Input
+from kmine.predict.metadata import About, colours
+from kmine.predict.network import Predicted
+from kmine.predict.outputs import (
+    class_mask,
+    columns,
+    num_components,
+    overlay,
+)
+from kmine.predict.reader import Loaded
+from kmine.predict.stream import Job, predict_stream
+
+ABOUT = About(
+    name="m",
+    dataset="d",
+    class_names=("background", "a"),
+    size=4,
+    window=None,
+    batch_size=3,
+    method="mining",
+    segmenter="ellipse",
+    round_idx=0,
+    checkpoint="best",
+    signature="s",
+    intensity=None,
+)
+
+
+class Threshold:
+    """Bright is an object; remembers how many came at once."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def predict(self, images, tta):
+        self.batches.append(len(images))
+        bright = (images[..., 0] > 127).astype(np.float32) * 0.8 + 0.1
+        return Predicted(np.stack([1 - bright, bright], axis=1), None)
+
+
+@pytest.fixture
+def job(tmp_path):
+    return Job(Threshold(), ABOUT, tmp_path, None, "none", 3, probs=False, overlay=False)
+
+
+def inputs(tmp_path, count: int) -> list[Input]:
+    return [Input(f"{n:03}", "picture", (tmp_path / f"{n:03}.png",)) for n in range(count)]
+
+
+def pretend(monkeypatch, load) -> None:
+    monkeypatch.setattr(stream, "load", load)
+
+
+def loaded(value: int = 255) -> Loaded:
+    return Loaded(np.full((1, 4, 4, 3), value, np.uint8), (6, 8), None, None, None)
+
+
+def test_images_come_back_in_order_in_batches_of_the_size_of_training(job, tmp_path, monkeypatch):
+    pretend(monkeypatch, lambda one, *_, **__: loaded(255 * (int(one.name) % 2)))
+    done = list(predict_stream(job, inputs(tmp_path, 8)))
+    assert [one.one.name for one in done] == [f"{n:03}" for n in range(8)]
+    assert [one.row["a_px"] for one in done] == [0, 48] * 4
+    assert job.network.batches == [3, 3, 2]
+    assert done[0].row["mean_max_probability"] == pytest.approx(0.9)
+
+
+def test_areas_are_in_mm2_where_the_spacing_is_known(job, tmp_path, monkeypatch):
+    spacing = {"000": None, "001": (0.5, 0.25)}
+    pretend(monkeypatch, lambda one, *_, **__: replace(loaded(), spacing=spacing[one.name]))
+    first, second = (one.row for one in predict_stream(job, inputs(tmp_path, 2)))
+    assert (first["a_px"], first["a_mm2"], first["a_components"]) == (48, "", 1)
+    assert second["a_mm2"] == pytest.approx(48 * 0.5 * 0.25) and second["a_mm3"] == ""
+
+
+def test_images_unlike_those_of_training_are_told_by_their_ranges(job, tmp_path, monkeypatch):
+    ranges = {"red": [0, 100], "green": [0, 255], "blue": [0, 255], "contrast": [0, 128]}
+    warned = replace(job, about=replace(ABOUT, intensity={"num_images": 9, "ranges": ranges}))
+    pretend(monkeypatch, lambda one, *_, **__: loaded(255 * (int(one.name) % 2)))
+    dark, bright = (one.row["warning"] for one in predict_stream(warned, inputs(tmp_path, 2)))
+    assert dark == "" and bright == "unlike the training images: red 255 (training: 0 to 100)"
+
+
+def test_each_object_is_judged_and_an_image_by_their_areas(job, tmp_path, monkeypatch):
+    small = np.zeros((1, 4, 4, 3), np.uint8)
+    small[0, :, 0] = 255
+    shown = {"000": small, "001": np.zeros_like(small)}
+    pretend(monkeypatch, lambda one, *_, **__: Loaded(shown[one.name], (4, 4), None, None, None))
+    judged = replace(job, alone=Alone.from_json(ALONE | {"prompts": ALONE["prompts"] | {"min_area_px": 1}}))
+    one, none = (done.row for done in predict_stream(judged, inputs(tmp_path, 2)))
+    assert one["num_objects"] == 1 and one["estimated_dice"] == pytest.approx(0.9), "the mean probability inside"
+    box = {"x0": 0, "y0": 0, "x1": 0, "y1": 3}
+    assert one["objects"] == [{"slice": "", "class": "a", "px": 4, **box, "estimated_dice": 0.9}]
+    assert (none["num_objects"], none["estimated_dice"], none["objects"]) == (0, "", []), (
+        "what is not found is not judged"
+    )
+    unjudged = next(predict_stream(job, inputs(tmp_path, 1))).row
+    assert (unjudged["num_objects"], unjudged["estimated_dice"]) == ("", "")
+
+
+def test_no_more_is_read_than_a_batch_ahead(job, tmp_path, monkeypatch):
+    lock, open_now, most = threading.Lock(), [0], [0]
+
+    def load(one, *_, **__):
+        with lock:
+            open_now[0] += 1
+            most[0] = max(most[0], open_now[0])
+        return loaded()
+
+    pretend(monkeypatch, load)
+    for _ in predict_stream(job, inputs(tmp_path, 60)):
+        with lock:
+            open_now[0] -= 1
+    assert 0 < most[0] <= 4 * job.batch_size + 2
+
+
+def test_a_bad_image_stops_nobody(job, tmp_path, monkeypatch):
+    def load(one, *_, **__):
+        if one.name == "001":
+            raise SampleError("x.png", "broken")
+        return loaded()
+
+    pretend(monkeypatch, load)
+    done = {one.one.name: one for one in predict_stream(job, inputs(tmp_path, 4))}
+    assert [name for name, one in done.items() if one.error] == ["001"] and len(done) == 4
+    assert done["001"].row["error"] == "broken" and not (tmp_path / "masks" / "001.png").exists()
+
+
+def test_a_network_that_gives_no_numbers_stops_the_stream(job, tmp_path, monkeypatch):
+    pretend(monkeypatch, lambda *_, **__: loaded())
+
+    def predict(images, tta):
+        raise FloatingPointError("NaN")
+
+    job.network.predict = predict
+    with pytest.raises(FloatingPointError):
+        list(predict_stream(job, inputs(tmp_path, 4)))
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_the_mask_is_the_most_probable_class_of_the_resized_probabilities(num_classes):
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet(np.ones(num_classes), (8, 8)).astype(np.float32).transpose(2, 0, 1)
+    grown = np.stack([cv2.resize(p, (31, 17), interpolation=cv2.INTER_LINEAR) for p in probs])
+    assert (class_mask(probs, 17, 31) == grown.argmax(axis=0)).mean() > 0.998
+    assert np.array_equal(class_mask(probs, 8, 8), probs.argmax(axis=0))
+
+
+def test_components_connect_at_corners_in_two_and_three_dimensions():
+    flat = np.zeros((4, 4), bool)
+    flat[0, 0] = flat[1, 1] = flat[3, 3] = True
+    assert num_components(flat) == 2
+    deep = np.zeros((3, 4, 4), bool)
+    deep[0, 0, 0] = deep[1, 1, 1] = deep[2, 3, 3] = True
+    assert num_components(deep) == 2
+
+
+def test_an_overlay_shows_the_class_colour_and_leaves_the_rest():
+    image, mask = np.full((64, 64), 100, np.uint8), np.zeros((64, 64), np.uint8)
+    mask[16:48, 16:48] = 1
+    drawn = cv2.imdecode(np.frombuffer(overlay(image, mask, 2), np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
+    assert np.abs(drawn[4, 4] - 100).max() < 10
+    expected = 100 * 0.65 + colours(2)[1] * 0.35
+    assert np.abs(drawn[32, 32] - expected).max() < 12
+    huge = overlay(np.zeros((3000, 1000), np.uint8), np.zeros((3000, 1000), np.uint8), 2)
+    assert cv2.imdecode(np.frombuffer(huge, np.uint8), cv2.IMREAD_COLOR).shape[:2] == (1024, 341)
+
+
+def test_colours_of_classes_differ_and_columns_name_every_class():
+    assert len({tuple(c) for c in colours(6).tolist()}) == 6
+    assert {"liver_px", "tumour_mm3"} <= set(columns(("background", "liver", "tumour")))
+
+
+def test_what_is_known_of_a_model_survives_its_file():
+    about = replace(ABOUT, window=(-1.0, 2.5), intensity={"num_images": 0}, card="# ü", alone=ALONE)
+    assert About.from_json(about.to_json(), "x") == about
+
+
+def test_a_file_from_before_estimates_is_read():
+    older = json.loads(ABOUT.to_json()) | {"format": 1}
+    del older["alone"], older["no_estimate"]
+    assert About.from_json(json.dumps(older), "x") == ABOUT

@@ -1,0 +1,42 @@
+"""Settings of a finished run, with its data elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kmine.cli import to_dict
+from kmine.config import DataConfig, LoopConfig
+from kmine.setup.finished import settings_of
+
+
+def settings(folder: Path, data: DataConfig, data_root: str | None) -> LoopConfig:
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(LoopConfig(data=data, device="cuda", seed=3))))
+    return settings_of(folder, device="cpu", data_root=data_root, prog="kmine test", description="")
+
+
+def test_all_but_the_machine_is_as_it_was(tmp_path):
+    data = DataConfig(name="kvasir_seg", root="/far/kvasir", size=64)
+    found = settings(tmp_path, data, None)
+    assert (found.data, found.device, found.seed) == (data, "cpu", 3)
+
+
+def test_a_data_set_lies_where_it_is_said_to(tmp_path):
+    found = settings(tmp_path, DataConfig(name="kvasir_seg", root="/far/kvasir"), "/near")
+    assert found.data.root == "/near"
+
+
+@pytest.mark.parametrize(
+    ("given", "now"),
+    [
+        ({"images": "/far/x/images", "masks": "/far/x/masks"}, {"images": "/near/images", "masks": "/near/masks"}),
+        ({"images": "/far/x/ct/in", "masks": "/far/y"}, {"images": "/near/x/ct/in", "masks": "/near/y"}),
+        ({"images": "/far/x/images"}, {"images": "/near/images"}),
+        ({"csv": "/far/x/table.csv"}, {"csv": "/near/table.csv"}),
+    ],
+)
+def test_own_files_lie_below_it_as_they_lay(tmp_path, given, now):
+    found = settings(tmp_path, DataConfig(name="folder", **given), "/near").data
+    assert {name: getattr(found, name) for name in given} == now and found.root is None

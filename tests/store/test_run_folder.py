@@ -1,0 +1,515 @@
+"""The run folder: whole or absent, signed, one owner, and nothing that was there is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kmine.cli import to_dict
+from kmine.config import DataConfig, LoopConfig
+from kmine.errors import UserError
+from kmine.io import files
+from kmine.io.files import sign, write_atomic
+from kmine.setup import open as runs
+from kmine.store import run_folder as run_store
+from kmine.store.run_folder import RunStore
+from kmine.types import Evidence
+
+IDS = ("a/b", "../x", "Normal (1)", "ä", ".", "..", "", ".hidden", "a b%2Fc", "x" * 250, "ä" * 250, "y" * 201)
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = RunStore(tmp_path / "run")
+    yield store
+    store.close()
+
+
+def failing(number: int):
+    def fail(*_args, **_kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+# -- atomic writes
+
+
+@pytest.mark.parametrize("broken", ["os.fsync", "pathlib.Path.replace"])
+def test_a_write_that_breaks_off_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch, broken):
+    path = tmp_path / "a.json"
+    write_atomic(path, b"old")
+    monkeypatch.setattr(broken, failing(errno.EIO))
+    with pytest.raises(OSError, match="Input/output"):
+        write_atomic(path, b"new and longer")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"),
+    [
+        (errno.ENOSPC, "the disk is full; free some space and run the same command again"),
+        (errno.EDQUOT, "quota is used up; free some space and run the same command again"),
+        (errno.EACCES, "no permission to write there; choose another --out"),
+        (errno.EROFS, "read-only; choose another --out"),
+    ],
+)
+def test_a_write_that_is_refused_names_the_cure_and_keeps_what_was_there(store, monkeypatch, number, cure):
+    path = store.root / "round_00" / "model.safetensors"
+    store.save_tensors(path, {"w": torch.ones(3)}, "s")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing(number))
+        with pytest.raises(UserError, match=cure) as error:
+            store.save_tensors(path, {"w": torch.zeros(3)}, "s")
+    assert str(error.value).startswith(str(path))
+    assert store.load_tensors(path, "s")[0]["w"].tolist() == [1, 1, 1]
+
+
+def test_rests_of_a_killed_write_are_swept_and_nothing_else(store):
+    rests = [
+        store.root / f"{folder}.model.safetensors.4711{files.UNFINISHED}"
+        for folder in ("", "round_00/", "round_01/pseudo_masks/", "supervised/round_01/")
+    ]
+    others = [store.root / "notes.tmp", store.root / ".mine.tmp", store.root / "deep" / "er" / f".a{rests[0].suffix}"]
+    for path in (*rests, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    store.claim({"rounds": 1}, "f")
+    assert not any(path.exists() for path in rests)
+    assert all(path.exists() for path in others)
+
+
+# -- one owner
+
+
+def test_a_second_process_is_refused_until_the_first_lets_go(store):
+    code = f"from pathlib import Path; from kmine.store import RunStore; RunStore(Path({str(store.root)!r}))"
+    first = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "another process is working in this run folder; choose another --out" in first.stderr
+    store.close()
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    for path in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(UserError, match="a file stands where a folder is needed; choose another --out"):
+            RunStore(path)
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="too long for this file system; choose a shorter --out"):
+        RunStore(tmp_path / ("n" * 300))
+    monkeypatch.setattr(Path, "mkdir", failing(errno.EACCES))
+    with pytest.raises(UserError, match="no permission to write there; choose another --out"):
+        RunStore(tmp_path / "run")
+
+
+# -- claim
+
+
+def begin(store: RunStore, config: dict, fingerprint: str = "f" * 64) -> None:
+    """A run that has trained something."""
+    store.claim(config, fingerprint)
+    store.write_csv("splits.csv", ("sample_id", "group_id", "split"), [("a", "a", "labeled")])
+    store.save_tensors(store.round_dir(0) / "fit_state.safetensors", {"w": torch.ones(1)}, "s")
+
+
+def config(**changes) -> dict:
+    data = {k.removeprefix("data_"): v for k, v in changes.items() if k.startswith("data_")}
+    rest = {k: v for k, v in changes.items() if not k.startswith("data_")}
+    return to_dict(LoopConfig(data=DataConfig(**data), **rest))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 1}, "seed = 0, this command has 1"),
+        ({"data_size": 64}, "data.size = 96, this command has 64"),
+        ({"data_kind": "ct"}, "data.kind = 'polyp', this command has 'ct'"),
+        ({"rounds": 2}, "rounds = 3, this command has 2"),
+    ],
+)
+def test_another_config_is_refused_by_the_field_and_both_values(store, changes, said):
+    begin(store, config())
+    before = {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()}
+    with pytest.raises(UserError) as error:
+        store.claim(config(**changes), "f" * 64)
+    assert said in str(error.value) and "choose another --out" in str(error.value)
+    assert {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rounds": 5},
+        {"out": "elsewhere", "device": "cpu", "offline": True, "baseline": False},
+        {"data_root": "moved", "data_cache_dir": "cache", "data_on_error": "skip"},
+        {"data_task": "tumour", "data_normal_images": "moved"},  # which data these mean, the fingerprint tells
+    ],
+)
+def test_what_changes_no_result_may_differ_and_rounds_may_grow(store, changes):
+    begin(store, config())
+    store.claim(config(**changes), "f" * 64)
+    assert (store.root / "splits.csv").exists()
+
+
+def test_harmless_settings_exist():
+    names = set(run_store._flat(to_dict(LoopConfig())))
+    assert set(run_store.HARMLESS) <= names
+
+
+def test_other_data_are_refused(store):
+    begin(store, config(), "f" * 64)
+    with pytest.raises(UserError, match=r"the data are not those this run began with \(fingerprint e{12}, was f{12}\)"):
+        store.claim(config(), "e" * 64)
+
+
+def test_data_that_were_copied_go_by_the_fingerprint_they_had(store):
+    begin(store, config(), "f" * 64)
+    held = {"images": "i" * 64, "masks": "m" * 64}
+    with pytest.raises(UserError, match="the data are not those this run began with"):
+        store.claim(config(), "e" * 64, lambda: held)  # a run of which nobody knows what its data held
+    store.update_run(data_contents=held)
+    with pytest.raises(UserError, match="the data are not those this run began with"):
+        store.claim(config(), "e" * 64, lambda: held | {"masks": "n" * 64})
+    store.claim(config(), "e" * 64, lambda: held)
+    assert store.run()["data_fingerprint"] == "f" * 64 and (store.root / "splits.csv").exists()
+
+
+def test_what_the_data_hold_is_asked_only_where_it_matters(store):
+    def never() -> dict[str, str]:
+        raise AssertionError("reads every image")
+
+    store.claim(config(), "f" * 64, never)
+    store.claim(config(), "e" * 64, never)  # nothing was trained yet
+    begin(store, config(), "e" * 64)
+    store.claim(config(), "e" * 64, never)
+
+
+@pytest.mark.parametrize(("changes", "fingerprint"), [({"data_label_fraction": 0.5}, "f" * 64), ({}, "e" * 64)])
+def test_a_run_that_trained_nothing_yet_gives_way_to_the_mended_command(store, changes, fingerprint):
+    store.claim(config(), "f" * 64)
+    store.write_csv("splits.csv", ("sample_id", "group_id", "split"), [])
+    store.claim(config(**changes), fingerprint)
+    assert not (store.root / "splits.csv").exists(), "drawn for other settings or data"
+    assert store.run()["data_fingerprint"] == fingerprint
+
+
+def test_splits_laid_into_a_new_folder_stay(store):
+    store.write_text("splits.csv", "sample_id,group_id,split\n")
+    store.claim(config(), "f" * 64)
+    store.claim(config(), "f" * 64)
+    assert (store.root / "splits.csv").exists()
+
+
+@pytest.mark.parametrize("text", ["- a\n", "", "a: [1\n", "name: another tool\n"])
+def test_a_config_that_is_not_a_runs_is_left_alone(store, text):
+    (store.root / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match="choose another --out"):
+        store.claim(config(), "f" * 64)
+    assert (store.root / "config.yaml").read_text() == text
+
+
+# -- tensors, JSON, tables of the top level
+
+
+def test_tensors_and_their_metadata_come_back_bit_for_bit(store):
+    path = store.root / "a.safetensors"
+    tensors = {"w": torch.randn(3, 4).t(), "n": torch.tensor(7), "half": torch.randn(2).bfloat16()}
+    store.save_tensors(path, tensors, "s", seconds=1.5, history=[[1, 0.1 + 0.2]])
+    loaded, meta = store.load_tensors(path, "s")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[k], tensors[k]) and loaded[k].dtype == tensors[k].dtype for k in tensors)
+    assert meta == {"seconds": 1.5, "history": [[1, 0.1 + 0.2]]}
+
+
+def test_another_signature_reads_as_none(store):
+    store.save_tensors(store.root / "a.safetensors", {"w": torch.ones(1)}, "s")
+    store.save_json(store.root / "a.json", {"x": 1}, "s")
+    assert store.load_tensors(store.root / "a.safetensors", "t") is None
+    assert store.load_json(store.root / "a.json", "t") is None
+    assert store.load_tensors(store.root / "a.safetensors", None) is not None
+    assert store.load_json(store.root / "a.json", "s") == {"signature": "s", "x": 1}
+
+
+@pytest.mark.parametrize("length", [0, 1, 9, 0.5, 0.99])
+def test_truncated_tensors_and_json_read_as_missing(store, length):
+    for name in ("a.safetensors", "a.json"):
+        path = store.root / name
+        if name == "a.json":
+            store.save_json(path, {"x": [1.0] * 50}, "s")
+        else:
+            store.save_tensors(path, {"w": torch.ones(50)}, "s")
+        whole = path.read_bytes()
+        path.write_bytes(whole[: length if isinstance(length, int) else int(len(whole) * length)])
+    assert store.load_tensors(store.root / "a.safetensors", "s") is None
+    assert store.load_json(store.root / "a.json", "s") is None
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[1, 2]", b"3", b"null", b""])
+def test_json_of_another_kind_reads_as_missing(store, content):
+    (store.root / "a.json").write_bytes(content)
+    assert store.read_json(store.root / "a.json") is None
+    assert store.load_json(store.root / "a.json", "s") is None
+
+
+def test_nan_and_infinity_become_null_at_any_depth(store):
+    value = {"a": math.nan, "b": [1.0, math.inf, {"c": -math.inf}], "d": (0.1, None)}
+    store.save_json(store.root / "a.json", value, "s")
+    strict = json.loads((store.root / "a.json").read_text(), parse_constant=pytest.fail)
+    assert strict == {"signature": "s", "a": None, "b": [1.0, None, {"c": None}], "d": [0.1, None]}
+
+
+def test_run_json_gathers_fields(store):
+    store.update_run(a=1, b=2)
+    store.update_run(b=3)
+    assert store.run() == {"a": 1, "b": 3}
+
+
+def test_csv_round_trip(store):
+    assert store.read_csv("t.csv") is None
+    store.write_csv("t.csv", ("id", "x"), [('a,"b"\nc', 1), ("ä", "")])
+    assert store.read_csv("t.csv") == [{"id": 'a,"b"\nc', "x": "1"}, {"id": "ä", "x": ""}]
+
+
+def test_signatures_tell_values_types_and_order_apart():
+    values = [(1,), ("1",), (1.5,), (None,), ([1, 2],), ([2, 1],), ({"a": 1},), (1, 2), ()]
+    assert len({sign(*v) for v in values}) == len(values)
+    assert sign({"a": 1, "b": 2}) == sign({"b": 2, "a": 1})
+    assert len(sign()) == 16
+
+
+# -- mining
+
+
+def decision(sample_id: str, in_training: bool = True, **more) -> dict:
+    row = {"sample_id": sample_id, "object_idx": 0, "class_id": 1, "kept": in_training, "in_training": in_training}
+    return row | {"reason": "kept" if in_training else "low_agreement"} | more
+
+
+def prompt(sample_id: str, **more) -> dict:
+    row = {"sample_id": sample_id, "object_idx": 0, "class_id": 1, "has_mask_input": False, "jittered_boxes": []}
+    return row | {"box": [0.0, 0.0, 3.0, 3.0], "point_coords": None, "point_labels": None} | more
+
+
+def mask_of(sample_id: str, side: int = 6) -> np.ndarray:
+    rng = np.random.default_rng(len(sample_id))
+    return rng.choice(np.array([0, 1, 255], np.uint8), (side, side + 1))
+
+
+def mine_part(store: RunStore, part: int, ids: list[str], signature: str = "s", kept: tuple[str, ...] = ()) -> None:
+    kept = kept or tuple(ids)
+    tables = {"prompts": [prompt(i) for i in ids], "decisions": [decision(i, i in kept) for i in ids]}
+    store.save_mined(1, signature, part, tables, {i: mask_of(i) for i in ids if i in kept})
+
+
+def test_pseudo_masks_come_back_bit_for_bit_under_any_id(store):
+    mine_part(store, 0, list(IDS))
+    store.finish_mining(1, "s", 1)
+    for sample_id in IDS:
+        back = store.pseudo_mask(1, sample_id)
+        assert back.dtype == np.uint8 and np.array_equal(back, mask_of(sample_id))
+    files = list((store.round_dir(1) / "pseudo_masks").iterdir())
+    assert len(files) == len(IDS), "one file an id, all in the one folder"
+    assert all(len(file.name.encode()) < 220 for file in files)
+
+
+def test_overlong_ids_that_differ_in_the_tail_alone_stay_apart(store):
+    one, other = ("long id " * 40 + tail for tail in "ab")
+    names = {store.pseudo_path(1, i).name for i in (one, other)}
+    assert len(names) == 2 and all(name.startswith("long id long id") for name in names)
+
+
+def test_tables_round_trip_with_missing_lists_and_numbers(store):
+    scores = {f.name: math.nan for f in fields(Evidence)} | {"agreement_iou": 0.1 + 0.2}
+    nothing = {"sample_id": "b", "in_training": False, "object_idx": -1, "class_id": 0, "kept": False}
+    decisions = [decision("a", estimated_dice=math.nan, **scores), nothing | {"reason": "no_component"}]
+    prompts = [prompt("a", point_coords=[[1.0, 2.0]], point_labels=[1], jittered_boxes=[[0.0, 1.0, 2.0, 3.0]])]
+    store.save_mined(1, "s", 0, {"prompts": prompts, "decisions": decisions}, {"a": mask_of("a")})
+    assert store.finish_mining(1, "s", 1) is not None
+    first, second = store.decisions(1)
+    assert first["agreement_iou"] == 0.1 + 0.2 and math.isnan(first["tta_std"]) and math.isnan(first["estimated_dice"])
+    assert second["reason"] == "no_component" and second["agreement_iou"] is None and second["local_rle"] is None
+    assert store.prompts(1)[0] == prompts[0]
+
+
+def test_a_round_in_which_nothing_was_found_has_tables_all_the_same(store):
+    store.save_mined(1, "s", 0, {"prompts": [], "decisions": []}, {})
+    assert store.finish_mining(1, "s", 1) == []
+    assert list(store.unmined(1, "s", ["a"], 4)) == []
+
+
+def test_mining_goes_on_with_the_chunks_that_are_missing(store):
+    ids = [f"i{n}" for n in range(10)]
+    assert [n for n, _ in store.unmined(1, "s", ids, 4)] == [0, 1, 2]
+    mine_part(store, 1, ids[4:8])
+    assert list(store.unmined(1, "s", ids, 4)) == [(0, ids[:4]), (2, ids[8:])]
+    assert [n for n, _ in store.unmined(1, "other", ids, 4)] == [0, 1, 2]
+    mine_part(store, 0, ids[:4])
+    mine_part(store, 2, ids[8:])
+    assert list(store.unmined(1, "s", ids, 4)) == []
+    assert [row["sample_id"] for row in store.finish_mining(1, "s", 3)] == ids
+    assert [row["sample_id"] for row in store.prompts(1)] == ids
+    assert list(store.unmined(1, "s", ids, 4)) == []
+    assert [n for n, _ in store.unmined(1, "other", ids, 4)] == [0, 1, 2]
+    assert not (store.round_dir(1) / ".parts").exists()
+
+
+def test_finishing_twice_gives_the_same_rows(store):
+    mine_part(store, 0, ["a", "b"], kept=("a",))
+    first = store.finish_mining(1, "s", 1)
+    assert [r["sample_id"] for r in store.finish_mining(1, "s", 1)] == [r["sample_id"] for r in first] == ["a", "b"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.9])
+@pytest.mark.parametrize("victim", ["prompts", "decisions", "mask"])
+@pytest.mark.parametrize("finished", [False, True], ids=["part", "joined"])
+def test_a_damaged_artifact_of_mining_is_made_anew(store, share, victim, finished):
+    ids = [f"i{n}" for n in range(4)]
+    for part in (0, 1):
+        mine_part(store, part, ids[2 * part : 2 * part + 2])
+    if finished:
+        store.finish_mining(1, "s", 2)
+    table = f"{victim}.parquet" if finished else f".parts/00001.{victim}.parquet"
+    path = store.pseudo_path(1, "i3") if victim == "mask" else store.round_dir(1) / table
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    todo = list(store.unmined(1, "s", ids, 2))
+    assert todo == ([(0, ids[:2])] if finished else []) + [(1, ids[2:])]
+    for part, some in todo:
+        mine_part(store, part, some)
+    assert [r["sample_id"] for r in store.finish_mining(1, "s", 2)] == ids
+    assert [r["sample_id"] for r in store.prompts(1)] == ids
+    assert all(np.array_equal(store.pseudo_mask(1, i), mask_of(i)) for i in ids)
+
+
+def test_any_flipped_byte_of_a_table_is_survived(store):
+    mine_part(store, 0, ["a"])
+    path = store.round_dir(1) / ".parts" / "00000.decisions.parquet"
+    whole = path.read_bytes()
+    for n in range(0, len(whole), 41):
+        path.write_bytes(whole[:n] + bytes([whole[n] ^ 0xFF]) + whole[n + 1 :])
+        assert len(list(store.unmined(1, "s", ["a"], 1))) in (0, 1)
+
+
+def test_a_missing_mask_of_a_finished_round_is_mined_again(store):
+    mine_part(store, 0, ["a"])
+    store.finish_mining(1, "s", 1)
+    store.pseudo_path(1, "a").unlink()
+    assert list(store.unmined(1, "s", ["a"], 4)) == [(0, ["a"])]
+
+
+def test_a_mask_of_another_signature_is_not_taken_for_this_ones(store):
+    mine_part(store, 0, ["a"])
+    store.finish_mining(1, "s", 1)
+    store.save_mined(1, "t", 0, {"prompts": [], "decisions": []}, {"a": mask_of("a")})
+    assert list(store.unmined(1, "s", ["a"], 4)) == [(0, ["a"])]
+
+
+def test_masks_that_no_decision_speaks_of_are_removed(store):
+    mine_part(store, 0, ["a", "b"], signature="old")
+    store.finish_mining(1, "old", 1)
+    mine_part(store, 0, ["a", "b"], signature="new", kept=("b",))
+    store.finish_mining(1, "new", 1)
+    assert [p.name for p in (store.round_dir(1) / "pseudo_masks").iterdir()] == ["b.png"]
+
+
+def test_stale_masks_go_even_if_a_kill_came_between(store, monkeypatch):
+    mine_part(store, 0, ["a", "b"], signature="old")
+    mine_part(store, 0, ["a", "b"], signature="new", kept=("b",))
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "_drop_stale_masks", failing(errno.EINTR))
+        with pytest.raises(OSError, match="Interrupted"):
+            store.finish_mining(1, "new", 1)
+    store.finish_mining(1, "new", 1)
+    assert [p.name for p in (store.round_dir(1) / "pseudo_masks").iterdir()] == ["b.png"]
+
+
+def test_a_full_disk_in_the_middle_of_a_chunk_costs_that_chunk_alone(store, monkeypatch):
+    ids = ["a", "b"]
+    mine_part(store, 0, ids[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(run_store, "encode_table", failing(errno.ENOSPC))
+        with pytest.raises(OSError, match="No space"):
+            mine_part(store, 1, ids[1:])
+    assert list(store.unmined(1, "s", ids, 1)) == [(1, ["b"])]
+
+
+def test_rounds_and_arms_have_folders_of_their_own(store):
+    folders = [store.round_dir(0), store.round_dir(1), store.round_dir(1, "supervised"), store.round_dir(100)]
+    assert [f.relative_to(store.root).as_posix() for f in folders] == [
+        "round_00",
+        "round_01",
+        "supervised/round_01",
+        "round_100",
+    ]
+
+
+def test_what_preparation_took_is_its_own_time_and_that_of_the_folds(store, monkeypatch):
+    """A fold of 40 s was there, one of 50 s and round 0 of 60 s are trained inside, 125 s pass: 15 s are left."""
+
+    def train(arm, seconds):
+        store.save_tensors(store.round_dir(0, arm) / "model.safetensors", {"w": torch.zeros(1)}, "s", seconds=seconds)
+
+    clock = iter([1000.0, 1125.0, 2000.0, 2002.0])
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: next(clock))
+    train("fold_0", 40.0)
+    assert store.training_seconds("fold_*/round_00") == 40 and store.preparation_seconds() == 40
+    with runs.preparing(store):
+        train("fold_1", 50.0)
+        train("", 60.0)
+    assert store.run()["preparation_seconds"] == 15
+    assert store.preparation_seconds() == 15 + 40 + 50
+    with runs.preparing(store):  # a later session adds its own
+        pass
+    assert store.preparation_seconds() == 17 + 40 + 50
+    (store.round_dir(0, "fold_0") / "model.safetensors").write_bytes(b"damaged")
+    assert store.training_seconds("fold_*/round_00") == 50
+
+
+def test_rows_by_sample_are_those_of_the_table(store):
+    table = [
+        decision(i, object_idx=n, in_training=i != "b") for i, objects in (("a", 2), ("b", 1)) for n in range(objects)
+    ]
+    asked = [prompt("a", object_idx=n) for n in range(2)]
+    store.save_mined(1, "s", 0, {"prompts": asked, "decisions": table}, {"a": mask_of("a")})
+    store.finish_mining(1, "s", 1)
+    decisions, prompts = store.by_sample(1)
+    for found, rows in ((decisions, store.decisions(1)), (prompts, store.prompts(1))):
+        assert {i: found[i] for i in found} == {i: [r for r in rows if r["sample_id"] == i] for i in found}
+        assert sum(len(found[i]) for i in found) == len(rows)
+    assert (list(decisions), list(prompts)) == (["a", "b"], ["a"])
+    assert decisions.firsts("in_training") == {"a": True, "b": False}
+    assert "c" not in decisions and decisions.get("c") is None and decisions["a"] is decisions["a"]
+
+
+def test_a_round_that_was_not_mined_has_no_rows_by_sample(store):
+    decisions, prompts = store.by_sample(1)
+    assert not decisions and not prompts and decisions.firsts("in_training") == {} and "a" not in prompts
+
+
+@pytest.mark.parametrize("mode", ["w", "wb"])
+def test_what_fails_while_it_is_written_leaves_the_old_file(tmp_path, mode):
+    path = tmp_path / "deep" / "file"
+    write_atomic(path, b"old\n")
+    with pytest.raises(ValueError, match="no more rows"), files.writing(path, mode) as file:
+        file.write("new\n" if mode == "w" else b"new\n")
+        raise ValueError("no more rows")
+    assert path.read_bytes() == b"old\n" and list(path.parent.iterdir()) == [path]
+    with files.writing(path, mode) as file:
+        file.write("né\r\n" if mode == "w" else "né\r\n".encode())
+    assert path.read_bytes() == "né\r\n".encode()

@@ -1,0 +1,142 @@
+"""Several processes on one run: shares that lose and double nothing, and a run that comes out as with one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers.loop_command import (
+    FEW_STEPS,
+    OPEN_GATE,
+    SMALL,
+    run_loop,
+    words,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kmine.errors import UserError
+from kmine.store.run_folder import RunStore
+from kmine.training import distributed as together
+from kmine.training.distributed import (
+    every_nth,
+    forward,
+    launched_together,
+    make_fabric,
+    slice_of,
+)
+
+
+def process(rank: int, size: int) -> SimpleNamespace:
+    """What a share is told by: which process of how many."""
+    return SimpleNamespace(global_rank=rank, world_size=size)
+
+
+@given(st.integers(0, 50), st.integers(1, 9))
+def test_slices_follow_one_another_and_are_even(count: int, size: int) -> None:
+    slices = [slice_of(count, process(rank, size)) for rank in range(size)]
+    assert [n for own in slices for n in range(count)[own]] == list(range(count))
+    lengths = [own.stop - own.start for own in slices]
+    assert max(lengths) - min(lengths) <= 1
+
+
+@given(st.integers(0, 50), st.integers(1, 9))
+def test_dealt_shares_are_everything_once(count: int, size: int) -> None:
+    shares = [every_nth(range(count), process(rank, size)) for rank in range(size)]
+    assert sorted(n for share in shares for n in share) == list(range(count))
+
+
+@given(st.integers(0, 30), st.integers(2, 5))
+def test_what_was_dealt_comes_back_in_order(count: int, size: int) -> None:
+    shares = [every_nth(range(count), process(rank, size)) for rank in range(size)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.distributed, "all_gather_object", lambda out, share: out.__setitem__(slice(None), shares), False
+        )
+        assert together.dealt_back(shares[0], process(0, size)) == list(range(count))
+
+
+def test_a_batch_smaller_than_the_processes_is_refused() -> None:
+    with pytest.raises(UserError, match=r"each of 4 processes in a batch, got 3"):
+        forward(torch.nn.Identity(), torch.zeros(3, 1), process(0, 4))
+
+
+def test_several_processes_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not launched_together()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "here")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"several processes share the work, got 'cuda:1'"):
+        make_fabric("cuda:1", "32")
+
+
+def test_batch_norm_of_slices_is_that_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the sums of both slices, which the second process would have sent."""
+    whole = torch.nn.BatchNorm2d(3)
+    with torch.no_grad():
+        whole.weight.uniform_()
+        whole.bias.uniform_()
+    shared = torch.nn.BatchNorm2d(3)
+    shared.load_state_dict(whole.state_dict())
+    together.share_statistics(torch.nn.Sequential(shared), SimpleNamespace(world_size=2, device=torch.device("cpu")))
+    x = torch.randn(5, 3, 4, 6) * 3 + 1
+    other = x[2:]
+    sums = torch.cat([other.sum(dim=(0, 2, 3)), other.square().sum(dim=(0, 2, 3)), torch.tensor([3 * 24.0])])
+    monkeypatch.setattr(together, "_Sum", SimpleNamespace(apply=lambda own: own + sums))
+    torch.testing.assert_close(shared(x[:2]), whole(x)[:2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(shared.state_dict(), whole.state_dict(), atol=1e-5, rtol=1e-5)
+    shared.eval(), whole.eval()
+    torch.testing.assert_close(shared(x), whole(x))
+
+
+def test_who_follows_writes_only_what_it_mined(tmp_path: Path) -> None:
+    store = RunStore(tmp_path, follows=True)
+    store.update_run(seed=1)
+    store.write_text("config.yaml", "a: 1")
+    store.save_tensors(tmp_path / "model.safetensors", {"w": torch.zeros(1)}, "signature")
+    assert list(tmp_path.iterdir()) == []
+    store.save_mined(1, "signature", 0, {"prompts": [], "decisions": []}, {"a": np.zeros((2, 2), np.uint8)})
+    assert store.pseudo_path(1, "a").exists()
+    store.close()
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_what_one_comes_to(tmp_path: Path) -> None:
+    """An uneven batch, 25 images to mine in two parts, batch norm with and without an activation behind it."""
+    settings = SMALL | FEW_STEPS | OPEN_GATE
+    settings |= {"data.num_samples": 56, "data.label_fraction": 0.2, "fit.batch_size": 3, "gate.mode": "thresholds"}
+    cache = tmp_path / "cache"
+    assert run_loop(settings, tmp_path / "one", cache) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "kmine.loop"]
+    ended = subprocess.run(
+        [*command, *words(settings, tmp_path / "two", cache)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(together.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("results: ") == 1  # one of them speaks
+    one, two = (RunStore(tmp_path / name) for name in ("one", "two"))
+    assert one.read_csv("splits.csv") == two.read_csv("splits.csv")
+    asked = [[(row["sample_id"], row["object_idx"]) for row in store.decisions(1)] for store in (one, two)]
+    assert asked[0] == asked[1]
+    assert len({sample_id for sample_id, _ in asked[1]}) == one.run()["splits"]["unlabeled"] > 16
+    for round_idx in (0, 1):
+        for name in ("model", "model_final"):
+            weights = [
+                store.load_tensors(store.round_dir(round_idx) / f"{name}.safetensors", None)[0] for store in (one, two)
+            ]
+            torch.testing.assert_close(weights[0], weights[1], atol=2e-3, rtol=2e-3)
+    rows = [list(csv.DictReader((tmp_path / name / "results.csv").open())) for name in ("one", "two")]
+    for a, b in zip(*rows, strict=True):
+        assert float(a["dice"]) == pytest.approx(float(b["dice"]), abs=5e-3)
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["stopped_by"] == "rounds"
+    one.close(), two.close()
