@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.calibration import SMALL, rows
 from helpers.made_up_run import ALONE
-from test_step_TMP import SMALL, rows
 
 from kmine.config import PromptsConfig
 from kmine.mining.calibration import local_step as calibration_alone

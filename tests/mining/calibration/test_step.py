@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.small import CFG
+from helpers.calibration import SMALL, rows
 
 from kmine.config import AdaptConfig, GateConfig
 from kmine.methods import mining
@@ -14,15 +14,6 @@ from kmine.methods.mining import mine
 from kmine.mining.calibration import step as calibration
 from kmine.mining.calibration.step import calibrate, learn, sentence
 from kmine.segmenters.ellipse import Ellipse
-
-SMALL = replace(
-    CFG,
-    rounds=1,
-    gate=GateConfig(mode="calibrated", target_dice=0.3),
-    data=replace(CFG.data, num_samples=60, label_fraction=0.6),
-    adapt=AdaptConfig(folds=3, fold_steps=30),
-    fit=replace(CFG.fit, steps=30),
-)
 
 
 @pytest.fixture
@@ -134,16 +125,6 @@ def test_thresholds_decide_where_that_is_asked_or_labels_are_few(task_of):
     assert calibrate(few, few.segmenter, store).calibration is None
     assert "too few; its thresholds decide" in few.watcher.said[-1]
     assert not list(store.root.glob("fold_*")), "nothing is trained to find that out"
-
-
-def rows(count: int) -> list[dict]:
-    rng = np.random.default_rng(0)
-    found = []
-    for n in range(count):
-        agreement = rng.uniform(0.5, 1)
-        row = dict.fromkeys(calibration.FEATURES, None) | {"agreement_iou": agreement, "group_id": str(n)}
-        found.append(row | {"dice_segmenter": agreement, "dice_local": agreement - 0.2})
-    return found
 
 
 def test_what_is_said_of_the_promise():
