@@ -145,7 +145,7 @@ def memory(args: argparse.Namespace) -> None:
 
 def twins(args: argparse.Namespace) -> None:
     """Worst cases: nothing alike, all alike in their hashes, all alike in their pictures."""
-    from kmine.data.quality.examine import Look, find_twins
+    from kmine.data.quality.examine import ImageStats, find_duplicates
 
     rng = np.random.default_rng(0)
     base = rng.integers(0, 256, (64, 64))
@@ -155,9 +155,9 @@ def twins(args: argparse.Namespace) -> None:
             other = rng.integers(0, 256, (8, 8)).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
             small = (share * base + (1 - share) * other).astype(np.uint8)
             bits = 0 if one_hash else int(rng.integers(2**63))
-            looks.append(Look(str(n), (256, 256), 0, 255, 100.0, 50.0, rng.bytes(16), bits, small, small, None))
+            looks.append(ImageStats(str(n), (256, 256), 0, 255, 100.0, 50.0, rng.bytes(16), bits, small, small, None))
         wall, cpu = time.perf_counter(), time.process_time()
-        found, search = find_twins(looks, {item.sample_id: item.sample_id for item in looks}, 6)
+        found, search = find_duplicates(looks, {item.sample_id: item.sample_id for item in looks}, 6)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(

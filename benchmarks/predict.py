@@ -44,9 +44,9 @@ def plain(paths: list[Path], out: Path, root: Path) -> None:
     """What one would write in an afternoon: batches, one step after the other."""
     import torch
 
-    from kmine.predict.run_model import load_model, open_run
+    from kmine.predict.run_model import load_model, open_run_model
 
-    net = load_model(open_run(root, None, "best")).net.eval()
+    net = load_model(open_run_model(root, None, "best")).net.eval()
     out.mkdir(parents=True)
     for first in range(0, len(paths), BATCH):
         images = [cv2.imread(str(path))[..., ::-1] for path in paths[first : first + BATCH]]

@@ -74,11 +74,11 @@ def override(config_class: type[Config], values: Mapping[str, Any], changes: Map
         raise UserError(f"{where}: {_plain(str(error), names)}") from error
 
 
-def _parser(config_class: type[Any], skip: set[str], **about: Any) -> ArgumentParser:
+def _parser(config_class: type[Any], skip: set[str], **options: Any) -> ArgumentParser:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(exit_on_error=False, default_meta=False, allow_abbrev=False, **about)
+    parser = ArgumentParser(exit_on_error=False, default_meta=False, allow_abbrev=False, **options)
     parser.add_class_arguments(config_class, as_group=False, skip=skip)
     return parser
 
@@ -98,20 +98,20 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _joined_lists(argv: Sequence[str], lists: Mapping[str, Any]) -> list[str]:
     """`--seeds 0 1 2` means `--seeds=[0, 1, 2]`; of a list that is named twice the parts are put together."""
-    given: dict[str, list[str]] = {}
+    values_by_name: dict[str, list[str]] = {}
     out: list[str] = []
     taking: list[str] | None = None
     for word in argv:
         name, equals, value = word.removeprefix("--").partition("=")
         if word.startswith("--"):
-            taking = given.setdefault(name, []) if name in lists else None
+            taking = values_by_name.setdefault(name, []) if name in lists else None
             if taking is None:
                 out.append(word)
             elif equals:
                 taking.append(value)
         else:
             (out if taking is None else taking).append(word)
-    for name, words in given.items():
+    for name, words in values_by_name.items():
         written = words[0] if len(words) == 1 and words[0].startswith("[") else json.dumps(words)
         out.append(f"--{name}={written if get_args(lists[name]) == (str,) else written.replace(chr(34), '')}")
     return out
@@ -154,7 +154,7 @@ def _config_files(argv: Sequence[str]) -> Iterator[str]:
             yield word.removeprefix("--config=")
 
 
-def _check_file(path: str, known: set[str]) -> None:
+def _check_file(path: str, names: set[str]) -> None:
     """Refuse a settings file that is missing, not YAML, or holds unknown names, before its values are looked at."""
     import yaml
 
@@ -171,21 +171,21 @@ def _check_file(path: str, known: set[str]) -> None:
         raise UserError(f"--config {path}: {where}not YAML ({problem}); mend that line") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: expected lines `name: value`, got {_kind(content)}; {cure}")
-    _check_keys(path, content, known)
+    _check_keys(path, content, names)
 
 
-def _check_keys(path: str, content: dict[Any, Any], known: set[str], prefix: str = "") -> None:
+def _check_keys(path: str, content: dict[Any, Any], names: set[str], prefix: str = "") -> None:
     for key, value in content.items():
         name = f"{prefix}{key}"
-        if name not in known:
-            raise UserError(f"--config {path}: {_unknown(name, known)}")
-        is_section = any(other.startswith(f"{name}.") for other in known)
+        if name not in names:
+            raise UserError(f"--config {path}: {_unknown(name, names)}")
+        is_section = any(other.startswith(f"{name}.") for other in names)
         if is_section and not isinstance(value, dict):
             raise UserError(
                 f"--config {path}: {name}: expected settings indented below it, got {_kind(value)}; see --help"
             )
         if is_section:
-            _check_keys(path, value, known, f"{name}.")
+            _check_keys(path, value, names, f"{name}.")
 
 
 def _kind(value: Any) -> str:
@@ -194,27 +194,27 @@ def _kind(value: Any) -> str:
     return {list: "a list", dict: "a section"}.get(type(value), repr(value))
 
 
-def _unknown(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1)
+def _unknown(key: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(names), n=1)
     return f"unknown setting {key}; " + (f"did you mean {near[0]}?" if near else "see --help for those there are")
 
 
-def _plain(message: str, known: Iterable[str]) -> str:
+def _plain(message: str, names: Iterable[str]) -> str:
     """The parser's message as one sentence in kmine's words."""
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     flag = re.search(r"unrecognized arguments: (.*)", message)
     if group or flag:
         key = f"{group[1]}.{group[2]}" if group else flag[1].split()[0].split("=")[0].lstrip("-")  # type: ignore[index]
-        return _unknown(key, known)
+        return _unknown(key, names)
     message = re.sub(_OPTIONAL_TUPLE, _as_plain_tuple, message, flags=re.DOTALL)
     value = re.search(r'Parser key "([\w.]+)":\s*Expected a (.*?)\. Got value: (.*)', message, re.DOTALL)
     if value:
-        expected, came = value[2].replace("<class '", "").replace("'>", ""), value[3].strip()
+        expected, actual = value[2].replace("<class '", "").replace("'>", ""), value[3].strip()
         expected = re.sub(r"^tuple(?: with (\d+) elements)?$", _brackets, expected)
         choices = re.findall(r"'([^']*)'", expected) if expected.startswith("typing.Literal") else []
-        near = difflib.get_close_matches(came, choices, n=1)
+        near = difflib.get_close_matches(actual, choices, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{value[1]}: expected {'one of ' + ', '.join(choices) if choices else expected}, got {came!r}{hint}"
+        return f"{value[1]}: expected {'one of ' + ', '.join(choices) if choices else expected}, got {actual!r}{hint}"
     union = re.search(r'Parser key "([\w.]+)":\s*Does not validate.*?\[(.*?)\].*Given value: (.*)', message, re.DOTALL)
     if union:
         kinds = [kind.replace("NoneType", "null") for kind in re.findall(r"<class '(\w+)'>", union[2])]
@@ -234,14 +234,14 @@ _OPTIONAL_TUPLE = (
 )
 
 
-def _as_plain_tuple(found: re.Match[str]) -> str:
+def _as_plain_tuple(match: re.Match[str]) -> str:
     """What the parser says of a tuple that may be null, as it speaks of any other tuple."""
-    return f'Parser key "{found[1]}": {found[2]}{found[3] or f". Got value: {found[4]}"}'
+    return f'Parser key "{match[1]}": {match[2]}{match[3] or f". Got value: {match[4]}"}'
 
 
-def _brackets(found: re.Match[str]) -> str:
+def _brackets(match: re.Match[str]) -> str:
     """How the command line and YAML write a tuple."""
-    return f"a list of {found[1]} in brackets" if found[1] else "a list in brackets, such as [1, 2]"
+    return f"a list of {match[1]} in brackets" if match[1] else "a list in brackets, such as [1, 2]"
 
 
 def fail(prog: str, message: str) -> int:
@@ -311,7 +311,7 @@ class Terminal:
             self._shown = done * 4 // max(self._total, 1)
             self._print(f"{self._title}: {done}/{self._total}  {text}".rstrip())
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A sentence for the terminal."""
         self.stop()
         self._print(text)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from kmine import cli
 from kmine.data import SOURCES
 from kmine.errors import UserError, unknown_name
-from kmine.io.download import download, explained, sha256_of
+from kmine.io.download import download, download_errors, sha256_of
 from kmine.io.files import write_atomic
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ DESCRIPTION = """Fetch a data set, check it and unpack it; a download that broke
 there and whole is left alone. kvasir_seg is downloaded. For lits and covid_qu_ex, which ask for an account or a
 licence, it says where to get them, and unpacks what you got there (--archive)."""
 
-OWN = ".kmine-fetch"
+STATE_DIR = ".kmine-fetch"
 MAX_NAMED = 3
 
 
@@ -91,7 +91,7 @@ def _covid_qu_ex() -> str:
 
 
 DOWNLOADS: dict[str, Callable[[], Published]] = {"kvasir_seg": _kvasir_seg}
-ELSEWHERE: dict[str, Callable[[], str]] = {"lits": _lits, "covid_qu_ex": _covid_qu_ex}
+MANUAL_SOURCES: dict[str, Callable[[], str]] = {"lits": _lits, "covid_qu_ex": _covid_qu_ex}
 """Where people get what kmine may not download for them, and what --data.root has to point at."""
 
 
@@ -99,10 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     prog, words = "kmine fetch", sys.argv[1:] if argv is None else argv
     cfg = cli.parse(FetchConfig, words, prog=prog, description=DESCRIPTION, positional="name")
-    return cli.guarded(prog, lambda: fetch(cfg))
+    return cli.guarded(prog, lambda: run_fetch(cfg))
 
 
-def fetch(cfg: FetchConfig) -> int:
+def run_fetch(cfg: FetchConfig) -> int:
     """Fetch the data set of `cfg` and print the command that uses it.
 
     Raises:
@@ -113,13 +113,13 @@ def fetch(cfg: FetchConfig) -> int:
     (name,) = cfg.name
     if name not in SOURCES:
         raise unknown_name("data set", name, SOURCES)
-    if name not in DOWNLOADS | ELSEWHERE:
+    if name not in DOWNLOADS | MANUAL_SOURCES:
         return _nothing_to_fetch(name)
     published = DOWNLOADS[name]() if name in DOWNLOADS else None
     out = Path(cfg.out or f"data/{name}").expanduser()
     if cfg.archive is None and published is None:
         raise UserError(
-            f"{name} cannot be fetched: {ELSEWHERE[name]()}. `kmine fetch {name} --archive FILE.zip --out FOLDER` "
+            f"{name} cannot be fetched: {MANUAL_SOURCES[name]()}. `kmine fetch {name} --archive FILE.zip --out FOLDER` "
             f"unpacks a zip; then: {_usage(name, 'FOLDER')}"
         )
     archive = Path(cfg.archive).expanduser() if cfg.archive is not None else None
@@ -143,20 +143,20 @@ def _usage(name: str, root: str) -> str:
     return f"kmine check --config configs/{name}.yaml --data.root {shlex.quote(root)}"
 
 
-def _obtain(name: str, published: Published | None, given: Path | None, out: Path, offline: bool) -> bool:
+def _obtain(name: str, published: Published | None, user_archive: Path | None, out: Path, offline: bool) -> bool:
     """Unpack the archive into `out`, downloaded if none was given; False where all of it is there already.
 
-    One of `published` and `given` is not None.
+    One of `published` and `user_archive` is not None.
     """
     from kmine.io.archive import drop_leftovers
 
-    sha256 = _check_given(given, published) if given is not None else published.sha256  # type: ignore[union-attr]
+    sha256 = _check_user_archive(user_archive, published) if user_archive is not None else published.sha256  # type: ignore[union-attr]
     if _is_whole(out, sha256):
         return False
-    with _held(out) as own:
+    with _locked_state_dir(out) as own:
         drop_leftovers(out)
-        if given is not None:
-            return _unpack(given, out, own / f"{sha256}.json")
+        if user_archive is not None:
+            return _unpack(user_archive, out, own / f"{sha256}.json")
         assert published is not None
         archive = own / published.filename
         _download(name, published, archive, out, offline)
@@ -165,20 +165,20 @@ def _obtain(name: str, published: Published | None, given: Path | None, out: Pat
         return news
 
 
-def _check_given(archive: Path, published: Published | None) -> str:
+def _check_user_archive(archive: Path, published: Published | None) -> str:
     """SHA-256 (hex) of the user's archive, which is that of the published one if it is known."""
     if not archive.is_file():
-        came = "a folder" if archive.is_dir() else "nothing"
-        raise UserError(f"--archive {archive}: expected a zip file, found {came}; name the file as it was downloaded")
-    with explained(archive):
-        came = sha256_of(archive)
-    if published is not None and came != published.sha256:
+        actual = "a folder" if archive.is_dir() else "nothing"
+        raise UserError(f"--archive {archive}: expected a zip file, found {actual}; name the file as it was downloaded")
+    with download_errors(archive):
+        actual = sha256_of(archive)
+    if published is not None and actual != published.sha256:
         raise UserError(
-            f"--archive {archive}: expected {published.filename} as published, SHA-256 {published.sha256}, got {came}; "
+            f"--archive {archive}: expected {published.filename} as published, SHA-256 {published.sha256}, got {actual}; "
             f"download it again from {published.url}; if it is packed anew on purpose, unpack it yourself and name the "
             "folder with --data.root"
         )
-    return came
+    return actual
 
 
 def _download(name: str, published: Published, archive: Path, out: Path, offline: bool) -> None:
@@ -211,7 +211,7 @@ def _unpack(archive: Path, out: Path, record: Path) -> bool:
             unpack(archive, out, advance=terminal.advance)
         finally:
             terminal.stop()
-    with explained(record):
+    with download_errors(record):
         write_atomic(record, json.dumps(contents).encode())
     return is_new
 
@@ -224,7 +224,7 @@ def _is_whole(out: Path, sha256: str) -> bool:
     """
     from kmine.io.archive import differences, top_names
 
-    contents = _read_record(out / OWN / f"{sha256}.json")
+    contents = _read_record(out / STATE_DIR / f"{sha256}.json")
     if contents is None:
         return False
     lost, tops = differences(contents, out), [out / name for name in top_names(contents)]
@@ -246,10 +246,10 @@ def _read_record(path: Path) -> Contents | None:
 
 
 @contextmanager
-def _held(out: Path) -> Iterator[Path]:
+def _locked_state_dir(out: Path) -> Iterator[Path]:
     """Our own folder in `out`, held by one process at a time; whatever of both holds nothing afterwards is removed."""
-    own, was_there = out / OWN, out.exists()
-    with explained(own):
+    own, was_there = out / STATE_DIR, out.exists()
+    with download_errors(own):
         own.mkdir(parents=True, exist_ok=True)
         handle = os.open(own, os.O_RDONLY)
     try:

@@ -21,7 +21,7 @@ from kmine.errors import UserError, unknown_name
 from kmine.io.download import (
     check_space,
     download,
-    explained,
+    download_errors,
     sha256_of,
 )
 
@@ -34,9 +34,9 @@ one, all that are here. `bundle FILE.tar NAME ...` and, on a machine without net
 
 SIZES = {"sam_vit_b": 375_042_383, "sam_vit_l": 1_249_524_607, "sam_vit_h": 2_564_550_879}
 """Bytes of the files on the server, for the list."""
-NOTE = "kmine-weights.json"
-MAX_NOTE = 2**20
-CHUNK = 2**20
+MANIFEST = "kmine-weights.json"
+MAX_MANIFEST = 2**20
+BLOCK_BYTES = 2**20
 SHIPPED = "tiny"
 
 
@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     prog, words = "kmine weights", sys.argv[1:] if argv is None else argv
     cfg = cli.parse(WeightsConfig, words, prog=prog, description=DESCRIPTION, positional="action")
-    return cli.guarded(prog, lambda: weights(cfg))
+    return cli.guarded(prog, lambda: run_weights(cfg))
 
 
-def weights(cfg: WeightsConfig) -> int:
+def run_weights(cfg: WeightsConfig) -> int:
     """Do what the first word says."""
     from kmine.segmenters.weights import default_cache_dir
 
@@ -77,10 +77,10 @@ def _list(words: Sequence[str], folder: Path, offline: bool) -> int:
     """One line a file; a name after `list` is a mistake."""
     _expect(not words, f"list: expected nothing after it, got {' '.join(words)}")
     lines = [f"{SHIPPED:<10}  {_shipped()}"]
-    for name, known in _known().items():
-        path = folder / known.filename
-        lines.append(f"{name:<10}  {_size(SIZES.get(name)):>8}  {_state(path, known.sha256)}")
-        lines.append(f"{'':<10}  {'':>8}  {path}  sha256 {known.sha256}")
+    for name, checkpoint in _checkpoints().items():
+        path = folder / checkpoint.filename
+        lines.append(f"{name:<10}  {_size(SIZES.get(name)):>8}  {_state(path, checkpoint.sha256)}")
+        lines.append(f"{'':<10}  {'':>8}  {path}  sha256 {checkpoint.sha256}")
     lines.append(
         "Beside these, `--model.encoder_weights hub` downloads the ImageNet weights of an encoder into the cache of "
         "Hugging Face or PyTorch, which publish no sum that kmine knows, and `kmine fetch` downloads data sets."
@@ -110,19 +110,21 @@ def _shipped() -> str:
 
 def _verify(words: Sequence[str], folder: Path, offline: bool) -> int:
     """Files by path, or all that are in the folder; exit code 1 where one is not official."""
-    by_sum = {known.sha256: name for name, known in _known().items()}
+    by_sum = {checkpoint.sha256: name for name, checkpoint in _checkpoints().items()}
     paths = [Path(word).expanduser() for word in words]
-    paths = paths or [path for known in _known().values() if (path := folder / known.filename).is_file()]
+    paths = paths or [
+        path for checkpoint in _checkpoints().values() if (path := folder / checkpoint.filename).is_file()
+    ]
     for path in paths:
         _expect(path.is_file(), f"{path}: expected a file of weights, found none; check the path")
     bad = 0
     for path in paths:
-        with explained(path):
-            came = sha256_of(path)
-        name = by_sum.get(came)
+        with download_errors(path):
+            actual = sha256_of(path)
+        name = by_sum.get(actual)
         bad += name is None
-        said = f"the official {name}" if name else "not an official file: damaged, or weights of your own"
-        sys.stdout.write(f"{path}: {said} (sha256 {came})\n")
+        description = f"the official {name}" if name else "not an official file: damaged, or weights of your own"
+        sys.stdout.write(f"{path}: {description} (sha256 {actual})\n")
     if not paths:
         sys.stdout.write(f"nothing in {folder}\n")
     return 1 if bad else 0
@@ -135,20 +137,20 @@ def _get(words: Sequence[str], folder: Path, offline: bool) -> int:
     from kmine.segmenters.weights import fetch
 
     for name in _names(words, "get"):
-        path = folder / _known()[name].filename
-        was_here = path.is_file()
-        if was_here or offline:
+        path = folder / _checkpoints()[name].filename
+        existed = path.is_file()
+        if existed or offline:
             fetch(name, folder, offline)  # checks what is there
         else:
-            _get_one(name, path)
-        sys.stdout.write(f"{name} {'is there and whole' if was_here else 'is now there'}: {path}\n")
+            _download_one(name, path)
+        sys.stdout.write(f"{name} {'is there and whole' if existed else 'is now there'}: {path}\n")
     return 0
 
 
-def _get_one(name: str, path: Path) -> None:
-    known = _known()[name]
+def _download_one(name: str, path: Path) -> None:
+    checkpoint = _checkpoints()[name]
     otherwise = "fetch it on another machine and carry it here: kmine weights bundle, kmine weights unbundle"
-    download(known.url, known.sha256, path, otherwise=otherwise)
+    download(checkpoint.url, checkpoint.sha256, path, otherwise=otherwise)
 
 
 # -- carrying them
@@ -159,22 +161,22 @@ def _bundle(words: Sequence[str], folder: Path, offline: bool) -> int:
     target, names = Path(words[0]).expanduser(), _names(words[1:], "bundle")
     _expect(not target.exists(), f"{target}: expected no file there yet, found one; choose another name")
     _get(names, folder, offline)
-    files = {name: folder / _known()[name].filename for name in names}
-    note = json.dumps({name: _known()[name].sha256 for name in names}, indent=1).encode()
+    files = {name: folder / _checkpoints()[name].filename for name in names}
+    manifest = json.dumps({name: _checkpoints()[name].sha256 for name in names}, indent=1).encode()
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with explained(target):
+    with download_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         check_space(target.parent, sum(path.stat().st_size for path in files.values()), "the bundle")
         try:
             with tarfile.open(part, "w") as tar:
-                about = tarfile.TarInfo(NOTE)
-                about.size = len(note)
-                tar.addfile(about, io.BytesIO(note))
+                entry = tarfile.TarInfo(MANIFEST)
+                entry.size = len(manifest)
+                tar.addfile(entry, io.BytesIO(manifest))
                 for path in files.values():
-                    about = tarfile.TarInfo(path.name)
-                    about.size = path.stat().st_size
+                    entry = tarfile.TarInfo(path.name)
+                    entry.size = path.stat().st_size
                     with path.open("rb") as file:
-                        tar.addfile(about, file)
+                        tar.addfile(entry, file)
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
@@ -186,27 +188,27 @@ def _unbundle(words: Sequence[str], folder: Path, offline: bool) -> int:
     _expect(len(words) == 1, f"unbundle: expected one file, got {len(words)}")
     path = Path(words[0]).expanduser()
     _expect(path.is_file(), f"{path}: expected a bundle of weights, found no such file; check the path")
-    by_file = {known.filename: (name, known) for name, known in _known().items()}
-    found = []
+    by_file = {checkpoint.filename: (name, checkpoint) for name, checkpoint in _checkpoints().items()}
+    unpacked = []
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.name == NOTE and member.isreg() and member.size <= MAX_NOTE:
+                if member.name == MANIFEST and member.isreg() and member.size <= MAX_MANIFEST:
                     continue
                 # Names are looked up, never used: nothing can be written but the files that kmine knows.
-                known = by_file.get(member.name) if member.isreg() else None
-                stream = tar.extractfile(member) if known else None
-                if known is None or stream is None:
+                match = by_file.get(member.name) if member.isreg() else None
+                stream = tar.extractfile(member) if match else None
+                if match is None or stream is None:
                     raise UserError(
                         f"{path}: expected what `kmine weights bundle` writes, found {member.name!r} in it; nothing of "
                         "that was unpacked: make the bundle anew"
                     )
-                _unpack(path, stream, member.size, folder / member.name, known[1].sha256)
-                found.append(known[0])
+                _unpack(path, stream, member.size, folder / member.name, match[1].sha256)
+                unpacked.append(match[0])
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{path}: expected a whole tar file ({error}); copy it again") from error
-    _expect(bool(found), f"{path}: expected checkpoints, found none in it; make the bundle anew")
-    sys.stdout.write(f"{', '.join(found)}: whole, now in {folder}\n")
+    _expect(bool(unpacked), f"{path}: expected checkpoints, found none in it; make the bundle anew")
+    sys.stdout.write(f"{', '.join(unpacked)}: whole, now in {folder}\n")
     return 0
 
 
@@ -216,17 +218,17 @@ def _unpack(bundle: Path, stream: BinaryIO | io.BufferedReader, size: int, targe
         return
     _expect(not target.exists(), f"{target}: expected the official file or nothing, found another; move it away")
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with explained(target):
+    with download_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         check_space(target.parent, size, "the checkpoint")
         try:
             with part.open("wb") as file:
-                while block := stream.read(CHUNK):
+                while block := stream.read(BLOCK_BYTES):
                     file.write(block)
-            came = sha256_of(part)
+            actual = sha256_of(part)
             _expect(
-                came == sha256,
-                f"{bundle}: expected SHA-256 {sha256} of {target.name}, got {came}; it was not unpacked: copy the "
+                actual == sha256,
+                f"{bundle}: expected SHA-256 {sha256} of {target.name}, got {actual}; it was not unpacked: copy the "
                 "bundle again, or make it anew",
             )
             part.replace(target)
@@ -236,16 +238,16 @@ def _unpack(bundle: Path, stream: BinaryIO | io.BufferedReader, size: int, targe
 
 def _names(words: Sequence[str], action: str) -> list[str]:
     """Names of checkpoints. Raises `UserError` for none, for an unknown one, and for what ships with kmine."""
-    known = _known()
-    _expect(bool(words), f"{action}: expected a name, got none; known: {', '.join(known)}")
+    checkpoints = _checkpoints()
+    _expect(bool(words), f"{action}: expected a name, got none; known: {', '.join(checkpoints)}")
     for word in words:
         _expect(word != SHIPPED, f"{SHIPPED} ships with kmine: there is nothing to {action}")
-        if word not in known:
-            raise unknown_name(action, word, known)
+        if word not in checkpoints:
+            raise unknown_name(action, word, checkpoints)
     return list(dict.fromkeys(words))
 
 
-def _known() -> dict[str, Weights]:
+def _checkpoints() -> dict[str, Weights]:
     from kmine.segmenters.weights import KNOWN
 
     return KNOWN

@@ -261,7 +261,7 @@ def test_guarded_does_not_hide_our_own_mistakes(error):
 def test_sentences_are_printed_as_they_are(capsys):
     path = "runs/" + "long/" * 40 + "[bold]name[/]"
     terminal = cli.Terminal()
-    terminal.say(f"run folder {path}")
+    terminal.log(f"run folder {path}")
     assert capsys.readouterr().err == f"run folder {path}\n"
 
 

@@ -85,7 +85,7 @@ def content(folder) -> dict[str, bytes]:
 
 
 def hidden(out) -> list[str]:
-    return sorted(path.name for path in (out / fetch.OWN).iterdir())
+    return sorted(path.name for path in (out / fetch.STATE_DIR).iterdir())
 
 
 # -- the road
@@ -145,7 +145,7 @@ def test_an_interruption_while_unpacking_keeps_the_archive_only(server, call, ou
     with monkeypatch.context() as patch:
         patch.setattr(archive, "_publish", lambda folder, target: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call()[0] == 130
-    assert [path.name for path in out.iterdir()] == [fetch.OWN]
+    assert [path.name for path in out.iterdir()] == [fetch.STATE_DIR]
     assert hidden(out) == ["kvasir-seg.zip"]
     assert call("--offline")[0] == 0
     assert content(out) == FILES
@@ -166,12 +166,12 @@ def test_a_kill_before_the_record_was_written_is_mended(server, call, out, monke
 def test_what_a_killed_process_left_half_unpacked_is_removed(server, call, out):
     (out / f"{archive.UNFINISHED}x").mkdir(parents=True)
     assert call()[0] == 0
-    assert {path.name for path in out.iterdir()} == {fetch.OWN, "Kvasir-SEG"}
+    assert {path.name for path in out.iterdir()} == {fetch.STATE_DIR, "Kvasir-SEG"}
 
 
 def test_a_damaged_archive_of_our_own_is_fetched_anew(server, call, out):
-    (out / fetch.OWN).mkdir(parents=True)
-    (out / fetch.OWN / "kvasir-seg.zip").write_bytes(ZIP[:-1])
+    (out / fetch.STATE_DIR).mkdir(parents=True)
+    (out / fetch.STATE_DIR / "kvasir-seg.zip").write_bytes(ZIP[:-1])
     assert call()[0] == 0
     assert content(out) == FILES
 
@@ -206,8 +206,8 @@ def test_offline_asks_nobody_and_leaves_nothing(server, refused, tmp_path):
 
 
 def test_two_processes_do_not_fill_one_folder(server, call, refused, out):
-    (out / fetch.OWN).mkdir(parents=True)
-    handle = os.open(out / fetch.OWN, os.O_RDONLY)
+    (out / fetch.STATE_DIR).mkdir(parents=True)
+    handle = os.open(out / fetch.STATE_DIR, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     assert "another process is fetching" in refused()
     os.close(handle)
@@ -232,7 +232,7 @@ def test_a_folder_of_that_name_is_not_overwritten_and_nothing_is_downloaded(serv
     assert "were left alone" in line and "kmine check --config configs/kvasir_seg.yaml --data.root" in line
     assert server.ranges == []
     assert content(out) == {"Kvasir-SEG/mine.jpg": b"mine"}
-    assert not (out / fetch.OWN).exists()
+    assert not (out / fetch.STATE_DIR).exists()
 
 
 @pytest.mark.parametrize("harm", ["missing", "changed", "shorter"])
@@ -255,7 +255,7 @@ def test_data_that_are_no_longer_whole_are_named_and_left(server, call, refused,
 def test_a_damaged_record_is_no_record(server, call, refused, out):
     call()
     for text in ("", "[]", '{"a": 1}', '{"a": [1, null]}', json.dumps({"a": ["x", 2]})):
-        (out / fetch.OWN / f"{SHA256}.json").write_text(text)
+        (out / fetch.STATE_DIR / f"{SHA256}.json").write_text(text)
         assert "has no record of" in refused()
     assert content(out) == FILES
 
@@ -367,7 +367,7 @@ def test_bad_flags_are_one_line(argv, capsys):
 
 
 def test_every_data_set_has_an_answer():
-    assert set(SOURCES) == {*fetch.DOWNLOADS, *fetch.ELSEWHERE, "phantom", "folder"}
+    assert set(SOURCES) == {*fetch.DOWNLOADS, *fetch.MANUAL_SOURCES, "phantom", "folder"}
 
 
 def test_the_address_is_the_published_one():

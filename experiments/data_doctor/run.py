@@ -199,7 +199,7 @@ class Quiet(cli.Terminal):
     def start(self, title: str, total: int) -> None:
         pass
 
-    advance = say = lambda self, *args, **kwargs: None
+    advance = log = lambda self, *args, **kwargs: None
 
 
 def findings(source: Drawn, distance: int) -> dict[str, str]:

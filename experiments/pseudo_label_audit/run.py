@@ -31,10 +31,10 @@ from scipy.stats import rankdata, spearmanr
 
 from kmine import cli
 from kmine.audit.evidence import (
-    Found,
-    chosen,
-    investigate,
-    past_of,
+    MaskReport,
+    load_rounds,
+    rank_all_masks,
+    select_round,
 )
 from kmine.config import LoopConfig
 from kmine.io.files import encode_png, write_atomic
@@ -116,20 +116,20 @@ def audit_once(run: Path, out: Path, planting: int, args: argparse.Namespace) ->
     cfg = cli.parse(LoopConfig, words, prog="run.py", description="")
     source, store, terminal = preflight(cfg), RunStore(copy), cli.Terminal()
     task = open_for_audit(cfg, source, store, terminal)
-    past = past_of(store)
-    this = chosen(past, None, copy)
+    past = load_rounds(store)
+    this = select_round(past, None, copy)
     rng = np.random.default_rng([planting, args.seed])
-    pseudo = {i: store.pseudo_mask(this.round_idx, i) for i in this.teaching}
+    pseudo = {i: store.pseudo_mask(this.round_idx, i) for i in this.pseudo_labeled}
     given = {i: task.labeled.sample(i).mask for i in task.labeled.ids}
     wrong, wrong_given = plant(pseudo, args.share, rng), plant(given, args.share, rng)
     for name, (_, mask) in wrong.items():
-        write_atomic(store.pseudo_path(this.round_idx, name), encode_png(mask, this.made_by, this.round_idx))
+        write_atomic(store.pseudo_path(this.round_idx, name), encode_png(mask, this.signature, this.round_idx))
 
     def as_given(sample_id: str) -> Mask:
         return wrong_given[sample_id][1] if sample_id in wrong_given else given[sample_id]
 
     labeled = task.labeled.with_masks(task.labeled.ids, as_given)
-    ranked = investigate(task, store, past, this, with_labeled=True, given=labeled)
+    ranked = rank_all_masks(task, store, past, this, with_labeled=True, labeled=labeled)
     truth = open_withheld(task, source, store) if args.withheld else None
     rows = []
     for found, faults, real in zip(ranked, (wrong, wrong_given), (pseudo, given), strict=True):
@@ -150,7 +150,7 @@ def _true_dice(mask: Mask, truth: Mask) -> float:
     return metrics.dice(_object(mask) & valid, _object(truth) & valid)
 
 
-def _row(run: Path, planting: int, one: Found, fault: str, count: int, dice: float) -> dict[str, Any]:
+def _row(run: Path, planting: int, one: MaskReport, fault: str, count: int, dice: float) -> dict[str, Any]:
     return {
         "run": run.parent.name if run.name == "mining" else run.name,
         "planting": planting,
@@ -160,7 +160,7 @@ def _row(run: Path, planting: int, one: Found, fault: str, count: int, dice: flo
         "place": one.rank / count,
         "suspicion": round(one.suspicion, 4),
         "dice_with_replaced": round(dice, 4),
-        "witnesses": len(one.witnesses),
+        "witnesses": len(one.model_names),
         **{name: round(value, 5) for name, value in one.signals.items()},
     }
 

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from kmine import cli
 from kmine.config import LoopConfig
 from kmine.errors import UserError
-from kmine.io.files import writing
-from kmine.setup.finished import settings_of
+from kmine.io.files import atomic_open
+from kmine.setup.finished import load_settings
 from kmine.store.run_folder import RunStore
 
 if TYPE_CHECKING:
-    from kmine.audit.evidence import Found, Opened
-    from kmine.audit.history import Teller
+    from kmine.audit.evidence import AuditedRun, MaskReport
+    from kmine.audit.history import MaskHistory
 
 DESCRIPTION = """Look through the pseudo masks of a finished run, the most suspicious first: audit.csv and audit.html in
 RUN/audit. The given masks are looked at as well, by models that were trained without them. With --verdicts, take what a
 person said of them back into the run."""
-SHOWN = 5
+MAX_NAMED = 5
 """Of ids in a message."""
 
 
@@ -67,14 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # `--no-labeled` is how one would write it.
     words = [_as_setting(word) for word in words]
     cfg = cli.parse(AuditConfig, words, prog=prog, description=DESCRIPTION, positional="run")
-    return cli.guarded(prog, lambda: audit(cfg))
+    return cli.guarded(prog, lambda: run_audit(cfg))
 
 
 def _as_setting(word: str) -> str:
     return {"--no-labeled": "--no_labeled", "--with-withheld": "--with_withheld"}.get(word, word)
 
 
-def audit(cfg: AuditConfig) -> int:
+def run_audit(cfg: AuditConfig) -> int:
     """Audit a run, or take verdicts into it."""
     if len(cfg.run) != 1:
         raise UserError(f"expected one run folder, got {len(cfg.run)}; audit them one at a time")
@@ -85,14 +85,14 @@ def audit(cfg: AuditConfig) -> int:
     loop = _settings(Path(cfg.run[0]), cfg)
     store, terminal, began = RunStore(Path(cfg.run[0])), cli.Terminal(), time.perf_counter()
     try:
-        opened = _open(store, loop, cfg, terminal)
+        audited = _open(store, loop, cfg, terminal)
         if cfg.verdicts is not None or cfg.corrected is not None:
-            from kmine.audit.import_verdicts import take_in
+            from kmine.audit.import_verdicts import import_verdicts
 
             verdicts, corrected = (None if name is None else Path(name) for name in (cfg.verdicts, cfg.corrected))
-            take_in(opened, verdicts, corrected, terminal.say)
+            import_verdicts(audited, verdicts, corrected, terminal.log)
             return 0
-        return _look_through(opened, cfg, terminal, began)
+        return _write_audit(audited, cfg, terminal, began)
     finally:
         terminal.stop()
         store.close()
@@ -108,18 +108,18 @@ def _settings(path: Path, cfg: AuditConfig) -> LoopConfig:
     if stopped_by in (None, "interrupted"):
         raise UserError(f"{path}: the run is not finished (stopped_by {stopped_by}); resume it first")
     about = {"prog": "kmine audit", "description": DESCRIPTION}
-    return settings_of(path, device=cfg.device, data_root=cfg.data_root, **about)
+    return load_settings(path, device=cfg.device, data_root=cfg.data_root, **about)
 
 
-def _open(store: RunStore, loop: LoopConfig, cfg: AuditConfig, terminal: cli.Terminal) -> Opened:
-    from kmine.audit.evidence import Opened, chosen, past_of
+def _open(store: RunStore, loop: LoopConfig, cfg: AuditConfig, terminal: cli.Terminal) -> AuditedRun:
+    from kmine.audit.evidence import AuditedRun, load_rounds, select_round
 
-    past = past_of(store)
-    this = chosen(past, cfg.round, store.root)
-    lost = [i for i in this.teaching if not store.pseudo_path(this.round_idx, i).is_file()]
-    if lost:
+    rounds = load_rounds(store)
+    audited_round = select_round(rounds, cfg.round, store.root)
+    missing = [i for i in audited_round.pseudo_labeled if not store.pseudo_path(audited_round.round_idx, i).is_file()]
+    if missing:
         raise UserError(
-            f"{store.root}: expected {len(this.teaching)} pseudo masks, that of {lost[0]} is missing; "
+            f"{store.root}: expected {len(audited_round.pseudo_labeled)} pseudo masks, that of {missing[0]} is missing; "
             "run the loop again"
         )
     from kmine.setup.open import open_for_audit
@@ -127,153 +127,158 @@ def _open(store: RunStore, loop: LoopConfig, cfg: AuditConfig, terminal: cli.Ter
 
     source = preflight(loop)
     task = open_for_audit(loop, source, store, terminal)
-    strange = set(this.teaching).difference(task.unlabeled.ids)
-    if strange:
-        raise UserError(f"{store.root}: round {this.round_idx} mined {min(strange)}, which is no unlabeled image of it")
-    return Opened(store, store.run(), source, task, past, this)
+    unknown = set(audited_round.pseudo_labeled).difference(task.unlabeled.ids)
+    if unknown:
+        raise UserError(
+            f"{store.root}: round {audited_round.round_idx} mined {min(unknown)}, which is no unlabeled image of it"
+        )
+    return AuditedRun(store, store.run(), source, task, rounds, audited_round)
 
 
 # -- looking
 
 
-def _look_through(opened: Opened, cfg: AuditConfig, terminal: cli.Terminal, began: float) -> int:
-    from kmine.audit.evidence import investigate
+def _write_audit(audited: AuditedRun, cfg: AuditConfig, terminal: cli.Terminal, began: float) -> int:
+    from kmine.audit.evidence import rank_all_masks
     from kmine.audit.history import COLUMNS
     from kmine.setup.provenance import peak_memory_mb
 
-    out = Path(cfg.out) if cfg.out else opened.store.root / "audit"
-    pseudo, labeled = investigate(opened.task, opened.store, opened.past, opened.this, with_labeled=not cfg.no_labeled)
-    teller, found = _teller(opened), [*pseudo, *labeled]
-    truth, withheld, figures = None, None, _causes(pseudo)
+    out = Path(cfg.out) if cfg.out else audited.store.root / "audit"
+    pseudo, labeled = rank_all_masks(
+        audited.task, audited.store, audited.rounds, audited.audited_round, with_labeled=not cfg.no_labeled
+    )
+    history, reports = _mask_history(audited), [*pseudo, *labeled]
+    truth, withheld, figures = None, None, _explanations_chart(pseudo)
     if cfg.with_withheld:
-        truth, withheld, charts = _open_truth(opened, pseudo, out)
+        truth, withheld, charts = _open_truth(audited, pseudo, out)
         figures |= charts
-    rows = (teller.row(one, truth) for one in found)
+    rows = (history.row(report, truth) for report in reports)
     _write_csv(out / "audit.csv", COLUMNS, ([row[name] for name in COLUMNS] for row in rows))
     if cfg.export != "none":
-        terminal.say(f"exported: {_export(opened, cfg.export, out, found)}")
-    items = teller.items(found, {kind: opened.read(kind) for kind in ("pseudo", "labeled")}, out, truth, withheld)
-    page = _page(out, items, opened, _summary(opened, pseudo, labeled, truth), figures)
-    for one in (*pseudo[:SHOWN], *labeled[:SHOWN]):
-        why = "; ".join(one.causes) or "nothing stands out"
-        terminal.say(f"{one.kind} {one.rank}. {one.sample_id} ({one.suspicion:.2f}): {why}")
-    terminal.say(
-        f"{len(pseudo)} pseudo masks of round {opened.this.round_idx} and {len(labeled)} given masks in "
+        terminal.log(f"exported: {_export(audited, cfg.export, out, reports)}")
+    items = history.items(reports, {kind: audited.read(kind) for kind in ("pseudo", "labeled")}, out, truth, withheld)
+    page = _page(out, items, audited, _summary(audited, pseudo, labeled, truth), figures)
+    for report in (*pseudo[:MAX_NAMED], *labeled[:MAX_NAMED]):
+        explanation = "; ".join(report.explanations) or "nothing stands out"
+        terminal.log(f"{report.kind} {report.rank}. {report.sample_id} ({report.suspicion:.2f}): {explanation}")
+    terminal.log(
+        f"{len(pseudo)} pseudo masks of round {audited.audited_round.round_idx} and {len(labeled)} given masks in "
         f"{time.perf_counter() - began:.0f} s, {peak_memory_mb()} MB"
     )
-    terminal.say(f"table: {out / 'audit.csv'}   page: {page}")
+    terminal.log(f"table: {out / 'audit.csv'}   page: {page}")
     return 0
 
 
-def _teller(opened: Opened) -> Teller:
-    from kmine.audit.history import Teller
+def _mask_history(audited: AuditedRun) -> MaskHistory:
+    from kmine.audit.history import MaskHistory
 
-    store, rounds = opened.store, {one.asked_by for one in opened.past}
-    return Teller(
-        opened.task,
+    store, prompting_rounds = audited.store, {mined_round.prompting_round for mined_round in audited.rounds}
+    return MaskHistory(
+        audited.task,
         store,
-        opened.past,
-        opened.this,
-        opened.source.class_names,
-        str(opened.run.get("segmenter", "the segmenter")),
-        str(opened.run.get("segmenter_sha256", "")),
-        {n: store.weights_signature(store.round_dir(n) / "model.safetensors") for n in rounds},
+        audited.rounds,
+        audited.audited_round,
+        audited.source.class_names,
+        str(audited.run.get("segmenter", "the segmenter")),
+        str(audited.run.get("segmenter_sha256", "")),
+        {n: store.weights_signature(store.round_dir(n) / "model.safetensors") for n in prompting_rounds},
     )
 
 
-def _open_truth(opened: Opened, pseudo: Sequence[Found], out: Path) -> tuple[Any, Any, dict[str, str]]:
+def _open_truth(audited: AuditedRun, pseudo: Sequence[MaskReport], out: Path) -> tuple[Any, Any, dict[str, str]]:
     """True Dice by sample, the pool it comes from, and charts."""
-    from kmine.audit.truth import figures, true_dice
+    from kmine.audit.truth import figures, withheld_dice
     from kmine.setup.open import open_withheld
 
-    task = opened.task
-    withheld = open_withheld(task, opened.source, opened.store)
-    truth = true_dice(pseudo, opened.read("pseudo"), withheld, task.num_classes)
-    groups = {i: task.unlabeled.group_of(i) for i in opened.this.teaching}
-    charts, table = figures(pseudo, truth, opened.this, groups, opened.source.class_names)
+    task = audited.task
+    withheld = open_withheld(task, audited.source, audited.store)
+    truth = withheld_dice(pseudo, audited.read("pseudo"), withheld, task.num_classes)
+    groups = {i: task.unlabeled.group_of(i) for i in audited.audited_round.pseudo_labeled}
+    charts, table = figures(pseudo, truth, audited.audited_round, groups, audited.source.class_names)
     _write_csv(out / "strata.csv", ("stratum", "value", "count", "mean_dice"), (list(row.values()) for row in table))
     return truth, withheld, charts
 
 
-def _causes(pseudo: Sequence[Found]) -> dict[str, str]:
-    from kmine.audit.ranking import STANDS_OUT, WEIGHTS, ranks
-    from kmine.report.audit_figures import causes_chart
+def _explanations_chart(pseudo: Sequence[MaskReport]) -> dict[str, str]:
+    from kmine.audit.ranking import MIN_NAMED_RANK, WEIGHTS, ranks
+    from kmine.report.audit_figures import explanations_chart
 
     top = max(len(pseudo) // 5, 1)
     counts: Counter[str] = Counter()
     for name in WEIGHTS:
-        places = ranks([one.signals.get(name, float("nan")) for one in pseudo])
-        counts[name] = int((places[:top] >= STANDS_OUT).sum())
-    return {"causes": causes_chart(counts.most_common())}
+        places = ranks([report.signals.get(name, float("nan")) for report in pseudo])
+        counts[name] = int((places[:top] >= MIN_NAMED_RANK).sum())
+    return {"causes": explanations_chart(counts.most_common())}
 
 
 def _summary(
-    opened: Opened, pseudo: Sequence[Found], labeled: Sequence[Found], truth: Mapping[str, float] | None
+    audited: AuditedRun, pseudo: Sequence[MaskReport], labeled: Sequence[MaskReport], truth: Mapping[str, float] | None
 ) -> dict[str, str | int | float]:
-    from kmine.audit.truth import estimate_of
+    from kmine.audit.truth import mean_estimate
 
-    estimates = [estimate_of(opened.this, one.sample_id) for one in pseudo]
-    told = [value for value in estimates if value == value]
-    real = [value for value in (truth or {}).values() if value == value]
-    about: dict[str, str | int | float] = {
+    estimates = [mean_estimate(audited.audited_round, report.sample_id) for report in pseudo]
+    known_estimates = [value for value in estimates if value == value]
+    known_dice = [value for value in (truth or {}).values() if value == value]
+    summary: dict[str, str | int | float] = {
         "pseudo masks": len(pseudo),
         "given masks": len(labeled),
-        "round": opened.this.round_idx,
-        "segmenter": str(opened.run.get("segmenter", "")),
-        "models that were asked": " ".join(sorted({name for one in pseudo for name in one.witnesses})) or "none",
+        "round": audited.audited_round.round_idx,
+        "segmenter": str(audited.run.get("segmenter", "")),
+        "models that were asked": " ".join(sorted({name for report in pseudo for name in report.model_names}))
+        or "none",
     }
-    about |= {"mean estimated Dice": round(sum(told) / len(told), 3)} if told else {}
-    about |= {"mean true Dice (withheld masks)": round(sum(real) / len(real), 3)} if real else {}
-    return about
+    summary |= {"mean estimated Dice": round(sum(known_estimates) / len(known_estimates), 3)} if known_estimates else {}
+    summary |= {"mean true Dice (withheld masks)": round(sum(known_dice) / len(known_dice), 3)} if known_dice else {}
+    return summary
 
 
 def _page(
     out: Path,
     items: Iterator[Any],
-    opened: Opened,
+    audited: AuditedRun,
     summary: Mapping[str, str | int | float],
     figures: Mapping[str, str],
 ) -> Path:
     from kmine.report.audit_page import write_page
 
-    name = opened.store.root.resolve().name
-    about = {"title": f"Audit of {name}", "run_name": name, "run_signature": opened.signature}
+    name = audited.store.root.resolve().name
+    about = {"title": f"Audit of {name}", "run_name": name, "run_signature": audited.signature}
     return write_page(out, items, **about, summary=summary, figures=figures)
 
 
-def _export(opened: Opened, what: str, out: Path, found: Sequence[Found]) -> Path:
+def _export(audited: AuditedRun, what: str, out: Path, reports: Sequence[MaskReport]) -> Path:
     from kmine.audit.export import (
-        Exported,
+        ExportedMask,
         write_coco,
         write_label_studio,
         write_masks,
     )
     from kmine.feedback.corrections import picture_name
 
-    def masks() -> Iterator[Exported]:
-        for one in sorted(found, key=lambda one: one.sample_id):  # slices of a volume one after the other
-            mined = one.kind == "pseudo"
-            yield Exported(
-                one.sample_id,
-                one.kind,
-                opened.read(one.kind)(one.sample_id),
-                f"pictures/{picture_name(one.sample_id)}.jpg",
-                round(one.suspicion, 4),
-                one.rank,
-                opened.this.made_by if mined else "",
-                opened.this.round_idx if mined else 0,
+    def masks() -> Iterator[ExportedMask]:
+        for report in sorted(reports, key=lambda report: report.sample_id):  # slices of a volume one after the other
+            mined = report.kind == "pseudo"
+            yield ExportedMask(
+                report.sample_id,
+                report.kind,
+                audited.read(report.kind)(report.sample_id),
+                f"pictures/{picture_name(report.sample_id)}.jpg",
+                round(report.suspicion, 4),
+                report.rank,
+                audited.audited_round.signature if mined else "",
+                audited.audited_round.round_idx if mined else 0,
             )
 
-    names = opened.source.class_names
+    names = audited.source.class_names
     if what == "coco":
-        return write_coco(out / "coco.json", masks(), names, f"kmine audit of {opened.store.root.name}")
+        return write_coco(out / "coco.json", masks(), names, f"kmine audit of {audited.store.root.name}")
     if what == "labelstudio":
         return write_label_studio(out / "labelstudio.json", masks(), names)
-    return write_masks(out / "masks", masks(), opened.source)
+    return write_masks(out / "masks", masks(), audited.source)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterator[list[Any]]) -> None:
-    with writing(path, "w") as file:
+    with atomic_open(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)

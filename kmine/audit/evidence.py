@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from kmine.audit.ranking import (
     GIVEN_WEIGHTS,
     WEIGHTS,
-    Confidence,
-    Conflict,
-    Witness,
-    causes,
-    contradicts,
-    doubt_of,
-    find_conflict,
-    innocent,
-    order,
+    ConfidentDisagreement,
+    ConfidentThresholds,
+    ReferenceModel,
+    confident_disagreement,
+    contradicts_image_label,
+    explanations,
+    held_out_models,
+    label_issue_scores,
     outliers,
-    shape_of,
-    suspicion,
+    rank_order,
+    shape_features,
+    uncertainty_of,
 )
 from kmine.data.pool import Pool
 from kmine.data.quality import mask_alignment as pairing
@@ -44,7 +44,7 @@ from kmine.training.inference import predict_small
 from kmine.training.task import Task
 from kmine.types import IGNORE_INDEX
 
-BATCH = 16
+BATCH_SIZE = 16
 """Images that pass the models together."""
 
 Row = dict[str, Any]
@@ -52,33 +52,33 @@ Reader = Callable[[str], NDArray[np.uint8]]
 """(H, W) class ids and 255 of a sample, in its own frame."""
 
 
-class Past(NamedTuple):
+class MinedRound(NamedTuple):
     """One round of mining, as the run folder has it."""
 
     round_idx: int
-    made_by: str
+    signature: str
     """Signature of model, segmenter and settings."""
-    asked_by: int
+    prompting_round: int
     """The round whose model prompted: the last one adopted before."""
     adopted: bool
     decisions: RowsBySample
     prompts: RowsBySample
-    teaching: list[str]
+    pseudo_labeled: list[str]
     """Samples that had a pseudo mask, in order."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReferenceModels:
     """The models that may be asked, with what each learned; and what counts as sure."""
 
-    witnesses: list[Witness]
+    references: list[ReferenceModel]
     models: list[LocalModel]
     thresholds: NDArray[np.float64]
     """(K,)"""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class MaskReport:
     """What is known for and against one mask; plain values, so that thousands can be held."""
 
     sample_id: str
@@ -94,19 +94,19 @@ class Found:
     ignored: float
     """Share of the image that the mask leaves open."""
     signals: dict[str, float]
-    conflict: Conflict | None
-    witnesses: tuple[str, ...]
+    conflict: ConfidentDisagreement | None
+    model_names: tuple[str, ...]
     """Models that were asked: none of them learned this mask."""
     contradicted: bool
-    seen: dict[int, str]
+    predicted_rle: dict[int, str]
     """What they saw, at the size of training: run lengths by class."""
     rank: int = 0
     suspicion: float = math.nan
-    causes: tuple[str, ...] = ()
+    explanations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Opened:
+class AuditedRun:
     """A finished run with its data, and the round whose masks are looked at."""
 
     store: RunStore
@@ -114,8 +114,8 @@ class Opened:
     """What run.json holds."""
     source: Source
     task: Task
-    past: list[Past]
-    this: Past
+    rounds: list[MinedRound]
+    audited_round: MinedRound
 
     @property
     def name(self) -> str:
@@ -125,13 +125,17 @@ class Opened:
     @property
     def signature(self) -> str:
         """Of what the audited masks are: data and every round's makers."""
-        made_by = [one.made_by for one in self.past if one.round_idx <= self.this.round_idx]
-        return sign("audit", self.run.get("data_fingerprint"), made_by)
+        signatures = [
+            mined_round.signature
+            for mined_round in self.rounds
+            if mined_round.round_idx <= self.audited_round.round_idx
+        ]
+        return sign("audit", self.run.get("data_fingerprint"), signatures)
 
     def read(self, kind: str) -> Reader:
         """The reader of the masks of a kind."""
         if kind == "pseudo":
-            return lambda sample_id: mined_mask(self.store, self.this.round_idx, sample_id)
+            return lambda sample_id: mined_mask(self.store, self.audited_round.round_idx, sample_id)
         return lambda sample_id: given_mask(self.task.labeled, sample_id)
 
 
@@ -151,98 +155,120 @@ def given_mask(pool: Pool, sample_id: str) -> NDArray[np.uint8]:
     return mask
 
 
-def past_of(store: RunStore) -> list[Past]:
+def load_rounds(store: RunStore) -> list[MinedRound]:
     """Every round that mined, first round first."""
-    out: list[Past] = []
-    asked_by = 0
+    out: list[MinedRound] = []
+    prompting_round = 0
     for number in range(1, 1000):
         decisions, prompts = store.by_sample(number)
         if not decisions:
             break
-        teaching = [name for name, taught in decisions.firsts("in_training").items() if taught]
+        pseudo_labeled = [name for name, in_training in decisions.firsts("in_training").items() if in_training]
         adopted = bool((store.read_json(store.round_dir(number) / "metrics.json") or {}).get("adopted"))
-        out.append(Past(number, store.mined_by(number), asked_by, adopted, decisions, prompts, teaching))
-        asked_by = number if adopted else asked_by
+        out.append(
+            MinedRound(
+                number, store.round_signature(number), prompting_round, adopted, decisions, prompts, pseudo_labeled
+            )
+        )
+        prompting_round = number if adopted else prompting_round
     return out
 
 
-def chosen(past: Sequence[Past], round_idx: int | None, root: object) -> Past:
+def select_round(rounds: Sequence[MinedRound], round_idx: int | None, root: object) -> MinedRound:
     """The round whose masks are looked at: the one asked for, else the last adopted one, else the last one.
 
     Raises:
         UserError: a round that never was, or one without any pseudo mask.
     """
-    if not past:
+    if not rounds:
         raise UserError(
             f"{root}: expected a run that mined, found no pseudo masks; run kmine.loop with --rounds 1 or more"
         )
-    known = {one.round_idx: one for one in past}
-    if round_idx is not None and round_idx not in known:
-        raise UserError(f"--round {round_idx}: expected one of {', '.join(map(str, known))}; the run mined no other")
-    taught = [one for one in past if one.teaching]
-    best = [one for one in taught if one.adopted] or taught
-    found = known[round_idx] if round_idx is not None else best[-1] if best else past[-1]
-    if not found.teaching:
+    by_idx = {mined_round.round_idx: mined_round for mined_round in rounds}
+    if round_idx is not None and round_idx not in by_idx:
+        raise UserError(f"--round {round_idx}: expected one of {', '.join(map(str, by_idx))}; the run mined no other")
+    with_masks = [mined_round for mined_round in rounds if mined_round.pseudo_labeled]
+    adopted = [mined_round for mined_round in with_masks if mined_round.adopted] or with_masks
+    selected = by_idx[round_idx] if round_idx is not None else adopted[-1] if adopted else rounds[-1]
+    if not selected.pseudo_labeled:
         raise UserError(
-            f"{root}: expected pseudo masks, round {found.round_idx} kept none of {len(found.decisions)} images; "
+            f"{root}: expected pseudo masks, round {selected.round_idx} kept none of {len(selected.decisions)} images; "
             "lower gate.target_dice, or train longer"
         )
-    return found
+    return selected
 
 
-def investigate(
-    task: Task, store: RunStore, past: Sequence[Past], this: Past, *, with_labeled: bool, given: Pool | None = None
-) -> tuple[list[Found], list[Found]]:
-    """The pseudo masks of round `this` and the given masks, each most suspicious first.
+def rank_all_masks(
+    task: Task,
+    store: RunStore,
+    rounds: Sequence[MinedRound],
+    audited_round: MinedRound,
+    *,
+    with_labeled: bool,
+    labeled: Pool | None = None,
+) -> tuple[list[MaskReport], list[MaskReport]]:
+    """The pseudo masks of round `audited_round` and the given masks, each most suspicious first.
 
-    `given`: the labeled images with their masks, where these are not those of the task.
+    `labeled`: the labeled images with their masks, where these are not those of the task.
     """
-    given = given or task.labeled
-    wanted = this.teaching
-    asked = ask_models(task, store, past, wanted, train_folds=with_labeled)
-    labels = list(look(task, asked, "labeled", given, lambda i: given_mask(given, i), None))
-    mined = task.unlabeled.subset(wanted)
-    pseudo = list(look(task, asked, "pseudo", mined, lambda i: mined_mask(store, this.round_idx, i), this))
-    shapes = [one.shape for one in labels]
-    return ranked(pseudo, shapes), ranked(labels, [one.shape for one in pseudo]) if with_labeled else []
+    labeled = labeled or task.labeled
+    audited_ids = audited_round.pseudo_labeled
+    references = load_reference_models(task, store, rounds, audited_ids, train_folds=with_labeled)
+    labeled_reports = list(score_masks(task, references, "labeled", labeled, lambda i: given_mask(labeled, i), None))
+    mined = task.unlabeled.subset(audited_ids)
+    pseudo = list(
+        score_masks(
+            task, references, "pseudo", mined, lambda i: mined_mask(store, audited_round.round_idx, i), audited_round
+        )
+    )
+    shapes = [report.shape for report in labeled_reports]
+    return rank_masks(pseudo, shapes), rank_masks(
+        labeled_reports, [report.shape for report in pseudo]
+    ) if with_labeled else []
 
 
-def ask_models(task: Task, store: RunStore, past: Sequence[Past], wanted: Sequence[str], *, train_folds: bool) -> Asked:
+def load_reference_models(
+    task: Task, store: RunStore, rounds: Sequence[MinedRound], audited_ids: Sequence[str], *, train_folds: bool
+) -> ReferenceModels:
     """Every model of the run that is innocent of anything wanted, and how sure they are where they are right.
 
     Models of the parts come first: they learned from no pseudo mask, asked for none, and each leaves out a part of the
     labels. Where the run has none, they are trained now if `train_folds`; a training that was stopped goes on.
     Probabilities that count as sure come from the validation images, which no model learned from.
     """
-    found: list[tuple[Witness, LocalModel]] = []
-    everything = frozenset(task.labeled.ids)
-    parts = folds(task.labeled, task.cfg.adapt.folds, task.cfg.seed)
-    for number, part in enumerate(parts if len(parts) > 1 else ()):
-        model = _load(task, store, number=0, arm=f"fold_{number}")
+    loaded: list[tuple[ReferenceModel, LocalModel]] = []
+    all_labeled = frozenset(task.labeled.ids)
+    fold_ids = folds(task.labeled, task.cfg.adapt.folds, task.cfg.seed)
+    for number, held_out in enumerate(fold_ids if len(fold_ids) > 1 else ()):
+        model = _load(task, store, number=0, method_dir=f"fold_{number}")
         if model is None and train_folds:
             fabric = make_fabric(str(task.fabric.device), task.cfg.fit.precision)
-            model = fold_model(replace(task, fabric=fabric), store, number, part)
+            model = fold_model(replace(task, fabric=fabric), store, number, held_out)
         if model is not None:
-            found.append((Witness(f"fold_{number}", everything.difference(part), frozenset()), model))
-    learned: dict[int, frozenset[str]] = {0: everything}
-    for one in past:
-        learned[one.round_idx] = learned[one.asked_by] | frozenset(one.teaching)
-    for number in learned:
-        asked_in = frozenset(one.round_idx for one in past if one.asked_by == number)
-        helps = number == 0 or any(name not in learned[number] for name in wanted)
-        model = _load(task, store, number=number) if helps else None
+            loaded.append((ReferenceModel(f"fold_{number}", all_labeled.difference(held_out), frozenset()), model))
+    trained_on: dict[int, frozenset[str]] = {0: all_labeled}
+    for mined_round in rounds:
+        trained_on[mined_round.round_idx] = trained_on[mined_round.prompting_round] | frozenset(
+            mined_round.pseudo_labeled
+        )
+    for number in trained_on:
+        prompted_rounds = frozenset(
+            later_round.round_idx for later_round in rounds if later_round.prompting_round == number
+        )
+        is_held_out = number == 0 or any(name not in trained_on[number] for name in audited_ids)
+        model = _load(task, store, number=number) if is_held_out else None
         if model is not None:
-            found.append((Witness(f"round_{number:02}", learned[number], asked_in), model))
-    witnesses, models = [one for one, _ in found], [model for _, model in found]
-    sure = Confidence(task.num_classes)
-    for sample_id, probs in predicted(task, models, task.val, task.val.ids):
+            loaded.append((ReferenceModel(f"round_{number:02}", trained_on[number], prompted_rounds), model))
+    references, models = [reference for reference, _ in loaded], [model for _, model in loaded]
+    confident = ConfidentThresholds(task.num_classes)
+    for sample_id, probs in mean_probabilities(task, models, task.val, task.val.ids):
         if probs is not None:
-            sure.add(probs, task.val.mask_small(sample_id))
-    return Asked(witnesses, models, sure.thresholds())
+            confident.add(probs, task.val.mask_resized(sample_id))
+    return ReferenceModels(references, models, confident.thresholds())
 
 
-def _load(task: Task, store: RunStore, *, number: int, arm: str = "") -> LocalModel | None:
-    weights = store.load_tensors(store.round_dir(number, arm) / "model.safetensors", None)
+def _load(task: Task, store: RunStore, *, number: int, method_dir: str = "") -> LocalModel | None:
+    weights = store.load_tensors(store.round_dir(number, method_dir) / "model.safetensors", None)
     if weights is None:
         return None
     # The weights are overwritten at once, so none are loaded or downloaded for them.
@@ -251,90 +277,102 @@ def _load(task: Task, store: RunStore, *, number: int, arm: str = "") -> LocalMo
     return model.to(task.fabric.device).eval()
 
 
-def predicted(
+def mean_probabilities(
     task: Task, models: Sequence[LocalModel], pool: Pool, ids: Sequence[str], tta: str = "none"
 ) -> Iterator[tuple[str, NDArray[np.float32] | None]]:
     """(id, (K, S, S) mean probabilities) at the size of training, a few images in memory; None without models."""
-    for first in range(0, len(ids), BATCH):
-        some = ids[first : first + BATCH]
+    for first in range(0, len(ids), BATCH_SIZE):
+        batch_ids = ids[first : first + BATCH_SIZE]
         if not models:
-            yield from ((sample_id, None) for sample_id in some)
+            yield from ((sample_id, None) for sample_id in batch_ids)
             continue
-        images = np.stack([pool.image_small(i) for i in some])
-        answers = [predict_small(model, images, tta, task.fabric.device)[0] for model in models]
-        yield from zip(some, np.mean(answers, axis=0), strict=True)
+        images = np.stack([pool.image_resized(i) for i in batch_ids])
+        probs = [predict_small(model, images, tta, task.fabric.device)[0] for model in models]
+        yield from zip(batch_ids, np.mean(probs, axis=0), strict=True)
 
 
-def look(task: Task, asked: Asked, kind: str, pool: Pool, read: Reader, past: Past | None) -> Iterator[Found]:
-    """One mask after the other; `past`: the round that mined them, None for given masks.
+def score_masks(
+    task: Task, references: ReferenceModels, kind: str, pool: Pool, read: Reader, mined_round: MinedRound | None
+) -> Iterator[MaskReport]:
+    """One mask after the other; `mined_round`: the round that mined them, None for given masks.
 
     A given mask is looked at by a single model, so that one sees each image flipped, too.
     """
     task.watcher.start(f"audit: {'pseudo masks' if kind == 'pseudo' else 'given masks'}", len(pool))
-    of_models: dict[tuple[int, ...], list[str]] = {}
+    ids_by_models: dict[tuple[int, ...], list[str]] = {}
     for sample_id in pool.ids:
-        speak = tuple(innocent(asked.witnesses, sample_id, past.round_idx if past else 0))
-        of_models.setdefault(speak, []).append(sample_id)
+        model_indices = tuple(
+            held_out_models(references.references, sample_id, mined_round.round_idx if mined_round else 0)
+        )
+        ids_by_models.setdefault(model_indices, []).append(sample_id)
     done = 0
-    for speak, ids in of_models.items():
-        models, names = ([values[n] for n in speak] for values in (asked.models, [w.name for w in asked.witnesses]))
-        for sample_id, mean in predicted(task, models, pool, ids, "flips" if len(models) == 1 else "none"):
-            yield _look_at(task, asked, kind, pool, sample_id, read(sample_id), mean, names, past)
+    for model_indices, ids in ids_by_models.items():
+        models, names = (
+            [values[n] for n in model_indices]
+            for values in (references.models, [w.name for w in references.references])
+        )
+        for sample_id, mean in mean_probabilities(task, models, pool, ids, "flips" if len(models) == 1 else "none"):
+            yield _score_mask(task, references, kind, pool, sample_id, read(sample_id), mean, names, mined_round)
             done += 1
             task.watcher.advance(done)
 
 
-def _look_at(
+def _score_mask(
     task: Task,
-    asked: Asked,
+    references: ReferenceModels,
     kind: str,
     pool: Pool,
     sample_id: str,
     mask: NDArray[np.uint8],
     mean: NDArray[np.float32] | None,
     names: Sequence[str],
-    past: Past | None,
-) -> Found:
-    small = resize_mask(mask, task.cfg.data.size)
-    against = None if mean is None else find_conflict(mean, small, asked.thresholds)
-    signals = {} if against is None else {"conflict": against.conflict, "unlike": against.unlike}
-    signals["edge"] = _edge(pool.image_small(sample_id), small)
-    rows = past.decisions[sample_id] if past else []
-    signals |= doubt_of(row for row in rows if row["kept"] and row["object_idx"] >= 0) if past else {}
-    return Found(
+    mined_round: MinedRound | None,
+) -> MaskReport:
+    resized = resize_mask(mask, task.cfg.data.size)
+    conflict = None if mean is None else confident_disagreement(mean, resized, references.thresholds)
+    signals = {} if conflict is None else {"conflict": conflict.conflict, "unlike": conflict.soft_dice_distance}
+    signals["edge"] = _edge(pool.image_resized(sample_id), resized)
+    rows = mined_round.decisions[sample_id] if mined_round else []
+    signals |= uncertainty_of(row for row in rows if row["kept"] and row["object_idx"] >= 0) if mined_round else {}
+    return MaskReport(
         sample_id=sample_id,
         kind=kind,
         signature=mask_signature(mask),
         height=mask.shape[0],
         width=mask.shape[1],
-        shape=shape_of(small),
+        shape=shape_features(resized),
         classes=tuple(int(k) for k in np.unique(mask) if k not in (0, IGNORE_INDEX)),
         area=float(((mask != 0) & (mask != IGNORE_INDEX)).mean()),
         ignored=float((mask == IGNORE_INDEX).mean()),
         signals=signals,
-        conflict=against,
-        witnesses=tuple(names),
-        contradicted=contradicts(mask, pool.image_label(sample_id), task.num_classes),
-        seen={} if mean is None else _seen(mean),
+        conflict=conflict,
+        model_names=tuple(names),
+        contradicted=contradicts_image_label(mask, pool.image_label(sample_id), task.num_classes),
+        predicted_rle={} if mean is None else _predicted_rle(mean),
     )
 
 
-def ranked(found: Sequence[Found], others: Sequence[tuple[float, ...]]) -> list[Found]:
-    """The masks of one kind, most suspicious first; `others`: shapes of those of the other kind."""
-    if not found:
+def rank_masks(reports: Sequence[MaskReport], other_shapes: Sequence[tuple[float, ...]]) -> list[MaskReport]:
+    """The masks of one kind, most suspicious first; `other_shapes`: shapes of those of the other kind."""
+    if not reports:
         return []
-    shapes = np.array([one.shape for one in found])
-    references = [shapes, *([np.array(others)] if others else [])]
-    odd = outliers(shapes, *references)
-    signals = [one.signals | {name: float(values[n]) for name, values in odd.items()} for n, one in enumerate(found)]
-    contradicted = [one.contradicted for one in found]
-    weights = WEIGHTS if found[0].kind == "pseudo" else GIVEN_WEIGHTS
-    values, placed = suspicion(signals, contradicted, weights)
+    shapes = np.array([report.shape for report in reports])
+    references = [shapes, *([np.array(other_shapes)] if other_shapes else [])]
+    outlier_scores = outliers(shapes, *references)
+    signals = [
+        report.signals | {name: float(values[n]) for name, values in outlier_scores.items()}
+        for n, report in enumerate(reports)
+    ]
+    contradicted = [report.contradicted for report in reports]
+    weights = WEIGHTS if reports[0].kind == "pseudo" else GIVEN_WEIGHTS
+    values, signal_ranks = label_issue_scores(signals, contradicted, weights)
     out = []
-    for rank, n in enumerate(order(values, [one.sample_id for one in found]), start=1):
-        places = {name: float(ranks[n]) for name, ranks in placed.items()}
-        why = causes(signals[n], places, contradicted[n], found[n].conflict, weights)
-        out.append(replace(found[n], signals=signals[n], rank=rank, suspicion=float(values[n]), causes=why))
+    for rank, n in enumerate(rank_order(values, [report.sample_id for report in reports]), start=1):
+        mask_ranks = {name: float(ranks[n]) for name, ranks in signal_ranks.items()}
+        explanation = explanations(signals[n], mask_ranks, contradicted[n], reports[n].conflict, weights)
+        out.append(
+            replace(reports[n], signals=signals[n], rank=rank, suspicion=float(values[n]), explanations=explanation)
+        )
     return out
 
 
@@ -344,6 +382,6 @@ def _edge(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float:
     return -math.log(max(float(pairing.edges(image).ravel()[at].mean()), 1e-3)) if len(at) else math.nan
 
 
-def _seen(probs: NDArray[np.float32]) -> dict[int, str]:
-    best = probs.argmax(axis=0)
-    return {k: to_rle(best == k) for k in range(1, len(probs)) if (best == k).any()}
+def _predicted_rle(probs: NDArray[np.float32]) -> dict[int, str]:
+    predicted = probs.argmax(axis=0)
+    return {k: to_rle(predicted == k) for k in range(1, len(probs)) if (predicted == k).any()}

@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.io.volume_masks import place_of, write_volume
+from kmine.data.io.volume_masks import slice_location, write_mask_volume
 from kmine.data.source import Source
 from kmine.feedback import label_studio_rle as brush
 from kmine.feedback.corrections import IGNORED
-from kmine.io.files import encode_png, explained, safe_name, write_atomic, writing
+from kmine.io.files import atomic_open, encode_png, safe_name, user_errors, write_atomic
 from kmine.ops.masks import tight_box, to_rle
 from kmine.types import IGNORE_INDEX
 
 
-class Exported(NamedTuple):
+class ExportedMask(NamedTuple):
     """One mask on its way out."""
 
     sample_id: str
@@ -30,11 +30,11 @@ class Exported(NamedTuple):
     """Of the image, relative to the file that is written."""
     suspicion: float
     rank: int
-    made_by: str
+    signature: str
     round_idx: int
 
 
-def write_coco(path: Path, masks: Iterable[Exported], class_names: Sequence[str], about: str) -> Path:
+def write_coco(path: Path, masks: Iterable[ExportedMask], class_names: Sequence[str], description: str) -> Path:
     """One file with images, annotations (one a class of an image, run lengths, lossless) and categories.
 
     An image without annotations has an empty mask. Ignored pixels are a category of their own, as a crowd. Beside what
@@ -43,81 +43,86 @@ def write_coco(path: Path, masks: Iterable[Exported], class_names: Sequence[str]
     names = {**{n: name for n, name in enumerate(class_names) if n}, IGNORE_INDEX: IGNORED}
     categories = [{"id": n, "name": name} for n, name in names.items()]
     annotations: list[str] = []  # as text: thousands of dicts would fill the memory
-    with writing(path, "w") as file:
-        file.write(f'{{"info": {json.dumps({"description": about})},\n"categories": {json.dumps(categories)},\n')
+    with atomic_open(path, "w") as file:
+        file.write(f'{{"info": {json.dumps({"description": description})},\n"categories": {json.dumps(categories)},\n')
         file.write('"images": [')
-        for number, one in enumerate(masks, start=1):
-            height, width = one.mask.shape
-            more = {"sample_id": one.sample_id, "kind": one.kind, "suspicion": one.suspicion, "rank": one.rank}
-            image = {"id": number, "file_name": one.picture, "height": height, "width": width, **more}
+        for number, exported in enumerate(masks, start=1):
+            height, width = exported.mask.shape
+            extra = {
+                "sample_id": exported.sample_id,
+                "kind": exported.kind,
+                "suspicion": exported.suspicion,
+                "rank": exported.rank,
+            }
+            image = {"id": number, "file_name": exported.picture, "height": height, "width": width, **extra}
             file.write(f"{',' * (number > 1)}\n{json.dumps(image)}")
-            for class_id, part in _classes(one.mask):
-                annotations.append(json.dumps(_annotation(len(annotations) + 1, number, class_id, part)))
+            for class_id, region in _class_masks(exported.mask):
+                annotations.append(json.dumps(_annotation(len(annotations) + 1, number, class_id, region)))
         file.write('],\n"annotations": [\n')
         file.write(",\n".join(annotations))
         file.write("]}\n")
     return path
 
 
-def _annotation(number: int, image_id: int, class_id: int, part: NDArray[np.bool_]) -> dict[str, Any]:
-    x0, y0, x1, y1 = map(int, tight_box(part))
+def _annotation(number: int, image_id: int, class_id: int, region: NDArray[np.bool_]) -> dict[str, Any]:
+    x0, y0, x1, y1 = map(int, tight_box(region))
     return {
         "id": number,
         "image_id": image_id,
         "category_id": class_id,
-        "segmentation": {"size": list(part.shape), "counts": to_rle(part)},
-        "area": int(part.sum()),
+        "segmentation": {"size": list(region.shape), "counts": to_rle(region)},
+        "area": int(region.sum()),
         "bbox": [x0, y0, x1 - x0 + 1, y1 - y0 + 1],
         "iscrowd": int(class_id == IGNORE_INDEX),
     }
 
 
-def write_masks(folder: Path, masks: Iterable[Exported], source: Source) -> Path:
+def write_masks(folder: Path, masks: Iterable[ExportedMask], source: Source) -> Path:
     """ID.png of class ids and 255 each; slices of a volume together as NAME.nii.gz in the scan's geometry.
 
     Slices of a volume that have no mask here are ignored (255) as a whole. Masks of one volume must come one after the
     other: a volume is written as soon as another one begins.
     """
     held: dict[str, tuple[Path, dict[int, NDArray[np.uint8]]]] = {}
-    for one in masks:
-        place = place_of(source, one.sample_id)
-        if place is None:
-            data = encode_png(one.mask, one.made_by, one.round_idx)
-            write_atomic(folder / f"{safe_name(one.sample_id)}.png", data)
+    for exported in masks:
+        location = slice_location(source, exported.sample_id)
+        if location is None:
+            data = encode_png(exported.mask, exported.signature, exported.round_idx)
+            write_atomic(folder / f"{safe_name(exported.sample_id)}.png", data)
             continue
-        name, scan, number = place
+        name, scan, number = location
         if name not in held:
             _flush(folder, held)
-        held.setdefault(name, (scan, {}))[1][number] = one.mask
+        held.setdefault(name, (scan, {}))[1][number] = exported.mask
     _flush(folder, held)
     return folder
 
 
 def _flush(folder: Path, held: dict[str, tuple[Path, dict[int, NDArray[np.uint8]]]]) -> None:
     for name, (scan, slices) in held.items():
-        with explained(folder):
-            write_volume(folder / f"{safe_name(name)}.nii.gz", scan, slices)
+        with user_errors(folder):
+            write_mask_volume(folder / f"{safe_name(name)}.nii.gz", scan, slices)
     held.clear()
 
 
-def write_label_studio(path: Path, masks: Iterable[Exported], class_names: Sequence[str]) -> Path:
+def write_label_studio(path: Path, masks: Iterable[ExportedMask], class_names: Sequence[str]) -> Path:
     """Tasks with one prediction each: a brush stroke a class, as `kmine.feedback.label_studio_rle` tells. Written task by task.
 
     `data.image` is the picture's path relative to the file: Label Studio must be told where it is served. Labels of
     `<BrushLabels name="tag" toName="image">` are the class names and `ignored`.
     """
     names = {**{n: name for n, name in enumerate(class_names) if n}, IGNORE_INDEX: IGNORED}
-    with writing(path, "w") as file:
+    with atomic_open(path, "w") as file:
         file.write("[")
-        for number, one in enumerate(masks):
+        for number, exported in enumerate(masks):
             file.write(",\n" if number else "\n")
-            json.dump(_task(one, names), file)
+            json.dump(_task(exported, names), file)
         file.write("\n]\n")
     return path
 
 
-def _task(one: Exported, names: dict[int, str]) -> dict[str, Any]:
-    height, width = one.mask.shape
+def _task(exported: ExportedMask, names: dict[int, str]) -> dict[str, Any]:
+    height, width = exported.mask.shape
     strokes = [
         {
             "id": f"class{class_id}",
@@ -128,16 +133,25 @@ def _task(one: Exported, names: dict[int, str]) -> dict[str, Any]:
             "image_rotation": 0,
             "original_width": width,
             "original_height": height,
-            "value": {"format": "rle", "rle": brush.encode(part), "brushlabels": [names[class_id]]},
+            "value": {"format": "rle", "rle": brush.encode(region), "brushlabels": [names[class_id]]},
         }
-        for class_id, part in _classes(one.mask)
+        for class_id, region in _class_masks(exported.mask)
     ]
-    data = {"image": one.picture, "sample_id": one.sample_id, "kind": one.kind, "suspicion": one.suspicion}
-    prediction = {"model_version": one.made_by or "given", "score": round(1 - one.suspicion, 4), "result": strokes}
+    data = {
+        "image": exported.picture,
+        "sample_id": exported.sample_id,
+        "kind": exported.kind,
+        "suspicion": exported.suspicion,
+    }
+    prediction = {
+        "model_version": exported.signature or "given",
+        "score": round(1 - exported.suspicion, 4),
+        "result": strokes,
+    }
     return {"data": data, "predictions": [prediction]}
 
 
-def _classes(mask: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+def _class_masks(mask: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
     for class_id in np.unique(mask).tolist():
         if class_id:
             yield class_id, mask == class_id

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.audit.evidence import Found, Past, Row
+from kmine.audit.evidence import MaskReport, MinedRound, Row
 from kmine.audit.ranking import WEIGHTS
 from kmine.data.pool import Pool
 from kmine.feedback.corrections import picture_name
@@ -37,7 +37,7 @@ COLUMNS = (
     "withheld_dice",
 )
 """Of audit.csv, one row a mask."""
-SHOWN = ("group_id", "image_label", "classes", "area", "ignored", "entered", "rounds_taught", "num_objects", "reason",
+PAGE_COLUMNS = ("group_id", "image_label", "classes", "area", "ignored", "entered", "rounds_taught", "num_objects", "reason",
          "source", "estimated_dice", "agreement_iou", "jitter_dice", "predicted_iou", "stability_score",
          "dice_with_round_before", "withheld_dice")  # fmt: skip
 """Columns that the page shows beside the signals."""
@@ -46,117 +46,121 @@ Truth = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Teller:
+class MaskHistory:
     """What it takes to tell the story of any mask of a run."""
 
     task: Task
     store: RunStore
-    past: Sequence[Past]
-    this: Past
+    rounds: Sequence[MinedRound]
+    audited_round: MinedRound
     class_names: Sequence[str]
     segmenter: str
     segmenter_sha256: str
     models: Mapping[int, tuple[str, str]]
     """By round: signature of its training, and SHA-256 of its weights file."""
 
-    def rounds_of(self, sample_id: str) -> list[Past]:
+    def training_rounds(self, sample_id: str) -> list[MinedRound]:
         """The rounds up to the audited one in which an image taught."""
-        return [p for p in self.past if p.round_idx <= self.this.round_idx and _teaches(p, sample_id)]
+        return [p for p in self.rounds if p.round_idx <= self.audited_round.round_idx and _in_training(p, sample_id)]
 
-    def row(self, one: Found, truth: Truth | None = None) -> dict[str, Any]:
+    def row(self, report: MaskReport, truth: Truth | None = None) -> dict[str, Any]:
         """By the names of `COLUMNS`; None where there is nothing to say."""
-        pool = self.task.unlabeled if one.kind == "pseudo" else self.task.labeled
-        about = {
-            "sample_id": one.sample_id,
-            "kind": one.kind,
-            "rank": one.rank,
-            "suspicion": one.suspicion,
-            "causes": "; ".join(one.causes),
-            "group_id": pool.group_of(one.sample_id),
-            "image_label": pool.image_label(one.sample_id),
-            "classes": " ".join(self.class_names[k] for k in one.classes),
-            **{name: getattr(one, name) for name in ("height", "width", "area", "ignored")},
-            **{f"signal_{name}": one.signals.get(name) for name in WEIGHTS},
-            "otherwise": one.conflict and one.conflict.otherwise,
-            "outside": one.conflict and one.conflict.outside,
-            "asked_models": " ".join(one.witnesses),
-            "mask_signature": one.signature,
-            "withheld_dice": (truth or {}).get(one.sample_id),
+        pool = self.task.unlabeled if report.kind == "pseudo" else self.task.labeled
+        values = {
+            "sample_id": report.sample_id,
+            "kind": report.kind,
+            "rank": report.rank,
+            "suspicion": report.suspicion,
+            "causes": "; ".join(report.explanations),
+            "group_id": pool.group_of(report.sample_id),
+            "image_label": pool.image_label(report.sample_id),
+            "classes": " ".join(self.class_names[k] for k in report.classes),
+            **{name: getattr(report, name) for name in ("height", "width", "area", "ignored")},
+            **{f"signal_{name}": report.signals.get(name) for name in WEIGHTS},
+            "otherwise": report.conflict and report.conflict.mislabeled,
+            "outside": report.conflict and report.conflict.missed,
+            "asked_models": " ".join(report.model_names),
+            "mask_signature": report.signature,
+            "withheld_dice": (truth or {}).get(report.sample_id),
         }
-        about |= self._mined(one) if one.kind == "pseudo" else {}
-        return {name: _plain(about.get(name)) for name in COLUMNS}
+        values |= self._mined(report) if report.kind == "pseudo" else {}
+        return {name: _plain(values.get(name)) for name in COLUMNS}
 
-    def _mined(self, one: Found) -> dict[str, Any]:
-        rows = [row for row in self.this.decisions[one.sample_id] if row["object_idx"] >= 0]
-        kept, taught = [row for row in rows if row["kept"]], self.rounds_of(one.sample_id)
-        signature, digest = self.models.get(self.this.asked_by, ("", ""))
+    def _mined(self, report: MaskReport) -> dict[str, Any]:
+        rows = [row for row in self.audited_round.decisions[report.sample_id] if row["object_idx"] >= 0]
+        kept, used_in = [row for row in rows if row["kept"]], self.training_rounds(report.sample_id)
+        signature, sha256 = self.models.get(self.audited_round.prompting_round, ("", ""))
         return {
-            "round": self.this.round_idx,
-            "entered": taught[0].round_idx,
-            "rounds_taught": " ".join(str(p.round_idx) for p in taught),
+            "round": self.audited_round.round_idx,
+            "entered": used_in[0].round_idx,
+            "rounds_taught": " ".join(str(p.round_idx) for p in used_in),
             "num_objects": len(rows),
             "num_kept": len(kept),
-            "reason": " ".join(dict.fromkeys(row["reason"] for row in kept)) or self._first_reason(one),
+            "reason": " ".join(dict.fromkeys(row["reason"] for row in kept)) or self._first_reason(report),
             "source": " ".join(dict.fromkeys(str(row["source"]) for row in kept)),
             **{name: _mean([row[name] for row in kept]) for name in SCORES},
-            "dice_with_round_before": self._like_before(one.sample_id, self.this),
-            "asked_by": f"round_{self.this.asked_by:02}",
-            "made_by": self.this.made_by,
+            "dice_with_round_before": self._dice_with_previous(report.sample_id, self.audited_round),
+            "asked_by": f"round_{self.audited_round.prompting_round:02}",
+            "made_by": self.audited_round.signature,
             "model_signature": signature,
-            "model_sha256": digest,
+            "model_sha256": sha256,
             "segmenter": self.segmenter,
             "segmenter_sha256": self.segmenter_sha256,
         }
 
-    def _first_reason(self, one: Found) -> str:
-        return str(self.this.decisions[one.sample_id][0]["reason"])
+    def _first_reason(self, report: MaskReport) -> str:
+        return str(self.audited_round.decisions[report.sample_id][0]["reason"])
 
-    def _like_before(self, sample_id: str, this: Past) -> float:
+    def _dice_with_previous(self, sample_id: str, mined_round: MinedRound) -> float:
         """Dice of a pseudo mask with that of the round before; NaN where there was none."""
-        before = next((p for p in self.past if p.round_idx == this.round_idx - 1 and _teaches(p, sample_id)), None)
-        if before is None or not _teaches(this, sample_id):
+        previous = next(
+            (p for p in self.rounds if p.round_idx == mined_round.round_idx - 1 and _in_training(p, sample_id)), None
+        )
+        if previous is None or not _in_training(mined_round, sample_id):
             return math.nan
-        pair = [self.store.pseudo_mask(p.round_idx, sample_id) for p in (before, this)]
+        pair = [self.store.pseudo_mask(p.round_idx, sample_id) for p in (previous, mined_round)]
         return metrics.dice(*((mask != 0) & (mask != IGNORE_INDEX) for mask in pair))
 
-    def story(self, one: Found) -> tuple[str, ...]:
+    def history(self, report: MaskReport) -> tuple[str, ...]:
         """One line a round for a pseudo mask; for a given mask who was asked about it."""
-        if one.kind != "pseudo":
-            return (f"given; asked about it: {', '.join(one.witnesses) or 'no model, for all learned it'}",)
+        if report.kind != "pseudo":
+            return (f"given; asked about it: {', '.join(report.model_names) or 'no model, for all learned it'}",)
         return tuple(
-            self._line(p, one.sample_id)
-            for p in self.past
-            if p.round_idx <= self.this.round_idx and one.sample_id in p.decisions
+            self._line(p, report.sample_id)
+            for p in self.rounds
+            if p.round_idx <= self.audited_round.round_idx and report.sample_id in p.decisions
         )
 
-    def _line(self, past: Past, sample_id: str) -> str:
-        signature, digest = self.models.get(past.asked_by, ("", ""))
-        rows = [row for row in past.decisions[sample_id] if row["object_idx"] >= 0]
-        asked = past.prompts.get(sample_id, [])
-        by = f"model of round {past.asked_by} ({signature[:8]}, weights {digest[:8]})"
-        parts = [f"round {past.round_idx}: {by} asked {self.segmenter} about {len(asked)} object(s)"]
+    def _line(self, mined_round: MinedRound, sample_id: str) -> str:
+        signature, sha256 = self.models.get(mined_round.prompting_round, ("", ""))
+        rows = [row for row in mined_round.decisions[sample_id] if row["object_idx"] >= 0]
+        prompts = mined_round.prompts.get(sample_id, [])
+        by = f"model of round {mined_round.prompting_round} ({signature[:8]}, weights {sha256[:8]})"
+        parts = [f"round {mined_round.round_idx}: {by} asked {self.segmenter} about {len(prompts)} object(s)"]
         for row in rows:
             scores = ", ".join(
-                f"{name.replace('_', ' ')} {row[name]:.2f}" for name in SCORES if _known(row[name]) and name in _TOLD
+                f"{name.replace('_', ' ')} {row[name]:.2f}"
+                for name in SCORES
+                if _is_number(row[name]) and name in REPORTED_SCORES
             )
-            whose = {"local": ", the local model's mask is used", "segmenter": ", the segmenter's mask is used"}
-            used = whose.get(str(row["source"]), "") if row["kept"] else ""
+            mask_source = {"local": ", the local model's mask is used", "segmenter": ", the segmenter's mask is used"}
+            used = mask_source.get(str(row["source"]), "") if row["kept"] else ""
             parts.append(
                 f"object {row['object_idx']} ({self.class_names[row['class_id']]}): {row['reason']}{used} ({scores})"
             )
         if not rows:
-            parts.append(str(past.decisions[sample_id][0]["reason"]))
-        parts.append("taught" if _teaches(past, sample_id) else "did not teach")
-        like = self._like_before(sample_id, past)
-        if not math.isnan(like):
+            parts.append(str(mined_round.decisions[sample_id][0]["reason"]))
+        parts.append("taught" if _in_training(mined_round, sample_id) else "did not teach")
+        dice = self._dice_with_previous(sample_id, mined_round)
+        if not math.isnan(dice):
             parts.append(
-                "mask as in the round before" if like == 1 else f"Dice {like:.2f} with the mask of the round before"
+                "mask as in the round before" if dice == 1 else f"Dice {dice:.2f} with the mask of the round before"
             )
         return "; ".join(parts)
 
     def items(
         self,
-        found: Sequence[Found],
+        reports: Sequence[MaskReport],
         read: Mapping[str, Callable[[str], NDArray[np.uint8]]],
         folder: Path,
         truth: Truth | None,
@@ -166,46 +170,48 @@ class Teller:
 
         `read`: by kind, the reader of a mask.
         """  # fmt: skip
-        for one in found:
-            pool = self.task.unlabeled if one.kind == "pseudo" else self.task.labeled
-            picture = f"pictures/{picture_name(one.sample_id)}.jpg"
-            _write_picture(folder / picture, pool, one.sample_id)
-            row = self.row(one, truth)
-            mined = one.kind == "pseudo"
+        for report in reports:
+            pool = self.task.unlabeled if report.kind == "pseudo" else self.task.labeled
+            picture = f"pictures/{picture_name(report.sample_id)}.jpg"
+            _write_picture(folder / picture, pool, report.sample_id)
+            row = self.row(report, truth)
+            mined = report.kind == "pseudo"
             yield AuditItem(
-                sample_id=one.sample_id,
-                kind=one.kind,  # type: ignore[arg-type]
-                rank=one.rank,
-                suspicion=one.suspicion,
-                causes=one.causes,
+                sample_id=report.sample_id,
+                kind=report.kind,  # type: ignore[arg-type]
+                rank=report.rank,
+                suspicion=report.suspicion,
+                explanations=report.explanations,
                 picture=picture,
-                height=one.height,
-                width=one.width,
-                layers=tuple(self._layers(one, read[one.kind](one.sample_id), withheld)),
-                prompts=tuple(_prompts(p) for p in self.this.prompts.get(one.sample_id, ())) if mined else (),
-                facts={name: row[name] for name in (*SHOWN, *(f"signal_{n}" for n in WEIGHTS))},
-                story=self.story(one),
-                mask_signature=one.signature,
+                height=report.height,
+                width=report.width,
+                layers=tuple(self._layers(report, read[report.kind](report.sample_id), withheld)),
+                prompts=tuple(_prompts(p) for p in self.audited_round.prompts.get(report.sample_id, ()))
+                if mined
+                else (),
+                facts={name: row[name] for name in (*PAGE_COLUMNS, *(f"signal_{n}" for n in WEIGHTS))},
+                history=self.history(report),
+                mask_signature=report.signature,
             )
 
-    def _layers(self, one: Found, mask: NDArray[np.uint8], withheld: Pool | None) -> Iterator[Layer]:
-        yield from _of_mask("pseudo" if one.kind == "pseudo" else "given", mask)
-        if one.kind == "pseudo":
-            rows = [row for row in self.this.decisions[one.sample_id] if row["object_idx"] >= 0]
+    def _layers(self, report: MaskReport, mask: NDArray[np.uint8], withheld: Pool | None) -> Iterator[Layer]:
+        yield from _of_mask("pseudo" if report.kind == "pseudo" else "given", mask)
+        if report.kind == "pseudo":
+            rows = [row for row in self.audited_round.decisions[report.sample_id] if row["object_idx"] >= 0]
             for name in ("local", "segmenter"):
                 yield from _of_objects(name, rows)
         size = self.task.cfg.data.size
-        for class_id, rle in one.seen.items():
+        for class_id, rle in report.predicted_rle.items():
             small = from_rle(rle, size, size).astype(np.uint8)
-            seen = cv2.resize(small, (one.width, one.height), interpolation=cv2.INTER_NEAREST_EXACT)
-            yield Layer("model", class_id, to_rle(seen.astype(bool)))
-        if withheld is not None and one.kind == "pseudo" and one.sample_id in withheld.ids:
-            truth = withheld.sample(one.sample_id).mask
+            resized = cv2.resize(small, (report.width, report.height), interpolation=cv2.INTER_NEAREST_EXACT)
+            yield Layer("model", class_id, to_rle(resized.astype(bool)))
+        if withheld is not None and report.kind == "pseudo" and report.sample_id in withheld.ids:
+            truth = withheld.sample(report.sample_id).mask
             assert truth is not None, "opened with masks"
             yield from _of_mask("withheld", truth)
 
 
-_TOLD = ("predicted_iou", "stability_score", "agreement_iou", "jitter_dice", "tta_std", "estimated_dice")
+REPORTED_SCORES = ("predicted_iou", "stability_score", "agreement_iou", "jitter_dice", "tta_std", "estimated_dice")
 
 
 def _of_mask(name: str, mask: NDArray[np.uint8]) -> Iterator[Layer]:
@@ -247,17 +253,17 @@ def _prompts(row: Row) -> Prompts:
     )
 
 
-def _teaches(past: Past, sample_id: str) -> bool:
-    rows = past.decisions.get(sample_id)
+def _in_training(mined_round: MinedRound, sample_id: str) -> bool:
+    rows = mined_round.decisions.get(sample_id)
     return bool(rows and rows[0]["in_training"])
 
 
-def _known(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return value is not None and not math.isnan(value)
 
 
 def _mean(values: Sequence[Any]) -> float:
-    known = [value for value in values if _known(value)]
+    known = [value for value in values if _is_number(value)]
     return float(np.mean(known)) if known else math.nan
 
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.audit.evidence import Opened
-from kmine.data.io.volume_masks import place_of, read_volume
+from kmine.audit.evidence import AuditedRun
+from kmine.data.io.volume_masks import read_mask_volume, slice_location
 from kmine.errors import UserError
-from kmine.feedback.corrections import Known, read_corrections
+from kmine.feedback.corrections import ExpectedMasks, read_corrections
 from kmine.feedback.verdict_effects import read_mask
 from kmine.feedback.verdicts import (
     ACCEPTED,
     FILE,
     FOLDER,
-    WORDS,
+    VERDICTS,
     Verdict,
     Verdicts,
     mask_signature,
@@ -28,49 +28,53 @@ from kmine.feedback.verdicts import (
 )
 from kmine.io.files import encode_png, safe_name, sign, write_atomic
 
-SHOWN = 5
+MAX_NAMED = 5
 """Of ids in a message."""
 
 
-def take_in(opened: Opened, verdicts: Path | None, corrected: Path | None, say: Callable[[str], None]) -> Verdicts:
+def import_verdicts(
+    audited: AuditedRun, verdicts: Path | None, corrected: Path | None, log: Callable[[str], None]
+) -> Verdicts:
     """Check and store. What was said earlier stays, but for a mask that is judged or corrected anew.
 
     Raises:
         UserError: verdicts of another run, on images that it does not have, or in another format; corrected masks that
             do not fit. Nothing is stored then.
     """
-    store = opened.store
-    kept = store.root / FILE
-    before = read_verdicts(kept) if kept.exists() else Verdicts("", "", ())
-    given = read_verdicts(verdicts) if verdicts is not None else Verdicts("", "", ())
-    where = verdicts or kept
-    _refuse_unknown(opened, given, where)
-    current, stale = _split(opened, given)
-    if given.all and not current and given.run_signature not in ("", opened.signature):
+    store = audited.store
+    target = store.root / FILE
+    previous = read_verdicts(target) if target.exists() else Verdicts("", "", ())
+    incoming = read_verdicts(verdicts) if verdicts is not None else Verdicts("", "", ())
+    origin = verdicts or target
+    _refuse_unknown(audited, incoming, origin)
+    current, stale = _split_stale(audited, incoming)
+    if incoming.all and not current and incoming.run_signature not in ("", audited.signature):
         raise UserError(
-            f"{where}: expected verdicts on masks of {store.root}, got those of another run "
-            f"({given.run or 'unnamed'}): none is on a mask that is there"
+            f"{origin}: expected verdicts on masks of {store.root}, got those of another run "
+            f"({incoming.run or 'unnamed'}): none is on a mask that is there"
         )
-    masks = dict(before.corrected)
+    masks = dict(previous.corrected)
     if corrected is not None:
-        masks |= _store_corrected(opened, corrected, say)
-    latest = {one.sample_id: one for one in (*before.all, *current)}
-    said = tuple(latest[sample_id] for sample_id in sorted(latest))
-    accepted = _store_accepted(opened, before, current)
-    accepted = {one.sample_id: accepted[one.sample_id] for one in said if one.sample_id in accepted}
-    taken = replace(given, run=opened.name, run_signature=opened.signature, all=said, corrected=masks, masks=accepted)
+        masks |= _store_corrected(audited, corrected, log)
+    latest = {verdict.sample_id: verdict for verdict in (*previous.all, *current)}
+    merged = tuple(latest[sample_id] for sample_id in sorted(latest))
+    accepted = _store_accepted(audited, previous, current)
+    accepted = {verdict.sample_id: accepted[verdict.sample_id] for verdict in merged if verdict.sample_id in accepted}
+    result = replace(
+        incoming, run=audited.name, run_signature=audited.signature, all=merged, corrected=masks, masks=accepted
+    )
     entries = _entries(masks, FOLDER)
-    value = to_json(taken, entries, _entries(accepted, ACCEPTED))
-    store.save_json(kept, value, sign("verdicts", value["verdicts"], value["corrected"], value["accepted"]))
+    value = to_json(result, entries, _entries(accepted, ACCEPTED))
+    store.save_json(target, value, sign("verdicts", value["verdicts"], value["corrected"], value["accepted"]))
     if stale:
-        more = " ..." if len(stale) > SHOWN else ""
-        say(
+        more = " ..." if len(stale) > MAX_NAMED else ""
+        log(
             f"warning: {len(stale)} verdicts are on masks that have changed since, or teach no more, and are left out: "
-            f"{', '.join(stale[:SHOWN])}{more}; look at these again"
+            f"{', '.join(stale[:MAX_NAMED])}{more}; look at these again"
         )
-    counts = Counter(one.verdict for one in said)
-    say(f"{kept}: {', '.join(f'{counts[word]} {word}' for word in WORDS)}, {len(entries)} corrected masks")
-    return taken
+    counts = Counter(verdict.verdict for verdict in merged)
+    log(f"{target}: {', '.join(f'{counts[word]} {word}' for word in VERDICTS)}, {len(entries)} corrected masks")
+    return result
 
 
 def _entries(masks: Mapping[str, Path], folder: str) -> dict[str, dict[str, str]]:
@@ -80,75 +84,84 @@ def _entries(masks: Mapping[str, Path], folder: str) -> dict[str, dict[str, str]
     }
 
 
-def _store_accepted(opened: Opened, before: Verdicts, current: Sequence[Verdict]) -> dict[str, Path]:
+def _store_accepted(audited: AuditedRun, previous: Verdicts, current: Sequence[Verdict]) -> dict[str, Path]:
     """Accepted pseudo masks, kept as they are now: the next run must teach with what a person has seen."""
-    said = {one.sample_id: one.verdict for one in current if one.kind == "pseudo"}
-    out = {name: path for name, path in before.masks.items() if said.get(name, "accept") == "accept"}
-    for name in (name for name, verdict in said.items() if verdict == "accept"):
-        mask = opened.read("pseudo")(name)
-        out[name] = opened.store.root / ACCEPTED / f"{safe_name(name)}.png"
-        write_atomic(out[name], encode_png(mask, mask_signature(mask), opened.this.round_idx))
+    verdict_of = {verdict.sample_id: verdict.verdict for verdict in current if verdict.kind == "pseudo"}
+    out = {name: path for name, path in previous.masks.items() if verdict_of.get(name, "accept") == "accept"}
+    for name in (name for name, verdict in verdict_of.items() if verdict == "accept"):
+        mask = audited.read("pseudo")(name)
+        out[name] = audited.store.root / ACCEPTED / f"{safe_name(name)}.png"
+        write_atomic(out[name], encode_png(mask, mask_signature(mask), audited.audited_round.round_idx))
     return out
 
 
-def _refuse_unknown(opened: Opened, given: Verdicts, path: Path) -> None:
-    known = {"pseudo": set(opened.task.unlabeled.ids), "labeled": set(opened.task.labeled.ids)}
-    unknown = [f"{one.sample_id} ({one.kind})" for one in given.all if one.sample_id not in known[one.kind]]
+def _refuse_unknown(audited: AuditedRun, incoming: Verdicts, path: Path) -> None:
+    known_ids = {"pseudo": set(audited.task.unlabeled.ids), "labeled": set(audited.task.labeled.ids)}
+    unknown = [
+        f"{verdict.sample_id} ({verdict.kind})"
+        for verdict in incoming.all
+        if verdict.sample_id not in known_ids[verdict.kind]
+    ]
     if unknown:
-        more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+        more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
         raise UserError(
-            f"{path}: expected verdicts on images of {opened.store.root}, got {', '.join(unknown[:SHOWN])}{more}, "
+            f"{path}: expected verdicts on images of {audited.store.root}, got {', '.join(unknown[:MAX_NAMED])}{more}, "
             "which it does not have; is it the file of another run?"
         )
 
 
-def _split(opened: Opened, given: Verdicts) -> tuple[list[Verdict], list[str]]:
+def _split_stale(audited: AuditedRun, incoming: Verdicts) -> tuple[list[Verdict], list[str]]:
     """Verdicts on masks as they are, and ids of those on masks that have changed.
 
     A changed mask is no error: when the loop goes on, most masks change, and what was said of the others must not be
     lost with them. But a verdict never passes over to a mask that nobody looked at.
     """
-    teaching = set(opened.this.teaching)
+    pseudo_labeled = set(audited.audited_round.pseudo_labeled)
     current: list[Verdict] = []
     stale: list[str] = []
-    for one in given.all:
-        there = one.kind == "labeled" or one.sample_id in teaching
-        same = there and one.mask_signature in ("", mask_signature(opened.read(one.kind)(one.sample_id)))
-        if same:
-            current.append(one)
+    for verdict in incoming.all:
+        exists = verdict.kind == "labeled" or verdict.sample_id in pseudo_labeled
+        is_current = exists and verdict.mask_signature in (
+            "",
+            mask_signature(audited.read(verdict.kind)(verdict.sample_id)),
+        )
+        if is_current:
+            current.append(verdict)
         else:
-            stale.append(one.sample_id)
+            stale.append(verdict.sample_id)
     return current, stale
 
 
-def _store_corrected(opened: Opened, path: Path, say: Callable[[str], None]) -> dict[str, Path]:
-    task, store, teaching = opened.task, opened.store, set(opened.this.teaching)
+def _store_corrected(audited: AuditedRun, path: Path, log: Callable[[str], None]) -> dict[str, Path]:
+    task, store, pseudo_labeled = audited.task, audited.store, set(audited.audited_round.pseudo_labeled)
     pools = {i: pool for pool in (task.labeled, task.unlabeled) for i in pool.ids}
     scans: dict[str, tuple[Path, dict[int, str]]] = {}
     for sample_id in pools:
-        place = place_of(opened.source, sample_id)
-        if place is not None:
-            scans.setdefault(safe_name(place[0]), (place[1], {}))[1][place[2]] = sample_id
+        location = slice_location(audited.source, sample_id)
+        if location is not None:
+            scans.setdefault(safe_name(location[0]), (location[1], {}))[1][location[2]] = sample_id
 
     def volumes(name: str, file: Path) -> Iterator[tuple[str, NDArray[np.uint8]]] | None:
         if name not in scans:
             return None
         scan, ids = scans[name]
-        return ((ids.get(number, ""), mask) for number, mask in read_volume(file, scan))
+        return ((ids.get(number, ""), mask) for number, mask in read_mask_volume(file, scan))
 
-    known = Known({i: pool.native_shape(i) for i, pool in pools.items()}, opened.source.class_names, volumes)
+    expected = ExpectedMasks(
+        {i: pool.native_shape(i) for i, pool in pools.items()}, audited.source.class_names, volumes
+    )
     # All of them are read once before any is stored: half a set of corrections is none.
-    for _ in read_corrections(path, known):
+    for _ in read_corrections(path, expected):
         pass
-    out, same = {}, 0
-    for sample_id, mask in read_corrections(path, known):
+    out, num_unchanged = {}, 0
+    for sample_id, mask in read_corrections(path, expected):
         kind = "labeled" if sample_id in task.labeled.ids else "pseudo"
-        there = kind == "labeled" or sample_id in teaching
-        if there and (opened.read(kind)(sample_id) == mask).all():
-            same += 1
+        exists = kind == "labeled" or sample_id in pseudo_labeled
+        if exists and (audited.read(kind)(sample_id) == mask).all():
+            num_unchanged += 1
             continue
         out[sample_id] = store.root / FOLDER / f"{safe_name(sample_id)}.png"
-        write_atomic(out[sample_id], encode_png(mask, mask_signature(mask), opened.this.round_idx))
-    if same:
-        say(f"{same} masks are as they were, and no corrections")
+        write_atomic(out[sample_id], encode_png(mask, mask_signature(mask), audited.audited_round.round_idx))
+    if num_unchanged:
+        log(f"{num_unchanged} masks are as they were, and no corrections")
     return out

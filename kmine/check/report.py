@@ -18,8 +18,8 @@ from kmine.types import (
 )
 
 if TYPE_CHECKING:
-    from kmine.data.quality.examine import Look, Search, Twins
-    from kmine.data.quality.mask_alignment import Fit, Pairing
+    from kmine.data.quality.examine import DuplicatePair, DuplicateSearch, ImageStats
+    from kmine.data.quality.mask_alignment import AlignmentScore, MaskAlignment
     from kmine.data.source import Source
 
 SIDES = ("train", "val", "test")
@@ -28,26 +28,26 @@ MAX_SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Survey:
+class DatasetScan:
     """What one pass over a data set found."""
 
     refs: dict[str, SampleRef]
-    looks: list[Look]
+    stats: list[ImageStats]
     damaged: list[Skipped]
     """Images and masks that cannot be read."""
-    fits: list[Fit]
+    alignment_scores: list[AlignmentScore]
     """Masks held against the images beside them, in the order of the files."""
 
 
 @dataclass(frozen=True)
-class Examined:
+class DataCheck:
     """All that was found out about a data set, ready to be told."""
 
-    survey: Survey
+    scan: DatasetScan
     sides: Mapping[str, str]
     """train, val or test by sample id."""
-    twins: Sequence[Twins]
-    pairing: Pairing
+    duplicates: Sequence[DuplicatePair]
+    alignment: MaskAlignment
     findings: Sequence[Finding]
 
     @property
@@ -56,7 +56,7 @@ class Examined:
         return any(finding.severity == "fault" for finding in self.findings)
 
 
-def damage(damaged: Sequence[Skipped], on_error: str) -> list[Finding]:
+def damage_findings(damaged: Sequence[Skipped], on_error: str) -> list[Finding]:
     """What could not be read."""
     from kmine.data.quality.examine import MAX_NAMED, count
 
@@ -67,7 +67,7 @@ def damage(damaged: Sequence[Skipped], on_error: str) -> list[Finding]:
     return [Finding("damaged", "note" if on_error == "skip" else "fault", text, names)]
 
 
-def cut_short(search: Search, distance: int) -> list[Finding]:
+def truncation_findings(search: DuplicateSearch, distance: int) -> list[Finding]:
     """Say so where near copies were not looked for, or not among all images that look alike."""
     if distance < 0:
         return [Finding("near_unsearched", "note", "data.duplicate_distance -1: near copies were not looked for")]
@@ -77,7 +77,7 @@ def cut_short(search: Search, distance: int) -> list[Finding]:
     return [Finding("near_cut_short", "note", text)]
 
 
-def left_out(skipped: Sequence[Skipped]) -> list[Finding]:
+def left_out_findings(skipped: Sequence[Skipped]) -> list[Finding]:
     """What the index passed over."""
     from kmine.data.quality.examine import MAX_NAMED, count
 
@@ -87,12 +87,12 @@ def left_out(skipped: Sequence[Skipped]) -> list[Finding]:
     return [Finding("left_out", "note", text, tuple(s.sample_id for s in skipped[:MAX_NAMED]))]
 
 
-def report_of(data: DataConfig, source: Source, found: Examined) -> dict[str, Any]:
+def report_values(data: DataConfig, source: Source, checked: DataCheck) -> dict[str, Any]:
     """What check.json holds."""
-    survey, sides, twins = found.survey, found.sides, found.twins
-    looks, refs = survey.looks, survey.refs
-    masks = [item.mask for item in looks if item.mask is not None]
-    groups = Counter(refs[item.sample_id].group_id for item in looks)
+    scan, sides, duplicates = checked.scan, checked.sides, checked.duplicates
+    stats, refs = scan.stats, scan.refs
+    masks = [item.mask for item in stats if item.mask is not None]
+    groups = Counter(refs[item.sample_id].group_id for item in stats)
     images_with = Counter(value for mask in masks for value in mask.pixels)
     pixels = Counter[int]()
     for mask in masks:
@@ -106,15 +106,15 @@ def report_of(data: DataConfig, source: Source, found: Examined) -> dict[str, An
         "num_samples": len(refs),
         "num_pairs": len(masks),
         "splits": _origin(data, own),
-        "counts": _counts(survey, sides),
+        "counts": _counts(scan, sides),
         "images": {
-            "sizes": _most_common(Counter(f"{item.shape[1]} x {item.shape[0]}" for item in looks)),
-            "num_sizes": len({item.shape for item in looks}),
-            "shortest_side": min((min(item.shape) for item in looks), default=None),
-            "longest_side": max((max(item.shape) for item in looks), default=None),
-            "lowest_value": min((item.low for item in looks), default=None),
-            "highest_value": max((item.high for item in looks), default=None),
-            "mean_value": sum(item.mean for item in looks) / len(looks) if looks else None,
+            "sizes": _most_common(Counter(f"{item.shape[1]} x {item.shape[0]}" for item in stats)),
+            "num_sizes": len({item.shape for item in stats}),
+            "shortest_side": min((min(item.shape) for item in stats), default=None),
+            "longest_side": max((max(item.shape) for item in stats), default=None),
+            "lowest_value": min((item.low for item in stats), default=None),
+            "highest_value": max((item.high for item in stats), default=None),
+            "mean_value": sum(item.mean for item in stats) / len(stats) if stats else None,
         },
         "masks": {
             "values": {str(value): {"masks": images_with[value], "pixels": n} for value, n in sorted(pixels.items())},
@@ -124,14 +124,14 @@ def report_of(data: DataConfig, source: Source, found: Examined) -> dict[str, An
         },
         "groups": {"count": len(groups), "largest": max(groups.values(), default=0)},
         "duplicates": {
-            "exact": [str(t) for t in twins if t.exact],
-            "near": [asdict(t) for t in twins if t.same_picture and not t.exact],
-            "hash_alone": [asdict(t) for t in twins if not t.same_picture],
+            "exact": [str(t) for t in duplicates if t.exact],
+            "near": [asdict(t) for t in duplicates if t.same_picture and not t.exact],
+            "hash_alone": [asdict(t) for t in duplicates if not t.same_picture],
         },
-        "pairing": asdict(found.pairing),
-        "damaged": [asdict(s) for s in survey.damaged],
+        "pairing": asdict(checked.alignment),
+        "damaged": [asdict(s) for s in scan.damaged],
         "left_out": [asdict(s) for s in source.skipped],
-        "findings": [asdict(f) for f in sorted(found.findings, key=lambda f: f.severity)],
+        "findings": [asdict(f) for f in sorted(checked.findings, key=lambda f: f.severity)],
     }
 
 
@@ -146,11 +146,11 @@ def _most_common(counter: Counter[str], num: int = 5) -> dict[str, int]:
     return dict(counter.most_common(num))
 
 
-def _counts(survey: Survey, sides: Mapping[str, str]) -> dict[str, dict[str, int]]:
+def _counts(scan: DatasetScan, sides: Mapping[str, str]) -> dict[str, dict[str, int]]:
     """By split: samples, those with a mask, those that show each class, those of each image-level label."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for item in survey.looks:
-        ref = survey.refs[item.sample_id]
+    for item in scan.stats:
+        ref = scan.refs[item.sample_id]
         row = counts[sides.get(item.sample_id, "left out")]
         row["samples"] += 1
         row["with a mask" if ref.has_mask else "without a mask"] += 1
@@ -167,7 +167,7 @@ def _counts(survey: Survey, sides: Mapping[str, str]) -> dict[str, dict[str, int
     }
 
 
-def kind_of(item: Look, ref: SampleRef, sides: Mapping[str, str]) -> tuple[str, str]:
+def stratum_of(item: ImageStats, ref: SampleRef, sides: Mapping[str, str]) -> tuple[str, str]:
     """Split, and what the mask or the image-level label says."""
     label = "" if ref.image_label is None else f", label {ref.image_label}"
     if item.mask is None:
@@ -178,9 +178,9 @@ def kind_of(item: Look, ref: SampleRef, sides: Mapping[str, str]) -> tuple[str, 
     return sides.get(item.sample_id, "left out"), state + label
 
 
-def text_of(report: Mapping[str, Any], folder: Path) -> str:
+def render_text(report: Mapping[str, Any], folder: Path) -> str:
     """The report as text for the terminal."""
-    images, masks, groups, doubles = (report[key] for key in ("images", "masks", "groups", "duplicates"))
+    images, masks, groups, duplicates = (report[key] for key in ("images", "masks", "groups", "duplicates"))
     sizes = ", ".join(f"{size} ({n})" for size, n in images["sizes"].items())
     more = (
         f" and {images['num_sizes'] - len(images['sizes'])} more" if images["num_sizes"] > len(images["sizes"]) else ""
@@ -195,8 +195,8 @@ def text_of(report: Mapping[str, Any], folder: Path) -> str:
         f"sizes (width x height): {sizes}{more}; values {images['lowest_value']} to {images['highest_value']}",
         f"mask values: {values or 'none'}; {masks['num_empty']} of {report['num_pairs']} empty"
         + ("" if share is None else f"; median foreground of the others {share:.1%} of the image"),
-        f"groups: {groups['count']}, the largest of {groups['largest']}; duplicates: {len(doubles['exact'])} exact, "
-        f"{len(doubles['near'])} near, {len(doubles['hash_alone'])} by hash alone",
+        f"groups: {groups['count']}, the largest of {groups['largest']}; duplicates: {len(duplicates['exact'])} exact, "
+        f"{len(duplicates['near'])} near, {len(duplicates['hash_alone'])} by hash alone",
         *_finding_lines(report["findings"]),
     ]
     faults = sum(finding["severity"] == "fault" for finding in report["findings"])
@@ -208,5 +208,5 @@ def text_of(report: Mapping[str, Any], folder: Path) -> str:
 def _finding_lines(findings: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for finding in findings:
         names = finding["samples"]
-        some = f" [{'; '.join(names[:MAX_SHOWN])}{'; ...' if len(names) > MAX_SHOWN else ''}]" if names else ""
-        yield f"{finding['severity'].upper()} {finding['code']}: {finding['text']}{some}"
+        named = f" [{'; '.join(names[:MAX_SHOWN])}{'; ...' if len(names) > MAX_SHOWN else ''}]" if names else ""
+        yield f"{finding['severity'].upper()} {finding['code']}: {finding['text']}{named}"

@@ -31,8 +31,8 @@ from kmine.io.files import sign
 from kmine.ops.metrics import summarise
 from kmine.report import Comparison, comparison
 from kmine.report.curve import CurvePoint, label_efficiency
-from kmine.setup.finished import settings_of
-from kmine.store.run_folder import HARMLESS, RunStore
+from kmine.setup.finished import load_settings
+from kmine.store.run_folder import RESUMABLE_CHANGES, RunStore
 from kmine.types import CaseMetrics, Metrics
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ CASE_COLUMNS = (
     *("run", "arm", "checkpoint", "sample_id", "dice", "iou", "hd95", "num_missed"),
     *("group_id", "model", "label_fraction", "seed"),
 )
-MAY_DIFFER = {*HARMLESS, "seed", "data.label_fraction", "data.fine_groups", "data.split_file"}
+MAY_DIFFER = {*RESUMABLE_CHANGES, "seed", "data.label_fraction", "data.fine_groups", "data.split_file"}
 """Settings in which runs of one table may differ: the splits themselves are compared."""
 NAN = float("nan")
 
-Arms = dict[str, tuple[int, str]]
+RoundsByMethod = dict[str, tuple[int, str]]
 """Method -> (round, folder prefix) of what it came to."""
 
 
@@ -96,21 +96,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     prog, words = "kmine compare", sys.argv[1:] if argv is None else argv
     cfg = cli.parse(CompareConfig, words, prog=prog, description=DESCRIPTION, positional="runs")
-    return cli.guarded(prog, lambda: compare(cfg))
+    return cli.guarded(prog, lambda: run_compare(cfg))
 
 
-def compare(cfg: CompareConfig) -> int:
+def run_compare(cfg: CompareConfig) -> int:
     """Print the table of the runs and write it, with the figures of every case."""
     terminal = cli.Terminal()
-    found, also = _find(cfg.runs)
-    _refuse_mixtures(found)
-    results = [result for run in found for result in _results(run, cfg, terminal)]
+    runs, notes = _find(cfg.runs)
+    _refuse_mixtures(runs)
+    results = [result for run in runs for result in _results(run, cfg, terminal)]
     terminal.stop()
-    table = tabulate(results, cfg.baseline, also)
+    table = tabulate(results, cfg.baseline, notes)
     out = RunStore(Path(cfg.out or cfg.runs[0]))
     points, saved = label_curve(results, cfg.baseline)
     table = with_labels_saved(table, saved)
-    chart = label_efficiency(points, f"{found[0].run.get('dataset', 'test split')}, segmenter {table.segmenter}")
+    chart = label_efficiency(points, f"{runs[0].run.get('dataset', 'test split')}, segmenter {table.segmenter}")
     _write(out, replace(table, chart=chart[0]), cfg.format)
     _write_curve(out, points, saved, chart)
     out.write_csv("test_cases.csv", CASE_COLUMNS, _cases(results))
@@ -136,7 +136,9 @@ def _write_curve(out: RunStore, points: list[CurvePoint], saved: list[LabelsSave
     out.write_csv("label_efficiency.csv", [f.name for f in fields(CurvePoint)], [astuple(point) for point in points])
     out.write_text("label_efficiency.svg", chart[0])
     out.write_bytes("label_efficiency.png", chart[1])
-    rows = [(one.method, one.model, one.num_labels, *astuple(one.needed), one.num_seeds) for one in saved]
+    rows = [
+        (saving.method, saving.model, saving.num_labels, *astuple(saving.needed), saving.num_seeds) for saving in saved
+    ]
     out.write_csv("labels_saved.csv", ("method", "model", "num_labels", "needed", "low", "high", "num_seeds"), rows)
 
 
@@ -145,19 +147,19 @@ def _write_curve(out: RunStore, points: list[CurvePoint], saved: list[LabelsSave
 
 def _find(names: Sequence[str]) -> tuple[list[_Run], list[str]]:
     """The runs, cells of sweeps in their places, and what a reader must know of those that are missing."""
-    found, also = [], []
+    runs, notes = [], []
     for name in names:
         if not (Path(name) / SWEEP_TABLE).is_file():
-            found.append(_look(Path(name), None))
+            runs.append(_open_run(Path(name), None))
             continue
         rows = _read_sweep(Path(name))
         done = [row for row in rows if row["status"] == "done"]
         if not done:
             raise UserError(f"{name}: none of the {len(rows)} cells of {SWEEP_TABLE} is done; run kmine.sweep again")
         if len(done) < len(rows):
-            also.append(f"{len(rows) - len(done)} of {len(rows)} cells of {Path(name).name} failed and are left out.")
-        found += [_look(Path(name) / row["run"], row) for row in done]
-    return found, also
+            notes.append(f"{len(rows) - len(done)} of {len(rows)} cells of {Path(name).name} failed and are left out.")
+        runs += [_open_run(Path(name) / row["run"], row) for row in done]
+    return runs, notes
 
 
 def _read_sweep(folder: Path) -> list[dict[str, str]]:
@@ -180,7 +182,7 @@ def _read_sweep(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _look(path: Path, row: Mapping[str, str] | None) -> _Run:
+def _open_run(path: Path, row: Mapping[str, str] | None) -> _Run:
     if not (path / "run.json").is_file() or not (path / "config.yaml").is_file():
         raise UserError(f"{path}: expected a run folder with config.yaml and run.json, got none; run kmine.loop first")
     import yaml
@@ -211,67 +213,67 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _refuse_mixtures(found: Sequence[_Run]) -> None:
+def _refuse_mixtures(runs: Sequence[_Run]) -> None:
     """Refuse runs that do not belong into one table, before the test split of any is opened."""
-    alone = [run for run in found if run.row is None]
-    for other in found:
-        one, differing = found[0], _differing_data(found[0], other)
+    loop_runs = [run for run in runs if run.row is None]
+    for other in runs:
+        reference, differing = runs[0], _differing_data(runs[0], other)
         if other.row is None and not differing:
-            same_model = [run for run in alone if run.config.get("model.name") == other.config.get("model.name")]
-            one = same_model[0] if other is not same_model[0] else alone[0]
-            differing = _differing_setting(one.config, other.config)
+            same_model = [run for run in loop_runs if run.config.get("model.name") == other.config.get("model.name")]
+            reference = same_model[0] if other is not same_model[0] else loop_runs[0]
+            differing = _differing_setting(reference.config, other.config)
         if differing:
-            raise UserError(f"{other.path} and {one.path} differ in {differing}; compare them one at a time")
+            raise UserError(f"{other.path} and {reference.path} differ in {differing}; compare them one at a time")
 
 
-def _differing_data(one: _Run, other: _Run) -> str:
-    images = [run.get("data_contents", {}).get("images") for run in (one.run, other.run)]
+def _differing_data(reference: _Run, other: _Run) -> str:
+    images = [run.get("data_contents", {}).get("images") for run in (reference.run, other.run)]
     copied = images[0] is not None and images[0] == images[1]
-    if one.run.get("data_fingerprint") != other.run.get("data_fingerprint") and not copied:
+    if reference.run.get("data_fingerprint") != other.run.get("data_fingerprint") and not copied:
         return "data"
-    return "" if one.test_ids == other.test_ids else "test split"
+    return "" if reference.test_ids == other.test_ids else "test split"
 
 
-def _differing_setting(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+def _differing_setting(reference: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """A setting that only one of two runs could have, as text; those of another model are that model's own.
 
     A setting that an older run does not know yet is passed over.
     """
-    other_model = one.get("model.name") != other.get("model.name")
-    for name in sorted(one.keys() & other.keys() - MAY_DIFFER):
+    other_model = reference.get("model.name") != other.get("model.name")
+    for name in sorted(reference.keys() & other.keys() - MAY_DIFFER):
         own = name.startswith(("model.", "classifier.")) and other_model
-        if one[name] != other[name] and not own:
-            return f"{name} ({one[name]!r} and {other[name]!r})"
+        if reference[name] != other[name] and not own:
+            return f"{name} ({reference[name]!r} and {other[name]!r})"
     return ""
 
 
 # -- the test split
 
 
-def _results(found: _Run, cfg: CompareConfig, terminal: cli.Terminal) -> list[Result]:
+def _results(finished: _Run, cfg: CompareConfig, terminal: cli.Terminal) -> list[Result]:
     """Every method of a run on its test split, from its folder or computed now."""
     about = {"prog": "kmine compare", "description": DESCRIPTION}
-    loop = settings_of(found.path, device=cfg.device, data_root=cfg.data_root, **about)
-    store = RunStore(found.path)
-    arms = _arms(store, found.run, loop)
-    saved = _evaluate(store, found.run, loop, arms, terminal)
-    groups = {row["sample_id"]: row["group_id"] for row in found.splits}
+    loop = load_settings(finished.path, device=cfg.device, data_root=cfg.data_root, **about)
+    store = RunStore(finished.path)
+    rounds = _rounds_to_evaluate(store, finished.run, loop)
+    saved = _evaluate(store, finished.run, loop, rounds, terminal)
+    groups = {row["sample_id"]: row["group_id"] for row in finished.splits}
     results = []
-    for name, (round_idx, arm) in arms.items():
+    for name, (round_idx, method_dir) in rounds.items():
         chosen, final = (_metrics(saved["arms"][name][which]) for which in ("chosen", "final"))
-        cost = _cost(found, store, name, round_idx, arm, saved.get("num_parameters"))
-        results.append(Result(**_place(found, loop, name), chosen=chosen, final=final, groups=groups, cost=cost))
+        cost = _cost(finished, store, name, round_idx, method_dir, saved.get("num_parameters"))
+        results.append(Result(**_place(finished, loop, name), chosen=chosen, final=final, groups=groups, cost=cost))
     store.close()
     return results
 
 
-def _place(found: _Run, loop: LoopConfig, method: str) -> dict[str, Any]:
+def _place(finished: _Run, loop: LoopConfig, method: str) -> dict[str, Any]:
     """Where a result belongs: of a sweep what its table says, else what the run was told."""
-    data, row = loop.data, found.row
+    data, row = loop.data, finished.row
     place = {
-        "run": str(found.path),
-        "segmenter": found.run.get("segmenter", "none"),
-        "num_labeled": found.run.get("splits", {}).get("labeled"),
+        "run": str(finished.path),
+        "segmenter": finished.run.get("segmenter", "none"),
+        "num_labeled": finished.run.get("splits", {}).get("labeled"),
         "method": method,
     }
     if row is None:
@@ -281,28 +283,30 @@ def _place(found: _Run, loop: LoopConfig, method: str) -> dict[str, Any]:
     return place | {"model": row["model"], "method": row["method"]} | numbers
 
 
-def _arms(store: RunStore, run: Mapping[str, Any], loop: LoopConfig) -> Arms:
+def _rounds_to_evaluate(store: RunStore, run: Mapping[str, Any], loop: LoopConfig) -> RoundsByMethod:
     """What to evaluate: of each chain of rounds, the round that was adopted last."""
     if "method" in run:
         return {run["method"]: (run["adopted_round"], run.get("arm", ""))}
-    arms = {ROUND_0: (0, "")}
+    rounds = {ROUND_0: (0, "")}
     adopted = [
         n
         for n in range(1, loop.rounds + 1)
         if (store.read_json(store.round_dir(n, "supervised") / "metrics.json") or {}).get("adopted")
     ]
     if (store.root / "supervised").is_dir():
-        arms[BASELINE] = (adopted[-1], "supervised") if adopted else (0, "")
+        rounds[BASELINE] = (adopted[-1], "supervised") if adopted else (0, "")
     if loop.rounds:
-        arms[MINING] = (run["adopted_round"], "")
-    return arms
+        rounds[MINING] = (run["adopted_round"], "")
+    return rounds
 
 
 def _evaluate(
-    store: RunStore, run: Mapping[str, Any], loop: LoopConfig, arms: Arms, terminal: cli.Terminal
+    store: RunStore, run: Mapping[str, Any], loop: LoopConfig, rounds: RoundsByMethod, terminal: cli.Terminal
 ) -> dict[str, Any]:
     """Test figures of a run as test_metrics.json holds them: read, or computed, saved and the opening logged."""
-    signature = sign(*((name, round_idx, arm) for name, (round_idx, arm) in arms.items()), run["adopted_round"])
+    signature = sign(
+        *((name, round_idx, method_dir) for name, (round_idx, method_dir) in rounds.items()), run["adopted_round"]
+    )
     saved = store.load_json(store.root / "test_metrics.json", signature)
     if saved and _can_be_pooled(saved["arms"]):
         return saved
@@ -312,33 +316,35 @@ def _evaluate(
     from kmine.setup.open import open_for_test
 
     pool, model, how = open_for_test(loop, source, store)
-    terminal.start(f"{store.root.name}: test split", len(arms))
-    found = {}
-    for done, (name, (round_idx, arm)) in enumerate(arms.items(), start=1):
-        found[name] = _both_checkpoints(store, round_idx, arm, pool, model, how)
+    terminal.start(f"{store.root.name}: test split", len(rounds))
+    figures = {}
+    for done, (name, (round_idx, method_dir)) in enumerate(rounds.items(), start=1):
+        figures[name] = _both_checkpoints(store, round_idx, method_dir, pool, model, how)
         terminal.advance(done)
     terminal.stop()
     opened = [*run.get("test_opened", []), datetime.now(timezone.utc).isoformat(timespec="seconds")]
     store.update_run(test_opened=opened)
-    value = {"num_parameters": sum(p.numel() for p in model.parameters()), "arms": found}
+    value = {"num_parameters": sum(p.numel() for p in model.parameters()), "arms": figures}
     store.save_json(store.root / "test_metrics.json", value, signature)
     return store.load_json(store.root / "test_metrics.json", signature) or value
 
 
-def _can_be_pooled(arms: Mapping[str, Any]) -> bool:
+def _can_be_pooled(by_method: Mapping[str, Any]) -> bool:
     """Whether slices have what makes a volume of them: figures written before counts were kept are computed anew."""
-    cases = [case for arm in arms.values() for metrics in arm.values() for case in metrics["cases"]]
+    cases = [
+        case for checkpoints in by_method.values() for metrics in checkpoints.values() for case in metrics["cases"]
+    ]
     return all(case.get("counts") or volume_of(case["sample_id"]) is None for case in cases)
 
 
 def _both_checkpoints(
-    store: RunStore, round_idx: int, arm: str, pool: Pool, model: Any, how: dict[str, Any]
+    store: RunStore, round_idx: int, method_dir: str, pool: Pool, model: Any, how: dict[str, Any]
 ) -> dict[str, Any]:
     from kmine.training.evaluation import evaluate_on
 
     out = {}
     for checkpoint, name in (("chosen", "model"), ("final", "model_final")):
-        path = store.round_dir(round_idx, arm) / f"{name}.safetensors"
+        path = store.round_dir(round_idx, method_dir) / f"{name}.safetensors"
         weights = store.load_tensors(path, None)
         if weights is None:
             raise UserError(f"{path}: missing or damaged; run the loop's command again, it makes it anew")
@@ -351,25 +357,27 @@ def _metrics(value: Mapping[str, Any]) -> Metrics:
     return summarise(CaseMetrics(**{k: NAN if v is None else v for k, v in case.items()}) for case in value["cases"])
 
 
-def _cost(found: _Run, store: RunStore, method: str, round_idx: int, arm: str, num_parameters: int | None) -> Cost:
+def _cost(
+    finished: _Run, store: RunStore, method: str, round_idx: int, method_dir: str, num_parameters: int | None
+) -> Cost:
     """Of a cell what the sweep measured; of an arm of kmine.loop what its rounds took.
 
     Peak memory was measured of the whole run, where mining takes most: it stands there alone.
     """
     parameters = NAN if num_parameters is None else float(num_parameters)
-    if found.row is not None:
-        cells = {name: _number(found.row.get(name)) for name in ("seconds", "peak_memory_mb", "num_parameters")}
-        known = cells["num_parameters"] == cells["num_parameters"]
-        return Cost(**(cells | ({} if known else {"num_parameters": parameters})))
-    memory = float(found.run.get("peak_memory_mb") or NAN) if method == MINING else NAN
-    return Cost(_seconds(store, method, arm), memory, parameters)
+    if finished.row is not None:
+        costs = {name: _number(finished.row.get(name)) for name in ("seconds", "peak_memory_mb", "num_parameters")}
+        known = costs["num_parameters"] == costs["num_parameters"]
+        return Cost(**(costs | ({} if known else {"num_parameters": parameters})))
+    memory = float(finished.run.get("peak_memory_mb") or NAN) if method == MINING else NAN
+    return Cost(_seconds(store, method, method_dir), memory, parameters)
 
 
-def _seconds(store: RunStore, method: str, arm: str) -> float:
+def _seconds(store: RunStore, method: str, method_dir: str) -> float:
     """Of all rounds that an arm trained, refused ones included, and what came before them; of round 0 its own."""
     folders = [store.round_dir(0)]
     if method != ROUND_0:
-        folders += sorted((store.root / ("supervised" if method == BASELINE else arm)).glob("round_*"))
+        folders += sorted((store.root / ("supervised" if method == BASELINE else method_dir)).glob("round_*"))
     metrics = [store.read_json(folder / "metrics.json") or {} for folder in dict.fromkeys(folders)]
     if not all(metrics):
         return NAN

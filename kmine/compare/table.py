@@ -90,8 +90,8 @@ class LabelsSaved:
 
     def words(self) -> str:
         """`28 [≤ 20, 125]`: the number and its interval, with what the curve cannot say left open."""
-        low, found, high = (self._count(n) for n in (self.needed.low, self.needed.needed, self.needed.high))
-        return f"{found} [{low}, {high}]"
+        low, needed, high = (self._count(n) for n in (self.needed.low, self.needed.needed, self.needed.high))
+        return f"{needed} [{low}, {high}]"
 
     def _count(self, number: float) -> str:
         if not np.isfinite(number):
@@ -108,7 +108,7 @@ def with_labels_saved(table: Comparison, saved: Sequence[LabelsSaved]) -> Compar
         "over the seeds that both have; in brackets the 95 % bootstrap interval over groups and seeds. "
         "≤ and > are the ends of the curve."
     )
-    return replace(table, notes=[*table.notes, note], labels_needed={one.key: one.words() for one in saved})
+    return replace(table, notes=[*table.notes, note], labels_needed={saving.key: saving.words() for saving in saved})
 
 
 def volume_of(sample_id: str) -> str | None:
@@ -117,8 +117,8 @@ def volume_of(sample_id: str) -> str | None:
     return match[1] if match else None
 
 
-def tabulate(results: Sequence[Result], baseline: str, also: Sequence[str] = ()) -> Comparison:
-    """The table of all results; `also` are sentences to add to its notes.
+def tabulate(results: Sequence[Result], baseline: str, extra_notes: Sequence[str] = ()) -> Comparison:
+    """The table of all results; `extra_notes` are sentences to add to its notes.
 
     Raises:
         UserError: an unknown baseline; two results of one method, model, label fraction and seed; no image in common.
@@ -126,18 +126,18 @@ def tabulate(results: Sequence[Result], baseline: str, also: Sequence[str] = ())
     cases, of_volumes = _cases(results)
     rows: dict[Key, dict[int, Result]] = {}
     for result in cases:
-        twin = rows.setdefault(result.key, {}).setdefault(result.seed, result)
-        if twin is not result:
+        existing = rows.setdefault(result.key, {}).setdefault(result.seed, result)
+        if existing is not result:
             raise UserError(
-                f"{twin.run} and {result.run} both hold {result.method} with {result.model}, label fraction "
+                f"{existing.run} and {result.run} both hold {result.method} with {result.model}, label fraction "
                 f"{result.label_fraction:g}, seed {result.seed}; expected one run a seed: compare them one at a time"
             )
     base = _resolve(baseline, [result.method for result in cases])
-    table = [_row(found, rows.get((*key[:2], base)), key[2] == base) for key, found in rows.items()]
+    table = [_row(by_seed, rows.get((*key[:2], base)), key[2] == base) for key, by_seed in rows.items()]
     corrected = holm([row.p_value for row in table])
     table = [replace(row, p_holm=p) for row, p in zip(table, corrected, strict=True)]
     segmenter = ", ".join(sorted({r.segmenter for r in results} - {"none"}) or ["none"])
-    return Comparison(table, base, segmenter, [*_notes(cases, table, base, segmenter, of_volumes), *also])
+    return Comparison(table, base, segmenter, [*_notes(cases, table, base, segmenter, of_volumes), *extra_notes])
 
 
 def _cases(results: Sequence[Result]) -> tuple[list[Result], bool]:
@@ -146,8 +146,8 @@ def _cases(results: Sequence[Result]) -> tuple[list[Result], bool]:
     Mining goes by all the segmenters that it had (adapted under one seed, not under another): one name, one curve.
     """
     of_volumes = all(volume_of(case.sample_id) for result in results for case in result.chosen.cases)
-    mined_by = ", ".join(sorted({result.segmenter for result in results if result.method == MINING}))
-    named = [replace(result, segmenter=mined_by) if result.method == MINING else result for result in results]
+    segmenters = ", ".join(sorted({result.segmenter for result in results if result.method == MINING}))
+    named = [replace(result, segmenter=segmenters) if result.method == MINING else result for result in results]
     return [_by_volume(result) if of_volumes else result for result in named], of_volumes
 
 
@@ -160,21 +160,21 @@ def label_curve(results: Sequence[Result], baseline: str) -> tuple[list[CurvePoi
     rows: dict[Key, dict[int, Result]] = {}
     for result in cases:
         rows.setdefault(result.key, {})[result.seed] = result
-    points = [_point(list(found.values())) for found in rows.values()]
+    points = [_point(list(by_seed.values())) for by_seed in rows.values()]
     saved = [
         _saved(
-            found, {fraction: row for (model, fraction, name), row in rows.items() if (model, name) == (key[0], base)}
+            by_seed, {fraction: row for (model, fraction, name), row in rows.items() if (model, name) == (key[0], base)}
         )
-        for key, found in rows.items()
+        for key, by_seed in rows.items()
         if key[2] not in (base, ORACLE, ROUND_0, SUPERVISED)
     ]
-    return points, [one for one in saved if one]
+    return points, [saving for saving in saved if saving]
 
 
-def _point(found: Sequence[Result]) -> CurvePoint:
-    first, labels = found[0], [result.num_labeled for result in found]
+def _point(results: Sequence[Result]) -> CurvePoint:
+    first, labels = results[0], [result.num_labeled for result in results]
     ids = [case.sample_id for case in first.chosen.cases]
-    scores = _dice(found, ids)
+    scores = _dice(results, ids)
     low = high = NAN
     if np.isfinite(scores).any():
         spread = paired_difference(
@@ -186,22 +186,22 @@ def _point(found: Sequence[Result]) -> CurvePoint:
         model=first.model,
         label_fraction=first.label_fraction,
         num_labels=first.label_fraction if None in labels else float(np.mean([n for n in labels if n is not None])),
-        dice=_mean([result.chosen.dice for result in found]),
+        dice=_mean([result.chosen.dice for result in results]),
         low=low,
         high=high,
-        num_seeds=len(found),
+        num_seeds=len(results),
     )
 
 
-def _saved(found: Mapping[int, Result], curve: Mapping[float, Mapping[int, Result]]) -> LabelsSaved | None:
+def _saved(own_by_seed: Mapping[int, Result], curve: Mapping[float, Mapping[int, Result]]) -> LabelsSaved | None:
     """What the baseline would need for this row's Dice, over the seeds that all of them have; None without a curve."""
-    seeds = sorted(set(found).intersection(*curve.values())) if len(curve) > 1 else []
+    seeds = sorted(set(own_by_seed).intersection(*curve.values())) if len(curve) > 1 else []
     if not seeds:
         return None
-    ids = [case.sample_id for case in found[seeds[0]].chosen.cases]
+    ids = [case.sample_id for case in own_by_seed[seeds[0]].chosen.cases]
     rows = [[by_seed[s] for s in seeds] for _, by_seed in sorted(curve.items())]
     points = [_point(row) for row in rows]
-    own = [found[s] for s in seeds]
+    own = [own_by_seed[s] for s in seeds]
     groups = [own[0].groups[i] for i in ids]
     # Scores of all points and of the method in one stack: what is empty for all of them has no score.
     stack = np.stack([_dice(row, ids) for row in (*rows, own)])
@@ -209,8 +209,8 @@ def _saved(found: Mapping[int, Result], curve: Mapping[float, Mapping[int, Resul
     counts = [point.num_labels for point in points]
     needed = labels_to_match(counts, list(stack[:-1]), stack[-1], groups, seed=0)
     point = _point(own)
-    of = (point.method, point.model, point.label_fraction, point.num_labels)
-    return LabelsSaved(*of, needed, counts[0], counts[-1], len(seeds))
+    key = (point.method, point.model, point.label_fraction, point.num_labels)
+    return LabelsSaved(*key, needed, counts[0], counts[-1], len(seeds))
 
 
 def _by_volume(result: Result) -> Result:
@@ -228,16 +228,18 @@ def _by_volume(result: Result) -> Result:
 
 def _resolve(baseline: str, methods: Sequence[str]) -> str:
     """The method that is meant: of a run of kmine.loop, `supervised` is the one at equal steps, if it was trained."""
-    meant = [baseline, *([BASELINE, ROUND_0] if baseline == SUPERVISED else [])]
-    for name in meant:
+    candidates = [baseline, *([BASELINE, ROUND_0] if baseline == SUPERVISED else [])]
+    for name in candidates:
         if name in methods:
             return name
     raise unknown_name("baseline", baseline, set(methods))
 
 
-def _row(found: Mapping[int, Result], beside: Mapping[int, Result] | None, is_baseline: bool) -> ComparisonRow:
-    """One row; `found` and the baseline's results `beside` are by seed."""
-    results = list(found.values())
+def _row(
+    by_seed: Mapping[int, Result], baseline_by_seed: Mapping[int, Result] | None, is_baseline: bool
+) -> ComparisonRow:
+    """One row; `by_seed` and the baseline's results `baseline_by_seed` are by seed."""
+    results = list(by_seed.values())
     dice = [result.chosen.dice for result in results]
     first = results[0]
     row = ComparisonRow(
@@ -245,7 +247,7 @@ def _row(found: Mapping[int, Result], beside: Mapping[int, Result] | None, is_ba
         model=first.model,
         label_fraction=first.label_fraction,
         num_labeled=first.num_labeled,
-        seeds=tuple(sorted(found)),
+        seeds=tuple(sorted(by_seed)),
         dice=_mean(dice),
         dice_sd=float(np.std(dice, ddof=1)) if len(dice) > 1 else NAN,
         dice_final=_mean([result.final.dice for result in results]),
@@ -257,8 +259,12 @@ def _row(found: Mapping[int, Result], beside: Mapping[int, Result] | None, is_ba
         peak_memory_mb=_mean([result.cost.peak_memory_mb for result in results]),
         num_parameters=_mean([result.cost.num_parameters for result in results]),
     )
-    seeds = [] if is_baseline or beside is None else sorted(found.keys() & beside.keys())
-    return _with_difference(row, [beside[s] for s in seeds], [found[s] for s in seeds]) if beside and seeds else row
+    seeds = [] if is_baseline or baseline_by_seed is None else sorted(by_seed.keys() & baseline_by_seed.keys())
+    return (
+        _with_difference(row, [baseline_by_seed[s] for s in seeds], [by_seed[s] for s in seeds])
+        if baseline_by_seed and seeds
+        else row
+    )
 
 
 def _with_difference(row: ComparisonRow, before: Sequence[Result], after: Sequence[Result]) -> ComparisonRow:
@@ -281,13 +287,13 @@ def _with_difference(row: ComparisonRow, before: Sequence[Result], after: Sequen
 
 def _dice(results: Sequence[Result], ids: Sequence[str]) -> Floats:
     """(R, N) Dice; NaN where a case has none."""
-    found = [{case.sample_id: case.dice for case in result.chosen.cases} for result in results]
-    for result, scores in zip(results, found, strict=True):
+    dice_by_id = [{case.sample_id: case.dice for case in result.chosen.cases} for result in results]
+    for result, scores in zip(results, dice_by_id, strict=True):
         if scores.keys() != set(ids):
             raise UserError(
                 f"{result.run}: its test figures are of other images; compare it with runs of its own split"
             )
-    return np.array([[scores[i] for i in ids] for scores in found], float)
+    return np.array([[scores[i] for i in ids] for scores in dice_by_id], float)
 
 
 def _label(result: Result) -> str:

@@ -25,26 +25,26 @@ class Augment:
     """Weak to medium changes of place, colour and sharpness, determined by (image, mask, seed) alone.
 
     `strong`: colour and sharpness change much more, place as before. The strong view of UniMatch (arXiv 2208.09910), as
-    we read it, with noise added; nothing is erased, for what is erased may be the lesion. `place_only`: neither changes
+    we read it, with noise added; nothing is erased, for what is erased may be the lesion. `geometric_only`: neither changes
     at all. With one seed all three put an image to the same place.
 
     Order of calls, threads and worker processes make no difference. Copies and pickles carry the settings only.
     """
 
-    def __init__(self, size: int, enabled: bool = True, strong: bool = False, *, place_only: bool = False) -> None:
+    def __init__(self, size: int, enabled: bool = True, strong: bool = False, *, geometric_only: bool = False) -> None:
         """Take images of `size` x `size`; `enabled=False` hands them back as they came."""
-        assert not (strong and place_only)
+        assert not (strong and geometric_only)
         self.size = size
         self.enabled = enabled
         self.strong = strong
-        self.place_only = place_only
+        self.geometric_only = geometric_only
         self._pipeline: albumentations.Compose | None = None
         # The pipeline keeps its random state between drawing and applying: one call at a time.
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[partial[Augment], tuple[int, bool, bool]]:
         """Rebuild from the settings: the pipeline is made anew where it is used."""
-        return partial(Augment, place_only=self.place_only), (self.size, self.enabled, self.strong)
+        return partial(Augment, geometric_only=self.geometric_only), (self.size, self.enabled, self.strong)
 
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8], seed: int
@@ -68,7 +68,7 @@ class Augment:
             return image, mask
         with self._lock:
             if self._pipeline is None:
-                colours = list if self.place_only else _strong if self.strong else _medium
+                colours = list if self.geometric_only else _strong if self.strong else _medium
                 self._pipeline = _build(colours)
             # Compose.set_random_seed would hand every transform the same stream: those of equal probability would
             # then always strike together. One shared state keeps their draws independent.

@@ -33,7 +33,7 @@ class Views:
     """(U, S, S, 3) RGB, colours and sharpness as they are."""
     strong: NDArray[np.uint8]
     """(U, S, S, 3) RGB, colours and sharpness changed; where asked for, with rectangles of one another."""
-    known: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
     """(U, S, S), pixels of `weak` that lie inside the image."""
     source: NDArray[np.int64]
     """(U, S, S), number of the weak view that shows, at the same place, what `strong` shows; -1: outside an image."""
@@ -123,7 +123,7 @@ class Batches(_Stream[Batch]):
         batch_size: B, at least 2.
         labeled_share: of each batch, rounded, at least one image; all of it where there are no pseudo masks.
         max_empty_share: see above, [0, 1].
-        cutmix: probability of each image to get a rectangle of another one of its batch, see `cut_and_mix`.
+        cutmix: probability of each image to get a rectangle of another one of its batch, see `cutmix`.
         seed, round_idx: what all draws are derived from.
     """
 
@@ -161,16 +161,17 @@ class Batches(_Stream[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of `step` (0, 1, ...)."""
-        given = self._draw(self.labeled.ids, "labeled", step, self.num_labeled)
+        labeled_ids = self._draw(self.labeled.ids, "labeled", step, self.num_labeled)
         pseudo = self._draw_pseudo(step)
-        pairs = [self._read(self.labeled, self.augment, i, step, slot) for slot, i in enumerate(given)]
+        pairs = [self._read(self.labeled, self.augment, i, step, slot) for slot, i in enumerate(labeled_ids)]
         pairs += [
-            self._read(self.pseudo, self.pseudo_augment, i, step, slot) for slot, i in enumerate(pseudo, len(given))
+            self._read(self.pseudo, self.pseudo_augment, i, step, slot)
+            for slot, i in enumerate(pseudo, len(labeled_ids))
         ]
         images, masks = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
-        weights = np.array([1.0] * len(given) + [self.pseudo.weight(i) for i in pseudo], np.float32)
-        batch = Batch(images, masks, weights, np.arange(len(pairs)) >= len(given))
-        return cut_and_mix(batch, self.cutmix, (*self.keys, step, "cutmix")) if self.cutmix else batch
+        weights = np.array([1.0] * len(labeled_ids) + [self.pseudo.weight(i) for i in pseudo], np.float32)
+        batch = Batch(images, masks, weights, np.arange(len(pairs)) >= len(labeled_ids))
+        return cutmix(batch, self.cutmix, (*self.keys, step, "cutmix")) if self.cutmix else batch
 
     def _draw_pseudo(self, step: int) -> list[str]:
         """The pseudo-labeled images of `step`, those known to be empty last."""
@@ -183,7 +184,7 @@ class Batches(_Stream[Batch]):
         self, pool: Pool, augment: Augment, sample_id: str, step: int, slot: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         seed = derive_seed(*self.keys, step, slot, sample_id)
-        return augment(pool.image_small(sample_id), pool.mask_small(sample_id), seed)
+        return augment(pool.image_resized(sample_id), pool.mask_resized(sample_id), seed)
 
 
 class ViewBatches(Batches):
@@ -223,7 +224,7 @@ class ViewBatches(Batches):
         how = {"batch_size": num_labeled, "labeled_share": 1.0, "seed": seed, "round_idx": round_idx}
         super().__init__(labeled, None, augment, cutmix=mixing, **how)
         self.unlabeled = unlabeled
-        self.weak = Augment(strong.size, strong.enabled, place_only=True)
+        self.weak = Augment(strong.size, strong.enabled, geometric_only=True)
         self.strong = strong
         self.view_cutmix = view_cutmix if self.num_unlabeled > 1 else 0.0
 
@@ -233,19 +234,19 @@ class ViewBatches(Batches):
 
     def _views(self, step: int) -> Views:
         drawn = self._draw(self.unlabeled.ids, "unlabeled", step, self.num_unlabeled)
-        pairs = [self._seen(i, step, slot) for slot, i in enumerate(drawn, self.num_labeled)]
-        weak, strong, known = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
-        source = np.where(known, np.arange(len(drawn))[:, None, None], -1)
+        pairs = [self._two_views(i, step, slot) for slot, i in enumerate(drawn, self.num_labeled)]
+        weak, strong, valid = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
+        source = np.where(valid, np.arange(len(drawn))[:, None, None], -1)
         keys = (*self.keys, step, "cutmix of views")
-        mixed = cut_and_mix(Batch(strong, source, np.ones(len(drawn), np.float32)), self.view_cutmix, keys)
-        return Views(weak, mixed.images, known, mixed.masks)
+        mixed = cutmix(Batch(strong, source, np.ones(len(drawn), np.float32)), self.view_cutmix, keys)
+        return Views(weak, mixed.images, valid, mixed.masks)
 
-    def _seen(self, sample_id: str, step: int, slot: int) -> tuple[NDArray[np.uint8], ...]:
+    def _two_views(self, sample_id: str, step: int, slot: int) -> tuple[NDArray[np.uint8], ...]:
         """Both views of an image, and which of its pixels lie inside it."""
-        image, seed = self.unlabeled.image_small(sample_id), derive_seed(*self.keys, step, slot, sample_id)
-        nothing = np.zeros(image.shape[:2], np.uint8)
-        weak, outside = self.weak(image, nothing, seed)
-        return weak, self.strong(image, nothing, seed)[0], outside == 0
+        image, seed = self.unlabeled.image_resized(sample_id), derive_seed(*self.keys, step, slot, sample_id)
+        blank = np.zeros(image.shape[:2], np.uint8)
+        weak, outside = self.weak(image, blank, seed)
+        return weak, self.strong(image, blank, seed)[0], outside == 0
 
 
 def places_for_unlabeled(unlabeled: Pool, batch_size: int, labeled_share: float) -> int:
@@ -261,7 +262,7 @@ def places_for_unlabeled(unlabeled: Pool, batch_size: int, labeled_share: float)
     return places
 
 
-def cut_and_mix(batch: Batch, probability: float, keys: tuple[int | str, ...]) -> Batch:
+def cutmix(batch: Batch, probability: float, keys: tuple[int | str, ...]) -> Batch:
     """CutMix: an image of the batch gets a rectangle of another one, in its place, with its mask and its weight.
 
     After UniMatch (arXiv 2208.09910), as we read it: the rectangle covers 2 to 40 % of the image, its sides differ by a
@@ -316,17 +317,17 @@ class LabelBatches(_Stream[LabelBatch]):
         Raises:
             UserError: no image with a lesion is among them, or none without.
         """
-        found = [(pool, i, pool.image_label(i)) for pool in pools for i in pool.ids]
+        images = [(pool, i, pool.image_label(i)) for pool in pools for i in pool.ids]
         if shuffle:
-            order = np.random.default_rng(derive_seed(seed, "shuffled image labels")).permutation(len(found))
-            found = [(pool, i, found[other][2]) for (pool, i, _), other in zip(found, order, strict=True)]
-        self.positive = [(pool, i) for pool, i, label in found if label]
-        self.negative = [(pool, i) for pool, i, label in found if label == 0]
+            order = np.random.default_rng(derive_seed(seed, "shuffled image labels")).permutation(len(images))
+            images = [(pool, i, images[other][2]) for (pool, i, _), other in zip(images, order, strict=True)]
+        self.positive = [(pool, i) for pool, i, label in images if label]
+        self.negative = [(pool, i) for pool, i, label in images if label == 0]
         if not self.positive or not self.negative:
             raise UserError(
                 "image-level labels: expected training images with a lesion and images without, got "
                 f"{len(self.positive)} with, {len(self.negative)} without and "
-                f"{sum(label is None for *_, label in found)} of unknown label; a classifier needs both"
+                f"{sum(label is None for *_, label in images)} of unknown label; a classifier needs both"
             )
         self.augment = augment
         self.num_positive = batch_size // 2
@@ -342,9 +343,9 @@ class LabelBatches(_Stream[LabelBatch]):
         return LabelBatch(np.stack(images), labels.astype(np.float32))
 
     def _read(self, pool: Pool, sample_id: str, step: int, slot: int) -> NDArray[np.uint8]:
-        image = pool.image_small(sample_id)
-        nothing = np.zeros(image.shape[:2], np.uint8)
-        return self.augment(image, nothing, derive_seed(*self.keys, step, slot, sample_id))[0]
+        image = pool.image_resized(sample_id)
+        blank = np.zeros(image.shape[:2], np.uint8)
+        return self.augment(image, blank, derive_seed(*self.keys, step, slot, sample_id))[0]
 
 
 def _as_is(batch: B) -> B:

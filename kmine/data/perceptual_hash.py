@@ -10,7 +10,7 @@ from PIL import Image
 
 THUMBNAIL = 128
 SMALL = 64
-"""Side in pixels of the small pictures of `views`."""
+"""Side in pixels of the small pictures of `hash_views`."""
 DARK = 24
 """Grey values up to this belong to the black surround, also after JPEG ringing."""
 MIN_BRIGHT = 0.2
@@ -34,7 +34,7 @@ def perceptual_hash(image: NDArray[np.uint8]) -> int:
     Returns:
         An unsigned 64-bit integer.
     """
-    return int(str(imagehash.phash(_seen_part(grey_of(image)))), 16)
+    return int(str(imagehash.phash(_picture_crop(grey_of(image)))), 16)
 
 
 def grey_of(image: NDArray[np.uint8]) -> Image.Image:
@@ -42,22 +42,22 @@ def grey_of(image: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(image).convert("L")
 
 
-def views(grey: Image.Image) -> tuple[int, NDArray[np.uint8], NDArray[np.uint8]]:
+def hash_views(grey: Image.Image) -> tuple[int, NDArray[np.uint8], NDArray[np.uint8]]:
     """The hash, and (SMALL, SMALL) squashed: the hashed part, and the whole image, to tell copies from lookalikes."""
-    part = _seen_part(grey)
+    crop = _picture_crop(grey)
     small, whole = (
-        cv2.resize(np.asarray(picture), (SMALL, SMALL), interpolation=cv2.INTER_AREA) for picture in (part, grey)
+        cv2.resize(np.asarray(picture), (SMALL, SMALL), interpolation=cv2.INTER_AREA) for picture in (crop, grey)
     )
-    return int(str(imagehash.phash(part)), 16), np.asarray(small, np.uint8), np.asarray(whole, np.uint8)
+    return int(str(imagehash.phash(crop)), 16), np.asarray(small, np.uint8), np.asarray(whole, np.uint8)
 
 
-def _seen_part(grey: Image.Image) -> Image.Image:
+def _picture_crop(grey: Image.Image) -> Image.Image:
     """The picture inside its surround, cut to `WINDOW`."""
     left, top, right, bottom = _picture_box(grey)
     width, height = right - left, bottom - top
     x0, y0, x1, y1 = WINDOW
-    part = grey.crop((left + int(x0 * width), top + int(y0 * height), left + int(x1 * width), top + int(y1 * height)))
-    return part if min(part.size) >= 1 else grey
+    crop = grey.crop((left + int(x0 * width), top + int(y0 * height), left + int(x1 * width), top + int(y1 * height)))
+    return crop if min(crop.size) >= 1 else grey
 
 
 def _picture_box(grey: Image.Image) -> tuple[int, int, int, int]:

@@ -45,12 +45,12 @@ class Pool:
         empty: Collection[str] = (),
         corrected: Mapping[str, MaskReader] | None = None,
     ) -> None:
-        known = {ref.sample_id for ref in cache.refs}
-        lost = [sample_id for sample_id in ids if sample_id not in known]
-        if lost:
+        cached_ids = {ref.sample_id for ref in cache.refs}
+        missing = [sample_id for sample_id in ids if sample_id not in cached_ids]
+        if missing:
             raise UserError(
-                f"data: expected {len(ids)} samples of the split, {len(lost)} are not in the data set (any more), "
-                f"{lost[0]} for one; restore them or start a new run folder with --out"
+                f"data: expected {len(ids)} samples of the split, {len(missing)} are not in the data set (any more), "
+                f"{missing[0]} for one; restore them or start a new run folder with --out"
             )
         self.ids = tuple(ids)
         self._cache = cache
@@ -89,7 +89,7 @@ class Pool:
 
     def weight(self, sample_id: str) -> float:
         """What the mask of a sample counts in training, [0, 1]."""
-        return self.weights.get(self._own(sample_id), 1.0)
+        return self.weights.get(self._checked_id(sample_id), 1.0)
 
     def group_of(self, sample_id: str) -> str:
         """Patient, volume or near-duplicate group of a sample."""
@@ -97,7 +97,7 @@ class Pool:
 
     def image_label(self, sample_id: str) -> int | None:
         """The image-level diagnosis (0: lesion-free) as the index knows it, never from a mask; None where unknown."""
-        return self._cache.ref(self._own(sample_id)).image_label
+        return self._cache.ref(self._checked_id(sample_id)).image_label
 
     @property
     def in_mm(self) -> bool:
@@ -108,23 +108,23 @@ class Pool:
         """(H, W) of the image in its own frame."""
         return self._cache.native_shape(sample_id)
 
-    def image_small(self, sample_id: str) -> NDArray[np.uint8]:
+    def image_resized(self, sample_id: str) -> NDArray[np.uint8]:
         """(S, S, 3) RGB, [0, 255]."""
-        return self._cache.image_small(self._own(sample_id))
+        return self._cache.image_resized(self._checked_id(sample_id))
 
-    def mask_small(self, sample_id: str) -> NDArray[np.uint8]:
+    def mask_resized(self, sample_id: str) -> NDArray[np.uint8]:
         """(S, S) class ids or 255. Raises `WithheldMaskError` where withheld, `SampleError` for a bad file."""
         if sample_id in self._corrected:
             return resize_mask(self._read_mask(sample_id), self._cache.size)
         if self._masks == "withheld":
             raise WithheldMaskError(f"the mask of {sample_id} was asked for, but this pool withholds masks")
         if self._masks == "true":
-            return self._cache.mask_small(self._own(sample_id))
+            return self._cache.mask_resized(self._checked_id(sample_id))
         return resize_mask(self._read_mask(sample_id), self._cache.size)
 
     def sample(self, sample_id: str) -> Sample:
         """One sample in its own frame; `mask` is None where masks are withheld. Raises `SampleError`."""
-        ref = self._cache.ref(self._own(sample_id))
+        ref = self._cache.ref(self._checked_id(sample_id))
         return Sample(
             sample_id=sample_id,
             group_id=self._groups[sample_id],
@@ -134,7 +134,7 @@ class Pool:
             spacing=ref.spacing,
         )
 
-    def _own(self, sample_id: str) -> str:
+    def _checked_id(self, sample_id: str) -> str:
         if sample_id not in self._groups:
             raise KeyError(f"{sample_id} is not in this pool")
         return sample_id
@@ -143,8 +143,8 @@ class Pool:
         """(H, W), by grant."""
         read = self._corrected.get(sample_id, self._masks)
         if not callable(read):
-            return self._cache.mask_native(self._own(sample_id))
-        mask = read(self._own(sample_id))
+            return self._cache.mask_native(self._checked_id(sample_id))
+        mask = read(self._checked_id(sample_id))
         if mask.shape != self.native_shape(sample_id):
             raise ValueError(f"{sample_id}: expected a mask of {self.native_shape(sample_id)}, got {mask.shape}")
         return mask

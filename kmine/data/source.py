@@ -25,7 +25,7 @@ MAX_SCANNED = 2**31
 """Pixels times scans of a JPEG file, 32 scans of the largest: each passes over the whole picture. Usual are 10."""
 FORMATS = ("PNG", "JPEG", "TIFF")
 """What Pillow may take a file for: it knows many more, some of which run other programs."""
-CHUNK = 2**20
+BLOCK_BYTES = 2**20
 """Bytes read at once."""
 MAX_TABLE = 2**26
 """Bytes of a CSV file: it is read line by line, but one without line ends is a single line."""
@@ -73,15 +73,15 @@ class Source(Protocol):
         """SHA-256 (hex) that changes when a setting, or any file's name, size or modification time does."""
 
 
-def choose_task(asked: str, name: str, tasks: Sequence[str]) -> str:
+def choose_task(requested: str, name: str, tasks: Sequence[str]) -> str:
     """The task that `data.task` asks of the data set `name`; "auto" is the first it has.
 
     Raises:
         UserError: for the task of another data set.
     """
-    if asked != "auto" and asked not in tasks:
-        raise UserError(f"data.task: expected auto or one of {', '.join(tasks)} for {name}, got {asked!r}")
-    return tasks[0] if asked == "auto" else asked
+    if requested != "auto" and requested not in tasks:
+        raise UserError(f"data.task: expected auto or one of {', '.join(tasks)} for {name}, got {requested!r}")
+    return tasks[0] if requested == "auto" else requested
 
 
 def fingerprint_files(settings: Mapping[str, object], root: Path, files: Iterable[Path]) -> str:
@@ -93,10 +93,10 @@ def fingerprint_files(settings: Mapping[str, object], root: Path, files: Iterabl
 def size_and_time(path: Path) -> tuple[int, int]:
     """Bytes and modification time in ns; (-1, -1) for a link to nothing and the like, of which its reader speaks."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return -1, -1
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def require_file(path: Path, expected: str) -> int:
@@ -113,18 +113,18 @@ def require_file(path: Path, expected: str) -> int:
         SampleError: for a missing or empty file, a link to nothing or itself, a folder, a pipe, socket or device.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError as error:
-        came = "a link to nothing" if path.is_symlink() else "no such file"
-        raise SampleError(str(path), f"expected {expected}, found {came}; check the path, or data.root") from error
+        actual = "a link to nothing" if path.is_symlink() else "no such file"
+        raise SampleError(str(path), f"expected {expected}, found {actual}; check the path, or data.root") from error
     except OSError as error:
         raise SampleError(str(path), f"cannot be read ({error.strerror}); check its permissions and links") from error
-    if not stat.S_ISREG(found.st_mode):
-        came = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
-        raise SampleError(str(path), f"expected {expected}, got {came}; move it away, or put the file in its place")
-    if found.st_size == 0:
+    if not stat.S_ISREG(status.st_mode):
+        actual = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise SampleError(str(path), f"expected {expected}, got {actual}; move it away, or put the file in its place")
+    if status.st_size == 0:
         raise SampleError(str(path), f"expected {expected}, got an empty file (0 bytes); copy or download it again")
-    return found.st_size
+    return status.st_size
 
 
 def require_table(path: Path, setting: str) -> None:
@@ -282,7 +282,7 @@ def _check_bytes(path: Path, image: Image.Image) -> None:
         _check_tiff(path, image)
     elif image.format in ("JPEG", "MPO"):
         with path.open("rb") as file:
-            scans = sum(more.count(b"\xff\xda") for more in iter(lambda: file.read(CHUNK), b""))
+            scans = sum(block.count(b"\xff\xda") for block in iter(lambda: file.read(BLOCK_BYTES), b""))
         if scans * image.width * image.height > MAX_SCANNED:
             raise SampleError(
                 str(path),
@@ -305,8 +305,8 @@ def _check_png(path: Path) -> None:
                 file.seek(left + 4, 1)
                 continue
             crc = zlib.crc32(kind)
-            while left and (more := file.read(min(left, CHUNK))):
-                crc, left = zlib.crc32(more, crc), left - len(more)
+            while left and (block := file.read(min(left, BLOCK_BYTES))):
+                crc, left = zlib.crc32(block, crc), left - len(block)
             if file.read(4) != crc.to_bytes(4, "big"):
                 raise _damaged(path, f"wrong checksum of {kind.decode('latin-1')}")
 
@@ -360,8 +360,8 @@ def refuse_size(path: Path, height: int, width: int) -> None:
         raise _too_large(path, f"{width} x {height}")
 
 
-def _too_large(path: Path, came: str) -> SampleError:
+def _too_large(path: Path, actual: str) -> SampleError:
     return SampleError(
         str(path),
-        f"expected an image of sane size, at most {MAX_PIXELS:,} pixels, got {came}; crop, tile or shrink it",
+        f"expected an image of sane size, at most {MAX_PIXELS:,} pixels, got {actual}; crop, tile or shrink it",
     )

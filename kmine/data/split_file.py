@@ -38,7 +38,7 @@ class GivenSplit:
     """train, val or test by sample id; samples that are not here take no part."""
     rows: tuple[tuple[str, str, str], ...] | None
     """Of a run's splits.csv: sample_id, group_id and labeled, unlabeled, val or test."""
-    digest: str
+    fingerprint: str
     """SHA-256 (hex) of what the file says, however it is spaced or ordered."""
 
 
@@ -52,14 +52,14 @@ class _Entry:
     group_id: str = ""
 
 
-def read_split(given: str | None, source: Source) -> GivenSplit | None:
+def read_split(setting: str | None, source: Source) -> GivenSplit | None:
     """Read `data.split_file`; no pixel is read.
 
     In tables and lists an id may carry the suffix of its image, and a group's id (a volume's) stands for all its
     samples. Where they name no train side, every sample that they do not name is train.
 
     Args:
-        given: a file, a folder with lists, or lists separated by commas; None gives None.
+        setting: a file, a folder with lists, or lists separated by commas; None gives None.
         source: the data set. What its index left out (`skipped`) may be named.
 
     Raises:
@@ -67,13 +67,13 @@ def read_split(given: str | None, source: Source) -> GivenSplit | None:
             that is no split, an id that is unknown or there twice, a group on two sides of a run's splits, and a split
             that leaves nothing to train on.
     """
-    if given is None:
+    if setting is None:
         return None
-    path = Path(given).expanduser()
+    path = Path(setting).expanduser()
     if path.is_dir():
         return _of_lists([file for side in SIDES if (file := path / f"{side}.txt").exists()] or _no_lists(path), source)
-    if "," in given and not path.exists():
-        return _of_lists([Path(part.strip()).expanduser() for part in given.split(",")], source)
+    if "," in setting and not path.exists():
+        return _of_lists([Path(part.strip()).expanduser() for part in setting.split(",")], source)
     text = _text(path)
     first = {cell.strip().lower() for cell in text.lstrip().partition("\n")[0].split(",")}
     if first & {*RUN_COLUMNS} or path.suffix.lower() == ".csv":
@@ -81,8 +81,8 @@ def read_split(given: str | None, source: Source) -> GivenSplit | None:
     return _of_lists([path], source)
 
 
-def settle_splits(
-    cfg: DataConfig, seed: int, refs: Sequence[SampleRef], hashes: Mapping[str, int], given: GivenSplit | None
+def resolve_splits(
+    cfg: DataConfig, seed: int, refs: Sequence[SampleRef], hashes: Mapping[str, int], given_split: GivenSplit | None
 ) -> Splits:
     """The splits of a run: those of an earlier one, or drawn by `make_splits`, near-duplicates kept together.
 
@@ -91,16 +91,18 @@ def settle_splits(
         seed: draws the labeled images.
         refs: the samples whose image could be read.
         hashes: perceptual hash by sample id.
-        given: what `read_split` read, if anything; it stands in the place of the data set's own split.
+        given_split: what `read_split` read, if anything; it stands in the place of the data set's own split.
 
     Raises:
         UserError: as `make_splits` does.
     """
-    if given is not None and given.rows is not None:
+    if given_split is not None and given_split.rows is not None:
         readable = {ref.sample_id for ref in refs}
-        return Splits.from_rows(row for row in given.rows if row[0] in readable)
-    if given is not None:
-        refs = [replace(ref, split=given.sides[ref.sample_id]) for ref in refs if ref.sample_id in given.sides]
+        return Splits.from_rows(row for row in given_split.rows if row[0] in readable)
+    if given_split is not None:
+        refs = [
+            replace(ref, split=given_split.sides[ref.sample_id]) for ref in refs if ref.sample_id in given_split.sides
+        ]
     return make_splits(
         merge_duplicates(refs, hashes, cfg.duplicate_distance),
         label_fraction=cfg.label_fraction,
@@ -138,15 +140,15 @@ def _no_lists(folder: Path) -> list[Path]:
 
 def _listed(path: Path) -> Iterator[_Entry]:
     """The ids of a list, one a line, under the side that its file name says."""
-    found = [side for side in SIDES if side in re.split(r"[^a-z]+", path.stem.lower())]
-    if len(found) != 1:
+    named_sides = [side for side in SIDES if side in re.split(r"[^a-z]+", path.stem.lower())]
+    if len(named_sides) != 1:
         raise UserError(
             f"{path}: expected a list of ids whose file name says train, val or test, or a table with the header "
             f"sample_id,split, got neither; rename the file (test.txt), or give it that header"
         )
     for number, line in enumerate(_text(path).splitlines(), start=1):
         if line.strip():
-            yield _Entry(f"{path}, line {number}", line.strip(), found[0])
+            yield _Entry(f"{path}, line {number}", line.strip(), named_sides[0])
 
 
 def _rows(path: Path, text: str) -> tuple[tuple[str, ...], list[_Entry]]:
@@ -186,15 +188,15 @@ def _rows(path: Path, text: str) -> tuple[tuple[str, ...], list[_Entry]]:
 def _of_table(path: Path, text: str, source: Source) -> GivenSplit:
     columns, entries = _rows(path, text)
     of_a_run = columns != TABLE_COLUMNS
-    words = SPLIT_NAMES if of_a_run else SIDES
+    allowed = SPLIT_NAMES if of_a_run else SIDES
     entries = entries if of_a_run else [replace(entry, split=entry.split.lower()) for entry in entries]
     for entry in entries:
         if not entry.sample_id or (of_a_run and not entry.group_id):
             raise UserError(f"{entry.where}: expected a value in every column, got none; mend or remove that line")
-        if entry.split not in words:
+        if entry.split not in allowed:
             where = "with a column group_id, as in a run's splits.csv" if of_a_run else "without a column group_id"
             raise UserError(
-                f"{entry.where}: expected the split {', '.join(words)} ({where}), got {entry.split!r}; mend that line"
+                f"{entry.where}: expected the split {', '.join(allowed)} ({where}), got {entry.split!r}; mend that line"
             )
     return _of_a_run(path, entries, source) if of_a_run else _of_sides(entries, source)
 
@@ -223,7 +225,7 @@ def _of_a_run(path: Path, entries: Sequence[_Entry], source: Source) -> GivenSpl
             "restore the masks, or make these samples unlabeled"
         )
     sides = {row[0]: row[2] if row[2] in ("val", "test") else "train" for row in rows if row[0] in refs}
-    return GivenSplit(sides, rows, _digest("run", rows))
+    return GivenSplit(sides, rows, _fingerprint("run", rows))
 
 
 def _of_sides(entries: Sequence[_Entry], source: Source) -> GivenSplit:
@@ -234,13 +236,13 @@ def _of_sides(entries: Sequence[_Entry], source: Source) -> GivenSplit:
         members[ref.group_id].append(ref.sample_id)
     members |= {ref.sample_id: [ref.sample_id] for ref in refs}  # where a group is named after a sample: the sample
     sides = _each_once(entries, lambda name: [name, split_suffix(name)[0]], members, _left_out(source))
-    digest = _digest("sides", sides.items())
+    fingerprint = _fingerprint("sides", sides.items())
     if all(entry.split != "train" for entry in entries):
         sides = {ref.sample_id: "train" for ref in refs} | sides
     if "train" not in sides.values():
         places = sorted({entry.where.rpartition(", line ")[0] for entry in entries})
         raise UserError(f"{', '.join(places)}: expected samples to train on, got none; name fewer for val and test")
-    return GivenSplit(sides, None, digest)
+    return GivenSplit(sides, None, fingerprint)
 
 
 def _each_once(
@@ -257,15 +259,15 @@ def _each_once(
         members: sample ids by the name that stands for them.
         left_out: samples, or volumes, that the index could not use; entries that name them are passed over.
     """
-    found: dict[str, _Entry] = {}
+    entry_of: dict[str, _Entry] = {}
     unknown: list[_Entry] = []
     for entry in entries:
         names = spellings(entry.sample_id)
-        known = next((name for name in names if name in members), None)
-        if known is None and not left_out & {*names, entry.sample_id.rpartition("/")[0]}:
+        match = next((name for name in names if name in members), None)
+        if match is None and not left_out & {*names, entry.sample_id.rpartition("/")[0]}:
             unknown.append(entry)
-        for sample_id in members[known] if known is not None else ():
-            other = found.setdefault(sample_id, entry)
+        for sample_id in members[match] if match is not None else ():
+            other = entry_of.setdefault(sample_id, entry)
             if other is not entry:
                 raise UserError(
                     f"{entry.where}: expected each sample once, got {sample_id} ({entry.split}) again, as in "
@@ -276,12 +278,12 @@ def _each_once(
             f"{unknown[0].where}: expected sample ids of the data set, got {len(unknown)} that it does not have: "
             f"{named(entry.sample_id for entry in unknown)}; remove them, or check the settings data.*"
         )
-    return {sample_id: entry.split for sample_id, entry in found.items()}
+    return {sample_id: entry.split for sample_id, entry in entry_of.items()}
 
 
 def _left_out(source: Source) -> set[str]:
     return {skipped.sample_id for skipped in source.skipped}
 
 
-def _digest(kind: str, rows: Iterable[tuple[str, ...]]) -> str:
+def _fingerprint(kind: str, rows: Iterable[tuple[str, ...]]) -> str:
     return hashlib.sha256(json.dumps([kind, sorted(rows)]).encode()).hexdigest()

@@ -162,10 +162,10 @@ def _official(refs: Sequence[SampleRef]) -> tuple[list[SampleRef], dict[str, str
     """Samples that take part and the side of each group; all train unless every sample has an official split."""
     if not all(ref.split in SIDES for ref in refs):
         return list(refs), {ref.group_id: "train" for ref in refs}
-    found: dict[str, set[str]] = defaultdict(set)
+    sides_of_group: dict[str, set[str]] = defaultdict(set)
     for ref in refs:
-        found[ref.group_id].add(ref.split or "")
-    sides = {group: min(names, key=SIDES.index) for group, names in found.items()}
+        sides_of_group[ref.group_id].add(ref.split or "")
+    sides = {group: min(names, key=SIDES.index) for group, names in sides_of_group.items()}
     kept = [ref for ref in refs if ref.split == sides[ref.group_id] and (ref.has_mask or ref.split == "train")]
     return kept, sides
 

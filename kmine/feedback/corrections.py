@@ -24,16 +24,16 @@ Mask = NDArray[np.uint8]
 IGNORED = "ignored"
 """Name of the class of pixels that training leaves out, in COCO and in Label Studio."""
 SUFFIXES = (".png", ".nii", ".nii.gz")
-SHOWN = 5
+MAX_NAMED = 5
 """Of unknown ids, so many are named."""
-MARK = "kmine.signature"
+SIGNATURE_KEY = "kmine.signature"
 """A PNG of kmine's own: its values are class ids, 255 is ignored."""
 Volumes = Callable[[str, Path], Iterator[tuple[str, Mask]] | None]
 """Name and path of a volume's mask file -> sample ids and masks of its slices; None where there is no such volume."""
 
 
 @dataclass(frozen=True)
-class Known:
+class ExpectedMasks:
     """What may come back."""
 
     shapes: Mapping[str, tuple[int, int]]
@@ -58,12 +58,12 @@ class Known:
         if foreign:
             raise UserError(
                 f"{where}: expected the class ids 0 to {len(self.class_names) - 1} and {IGNORE_INDEX} (ignored) for "
-                f"{sample_id}, got {', '.join(map(str, foreign[:SHOWN]))}; map them to these"
+                f"{sample_id}, got {', '.join(map(str, foreign[:MAX_NAMED]))}; map them to these"
             )
         return sample_id, mask
 
 
-def read_corrections(path: Path, known: Known) -> Iterator[tuple[str, Mask]]:
+def read_corrections(path: Path, expected: ExpectedMasks) -> Iterator[tuple[str, Mask]]:
     """Sample id and mask, one after the other.
 
     A folder holds ID.png (as `kmine.audit --export masks` names them) or volumes; a JSON file is COCO, where an image
@@ -74,7 +74,7 @@ def read_corrections(path: Path, known: Known) -> Iterator[tuple[str, Mask]]:
         UserError: nothing there, no known format, ids that the run does not have, another size, unknown classes.
     """
     if path.is_dir():
-        return _from_folder(path, known)
+        return _from_folder(path, expected)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -86,9 +86,9 @@ def read_corrections(path: Path, known: Known) -> Iterator[tuple[str, Mask]]:
             f"{path}: expected a folder of masks, or COCO or Label Studio as JSON, got something else ({error})"
         ) from error
     if isinstance(value, dict) and isinstance(value.get("images"), list):
-        return _from_coco(path, value, known)
+        return _from_coco(path, value, expected)
     if isinstance(value, list) and all(isinstance(task, dict) for task in value):
-        return _from_label_studio(path, value, known)
+        return _from_label_studio(path, value, expected)
     raise UserError(
         f"{path}: expected COCO (an object with images) or a Label Studio export (a list of tasks); export anew"
     )
@@ -105,32 +105,32 @@ def picture_name(sample_id: str) -> str:
 # -- a folder
 
 
-def _from_folder(folder: Path, known: Known) -> Iterator[tuple[str, Mask]]:
-    names = _names(known)
+def _from_folder(folder: Path, expected: ExpectedMasks) -> Iterator[tuple[str, Mask]]:
+    names = _names(expected)
     files = sorted(p for p in folder.rglob("*") if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
     if not files:
         raise UserError(f"{folder}: expected masks as PNG or NIfTI, found none; check the path")
     pictures = {p: names.get(_stem(p)) or names.get(_stem(p, folder)) for p in files if p.suffix.lower() == ".png"}
     _refuse_unknown(folder, [p.name for p, sample_id in pictures.items() if sample_id is None])
-    twice = _twice([i for i in pictures.values() if i])
-    if twice:
-        raise UserError(f"{folder}: expected one mask an image, got two for {twice}; move one away")
-    return _read_files(folder, files, pictures, known)
+    duplicate = _first_duplicate([i for i in pictures.values() if i])
+    if duplicate:
+        raise UserError(f"{folder}: expected one mask an image, got two for {duplicate}; move one away")
+    return _read_files(folder, files, pictures, expected)
 
 
 def _read_files(
-    folder: Path, files: Sequence[Path], pictures: Mapping[Path, str | None], known: Known
+    folder: Path, files: Sequence[Path], pictures: Mapping[Path, str | None], expected: ExpectedMasks
 ) -> Iterator[tuple[str, Mask]]:
     for path in files:
         if path in pictures:
-            yield known.check(str(path), str(pictures[path]), _read_png(path, len(known.class_names)))
+            yield expected.check(str(path), str(pictures[path]), _read_png(path, len(expected.class_names)))
             continue
-        slices = known.volumes(_stem(path), path)
+        slices = expected.volumes(_stem(path), path)
         if slices is None:
             _refuse_unknown(folder, [path.name])
         for sample_id, mask in slices or ():
-            if sample_id in known.shapes:  # slices that the run left out are no fault of the volume's
-                yield known.check(str(path), sample_id, mask)
+            if sample_id in expected.shapes:  # slices that the run left out are no fault of the volume's
+                yield expected.check(str(path), sample_id, mask)
 
 
 def _read_png(path: Path, num_classes: int) -> Mask:
@@ -138,7 +138,7 @@ def _read_png(path: Path, num_classes: int) -> Mask:
 
     try:
         with Image.open(path) as image:
-            own = MARK in image.info
+            own = SIGNATURE_KEY in image.info
             if image.mode not in ("L", "P", "1", "I;16", "I"):
                 raise UserError(f"{path}: expected one channel of class ids, got {image.mode}; export it as grey")
             values = np.asarray(image.convert("L") if image.mode == "1" else image)
@@ -158,28 +158,30 @@ def _read_png(path: Path, num_classes: int) -> Mask:
 # -- COCO
 
 
-def _from_coco(path: Path, value: Mapping[str, Any], known: Known) -> Iterator[tuple[str, Mask]]:
+def _from_coco(path: Path, value: Mapping[str, Any], expected: ExpectedMasks) -> Iterator[tuple[str, Mask]]:
     try:
         images = {image["id"]: image for image in value["images"]}
-        classes = _classes(path, {c["id"]: c["name"] for c in value.get("categories", [])}, known)
+        classes = _classes(path, {c["id"]: c["name"] for c in value.get("categories", [])}, expected)
         of_image: dict[Any, list[Any]] = {}
         for annotation in value.get("annotations", []):
             of_image.setdefault(annotation["image_id"], []).append(annotation)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: expected COCO images, categories and annotations, {error} is missing") from error
-    names = _names(known)
+    names = _names(expected)
     ids = {key: _sample_id(names, image.get("sample_id"), image.get("file_name")) for key, image in images.items()}
-    _refuse_unknown(path, [str(images[key].get("file_name")) for key, found in ids.items() if found is None])
+    _refuse_unknown(path, [str(images[key].get("file_name")) for key, sample_id in ids.items() if sample_id is None])
     _refuse_unknown(path, [f"image {key}" for key in of_image if key not in images])
-    if twice := _twice([i for i in ids.values() if i]):
-        raise UserError(f"{path}: expected one image a sample, got two for {twice}; drop one")
+    if duplicate := _first_duplicate([i for i in ids.values() if i]):
+        raise UserError(f"{path}: expected one image a sample, got two for {duplicate}; drop one")
     return (
-        known.check(str(path), str(ids[key]), _drawn(path, str(ids[key]), image, of_image.get(key, []), classes))
+        expected.check(
+            str(path), str(ids[key]), _mask_from_coco(path, str(ids[key]), image, of_image.get(key, []), classes)
+        )
         for key, image in images.items()
     )
 
 
-def _drawn(
+def _mask_from_coco(
     path: Path,
     sample_id: str,
     image: Mapping[str, Any],
@@ -191,18 +193,18 @@ def _drawn(
     try:
         height, width = int(image["height"]), int(image["width"])
         out = np.zeros((height, width), np.uint8)
-        for one in annotations:
-            shape = one["segmentation"]
+        for annotation in annotations:
+            shape = annotation["segmentation"]
             if isinstance(shape, list) or isinstance(shape["counts"], list):
                 shape = coco.frPyObjects(shape, height, width)
             if isinstance(shape, dict) and isinstance(shape["counts"], str):
                 shape = {**shape, "counts": shape["counts"].encode("ascii")}
-            found = coco.decode(coco.merge(shape) if isinstance(shape, list) else shape).astype(bool)
-            if found.shape != out.shape:
+            segment = coco.decode(coco.merge(shape) if isinstance(shape, list) else shape).astype(bool)
+            if segment.shape != out.shape:
                 raise UserError(
-                    f"{path}: expected a segmentation of {_size(out.shape)} for {sample_id}, got {_size(found.shape)}"
+                    f"{path}: expected a segmentation of {_size(out.shape)} for {sample_id}, got {_size(segment.shape)}"
                 )
-            out[found] = classes[one["category_id"]]
+            out[segment] = classes[annotation["category_id"]]
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -213,49 +215,59 @@ def _drawn(
 # -- Label Studio
 
 
-def _from_label_studio(path: Path, tasks: Sequence[Mapping[str, Any]], known: Known) -> Iterator[tuple[str, Mask]]:
-    names = _names(known)
-    judged = [task for task in tasks if _annotations(task)] or [task for task in tasks if task.get("predictions")]
-    if not judged:
+def _from_label_studio(
+    path: Path, tasks: Sequence[Mapping[str, Any]], expected: ExpectedMasks
+) -> Iterator[tuple[str, Mask]]:
+    names = _names(expected)
+    annotated = [task for task in tasks if _annotations(task)] or [task for task in tasks if task.get("predictions")]
+    if not annotated:
         raise UserError(f"{path}: expected tasks with annotations, got none of {len(tasks)}; export as JSON")
     ids = []
-    for task in judged:
+    for task in annotated:
         data = task.get("data") if isinstance(task.get("data"), dict) else {}
         ids.append(_sample_id(names, data.get("sample_id"), data.get("image")))
-    unknown = [str((task.get("data") or {}).get("image")) for task, found in zip(judged, ids, strict=True) if not found]
+    unknown = [
+        str((task.get("data") or {}).get("image"))
+        for task, sample_id in zip(annotated, ids, strict=True)
+        if not sample_id
+    ]
     _refuse_unknown(path, unknown)
-    if twice := _twice([i for i in ids if i]):
-        raise UserError(f"{path}: expected one task a sample, got two for {twice}; drop one")
-    classes = _classes(path, {name: name for name in (*known.class_names[1:], IGNORED)}, known)
+    if duplicate := _first_duplicate([i for i in ids if i]):
+        raise UserError(f"{path}: expected one task a sample, got two for {duplicate}; drop one")
+    classes = _classes(path, {name: name for name in (*expected.class_names[1:], IGNORED)}, expected)
     return (
-        known.check(str(path), str(name), _brushed(path, str(name), task, classes, known))
-        for name, task in zip(ids, judged, strict=True)
+        expected.check(str(path), str(name), _mask_from_strokes(path, str(name), task, classes, expected))
+        for name, task in zip(ids, annotated, strict=True)
     )
 
 
 def _annotations(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [one for one in task.get("annotations") or [] if not one.get("was_cancelled")]
+    return [annotation for annotation in task.get("annotations") or [] if not annotation.get("was_cancelled")]
 
 
-def _brushed(path: Path, sample_id: str, task: Mapping[str, Any], classes: Mapping[str, int], known: Known) -> Mask:
+def _mask_from_strokes(
+    path: Path, sample_id: str, task: Mapping[str, Any], classes: Mapping[str, int], expected: ExpectedMasks
+) -> Mask:
     """The latest annotation's strokes, one over the other."""
     try:
-        drawn = _annotations(task) or task["predictions"]
-        latest = max(drawn, key=lambda one: str(one.get("updated_at") or one.get("created_at") or ""))
-        out = np.zeros(known.shapes[sample_id], np.uint8)
-        for one in latest["result"]:
-            if one.get("type") != "brushlabels":
+        annotations = _annotations(task) or task["predictions"]
+        latest = max(
+            annotations, key=lambda annotation: str(annotation.get("updated_at") or annotation.get("created_at") or "")
+        )
+        out = np.zeros(expected.shapes[sample_id], np.uint8)
+        for stroke in latest["result"]:
+            if stroke.get("type") != "brushlabels":
                 continue
-            height, width = int(one["original_height"]), int(one["original_width"])
+            height, width = int(stroke["original_height"]), int(stroke["original_width"])
             if (height, width) != out.shape:
                 raise UserError(
                     f"{path}: expected strokes of {_size(out.shape)} for {sample_id}, got {_size((height, width))}; "
                     "label the image in its own size"
                 )
-            label = one["value"]["brushlabels"][0]
+            label = stroke["value"]["brushlabels"][0]
             if label not in classes:
                 raise UserError(f"{path}: {sample_id}: expected labels {', '.join(classes)}, got {label!r}; rename it")
-            out[brush.decode(one["value"]["rle"], height, width)] = classes[label]
+            out[brush.decode(stroke["value"]["rle"], height, width)] = classes[label]
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -266,22 +278,22 @@ def _brushed(path: Path, sample_id: str, task: Mapping[str, Any], classes: Mappi
 # -- names
 
 
-def _classes(path: Path, names: Mapping[Any, str], known: Known) -> dict[Any, int]:
-    own = {name: n for n, name in enumerate(known.class_names) if n} | {IGNORED: IGNORE_INDEX}
+def _classes(path: Path, names: Mapping[Any, str], expected: ExpectedMasks) -> dict[Any, int]:
+    own = {name: n for n, name in enumerate(expected.class_names) if n} | {IGNORED: IGNORE_INDEX}
     foreign = [name for name in names.values() if name not in own]
     if foreign:
         raise UserError(f"{path}: expected the classes {', '.join(own)}, got {foreign[0]!r}; rename it")
     return {key: own[name] for key, name in names.items()}
 
 
-def _names(known: Known) -> dict[str, str]:
+def _names(expected: ExpectedMasks) -> dict[str, str]:
     """Sample ids by all the names they may come back under."""
-    return {name(i): i for name in (picture_name, safe_name, str) for i in known.shapes}
+    return {name(i): i for name in (picture_name, safe_name, str) for i in expected.shapes}
 
 
-def _sample_id(names: Mapping[str, str], told: object, file_name: object) -> str | None:
-    if told is not None:
-        return names.get(str(told))
+def _sample_id(names: Mapping[str, str], stored_id: object, file_name: object) -> str | None:
+    if stored_id is not None:
+        return names.get(str(stored_id))
     path = Path(str(file_name or "?"))
     return names.get(str(path.parent / path.stem)) or names.get(path.stem) or names.get(path.name)
 
@@ -296,14 +308,14 @@ def _stem(path: Path, folder: Path | None = None) -> str:
 
 def _refuse_unknown(where: Path, names: Sequence[str]) -> None:
     if names:
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
         raise UserError(
-            f"{where}: expected masks of this run's images, got {', '.join(names[:SHOWN])}{more}, which it does not "
+            f"{where}: expected masks of this run's images, got {', '.join(names[:MAX_NAMED])}{more}, which it does not "
             "have; name files as kmine.audit --export masks does, or take the others away"
         )
 
 
-def _twice(names: Iterable[str]) -> str | None:
+def _first_duplicate(names: Iterable[str]) -> str | None:
     seen: set[str] = set()
     for name in names:
         if name in seen:

@@ -57,23 +57,23 @@ def decode(data: list[int], height: int, width: int) -> NDArray[np.bool_]:
     text = f"{int.from_bytes(raw, 'big'):0{8 * len(raw)}b}" if raw else ""
     if len(text) < HEADER:
         raise ValueError(f"expected at least {HEADER} bits, got {len(text)}")
-    total, word = int(text[:32], 2), int(text[32:37], 2) + 1
-    if total != CHANNELS * height * width or word != 8:
+    total, value_bits = int(text[:32], 2), int(text[32:37], 2) + 1
+    if total != CHANNELS * height * width or value_bits != 8:
         raise ValueError(
-            f"expected {CHANNELS} bytes for each of {height} x {width} pixels, got {total} values of {word} bits"
+            f"expected {CHANNELS} bytes for each of {height} x {width} pixels, got {total} values of {value_bits} bits"
         )
     sizes = [int(text[at : at + 4], 2) + 1 for at in range(37, HEADER, 4)]
     out, done, at = np.zeros(total, np.uint8), 0, HEADER
     while done < total:
         size = sizes[int(text[at + 1 : at + 3] or "0", 2)]
-        same, start = text[at : at + 1] == "1", at + 3 + size
+        is_repeat, start = text[at : at + 1] == "1", at + 3 + size
         length = int(text[at + 3 : start] or "0", 2) + 1
-        at = start + word * (1 if same else length)
+        at = start + value_bits * (1 if is_repeat else length)
         if at > len(text) or done + length > total:
             raise ValueError(f"the stream ends after {done} of {total} values")
-        if same:
+        if is_repeat:
             out[done : done + length] = int(text[start:at], 2)
         else:
-            out[done : done + length] = [int(text[n : n + word], 2) for n in range(start, at, word)]
+            out[done : done + length] = [int(text[n : n + value_bits], 2) for n in range(start, at, value_bits)]
         done += length
     return out.reshape(height, width, CHANNELS)[:, :, 3] > 0

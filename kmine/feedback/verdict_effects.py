@@ -14,12 +14,12 @@ from kmine.errors import UserError
 from kmine.feedback.verdicts import mask_signature, read_verdicts
 from kmine.io.files import sign
 
-SHOWN = 5
+MAX_NAMED = 5
 """Of ids in a message."""
 
 
 @dataclass(frozen=True)
-class Judged:
+class VerdictEffects:
     """Of the images of one run."""
 
     rejected: frozenset[str]
@@ -45,7 +45,7 @@ class Judged:
         return {name: len(getattr(self, name)) for name in names}
 
 
-NOBODY = Judged(frozenset(), {}, {}, frozenset(), (), "")
+NO_VERDICTS = VerdictEffects(frozenset(), {}, {}, frozenset(), (), "")
 """No verdicts at all."""
 
 
@@ -55,45 +55,47 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
         return np.asarray(image, np.uint8).copy()
 
 
-def judge(path: Path, labeled: Sequence[str], unlabeled: Sequence[str], others: Collection[str]) -> Judged:
+def resolve_verdicts(
+    path: Path, labeled: Sequence[str], unlabeled: Sequence[str], other_ids: Collection[str]
+) -> VerdictEffects:
     """Read verdicts, as a run keeps them, for a run with these images.
 
     Args:
         path: verdicts.json.
         labeled, unlabeled: the images of this run.
-        others: its validation and test images. Verdicts on them come to nothing: who validates or tests must not teach.
+        other_ids: its validation and test images. Verdicts on them come to nothing: who validates or tests must not teach.
 
     Raises:
         UserError: verdicts that cannot be read, on images that the data set lacks, on none that this run labels or
             mines, or an accepted mask that is not beside them.
     """
-    said = read_verdicts(path)
-    given, mined = set(labeled), set(unlabeled)
-    judged = {one.sample_id for one in said.all if one.verdict != "unsure"} | set(said.corrected)
-    unknown = sorted(judged - given - mined - set(others))
+    verdicts = read_verdicts(path)
+    labeled_ids, unlabeled_ids = set(labeled), set(unlabeled)
+    decided = {verdict.sample_id for verdict in verdicts.all if verdict.verdict != "unsure"} | set(verdicts.corrected)
+    unknown = sorted(decided - labeled_ids - unlabeled_ids - set(other_ids))
     if unknown:
-        more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+        more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
         raise UserError(
-            f"{path}: expected verdicts on images of this data set, got {', '.join(unknown[:SHOWN])}{more}; is it the "
+            f"{path}: expected verdicts on images of this data set, got {', '.join(unknown[:MAX_NAMED])}{more}; is it the "
             "file of another data set?"
         )
-    known = judged & (given | mined)
-    if judged and not known:
+    relevant = decided & (labeled_ids | unlabeled_ids)
+    if decided and not relevant:
         raise UserError(
-            f"{path}: none of its {len(judged)} verdicts is on an image that this run labels or mines; begin with the "
+            f"{path}: none of its {len(decided)} verdicts is on an image that this run labels or mines; begin with the "
             f"same split: --data.split_file {path.parent / 'splits.csv'}"
         )
-    corrected = {i: file for i, file in said.corrected.items() if i in known}
-    accepted = sorted(i for i in said.accepted & mined if i not in corrected)
-    lost = [i for i in accepted if i not in said.masks]
-    if lost:
+    corrected = {i: file for i, file in verdicts.corrected.items() if i in relevant}
+    accepted = sorted(i for i in verdicts.accepted & unlabeled_ids if i not in corrected)
+    missing = [i for i in accepted if i not in verdicts.masks]
+    if missing:
         raise UserError(
-            f"{path}: expected the accepted masks beside it, that of {lost[0]} is missing ({len(lost)} in all); take "
+            f"{path}: expected the accepted masks beside it, that of {missing[0]} is missing ({len(missing)} in all); take "
             "the file into its run first, with kmine audit RUN --verdicts FILE, and name RUN/verdicts.json here"
         )
-    masks = {i: said.masks[i] for i in accepted}
-    rejected = frozenset(said.rejected & mined - set(corrected))
-    dropped = frozenset(said.rejected & given - set(corrected))
+    masks = {i: verdicts.masks[i] for i in accepted}
+    rejected = frozenset(verdicts.rejected & unlabeled_ids - set(corrected))
+    dropped = frozenset(verdicts.rejected & labeled_ids - set(corrected))
     pixels = [[(i, mask_signature(read_mask(file))) for i, file in sorted(of.items())] for of in (masks, corrected)]
     signature = sign("verdicts", sorted(rejected), sorted(dropped), pixels)
-    return Judged(rejected, masks, corrected, dropped, tuple(sorted(judged - known)), signature)
+    return VerdictEffects(rejected, masks, corrected, dropped, tuple(sorted(decided - relevant)), signature)

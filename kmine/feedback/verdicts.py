@@ -19,7 +19,7 @@ from kmine.errors import UserError
 
 FORMAT = "kmine-verdicts-1"
 KINDS = ("pseudo", "labeled")
-WORDS = ("accept", "reject", "unsure")
+VERDICTS = ("accept", "reject", "unsure")
 FILE, FOLDER, ACCEPTED = "verdicts.json", "corrected", "accepted"
 """Names in a run folder."""
 CURE = "save it anew from audit.html"
@@ -53,27 +53,27 @@ class Verdicts:
     @property
     def accepted(self) -> frozenset[str]:
         """Samples whose mask was found good."""
-        return self._of("accept")
+        return self._with_verdict("accept")
 
     @property
     def rejected(self) -> frozenset[str]:
         """Samples whose mask was found wrong; those with a corrected mask among them, if so judged."""
-        return self._of("reject")
+        return self._with_verdict("reject")
 
     @property
     def unsure(self) -> frozenset[str]:
         """Samples of whose mask nobody could tell."""
-        return self._of("unsure")
+        return self._with_verdict("unsure")
 
-    def _of(self, word: str) -> frozenset[str]:
-        return frozenset(one.sample_id for one in self.all if one.verdict == word)
+    def _with_verdict(self, value: str) -> frozenset[str]:
+        return frozenset(verdict.sample_id for verdict in self.all if verdict.verdict == value)
 
 
 def mask_signature(mask: NDArray[np.uint8]) -> str:
     """16 hex digits of a mask's size and class ids: the same mask, the same signature, whatever file it lies in."""
-    digest = hashlib.sha256(f"{mask.shape}".encode())
-    digest.update(np.ascontiguousarray(mask, np.uint8))
-    return digest.hexdigest()[:16]
+    sha256 = hashlib.sha256(f"{mask.shape}".encode())
+    sha256.update(np.ascontiguousarray(mask, np.uint8))
+    return sha256.hexdigest()[:16]
 
 
 def read_verdicts(path: Path) -> Verdicts:
@@ -90,20 +90,20 @@ def read_verdicts(path: Path) -> Verdicts:
     except ValueError as error:
         raise UserError(f"{path}: expected verdicts as JSON, got something else ({error}); {CURE}") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        came = value.get("format") if isinstance(value, dict) else None
-        raise UserError(f"{path}: expected the format {FORMAT}, got {came!r}; {CURE}")
+        actual = value.get("format") if isinstance(value, dict) else None
+        raise UserError(f"{path}: expected the format {FORMAT}, got {actual!r}; {CURE}")
     rows = value.get("verdicts")
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a list of verdicts, got none; {CURE}")
-    found: dict[str, Verdict] = {}
+    by_id: dict[str, Verdict] = {}
     for number, row in enumerate(rows, start=1):
-        one = _verdict(path, number, row)
-        if one.sample_id in found:
-            raise UserError(f"{path}: expected one verdict a mask, got two on {one.sample_id}; drop one")
-        found[one.sample_id] = one
+        verdict = _verdict(path, number, row)
+        if verdict.sample_id in by_id:
+            raise UserError(f"{path}: expected one verdict a mask, got two on {verdict.sample_id}; drop one")
+        by_id[verdict.sample_id] = verdict
     head = (str(value.get(name) or "") for name in ("run", "run_signature"))
     files = (_beside(path, value.get(name) or {}, name) for name in ("corrected", "accepted"))
-    return Verdicts(*head, tuple(found.values()), *files)
+    return Verdicts(*head, tuple(by_id.values()), *files)
 
 
 def to_json(
@@ -114,7 +114,7 @@ def to_json(
         "format": FORMAT,
         "run": verdicts.run,
         "run_signature": verdicts.run_signature,
-        "verdicts": [vars(one) for one in verdicts.all],
+        "verdicts": [vars(verdict) for verdict in verdicts.all],
         "corrected": {name: dict(entry) for name, entry in corrected.items()},
         "accepted": {name: dict(entry) for name, entry in accepted.items()},
     }
@@ -123,24 +123,26 @@ def to_json(
 def _verdict(path: Path, number: int, row: Any) -> Verdict:
     if not isinstance(row, dict) or not isinstance(row.get("sample_id"), str) or not row["sample_id"]:
         raise UserError(f"{path}: verdict {number}: expected a sample_id, got none; {CURE}")
-    for name, known in (("kind", KINDS), ("verdict", WORDS)):
-        if row.get(name) not in known:
+    for name, allowed in (("kind", KINDS), ("verdict", VERDICTS)):
+        if row.get(name) not in allowed:
             raise UserError(
-                f"{path}: verdict {number} ({row['sample_id']}): expected {name} {', '.join(known)}, "
+                f"{path}: verdict {number} ({row['sample_id']}): expected {name} {', '.join(allowed)}, "
                 f"got {row.get(name)!r}; {CURE}"
             )
     more = {name: str(row.get(name) or "") for name in ("mask_signature", "note")}
     return Verdict(row["sample_id"], row["kind"], row["verdict"], **more)
 
 
-def _beside(path: Path, entries: Any, word: str) -> dict[str, Path]:
-    if not isinstance(entries, dict) or not all(isinstance(one, dict) and "file" in one for one in entries.values()):
-        raise UserError(f"{path}: expected {word} masks with a file each, got something else; take them in anew")
-    found = {sample_id: path.parent / str(entry["file"]) for sample_id, entry in entries.items()}
-    lost = [name for name, file in found.items() if not file.is_file()]
-    if lost:
+def _beside(path: Path, entries: Any, name: str) -> dict[str, Path]:
+    if not isinstance(entries, dict) or not all(
+        isinstance(entry, dict) and "file" in entry for entry in entries.values()
+    ):
+        raise UserError(f"{path}: expected {name} masks with a file each, got something else; take them in anew")
+    files = {sample_id: path.parent / str(entry["file"]) for sample_id, entry in entries.items()}
+    missing = [name for name, file in files.items() if not file.is_file()]
+    if missing:
         raise UserError(
-            f"{path}: expected {len(found)} {word} masks beside it, {len(lost)} are missing, that of {lost[0]} for "
+            f"{path}: expected {len(files)} {name} masks beside it, {len(missing)} are missing, that of {missing[0]} for "
             "one; take them in anew with kmine.audit --verdicts FILE --corrected PATH"
         )
-    return found
+    return files

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kmine.errors import UserError
-from kmine.io.download import check_space, explained
+from kmine.io.download import check_space, download_errors
 
 CHUNK_BYTES = 1 << 20
 UNFINISHED = ".kmine-unpacking-"
@@ -107,7 +107,7 @@ def unpack(
         members = _checked(archive, opened.infolist(), limits)
         contents = _contents(members)
         refuse_clash(contents, target)
-        with explained(target), _workshop(target) as folder:
+        with download_errors(target), _workshop(target) as folder:
             check_space(target, sum(size for size, _ in contents.values()), f"unpacking {archive.name}")
             _write(archive, opened, members, folder, limits, advance)
             _publish(folder, target)
@@ -144,13 +144,13 @@ def _is_same(path: Path, size: int, crc: int) -> bool:
     try:
         if not path.is_file() or path.stat().st_size != size:
             return False
-        came = 0
+        crc_read = 0
         with path.open("rb") as stream:
             while block := stream.read(CHUNK_BYTES):
-                came = zlib.crc32(block, came)
+                crc_read = zlib.crc32(block, crc_read)
     except OSError:
         return False
-    return came == crc
+    return crc_read == crc
 
 
 def _contents(members: Iterable[zipfile.ZipInfo]) -> Contents:
@@ -160,15 +160,17 @@ def _contents(members: Iterable[zipfile.ZipInfo]) -> Contents:
 @contextmanager
 def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
     if not archive.is_file():
-        came = "a folder" if archive.is_dir() else "nothing"
-        raise UserError(f"{archive}: expected a zip archive, found {came}; name the file as it was downloaded")
-    with explained(archive), archive.open("rb") as stream:
+        actual = "a folder" if archive.is_dir() else "nothing"
+        raise UserError(f"{archive}: expected a zip archive, found {actual}; name the file as it was downloaded")
+    with download_errors(archive), archive.open("rb") as stream:
         begins_well = stream.read(4) == b"PK\x03\x04"
         try:
             opened = zipfile.ZipFile(stream)
         except (*_DAMAGE, OSError) as error:  # OSError: it seeks to where a damaged directory points
-            came = "one that is truncated or damaged" if begins_well else "another kind of file, or a damaged one"
-            raise UserError(f"{archive}: expected a zip archive, got {came} ({_first_line(error)}); {CURE}") from error
+            actual = "one that is truncated or damaged" if begins_well else "another kind of file, or a damaged one"
+            raise UserError(
+                f"{archive}: expected a zip archive, got {actual} ({_first_line(error)}); {CURE}"
+            ) from error
         if not _is_complete(stream, len(opened.infolist())):
             raise UserError(f"{archive}: its directory is damaged (members are missing in it); {CURE}")
         with opened:
@@ -265,14 +267,14 @@ def _check_total(archive: Path, total: int, limits: Limits) -> None:
 @contextmanager
 def _workshop(target: Path) -> Iterator[Path]:
     """A folder in `target`, so on its file system, that is gone afterwards; so is `target` if made here for nothing."""
-    was_there = target.exists()
+    existed = target.exists()
     target.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=target))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if not was_there:
+        if not existed:
             with suppress(OSError):  # where all went well it is not empty
                 target.rmdir()
 

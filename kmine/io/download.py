@@ -57,7 +57,7 @@ def download(url: str, sha256: str, target: Path, *, otherwise: str) -> None:
         UserError: the server failed, the content is another, the disk is full, or another process fetches the same.
     """
     part = target.with_name(target.name + ".part")
-    with explained(part):
+    with download_errors(part):
         target.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as lock:
             try:
@@ -99,7 +99,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
+def download_errors(path: Path) -> Iterator[None]:
     """Turn what the file system says of `path` (full disk, no permission) into one `UserError`."""
     try:
         yield
@@ -111,12 +111,12 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def _verify(part: Path, url: str, sha256: str, otherwise: str) -> None:
-    came = sha256_of(part)
-    if came != sha256:
+    actual = sha256_of(part)
+    if actual != sha256:
         # Kept, it would be continued for ever.
         part.unlink()
         raise UserError(
-            f"{url}: expected SHA-256 {sha256}, got {came}; the download was discarded: run the command again, or "
+            f"{url}: expected SHA-256 {sha256}, got {actual}; the download was discarded: run the command again, or "
             f"{otherwise}"
         )
 
@@ -133,7 +133,7 @@ def _fill(part: Path, url: str, otherwise: str) -> None:
                 return _continue(url, part, progress)
             except requests.RequestException as error:
                 failures = 1 if _size(part) > before else failures + 1
-                if failures >= MAX_FAILURES or not _may_pass(error):
+                if failures >= MAX_FAILURES or not _is_transient(error):
                     raise UserError(
                         f"{url}: the download failed ({error}); {_size(part)} bytes are kept, run the command again "
                         f"to go on, or {otherwise}"
@@ -141,7 +141,7 @@ def _fill(part: Path, url: str, otherwise: str) -> None:
                 time.sleep(RETRY_WAIT_S * 2 ** (failures - 1))
 
 
-def _may_pass(error: requests.RequestException) -> bool:
+def _is_transient(error: requests.RequestException) -> bool:
     """Whether trying again makes sense: lost connections and server faults (5xx), not refusals (4xx)."""
     return error.response is None or error.response.status_code >= 500
 
@@ -177,8 +177,8 @@ def _continue(url: str, part: Path, progress: Progress) -> None:
 
 def _first_byte(response: requests.Response, expected: int) -> int:
     """Where the content of a partial answer begins; a server that does not say is trusted: the hash will tell."""
-    said = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return int(said[1]) if said else expected
+    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return int(match[1]) if match else expected
 
 
 def _progress() -> Progress:

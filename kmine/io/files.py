@@ -31,7 +31,7 @@ def sign(*parts: object) -> str:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def user_errors(path: Path) -> Iterator[None]:
     """Turn a full disk or a missing permission into one clear error; nothing already written is touched."""
     try:
         yield
@@ -52,13 +52,13 @@ def explained(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]]:
+def atomic_open(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]]:
     """A file to write to that becomes `path` when all went well: a reader sees the old one or the whole new one.
 
     Text ("w") is UTF-8, its line ends left as they are.
     """
     temp = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
-    with explained(path):
+    with user_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temp.open(mode, **({} if mode == "wb" else {"encoding": "utf-8", "newline": ""})) as file:
@@ -72,7 +72,7 @@ def writing(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]]:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one, whatever happens meanwhile."""
-    with writing(path) as file:
+    with atomic_open(path) as file:
         file.write(data)
 
 
@@ -109,18 +109,18 @@ def is_whole_png(path: Path, signature: str) -> bool:
     return signed
 
 
-def no_nan(value: Any) -> Any:
+def nan_to_none(value: Any) -> Any:
     """The same nested value with None for every number that JSON has no word for."""
     if isinstance(value, Mapping):
-        return {k: no_nan(v) for k, v in value.items()}
+        return {k: nan_to_none(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [no_nan(v) for v in value]
+        return [nan_to_none(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON, whole or not at all; NaN becomes null."""
-    write_atomic(path, json.dumps(no_nan(value), indent=1, allow_nan=False).encode())
+    write_atomic(path, json.dumps(nan_to_none(value), indent=1, allow_nan=False).encode())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -61,7 +61,7 @@ def run_loop(cfg: LoopConfig) -> int:
             store.close()
             raise
     try:
-        terminal.say(
+        terminal.log(
             f"{source.name}: {len(task.labeled)} labeled, {len(task.unlabeled)} unlabeled, {len(task.val)} validation "
             f"images; segmenter {task.segmenter.name if task.segmenter else 'none'}; run folder {cfg.out}"
         )
@@ -82,17 +82,17 @@ def run_loop(cfg: LoopConfig) -> int:
     from kmine.report import render_table
 
     terminal.console.print(render_table(rows, task.segmenter.name if task.segmenter else "none"))
-    terminal.say(
+    terminal.log(
         f"stopped after round {mined[-1].round_idx} of {cfg.rounds}: {STOPPED_BY[stopped_by(mined, cfg.rounds)]}"
     )
-    terminal.say(f"results: {store.root / 'results.csv'}   report: {store.root / 'report.html'}")
+    terminal.log(f"results: {store.root / 'results.csv'}   report: {store.root / 'report.html'}")
     return 0
 
 
 def _contents(cfg: LoopConfig, source: Source, store: RunStore, terminal: cli.Terminal) -> dict[str, str]:
     from kmine.setup.open import contents
 
-    terminal.say("the data's files are not of the time they had when this run began: comparing what they hold")
+    terminal.log("the data's files are not of the time they had when this run began: comparing what they hold")
     return contents(cfg, source, store)
 
 

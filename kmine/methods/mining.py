@@ -53,7 +53,7 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
         model.load_state_dict(current.best)
         known = answered_before(task, store, round_idx)
         asking = partial(ask_about_images, task, model, witness, known, round_idx, clock)
-        parts = list(store.unmined(round_idx, made_by, task.unlabeled.ids, CHUNK))
+        parts = list(store.pending_batches(round_idx, made_by, task.unlabeled.ids, CHUNK))
         task.fabric.barrier()  # all have seen what there is to do before anyone does some of it
         with leader_first(task.fabric):
             calibration = settle(task, store, asking, labeled_area, round_idx, made_by) if parts else None
@@ -65,13 +65,13 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
             pseudo = refine_all(asked, decisions, cfg.refine)
             clock.lap("refine")
             tables, masks = rows_of(asked.images, asked.prompts, asked.candidates, decisions, pseudo)
-            store.save_mined(round_idx, made_by, part, *heed_judged(task.judged, ids, tables, masks))
+            store.save_batch(round_idx, made_by, part, *heed_judged(task.judged, ids, tables, masks))
             clock.lap("store")
             watcher.advance(min((part + 1) * CHUNK, len(task.unlabeled)))
         task.fabric.barrier()
         mined_by.append(made_by)
         with leader_first(task.fabric):
-            rows = store.finish_mining(round_idx, made_by, math.ceil(len(task.unlabeled) / CHUNK))
+            rows = store.close_round(round_idx, made_by, math.ceil(len(task.unlabeled) / CHUNK))
             note_changes(task, store, mined_by, rows)
         clock.lap("changes")
         pseudo_pool = trainable(task, store, round_idx, rows)

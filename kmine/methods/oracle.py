@@ -34,7 +34,7 @@ def oracle(task: Task, store: RunStore, truth: Pool) -> Iterator[RoundResult]:
     others = set(truth.ids) - set(task.unlabeled.ids)
     if others or not len(truth):
         raise ValueError(f"expected true masks of unlabeled images, got {len(truth)}, {len(others)} of another split")
-    truth.mask_small(truth.ids[0])  # a closed pool is refused now, not after round 0
+    truth.mask_resized(truth.ids[0])  # a closed pool is refused now, not after round 0
     return _rounds(task, store, truth)
 
 

@@ -175,7 +175,7 @@ def object_areas(labeled: Pool, num_classes: int) -> dict[int, float]:
     """Per class, the median share of the image that one labeled object covers; a class without objects has none."""
     areas: dict[int, list[float]] = {}
     for sample_id in labeled.ids:
-        mask = labeled.mask_small(sample_id)
+        mask = labeled.mask_resized(sample_id)
         for class_id in range(1, num_classes):
             areas.setdefault(class_id, []).extend(float(c.mean()) for c in components(mask == class_id))
     return {class_id: float(np.median(found)) for class_id, found in areas.items() if found}

@@ -86,6 +86,6 @@ def some_of(pool: Pool, count: int, seed: int) -> list[str]:
         return ids
     order = np.random.default_rng(derive_seed(seed, "adapt", "images")).permutation(len(ids))
     # Most slices of a volume are empty: they would teach next to nothing in the place of others.
-    objects = np.array([not np.isin(pool.mask_small(i), (0, IGNORE_INDEX)).all() for i in ids])
+    objects = np.array([not np.isin(pool.mask_resized(i), (0, IGNORE_INDEX)).all() for i in ids])
     drawn = [*order[objects[order]], *order[~objects[order]]][:count]
     return [ids[i] for i in sorted(drawn)]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.pool import Pool
-from kmine.feedback.verdict_effects import Judged, read_mask
+from kmine.feedback.verdict_effects import VerdictEffects, read_mask
 from kmine.io.files import sign
 from kmine.mining.round_changes import (
     Changes,
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 
 def heed_judged(
-    judged: Judged, ids: Sequence[str], tables: dict[str, list[Row]], masks: dict[str, NDArray[np.uint8]]
+    judged: VerdictEffects, ids: Sequence[str], tables: dict[str, list[Row]], masks: dict[str, NDArray[np.uint8]]
 ) -> tuple[dict[str, list[Row]], dict[str, NDArray[np.uint8]]]:
     """A chunk's rows and pseudo masks with those of the images among `ids` that a person judged: nobody was asked.
 
@@ -82,7 +82,7 @@ def note_changes(task: Task, store: RunStore, mined_by: Sequence[str], rows: Seq
         assert len(earlier) == last - 1, "each round before has saved its own"
         found = find_changes(
             teaching(store, last, rows, earlier[-1] if earlier else frozenset()),
-            (task.labeled.mask_small(i) for i in task.labeled.ids),
+            (task.labeled.mask_resized(i) for i in task.labeled.ids),
             earlier,
             num_unlabeled=len(task.unlabeled),
             num_classes=task.num_classes,

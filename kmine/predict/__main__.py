@@ -15,20 +15,20 @@ from kmine.data.io.find_files import printable
 from kmine.errors import UserError
 from kmine.io.files import sign, write_atomic
 from kmine.mining.calibration.local_quality import sentence
-from kmine.predict.estimates import OBJECT_COLUMNS, judge_of
+from kmine.predict.estimates import OBJECT_COLUMNS, load_estimator
 from kmine.predict.inputs import Inputs, find_inputs
 from kmine.predict.log import (
     OBJECTS,
     TABLE,
-    Ledger,
+    OutputLog,
     Row,
 )
-from kmine.predict.metadata import About, colours
+from kmine.predict.metadata import ModelMetadata, colours
 from kmine.predict.network import TorchNetwork, open_onnx
-from kmine.predict.outputs import columns
-from kmine.predict.reader import stamp
-from kmine.predict.run_model import RunModel, load_model, open_run
-from kmine.predict.stream import Done, Job, predict_stream
+from kmine.predict.outputs import prediction_columns
+from kmine.predict.reader import file_stamps
+from kmine.predict.run_model import RunModel, load_model, open_run_model
+from kmine.predict.stream import PredictJob, PredictResult, predict_stream
 
 if TYPE_CHECKING:
     from kmine.predict.network import Network
@@ -91,10 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     prog, words = "kmine predict", sys.argv[1:] if argv is None else argv
     cfg = cli.parse(PredictConfig, words, prog=prog, description=DESCRIPTION, positional="run_inputs")
-    return cli.guarded(prog, lambda: predict(cfg))
+    return cli.guarded(prog, lambda: run_predict(cfg))
 
 
-def predict(cfg: PredictConfig) -> int:
+def run_predict(cfg: PredictConfig) -> int:
     """Open the model, then do what is asked: export, card, masks."""
     terminal = cli.Terminal()
     first, *words = cfg.run_inputs
@@ -107,89 +107,107 @@ def predict(cfg: PredictConfig) -> int:
     if is_exported and (cfg.export or cfg.round is not None or cfg.checkpoint != "best"):
         raise UserError(f"{first}: --export, --round and --checkpoint want a run folder, got an exported model")
     # What can be refused without the network comes before it is loaded.
-    found = None if is_exported else open_run(path, cfg.round, cfg.checkpoint)
+    run_model = None if is_exported else open_run_model(path, cfg.round, cfg.checkpoint)
     inputs = find_inputs(words, Path(cfg.out))
-    if words and not inputs.found and not inputs.unreadable:
+    if words and not inputs.readable and not inputs.unreadable:
         raise UserError(f"expected images, found none among {', '.join(words)}; name other files or folders")
-    about, network = open_onnx(path, cfg.device) if found is None else _of_run(found, cfg, terminal)
+    metadata, network = open_onnx(path, cfg.device) if run_model is None else _network_of_run(run_model, cfg, terminal)
     if cfg.card:
-        write_atomic(Path(cfg.out) / CARD, about.card.encode())
-    return _predict(cfg, about, network, inputs, terminal) if words else 0
+        write_atomic(Path(cfg.out) / CARD, metadata.card.encode())
+    return _predict(cfg, metadata, network, inputs, terminal) if words else 0
 
 
-def _of_run(found: RunModel, cfg: PredictConfig, terminal: cli.Terminal) -> tuple[About, Network]:
+def _network_of_run(run_model: RunModel, cfg: PredictConfig, terminal: cli.Terminal) -> tuple[ModelMetadata, Network]:
     """The network of a run; the export and its card are written here."""
-    about = found.about
+    metadata = run_model.metadata
     if cfg.card or cfg.export:
         from kmine.predict.card import model_card
 
-        about = replace(about, card=model_card(found))
+        metadata = replace(metadata, card=model_card(run_model))
     if cfg.export:
         from kmine.models.onnx_export import encode_onnx
 
         target = Path(cfg.export).expanduser()
-        terminal.say(f"exporting {found.weights} to {target}")
-        write_atomic(target, encode_onnx(load_model(found), about.size, about.to_json()))
-        write_atomic(target.with_name(CARD), about.card.encode())
-    return about, TorchNetwork(lambda: load_model(found), cfg.device)
+        terminal.log(f"exporting {run_model.weights} to {target}")
+        write_atomic(target, encode_onnx(load_model(run_model), metadata.size, metadata.to_json()))
+        write_atomic(target.with_name(CARD), metadata.card.encode())
+    return metadata, TorchNetwork(lambda: load_model(run_model), cfg.device)
 
 
-def _predict(cfg: PredictConfig, about: About, network: Network, inputs: Inputs, terminal: cli.Terminal) -> int:
+def _predict(
+    cfg: PredictConfig, metadata: ModelMetadata, network: Network, inputs: Inputs, terminal: cli.Terminal
+) -> int:
     out = Path(cfg.out).expanduser()
-    window = cfg.window or about.window
-    alone, why_none = judge_of(about, cfg.tta)
-    job = Job(network, about, out, window, cfg.tta, cfg.batch_size or about.batch_size, cfg.probs, cfg.overlay, alone)
-    judged_by = alone.to_json() if alone else None
+    window = cfg.window or metadata.window
+    estimator, no_estimate_reason = load_estimator(metadata, cfg.tta)
+    job = PredictJob(
+        network,
+        metadata,
+        out,
+        window,
+        cfg.tta,
+        cfg.batch_size or metadata.batch_size,
+        cfg.probs,
+        cfg.overlay,
+        estimator,
+    )
+    estimator_settings = estimator.to_json() if estimator else None
     signatures = {
-        one.name: sign(VERSION, about.signature, window, cfg.tta, cfg.probs, cfg.overlay, judged_by, stamp(one))
-        for one in inputs.found
-    }
-    ledger = Ledger(out)
-    try:
-        ledger.refuse_foreign(name for one in inputs.found for name in job.names(one).values())
-        rows = {one.name: row for one in inputs.found if (row := ledger.done(one.name, signatures[one.name]))}
-        wanted = [one for one in inputs.found if one.name not in rows]
-        terminal.say(
-            f"{len(inputs.found)} images and volumes, {len(rows)} of them done before; model {about.name}, round "
-            f"{about.round_idx}, trained with segmenter {about.segmenter}"
+        item.name: sign(
+            VERSION, metadata.signature, window, cfg.tta, cfg.probs, cfg.overlay, estimator_settings, file_stamps(item)
         )
-        if about.intensity is None:
-            terminal.say("how bright the training images were is not known of this run: nothing can be said of others")
-        if why_none:
-            terminal.say(f"no estimated_dice: {why_none}")
-        terminal.start("predicting", len(wanted))
+        for item in inputs.readable
+    }
+    output_log = OutputLog(out)
+    try:
+        output_log.refuse_foreign(name for item in inputs.readable for name in job.names(item).values())
+        rows = {
+            item.name: row for item in inputs.readable if (row := output_log.done(item.name, signatures[item.name]))
+        }
+        pending = [item for item in inputs.readable if item.name not in rows]
+        terminal.log(
+            f"{len(inputs.readable)} images and volumes, {len(rows)} of them done before; model {metadata.name}, round "
+            f"{metadata.round_idx}, trained with segmenter {metadata.segmenter}"
+        )
+        if metadata.intensity is None:
+            terminal.log("how bright the training images were is not known of this run: nothing can be said of others")
+        if no_estimate_reason:
+            terminal.log(f"no estimated_dice: {no_estimate_reason}")
+        terminal.start("predicting", len(pending))
         failed = [f"{skipped.path}: {skipped.problem}" for skipped in inputs.unreadable]
-        for count, done in enumerate(predict_stream(job, wanted), 1):
-            rows[done.one.name] = _plain(done)
-            if done.error:
-                failed.append(done.error)
+        for count, result in enumerate(predict_stream(job, pending), 1):
+            rows[result.item.name] = _plain(result)
+            if result.error:
+                failed.append(result.error)
             else:
-                ledger.add(done.one.name, signatures[done.one.name], job.names(done.one).values(), _plain(done))
+                output_log.add(
+                    result.item.name, signatures[result.item.name], job.names(result.item).values(), _plain(result)
+                )
             terminal.advance(count, f"{len(failed)} unreadable" if failed else "")
-        table = [rows[one.name] for one in inputs.found]
+        table = [rows[item.name] for item in inputs.readable]
         table += [{"file": skipped.path, "error": skipped.problem} for skipped in inputs.unreadable]
-        ledger.write_table(columns(about.class_names), table)
-        if alone:
-            objects = ({"file": row["file"], **each} for row in table for each in row.get("objects", ()))
-            ledger.write_table(OBJECT_COLUMNS, objects, OBJECTS)
-        _write_classes(out, about, why_none)
+        output_log.write_table(prediction_columns(metadata.class_names), table)
+        if estimator:
+            objects = ({"file": row["file"], **object_row} for row in table for object_row in row.get("objects", ()))
+            output_log.write_table(OBJECT_COLUMNS, objects, OBJECTS)
+        _write_classes(out, metadata, no_estimate_reason)
     finally:
         terminal.stop()
-        ledger.close()
+        output_log.close()
     return _summarise(table, failed, inputs.num_others, out, terminal)
 
 
-def _plain(done: Done) -> Row:
-    return {**done.row, "file": printable(done.row["file"])}
+def _plain(result: PredictResult) -> Row:
+    return {**result.row, "file": printable(result.row["file"])}
 
 
-def _write_classes(out: Path, about: About, why_none: str) -> None:
+def _write_classes(out: Path, metadata: ModelMetadata, no_estimate_reason: str) -> None:
     """What the values of the masks mean, the colours of the overlays, and what estimated_dice rests on."""
-    of_each = zip(about.class_names, colours(len(about.class_names)).tolist(), strict=True)
+    of_each = zip(metadata.class_names, colours(len(metadata.class_names)).tolist(), strict=True)
     classes = [{"id": n, "name": name, "overlay_rgb": colour} for n, (name, colour) in enumerate(of_each)]
-    told = {"classes": classes, "model": about.name, "round": about.round_idx, "signature": about.signature}
-    told["estimated_dice"] = why_none or sentence(about.alone or {})
-    write_atomic(out / "classes.json", json.dumps(told, indent=1).encode())
+    values = {"classes": classes, "model": metadata.name, "round": metadata.round_idx, "signature": metadata.signature}
+    values["estimated_dice"] = no_estimate_reason or sentence(metadata.alone or {})
+    write_atomic(out / "classes.json", json.dumps(values, indent=1).encode())
 
 
 def _summarise(table: Sequence[Row], failed: Sequence[str], num_others: int, out: Path, terminal: cli.Terminal) -> int:
@@ -198,10 +216,10 @@ def _summarise(table: Sequence[Row], failed: Sequence[str], num_others: int, out
     if len(failed) == len(table):
         raise UserError(f"none of {len(table)} images could be read, the first: {failed[0]}")
     text = f"{len(table) - len(failed)} predicted, {len(failed)} unreadable, {warned} with a warning; {out / TABLE}"
-    terminal.say(text + (f"; {num_others} files of other kinds left alone" if num_others else ""))
+    terminal.log(text + (f"; {num_others} files of other kinds left alone" if num_others else ""))
     if failed:
         more = f" and {len(failed) - MAX_NAMED} more" if len(failed) > MAX_NAMED else ""
-        terminal.say(f"unreadable: {'; '.join(failed[:MAX_NAMED])}{more}")
+        terminal.log(f"unreadable: {'; '.join(failed[:MAX_NAMED])}{more}")
     return 1 if failed else 0
 
 

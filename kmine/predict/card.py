@@ -21,43 +21,43 @@ from kmine.types import SPLIT_NAMES, CaseMetrics, Metrics
 NAN = float("nan")
 
 
-def model_card(found: RunModel) -> str:
+def model_card(run_model: RunModel) -> str:
     """Markdown. Test figures only where `kmine.compare` has opened the test split.
 
     The run's command is not in it: it holds paths, and cards are passed on.
     """
-    run, cfg, about = found.run, found.cfg, found.about
-    splits = _splits(found.root)
+    run, cfg, metadata = run_model.run, run_model.cfg, run_model.metadata
+    splits = _splits(run_model.root)
     counts = [(name, n) for name in SPLIT_NAMES if (n := sum(split == name for _, split in splits.values()))]
     model = cfg.model.split()[0]
-    start = {None: "random weights", "none": "random weights", "hub": "ImageNet weights"}
+    weights_source = {None: "random weights", "none": "random weights", "hub": "ImageNet weights"}
     return render_card(
         Card(
-            name=about.name,
-            dataset=about.dataset,
-            class_names=about.class_names,
+            name=metadata.name,
+            dataset=metadata.dataset,
+            class_names=metadata.class_names,
             counts=counts,
-            split_rule=_split_rule(found),
-            size=about.size,
-            window=about.window,
-            method=about.method,
+            split_rule=_split_rule(run_model),
+            size=metadata.size,
+            window=metadata.window,
+            method=metadata.method,
             model=f"{model.name}, encoder {model.encoder}, from "
-            + start.get(model.encoder_weights, "weights of a file, for its encoder"),
-            segmenter=about.segmenter,
-            round_idx=about.round_idx,
-            checkpoint=about.checkpoint,
+            + weights_source.get(model.encoder_weights, "weights of a file, for its encoder"),
+            segmenter=metadata.segmenter,
+            round_idx=metadata.round_idx,
+            checkpoint=metadata.checkpoint,
             seed=cfg.seed,
-            figures=list(_figures(found, {name: group for name, (group, _) in splits.items()})),
-            promise=_promise(found.root).rstrip("."),
-            estimates=_said(alone.sentence(about.alone) if about.alone else about.no_estimate),
-            signatures=_signatures(run, about.signature),
+            figures=list(_figures(run_model, {name: group for name, (group, _) in splits.items()})),
+            guarantee=_guarantee(run_model.root).rstrip("."),
+            estimates=_capitalised(alone.sentence(metadata.alone) if metadata.alone else metadata.no_estimate),
+            signatures=_signatures(run, metadata.signature),
             versions=[("kmine", __version__), *((k, v) for k, v in run.get("versions", {}).items() if k != "kmine")],
         )
     )
 
 
-def _split_rule(found: RunModel) -> str:
-    data = found.cfg.data
+def _split_rule(run_model: RunModel) -> str:
+    data = run_model.cfg.data
     if data.split_file is not None:
         return "The split was given; no group (patient, volume, near duplicates) is on two sides of it."
     used = f"{data.label_fraction:g} of the training images"
@@ -67,26 +67,26 @@ def _split_rule(found: RunModel) -> str:
 
 
 def _signatures(run: Mapping[str, Any], signature: str) -> list[tuple[str, str]]:
-    told = [
+    values = [
         ("model", signature),
         ("data", run.get("data_fingerprint")),
         ("segmenter", run.get("segmenter_sha256")),
         ("commit", run.get("git_commit")),
     ]
-    return [(name, str(value)) for name, value in told if value]
+    return [(name, str(value)) for name, value in values if value]
 
 
-def _figures(found: RunModel, groups: Mapping[str, str]) -> Iterator[Figures]:
-    which = "metrics" if found.about.checkpoint == "best" else "final_metrics"
-    saved = _read(found.weights.parent / "metrics.json")
+def _figures(run_model: RunModel, groups: Mapping[str, str]) -> Iterator[Figures]:
+    which = "metrics" if run_model.metadata.checkpoint == "best" else "final_metrics"
+    saved = _read(run_model.weights.parent / "metrics.json")
     if which in saved:
         yield _row("validation", saved[which], groups)
-    arms = _read(found.root / "test_metrics.json").get("arms", {})
-    if found.about.round_idx == found.run.get("adopted_round"):
-        arm = found.run.get("method", MINING)
+    methods = _read(run_model.root / "test_metrics.json").get("arms", {})
+    if run_model.metadata.round_idx == run_model.run.get("adopted_round"):
+        method = run_model.run.get("method", MINING)
     else:
-        arm = ROUND_0 if found.about.round_idx == 0 else ""
-    tested = arms.get(arm, {}).get("chosen" if found.about.checkpoint == "best" else "final")
+        method = ROUND_0 if run_model.metadata.round_idx == 0 else ""
+    tested = methods.get(method, {}).get("chosen" if run_model.metadata.checkpoint == "best" else "final")
     if tested:
         yield _row("test", tested, groups)
 
@@ -103,16 +103,16 @@ def _row(split: str, saved: Mapping[str, Any], groups: Mapping[str, str]) -> Fig
     return Figures(split, len(cases), metrics.dice, low, high, metrics.iou, metrics.hd95, metrics.num_missed)
 
 
-def _promise(root: Path) -> str:
+def _guarantee(root: Path) -> str:
     saved = _read(root / "calibration" / "calibration.json")
     if not saved:
         return "Nothing: the run has no calibrated gate."
     from kmine.mining.calibration.step import sentence
 
-    return _said(sentence(saved))
+    return _capitalised(sentence(saved))
 
 
-def _said(text: str) -> str:
+def _capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from kmine.data.resize import to_frame
 from kmine.mining.calibration.local_quality import Alone
 from kmine.ops import masks
-from kmine.predict.metadata import About
+from kmine.predict.metadata import ModelMetadata
 from kmine.types import Probs
 
 OBJECT_COLUMNS = ("file", "slice", "class", "px", "x0", "y0", "x1", "y1", "estimated_dice")
 """Of objects.csv."""
 
 
-class Judged(NamedTuple):
+class ObjectEstimate(NamedTuple):
     """One object of one image or slice."""
 
     class_id: int
@@ -35,7 +35,7 @@ class Judged(NamedTuple):
     """Of its Dice, in [0, 1]."""
 
 
-def of_run(root: Path) -> tuple[Mapping[str, Any] | None, str]:
+def estimator_of_run(root: Path) -> tuple[Mapping[str, Any] | None, str]:
     """What calibration.json has under `alone`, and where it has nothing, why."""
     path = root / "calibration" / "calibration.json"
     try:
@@ -53,26 +53,26 @@ def of_run(root: Path) -> tuple[Mapping[str, Any] | None, str]:
     return saved["alone"], ""
 
 
-def judge_of(about: About, tta: str) -> tuple[Alone | None, str]:
+def load_estimator(metadata: ModelMetadata, tta: str) -> tuple[Alone | None, str]:
     """What estimates Dice of predictions made with `tta`, and where nothing does, why.
 
     Flips change how sure a model seems, so what was learnt with other flips is not used.
     """
-    if about.alone is None:
-        return None, about.no_estimate or "this model was exported without what estimates Dice; export the run again"
-    alone = Alone.from_json(about.alone)
-    if tta not in alone.calibrators:
-        return None, f"Dice can be estimated with --tta {' or '.join(alone.calibrators)}, not with {tta}"
-    return alone, ""
+    if metadata.alone is None:
+        return None, metadata.no_estimate or "this model was exported without what estimates Dice; export the run again"
+    estimator = Alone.from_json(metadata.alone)
+    if tta not in estimator.calibrators:
+        return None, f"Dice can be estimated with --tta {' or '.join(estimator.calibrators)}, not with {tta}"
+    return estimator, ""
 
 
-def judge(
-    alone: Alone, tta: str, probs: NDArray[np.float32], std: NDArray[np.float32] | None, mask: NDArray[np.uint8]
-) -> list[Judged]:
+def estimate_objects(
+    estimator: Alone, tta: str, probs: NDArray[np.float32], std: NDArray[np.float32] | None, mask: NDArray[np.uint8]
+) -> list[ObjectEstimate]:
     """The objects of an image or slice, by class, largest first; those too small for prompts are left out.
 
     Args:
-        alone: as `judge_of` gives it for `tta`.
+        estimator: as `load_estimator` gives it for `tta`.
         tta: how it was predicted.
         probs: (K, S, S).
         std: (1, S, S), deviation of the foreground's over flips; None without flips.
@@ -80,30 +80,34 @@ def judge(
     """
     if not mask.any():
         return []
-    whole = Probs("", to_frame(probs, *mask.shape), None if std is None else to_frame(std, *mask.shape)[0])
+    native_probs = Probs("", to_frame(probs, *mask.shape), None if std is None else to_frame(std, *mask.shape)[0])
     return [
-        Judged(one.class_id, int(np.count_nonzero(part)), tuple(map(int, masks.tight_box(part))), estimate)
-        for one, estimate in alone.estimates(whole, tta)
-        if (part := one.component) is not None
+        ObjectEstimate(
+            prompt.class_id, int(np.count_nonzero(component)), tuple(map(int, masks.tight_box(component))), estimate
+        )
+        for prompt, estimate in estimator.estimates(native_probs, tta)
+        if (component := prompt.component) is not None
     ]
 
 
-def of_image(objects: Sequence[Judged]) -> float | None:
+def image_estimate(objects: Sequence[ObjectEstimate]) -> float | None:
     """Mean of the estimates by area, of all objects of an image or volume; None without any."""
     if not objects:
         return None
-    return float(np.average([one.estimate for one in objects], weights=[one.area for one in objects]))
+    return float(np.average([obj.estimate for obj in objects], weights=[obj.area for obj in objects]))
 
 
-def object_rows(objects: Sequence[tuple[int | str, Judged]], class_names: Sequence[str]) -> list[dict[str, Any]]:
+def object_rows(
+    objects: Sequence[tuple[int | str, ObjectEstimate]], class_names: Sequence[str]
+) -> list[dict[str, Any]]:
     """Rows of objects.csv, but for the name of the file; objects come with the number of their slice."""
     return [
         {
             "slice": number,
-            "class": class_names[one.class_id],
-            "px": one.area,
-            **dict(zip(("x0", "y0", "x1", "y1"), one.box, strict=True)),
-            "estimated_dice": round(one.estimate, 4),
+            "class": class_names[obj.class_id],
+            "px": obj.area,
+            **dict(zip(("x0", "y0", "x1", "y1"), obj.box, strict=True)),
+            "estimated_dice": round(obj.estimate, 4),
         }
-        for number, one in objects
+        for number, obj in objects
     ]

@@ -11,7 +11,7 @@ from typing import Literal
 from kmine.data.datasets.folder_index import (
     KINDS,
     Kind,
-    kind_of,
+    file_kind,
     split_suffix,
 )
 from kmine.data.io.dicom_series import group_series
@@ -48,7 +48,7 @@ class Input:
 class Inputs:
     """What was found."""
 
-    found: tuple[Input, ...]
+    readable: tuple[Input, ...]
     unreadable: tuple[Skipped, ...]
     """Files whose names no table could hold."""
     num_others: int
@@ -61,7 +61,7 @@ def find_inputs(words: Sequence[str], closed: Path) -> Inputs:
     Raises:
         UserError: for what is not there, a file of no known kind, and two inputs of one name: their masks would be one.
     """
-    found: list[Input] = []
+    inputs: list[Input] = []
     unreadable: list[Skipped] = []
     num_others = 0
     for word in words:
@@ -69,28 +69,28 @@ def find_inputs(words: Sequence[str], closed: Path) -> Inputs:
         if not os.path.lexists(path):
             raise UserError(f"{word}: expected an image or a folder, found nothing there; check the path")
         if not is_folder(path):
-            name, kind = split_suffix(path.name)[0], kind_of(path)
+            name, kind = split_suffix(path.name)[0], file_kind(path)
             if kind is None:
                 raise UserError(f"{word}: expected {KINDS}, or a folder of these; convert the file")
             if printable(path) != str(path):
                 unreadable.append(Skipped(printable(name), printable(path), UNWRITABLE))
             else:
-                found.append(Input(name, kind, (path,)))
+                inputs.append(Input(name, kind, (path,)))
             continue
         for folder, files in _files(path, closed):
-            known = {file: kind for file in files if (kind := kind_of(file)) is not None}
-            num_others += len(files) - len(known)
-            lost = [file for file in known if printable(file) != str(file)]
-            unreadable += [Skipped(printable(file.stem), printable(file), UNWRITABLE) for file in lost]
-            found += _inputs(path, folder, {file: kind for file, kind in known.items() if file not in lost})
-    _refuse_collisions(found)
-    return Inputs(tuple(sorted(found, key=lambda one: (one.is_volume, one.name))), tuple(unreadable), num_others)
+            kinds = {file: kind for file in files if (kind := file_kind(file)) is not None}
+            num_others += len(files) - len(kinds)
+            unwritable = [file for file in kinds if printable(file) != str(file)]
+            unreadable += [Skipped(printable(file.stem), printable(file), UNWRITABLE) for file in unwritable]
+            inputs += _inputs(path, folder, {file: kind for file, kind in kinds.items() if file not in unwritable})
+    _refuse_collisions(inputs)
+    return Inputs(tuple(sorted(inputs, key=lambda item: (item.is_volume, item.name))), tuple(unreadable), num_others)
 
 
-def _inputs(root: Path, folder: Path, known: dict[Path, Kind]) -> Iterator[Input]:
-    series, alone = group_series(sorted(file for file, kind in known.items() if kind == "dicom"))
-    yield from (Input(_name(root, file), "dicom", (file,)) for file in alone)
-    yield from (Input(_name(root, file), kind, (file,)) for file, kind in known.items() if kind != "dicom")
+def _inputs(root: Path, folder: Path, kinds: dict[Path, Kind]) -> Iterator[Input]:
+    series, single_files = group_series(sorted(file for file, kind in kinds.items() if kind == "dicom"))
+    yield from (Input(_name(root, file), "dicom", (file,)) for file in single_files)
+    yield from (Input(_name(root, file), kind, (file,)) for file, kind in kinds.items() if kind != "dicom")
     inside = folder.relative_to(root).as_posix()
     name = folder.resolve().name if inside == "." else inside
     for number, files in enumerate(series, 1):
@@ -108,20 +108,20 @@ def _files(root: Path, closed: Path) -> Iterator[tuple[Path, list[Path]]]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
 
-    apart = closed.resolve()
+    excluded = closed.resolve()
     for folder, folders, names in walk(root, refuse):
-        folders[:] = [name for name in folders if (folder / name).resolve() != apart]
-        if folder.resolve() != apart:
+        folders[:] = [name for name in folders if (folder / name).resolve() != excluded]
+        if folder.resolve() != excluded:
             yield folder, [folder / name for name in sorted(names)]
 
 
-def _refuse_collisions(found: Sequence[Input]) -> None:
+def _refuse_collisions(inputs: Sequence[Input]) -> None:
     # Some file systems take A and a for one.
     by_name: dict[str, Input] = {}
-    for one in found:
-        other = by_name.setdefault(one.name.casefold(), one)
-        if other is not one:
+    for item in inputs:
+        other = by_name.setdefault(item.name.casefold(), item)
+        if other is not item:
             raise UserError(
-                f"expected one image a name, found {other.path} and {one.path}, whose masks would both be called "
-                f"{one.name}; rename one, or predict them into two folders"
+                f"expected one image a name, found {other.path} and {item.path}, whose masks would both be called "
+                f"{item.name}; rename one, or predict them into two folders"
             )

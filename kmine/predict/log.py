@@ -14,13 +14,13 @@ from kmine.data.io.find_files import named
 from kmine.errors import UserError
 from kmine.io.files import write_atomic
 
-LEDGER = ".kmine-predict.jsonl"
+LOG_FILE = ".kmine-predict.jsonl"
 TABLE = "predictions.csv"
 OBJECTS = "objects.csv"
 Row = dict[str, Any]
 
 
-class Ledger:
+class OutputLog:
     """The folder of outputs, held by one process at a time.
 
     A line holds the name of an image, the signature of what its outputs were made from, their sizes in bytes, and its
@@ -31,20 +31,20 @@ class Ledger:
         self.out = out
         try:
             out.mkdir(parents=True, exist_ok=True)
-            self._file = (out / LEDGER).open("a+", encoding="utf-8")
+            self._file = (out / LOG_FILE).open("a+", encoding="utf-8")
         except OSError as error:
             raise UserError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"{out}: another process is predicting into this folder; choose another --out") from error
-        self._known = self._read()
+        self._lines = self._read()
         self._mend()
 
-    def refuse_foreign(self, wanted: Iterable[str]) -> None:
+    def refuse_foreign(self, names: Iterable[str]) -> None:
         """Refuse outputs that would replace files which are not ours, before work starts. Raises `UserError`."""
-        ours = {name for line in self._known.values() for name in line["files"]}
-        foreign = [name for name in wanted if name not in ours and (self.out / name).exists()]
+        ours = {name for line in self._lines.values() for name in line["files"]}
+        foreign = [name for name in names if name not in ours and (self.out / name).exists()]
         if foreign:
             raise UserError(
                 f"{self.out}: expected no other files there, found {named(foreign)}, which kmine predict did not "
@@ -53,7 +53,7 @@ class Ledger:
 
     def done(self, name: str, signature: str) -> Row | None:
         """The row of an image whose outputs are there, whole and made from the same; else None."""
-        line = self._known.get(name)
+        line = self._lines.get(name)
         if line is None or line["signature"] != signature:
             return None
         return line["row"] if all(_size(self.out / n) == size for n, size in line["files"].items()) else None
@@ -62,7 +62,7 @@ class Ledger:
         """The outputs `files` of an image are written."""
         sizes = {file: _size(self.out / file) for file in files}
         line = {"name": name, "signature": signature, "files": sizes, "row": row}
-        self._known[name] = line
+        self._lines[name] = line
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 

@@ -20,7 +20,7 @@ READABLE = (1, 2)
 
 
 @dataclass(frozen=True)
-class About:
+class ModelMetadata:
     """A model as it was trained."""
 
     name: str
@@ -55,7 +55,7 @@ class About:
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str, origin: str) -> About:
+    def from_json(cls, text: str, origin: str) -> ModelMetadata:
         """See `to_json`. Raises `UserError` for what no kmine wrote, or a newer one; `origin` names the file."""
         try:
             values = json.loads(text)

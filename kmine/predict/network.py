@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.errors import UserError
-from kmine.predict.metadata import About
+from kmine.predict.metadata import ModelMetadata
 
 if TYPE_CHECKING:
     from kmine.models.base import LocalModel
@@ -23,7 +23,7 @@ FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {"none": ((),), "hflip": ((2,),)
 """Axes of (B, S, S, 3), beside the image as it is."""
 
 
-class Predicted(NamedTuple):
+class BatchProbs(NamedTuple):
     """What a network says of a batch."""
 
     probs: NDArray[np.float32]
@@ -31,7 +31,7 @@ class Predicted(NamedTuple):
     std: NDArray[np.float32] | None
     """(B, 1, S, S), deviation of the foreground's over the flips; None without flips."""
 
-    def each(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+    def per_image(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
         """(K, S, S) and (1, S, S) of image after image."""
         return zip(self.probs, [None] * len(self.probs) if self.std is None else self.std, strict=True)
 
@@ -39,7 +39,7 @@ class Predicted(NamedTuple):
 class Network(Protocol):
     """What the stream asks."""
 
-    def predict(self, images: NDArray[np.uint8], tta: str) -> Predicted:
+    def predict(self, images: NDArray[np.uint8], tta: str) -> BatchProbs:
         """(B, S, S, 3) RGB -> probabilities, averaged over the flips of `tta`, and how far these are apart."""
 
 
@@ -49,13 +49,13 @@ class TorchNetwork:
     def __init__(self, load: Callable[[], LocalModel], device: str) -> None:
         self._load, self._device = load, device
 
-    def predict(self, images: NDArray[np.uint8], tta: str) -> Predicted:
+    def predict(self, images: NDArray[np.uint8], tta: str) -> BatchProbs:
         """See `Network`."""
         from kmine.training.inference import predict_small
 
         model, device = self._loaded
         probs, std = predict_small(model, images, tta, device)
-        return Predicted(probs, None if tta == "none" else std)
+        return BatchProbs(probs, None if tta == "none" else std)
 
     @cached_property
     def _loaded(self) -> tuple[LocalModel, Any]:
@@ -78,17 +78,17 @@ class OnnxNetwork:
         self.session = open_session(path, device)
 
     @property
-    def notes(self) -> str:
+    def metadata_json(self) -> str:
         """What kmine wrote into the file; empty where it did not."""
         return self.session.get_modelmeta().custom_metadata_map.get("kmine", "")
 
-    def predict(self, images: NDArray[np.uint8], tta: str) -> Predicted:
+    def predict(self, images: NDArray[np.uint8], tta: str) -> BatchProbs:
         """See `Network`."""
         views = list(self._views(images, tta))
         mean = views[0] if len(views) == 1 else np.mean(views, axis=0)
         if not np.isfinite(mean).all():
             raise FloatingPointError("the network gave NaN or infinite probabilities; export the run again")
-        return Predicted(mean, np.std([1 - view[:, :1] for view in views], axis=0) if len(views) > 1 else None)
+        return BatchProbs(mean, np.std([1 - view[:, :1] for view in views], axis=0) if len(views) > 1 else None)
 
     def _views(self, images: NDArray[np.uint8], tta: str) -> Iterator[NDArray[np.float32]]:
         yield self._run(images)
@@ -101,9 +101,9 @@ class OnnxNetwork:
         return self.session.run(None, {"images": images})[0]
 
 
-def open_onnx(path: Path, device: str) -> tuple[About, OnnxNetwork]:
+def open_onnx(path: Path, device: str) -> tuple[ModelMetadata, OnnxNetwork]:
     """An exported model. Raises `UserError` for a file that is missing, damaged or not kmine's."""
     if not path.is_file():
         raise UserError(f"{path}: expected an exported model, found no such file; export one with --export FILE.onnx")
     network = OnnxNetwork(path, device)
-    return About.from_json(network.notes or "null", str(path)), network
+    return ModelMetadata.from_json(network.metadata_json or "null", str(path)), network

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from kmine.data.io.nifti_write import encode_mask
 from kmine.data.resize import to_frame
-from kmine.io.files import UNFINISHED, explained
-from kmine.predict.estimates import Judged, object_rows, of_image
+from kmine.io.files import UNFINISHED, user_errors
+from kmine.predict.estimates import ObjectEstimate, image_estimate, object_rows
 from kmine.predict.inputs import Input
-from kmine.predict.metadata import About, colours
+from kmine.predict.metadata import ModelMetadata, colours
 from kmine.predict.reader import Loaded
 
 FILL = 0.35
@@ -34,15 +34,15 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Told:
+class Prediction:
     """What came of an image or volume, before it is written."""
 
     mask: NDArray[np.uint8]
     """(H, W), or (D, H, W) of a volume: class ids."""
-    sureness: float
+    mean_max_probability: float
     """Mean over all pixels, at the size of training, of the highest probability."""
     warning: str
-    objects: Sequence[tuple[int, Judged]] | None = None
+    objects: Sequence[tuple[int, ObjectEstimate]] | None = None
     """Each with the number of its slice (0 of an image); None where nothing estimates Dice."""
 
 
@@ -54,97 +54,103 @@ def class_mask(probs: NDArray[np.float32], height: int, width: int) -> NDArray[n
     return to_frame(probs, height, width).argmax(axis=0).astype(np.uint8)
 
 
-def sureness(probs: NDArray[np.float32]) -> float:
+def mean_max_probability(probs: NDArray[np.float32]) -> float:
     """(K, S, S) -> mean over the pixels of the highest probability."""
     return float(reduce(np.maximum, probs).mean())
 
 
-def output_names(one: Input, probs: bool, overlay: bool) -> dict[str, str]:
+def output_names(item: Input, probs: bool, overlay: bool) -> dict[str, str]:
     """Kind of output -> its path below the folder of outputs."""
-    names = {"mask": f"masks/{one.name}{'.nii.gz' if one.is_volume else '.png'}"}
+    names = {"mask": f"masks/{item.name}{'.nii.gz' if item.is_volume else '.png'}"}
     if probs:
-        names["probs"] = f"probs/{one.name}{'.nii' if one.is_volume else '.npz'}"
+        names["probs"] = f"probs/{item.name}{'.nii' if item.is_volume else '.npz'}"
     if overlay:
-        names["overlay"] = f"overlays/{one.name}.jpg"
+        names["overlay"] = f"overlays/{item.name}.jpg"
     return names
 
 
-def write_single(
-    one: Input,
+def write_image_outputs(
+    item: Input,
     loaded: Loaded,
-    told: Told,
+    prediction: Prediction,
     probs: NDArray[np.float32],
-    about: About,
+    metadata: ModelMetadata,
     out: Path,
     names: Mapping[str, str],
 ) -> Row:
     """Write what is wanted of an image; its row. `probs` is (K, S, S)."""
-    _write(out / names["mask"], _png(told.mask))
+    _write(out / names["mask"], _png(prediction.mask))
     if "probs" in names:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, probabilities=to_frame(probs, *loaded.shape).astype(np.float16))
         _write(out / names["probs"], buffer.getvalue())
     if "overlay" in names:
         assert loaded.native is not None, "kept for the overlay"
-        _write(out / names["overlay"], overlay(loaded.native[0], told.mask, len(about.class_names)))
-    return row_of(one, loaded, told, about, names)
+        _write(out / names["overlay"], overlay(loaded.native[0], prediction.mask, len(metadata.class_names)))
+    return prediction_row(item, loaded, prediction, metadata, names)
 
 
-def write_volume(one: Input, loaded: Loaded, told: Told, about: About, out: Path, names: Mapping[str, str]) -> Row:
+def write_volume_outputs(
+    item: Input, loaded: Loaded, prediction: Prediction, metadata: ModelMetadata, out: Path, names: Mapping[str, str]
+) -> Row:
     """Write the mask of a volume, and of the slice that shows most of it an overlay; its row."""
     assert loaded.frame is not None, "of a volume"
-    _write(out / names["mask"], encode_mask(told.mask, loaded.frame))
+    _write(out / names["mask"], encode_mask(prediction.mask, loaded.frame))
     if "overlay" in names:
         assert loaded.native is not None, "kept for the overlay"
-        areas = np.array([np.count_nonzero(part) for part in told.mask])
+        areas = np.array([np.count_nonzero(slice_mask) for slice_mask in prediction.mask])
         number = int(areas.argmax()) if areas.any() else len(areas) // 2
-        drawn = overlay(loaded.native[number], told.mask[number], len(about.class_names))
+        drawn = overlay(loaded.native[number], prediction.mask[number], len(metadata.class_names))
         _write(out / names["overlay"], drawn)
-    return row_of(one, loaded, told, about, names)
+    return prediction_row(item, loaded, prediction, metadata, names)
 
 
-def columns(class_names: Sequence[str]) -> list[str]:
+def prediction_columns(class_names: Sequence[str]) -> list[str]:
     """Of predictions.csv."""
-    each = [f"{name}_{what}" for name in class_names[1:] for what in ("px", "mm2", "mm3", "components")]
-    first = ["file", "mask", "kind", "width", "height", "slices", *each]
+    per_class = [f"{name}_{what}" for name in class_names[1:] for what in ("px", "mm2", "mm3", "components")]
+    first = ["file", "mask", "kind", "width", "height", "slices", *per_class]
     return [*first, "num_objects", "estimated_dice", "mean_max_probability", "warning", "error"]
 
 
-def row_of(one: Input, loaded: Loaded, told: Told, about: About, names: Mapping[str, str]) -> Row:
+def prediction_row(
+    item: Input, loaded: Loaded, prediction: Prediction, metadata: ModelMetadata, names: Mapping[str, str]
+) -> Row:
     """What predictions.csv says of an image: pixels (voxels) of each class, mm2 or mm3 where the spacing is known.
 
     Its estimated Dice is the mean over its objects by area, empty where there is none: what was not found is not
     judged. `objects` holds the rows of objects.csv.
     """
-    dice = of_image([each for _, each in told.objects or ()])
+    dice = image_estimate([obj for _, obj in prediction.objects or ()])
     row: Row = {
-        "file": str(one.path),
+        "file": str(item.path),
         "mask": names["mask"],
-        "kind": one.kind,
+        "kind": item.kind,
         "width": loaded.shape[1],
         "height": loaded.shape[0],
-        "slices": len(told.mask) if one.is_volume else "",
-        "num_objects": "" if told.objects is None else len(told.objects),
+        "slices": len(prediction.mask) if item.is_volume else "",
+        "num_objects": "" if prediction.objects is None else len(prediction.objects),
         "estimated_dice": "" if dice is None else round(dice, 4),
-        "mean_max_probability": round(told.sureness, 4),
-        "warning": told.warning,
+        "mean_max_probability": round(prediction.mean_max_probability, 4),
+        "warning": prediction.warning,
         "error": "",
-        "objects": object_rows([(_slice(loaded, n), each) for n, each in told.objects or ()], about.class_names),
+        "objects": object_rows(
+            [(_slice_number(loaded, n), obj) for n, obj in prediction.objects or ()], metadata.class_names
+        ),
     }
     area = loaded.spacing[0] * loaded.spacing[1] if loaded.spacing else None
     depth = loaded.frame.thickness if loaded.frame else None
-    for class_id, name in enumerate(about.class_names[1:], 1):
-        found = told.mask == class_id
-        count = int(np.count_nonzero(found))
-        flat, deep = area and not one.is_volume, area and depth
+    for class_id, name in enumerate(metadata.class_names[1:], 1):
+        region = prediction.mask == class_id
+        count = int(np.count_nonzero(region))
+        flat, deep = area and not item.is_volume, area and depth
         row[f"{name}_px"] = count
         row[f"{name}_mm2"] = round(count * area, 3) if flat and area else ""
         row[f"{name}_mm3"] = round(count * area * depth, 3) if deep and area and depth else ""
-        row[f"{name}_components"] = num_components(found) if count else 0
+        row[f"{name}_components"] = num_components(region) if count else 0
     return row
 
 
-def _slice(loaded: Loaded, number: int) -> int | str:
+def _slice_number(loaded: Loaded, number: int) -> int | str:
     """The number of a slice from 0 as it lies in the file; empty for an image."""
     if loaded.frame is None:
         return ""
@@ -152,13 +158,13 @@ def _slice(loaded: Loaded, number: int) -> int | str:
     return len(loaded.small) - 1 - number if backwards else number
 
 
-def num_components(found: NDArray[np.bool_]) -> int:
+def num_components(mask: NDArray[np.bool_]) -> int:
     """Connected parts of an (H, W) or (D, H, W) mask; corners connect."""
-    if found.ndim == 2:
-        return cv2.connectedComponents(found.astype(np.uint8), connectivity=8)[0] - 1
+    if mask.ndim == 2:
+        return cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
     from scipy import ndimage
 
-    return int(ndimage.label(found, np.ones((3, 3, 3)))[1])
+    return int(ndimage.label(mask, np.ones((3, 3, 3)))[1])
 
 
 def overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], num_classes: int) -> bytes:
@@ -170,12 +176,12 @@ def overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], num_classes: int)
         picture = cv2.resize(picture, side, interpolation=cv2.INTER_AREA)
         mask = cv2.resize(mask, side, interpolation=cv2.INTER_NEAREST)
     for class_id, colour in enumerate(colours(num_classes).tolist()):
-        found = (mask == class_id).astype(np.uint8)
-        if class_id == 0 or not found.any():
+        region = (mask == class_id).astype(np.uint8)
+        if class_id == 0 or not region.any():
             continue
-        inside = found.astype(bool)
+        inside = region.astype(bool)
         picture[inside] = (picture[inside] * (1 - FILL) + np.array(colour) * FILL).astype(np.uint8)
-        border = inside & ~cv2.erode(found, np.ones((3, 3), np.uint8), borderValue=0).astype(bool)
+        border = inside & ~cv2.erode(region, np.ones((3, 3), np.uint8), borderValue=0).astype(bool)
         picture[border] = colour
     done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
     assert done, "any 8-bit picture can be a JPEG"
@@ -188,7 +194,7 @@ def _write(path: Path, data: bytes) -> None:
     What a power cut leaves of it has another size than the ledger says, and is made again.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
-    with explained(path):
+    with user_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             part.write_bytes(data)

@@ -18,7 +18,7 @@ from kmine.data.source import size_and_time
 from kmine.errors import SampleError
 from kmine.predict.inputs import Input
 
-Window = tuple[float, float]
+ValueWindow = tuple[float, float]
 NO_WINDOW = "expected the values shown as black and as white, which the model does not bring; pass --window [LOW,HIGH]"
 
 
@@ -39,11 +39,11 @@ class Loaded:
     warning: str = ""
 
 
-def load(one: Input, size: int, window: Window | None, *, keep: bool) -> Loaded:
+def load(item: Input, size: int, window: ValueWindow | None, *, keep: bool) -> Loaded:
     """Decode an input.
 
     Args:
-        one: the input.
+        item: the input.
         size: S.
         window: the model's, or the user's; DICOM files may bring their own instead.
         keep: keep the native image.
@@ -52,27 +52,27 @@ def load(one: Input, size: int, window: Window | None, *, keep: bool) -> Loaded:
         SampleError: damaged, unfit, or without the window that it needs.
     """
     try:
-        return _LOADERS[one.kind](one, size, window, keep)
+        return _LOADERS[item.kind](item, size, window, keep)
     except SampleError as error:
         raise SampleError(error.path, error.problem.replace("--data.window", "--window")) from error
     except OSError as error:
-        raise SampleError(str(one.path), f"cannot be read ({error.strerror or error}); copy it again") from error
+        raise SampleError(str(item.path), f"cannot be read ({error.strerror or error}); copy it again") from error
     except MemoryError as error:
-        raise SampleError(str(one.path), "does not fit into memory; crop it") from error
+        raise SampleError(str(item.path), "does not fit into memory; crop it") from error
 
 
-def stamp(one: Input) -> list[list[object]]:
+def file_stamps(item: Input) -> list[list[object]]:
     """Names, sizes and modification times of an input's files: what its prediction was made from."""
-    return [[file.name, *size_and_time(file)] for file in one.files]
+    return [[file.name, *size_and_time(file)] for file in item.files]
 
 
-def _picture(one: Input, size: int, window: Window | None, keep: bool) -> Loaded:
-    image = read_picture(one.files[0], window)
+def _picture(item: Input, size: int, window: ValueWindow | None, keep: bool) -> Loaded:
+    image = read_picture(item.files[0], window)
     return _single(image, size, None, keep)
 
 
-def _dicom(one: Input, size: int, window: Window | None, keep: bool) -> Loaded:
-    return _single(read_dicom(one.files[0], window), size, read_header(one.files[0]).spacing, keep)
+def _dicom(item: Input, size: int, window: ValueWindow | None, keep: bool) -> Loaded:
+    return _single(read_dicom(item.files[0], window), size, read_header(item.files[0]).spacing, keep)
 
 
 def _single(image: NDArray[np.uint8], size: int, spacing: tuple[float, float] | None, keep: bool) -> Loaded:
@@ -80,8 +80,8 @@ def _single(image: NDArray[np.uint8], size: int, spacing: tuple[float, float] | 
     return Loaded(resize_image(image, size)[None], image.shape[:2], spacing, None, native)
 
 
-def _nifti(one: Input, size: int, window: Window | None, keep: bool) -> Loaded:
-    path = one.files[0]
+def _nifti(item: Input, size: int, window: ValueWindow | None, keep: bool) -> Loaded:
+    path = item.files[0]
     geometry = read_geometry(path)
     if window is None:
         raise SampleError(str(path), NO_WINDOW)
@@ -93,8 +93,8 @@ def _nifti(one: Input, size: int, window: Window | None, keep: bool) -> Loaded:
     return Loaded(small, slices.shape[1:], geometry.spacing, frame, slices if keep else None)
 
 
-def _series(one: Input, size: int, window: Window | None, keep: bool) -> Loaded:
-    series = open_series(one.files)
+def _series(item: Input, size: int, window: ValueWindow | None, keep: bool) -> Loaded:
+    series = open_series(item.files)
     small = np.empty((len(series.files), size, size, 3), np.uint8)
     native = np.empty((len(series.files), *series.shape), np.uint8) if keep else None
 

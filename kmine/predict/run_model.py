@@ -13,8 +13,8 @@ from kmine.config import LoopConfig
 from kmine.errors import UserError
 from kmine.io.download import sha256_of
 from kmine.io.files import sign
-from kmine.predict.estimates import of_run
-from kmine.predict.metadata import About
+from kmine.predict.estimates import estimator_of_run
+from kmine.predict.metadata import ModelMetadata
 
 if TYPE_CHECKING:
     from kmine.models.base import LocalModel
@@ -32,10 +32,10 @@ class RunModel:
     weights: Path
     cfg: LoopConfig
     run: Mapping[str, Any]
-    about: About
+    metadata: ModelMetadata
 
 
-def open_run(root: Path, round_idx: int | None, checkpoint: str) -> RunModel:
+def open_run_model(root: Path, round_idx: int | None, checkpoint: str) -> RunModel:
     """The model that a run came to, or one of its rounds; nothing of the run is written, and torch is not needed yet.
 
     Without `round_idx` it is the adopted round, as for `kmine.compare`. A cell of a sweep says in run.json where its
@@ -47,26 +47,28 @@ def open_run(root: Path, round_idx: int | None, checkpoint: str) -> RunModel:
     run = _read_run(root)
     words = ["--config", str(root / "config.yaml")]
     cfg = cli.parse(LoopConfig, words, prog="kmine predict", description="")
-    arm = run.get("arm", "")
+    method_dir = run.get("arm", "")
     if round_idx is None:
         if run.get("stopped_by") in (None, "interrupted") or "adopted_round" not in run:
             raise UserError(
                 f"{root}: the run has no model yet, for it is not finished; resume it, or name a round with --round N"
             )
         round_idx = int(run["adopted_round"])
-    folder = next((f for f in _folders(root, arm, round_idx) if (f / CHECKPOINTS[checkpoint]).is_file()), None)
+    folder = next((f for f in _folders(root, method_dir, round_idx) if (f / CHECKPOINTS[checkpoint]).is_file()), None)
     if folder is None:
-        there = sorted({path.parent.name for path in (root / arm).glob(f"round_*/{CHECKPOINTS[checkpoint]}")})
-        known = f"there are {', '.join(there)}" if there else "no round has one"
+        available = sorted(
+            {path.parent.name for path in (root / method_dir).glob(f"round_*/{CHECKPOINTS[checkpoint]}")}
+        )
+        available_text = f"there are {', '.join(available)}" if available else "no round has one"
         raise UserError(
-            f"{root}: no {checkpoint} model of round {round_idx}; {known}: name another with --round, or run the "
+            f"{root}: no {checkpoint} model of round {round_idx}; {available_text}: name another with --round, or run the "
             "loop's command again"
         )
     weights = folder / CHECKPOINTS[checkpoint]
-    return RunModel(root, weights, cfg, run, _about(root, run, cfg, round_idx, checkpoint, weights))
+    return RunModel(root, weights, cfg, run, _metadata(root, run, cfg, round_idx, checkpoint, weights))
 
 
-def load_model(found: RunModel) -> LocalModel:
+def load_model(run_model: RunModel) -> LocalModel:
     """The network with the checkpoint's weights, on the CPU. Raises `UserError` for damaged or foreign weights."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -74,14 +76,14 @@ def load_model(found: RunModel) -> LocalModel:
     from kmine.models.build import build_model
 
     # The weights are overwritten at once, so none are loaded or downloaded for them.
-    model_cfg = replace(found.cfg.model.split()[0], encoder_weights=None)
-    model = build_model(model_cfg, len(found.about.class_names), found.cfg.seed)
+    model_cfg = replace(run_model.cfg.model.split()[0], encoder_weights=None)
+    model = build_model(model_cfg, len(run_model.metadata.class_names), run_model.cfg.seed)
     try:
-        model.load_state_dict(load_file(found.weights))
+        model.load_state_dict(load_file(run_model.weights))
     except (SafetensorError, OSError, RuntimeError) as error:
         first_line = str(error).split("\n")[0]
         raise UserError(
-            f"{found.weights}: damaged, or not of this run's model ({first_line}); run the loop's command again"
+            f"{run_model.weights}: damaged, or not of this run's model ({first_line}); run the loop's command again"
         ) from error
     return model.eval()
 
@@ -101,9 +103,9 @@ def _read_run(root: Path) -> dict[str, Any]:
     if (root / "sweep.csv").is_file():
         raise UserError(f"{root}: this is a sweep; name one of its runs, as {root}/CELL: sweep.csv lists them")
     if not (root / "run.json").is_file() or not (root / "config.yaml").is_file():
-        came = "a folder without them" if root.is_dir() else "something else" if root.exists() else "nothing"
+        actual = "a folder without them" if root.is_dir() else "something else" if root.exists() else "nothing"
         raise UserError(
-            f"{root}: expected a run folder with config.yaml and run.json, or a file FILE.onnx, found {came}; "
+            f"{root}: expected a run folder with config.yaml and run.json, or a file FILE.onnx, found {actual}; "
             "run kmine.loop first"
         )
     try:
@@ -115,20 +117,20 @@ def _read_run(root: Path) -> dict[str, Any]:
     return run
 
 
-def _folders(root: Path, arm: str, round_idx: int) -> list[Path]:
+def _folders(root: Path, method_dir: str, round_idx: int) -> list[Path]:
     """Where a round may be: round 0 of a comparison is the loop's own."""
     name = f"round_{round_idx:02d}"
-    return [root / arm / name, *([root / name] if round_idx == 0 else [])]
+    return [root / method_dir / name, *([root / name] if round_idx == 0 else [])]
 
 
-def _about(
+def _metadata(
     root: Path, run: Mapping[str, Any], cfg: LoopConfig, round_idx: int, checkpoint: str, weights: Path
-) -> About:
+) -> ModelMetadata:
     window = cfg.data.window or (LITS_WINDOW if cfg.data.name == "lits" else None)
     model = cfg.model.split()[0]
-    made_from = [sha256_of(weights), cfg.data.size, window, run["class_names"], model.name, model.normalization]
-    alone, no_estimate = of_run(root)
-    return About(
+    signed = [sha256_of(weights), cfg.data.size, window, run["class_names"], model.name, model.normalization]
+    estimator, no_estimate = estimator_of_run(root)
+    return ModelMetadata(
         name=root.resolve().name,
         dataset=str(run.get("dataset", cfg.data.name)),
         class_names=tuple(map(str, run["class_names"])),
@@ -139,8 +141,8 @@ def _about(
         segmenter=str(run.get("segmenter", "none")),
         round_idx=round_idx,
         checkpoint=checkpoint,
-        signature=sign(*made_from),
+        signature=sign(*signed),
         intensity=run.get("intensity"),
-        alone=alone,
+        alone=estimator,
         no_estimate=no_estimate,
     )

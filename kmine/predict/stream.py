@@ -16,68 +16,68 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.io.nifti_write import ProbabilityFile
-from kmine.data.quality.intensity import how_far
+from kmine.data.quality.intensity import out_of_range_text
 from kmine.data.resize import to_frame
 from kmine.errors import SampleError
 from kmine.mining.calibration.local_quality import Alone
-from kmine.predict.estimates import Judged, judge
+from kmine.predict.estimates import ObjectEstimate, estimate_objects
 from kmine.predict.inputs import Input
-from kmine.predict.metadata import About
-from kmine.predict.network import Network, Predicted
+from kmine.predict.metadata import ModelMetadata
+from kmine.predict.network import BatchProbs, Network
 from kmine.predict.outputs import (
+    Prediction,
     Row,
-    Told,
     class_mask,
+    mean_max_probability,
     output_names,
-    sureness,
-    write_single,
-    write_volume,
+    write_image_outputs,
+    write_volume_outputs,
 )
-from kmine.predict.reader import Loaded, Window, load
+from kmine.predict.reader import Loaded, ValueWindow, load
 
 THREADS = 2
 """That read, and that write; both spend their time in libraries that let others work meanwhile."""
 
-One, Found = TypeVar("One"), TypeVar("Found")
+ItemT, ResultT = TypeVar("ItemT"), TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
-class Job:
+class PredictJob:
     """How images are predicted."""
 
     network: Network
-    about: About
+    metadata: ModelMetadata
     out: Path
-    window: Window | None
+    window: ValueWindow | None
     tta: str
     batch_size: int
     probs: bool
     overlay: bool
-    alone: Alone | None = None
+    estimator: Alone | None = None
     """What estimates Dice; None: nothing does."""
 
-    def judge(
+    def estimate_objects(
         self, probs: NDArray[np.float32], std: NDArray[np.float32] | None, mask: NDArray[np.uint8]
-    ) -> list[Judged] | None:
+    ) -> list[ObjectEstimate] | None:
         """The objects of an image or slice with their estimates; None where nothing estimates them."""
-        return None if self.alone is None else judge(self.alone, self.tta, probs, std, mask)
+        return None if self.estimator is None else estimate_objects(self.estimator, self.tta, probs, std, mask)
 
-    def names(self, one: Input) -> dict[str, str]:
+    def names(self, item: Input) -> dict[str, str]:
         """The outputs of an image."""
-        return output_names(one, self.probs, self.overlay)
+        return output_names(item, self.probs, self.overlay)
 
 
 @dataclass(frozen=True)
-class Done:
+class PredictResult:
     """What became of one input."""
 
-    one: Input
+    item: Input
     row: Row
     error: str = ""
     """Why there is no mask."""
 
 
-def predict_stream(job: Job, inputs: Iterable[Input]) -> Iterator[Done]:
+def predict_stream(job: PredictJob, inputs: Iterable[Input]) -> Iterator[PredictResult]:
     """Predict and write; each input as it is done, images in order, then volumes.
 
     Raises:
@@ -87,28 +87,30 @@ def predict_stream(job: Job, inputs: Iterable[Input]) -> Iterator[Done]:
     inputs = list(inputs)
     readers, writers = ThreadPoolExecutor(THREADS, "read"), ThreadPoolExecutor(THREADS, "write")
     try:
-        yield from _singles(job, [one for one in inputs if not one.is_volume], readers, writers)
-        yield from _volumes(job, [one for one in inputs if one.is_volume], readers, writers)
+        yield from _singles(job, [item for item in inputs if not item.is_volume], readers, writers)
+        yield from _volumes(job, [item for item in inputs if item.is_volume], readers, writers)
     finally:
         readers.shutdown(wait=True, cancel_futures=True)
         writers.shutdown(wait=True, cancel_futures=True)
 
 
-def _singles(job: Job, inputs: list[Input], readers: ThreadPoolExecutor, writers: ThreadPoolExecutor) -> Iterator[Done]:
-    writing: deque[Future[Done]] = deque()
+def _singles(
+    job: PredictJob, inputs: list[Input], readers: ThreadPoolExecutor, writers: ThreadPoolExecutor
+) -> Iterator[PredictResult]:
+    writing: deque[Future[PredictResult]] = deque()
     batch: list[tuple[Input, Loaded]] = []
 
     def flush() -> None:
         predicted = job.network.predict(np.concatenate([loaded.small for _, loaded in batch]), job.tta)
-        for (one, loaded), of_one in zip(batch, predicted.each(), strict=True):
-            writing.append(writers.submit(_write_single, job, one, loaded, *of_one))
+        for (item, loaded), image_probs in zip(batch, predicted.per_image(), strict=True):
+            writing.append(writers.submit(_write_single, job, item, loaded, *image_probs))
         batch.clear()
 
-    for one, future in _ahead(readers, lambda one: _load(job, one), inputs, 2 * job.batch_size):
+    for item, future in _ahead(readers, lambda item: _load(job, item), inputs, 2 * job.batch_size):
         try:
-            batch.append((one, future.result()))
+            batch.append((item, future.result()))
         except SampleError as error:
-            yield _failed(one, error)
+            yield _failed(item, error)
         if len(batch) == job.batch_size:
             flush()
         while len(writing) > job.batch_size:
@@ -119,47 +121,51 @@ def _singles(job: Job, inputs: list[Input], readers: ThreadPoolExecutor, writers
         yield writing.popleft().result()
 
 
-def _volumes(job: Job, inputs: list[Input], readers: ThreadPoolExecutor, writers: ThreadPoolExecutor) -> Iterator[Done]:
-    writing: Future[Done] | None = None
-    for one, future in _ahead(readers, lambda one: _load(job, one), inputs, 2):
+def _volumes(
+    job: PredictJob, inputs: list[Input], readers: ThreadPoolExecutor, writers: ThreadPoolExecutor
+) -> Iterator[PredictResult]:
+    writing: Future[PredictResult] | None = None
+    for item, future in _ahead(readers, lambda item: _load(job, item), inputs, 2):
         try:
             loaded = future.result()
         except SampleError as error:
-            yield _failed(one, error)
+            yield _failed(item, error)
             continue
         del future
-        told, file = _slices(job, one, loaded, writers)
+        prediction, file = _slices(job, item, loaded, writers)
         if writing is not None:
             yield writing.result()
-        writing = writers.submit(_write_volume, job, one, loaded, told, file)
-        del loaded, told
+        writing = writers.submit(_write_volume, job, item, loaded, prediction, file)
+        del loaded, prediction
     if writing is not None:
         yield writing.result()
 
 
-def _slices(job: Job, one: Input, loaded: Loaded, writers: ThreadPoolExecutor) -> tuple[Told, ProbabilityFile | None]:
+def _slices(
+    job: PredictJob, item: Input, loaded: Loaded, writers: ThreadPoolExecutor
+) -> tuple[Prediction, ProbabilityFile | None]:
     """What came of a volume, and the file of probabilities, where it is wanted."""
-    depth, sure = len(loaded.small), []
-    objects: list[list[Judged] | None] = [None] * depth
+    depth, max_probs = len(loaded.small), []
+    objects: list[list[ObjectEstimate] | None] = [None] * depth
     mask = np.empty((depth, *loaded.shape), np.uint8)
     file = None
     if job.probs:
         assert loaded.frame is not None, "of a volume"
-        shape = (depth, len(job.about.class_names), *loaded.shape)
-        file = ProbabilityFile(job.out / job.names(one)["probs"], loaded.frame, shape)
+        shape = (depth, len(job.metadata.class_names), *loaded.shape)
+        file = ProbabilityFile(job.out / job.names(item)["probs"], loaded.frame, shape)
 
-    def fill(first: int, predicted: Predicted) -> None:
-        for number, (probs, std) in enumerate(predicted.each(), first):
+    def fill(first: int, predicted: BatchProbs) -> None:
+        for number, (probs, std) in enumerate(predicted.per_image(), first):
             mask[number] = class_mask(probs, *loaded.shape)
-            objects[number] = job.judge(probs, std, mask[number])
+            objects[number] = job.estimate_objects(probs, std, mask[number])
         if file is not None:
-            file.write(first, np.stack([to_frame(of_one, *loaded.shape) for of_one in predicted.probs]))
+            file.write(first, np.stack([to_frame(image_probs, *loaded.shape) for image_probs in predicted.probs]))
 
     filling: deque[Future[None]] = deque()
     try:
         for first in range(0, depth, job.batch_size):
             predicted = job.network.predict(loaded.small[first : first + job.batch_size], job.tta)
-            sure += map(sureness, predicted.probs)
+            max_probs += map(mean_max_probability, predicted.probs)
             filling.append(writers.submit(fill, first, predicted))
             while len(filling) > THREADS:
                 filling.popleft().result()
@@ -169,47 +175,55 @@ def _slices(job: Job, one: Input, loaded: Loaded, writers: ThreadPoolExecutor) -
         if file is not None:
             file.drop()
         raise
-    judged = None if job.alone is None else [(n, each) for n, some in enumerate(objects) for each in some or ()]
-    return Told(mask, float(np.mean(sure)), loaded.warning, judged), file
+    estimates = (
+        None
+        if job.estimator is None
+        else [(n, obj) for n, slice_objects in enumerate(objects) for obj in slice_objects or ()]
+    )
+    return Prediction(mask, float(np.mean(max_probs)), loaded.warning, estimates), file
 
 
 def _write_single(
-    job: Job, one: Input, loaded: Loaded, probs: NDArray[np.float32], std: NDArray[np.float32] | None
-) -> Done:
+    job: PredictJob, item: Input, loaded: Loaded, probs: NDArray[np.float32], std: NDArray[np.float32] | None
+) -> PredictResult:
     mask = class_mask(probs, *loaded.shape)
-    judged = job.judge(probs, std, mask)
-    objects = None if judged is None else [(0, each) for each in judged]
-    told = Told(mask, sureness(probs), loaded.warning, objects)
-    return Done(one, write_single(one, loaded, told, probs, job.about, job.out, job.names(one)))
+    estimates = job.estimate_objects(probs, std, mask)
+    objects = None if estimates is None else [(0, obj) for obj in estimates]
+    prediction = Prediction(mask, mean_max_probability(probs), loaded.warning, objects)
+    return PredictResult(
+        item, write_image_outputs(item, loaded, prediction, probs, job.metadata, job.out, job.names(item))
+    )
 
 
-def _write_volume(job: Job, one: Input, loaded: Loaded, told: Told, file: ProbabilityFile | None) -> Done:
+def _write_volume(
+    job: PredictJob, item: Input, loaded: Loaded, prediction: Prediction, file: ProbabilityFile | None
+) -> PredictResult:
     if file is not None:
         file.finish()
-    return Done(one, write_volume(one, loaded, told, job.about, job.out, job.names(one)))
+    return PredictResult(item, write_volume_outputs(item, loaded, prediction, job.metadata, job.out, job.names(item)))
 
 
-def _load(job: Job, one: Input) -> Loaded:
-    loaded = load(one, job.about.size, job.window, keep=job.overlay)
-    far = [text for image in loaded.small if (text := how_far(job.about.intensity, image))]
+def _load(job: PredictJob, item: Input) -> Loaded:
+    loaded = load(item, job.metadata.size, job.window, keep=job.overlay)
+    out_of_range = [text for image in loaded.small if (text := out_of_range_text(job.metadata.intensity, image))]
     # Slices at the ends of a volume differ from those in the middle, and from training: half of them are a reason.
-    if not far or 2 * len(far) < len(loaded.small):
+    if not out_of_range or 2 * len(out_of_range) < len(loaded.small):
         return loaded
-    which = f"{len(far)} of {len(loaded.small)} slices, the first: " if one.is_volume else ""
-    warning = "; ".join(filter(None, (loaded.warning, f"unlike the training images: {which}{far[0]}")))
+    which = f"{len(out_of_range)} of {len(loaded.small)} slices, the first: " if item.is_volume else ""
+    warning = "; ".join(filter(None, (loaded.warning, f"unlike the training images: {which}{out_of_range[0]}")))
     return replace(loaded, warning=warning)
 
 
-def _failed(one: Input, error: SampleError) -> Done:
-    row = {"file": str(one.path), "kind": one.kind, "error": " ".join(error.problem.split())}
-    return Done(one, row, f"{error.path}: {error.problem}")
+def _failed(item: Input, error: SampleError) -> PredictResult:
+    row = {"file": str(item.path), "kind": item.kind, "error": " ".join(error.problem.split())}
+    return PredictResult(item, row, f"{error.path}: {error.problem}")
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[One], Found], items: Iterable[One], depth: int
-) -> Iterator[tuple[One, Future[Found]]]:
+    pool: ThreadPoolExecutor, work: Callable[[ItemT], ResultT], items: Iterable[ItemT], depth: int
+) -> Iterator[tuple[ItemT, Future[ResultT]]]:
     """Items in order, each with its work under way, that of at most `depth` of them."""
-    waiting: deque[tuple[One, Future[Found]]] = deque()
+    waiting: deque[tuple[ItemT, Future[ResultT]]] = deque()
     for item in items:
         waiting.append((item, pool.submit(work, item)))
         if len(waiting) >= depth:

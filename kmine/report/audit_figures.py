@@ -60,7 +60,7 @@ def strata_chart(strata: Sequence[tuple[str, float, int]]) -> str:
     return _svg("audit-strata", "Withheld masks: quality by kind of image", draw, height=1.6 + 0.36 * len(strata))
 
 
-def causes_chart(counts: Sequence[tuple[str, int]]) -> str:
+def explanations_chart(counts: Sequence[tuple[str, int]]) -> str:
     """How often each signal is among the causes of the most suspicious masks: (name, count)."""
 
     def draw(axes: Axes) -> None:

@@ -39,7 +39,7 @@ class AuditItem:
     """1: looks most likely wrong of its kind."""
     suspicion: float
     """[0, 1], what `rank` goes by."""
-    causes: tuple[str, ...]
+    explanations: tuple[str, ...]
     """What speaks against it, the weightiest first, in words."""
     picture: str
     """Path of the image as a file that a browser shows, relative to the page."""
@@ -50,7 +50,7 @@ class AuditItem:
     """What the segmenter was asked in the last round, in the image's own frame; without hints."""
     facts: Mapping[str, str | int | float | None] = field(default_factory=dict)
     """Columns to show, filter and sort by: group, class, round, reason, estimated Dice, area and the like."""
-    story: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()
     """One line a round: asked, answered, judged, taught or not, what changed, by which model and weights."""
     mask_signature: str = ""
     """Of the mask as it stands: a verdict on it says which mask it was on."""

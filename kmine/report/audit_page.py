@@ -115,36 +115,36 @@ def _write_data(folder: Path, items: Iterator[AuditItem]) -> int:
     """Write the scripts of all items into `folder`; return how many items there were."""
     index: list[AuditItem] = []
     details: list[list[Any]] = []
-    seen: set[tuple[str, str]] = set()
+    seen_keys: set[tuple[str, str]] = set()
     for item in items:
-        _check(item, seen)
-        index.append(replace(item, layers=(), prompts=(), story=()))  # what is heavy is not held
+        _check(item, seen_keys)
+        index.append(replace(item, layers=(), prompts=(), history=()))  # what is heavy is not held
         details.append(_detail(item))
         if len(details) == DETAIL_ROWS:
-            _write_script(folder, "masks", (len(seen) - 1) // DETAIL_ROWS, details)
+            _write_script(folder, "masks", (len(seen_keys) - 1) // DETAIL_ROWS, details)
             details = []
         if len(index) == INDEX_ROWS:
-            _write_script(folder, "index", (len(seen) - 1) // INDEX_ROWS, _index(index))
+            _write_script(folder, "index", (len(seen_keys) - 1) // INDEX_ROWS, _index(index))
             index = []
     if details:
-        _write_script(folder, "masks", len(seen) // DETAIL_ROWS, details)
+        _write_script(folder, "masks", len(seen_keys) // DETAIL_ROWS, details)
     if index:
-        _write_script(folder, "index", len(seen) // INDEX_ROWS, _index(index))
-    return len(seen)
+        _write_script(folder, "index", len(seen_keys) // INDEX_ROWS, _index(index))
+    return len(seen_keys)
 
 
-def _check(item: AuditItem, seen: set[tuple[str, str]]) -> None:
+def _check(item: AuditItem, seen_keys: set[tuple[str, str]]) -> None:
     key = (item.kind, item.sample_id)
     if item.kind not in _KINDS:
         raise ValueError(f"write_page: expected a kind of {', '.join(_KINDS)}, got {item.kind!r}")
-    if key in seen:
+    if key in seen_keys:
         raise ValueError(f"write_page: expected one item a mask, got {item.kind} {item.sample_id!r} twice")
     if item.picture.startswith("/"):
         raise ValueError(f"write_page: expected a picture's path relative to the page, got {item.picture!r}")
     wrong = sorted({layer.name for layer in item.layers} - set(LAYERS))
     if wrong:
         raise ValueError(f"write_page: expected layers of {', '.join(LAYERS)}, got {wrong[0]!r}")
-    seen.add(key)
+    seen_keys.add(key)
 
 
 def _write_script(folder: Path, what: str, number: int, value: Any) -> None:
@@ -163,7 +163,7 @@ def _row(item: AuditItem, names: Sequence[str]) -> list[Any]:
         item.kind,
         int(item.rank),
         _plain(item.suspicion),
-        list(item.causes),
+        list(item.explanations),
         # By its bytes, so that a name that is no UTF-8 is found as well.
         quote(os.fsencode(item.picture)),
         int(item.height),
@@ -181,7 +181,7 @@ def _detail(item: AuditItem) -> list[Any]:
         item.mask_signature,
         [_layer(layer) for layer in item.layers],
         [_prompt(prompt) for prompt in item.prompts],
-        list(item.story),
+        list(item.history),
     ]
 
 
@@ -193,8 +193,8 @@ def _prompt(prompt: Prompts) -> list[Any]:
     """[class, box or None, [[x, y, label] ...], [box ...]]."""
     points: list[list[float]] = []
     if prompt.point_coords is not None and prompt.point_labels is not None:
-        found = zip(prompt.point_coords.tolist(), prompt.point_labels.tolist(), strict=True)
-        points = [[round(x, 2), round(y, 2), int(label)] for (x, y), label in found]
+        labeled_points = zip(prompt.point_coords.tolist(), prompt.point_labels.tolist(), strict=True)
+        points = [[round(x, 2), round(y, 2), int(label)] for (x, y), label in labeled_points]
     box = None if prompt.box is None else [round(v, 2) for v in prompt.box.tolist()]
     return [int(prompt.class_id), box, points, [[round(v, 1) for v in row] for row in prompt.jittered_boxes.tolist()]]
 

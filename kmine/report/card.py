@@ -49,7 +49,7 @@ class Card:
     checkpoint: str
     seed: int
     figures: Sequence[Figures]
-    promise: str
+    guarantee: str
     """What calibration said of the masks it learnt from, one sentence."""
     signatures: Sequence[tuple[str, str]]
     versions: Sequence[tuple[str, str]]

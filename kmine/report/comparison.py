@@ -76,13 +76,13 @@ class _Column:
     numeric: bool = True
 
 
-def columns(table: Comparison) -> list[_Column]:
+def comparison_columns(table: Comparison) -> list[_Column]:
     """What the table shows; what is the same in all rows, or known in none, is left out."""
 
     def differ(name: str) -> bool:
         return len({getattr(row, name) for row in table.rows}) > 1
 
-    def known(name: str) -> bool:
+    def any_finite(name: str) -> bool:
         return any(math.isfinite(getattr(row, name)) for row in table.rows)
 
     def needed(row: ComparisonRow) -> str:
@@ -102,9 +102,9 @@ def columns(table: Comparison) -> list[_Column]:
         _Column("difference in Dice", _difference),
         _Column("p, Holm", lambda row: _p(row.p_holm)),
         *([_Column("labels for the same Dice", needed)] if table.labels_needed else []),
-        *([_Column("time", lambda row: duration(row.seconds))] if known("seconds") else []),
-        *([_Column("peak MB", lambda row: number(row.peak_memory_mb, 0))] if known("peak_memory_mb") else []),
-        *([_Column("parameters", _millions)] if known("num_parameters") else []),
+        *([_Column("time", lambda row: duration(row.seconds))] if any_finite("seconds") else []),
+        *([_Column("peak MB", lambda row: number(row.peak_memory_mb, 0))] if any_finite("peak_memory_mb") else []),
+        *([_Column("parameters", _millions)] if any_finite("num_parameters") else []),
     ]
 
 
@@ -131,14 +131,14 @@ def _millions(row: ComparisonRow) -> str:
 
 
 def _cells(table: Comparison) -> Iterator[list[str]]:
-    used = columns(table)
+    used = comparison_columns(table)
     for row in table.rows:
         yield [column.cell(row) for column in used]
 
 
 def markdown(table: Comparison) -> str:
     """The notes, then the table."""
-    used = columns(table)
+    used = comparison_columns(table)
     lines = [*table.notes, "", _line(column.heading for column in used), "|---" * len(used) + "|"]
     return "\n".join([*lines, *(_line(text.replace("|", "\\|") for text in cells) for cells in _cells(table))]) + "\n"
 
@@ -166,7 +166,7 @@ def escape_latex(text: str) -> str:
 
 def latex(table: Comparison) -> str:
     """A table environment for \\usepackage{booktabs}, the notes in its caption."""
-    used = columns(table)
+    used = comparison_columns(table)
     lines = [
         "% \\usepackage{booktabs}",
         "\\begin{table}",
@@ -191,12 +191,12 @@ def html(table: Comparison) -> str:
     rows = [(row, cells) for row, cells in zip(table.rows, _cells(table), strict=True)]
     chart = Markup(table.chart[table.chart.find("<svg") :])  # drawn by kmine, which escapes its texts
     page = environment().get_template("comparison.jinja")
-    return page.render(table=table, columns=columns(table), rows=rows, chart=chart)
+    return page.render(table=table, columns=comparison_columns(table), rows=rows, chart=chart)
 
 
 def tidy(table: Comparison) -> tuple[list[str], list[list[object]]]:
     """Header and one row a method and number of labels, unrounded; empty cells where there is no number."""
-    header = [one.name for one in fields(ComparisonRow)]
+    header = [column.name for column in fields(ComparisonRow)]
     return [*header, "shown"], [[*map(_plain, astuple(row)), row.is_shown] for row in table.rows]
 
 

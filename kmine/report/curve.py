@@ -69,17 +69,17 @@ def label_efficiency(points: Sequence[CurvePoint], title: str) -> tuple[str, byt
 
 def _draw(axes: Any, points: Sequence[CurvePoint], methods: Sequence[str]) -> None:
     for number, method in enumerate(methods):
-        some = sorted((p for p in points if p.method == method), key=lambda p: p.num_labels)
-        if not some:
+        own_points = sorted((p for p in points if p.method == method), key=lambda p: p.num_labels)
+        if not own_points:
             continue
         word = method.split()[0].rstrip(",")
         colour = COLOURS.get(word, OTHERS[number % len(OTHERS)])
         # Side by side, a little: equal places would hide one interval behind another.
-        at = [p.num_labels * (1 + 0.012 * (number - len(methods) / 2)) for p in some]
-        axes.plot(at, [p.dice for p in some], "--" if word == "oracle" else "-", color=colour, label=method,
+        at = [p.num_labels * (1 + 0.012 * (number - len(methods) / 2)) for p in own_points]
+        axes.plot(at, [p.dice for p in own_points], "--" if word == "oracle" else "-", color=colour, label=method,
                   marker=MARKERS[number % len(MARKERS)], markersize=5)  # fmt: skip
-        ends = [[p.dice - p.low for p in some], [p.high - p.dice for p in some]]
-        axes.errorbar(at, [p.dice for p in some], yerr=ends, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
+        ends = [[p.dice - p.low for p in own_points], [p.high - p.dice for p in own_points]]
+        axes.errorbar(at, [p.dice for p in own_points], yerr=ends, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
     ticks = {p.num_labels: p.label_fraction for p in points}
     axes.set_xscale("log")
     axes.set_xticks(list(ticks), [f"{count:g}\n{fraction:.0%}" if count != fraction else f"{fraction:g}"

@@ -51,10 +51,10 @@ _STYLE: dict[str, Any] = {
 
 def dice_chart(rows: Sequence[RoundRow], segmenter: str) -> str:
     """Validation Dice per round; beside mining stands the supervised baseline at as many optimizer steps."""
-    who = f"mining ({segmenter})" if any(row.round_idx for row in rows) else "labels alone"
+    series_name = f"mining ({segmenter})" if any(row.round_idx for row in rows) else "labels alone"
     series = [
-        (f"{who}, chosen on validation", MINING, "-", [row.dice for row in rows]),
-        (f"{who}, last step", MINING, "--", [row.dice_final for row in rows]),
+        (f"{series_name}, chosen on validation", MINING, "-", [row.dice for row in rows]),
+        (f"{series_name}, last step", MINING, "--", [row.dice_final for row in rows]),
     ]
     if has_baseline(rows):
         series += [
@@ -79,13 +79,13 @@ def dice_chart(rows: Sequence[RoundRow], segmenter: str) -> str:
 
 def reasons_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
     """Objects kept, and dropped by reason, per round; None where no round asked the gate."""
-    asked = [row for row in rows if row.reasons]
-    if not asked:
+    mined = [row for row in rows if row.reasons]
+    if not mined:
         return None
-    present = [reason for reason in REASONS if any(row.reasons.get(reason) for row in asked)]
+    present = [reason for reason in REASONS if any(row.reasons.get(reason) for row in mined)]
     shades = dict(zip(REASONS, _REASON_COLOURS, strict=True))
-    parts = [(r.replace("_", " "), shades[r], [row.reasons.get(r, 0) for row in asked]) for r in present]
-    labels = [f"round {row.round_idx}" for row in asked]
+    parts = [(r.replace("_", " "), shades[r], [row.reasons.get(r, 0) for row in mined]) for r in present]
+    labels = [f"round {row.round_idx}" for row in mined]
     title = f"Objects by the gate's reason (segmenter: {segmenter})"
     return _stacked("reasons", title, labels, parts, "objects")
 
@@ -104,30 +104,30 @@ def seconds_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
     return _stacked("seconds", f"Seconds per stage (segmenter: {segmenter})", labels, parts, "seconds")
 
 
-def coverage_chart(found: Calibrated | None) -> str | None:
+def coverage_chart(calibration: Calibrated | None) -> str | None:
     """Mean Dice of the masks that are accepted against their share; None where the gate is not calibrated."""
-    if found is None:
+    if calibration is None:
         return None
 
     def draw(axes: Axes) -> None:
-        shares, means = zip(*found.risk_coverage, strict=True)
+        shares, means = zip(*calibration.risk_coverage, strict=True)
         axes.plot(shares, means, "-", color=MINING, label="mean Dice of the accepted")
-        axes.axvline(found.coverage, color=SUPERVISED, linestyle="--", label="the gate's threshold")
-        axes.axhline(found.target, color=_INK, linestyle=":", label="target")
+        axes.axvline(calibration.coverage, color=SUPERVISED, linestyle="--", label="the gate's threshold")
+        axes.axhline(calibration.target, color=_INK, linestyle=":", label="target")
         axes.set(xlabel="share of the objects accepted", ylabel="Dice", xlim=(0, 1.02))
         axes.grid(axis="y")
 
     return _svg("coverage", "Labeled objects treated as unlabeled: quality against coverage", draw, height=3.6)
 
 
-def reliability_chart(found: Calibrated | None) -> str | None:
+def reliability_chart(calibration: Calibrated | None) -> str | None:
     """True against estimated Dice, in bins of about equally many objects; None where the gate is not calibrated."""
-    if found is None:
+    if calibration is None:
         return None
 
     def draw(axes: Axes) -> None:
         axes.plot((0, 1), (0, 1), ":", color=_INK, label="as it should be")
-        estimates, means, counts = zip(*found.reliability, strict=True)
+        estimates, means, counts = zip(*calibration.reliability, strict=True)
         axes.plot(estimates, means, "o-", color=MINING, label=f"bins of {min(counts)} to {max(counts)} objects")
         axes.set(xlabel="estimated Dice", ylabel="true Dice", xlim=(0, 1), ylim=(0, 1))
         axes.grid()

@@ -19,7 +19,7 @@ from kmine.report.figures import (
 )
 from kmine.report.inputs import CATEGORIES, Report, RoundRow
 from kmine.report.panels import panels
-from kmine.report.table import columns, number
+from kmine.report.table import number, round_columns
 
 if TYPE_CHECKING:
     import jinja2
@@ -47,15 +47,15 @@ def environment() -> jinja2.Environment:
     """What renders the templates of this folder: text is escaped, a value that is missing is an error."""
     import jinja2
 
-    found = jinja2.Environment(
+    env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["number"] = number
-    return found
+    env.filters["number"] = number
+    return env
 
 
 def render_html(report: Report) -> str:
@@ -65,8 +65,8 @@ def render_html(report: Report) -> str:
         .get_template("report.jinja")
         .render(
             report=report,
-            verdict=verdict(report),
-            columns=columns(report.rounds, report.segmenter),
+            verdict=headline(report),
+            columns=round_columns(report.rounds, report.segmenter),
             charts=_charts(report),
             gallery=_gallery(report),
             refused=[row.round_idx for row in report.rounds if not row.adopted],
@@ -74,7 +74,7 @@ def render_html(report: Report) -> str:
     )
 
 
-def verdict(report: Report) -> str:
+def headline(report: Report) -> str:
     """Say in one sentence what the run came to on validation.
 
     Mining and the baseline are each judged by their last adopted round; both spent the steps of every round.
@@ -82,7 +82,7 @@ def verdict(report: Report) -> str:
     if not report.rounds:
         return "No round has finished yet, so there is nothing to compare."
     last = report.rounds[-1]
-    kept = _standing(report.rounds)
+    kept = _last_adopted(report.rounds)
     on = f"on {report.validation_cases} validation case{'' if report.validation_cases == 1 else 's'}"
     if last.round_idx == 0:
         labels = f"{kept.num_labeled} label{'' if kept.num_labeled == 1 else 's'}"
@@ -91,11 +91,11 @@ def verdict(report: Report) -> str:
     baseline = _baseline(report.rounds)
     if baseline is None:
         return f"{mined}; no supervised baseline was trained, so more steps alone may explain any gain over round 0."
-    beside = f"supervised training with as many optimizer steps reached {number(baseline)}"
-    return f"{mined}; {beside}: {_difference(kept.dice - baseline)}."
+    baseline_text = f"supervised training with as many optimizer steps reached {number(baseline)}"
+    return f"{mined}; {baseline_text}: {_difference(kept.dice - baseline)}."
 
 
-def _standing(rounds: Sequence[RoundRow]) -> RoundRow:
+def _last_adopted(rounds: Sequence[RoundRow]) -> RoundRow:
     """The last adopted round: the one whose model stands at the end."""
     return next((row for row in reversed(rounds) if row.adopted), rounds[0])
 

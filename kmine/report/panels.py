@@ -38,16 +38,16 @@ class Panel:
 def panels(item: GalleryItem, segmenter: str) -> list[Panel]:
     """Return image, prompts, local mask, segmenter mask and pseudo mask, in this order."""
     image = thumbnail(item.image)
-    who = f"{item.sample_id}, round {item.round_idx}"
+    title = f"{item.sample_id}, round {item.round_idx}"
     pseudo = None if item.pseudo_mask is None else _uri(draw_mask(image, item.pseudo_mask))
-    asked = f"{len(item.prompts)} prompt{'' if len(item.prompts) == 1 else 's'}"
+    num_prompts = f"{len(item.prompts)} prompt{'' if len(item.prompts) == 1 else 's'}"
     drawn = draw_prompts(image, item.prompts, item.image.shape[:2])
     return [
-        Panel("image", f"Image {who}", _uri(image)),
-        Panel(asked, f"{asked} on image {who}", _uri(drawn)),
-        Panel("local mask", f"Mask of the local model on {who}", _uri(draw_mask(image, item.local_mask))),
-        Panel(f"{segmenter} mask", f"Mask of {segmenter} on {who}", _uri(draw_mask(image, item.segmenter_mask))),
-        Panel("pseudo mask" if pseudo else "no pseudo mask", f"Pseudo mask of {who}", pseudo),
+        Panel("image", f"Image {title}", _uri(image)),
+        Panel(num_prompts, f"{num_prompts} on image {title}", _uri(drawn)),
+        Panel("local mask", f"Mask of the local model on {title}", _uri(draw_mask(image, item.local_mask))),
+        Panel(f"{segmenter} mask", f"Mask of {segmenter} on {title}", _uri(draw_mask(image, item.segmenter_mask))),
+        Panel("pseudo mask" if pseudo else "no pseudo mask", f"Pseudo mask of {title}", pseudo),
     ]
 
 

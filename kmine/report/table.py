@@ -58,7 +58,7 @@ def has_baseline(rows: Sequence[RoundRow]) -> bool:
     return any(row.supervised_dice is not None for row in rows)
 
 
-def columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
+def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
     """Return the columns that have something to say about these rows.
 
     A round names the segmenter that mined it; round 0 trains on the labels alone and names none.
@@ -143,7 +143,7 @@ class RoundsTable:
             pad_edge=False,
             collapse_padding=True,
         )
-        used = [column for column in columns(self.rows, self.segmenter) if detail or not column.detail]
+        used = [column for column in round_columns(self.rows, self.segmenter) if detail or not column.detail]
         for column in used:
             table.add_column(Text(column.heading.replace(" ", "\n")), justify="right" if column.numeric else "left")
         for row in self.rows:

@@ -18,20 +18,20 @@ from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.pool import Pool
 from kmine.data.quality.examine import (
     MAX_NAMED,
-    Look,
+    ImageStats,
+    check_duplicates,
+    check_groups,
+    check_masks,
+    compute_mask_stats,
+    compute_stats,
     count,
-    examine_groups,
-    examine_masks,
-    examine_twins,
-    find_twins,
-    look,
-    look_at_mask,
+    find_duplicates,
 )
 from kmine.data.quality.mask_alignment import (
     MIN_PAIRS,
+    check_alignment,
     edges,
-    examine_pairing,
-    measure_pairing,
+    measure_alignment,
     outline,
 )
 from kmine.data.split_file import GivenSplit
@@ -40,7 +40,7 @@ from kmine.errors import UserError
 from kmine.store.run_folder import RunStore
 from kmine.types import Finding, SampleRef
 
-MAX_PAIRED = 120
+MAX_ALIGNED = 120
 """Masks held against images: the time grows with the square."""
 ENOUGH_PAIRS, SURE_Z = 100, 1.0
 """Masks stop a run as those of other images only from so many pairs, and below this z.
@@ -50,41 +50,41 @@ Measured at 96 pixels, 30 draws each. The lowest z of 100 true pairs was 2.6 for
 is about a standard normal: at most 2.9 in 990 draws."""
 MAX_SHOWN = 3
 LEAKS = ("group_on_two_sides", "exact_duplicates_across")
-SHRUNK = ("label_1_empty_mask",)
+IGNORED_WHEN_RESIZED = ("label_1_empty_mask",)
 """What says nothing of shrunk masks: a small lesion may be gone."""
 
 
-class Says(Protocol):
+class ProgressLog(Protocol):
     """Whoever tells the user."""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A sentence for the terminal."""
 
 
-def check_once(
-    cfg: DataConfig, store: RunStore, watcher: Says, signature: str, examine: Callable[[], list[Finding]]
+def check_before_training(
+    cfg: DataConfig, store: RunStore, progress: ProgressLog, signature: str, examine: Callable[[], list[Finding]]
 ) -> None:
     """Examine, say every finding and keep all in run.json under `check`; nothing where this was passed before.
 
     Args:
         cfg: on_fault.
         store: the run.
-        watcher: is told the findings, one a line.
+        progress: is told the findings, one a line.
         signature: of data and splits; what was passed counts for the same ones alone.
         examine: what to do.
 
     Raises:
         UserError: for the first fault, with its cure, unless `data.on_fault` is "say".
     """
-    done = store.run().get("check") or {}
-    if done.get("passed") and done.get("made_from") == signature:
+    previous = store.run().get("check") or {}
+    if previous.get("passed") and previous.get("made_from") == signature:
         return
     findings = sorted(examine(), key=lambda finding: finding.severity)
     faults = [finding for finding in findings if finding.severity == "fault"]
     stops = bool(faults) and cfg.on_fault == "stop"
     store.update_run(check={"made_from": signature, "passed": not stops, "findings": [asdict(f) for f in findings]})
     for finding in findings[1:] if stops else findings:
-        watcher.say(f"check: {finding.severity}: {_line(finding)}")
+        progress.log(f"check: {finding.severity}: {_line(finding)}")
     if stops:
         raise UserError(_refusal(faults))
 
@@ -105,11 +105,11 @@ def _refusal(faults: Sequence[Finding]) -> str:
     return f"{_line(faults[0])}{more}; look the data over with kmine.check and the same settings, {going_on}"
 
 
-def examine_in_hand(
+def find_issues(
     cfg: DataConfig,
     cache: SampleCache,
     splits: Splits,
-    given: GivenSplit | None,
+    given_split: GivenSplit | None,
     num_classes: int,
     labeled: Pool,
     val: Pool,
@@ -120,7 +120,7 @@ def examine_in_hand(
         cfg: allow_leaks.
         cache: of all images.
         splits: of the run.
-        given: what data.split_file says, if anything.
+        given_split: what data.split_file says, if anything.
         num_classes: with the background.
         labeled: with its masks.
         val: with its masks.
@@ -128,94 +128,96 @@ def examine_in_hand(
     names = {sample_id: name for sample_id, _, name in splits.rows()}
     sides = {sample_id: name if name in ("val", "test") else "train" for sample_id, name in names.items()}
     return [
-        *_left_out(cache.refs, sides, given),
-        *examine_groups(cache.refs, sides, allow_leaks=cfg.allow_leaks),
-        *_copies(cache, sides, allow_leaks=cfg.allow_leaks),
-        *_masks(cache, labeled, val, num_classes),
+        *_check_left_out(cache.refs, sides, given_split),
+        *check_groups(cache.refs, sides, allow_leaks=cfg.allow_leaks),
+        *_check_copies(cache, sides, allow_leaks=cfg.allow_leaks),
+        *_check_masks(cache, labeled, val, num_classes),
     ]
 
 
-def _left_out(refs: Sequence[SampleRef], sides: Mapping[str, str], given: GivenSplit | None) -> Iterator[Finding]:
+def _check_left_out(
+    refs: Sequence[SampleRef], sides: Mapping[str, str], given_split: GivenSplit | None
+) -> Iterator[Finding]:
     """Readable images that are in no split, by the reason."""
-    asked = given.sides if given else {ref.sample_id: ref.split or "" for ref in refs}
+    requested_sides = given_split.sides if given_split else {ref.sample_id: ref.split or "" for ref in refs}
     out: dict[str, list[str]] = defaultdict(list)
     for ref in refs:
         if ref.sample_id not in sides:
-            maskless = asked.get(ref.sample_id) in ("val", "test") and not ref.has_mask
-            kind = "unlisted" if ref.sample_id not in asked else "maskless" if maskless else "straddling"
+            maskless = requested_sides.get(ref.sample_id) in ("val", "test") and not ref.has_mask
+            kind = "unlisted" if ref.sample_id not in requested_sides else "maskless" if maskless else "straddling"
             out[kind].append(ref.sample_id)
-    why = {
+    reasons = {
         "unlisted": "that data.split_file does not name",
         "maskless": "of the validation or test split without a mask",
         "straddling": "whose group (patient, volume, copies of one picture) is also in test, or in validation",
     }
     for kind, ids in out.items():
-        text = f"{count(ids, 'image')} {why[kind]}: left out of every split"
+        text = f"{count(ids, 'image')} {reasons[kind]}: left out of every split"
         yield Finding(f"left_out_{kind}", "note", text, tuple(ids[:MAX_NAMED]))
 
 
-def _copies(cache: SampleCache, sides: Mapping[str, str], *, allow_leaks: bool) -> list[Finding]:
+def _check_copies(cache: SampleCache, sides: Mapping[str, str], *, allow_leaks: bool) -> list[Finding]:
     """The same pixels on two sides; only decoded images that share hash and size with one elsewhere are read."""
     alike: dict[tuple[int, int, int], list[str]] = defaultdict(list)
     for sample_id, image_hash in cache.hashes.items():
         if sample_id in sides:
             alike[(image_hash, *cache.native_shape(sample_id))].append(sample_id)
     across = [ids for ids in alike.values() if len({sides[sample_id] for sample_id in ids}) > 1]
-    looks = [look(sample_id, cache.image_small(sample_id), None) for ids in across for sample_id in ids]
-    twins, _ = find_twins(looks, {}, -1)
-    return examine_twins(twins, sides, allow_leaks=allow_leaks)
+    stats = [compute_stats(sample_id, cache.image_resized(sample_id), None) for ids in across for sample_id in ids]
+    duplicates, _ = find_duplicates(stats, {}, -1)
+    return check_duplicates(duplicates, sides, allow_leaks=allow_leaks)
 
 
-def _masks(cache: SampleCache, labeled: Pool, val: Pool, num_classes: int) -> Iterator[Finding]:
+def _check_masks(cache: SampleCache, labeled: Pool, val: Pool, num_classes: int) -> Iterator[Finding]:
     """Emptiness, convention and pairing of the masks that training may see."""
     pool_of = {sample_id: pool for pool in (labeled, val) for sample_id in pool.ids}
-    looks = [_look_at(sample_id, pool_of[sample_id]) for sample_id in sorted(pool_of)]
+    stats = [_mask_stats(sample_id, pool_of[sample_id]) for sample_id in sorted(pool_of)]
     refs = {sample_id: cache.ref(sample_id) for sample_id in pool_of}
-    found = [f for f in examine_masks(looks, refs, num_classes) if f.code not in SHRUNK]
-    if all(finding.code != "masks_empty" for finding in found):
-        own = [item for item in looks if pool_of[item.sample_id] is labeled]
-        empty = [f for f in examine_masks(own, refs, num_classes) if f.code == "masks_empty"]
+    findings = [f for f in check_masks(stats, refs, num_classes) if f.code not in IGNORED_WHEN_RESIZED]
+    if all(finding.code != "masks_empty" for finding in findings):
+        labeled_stats = [item for item in stats if pool_of[item.sample_id] is labeled]
+        empty = [f for f in check_masks(labeled_stats, refs, num_classes) if f.code == "masks_empty"]
         yield from (replace(finding, text=f"of the labeled images {finding.text}") for finding in empty)
-    yield from _absent(looks, {i for i, pool in pool_of.items() if pool is labeled}, num_classes)
-    yield from (replace(f, text=f"of the labeled and validation images {f.text}") for f in found)
-    filled = [item.sample_id for item in looks if item.mask and 0 < item.mask.foreground_share < 1]
-    yield from _pairing({sample_id: pool_of[sample_id] for sample_id in filled})
+    yield from _check_absent_classes(stats, {i for i, pool in pool_of.items() if pool is labeled}, num_classes)
+    yield from (replace(f, text=f"of the labeled and validation images {f.text}") for f in findings)
+    filled = [item.sample_id for item in stats if item.mask and 0 < item.mask.foreground_share < 1]
+    yield from _check_pairing({sample_id: pool_of[sample_id] for sample_id in filled})
 
 
-def _absent(looks: Sequence[Look], labeled: Collection[str], num_classes: int) -> Iterator[Finding]:
+def _check_absent_classes(stats: Sequence[ImageStats], labeled: Collection[str], num_classes: int) -> Iterator[Finding]:
     """Of several classes those that no labeled image shows, at the size of training, though it shows another.
 
     A note: a rare class may have missed a draw. Nothing teaches it, and what the model calls so is chance.
     """
-    shown = {n for item in looks if item.mask and item.sample_id in labeled for n in item.mask.pixels}
+    shown = {n for item in stats if item.mask and item.sample_id in labeled for n in item.mask.pixels}
     absent = [str(n) for n in range(1, num_classes) if n not in shown]
     if absent and len(absent) < num_classes - 1:
         text = f"no labeled image shows class {' or '.join(absent)}: nothing teaches it; label some, or do not name it"
         yield Finding("class_unlabeled", "note", text)
 
 
-def _look_at(sample_id: str, pool: Pool) -> Look:
+def _mask_stats(sample_id: str, pool: Pool) -> ImageStats:
     """The mask alone, counted; images are not read for this."""
-    mask = pool.mask_small(sample_id)
+    mask = pool.mask_resized(sample_id)
     height, width = mask.shape
     nothing: dict[str, Any] = {"low": 0, "high": 255, "mean": 0.0, "contrast": np.inf, "digest": b"", "image_hash": 0}
     nothing |= dict.fromkeys(("small", "whole"), np.zeros((0, 0), np.uint8))
-    return Look(sample_id=sample_id, shape=(height, width), mask=look_at_mask(mask), **nothing)
+    return ImageStats(sample_id=sample_id, shape=(height, width), mask=compute_mask_stats(mask), **nothing)
 
 
-def _pairing(pool_of: Mapping[str, Pool]) -> Iterator[Finding]:
+def _check_pairing(pool_of: Mapping[str, Pool]) -> Iterator[Finding]:
     """Whether masks belong to their images, where there are enough to tell; a fault only where that is sure."""
     ids = list(pool_of)
-    chosen = [ids[n * len(ids) // MAX_PAIRED] for n in range(MAX_PAIRED)] if len(ids) > MAX_PAIRED else ids
-    images = [edges(pool_of[sample_id].image_small(sample_id)) for sample_id in chosen]
-    outlines = [outline(pool_of[sample_id].mask_small(sample_id)) for sample_id in chosen]
+    sampled = [ids[n * len(ids) // MAX_ALIGNED] for n in range(MAX_ALIGNED)] if len(ids) > MAX_ALIGNED else ids
+    images = [edges(pool_of[sample_id].image_resized(sample_id)) for sample_id in sampled]
+    outlines = [outline(pool_of[sample_id].mask_resized(sample_id)) for sample_id in sampled]
     # These images are no neighbours in their folder, so that places mean nothing.
-    pairing = replace(measure_pairing(images, outlines), better_shift=0)
-    if pairing.num_pairs < MIN_PAIRS:
+    alignment = replace(measure_alignment(images, outlines), better_shift=0)
+    if alignment.num_pairs < MIN_PAIRS:
         return
-    (finding,) = examine_pairing(pairing)
-    sure = pairing.num_pairs >= ENOUGH_PAIRS and pairing.z < SURE_Z
-    if finding.severity == "fault" and not sure:
+    (finding,) = check_alignment(alignment)
+    is_certain = alignment.num_pairs >= ENOUGH_PAIRS and alignment.z < SURE_Z
+    if finding.severity == "fault" and not is_certain:
         text = f"{finding.text}; perhaps by chance: kmine.check looks at more of them"
         finding = Finding("pairing_unsure", "note", text)
     yield finding

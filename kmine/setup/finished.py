@@ -15,7 +15,7 @@ OWN_FILES = ("images", "masks", "csv")
 """Settings of `data` that name a user's own files."""
 
 
-def settings_of(folder: Path, *, device: str, data_root: str | None, prog: str, description: str) -> LoopConfig:
+def load_settings(folder: Path, *, device: str, data_root: str | None, prog: str, description: str) -> LoopConfig:
     """What config.yaml of a run folder says, on this machine.
 
     Args:
@@ -38,5 +38,5 @@ def _moved(data: dict[str, Any], data_root: str) -> dict[str, str]:
     own = {name: Path(data[name]).expanduser().absolute() for name in OWN_FILES if data.get(name)}
     if not own:
         return {"root": data_root}
-    held_by = os.path.commonpath([path.parent for path in own.values()])
-    return {name: str(Path(data_root) / path.relative_to(held_by)) for name, path in own.items()}
+    common_parent = os.path.commonpath([path.parent for path in own.values()])
+    return {name: str(Path(data_root) / path.relative_to(common_parent)) for name, path in own.items()}

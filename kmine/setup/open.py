@@ -11,22 +11,22 @@ from typing import Any
 from kmine.config import LoopConfig
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.pool import MaskReader, Pool
-from kmine.data.quality.intensity import MAX_IMAGES, summarise
+from kmine.data.quality.intensity import MAX_IMAGES, intensity_ranges
 from kmine.data.source import Source
-from kmine.data.split_file import GivenSplit, read_split, settle_splits
+from kmine.data.split_file import GivenSplit, read_split, resolve_splits
 from kmine.data.splits import Splits
 from kmine.errors import UserError
 from kmine.feedback.verdict_effects import (
-    NOBODY,
-    Judged,
-    judge,
+    NO_VERDICTS,
+    VerdictEffects,
     read_mask,
+    resolve_verdicts,
 )
 from kmine.io.files import sign
 from kmine.models.base import LocalModel
 from kmine.models.build import build_model
 from kmine.segmenters import open_segmenter
-from kmine.setup.data_check import check_once, examine_in_hand
+from kmine.setup.data_check import check_before_training, find_issues
 from kmine.store.run_folder import RunStore
 from kmine.training.task import Task, Watcher
 from kmine.types import Finding
@@ -47,16 +47,16 @@ def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunStore, given: Giv
     if saved is not None:
         return Splits.from_rows((r["sample_id"], r["group_id"], r["split"]) for r in saved)
     given = given or read_split(cfg.data.split_file, cache.source)
-    splits = settle_splits(cfg.data, cfg.seed, cache.refs, cache.hashes, given)
+    splits = resolve_splits(cfg.data, cfg.seed, cache.refs, cache.hashes, given)
     store.write_csv("splits.csv", ("sample_id", "group_id", "split"), splits.rows())
     return splits
 
 
 def contents(cfg: LoopConfig, source: Source, store: RunStore) -> dict[str, str]:
-    """What the images, and the masks of labeled and validation ones, are; see `SampleCache.contents`."""
+    """What the images, and the masks of labeled and validation ones, are; see `SampleCache.content_fingerprints`."""
     cache = open_cache(cfg, source)
     splits = open_splits(cfg, cache, store)
-    return cache.contents((*splits.labeled, *splits.val))
+    return cache.content_fingerprints((*splits.labeled, *splits.val))
 
 
 def open_task(
@@ -70,7 +70,7 @@ def open_task(
     stops here, too (`kmine.setup.data_check`). `fabric` is that of processes that share the run, where they do.
     """
     given = read_split(cfg.data.split_file, source)
-    store.claim_split(given.digest if given else "")
+    store.claim_split(given.fingerprint if given else "")
     cache = open_cache(cfg, source)
     splits = open_splits(cfg, cache, store, given)
     bad_masks = cache.decode_masks((*splits.labeled, *splits.val))
@@ -99,9 +99,9 @@ def open_task(
     model, witness = cfg.model.split()
 
     def examine() -> list[Finding]:
-        return examine_in_hand(cfg.data, cache, splits, given, num_classes, *with_masks)
+        return find_issues(cfg.data, cache, splits, given, num_classes, *with_masks)
 
-    check_once(cfg.data, store, watcher, signature, examine)
+    check_before_training(cfg.data, store, watcher, signature, examine)
     return Task(
         cfg=replace(cfg, model=model),
         num_classes=num_classes,
@@ -117,11 +117,11 @@ def open_task(
     )
 
 
-def _judged(cfg: LoopConfig, splits: Splits, cache: SampleCache, store: RunStore, watcher: Watcher) -> Judged:
+def _judged(cfg: LoopConfig, splits: Splits, cache: SampleCache, store: RunStore, watcher: Watcher) -> VerdictEffects:
     """What the verdicts that the run was given mean for it; a run that has begun is held to them."""
     if cfg.verdicts is None:
-        return NOBODY
-    found = judge(Path(cfg.verdicts), splits.labeled, splits.unlabeled, (*splits.val, *splits.test))
+        return NO_VERDICTS
+    found = resolve_verdicts(Path(cfg.verdicts), splits.labeled, splits.unlabeled, (*splits.val, *splits.test))
     for sample_id, path in (found.accepted | found.corrected).items():
         shape, wanted = read_mask(path).shape, cache.native_shape(sample_id)
         if shape != wanted:
@@ -140,7 +140,7 @@ def _reader(path: Path) -> MaskReader:
 def _intensity(cache: SampleCache, ids: Sequence[str]) -> dict[str, Any]:
     """How bright the training images are: `kmine.predict` warns of those that are far from it."""
     every = -(-len(ids) // MAX_IMAGES)
-    return summarise(cache.image_small(sample_id) for sample_id in sorted(ids)[:: max(1, every)])
+    return intensity_ranges(cache.image_resized(sample_id) for sample_id in sorted(ids)[:: max(1, every)])
 
 
 def open_for_test(cfg: LoopConfig, source: Source, store: RunStore) -> tuple[Pool, LocalModel, dict[str, Any]]:

@@ -18,7 +18,7 @@ from kmine.config import LoopConfig
 from kmine.data.source import Source
 from kmine.models.build import build_model
 from kmine.setup.open import contents
-from kmine.store.run_folder import PREPARED, RunStore
+from kmine.store.run_folder import FOLD_TRAININGS, RunStore
 from kmine.training.task import Task
 
 PACKAGES = (
@@ -52,7 +52,7 @@ def preparing(store: RunStore) -> Iterator[None]:
     """
 
     def trained() -> float:
-        return sum(store.training_seconds(pattern) for pattern in (*PREPARED, "round_00"))
+        return sum(store.training_seconds(pattern) for pattern in (*FOLD_TRAININGS, "round_00"))
 
     before, began, earlier = trained(), time.perf_counter(), store.run().get("preparation_seconds", 0.0)
     yield

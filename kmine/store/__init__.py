@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from kmine.io.files import (
+    atomic_open,
     read_json,
     safe_name,
     sign,
     write_atomic,
     write_json,
-    writing,
 )
 from kmine.store.run_folder import (
-    HARMLESS,
-    PREPARED,
+    FOLD_TRAININGS,
+    RESUMABLE_CHANGES,
     BusyError,
     RunStore,
 )
 
 __all__ = [
-    "HARMLESS",
-    "PREPARED",
+    "RESUMABLE_CHANGES",
+    "FOLD_TRAININGS",
     "BusyError",
     "RunStore",
     "read_json",
@@ -27,5 +27,5 @@ __all__ = [
     "sign",
     "write_atomic",
     "write_json",
-    "writing",
+    "atomic_open",
 ]

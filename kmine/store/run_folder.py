@@ -29,10 +29,10 @@ from kmine.errors import UserError
 from kmine.io.files import (
     UNFINISHED,
     encode_png,
-    explained,
     is_whole_png,
     read_json,
     safe_name,
+    user_errors,
     write_atomic,
     write_json,
 )
@@ -47,7 +47,7 @@ from kmine.store.tables import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-HARMLESS = (
+RESUMABLE_CHANGES = (
     "out",
     "device",
     "offline",
@@ -73,7 +73,7 @@ HARMLESS = (
 Other data are told by their fingerprint or what they hold, and so is what `data.task` and the like make of them."""
 
 
-PREPARED = ("fold_*/round_00", "witness_fold_*/round_00")
+FOLD_TRAININGS = ("fold_*/round_00", "witness_fold_*/round_00")
 """Trainings that mining needs before its first round."""
 
 
@@ -92,7 +92,7 @@ class RunStore:
         self.follows = follows
         if follows:
             return
-        with explained(root):
+        with user_errors(root):
             root.mkdir(parents=True, exist_ok=True)
             self._lock = (root / ".lock").open("w")
         try:
@@ -104,45 +104,48 @@ class RunStore:
     # -- the run as a whole
 
     def claim(
-        self, config: Mapping[str, Any], fingerprint: str, contents: Callable[[], Mapping[str, str]] | None = None
+        self,
+        config: Mapping[str, Any],
+        fingerprint: str,
+        content_fingerprints: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         """Take the folder for `config` on data of `fingerprint`, or refuse, naming the field that differs.
 
         A run in which nothing was trained yet gives way: a mistake mended at once costs no new folder. Data of another
-        fingerprint whose `contents` are those the run began with were copied, and go by the old fingerprint.
+        fingerprint whose `content_fingerprints` are those the run began with were copied, and go by the old fingerprint.
         """
-        begun = self._begun()
+        has_weights = self._has_weights()
         try:
             self._refuse_others(config)
-            fingerprint = self._same_data(fingerprint, contents if begun else None)
+            fingerprint = self._same_data(fingerprint, content_fingerprints if has_weights else None)
         except UserError:
-            if begun or "data_fingerprint" not in self.run():
+            if has_weights or "data_fingerprint" not in self.run():
                 raise
             (self.root / "splits.csv").unlink(missing_ok=True)
         self._drop_unfinished_writes()
         self.update_run(data_fingerprint=fingerprint)
         self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
-    def claim_split(self, digest: str) -> None:
+    def claim_split(self, fingerprint: str) -> None:
         """Hold the run to what its split file said, empty without one; before training a mended file is taken anew."""
-        if self._changed("split_file_sha256", "data.split_file", digest):
+        if self._changed("split_file_sha256", "data.split_file", fingerprint):
             (self.root / "splits.csv").unlink(missing_ok=True)
-            self.update_run(split_file_sha256=digest)
+            self.update_run(split_file_sha256=fingerprint)
 
     def claim_verdicts(self, signature: str) -> None:
         """Hold the run to what its verdicts said; before training others are taken."""
         if self._changed("verdicts_signature", "verdicts", signature):
             self.update_run(verdicts_signature=signature)
 
-    def _changed(self, entry: str, setting: str, digest: str) -> bool:
+    def _changed(self, entry: str, setting: str, fingerprint: str) -> bool:
         """Whether run.json has another digest of the file that a setting names; refused where something was trained."""
-        was = self.run().get(entry, "")
-        if was != digest and self._begun():
+        previous = self.run().get(entry, "")
+        if previous != fingerprint and self._has_weights():
             raise UserError(
-                f"{self.root}: {setting} does not say what it said when this run began (sha256 {digest[:12]}, "
-                f"was {was[:12]}); choose another --out, or restore the file"
+                f"{self.root}: {setting} does not say what it said when this run began (sha256 {fingerprint[:12]}, "
+                f"was {previous[:12]}); choose another --out, or restore the file"
             )
-        return was != digest
+        return previous != fingerprint
 
     def _refuse_others(self, config: Mapping[str, Any]) -> None:
         path = self.root / "config.yaml"
@@ -153,18 +156,20 @@ class RunStore:
                 raise UserError(f"{path}: expected a run's settings, found none; choose another --out") from error
             _refuse_other_config(self.root, before, _flat(config))
 
-    def _same_data(self, fingerprint: str, contents: Callable[[], Mapping[str, str]] | None) -> str:
+    def _same_data(self, fingerprint: str, content_fingerprints: Callable[[], Mapping[str, str]] | None) -> str:
         """The fingerprint that the run began with; refused where neither that nor what the files hold is the same."""
         run = self.run()
-        was, held = run.get("data_fingerprint", fingerprint), run.get("data_contents")
-        if was != fingerprint and (contents is None or held is None or dict(contents()) != held):
+        previous, stored_contents = run.get("data_fingerprint", fingerprint), run.get("data_contents")
+        if previous != fingerprint and (
+            content_fingerprints is None or stored_contents is None or dict(content_fingerprints()) != stored_contents
+        ):
             raise UserError(
                 f"{self.root}: the data are not those this run began with (fingerprint {fingerprint[:12]}, "
-                f"was {was[:12]}); choose another --out"
+                f"was {previous[:12]}); choose another --out"
             )
-        return str(was)
+        return str(previous)
 
-    def _begun(self) -> bool:
+    def _has_weights(self) -> bool:
         """Whether anything here was trained."""
         return any(file for folder in self._round_dirs() for file in folder.glob("*.safetensors"))
 
@@ -214,9 +219,9 @@ class RunStore:
         with path.open(newline="") as file:
             return list(csv.DictReader(file))
 
-    def round_dir(self, round_idx: int, arm: str = "") -> Path:
+    def round_dir(self, round_idx: int, method_dir: str = "") -> Path:
         """Folder of a round; `arm` is empty for the loop itself, or the name of what it is compared with."""
-        return self.root / arm / f"round_{round_idx:02d}"
+        return self.root / method_dir / f"round_{round_idx:02d}"
 
     # -- tensors and JSON, signed
 
@@ -249,7 +254,7 @@ class RunStore:
 
     def preparation_seconds(self) -> float:
         """What came before the rounds of mining, the models of the folds included, be they shared with another run."""
-        return self.run().get("preparation_seconds", 0.0) + sum(map(self.training_seconds, PREPARED))
+        return self.run().get("preparation_seconds", 0.0) + sum(map(self.training_seconds, FOLD_TRAININGS))
 
     def _meta(self, path: Path) -> dict[str, Any]:
         from safetensors import SafetensorError, safe_open
@@ -294,21 +299,21 @@ class RunStore:
 
     # -- mining: parts while it goes on, two tables and the masks when it is done
 
-    def unmined(
-        self, round_idx: int, signature: str, ids: Sequence[str], chunk: int
+    def pending_batches(
+        self, round_idx: int, signature: str, ids: Sequence[str], batch_size: int
     ) -> Iterator[tuple[int, list[str]]]:
         """Numbered chunks of `ids` that no earlier, interrupted session has mined already."""
-        if self._mined(round_idx, signature) is not None:
+        if self._whole_decisions(round_idx, signature) is not None:
             return
-        for n, first in enumerate(range(0, len(ids), chunk)):
-            if self._mined(round_idx, signature, n) is None:
-                yield n, list(ids[first : first + chunk])
+        for n, first in enumerate(range(0, len(ids), batch_size)):
+            if self._whole_decisions(round_idx, signature, n) is None:
+                yield n, list(ids[first : first + batch_size])
 
-    def save_mined(
+    def save_batch(
         self,
         round_idx: int,
         signature: str,
-        part: int,
+        batch_idx: int,
         tables: Mapping[str, list[dict[str, Any]]],
         pseudo: Mapping[str, NDArray[np.uint8]],
     ) -> None:
@@ -316,14 +321,14 @@ class RunStore:
         for sample_id, mask in pseudo.items():
             write_atomic(self.pseudo_path(round_idx, sample_id), encode_png(mask, signature, round_idx))
         for name in ("prompts", "decisions"):
-            write_atomic(self._part(round_idx, part, name), encode_table(tables[name], name, signature))
+            write_atomic(self._batch_path(round_idx, batch_idx, name), encode_table(tables[name], name, signature))
 
-    def finish_mining(self, round_idx: int, signature: str, num_parts: int) -> list[dict[str, Any]]:
+    def close_round(self, round_idx: int, signature: str, num_batches: int) -> list[dict[str, Any]]:
         """Join the parts into prompts.parquet and decisions.parquet; return the decisions."""
-        done = self._mined(round_idx, signature)
+        done = self._whole_decisions(round_idx, signature)
         if done is None:
             for name in ("prompts", "decisions"):
-                tables = [read_table(self._part(round_idx, n, name), signature) for n in range(num_parts)]
+                tables = [read_table(self._batch_path(round_idx, n, name), signature) for n in range(num_batches)]
                 assert None not in tables, "mining is finished only once no chunk is left"
                 done = [row for rows in tables for row in rows or ()]
                 write_atomic(self.round_dir(round_idx) / f"{name}.parquet", encode_table(done, name, signature))
@@ -331,11 +336,15 @@ class RunStore:
         shutil.rmtree(self.round_dir(round_idx) / ".parts", ignore_errors=True)
         return done
 
-    def _mined(self, round_idx: int, signature: str, part: int | None = None) -> list[dict[str, Any]] | None:
+    def _whole_decisions(
+        self, round_idx: int, signature: str, batch_idx: int | None = None
+    ) -> list[dict[str, Any]] | None:
         """Decisions of a round, or of one of its parts; None unless both tables and every pseudo mask are whole."""
         folder = self.round_dir(round_idx)
         both = [
-            read_table(folder / f"{n}.parquet" if part is None else self._part(round_idx, part, n), signature)
+            read_table(
+                folder / f"{n}.parquet" if batch_idx is None else self._batch_path(round_idx, batch_idx, n), signature
+            )
             for n in ("prompts", "decisions")
         ]
         if None in both:
@@ -358,7 +367,7 @@ class RunStore:
         )
         return decisions, prompts
 
-    def mined_by(self, round_idx: int) -> str:
+    def round_signature(self, round_idx: int) -> str:
         """Signature of what made the masks of a round: model, segmenter, settings; empty where nothing was mined."""
         return table_signature(self.round_dir(round_idx) / "decisions.parquet")
 
@@ -374,23 +383,23 @@ class RunStore:
             return np.asarray(image, np.uint8).copy()
 
     def _drop_stale_masks(self, round_idx: int, kept: set[str]) -> None:
-        wanted = {self.pseudo_path(round_idx, sample_id).name for sample_id in kept}
+        kept_names = {self.pseudo_path(round_idx, sample_id).name for sample_id in kept}
         for path in (self.round_dir(round_idx) / "pseudo_masks").glob("*.png"):
-            if path.name not in wanted:
+            if path.name not in kept_names:
                 path.unlink()
 
-    def _part(self, round_idx: int, part: int, name: str) -> Path:
-        return self.round_dir(round_idx) / ".parts" / f"{part:05d}.{name}.parquet"
+    def _batch_path(self, round_idx: int, batch_idx: int, name: str) -> Path:
+        return self.round_dir(round_idx) / ".parts" / f"{batch_idx:05d}.{name}.parquet"
 
 
 def _refuse_other_config(root: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     for key in sorted(set(old) | set(new)):
-        was, now = old.get(key), new.get(key)
-        more_rounds = key == "rounds" and isinstance(was, int) and now >= was
-        if key in HARMLESS or was == now or more_rounds:
+        before, now = old.get(key), new.get(key)
+        more_rounds = key == "rounds" and isinstance(before, int) and now >= before
+        if key in RESUMABLE_CHANGES or before == now or more_rounds:
             continue
         raise UserError(
-            f"{root} holds a run with {key} = {was!r}, this command has {now!r}; "
+            f"{root} holds a run with {key} = {before!r}, this command has {now!r}; "
             "choose another --out, or give the same settings to resume"
         )
 

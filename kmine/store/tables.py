@@ -108,8 +108,10 @@ def _schema(pa: Any, name: str) -> Any:
     keys = [("sample_id", text), ("object_idx", whole), ("class_id", whole)]
     if name == "prompts":
         numbers, rows = pa.list_(number), pa.list_(pa.list_(number))
-        more = [("box", numbers), ("point_coords", rows), ("point_labels", pa.list_(whole))]
-        return pa.schema([*keys, *more, ("has_mask_input", flag), ("jittered_boxes", rows)])
-    more = [(s, number) for s in [*(f.name for f in fields(Evidence)), *ESTIMATES]]
+        value_columns = [("box", numbers), ("point_coords", rows), ("point_labels", pa.list_(whole))]
+        return pa.schema([*keys, *value_columns, ("has_mask_input", flag), ("jittered_boxes", rows)])
+    value_columns = [(s, number) for s in [*(f.name for f in fields(Evidence)), *ESTIMATES]]
     masks = [("height", whole), ("width", whole), ("local_rle", text), ("segmenter_rle", text)]
-    return pa.schema([*keys, ("kept", flag), ("reason", text), ("source", text), ("in_training", flag), *more, *masks])
+    return pa.schema(
+        [*keys, ("kept", flag), ("reason", text), ("source", text), ("in_training", flag), *value_columns, *masks]
+    )

@@ -45,7 +45,7 @@ def run_sweep(cfg: SweepConfig) -> int:
     def describe_now() -> None:
         states = {cell: state_of(cfg.out, cell) for cell in plan.cells}
         for line in describe(plan, states, since, cfg.processes):
-            terminal.say(line)
+            terminal.log(line)
 
     if cfg.dry_run:
         describe_now()
@@ -84,11 +84,11 @@ def _sum_up(cfg: SweepConfig, cells: Sequence[Cell], terminal: cli.Terminal) -> 
     states = {cell: state_of(cfg.out, cell) for cell in cells}
     failed = {cell: state for cell, state in states.items() if state.get("status") == "failed"}
     for cell, state in failed.items():
-        terminal.say(f"failed: {cell}: {state['error']}")
-    terminal.say(f"{len(cells) - len(failed)} of {len(cells)} cells done; table: {Path(cfg.out) / 'sweep.csv'}")
+        terminal.log(f"failed: {cell}: {state['error']}")
+    terminal.log(f"{len(cells) - len(failed)} of {len(cells)} cells done; table: {Path(cfg.out) / 'sweep.csv'}")
     if failed:
-        terminal.say("the same command tries the failed cells once more")
-    terminal.say(f"on the test split: python -m kmine.compare {cfg.out}")
+        terminal.log("the same command tries the failed cells once more")
+    terminal.log(f"on the test split: python -m kmine.compare {cfg.out}")
     assert all(is_settled(state, 0) for state in states.values()), "nothing is left when the work has ended"
     return int(bool(failed))
 

@@ -25,12 +25,12 @@ from kmine import cli
 from kmine.config.sweep import ORACLE, SweepConfig
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.source import Source
-from kmine.data.split_file import read_split, settle_splits
+from kmine.data.split_file import read_split, resolve_splits
 from kmine.data.splits import Splits, merge_duplicates
 from kmine.errors import UserError
-from kmine.io.files import UNFINISHED, explained, read_json, write_atomic, write_json
+from kmine.io.files import UNFINISHED, read_json, user_errors, write_atomic, write_json
 from kmine.setup.preflight import preflight
-from kmine.store.run_folder import HARMLESS, RunStore
+from kmine.store.run_folder import RESUMABLE_CHANGES, RunStore
 from kmine.sweep.trials import (
     Cell,
     State,
@@ -114,7 +114,7 @@ def _splits(cfg: SweepConfig, source: Source) -> Iterator[tuple[tuple[float, int
     refs = list(merge_duplicates(refs, cache.hashes, data.duplicate_distance))  # slow for many images: once for all
     for fraction, seed in product(cfg.fractions, cfg.seeds):
         drawn = replace(data_of(cfg, fraction), duplicate_distance=-1)
-        yield (fraction, seed), settle_splits(drawn, seed, refs, cache.hashes, given)
+        yield (fraction, seed), resolve_splits(drawn, seed, refs, cache.hashes, given)
 
 
 # -- the folder
@@ -124,7 +124,7 @@ def _splits(cfg: SweepConfig, source: Source) -> Iterator[tuple[tuple[float, int
 def _alone(out: str | Path) -> Iterator[Path]:
     """The folder of the sweep, while no other process writes its table or takes it."""
     root = Path(out)
-    with explained(root):
+    with user_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / ".sweep.lock").open("w")
     with lock:
@@ -170,7 +170,7 @@ def _refuse_other(cfg: SweepConfig, root: Path, was: Mapping[str, Any], cells: S
             old[f"set {name}.{key}"] = own.get(name, {}).get(key)
             new[f"set {name}.{key}"] = cfg.own_settings().get(name, {}).get(key)
     for key in sorted(set(old) | set(new)):
-        if key not in (*HARMLESS, *VARIED, *HOW) and old.get(key) != new.get(key):
+        if key not in (*RESUMABLE_CHANGES, *VARIED, *HOW) and old.get(key) != new.get(key):
             raise UserError(
                 f"{root} holds a sweep with {key} = {old.get(key)!r}, this command has {new.get(key)!r}; "
                 "choose another --out, or give the same settings to resume"

@@ -156,12 +156,12 @@ class Log:
 
     def start(self, title: str, total: int) -> None:
         """A piece of work begins."""
-        self.say(f"{title} ({total})")
+        self.log(f"{title} ({total})")
 
     def advance(self, done: int, text: str = "") -> None:
         """Not written down."""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line of the log."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

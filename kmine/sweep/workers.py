@@ -51,13 +51,13 @@ def work(
         found = next_cell(cfg.out, cells, since)
         if found is None:
             if not waiting:
-                terminal.say(f"{len(left)} cells are in the hands of another process; waiting for it")
+                terminal.log(f"{len(left)} cells are in the hands of another process; waiting for it")
             waiting = True
             time.sleep(PATIENCE)
             continue
         waiting, (cell, store) = False, found
         states = {other: state_of(cfg.out, other) for other in cells}
-        terminal.say(
+        terminal.log(
             f"cell {len(cells) - len(left) + 1} of {len(cells)}: {cell}; time to go: "
             f"{time_left(cells, states, since, 1)}"
         )
@@ -67,7 +67,7 @@ def work(
             terminal.stop()
             store.close()
         write_table(cfg.out, rows)
-        terminal.say(f"{cell}: {outcome(state)}")
+        terminal.log(f"{cell}: {outcome(state)}")
 
 
 def kin_of(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
@@ -153,7 +153,7 @@ def tell(
     ended = {cell for cell in cells if is_settled(states[cell], since)}
     for cell in cells:
         if cell in ended - known:
-            terminal.say(
+            terminal.log(
                 f"{cell}: {outcome(states[cell])}; {len(ended)} of {len(cells)} cells, time to go: "
                 f"{time_left(cells, states, since, processes)}"
             )

@@ -105,7 +105,7 @@ def image_scores(classifier: Classifier, pool: Pool, ids: Sequence[str], device:
     logits = torch.cat(
         [torch.zeros(0, device=device)]
         + [
-            classifier(_on(np.stack([pool.image_small(i) for i in ids[first : first + AT_ONCE]]), device)).float()
+            classifier(_on(np.stack([pool.image_resized(i) for i in ids[first : first + AT_ONCE]]), device)).float()
             for first in range(0, len(ids), AT_ONCE)
         ]
     )

@@ -157,7 +157,7 @@ def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tenso
 def _views_to_device(views: Views, device: torch.device) -> SeenTwice:
     weak, strong, known, source = (
         torch.from_numpy(array).to(device, non_blocking=True)
-        for array in (views.weak, views.strong, views.known, views.source)
+        for array in (views.weak, views.strong, views.valid, views.source)
     )
     return SeenTwice(weak.permute(0, 3, 1, 2), strong.permute(0, 3, 1, 2), known, source)
 

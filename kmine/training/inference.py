@@ -42,7 +42,7 @@ def infer(
     model.eval()
     for first in range(0, len(ids), batch_size):
         some = ids[first : first + batch_size]
-        probs, std = predict_small(model, np.stack([pool.image_small(i) for i in some]), tta, device)
+        probs, std = predict_small(model, np.stack([pool.image_resized(i) for i in some]), tta, device)
         for sample_id, p, s in zip(some, probs, std, strict=True):
             height, width = pool.native_shape(sample_id)
             yield Probs(sample_id, to_frame(p, height, width), None if tta == "none" else to_frame(s, height, width)[0])
@@ -64,7 +64,7 @@ def activations(
     model.eval()
     for first in range(0, len(ids), batch_size):
         some = ids[first : first + batch_size]
-        x = torch.from_numpy(np.stack([pool.image_small(i) for i in some])).to(device).permute(0, 3, 1, 2)
+        x = torch.from_numpy(np.stack([pool.image_resized(i) for i in some])).to(device).permute(0, 3, 1, 2)
         for sample_id, small in zip(some, model.activation_map(x).float().cpu().numpy(), strict=True):
             yield sample_id, to_frame(small[None], *pool.native_shape(sample_id))[0]
 

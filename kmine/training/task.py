@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kmine.config import LoopConfig, ModelConfig
 from kmine.data.pool import Pool
-from kmine.feedback.verdict_effects import NOBODY, Judged
+from kmine.feedback.verdict_effects import NO_VERDICTS, VerdictEffects
 from kmine.ops.calibrator import Calibration
 from kmine.segmenters.base import Segmenter
 from kmine.training.distributed import make_fabric
@@ -48,7 +48,7 @@ class Task:
     """What the gate goes by; None: thresholds on the evidence."""
     witness: ModelConfig | None = None
     """A second local model, whose agreement is evidence."""
-    judged: Judged = NOBODY  # what a person said of an earlier run's masks
+    judged: VerdictEffects = NO_VERDICTS  # what a person said of an earlier run's masks
 
 
 @dataclass(frozen=True)

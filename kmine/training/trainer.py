@@ -107,10 +107,10 @@ def _validator(task: Task) -> Callable[[LocalModel], float]:
         share = every_nth(task.val.ids, task.fabric)
         for first in range(0, len(share), task.cfg.infer.batch_size):
             ids = share[first : first + task.cfg.infer.batch_size]
-            images = np.stack([task.val.image_small(i) for i in ids])
+            images = np.stack([task.val.image_resized(i) for i in ids])
             probs, _ = predict_small(model, images, "none", task.fabric.device)
             for sample_id, pred in zip(ids, probs.argmax(axis=1).astype(np.uint8), strict=True):
-                truth = task.val.mask_small(sample_id)
+                truth = task.val.mask_resized(sample_id)
                 cases.append(case_metrics(sample_id, pred, truth, task.num_classes, with_hd95=False))
         return summarise(dealt_back(cases, task.fabric)).dice
 

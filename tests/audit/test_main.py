@@ -14,10 +14,10 @@ from helpers.loop_command import OPEN_GATE, SMALL, run_loop
 
 from kmine.audit import __main__ as audit
 from kmine.audit.evidence import (
-    ask_models,
-    chosen,
-    investigate,
-    past_of,
+    load_reference_models,
+    load_rounds,
+    rank_all_masks,
+    select_round,
 )
 from kmine.audit.history import COLUMNS
 from kmine.cli import Terminal, parse
@@ -118,10 +118,10 @@ def test_nobody_who_learned_a_mask_is_asked_about_it(made):
 
 def test_withheld_masks_stay_closed_unless_asked_for(run, monkeypatch, capsys):
     store = RunStore(run)
-    mined = {i for one in past_of(store) for i in one.decisions}
+    mined = {i for one in load_rounds(store) for i in one.decisions}
     store.close()
     opened_masks: list[str] = []
-    for name in ("mask_small", "mask_native"):
+    for name in ("mask_resized", "mask_native"):
         real = getattr(SampleCache, name)
         monkeypatch.setattr(SampleCache, name, lambda self, i, real=real: opened_masks.append(i) or real(self, i))
     assert audit.main([str(run), "--device", "cpu", "--out", str(run / "closed")]) == 0
@@ -138,9 +138,9 @@ def test_withheld_masks_stay_closed_unless_asked_for(run, monkeypatch, capsys):
 def test_planted_faults_are_in_the_first_fifth(run, monkeypatch):
     """Models that know the truth stand for innocent ones: the ranking is measured, not eight steps of training."""
     task, store = opened(run)
-    past = past_of(store)
-    this = chosen(past, None, run)
-    truth = {ref.sample_id: task.val._cache.mask_small(ref.sample_id) for ref in task.val._cache.refs}
+    past = load_rounds(store)
+    this = select_round(past, None, run)
+    truth = {ref.sample_id: task.val._cache.mask_resized(ref.sample_id) for ref in task.val._cache.refs}
 
     def blurred(task, models, pool, ids, tta="none"):
         for n, sample_id in enumerate(ids):
@@ -148,24 +148,24 @@ def test_planted_faults_are_in_the_first_fifth(run, monkeypatch):
             p = np.clip(np.where(truth[sample_id] == 1, 0.8, 0.1) + noise, 0, 1).astype(np.float32)
             yield sample_id, np.stack([1 - p, p])
 
-    monkeypatch.setattr("kmine.audit.evidence.predicted", blurred)
+    monkeypatch.setattr("kmine.audit.evidence.mean_probabilities", blurred)
     rng = np.random.default_rng(0)
-    ids = [i for i in this.teaching if truth[i].any()]
+    ids = [i for i in this.pseudo_labeled if truth[i].any()]
     labeled = {i: truth[i] for i in task.labeled.ids}
     wrong = planting.plant({i: truth[i] for i in ids}, 0.2, rng)
     wrong_given = planting.plant(labeled, 0.2, rng)
     for name in ids:
         mask = wrong[name][1] if name in wrong else truth[name]
-        store.pseudo_path(this.round_idx, name).write_bytes(encode_png(mask, this.made_by, this.round_idx))
+        store.pseudo_path(this.round_idx, name).write_bytes(encode_png(mask, this.signature, this.round_idx))
     given = task.labeled.with_masks(task.labeled.ids, lambda i: wrong_given[i][1] if i in wrong_given else labeled[i])
-    pseudo, found = investigate(task, store, past, this, with_labeled=True, given=given)
+    pseudo, found = rank_all_masks(task, store, past, this, with_labeled=True, labeled=given)
     first = {one.sample_id for one in pseudo if one.sample_id in ids} and [
         o.sample_id for o in pseudo if o.sample_id in ids
     ]
     assert len(wrong) >= 3 and len(wrong.keys() & set(first[: len(wrong) + 1])) >= 0.8 * len(wrong)
     head = {one.sample_id for one in found[: len(wrong_given) + 1]}
     assert len(wrong_given) >= 2 and len(wrong_given.keys() & head) >= 0.7 * len(wrong_given)
-    assert all(one.causes for one in found[:1])
+    assert all(one.explanations for one in found[:1])
     store.close()
 
 
@@ -173,9 +173,9 @@ def test_models_of_the_parts_are_trained_only_where_given_masks_are_looked_at(ru
     for folder in run.glob("fold_*"):
         shutil.rmtree(folder)
     task, store = opened(run)
-    past = past_of(store)
-    asked = ask_models(task, store, past, past[-1].teaching, train_folds=False)
-    assert "round_00" in [one.name for one in asked.witnesses] and not list(run.glob("fold_*"))
+    past = load_rounds(store)
+    asked = load_reference_models(task, store, past, past[-1].pseudo_labeled, train_folds=False)
+    assert "round_00" in [one.name for one in asked.references] and not list(run.glob("fold_*"))
     store.close()
     assert audit.main([str(run), "--device", "cpu", "--no-labeled"]) == 0
     assert not list(run.glob("fold_*")) and {row["kind"] for row in rows(run / "audit")} == {"pseudo"}

@@ -159,7 +159,7 @@ def test_the_strong_view_leaves_grey_images_grey_and_is_decided_by_the_seed():
 
 
 def test_place_alone_moves_like_the_others_and_leaves_every_colour(augment):
-    plain, strong = Augment(SIZE, place_only=True), Augment(SIZE, strong=True)
+    plain, strong = Augment(SIZE, geometric_only=True), Augment(SIZE, strong=True)
     mask = np.zeros((SIZE, SIZE), np.uint8)
     mask[18:40, 12:30] = 1
     image = np.full((SIZE, SIZE, 3), (200, 90, 60), np.uint8)
@@ -170,7 +170,7 @@ def test_place_alone_moves_like_the_others_and_leaves_every_colour(augment):
         known = placed != 255
         colours = seen[known].reshape(-1, 3)
         assert np.median(np.abs(colours.astype(int) - (200, 90, 60)).max(axis=1)) == 0, seed
-    assert pickle.loads(pickle.dumps(plain)).place_only and not pickle.loads(pickle.dumps(strong)).place_only
+    assert pickle.loads(pickle.dumps(plain)).geometric_only and not pickle.loads(pickle.dumps(strong)).geometric_only
 
 
 def test_disabled_is_the_identity(pair):

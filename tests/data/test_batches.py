@@ -13,7 +13,7 @@ from kmine.data.batches import (
     Batches,
     LabelBatches,
     ViewBatches,
-    cut_and_mix,
+    cutmix,
 )
 from kmine.errors import UserError, WithheldMaskError
 
@@ -30,10 +30,10 @@ class FakePool:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def image_small(self, sample_id: str) -> np.ndarray:
+    def image_resized(self, sample_id: str) -> np.ndarray:
         return np.full((8, 8, 3), int(sample_id), np.uint8)
 
-    def mask_small(self, sample_id: str) -> np.ndarray:
+    def mask_resized(self, sample_id: str) -> np.ndarray:
         return np.full((8, 8), 0 if sample_id in self.empty else self.mask, np.uint8)
 
     def weight(self, sample_id: str) -> float:
@@ -195,7 +195,7 @@ def test_every_pixel_keeps_its_place_its_class_and_its_weight():
     mixed_ones = 0
     for key in range(40):
         before = coded((1.0, 0.5, 0.25))
-        batch = cut_and_mix(before, 0.6, (key,))
+        batch = cutmix(before, 0.6, (key,))
         came_from = batch.images[..., 1]
         corner = np.zeros((3, 20, 20), bool)
         corner[:, :4, :4] = True
@@ -210,7 +210,7 @@ def test_every_pixel_keeps_its_place_its_class_and_its_weight():
 def test_what_is_pasted_is_one_rectangle_of_one_other_image_of_2_to_40_percent():
     shares, sides = [], []
     for key in range(60):
-        came_from = cut_and_mix(coded(), 1.0, (key,)).images[..., 1]
+        came_from = cutmix(coded(), 1.0, (key,)).images[..., 1]
         for n in range(3):
             foreign = came_from[n] != n
             rows, cols = np.flatnonzero(foreign.any(axis=1)), np.flatnonzero(foreign.any(axis=0))
@@ -225,9 +225,9 @@ def test_what_is_pasted_is_one_rectangle_of_one_other_image_of_2_to_40_percent()
 
 def test_cutmix_off_is_the_batch_itself_and_equal_weights_stay_one_number_an_image():
     before = coded()
-    off = cut_and_mix(before, 0.0, (0,))
+    off = cutmix(before, 0.0, (0,))
     assert np.array_equal(off.images, before.images) and np.array_equal(off.masks, before.masks)
-    on = cut_and_mix(before, 1.0, (0,))
+    on = cutmix(before, 1.0, (0,))
     assert on.weights.shape == (3,) and not np.array_equal(on.images, before.images)
     assert np.array_equal(before.images, coded().images), "the batch that came in is left alone"
     for step in range(5):
@@ -259,7 +259,7 @@ class LabeledPool(FakePool):
     def image_label(self, sample_id: str) -> int | None:
         return None if int(sample_id) % 5 == 0 else int(sample_id) % 2
 
-    def mask_small(self, sample_id: str) -> np.ndarray:
+    def mask_resized(self, sample_id: str) -> np.ndarray:
         raise AssertionError("a mask was asked for")
 
 
@@ -304,16 +304,16 @@ def test_images_of_one_label_alone_teach_nothing():
 class ClosedPool(FakePool):
     """Images of noise around their number; their masks are nobody's."""
 
-    def image_small(self, sample_id: str) -> np.ndarray:
+    def image_resized(self, sample_id: str) -> np.ndarray:
         noise = np.random.default_rng(int(sample_id)).integers(0, 30, (32, 32, 3))
         return (int(sample_id) + noise).astype(np.uint8)
 
-    def mask_small(self, sample_id: str) -> np.ndarray:
+    def mask_resized(self, sample_id: str) -> np.ndarray:
         raise WithheldMaskError(sample_id)
 
 
 class OpenPool(ClosedPool):
-    def mask_small(self, sample_id: str) -> np.ndarray:
+    def mask_resized(self, sample_id: str) -> np.ndarray:
         return np.ones((32, 32), np.uint8)
 
 
@@ -324,7 +324,7 @@ def view_batches(seed=0, round_idx=1, batch_size=6, share=0.5, enabled=True, num
 
 
 def same_views(a: Batch, b: Batch) -> bool:
-    names = ("weak", "strong", "known", "source")
+    names = ("weak", "strong", "valid", "source")
     return all(np.array_equal(getattr(a.views, name), getattr(b.views, name)) for name in names)
 
 
@@ -341,12 +341,12 @@ def test_beside_unlabeled_images_stand_the_labeled_ones_that_stand_beside_pseudo
 def test_both_views_show_one_place_and_what_lies_outside_is_known_by_neither():
     drawn = [view_batches()[step].views for step in range(6)]
     assert any((views.weak != views.strong).any() for views in drawn)
-    assert any(not views.known.all() for views in drawn)
+    assert any(not views.valid.all() for views in drawn)
     for views in drawn:
         own = np.arange(3)[:, None, None]
-        assert np.array_equal(views.source, np.where(views.known, own, -1))
+        assert np.array_equal(views.source, np.where(views.valid, own, -1))
     views = view_batches(enabled=False)[0].views
-    assert np.array_equal(views.weak, views.strong) and views.known.all()
+    assert np.array_equal(views.weak, views.strong) and views.valid.all()
 
 
 def test_a_mixed_strong_view_says_which_weak_view_shows_its_pixels():

@@ -56,10 +56,10 @@ def test_withheld_masks_are_never_read(tmp_path):
     view = pool(tmp_path)
     assert view.ids == IDS and len(view) == 7
     assert all(view.sample(sample_id).mask is None for sample_id in IDS)
-    assert view.image_small("s07").shape == (32, 32, 3)
+    assert view.image_resized("s07").shape == (32, 32, 3)
     assert view.native_shape("s07") == (20, 30)
     with pytest.raises(WithheldMaskError, match="s07"):
-        view.mask_small("s07")
+        view.mask_resized("s07")
 
 
 def test_image_labels_are_known_where_masks_are_withheld(tmp_path):
@@ -85,17 +85,17 @@ def test_true_masks(tmp_path):
     sample = view.sample("s07")
     assert sample.mask.shape == (20, 30) and sample.mask.sum() == 300
     assert (sample.group_id, sample.image_label, sample.spacing) == ("g", 1, (1.0, 2.0))
-    assert view.mask_small("s07")[0, 0] == 1
+    assert view.mask_resized("s07")[0, 0] == 1
 
 
 def test_masks_of_a_reader_keep_ignored_pixels_and_read_no_truth(tmp_path):
     mined = np.full((20, 30), 255, np.uint8)
     mined[:, :15] = 1
     view = pool(tmp_path, lambda sample_id: mined)
-    assert set(np.unique(view.mask_small("s01"))) == {1, 255}
+    assert set(np.unique(view.mask_resized("s01"))) == {1, 255}
     np.testing.assert_array_equal(view.sample("s01").mask, mined)
     with pytest.raises(ValueError, match="expected a mask of"):
-        pool(tmp_path, lambda sample_id: mined[:5]).mask_small("s01")
+        pool(tmp_path, lambda sample_id: mined[:5]).mask_resized("s01")
 
 
 def test_weights_and_empty_masks_belong_to_the_samples_that_are_there(tmp_path):
@@ -126,4 +126,4 @@ def test_strangers_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"1 are not in the data set .*gone for one"):
         Pool(cache, ("s01", "gone"), {"s01": "g", "gone": "g"})
     with pytest.raises(KeyError, match="not in this pool"):
-        pool(tmp_path).image_small("s05")
+        pool(tmp_path).image_resized("s05")

@@ -11,7 +11,7 @@ import pytest
 
 from kmine.config import DataConfig
 from kmine.data.datasets.kvasir_seg import KvasirSeg
-from kmine.data.split_file import read_split, settle_splits
+from kmine.data.split_file import read_split, resolve_splits
 from kmine.data.splits import Splits
 from kmine.errors import UserError
 from kmine.seeding import derive_seed
@@ -49,7 +49,7 @@ def lines(*names: str) -> str:
 
 def settled(given: str, refs=PLAIN, hashes=FAR, skipped: tuple[str, ...] = (), **settings) -> Splits:
     cfg = DataConfig(**({"label_fraction": 0.5} | settings))
-    return settle_splits(cfg, 0, refs, hashes, read_split(given, source_of(refs, *skipped)))
+    return resolve_splits(cfg, 0, refs, hashes, read_split(given, source_of(refs, *skipped)))
 
 
 def refusal(given: str, refs=PLAIN) -> str:
@@ -83,7 +83,7 @@ def test_splits_of_a_run_are_taken_as_they_are_and_what_they_lack_is_left_out(pu
 
 def test_images_that_cannot_be_read_now_leave_the_splits_of_a_run(put):
     given = read_split(put("splits.csv", OF_A_RUN), source_of(PLAIN[1:], "s00"))
-    found = settle_splits(DataConfig(), 0, PLAIN[1:], FAR, given)
+    found = resolve_splits(DataConfig(), 0, PLAIN[1:], FAR, given)
     assert found.labeled == ("s02",) and "s00" not in found.groups
 
 
@@ -188,7 +188,7 @@ def test_what_the_index_left_out_may_be_named(put):
 
 def test_only_what_a_file_says_changes_its_digest(put):
     def digest(given: str) -> str:
-        return read_split(given, source_of(PLAIN)).digest
+        return read_split(given, source_of(PLAIN)).fingerprint
 
     same = {digest(put("a.csv", as_table(LISTS))), digest(as_folder(put, LISTS)), digest(as_folder(put, LISTS, "b"))}
     moved = LISTS | {"val": LISTS["val"][1:], "test": [*LISTS["test"], LISTS["val"][0]]}
@@ -265,5 +265,5 @@ def test_lists_as_published_for_kvasir(put):
     source = KvasirSeg(Path(DATA) / "kvasir_seg")
     ids = [ref.sample_id for ref in source.refs()]
     given = read_split(as_folder(put, {"train": ids[36:], "test": ids[:36]}), source)
-    found = settle_splits(DataConfig(duplicate_distance=-1), 0, source.refs(), {}, given)
+    found = resolve_splits(DataConfig(duplicate_distance=-1), 0, source.refs(), {}, given)
     assert list(found.test) == ids[:36] and len(found.val) == 30 and len(found.groups) == 300

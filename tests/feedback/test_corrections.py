@@ -14,28 +14,29 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from kmine.audit.export import (
-    Exported,
+    ExportedMask,
     write_coco,
     write_label_studio,
     write_masks,
 )
 from kmine.data.io.nifti import read_geometry
-from kmine.data.io.volume_masks import read_volume, write_volume
+from kmine.data.io.volume_masks import read_mask_volume, write_mask_volume
 from kmine.errors import UserError
-from kmine.feedback.corrections import Known, picture_name, read_corrections
+from kmine.feedback.corrections import ExpectedMasks, picture_name, read_corrections
 
 NAMES = ("background", "organ", "lesion")
 IDS = ("plain", "volume-001/slice-0002", "ümlaut & 100%.x")
 
 
-def exported(masks: dict[str, np.ndarray]) -> list[Exported]:
+def exported(masks: dict[str, np.ndarray]) -> list[ExportedMask]:
     return [
-        Exported(i, "pseudo", mask, f"pictures/{picture_name(i)}.jpg", 0.5, 1, "made", 1) for i, mask in masks.items()
+        ExportedMask(i, "pseudo", mask, f"pictures/{picture_name(i)}.jpg", 0.5, 1, "made", 1)
+        for i, mask in masks.items()
     ]
 
 
-def known(masks: dict[str, np.ndarray], names: tuple[str, ...] = NAMES) -> Known:
-    return Known({i: mask.shape for i, mask in masks.items()}, names)
+def known(masks: dict[str, np.ndarray], names: tuple[str, ...] = NAMES) -> ExpectedMasks:
+    return ExpectedMasks({i: mask.shape for i, mask in masks.items()}, names)
 
 
 def export(how: str, folder: Path, masks: dict[str, np.ndarray]) -> Path:
@@ -84,7 +85,7 @@ def test_polygons_of_another_tool_are_read_by_file_name(tmp_path):
         "annotations": [{"image_id": 7, "category_id": 3, "segmentation": [[2, 2, 6, 2, 6, 6, 2, 6]]}],
     }
     (tmp_path / "c.json").write_text(json.dumps(value))
-    ((name, mask),) = read_corrections(tmp_path / "c.json", Known({"plain": (10, 10)}, NAMES))
+    ((name, mask),) = read_corrections(tmp_path / "c.json", ExpectedMasks({"plain": (10, 10)}, NAMES))
     assert name == "plain" and mask[4, 4] == 2 and mask[8, 8] == 0 and mask.any()
 
 
@@ -105,7 +106,7 @@ def test_white_of_a_picture_editor_is_the_one_class(tmp_path):
     mask = np.zeros((4, 4), np.uint8)
     mask[1, 1:3] = 255
     Image.fromarray(mask).save(tmp_path / "a.png")
-    ((_, found),) = read_corrections(tmp_path, Known({"a": (4, 4)}, NAMES[:2]))
+    ((_, found),) = read_corrections(tmp_path, ExpectedMasks({"a": (4, 4)}, NAMES[:2]))
     assert (found == (mask == 255)).all()
 
 
@@ -115,15 +116,15 @@ def test_a_volume_comes_back_in_its_own_geometry(tmp_path):
     depth, height, width = read_geometry(tmp_path / "scan.nii.gz").sliced
     rng = np.random.default_rng(0)
     slices = {n: rng.integers(0, 3, (height, width)).astype(np.uint8) for n in (1, depth - 1)}
-    write_volume(tmp_path / "out" / "m.nii.gz", tmp_path / "scan.nii.gz", slices)
+    write_mask_volume(tmp_path / "out" / "m.nii.gz", tmp_path / "scan.nii.gz", slices)
     image = nibabel.load(tmp_path / "out" / "m.nii.gz")
     assert image.shape == (5, 6, 4) and np.allclose(image.affine, affine) and image.get_data_dtype() == np.uint8
-    back = dict(read_volume(tmp_path / "out" / "m.nii.gz", tmp_path / "scan.nii.gz"))
+    back = dict(read_mask_volume(tmp_path / "out" / "m.nii.gz", tmp_path / "scan.nii.gz"))
     assert back.keys() == slices.keys() and all((back[n] == slices[n]).all() for n in slices)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["m.nii.gz"]
 
 
-def refused(path: Path, about: Known, said: str) -> None:
+def refused(path: Path, about: ExpectedMasks, said: str) -> None:
     with pytest.raises(UserError, match=said):
         list(read_corrections(path, about))
 
@@ -131,19 +132,19 @@ def refused(path: Path, about: Known, said: str) -> None:
 @pytest.mark.parametrize("how", ["coco", "labelstudio", "masks"])
 def test_another_size_and_unknown_ids_are_refused(how, tmp_path):
     path = export(how, tmp_path, {i: np.full((3, 4), 2, np.uint8) for i in "ab"})
-    refused(path, Known({"a": (3, 4), "b": (4, 3)}, NAMES), "3 x 4 .*for b, got 4 x 3")
-    refused(path, Known({"a": (3, 4)}, NAMES), "b(.png|.jpg)")
-    refused(path, Known({"a": (3, 4), "b": (3, 4)}, ("background", "other")), "classes|class ids|labels")
+    refused(path, ExpectedMasks({"a": (3, 4), "b": (4, 3)}, NAMES), "3 x 4 .*for b, got 4 x 3")
+    refused(path, ExpectedMasks({"a": (3, 4)}, NAMES), "b(.png|.jpg)")
+    refused(path, ExpectedMasks({"a": (3, 4), "b": (3, 4)}, ("background", "other")), "classes|class ids|labels")
 
 
 @pytest.mark.parametrize("text", ["no json", "{}", "[1]", "[]", '{"images": [{"id": 1}]}', '[{"annotations": []}]'])
 def test_what_is_no_known_format_is_refused(text, tmp_path):
     (tmp_path / "x.json").write_text(text)
-    refused(tmp_path / "x.json", Known({"a": (3, 3)}, NAMES), "expected")
+    refused(tmp_path / "x.json", ExpectedMasks({"a": (3, 3)}, NAMES), "expected")
 
 
 def test_nothing_there_is_refused(tmp_path):
-    refused(tmp_path, Known({}, NAMES), "found none")
-    refused(tmp_path / "nowhere", Known({}, NAMES), "cannot be read")
+    refused(tmp_path, ExpectedMasks({}, NAMES), "found none")
+    refused(tmp_path / "nowhere", ExpectedMasks({}, NAMES), "cannot be read")
     (tmp_path / "a.png").write_bytes(b"no picture")
-    refused(tmp_path, Known({"a": (3, 3)}, NAMES), "cannot be read")
+    refused(tmp_path, ExpectedMasks({"a": (3, 3)}, NAMES), "cannot be read")

@@ -43,7 +43,7 @@ def item(number: int, kind: str = "pseudo", **more) -> AuditItem:
         "kind": kind,
         "rank": number + 1,
         "suspicion": 1 - number / 1000,
-        "causes": ("the models disagree",),
+        "explanations": ("the models disagree",),
         "picture": f"pictures/{PICTURES[number % len(PICTURES)]}",
         "height": 30,
         "width": 40,
@@ -54,7 +54,7 @@ def item(number: int, kind: str = "pseudo", **more) -> AuditItem:
             "area": 100 * number,
             "size": ("big", "small")[number % 2],
         },
-        "story": (f"round 1: asked, answered, kept {number}",),
+        "history": (f"round 1: asked, answered, kept {number}",),
         "mask_signature": f"sig{number}",
     }  # fmt: skip
     return AuditItem(**(values | more))

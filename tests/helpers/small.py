@@ -46,7 +46,7 @@ class Silent:
 
     def advance(self, done: int, text: str = "") -> None: ...
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.said.append(text)
 
 

@@ -229,7 +229,7 @@ def test_check_space_lets_pass_what_just_fits(tmp_path, monkeypatch, free):
 def test_what_the_file_system_says_is_explained(code, said):
     import os
 
-    with pytest.raises(UserError, match=f"^some/file: .*{said}"), download.explained(Path("some/file")):
+    with pytest.raises(UserError, match=f"^some/file: .*{said}"), download.download_errors(Path("some/file")):
         raise OSError(code, os.strerror(code))
 
 

@@ -78,7 +78,7 @@ def touching(monkeypatch):
     def see(truth: Pool, by: int = 2) -> None:
         def infer(model, pool, ids, **how):
             for sample_id in ids:
-                seen = np.pad(truth.mask_small(sample_id), ((by, 0), (by, 0)))[:-by, :-by] == 1
+                seen = np.pad(truth.mask_resized(sample_id), ((by, 0), (by, 0)))[:-by, :-by] == 1
                 yield Probs(sample_id, np.where([~seen, seen], 0.9, 0.1).astype(np.float32))
 
         monkeypatch.setattr(asking, "infer", infer)
@@ -102,7 +102,7 @@ def mean_dice(masks, truth, *, ignored_is_wrong: bool) -> float:
             return dice(np.where(valid, mask == 1, ~true), true)
         return dice((mask == 1) & valid, true & valid)
 
-    return float(np.nanmean([one(masks[i], truth.mask_small(i) == 1) for i in masks]))
+    return float(np.nanmean([one(masks[i], truth.mask_resized(i) == 1) for i in masks]))
 
 
 def check_rising(found, truth) -> None:
@@ -144,7 +144,7 @@ def with_as_many_prompts_as_objects(store, truth) -> set[str]:
     counts: dict[str, int] = {}
     for row in store.prompts(1):
         counts[row["sample_id"]] = counts.get(row["sample_id"], 0) + 1
-    return {i for i in truth.ids if counts.get(i, 0) == len(components(truth.mask_small(i) == 1))}
+    return {i for i in truth.ids if counts.get(i, 0) == len(components(truth.mask_resized(i) == 1))}
 
 
 @pytest.mark.parametrize("passes", [1, 2])
@@ -156,7 +156,7 @@ def test_with_a_perfect_segmenter_pseudo_masks_are_the_true_masks(learned, touch
     ids = with_as_many_prompts_as_objects(store, truth)
     assert len(ids) >= 5
     for sample_id in ids:
-        assert np.array_equal(masks[sample_id], truth.mask_small(sample_id)), sample_id
+        assert np.array_equal(masks[sample_id], truth.mask_resized(sample_id)), sample_id
 
 
 def test_where_the_local_model_is_asked_they_are_true_where_it_agrees_and_ignored_elsewhere(learned, touching) -> None:
@@ -167,7 +167,7 @@ def test_where_the_local_model_is_asked_they_are_true_where_it_agrees_and_ignore
     assert len(ids) >= 5
     seen = {p.sample_id: p.mask for p in asking.infer(None, truth, sorted(ids))}
     for sample_id in ids:
-        true = truth.mask_small(sample_id)
+        true = truth.mask_resized(sample_id)
         ignored = masks[sample_id] == IGNORE_INDEX
         assert np.array_equal(masks[sample_id][~ignored], true[~ignored])
         assert np.array_equal(ignored, seen[sample_id] != true) and ignored.any()

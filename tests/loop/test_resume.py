@@ -192,14 +192,14 @@ def test_seeds_share_validation_and_test(undisturbed, cache, tmp_path):
         (RunStore, "save_tensors", 2),  # between its two checkpoints
         (RunStore, "save_tensors", 3),  # after them, before its state is put away
         (RunStore, "save_json", 1),  # after round 0
-        (RunStore, "save_mined", 2),  # in the middle of mining
-        (RunStore, "save_mined", CHUNKS),  # mined, not joined
+        (RunStore, "save_batch", 2),  # in the middle of mining
+        (RunStore, "save_batch", CHUNKS),  # mined, not joined
         (run_store, "encode_table", 2 * CHUNKS + 2),  # one of the two joined tables is written
-        (RunStore, "finish_mining", 1),
+        (RunStore, "close_round", 1),
         (RunStore, "save_tensors", 4),  # in the middle of the training of round 1
         (RunStore, "save_json", 2),  # after what it changed is told
         (RunStore, "save_json", 3),  # after round 1
-        (RunStore, "save_mined", CHUNKS + 1),
+        (RunStore, "save_batch", CHUNKS + 1),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -355,7 +355,7 @@ def test_no_pool_of_a_task_holds_the_test_split_and_only_two_have_masks(tmp_path
     for sample_id in task.unlabeled.ids:
         assert task.unlabeled.sample(sample_id).mask is None
         with pytest.raises(WithheldMaskError):
-            task.unlabeled.mask_small(sample_id)
+            task.unlabeled.mask_resized(sample_id)
 
 
 # -- the data were copied

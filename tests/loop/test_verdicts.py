@@ -19,7 +19,7 @@ from kmine.audit import __main__ as audit
 from kmine.cli import Terminal, parse
 from kmine.config import LoopConfig
 from kmine.errors import UserError
-from kmine.feedback.verdict_effects import judge, read_mask
+from kmine.feedback.verdict_effects import read_mask, resolve_verdicts
 from kmine.feedback.verdicts import FORMAT
 from kmine.io.files import encode_png, safe_name
 from kmine.setup.open import open_task
@@ -107,7 +107,7 @@ def test_a_corrected_mask_is_a_label_of_full_weight_and_a_rejected_label_is_none
         mask = task.labeled.sample(sample_id).mask
         assert mask[3 : 9 + number, 4:12].all() and mask.sum() == (6 + number) * 8
         assert task.labeled.weight(sample_id) == 1
-        assert task.labeled.mask_small(sample_id).any()
+        assert task.labeled.mask_resized(sample_id).any()
         assert task.labeled.subset([sample_id]).sample(sample_id).mask.sum() == mask.sum()
 
 
@@ -190,8 +190,8 @@ def test_who_validates_or_tests_never_teaches(tmp_path):
     corrected = {name: {"file": f"corrected/{name}.png"} for name in ("u", "v")}
     value = {"format": FORMAT, "run": "r", "run_signature": "", "verdicts": [], "corrected": corrected}
     (tmp_path / "verdicts.json").write_text(json.dumps(value))
-    found = judge(tmp_path / "verdicts.json", ["l"], ["u"], ["v"])
+    found = resolve_verdicts(tmp_path / "verdicts.json", ["l"], ["u"], ["v"])
     assert set(found.corrected) == {"u"} and found.elsewhere == ("v",)
     assert read_mask(found.corrected["u"]).sum() == 4
     with pytest.raises(UserError, match="got v"):
-        judge(tmp_path / "verdicts.json", ["l"], ["u"], [])
+        resolve_verdicts(tmp_path / "verdicts.json", ["l"], ["u"], [])

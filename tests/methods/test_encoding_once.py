@@ -16,7 +16,7 @@ from kmine.mining.adaptation.step import adapt_segmenter
 from kmine.segmenters.sam import proposals as sam_auto
 from kmine.segmenters.sam import segmenter as module
 from kmine.segmenters.sam.build import ARCHITECTURES, Architecture, build_sam
-from kmine.store.run_folder import HARMLESS
+from kmine.store.run_folder import RESUMABLE_CHANGES
 
 
 @pytest.fixture
@@ -82,5 +82,5 @@ def test_proposals_and_answers_of_a_round_share_one_encoding_without_a_cache(tas
 
 
 def test_the_cache_may_move_between_two_sessions_of_a_run_its_precision_may_not() -> None:
-    assert {"segmenter.cache_dir", "segmenter.cache_gb"} <= set(HARMLESS)
-    assert "segmenter.cache_dtype" not in HARMLESS
+    assert {"segmenter.cache_dir", "segmenter.cache_gb"} <= set(RESUMABLE_CHANGES)
+    assert "segmenter.cache_dtype" not in RESUMABLE_CHANGES

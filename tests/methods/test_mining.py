@@ -81,9 +81,9 @@ def test_an_echo_gives_the_local_model_s_own_masks(task_of):
 
 def test_given_labels_never_change(task_of):
     task, store = task_of(CFG)
-    before = {i: task.labeled.mask_small(i).copy() for i in task.labeled.ids}
+    before = {i: task.labeled.mask_resized(i).copy() for i in task.labeled.ids}
     list(mine(task, store))
-    assert all(np.array_equal(task.labeled.mask_small(i), before[i]) for i in before)
+    assert all(np.array_equal(task.labeled.mask_resized(i), before[i]) for i in before)
     assert not {r["sample_id"] for r in store.decisions(1)} & set(before), "a labeled image is never mined"
 
 

@@ -168,7 +168,7 @@ def test_object_areas_are_medians_per_class():
     class Two:
         ids = ("a", "b")
 
-        def mask_small(self, sample_id):
+        def mask_resized(self, sample_id):
             mask = np.zeros((10, 10), np.uint8)
             mask[:2, :5] = 1  # 10 %
             mask[5:7, :2] = 1 if sample_id == "a" else 0  # 4 %

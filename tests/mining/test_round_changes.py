@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kmine.io.files import no_nan
+from kmine.io.files import nan_to_none
 from kmine.mining.round_changes import (
     NOTHING,
     Changes,
@@ -192,7 +192,7 @@ def test_json_gives_the_same_back_through_a_file():
     told = found(image("a", pseudo="????", before=mask("....")), image("b"), earlier=[{"a", "x"}])
     empty = found(image(pseudo="....", local="....", known_empty=True), labeled=[])
     for one in (told, empty):
-        value = json.loads(json.dumps(no_nan(one.to_json()), allow_nan=False))
+        value = json.loads(json.dumps(nan_to_none(one.to_json()), allow_nan=False))
         assert repr(Changes.from_json(value)) == repr(one)
     kept = told.to_json()
     assert (kept["num_teaching"], kept["num_new"], kept["num_kept_on"], kept["num_expelled"]) == (2, 1, 1, 1)

@@ -45,7 +45,7 @@ def save_slice(path, values, *, position=None, series=SERIES, orientation=(1, 0,
 
 
 def names(found) -> list[tuple[str, str]]:
-    return [(one.name, one.kind) for one in found.found]
+    return [(one.name, one.kind) for one in found.readable]
 
 
 def test_folders_are_searched_to_the_bottom_and_the_output_is_not(tmp_path):
@@ -118,7 +118,7 @@ def test_two_series_in_a_folder_are_told_apart(tmp_path):
         place = {"position": (0, 0, n), "series": f"1.2.{n % 2}"}
         save_slice(tmp_path / "ct" / f"{n}.dcm", np.zeros((4, 5)), **place)
     found = find_inputs([str(tmp_path)], tmp_path / "out")
-    assert [(one.name, len(one.files)) for one in found.found] == [("ct/series-1", 2), ("ct/series-2", 2)]
+    assert [(one.name, len(one.files)) for one in found.readable] == [("ct/series-1", 2), ("ct/series-2", 2)]
 
 
 def test_a_series_is_sorted_by_place_and_its_affine_is_the_patients(tmp_path):
@@ -131,7 +131,7 @@ def test_a_series_is_sorted_by_place_and_its_affine_is_the_patients(tmp_path):
     assert series.files == tuple(files) and series.thickness == 2 and series.warning == ""
     # Voxel (column 4, row 3, slice 2) lies at 10 + 4 * .25 to the left, 20 + 3 * .5 to the back, 34 up.
     assert np.allclose(series.affine @ [4, 3, 2, 1], [-11, -21.5, 34, 1])
-    (one,) = find_inputs([str(tmp_path)], tmp_path / "out").found
+    (one,) = find_inputs([str(tmp_path)], tmp_path / "out").readable
     loaded = load(one, 8, (0, 255), keep=True)
     assert loaded.shape == (4, 5) and loaded.spacing == (0.5, 0.25)
     assert np.array_equal(loaded.native, np.minimum(values, 255))
@@ -178,7 +178,7 @@ def test_masks_of_a_turned_volume_come_back_to_the_voxels_they_are_of(tmp_path, 
     affine = inv_ornt_aff(axcodes2ornt(axes), values.shape)
     affine[:3, :3] *= 2
     nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "v.nii.gz")
-    (one,) = find_inputs([str(tmp_path / "v.nii.gz")], tmp_path / "out").found
+    (one,) = find_inputs([str(tmp_path / "v.nii.gz")], tmp_path / "out").readable
     loaded = load(one, 8, (0, 255), keep=True)
     # The grey values, taken for a mask, must be the volume.
     (tmp_path / "back.nii.gz").write_bytes(encode_mask(loaded.native, loaded.frame))

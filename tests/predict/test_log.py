@@ -7,13 +7,13 @@ from contextlib import contextmanager
 import pytest
 
 from kmine.errors import UserError
-from kmine.predict.log import LEDGER, Ledger
+from kmine.predict.log import LOG_FILE, OutputLog
 
 
 @pytest.fixture
 def out(tmp_path):
     (tmp_path / "a.png").write_bytes(b"mask")
-    ledger = Ledger(tmp_path)
+    ledger = OutputLog(tmp_path)
     ledger.add("a", "s1", ["a.png"], {"file": "a"})
     ledger.close()
     return tmp_path
@@ -21,7 +21,7 @@ def out(tmp_path):
 
 @contextmanager
 def reopened(out):
-    ledger = Ledger(out)
+    ledger = OutputLog(out)
     try:
         yield ledger
     finally:
@@ -46,7 +46,7 @@ def test_an_output_that_is_gone_or_cut_short_is_not_done(out):
 
 
 def test_a_line_that_a_kill_cut_short_costs_that_image_alone(out):
-    with (out / LEDGER).open("a") as file:
+    with (out / LOG_FILE).open("a") as file:
         file.write('{"name": "b", "sig')
     with reopened(out) as ledger:
         ledger.add("c", "s1", [], {})
@@ -64,6 +64,6 @@ def test_files_of_others_are_not_replaced(out):
 
 def test_one_process_at_a_time(out):
     with reopened(out), pytest.raises(UserError, match="another process"):
-        Ledger(out)
+        OutputLog(out)
     with reopened(out):
         pass

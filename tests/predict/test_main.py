@@ -24,7 +24,7 @@ from PIL import Image
 
 from kmine.data.datasets.phantom.dataset import PhantomSource
 from kmine.predict import __main__ as predict
-from kmine.predict.run_model import load_model, open_run
+from kmine.predict.run_model import load_model, open_run_model
 from kmine.training.inference import predict_small
 
 RNG = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def table(out) -> dict[str, dict[str, str]]:
 
 def expected_mask(run, image, **which) -> np.ndarray:
     """The rule, written anew: squash, ask, resize the probabilities, take the most probable class."""
-    found = open_run(run, which.get("round_idx"), which.get("checkpoint", "best"))
+    found = open_run_model(run, which.get("round_idx"), which.get("checkpoint", "best"))
     small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
     probs = predict_small(load_model(found), small[None], "none", torch.device("cpu"))[0][0]
     grown = [cv2.resize(p, image.shape[1::-1], interpolation=cv2.INTER_LINEAR) for p in probs]
@@ -100,9 +100,9 @@ def test_another_round_or_checkpoint_is_another_model(run, tmp_path, words, whic
 
 def test_a_cell_of_a_sweep_says_where_its_rounds_are(tmp_path):
     cell = make_run(tmp_path / "cell", with_weights=False, method="mean_teacher", arm="mean_teacher")
-    assert open_run(cell, None, "best").weights == cell / "mean_teacher" / "round_01" / "model.safetensors"
-    assert open_run(cell, 0, "best").weights == cell / "round_00" / "model.safetensors"
-    assert open_run(cell, None, "best").about.method == "mean_teacher"
+    assert open_run_model(cell, None, "best").weights == cell / "mean_teacher" / "round_01" / "model.safetensors"
+    assert open_run_model(cell, 0, "best").weights == cell / "round_00" / "model.safetensors"
+    assert open_run_model(cell, None, "best").metadata.method == "mean_teacher"
 
 
 def test_the_same_command_makes_nothing_again_and_a_changed_image_anew(run, tmp_path):
@@ -235,7 +235,7 @@ def test_a_calibrated_run_estimates_the_dice_of_each_object(judged, tmp_path, tt
     out = tmp_path / "out"
     assert main(judged, tmp_path / "a.png", "--out", out, "--tta", tta, "--card") == 0
     small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
-    found = load_model(open_run(judged, None, "best"))
+    found = load_model(open_run_model(judged, None, "best"))
     probs = predict_small(found, small[None], tta, torch.device("cpu"))[0][0]
     inside = cv2.resize(probs[1], (50, 40), interpolation=cv2.INTER_LINEAR)
     mask = np.asarray(Image.open(out / "masks" / "a.png"))
@@ -334,13 +334,13 @@ def test_flips_agree_between_torch_and_onnx(judged, exported):
 
     about, network = open_onnx(exported, "cpu")
     images = RNG.integers(0, 256, (2, 32, 32, 3), np.uint8)
-    model = load_model(open_run(run, None, "best"))
+    model = load_model(open_run_model(run, None, "best"))
     for tta in ("none", "hflip", "flips"):
         ours, apart = predict_small(model, images, tta, torch.device("cpu"))
         theirs = network.predict(images, tta)
         assert np.abs(theirs.probs - ours).max() < 1e-4
         assert theirs.std is None if tta == "none" else np.abs(theirs.std - apart).max() < 1e-4
-    assert about.signature == open_run(run, None, "best").about.signature and about.class_names[1] == "polyp"
+    assert about.signature == open_run_model(run, None, "best").metadata.signature and about.class_names[1] == "polyp"
 
 
 def test_a_foreign_onnx_file_is_refused(tmp_path, capsys):

@@ -15,18 +15,18 @@ from kmine.errors import SampleError
 from kmine.mining.calibration.local_quality import Alone
 from kmine.predict import stream
 from kmine.predict.inputs import Input
-from kmine.predict.metadata import About, colours
-from kmine.predict.network import Predicted
+from kmine.predict.metadata import ModelMetadata, colours
+from kmine.predict.network import BatchProbs
 from kmine.predict.outputs import (
     class_mask,
-    columns,
     num_components,
     overlay,
+    prediction_columns,
 )
 from kmine.predict.reader import Loaded
-from kmine.predict.stream import Job, predict_stream
+from kmine.predict.stream import PredictJob, predict_stream
 
-ABOUT = About(
+ABOUT = ModelMetadata(
     name="m",
     dataset="d",
     class_names=("background", "a"),
@@ -51,12 +51,12 @@ class Threshold:
     def predict(self, images, tta):
         self.batches.append(len(images))
         bright = (images[..., 0] > 127).astype(np.float32) * 0.8 + 0.1
-        return Predicted(np.stack([1 - bright, bright], axis=1), None)
+        return BatchProbs(np.stack([1 - bright, bright], axis=1), None)
 
 
 @pytest.fixture
 def job(tmp_path):
-    return Job(Threshold(), ABOUT, tmp_path, None, "none", 3, probs=False, overlay=False)
+    return PredictJob(Threshold(), ABOUT, tmp_path, None, "none", 3, probs=False, overlay=False)
 
 
 def inputs(tmp_path, count: int) -> list[Input]:
@@ -74,7 +74,7 @@ def loaded(value: int = 255) -> Loaded:
 def test_images_come_back_in_order_in_batches_of_the_size_of_training(job, tmp_path, monkeypatch):
     pretend(monkeypatch, lambda one, *_, **__: loaded(255 * (int(one.name) % 2)))
     done = list(predict_stream(job, inputs(tmp_path, 8)))
-    assert [one.one.name for one in done] == [f"{n:03}" for n in range(8)]
+    assert [one.item.name for one in done] == [f"{n:03}" for n in range(8)]
     assert [one.row["a_px"] for one in done] == [0, 48] * 4
     assert job.network.batches == [3, 3, 2]
     assert done[0].row["mean_max_probability"] == pytest.approx(0.9)
@@ -90,7 +90,7 @@ def test_areas_are_in_mm2_where_the_spacing_is_known(job, tmp_path, monkeypatch)
 
 def test_images_unlike_those_of_training_are_told_by_their_ranges(job, tmp_path, monkeypatch):
     ranges = {"red": [0, 100], "green": [0, 255], "blue": [0, 255], "contrast": [0, 128]}
-    warned = replace(job, about=replace(ABOUT, intensity={"num_images": 9, "ranges": ranges}))
+    warned = replace(job, metadata=replace(ABOUT, intensity={"num_images": 9, "ranges": ranges}))
     pretend(monkeypatch, lambda one, *_, **__: loaded(255 * (int(one.name) % 2)))
     dark, bright = (one.row["warning"] for one in predict_stream(warned, inputs(tmp_path, 2)))
     assert dark == "" and bright == "unlike the training images: red 255 (training: 0 to 100)"
@@ -101,7 +101,7 @@ def test_each_object_is_judged_and_an_image_by_their_areas(job, tmp_path, monkey
     small[0, :, 0] = 255
     shown = {"000": small, "001": np.zeros_like(small)}
     pretend(monkeypatch, lambda one, *_, **__: Loaded(shown[one.name], (4, 4), None, None, None))
-    judged = replace(job, alone=Alone.from_json(ALONE | {"prompts": ALONE["prompts"] | {"min_area_px": 1}}))
+    judged = replace(job, estimator=Alone.from_json(ALONE | {"prompts": ALONE["prompts"] | {"min_area_px": 1}}))
     one, none = (done.row for done in predict_stream(judged, inputs(tmp_path, 2)))
     assert one["num_objects"] == 1 and one["estimated_dice"] == pytest.approx(0.9), "the mean probability inside"
     box = {"x0": 0, "y0": 0, "x1": 0, "y1": 3}
@@ -136,7 +136,7 @@ def test_a_bad_image_stops_nobody(job, tmp_path, monkeypatch):
         return loaded()
 
     pretend(monkeypatch, load)
-    done = {one.one.name: one for one in predict_stream(job, inputs(tmp_path, 4))}
+    done = {one.item.name: one for one in predict_stream(job, inputs(tmp_path, 4))}
     assert [name for name, one in done.items() if one.error] == ["001"] and len(done) == 4
     assert done["001"].row["error"] == "broken" and not (tmp_path / "masks" / "001.png").exists()
 
@@ -155,7 +155,7 @@ def test_a_network_that_gives_no_numbers_stops_the_stream(job, tmp_path, monkeyp
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_the_mask_is_the_most_probable_class_of_the_resized_probabilities(num_classes):
     rng = np.random.default_rng(0)
-    probs = rng.dirichlet(np.ones(num_classes), (8, 8)).astype(np.float32).transpose(2, 0, 1)
+    probs = rng.dirichlet(np.items(num_classes), (8, 8)).astype(np.float32).transpose(2, 0, 1)
     grown = np.stack([cv2.resize(p, (31, 17), interpolation=cv2.INTER_LINEAR) for p in probs])
     assert (class_mask(probs, 17, 31) == grown.argmax(axis=0)).mean() > 0.998
     assert np.array_equal(class_mask(probs, 8, 8), probs.argmax(axis=0))
@@ -183,15 +183,15 @@ def test_an_overlay_shows_the_class_colour_and_leaves_the_rest():
 
 def test_colours_of_classes_differ_and_columns_name_every_class():
     assert len({tuple(c) for c in colours(6).tolist()}) == 6
-    assert {"liver_px", "tumour_mm3"} <= set(columns(("background", "liver", "tumour")))
+    assert {"liver_px", "tumour_mm3"} <= set(prediction_columns(("background", "liver", "tumour")))
 
 
 def test_what_is_known_of_a_model_survives_its_file():
     about = replace(ABOUT, window=(-1.0, 2.5), intensity={"num_images": 0}, card="# ü", alone=ALONE)
-    assert About.from_json(about.to_json(), "x") == about
+    assert ModelMetadata.from_json(about.to_json(), "x") == about
 
 
 def test_a_file_from_before_estimates_is_read():
     older = json.loads(ABOUT.to_json()) | {"format": 1}
     del older["alone"], older["no_estimate"]
-    assert About.from_json(json.dumps(older), "x") == ABOUT
+    assert ModelMetadata.from_json(json.dumps(older), "x") == ABOUT

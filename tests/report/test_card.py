@@ -9,7 +9,7 @@ import pytest
 from helpers.made_up_run import case, make_run
 
 from kmine.predict.card import model_card
-from kmine.predict.run_model import open_run
+from kmine.predict.run_model import open_run_model
 from kmine.report.card import Card, Figures, render_card
 
 NAN = float("nan")
@@ -28,7 +28,7 @@ CARD = Card(
     checkpoint="best",
     seed=0,
     figures=(Figures("validation", 3, 0.6, NAN, NAN, 0.3, 3.0, 0),),
-    promise="Nothing",
+    guarantee="Nothing",
     signatures=(("model", "abc"),),
     versions=(("kmine", "0"),),
 )
@@ -57,16 +57,16 @@ def test_figures_come_with_intervals_or_say_that_there_is_none():
 
 def test_test_figures_are_there_only_once_the_test_split_was_opened(tmp_path):
     run = make_run(tmp_path / "run", with_weights=False)
-    before = model_card(open_run(run, None, "best"))
+    before = model_card(open_run_model(run, None, "best"))
     assert "has not been opened" in before and "| validation | 3 | 0.600 | [" in before
     cases = {"cases": [case("d", 0.25), case("e", 0.75)]}
     arms = {"mining": {"chosen": cases, "final": cases}}
     (run / "test_metrics.json").write_text(json.dumps({"arms": arms}))
-    after = model_card(open_run(run, None, "best"))
+    after = model_card(open_run_model(run, None, "best"))
     assert "| test | 2 | 0.500 | [" in after and "has not been opened" not in after
-    assert "| test |" not in model_card(open_run(run, 0, "best")), "those are another round's"
+    assert "| test |" not in model_card(open_run_model(run, 0, "best")), "those are another round's"
 
 
 def test_the_card_holds_no_path(tmp_path):
     run = make_run(tmp_path / "run", with_weights=False, command=f"kmine loop --out {tmp_path}")
-    assert str(tmp_path) not in model_card(open_run(run, None, "best"))
+    assert str(tmp_path) not in model_card(open_run_model(run, None, "best"))

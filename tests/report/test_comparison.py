@@ -9,7 +9,7 @@ import pytest
 
 from kmine.report import Comparison, ComparisonRow
 from kmine.report.comparison import (
-    columns,
+    comparison_columns,
     escape_latex,
     html,
     latex,
@@ -54,7 +54,7 @@ def test_a_difference_needs_interval_and_corrected_p(change):
 
 def test_columns_of_what_is_the_same_or_unknown_are_left_out():
     def headings(*rows):
-        return {column.heading for column in columns(table(*rows))}
+        return {column.heading for column in comparison_columns(table(*rows))}
 
     assert not headings(BASE, BASE) & {"model", "labels", "seeds", "time", "peak MB", "parameters"}
     assert "labels" in headings(BASE, replace(BETTER, label_fraction=0.5))

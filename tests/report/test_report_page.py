@@ -16,7 +16,7 @@ from kmine.report import (
     RoundRow,
     write_report,
 )
-from kmine.report.html import render_html, verdict
+from kmine.report.html import headline, render_html
 from kmine.types import Prompts, Skipped
 
 EVIL = "<script>alert(1)</script>"
@@ -186,7 +186,7 @@ def test_verdict_compares_what_stands_on_both_sides(flags, baseline, gain):
     mined = [row(0, 0.6), row(1, 0.70), row(2, 0.65, adopted=False)]
     beside = (0.60, 0.66, 0.68)
     rounds = [replace(r, supervised_dice=d, supervised_adopted=f) for r, d, f in zip(mined, beside, flags, strict=True)]
-    said = verdict(report(rounds))
+    said = headline(report(rounds))
     assert "0.700 on 12 validation cases (round 1)" in said
     assert f"reached {baseline}: mining is ahead by {gain} points" in said
 
@@ -201,11 +201,11 @@ def test_verdict_compares_what_stands_on_both_sides(flags, baseline, gain):
     ],
 )
 def test_verdict_says_the_difference_plainly(mined, baseline, ending):
-    assert verdict(report([row(0), row(1, mined, supervised_dice=baseline)])).endswith(ending)
+    assert headline(report([row(0), row(1, mined, supervised_dice=baseline)])).endswith(ending)
 
 
 def test_verdict_before_and_without_mining():
-    assert verdict(report([])).startswith("No round has finished")
-    assert verdict(report([row(0, 0.5)])) == (
+    assert headline(report([])).startswith("No round has finished")
+    assert headline(report([row(0, 0.5)])) == (
         "Supervised training on 6 labels reached Dice 0.500 on 12 validation cases; nothing was mined."
     )

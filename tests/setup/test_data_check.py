@@ -96,8 +96,8 @@ def test_no_mask_is_opened_but_labeled_and_validation_and_nothing_is_decoded_for
 def test_it_is_done_once_unless_it_stopped_the_run(opened, monkeypatch):
     blank = Planted(mask=lambda source, sample_id: np.zeros((32, 32), np.uint8))
     calls = []
-    real = runs.examine_in_hand
-    monkeypatch.setattr(runs, "examine_in_hand", lambda *args: calls.append(1) or real(*args))
+    real = runs.find_issues
+    monkeypatch.setattr(runs, "find_issues", lambda *args: calls.append(1) or real(*args))
     for _ in range(2):
         with pytest.raises(UserError, match="masks are empty"):
             opened(blank)

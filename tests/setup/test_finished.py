@@ -9,12 +9,12 @@ import yaml
 
 from kmine.cli import to_dict
 from kmine.config import DataConfig, LoopConfig
-from kmine.setup.finished import settings_of
+from kmine.setup.finished import load_settings
 
 
 def settings(folder: Path, data: DataConfig, data_root: str | None) -> LoopConfig:
     (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(LoopConfig(data=data, device="cuda", seed=3))))
-    return settings_of(folder, device="cpu", data_root=data_root, prog="kmine test", description="")
+    return load_settings(folder, device="cpu", data_root=data_root, prog="kmine test", description="")
 
 
 def test_all_but_the_machine_is_as_it_was(tmp_path):

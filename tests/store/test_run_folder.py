@@ -169,7 +169,7 @@ def test_what_changes_no_result_may_differ_and_rounds_may_grow(store, changes):
 
 def test_harmless_settings_exist():
     names = set(run_store._flat(to_dict(LoopConfig())))
-    assert set(run_store.HARMLESS) <= names
+    assert set(run_store.RESUMABLE_CHANGES) <= names
 
 
 def test_other_data_are_refused(store):
@@ -314,12 +314,12 @@ def mask_of(sample_id: str, side: int = 6) -> np.ndarray:
 def mine_part(store: RunStore, part: int, ids: list[str], signature: str = "s", kept: tuple[str, ...] = ()) -> None:
     kept = kept or tuple(ids)
     tables = {"prompts": [prompt(i) for i in ids], "decisions": [decision(i, i in kept) for i in ids]}
-    store.save_mined(1, signature, part, tables, {i: mask_of(i) for i in ids if i in kept})
+    store.save_batch(1, signature, part, tables, {i: mask_of(i) for i in ids if i in kept})
 
 
 def test_pseudo_masks_come_back_bit_for_bit_under_any_id(store):
     mine_part(store, 0, list(IDS))
-    store.finish_mining(1, "s", 1)
+    store.close_round(1, "s", 1)
     for sample_id in IDS:
         back = store.pseudo_mask(1, sample_id)
         assert back.dtype == np.uint8 and np.array_equal(back, mask_of(sample_id))
@@ -339,8 +339,8 @@ def test_tables_round_trip_with_missing_lists_and_numbers(store):
     nothing = {"sample_id": "b", "in_training": False, "object_idx": -1, "class_id": 0, "kept": False}
     decisions = [decision("a", estimated_dice=math.nan, **scores), nothing | {"reason": "no_component"}]
     prompts = [prompt("a", point_coords=[[1.0, 2.0]], point_labels=[1], jittered_boxes=[[0.0, 1.0, 2.0, 3.0]])]
-    store.save_mined(1, "s", 0, {"prompts": prompts, "decisions": decisions}, {"a": mask_of("a")})
-    assert store.finish_mining(1, "s", 1) is not None
+    store.save_batch(1, "s", 0, {"prompts": prompts, "decisions": decisions}, {"a": mask_of("a")})
+    assert store.close_round(1, "s", 1) is not None
     first, second = store.decisions(1)
     assert first["agreement_iou"] == 0.1 + 0.2 and math.isnan(first["tta_std"]) and math.isnan(first["estimated_dice"])
     assert second["reason"] == "no_component" and second["agreement_iou"] is None and second["local_rle"] is None
@@ -348,31 +348,31 @@ def test_tables_round_trip_with_missing_lists_and_numbers(store):
 
 
 def test_a_round_in_which_nothing_was_found_has_tables_all_the_same(store):
-    store.save_mined(1, "s", 0, {"prompts": [], "decisions": []}, {})
-    assert store.finish_mining(1, "s", 1) == []
-    assert list(store.unmined(1, "s", ["a"], 4)) == []
+    store.save_batch(1, "s", 0, {"prompts": [], "decisions": []}, {})
+    assert store.close_round(1, "s", 1) == []
+    assert list(store.pending_batches(1, "s", ["a"], 4)) == []
 
 
 def test_mining_goes_on_with_the_chunks_that_are_missing(store):
     ids = [f"i{n}" for n in range(10)]
-    assert [n for n, _ in store.unmined(1, "s", ids, 4)] == [0, 1, 2]
+    assert [n for n, _ in store.pending_batches(1, "s", ids, 4)] == [0, 1, 2]
     mine_part(store, 1, ids[4:8])
-    assert list(store.unmined(1, "s", ids, 4)) == [(0, ids[:4]), (2, ids[8:])]
-    assert [n for n, _ in store.unmined(1, "other", ids, 4)] == [0, 1, 2]
+    assert list(store.pending_batches(1, "s", ids, 4)) == [(0, ids[:4]), (2, ids[8:])]
+    assert [n for n, _ in store.pending_batches(1, "other", ids, 4)] == [0, 1, 2]
     mine_part(store, 0, ids[:4])
     mine_part(store, 2, ids[8:])
-    assert list(store.unmined(1, "s", ids, 4)) == []
-    assert [row["sample_id"] for row in store.finish_mining(1, "s", 3)] == ids
+    assert list(store.pending_batches(1, "s", ids, 4)) == []
+    assert [row["sample_id"] for row in store.close_round(1, "s", 3)] == ids
     assert [row["sample_id"] for row in store.prompts(1)] == ids
-    assert list(store.unmined(1, "s", ids, 4)) == []
-    assert [n for n, _ in store.unmined(1, "other", ids, 4)] == [0, 1, 2]
+    assert list(store.pending_batches(1, "s", ids, 4)) == []
+    assert [n for n, _ in store.pending_batches(1, "other", ids, 4)] == [0, 1, 2]
     assert not (store.round_dir(1) / ".parts").exists()
 
 
 def test_finishing_twice_gives_the_same_rows(store):
     mine_part(store, 0, ["a", "b"], kept=("a",))
-    first = store.finish_mining(1, "s", 1)
-    assert [r["sample_id"] for r in store.finish_mining(1, "s", 1)] == [r["sample_id"] for r in first] == ["a", "b"]
+    first = store.close_round(1, "s", 1)
+    assert [r["sample_id"] for r in store.close_round(1, "s", 1)] == [r["sample_id"] for r in first] == ["a", "b"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.9])
@@ -383,16 +383,16 @@ def test_a_damaged_artifact_of_mining_is_made_anew(store, share, victim, finishe
     for part in (0, 1):
         mine_part(store, part, ids[2 * part : 2 * part + 2])
     if finished:
-        store.finish_mining(1, "s", 2)
+        store.close_round(1, "s", 2)
     table = f"{victim}.parquet" if finished else f".parts/00001.{victim}.parquet"
     path = store.pseudo_path(1, "i3") if victim == "mask" else store.round_dir(1) / table
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    todo = list(store.unmined(1, "s", ids, 2))
+    todo = list(store.pending_batches(1, "s", ids, 2))
     assert todo == ([(0, ids[:2])] if finished else []) + [(1, ids[2:])]
     for part, some in todo:
         mine_part(store, part, some)
-    assert [r["sample_id"] for r in store.finish_mining(1, "s", 2)] == ids
+    assert [r["sample_id"] for r in store.close_round(1, "s", 2)] == ids
     assert [r["sample_id"] for r in store.prompts(1)] == ids
     assert all(np.array_equal(store.pseudo_mask(1, i), mask_of(i)) for i in ids)
 
@@ -403,28 +403,28 @@ def test_any_flipped_byte_of_a_table_is_survived(store):
     whole = path.read_bytes()
     for n in range(0, len(whole), 41):
         path.write_bytes(whole[:n] + bytes([whole[n] ^ 0xFF]) + whole[n + 1 :])
-        assert len(list(store.unmined(1, "s", ["a"], 1))) in (0, 1)
+        assert len(list(store.pending_batches(1, "s", ["a"], 1))) in (0, 1)
 
 
 def test_a_missing_mask_of_a_finished_round_is_mined_again(store):
     mine_part(store, 0, ["a"])
-    store.finish_mining(1, "s", 1)
+    store.close_round(1, "s", 1)
     store.pseudo_path(1, "a").unlink()
-    assert list(store.unmined(1, "s", ["a"], 4)) == [(0, ["a"])]
+    assert list(store.pending_batches(1, "s", ["a"], 4)) == [(0, ["a"])]
 
 
 def test_a_mask_of_another_signature_is_not_taken_for_this_ones(store):
     mine_part(store, 0, ["a"])
-    store.finish_mining(1, "s", 1)
-    store.save_mined(1, "t", 0, {"prompts": [], "decisions": []}, {"a": mask_of("a")})
-    assert list(store.unmined(1, "s", ["a"], 4)) == [(0, ["a"])]
+    store.close_round(1, "s", 1)
+    store.save_batch(1, "t", 0, {"prompts": [], "decisions": []}, {"a": mask_of("a")})
+    assert list(store.pending_batches(1, "s", ["a"], 4)) == [(0, ["a"])]
 
 
 def test_masks_that_no_decision_speaks_of_are_removed(store):
     mine_part(store, 0, ["a", "b"], signature="old")
-    store.finish_mining(1, "old", 1)
+    store.close_round(1, "old", 1)
     mine_part(store, 0, ["a", "b"], signature="new", kept=("b",))
-    store.finish_mining(1, "new", 1)
+    store.close_round(1, "new", 1)
     assert [p.name for p in (store.round_dir(1) / "pseudo_masks").iterdir()] == ["b.png"]
 
 
@@ -434,8 +434,8 @@ def test_stale_masks_go_even_if_a_kill_came_between(store, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(RunStore, "_drop_stale_masks", failing(errno.EINTR))
         with pytest.raises(OSError, match="Interrupted"):
-            store.finish_mining(1, "new", 1)
-    store.finish_mining(1, "new", 1)
+            store.close_round(1, "new", 1)
+    store.close_round(1, "new", 1)
     assert [p.name for p in (store.round_dir(1) / "pseudo_masks").iterdir()] == ["b.png"]
 
 
@@ -446,7 +446,7 @@ def test_a_full_disk_in_the_middle_of_a_chunk_costs_that_chunk_alone(store, monk
         patch.setattr(run_store, "encode_table", failing(errno.ENOSPC))
         with pytest.raises(OSError, match="No space"):
             mine_part(store, 1, ids[1:])
-    assert list(store.unmined(1, "s", ids, 1)) == [(1, ["b"])]
+    assert list(store.pending_batches(1, "s", ids, 1)) == [(1, ["b"])]
 
 
 def test_rounds_and_arms_have_folders_of_their_own(store):
@@ -486,8 +486,8 @@ def test_rows_by_sample_are_those_of_the_table(store):
         decision(i, object_idx=n, in_training=i != "b") for i, objects in (("a", 2), ("b", 1)) for n in range(objects)
     ]
     asked = [prompt("a", object_idx=n) for n in range(2)]
-    store.save_mined(1, "s", 0, {"prompts": asked, "decisions": table}, {"a": mask_of("a")})
-    store.finish_mining(1, "s", 1)
+    store.save_batch(1, "s", 0, {"prompts": asked, "decisions": table}, {"a": mask_of("a")})
+    store.close_round(1, "s", 1)
     decisions, prompts = store.by_sample(1)
     for found, rows in ((decisions, store.decisions(1)), (prompts, store.prompts(1))):
         assert {i: found[i] for i in found} == {i: [r for r in rows if r["sample_id"] == i] for i in found}
@@ -506,10 +506,10 @@ def test_a_round_that_was_not_mined_has_no_rows_by_sample(store):
 def test_what_fails_while_it_is_written_leaves_the_old_file(tmp_path, mode):
     path = tmp_path / "deep" / "file"
     write_atomic(path, b"old\n")
-    with pytest.raises(ValueError, match="no more rows"), files.writing(path, mode) as file:
+    with pytest.raises(ValueError, match="no more rows"), files.atomic_open(path, mode) as file:
         file.write("new\n" if mode == "w" else b"new\n")
         raise ValueError("no more rows")
     assert path.read_bytes() == b"old\n" and list(path.parent.iterdir()) == [path]
-    with files.writing(path, mode) as file:
+    with files.atomic_open(path, mode) as file:
         file.write("né\r\n" if mode == "w" else "né\r\n".encode())
     assert path.read_bytes() == "né\r\n".encode()

@@ -37,14 +37,14 @@ BOTH = ("--fractions", "0.3", "1", "--seeds", "0", "--methods", "supervised", "m
 def swept(tmp_path_factory) -> tuple[Path, Path, set[str]]:
     """A finished sweep, its cache, and the ids of all masks that it opened."""
     base, asked = tmp_path_factory.mktemp("sweep"), set()
-    read = SampleCache.mask_small
+    read = SampleCache.mask_resized
 
     def reading(self: SampleCache, sample_id: str):
         asked.add(sample_id)
         return read(self, sample_id)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SampleCache, "mask_small", reading)
+        patch.setattr(SampleCache, "mask_resized", reading)
         assert run_sweep(base / "out", base / "cache", *BOTH) == 0
     return base / "out", base / "cache", asked
 
@@ -104,8 +104,8 @@ def test_the_test_split_is_not_opened_and_only_the_oracle_sees_unlabeled_masks(s
     assert asked == drawn["labeled"] | drawn["val"] | drawn["unlabeled"]
     assert not [path for path in out.glob("cells/*/run.json") if "test_opened" in path.read_text()]
     seen = set()
-    read = SampleCache.mask_small
-    monkeypatch.setattr(SampleCache, "mask_small", lambda self, i: (seen.add(i), read(self, i))[1])
+    read = SampleCache.mask_resized
+    monkeypatch.setattr(SampleCache, "mask_resized", lambda self, i: (seen.add(i), read(self, i))[1])
     run_sweep(tmp_path / "no_oracle", cache, "--fractions", "0.3", "--seeds", "0", "--methods", "mining")
     assert seen == drawn["labeled"] | drawn["val"]
 

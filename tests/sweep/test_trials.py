@@ -159,7 +159,7 @@ def test_what_another_command_is_at_is_waited_for(tmp_path, monkeypatch):
     thread = threading.Thread(target=other)
     thread.start()
     cfg = SimpleNamespace(out=str(tmp_path))
-    sweep_workers.work(cfg, [A0], [A0], 0.0, SimpleNamespace(say=said.append), None)
+    sweep_workers.work(cfg, [A0], [A0], 0.0, SimpleNamespace(log=said.append), None)
     thread.join()
     assert len(said) == 1 and "in the hands of another process" in said[0]
 
@@ -262,7 +262,7 @@ def test_workers_are_dealt_out_among_the_gpus_there_are(tmp_path, monkeypatch):
     def begin(device: str) -> list[tuple[str | None, str]]:
         seen.clear()
         cfg = settings(tmp_path, tmp_path, "--processes", "3", "--device", device)
-        sweep_workers.work_in_processes(cfg, [A0, A1, B0, B1], [], 0.0, SimpleNamespace(say=print))
+        sweep_workers.work_in_processes(cfg, [A0, A1, B0, B1], [], 0.0, SimpleNamespace(log=print))
         return list(seen)
 
     monkeypatch.setattr(sweep_workers, "multiprocessing", SimpleNamespace(get_context=lambda _: fake))

@@ -129,7 +129,7 @@ def test_auc_and_scores_by_hand():
     class Five:
         ids = tuple(shade)
 
-        def image_small(self, sample_id):
+        def image_resized(self, sample_id):
             return np.full((4, 4, 3), shade[sample_id], np.uint8)
 
         def image_label(self, sample_id):

@@ -102,7 +102,7 @@ def test_who_follows_writes_only_what_it_mined(tmp_path: Path) -> None:
     store.write_text("config.yaml", "a: 1")
     store.save_tensors(tmp_path / "model.safetensors", {"w": torch.zeros(1)}, "signature")
     assert list(tmp_path.iterdir()) == []
-    store.save_mined(1, "signature", 0, {"prompts": [], "decisions": []}, {"a": np.zeros((2, 2), np.uint8)})
+    store.save_batch(1, "signature", 0, {"prompts": [], "decisions": []}, {"a": np.zeros((2, 2), np.uint8)})
     assert store.pseudo_path(1, "a").exists()
     store.close()
 

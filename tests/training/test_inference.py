@@ -34,7 +34,7 @@ class FakePool:
     def __init__(self, images: dict[str, np.ndarray], shape: tuple[int, int]) -> None:
         self.images, self.shape = images, shape
 
-    def image_small(self, sample_id: str) -> np.ndarray:
+    def image_resized(self, sample_id: str) -> np.ndarray:
         return self.images[sample_id]
 
     def native_shape(self, sample_id: str) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from kmine.data.cache.files import (
     Entry,
     Index,
     allocate,
-    explained,
+    cache_errors,
     locked,
     read_index,
     write_index,
@@ -48,7 +48,7 @@ def open_index(folder: Path, signature: dict[str, object], source: Source, refs:
     index = _read(folder, signature, sizes, source)
     if isinstance(index, Index):
         return index
-    with explained(folder.parent):
+    with cache_errors(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_name(f"{folder.name}.lock")):
             index = _read(folder, signature, sizes, source)
@@ -64,8 +64,8 @@ def _read(folder: Path, signature: dict[str, object], sizes: dict[str, int], sou
     index = read_index(folder, signature, sizes)
     if isinstance(index, Index):
         # A file made readable (by its permissions, a remounted disk) keeps its time, and so the fingerprint.
-        mended = [skipped.path for skipped in index.skipped if _is_readable(source, skipped.sample_id)]
-        return f"{mended[0]} can be read now" if mended else index
+        now_readable = [skipped.path for skipped in index.skipped if _is_readable(source, skipped.sample_id)]
+        return f"{now_readable[0]} can be read now" if now_readable else index
     return index
 
 

@@ -67,15 +67,15 @@ def read_index(folder: Path, signature: dict[str, object], sizes: dict[str, int]
         sizes: the bytes that each record file must have.
     """
     try:
-        digest, _, body = (folder / "index.json").read_bytes().partition(b"\n")
-        found = {name: (folder / name).stat().st_size for name in sizes}
+        sha256, _, body = (folder / "index.json").read_bytes().partition(b"\n")
+        file_sizes = {name: (folder / name).stat().st_size for name in sizes}
     except OSError as error:
         return f"{Path(error.filename).name} is missing or unreadable"
-    if hashlib.sha256(body).hexdigest().encode() != digest:
+    if hashlib.sha256(body).hexdigest().encode() != sha256:
         return "index.json is damaged"
     for name, size in sizes.items():
-        if found[name] != size:
-            return f"{name} has {found[name]} bytes instead of {size}"
+        if file_sizes[name] != size:
+            return f"{name} has {file_sizes[name]} bytes instead of {size}"
     content = json.loads(body)
     if {key: content.get(key) for key in ("format", *signature)} != {"format": FORMAT, **signature}:
         return "it was written for other data or by another version"
@@ -125,7 +125,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained(folder: Path) -> Iterator[None]:
+def cache_errors(folder: Path) -> Iterator[None]:
     """Turn what the file system refuses into one line with the cure.
 
     Raises:

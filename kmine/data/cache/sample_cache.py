@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from kmine.data.cache.build import open_index
 from kmine.data.cache.files import (
+    cache_errors,
     cache_root,
-    explained,
     read_record,
     write_record,
 )
@@ -86,17 +86,17 @@ class SampleCache:
         entry = self._entries[sample_id]
         return entry.height, entry.width
 
-    def image_small(self, sample_id: str) -> NDArray[np.uint8]:
+    def image_resized(self, sample_id: str) -> NDArray[np.uint8]:
         """(S, S, 3) RGB, [0, 255], writable. A damaged record is decoded anew."""
         entry = self._entries[sample_id]
         record = read_record(self.folder / "images.u8", entry.row, (self.size, self.size, 3))
         if record is None or zlib.crc32(record) != entry.image_crc:
             record = resize_image(self.source.image(sample_id), self.size)
-            with explained(self.folder.parent):
+            with cache_errors(self.folder.parent):
                 write_record(self.folder / "images.u8", entry.row, record)
         return record
 
-    def mask_small(self, sample_id: str) -> NDArray[np.uint8]:
+    def mask_resized(self, sample_id: str) -> NDArray[np.uint8]:
         """(S, S) class ids, writable; decoded at the first request, ever. Raises `SampleError`."""
         row = self._entries[sample_id].row
         stored = read_record(self.folder / "masks.u8", row, (self.size, self.size))
@@ -104,7 +104,7 @@ class SampleCache:
         if stored is not None and flag is not None and np.array_equal(flag, _flag(stored)):
             return stored
         mask = resize_mask(self.source.mask(sample_id), self.size)
-        with explained(self.folder.parent):
+        with cache_errors(self.folder.parent):
             write_record(self.folder / "masks.u8", row, mask)
             # Only now, so that nobody trusts half a record.
             write_record(self.folder / "masks.flags", row, _flag(mask))
@@ -113,16 +113,16 @@ class SampleCache:
     def image_native(self, sample_id: str) -> NDArray[np.uint8]:
         """(H, W, 3) RGB, [0, 255], in its own frame."""
         if self.native_shape(sample_id) == (self.size, self.size):
-            return self.image_small(sample_id)
+            return self.image_resized(sample_id)
         return self.source.image(sample_id)
 
     def mask_native(self, sample_id: str) -> NDArray[np.uint8]:
         """(H, W) class ids, in the image's own frame. Raises `SampleError`."""
         if self.native_shape(sample_id) == (self.size, self.size):
-            return self.mask_small(sample_id)
+            return self.mask_resized(sample_id)
         return self.source.mask(sample_id)
 
-    def contents(self, with_masks: Iterable[str]) -> dict[str, str]:
+    def content_fingerprints(self, with_masks: Iterable[str]) -> dict[str, str]:
         """What the data are, whenever and wherever their files were copied to: SHA-256 (hex) of two parts.
 
         `images`: what is known of every sample, and its record. `masks`: the records of those in `with_masks`.
@@ -140,7 +140,7 @@ class SampleCache:
     def _mask_crc(self, sample_id: str) -> int | None:
         """CRC-32 of a mask's record; None for a damaged mask, and for a sample that is not there."""
         try:
-            return zlib.crc32(self.mask_small(sample_id)) if sample_id in self._entries else None
+            return zlib.crc32(self.mask_resized(sample_id)) if sample_id in self._entries else None
         except SampleError:
             return None
 
@@ -149,7 +149,7 @@ class SampleCache:
 
         def decode(sample_id: str) -> Skipped | None:
             try:
-                self.mask_small(sample_id)
+                self.mask_resized(sample_id)
             except SampleError as error:
                 return Skipped(sample_id, error.path, error.problem)
             return None

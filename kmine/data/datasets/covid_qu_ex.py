@@ -17,8 +17,8 @@ from kmine.data.datasets.covid_qu_ex_index import (
     PUBLISHED,
     SPLITS,
     Part,
-    find_alike,
     find_parts,
+    find_same_named,
     id_of,
     name_groups,
 )
@@ -76,7 +76,7 @@ class CovidQuEx:
         self._masks, mask_strays = self._index(part, MASKS[self.task])
         self._refuse_missing(part)
         self.skipped = (*passed_over, *strays, *mask_strays, *self._drop_orphans(part))
-        self._alike = find_alike(parts.values(), part.kind)
+        self._alike = find_same_named(parts.values(), part.kind)
         copies = {place.path for places in self._alike for place in places}
         files = {*self._images.values(), *self._masks.values(), *copies}
         settings = {"source": [self.name, VERSION, self.task, sorted(cfg.classes), FOREGROUND_ABOVE]}
@@ -129,21 +129,21 @@ class CovidQuEx:
 
     def _index(self, part: Part, leaf: str) -> tuple[dict[str, Path], list[Skipped]]:
         """Files of the chosen classes by sample id, and what else lies there."""
-        found, strays = {}, []
+        paths, strays = {}, []
         for split in SPLITS:
             for class_name in self.cfg.classes:
                 folder = part.folders.get((split, class_name, leaf))
                 if folder is not None:
                     files, others = index_images(folder, self.cfg.on_error)
-                    found |= {id_of(split, class_name, stem): path for stem, path in files.items()}
+                    paths |= {id_of(split, class_name, stem): path for stem, path in files.items()}
                     strays += others
-        return found, strays
+        return paths, strays
 
     def _refuse_missing(self, part: Part) -> None:
-        there = {sample_id.split("/")[1] for sample_id in self._images}
-        missing = [name for name in self.cfg.classes if name not in there]
+        present = {sample_id.split("/")[1] for sample_id in self._images}
+        missing = [name for name in self.cfg.classes if name not in present]
         if missing:
-            rest = [name for name in COVID_CLASSES if name in there]
+            rest = [name for name in COVID_CLASSES if name in present]
             choose = f", or pass --data.classes '[{', '.join(rest)}]'" if rest else ""
             raise UserError(
                 f"{part.root}: expected images of class {' and '.join(missing)}, found none; "

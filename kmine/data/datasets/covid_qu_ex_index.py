@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kmine.config import COVID_CLASSES
 from kmine.data.io.find_files import SUFFIXES, walk
-from kmine.data.source import CHUNK, is_folder
+from kmine.data.source import BLOCK_BYTES, is_folder
 from kmine.errors import UserError
 from kmine.types import Skipped
 
@@ -48,7 +48,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Place:
+class ImageLocation:
     """Where an image lies."""
 
     sample_id: str
@@ -69,78 +69,78 @@ def find_parts(root: Path) -> tuple[dict[str, Part], list[Skipped]]:
         UserError: when the folder is missing or unreadable, holds no part, or several that might be meant.
     """
     if not is_folder(root):
-        came = (
+        actual = (
             "a file; unpack it and pass the folder"
             if os.path.lexists(root)
             else f"nothing; pass --data.root ({PUBLISHED})"
         )
-        raise UserError(f"{root}: expected the COVID-QU-Ex folder, found {came}")
-    found = [part for part in _all_parts(root) if part.holds(IMAGES)]
-    if not found:
+        raise UserError(f"{root}: expected the COVID-QU-Ex folder, found {actual}")
+    parts = [part for part in _all_parts(root) if part.holds(IMAGES)]
+    if not parts:
         raise UserError(
             f"{root}: expected Train/COVID-19/images or the like in it or below, found none; "
             f"pass --data.root FOLDER as unpacked ({PUBLISHED})"
         )
     chosen: dict[str, Part] = {}
     passed_over = []
-    for kind in sorted({part.kind for part in found}):
-        same = [part for part in found if part.kind == kind]
-        chosen[kind], *more = [part for part in same if part.name] or same
-        if more:
+    for kind in sorted({part.kind for part in parts}):
+        of_kind = [part for part in parts if part.kind == kind]
+        chosen[kind], *extra = [part for part in of_kind if part.name] or of_kind
+        if extra:
             raise UserError(
-                f"{root}: expected one folder of the {kind} part, found {chosen[kind].root} and {more[0].root}; "
+                f"{root}: expected one folder of the {kind} part, found {chosen[kind].root} and {extra[0].root}; "
                 "pass the one you mean as --data.root, or move the other away"
             )
-        passed_over += [part.root for part in same if part is not chosen[kind]]
+        passed_over += [part.root for part in of_kind if part is not chosen[kind]]
     problem = "laid out like the data set, but not in a folder named like its parts; to use it, pass it as --data.root"
     return chosen, [Skipped(path.name, str(path), problem) for path in passed_over]
 
 
-def find_alike(parts: Collection[Part], own: str) -> list[list[Place]]:
+def find_same_named(parts: Collection[Part], own: str) -> list[list[ImageLocation]]:
     """Images that may be one picture: of one file name and size, in several splits or classes, in either part.
 
     Only where the part `own` is concerned. No file is read.
     """
-    found: dict[tuple[str, int], list[Place]] = defaultdict(list)
+    locations: dict[tuple[str, int], list[ImageLocation]] = defaultdict(list)
     for part in parts:
         for (split, class_name, leaf), folder in part.folders.items():
             if leaf == IMAGES:
                 for name, size in _sizes(folder):
-                    place = Place(id_of(split, class_name, Path(name).stem), folder / name, part.kind)
-                    found[name, size].append(place)
+                    place = ImageLocation(id_of(split, class_name, Path(name).stem), folder / name, part.kind)
+                    locations[name, size].append(place)
     return [
         sorted(places, key=lambda place: (place.sample_id, place.kind))
-        for places in found.values()
+        for places in locations.values()
         if len({place.sample_id for place in places}) > 1 and any(place.kind == own for place in places)
     ]
 
 
-def name_groups(alike: Collection[Collection[Place]]) -> dict[Path, str]:
+def name_groups(alike: Collection[Collection[ImageLocation]]) -> dict[Path, str]:
     """Group names of the images that are one picture indeed, byte by byte; the same name whichever part is read.
 
     The first id alone would not do: where the other part has it, it may belong to another picture here.
     """
     names = {}
     for places in alike:
-        by_content: dict[str, list[Place]] = defaultdict(list)
+        by_content: dict[str, list[ImageLocation]] = defaultdict(list)
         for place in places:
-            by_content[_digest(place.path)].append(place)
-        for digest, same in by_content.items():
-            ids = {place.sample_id for place in same}
+            by_content[_content_fingerprint(place.path)].append(place)
+        for fingerprint, identical in by_content.items():
+            ids = {place.sample_id for place in identical}
             if len(ids) > 1:
-                names |= {place.path: f"{min(ids)}#{digest[:8]}" for place in same}
+                names |= {place.path: f"{min(ids)}#{fingerprint[:8]}" for place in identical}
     return names
 
 
 def _all_parts(root: Path) -> list[Part]:
     """Every folder that holds a split that holds a class; folders of images are not listed."""
-    found: dict[Path, Part] = {}
+    parts: dict[Path, Part] = {}
     for place, folders, _ in walk(root, _refuse):
         split, class_name = _spelled(place.parent.name, SPLITS), _spelled(place.name, COVID_CLASSES)
         if split is None or class_name is None or len(place.relative_to(root).parts) < 2:
             continue
         base = place.parent.parent
-        part = found.setdefault(base, Part(base, _name_of(root, base)))
+        part = parts.setdefault(base, Part(base, _name_of(root, base)))
         for name in folders:
             leaf = _spelled(name, LEAVES)
             if leaf is not None:
@@ -148,19 +148,19 @@ def _all_parts(root: Path) -> list[Part]:
                 if first != place / name:
                     raise UserError(f"{first}: expected it once, found {place / name} as well; rename one of them")
         folders[:] = []
-    return list(found.values())
+    return list(parts.values())
 
 
 def _name_of(root: Path, base: Path) -> str:
     names = (root.name, *base.relative_to(root).parts)
-    said = [match[1].lower() for name in names if (match := PART_NAME.match(name))]
-    return said[-1] if said else ""
+    kinds = [match[1].lower() for name in names if (match := PART_NAME.match(name))]
+    return kinds[-1] if kinds else ""
 
 
-def _spelled(name: str, known: Collection[str]) -> str | None:
+def _spelled(name: str, published: Collection[str]) -> str | None:
     """The name as published, whatever its case and however its words are joined."""
     plain = name.casefold().replace("_", " ")
-    return next((right for right in known if right.casefold() == plain), None)
+    return next((right for right in published if right.casefold() == plain), None)
 
 
 def _refuse(error: OSError) -> None:
@@ -180,13 +180,13 @@ def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
         _refuse(error)
 
 
-def _digest(path: Path) -> str:
+def _content_fingerprint(path: Path) -> str:
     """SHA-256 (hex) of the content; of the path where it cannot be read, which its reader will say."""
     try:
-        digest = hashlib.sha256()
+        sha256 = hashlib.sha256()
         with path.open("rb") as file:
-            for more in iter(lambda: file.read(CHUNK), b""):
-                digest.update(more)
-        return digest.hexdigest()
+            for block in iter(lambda: file.read(BLOCK_BYTES), b""):
+                sha256.update(block)
+        return sha256.hexdigest()
     except OSError:
         return hashlib.sha256(os.fsencode(path)).hexdigest()

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.config import DataConfig
-from kmine.data.datasets.folder_csv import read_table
+from kmine.data.datasets.folder_csv import read_folder_csv
 from kmine.data.datasets.folder_index import Item, pair_folders
 from kmine.data.datasets.lits_index import stop_or_skip
 from kmine.data.io.dicom import Header, read_dicom, read_header
 from kmine.data.io.find_files import named
 from kmine.data.io.nifti import (
     Geometry,
-    LastVolume,
+    VolumeCache,
     read_geometry,
     read_integers,
     read_windowed,
@@ -58,7 +58,7 @@ class Folder:
     def __init__(self, cfg: DataConfig) -> None:
         self.cfg = cfg
         self.class_names = cfg.class_names
-        self._volumes, self._labels = LastVolume(), LastVolume()
+        self._volumes, self._labels = VolumeCache(), VolumeCache()
         root, items, left_out = _find(cfg)
         volumes = [item.image.name for item in items if item.kind == "nifti"]
         if volumes and cfg.window is None:
@@ -83,7 +83,7 @@ class Folder:
 
     def image(self, sample_id: str) -> NDArray[np.uint8]:
         """(H, W, 3) RGB, [0, 255]; grey three times. Raises `SampleError`."""
-        item, number = self._place(sample_id)
+        item, number = self._locate(sample_id)
         if item.kind == "picture":
             return read_picture(item.image, self.cfg.window)
         if item.kind == "dicom":
@@ -99,7 +99,7 @@ class Folder:
 
     def mask(self, sample_id: str) -> NDArray[np.uint8]:
         """(H, W) class ids, 255 to be ignored. Raises `SampleError`, also for another size than the image's."""
-        item, number = self._place(sample_id)
+        item, number = self._locate(sample_id)
         if item.mask is None:
             raise SampleError(str(item.image), "expected a mask of the same name, found none")
         path, mask = item.mask, None
@@ -128,7 +128,7 @@ class Folder:
         """SHA-256 (hex) of settings, table and of names, sizes and modification times, as they were indexed."""
         return self._fingerprint
 
-    def _place(self, sample_id: str) -> tuple[Item, int]:
+    def _locate(self, sample_id: str) -> tuple[Item, int]:
         """The file a sample is in, and the number of its slice (0 for pictures)."""
         item = self._items.get(sample_id)
         if item is not None and item.kind != "nifti":
@@ -170,9 +170,9 @@ class Folder:
         """What can only be seen with the headers: slices named like a picture, series in two splits."""
         if not self._refs:
             raise UserError(f"data: expected images, got none that can be read ({len(self.skipped)} left out)")
-        for one, other in zip(self._refs, self._refs[1:], strict=False):
-            if one.sample_id == other.sample_id:
-                raise UserError(f"data: expected one image a name, found two of {one.sample_id}; rename one")
+        for first, other in zip(self._refs, self._refs[1:], strict=False):
+            if first.sample_id == other.sample_id:
+                raise UserError(f"data: expected one image a name, found two of {first.sample_id}; rename one")
         sides: dict[str, SampleRef] = {}
         for ref in self._refs:
             other = sides.setdefault(ref.group_id, ref)
@@ -202,7 +202,7 @@ def _find(cfg: DataConfig) -> tuple[Path, list[Item], tuple[Skipped, ...]]:
         if cfg.images is not None or cfg.masks is not None:
             raise UserError("data.csv: expected either a table or data.images (and data.masks), got both; drop one")
         table = Path(cfg.csv).expanduser()
-        return table.parent, *read_table(table, cfg.on_error)
+        return table.parent, *read_folder_csv(table, cfg.on_error)
     if cfg.images is None:
         raise UserError(
             "data.images: expected the folder of your images, got nothing; "

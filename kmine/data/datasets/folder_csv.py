@@ -11,7 +11,7 @@ from kmine.data.datasets.folder_index import (
     KINDS,
     Item,
     OnError,
-    kind_of,
+    file_kind,
     mismatch,
     split_suffix,
 )
@@ -24,7 +24,7 @@ SPLITS = ("train", "val", "test")
 LABELS = {"": None, "0": 0, "1": 1}
 
 
-def read_table(path: Path, on_error: OnError) -> tuple[list[Item], tuple[Skipped, ...]]:
+def read_folder_csv(path: Path, on_error: OnError) -> tuple[list[Item], tuple[Skipped, ...]]:
     """Read the table; no image is opened.
 
     Args:
@@ -61,9 +61,9 @@ def read_table(path: Path, on_error: OnError) -> tuple[list[Item], tuple[Skipped
         raise UserError(f"{path}: expected rows of {','.join(COLUMNS)}, got none below the header")
     if not items:
         raise UserError(f"{path}: expected images, found none of its {len(skipped)}; check the paths")
-    found = [items[name] for name in sorted(items)]
-    _check_splits(path, sorted(found, key=lambda item: lines[item.name]), lines)
-    return found, tuple(skipped)
+    ordered = [items[name] for name in sorted(items)]
+    _check_splits(path, sorted(ordered, key=lambda item: lines[item.name]), lines)
+    return ordered, tuple(skipped)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -101,7 +101,7 @@ def _item(where: str, row: dict[str, str], folder: Path) -> Item:
     if not row["image"]:
         raise UserError(f"{where}: expected an image, got an empty value; fill it in or remove the line")
     image, mask = folder / row["image"], folder / row["mask"] if row["mask"] else None
-    kind = kind_of(image)
+    kind = file_kind(image)
     if kind is None:
         raise UserError(f"{where}: expected a {KINDS} file, got {row['image']!r}; convert it")
     if problem := mismatch(image, mask):

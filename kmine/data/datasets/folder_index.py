@@ -48,7 +48,7 @@ class Item:
     @cached_property
     def kind(self) -> Kind:
         """How the image is read."""
-        kind = kind_of(self.image)
+        kind = file_kind(self.image)
         assert kind is not None, "other files are not indexed"
         return kind
 
@@ -65,7 +65,7 @@ def split_suffix(name: str) -> tuple[str, Kind | None]:
     return name, None
 
 
-def kind_of(path: Path) -> Kind | None:
+def file_kind(path: Path) -> Kind | None:
     """By the suffix; DICOM files often have none, and are known by their first bytes (PS3.10, 7.1)."""
     kind = split_suffix(path.name)[1]
     if kind is not None or path.name.upper() == DIRECTORY:
@@ -93,30 +93,30 @@ def pair_folders(images: Path, masks: Path | None, on_error: OnError) -> tuple[l
         UserError: for a folder that is missing, unreadable or without images, for two files of one name, for masks
             none of which has an image's name, and for a mask of a kind that does not go with its image.
     """
-    found, strays = _index(images, "data.images", on_error, apart=masks)
+    image_paths, strays = _index(images, "data.images", on_error, excluded=masks)
     if masks is not None and is_folder(masks) and masks.resolve() == images.resolve():
         raise UserError(f"data.masks: expected another folder than that of the images, got {masks} for both")
-    if not found:
+    if not image_paths:
         raise UserError(f"data.images: expected {KINDS} files in {images}, found none; name another folder")
-    found_masks, mask_strays = _index(masks, "data.masks", on_error, apart=images) if masks is not None else ({}, [])
-    if found_masks and not found.keys() & found_masks.keys():
+    mask_paths, mask_strays = _index(masks, "data.masks", on_error, excluded=images) if masks is not None else ({}, [])
+    if mask_paths and not image_paths.keys() & mask_paths.keys():
         raise UserError(
             f"data.masks: expected masks named like their images (suffixes apart), found no pair: images such as "
-            f"{_first(found, images)}, masks such as {_first(found_masks, masks or images)}; "
+            f"{_first(image_paths, images)}, masks such as {_first(mask_paths, masks or images)}; "
             "rename the masks, or pair the files with --data.csv FILE"
         )
-    orphans = sorted(found_masks.keys() - found.keys())
+    orphans = sorted(mask_paths.keys() - image_paths.keys())
     if orphans and on_error == "stop":
         raise UserError(
             f"data.masks: expected an image for each mask, found none for "
-            f"{named(str(found_masks[name]) for name in orphans)}; "
+            f"{named(str(mask_paths[name]) for name in orphans)}; "
             "restore the images, or pass --data.on_error skip to leave these masks out"
         )
-    items = [Item(name, path, found_masks.get(name)) for name, path in sorted(found.items())]
+    items = [Item(name, path, mask_paths.get(name)) for name, path in sorted(image_paths.items())]
     for item in items:
         if problem := mismatch(item.image, item.mask):
             raise UserError(f"{item.mask}: {problem}")
-    lost = [Skipped(name, str(found_masks[name]), "a mask without an image") for name in orphans]
+    lost = [Skipped(name, str(mask_paths[name]), "a mask without an image") for name in orphans]
     return items, (*strays, *mask_strays, *lost)
 
 
@@ -124,45 +124,47 @@ def mismatch(image: Path, mask: Path | None) -> str | None:
     """What is wrong with a mask's kind of file, if anything."""
     if mask is None:
         return None
-    expected: Kind = "nifti" if kind_of(image) == "nifti" else "picture"
+    expected: Kind = "nifti" if file_kind(image) == "nifti" else "picture"
     words = {"nifti": "a NIfTI file (.nii, .nii.gz)", "picture": "a picture (PNG, TIFF or JPEG)"}
-    if kind_of(mask) == expected:
+    if file_kind(mask) == expected:
         return None
     return f"expected {words[expected]} as mask of {image.name}, got {mask.name}; convert the mask"
 
 
-def _index(folder: Path, setting: str, on_error: OnError, apart: Path | None) -> tuple[dict[str, Path], list[Skipped]]:
-    """Files by name, and those of no known kind; the folder `apart` is not entered."""
+def _index(
+    folder: Path, setting: str, on_error: OnError, excluded: Path | None
+) -> tuple[dict[str, Path], list[Skipped]]:
+    """Files by name, and those of no known kind; the folder `excluded` is not entered."""
     if not is_folder(folder):
-        came = "a file" if os.path.lexists(folder) else "nothing"
-        raise UserError(f"{setting}: expected a folder, found {came} at {folder}; check the path")
-    found: dict[str, Path] = {}
+        actual = "a file" if os.path.lexists(folder) else "nothing"
+        raise UserError(f"{setting}: expected a folder, found {actual} at {folder}; check the path")
+    paths: dict[str, Path] = {}
     strays = []
-    for path in sorted(_files(folder, setting, apart)):
+    for path in sorted(_files(folder, setting, excluded)):
         name = split_suffix(path.relative_to(folder).as_posix())[0]
-        if kind_of(path) is None:
+        if file_kind(path) is None:
             strays.append(Skipped(printable(name), printable(path), f"not a {KINDS} file"))
         elif printable(name) != name:
             if on_error == "stop":
                 raise SampleError(printable(path), UNWRITABLE)
             strays.append(Skipped(printable(name), printable(path), UNWRITABLE))
-        elif name in found:
+        elif name in paths:
             raise UserError(
-                f"{folder}: expected one file a name, found {found[name].relative_to(folder)} and "
+                f"{folder}: expected one file a name, found {paths[name].relative_to(folder)} and "
                 f"{path.relative_to(folder)}; remove one of them"
             )
         else:
-            found[name] = path
-    return found, strays
+            paths[name] = path
+    return paths, strays
 
 
-def _files(root: Path, setting: str, apart: Path | None) -> Iterable[Path]:
+def _files(root: Path, setting: str, excluded: Path | None) -> Iterable[Path]:
     """All files below a folder, and folders named like an image that hold nothing: those were to be files."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{setting}: {error.filename} cannot be read ({error.strerror}); check it") from error
 
-    closed = apart.resolve() if apart is not None and is_folder(apart) else None
+    closed = excluded.resolve() if excluded is not None and is_folder(excluded) else None
     for folder, folders, names in walk(root, refuse):
         if not folders and not names and folder != root and split_suffix(folder.name)[1] is not None:
             yield folder
@@ -170,5 +172,5 @@ def _files(root: Path, setting: str, apart: Path | None) -> Iterable[Path]:
         yield from (folder / name for name in names)
 
 
-def _first(found: dict[str, Path], folder: Path) -> str:
-    return found[min(found)].relative_to(folder).as_posix()
+def _first(paths: dict[str, Path], folder: Path) -> str:
+    return paths[min(paths)].relative_to(folder).as_posix()

@@ -149,17 +149,17 @@ def _index_normals(
 ) -> tuple[dict[str, Path], list[Skipped]]:
     """Images without a polyp by stem, and what else lies there; none may be among those with one."""
     if not is_folder(folder):
-        came = "a file" if os.path.lexists(folder) else "nothing"
-        raise UserError(f"data.normal_images: expected a folder of images without a polyp, found {came} at {folder}")
-    found, strays = index_images(folder, on_error)
-    if not found:
+        actual = "a file" if os.path.lexists(folder) else "nothing"
+        raise UserError(f"data.normal_images: expected a folder of images without a polyp, found {actual} at {folder}")
+    paths, strays = index_images(folder, on_error)
+    if not paths:
         raise UserError(f"data.normal_images: expected {KINDS} files in {folder}, found none; name another folder")
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path in polyps.values():
         by_size[size_and_time(path)[0]].append(path)
     both = [
         f"{path.name} (as {twin.name})"
-        for stem, path in found.items()
+        for stem, path in paths.items()
         for twin in ([polyps[stem]] if stem in polyps else by_size.get(size_and_time(path)[0], []))
         if stem in polyps or _is_copy(path, twin)
     ]
@@ -168,7 +168,7 @@ def _index_normals(
             f"{folder}: expected images without a polyp, found those of Kvasir-SEG or of their name: {named(both)}; "
             "remove or rename them"
         )
-    return found, strays
+    return paths, strays
 
 
 def _is_copy(path: Path, other: Path) -> bool:

@@ -15,7 +15,7 @@ from kmine.data.cache.files import cache_root
 from kmine.data.datasets.lits_index import Volume, find_volumes, stop_or_skip
 from kmine.data.datasets.slice_labels import (
     SLICE_ID,
-    Facts,
+    SliceFacts,
     facts_of,
     facts_path,
     load_facts,
@@ -23,7 +23,7 @@ from kmine.data.datasets.slice_labels import (
     save_facts,
 )
 from kmine.data.io.find_files import named
-from kmine.data.io.nifti import LastVolume, read_labels, read_windowed
+from kmine.data.io.nifti import VolumeCache, read_labels, read_windowed
 from kmine.data.source import choose_task, fingerprint_files
 from kmine.errors import SampleError, UserError
 from kmine.types import SampleRef, Skipped
@@ -67,7 +67,7 @@ class Lits:
         self.task = choose_task(cfg.task, self.name, tuple(CLASS_NAMES))
         self.class_names = CLASS_NAMES[self.task]
         self.window = WINDOW if cfg.window is None else cfg.window
-        self._images, self._masks = LastVolume(), LastVolume()
+        self._images, self._masks = VolumeCache(), VolumeCache()
         self._volumes, self._skipped, files = find_volumes(self.root, cfg.on_error)
         self._listed: dict[int, dict[int, int]] = {}
         if cfg.image_labels is not None:
@@ -92,7 +92,7 @@ class Lits:
 
     def image(self, sample_id: str) -> NDArray[np.uint8]:
         """(H, W, 3), three times the same grey, [0, 255]. Raises `SampleError`."""
-        volume, number = self._place(sample_id)
+        volume, number = self._locate(sample_id)
         grey = self._images.read(
             volume.image,
             lambda: read_windowed(volume.image, volume.geometry, self.window),
@@ -102,7 +102,7 @@ class Lits:
 
     def mask(self, sample_id: str) -> NDArray[np.uint8]:
         """(H, W) class ids; most slices of a volume show no lesion. Raises `SampleError`, also where there is none."""
-        volume, number = self._place(sample_id)
+        volume, number = self._locate(sample_id)
         if volume.mask is None:
             raise SampleError(str(volume.image), f"expected segmentation-{volume.number}.nii beside it, found none")
         path = volume.mask
@@ -117,7 +117,7 @@ class Lits:
         """SHA-256 (hex) of settings, image labels, and names, sizes and modification times, as they were indexed."""
         return self._fingerprint
 
-    def _place(self, sample_id: str) -> tuple[Volume, int]:
+    def _locate(self, sample_id: str) -> tuple[Volume, int]:
         match = SLICE_ID.fullmatch(sample_id)
         volume = self._volumes.get(int(match[1])) if match else None
         if match is None or volume is None or int(match[2]) >= volume.num_slices:
@@ -156,28 +156,28 @@ class Lits:
             raise UserError(f"{self.root}: expected slices that show liver, found none; pass --data.slices all")
         return tuple(sorted(refs, key=lambda ref: ref.sample_id)), damaged
 
-    def _labels(self, volume: Volume, facts: Facts | None) -> list[tuple[int, int | None]]:
+    def _labels(self, volume: Volume, facts: SliceFacts | None) -> list[tuple[int, int | None]]:
         """Number and image-level label of each slice that `cfg.slices` wants."""
-        listed, everything = self._listed.get(volume.number), self.cfg.slices == "all"
+        listed, all_slices = self._listed.get(volume.number), self.cfg.slices == "all"
         if listed is not None:
-            return [(n, listed.get(n)) for n in range(volume.num_slices) if everything or n in listed]
+            return [(n, listed.get(n)) for n in range(volume.num_slices) if all_slices or n in listed]
         if facts is None:
-            return [(n, None) for n in range(volume.num_slices)] if everything else []
+            return [(n, None) for n in range(volume.num_slices)] if all_slices else []
         lesion = facts.liver if self.task == "liver" else facts.tumour
-        return [(n, int(n in lesion)) for n in range(volume.num_slices) if everything or n in facts.liver]
+        return [(n, int(n in lesion)) for n in range(volume.num_slices) if all_slices or n in facts.liver]
 
-    def _all_facts(self) -> tuple[dict[int, Facts], tuple[Skipped, ...]]:
+    def _all_facts(self) -> tuple[dict[int, SliceFacts], tuple[Skipped, ...]]:
         """Facts of the masks of volumes that are not listed, by volume number; and the damaged masks."""
-        asked = [v for v in self._volumes.values() if v.mask is not None and v.number not in self._listed]
+        unlisted = [v for v in self._volumes.values() if v.mask is not None and v.number not in self._listed]
         folder = cache_root(Path(self.cfg.cache_dir) if self.cfg.cache_dir else None) / f"{self.name}-facts"
         console = Console(stderr=True)
         bar = {"console": console, "transient": True, "disable": not console.is_terminal}
         # One after the other: only one mask may be in memory.
-        found = {v.number: self._facts(folder, v) for v in track(asked, "Looking at masks", **bar)}
-        damaged = tuple(skipped for skipped in found.values() if isinstance(skipped, Skipped))
-        return {number: facts for number, facts in found.items() if isinstance(facts, Facts)}, damaged
+        results = {v.number: self._facts(folder, v) for v in track(unlisted, "Looking at masks", **bar)}
+        damaged = tuple(skipped for skipped in results.values() if isinstance(skipped, Skipped))
+        return {number: facts for number, facts in results.items() if isinstance(facts, SliceFacts)}, damaged
 
-    def _facts(self, folder: Path, volume: Volume) -> Facts | Skipped:
+    def _facts(self, folder: Path, volume: Volume) -> SliceFacts | Skipped:
         path, geometry = volume.mask, volume.geometry
         assert path is not None, "only volumes with a mask are asked"
         saved = facts_path(folder, path, geometry.shape, geometry.turn)

@@ -62,30 +62,30 @@ def find_volumes(root: Path, on_error: OnError) -> tuple[dict[int, Volume], tupl
         UserError: when the folder is missing, unreadable or holds no volume, or two files claim one number.
         SampleError: for a damaged header, if `on_error` is "stop".
     """
-    found, strays = _find(root)
-    orphans = _drop_orphans(found, on_error)
+    paths, strays = _find(root)
+    orphans = _drop_orphans(paths, on_error)
     read = [
-        _read_header(number, path, found["segmentation"].get(number), on_error)
-        for number, path in sorted(found["volume"].items())
+        _read_header(number, path, paths["segmentation"].get(number), on_error)
+        for number, path in sorted(paths["volume"].items())
     ]
     damaged = [skipped for skipped in read if isinstance(skipped, Skipped)]
     volumes = {volume.number: volume for volume in read if isinstance(volume, Volume)}
     if not volumes:
         raise UserError(f"{root}: expected volumes, got none that can be read ({len(damaged)} are damaged)")
-    files = [path for by_number in found.values() for path in by_number.values()]
+    files = [path for by_number in paths.values() for path in by_number.values()]
     return volumes, (*strays, *orphans, *damaged), files
 
 
 def _find(root: Path) -> tuple[dict[Kind, dict[int, Path]], list[Skipped]]:
     """Volumes and segmentations by number, and NIfTI files of other names."""
     if not is_folder(root):
-        came = (
+        actual = (
             "a file; unpack it and pass the folder"
             if os.path.lexists(root)
             else f"nothing; pass --data.root (see {URL})"
         )
-        raise UserError(f"{root}: expected the LiTS folder, found {came}")
-    found: dict[Kind, dict[int, Path]] = {"volume": {}, "segmentation": {}}
+        raise UserError(f"{root}: expected the LiTS folder, found {actual}")
+    paths: dict[Kind, dict[int, Path]] = {"volume": {}, "segmentation": {}}
     strays = []
     for path in sorted(_nifti_files(root)):
         match = FILE_NAME.fullmatch(path.name)
@@ -94,17 +94,17 @@ def _find(root: Path) -> tuple[dict[Kind, dict[int, Path]], list[Skipped]]:
                 Skipped(printable(path.name), printable(path), "not named volume-N.nii or segmentation-N.nii")
             )
             continue
-        same = found[match[1].lower()]  # type: ignore[index]  # the pattern lets nothing else pass
+        numbered = paths[match[1].lower()]  # type: ignore[index]  # the pattern lets nothing else pass
         number = int(match[2])
-        if number in same:
+        if number in numbered:
             raise UserError(
-                f"{root}: expected one {match[1].lower()} of number {number}, found {same[number].relative_to(root)} "
+                f"{root}: expected one {match[1].lower()} of number {number}, found {numbered[number].relative_to(root)} "
                 f"and {path.relative_to(root)}; keep one of them"
             )
-        same[number] = path
-    if not found["volume"]:
+        numbered[number] = path
+    if not paths["volume"]:
         raise UserError(f"{root}: expected volume-N.nii or volume-N.nii.gz in it or below, found none; check data.root")
-    return found, strays
+    return paths, strays
 
 
 def _nifti_files(root: Path) -> Iterable[Path]:
@@ -119,10 +119,10 @@ def _nifti_files(root: Path) -> Iterable[Path]:
         yield from (folder / name for name in names if name.lower().endswith((".nii", ".nii.gz")))
 
 
-def _drop_orphans(found: dict[Kind, dict[int, Path]], on_error: OnError) -> list[Skipped]:
+def _drop_orphans(paths: dict[Kind, dict[int, Path]], on_error: OnError) -> list[Skipped]:
     """Segmentations without a volume hint at lost or renamed files."""
-    masks = found["segmentation"]
-    orphans = sorted(masks.keys() - found["volume"].keys())
+    masks = paths["segmentation"]
+    orphans = sorted(masks.keys() - paths["volume"].keys())
     if orphans and on_error == "stop":
         raise UserError(
             f"expected a volume for each segmentation, found none for {named(str(masks[n]) for n in orphans)}; "

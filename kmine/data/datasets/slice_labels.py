@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.cache.files import explained
+from kmine.data.cache.files import cache_errors
 from kmine.data.source import require_table, size_and_time
 from kmine.errors import UserError
 
@@ -26,38 +26,38 @@ SLICE_ID = re.compile(r"volume-(\d{1,255})/slice-(\d{1,255})")
 
 
 @dataclass(frozen=True)
-class Facts:
+class SliceFacts:
     """Numbers of the slices of one mask that show liver (tumour included), and tumour."""
 
     liver: frozenset[int]
     tumour: frozenset[int]
 
 
-def facts_of(mask: NDArray[np.uint8]) -> Facts:
+def facts_of(mask: NDArray[np.uint8]) -> SliceFacts:
     """The facts of a decoded mask, (D, H, W) of 0 background, 1 liver, 2 tumour."""
     liver, tumour = ((mask >= label).any(axis=(1, 2)) for label in (1, 2))
-    return Facts(*(frozenset(np.flatnonzero(found).tolist()) for found in (liver, tumour)))
+    return SliceFacts(*(frozenset(np.flatnonzero(shown).tolist()) for shown in (liver, tumour)))
 
 
-def facts_path(folder: Path, mask: Path, *how: object) -> Path:
+def facts_path(folder: Path, mask: Path, *cut: object) -> Path:
     """Where the facts of a mask file lie: another size, modification time or way to cut it is another file."""
-    key = hashlib.sha256(json.dumps([FORMAT, mask.name, *size_and_time(mask), *how]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([FORMAT, mask.name, *size_and_time(mask), *cut]).encode()).hexdigest()
     return folder / f"{mask.name.partition('.')[0]}-{key[:16]}.json"
 
 
-def load_facts(path: Path) -> Facts | None:
+def load_facts(path: Path) -> SliceFacts | None:
     """What `save_facts` wrote; None where it is missing or damaged."""
     try:
         content = json.loads(path.read_text())
-        return Facts(frozenset(map(int, content["liver"])), frozenset(map(int, content["tumour"])))
+        return SliceFacts(frozenset(map(int, content["liver"])), frozenset(map(int, content["tumour"])))
     except (OSError, ValueError, TypeError, KeyError):  # no file; no text or JSON; JSON of something else
         return None
 
 
-def save_facts(path: Path, facts: Facts) -> None:
+def save_facts(path: Path, facts: SliceFacts) -> None:
     """Write the facts, whole or not at all. Raises `UserError` where nothing can be stored."""
     temp = path.with_name(f".{path.name}.{os.getpid()}")
-    with explained(path.parent.parent):
+    with cache_errors(path.parent.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         temp.write_text(json.dumps({"liver": sorted(facts.liver), "tumour": sorted(facts.tumour)}))
         temp.replace(path)
@@ -79,11 +79,11 @@ def read_image_labels(
     Raises:
         UserError: with the line number, for an id that is unknown or there twice, and for another label than 0 or 1.
     """
-    found: dict[int, dict[int, int]] = {}
+    labels: dict[int, dict[int, int]] = {}
     for line, row in _rows(path):
         if len(row) != len(HEADER):
             raise UserError(f"{path}, line {line}: expected sample_id,label, got {len(row)} values; mend that line")
-        volume, number = _place(path, line, row[0])
+        volume, number = _parse_slice_id(path, line, row[0])
         if f"volume-{volume:03}" in unread:
             continue
         if not 0 <= number < num_slices.get(volume, 0):
@@ -95,12 +95,12 @@ def read_image_labels(
             raise UserError(f"{path}, line {line}: unknown sample_id {row[0]!r} ({has}); remove or mend that line")
         if row[1].strip() not in ("0", "1"):
             raise UserError(f"{path}, line {line}: expected the label 0 (no lesion) or 1 (lesion), got {row[1]!r}")
-        if number in found.setdefault(volume, {}):
+        if number in labels.setdefault(volume, {}):
             raise UserError(f"{path}, line {line}: expected each slice once, got {row[0]} again; remove one line")
-        found[volume][number] = int(row[1])
-    if not found:
+        labels[volume][number] = int(row[1])
+    if not labels:
         raise UserError(f"{path}: expected rows sample_id,label, got none of a volume that can be read")
-    return found
+    return labels
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -121,7 +121,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path}: expected a CSV file of sample_id,label, got something else ({error})") from error
 
 
-def _place(path: Path, line: int, sample_id: str) -> tuple[int, int]:
+def _parse_slice_id(path: Path, line: int, sample_id: str) -> tuple[int, int]:
     """Numbers of the volume and of the slice."""
     match = SLICE_ID.fullmatch(sample_id.strip())
     if not match:

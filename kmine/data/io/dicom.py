@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kmine.data.io.windowing import windowed
-from kmine.data.source import CHUNK, refuse_size, require_file
+from kmine.data.source import BLOCK_BYTES, refuse_size, require_file
 from kmine.errors import SampleError
 
 if TYPE_CHECKING:
     import pydicom
 
 HEADER_TAGS = ["Rows", "Columns", "NumberOfFrames", "SeriesInstanceUID", "PixelSpacing", "PhotometricInterpretation"]
-PLACE_TAGS = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"]
+POSITION_TAGS = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"]
 GREY = ("MONOCHROME1", "MONOCHROME2")
 MAX_BYTES = 2**29
 """Of a file, and of what a deflated one unpacks to: no picture of one frame that can be read has more."""
@@ -61,7 +61,7 @@ def read_header(path: Path) -> Header:
 
 
 @dataclass(frozen=True)
-class Place:
+class SlicePosition:
     """Where a slice lies in the patient (DICOM PS3.3, C.7.6.2): millimetres to the left, to the back, up."""
 
     series: str
@@ -71,17 +71,17 @@ class Place:
     """Direction of a row (where columns grow), then of a column (where rows grow)."""
 
 
-def read_place(path: Path) -> Place | None:
+def read_slice_position(path: Path) -> SlicePosition | None:
     """Where the slice of a file lies, from its header; None where it does not say. Raises `SampleError`."""
-    data = _open(path, stop_before_pixels=True, specific_tags=PLACE_TAGS)
+    data = _open(path, stop_before_pixels=True, specific_tags=POSITION_TAGS)
     try:
         series = str(data.get("SeriesInstanceUID") or "")
-        position, orientation = (tuple(map(float, data.get(name) or ())) for name in PLACE_TAGS[1:])
+        position, orientation = (tuple(map(float, data.get(name) or ())) for name in POSITION_TAGS[1:])
     except Exception as error:  # as above
         raise _damaged(path, error) from error
     if not series or len(position) != 3 or len(orientation) != 6 or not all(map(math.isfinite, position + orientation)):
         return None
-    return Place(series, position, orientation)
+    return SlicePosition(series, position, orientation)
 
 
 def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uint8]:
@@ -205,10 +205,10 @@ def _refuse_bomb(path: Path) -> None:
         if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
             return
         unpacker, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        for more in iter(lambda: file.read(CHUNK), b""):
-            while more:
-                total += len(unpacker.decompress(more, CHUNK))
-                more = unpacker.unconsumed_tail
+        for block in iter(lambda: file.read(BLOCK_BYTES), b""):
+            while block:
+                total += len(unpacker.decompress(block, BLOCK_BYTES))
+                block = unpacker.unconsumed_tail
                 if total > MAX_BYTES:
                     raise ValueError(f"more than {MAX_BYTES:,} bytes unpacked")
 

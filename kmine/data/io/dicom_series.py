@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.io.dicom import Place, read_header, read_place
+from kmine.data.io.dicom import SlicePosition, read_header, read_slice_position
 from kmine.errors import SampleError
 
 MIN_SLICES = 2
@@ -42,26 +42,26 @@ def group_series(files: Sequence[Path]) -> tuple[list[tuple[Path, ...]], list[Pa
     A series is two or more files of one SeriesInstanceUID that say where in the patient they lie, all cut in one
     direction. Files whose header cannot be read stand alone: whoever reads them says what is wrong.
     """
-    by_series: dict[str, list[tuple[Path, Place]]] = defaultdict(list)
-    alone = []
+    by_series: dict[str, list[tuple[Path, SlicePosition]]] = defaultdict(list)
+    single_files = []
     for path in files:
         try:
-            place = read_place(path)
+            position = read_slice_position(path)
         except SampleError:
-            place = None
-        if place is None:
-            alone.append(path)
+            position = None
+        if position is None:
+            single_files.append(path)
         else:
-            by_series[place.series].append((path, place))
-    found = []
+            by_series[position.series].append((path, position))
+    series = []
     for _, members in sorted(by_series.items()):
         paths = tuple(path for path, _ in members)
         directions = np.array([place.orientation for _, place in members])
         if len(members) >= MIN_SLICES and np.ptp(directions, axis=0).max() < SAME_DIRECTION:
-            found.append(paths)
+            series.append(paths)
         else:
-            alone += paths
-    return found, sorted(alone)
+            single_files += paths
+    return series, sorted(single_files)
 
 
 def open_series(files: Sequence[Path]) -> Series:
@@ -70,11 +70,11 @@ def open_series(files: Sequence[Path]) -> Series:
     Raises:
         SampleError: for damaged files, slices of several sizes or spacings, and two in one place.
     """
-    placed = [(path, _place(path), read_header(path)) for path in files]
+    placed = [(path, _require_position(path), read_header(path)) for path in files]
     first = placed[0]
     row, column = np.array(first[1].orientation[:3]), np.array(first[1].orientation[3:])
     normal = np.cross(row, column)
-    placed.sort(key=lambda one: float(np.dot(one[1].position, normal)))
+    placed.sort(key=lambda entry: float(np.dot(entry[1].position, normal)))
     for path, _, header in placed:
         if (header.shape, header.spacing) != (first[2].shape, first[2].spacing):
             raise SampleError(
@@ -109,8 +109,8 @@ def open_series(files: Sequence[Path]) -> Series:
     )
 
 
-def _place(path: Path) -> Place:
-    place = read_place(path)
-    if place is None:
+def _require_position(path: Path) -> SlicePosition:
+    position = read_slice_position(path)
+    if position is None:
         raise SampleError(str(path), "expected a slice that says where in the patient it lies; copy the series again")
-    return place
+    return position

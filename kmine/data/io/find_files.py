@@ -37,7 +37,7 @@ def index_images(folder: Path, on_error: Literal["stop", "skip"]) -> tuple[dict[
         files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror or error}); check its permissions") from error
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     strays = []
     for path in files:
         if path.suffix.lower() not in SUFFIXES:
@@ -46,13 +46,13 @@ def index_images(folder: Path, on_error: Literal["stop", "skip"]) -> tuple[dict[
             if on_error == "stop":
                 raise SampleError(printable(path), UNWRITABLE)
             strays.append(Skipped(printable(path.stem), printable(path), UNWRITABLE))
-        elif path.stem in found:
+        elif path.stem in paths:
             raise UserError(
-                f"{folder}: expected one file a name, found {found[path.stem].name} and {path.name}; remove one of them"
+                f"{folder}: expected one file a name, found {paths[path.stem].name} and {path.name}; remove one of them"
             )
         else:
-            found[path.stem] = path
-    return found, strays
+            paths[path.stem] = path
+    return paths, strays
 
 
 def walk(root: Path, refuse: Callable[[OSError], None]) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -71,17 +71,17 @@ def walk(root: Path, refuse: Callable[[OSError], None]) -> Iterator[tuple[Path, 
     visits: Counter[tuple[int, int]] = Counter()
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
         try:
-            found = Path(folder).stat()
+            status = Path(folder).stat()
         except OSError as error:
             refuse(error)
             continue
-        here, above = (found.st_dev, found.st_ino), inside.get(str(Path(folder).parent), ())
-        if here in above:
+        inode, above = (status.st_dev, status.st_ino), inside.get(str(Path(folder).parent), ())
+        if inode in above:
             folders.clear()
             continue
-        inside[str(Path(folder))] = (*above, here)
-        visits[here] += 1
-        if visits[here] > MAX_VISITS:
+        inside[str(Path(folder))] = (*above, inode)
+        visits[inode] += 1
+        if visits[inode] > MAX_VISITS:
             raise UserError(f"{folder}: links to folders lead here again and again; remove links, or name a sub-folder")
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
         yield Path(folder), folders, [name for name in names if not name.startswith(".")]

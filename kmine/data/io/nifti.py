@@ -34,7 +34,7 @@ MAX_OFFSET = 2**26
 AXES = "LPS"
 """Where columns, rows and slice numbers grow: to the patient's left, to the back, up."""
 SAME_MM = 1e-4
-CHUNK = 2**20
+BLOCK_BYTES = 2**20
 """Bytes read at once of what is passed over."""
 HEADERS = {348: "Nifti1Header", 540: "Nifti2Header"}
 """Of NIfTI-1 and NIfTI-2, nibabel's classes by their size in bytes."""
@@ -45,7 +45,7 @@ GRACE = 0.05
 LABELS = (0, 1, 2)
 """Background, liver, tumour."""
 
-Found = TypeVar("Found")
+ResultT = TypeVar("ResultT")
 Convert = Callable[[NDArray[Any], int], NDArray[Any]]
 """Takes a plane of stored voxels (first two axes) with its number along the third; gives it as bytes."""
 
@@ -82,7 +82,7 @@ class Geometry:
         return sizes[2], sizes[1], sizes[0]
 
 
-class LastVolume:
+class VolumeCache:
     """The volume that was decoded last; whoever asks for another one makes it forget this one.
 
     Safe to use from threads, which may come a little out of order: before another volume is decoded, those that wait
@@ -92,38 +92,40 @@ class LastVolume:
 
     def __init__(self) -> None:
         self._turn = threading.Condition()
-        self._wanted: Counter[Path | None] = Counter()
+        self._requests: Counter[Path | None] = Counter()
         self._readers: set[int] = set()
         self._decoding = False
         self._path: Path | None = None
         self._volume: NDArray[np.uint8] | SampleError | None = None
 
-    def __reduce__(self) -> tuple[type[LastVolume], tuple[()]]:
-        return LastVolume, ()
+    def __reduce__(self) -> tuple[type[VolumeCache], tuple[()]]:
+        return VolumeCache, ()
 
     def read(
-        self, path: Path, decode: Callable[[], NDArray[np.uint8]], take: Callable[[NDArray[np.uint8]], Found]
-    ) -> Found:
+        self, path: Path, decode: Callable[[], NDArray[np.uint8]], take: Callable[[NDArray[np.uint8]], ResultT]
+    ) -> ResultT:
         """What `take` finds in the volume of `path`, which `decode` gives where it is not in memory.
 
         `take` may not keep a view. Raises the `SampleError` of `decode`.
         """
-        me = threading.get_ident()
+        thread_id = threading.get_ident()
         with self._turn:
-            self._wanted[path] += 1
+            self._requests[path] += 1
             try:
-                if self._path != path and self._readers - {me}:
+                if self._path != path and self._readers - {thread_id}:
                     self._turn.wait_for(lambda: self._path == path, GRACE)
-                self._turn.wait_for(lambda: not self._decoding and (self._path == path or not self._wanted[self._path]))
+                self._turn.wait_for(
+                    lambda: not self._decoding and (self._path == path or not self._requests[self._path])
+                )
                 if self._path != path:
                     self._exchange(path, decode)
-                self._readers.add(me)
+                self._readers.add(thread_id)
                 if isinstance(self._volume, SampleError):
                     raise SampleError(self._volume.path, self._volume.problem)
                 assert self._volume is not None, "decoded just now"
                 return take(self._volume)
             finally:
-                self._wanted[path] -= 1
+                self._requests[path] -= 1
                 self._turn.notify_all()
 
     def _exchange(self, path: Path, decode: Callable[[], NDArray[np.uint8]]) -> None:
@@ -155,10 +157,10 @@ def read_geometry(path: Path) -> Geometry:
         with np.errstate(all="ignore"):
             turn = ornt_transform(io_orientation(header.affine), axcodes2ornt(AXES))
             sizes = voxel_sizes(header.affine)
-        told = bool(np.isfinite(turn).all() and np.isfinite(sizes).all())
+        has_axes = bool(np.isfinite(turn).all() and np.isfinite(sizes).all())
     except ValueError:  # of a matrix with values that are no numbers, or too large
-        told = False
-    if not told:
+        has_axes = False
+    if not has_axes:
         raise SampleError(
             str(path), "expected an affine that tells the axes of the body, got a singular one; convert the scan anew"
         )
@@ -211,7 +213,7 @@ def read_integers(path: Path, geometry: Geometry) -> NDArray[np.uint8]:
 
 
 def _read_ids(
-    path: Path, geometry: Geometry, known: Callable[[NDArray[Any]], NDArray[np.bool_]], expected: str
+    path: Path, geometry: Geometry, is_known: Callable[[NDArray[Any]], NDArray[np.bool_]], expected: str
 ) -> NDArray[np.uint8]:
     header = _header_of(path, geometry)
 
@@ -219,16 +221,18 @@ def _read_ids(
         with np.errstate(all="ignore"):
             values = stored if (header.slope, header.inter) == (1, 0) else stored * header.slope + header.inter
         rounded = np.rint(values) if values.dtype.kind == "f" else values
-        foreign = ~known(rounded)
+        foreign = ~is_known(rounded)
         if foreign.any():
-            some = ", ".join(f"{value:g}" for value in np.unique(rounded[foreign])[:3])
+            examples = ", ".join(f"{value:g}" for value in np.unique(rounded[foreign])[:3])
             first = (*np.argwhere(foreign)[0], plane)
             number = next(
                 int(first[n]) if flip == 1 else geometry.shape[n] - 1 - int(first[n])
                 for n, (axis, flip) in enumerate(geometry.turn)
                 if axis == 2
             )
-            raise SampleError(str(path), f"expected {expected}, got {some} in slice {number}; map the labels to these")
+            raise SampleError(
+                str(path), f"expected {expected}, got {examples} in slice {number}; map the labels to these"
+            )
         return rounded
 
     return _convert(path, geometry, header, ids)
@@ -278,8 +282,8 @@ def _stored(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, int
         raise _damaged(path, f"{size:,} bytes on disk, {num_bytes:,} of voxels in its header")
     try:
         with _open(path) as file:
-            for start in range(0, offset, CHUNK):
-                file.read(min(CHUNK, offset - start))
+            for start in range(0, offset, BLOCK_BYTES):
+                file.read(min(BLOCK_BYTES, offset - start))
             for number in range(shape[2]):
                 content = file.read(plane)
                 if len(content) < plane:

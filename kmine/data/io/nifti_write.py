@@ -59,7 +59,7 @@ def frame_of_series(series: Series) -> Frame:
     return Frame(header, ((0, 1), (1, 1), (2, 1)), series.thickness if series.spacing else None)
 
 
-def as_stored(slices: NDArray[Any], frame: Frame) -> NDArray[Any]:
+def to_stored_axes(slices: NDArray[Any], frame: Frame) -> NDArray[Any]:
     """(D, H, W) slices in the order of the file's axes: a view of the same memory."""
     view = slices.T.transpose([axis for axis, _ in frame.turn])
     return view[tuple(slice(None, None, flip) for _, flip in frame.turn)]
@@ -67,7 +67,7 @@ def as_stored(slices: NDArray[Any], frame: Frame) -> NDArray[Any]:
 
 def encode_mask(mask: NDArray[np.uint8], frame: Frame) -> bytes:
     """(D, H, W) class ids as the bytes of a .nii.gz file, uint8."""
-    stored = as_stored(mask, frame)
+    stored = to_stored_axes(mask, frame)
     start = _start(frame, stored.shape, np.dtype(np.uint8))
     out = io.BytesIO()
     with gzip.GzipFile("", "wb", QUICK, out, mtime=0) as file:
@@ -86,7 +86,7 @@ class ProbabilityFile:
     def __init__(self, path: Path, frame: Frame, shape: tuple[int, int, int, int]) -> None:
         depth, num_classes, height, width = shape
         self.path, self._part = path, path.with_name(f".{path.name}.{os.getpid()}{PART}")
-        self._turned = as_stored(np.empty((depth, height, width), bool), frame).shape
+        self._turned = to_stored_axes(np.empty((depth, height, width), bool), frame).shape
         self.frame = frame
         start = _start(frame, (*self._turned, num_classes), np.dtype(np.float32))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ class ProbabilityFile:
         num_classes = probs.shape[1]
         values = np.memmap(self._part, "<f4", "r+", self._start, (*self._turned, num_classes), order="F")
         for class_id in range(num_classes):
-            # The same turn as `as_stored`, backwards: a view (D, H, W) of the file.
+            # The same turn as `to_stored_axes`, backwards: a view (D, H, W) of the file.
             back = values[..., class_id][tuple(slice(None, None, flip) for _, flip in self.frame.turn)]
             back = back.transpose(np.argsort([axis for axis, _ in self.frame.turn])).T
             back[first : first + len(probs)] = probs[:, class_id]

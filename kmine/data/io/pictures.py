@@ -88,24 +88,24 @@ def class_ids(path: Path, values: NDArray[Any], class_names: Sequence[str]) -> N
     With two classes: 255 is the object where there is no 1; with 1 it is ignored. With more: values are class ids,
     255 is ignored. Raises `SampleError` for every other value, with the cure.
     """
-    found = set(np.unique(values).tolist())
-    if len(class_names) == 2 and found <= {0, IGNORE_INDEX}:
+    present = set(np.unique(values).tolist())
+    if len(class_names) == 2 and present <= {0, IGNORE_INDEX}:
         return (values == IGNORE_INDEX).astype(np.uint8)
-    foreign = sorted(found - {*range(len(class_names)), IGNORE_INDEX})
+    foreign = sorted(present - {*range(len(class_names)), IGNORE_INDEX})
     if not foreign:
         return values.astype(np.uint8)
-    some = ", ".join(f"{value:g}" for value in foreign[:MAX_NAMED])
-    some += f" and {len(foreign) - MAX_NAMED} more" if len(foreign) > MAX_NAMED else ""
+    foreign_text = ", ".join(f"{value:g}" for value in foreign[:MAX_NAMED])
+    foreign_text += f" and {len(foreign) - MAX_NAMED} more" if len(foreign) > MAX_NAMED else ""
     names = ", ".join(f"{n} {name}" for n, name in enumerate(class_names))
     if len(class_names) == 2:
         raise SampleError(
             str(path),
-            f"expected a mask of 0 and 255, or of 0 and 1 ({names}), got also the values {some}; store the object as "
+            f"expected a mask of 0 and 255, or of 0 and 1 ({names}), got also the values {foreign_text}; store the object as "
             "255 and nothing between, or, if they are classes, name each in --data.class_names [background,...]",
         )
     raise SampleError(
         str(path),
-        f"expected the class ids {names}, and {IGNORE_INDEX} for ignored pixels, got also the values {some}; "
+        f"expected the class ids {names}, and {IGNORE_INDEX} for ignored pixels, got also the values {foreign_text}; "
         "map them to these, or name every class in data.class_names",
     )
 

@@ -14,25 +14,25 @@ from kmine.data.io.nifti import Geometry, read_geometry, read_integers
 from kmine.data.source import Source
 from kmine.types import IGNORE_INDEX
 
-Place = tuple[str, Path, int]
+SliceLocation = tuple[str, Path, int]
 """Name of a volume, its file, and the number of a slice in it."""
 
 
-def place_of(source: Source, sample_id: str) -> Place | None:
+def slice_location(source: Source, sample_id: str) -> SliceLocation | None:
     """Where a sample was cut from; None for a picture of its own, and for one that the source does not have."""
     try:
         if isinstance(source, Lits):
-            volume, number = source._place(sample_id)
+            volume, number = source._locate(sample_id)
             return volume.group_id, volume.image, number
         if isinstance(source, Folder):
-            item, number = source._place(sample_id)
+            item, number = source._locate(sample_id)
             return (item.name, item.image, number) if item.kind == "nifti" else None
     except KeyError:
         return None
     return None
 
 
-def write_volume(path: Path, scan: Path, slices: Mapping[int, NDArray[np.uint8]]) -> None:
+def write_mask_volume(path: Path, scan: Path, slices: Mapping[int, NDArray[np.uint8]]) -> None:
     """Class ids as .nii.gz: shape, axes and affine of the scan; `IGNORE_INDEX` in slices that are not given.
 
     Args:
@@ -50,7 +50,7 @@ def write_volume(path: Path, scan: Path, slices: Mapping[int, NDArray[np.uint8]]
     header = nibabel.load(scan).header.copy()
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
-    image = nibabel.Nifti1Image(np.ascontiguousarray(as_stored(stack, geometry)), header.get_best_affine(), header)
+    image = nibabel.Nifti1Image(np.ascontiguousarray(to_scan_axes(stack, geometry)), header.get_best_affine(), header)
     temp = path.with_name(f".{path.name[: -len('.nii.gz')]}.part.nii.gz")
     try:
         nibabel.save(image, temp)
@@ -59,13 +59,13 @@ def write_volume(path: Path, scan: Path, slices: Mapping[int, NDArray[np.uint8]]
         temp.unlink(missing_ok=True)
 
 
-def as_stored(stack: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+def to_scan_axes(stack: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
     """(D, H, W) slices as the file has them; a view. The inverse of how `volumes` cuts."""
     view = stack.T.transpose([axis for axis, _ in geometry.turn])
     return view[tuple(slice(None, None, flip) for _, flip in geometry.turn)]
 
 
-def read_volume(path: Path, scan: Path) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def read_mask_volume(path: Path, scan: Path) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Number and (H, W) class ids of each slice of a mask file that is not ignored as a whole.
 
     Raises:

@@ -25,7 +25,7 @@ def measure(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.array([*cv2.mean(image)[:3], cv2.meanStdDev(grey)[1].item()])
 
 
-def summarise(images: Iterable[NDArray[np.uint8]]) -> dict[str, Any]:
+def intensity_ranges(images: Iterable[NDArray[np.uint8]]) -> dict[str, Any]:
     """What run.json keeps of the training images: for each measure, the range outside of which an image is far.
 
     The range holds every image that was looked at, and reaches to the fence where that lies further out.
@@ -41,9 +41,9 @@ def summarise(images: Iterable[NDArray[np.uint8]]) -> dict[str, Any]:
     return {"num_images": len(rows), "ranges": ranges}
 
 
-def how_far(known: Mapping[str, Any] | None, image: NDArray[np.uint8]) -> str:
+def out_of_range_text(training: Mapping[str, Any] | None, image: NDArray[np.uint8]) -> str:
     """In what an image (S, S, 3) lies outside of the ranges, as in "contrast 3 (training: 12 to 80)"; else empty."""
-    ranges = (known or {}).get("ranges", {})
+    ranges = (training or {}).get("ranges", {})
     values = zip(MEASURES, measure(image), strict=True) if ranges else ()
     far = [
         f"{name} {value:.0f} (training: {max(0, ranges[name][0]):.0f} to {min(255, ranges[name][1]):.0f})"

@@ -17,7 +17,7 @@ EDGE_SIDE = 128
 """Side in pixels at which mask outlines are held against image edges."""
 CHANCE = 1e-3
 """A stretch of shifted masks is one that chance would show in so many data sets at the most."""
-MIN_STRETCH, MAX_STRETCHES = 8, 5
+MIN_RUN, MAX_RUNS = 8, 5
 MIN_REST, REST_Z = 20, 3.0
 """So many masks outside of a stretch must say with this z that they belong to their images."""
 MAX_RATIO = 1.5
@@ -25,7 +25,7 @@ MAX_RATIO = 1.5
 
 
 @dataclass(frozen=True)
-class Pairing:
+class MaskAlignment:
     """How much better mask outlines follow the edges of their own image than those of the other images."""
 
     num_pairs: int
@@ -40,19 +40,19 @@ class Pairing:
 
 
 @dataclass(frozen=True)
-class Fit:
+class AlignmentScore:
     """How well one mask follows the edges of its own image and of those of the files beside it."""
 
     sample_id: str
     own: float
-    """As in `Pairing`."""
+    """As in `MaskAlignment`."""
     before: float
     """On the image one place before; NaN where there is none."""
     after: float
 
 
 @dataclass(frozen=True)
-class Stretch:
+class ShiftedRun:
     """Masks one after the other that fit the images one place before (-1) or after (1) better than their own."""
 
     first: str
@@ -61,13 +61,13 @@ class Stretch:
     shift: int
 
 
-class Neighbours:
+class NeighbourAlignment:
     """Holds each mask against its own image and the two beside it, as samples come by in order; keeps three."""
 
     def __init__(self) -> None:
         self._images: list[NDArray[np.float32] | None] = [None, None]
         self._held: tuple[str, NDArray[np.intp] | None] = ("", None)
-        self.fits: list[Fit] = []
+        self.scores: list[AlignmentScore] = []
 
     def add(self, sample_id: str, image: NDArray[np.float32] | None, at: NDArray[np.intp] | None) -> None:
         """The next sample: `edges` of its image and `outline` of its mask, None for what it lacks."""
@@ -75,13 +75,13 @@ class Neighbours:
         held, outline_of_held = self._held
         if own is not None and outline_of_held is not None and len(outline_of_held):
             strengths = (_strength(picture, outline_of_held) for picture in (own, before, image))
-            self.fits.append(Fit(held, *strengths))
+            self.scores.append(AlignmentScore(held, *strengths))
         self._images, self._held = [own, image], (sample_id, at)
 
-    def finish(self) -> list[Fit]:
+    def finish(self) -> list[AlignmentScore]:
         """No more come; what was found, in order."""
         self.add("", None, None)
-        return self.fits
+        return self.scores
 
 
 def _strength(image: NDArray[np.float32] | None, at: NDArray[np.intp]) -> float:
@@ -105,7 +105,7 @@ def outline(mask: NDArray[np.uint8]) -> NDArray[np.intp]:
     return np.flatnonzero(band)
 
 
-def measure_pairing(images: Sequence[NDArray[np.float32]], outlines: Sequence[NDArray[np.intp]]) -> Pairing:
+def measure_alignment(images: Sequence[NDArray[np.float32]], outlines: Sequence[NDArray[np.intp]]) -> MaskAlignment:
     """Hold every outline against every image; only those with an outline count.
 
     The alternative to the true pairing is the mean over all other images, which is what many random permutations
@@ -115,11 +115,11 @@ def measure_pairing(images: Sequence[NDArray[np.float32]], outlines: Sequence[ND
         images: as `edges` returns them, in the order of the files.
         outlines: as `outline` returns them, one an image.
     """
-    which = [n for n, at in enumerate(outlines) if len(at)]
-    count = len(which)
+    indices = [n for n, at in enumerate(outlines) if len(at)]
+    count = len(indices)
     if count < 3:
-        return Pairing(count, float("nan"), float("nan"), float("nan"), 0)
-    score = np.array([[images[i].ravel()[outlines[m]].mean() for m in which] for i in which])
+        return MaskAlignment(count, float("nan"), float("nan"), float("nan"), 0)
+    score = np.array([[images[i].ravel()[outlines[m]].mean() for m in indices] for i in indices])
     own = np.diag(score)
     others = (score.sum() - own.sum()) / (count * (count - 1))
     centred = score - score.mean(axis=0) - score.mean(axis=1)[:, None] + score.mean()
@@ -127,46 +127,53 @@ def measure_pairing(images: Sequence[NDArray[np.float32]], outlines: Sequence[ND
     shifts = {shift: _z(np.diag(centred, -shift)) for shift in (-1, 1)}
     best = max(shifts, key=shifts.__getitem__)
     better = best if z < MIN_Z < shifts[best] else 0
-    return Pairing(count, float(own.mean()), float(others), z, better)
+    return MaskAlignment(count, float(own.mean()), float(others), z, better)
 
 
 def _z(values: NDArray[np.float64]) -> float:
     return float(values.mean() / max(values.std(ddof=1) / np.sqrt(len(values)), 1e-12))
 
 
-def find_stretches(fits: Sequence[Fit]) -> list[Stretch]:
+def find_shifted_runs(alignment_scores: Sequence[AlignmentScore]) -> list[ShiftedRun]:
     """Where masks are off by one file, if only from one file to another; in the order of the files.
 
     A mask whose neighbour's image fits better than its own scores above 0; the stretch of the highest sum is looked
     for. How high a sum chance gives is known of sums that fall on average (Karlin and Altschul 1990): more than x in
     at most n exp(-rate x) cases, the rate being that of the scores outside of the stretch.
     """
-    found: list[tuple[int, Stretch]] = []
-    free = np.ones(len(fits), bool)
-    scores = {-1: _log_ratio(fits, "before"), 1: _log_ratio(fits, "after")}
-    while len(found) < MAX_STRETCHES:
-        best = max((*_best_stretch(np.where(free, scores[side], -MAX_RATIO)), side) for side in scores)
+    runs: list[tuple[int, ShiftedRun]] = []
+    free = np.ones(len(alignment_scores), bool)
+    scores = {-1: _log_ratio(alignment_scores, "before"), 1: _log_ratio(alignment_scores, "after")}
+    while len(runs) < MAX_RUNS:
+        best = max((*_best_run(np.where(free, scores[side], -MAX_RATIO)), side) for side in scores)
         total, start, stop, shift = best
         rest = free.copy()
         rest[start:stop] = False
-        others = scores[shift][rest]
-        if stop - start < MIN_STRETCH or len(others) < MIN_REST or -_z(others) < REST_Z:
+        outside_scores = scores[shift][rest]
+        if stop - start < MIN_RUN or len(outside_scores) < MIN_REST or -_z(outside_scores) < REST_Z:
             break
-        if _rate(others) * total < np.log(len(fits) / CHANCE):
+        if _rate(outside_scores) * total < np.log(len(alignment_scores) / CHANCE):
             break
-        found.append((start, Stretch(fits[start].sample_id, fits[stop - 1].sample_id, stop - start, shift)))
+        runs.append(
+            (
+                start,
+                ShiftedRun(
+                    alignment_scores[start].sample_id, alignment_scores[stop - 1].sample_id, stop - start, shift
+                ),
+            )
+        )
         free = rest
-    return [stretch for _, stretch in sorted(found, key=lambda pair: pair[0])]
+    return [run for _, run in sorted(runs, key=lambda pair: pair[0])]
 
 
-def _log_ratio(fits: Sequence[Fit], side: str) -> NDArray[np.float64]:
+def _log_ratio(alignment_scores: Sequence[AlignmentScore], side: str) -> NDArray[np.float64]:
     """(N,) of the neighbour's strength to the own one, bounded; 0 where there is no neighbour."""
-    own, other = np.array([(fit.own, getattr(fit, side)) for fit in fits], float).reshape(-1, 2).T
+    own, other = np.array([(fit.own, getattr(fit, side)) for fit in alignment_scores], float).reshape(-1, 2).T
     ratio = np.log(np.maximum(other, 1e-3) / np.maximum(own, 1e-3))
     return np.clip(np.nan_to_num(ratio, nan=0.0), -MAX_RATIO, MAX_RATIO)
 
 
-def _best_stretch(scores: NDArray[np.float64]) -> tuple[float, int, int]:
+def _best_run(scores: NDArray[np.float64]) -> tuple[float, int, int]:
     """Highest sum of neighbours, and where they start and stop."""
     best, start, stop = 0.0, 0, 0
     total, begin = 0.0, 0
@@ -191,28 +198,30 @@ def _rate(scores: NDArray[np.float64]) -> float:
     return low
 
 
-def examine_stretches(stretches: Sequence[Stretch], pairing: Pairing) -> list[Finding]:
-    """Parts that are off by one file; where everything is, `examine_pairing` says so already."""
-    if pairing.better_shift or not stretches:
+def check_shifted_runs(runs: Sequence[ShiftedRun], alignment: MaskAlignment) -> list[Finding]:
+    """Parts that are off by one file; where everything is, `check_alignment` says so already."""
+    if alignment.better_shift or not runs:
         return []
     which: Mapping[int, str] = {-1: "before", 1: "after"}
-    parts = [
-        f"the {part.count} masks from {part.first} to {part.last} fit the images one place {which[part.shift]} better"
-        for part in stretches
+    texts = [
+        f"the {run.count} masks from {run.first} to {run.last} fit the images one place {which[run.shift]} better"
+        for run in runs
     ]
-    names = tuple(name for part in stretches for name in (part.first, part.last))
-    text = f"{'; '.join(parts)} than their own; pair images and masks by name"
+    names = tuple(name for run in runs for name in (run.first, run.last))
+    text = f"{'; '.join(texts)} than their own; pair images and masks by name"
     return [Finding("pairing_part", "fault", text, names)]
 
 
-def examine_pairing(pairing: Pairing) -> list[Finding]:
+def check_alignment(alignment: MaskAlignment) -> list[Finding]:
     """Whether masks belong to their images more than to others."""
-    n, z = pairing.num_pairs, pairing.z
+    n, z = alignment.num_pairs, alignment.z
     if n < MIN_PAIRS:
         return [
             Finding("pairing_unknown", "note", f"{n} masks are too few to tell whether they belong to their images")
         ]
-    figures = f"outlines on {n} images: edge strength {pairing.own:.2f} on their own, {pairing.others:.2f} on others"
+    figures = (
+        f"outlines on {n} images: edge strength {alignment.own:.2f} on their own, {alignment.others:.2f} on others"
+    )
     if z >= MIN_Z:
         return [Finding("pairing", "note", f"masks follow their own images' edges: {figures} (z {z:.1f})")]
     shift = {0: "", -1: "; they fit the image one place before", 1: "; they fit the image one place after"}
@@ -221,6 +230,6 @@ def examine_pairing(pairing: Pairing) -> list[Finding]:
             "pairing",
             "fault",
             f"masks fit their own images no better than others: {figures} (z {z:.1f}, expected {MIN_Z:g} or more)"
-            f"{shift[pairing.better_shift]}; pair images and masks by name",
+            f"{shift[alignment.better_shift]}; pair images and masks by name",
         )
     ]

@@ -33,7 +33,7 @@ MAX_SCALE, MAX_SHEAR, MAX_SHIFT = 1.18, 0.06, 12.0
 
 
 @dataclass(frozen=True)
-class Alike:
+class SimilarPairs:
     """Pairs of images that may show the same."""
 
     pairs: NDArray[np.intp]
@@ -42,12 +42,12 @@ class Alike:
     """False where there were more than could be taken."""
 
 
-def describe(part: NDArray[np.uint8], whole: NDArray[np.uint8]) -> NDArray[np.float32]:
+def compute_descriptor(part: NDArray[np.uint8], whole: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(2, D / 2), each half of length 1, or 0 for a blank: scalar products are correlations."""
-    return np.stack([_describe(part), _describe(whole)])
+    return np.stack([_descriptor_of(part), _descriptor_of(whole)])
 
 
-def _describe(small: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _descriptor_of(small: NDArray[np.uint8]) -> NDArray[np.float32]:
     grey = cv2.resize(small, (2 * SIDE, 2 * SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     if float(grey.std()) < BLANK:
         return np.zeros(SIDE * SIDE, np.float32)
@@ -57,7 +57,7 @@ def _describe(small: NDArray[np.uint8]) -> NDArray[np.float32]:
     return band / max(float(np.linalg.norm(band)), 1e-6)
 
 
-def find_alike(descriptions: NDArray[np.float32], groups: NDArray[np.int64], most: int) -> Alike:
+def find_similar_pairs(descriptions: NDArray[np.float32], groups: NDArray[np.int64], most: int) -> SimilarPairs:
     """Pairs of images of different groups whose descriptions correlate by `FLOOR` or more.
 
     All pairs are compared, a block of rows at a time; memory is that of one block.
@@ -87,10 +87,10 @@ def find_alike(descriptions: NDArray[np.float32], groups: NDArray[np.int64], mos
             least, complete = float(value[-1]), False
         start = stop
     order = np.argsort(-value, kind="stable")
-    return Alike(np.stack([first[order], second[order]], axis=1), complete)
+    return SimilarPairs(np.stack([first[order], second[order]], axis=1), complete)
 
 
-def sameness(a: Sequence[NDArray[np.uint8]], b: Sequence[NDArray[np.uint8]], enough: float) -> float:
+def similarity(a: Sequence[NDArray[np.uint8]], b: Sequence[NDArray[np.uint8]], enough: float) -> float:
     """How much two images show the same, near 1 for copies: the correlation of their parts, aligned.
 
     Or that of the whole images less `WHOLE_LESS`, where it is higher: a crop can make the dark surround, and with it
@@ -101,7 +101,7 @@ def sameness(a: Sequence[NDArray[np.uint8]], b: Sequence[NDArray[np.uint8]], eno
         b: of the other.
         enough: a correlation of the parts that settles the matter.
     """
-    in_part, in_whole = (describe(*a) * describe(*b)).sum(axis=1)
+    in_part, in_whole = (compute_descriptor(*a) * compute_descriptor(*b)).sum(axis=1)
     parts = aligned_correlation(a[0], b[0]) if in_part >= WORTH else 0.0
     if parts >= enough or in_whole < FLOOR:
         return parts
@@ -110,19 +110,19 @@ def sameness(a: Sequence[NDArray[np.uint8]], b: Sequence[NDArray[np.uint8]], eno
 
 def aligned_correlation(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     """Correlation of the details of two small pictures where one is shifted and scaled as fits best; 0 for a blank."""
-    one, other = _detail(a), _detail(b)
-    if min(float(one.std()), float(other.std())) < BLANK:
+    detail_a, detail_b = _detail(a), _detail(b)
+    if min(float(detail_a.std()), float(detail_b.std())) < BLANK:
         return 0.0
     warp = np.eye(2, 3, dtype=np.float32)
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, STEPS, PRECISION)
     try:
-        found, warp = cv2.findTransformECC(one, other, warp, cv2.MOTION_AFFINE, criteria, None, SMOOTH)  # type: ignore[call-overload]
+        correlation, warp = cv2.findTransformECC(detail_a, detail_b, warp, cv2.MOTION_AFFINE, criteria, None, SMOOTH)  # type: ignore[call-overload]
     except cv2.error:  # it did not converge
         return 0.0
     scales, shears, shifts = np.diag(warp[:, :2]), (warp[0, 1], warp[1, 0]), warp[:, 2]
     fits = (scales > 1 / MAX_SCALE).all() and (scales < MAX_SCALE).all()
     fits = fits and np.abs(shears).max() < MAX_SHEAR and np.abs(shifts).max() < MAX_SHIFT
-    return float(found) if fits and np.isfinite(found) else 0.0
+    return float(correlation) if fits and np.isfinite(correlation) else 0.0
 
 
 def _detail(small: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -87,7 +87,7 @@ def calibrate(task: Task, base: Segmenter | None, store: RunStore) -> Task:
 
 def _num_objects(pool: Pool) -> int:
     """True objects of all classes, at the size of training."""
-    masks = (pool.mask_small(sample_id) for sample_id in pool.ids)
+    masks = (pool.mask_resized(sample_id) for sample_id in pool.ids)
     return sum(
         len(components(mask == class_id))
         for mask in masks

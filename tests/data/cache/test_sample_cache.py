@@ -61,8 +61,8 @@ def test_second_cache_decodes_nothing(tmp_path):
     assert found.refs == built.refs == first.refs()
     assert found.hashes == built.hashes and found.skipped == ()
     assert found.native_shape("s3") == (23, 30)
-    np.testing.assert_array_equal(found.image_small("s3"), resize_image(first.image("s3"), 32))
-    assert found.image_small("s3").flags.writeable
+    np.testing.assert_array_equal(found.image_resized("s3"), resize_image(first.image("s3"), 32))
+    assert found.image_resized("s3").flags.writeable
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [found.folder.name]
 
 
@@ -70,15 +70,15 @@ def test_masks_are_decoded_at_the_first_request_only(tmp_path):
     source = FakeSource(broken_masks=("s0", "s1", "s2", "s4"))
     cache = SampleCache(source, 32, tmp_path, "stop")
     assert not any(read.startswith("mask") for read in source.reads)
-    first = cache.mask_small("s3")
+    first = cache.mask_resized("s3")
     assert source.reads.count("mask s3") == 1
     np.testing.assert_array_equal(first, resize_mask(source.mask("s3"), 32))
     source.reads.clear()
-    np.testing.assert_array_equal(cache.mask_small("s3"), first)
-    np.testing.assert_array_equal(SampleCache(source, 32, tmp_path, "stop").mask_small("s3"), first)
+    np.testing.assert_array_equal(cache.mask_resized("s3"), first)
+    np.testing.assert_array_equal(SampleCache(source, 32, tmp_path, "stop").mask_resized("s3"), first)
     assert source.reads == []
     with pytest.raises(SampleError, match="broken mask"):
-        cache.mask_small("s4")
+        cache.mask_resized("s4")
 
 
 def test_garbage_in_withheld_masks_goes_unnoticed(tmp_path):
@@ -90,11 +90,11 @@ def test_garbage_in_withheld_masks_goes_unnoticed(tmp_path):
             Image.fromarray(pixels).save(tmp_path / folder / f"{stem}.png")
     (tmp_path / "masks/b.png").write_bytes(b"garbage")
     cache = SampleCache(KvasirSeg(tmp_path), 32, tmp_path / "cache", "stop")
-    assert cache.image_small("b").shape == (32, 32, 3)
+    assert cache.image_resized("b").shape == (32, 32, 3)
     assert cache.image_native("b").shape == (40, 40, 3)
-    assert cache.mask_small("a").shape == (32, 32)
+    assert cache.mask_resized("a").shape == (32, 32)
     with pytest.raises(SampleError):
-        cache.mask_small("b")
+        cache.mask_resized("b")
 
 
 class Changed(FakeSource):
@@ -120,7 +120,7 @@ class Changed(FakeSource):
 
 def test_contents_are_of_the_pixels_wherever_the_files_lie(tmp_path):
     def contents(number, **changes):
-        return SampleCache(Changed(**changes), 20, tmp_path / str(number), "stop").contents(["s1", "s0"])
+        return SampleCache(Changed(**changes), 20, tmp_path / str(number), "stop").content_fingerprints(["s1", "s0"])
 
     first = contents(0)
     assert contents(1) == first and contents(2, mask="s3") == first, "a mask that nobody was granted says nothing"
@@ -131,22 +131,22 @@ def test_contents_are_of_the_pixels_wherever_the_files_lie(tmp_path):
 
 def test_contents_ask_for_no_other_masks_and_bear_damaged_ones(tmp_path):
     source = FakeSource(broken_masks=("s1", "s2"))
-    found = SampleCache(source, 20, tmp_path, "skip").contents(["s0", "s1", "gone"])
+    found = SampleCache(source, 20, tmp_path, "skip").content_fingerprints(["s0", "s1", "gone"])
     assert [read for read in source.reads if read.startswith("mask")] == ["mask s0", "mask s1"]
-    whole = SampleCache(FakeSource(), 20, tmp_path / "whole", "skip").contents(["s0", "s1", "gone"])
+    whole = SampleCache(FakeSource(), 20, tmp_path / "whole", "skip").content_fingerprints(["s0", "s1", "gone"])
     assert found["images"] == whole["images"] and found["masks"] != whole["masks"]
 
 
 def test_sizes_and_contents_have_caches_of_their_own(tmp_path):
     caches = [SampleCache(FakeSource(height=h), s, tmp_path, "stop") for h, s in ((20, 32), (20, 48), (21, 32))]
     assert len({cache.folder for cache in caches}) == 3
-    assert caches[1].image_small("s0").shape == (48, 48, 3)
+    assert caches[1].image_resized("s0").shape == (48, 48, 3)
 
 
 def test_native_of_the_right_size_is_not_read_twice(tmp_path):
     source = FakeSource(count=12)
     cache = SampleCache(source, 30, tmp_path, "stop")
-    cache.mask_small("s10")
+    cache.mask_resized("s10")
     source.reads.clear()
     assert cache.native_shape("s10") == (30, 30)
     assert cache.image_native("s10").shape == (30, 30, 3) and cache.mask_native("s10").shape == (30, 30)
@@ -163,7 +163,7 @@ def test_damaged_images_stop_or_are_listed(tmp_path):
     assert source.reads == ["image s1", "image s4"]
     assert [ref.sample_id for ref in cache.refs] == ["s0", "s2", "s3"] == list(cache.hashes)
     assert [(skipped.sample_id, skipped.path) for skipped in cache.skipped] == [("s1", "s1.jpg"), ("s4", "s4.jpg")]
-    np.testing.assert_array_equal(cache.image_small("s3"), resize_image(source.image("s3"), 32))
+    np.testing.assert_array_equal(cache.image_resized("s3"), resize_image(source.image("s3"), 32))
     with pytest.raises(UserError, match=r"none that can be read \(2 are damaged\)"):
         SampleCache(FakeSource(2, broken=("s0", "s1")), 32, tmp_path, "skip")
 
@@ -210,7 +210,7 @@ def test_corrupt_cache_is_rebuilt_with_a_notice(tmp_path, caplog, damage, proble
     cache = SampleCache(source, 32, tmp_path, "stop")
     assert len(source.reads) == 5
     assert len(caplog.records) == 1 and problem in caplog.text
-    assert cache.mask_small("s0").shape == (32, 32)
+    assert cache.mask_resized("s0").shape == (32, 32)
 
 
 def test_other_format_is_rebuilt(tmp_path, caplog, monkeypatch):
@@ -223,14 +223,14 @@ def test_other_format_is_rebuilt(tmp_path, caplog, monkeypatch):
 def test_flipped_record_heals(tmp_path):
     source = FakeSource()
     cache = SampleCache(source, 32, tmp_path, "stop")
-    image, mask = cache.image_small("s2"), cache.mask_small("s2")
+    image, mask = cache.image_resized("s2"), cache.mask_resized("s2")
     for name in ("images.u8", "masks.u8"):
         path = cache.folder / name
         path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
-    np.testing.assert_array_equal(cache.image_small("s2"), image)
-    np.testing.assert_array_equal(cache.mask_small("s2"), mask)
+    np.testing.assert_array_equal(cache.image_resized("s2"), image)
+    np.testing.assert_array_equal(cache.mask_resized("s2"), mask)
     source.reads.clear()
-    cache.image_small("s2"), cache.mask_small("s2")
+    cache.image_resized("s2"), cache.mask_resized("s2")
     assert source.reads == []
 
 
@@ -252,7 +252,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     cache = SampleCache(FakeSource(), 32, tmp_path, "stop")
     monkeypatch.setattr("kmine.data.cache.sample_cache.write_record", full)
     with pytest.raises(UserError, match="No space left"):
-        cache.mask_small("s0")
+        cache.mask_resized("s0")
 
 
 def test_killed_build_is_swept_up(tmp_path):
@@ -274,7 +274,7 @@ def build_and_count(cache_dir, barrier, results):
     source = FakeSource(40)
     barrier.wait()
     cache = SampleCache(source, 32, cache_dir, "stop")
-    results.put((len(source.reads), cache.image_small("s7").sum()))
+    results.put((len(source.reads), cache.image_resized("s7").sum()))
 
 
 def test_two_processes_build_one_cache(tmp_path):
@@ -295,16 +295,16 @@ def test_pickled_and_threaded_readers_agree(tmp_path):
     copy = pickle.loads(pickle.dumps(cache))
     ids = [ref.sample_id for ref in cache.refs] * 4
     with ThreadPoolExecutor(8) as threads:
-        masks = list(threads.map(cache.mask_small, ids))
+        masks = list(threads.map(cache.mask_resized, ids))
     for sample_id, mask in zip(ids, masks, strict=True):
-        np.testing.assert_array_equal(mask, copy.mask_small(sample_id))
+        np.testing.assert_array_equal(mask, copy.mask_resized(sample_id))
 
 
 def test_vanished_cache_heals_or_explains(tmp_path):
     cache = SampleCache(FakeSource(), 32, tmp_path, "stop")
     shutil.rmtree(cache.folder)
     with pytest.raises(UserError, match="cannot store"):
-        cache.image_small("s0")
+        cache.image_resized("s0")
 
 
 def test_resizing_by_hand():

@@ -338,8 +338,8 @@ def copy(root: Path, source: str, target: str) -> None:
 def digested(monkeypatch) -> list[Path]:
     """Files that are read to be compared."""
     read: list[Path] = []
-    original = covid_files._digest
-    monkeypatch.setattr(covid_files, "_digest", lambda path: read.append(path) or original(path))
+    original = covid_files._content_fingerprint
+    monkeypatch.setattr(covid_files, "_content_fingerprint", lambda path: read.append(path) or original(path))
     return read
 
 

@@ -578,7 +578,7 @@ def test_the_cache_takes_all_kinds(tmp_path, opened):
     save(tmp_path / "masks/a.png", square())
     cache = SampleCache(opened(window=(0.0, 200.0)), 32, tmp_path / "cache")
     assert [r.sample_id for r in cache.refs] == ["a", "b/slice-0000", "b/slice-0001", "b/slice-0002", "c"]
-    assert cache.decode_masks(["a"]) == () and cache.mask_small("a").max() == 1
+    assert cache.decode_masks(["a"]) == () and cache.mask_resized("a").max() == 1
 
 
 def test_dicom_files_without_a_suffix_are_images_too(tmp_path, opened):

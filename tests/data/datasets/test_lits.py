@@ -20,7 +20,7 @@ from kmine.data import open_source
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.datasets.lits import Lits
 from kmine.data.io import nifti as volumes
-from kmine.data.io.nifti import LastVolume
+from kmine.data.io.nifti import VolumeCache
 from kmine.data.resize import resize_image, resize_mask
 from kmine.errors import SampleError, UserError
 from kmine.io.files import safe_name
@@ -494,14 +494,14 @@ def test_the_cache_decodes_each_file_once_with_all_its_threads(root, opened, dec
     assert set(together) == {1}, "no two volumes are decoded at a time"
     for ref in cache.refs[::4]:
         np.testing.assert_array_equal(cache.image_native(ref.sample_id), source.image(ref.sample_id))
-        np.testing.assert_array_equal(cache.image_small(ref.sample_id), resize_image(source.image(ref.sample_id), 32))
-        np.testing.assert_array_equal(cache.mask_small(ref.sample_id), resize_mask(source.mask(ref.sample_id), 32))
+        np.testing.assert_array_equal(cache.image_resized(ref.sample_id), resize_image(source.image(ref.sample_id), 32))
+        np.testing.assert_array_equal(cache.mask_resized(ref.sample_id), resize_mask(source.mask(ref.sample_id), 32))
     decoded.clear()
     assert SampleCache(opened(), 32, tmp_path / "small").refs == cache.refs and decoded == []
 
 
 def test_who_waits_for_the_volume_in_memory_goes_before_another_volume():
-    last, order, began, go_on = LastVolume(), [], threading.Event(), threading.Event()
+    last, order, began, go_on = VolumeCache(), [], threading.Event(), threading.Event()
 
     def read(name: str) -> None:
         def decode():
@@ -517,7 +517,7 @@ def test_who_waits_for_the_volume_in_memory_goes_before_another_volume():
     assert began.wait(10)
     for thread in threads[1:]:
         thread.start()
-    while sum(last._wanted.values()) < 6:
+    while sum(last._requests.values()) < 6:
         time.sleep(0.001)
     go_on.set()
     for thread in threads:
@@ -526,7 +526,7 @@ def test_who_waits_for_the_volume_in_memory_goes_before_another_volume():
 
 
 def test_a_failure_of_our_own_leaves_others_working():
-    last = LastVolume()
+    last = VolumeCache()
     with pytest.raises(ZeroDivisionError):
         last.read(Path("a"), lambda: 1 // 0, lambda _: 1)
     assert last.read(Path("a"), lambda: np.zeros((1, 1, 1), np.uint8), lambda volume: volume.shape) == (1, 1, 1)

@@ -31,7 +31,7 @@ class Silent:
 
     def advance(self, done: int, text: str = "") -> None: ...
 
-    def say(self, text: str) -> None: ...
+    def log(self, text: str) -> None: ...
 
 
 def write_volumes(root: Path) -> dict[str, int]:
@@ -108,9 +108,9 @@ def test_masks_of_coarse_and_test_volumes_are_never_opened(cfg, tmp_path, monkey
         sample = task.unlabeled.sample(sample_id)
         assert sample.mask is None and sample.image.shape == (40, 40, 3)
         assert sample.image_label == int(sample_id[-1]) % 2
-        assert task.unlabeled.image_small(sample_id).shape == (32, 32, 3)
+        assert task.unlabeled.image_resized(sample_id).shape == (32, 32, 3)
         with pytest.raises(WithheldMaskError):
-            task.unlabeled.mask_small(sample_id)
+            task.unlabeled.mask_resized(sample_id)
     for pool in (task.labeled, task.val):
         assert {int(pool.sample(i).mask.any()) - int(i[-1]) % 2 for i in pool.ids} == {0}
     assert opened & traps == set()

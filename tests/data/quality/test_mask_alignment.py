@@ -22,12 +22,12 @@ def square(low: int, high: int) -> np.ndarray:
     return mask
 
 
-def pairing(shift: int, count: int = 40) -> stage.Pairing:
+def pairing(shift: int, count: int = 40) -> stage.MaskAlignment:
     source = PhantomSource("polyp", count, 96)
     ids = [ref.sample_id for ref in source.refs()]
     images = [stage.edges(source.image(i)) for i in ids]
     outlines = [stage.outline(source.mask(i)) for i in ids]
-    return stage.measure_pairing(images, outlines[shift:] + outlines[:shift])
+    return stage.measure_alignment(images, outlines[shift:] + outlines[:shift])
 
 
 def test_true_pairs_stand_out_and_shifted_ones_say_which_way():
@@ -35,14 +35,14 @@ def test_true_pairs_stand_out_and_shifted_ones_say_which_way():
     for shift, better in ((1, 1), (-1, -1), (7, 0)):
         found = pairing(shift)
         assert found.z < stage.MIN_Z and found.better_shift == better
-        assert codes(stage.examine_pairing(found)) == {"pairing": "fault"}
+        assert codes(stage.check_alignment(found)) == {"pairing": "fault"}
 
 
-def fits(count: int, start: int, stop: int, shift: int) -> list[stage.Fit]:
+def fits(count: int, start: int, stop: int, shift: int) -> list[stage.AlignmentScore]:
     """Masks from `start` to `stop` are those of the image `shift` places on."""
     source = PhantomSource("polyp", count, 96)
     ids = [ref.sample_id for ref in source.refs()]
-    found = stage.Neighbours()
+    found = stage.NeighbourAlignment()
     for n, name in enumerate(ids):
         other = ids[(n + shift) % count] if start <= n < stop else name
         found.add(str(n), stage.edges(source.image(name)), stage.outline(source.mask(other)))
@@ -52,20 +52,20 @@ def fits(count: int, start: int, stop: int, shift: int) -> list[stage.Fit]:
 @pytest.mark.parametrize("shift", [-1, 1])
 @pytest.mark.parametrize(("start", "stop"), [(0, 20), (30, 45), (60, 80)])
 def test_a_shifted_part_is_found_with_its_ends_and_its_way(start, stop, shift):
-    (found,) = stage.find_stretches(fits(80, start, stop, shift))
+    (found,) = stage.find_shifted_runs(fits(80, start, stop, shift))
     assert found.shift == shift
     assert abs(int(found.first) - start) <= 3 and abs(int(found.last) - (stop - 1)) <= 3
     pairs = pairing(0, 20)
-    (said,) = stage.examine_stretches([found], pairs)
+    (said,) = stage.check_shifted_runs([found], pairs)
     assert (said.code, said.severity) == ("pairing_part", "fault")
     assert f"one place {'before' if shift < 0 else 'after'} better" in said.text
-    assert stage.examine_stretches([found], replace(pairs, better_shift=shift)) == []  # said already
+    assert stage.check_shifted_runs([found], replace(pairs, better_shift=shift)) == []  # said already
 
 
 def test_two_parts_are_told_apart_and_true_pairs_have_none():
     one, two = fits(120, 20, 40, 1), fits(120, 80, 100, -1)
-    assert [stretch.shift for stretch in stage.find_stretches(one[:60] + two[60:])] == [1, -1]
-    assert stage.find_stretches(fits(120, 0, 0, 0)) == stage.find_stretches([]) == []
+    assert [stretch.shift for stretch in stage.find_shifted_runs(one[:60] + two[60:])] == [1, -1]
+    assert stage.find_shifted_runs(fits(120, 0, 0, 0)) == stage.find_shifted_runs([]) == []
 
 
 def test_chance_makes_no_stretch_whatever_the_spread():
@@ -73,14 +73,14 @@ def test_chance_makes_no_stretch_whatever_the_spread():
     for spread in (0.2, 0.5, 1.0):
         for _ in range(50):
             own, before, after = np.exp(rng.normal((0.4, 0, 0), spread, (300, 3))).T
-            made = [stage.Fit(str(n), *row) for n, row in enumerate(zip(own, before, after, strict=True))]
-            assert stage.find_stretches(made) == []
+            made = [stage.AlignmentScore(str(n), *row) for n, row in enumerate(zip(own, before, after, strict=True))]
+            assert stage.find_shifted_runs(made) == []
 
 
 def test_neighbours_are_those_in_the_order_of_the_files_and_what_is_missing_counts_for_nothing():
     pictures = [np.full((128, 128), value, np.float32) for value in (1, 2, 3)]
     at = np.arange(10)
-    found = stage.Neighbours()
+    found = stage.NeighbourAlignment()
     found.add("a", pictures[0], at)
     found.add("b", None, None)  # cannot be read
     found.add("c", pictures[1], None)
@@ -92,7 +92,7 @@ def test_neighbours_are_those_in_the_order_of_the_files_and_what_is_missing_coun
 
 def test_too_few_pairs_are_a_note():
     for count in (2, 19):
-        assert codes(stage.examine_pairing(pairing(0, count))) == {"pairing_unknown": "note"}
+        assert codes(stage.check_alignment(pairing(0, count))) == {"pairing_unknown": "note"}
 
 
 def test_no_outline_of_an_empty_or_full_mask_and_none_on_the_rim():

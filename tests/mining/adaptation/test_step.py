@@ -176,7 +176,7 @@ def test_at_most_max_images_are_used(task_of, monkeypatch):
 def test_of_too_many_images_those_with_an_object_come_first(task_of):
     task, _ = task_of(replace(SMALL, data=replace(SMALL.data, kind="ct", num_samples=60)))
     pool = task.labeled
-    filled = [i for i in pool.ids if pool.mask_small(i).any()]
+    filled = [i for i in pool.ids if pool.mask_resized(i).any()]
     assert 2 <= len(filled) < len(pool), "both kinds are needed here"
     for seed in range(3):
         fewer = crossfit.some_of(pool, len(filled) - 1, seed)
