@@ -110,7 +110,7 @@ def main() -> None:
         for repeat in range(args.repeats):
             cache = EmbeddingCache(Path(folder) / str(repeat), 10**9, print)
             segmenter = SamSegmenter(fast, name=args.name, cache=cache)
-            hint_of = lambda logits, s=segmenter: s._hint(logits).numpy()  # noqa: E731
+            hint_of = lambda logits, s=segmenter: s._mask_input(logits).numpy()  # noqa: E731
             (masks, logits), *spent = timed(lambda hint_of=hint_of: official(plain, hint_of, image, asked))
             seconds["official"].append(tuple(spent))
             for which in ("first round", "later round", "later round", "later round"):

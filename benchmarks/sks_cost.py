@@ -61,7 +61,7 @@ def seconds_a_step(names: list[str], steps: int, size: int, batch_size: int) -> 
     with ExitStack() as stack:
         models = {name: build_model(MODELS[name], 2, 0) for name in names}
         for name in names:
-            stack.enter_context(models[name].remembering(augmented=name != "sks, remembered"))
+            stack.enter_context(models[name].caching_features(augmented=name != "sks, remembered"))
         step = {name: stepper(model, size, batch_size) for name, model in models.items()}
         for _ in range(steps + 2):
             for name in names:

@@ -22,12 +22,12 @@ class SampleError(UserError):
         self.problem = problem
 
 
-def unknown_name(field_name: str, value: str, known: Iterable[str]) -> UserError:
+def unknown_name(field_name: str, value: str, choices: Iterable[str]) -> UserError:
     """The error for a name that is not known: it suggests the nearest and lists them all."""
-    names = sorted(known)
+    names = sorted(choices)
     near = difflib.get_close_matches(value, names, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return UserError(f"{field_name}: unknown name {value!r}; {hint}Known: {', '.join(names)}")
+    suggestion = f"did you mean {near[0]}? " if near else ""
+    return UserError(f"{field_name}: unknown name {value!r}; {suggestion}Known: {', '.join(names)}")
 
 
 class WithheldMaskError(RuntimeError):

@@ -287,7 +287,7 @@ class RoundResult:
     """Upper end, likewise."""
 
     @property
-    def found_nothing(self) -> bool:
+    def has_no_pseudo_masks(self) -> bool:
         """Of a round that learns from pseudo masks: it kept none and trained nothing."""
         return self.round_idx > 0 and self.num_pseudo == 0
 
@@ -309,6 +309,6 @@ def _null_to_nan(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def stopped_by(mined: Sequence[RoundResult], rounds: int) -> str:
     """Why mining ended, a key of `STOPPED_BY`, from the rounds it came to and the number it was asked for."""
-    if mined[-1].found_nothing:
+    if mined[-1].has_no_pseudo_masks:
         return "no_pseudo_masks"
     return "rounds" if mined[-1].round_idx == rounds else "refused_twice"

@@ -134,13 +134,13 @@ def _verify(words: Sequence[str], folder: Path, offline: bool) -> int:
 
 
 def _get(words: Sequence[str], folder: Path, offline: bool) -> int:
-    from kmine.segmenters.weights import fetch
+    from kmine.segmenters.weights import download_weights
 
     for name in _names(words, "get"):
         path = folder / _checkpoints()[name].filename
         existed = path.is_file()
         if existed or offline:
-            fetch(name, folder, offline)  # checks what is there
+            download_weights(name, folder, offline)  # checks what is there
         else:
             _download_one(name, path)
         sys.stdout.write(f"{name} {'is there and whole' if existed else 'is now there'}: {path}\n")
@@ -248,9 +248,9 @@ def _names(words: Sequence[str], action: str) -> list[str]:
 
 
 def _checkpoints() -> dict[str, Weights]:
-    from kmine.segmenters.weights import KNOWN
+    from kmine.segmenters.weights import OFFICIAL_WEIGHTS
 
-    return KNOWN
+    return OFFICIAL_WEIGHTS
 
 
 def _size(count: int | None) -> str:

@@ -22,7 +22,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 @pytest.fixture
 def server(monkeypatch):
     with serving(CONTENT, monkeypatch) as running:
-        monkeypatch.setitem(known.KNOWN, "sam_vit_b", Weights(running.url("b.pth"), SHA256))
+        monkeypatch.setitem(known.OFFICIAL_WEIGHTS, "sam_vit_b", Weights(running.url("b.pth"), SHA256))
         yield running
 
 
@@ -86,7 +86,7 @@ def test_list_knows_what_ships_with_kmine(main, capsys):
     assert main("list") == 0
     out = capsys.readouterr().out
     assert "tiny" in out.splitlines()[0] and "here, whole (ships with kmine)" in out.splitlines()[0]
-    assert all(name in out and entry.sha256 in out for name, entry in known.KNOWN.items())
+    assert all(name in out and entry.sha256 in out for name, entry in known.OFFICIAL_WEIGHTS.items())
 
 
 def test_verify_tells_the_official_file_from_another(server, main, folder, tmp_path, capsys):

@@ -38,13 +38,13 @@ from kmine.config import (
 from kmine.methods.mining import mine
 from kmine.mining.adaptation.step import adapt_segmenter
 from kmine.mining.calibration.step import calibrate
-from kmine.mining.pseudo_labels import trainable
-from kmine.mining.threshold import mining_signature
+from kmine.mining.pseudo_labels import pseudo_labeled_pool
+from kmine.mining.threshold import round_signature
 from kmine.ops.statistics import paired_difference
 from kmine.setup.open import open_for_test, open_task
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunStore
-from kmine.training.evaluation import evaluate_on
+from kmine.training.evaluation import evaluate_checkpoint
 from kmine.training.model_setup import new_model
 from kmine.training.task import Task
 from kmine.training.trainer import train
@@ -106,7 +106,7 @@ def cells(args: argparse.Namespace, labels: int, seed: int, wanted: dict[str, Pa
             {"split": split, "checkpoint": checkpoint, "sample_id": case.sample_id, "dice": case.dice}
             for split, pool in (("val", task.val), ("test", test))
             for checkpoint, weights in (("chosen", best), ("final", final))
-            for case in evaluate_on(pool, judge, weights, **how).cases
+            for case in evaluate_checkpoint(pool, judge, weights, **how).cases
         ]
         about = {"labeled": len(task.labeled), "pseudo": rounds[-1].num_pseudo, "segmenter": task.segmenter.name}
         frame = pd.DataFrame(rows).assign(**about)
@@ -123,8 +123,8 @@ def trained(task: Task, store: RunStore, arm: str) -> tuple[Any, Any]:
     model = new_model(task, store)
     start = train(task, store, model, round_idx=0)  # read back
     varied = replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, **ARMS[arm])))
-    pseudo = None if arm.startswith("supervised") else trainable(varied, store, 1, store.decisions(1))
-    signature = mining_signature(task, start) if pseudo else ""
+    pseudo = None if arm.startswith("supervised") else pseudo_labeled_pool(varied, store, 1, store.decisions(1))
+    signature = round_signature(task, start) if pseudo else ""
     if pseudo and arm == "no_ignore":
         pseudo, signature = pseudo.with_masks(pseudo.ids, lambda i: _closed(store.pseudo_mask(1, i))), signature + arm
     found = train(
@@ -135,7 +135,7 @@ def trained(task: Task, store: RunStore, arm: str) -> tuple[Any, Any]:
         start=start,
         pseudo=pseudo,
         pseudo_signature=signature,
-        arm="" if arm == "none" else arm,
+        method_dir="" if arm == "none" else arm,
     )
     return found.best, found.final
 

@@ -25,7 +25,7 @@ from run import config
 from kmine.cli import Terminal
 from kmine.config import GateConfig
 from kmine.mining.calibration import local_step as calibration_alone
-from kmine.mining.calibration.local_quality import Alone
+from kmine.mining.calibration.local_quality import LocalQualityEstimator
 from kmine.mining.crossfit import folds
 from kmine.models.base import LocalModel
 from kmine.ops import metrics
@@ -59,8 +59,8 @@ def of_cell(args: argparse.Namespace, labels: float, seed: int, root: Path) -> p
         return model_of(f"fold_{number}/round_00")
 
     calibration_alone.fold_model = of_part  # those of the cell, whatever signs them
-    about = calibration_alone.calibrate_alone(task, store, folds(task.labeled, cfg.adapt.folds, cfg.seed))
-    alone = Alone.from_json(about or {"by_tta": {}})
+    about = calibration_alone.calibrate_local_quality(task, store, folds(task.labeled, cfg.adapt.folds, cfg.seed))
+    alone = LocalQualityEstimator.from_json(about or {"by_tta": {}})
     model = model_of(f"round_{int(pd.read_csv(cell / 'mining.csv')['adopted_round'].iloc[0]):02d}")
     rows = []
     for tta in alone.calibrators:

@@ -24,7 +24,7 @@ from kmine.ops.masks import (
 )
 from kmine.ops.metrics import dice, iou, mean_pairwise_dice
 from kmine.segmenters import REGISTRY, open_segmenter
-from kmine.segmenters.base import Adaptable
+from kmine.segmenters.base import FineTunable
 from kmine.segmenters.ellipse import ellipse_mask
 from kmine.types import Prompts
 
@@ -204,7 +204,7 @@ def test_the_name_says_so_and_the_signature_knows_what_it_is_made_of() -> None:
     assert {one.name for one in built} == {"simulated_0.70"}
     assert len({one.signature for one in built}) == len(built)
     assert Simulated({"a": mask.copy()}, 0.7, 0).signature == built[0].signature
-    assert not isinstance(built[0], Adaptable), "nobody can teach it"
+    assert not isinstance(built[0], FineTunable), "nobody can teach it"
 
 
 def test_an_iou_out_of_range_and_an_unknown_image_are_refused() -> None:

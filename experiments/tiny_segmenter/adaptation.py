@@ -46,7 +46,7 @@ from kmine.io.files import write_atomic
 from kmine.mining.adaptation.finetune import Adaptation, adapt
 from kmine.seeding import derive_seed
 from kmine.segmenters import open_segmenter
-from kmine.segmenters.base import Adaptable
+from kmine.segmenters.base import FineTunable
 from kmine.segmenters.ellipse import Ellipse
 from kmine.segmenters.tiny.segmenter import open_tiny
 
@@ -101,7 +101,7 @@ def _flat(groups: Sequence[Sequence[Picture]], *, in_turn: bool) -> list[Picture
 
 
 def adapted_on(
-    segmenter: Adaptable, drawn: Drawn, cfg: AdaptConfig, seed: int
+    segmenter: FineTunable, drawn: Drawn, cfg: AdaptConfig, seed: int
 ) -> tuple[Adaptation, dict[str, float | int]]:
     """The adaptation and what it cost. No local model prompts it: true boxes are shaken as those that are tested."""
     train, held_out = ([(picture.read(), ()) for picture in part] for part in (drawn.train, drawn.held_out))
@@ -112,7 +112,7 @@ def adapted_on(
     return found, {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "threads": torch.get_num_threads()}
 
 
-def measure(segmenter: Adaptable, drawn: Drawn, cfg: AdaptConfig, seed: int) -> dict[str, Any]:
+def measure(segmenter: FineTunable, drawn: Drawn, cfg: AdaptConfig, seed: int) -> dict[str, Any]:
     """One cell: how the adaptation went, the means over the tested objects, and the objects themselves."""
     found, cost = adapted_on(segmenter, drawn, cfg, seed)
     scores = score([Ellipse(), segmenter, *([found.segmenter] if found.used else [])], drawn.test)
@@ -140,9 +140,14 @@ def rank(predicted: NDArray[np.float64], true: NDArray[np.float64]) -> float:
     return float(spearmanr(predicted, true).statistic)
 
 
-def run(segmenter: Adaptable, cells: Sequence[tuple[str, int, int]], out: Path, cfg: AdaptConfig, dev: bool) -> None:
+def run(segmenter: FineTunable, cells: Sequence[tuple[str, int, int]], out: Path, cfg: AdaptConfig, dev: bool) -> None:
     """Measures every cell that is not there yet."""
-    settings = {"tiny": segmenter.signature, "dev": dev, "plan": asdict(segmenter.adapt_plan), "adapt": asdict(cfg)}
+    settings = {
+        "tiny": segmenter.signature,
+        "dev": dev,
+        "plan": asdict(segmenter.fine_tune_defaults),
+        "adapt": asdict(cfg),
+    }
     pools: dict[str, list[Picture]] = {}
     for name, labels, seed in cells:
         path = out / f"{re.sub(r'[^a-z]+', '_', name)}-{labels}-{seed}.json"
@@ -224,7 +229,7 @@ def _range(values: Sequence[int]) -> str:
     return "-".join(str(value) for value in sorted({min(values), max(values)}))
 
 
-def time_one(segmenter: Adaptable, out: Path) -> None:
+def time_one(segmenter: FineTunable, out: Path) -> None:
     """One adaptation on the 60 polyps that measure nothing else, settings as they are by default."""
     drawn = draw(allowed(POLYPS, SETS[POLYPS](data_root()), dev=True), NUM_DEV, 0, by_volume=False)
     found, cost = adapted_on(segmenter, drawn, AdaptConfig(), 0)
@@ -232,19 +237,19 @@ def time_one(segmenter: Adaptable, out: Path) -> None:
         "images": NUM_DEV,
         "objects": found.num_objects,
         "held_out_objects": found.num_held_out,
-        **asdict(segmenter.adapt_plan),
+        **asdict(segmenter.fine_tune_defaults),
         **cost,
     }
     write_atomic(out / "timing.json", json.dumps(about).encode())
     print(f"{segmenter.name}, one adaptation on native polyps: {', '.join(f'{k} {v}' for k, v in about.items())}")
 
 
-def opened(weights: Path | None) -> Adaptable:
+def opened(weights: Path | None) -> FineTunable:
     if weights is None:
         segmenter = open_segmenter(SegmenterConfig(name="tiny"), device="cpu", offline=True)
     else:
         segmenter = open_tiny(weights)
-    if not isinstance(segmenter, Adaptable):
+    if not isinstance(segmenter, FineTunable):
         raise SystemExit(f"{segmenter.name}: expected a segmenter that can be adapted")
     return segmenter
 

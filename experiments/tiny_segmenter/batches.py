@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from kmine.segmenters.tiny.crop import MARGIN, MAX_ASPECT, MIN_WINDOW
 from kmine.segmenters.tiny.finetune import repainted
-from kmine.segmenters.tiny.network import HINT_LIMIT, Asked
+from kmine.segmenters.tiny.network import MASK_INPUT_CLIP, NetworkInput
 
 MAX_JITTER = 0.15
 """Each edge of a box moves by up to this share of its side; how much, is drawn for every box."""
@@ -47,7 +47,9 @@ class Pool:
         return planes, torch.from_numpy(self._meta[indices]).to(device)
 
 
-def make_batch(views: Tensor, meta: Tensor, side: int, rng: Generator, train: bool = True) -> tuple[Asked, Tensor]:
+def make_batch(
+    views: Tensor, meta: Tensor, side: int, rng: Generator, train: bool = True
+) -> tuple[NetworkInput, Tensor]:
     """Pairs to questions and their truth, (B, 1, S, S) in {0, 1}.
 
     With `train` false: boxes jittered by 5 %, nothing else changed, no points and no hints.
@@ -66,10 +68,10 @@ def make_batch(views: Tensor, meta: Tensor, side: int, rng: Generator, train: bo
         has_hint = (_uniform(rng, truth, count) < HINT_SHARE).float()
         hint = rough * has_hint[:, None, None, None]
         points, labels = _points(rough, placed, rng)
-    return Asked(image, limits, placed, points, labels, hint, has_hint), truth
+    return NetworkInput(image, limits, placed, points, labels, hint, has_hint), truth
 
 
-def corrected(asked: Asked, truth: Tensor, logits: Tensor, rng: Generator) -> Asked:
+def corrected(asked: NetworkInput, truth: Tensor, logits: Tensor, rng: Generator) -> NetworkInput:
     """The question again with a point where the answer was wrong, and for half of them the answer as a hint."""
     wrong = ((logits > 0).float() != truth).float()
     # Blurred, so that the middle of a fault is likelier than its rim.
@@ -82,8 +84,8 @@ def corrected(asked: Asked, truth: Tensor, logits: Tensor, rng: Generator) -> As
     return asked._replace(
         points=torch.cat([asked.points, point[:, None]], 1),
         point_labels=torch.cat([asked.point_labels, label], 1),
-        hint=kept * logits.clamp(-HINT_LIMIT, HINT_LIMIT) + (1 - kept) * asked.hint,
-        has_hint=torch.maximum(again, asked.has_hint),
+        hint=kept * logits.clamp(-MASK_INPUT_CLIP, MASK_INPUT_CLIP) + (1 - kept) * asked.mask_input,
+        has_hint=torch.maximum(again, asked.has_mask_input),
     )
 
 
@@ -155,7 +157,7 @@ def _degraded(truth: Tensor, rng: Generator) -> Tensor:
     torn = (_uniform(rng, truth, count, 1, 1, 1) < 0.25) & (field.flip(3) > 0.6)
     steep = (1.2 + 2 * _uniform(rng, truth, count, 1, 1, 1)).exp()
     cut = 0.25 + 0.5 * _uniform(rng, truth, count, 1, 1, 1)
-    return (steep * (level.masked_fill(torn, 0) - cut) * 2).clamp(-HINT_LIMIT, HINT_LIMIT)
+    return (steep * (level.masked_fill(torn, 0) - cut) * 2).clamp(-MASK_INPUT_CLIP, MASK_INPUT_CLIP)
 
 
 def _points(rough: Tensor, boxes: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ from kmine.config import (
 from kmine.data import open_source
 from kmine.data.pool import Pool
 from kmine.mining.adaptation.step import adapt_segmenter
-from kmine.mining.crossfit import out_of_fold, prompted
+from kmine.mining.crossfit import out_of_fold, with_prompts
 from kmine.ops import metrics
 from kmine.ops.statistics import paired_difference
 from kmine.segmenters import Segmenter, open_segmenter
@@ -96,7 +96,7 @@ def answered(
     """Dice per unlabeled image; here, and only here, the withheld masks are read."""
     cache = open_cache(task.cfg, open_source(task.cfg.data))
     truths = Pool(cache, task.unlabeled.ids, open_splits(task.cfg, cache, store).groups, "true")
-    for sample, prompts in prompted(task, model, task.unlabeled, task.unlabeled.ids):
+    for sample, prompts in with_prompts(task, model, task.unlabeled, task.unlabeled.ids):
         truth = truths.sample(sample.sample_id).mask == 1
         local = np.zeros(truth.shape, bool)
         for one in prompts:

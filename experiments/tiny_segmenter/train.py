@@ -26,10 +26,10 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from kmine.seeding import derive_seed
-from kmine.segmenters.tiny.finetune import answer, iou_of, loss_of
+from kmine.segmenters.tiny.finetune import iou_of, predict_masks, tiny_loss
 from kmine.segmenters.tiny.network import (
     SIDE,
-    Asked,
+    NetworkInput,
     TinyNet,
     ellipse_logits,
 )
@@ -52,7 +52,7 @@ def validate(net: TinyNet, pool: Pool, device: str) -> tuple[float, float, float
     for start in range(0, len(pool), 50):
         views, meta = pool.gather(np.arange(start, min(start + 50, len(pool))), device)
         asked, truth = make_batch(views, meta, net.side, rng, train=False)
-        logits, score = answer(net, asked)
+        logits, score = predict_masks(net, asked)
         floor = (ellipse_logits(asked.boxes, net.side, net.side) >= 0).float()
         parts.append(torch.stack([iou_of((logits > 0).float(), truth), iou_of(floor, truth), score]))
     iou, ellipse, score = torch.cat(parts, 1).cpu().numpy()
@@ -70,7 +70,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=lr, weight_decay=0.01)
         self.step, self.best = 0, 0.0
 
-    def take_step(self, asked: Asked, truth: Tensor, steps: int, rng: torch.Generator) -> float:
+    def take_step(self, asked: NetworkInput, truth: Tensor, steps: int, rng: torch.Generator) -> float:
         """One step on a batch; every fourth one answers the question again after a correction."""
         left = (steps - self.step) / (FALL * steps)
         rate = self.lr * min(1.0, (self.step + 1) / WARMUP, max(left, 0.01))
@@ -78,8 +78,8 @@ class Training:
             group["lr"] = rate
         if self.step % SECOND_PASS_EVERY == SECOND_PASS_EVERY - 1:
             with torch.no_grad():
-                asked = corrected(asked, truth, answer(self.net, asked)[0], rng)
-        loss = loss_of(*answer(self.net, asked), truth)
+                asked = corrected(asked, truth, predict_masks(self.net, asked)[0], rng)
+        loss = tiny_loss(*predict_masks(self.net, asked), truth)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)

@@ -40,7 +40,7 @@ from kmine.ops.masks import to_rle
 from kmine.store.run_folder import RunStore
 from kmine.store.tables import RowsBySample
 from kmine.training.distributed import make_fabric
-from kmine.training.inference import predict_small
+from kmine.training.inference import predict_resized
 from kmine.training.task import Task
 from kmine.types import IGNORE_INDEX
 
@@ -287,7 +287,7 @@ def mean_probabilities(
             yield from ((sample_id, None) for sample_id in batch_ids)
             continue
         images = np.stack([pool.image_resized(i) for i in batch_ids])
-        probs = [predict_small(model, images, tta, task.fabric.device)[0] for model in models]
+        probs = [predict_resized(model, images, tta, task.fabric.device)[0] for model in models]
         yield from zip(batch_ids, np.mean(probs, axis=0), strict=True)
 
 
@@ -298,7 +298,7 @@ def score_masks(
 
     A given mask is looked at by a single model, so that one sees each image flipped, too.
     """
-    task.watcher.start(f"audit: {'pseudo masks' if kind == 'pseudo' else 'given masks'}", len(pool))
+    task.progress.start(f"audit: {'pseudo masks' if kind == 'pseudo' else 'given masks'}", len(pool))
     ids_by_models: dict[tuple[int, ...], list[str]] = {}
     for sample_id in pool.ids:
         model_indices = tuple(
@@ -314,7 +314,7 @@ def score_masks(
         for sample_id, mean in mean_probabilities(task, models, pool, ids, "flips" if len(models) == 1 else "none"):
             yield _score_mask(task, references, kind, pool, sample_id, read(sample_id), mean, names, mined_round)
             done += 1
-            task.watcher.advance(done)
+            task.progress.advance(done)
 
 
 def _score_mask(

@@ -340,7 +340,7 @@ def _can_be_pooled(by_method: Mapping[str, Any]) -> bool:
 def _both_checkpoints(
     store: RunStore, round_idx: int, method_dir: str, pool: Pool, model: Any, how: dict[str, Any]
 ) -> dict[str, Any]:
-    from kmine.training.evaluation import evaluate_on
+    from kmine.training.evaluation import evaluate_checkpoint
 
     out = {}
     for checkpoint, name in (("chosen", "model"), ("final", "model_final")):
@@ -348,7 +348,7 @@ def _both_checkpoints(
         weights = store.load_tensors(path, None)
         if weights is None:
             raise UserError(f"{path}: missing or damaged; run the loop's command again, it makes it anew")
-        out[checkpoint] = asdict(evaluate_on(pool, model, weights[0], **how))
+        out[checkpoint] = asdict(evaluate_checkpoint(pool, model, weights[0], **how))
     return out
 
 

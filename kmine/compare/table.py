@@ -13,9 +13,9 @@ from kmine.ops.label_efficiency import LabelsNeeded, labels_to_match
 from kmine.ops.metrics import pool_cases, summarise
 from kmine.ops.statistics import (
     Floats,
-    answer_empties,
     holm,
     paired_difference,
+    score_empty_cases,
 )
 from kmine.report import Comparison, ComparisonRow
 from kmine.report.curve import CurvePoint
@@ -270,7 +270,7 @@ def _row(
 def _with_difference(row: ComparisonRow, before: Sequence[Result], after: Sequence[Result]) -> ComparisonRow:
     """The same with its paired difference, seed by seed and case by case."""
     ids = [case.sample_id for case in before[0].chosen.cases]
-    a, b = answer_empties(_dice(before, ids), _dice(after, ids))
+    a, b = score_empty_cases(_dice(before, ids), _dice(after, ids))
     if not np.isfinite(a).any():
         return row
     # A table written today and one written tomorrow agree: the signs are drawn from a fixed seed.

@@ -7,10 +7,10 @@ import math
 from kmine.errors import UserError
 
 
-def require(condition: bool, field_name: str, expected: str, came: object) -> None:
+def require(condition: bool, field_name: str, expected: str, actual: object) -> None:
     """Refuse a setting with a `UserError` that says what was expected and what came."""
     if not condition:
-        raise UserError(f"{field_name}: expected {expected}, got {came!r}")
+        raise UserError(f"{field_name}: expected {expected}, got {actual!r}")
 
 
 def fraction(value: float, name: str, *, closed_low: bool = False) -> None:

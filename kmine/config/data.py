@@ -111,8 +111,8 @@ class DataConfig:
         require(self.image_labels != "", "data.image_labels", "a CSV file", self.image_labels)
         require(self.split_file != "", "data.split_file", "a file or a folder of lists", self.split_file)
         require(self.normal_images != "", "data.normal_images", "a folder", self.normal_images)
-        known = set(self.classes) <= set(COVID_CLASSES) and 0 < len(self.classes) == len(set(self.classes))
-        require(known, "data.classes", f"some of {', '.join(COVID_CLASSES)}, each once", self.classes)
+        are_valid = set(self.classes) <= set(COVID_CLASSES) and 0 < len(self.classes) == len(set(self.classes))
+        require(are_valid, "data.classes", f"some of {', '.join(COVID_CLASSES)}, each once", self.classes)
         require(
             self.fine_groups is None or 0 < self.fine_groups < 1 or is_count(self.fine_groups),
             "data.fine_groups",

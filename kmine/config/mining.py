@@ -75,8 +75,8 @@ class SegmenterConfig:
         require(self.batch_size >= 1, "segmenter.batch_size", "at least 1", self.batch_size)
         require(self.cache_dir != "", "segmenter.cache_dir", "a folder", self.cache_dir)
         require(0 <= self.cache_gb <= 1e6, "segmenter.cache_gb", "0 to a million gigabytes", self.cache_gb)
-        known = ("float16", "float32")
-        require(self.cache_dtype in known, "segmenter.cache_dtype", "float16 or float32", self.cache_dtype)
+        dtypes = ("float16", "float32")
+        require(self.cache_dtype in dtypes, "segmenter.cache_dtype", "float16 or float32", self.cache_dtype)
 
 
 @dataclass(frozen=True)

@@ -45,18 +45,18 @@ class ModelConfig:
         require(3 <= self.encoder_depth <= 5, "model.encoder_depth", "3, 4 or 5", self.encoder_depth)
         require(self.decoder_channels >= 8, "model.decoder_channels", "at least 8", self.decoder_channels)
         require(self.levels in (3, 4), "model.levels", "3 or 4", self.levels)
-        for name in ("name", "encoder") if self.has_witness else ("name",):
+        for name in ("name", "encoder") if self.has_auxiliary else ("name",):
             value = getattr(self, name)
             require(value.count("+") <= 1, f"model.{name}", "one, or two joined by +", value)
 
     @property
-    def has_witness(self) -> bool:
+    def has_auxiliary(self) -> bool:
         """Whether `name` names two models."""
         return "+" in self.name
 
     def split(self) -> tuple[ModelConfig, ModelConfig | None]:
         """The local model's settings and the witness's, where there is one; what names one thing is for both."""
-        if not self.has_witness:
+        if not self.has_auxiliary:
             return self, None
         pairs = {}
         for name in ("name", "encoder", "encoder_weights"):
@@ -69,7 +69,7 @@ class ModelConfig:
 
     def resolved(self) -> ModelConfig:
         """The same, the encoder that an empty `encoder` stands for filled in."""
-        if self.has_witness:
+        if self.has_auxiliary:
             return replace(self, encoder="+".join(model.resolved().encoder for model in self.split() if model))
         default = "swinv2_tiny_window8_256" if self.name == "sks" else "mobilenet_v2"
         return self if self.encoder else replace(self, encoder=default)
@@ -161,7 +161,7 @@ class FitConfig:
         require(self.pseudo_weight in kinds, "fit.pseudo_weight", " or ".join(kinds), self.pseudo_weight)
         require(self.num_workers >= 0, "fit.num_workers", "0 or more", self.num_workers)
 
-    def labels_alone(self) -> FitConfig:
+    def labels_only(self) -> FitConfig:
         """The same, what concerns pseudo masks alone as it is by default: without any, these change nothing."""
         names = ("strong_augment", "feature_perturbation", "pseudo_weight", "max_empty_share", "labeled_share")
         return replace(self, **{name: getattr(FitConfig, name) for name in names})

@@ -73,12 +73,14 @@ class SweepConfig(LoopConfig):
         Raises:
             UserError: for what is no NAME.SETTING=VALUE, a name that does not take part, or a setting that all share.
         """
-        found: dict[str, dict[str, str]] = {}
-        for word in self.set:
-            key, equals, value = word.partition("=")
+        settings: dict[str, dict[str, str]] = {}
+        for assignment in self.set:
+            key, equals, value = assignment.partition("=")
             name, _, setting = key.partition(".")
             if not (equals and setting):
-                raise UserError(f"set: expected NAME.SETTING=VALUE, as in mining.gate.target_dice=0.9, got {word!r}")
+                raise UserError(
+                    f"set: expected NAME.SETTING=VALUE, as in mining.gate.target_dice=0.9, got {assignment!r}"
+                )
             if name not in (*METHODS, *self.models):
                 raise unknown_name("set", name, (*METHODS, *self.models))
             if setting in VARIED or setting.startswith("data."):
@@ -86,5 +88,5 @@ class SweepConfig(LoopConfig):
                     f"set: {setting} cannot be {name}'s own: data, budget and what is varied are the same for all that "
                     "is compared; give it as a setting of the sweep"
                 )
-            found.setdefault(name, {})[setting] = value
-        return found
+            settings.setdefault(name, {})[setting] = value
+        return settings

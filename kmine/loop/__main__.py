@@ -42,14 +42,16 @@ def run_loop(cfg: LoopConfig) -> int:
     """
     from kmine.setup.preflight import preflight
 
-    fabric = _joined(cfg)
+    fabric = _distributed_fabric(cfg)
     follows = fabric is not None and not fabric.is_global_zero
     terminal, began = cli.Terminal(quiet=follows), time.perf_counter()
-    with _leader_first(fabric):
+    with _rank_zero_first(fabric):
         source = preflight(cfg)
         store = RunStore(Path(cfg.out), follows=follows)
         if not follows:
-            store.claim(cli.to_dict(cfg), source.fingerprint(), lambda: _contents(cfg, source, store, terminal))
+            store.claim(
+                cli.to_dict(cfg), source.fingerprint(), lambda: _content_fingerprints(cfg, source, store, terminal)
+            )
         from kmine.setup.open import open_task
         from kmine.setup.provenance import peak_memory_mb, provenance
 
@@ -65,7 +67,7 @@ def run_loop(cfg: LoopConfig) -> int:
             f"{source.name}: {len(task.labeled)} labeled, {len(task.unlabeled)} unlabeled, {len(task.val)} validation "
             f"images; segmenter {task.segmenter.name if task.segmenter else 'none'}; run folder {cfg.out}"
         )
-        task = _prepared(task, store)
+        task = _adapt_and_calibrate(task, store)
         mined, supervised = _rounds(task, store)
         if follows:
             return 0
@@ -89,14 +91,14 @@ def run_loop(cfg: LoopConfig) -> int:
     return 0
 
 
-def _contents(cfg: LoopConfig, source: Source, store: RunStore, terminal: cli.Terminal) -> dict[str, str]:
-    from kmine.setup.open import contents
+def _content_fingerprints(cfg: LoopConfig, source: Source, store: RunStore, terminal: cli.Terminal) -> dict[str, str]:
+    from kmine.setup.open import content_fingerprints
 
     terminal.log("the data's files are not of the time they had when this run began: comparing what they hold")
-    return contents(cfg, source, store)
+    return content_fingerprints(cfg, source, store)
 
 
-def _joined(cfg: LoopConfig) -> Any:
+def _distributed_fabric(cfg: LoopConfig) -> Any:
     """Fabric of the processes that share this run; None where there is but one."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # what torchrun sets; asked here, for torch is not loaded yet
         return None
@@ -106,15 +108,15 @@ def _joined(cfg: LoopConfig) -> Any:
     return fabric if fabric.world_size > 1 else None
 
 
-def _leader_first(fabric: Any) -> AbstractContextManager[None]:
+def _rank_zero_first(fabric: Any) -> AbstractContextManager[None]:
     if fabric is None:
         return nullcontext()
-    from kmine.training.distributed import leader_first
+    from kmine.training.distributed import rank_zero_first
 
-    return leader_first(fabric)
+    return rank_zero_first(fabric)
 
 
-def _prepared(task: Task, store: RunStore) -> Task:
+def _adapt_and_calibrate(task: Task, store: RunStore) -> Task:
     """The task with its segmenter adapted to the labels, where that helps, and the gate calibrated on them.
 
     run.json then names what really mines.
@@ -123,14 +125,14 @@ def _prepared(task: Task, store: RunStore) -> Task:
     from kmine.mining.calibration.step import calibrate
     from kmine.setup.provenance import preparing
     from kmine.training.model_setup import new_model
-    from kmine.training.task import alone
+    from kmine.training.task import single_process
     from kmine.training.trainer import train
 
     fabric, base = task.fabric, task.segmenter
     if fabric.world_size > 1:
         train(task, store, new_model(task, store), round_idx=0)  # together; below, one process finds it done
-    with _leader_first(fabric), preparing(store):
-        task = replace(calibrate(adapt_segmenter(alone(task), store), base, store), fabric=fabric)
+    with _rank_zero_first(fabric), preparing(store):
+        task = replace(calibrate(adapt_segmenter(single_process(task), store), base, store), fabric=fabric)
     if task.segmenter:
         store.update_run(segmenter=task.segmenter.name, segmenter_sha256=task.segmenter.signature)
     return task
@@ -146,11 +148,11 @@ def _rounds(task: Task, store: RunStore) -> tuple[list[RoundResult], list[RoundR
         mined.append(result)
         if not store.follows:
             _publish(task, store, mined, [])
-    trained = mined[-1].round_idx - mined[-1].found_nothing
-    if not (task.cfg.baseline and trained):
+    num_trained = mined[-1].round_idx - mined[-1].has_no_pseudo_masks
+    if not (task.cfg.baseline and num_trained):
         return mined, []
-    as_long = replace(task, cfg=replace(task.cfg, rounds=trained))
-    return mined, list(supervised(as_long, store))
+    baseline_task = replace(task, cfg=replace(task.cfg, rounds=num_trained))
+    return mined, list(supervised(baseline_task, store))
 
 
 def _publish(

@@ -12,9 +12,9 @@ import numpy as np
 
 from kmine.data.pool import Pool
 from kmine.mining import round_changes as changes
-from kmine.mining.adaptation.step import sentence
+from kmine.mining.adaptation.step import adaptation_summary
 from kmine.mining.calibration import step as calibration
-from kmine.ops.calibrator import settled
+from kmine.ops.calibrator import describe_threshold
 from kmine.report import (
     Calibrated,
     GalleryItem,
@@ -44,18 +44,18 @@ def round_rows(
     task: Task, store: RunStore, mined: Sequence[RoundResult], supervised: Sequence[RoundResult]
 ) -> list[RoundRow]:
     """One row a round, the supervised baseline at equal steps beside it."""
-    beside = {r.round_idx: r for r in supervised}
-    return [_row(r, beside.get(r.round_idx), len(task.unlabeled), store) for r in mined]
+    baseline = {r.round_idx: r for r in supervised}
+    return [_row(r, baseline.get(r.round_idx), len(task.unlabeled), store) for r in mined]
 
 
-def _changes(store: RunStore, round_idx: int) -> changes.Changes | None:
+def _changes(store: RunStore, round_idx: int) -> changes.RoundChanges | None:
     """What a round of mining changed; None of round 0."""
     value = store.read_json(store.round_dir(round_idx) / "changes.json") if round_idx else None
-    return changes.Changes.from_json(value) if value else None
+    return changes.RoundChanges.from_json(value) if value else None
 
 
-def _row(result: RoundResult, beside: RoundResult | None, num_unlabeled: int, store: RunStore) -> RoundRow:
-    found = _changes(store, result.round_idx)
+def _row(result: RoundResult, baseline: RoundResult | None, num_unlabeled: int, store: RunStore) -> RoundRow:
+    changes = _changes(store, result.round_idx)
     return RoundRow(
         round_idx=result.round_idx,
         num_labeled=result.num_labeled,
@@ -66,12 +66,12 @@ def _row(result: RoundResult, beside: RoundResult | None, num_unlabeled: int, st
         num_missed=result.metrics.num_missed,
         dice_final=result.final_metrics.dice,
         adopted=result.adopted,
-        supervised_dice=beside.metrics.dice if beside else None,
-        supervised_dice_final=beside.final_metrics.dice if beside else None,
-        supervised_adopted=beside.adopted if beside else None,
+        supervised_dice=baseline.metrics.dice if baseline else None,
+        supervised_dice_final=baseline.final_metrics.dice if baseline else None,
+        supervised_adopted=baseline.adopted if baseline else None,
         coverage=result.num_pseudo / num_unlabeled if num_unlabeled and result.round_idx else float("nan"),
         reasons=dict(Counter(d["reason"] for d in store.decisions(result.round_idx))),
-        **(_moved(found) if found else {}),
+        **(_change_columns(changes) if changes else {}),
         seconds=result.seconds,
         reason=result.reason,
         difference=result.difference,
@@ -80,14 +80,14 @@ def _row(result: RoundResult, beside: RoundResult | None, num_unlabeled: int, st
     )
 
 
-def _moved(found: changes.Changes) -> dict[str, Any]:
+def _change_columns(changes: changes.RoundChanges) -> dict[str, Any]:
     return {
-        "num_new": len(found.new),
-        "num_readmitted": len(found.readmitted),
-        "num_expelled": len(found.expelled),
-        "changed_pixels": found.changed_pixels,
-        "taught_pixels": found.taught_pixels,
-        "ignored_pixels": found.ignored_pixels,
+        "num_new": len(changes.new),
+        "num_readmitted": len(changes.readmitted),
+        "num_expelled": len(changes.expelled),
+        "changed_pixels": changes.changed_pixels,
+        "taught_pixels": changes.taught_pixels,
+        "ignored_pixels": changes.ignored_pixels,
     }
 
 
@@ -99,16 +99,16 @@ def write_results(store: RunStore, rows: Sequence[RoundRow], segmenter: str) -> 
     table = [
         [
             row.round_idx,
-            *(_cell(getattr(row, name)) for name in plain),
+            *(_csv_value(getattr(row, name)) for name in plain),
             segmenter if row.round_idx else "",
-            *(_cell(row.seconds.get(name)) for name in stages),
+            *(_csv_value(row.seconds.get(name)) for name in stages),
         ]
         for row in rows
     ]
     store.write_csv("results.csv", header, table)
 
 
-def _cell(value: Any) -> Any:
+def _csv_value(value: Any) -> Any:
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return ""
     return f"{value:.6f}" if isinstance(value, float) else value
@@ -122,7 +122,7 @@ def build_report(task: Task, store: RunStore, rows: list[RoundRow], config_yaml:
         title=f"kmine run {store.root.name}",
         dataset=run["dataset"] + (f" ({task.cfg.data.kind})" if run["dataset"] == "phantom" else ""),
         model=" and, as a witness, ".join(
-            f"{model.name}, encoder {model.encoder}" for model in (task.cfg.model, task.witness) if model
+            f"{model.name}, encoder {model.encoder}" for model in (task.cfg.model, task.auxiliary_model) if model
         ),
         segmenter=segmenter,
         command=run["command"],
@@ -138,11 +138,11 @@ def build_report(task: Task, store: RunStore, rows: list[RoundRow], config_yaml:
 
 
 def _calibrated(store: RunStore) -> Calibrated | None:
-    about = store.read_json(store.root / "calibration" / "calibration.json")
-    if not about or not about["promise"]:
+    record = store.read_json(store.root / "calibration" / "calibration.json")
+    if not record or not record["promise"]:
         return None
-    curves = ([tuple(row) for row in about[name]] for name in ("risk_coverage", "reliability"))
-    return Calibrated(*curves, coverage=about["promise"]["coverage"], target=about["target"])
+    curves = ([tuple(row) for row in record[name]] for name in ("risk_coverage", "reliability"))
+    return Calibrated(*curves, coverage=record["promise"]["coverage"], target=record["target"])
 
 
 def _provenance(run: dict[str, Any]) -> dict[str, str]:
@@ -156,14 +156,16 @@ def _notes(task: Task, store: RunStore, rows: Sequence[RoundRow], segmenter: str
     plain = re.split(r"[:+]", segmenter)[0]
     if plain in NOT_SAM:
         notes.append(NOT_SAM[plain])
-    about = store.read_json(store.root / "segmenter" / "adaptation.json")
-    if about and task.cfg.rounds:
-        notes.append(f"The segmenter: {sentence(about)}.")
-    gate_by = store.read_json(store.root / "calibration" / "calibration.json")
-    if gate_by and task.cfg.rounds:
-        notes.append(f"The gate: {calibration.sentence(gate_by)}.")
+    record = store.read_json(store.root / "segmenter" / "adaptation.json")
+    if record and task.cfg.rounds:
+        notes.append(f"The segmenter: {adaptation_summary(record)}.")
+    calibration_record = store.read_json(store.root / "calibration" / "calibration.json")
+    if calibration_record and task.cfg.rounds:
+        notes.append(f"The gate: {calibration.calibration_summary(calibration_record)}.")
     paths = {row.round_idx: store.round_dir(row.round_idx) / "threshold.json" for row in rows}
-    notes += [f"Round {n}: {settled(about)}." for n, path in paths.items() if (about := store.read_json(path))]
+    notes += [
+        f"Round {n}: {describe_threshold(record)}." for n, path in paths.items() if (record := store.read_json(path))
+    ]
     notes += [
         f"Round {r.round_idx} was {r.reason}. That is validation Dice, image by image, against the last adopted round; "
         f"up to {task.cfg.adopt_tolerance} is tolerated. The next round started from that one."
@@ -172,19 +174,25 @@ def _notes(task: Task, store: RunStore, rows: Sequence[RoundRow], segmenter: str
     ]
     if len(task.val) < 20:
         notes.append(f"Validation holds only {len(task.val)} images: differences of a few points are noise.")
-    return [*notes, *_said_of_changes(store, rows), *_end(store, rows, task.cfg.rounds)]
+    return [*notes, *_change_notes(store, rows), *_end(store, rows, task.cfg.rounds)]
 
 
-def _said_of_changes(store: RunStore, rows: Sequence[RoundRow]) -> list[str]:
+def _change_notes(store: RunStore, rows: Sequence[RoundRow]) -> list[str]:
     """What the last mined round changed, and of every round what makes it no mining."""
-    known = {row.round_idx: found for row in rows if (found := _changes(store, row.round_idx))}
-    last = [f"Round {max(known)}: {changes.sentence(known[max(known)])}."] if known else []
-    return last + [f"Round {n}: {said}." for n, found in known.items() for said in changes.warnings(found)]
+    by_round = {row.round_idx: round_changes for row in rows if (round_changes := _changes(store, row.round_idx))}
+    last = [f"Round {max(by_round)}: {changes.summary_line(by_round[max(by_round)])}."] if by_round else []
+    return last + [
+        f"Round {n}: {warning}." for n, round_changes in by_round.items() for warning in changes.warnings(round_changes)
+    ]
 
 
 def _end(store: RunStore, rows: Sequence[RoundRow], rounds: int) -> list[str]:
-    why = STOPPED_BY.get(store.run().get("stopped_by", ""))
-    return [f"The loop stopped after round {rows[-1].round_idx} of {rounds}: {why}."] if why and rows and rounds else []
+    reason = STOPPED_BY.get(store.run().get("stopped_by", ""))
+    return (
+        [f"The loop stopped after round {rows[-1].round_idx} of {rounds}: {reason}."]
+        if reason and rows and rounds
+        else []
+    )
 
 
 def _gallery(pool: Pool, store: RunStore, round_idx: int) -> list[GalleryItem]:
@@ -211,8 +219,8 @@ def _gallery(pool: Pool, store: RunStore, round_idx: int) -> list[GalleryItem]:
 def _score(rows: Sequence[dict[str, Any]]) -> float:
     """How well an image's objects are supported: the lowest of its objects' mean of the scores that are in [0, 1]."""
     names = ("predicted_iou", "stability_score", "agreement_iou", "jitter_dice", "confidence_inside")
-    known = [[row[n] for n in names if row[n] is not None and not np.isnan(row[n])] for row in rows]
-    return min((float(np.mean(values)) if values else 0.0) for values in known)
+    finite = [[row[n] for n in names if row[n] is not None and not np.isnan(row[n])] for row in rows]
+    return min((float(np.mean(values)) if values else 0.0) for values in finite)
 
 
 def _item(
@@ -225,11 +233,11 @@ def _item(
     prompts: list[Prompts],
 ) -> GalleryItem:
     sample = pool.sample(sample_id)
-    local, answer = (
-        changes.class_map(rows, sample.image.shape[:2], f"{whose}_rle") for whose in ("local", "segmenter")
+    local, segmenter_mask = (
+        changes.class_map(rows, sample.image.shape[:2], f"{source}_rle") for source in ("local", "segmenter")
     )
-    heard = rows[0]["witness_dice"] is not None and not np.isnan(rows[0]["witness_dice"])
-    names = [f.name for f in fields(Evidence) if f.name != "witness_dice" or heard]
+    has_auxiliary = rows[0]["witness_dice"] is not None and not np.isnan(rows[0]["witness_dice"])
+    names = [f.name for f in fields(Evidence) if f.name != "witness_dice" or has_auxiliary]
     first = next((r for r in rows if not r["kept"]), rows[0])
     return GalleryItem(
         category=category,
@@ -240,7 +248,7 @@ def _item(
         image=sample.image,
         prompts=prompts,
         local_mask=local,
-        segmenter_mask=answer,
+        segmenter_mask=segmenter_mask,
         pseudo_mask=store.pseudo_mask(round_idx, sample_id) if rows[0]["in_training"] else None,
     )
 
@@ -249,10 +257,10 @@ def _prompts(row: dict[str, Any]) -> Prompts:
     def array(name: str, dtype: Any) -> Any:
         return None if row[name] is None else np.array(row[name], dtype)
 
-    found = Prompts(
+    prompts = Prompts(
         class_id=row["class_id"],
         box=array("box", np.float32),
         point_coords=array("point_coords", np.float32),
         point_labels=array("point_labels", np.int64),
     )
-    return replace(found, jittered_boxes=np.array(row["jittered_boxes"], np.float32).reshape(-1, 4))
+    return replace(prompts, jittered_boxes=np.array(row["jittered_boxes"], np.float32).reshape(-1, 4))

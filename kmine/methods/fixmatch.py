@@ -19,17 +19,17 @@ from kmine.errors import UserError
 from kmine.io.files import sign
 from kmine.store.run_folder import RunStore
 from kmine.training.fit import (
-    Ask,
-    Asked,
     Consistency,
-    SeenTwice,
+    ConsistencyFn,
+    ConsistencyTarget,
+    UnlabeledViews,
 )
 from kmine.training.rounds import train_rounds
 from kmine.training.task import Task
-from kmine.training.train_steps import Average
+from kmine.training.train_steps import EMA
 from kmine.types import RoundResult
 
-ARM = "fixmatch"
+METHOD_DIR = "fixmatch"
 
 
 def fixmatch(task: Task, store: RunStore) -> Iterator[RoundResult]:
@@ -48,38 +48,45 @@ def fixmatch(task: Task, store: RunStore) -> Iterator[RoundResult]:
     if cfg.weight:
         places_for_unlabeled(task.unlabeled, task.cfg.fit.batch_size, task.cfg.fit.labeled_share)
     consistency = Consistency(
-        sign(ARM, asdict(cfg)), asking(cfg), strong=True, cutmix=cfg.cutmix, ema_decay=task.cfg.fit.ema_decay
+        sign(METHOD_DIR, asdict(cfg)),
+        fixmatch_consistency(cfg),
+        strong=True,
+        cutmix=cfg.cutmix,
+        ema_decay=task.cfg.fit.ema_decay,
     )
-    return train_rounds(task, store, ARM, lambda _: {"consistency": consistency} if cfg.weight else {})
+    return train_rounds(task, store, METHOD_DIR, lambda _: {"consistency": consistency} if cfg.weight else {})
 
 
-def asking(cfg: FixmatchConfig) -> Ask:
+def fixmatch_consistency(cfg: FixmatchConfig) -> ConsistencyFn:
     """What a model is asked: what it is sure of, of the strong view and of the weak one with channels dropped."""
 
-    def ask(net: nn.Module, seen: SeenTwice, step: int, average: Average | None) -> Asked:
-        sureness, classes = net(seen.weak).float().softmax(dim=1).max(dim=1)
-        sure, count = sureness > cfg.threshold, len(classes)
+    def consistency_fn(net: nn.Module, views: UnlabeledViews, step: int, ema: EMA | None) -> ConsistencyTarget:
+        confidence, classes = net(views.weak).float().softmax(dim=1).max(dim=1)
+        confident, count = confidence > cfg.threshold, len(classes)
 
         def loss(logits: Tensor) -> Tensor:
-            strong = sure_entropy(
-                logits[:count], moved(classes, seen.source), moved(sure, seen.source), seen.source >= 0
+            strong = masked_cross_entropy(
+                logits[:count],
+                apply_cutmix(classes, views.source),
+                apply_cutmix(confident, views.source),
+                views.source >= 0,
             )
-            perturbed = sure_entropy(logits[count:], classes, sure, seen.known)
+            perturbed = masked_cross_entropy(logits[count:], classes, confident, views.valid)
             return cfg.weight * (strong + perturbed) / 2
 
-        images = torch.cat([seen.strong, seen.weak])
-        lacking = torch.arange(2 * count, device=images.device) >= count
-        return Asked(images, loss, perturbed=lacking, rate=cfg.feature_perturbation)
+        images = torch.cat([views.strong, views.weak])
+        is_perturbed = torch.arange(2 * count, device=images.device) >= count
+        return ConsistencyTarget(images, loss, perturbed=is_perturbed, rate=cfg.feature_perturbation)
 
-    return ask
+    return consistency_fn
 
 
-def moved(planes: Tensor, source: Tensor) -> Tensor:
+def apply_cutmix(planes: Tensor, source: Tensor) -> Tensor:
     """(U, H, W) planes of the weak views, mixed as the strong ones were: each pixel from image `source`, same place."""
     return planes.gather(0, source.clamp_min(0))
 
 
-def sure_entropy(logits: Tensor, classes: Tensor, sure: Tensor, known: Tensor) -> Tensor:
+def masked_cross_entropy(logits: Tensor, classes: Tensor, confident: Tensor, valid: Tensor) -> Tensor:
     """Cross-entropy with `classes` where `sure`, as a mean over all known pixels: few sure ones weigh little.
 
     Args:
@@ -88,5 +95,5 @@ def sure_entropy(logits: Tensor, classes: Tensor, sure: Tensor, known: Tensor) -
         sure: (U, H, W) bool.
         known: (U, H, W) bool, pixels inside an image.
     """
-    entropy = F.cross_entropy(logits.float(), classes, reduction="none")
-    return (entropy * (sure & known)).sum() / known.sum().clamp_min(1)
+    cross_entropy = F.cross_entropy(logits.float(), classes, reduction="none")
+    return (cross_entropy * (confident & valid)).sum() / valid.sum().clamp_min(1)

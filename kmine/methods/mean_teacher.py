@@ -16,17 +16,17 @@ from kmine.data.batches import places_for_unlabeled
 from kmine.io.files import sign
 from kmine.store.run_folder import RunStore
 from kmine.training.fit import (
-    Ask,
-    Asked,
     Consistency,
-    SeenTwice,
+    ConsistencyFn,
+    ConsistencyTarget,
+    UnlabeledViews,
 )
 from kmine.training.rounds import train_rounds
 from kmine.training.task import Task
-from kmine.training.train_steps import Average
+from kmine.training.train_steps import EMA
 from kmine.types import RoundResult
 
-ARM = "mean_teacher"
+METHOD_DIR = "mean_teacher"
 
 
 def mean_teacher(task: Task, store: RunStore) -> Iterator[RoundResult]:
@@ -42,22 +42,24 @@ def mean_teacher(task: Task, store: RunStore) -> Iterator[RoundResult]:
     cfg = task.cfg.teacher
     if cfg.weight:
         places_for_unlabeled(task.unlabeled, task.cfg.fit.batch_size, task.cfg.fit.labeled_share)
-    made_by = sign(ARM, asdict(cfg))
-    consistency = Consistency(made_by, asking(cfg, task.cfg.fit.round_steps), ema_decay=cfg.decay)
-    return train_rounds(task, store, ARM, lambda _: {"consistency": consistency} if cfg.weight else {})
+    signature = sign(METHOD_DIR, asdict(cfg))
+    consistency = Consistency(signature, mean_teacher_consistency(cfg, task.cfg.fit.round_steps), ema_decay=cfg.decay)
+    return train_rounds(task, store, METHOD_DIR, lambda _: {"consistency": consistency} if cfg.weight else {})
 
 
-def asking(cfg: TeacherConfig, steps: int) -> Ask:
+def mean_teacher_consistency(cfg: TeacherConfig, steps: int) -> ConsistencyFn:
     """What a model is asked in a round of `steps` steps: to say what its average says."""
 
-    def ask(net: nn.Module, seen: SeenTwice, step: int, average: Average | None) -> Asked:
-        assert average is not None, "a mean teacher needs a running average"
-        with average.in_place():
-            taught = net(seen.weak).float().softmax(dim=1)
+    def consistency_fn(net: nn.Module, views: UnlabeledViews, step: int, ema: EMA | None) -> ConsistencyTarget:
+        assert ema is not None, "a mean teacher needs a running average"
+        with ema.applied():
+            teacher_probs = net(views.weak).float().softmax(dim=1)
         weight = cfg.weight * ramp_up(step, cfg.ramp_up * steps)
-        return Asked(seen.strong, lambda logits: weight * squared_difference(logits, taught, seen.known))
+        return ConsistencyTarget(
+            views.strong, lambda logits: weight * squared_difference(logits, teacher_probs, views.valid)
+        )
 
-    return ask
+    return consistency_fn
 
 
 def ramp_up(step: int, length: float) -> float:
@@ -66,7 +68,7 @@ def ramp_up(step: int, length: float) -> float:
     return math.exp(-5 * (1 - t) ** 2)
 
 
-def squared_difference(logits: Tensor, taught: Tensor, known: Tensor) -> Tensor:
+def squared_difference(logits: Tensor, teacher_probs: Tensor, valid: Tensor) -> Tensor:
     """Mean over known pixels and classes of the squared difference in probability.
 
     Args:
@@ -74,5 +76,5 @@ def squared_difference(logits: Tensor, taught: Tensor, known: Tensor) -> Tensor:
         taught: (U, K, H, W) probabilities of the teacher.
         known: (U, H, W) bool, pixels inside an image.
     """
-    gap = (logits.float().softmax(dim=1) - taught).square().mean(dim=1)
-    return (gap * known).sum() / known.sum().clamp_min(1)
+    gap = (logits.float().softmax(dim=1) - teacher_probs).square().mean(dim=1)
+    return (gap * valid).sum() / valid.sum().clamp_min(1)

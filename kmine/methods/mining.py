@@ -11,23 +11,23 @@ from collections.abc import Iterator
 from functools import partial
 
 from kmine.mining.candidates import (
-    CHUNK,
-    answered_before,
-    ask_about_images,
-    gate_all,
-    object_areas,
-    refine_all,
+    BATCH_SIZE,
+    gate_batch,
+    median_object_area,
+    previous_masks,
+    propose_candidates,
+    refine_batch,
 )
-from kmine.mining.pseudo_labels import heed_judged, note_changes, trainable
-from kmine.mining.round_changes import why_none
-from kmine.mining.tables import rows_of
-from kmine.mining.threshold import mining_signature, settle
+from kmine.mining.pseudo_labels import merge_reviewed, pseudo_labeled_pool, record_round_changes
+from kmine.mining.round_changes import explain_empty_round
+from kmine.mining.tables import decision_rows
+from kmine.mining.threshold import round_signature, select_threshold_for_round
 from kmine.store.run_folder import RunStore
-from kmine.training.distributed import every_nth, leader_first
-from kmine.training.evaluation import score
+from kmine.training.distributed import rank_zero_first, shard
+from kmine.training.evaluation import evaluate_round
 from kmine.training.model_setup import new_model
-from kmine.training.rounds import trained_witness
-from kmine.training.task import Clock, Task
+from kmine.training.rounds import trained_auxiliary_model
+from kmine.training.task import StageTimer, Task
 from kmine.training.trainer import train
 from kmine.types import RoundResult
 
@@ -39,52 +39,56 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
     round has the metrics of the one before, and is not adopted. Stops, too, after two refused rounds in a row: the
     next would start from the same model once more.
     """
-    cfg, watcher = task.cfg, task.watcher
+    cfg, progress = task.cfg, task.progress
     model = new_model(task, store)
     current = train(task, store, model, round_idx=0)
-    adopted = score(task, store, model, current, round_idx=0)
+    adopted = evaluate_round(task, store, model, current, round_idx=0)
     yield adopted
-    labeled_area = object_areas(task.labeled, task.num_classes)
-    witness, witness_signature = trained_witness(task, store) or (None, "")
-    mined_by: list[str] = []
+    area_prior = median_object_area(task.labeled, task.num_classes)
+    auxiliary_model, auxiliary_signature = trained_auxiliary_model(task, store) or (None, "")
+    signatures: list[str] = []
     last_adopted = 0
     for round_idx in range(1, cfg.rounds + 1):
-        made_by, clock = mining_signature(task, current, witness_signature), Clock()
+        signature, clock = round_signature(task, current, auxiliary_signature), StageTimer()
         model.load_state_dict(current.best)
-        known = answered_before(task, store, round_idx)
-        asking = partial(ask_about_images, task, model, witness, known, round_idx, clock)
-        parts = list(store.pending_batches(round_idx, made_by, task.unlabeled.ids, CHUNK))
+        previous = previous_masks(task, store, round_idx)
+        propose = partial(propose_candidates, task, model, auxiliary_model, previous, round_idx, clock)
+        batches = list(store.pending_batches(round_idx, signature, task.unlabeled.ids, BATCH_SIZE))
         task.fabric.barrier()  # all have seen what there is to do before anyone does some of it
-        with leader_first(task.fabric):
-            calibration = settle(task, store, asking, labeled_area, round_idx, made_by) if parts else None
-        watcher.start(f"round {round_idx}: mining", len(task.unlabeled))
-        for part, ids in every_nth(parts, task.fabric):
-            asked = asking([i for i in ids if i not in task.judged])  # images -> probs -> prompts -> candidates
-            decisions = gate_all(asked, labeled_area, cfg, calibration)
+        with rank_zero_first(task.fabric):
+            calibration = (
+                select_threshold_for_round(task, store, propose, area_prior, round_idx, signature) if batches else None
+            )
+        progress.start(f"round {round_idx}: mining", len(task.unlabeled))
+        for batch_idx, ids in shard(batches, task.fabric):
+            batch = propose([i for i in ids if i not in task.review])  # images -> probs -> prompts -> candidates
+            decisions = gate_batch(batch, area_prior, cfg, calibration)
             clock.lap("gate")
-            pseudo = refine_all(asked, decisions, cfg.refine)
+            pseudo = refine_batch(batch, decisions, cfg.refine)
             clock.lap("refine")
-            tables, masks = rows_of(asked.images, asked.prompts, asked.candidates, decisions, pseudo)
-            store.save_batch(round_idx, made_by, part, *heed_judged(task.judged, ids, tables, masks))
+            tables, masks = decision_rows(batch.images, batch.prompts, batch.candidates, decisions, pseudo)
+            store.save_batch(round_idx, signature, batch_idx, *merge_reviewed(task.review, ids, tables, masks))
             clock.lap("store")
-            watcher.advance(min((part + 1) * CHUNK, len(task.unlabeled)))
+            progress.advance(min((batch_idx + 1) * BATCH_SIZE, len(task.unlabeled)))
         task.fabric.barrier()
-        mined_by.append(made_by)
-        with leader_first(task.fabric):
-            rows = store.close_round(round_idx, made_by, math.ceil(len(task.unlabeled) / CHUNK))
-            note_changes(task, store, mined_by, rows)
+        signatures.append(signature)
+        with rank_zero_first(task.fabric):
+            rows = store.close_round(round_idx, signature, math.ceil(len(task.unlabeled) / BATCH_SIZE))
+            record_round_changes(task, store, signatures, rows)
         clock.lap("changes")
-        pseudo_pool = trainable(task, store, round_idx, rows)
+        pseudo_pool = pseudo_labeled_pool(task, store, round_idx, rows)
         if not len(pseudo_pool):
-            nothing = "no pseudo mask was kept, so there is nothing to learn from; stopping"
-            watcher.say(f"round {round_idx}: {nothing} ({why_none(rows)})")
-            same = {"metrics": adopted.metrics, "final_metrics": adopted.final_metrics, "seconds": clock.seconds}
-            yield RoundResult(round_idx, len(task.labeled), 0, adopted=False, reason="refused: no pseudo mask", **same)
+            message = "no pseudo mask was kept, so there is nothing to learn from; stopping"
+            progress.log(f"round {round_idx}: {message} ({explain_empty_round(rows)})")
+            unchanged = {"metrics": adopted.metrics, "final_metrics": adopted.final_metrics, "seconds": clock.seconds}
+            yield RoundResult(
+                round_idx, len(task.labeled), 0, adopted=False, reason="refused: no pseudo mask", **unchanged
+            )
             return
-        taught = {"pseudo": pseudo_pool, "pseudo_signature": made_by}
-        fitted = train(task, store, model, round_idx=round_idx, start=current, **taught)
-        about = {"num_pseudo": len(pseudo_pool), "before": adopted, "seconds": clock.seconds}
-        result = score(task, store, model, fitted, round_idx=round_idx, **about)
+        pseudo_labels = {"pseudo": pseudo_pool, "pseudo_signature": signature}
+        fitted = train(task, store, model, round_idx=round_idx, start=current, **pseudo_labels)
+        context = {"num_pseudo": len(pseudo_pool), "before": adopted, "seconds": clock.seconds}
+        result = evaluate_round(task, store, model, fitted, round_idx=round_idx, **context)
         yield result
         if result.adopted:
             current, adopted, last_adopted = fitted, result, round_idx

@@ -12,8 +12,8 @@ from kmine.training.rounds import train_rounds
 from kmine.training.task import Task
 from kmine.types import RoundResult
 
-ARM = "oracle"
-MARK = "true masks of the unlabeled images; "
+METHOD_DIR = "oracle"
+REASON_PREFIX = "true masks of the unlabeled images; "
 
 
 def oracle(task: Task, store: RunStore, truth: Pool) -> Iterator[RoundResult]:
@@ -40,6 +40,6 @@ def oracle(task: Task, store: RunStore, truth: Pool) -> Iterator[RoundResult]:
 
 def _rounds(task: Task, store: RunStore, truth: Pool) -> Iterator[RoundResult]:
     whole = truth.ids == task.unlabeled.ids
-    made_by = f"truth of {len(truth)}" if whole else sign("truth", truth.ids)
-    for result in train_rounds(task, store, ARM, lambda _: {"pseudo": truth, "pseudo_signature": made_by}):
-        yield replace(result, reason=MARK + result.reason) if result.round_idx else result
+    signature = f"truth of {len(truth)}" if whole else sign("truth", truth.ids)
+    for result in train_rounds(task, store, METHOD_DIR, lambda _: {"pseudo": truth, "pseudo_signature": signature}):
+        yield replace(result, reason=REASON_PREFIX + result.reason) if result.round_idx else result

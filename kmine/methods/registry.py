@@ -20,7 +20,7 @@ Method = Callable[[Task, RunStore], Iterator[RoundResult]]
 ORACLE = "oracle"
 
 
-def mining(task: Task, store: RunStore) -> Iterator[RoundResult]:
+def prepare_and_mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
     """Knowledge mining with all that comes before: the segmenter adapted, the gate calibrated.
 
     run.json then names what really mines.
@@ -29,27 +29,27 @@ def mining(task: Task, store: RunStore) -> Iterator[RoundResult]:
     from kmine.mining.adaptation.step import adapt_segmenter
     from kmine.mining.calibration.step import calibrate
 
-    ready = calibrate(adapt_segmenter(task, store), task.segmenter, store)
-    if ready.segmenter:
-        store.update_run(segmenter=ready.segmenter.name, segmenter_sha256=ready.segmenter.signature)
-    return mine(ready, store)
+    prepared = calibrate(adapt_segmenter(task, store), task.segmenter, store)
+    if prepared.segmenter:
+        store.update_run(segmenter=prepared.segmenter.name, segmenter_sha256=prepared.segmenter.signature)
+    return mine(prepared, store)
 
 
-def supervised(task: Task, store: RunStore) -> Iterator[RoundResult]:
+def _supervised(task: Task, store: RunStore) -> Iterator[RoundResult]:
     """See `kmine.methods.supervised`."""
     from kmine.methods.supervised import supervised as method
 
     return method(task, store)
 
 
-def mean_teacher(task: Task, store: RunStore) -> Iterator[RoundResult]:
+def _mean_teacher(task: Task, store: RunStore) -> Iterator[RoundResult]:
     """See `kmine.methods.mean_teacher`."""
     from kmine.methods.mean_teacher import mean_teacher as method
 
     return method(task, store)
 
 
-def fixmatch(task: Task, store: RunStore) -> Iterator[RoundResult]:
+def _fixmatch(task: Task, store: RunStore) -> Iterator[RoundResult]:
     """See `kmine.methods.fixmatch`."""
     from kmine.methods.fixmatch import fixmatch as method
 
@@ -57,14 +57,14 @@ def fixmatch(task: Task, store: RunStore) -> Iterator[RoundResult]:
 
 
 METHODS: dict[str, Method] = {
-    "supervised": supervised,
+    "supervised": _supervised,
     "self_training": self_training,
-    "mean_teacher": mean_teacher,
-    "fixmatch": fixmatch,
-    "mining": mining,
+    "mean_teacher": _mean_teacher,
+    "fixmatch": _fixmatch,
+    "mining": prepare_and_mine,
 }
 """By name, what needs no more than a task; its own libraries load when it is called. The oracle needs the truth."""
-IN_RUN_FOLDER = ("self_training", "mining")
+ROOT_METHODS = ("self_training", "mining")
 """Their rounds lie in the run folder itself, so each needs one of its own; the others' in the arm of their name."""
 
 
@@ -90,6 +90,6 @@ def method(name: str, truth: Pool | None = None) -> Method:
     return partial(oracle, truth=truth)
 
 
-def arm_of(name: str) -> str:
+def method_dir_of(name: str) -> str:
     """The folder within the run folder that holds a method's rounds; empty: the run folder itself."""
-    return "" if name in IN_RUN_FOLDER else name
+    return "" if name in ROOT_METHODS else name

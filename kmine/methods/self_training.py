@@ -17,11 +17,11 @@ def self_training(task: Task, store: RunStore) -> Iterator[RoundResult]:
     """
     from kmine.methods.mining import mine
     from kmine.mining.calibration.step import calibrate
-    from kmine.segmenters.identity import Echo
+    from kmine.segmenters.identity import IdentitySegmenter
 
     if not task.cfg.rounds:
         return mine(task, store)
     prompts = replace(task.cfg.prompts, source="local", passes=1)
-    echo = Echo()
-    task = replace(task, cfg=replace(task.cfg, prompts=prompts), segmenter=echo)
-    return mine(calibrate(task, echo, store), store)
+    identity = IdentitySegmenter()
+    task = replace(task, cfg=replace(task.cfg, prompts=prompts), segmenter=identity)
+    return mine(calibrate(task, identity, store), store)

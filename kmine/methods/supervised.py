@@ -9,7 +9,7 @@ from kmine.training.rounds import train_rounds
 from kmine.training.task import Task
 from kmine.types import RoundResult
 
-ARM = "supervised"
+METHOD_DIR = "supervised"
 
 
 def supervised(task: Task, store: RunStore) -> Iterator[RoundResult]:
@@ -18,4 +18,4 @@ def supervised(task: Task, store: RunStore) -> Iterator[RoundResult]:
     The same schedule, averaging, checkpoint choice and adoption rule as the loop's, so that only the pseudo masks
     differ; CutMix mixes the labeled images with one another.
     """
-    return train_rounds(task, store, ARM)
+    return train_rounds(task, store, METHOD_DIR)

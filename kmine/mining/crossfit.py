@@ -10,51 +10,53 @@ import numpy as np
 from kmine.data.pool import Pool
 from kmine.io.files import sign
 from kmine.mining.adaptation.finetune import Example
-from kmine.mining.prompts import find_prompts
+from kmine.mining.prompts import prompts_from_probs
 from kmine.models.base import LocalModel
 from kmine.seeding import derive_seed
 from kmine.store.run_folder import RunStore
 from kmine.training.inference import infer
 from kmine.training.model_setup import new_model
-from kmine.training.rounds import trained_witness
+from kmine.training.rounds import trained_auxiliary_model
 from kmine.training.task import Task
 from kmine.training.trainer import train
 from kmine.types import IGNORE_INDEX
 
 
-def out_of_fold(task: Task, store: RunStore, wanted: Sequence[str]) -> Iterator[Example]:
+def out_of_fold(task: Task, store: RunStore, image_ids: Sequence[str]) -> Iterator[Example]:
     """The labeled images `wanted` with prompts of local models that were trained without them, fold by fold.
 
     With fewer than two groups, or `adapt.folds` 1, no such model can be had: images come without prompts.
     """
-    parts = folds(task.labeled, task.cfg.adapt.folds, task.cfg.seed)
-    if len(parts) < 2:
-        yield from ((task.labeled.sample(i), ()) for i in wanted)
+    fold_ids = folds(task.labeled, task.cfg.adapt.folds, task.cfg.seed)
+    if len(fold_ids) < 2:
+        yield from ((task.labeled.sample(i), ()) for i in image_ids)
         return
-    asked = set(wanted)
-    for number, part in enumerate(parts):
-        ids = [i for i in part if i in asked]
+    selected = set(image_ids)
+    for fold_idx, held_out_ids in enumerate(fold_ids):
+        ids = [i for i in held_out_ids if i in selected]
         if ids:
-            yield from prompted(task, fold_model(task, store, number, part), task.labeled, ids)
+            yield from with_prompts(task, fold_model(task, store, fold_idx, held_out_ids), task.labeled, ids)
 
 
-def fold_model(task: Task, store: RunStore, number: int, part: Sequence[str]) -> LocalModel:
+def fold_model(task: Task, store: RunStore, fold_idx: int, held_out_ids: Sequence[str]) -> LocalModel:
     """The local model that was trained on all labeled images but those of `part`; read back if it was before."""
     model = new_model(task, store)
-    model.load_state_dict(train(_without(task, part), store, model, round_idx=0, arm=f"fold_{number}").best)
+    model.load_state_dict(
+        train(_without(task, held_out_ids), store, model, round_idx=0, method_dir=f"fold_{fold_idx}").best
+    )
     return model
 
 
-def fold_witness(task: Task, store: RunStore, number: int, part: Sequence[str]) -> LocalModel | None:
+def fold_auxiliary_model(task: Task, store: RunStore, fold_idx: int, held_out_ids: Sequence[str]) -> LocalModel | None:
     """The same of the second local model, where there is one."""
-    found = trained_witness(_without(task, part), store, f"witness_fold_{number}")
-    return found[0] if found else None
+    trained = trained_auxiliary_model(_without(task, held_out_ids), store, f"witness_fold_{fold_idx}")
+    return trained[0] if trained else None
 
 
-def _without(task: Task, part: Sequence[str]) -> Task:
+def _without(task: Task, held_out_ids: Sequence[str]) -> Task:
     """The task of a part's model: the other labels, and fewer steps."""
-    apart = set(part)
-    rest = task.labeled.subset([i for i in task.labeled.ids if i not in apart])
+    held_out = set(held_out_ids)
+    rest = task.labeled.subset([i for i in task.labeled.ids if i not in held_out])
     cfg = replace(task.cfg, fit=replace(task.cfg.fit, steps=min(task.cfg.adapt.fold_steps, task.cfg.fit.steps)))
     return replace(task, cfg=cfg, labeled=rest, signature=sign(task.signature, "fold", rest.ids))
 
@@ -72,14 +74,14 @@ def folds(pool: Pool, num_folds: int, seed: int) -> list[list[str]]:
     return parts
 
 
-def prompted(task: Task, model: LocalModel, pool: Pool, ids: Sequence[str]) -> Iterator[Example]:
+def with_prompts(task: Task, model: LocalModel, pool: Pool, ids: Sequence[str]) -> Iterator[Example]:
     """Images with the prompts that mining would ask the segmenter."""
     cfg = replace(task.cfg.prompts, num_jitters=0)  # shaken boxes are evidence for the gate, nobody asks for it here
     for probs in infer(model, pool, ids, device=task.fabric.device, **asdict(task.cfg.infer)):
-        yield pool.sample(probs.sample_id), find_prompts(probs, cfg, seed=task.cfg.seed, round_idx=0)
+        yield pool.sample(probs.sample_id), prompts_from_probs(probs, cfg, seed=task.cfg.seed, round_idx=0)
 
 
-def some_of(pool: Pool, count: int, seed: int) -> list[str]:
+def sample_ids(pool: Pool, count: int, seed: int) -> list[str]:
     """At most `count` ids of a pool, drawn by the seed; where there are more, those with an object come first."""
     ids = list(pool.ids)
     if len(ids) <= count:

@@ -24,11 +24,11 @@ def gate(
     prompts: Prompts,
     candidate: Candidate,
     *,
-    labeled_area: Mapping[int, float],
+    area_prior: Mapping[int, float],
     image_label: int | None,
     cfg: GateConfig,
     calibration: Calibration | None = None,
-    witness: Probs | None = None,
+    auxiliary_probs: Probs | None = None,
 ) -> Decision:
     """Judge one object's candidate.
 
@@ -49,55 +49,57 @@ def gate(
     Returns:
         The first threshold missed is the reason; every score is recorded whatever the verdict.
     """
-    evidence = gather(probs, prompts, candidate, labeled_area, witness)
+    evidence = collect_evidence(probs, prompts, candidate, area_prior, auxiliary_probs)
     if calibration is None:
         reason = _first_reason(evidence, candidate, image_label, cfg)
         return Decision(kept=reason == "kept", reason=reason, evidence=evidence)
     empty = not candidate.masks[candidate.best].any()
-    answer = 0.0 if empty else calibration.segmenter.estimate(evidence)
-    local = float("nan") if prompts.component is None else calibration.local.estimate(evidence)
-    takes_local = local >= answer + cfg.margin
-    estimated = local if takes_local else answer
-    if empty and not takes_local:
+    segmenter_dice = 0.0 if empty else calibration.segmenter.estimate(evidence)
+    local_dice = float("nan") if prompts.component is None else calibration.local.estimate(evidence)
+    use_local = local_dice >= segmenter_dice + cfg.margin
+    estimated = local_dice if use_local else segmenter_dice
+    if empty and not use_local:
         reason = "empty_candidate"
     elif image_label == 0:
         reason = "contradicts_image_label"
-    elif estimated < calibration.promise.threshold:
+    elif estimated < calibration.guarantee.threshold:
         reason = "low_estimated_dice"
     else:
-        reason = "kept_local" if takes_local else "kept"
-    source = "local" if takes_local else "both" if answer < local + cfg.margin else "segmenter"
-    return Decision(reason in ("kept", "kept_local"), reason, evidence, estimated, answer, local, source)
+        reason = "kept_local" if use_local else "kept"
+    source = "local" if use_local else "both" if segmenter_dice < local_dice + cfg.margin else "segmenter"
+    return Decision(reason in ("kept", "kept_local"), reason, evidence, estimated, segmenter_dice, local_dice, source)
 
 
-def gather(
+def collect_evidence(
     probs: Probs,
     prompts: Prompts,
     candidate: Candidate,
-    labeled_area: Mapping[int, float],
-    witness: Probs | None = None,
+    area_prior: Mapping[int, float],
+    auxiliary_probs: Probs | None = None,
 ) -> Evidence:
     """Every score of one candidate; see `Evidence`."""
     best = candidate.masks[candidate.best]
     prob = probs.probs[prompts.class_id]
-    answers = np.concatenate([best[None], candidate.jittered_masks])
+    candidate_masks = np.concatenate([best[None], candidate.jittered_masks])
     return Evidence(
         predicted_iou=float(candidate.predicted_iou[candidate.best]),
         stability_score=float(candidate.stability_score[candidate.best]),
         agreement_iou=metrics.iou(best, prompts.component) if prompts.component is not None else float("nan"),
-        jitter_dice=metrics.mean_pairwise_dice(answers),
+        jitter_dice=metrics.mean_pairwise_dice(candidate_masks),
         confidence_inside=_mean(prob[best]),
         confidence_outside=_mean(prob[_box_area(prompts, best) & ~best]),
-        area_ratio=float(best.mean()) / labeled_area[prompts.class_id] if prompts.class_id in labeled_area else np.nan,
+        area_ratio=float(best.mean()) / area_prior[prompts.class_id] if prompts.class_id in area_prior else np.nan,
         tta_std=_mean(probs.tta_std[best]) if probs.tta_std is not None else float("nan"),
-        witness_dice=_witness_dice(witness.mask == prompts.class_id, best, prompts) if witness else float("nan"),
+        witness_dice=_auxiliary_dice(auxiliary_probs.mask == prompts.class_id, best, prompts)
+        if auxiliary_probs
+        else float("nan"),
     )
 
 
-def _witness_dice(seen: NDArray[np.bool_], best: NDArray[np.bool_], prompts: Prompts) -> float:
+def _auxiliary_dice(auxiliary_mask: NDArray[np.bool_], best: NDArray[np.bool_], prompts: Prompts) -> float:
     """Dice of the answer with the witness's components that touch it or the local model's own; 0 without any."""
-    here = best if prompts.component is None else best | prompts.component
-    touching = [part for part in masks.components(seen) if (part & here).any()]
+    region = best if prompts.component is None else best | prompts.component
+    touching = [component for component in masks.components(auxiliary_mask) if (component & region).any()]
     return metrics.dice(np.any(touching, axis=0), best) if touching else 0.0
 
 

@@ -16,17 +16,17 @@ from kmine.ops import masks, metrics
 from kmine.seeding import derive_seed
 from kmine.types import Candidate, Probs, Prompts
 
-HINT_CLIP = 7.0
+MASK_INPUT_CLIP = 7.0
 """Logits of the mask hint are limited to this: beyond, segment-anything takes the hint for the answer."""
 
 
-ACTIVE = 0.5
+CAM_THRESHOLD = 0.5
 """Share of its highest value from which on an activation map counts."""
-SAME_OBJECT = 0.3
+MATCH_IOU = 0.3
 """IoU from which on two masks of consecutive rounds are of one object."""
 
 
-def find_prompts(probs: Probs, cfg: PromptsConfig, *, seed: int, round_idx: int) -> list[Prompts]:
+def prompts_from_probs(probs: Probs, cfg: PromptsConfig, *, seed: int, round_idx: int) -> list[Prompts]:
     """Prompts for every object the local model sees, each with the component it came from.
 
     Objects are the connected components of the most probable class; those under `cfg.min_area_px` or
@@ -37,19 +37,21 @@ def find_prompts(probs: Probs, cfg: PromptsConfig, *, seed: int, round_idx: int)
     """
     ids = probs.mask
     min_area = int(np.ceil(max(cfg.min_area_px, cfg.min_area_fraction * ids.size)))
-    found = [
+    objects = [
         (class_id, component)
         for class_id in range(1, len(probs.probs))
         for component in masks.components(ids == class_id, min_area)
     ]
     return [
-        _prompts(probs, class_id, part, cfg, np.random.default_rng(derive_seed(seed, round_idx, probs.sample_id, n)))
-        for n, (class_id, part) in enumerate(found)
+        _prompts(
+            probs, class_id, component, cfg, np.random.default_rng(derive_seed(seed, round_idx, probs.sample_id, n))
+        )
+        for n, (class_id, component) in enumerate(objects)
     ]
 
 
-def prompts_from_activation(
-    activation: NDArray[np.float32], class_id: int, cfg: PromptsConfig, *, sample_id: str, seed: int, round_idx: int
+def prompts_from_cam(
+    cam: NDArray[np.float32], class_id: int, cfg: PromptsConfig, *, sample_id: str, seed: int, round_idx: int
 ) -> list[Prompts]:
     """A prompt for the place where a classifier sees a lesion: the largest component above half of the highest value.
 
@@ -64,13 +66,13 @@ def prompts_from_activation(
     Returns:
         One, or none where the map is empty or the component too small; its `component` is the place itself.
     """
-    min_area = int(np.ceil(max(cfg.min_area_px, cfg.min_area_fraction * activation.size)))
-    parts = masks.components(activation > ACTIVE, min_area)[:1]
+    min_area = int(np.ceil(max(cfg.min_area_px, cfg.min_area_fraction * cam.size)))
+    components = masks.components(cam > CAM_THRESHOLD, min_area)[:1]
     rng = np.random.default_rng(derive_seed(seed, round_idx, sample_id, "activation"))
-    return [_prompts(None, class_id, part, cfg, rng) for part in parts]
+    return [_prompts(None, class_id, component, cfg, rng) for component in components]
 
 
-def ask_again(asked: Prompts, answer: Candidate, cfg: PromptsConfig, *, seed: int) -> Prompts:
+def reprompt_from_candidate(prompts: Prompts, candidate: Candidate, cfg: PromptsConfig, *, seed: int) -> Prompts:
     """The prompt of a second pass: the box of the answer's best mask, points and hint from that mask.
 
     What was asked stays as it is where the answer is empty. `component` stays the local model's own: the gate compares
@@ -82,11 +84,11 @@ def ask_again(asked: Prompts, answer: Candidate, cfg: PromptsConfig, *, seed: in
         cfg: what to prompt with.
         seed: draws the jitter.
     """
-    best = answer.masks[answer.best]
-    return ask_about(asked, best, cfg, seed=seed) if best.any() else asked
+    best = candidate.masks[candidate.best]
+    return prompts_from_mask(prompts, best, cfg, seed=seed) if best.any() else prompts
 
 
-def ask_about(asked: Prompts, mask: NDArray[np.bool_], cfg: PromptsConfig, *, seed: int) -> Prompts:
+def prompts_from_mask(prompts: Prompts, mask: NDArray[np.bool_], cfg: PromptsConfig, *, seed: int) -> Prompts:
     """The prompt of the same object by another mask of it: box, points and hint come from the mask.
 
     Args:
@@ -95,12 +97,14 @@ def ask_about(asked: Prompts, mask: NDArray[np.bool_], cfg: PromptsConfig, *, se
         cfg: what to prompt with.
         seed: draws the jitter.
     """
-    again = _prompts(None, asked.class_id, mask, cfg, np.random.default_rng(seed))
-    hint = _hint_of_mask(mask) if cfg.mask_hint else None
-    return replace(again, mask_input=hint, component=asked.component)
+    reprompted = _prompts(None, prompts.class_id, mask, cfg, np.random.default_rng(seed))
+    mask_input = _mask_input_of(mask) if cfg.mask_hint else None
+    return replace(reprompted, mask_input=mask_input, component=prompts.component)
 
 
-def remember(asked: Sequence[Prompts], before: Sequence[tuple[int, Callable[[], NDArray[np.bool_]]]]) -> list[Prompts]:
+def blend_previous_mask(
+    prompts: Sequence[Prompts], previous: Sequence[tuple[int, Callable[[], NDArray[np.bool_]]]]
+) -> list[Prompts]:
     """The prompts with the segmenter's masks of the round before in their hints.
 
     A prompt remembers the mask of its class that overlaps its component most, if their IoU is at least `SAME_OBJECT`;
@@ -110,52 +114,55 @@ def remember(asked: Sequence[Prompts], before: Sequence[tuple[int, Callable[[], 
         asked: this round's prompts of an image.
         before: class id and (H, W) mask, a call away, of the objects that the segmenter answered in the round before.
     """
-    masks_of = [(class_id, mask()) for class_id, mask in before] if asked else []
-    return [_remembering(one, [mask for class_id, mask in masks_of if class_id == one.class_id]) for one in asked]
+    masks_by_class = [(class_id, mask()) for class_id, mask in previous] if prompts else []
+    return [
+        _blend_mask(prompt, [mask for class_id, mask in masks_by_class if class_id == prompt.class_id])
+        for prompt in prompts
+    ]
 
 
-def _remembering(one: Prompts, known: Sequence[NDArray[np.bool_]]) -> Prompts:
-    if one.component is None or not known:
-        return one
-    nearest = max(known, key=lambda mask: metrics.iou(mask, one.component))
-    if not metrics.iou(nearest, one.component) >= SAME_OBJECT:
-        return one
-    own = 0.0 if one.mask_input is None else one.mask_input
-    return replace(one, mask_input=((own + _hint_of_mask(nearest)) / 2).astype(np.float32))
+def _blend_mask(prompt: Prompts, previous: Sequence[NDArray[np.bool_]]) -> Prompts:
+    if prompt.component is None or not previous:
+        return prompt
+    nearest = max(previous, key=lambda mask: metrics.iou(mask, prompt.component))
+    if not metrics.iou(nearest, prompt.component) >= MATCH_IOU:
+        return prompt
+    own = 0.0 if prompt.mask_input is None else prompt.mask_input
+    return replace(prompt, mask_input=((own + _mask_input_of(nearest)) / 2).astype(np.float32))
 
 
-def _hint_of_mask(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _mask_input_of(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     """(H, W) logits that are sure of the mask."""
-    return np.where(mask, HINT_CLIP, -HINT_CLIP).astype(np.float32)
+    return np.where(mask, MASK_INPUT_CLIP, -MASK_INPUT_CLIP).astype(np.float32)
 
 
 def _prompts(
-    probs: Probs | None, class_id: int, part: NDArray[np.bool_], cfg: PromptsConfig, rng: np.random.Generator
+    probs: Probs | None, class_id: int, component: NDArray[np.bool_], cfg: PromptsConfig, rng: np.random.Generator
 ) -> Prompts:
-    height, width = part.shape
-    box = masks.grow_box(masks.tight_box(part), cfg.box_margin, height, width)
-    coords, labels = _points(part, box) if cfg.points else (None, None)
+    height, width = component.shape
+    box = masks.grow_box(masks.tight_box(component), cfg.box_margin, height, width)
+    coords, labels = _points(component, box) if cfg.points else (None, None)
     return Prompts(
         class_id=class_id,
         box=box if cfg.box else None,
         point_coords=coords,
         point_labels=labels,
-        mask_input=_hint(probs.probs[class_id], part) if cfg.mask_hint and probs else None,
+        mask_input=_mask_input(probs.probs[class_id], component) if cfg.mask_hint and probs else None,
         jittered_boxes=masks.jitter_boxes(box, cfg.num_jitters if cfg.box else 0, cfg.jitter, height, width, rng),
-        component=part,
+        component=component,
     )
 
 
-def _points(part: NDArray[np.bool_], box: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    inside, outside = masks.inner_point(part), masks.outer_point(part, box)
+def _points(component: NDArray[np.bool_], box: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    inside, outside = masks.inner_point(component), masks.outer_point(component, box)
     if outside is None:
         return inside[None], np.array([1], np.int64)
     return np.stack([inside, outside]), np.array([1, 0], np.int64)
 
 
-def _hint(prob: NDArray[np.float32], part: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _mask_input(prob: NDArray[np.float32], component: NDArray[np.bool_]) -> NDArray[np.float32]:
     """(H, W) logits of the class, limited to +-`HINT_CLIP`; other components of the class count as background."""
     p = np.clip(prob, 1e-6, 1 - 1e-6)
-    logits = np.clip(np.log(p / (1 - p)), -HINT_CLIP, HINT_CLIP).astype(np.float32)
-    logits[(prob >= 0.5) & ~part] = -HINT_CLIP
+    logits = np.clip(np.log(p / (1 - p)), -MASK_INPUT_CLIP, MASK_INPUT_CLIP).astype(np.float32)
+    logits[(prob >= 0.5) & ~component] = -MASK_INPUT_CLIP
     return logits

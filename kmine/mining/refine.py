@@ -52,23 +52,23 @@ def refine(
     if not any(d.kept for d in decisions):
         return None
     out = np.zeros(probs.probs.shape[1:], np.uint8)
-    settled = np.zeros(out.shape, bool)
-    for asked, candidate, decision in zip(prompts, candidates, decisions, strict=True):
-        best, class_id = candidate.masks[candidate.best], asked.class_id
+    trusted = np.zeros(out.shape, bool)
+    for prompt, candidate, decision in zip(prompts, candidates, decisions, strict=True):
+        best, class_id = candidate.masks[candidate.best], prompt.class_id
         if not decision.kept:
-            out[best if asked.component is None else best | asked.component] = IGNORE_INDEX
+            out[best if prompt.component is None else best | prompt.component] = IGNORE_INDEX
             continue
         votes = masks.vote(np.concatenate([best[None], candidate.jittered_masks]), cfg.min_vote)
-        if decision.source == "local" and asked.component is not None:
-            votes = asked.component.astype(votes.dtype)
+        if decision.source == "local" and prompt.component is not None:
+            votes = prompt.component.astype(votes.dtype)
         if decision.source == "segmenter":
-            settled |= best if asked.component is None else best | asked.component
+            trusted |= best if prompt.component is None else best | prompt.component
         # Where two objects claim a pixel for different classes, nobody knows.
         clash = (votes == 1) & (out != 0) & (out != class_id)
         out[(votes == 1) & (out == 0)] = class_id
         out[clash | ((votes == -1) & (out == 0))] = IGNORE_INDEX
     if cfg.ask_local:
-        out[(out != probs.mask) & ~settled] = IGNORE_INDEX
+        out[(out != probs.mask) & ~trusted] = IGNORE_INDEX
     if image_label == 1 and not (out == lesion).any():
         return None
     return out if ((out != 0) & (out != IGNORE_INDEX)).any() else None

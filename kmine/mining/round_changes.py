@@ -20,12 +20,12 @@ from kmine.types import IGNORE_INDEX
 
 Mask = NDArray[np.uint8]
 """(H, W) class ids."""
-NOTHING = 0.001
+MIN_CHANGED_SHARE = 0.001
 """Up to this share of the object pixels changed, the segmenter changed nothing: a pixel or two on an edge."""
 
 
 @dataclass(frozen=True)
-class Taught:
+class PseudoLabel:
     """One image that teaches: its pseudo mask and what that was made of."""
 
     sample_id: str
@@ -33,18 +33,18 @@ class Taught:
     """`IGNORE_INDEX` where nothing is taught."""
     local: Mask
     """The local model's own mask: the union of its objects by class, kept and dropped ones."""
-    asked: Mask
+    local_kept: Mask
     """The same of the kept objects alone."""
-    answered: Mask
+    used_mask: Mask
     """The masks used for the kept objects: the segmenter's, or the local model's own where the gate took that."""
-    before: Mask | None = None
+    previous: Mask | None = None
     """Its pseudo mask of the round before; None where it had none."""
     known_empty: bool = False
     """Whether an image-level label says that there is nothing: nobody was asked."""
 
 
 @dataclass(frozen=True)
-class Changes:
+class RoundChanges:
     """What one round changed. Shares are in [0, 1], NaN where there was no pixel to count."""
 
     num_unlabeled: int
@@ -77,14 +77,14 @@ class Changes:
     """The same over the pseudo masks."""
 
     @property
-    def teaching(self) -> frozenset[str]:
+    def pseudo_labeled(self) -> frozenset[str]:
         """Images in training with a pseudo mask."""
         return frozenset((*self.new, *self.kept_on, *self.readmitted))
 
     @property
     def segmenter_changed_nothing(self) -> bool:
         """Whether what teaches is the local model's own opinion, but for at most `NOTHING` of the object pixels."""
-        return bool(self.teaching) and not self.changed_pixels > NOTHING
+        return bool(self.pseudo_labeled) and not self.changed_pixels > MIN_CHANGED_SHARE
 
     @property
     def training_set_unchanged(self) -> bool:
@@ -100,15 +100,20 @@ class Changes:
         """Every field, the counts and the flags; NaN stays for the writer to turn into null."""
         names = ("segmenter_changed_nothing", "training_set_unchanged", "noop")
         counts = {f"num_{name}": len(getattr(self, name)) for name in ("new", "kept_on", "readmitted", "expelled")}
-        return {"num_teaching": len(self.teaching), **counts, **{n: getattr(self, n) for n in names}, **asdict(self)}
+        return {
+            "num_teaching": len(self.pseudo_labeled),
+            **counts,
+            **{n: getattr(self, n) for n in names},
+            **asdict(self),
+        }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Changes:
+    def from_json(cls, value: Mapping[str, Any]) -> RoundChanges:
         """The inverse of `to_json`, before and after it was a file."""
 
         def plain(entry: Any) -> Any:
             if isinstance(entry, list | tuple):
-                return tuple(plain(one) for one in entry)
+                return tuple(plain(item) for item in entry)
             return math.nan if entry is None else entry
 
         return cls(**{f.name: plain(value[f.name]) for f in fields(cls)})
@@ -122,30 +127,30 @@ def class_map(objects: Iterable[Mapping[str, Any]], shape: tuple[int, int], colu
     return out
 
 
-def taught(rows: Sequence[Mapping[str, Any]], pseudo: Mask, before: Mask | None = None) -> Taught:
+def pseudo_label_of(rows: Sequence[Mapping[str, Any]], pseudo: Mask, previous: Mask | None = None) -> PseudoLabel:
     """One image from its rows of the table of decisions (at least one) and its pseudo masks, now and before."""
     objects = [row for row in rows if row["object_idx"] >= 0]
     kept = [row for row in objects if row["kept"]]
     used = [row | {"used": row["local_rle" if row["source"] == "local" else "segmenter_rle"]} for row in kept]
-    return Taught(
+    return PseudoLabel(
         sample_id=rows[0]["sample_id"],
         pseudo=pseudo,
         local=class_map(objects, pseudo.shape, "local_rle"),
-        asked=class_map(kept, pseudo.shape, "local_rle"),
-        answered=class_map(used, pseudo.shape, "used"),
-        before=before,
+        local_kept=class_map(kept, pseudo.shape, "local_rle"),
+        used_mask=class_map(used, pseudo.shape, "used"),
+        previous=previous,
         known_empty=rows[0]["reason"] == "lesion_free",
     )
 
 
-def find_changes(
-    images: Iterable[Taught],
+def compare_rounds(
+    images: Iterable[PseudoLabel],
     labeled: Iterable[Mask],
     earlier: Sequence[Collection[str]],
     *,
     num_unlabeled: int,
     num_classes: int,
-) -> Changes:
+) -> RoundChanges:
     """What a round changed; images and masks are looked at one by one, so that no more than one need be in memory.
 
     Args:
@@ -157,28 +162,30 @@ def find_changes(
     """
     last, ever = set(earlier[-1]) if earlier else set(), {i for ids in earlier for i in ids}
     entered: dict[str, list[str]] = {"new": [], "kept_on": [], "readmitted": []}
-    remasked = differing = empty = 0
+    mask_changed = differing = empty = 0
     objects = changed = otherwise = ignored = pixels = 0
     shares: list[NDArray[np.float64]] = []
     for image in images:
         name = image.sample_id
         entered["kept_on" if name in last else "readmitted" if name in ever else "new"].append(name)
-        remasked += name in last and not (image.before is not None and np.array_equal(image.pseudo, image.before))
+        mask_changed += name in last and not (
+            image.previous is not None and np.array_equal(image.pseudo, image.previous)
+        )
         differing += not np.array_equal(image.pseudo, image.local)
         empty += image.known_empty
-        of_objects = (image.asked != 0) | (image.answered != 0)
+        of_objects = (image.local_kept != 0) | (image.used_mask != 0)
         unknown = image.pseudo == IGNORE_INDEX
         objects += int(of_objects.sum())
-        changed += int((image.asked != image.answered).sum())
+        changed += int((image.local_kept != image.used_mask).sum())
         otherwise += int((of_objects & ~unknown & (image.pseudo != image.local)).sum())
         ignored += int(unknown.sum())
         pixels += image.pseudo.size
         shares.append(class_shares(image.pseudo, num_classes))
-    return Changes(
+    return RoundChanges(
         num_unlabeled=num_unlabeled,
         **{name: tuple(ids) for name, ids in entered.items()},
         expelled=tuple(sorted(last.difference(entered["kept_on"]))),
-        num_remasked=remasked,
+        num_remasked=mask_changed,
         num_differing=differing,
         num_empty=empty,
         changed_pixels=_share(changed, objects),
@@ -195,23 +202,27 @@ def class_shares(mask: Mask, num_classes: int) -> NDArray[np.float64]:
     return counts[1:] / counts.sum() if counts.sum() else np.full(num_classes - 1, np.nan)
 
 
-def sentence(found: Changes) -> str:
+def summary_line(changes: RoundChanges) -> str:
     """What teaches, what the segmenter changed and how the classes lie, in one line."""
-    if not found.teaching:
-        return f"none of {found.num_unlabeled} unlabeled images teaches ({len(found.expelled)} did the round before)"
-    moves = [f"{len(found.new)} new"]
-    moves += [f"{len(ids)} {word}" for word, ids in (("kept on", found.kept_on), ("again", found.readmitted)) if ids]
-    moves += [f"{found.num_empty} known to be empty"] if found.num_empty else []
-    out = [
-        f"{len(found.teaching)} of {found.num_unlabeled} unlabeled images teach ({', '.join(moves)})"
-        + (f", {len(found.expelled)} of the round before no more" if found.expelled else "")
-    ]
-    if not math.isnan(found.changed_pixels):
-        out.append(
-            f"the segmenter changed {_percent(found.changed_pixels)} of the object pixels of the local masks, "
-            f"{_percent(found.taught_pixels)} are taught otherwise"
+    if not changes.pseudo_labeled:
+        return (
+            f"none of {changes.num_unlabeled} unlabeled images teaches ({len(changes.expelled)} did the round before)"
         )
-    classes = zip(found.pseudo_shares, found.labeled_shares, strict=True)
+    counts = [f"{len(changes.new)} new"]
+    counts += [
+        f"{len(ids)} {label}" for label, ids in (("kept on", changes.kept_on), ("again", changes.readmitted)) if ids
+    ]
+    counts += [f"{changes.num_empty} known to be empty"] if changes.num_empty else []
+    out = [
+        f"{len(changes.pseudo_labeled)} of {changes.num_unlabeled} unlabeled images teach ({', '.join(counts)})"
+        + (f", {len(changes.expelled)} of the round before no more" if changes.expelled else "")
+    ]
+    if not math.isnan(changes.changed_pixels):
+        out.append(
+            f"the segmenter changed {_percent(changes.changed_pixels)} of the object pixels of the local masks, "
+            f"{_percent(changes.taught_pixels)} are taught otherwise"
+        )
+    classes = zip(changes.pseudo_shares, changes.labeled_shares, strict=True)
     out.append(
         ", ".join(
             f"class {n} covers {_percent(pseudo)} of a pseudo mask, {_percent(labeled)} of a label"
@@ -221,24 +232,24 @@ def sentence(found: Changes) -> str:
     return "; ".join(out)
 
 
-def warnings(found: Changes) -> list[str]:
+def warnings(changes: RoundChanges) -> list[str]:
     """What is wrong with a round that teaches, a plain sentence each; empty where it is a round of mining."""
-    said = []
-    if found.segmenter_changed_nothing:
-        none_kept = math.isnan(found.changed_pixels)
-        why = "only images known to be empty teach" if none_kept else "this round is self-training"
-        said.append(f"the segmenter changed nothing: {why}")
-    if found.training_set_unchanged:
-        said.append("mining changed nothing: the same images with the same masks taught in the round before")
-    for n, (mined, given) in enumerate(zip(found.pseudo_shares, found.labeled_shares, strict=True), start=1):
-        if mined == 0 and given > 0:
-            said.append(f"no pseudo mask shows class {n}, though labels do")
-        if mined > 0 and given == 0:
-            said.append(f"pseudo masks show class {n}, which no label does")
-    return said if found.teaching else []
+    messages = []
+    if changes.segmenter_changed_nothing:
+        none_kept = math.isnan(changes.changed_pixels)
+        reason = "only images known to be empty teach" if none_kept else "this round is self-training"
+        messages.append(f"the segmenter changed nothing: {reason}")
+    if changes.training_set_unchanged:
+        messages.append("mining changed nothing: the same images with the same masks taught in the round before")
+    for n, (pseudo, labeled) in enumerate(zip(changes.pseudo_shares, changes.labeled_shares, strict=True), start=1):
+        if pseudo == 0 and labeled > 0:
+            messages.append(f"no pseudo mask shows class {n}, though labels do")
+        if pseudo > 0 and labeled == 0:
+            messages.append(f"pseudo masks show class {n}, which no label does")
+    return messages if changes.pseudo_labeled else []
 
 
-def why_none(rows: Sequence[Mapping[str, Any]]) -> str:
+def explain_empty_round(rows: Sequence[Mapping[str, Any]]) -> str:
     """Why no image got a pseudo mask, from the rows of the table of decisions: the gate's reasons, or the cure."""
     reasons = Counter(str(row["reason"]) for row in rows)
     if set(reasons) == {"no_component"}:
@@ -249,14 +260,14 @@ def why_none(rows: Sequence[Mapping[str, Any]]) -> str:
     return "objects by the gate's reason: " + ", ".join(f"{name} {number}" for name, number in reasons.most_common())
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan
+def _share(count: int, total: int) -> float:
+    return count / total if total else math.nan
 
 
 def _mean(shares: Iterable[NDArray[np.float64]], num_classes: int) -> tuple[float, ...]:
     """Mean by class over the images that have a number; one at a time, so that masks need not be held."""
-    known = [share for share in shares if not np.isnan(share).any()]
-    mean = np.mean(known, axis=0) if known else np.full(num_classes - 1, np.nan)
+    finite = [share for share in shares if not np.isnan(share).any()]
+    mean = np.mean(finite, axis=0) if finite else np.full(num_classes - 1, np.nan)
     return tuple(float(value) for value in mean)
 
 

@@ -11,17 +11,17 @@ Embedded = dict[int, Embedding]
 """Embeddings by the number of the image, of those that something is asked about."""
 
 
-def embed(segmenter: Segmenter, samples: Sequence[Sample], wanted: Iterable[int]) -> Embedded:
+def embed(segmenter: Segmenter, samples: Sequence[Sample], indices: Iterable[int]) -> Embedded:
     """Embeddings of the images with these numbers, made in batches."""
-    wanted = list(wanted)
-    return dict(zip(wanted, segmenter.encode([samples[n].image for n in wanted]), strict=True))
+    indices = list(indices)
+    return dict(zip(indices, segmenter.encode([samples[n].image for n in indices]), strict=True))
 
 
 def segment(
     segmenter: Segmenter,
     samples: Sequence[Sample],
     prompts: Sequence[Sequence[Prompts]],
-    known: Mapping[int, Embedding] | None = None,
+    cached: Mapping[int, Embedding] | None = None,
 ) -> list[list[Candidate]]:
     """One candidate per prompt, per image; images without a prompt are not encoded.
 
@@ -31,15 +31,15 @@ def segment(
         prompts: per image, one entry per object.
         known: embeddings that were made before; these images are not encoded again.
     """
-    return _answers(segmenter, _embedded(segmenter, samples, prompts, known), prompts)
+    return _decode(segmenter, _embed_missing(segmenter, samples, prompts, cached), prompts)
 
 
 def segment_twice(
     segmenter: Segmenter,
     samples: Sequence[Sample],
     prompts: Sequence[Sequence[Prompts]],
-    again: Callable[[int, int, Prompts, Candidate], Prompts],
-    known: Mapping[int, Embedding] | None = None,
+    reprompt: Callable[[int, int, Prompts, Candidate], Prompts],
+    cached: Mapping[int, Embedding] | None = None,
 ) -> tuple[list[list[Prompts]], list[list[Candidate]]]:
     """The same in two passes on embeddings made once; the prompts of the second pass and its answers.
 
@@ -49,35 +49,40 @@ def segment_twice(
         segmenter, samples, prompts, known: as in `segment`.
         again: (image, object, what was asked, what was answered) -> what to ask next; numbers from 0.
     """
-    embedded = _embedded(segmenter, samples, prompts, known)
-    first = _answers(segmenter, embedded, prompts)
+    embedded = _embed_missing(segmenter, samples, prompts, cached)
+    first = _decode(segmenter, embedded, prompts)
     second_prompts = [
-        [again(n, k, asked, answer) for k, (asked, answer) in enumerate(zip(some, answers, strict=True))]
-        for n, (some, answers) in enumerate(zip(prompts, first, strict=True))
+        [
+            reprompt(n, k, prompt, candidate)
+            for k, (prompt, candidate) in enumerate(zip(image_prompts, candidates, strict=True))
+        ]
+        for n, (image_prompts, candidates) in enumerate(zip(prompts, first, strict=True))
     ]
-    second = _answers(segmenter, embedded, second_prompts)
-    for before, answers, some, asked in zip(first, second, second_prompts, prompts, strict=True):
-        for k, answer in enumerate(answers):
-            if not answer.masks[answer.best].any():
-                answers[k], some[k] = before[k], asked[k]
+    second = _decode(segmenter, embedded, second_prompts)
+    for before, candidates, second_image_prompts, image_prompts in zip(
+        first, second, second_prompts, prompts, strict=True
+    ):
+        for k, candidate in enumerate(candidates):
+            if not candidate.masks[candidate.best].any():
+                candidates[k], second_image_prompts[k] = before[k], image_prompts[k]
     return second_prompts, second
 
 
-def _embedded(
+def _embed_missing(
     segmenter: Segmenter,
     samples: Sequence[Sample],
     prompts: Sequence[Sequence[Prompts]],
-    known: Mapping[int, Embedding] | None,
+    cached: Mapping[int, Embedding] | None,
 ) -> Embedded:
-    asked = [n for n, found in enumerate(prompts) if found]
-    made = {**(known or {})}
-    made |= embed(segmenter, samples, [n for n in asked if n not in made])
-    return {n: made[n] for n in asked}
+    prompted = [n for n, image_prompts in enumerate(prompts) if image_prompts]
+    embeddings = {**(cached or {})}
+    embeddings |= embed(segmenter, samples, [n for n in prompted if n not in embeddings])
+    return {n: embeddings[n] for n in prompted}
 
 
-def _answers(segmenter: Segmenter, embedded: Embedded, prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
-    answers = segmenter.decode(list(embedded.values()), [prompts[n] for n in embedded])
+def _decode(segmenter: Segmenter, embedded: Embedded, prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
+    decoded = segmenter.decode(list(embedded.values()), [prompts[n] for n in embedded])
     out: list[list[Candidate]] = [[] for _ in prompts]
-    for n, candidates in zip(embedded, answers, strict=True):
+    for n, candidates in zip(embedded, decoded, strict=True):
         out[n] = candidates
     return out

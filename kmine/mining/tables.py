@@ -17,11 +17,11 @@ from kmine.types import (
     Sample,
 )
 
-EMPTY = "lesion_free"
+LESION_FREE = "lesion_free"
 """Reason of an image whose label says that there is nothing: nobody was asked, its pseudo mask is empty."""
 
 
-def rows_of(
+def decision_rows(
     images: Sequence[Sample],
     prompts: Sequence[Sequence[Prompts]],
     candidates: Sequence[Sequence[Candidate]],
@@ -31,20 +31,24 @@ def rows_of(
     """Table rows and pseudo masks of a chunk, for the store."""
     tables: dict[str, list[dict[str, Any]]] = {"prompts": [], "decisions": []}
     masks = {image.sample_id: mask for image, mask in zip(images, pseudo, strict=True) if mask is not None}
-    for image, asked, answers, verdicts in zip(images, prompts, candidates, decisions, strict=True):
+    for image, image_prompts, image_candidates, image_decisions in zip(
+        images, prompts, candidates, decisions, strict=True
+    ):
         key = {"sample_id": image.sample_id, "in_training": image.sample_id in masks}
-        if not asked:
+        if not image_prompts:
             empty = key["in_training"]  # nothing was asked, yet there is a mask: the label says that it is empty
-            nothing = {"object_idx": -1, "class_id": 0, "kept": empty, "reason": EMPTY if empty else "no_component"}
-            tables["decisions"].append({**key, **nothing})
-        for n, (prompt, answer, verdict) in enumerate(zip(asked, answers, verdicts, strict=True)):
+            row = {"object_idx": -1, "class_id": 0, "kept": empty, "reason": LESION_FREE if empty else "no_component"}
+            tables["decisions"].append({**key, **row})
+        for n, (prompt, candidate, decision) in enumerate(
+            zip(image_prompts, image_candidates, image_decisions, strict=True)
+        ):
             key |= {"object_idx": n, "class_id": prompt.class_id}
             tables["prompts"].append(_prompt_row(key, prompt))
-            tables["decisions"].append(_decision_row(key, prompt, answer, verdict))
+            tables["decisions"].append(_decision_row(key, prompt, candidate, decision))
     return tables, masks
 
 
-def judged_rows(rejected: Sequence[str], accepted: Sequence[str]) -> list[dict[str, Any]]:
+def reviewed_rows(rejected: Sequence[str], accepted: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of decisions of images that a person judged: nobody was asked, and nothing was estimated."""
     return [
         {"sample_id": i, "in_training": kept, "object_idx": -1, "class_id": 0, "kept": kept, "reason": reason}
@@ -67,16 +71,16 @@ def _prompt_row(key: dict[str, Any], prompt: Prompts) -> dict[str, Any]:
     }
 
 
-def _decision_row(key: dict[str, Any], prompt: Prompts, answer: Candidate, verdict: Decision) -> dict[str, Any]:
-    best = answer.masks[answer.best]
+def _decision_row(key: dict[str, Any], prompt: Prompts, candidate: Candidate, decision: Decision) -> dict[str, Any]:
+    best = candidate.masks[candidate.best]
     local = prompt.component if prompt.component is not None else np.zeros_like(best)
     return {
         **key,
-        "kept": verdict.kept,
-        "reason": verdict.reason,
-        **asdict(verdict.evidence),
+        "kept": decision.kept,
+        "reason": decision.reason,
+        **asdict(decision.evidence),
         **{
-            name: getattr(verdict, name)
+            name: getattr(decision, name)
             for name in ("source", "estimated_dice", "estimated_segmenter", "estimated_local")
         },
         "height": best.shape[0],

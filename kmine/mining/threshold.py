@@ -8,61 +8,64 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from kmine.io.files import sign
-from kmine.mining.calibration.fit import threshold_by_estimates
+from kmine.mining.calibration.fit import threshold_for_mean_estimate
 from kmine.mining.candidates import (
-    CHUNK,
-    Asked,
-    gate_all,
+    BATCH_SIZE,
+    CandidateBatch,
+    gate_batch,
 )
-from kmine.ops.calibrator import Calibration, settled
+from kmine.ops.calibrator import Calibration, describe_threshold
 from kmine.seeding import derive_seed
 from kmine.store.run_folder import RunStore
-from kmine.training.task import Task, Trained
+from kmine.training.task import Checkpoints, Task
 from kmine.types import ESTIMATED
 
-PILOT = 64
+NUM_PILOT_IMAGES = 64
 """Unlabeled images that settle a round's threshold where the labels promise nothing: a few dozen estimates will do."""
 
 
-def settle(
+def select_threshold_for_round(
     task: Task,
     store: RunStore,
-    asking: Callable[[Sequence[str]], Asked],
-    labeled_area: dict[int, float],
+    propose: Callable[[Sequence[str]], CandidateBatch],
+    area_prior: dict[int, float],
     round_idx: int,
-    made_by: str,
+    threshold_signature: str,
 ) -> Calibration | None:
     """What the gate goes by in this round.
 
     Where the labels promise the target at a threshold, that one holds. Where they are too few for it, so many masks
     are kept that their mean estimate reaches the target, seen on at most `PILOT` unlabeled images.
     """
-    given = task.calibration
-    if given is None or given.promise.kept:
-        return given
-    path, signature = store.round_dir(round_idx) / "threshold.json", sign("threshold", PILOT, made_by)
-    about = store.load_json(path, signature)
-    if about is None:
-        open_ids = [i for i in task.unlabeled.ids if i not in task.judged]
+    calibration = task.calibration
+    if calibration is None or calibration.guarantee.kept:
+        return calibration
+    path, threshold_signature = (
+        store.round_dir(round_idx) / "threshold.json",
+        sign("threshold", NUM_PILOT_IMAGES, threshold_signature),
+    )
+    record = store.load_json(path, threshold_signature)
+    if record is None:
+        open_ids = [i for i in task.unlabeled.ids if i not in task.review]
         order = np.random.default_rng(derive_seed(task.cfg.seed, round_idx, "pilot")).permutation(len(open_ids))
-        ids = [open_ids[n] for n in sorted(order[:PILOT])]
-        task.watcher.start(f"round {round_idx}: settling the gate", len(ids))
+        ids = [open_ids[n] for n in sorted(order[:NUM_PILOT_IMAGES])]
+        task.progress.start(f"round {round_idx}: settling the gate", len(ids))
         estimates: list[float] = []
-        for first in range(0, len(ids), CHUNK):
-            decisions = gate_all(asking(ids[first : first + CHUNK]), labeled_area, task.cfg, given)
-            estimates += [d.estimated_dice for some in decisions for d in some if d.reason in ESTIMATED]
-            task.watcher.advance(min(first + CHUNK, len(ids)))
-        found = threshold_by_estimates(estimates, task.cfg.gate.target_dice, given.promise.threshold)
-        about = {**found._asdict(), "target": task.cfg.gate.target_dice, "num_images": len(ids)}
-        store.save_json(path, about, signature)
-    task.watcher.say(f"round {round_idx}: {settled(about)}")
-    return replace(given, promise=replace(given.promise, threshold=about["threshold"]))
+        for first in range(0, len(ids), BATCH_SIZE):
+            decisions = gate_batch(propose(ids[first : first + BATCH_SIZE]), area_prior, task.cfg, calibration)
+            estimates += [d.estimated_dice for batch in decisions for d in batch if d.reason in ESTIMATED]
+            task.progress.advance(min(first + BATCH_SIZE, len(ids)))
+        fitted = threshold_for_mean_estimate(estimates, task.cfg.gate.target_dice, calibration.guarantee.threshold)
+        record = {**fitted._asdict(), "target": task.cfg.gate.target_dice, "num_images": len(ids)}
+        store.save_json(path, record, threshold_signature)
+    task.progress.log(f"round {round_idx}: {describe_threshold(record)}")
+    return replace(calibration, promise=replace(calibration.guarantee, threshold=record["threshold"]))
 
 
-def mining_signature(task: Task, current: Trained, witness: str = "") -> str:
+def round_signature(task: Task, current: Checkpoints, auxiliary_signature: str = "") -> str:
     """What the pseudo masks of a round are made from: model, segmenter, settings."""
     cfg = task.cfg
-    settings = [asdict(part) for part in (cfg.infer, cfg.prompts, cfg.gate, cfg.refine)]
-    gate_by = (task.calibration.to_json(), PILOT) if task.calibration else None
-    judged = [task.judged.signature] if task.judged.signature else []
-    return sign(current.signature, task.segmenter.signature, settings, gate_by, witness, *judged)
+    settings = [asdict(section) for section in (cfg.infer, cfg.prompts, cfg.gate, cfg.refine)]
+    gate_inputs = (task.calibration.to_json(), NUM_PILOT_IMAGES) if task.calibration else None
+    review = [task.review.signature] if task.review.signature else []
+    return sign(current.signature, task.segmenter.signature, settings, gate_inputs, auxiliary_signature, *review)

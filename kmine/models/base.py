@@ -48,7 +48,7 @@ class LocalModel(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
     @contextmanager
-    def remembering(self, *, augmented: bool) -> Iterator[None]:
+    def caching_features(self, *, augmented: bool) -> Iterator[None]:
         """A block in which a model may keep what depends on the image alone; this one has nothing of that kind.
 
         `augmented` says that training images differ at every step.
@@ -56,7 +56,7 @@ class LocalModel(nn.Module):
         yield
 
     @contextmanager
-    def perturbing(self, images: Tensor | None, rate: float) -> Iterator[None]:
+    def feature_dropout(self, images: Tensor | None, rate: float) -> Iterator[None]:
         """A block in which a model in training drops channels of what its decoder gets, for some images of a batch.
 
         The feature perturbation of UniMatch (arXiv 2208.09910), as we read it, in one stream instead of a second one.
@@ -66,19 +66,19 @@ class LocalModel(nn.Module):
             rate: probability of each channel of each level to be dropped; the others grow by 1 / (1 - rate).
         """
 
-        def drop(given: Any) -> Any:
-            if not isinstance(given, Tensor):
-                return type(given)(drop(one) for one in given)
-            kept = F.dropout2d(given.new_ones(*given.shape[:2], 1, 1), rate)
-            return given * torch.where(images[:, None, None, None], kept, 1)
+        def drop(features: Any) -> Any:
+            if not isinstance(features, Tensor):
+                return type(features)(drop(level) for level in features)
+            kept = F.dropout2d(features.new_ones(*features.shape[:2], 1, 1), rate)
+            return features * torch.where(images[:, None, None, None], kept, 1)
 
-        def before(decoder: nn.Module, features: tuple[Any, ...]) -> Any:
+        def drop_channels(decoder: nn.Module, features: tuple[Any, ...]) -> Any:
             return drop(features) if decoder.training else None
 
         if not rate or images is None:
             yield
             return
-        hook = self.net.decoder.register_forward_pre_hook(before)
+        hook = self.net.decoder.register_forward_pre_hook(drop_channels)
         try:
             yield
         finally:

@@ -8,7 +8,7 @@ from kmine.config import ModelConfig
 from kmine.errors import unknown_name
 from kmine.models import ARCHITECTURES
 from kmine.models.base import LocalModel
-from kmine.models.encoder_weights import building, load_encoder
+from kmine.models.encoder_weights import encoder_errors, load_encoder
 from kmine.seeding import derive_seed
 
 
@@ -37,7 +37,7 @@ def _build(cfg: ModelConfig, num_classes: int, offline: bool) -> LocalModel:
 
     if not cfg.encoder.startswith("tu-") and cfg.encoder not in smp.encoders.get_encoder_names():
         raise unknown_name("model.encoder", cfg.encoder, smp.encoders.get_encoder_names())
-    with building(cfg, f"model.encoder_depth {cfg.encoder_depth}", offline):
+    with encoder_errors(cfg, f"model.encoder_depth {cfg.encoder_depth}", offline):
         net = getattr(smp, ARCHITECTURES[cfg.name])(
             encoder_name=cfg.encoder,
             encoder_depth=cfg.encoder_depth,

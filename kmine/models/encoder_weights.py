@@ -17,7 +17,7 @@ _MOBILENET_V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 
 
 @contextmanager
-def building(cfg: ModelConfig, settings: str, offline: bool) -> Iterator[None]:
+def encoder_errors(cfg: ModelConfig, settings: str, offline: bool) -> Iterator[None]:
     """Say as `UserError` why the encoder of `cfg` with `settings` cannot be built inside this block."""
     if cfg.encoder_weights == "hub" and offline:
         raise UserError(
@@ -53,19 +53,21 @@ def load_encoder(encoder: nn.Module, weights: str | None, name: str) -> None:
     path = Path(weights)
     tensors = _read(path)
     own = encoder.state_dict()
-    given = {k: tensors[_spelling(k)] for k in own if _spelling(k) in tensors}
+    matching = {k: tensors[_spelling(k)] for k in own if _spelling(k) in tensors}
     needed = [k for k in own if not k.endswith("num_batches_tracked")]
-    missing = [k for k in needed if k not in given]
-    other = [k for k in needed if k in given and given[k].shape != own[k].shape]
-    if missing or other:
-        first = (missing or other)[0]
-        came = "is missing" if missing else f"has shape {tuple(given[first].shape)}, not {tuple(own[first].shape)}"
+    missing = [k for k in needed if k not in matching]
+    mismatched = [k for k in needed if k in matching and matching[k].shape != own[k].shape]
+    if missing or mismatched:
+        first = (missing or mismatched)[0]
+        problem = (
+            "is missing" if missing else f"has shape {tuple(matching[first].shape)}, not {tuple(own[first].shape)}"
+        )
         raise UserError(
             f"model.encoder_weights: {path} is not a checkpoint of encoder {name}: {len(missing)} of {len(needed)} "
-            f"tensors missing, {len(other)} of another shape; {first} {came}. "
+            f"tensors missing, {len(mismatched)} of another shape; {first} {problem}. "
             "Choose the encoder that the file was made for"
         )
-    encoder.load_state_dict(given, strict=False)
+    encoder.load_state_dict(matching, strict=False)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

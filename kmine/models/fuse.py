@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-def fold_batch_norm(model: nn.Module) -> None:
+def fuse_conv_bn(model: nn.Module) -> None:
     """Fold every `BatchNorm2d` that follows a `Conv2d` within a `Sequential`, and put the model to eval.
 
     Its state dict has other names afterwards. Other norms and other neighbours are left alone.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kmine.errors import UserError
 
-WORKING = "swinv2_tiny_window8_256, mobilenetv2_050, mobilenetv3_small_050, resnet18, convnext_atto"
+EXAMPLE_ENCODERS = "swinv2_tiny_window8_256, mobilenetv2_050, mobilenetv3_small_050, resnet18, convnext_atto"
 """Named in errors."""
 _PROBE = 64
 """Pixels of the image that a new pyramid is tried on."""
@@ -34,9 +34,9 @@ class Stage(nn.Module):
     not divide are padded by timm.
     """
 
-    def __init__(self, parts: list[nn.Module], window: int, nhwc_in: bool, nhwc_out: bool) -> None:
+    def __init__(self, modules: list[nn.Module], window: int, nhwc_in: bool, nhwc_out: bool) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(parts)
+        self.parts = nn.ModuleList(modules)
         self.window = window
         self.nhwc_in = nhwc_in
         self.nhwc_out = nhwc_out
@@ -45,17 +45,17 @@ class Stage(nn.Module):
         """Features of the level above (or the image) -> features of this level."""
         if self.nhwc_in:
             x = x.permute(0, 2, 3, 1)
-        for part in self.parts:
-            if self.window and hasattr(part, "set_input_size") and hasattr(part, "input_resolution"):
-                self._fit_windows(part, tuple(x.shape[1:3]))
-            x = part(x)
+        for module in self.parts:
+            if self.window and hasattr(module, "set_input_size") and hasattr(module, "input_resolution"):
+                self._fit_windows(module, tuple(x.shape[1:3]))
+            x = module(x)
         return x.permute(0, 3, 1, 2) if self.nhwc_out else x
 
-    def _fit_windows(self, part: nn.Module, grid: tuple[int, int]) -> None:
-        if tuple(part.input_resolution) != grid:
+    def _fit_windows(self, module: nn.Module, grid: tuple[int, int]) -> None:
+        if tuple(module.input_resolution) != grid:
             # The tables made here must be fit for a later training, even where this is a prediction.
             with torch.inference_mode(False), torch.no_grad():
-                part.set_input_size(feat_size=grid, window_size=self.window)
+                module.set_input_size(feat_size=grid, window_size=self.window)
 
 
 class Pyramid(nn.Module):
@@ -77,7 +77,7 @@ class Pyramid(nn.Module):
         if deepest not in strides:
             raise UserError(
                 f"model.encoder {name!r} has features at strides {', '.join(map(str, strides))}, none at {deepest}; "
-                f"lower model.levels or take another encoder, such as {WORKING}"
+                f"lower model.levels or take another encoder, such as {EXAMPLE_ENCODERS}"
             )
         count = strides.index(deepest) + 1
         self.strides = tuple(strides[:count])
@@ -86,7 +86,7 @@ class Pyramid(nn.Module):
         nhwc = str(getattr(encoder, "output_fmt", "NCHW")).endswith("NHWC")
         window = _window(encoder)
         self.stages = nn.ModuleList(
-            Stage(parts, window, nhwc_in=nhwc and n > 0, nhwc_out=nhwc) for n, parts in enumerate(groups[:count])
+            Stage(modules, window, nhwc_in=nhwc and n > 0, nhwc_out=nhwc) for n, modules in enumerate(groups[:count])
         )
         self._try_out(encoder, name)
 
@@ -106,21 +106,21 @@ class Pyramid(nn.Module):
         try:
             with torch.no_grad():
                 image = torch.linspace(-1, 1, 3 * _PROBE * _PROBE).view(1, 3, _PROBE, _PROBE)
-                ours, whole = self(image), encoder(image)
+                staged, whole = self(image), encoder(image)
         except (RuntimeError, ValueError, AssertionError, TypeError, AttributeError) as error:
             raise UserError(
                 f"model.encoder {name!r} does not take an image of {_PROBE} x {_PROBE} stage by stage ({error}); "
-                f"encoders that do: {WORKING}"
+                f"encoders that do: {EXAMPLE_ENCODERS}"
             ) from error
         finally:
             encoder.train(training)
             self.train(training)
-        for mine, given, channels, stride in zip(ours, whole, self.channels, self.strides, strict=False):
-            given = given.permute(0, 3, 1, 2) if self.stages[-1].nhwc_out else given
-            if mine.shape != (1, channels, _PROBE // stride, _PROBE // stride) or not torch.equal(mine, given):
+        for actual, expected, channels, stride in zip(staged, whole, self.channels, self.strides, strict=False):
+            expected = expected.permute(0, 3, 1, 2) if self.stages[-1].nhwc_out else expected
+            if actual.shape != (1, channels, _PROBE // stride, _PROBE // stride) or not torch.equal(actual, expected):
                 raise UserError(
                     f"model.encoder {name!r} cannot be run stage by stage: its features come out differently; "
-                    f"encoders that can: {WORKING}"
+                    f"encoders that can: {EXAMPLE_ENCODERS}"
                 )
 
 
@@ -134,10 +134,12 @@ def create_encoder(name: str, pretrained: bool) -> nn.Module:
 
     name = name.removeprefix("tu-")
     if not timm.is_model(name):
-        known = {known.replace("_", ""): known for known in timm.list_models()}
-        near = difflib.get_close_matches(name.replace("_", ""), known, n=1)
-        hint = f"did you mean {known[near[0]]}? " if near else ""
-        raise UserError(f"model.encoder: timm has no {name!r}; {hint}Encoders that work, among others: {WORKING}")
+        by_plain_name = {encoder_name.replace("_", ""): encoder_name for encoder_name in timm.list_models()}
+        near = difflib.get_close_matches(name.replace("_", ""), by_plain_name, n=1)
+        suggestion = f"did you mean {by_plain_name[near[0]]}? " if near else ""
+        raise UserError(
+            f"model.encoder: timm has no {name!r}; {suggestion}Encoders that work, among others: {EXAMPLE_ENCODERS}"
+        )
     any_size = {"strict_img_size": False} if name.startswith("swin") else {}
     return timm.create_model(name, pretrained=pretrained, features_only=True, **any_size)
 
@@ -156,14 +158,14 @@ def _groups(encoder: nn.Module, name: str) -> Iterator[list[nn.Module]]:
     else:
         raise UserError(
             f"model.encoder {name!r} cannot be run stage by stage ({type(encoder).__name__}); "
-            f"encoders that can: {WORKING}, and others of their families"
+            f"encoders that can: {EXAMPLE_ENCODERS}, and others of their families"
         )
-    parts: list[nn.Module] = []
+    modules: list[nn.Module] = []
     for module, is_level in chain:
-        parts.append(module)
+        modules.append(module)
         if is_level:
-            yield parts
-            parts = []
+            yield modules
+            modules = []
 
 
 def _window(encoder: nn.Module) -> int:

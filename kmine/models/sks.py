@@ -42,12 +42,12 @@ from torch.nn import functional as F
 
 from kmine.config import ModelConfig
 from kmine.models.base import LocalModel
-from kmine.models.encoder_weights import building, load_encoder
+from kmine.models.encoder_weights import encoder_errors, load_encoder
 from kmine.models.pyramid import Pyramid, create_encoder
 
 FIRST_STRIDE = 4
 """Of the first level of the pyramids."""
-MEMO_BYTES = 1 << 30
+FEATURE_CACHE_BYTES = 1 << 30
 """Coarse features remembered at most; an image of 256 px has 0.5 (MobileNetV2) to 4 MB (Swin-v2-T) of them."""
 
 
@@ -140,10 +140,10 @@ class SksNet(nn.Module):
         """Stages of the coarse branch that the segmentation reads; the others are run for the classifier alone."""
         self.decoder = Decoder(fine.strides, fine.channels, cfg.decoder_channels, num_classes)
         self.coarse.requires_grad_(not self.frozen)
-        self.memo: Memo | None = None
+        self.feature_cache: FeatureCache | None = None
 
     @property
-    def guided(self) -> bool:
+    def uses_classifier(self) -> bool:
         """Whether the segmentation reads the coarse branch at all."""
         return self.depth > 0
 
@@ -156,7 +156,7 @@ class SksNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        guidance = self._guidance(x) if self.guided else []
+        guidance = self._guidance(x) if self.uses_classifier else []
         features = []
         for n, stage in enumerate(self.fine.stages):
             own = stage(x)
@@ -167,13 +167,17 @@ class SksNet(nn.Module):
         return self.decoder(features)
 
     def _guidance(self, x: Tensor) -> list[Tensor]:
-        if self.memo is not None and self.frozen and (self.memo.augmented is False or not self.training):
-            return self.memo(x)
+        if (
+            self.feature_cache is not None
+            and self.frozen
+            and (self.feature_cache.augmented is False or not self.training)
+        ):
+            return self.feature_cache(x)
         with torch.no_grad() if self.frozen else nullcontext():
             return self.coarse.pyramid(x, self.depth)
 
 
-class Memo:
+class FeatureCache:
     """Coarse features by image content: what a frozen branch makes of an image never changes.
 
     Images go through the branch one at a time, so that their features do not depend on whom they came with. When
@@ -186,26 +190,26 @@ class Memo:
         self.augmented = augmented
         """Whether training images differ at every step; then only those of validation are worth remembering."""
         self.num_bytes = 0
-        self.known: dict[bytes, list[Tensor]] = {}
+        self.entries: dict[bytes, list[Tensor]] = {}
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> the levels, the finest first, each (B, C, h, w)."""
-        rows = [self._one(image[None]) for image in x]
+        rows = [self._lookup(image[None]) for image in x]
         return [torch.cat(level) for level in zip(*rows, strict=True)]
 
-    def _one(self, image: Tensor) -> list[Tensor]:
+    def _lookup(self, image: Tensor) -> list[Tensor]:
         # The strides are no content: a slice of a batch may carry others than the same image alone.
         content = image.contiguous().cpu().numpy().tobytes()
         mixed = bytes([torch.is_autocast_enabled(image.device.type)])  # training may run in another precision
         key = hashlib.blake2b(content + mixed, digest_size=16).digest()
-        if key in self.known:
-            return self.known[key]
+        if key in self.entries:
+            return self.entries[key]
         # What is made in inference mode could not be used in training later.
         with torch.inference_mode(False), torch.no_grad():
             levels = self.features(image.clone())
         size = sum(level.nbytes for level in levels)
-        if self.num_bytes + size <= MEMO_BYTES:
-            self.known[key], self.num_bytes = levels, self.num_bytes + size
+        if self.num_bytes + size <= FEATURE_CACHE_BYTES:
+            self.entries[key], self.num_bytes = levels, self.num_bytes + size
         return levels
 
 
@@ -235,9 +239,9 @@ class SksModel(LocalModel):
     net: SksNet
 
     @property
-    def guided(self) -> bool:
+    def uses_classifier(self) -> bool:
         """False where every skip is off: then stage 1 changes nothing of the segmentation."""
-        return self.net.guided
+        return self.net.uses_classifier
 
     @property
     def classifier(self) -> Classifier:
@@ -245,7 +249,7 @@ class SksModel(LocalModel):
         return Classifier(self.net.coarse, self.prepare)
 
     @contextmanager
-    def thawed(self) -> Iterator[Classifier]:
+    def unfrozen(self) -> Iterator[Classifier]:
         """The classifier, free to learn inside the block; afterwards frozen again where it was."""
         self.net.coarse.requires_grad_(True)
         try:
@@ -255,17 +259,17 @@ class SksModel(LocalModel):
             self.net.train(self.net.training)
 
     @contextmanager
-    def remembering(self, *, augmented: bool) -> Iterator[None]:
+    def caching_features(self, *, augmented: bool) -> Iterator[None]:
         """Inside the block each image passes the frozen coarse branch once, wherever images come back unchanged.
 
         `augmented` says that training images do not. The classifier must not learn meanwhile.
         """
         net = self.net
-        net.memo = Memo(lambda x: net.coarse.pyramid(x, net.depth), augmented=augmented)
+        net.feature_cache = FeatureCache(lambda x: net.coarse.pyramid(x, net.depth), augmented=augmented)
         try:
             yield
         finally:
-            net.memo = None
+            net.feature_cache = None
 
     def classify(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 255] -> (B,) logits of the image-level label."""
@@ -291,7 +295,7 @@ def build_sks(cfg: ModelConfig, num_classes: int, *, offline: bool = False) -> S
         UserError: an encoder that timm does not know or that cannot be walked by stages; weights as in `build_model`.
     """
     deepest = FIRST_STRIDE * 2 ** (cfg.levels - 1)
-    with building(cfg, f"model.levels {cfg.levels}", offline):
+    with encoder_errors(cfg, f"model.levels {cfg.levels}", offline):
         pretrained = cfg.encoder_weights == "hub"
         fine = create_encoder(cfg.encoder, pretrained)
         coarse = copy.deepcopy(fine) if pretrained else create_encoder(cfg.encoder, False)

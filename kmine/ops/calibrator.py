@@ -35,7 +35,7 @@ class Calibrator:
     def estimates(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """(N, F) features -> (N,) in [0, 1]."""
         x, y = np.array(self.knots).T
-        return np.interp(line(rows, self), x, y)
+        return np.interp(linear_predictor(rows, self), x, y)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` is the inverse."""
@@ -49,7 +49,7 @@ class Calibrator:
 
 
 @dataclass(frozen=True)
-class Promise:
+class RiskGuarantee:
     """What can be said beforehand about the masks that pass the gate."""
 
     threshold: float
@@ -66,7 +66,7 @@ class Promise:
     """Of the calibration, accepted or not."""
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Promise:
+    def from_json(cls, value: Mapping[str, Any]) -> RiskGuarantee:
         """From plain values, as `dataclasses.asdict` gives them; a mean of nothing is null in JSON."""
         return cls(**{**value, "mean": float("nan") if value["mean"] is None else value["mean"]})
 
@@ -77,30 +77,30 @@ class Calibration:
 
     segmenter: Calibrator
     local: Calibrator
-    promise: Promise
+    guarantee: RiskGuarantee
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` is the inverse."""
         return {
             "segmenter": self.segmenter.to_json(),
             "local": self.local.to_json(),
-            "promise": asdict(self.promise),
+            "promise": asdict(self.guarantee),
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Calibration:
         """See `to_json`."""
         parts = (Calibrator.from_json(value[name]) for name in ("segmenter", "local"))
-        return cls(*parts, Promise.from_json(value["promise"]))
+        return cls(*parts, RiskGuarantee.from_json(value["promise"]))
 
 
-def settled(about: Mapping[str, Any]) -> str:
+def describe_threshold(record: Mapping[str, Any]) -> str:
     """What a round keeps where nothing is promised, in one sentence; `about` is the content of its threshold.json."""
-    mean, threshold = about["mean_estimate"], f"estimated Dice {about['threshold']:.2f}"
-    seen = f"{about['num_objects']} objects in {about['num_images']} unlabeled images"
+    mean, threshold = record["mean_estimate"], f"estimated Dice {record['threshold']:.2f}"
+    sample_size = f"{record['num_objects']} objects in {record['num_images']} unlabeled images"
     if mean is None or math.isnan(mean):
-        return f"masks from {threshold} on are kept, none of {seen}"
-    return f"masks from {threshold} on are kept: {about['coverage']:.0%} of {seen}, with a mean estimate of {mean:.2f}"
+        return f"masks from {threshold} on are kept, none of {sample_size}"
+    return f"masks from {threshold} on are kept: {record['coverage']:.0%} of {sample_size}, with a mean estimate of {mean:.2f}"
 
 
 def feature_rows(evidence: Sequence[Evidence]) -> NDArray[np.float64]:
@@ -113,9 +113,12 @@ def feature_rows(evidence: Sequence[Evidence]) -> NDArray[np.float64]:
     return rows
 
 
-def line(rows: NDArray[np.float64], of: Calibrator) -> NDArray[np.float64]:
+def linear_predictor(rows: NDArray[np.float64], calibrator: Calibrator) -> NDArray[np.float64]:
     """(N, F) features -> (N,) values of the regression, before the staircase."""
-    return standardised(rows, np.array(of.fill), np.array(of.scale)) @ np.array(of.weights) + of.intercept
+    return (
+        standardised(rows, np.array(calibrator.fill), np.array(calibrator.scale)) @ np.array(calibrator.weights)
+        + calibrator.intercept
+    )
 
 
 def standardised(

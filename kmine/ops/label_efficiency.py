@@ -68,7 +68,7 @@ def labels_to_match(
     """
     rng = np.random.default_rng(seed)
     stack = np.stack([*curve, other])
-    found = labels_needed(counts, _means(stack)[:-1], float(_means(stack)[-1]))
+    needed = labels_needed(counts, _means(stack)[:-1], float(_means(stack)[-1]))
     names, index = np.unique(list(groups), return_inverse=True)
     members = [np.flatnonzero(index == n) for n in range(len(names))]
     drawn = []
@@ -79,11 +79,11 @@ def labels_to_match(
             drawn.append(labels_needed(counts, means[:-1], float(means[-1])))
     # `inverted_cdf`: a quantile between a number and infinity is one of the two, never a mean of them.
     low, high = np.quantile(drawn, (0.025, 0.975), method="inverted_cdf") if drawn else (np.nan, np.nan)
-    return LabelsNeeded(found, float(low), float(high))
+    return LabelsNeeded(needed, float(low), float(high))
 
 
 def _means(stack: Floats) -> Floats:
     """(F + 1, R, N) -> (F + 1,), over the pairs that have a score."""
-    known = np.isfinite(stack)
+    finite = np.isfinite(stack)
     with np.errstate(invalid="ignore"):
-        return np.where(known, stack, 0.0).sum(axis=(1, 2)) / known.sum(axis=(1, 2))
+        return np.where(finite, stack, 0.0).sum(axis=(1, 2)) / finite.sum(axis=(1, 2))

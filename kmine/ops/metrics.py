@@ -56,8 +56,8 @@ def _dice(both: int, in_a: int, in_b: int) -> float:
 def mean_pairwise_dice(masks: Bool) -> float:
     """Mean Dice over the pairs of (M, H, W) masks; NaN for fewer than two masks or where no pair has foreground."""
     values = [dice(a, b) for a, b in combinations(masks, 2)]
-    known = [v for v in values if not np.isnan(v)]
-    return float(np.mean(known)) if known else float("nan")
+    finite = [v for v in values if not np.isnan(v)]
+    return float(np.mean(finite)) if finite else float("nan")
 
 
 def hd95(pred: Bool, truth: Bool, spacing: tuple[float, float] | None = None) -> float:
@@ -110,7 +110,7 @@ def case_metrics(
     return _case(sample_id, counts, distances)
 
 
-def pool_cases(case_id: str, parts: Sequence[CaseMetrics]) -> CaseMetrics:
+def pool_cases(case_id: str, slices: Sequence[CaseMetrics]) -> CaseMetrics:
     """The slices of one volume as one case: Dice, IoU and misses from the pixels of all slices together.
 
     HD95 stays that of the slices, in their planes: the mean over those that have one.
@@ -118,10 +118,10 @@ def pool_cases(case_id: str, parts: Sequence[CaseMetrics]) -> CaseMetrics:
     Raises:
         ValueError: parts without counts, or of other numbers of classes.
     """
-    if not parts or not all(part.counts and len(part.counts) == len(parts[0].counts) for part in parts):
+    if not slices or not all(case.counts and len(case.counts) == len(slices[0].counts) for case in slices):
         raise ValueError(f"{case_id}: expected slices that all have counts of the same classes")
-    counts = [tuple(int(n) for n in row) for row in np.sum([part.counts for part in parts], axis=0)]
-    return _case(case_id, counts, [part.hd95 for part in parts])
+    counts = [tuple(int(n) for n in row) for row in np.sum([case.counts for case in slices], axis=0)]
+    return _case(case_id, counts, [case.hd95 for case in slices])
 
 
 def _case(case_id: str, counts: Sequence[tuple[int, int, int]], distances: Sequence[float]) -> CaseMetrics:
@@ -149,5 +149,5 @@ def summarise(cases: Iterable[CaseMetrics]) -> Metrics:
 
 
 def _nanmean(values: Sequence[float]) -> float:
-    known = [v for v in values if not np.isnan(v)]
-    return float(np.mean(known)) if known else float("nan")
+    finite = [v for v in values if not np.isnan(v)]
+    return float(np.mean(finite)) if finite else float("nan")

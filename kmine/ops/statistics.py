@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 SMALL_SPLIT = 20
 """With fewer images than this, the mean of a paired difference is taken as it is."""
-CHUNK = 2**22
+MAX_SIGNS = 2**22
 """Signs that are drawn at once."""
 
 
@@ -78,10 +78,10 @@ def paired_difference(
             + ("" if groups is None else f" and {len(groups)} groups")
         )
     gap = b - a
-    known = np.isfinite(gap)
-    if not known.any():
+    finite = np.isfinite(gap)
+    if not finite.any():
         raise ValueError("no image has a score under both methods")
-    sums, counts = _by_group(np.where(known, gap, 0.0), known, groups)
+    sums, counts = _by_group(np.where(finite, gap, 0.0), finite, groups)
     total = counts.sum()
     mean = float(sums.sum() / total)
     num_pairs = int(total)
@@ -95,14 +95,14 @@ def paired_difference(
     return Paired(mean, float(mean - half), float(mean + half), num_pairs, p_value)
 
 
-def _by_group(gap: Floats, known: NDArray[np.bool_], groups: Sequence[str] | None) -> tuple[Floats, Floats]:
+def _by_group(gap: Floats, finite: NDArray[np.bool_], groups: Sequence[str] | None) -> tuple[Floats, Floats]:
     """(R, G) sums of the gaps and numbers of pairs; groups and runs without any pair are left out."""
     num_runs, num_images = gap.shape
     index = np.arange(num_images) if groups is None else np.unique(list(groups), return_inverse=True)[1]
     sums, counts = np.zeros((2, num_runs, int(index.max()) + 1))
     for run in range(num_runs):
         np.add.at(sums[run], index, gap[run])
-        np.add.at(counts[run], index, known[run])
+        np.add.at(counts[run], index, finite[run])
     rows, columns = counts.any(axis=1), counts.any(axis=0)
     return sums[rows][:, columns], counts[rows][:, columns]
 
@@ -121,8 +121,8 @@ def _spread(gap: Floats) -> _Spread:
     if seeds <= rest:
         return _Spread(float(of_groups), 0.0, num_groups - 1)
     total = of_groups + seeds - rest
-    doubt = of_groups**2 / (num_groups - 1) + seeds**2 / (num_runs - 1) + rest**2 / rest_degrees
-    return _Spread(float(of_groups), float(seeds - rest), float(total**2 / doubt))
+    variance_of_variance = of_groups**2 / (num_groups - 1) + seeds**2 / (num_runs - 1) + rest**2 / rest_degrees
+    return _Spread(float(of_groups), float(seeds - rest), float(total**2 / variance_of_variance))
 
 
 def _t_quantile(degrees: float, confidence: float) -> float:
@@ -141,8 +141,8 @@ def _sign_flip_p(gaps: Floats, num_runs: int, seed_variance: float, seed: int, n
     if not num_flips:
         return float("nan")
     rng = np.random.default_rng(seed)
-    found, beyond = abs(gaps.mean()) * (1 - 1e-9), 0
-    rows = max(1, CHUNK // len(gaps))
+    observed, beyond = abs(gaps.mean()) * (1 - 1e-9), 0
+    rows = max(1, MAX_SIGNS // len(gaps))
     for first in range(0, num_flips, rows):
         count = min(rows, num_flips - first)
         signs = rng.integers(0, 2, (count, len(gaps)), np.int8)
@@ -150,7 +150,7 @@ def _sign_flip_p(gaps: Floats, num_runs: int, seed_variance: float, seed: int, n
         drawn = gaps.mean() - 2 * (signs @ gaps) / len(gaps)
         if seed_variance > 0:
             drawn = drawn + np.sqrt(seed_variance) * rng.standard_t(num_runs - 1, count)
-        beyond += int((np.abs(drawn) >= found).sum())
+        beyond += int((np.abs(drawn) >= observed).sum())
     return (1 + beyond) / (1 + num_flips)
 
 
@@ -165,7 +165,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def answer_empties(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+def score_empty_cases(a: Floats, b: Floats) -> tuple[Floats, Floats]:
     """Scores of one shape in which an image that is empty in truth and prediction counts as 1 beside a number.
 
     A new false alarm is then a loss, and one that is gone a gain. Where both sides have none, NaN stays.
@@ -184,7 +184,7 @@ def paired_change(before: Sequence[float], after: Sequence[float]) -> Paired:
     Args:
         before, after: Dice of the same images, in the same order.
     """
-    a, b = answer_empties(np.asarray(before, float), np.asarray(after, float))
+    a, b = score_empty_cases(np.asarray(before, float), np.asarray(after, float))
     if not np.isfinite(a).any():
         return Paired(np.nan, np.nan, np.nan, 0)
     return paired_difference(a[None], b[None], seed=0, confidence=0.9, num_flips=0)

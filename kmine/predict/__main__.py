@@ -14,7 +14,7 @@ from kmine import cli
 from kmine.data.io.find_files import printable
 from kmine.errors import UserError
 from kmine.io.files import sign, write_atomic
-from kmine.mining.calibration.local_quality import sentence
+from kmine.mining.calibration.local_quality import local_quality_summary
 from kmine.predict.estimates import OBJECT_COLUMNS, load_estimator
 from kmine.predict.inputs import Inputs, find_inputs
 from kmine.predict.log import (
@@ -206,7 +206,7 @@ def _write_classes(out: Path, metadata: ModelMetadata, no_estimate_reason: str) 
     of_each = zip(metadata.class_names, colours(len(metadata.class_names)).tolist(), strict=True)
     classes = [{"id": n, "name": name, "overlay_rgb": colour} for n, (name, colour) in enumerate(of_each)]
     values = {"classes": classes, "model": metadata.name, "round": metadata.round_idx, "signature": metadata.signature}
-    values["estimated_dice"] = no_estimate_reason or sentence(metadata.alone or {})
+    values["estimated_dice"] = no_estimate_reason or local_quality_summary(metadata.alone or {})
     write_atomic(out / "classes.json", json.dumps(values, indent=1).encode())
 
 

@@ -49,7 +49,9 @@ def model_card(run_model: RunModel) -> str:
             seed=cfg.seed,
             figures=list(_figures(run_model, {name: group for name, (group, _) in splits.items()})),
             guarantee=_guarantee(run_model.root).rstrip("."),
-            estimates=_capitalised(alone.sentence(metadata.alone) if metadata.alone else metadata.no_estimate),
+            estimates=_capitalised(
+                alone.local_quality_summary(metadata.alone) if metadata.alone else metadata.no_estimate
+            ),
             signatures=_signatures(run, metadata.signature),
             versions=[("kmine", __version__), *((k, v) for k, v in run.get("versions", {}).items() if k != "kmine")],
         )
@@ -107,9 +109,9 @@ def _guarantee(root: Path) -> str:
     saved = _read(root / "calibration" / "calibration.json")
     if not saved:
         return "Nothing: the run has no calibrated gate."
-    from kmine.mining.calibration.step import sentence
+    from kmine.mining.calibration.step import calibration_summary
 
-    return _capitalised(sentence(saved))
+    return _capitalised(calibration_summary(saved))
 
 
 def _capitalised(text: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.resize import to_frame
-from kmine.mining.calibration.local_quality import Alone
+from kmine.mining.calibration.local_quality import LocalQualityEstimator
 from kmine.ops import masks
 from kmine.predict.metadata import ModelMetadata
 from kmine.types import Probs
@@ -53,21 +53,25 @@ def estimator_of_run(root: Path) -> tuple[Mapping[str, Any] | None, str]:
     return saved["alone"], ""
 
 
-def load_estimator(metadata: ModelMetadata, tta: str) -> tuple[Alone | None, str]:
+def load_estimator(metadata: ModelMetadata, tta: str) -> tuple[LocalQualityEstimator | None, str]:
     """What estimates Dice of predictions made with `tta`, and where nothing does, why.
 
     Flips change how sure a model seems, so what was learnt with other flips is not used.
     """
     if metadata.alone is None:
         return None, metadata.no_estimate or "this model was exported without what estimates Dice; export the run again"
-    estimator = Alone.from_json(metadata.alone)
+    estimator = LocalQualityEstimator.from_json(metadata.alone)
     if tta not in estimator.calibrators:
         return None, f"Dice can be estimated with --tta {' or '.join(estimator.calibrators)}, not with {tta}"
     return estimator, ""
 
 
 def estimate_objects(
-    estimator: Alone, tta: str, probs: NDArray[np.float32], std: NDArray[np.float32] | None, mask: NDArray[np.uint8]
+    estimator: LocalQualityEstimator,
+    tta: str,
+    probs: NDArray[np.float32],
+    std: NDArray[np.float32] | None,
+    mask: NDArray[np.uint8],
 ) -> list[ObjectEstimate]:
     """The objects of an image or slice, by class, largest first; those too small for prompts are left out.
 

@@ -51,21 +51,21 @@ class TorchNetwork:
 
     def predict(self, images: NDArray[np.uint8], tta: str) -> BatchProbs:
         """See `Network`."""
-        from kmine.training.inference import predict_small
+        from kmine.training.inference import predict_resized
 
         model, device = self._loaded
-        probs, std = predict_small(model, images, tta, device)
+        probs, std = predict_resized(model, images, tta, device)
         return BatchProbs(probs, None if tta == "none" else std)
 
     @cached_property
     def _loaded(self) -> tuple[LocalModel, Any]:
         import torch
 
-        from kmine.models.fuse import fold_batch_norm
+        from kmine.models.fuse import fuse_conv_bn
         from kmine.predict.run_model import choose_device
 
         device, model = choose_device(self._device), self._load()
-        fold_batch_norm(model)
+        fuse_conv_bn(model)
         return model.to(device, memory_format=torch.channels_last), device
 
 

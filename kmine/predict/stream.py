@@ -19,7 +19,7 @@ from kmine.data.io.nifti_write import ProbabilityFile
 from kmine.data.quality.intensity import out_of_range_text
 from kmine.data.resize import to_frame
 from kmine.errors import SampleError
-from kmine.mining.calibration.local_quality import Alone
+from kmine.mining.calibration.local_quality import LocalQualityEstimator
 from kmine.predict.estimates import ObjectEstimate, estimate_objects
 from kmine.predict.inputs import Input
 from kmine.predict.metadata import ModelMetadata
@@ -53,7 +53,7 @@ class PredictJob:
     batch_size: int
     probs: bool
     overlay: bool
-    estimator: Alone | None = None
+    estimator: LocalQualityEstimator | None = None
     """What estimates Dice; None: nothing does."""
 
     def estimate_objects(

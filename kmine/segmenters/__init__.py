@@ -13,17 +13,17 @@ from kmine.errors import UserError, unknown_name
 from kmine.segmenters.base import (
     Embedding,
     Segmenter,
-    cannot_propose,
-    needs_box,
+    box_required_error,
+    no_proposals_error,
 )
 
 __all__ = ["REGISTRY", "Embedding", "Segmenter", "check_prompting", "fetch_weights", "open_segmenter"]
 
-Say = Callable[[str], None]
+LogFn = Callable[[str], None]
 """Is told a sentence for the user."""
 
 
-def _open_ellipse(cfg: SegmenterConfig, device: str, offline: bool, say: Say) -> Segmenter:
+def _open_ellipse(cfg: SegmenterConfig, device: str, offline: bool, log: LogFn) -> Segmenter:
     from kmine.segmenters.ellipse import Ellipse
 
     if cfg.checkpoint is not None:
@@ -34,7 +34,7 @@ def _open_ellipse(cfg: SegmenterConfig, device: str, offline: bool, say: Say) ->
     return Ellipse()
 
 
-def _open_tiny(cfg: SegmenterConfig, device: str, offline: bool, say: Say) -> Segmenter:
+def _open_tiny(cfg: SegmenterConfig, device: str, offline: bool, log: LogFn) -> Segmenter:
     from kmine.segmenters.tiny.segmenter import open_tiny
     from kmine.segmenters.tiny.weights import SHIPPED
 
@@ -45,14 +45,14 @@ def _open_tiny(cfg: SegmenterConfig, device: str, offline: bool, say: Say) -> Se
     return open_tiny(path, name=f"tiny:{path.stem}", device=device)
 
 
-def _open_sam(cfg: SegmenterConfig, device: str, offline: bool, say: Say) -> Segmenter:
+def _open_sam(cfg: SegmenterConfig, device: str, offline: bool, log: LogFn) -> Segmenter:
     from kmine.segmenters.embedding_cache import EmbeddingCache, default_folder
     from kmine.segmenters.sam.segmenter import SamSegmenter, build_sam
-    from kmine.segmenters.weights import default_cache_dir, fetch, is_official
+    from kmine.segmenters.weights import default_cache_dir, download_weights, is_official
 
     name = cfg.name
     if cfg.checkpoint is None:
-        path = fetch(cfg.name, default_cache_dir(), offline)
+        path = download_weights(cfg.name, default_cache_dir(), offline)
     else:
         path = Path(cfg.checkpoint).expanduser()
         if not is_official(cfg.name, path):
@@ -63,13 +63,13 @@ def _open_sam(cfg: SegmenterConfig, device: str, offline: bool, say: Say) -> Seg
         name=name,
         device=device,
         batch_size=cfg.batch_size,
-        cache=EmbeddingCache(folder, int(cfg.cache_gb * 1e9), say) if cfg.cache_gb else None,
+        cache=EmbeddingCache(folder, int(cfg.cache_gb * 1e9), log) if cfg.cache_gb else None,
         dtype=cfg.cache_dtype,
-        say=say,
+        log=log,
     )
 
 
-REGISTRY: dict[str, Callable[[SegmenterConfig, str, bool, Say], Segmenter]] = {
+REGISTRY: dict[str, Callable[[SegmenterConfig, str, bool, LogFn], Segmenter]] = {
     "ellipse": _open_ellipse,
     "tiny": _open_tiny,
     "sam_vit_b": _open_sam,
@@ -92,9 +92,9 @@ def check_prompting(name: str, prompts: PromptsConfig) -> None:
         UserError: points without a box, or proposals, from a segmenter that has no use for them or none.
     """
     if name in NEEDS_BOX and not prompts.box:
-        raise needs_box(name)
+        raise box_required_error(name)
     if name in NO_PROPOSALS and prompts.source == "auto":
-        raise cannot_propose(name)
+        raise no_proposals_error(name)
 
 
 def fetch_weights(cfg: SegmenterConfig, *, offline: bool) -> None:
@@ -104,19 +104,19 @@ def fetch_weights(cfg: SegmenterConfig, *, offline: bool) -> None:
         UserError: the checkpoint is missing, or the official one, and it cannot be downloaded.
     """
     from kmine.segmenters.weights import (
-        KNOWN,
+        OFFICIAL_WEIGHTS,
         default_cache_dir,
-        fetch,
-        there,
+        download_weights,
+        require_checkpoint,
     )
 
     if cfg.checkpoint is not None:
-        there(Path(cfg.checkpoint).expanduser())
-    elif cfg.name in KNOWN:
-        fetch(cfg.name, default_cache_dir(), offline)
+        require_checkpoint(Path(cfg.checkpoint).expanduser())
+    elif cfg.name in OFFICIAL_WEIGHTS:
+        download_weights(cfg.name, default_cache_dir(), offline)
 
 
-def open_segmenter(cfg: SegmenterConfig, *, device: str, offline: bool, say: Say = lambda text: None) -> Segmenter:
+def open_segmenter(cfg: SegmenterConfig, *, device: str, offline: bool, log: LogFn = lambda text: None) -> Segmenter:
     """The segmenter that the config names, with its weights loaded.
 
     Its `name` is the config's; a checkpoint that is not the official file is named as well: `sam_vit_b:medsam`,
@@ -133,4 +133,4 @@ def open_segmenter(cfg: SegmenterConfig, *, device: str, offline: bool, say: Say
     """
     if cfg.name not in REGISTRY:
         raise unknown_name("segmenter.name", cfg.name, REGISTRY)
-    return REGISTRY[cfg.name](cfg, device, offline, say)
+    return REGISTRY[cfg.name](cfg, device, offline, log)

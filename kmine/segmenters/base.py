@@ -67,7 +67,7 @@ class Segmenter(Protocol):
 
 
 @dataclass(frozen=True)
-class Lesson:
+class PromptedExample:
     """One question and its answer, to adapt a segmenter on."""
 
     embedding: Embedding
@@ -77,7 +77,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class AdaptPlan:
+class FineTuneDefaults:
     """What suits a segmenter where the settings name nothing else."""
 
     steps: int
@@ -87,14 +87,14 @@ class AdaptPlan:
     """Peak learning rate of AdamW."""
 
 
-class Trainee(Protocol):
+class FineTuner(Protocol):
     """A copy of a segmenter while it learns; the original stays as it is."""
 
     def parameters(self) -> list[nn.Parameter]:
         """Those that learn."""
         ...
 
-    def loss(self, lessons: Sequence[Lesson], seed: int) -> Tensor:
+    def loss(self, examples: Sequence[PromptedExample], seed: int) -> Tensor:
         """The mean loss over lessons, a scalar with gradient; embeddings are used as they are, nothing is encoded.
 
         `seed` draws the augmentation, where there is one.
@@ -107,16 +107,16 @@ class Trainee(Protocol):
 
 
 @runtime_checkable
-class Adaptable(Segmenter, Protocol):
+class FineTunable(Segmenter, Protocol):
     """A segmenter that can learn from labeled images."""
 
-    adapt_plan: AdaptPlan
+    fine_tune_defaults: FineTuneDefaults
 
-    def trainee(self) -> Trainee:
+    def fine_tuner(self) -> FineTuner:
         """A copy to teach."""
         ...
 
-    def adapted(self, state: Mapping[str, Tensor]) -> Segmenter:
+    def with_weights(self, state: Mapping[str, Tensor]) -> Segmenter:
         """This segmenter with a trainee's tensors; its `name` ends in `+adapted`, its signature is another.
 
         Raises:
@@ -138,7 +138,7 @@ class Proposals:
 
 
 @runtime_checkable
-class Proposing(Segmenter, Protocol):
+class AutomaticMaskGenerator(Segmenter, Protocol):
     """A segmenter that can also propose masks of a whole image, unprompted."""
 
     def propose(self, embeddings: Sequence[Embedding]) -> Iterator[Proposals]:
@@ -163,18 +163,18 @@ def proposals_of(
     A speck far from the rest would otherwise stretch the box that is asked about next.
     """
     return Proposals(
-        masks=np.stack([_largest_part(mask) for mask in masks]) if len(masks) else np.zeros((0, *size), np.bool_),
+        masks=np.stack([_largest_component(mask) for mask in masks]) if len(masks) else np.zeros((0, *size), np.bool_),
         predicted_iou=np.clip(np.array(predicted_iou, np.float32), 0, 1),
         stability_score=np.array(stability, np.float32),
     )
 
 
-def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     return labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
 
 
-def needs_box(name: str) -> UserError:
+def box_required_error(name: str) -> UserError:
     """The error of a segmenter that answers boxes only, for prompts without one."""
     return UserError(
         f"prompts.box: the segmenter `{name}` expects a box, got points only; "
@@ -182,7 +182,7 @@ def needs_box(name: str) -> UserError:
     )
 
 
-def cannot_propose(name: str) -> UserError:
+def no_proposals_error(name: str) -> UserError:
     """The error of a segmenter that is asked for proposals and has none."""
     return UserError(
         f"prompts.source: auto expects a segmenter that proposes masks unprompted, got `{name}`, which only answers "
@@ -261,7 +261,7 @@ def check_prompts(prompts: Prompts, size: tuple[int, int]) -> Prompts:
     if prompts.box is None and len(prompts.jittered_boxes):
         raise ValueError(f"got {len(prompts.jittered_boxes)} jittered boxes without a box; jitter only what has a box")
     _check_points(prompts, size)
-    _check_hint(prompts.mask_input, size)
+    _check_mask_input(prompts.mask_input, size)
     if prompts.box is None:
         return prompts
     boxes = np.concatenate([np.reshape(prompts.box, (1, 4)), np.reshape(prompts.jittered_boxes, (-1, 4))])
@@ -302,9 +302,9 @@ def _check_points(prompts: Prompts, size: tuple[int, int]) -> None:
     if coords is None and labels is None:
         return
     if coords is None or labels is None or coords.shape != (len(labels), 2) or len(labels) == 0:
-        came = [None if array is None else array.shape for array in (coords, labels)]
+        shapes = [None if array is None else array.shape for array in (coords, labels)]
         raise ValueError(
-            f"expected point_coords (P, 2) and point_labels (P,), P >= 1, got shapes {came}; use None for no points"
+            f"expected point_coords (P, 2) and point_labels (P,), P >= 1, got shapes {shapes}; use None for no points"
         )
     if not np.isin(labels, (0, 1)).all():
         raise ValueError(f"point_labels: expected 1 (foreground) or 0 (background), got {labels.tolist()}")
@@ -318,14 +318,14 @@ def _check_points(prompts: Prompts, size: tuple[int, int]) -> None:
         )
 
 
-def _check_hint(hint: NDArray[np.float32] | None, size: tuple[int, int]) -> None:
-    if hint is None:
+def _check_mask_input(mask_input: NDArray[np.float32] | None, size: tuple[int, int]) -> None:
+    if mask_input is None:
         return
-    if hint.shape != size:
+    if mask_input.shape != size:
         raise ValueError(
-            f"mask_input: expected the image's own (H, W) = {size}, got {hint.shape}; resize the logits to the image"
+            f"mask_input: expected the image's own (H, W) = {size}, got {mask_input.shape}; resize the logits to the image"
         )
-    if np.isnan(hint).any():
+    if np.isnan(mask_input).any():
         raise ValueError("mask_input: expected logits, got NaN; leave the hint out")
 
 

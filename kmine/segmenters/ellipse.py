@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from kmine.segmenters.base import (
     Embedding,
+    box_required_error,
     check_images,
     check_pairs,
     check_prompts,
-    needs_box,
 )
 from kmine.types import Candidate, Prompts
 
@@ -53,7 +53,7 @@ class Ellipse:
         """
         check_pairs(embeddings, prompts)
         return [
-            [_candidate(one, embedding.size) for one in of_image]
+            [_candidate(prompt, embedding.size) for prompt in of_image]
             for embedding, of_image in zip(embeddings, prompts, strict=True)
         ]
 
@@ -61,7 +61,7 @@ class Ellipse:
 def _candidate(prompts: Prompts, size: tuple[int, int]) -> Candidate:
     checked = check_prompts(prompts, size)
     if checked.box is None:
-        raise needs_box(Ellipse.name)
+        raise box_required_error(Ellipse.name)
     jittered = [ellipse_mask(box, size) for box in checked.jittered_boxes]
     return Candidate(
         masks=ellipse_mask(checked.box, size)[None],

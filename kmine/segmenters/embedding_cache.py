@@ -40,7 +40,7 @@ def default_folder() -> Path:
 class EmbeddingCache:
     """Arrays by key within a budget of bytes. Nothing is touched on disk before the first `get` or `put`."""
 
-    def __init__(self, folder: Path, max_bytes: int, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, max_bytes: int, log: Callable[[str], None]) -> None:
         """A cache in `folder`, which is made when it is needed.
 
         Args:
@@ -50,8 +50,8 @@ class EmbeddingCache:
         """
         self.folder = folder
         self._max_bytes = max_bytes
-        self._say = say
-        self._said: set[str] = set()
+        self._log = log
+        self._logged: set[str] = set()
         self._writable = True
         self._used: int | None = None
         """Bytes in the folder at the last count and those written since; None before the first count."""
@@ -69,16 +69,16 @@ class EmbeddingCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._say_once("unreadable", f"cannot be read ({error.strerror or error}); images are encoded anew")
+            self._log_once("unreadable", f"cannot be read ({error.strerror or error}); images are encoded anew")
             return None
-        found = unpacked(key, content)
-        if found is None:
-            self._say_once("damaged", f"{path.name} is damaged or not one of kmine's; made anew, as is any other such")
+        features = unpacked(key, content)
+        if features is None:
+            self._log_once("damaged", f"{path.name} is damaged or not one of kmine's; made anew, as is any other such")
             return None
         # A cache that may only be read still serves; it merely loses count of what was used last.
         with contextlib.suppress(OSError):
             os.utime(path)
-        return found
+        return features
 
     def put(self, key: str, features: NDArray[np.floating]) -> None:
         """Keeps a float16 or float32 array, where there is room; anything kept under that key is replaced."""
@@ -100,7 +100,7 @@ class EmbeddingCache:
                 temp.unlink(missing_ok=True)
         except OSError as error:
             self._writable = False
-            self._say_once(
+            self._log_once(
                 "unwritable",
                 f"cannot be written ({error.strerror or error}); the run goes on without keeping embeddings: free some "
                 "space, or name another folder with --segmenter.cache_dir",
@@ -109,10 +109,10 @@ class EmbeddingCache:
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}{SUFFIX}"
 
-    def _say_once(self, kind: str, problem: str) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
-            self._say(f"embedding cache {self.folder}: {problem}")
+    def _log_once(self, kind: str, problem: str) -> None:
+        if kind not in self._logged:
+            self._logged.add(kind)
+            self._log(f"embedding cache {self.folder}: {problem}")
 
     def _make_room(self, size: int) -> None:
         """Counts the folder where that is due, and clears it where `size` more bytes would exceed the budget."""
@@ -161,16 +161,16 @@ def unpacked(key: str, content: bytes) -> NDArray[np.floating] | None:
 
 def _files(folder: Path) -> Iterator[tuple[float, int, str]]:
     """(time of last use, bytes, path) of every embedding; on the way, abandoned unfinished files are removed."""
-    for one in _entries(folder):
-        if not one.is_dir(follow_symlinks=False):
+    for subfolder in _entries(folder):
+        if not subfolder.is_dir(follow_symlinks=False):
             continue
-        for entry in _entries(Path(one.path)):
+        for entry in _entries(Path(subfolder.path)):
             # Other processes clear, too: what vanishes between listing and asking is not there.
             with contextlib.suppress(FileNotFoundError):
-                about = entry.stat(follow_symlinks=False)
+                stat = entry.stat(follow_symlinks=False)
                 if entry.name.endswith(SUFFIX):
-                    yield about.st_mtime, about.st_size, entry.path
-                elif entry.name.endswith(UNFINISHED) and time.time() - about.st_mtime > ABANDONED_S:
+                    yield stat.st_mtime, stat.st_size, entry.path
+                elif entry.name.endswith(UNFINISHED) and time.time() - stat.st_mtime > ABANDONED_S:
                     Path(entry.path).unlink()
 
 

@@ -16,7 +16,7 @@ from kmine.segmenters.base import Embedding
 from kmine.types import Candidate, Prompts
 
 
-class Echo:
+class IdentitySegmenter:
     """A `Segmenter` that answers with the local model's own component, whatever the boxes; it has no scores.
 
     What the evidence is worth depends on whose masks they are: a calibrated gate has to be calibrated with it, too.
@@ -39,12 +39,12 @@ class Echo:
         Raises:
             ValueError: prompts without the component that they came from.
         """
-        return [[_echo(one) for one in of_image] for of_image in prompts]
+        return [[_identity_candidate(prompt) for prompt in of_image] for of_image in prompts]
 
 
-def _echo(prompts: Prompts) -> Candidate:
+def _identity_candidate(prompts: Prompts) -> Candidate:
     if prompts.component is None:
         raise ValueError("expected prompts with the local model's component, got none; ask with prompts.source local")
     unknown = np.full(1, np.nan, np.float32)
-    shaken = np.zeros((0, *prompts.component.shape), np.bool_)
-    return Candidate(prompts.component[None], unknown, unknown.copy(), None, shaken)
+    no_jittered = np.zeros((0, *prompts.component.shape), np.bool_)
+    return Candidate(prompts.component[None], unknown, unknown.copy(), None, no_jittered)

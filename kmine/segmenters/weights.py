@@ -35,7 +35,7 @@ class Weights:
 
 
 _HOST = "https://dl.fbaipublicfiles.com/segment_anything/"
-KNOWN: dict[str, Weights] = {
+OFFICIAL_WEIGHTS: dict[str, Weights] = {
     "sam_vit_b": Weights(
         _HOST + "sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"
     ),
@@ -56,10 +56,10 @@ def default_cache_dir() -> Path:
 
 def is_official(name: str, path: Path) -> bool:
     """Whether a file is, byte for byte, the official download of that name."""
-    return path.is_file() and name in KNOWN and sha256_of(path) == KNOWN[name].sha256
+    return path.is_file() and name in OFFICIAL_WEIGHTS and sha256_of(path) == OFFICIAL_WEIGHTS[name].sha256
 
 
-def fetch(name: str, cache_dir: Path, offline: bool) -> Path:
+def download_weights(name: str, cache_dir: Path, offline: bool) -> Path:
     """The official weights of a segmenter, downloaded unless they are in `cache_dir` already.
 
     A broken download leaves `FILE.part`, which the next call continues. The final name appears only after the SHA-256
@@ -68,7 +68,7 @@ def fetch(name: str, cache_dir: Path, offline: bool) -> Path:
     Raises:
         UserError: offline and the file is missing, the server failed, or the content is not the official one.
     """
-    weights = KNOWN[name]
+    weights = OFFICIAL_WEIGHTS[name]
     path = cache_dir / weights.filename
     if not path.exists():
         if offline:
@@ -86,7 +86,7 @@ def fetch(name: str, cache_dir: Path, offline: bool) -> Path:
     return path
 
 
-def there(path: Path) -> None:
+def require_checkpoint(path: Path) -> None:
     """Refuses a checkpoint that is no file.
 
     Raises:
@@ -107,15 +107,15 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """
     import torch
 
-    there(path)
+    require_checkpoint(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content or not all(torch.is_tensor(v) for v in content.values()):
-        came = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
+        actual = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
         raise UserError(
-            f"{path}: expected a state dict (names to tensors), plain or under model or state_dict, got {came}"
+            f"{path}: expected a state dict (names to tensors), plain or under model or state_dict, got {actual}"
         )
     if all(name.startswith("module.") for name in content):
         content = {name.removeprefix("module."): tensor for name, tensor in content.items()}

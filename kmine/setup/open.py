@@ -28,7 +28,7 @@ from kmine.models.build import build_model
 from kmine.segmenters import open_segmenter
 from kmine.setup.data_check import check_before_training, find_issues
 from kmine.store.run_folder import RunStore
-from kmine.training.task import Task, Watcher
+from kmine.training.task import ProgressReporter, Task
 from kmine.types import Finding
 
 
@@ -38,7 +38,7 @@ def open_cache(cfg: LoopConfig, source: Source) -> SampleCache:
     return SampleCache(source, cfg.data.size, folder, cfg.data.on_error)
 
 
-def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunStore, given: GivenSplit | None = None) -> Splits:
+def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunStore, given_split: GivenSplit | None = None) -> Splits:
     """The run's splits: read where they were settled before, else settled and written.
 
     `given` is what data.split_file says, where that was read already.
@@ -46,13 +46,13 @@ def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunStore, given: Giv
     saved = store.read_csv("splits.csv")
     if saved is not None:
         return Splits.from_rows((r["sample_id"], r["group_id"], r["split"]) for r in saved)
-    given = given or read_split(cfg.data.split_file, cache.source)
-    splits = resolve_splits(cfg.data, cfg.seed, cache.refs, cache.hashes, given)
+    given_split = given_split or read_split(cfg.data.split_file, cache.source)
+    splits = resolve_splits(cfg.data, cfg.seed, cache.refs, cache.hashes, given_split)
     store.write_csv("splits.csv", ("sample_id", "group_id", "split"), splits.rows())
     return splits
 
 
-def contents(cfg: LoopConfig, source: Source, store: RunStore) -> dict[str, str]:
+def content_fingerprints(cfg: LoopConfig, source: Source, store: RunStore) -> dict[str, str]:
     """What the images, and the masks of labeled and validation ones, are; see `SampleCache.content_fingerprints`."""
     cache = open_cache(cfg, source)
     splits = open_splits(cfg, cache, store)
@@ -60,7 +60,13 @@ def contents(cfg: LoopConfig, source: Source, store: RunStore) -> dict[str, str]
 
 
 def open_task(
-    cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher, fabric: Any = None, *, mines: bool = True
+    cfg: LoopConfig,
+    source: Source,
+    store: RunStore,
+    progress: ProgressReporter,
+    fabric: Any = None,
+    *,
+    mines: bool = True,
 ) -> Task:
     """Everything a method needs. Masks of labeled and validation images are read here, so that a bad one stops early.
 
@@ -69,68 +75,70 @@ def open_task(
     The unlabeled pool is opened without masks, the test split not at all. What can be seen at once to spoil the result
     stops here, too (`kmine.setup.data_check`). `fabric` is that of processes that share the run, where they do.
     """
-    given = read_split(cfg.data.split_file, source)
-    store.claim_split(given.fingerprint if given else "")
+    given_split = read_split(cfg.data.split_file, source)
+    store.claim_split(given_split.fingerprint if given_split else "")
     cache = open_cache(cfg, source)
-    splits = open_splits(cfg, cache, store, given)
+    splits = open_splits(cfg, cache, store, given_split)
     bad_masks = cache.decode_masks((*splits.labeled, *splits.val))
     bad_ids = {s.sample_id for s in bad_masks}
     labeled, val = ([i for i in ids if i not in bad_ids] for ids in (splits.labeled, splits.val))
     skipped = [*source.skipped, *cache.skipped, *bad_masks]
     store.update_run(skipped=[asdict(s) for s in skipped], num_skipped=len(skipped))
     if skipped:
-        watcher.say(
+        progress.log(
             f"{len(skipped)} files skipped, listed in run.json; the first: {skipped[0].path}: {skipped[0].problem}"
         )
-    judged = _judged(cfg, splits, cache, store, watcher)
-    labeled = [i for i in labeled if i not in judged.dropped]
-    labeled += [i for i in splits.unlabeled if i in judged.corrected]
+    review = _resolve_review(cfg, splits, cache, store, progress)
+    labeled = [i for i in labeled if i not in review.dropped]
+    labeled += [i for i in splits.unlabeled if i in review.corrected]
     for name, ids in (("labeled", labeled), ("validation", val)):
         if not ids:
             raise UserError(f"no readable {name} image remains; mend the files listed in run.json, or label more")
-    drawn = {i: _reader(path) for i, path in judged.corrected.items()}
-    with_masks = [Pool(cache, ids, splits.groups, "true", corrected=drawn) for ids in (labeled, val)]
+    corrected_masks = {i: _reader(path) for i, path in review.corrected.items()}
+    with_masks = [Pool(cache, ids, splits.groups, "true", corrected=corrected_masks) for ids in (labeled, val)]
     store.update_run(intensity=_intensity(cache, (*splits.labeled, *splits.unlabeled)))
     num_classes = len(source.class_names)
-    said = [judged.signature] if judged.signature else []
+    review_signature = [review.signature] if review.signature else []
     fingerprint = store.run().get("data_fingerprint") or source.fingerprint()  # of data that were copied since, the old
-    signature = sign(fingerprint, cfg.data.size, cfg.seed, splits.rows(), labeled, val, *said)
+    signature = sign(fingerprint, cfg.data.size, cfg.seed, splits.rows(), labeled, val, *review_signature)
 
-    model, witness = cfg.model.split()
+    model, auxiliary_model = cfg.model.split()
 
     def examine() -> list[Finding]:
-        return find_issues(cfg.data, cache, splits, given, num_classes, *with_masks)
+        return find_issues(cfg.data, cache, splits, given_split, num_classes, *with_masks)
 
-    check_before_training(cfg.data, store, watcher, signature, examine)
+    check_before_training(cfg.data, store, progress, signature, examine)
     return Task(
         cfg=replace(cfg, model=model),
         num_classes=num_classes,
         labeled=with_masks[0],
-        unlabeled=Pool(cache, [i for i in splits.unlabeled if i not in judged.corrected], splits.groups, "withheld"),
+        unlabeled=Pool(cache, [i for i in splits.unlabeled if i not in review.corrected], splits.groups, "withheld"),
         val=with_masks[1],
-        segmenter=_open_segmenter(cfg, bool(splits.unlabeled), watcher) if mines else None,
+        segmenter=_open_segmenter(cfg, bool(splits.unlabeled), progress) if mines else None,
         fabric=fabric or open_fabric(cfg),
         signature=signature,
-        watcher=watcher,
-        witness=witness,
-        judged=judged,
+        progress=progress,
+        auxiliary_model=auxiliary_model,
+        review=review,
     )
 
 
-def _judged(cfg: LoopConfig, splits: Splits, cache: SampleCache, store: RunStore, watcher: Watcher) -> VerdictEffects:
+def _resolve_review(
+    cfg: LoopConfig, splits: Splits, cache: SampleCache, store: RunStore, progress: ProgressReporter
+) -> VerdictEffects:
     """What the verdicts that the run was given mean for it; a run that has begun is held to them."""
     if cfg.verdicts is None:
         return NO_VERDICTS
-    found = resolve_verdicts(Path(cfg.verdicts), splits.labeled, splits.unlabeled, (*splits.val, *splits.test))
-    for sample_id, path in (found.accepted | found.corrected).items():
-        shape, wanted = read_mask(path).shape, cache.native_shape(sample_id)
-        if shape != wanted:
-            raise UserError(f"{path}: expected a mask of {wanted} for {sample_id}, got {shape}; correct it anew")
-    store.claim_verdicts(found.signature)
-    store.update_run(verdicts={"file": cfg.verdicts, **found.summary()})
-    counts = ", ".join(f"{count} {word}" for word, count in found.summary().items() if count)
-    watcher.say(f"verdicts of {cfg.verdicts}: {counts or 'none that says anything'}")
-    return found
+    review = resolve_verdicts(Path(cfg.verdicts), splits.labeled, splits.unlabeled, (*splits.val, *splits.test))
+    for sample_id, path in (review.accepted | review.corrected).items():
+        shape, expected = read_mask(path).shape, cache.native_shape(sample_id)
+        if shape != expected:
+            raise UserError(f"{path}: expected a mask of {expected} for {sample_id}, got {shape}; correct it anew")
+    store.claim_verdicts(review.signature)
+    store.update_run(verdicts={"file": cfg.verdicts, **review.summary()})
+    counts = ", ".join(f"{count} {kind}" for kind, count in review.summary().items() if count)
+    progress.log(f"verdicts of {cfg.verdicts}: {counts or 'none that says anything'}")
+    return review
 
 
 def _reader(path: Path) -> MaskReader:
@@ -156,15 +164,15 @@ def open_for_test(cfg: LoopConfig, source: Source, store: RunStore) -> tuple[Poo
         )
     bad = {s.sample_id for s in cache.decode_masks(splits.test)}
     pool = Pool(cache, [i for i in splits.test if i not in bad], splits.groups, "true")
-    device, num_classes = _here(cfg).device, len(source.class_names)
+    device, num_classes = _single_device(cfg).device, len(source.class_names)
     # The weights are overwritten at once, so none are loaded or downloaded for them.
     model = build_model(replace(cfg.model.split()[0], encoder_weights=None), num_classes, cfg.seed).to(device)
     return pool, model, {"num_classes": num_classes, "batch_size": cfg.infer.batch_size, "device": device}
 
 
-def open_for_audit(cfg: LoopConfig, source: Source, store: RunStore, watcher: Watcher) -> Task:
+def open_for_audit(cfg: LoopConfig, source: Source, store: RunStore, progress: ProgressReporter) -> Task:
     """A finished run once more, without a segmenter: nobody is asked. The unlabeled pool withholds its masks."""
-    return open_task(replace(cfg, rounds=0), source, store, watcher, _here(cfg))
+    return open_task(replace(cfg, rounds=0), source, store, progress, _single_device(cfg))
 
 
 def open_withheld(task: Task, source: Source, store: RunStore) -> Pool:
@@ -194,7 +202,7 @@ def open_truth(task: Task, source: Source) -> Pool:
     return Pool(cache, ids, {i: task.unlabeled.group_of(i) for i in ids}, "true")
 
 
-def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool, watcher: Watcher) -> Any:
+def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool, progress: ProgressReporter) -> Any:
     if cfg.rounds == 0:
         return None
     if not anything_to_mine:
@@ -208,7 +216,7 @@ def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool, watcher: Watcher) -
             f"nothing to mine: data.{drawn_by} {getattr(cfg.data, drawn_by)} leaves no unlabeled image; "
             "lower it, or train on the labels alone with --rounds 0"
         )
-    return open_segmenter(cfg.segmenter, device=_device(cfg.device), offline=cfg.offline, say=watcher.say)
+    return open_segmenter(cfg.segmenter, device=_device(cfg.device), offline=cfg.offline, log=progress.log)
 
 
 def _device(name: str) -> str:
@@ -231,9 +239,9 @@ def open_fabric(cfg: LoopConfig) -> Any:
     return make_fabric(_device(cfg.device), cfg.fit.precision)
 
 
-def _here(cfg: LoopConfig) -> Any:
+def _single_device(cfg: LoopConfig) -> Any:
     import torch
 
-    from kmine.training.distributed import Here
+    from kmine.training.distributed import SingleDevice
 
-    return Here(torch.device(_device(cfg.device)))
+    return SingleDevice(torch.device(_device(cfg.device)))

@@ -17,7 +17,7 @@ from typing import Any
 from kmine.config import LoopConfig
 from kmine.data.source import Source
 from kmine.models.build import build_model
-from kmine.setup.open import contents
+from kmine.setup.open import content_fingerprints
 from kmine.store.run_folder import FOLD_TRAININGS, RunStore
 from kmine.training.task import Task
 
@@ -76,19 +76,19 @@ def provenance(cfg: LoopConfig, task: Task, source: Source, store: RunStore) -> 
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "data_contents": contents(cfg, source, store),
+        "data_contents": content_fingerprints(cfg, source, store),
         "splits": {"labeled": len(task.labeled), "unlabeled": len(task.unlabeled), "val": len(task.val)},
     }
 
 
 def git_commit() -> str:
     """Commit of kmine's own checkout, `+` appended where files differ from it; `none` outside one."""
-    here = Path(__file__).parents[1]  # the package
+    package_dir = Path(__file__).parents[1]  # the package
     try:
-        where = ["git", "-C", str(here)]
-        commit = subprocess.run([*where, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        git = ["git", "-C", str(package_dir)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
         dirty = subprocess.run(
-            [*where, "status", "--porcelain", "--", "."], capture_output=True, text=True, timeout=10, check=True
+            [*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return "none"

@@ -17,9 +17,9 @@ from kmine.sweep.plan import (
     write_table,
 )
 from kmine.sweep.trials import (
-    Cell,
+    Trial,
     config_of,
-    is_settled,
+    is_finished,
     state_of,
 )
 from kmine.sweep.workers import work, work_in_processes
@@ -43,53 +43,53 @@ def run_sweep(cfg: SweepConfig) -> int:
     plan, source = make_plan(cfg)
 
     def describe_now() -> None:
-        states = {cell: state_of(cfg.out, cell) for cell in plan.cells}
+        states = {trial: state_of(cfg.out, trial) for trial in plan.trials}
         for line in describe(plan, states, since, cfg.processes):
             terminal.log(line)
 
     if cfg.dry_run:
         describe_now()
         return 0
-    _fetch_weights(cfg, plan.cells)
-    cells = claim(cfg, plan, source)
-    write_table(cfg.out, cells)
+    _fetch_weights(cfg, plan.trials)
+    trials = claim(cfg, plan, source)
+    write_table(cfg.out, trials)
     describe_now()
     try:
         if cfg.backend == "ray":
             from kmine.sweep.ray_backend import work_on_ray
 
-            work_on_ray(cfg, plan.cells, cells, since, terminal)
+            work_on_ray(cfg, plan.trials, trials, since, terminal)
         elif cfg.processes > 1:
-            work_in_processes(cfg, plan.cells, cells, since, terminal)
+            work_in_processes(cfg, plan.trials, trials, since, terminal)
         else:
-            work(cfg, plan.cells, cells, since, terminal, source)
+            work(cfg, plan.trials, trials, since, terminal, source)
     finally:
         terminal.stop()
-        write_table(cfg.out, cells)
-    return _sum_up(cfg, plan.cells, terminal)
+        write_table(cfg.out, trials)
+    return _summarize(cfg, plan.trials, terminal)
 
 
-def _fetch_weights(cfg: SweepConfig, cells: Sequence[Cell]) -> None:
+def _fetch_weights(cfg: SweepConfig, trials: Sequence[Trial]) -> None:
     """Before any cell is begun: several processes would fetch one file, and a missing one would fail cell by cell."""
     if cfg.backend == "ray":  # its machines have weights of their own
         return
-    mining = {cell.model: cell for cell in cells if cell.method == MINING}
-    for cell in mining.values():
-        loop = config_of(cfg, cell)
+    mining = {trial.model: trial for trial in trials if trial.method == MINING}
+    for trial in mining.values():
+        loop = config_of(cfg, trial)
         if loop.rounds:
             fetch_weights(loop.segmenter, offline=loop.offline)
 
 
-def _sum_up(cfg: SweepConfig, cells: Sequence[Cell], terminal: cli.Terminal) -> int:
-    states = {cell: state_of(cfg.out, cell) for cell in cells}
-    failed = {cell: state for cell, state in states.items() if state.get("status") == "failed"}
-    for cell, state in failed.items():
-        terminal.log(f"failed: {cell}: {state['error']}")
-    terminal.log(f"{len(cells) - len(failed)} of {len(cells)} cells done; table: {Path(cfg.out) / 'sweep.csv'}")
+def _summarize(cfg: SweepConfig, trials: Sequence[Trial], terminal: cli.Terminal) -> int:
+    states = {trial: state_of(cfg.out, trial) for trial in trials}
+    failed = {trial: state for trial, state in states.items() if state.get("status") == "failed"}
+    for trial, state in failed.items():
+        terminal.log(f"failed: {trial}: {state['error']}")
+    terminal.log(f"{len(trials) - len(failed)} of {len(trials)} cells done; table: {Path(cfg.out) / 'sweep.csv'}")
     if failed:
         terminal.log("the same command tries the failed cells once more")
     terminal.log(f"on the test split: python -m kmine.compare {cfg.out}")
-    assert all(is_settled(state, 0) for state in states.values()), "nothing is left when the work has ended"
+    assert all(is_finished(state, 0) for state in states.values()), "nothing is left when the work has ended"
     return int(bool(failed))
 
 

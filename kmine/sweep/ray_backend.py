@@ -17,22 +17,22 @@ from kmine.setup.preflight import preflight
 from kmine.store.run_folder import BusyError, RunStore
 from kmine.sweep.plan import write_table
 from kmine.sweep.trials import (
-    Cell,
-    Log,
+    Trial,
+    TrialLog,
     config_of,
-    folder_of,
-    is_settled,
-    run_cell,
+    is_finished,
+    run_trial,
     save_failure,
     state_of,
+    trial_dir,
 )
-from kmine.sweep.workers import PATIENCE, kin_of, tell
+from kmine.sweep.workers import POLL_SECONDS, report_finished, siblings
 
 BUSY = "busy"
 
 
 def work_on_ray(
-    cfg: SweepConfig, cells: Sequence[Cell], rows: Sequence[Cell], since: float, terminal: cli.Terminal
+    cfg: SweepConfig, trials: Sequence[Trial], table_trials: Sequence[Trial], since: float, terminal: cli.Terminal
 ) -> None:
     """Do what is left of `cells` as tasks of one CPU (and one GPU, where the cluster has any and it is wanted) each.
 
@@ -47,64 +47,67 @@ def work_on_ray(
     cfg = replace(cfg, out=str(Path(cfg.out).resolve()))
     gpus = 1 if cfg.device != "cpu" and ray.cluster_resources().get("GPU") else 0
     # A cell that takes its process down would do so again; the next command tries it once more.
-    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(task)
-    left = [cell for cell in cells if not is_settled(state_of(cfg.out, cell), since)]
-    known, count = set(cells) - set(left), max(1, int(ray.cluster_resources().get("CPU", 1)))
-    at: dict[Any, Cell] = {}
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_remote_trial)
+    remaining = [trial for trial in trials if not is_finished(state_of(cfg.out, trial), since)]
+    finished, count = set(trials) - set(remaining), max(1, int(ray.cluster_resources().get("CPU", 1)))
+    running: dict[Any, Trial] = {}
     try:
-        at |= {remote.remote(cfg, cell, kin_of(cell, rows), since, str(Path.cwd())): cell for cell in spread(left)}
-        while at:
-            ready, _ = ray.wait(list(at), timeout=PATIENCE)
+        running |= {
+            remote.remote(cfg, trial, siblings(trial, table_trials), since, str(Path.cwd())): trial
+            for trial in interleave(remaining)
+        }
+        while running:
+            ready, _ = ray.wait(list(running), timeout=POLL_SECONDS)
             for done in ready:
-                cell = at.pop(done)
-                if _outcome(ray, done, cfg, cell) == BUSY:
-                    time.sleep(PATIENCE)
-                    at[remote.remote(cfg, cell, kin_of(cell, rows), since, str(Path.cwd()))] = cell
+                trial = running.pop(done)
+                if _outcome(ray, done, cfg, trial) == BUSY:
+                    time.sleep(POLL_SECONDS)
+                    running[remote.remote(cfg, trial, siblings(trial, table_trials), since, str(Path.cwd()))] = trial
             if ready:
-                write_table(cfg.out, rows)
-                known = tell(cfg, cells, since, terminal, known, count)
+                write_table(cfg.out, table_trials)
+                finished = report_finished(cfg, trials, since, terminal, finished, count)
     finally:
-        for unfinished in at:
+        for unfinished in running:
             ray.cancel(unfinished, force=True)
         if started:
             ray.shutdown()
 
 
-def spread(cells: Sequence[Cell]) -> list[Cell]:
+def interleave(trials: Sequence[Trial]) -> list[Trial]:
     """The first cell of each kin, then the second of each, and so on: what is shared is made before it is wanted."""
-    seen: dict[Any, int] = {}
+    num_seen: dict[Any, int] = {}
     turns = []
-    for cell in cells:
-        turns.append(seen.get(cell.kin, 0))
-        seen[cell.kin] = turns[-1] + 1
-    return [cell for _, cell in sorted(zip(turns, cells, strict=True), key=lambda pair: pair[0])]
+    for trial in trials:
+        turns.append(num_seen.get(trial.share_key, 0))
+        num_seen[trial.share_key] = turns[-1] + 1
+    return [trial for _, trial in sorted(zip(turns, trials, strict=True), key=lambda pair: pair[0])]
 
 
-def task(cfg: SweepConfig, cell: Cell, kin: list[Cell], since: float, folder: str) -> str:
+def run_remote_trial(cfg: SweepConfig, trial: Trial, siblings: list[Trial], since: float, folder: str) -> str:
     """One cell on some node; `folder` is where relative paths of the settings begin. Returns how it ended."""
     os.chdir(folder)
     try:
-        store = RunStore(folder_of(cfg.out, cell))
+        store = RunStore(trial_dir(cfg.out, trial))
     except BusyError:
         return BUSY
     try:
-        if not is_settled(state_of(cfg.out, cell), since):
-            source = preflight(config_of(cfg, cell))
-            run_cell(cfg, cell, kin, store, source, Log(store.root / "log.txt"))
+        if not is_finished(state_of(cfg.out, trial), since):
+            source = preflight(config_of(cfg, trial))
+            run_trial(cfg, trial, siblings, store, source, TrialLog(store.root / "log.txt"))
     finally:
         store.close()
-    return state_of(cfg.out, cell).get("status", "")
+    return state_of(cfg.out, trial).get("status", "")
 
 
-def _outcome(ray: Any, done: Any, cfg: SweepConfig, cell: Cell) -> str:
+def _outcome(ray: Any, done: Any, cfg: SweepConfig, trial: Trial) -> str:
     """How a task ended; where it broke off, the cell is booked as failed."""
     try:
         return ray.get(done)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
         lines = str(cause or error).strip().splitlines() or [type(error).__name__]
-        said = lines[0] if isinstance(cause, UserError) else f"{type(cause or error).__name__}: {lines[0]}"
-        save_failure(cfg.out, cell, said)
+        message = lines[0] if isinstance(cause, UserError) else f"{type(cause or error).__name__}: {lines[0]}"
+        save_failure(cfg.out, trial, message)
         return "failed"
 
 

@@ -30,13 +30,13 @@ from kmine.store.run_folder import BusyError, RunStore
 from kmine.types import stopped_by
 
 if TYPE_CHECKING:
-    from kmine.training.task import Task, Watcher
+    from kmine.training.task import ProgressReporter, Task
     from kmine.types import RoundResult
 
 STATE = "cell.json"
-SHARED = ("round_00", "fold_*/round_00", "classifier", "witness/round_00", "witness_fold_*/round_00")
+SHARED_ARTIFACTS = ("round_00", "fold_*/round_00", "classifier", "witness/round_00", "witness_fold_*/round_00")
 """What cells of one model, fraction and seed have in common. All of it is signed: what does not fit is made anew."""
-BEGUN = ("round_00/model.safetensors", "round_00/metrics.json")
+ROUND0_FILES = ("round_00/model.safetensors", "round_00/metrics.json")
 EXPECTED = (UserError, FloatingPointError, MemoryError)
 """Errors whose message says it all; of others the traceback is kept."""
 
@@ -44,7 +44,7 @@ State = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """What is varied in a sweep."""
 
     method: str
@@ -58,7 +58,7 @@ class Cell:
         return safe_name(f"{self.model}-{self.label_fraction!r}-{self.seed}-{self.method}")
 
     @property
-    def kin(self) -> tuple[str, float, int]:
+    def share_key(self) -> tuple[str, float, int]:
         """The same for all cells that share round 0."""
         return self.model, self.label_fraction, self.seed
 
@@ -66,9 +66,9 @@ class Cell:
         return f"{self.method}, {self.model}, {self.label_fraction:g} of the labels, seed {self.seed}"
 
 
-def folder_of(out: str | Path, cell: Cell) -> Path:
+def trial_dir(out: str | Path, trial: Trial) -> Path:
     """The cell's run folder."""
-    return Path(out) / "cells" / cell.name
+    return Path(out) / "cells" / trial.name
 
 
 def data_of(cfg: SweepConfig, label_fraction: float) -> DataConfig:
@@ -79,7 +79,7 @@ def data_of(cfg: SweepConfig, label_fraction: float) -> DataConfig:
     return replace(cfg.data, fine_groups=None, label_fraction=label_fraction)
 
 
-def config_of(cfg: SweepConfig, cell: Cell) -> LoopConfig:
+def config_of(cfg: SweepConfig, trial: Trial) -> LoopConfig:
     """The settings of a cell: the sweep's, what is varied, and what `set` says of its model and of its method.
 
     Raises:
@@ -87,68 +87,74 @@ def config_of(cfg: SweepConfig, cell: Cell) -> LoopConfig:
     """
     values = cli.to_dict(cfg)
     values = {name: values[name] for name in LoopConfig.__dataclass_fields__}
-    values |= {"seed": cell.seed, "out": str(folder_of(cfg.out, cell)), "baseline": False}
-    values["model"]["name"] = cell.model
-    values["data"] = cli.to_dict(data_of(cfg, cell.label_fraction))
-    own = cfg.own_settings()
-    changes = own.get(cell.model, {}) | own.get(cell.method, {})
-    return cli.override(LoopConfig, values, changes, f"set: {cell.method}, {cell.model}")
+    values |= {"seed": trial.seed, "out": str(trial_dir(cfg.out, trial)), "baseline": False}
+    values["model"]["name"] = trial.model
+    values["data"] = cli.to_dict(data_of(cfg, trial.label_fraction))
+    method_settings = cfg.own_settings()
+    changes = method_settings.get(trial.model, {}) | method_settings.get(trial.method, {})
+    return cli.override(LoopConfig, values, changes, f"set: {trial.method}, {trial.model}")
 
 
 # -- where a cell stands
 
 
-def state_of(out: str | Path, cell: Cell) -> State:
+def state_of(out: str | Path, trial: Trial) -> State:
     """What cell.json holds; empty before the cell was begun."""
-    return read_json(folder_of(out, cell) / STATE) or {}
+    return read_json(trial_dir(out, trial) / STATE) or {}
 
 
-def is_settled(state: State, since: float) -> bool:
+def is_finished(state: State, since: float) -> bool:
     """Whether nothing is left to do: done, or failed after `since` (epoch seconds); an older failure is retried."""
     return state.get("status") == "done" or (state.get("status") == "failed" and state.get("ended", 0.0) >= since)
 
 
-def save_failure(out: str | Path, cell: Cell, error: str) -> None:
+def save_failure(out: str | Path, trial: Trial, error: str) -> None:
     """Say in cell.json that the cell failed, and how, in one line."""
     ended = {"ended": time.time(), "status": "failed", "error": " ".join(error.split())}
-    write_json(folder_of(out, cell) / STATE, {**asdict(cell), **ended})
+    write_json(trial_dir(out, trial) / STATE, {**asdict(trial), **ended})
 
 
-def next_cell(out: str | Path, cells: Sequence[Cell], since: float) -> tuple[Cell, RunStore] | None:
+def claim_next(out: str | Path, trials: Sequence[Trial], since: float) -> tuple[Trial, RunStore] | None:
     """The first cell that is to be done and that nobody is at, with its folder, held; None where there is none.
 
     Where another cell of the same kin is at round 0 just now, cells of other kin come first: it can then be shared.
     """
-    states = {cell: state_of(out, cell) for cell in cells}
-    left = [cell for cell in cells if not is_settled(states[cell], since)]
-    running = [cell for cell in left if states[cell].get("status") == "running"]
-    early = [cell for cell in running if not all((folder_of(out, cell) / name).exists() for name in BEGUN)]
-    waits = [cell for cell in left if any(cell.kin == other.kin and cell != other for other in early)]
-    for cell in [*(c for c in left if c not in waits), *waits]:
+    states = {trial: state_of(out, trial) for trial in trials}
+    remaining = [trial for trial in trials if not is_finished(states[trial], since)]
+    running = [trial for trial in remaining if states[trial].get("status") == "running"]
+    in_round0 = [
+        trial for trial in running if not all((trial_dir(out, trial) / name).exists() for name in ROUND0_FILES)
+    ]
+    blocked = [
+        trial
+        for trial in remaining
+        if any(trial.share_key == other.share_key and trial != other for other in in_round0)
+    ]
+    for trial in [*(trial for trial in remaining if trial not in blocked), *blocked]:
         try:
-            store = RunStore(folder_of(out, cell))
+            store = RunStore(trial_dir(out, trial))
         except BusyError:
             continue
-        if not is_settled(state_of(out, cell), since):
-            return cell, store
+        if not is_finished(state_of(out, trial), since):
+            return trial, store
         store.close()
     return None
 
 
-def record_crash(out: str | Path, cells: Iterable[Cell], pid: int, why: str) -> Cell | None:
+def record_crash(out: str | Path, trials: Iterable[Trial], pid: int, error: str) -> Trial | None:
     """Save the failure of the cell that the dead process `pid` of this machine was at; the cell, if there is one."""
-    for cell in cells:
-        state = state_of(out, cell)
+    for trial in trials:
+        state = state_of(out, trial)
         if (state.get("status"), state.get("pid"), state.get("host")) == ("running", pid, platform.node()):
-            save_failure(out, cell, why)
-            return cell
+            save_failure(out, trial, error)
+            return trial
     return None
 
 
 # -- the work
 
 
-class Log:
+class TrialLog:
     """A `Watcher` that keeps what is said in the cell's log.txt: of several cells at once a terminal shows none."""
 
     def __init__(self, path: Path) -> None:
@@ -167,8 +173,13 @@ class Log:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
-def run_cell(
-    cfg: SweepConfig, cell: Cell, kin: Iterable[Cell], store: RunStore, source: Source, watcher: Watcher
+def run_trial(
+    cfg: SweepConfig,
+    trial: Trial,
+    siblings: Iterable[Trial],
+    store: RunStore,
+    source: Source,
+    progress: ProgressReporter,
 ) -> State:
     """Train a cell, or go on with it, and say in cell.json how it ended; the content of that.
 
@@ -184,26 +195,33 @@ def run_cell(
     """
     path, began = store.root / STATE, time.time()
     running = {"status": "running", "pid": os.getpid(), "host": platform.node()}
-    write_json(path, {**asdict(cell), **running})
+    write_json(path, {**asdict(trial), **running})
     (store.root / "error.txt").unlink(missing_ok=True)
     try:
-        row = _train(cfg, cell, kin, store, source, watcher)
+        row = _train(cfg, trial, siblings, store, source, progress)
         ended = time.time()
-        write_json(path, {**asdict(cell), **row, "status": "done", "ended": ended, "took": round(ended - began, 1)})
+        write_json(path, {**asdict(trial), **row, "status": "done", "ended": ended, "took": round(ended - began, 1)})
     except Exception as error:
         if not isinstance(error, EXPECTED):
             (store.root / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        said = str(error) if isinstance(error, UserError | FloatingPointError) else f"{type(error).__name__}: {error}"
-        save_failure(cfg.out, cell, said)
-    return state_of(cfg.out, cell)
+        message = (
+            str(error) if isinstance(error, UserError | FloatingPointError) else f"{type(error).__name__}: {error}"
+        )
+        save_failure(cfg.out, trial, message)
+    return state_of(cfg.out, trial)
 
 
 def _train(
-    cfg: SweepConfig, cell: Cell, kin: Iterable[Cell], store: RunStore, source: Source, watcher: Watcher
+    cfg: SweepConfig,
+    trial: Trial,
+    siblings: Iterable[Trial],
+    store: RunStore,
+    source: Source,
+    progress: ProgressReporter,
 ) -> State:
     """Fields of the cell's row in sweep.csv."""
     from kmine.methods import registry as arms
-    from kmine.setup.open import contents, open_task, open_truth
+    from kmine.setup.open import content_fingerprints, open_task, open_truth
     from kmine.setup.provenance import (
         count_parameters,
         forget_peak_memory,
@@ -213,19 +231,19 @@ def _train(
     )
 
     forget_peak_memory()
-    loop = config_of(cfg, cell)
-    store.claim(cli.to_dict(loop), source.fingerprint(), lambda: contents(loop, source, store))
-    for other in kin:
-        borrow(folder_of(cfg.out, other), store.root)
-    task = open_task(loop, source, store, watcher, mines=cell.method == MINING)
-    store.update_run(**provenance(loop, task, source, store), method=cell.method, stopped_by="interrupted")
-    truth = open_truth(task, source) if cell.method == ORACLE else None
+    loop = config_of(cfg, trial)
+    store.claim(cli.to_dict(loop), source.fingerprint(), lambda: content_fingerprints(loop, source, store))
+    for other in siblings:
+        link_shared_artifacts(trial_dir(cfg.out, other), store.root)
+    task = open_task(loop, source, store, progress, mines=trial.method == MINING)
+    store.update_run(**provenance(loop, task, source, store), method=trial.method, stopped_by="interrupted")
+    truth = open_truth(task, source) if trial.method == ORACLE else None
     with preparing(store):  # rounds come one by one, afterwards; what is done before them is done here
-        rounds = arms.method(cell.method, truth)(task, store)
+        rounds = arms.method(trial.method, truth)(task, store)
     results = list(rounds)
     last = [result for result in results if result.adopted][-1]
-    own_rounds = cell.method in arms.IN_RUN_FOLDER
-    about = {
+    own_rounds = trial.method in arms.ROOT_METHODS
+    costs = {
         "steps": num_steps(task, results, own_rounds),
         "peak_memory_mb": peak_memory_mb(),
         "seconds": round(store.preparation_seconds() + sum(sum(result.seconds.values()) for result in results), 1),
@@ -233,10 +251,12 @@ def _train(
     store.update_run(
         stopped_by=stopped_by(results, loop.rounds) if own_rounds else "rounds",
         adopted_round=last.round_idx,
-        arm=arms.arm_of(cell.method) if last.round_idx else "",  # round 0 lies in the run folder, whoever goes on
-        **about,
+        arm=arms.method_dir_of(trial.method)
+        if last.round_idx
+        else "",  # round 0 lies in the run folder, whoever goes on
+        **costs,
     )
-    return about | {
+    return costs | {
         "num_labeled": len(task.labeled),
         "num_unlabeled": len(task.unlabeled),
         "val_dice": last.metrics.dice,
@@ -248,19 +268,19 @@ def _train(
 def num_steps(task: Task, results: Sequence[RoundResult], by_pseudo_masks: bool) -> int:
     """Optimizer steps of the local model that were really taken; a round that kept no pseudo mask took none."""
     later = [result for result in results if result.round_idx]
-    trained = [result for result in later if not (by_pseudo_masks and result.found_nothing)]
+    trained = [result for result in later if not (by_pseudo_masks and result.has_no_pseudo_masks)]
     return task.cfg.fit.steps + len(trained) * task.cfg.fit.round_steps
 
 
-def borrow(lender: Path, root: Path) -> None:
+def link_shared_artifacts(source_dir: Path, target_dir: Path) -> None:
     """Let a run begin with what a run of its kin has finished of round 0 and the like, by hard links where they exist.
 
     Files are only ever replaced, never written into, so neither run can change the other's.
     """
-    for file in (path for pattern in SHARED for path in lender.glob(f"{pattern}/*")):
+    for file in (path for pattern in SHARED_ARTIFACTS for path in source_dir.glob(f"{pattern}/*")):
         if file.name.startswith(".") or file.name == "fit_state.safetensors" or not file.is_file():
             continue
-        target = root / file.relative_to(lender)
+        target = target_dir / file.relative_to(source_dir)
         if target.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -19,22 +19,27 @@ from kmine.errors import UserError
 from kmine.setup.preflight import preflight
 from kmine.sweep.plan import time_left, write_table
 from kmine.sweep.trials import (
-    Cell,
-    Log,
+    Trial,
+    TrialLog,
+    claim_next,
     config_of,
-    is_settled,
-    next_cell,
+    is_finished,
     record_crash,
-    run_cell,
+    run_trial,
     state_of,
 )
 
-PATIENCE = 2.0
+POLL_SECONDS = 2.0
 """Seconds between two looks at cells that another command is at."""
 
 
 def work(
-    cfg: SweepConfig, cells: Sequence[Cell], rows: Sequence[Cell], since: float, terminal: cli.Terminal, source: Source
+    cfg: SweepConfig,
+    trials: Sequence[Trial],
+    table_trials: Sequence[Trial],
+    since: float,
+    terminal: cli.Terminal,
+    source: Source,
 ) -> None:
     """Do in this process what is left of `cells`; cells that another process is at are waited for.
 
@@ -47,32 +52,32 @@ def work(
         source: the data set.
     """
     waiting = False
-    while left := [cell for cell in cells if not is_settled(state_of(cfg.out, cell), since)]:
-        found = next_cell(cfg.out, cells, since)
-        if found is None:
+    while remaining := [trial for trial in trials if not is_finished(state_of(cfg.out, trial), since)]:
+        claimed = claim_next(cfg.out, trials, since)
+        if claimed is None:
             if not waiting:
-                terminal.log(f"{len(left)} cells are in the hands of another process; waiting for it")
+                terminal.log(f"{len(remaining)} cells are in the hands of another process; waiting for it")
             waiting = True
-            time.sleep(PATIENCE)
+            time.sleep(POLL_SECONDS)
             continue
-        waiting, (cell, store) = False, found
-        states = {other: state_of(cfg.out, other) for other in cells}
+        waiting, (trial, store) = False, claimed
+        states = {other: state_of(cfg.out, other) for other in trials}
         terminal.log(
-            f"cell {len(cells) - len(left) + 1} of {len(cells)}: {cell}; time to go: "
-            f"{time_left(cells, states, since, 1)}"
+            f"cell {len(trials) - len(remaining) + 1} of {len(trials)}: {trial}; time to go: "
+            f"{time_left(trials, states, since, 1)}"
         )
         try:
-            state = run_cell(cfg, cell, kin_of(cell, rows), store, source, terminal)
+            state = run_trial(cfg, trial, siblings(trial, table_trials), store, source, terminal)
         finally:
             terminal.stop()
             store.close()
-        write_table(cfg.out, rows)
-        terminal.log(f"{cell}: {outcome(state)}")
+        write_table(cfg.out, table_trials)
+        terminal.log(f"{trial}: {outcome(state)}")
 
 
-def kin_of(cell: Cell, cells: Sequence[Cell]) -> list[Cell]:
+def siblings(trial: Trial, trials: Sequence[Trial]) -> list[Trial]:
     """The others with the same round 0."""
-    return [other for other in cells if other.kin == cell.kin and other != cell]
+    return [other for other in trials if other.share_key == trial.share_key and other != trial]
 
 
 def outcome(state: dict[str, Any]) -> str:
@@ -87,14 +92,14 @@ def outcome(state: dict[str, Any]) -> str:
 
 
 def work_in_processes(
-    cfg: SweepConfig, cells: Sequence[Cell], rows: Sequence[Cell], since: float, terminal: cli.Terminal
+    cfg: SweepConfig, trials: Sequence[Trial], table_trials: Sequence[Trial], since: float, terminal: cli.Terminal
 ) -> None:
     """The same in `cfg.processes` workers; one that crashes costs its cell, and another takes its place.
 
     Where there are several GPUs, and none is named, the workers are dealt out among them.
     """
     context = multiprocessing.get_context("spawn")
-    count = min(cfg.processes, len(cells))
+    count = min(cfg.processes, len(trials))
     gpus = visible_gpus() if cfg.device in ("auto", "cuda") else []
     workers: dict[Any, str | None] = {}
 
@@ -102,11 +107,11 @@ def work_in_processes(
         gpu = least_used(gpus, list(workers.values()))
         surroundings = {"OMP_NUM_THREADS": str(max(1, _all_threads() // count))}
         with _environment(surroundings | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})):
-            worker = context.Process(target=_worker, args=(cfg, list(cells), list(rows), since))
+            worker = context.Process(target=_worker, args=(cfg, list(trials), list(table_trials), since))
             worker.start()
         workers[worker] = gpu
 
-    known: set[Cell] = {cell for cell in cells if is_settled(state_of(cfg.out, cell), since)}
+    finished: set[Trial] = {trial for trial in trials if is_finished(state_of(cfg.out, trial), since)}
     try:
         for _ in range(count):
             begin()
@@ -114,9 +119,9 @@ def work_in_processes(
             wait([worker.sentinel for worker in workers], timeout=1)
             for worker in [worker for worker in workers if not worker.is_alive()]:
                 del workers[worker]
-                if worker.exitcode and _crashed(cfg, cells, rows, worker):
+                if worker.exitcode and _crashed(cfg, trials, table_trials, worker):
                     begin()
-            known = tell(cfg, cells, since, terminal, known, count)
+            finished = report_finished(cfg, trials, since, terminal, finished, count)
     finally:
         for worker in workers:
             worker.kill()
@@ -124,16 +129,16 @@ def work_in_processes(
             worker.join()
 
 
-def _crashed(cfg: SweepConfig, cells: Sequence[Cell], rows: Sequence[Cell], worker: Any) -> bool:
+def _crashed(cfg: SweepConfig, trials: Sequence[Trial], table_trials: Sequence[Trial], worker: Any) -> bool:
     """Book the death of a worker on the cell that it was at; whether to begin another.
 
     Raises:
         UserError: it was at none, so the next would fare no better.
     """
-    cell = record_crash(cfg.out, cells, worker.pid, ended_by(worker.exitcode))
-    if cell is None:
+    trial = record_crash(cfg.out, trials, worker.pid, ended_by(worker.exitcode))
+    if trial is None:
         raise UserError(f"a worker ended before it began a cell ({ended_by(worker.exitcode)}); try --processes 1")
-    write_table(cfg.out, rows)
+    write_table(cfg.out, table_trials)
     return True
 
 
@@ -145,36 +150,41 @@ def ended_by(exitcode: int) -> str:
     return f"its process was killed ({name})" + (": out of memory?" if name == "SIGKILL" else "")
 
 
-def tell(
-    cfg: SweepConfig, cells: Sequence[Cell], since: float, terminal: cli.Terminal, known: set[Cell], processes: int
-) -> set[Cell]:
+def report_finished(
+    cfg: SweepConfig,
+    trials: Sequence[Trial],
+    since: float,
+    terminal: cli.Terminal,
+    finished: set[Trial],
+    processes: int,
+) -> set[Trial]:
     """Say which cells came to an end since `known` did; all that have by now."""
-    states = {cell: state_of(cfg.out, cell) for cell in cells}
-    ended = {cell for cell in cells if is_settled(states[cell], since)}
-    for cell in cells:
-        if cell in ended - known:
+    states = {trial: state_of(cfg.out, trial) for trial in trials}
+    ended = {trial for trial in trials if is_finished(states[trial], since)}
+    for trial in trials:
+        if trial in ended - finished:
             terminal.log(
-                f"{cell}: {outcome(states[cell])}; {len(ended)} of {len(cells)} cells, time to go: "
-                f"{time_left(cells, states, since, processes)}"
+                f"{trial}: {outcome(states[trial])}; {len(ended)} of {len(trials)} cells, time to go: "
+                f"{time_left(trials, states, since, processes)}"
             )
     return ended
 
 
-def _worker(cfg: SweepConfig, cells: list[Cell], rows: list[Cell], since: float) -> None:
+def _worker(cfg: SweepConfig, trials: list[Trial], table_trials: list[Trial], since: float) -> None:
     """One process: cells as long as there are any. Ctrl-C is the parent's business, and so is its death."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     source = None
-    while left := [cell for cell in cells if not is_settled(state_of(cfg.out, cell), since)]:
-        found = next_cell(cfg.out, cells, since)
-        if found is None:
-            time.sleep(PATIENCE)
+    while remaining := [trial for trial in trials if not is_finished(state_of(cfg.out, trial), since)]:
+        claimed = claim_next(cfg.out, trials, since)
+        if claimed is None:
+            time.sleep(POLL_SECONDS)
             continue
-        cell, store = found
-        source = source or preflight(config_of(cfg, left[0]))
-        run_cell(cfg, cell, kin_of(cell, rows), store, source, Log(store.root / "log.txt"))
+        trial, store = claimed
+        source = source or preflight(config_of(cfg, remaining[0]))
+        run_trial(cfg, trial, siblings(trial, table_trials), store, source, TrialLog(store.root / "log.txt"))
         store.close()
-        write_table(cfg.out, rows)
+        write_table(cfg.out, table_trials)
 
 
 def _die_with_parent() -> None:
@@ -215,5 +225,5 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def _all_threads() -> int:
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) else len(os.sched_getaffinity(0))
+    configured = os.environ.get("OMP_NUM_THREADS", "")
+    return int(configured) if configured.isdigit() and int(configured) else len(os.sched_getaffinity(0))

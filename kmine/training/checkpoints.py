@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kmine.store.run_folder import RunStore
-from kmine.training.task import Trained
+from kmine.training.task import Checkpoints
 from kmine.training.train_steps import FitState
 
 
@@ -20,7 +20,7 @@ def _save_state(store: RunStore, folder: Any, state: FitState, signature: str) -
     store.save_tensors(folder / "fit_state.safetensors", tensors, signature, **plain)
 
 
-def _read_trained(store: RunStore, folder: Any, signature: str) -> Trained | None:
+def _read_trained(store: RunStore, folder: Any, signature: str) -> Checkpoints | None:
     best = store.load_tensors(folder / "model.safetensors", signature)
     final = store.load_tensors(folder / "model_final.safetensors", signature)
-    return Trained(signature, best[0], final[0], best[1]["seconds"]) if best and final else None
+    return Checkpoints(signature, best[0], final[0], best[1]["seconds"]) if best and final else None

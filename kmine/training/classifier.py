@@ -58,21 +58,21 @@ def fit_classifier(
         Weights of the classifier alone: `model.classifier.load_state_dict(result.best)`.
     """
 
-    def loss_of(net: nn.Module, batch: LabelBatch) -> Tensor:
+    def loss_fn(net: nn.Module, batch: LabelBatch) -> Tensor:
         labels = torch.from_numpy(batch.labels).to(fabric.device, non_blocking=True)
         return F.binary_cross_entropy_with_logits(net(_on(batch.images, fabric.device)).float(), labels)
 
     model.to(fabric.device)
-    with model.thawed() as classifier:
+    with model.unfrozen() as classifier:
         return train_steps(
             classifier,
             batches,
-            loss_of,
+            loss_fn,
             cfg,
             steps=steps,
             fabric=fabric,
             seed=seed,
-            validate=lambda learner: image_auc(learner, val, fabric.device),
+            validate=lambda module: image_auc(module, val, fabric.device),
             resume=resume,
             save=save,
             progress=progress,

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def launched_together() -> bool:
+def is_distributed_launch() -> bool:
     """Whether this process is one of several that `torchrun` or `fabric run` started."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
-def make_fabric(device: str, precision: str, *, alone: bool = False) -> Fabric:
+def make_fabric(device: str, precision: str, *, local: bool = False) -> Fabric:
     """Lightning Fabric on `device` (auto, cpu, cuda, cuda:N) in `precision` (auto, 32, bf16, 16).
 
     Of several processes, started by `torchrun` or `fabric run`, each has the GPU of its number; unless it is to be
@@ -47,24 +47,26 @@ def make_fabric(device: str, precision: str, *, alone: bool = False) -> Fabric:
     if precision == "auto":
         precision = ("bf16" if torch.cuda.is_bf16_supported() else "16") if on_gpu else "32"
     plugin = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
-    if not launched_together():
+    if not is_distributed_launch():
         return Fabric(accelerator=accelerator, devices=[int(index)] if index else 1, precision=plugin)
     if index:
         raise UserError(f"device: expected cpu, cuda or auto where several processes share the work, got {device!r}")
-    if alone:
-        which = [int(os.environ["LOCAL_RANK"])] if on_gpu else 1
-        return Fabric(accelerator=accelerator, devices=which, precision=plugin, plugins=[LightningEnvironment()])
-    here, everywhere = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if local:
+        devices = [int(os.environ["LOCAL_RANK"])] if on_gpu else 1
+        return Fabric(accelerator=accelerator, devices=devices, precision=plugin, plugins=[LightningEnvironment()])
+    local_world_size, world_size = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     # Networks have parts that segmentation does not read: the head of sks's classifier.
     strategy = DDPStrategy(timeout=timedelta(days=7), find_unused_parameters=True)
-    nodes = everywhere // here
-    fabric = Fabric(accelerator=accelerator, devices=here, num_nodes=nodes, strategy=strategy, precision=plugin)
+    nodes = world_size // local_world_size
+    fabric = Fabric(
+        accelerator=accelerator, devices=local_world_size, num_nodes=nodes, strategy=strategy, precision=plugin
+    )
     fabric.launch()
     return fabric
 
 
 @dataclass(frozen=True)
-class Here:
+class SingleDevice:
     """What stands for Fabric where nothing is trained: a device, and one process. Lightning takes 260 MB to load."""
 
     device: torch.device
@@ -75,28 +77,28 @@ class Here:
         """Nobody to wait for."""
 
 
-def slice_of(count: int, fabric: Fabric) -> slice:
+def rank_slice(count: int, fabric: Fabric) -> slice:
     """This process's run of `count` items; the runs of all processes follow one another and differ by one at most."""
     rank, size = fabric.global_rank, fabric.world_size
     return slice(count * rank // size, count * (rank + 1) // size)
 
 
-def every_nth(items: Sequence[T], fabric: Fabric) -> list[T]:
+def shard(items: Sequence[T], fabric: Fabric) -> list[T]:
     """This process's share of `items`, dealt out like cards; `dealt_back` puts the shares together."""
     return list(items[fabric.global_rank :: fabric.world_size])
 
 
-def dealt_back(share: Sequence[T], fabric: Fabric) -> list[T]:
+def gather_shards(local_items: Sequence[T], fabric: Fabric) -> list[T]:
     """All items in their old order, in every process, from the shares that `every_nth` gave."""
     if fabric.world_size == 1:
-        return list(share)
-    shares: list[list[T]] = [[] for _ in range(fabric.world_size)]
-    torch.distributed.all_gather_object(shares, list(share))
-    return [shares[n % fabric.world_size][n // fabric.world_size] for n in range(sum(map(len, shares)))]
+        return list(local_items)
+    shards: list[list[T]] = [[] for _ in range(fabric.world_size)]
+    torch.distributed.all_gather_object(shards, list(local_items))
+    return [shards[n % fabric.world_size][n // fabric.world_size] for n in range(sum(map(len, shards)))]
 
 
 @contextmanager
-def leader_first(fabric: Fabric) -> Iterator[None]:
+def rank_zero_first(fabric: Fabric) -> Iterator[None]:
     """A block that process 0 runs before the others do; they find what it has written."""
     if fabric.world_size == 1:
         yield
@@ -126,14 +128,14 @@ def forward(net: nn.Module, images: Tensor, fabric: Fabric) -> Tensor:
         raise UserError(
             f"fit.batch_size: expected an image for each of {size} processes in a batch, got {len(images)}; enlarge it"
         )
-    own = slice_of(len(images), fabric)
-    logits = net(images[own])
+    local_rows = rank_slice(len(images), fabric)
+    logits = net(images[local_rows])
     whole = logits.new_zeros(len(images), *logits.shape[1:])
-    whole[own] = logits
-    return _Sum.apply(whole)
+    whole[local_rows] = logits
+    return _AllReduce.apply(whole)
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduce(torch.autograd.Function):
     """The sum over all processes, and of the gradients that they have of it."""
 
     @staticmethod
@@ -151,7 +153,7 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-def share_statistics(module: nn.Module, fabric: Fabric) -> None:
+def sync_batchnorm(module: nn.Module, fabric: Fabric) -> None:
     """Let the batch norms of `module` see the whole batch; a GPU has torch's own layers for it, a CPU has these."""
     if fabric.world_size == 1:
         return
@@ -165,12 +167,12 @@ def share_statistics(module: nn.Module, fabric: Fabric) -> None:
     for layer in module.modules():
         # The class alone changes: weights, buffers, their names and whoever holds the layer stay as they are.
         if type(layer) is BatchNormAct2d:
-            layer.__class__ = _with_activation(BatchNormAct2d)
+            layer.__class__ = _sync_batchnorm_act(BatchNormAct2d)
         elif type(layer) is nn.BatchNorm2d:
-            layer.__class__ = SharedBatchNorm
+            layer.__class__ = SyncBatchNormCPU
 
 
-class SharedBatchNorm(nn.BatchNorm2d):
+class SyncBatchNormCPU(nn.BatchNorm2d):
     """Batch norm over the slices of all processes; torch's SyncBatchNorm refuses a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:  # torch's own name for it
@@ -179,21 +181,21 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
 
 @cache
-def _with_activation(base: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
+def _sync_batchnorm_act(base: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
     """The same of timm's batch norm, which has an activation behind it."""
 
-    class SharedBatchNormAct(base):  # type: ignore[misc, valid-type]  # timm is loaded only where it is used
+    class SyncBatchNormActCPU(base):  # type: ignore[misc, valid-type]  # timm is loaded only where it is used
         def forward(self, x: Tensor) -> Tensor:
             return self.act(self.drop(_normalised(self, x))) if self.training else super().forward(x)
 
-    return SharedBatchNormAct
+    return SyncBatchNormActCPU
 
 
 def _normalised(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """(B, C, H, W) by mean and variance over all processes; the running ones are brought up to date."""
     wide = x.float()
     count = wide.new_tensor([wide.numel() / wide.shape[1]])
-    sums = _Sum.apply(torch.cat([wide.sum(dim=(0, 2, 3)), wide.square().sum(dim=(0, 2, 3)), count]))
+    sums = _AllReduce.apply(torch.cat([wide.sum(dim=(0, 2, 3)), wide.square().sum(dim=(0, 2, 3)), count]))
     count = sums[-1].detach()
     mean, of_squares = (sums[:-1] / count).chunk(2)
     var = (of_squares - mean.square()).clamp_min(0)

@@ -17,51 +17,51 @@ from kmine.models.base import LocalModel
 from kmine.ops.metrics import case_metrics, summarise
 from kmine.ops.statistics import is_fall, paired_change
 from kmine.store.run_folder import RunStore
-from kmine.training.distributed import dealt_back, every_nth
+from kmine.training.distributed import gather_shards, shard
 from kmine.training.inference import infer
-from kmine.training.task import Task, Trained
+from kmine.training.task import Checkpoints, Task
 from kmine.types import Metrics, RoundResult, Sample
 
 
-def score(
+def evaluate_round(
     task: Task,
     store: RunStore,
     model: LocalModel,
-    trained: Trained,
+    checkpoints: Checkpoints,
     *,
     round_idx: int,
     num_pseudo: int = 0,
-    before: RoundResult | None = None,
+    reference: RoundResult | None = None,
     seconds: dict[str, float] | None = None,
-    arm: str = "",
+    method_dir: str = "",
 ) -> RoundResult:
     """Both checkpoints on validation, in the images' own frames; saved as the round's metrics.json.
 
     `before` is the last adopted round: this one is adopted unless, image by image, its Dice fell by more than the
     tolerance and by more than noise (`kmine.ops.statistics.is_fall`).
     """
-    path = store.round_dir(round_idx, arm) / "metrics.json"
-    signature = sign(trained.signature, num_pseudo, before.metrics.dice if before else None)
+    path = store.round_dir(round_idx, method_dir) / "metrics.json"
+    signature = sign(checkpoints.signature, num_pseudo, reference.metrics.dice if reference else None)
     saved = store.load_json(path, signature)
     if saved:
         return RoundResult.from_json(saved)
     began = time.perf_counter()
-    how = {
+    context = {
         "num_classes": task.num_classes,
         "batch_size": task.cfg.infer.batch_size,
         "device": task.fabric.device,
         "fabric": task.fabric,
     }
-    final = evaluate_on(task.val, model, trained.final, **how)
-    chosen = evaluate_on(task.val, model, trained.best, **how)
+    final = evaluate_checkpoint(task.val, model, checkpoints.final, **context)
+    chosen = evaluate_checkpoint(task.val, model, checkpoints.best, **context)
     result = RoundResult(
         round_idx=round_idx,
         num_labeled=len(task.labeled),
         num_pseudo=num_pseudo,
         metrics=chosen,
         final_metrics=final,
-        seconds={**(seconds or {}), "fit": trained.seconds, "evaluate": time.perf_counter() - began},
-        **_adoption(before.metrics if before else None, chosen, task.cfg.adopt_tolerance),
+        seconds={**(seconds or {}), "fit": checkpoints.seconds, "evaluate": time.perf_counter() - began},
+        **_adoption(reference.metrics if reference else None, chosen, task.cfg.adopt_tolerance),
     )
     store.save_json(path, asdict(result), signature)
     task.fabric.barrier()
@@ -84,7 +84,7 @@ def _adoption(before: Metrics | None, after: Metrics, tolerance: float) -> dict[
     }
 
 
-def evaluate_on(
+def evaluate_checkpoint(
     pool: Pool,
     model: LocalModel,
     weights: dict[str, Tensor],
@@ -100,22 +100,22 @@ def evaluate_on(
     The processes of `fabric` share the images.
     """
     model.load_state_dict(weights)
-    found = infer(
+    predictions = infer(
         model,
         pool,
-        every_nth(pool.ids, fabric) if fabric else pool.ids,
+        shard(pool.ids, fabric) if fabric else pool.ids,
         batch_size=batch_size,
         tta="none",
         device=device,
     )
-    samples = ((pool.sample(p.sample_id), p.mask) for p in found)
+    samples = ((pool.sample(p.sample_id), p.mask) for p in predictions)
     if not pool.in_mm:
         samples = ((replace(sample, spacing=None), mask) for sample, mask in samples)
-    metrics = evaluate(samples, num_classes)
-    return summarise(dealt_back(metrics.cases, fabric)) if fabric else metrics
+    metrics = compute_metrics(samples, num_classes)
+    return summarise(gather_shards(metrics.cases, fabric)) if fabric else metrics
 
 
-def evaluate(predictions: Iterable[tuple[Sample, NDArray[np.uint8]]], num_classes: int) -> Metrics:
+def compute_metrics(predictions: Iterable[tuple[Sample, NDArray[np.uint8]]], num_classes: int) -> Metrics:
     """Dice, IoU, HD95 and missed lesions per case, and their means; rules in `kmine.ops.metrics`.
 
     Args:

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from kmine.config import FitConfig
 from kmine.data.batches import Batch, Batches, Views
 from kmine.models.base import LocalModel
-from kmine.training.distributed import forward, slice_of
+from kmine.training.distributed import forward, rank_slice
 from kmine.training.loss import segmentation_loss
 from kmine.training.train_steps import (
-    Average,
+    EMA,
     FitResult,
     FitState,
     train_steps,
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SeenTwice:
+class UnlabeledViews:
     """`Views` as tensors on the device; see there."""
 
     weak: Tensor
     """(U, 3, S, S) uint8."""
     strong: Tensor
     """(U, 3, S, S) uint8."""
-    known: Tensor
+    valid: Tensor
     """(U, S, S) bool."""
     source: Tensor
     """(U, S, S) int64."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class ConsistencyTarget:
     """What a model in training is asked about the unlabeled images of a step, beside the labeled ones."""
 
     images: Tensor
@@ -54,7 +54,7 @@ class Asked:
     """Share of the channels that these lose."""
 
 
-Ask = Callable[[nn.Module, SeenTwice, int, Average | None], Asked]
+ConsistencyFn = Callable[[nn.Module, UnlabeledViews, int, EMA | None], ConsistencyTarget]
 """From (model, put to eval, views, step, running average of the model) to what is asked; no gradient passes here."""
 
 
@@ -64,7 +64,7 @@ class Consistency:
 
     signature: str
     """Of the method and its settings."""
-    ask: Ask
+    consistency_fn: ConsistencyFn
     strong: bool = False
     """The changed view is a strong one; else as the labeled images are."""
     cutmix: float = 0.0
@@ -85,7 +85,7 @@ def fit(
     resume: FitState | None = None,
     save: Callable[[FitState], None] | None = None,
     progress: Callable[[int, float, float], None] | None = None,
-    ask: Ask | None = None,
+    consistency_fn: ConsistencyFn | None = None,
 ) -> FitResult:
     """Train `model` in place for `steps` optimizer steps on cross-entropy + soft Dice.
 
@@ -107,34 +107,34 @@ def fit(
         ask: what the model is asked about the batches' unlabeled images; without it they are not looked at.
     """
 
-    def own(flags: Tensor | None) -> Tensor | None:
-        return None if flags is None else flags[slice_of(len(flags), fabric)]
+    def local_flags(flags: Tensor | None) -> Tensor | None:
+        return None if flags is None else flags[rank_slice(len(flags), fabric)]
 
-    def loss_of(net: nn.Module, batch: Batch) -> Tensor:
+    def loss_fn(net: nn.Module, batch: Batch) -> Tensor:
         images, masks, weights = to_device(batch, fabric.device)
-        mined = batch.pseudo is not None and batch.pseudo.any()
-        pseudo = torch.from_numpy(batch.pseudo).to(fabric.device, non_blocking=True) if mined else None
-        with model.perturbing(own(pseudo), cfg.feature_perturbation):
+        has_pseudo = batch.pseudo is not None and batch.pseudo.any()
+        pseudo = torch.from_numpy(batch.pseudo).to(fabric.device, non_blocking=True) if has_pseudo else None
+        with model.feature_dropout(local_flags(pseudo), cfg.feature_perturbation):
             logits = forward(net, images, fabric)
         return segmentation_loss(logits, masks, weights, cfg.dice_weight)
 
     @torch.no_grad()
-    def prepare(net: nn.Module, batch: Batch, step: int, average: Average | None) -> tuple[Batch, Asked]:
-        return batch, ask(net, _views_to_device(batch.views, fabric.device), step, average)
+    def prepare(net: nn.Module, batch: Batch, step: int, ema: EMA | None) -> tuple[Batch, ConsistencyTarget]:
+        return batch, consistency_fn(net, _views_to_device(batch.views, fabric.device), step, ema)
 
-    def loss_with_unlabeled(net: nn.Module, given: tuple[Batch, Asked]) -> Tensor:
-        batch, asked = given
+    def loss_with_unlabeled(net: nn.Module, prepared: tuple[Batch, ConsistencyTarget]) -> Tensor:
+        batch, target = prepared
         images, masks, weights = to_device(batch, fabric.device)
         count = len(images)
-        perturbed = None if asked.perturbed is None else F.pad(asked.perturbed, (count, 0))
-        with model.perturbing(own(perturbed), asked.rate):
-            logits = forward(net, torch.cat([images, asked.images]), fabric)
-        return segmentation_loss(logits[:count], masks, weights, cfg.dice_weight) + asked.loss(logits[count:])
+        perturbed = None if target.perturbed is None else F.pad(target.perturbed, (count, 0))
+        with model.feature_dropout(local_flags(perturbed), target.rate):
+            logits = forward(net, torch.cat([images, target.images]), fabric)
+        return segmentation_loss(logits[:count], masks, weights, cfg.dice_weight) + target.loss(logits[count:])
 
     return train_steps(
         model,
         batches,
-        loss_with_unlabeled if ask else loss_of,
+        loss_with_unlabeled if consistency_fn else loss_fn,
         cfg,
         steps=steps,
         fabric=fabric,
@@ -143,7 +143,7 @@ def fit(
         resume=resume,
         save=save,
         progress=progress,
-        prepare=prepare if ask else None,
+        prepare=prepare if consistency_fn else None,
     )
 
 
@@ -154,12 +154,21 @@ def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tenso
     return images, masks, torch.from_numpy(batch.weights).to(device, non_blocking=True)
 
 
-def _views_to_device(views: Views, device: torch.device) -> SeenTwice:
-    weak, strong, known, source = (
+def _views_to_device(views: Views, device: torch.device) -> UnlabeledViews:
+    weak, strong, valid, source = (
         torch.from_numpy(array).to(device, non_blocking=True)
         for array in (views.weak, views.strong, views.valid, views.source)
     )
-    return SeenTwice(weak.permute(0, 3, 1, 2), strong.permute(0, 3, 1, 2), known, source)
+    return UnlabeledViews(weak.permute(0, 3, 1, 2), strong.permute(0, 3, 1, 2), valid, source)
 
 
-__all__ = ["Ask", "Asked", "Consistency", "FitResult", "FitState", "SeenTwice", "fit", "to_device"]
+__all__ = [
+    "ConsistencyFn",
+    "ConsistencyTarget",
+    "Consistency",
+    "FitResult",
+    "FitState",
+    "UnlabeledViews",
+    "fit",
+    "to_device",
+]

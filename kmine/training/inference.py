@@ -41,9 +41,9 @@ def infer(
     """
     model.eval()
     for first in range(0, len(ids), batch_size):
-        some = ids[first : first + batch_size]
-        probs, std = predict_small(model, np.stack([pool.image_resized(i) for i in some]), tta, device)
-        for sample_id, p, s in zip(some, probs, std, strict=True):
+        batch = ids[first : first + batch_size]
+        probs, std = predict_resized(model, np.stack([pool.image_resized(i) for i in batch]), tta, device)
+        for sample_id, p, s in zip(batch, probs, std, strict=True):
             height, width = pool.native_shape(sample_id)
             yield Probs(sample_id, to_frame(p, height, width), None if tta == "none" else to_frame(s, height, width)[0])
 
@@ -63,14 +63,14 @@ def activations(
     """
     model.eval()
     for first in range(0, len(ids), batch_size):
-        some = ids[first : first + batch_size]
-        x = torch.from_numpy(np.stack([pool.image_resized(i) for i in some])).to(device).permute(0, 3, 1, 2)
-        for sample_id, small in zip(some, model.activation_map(x).float().cpu().numpy(), strict=True):
-            yield sample_id, to_frame(small[None], *pool.native_shape(sample_id))[0]
+        batch = ids[first : first + batch_size]
+        x = torch.from_numpy(np.stack([pool.image_resized(i) for i in batch])).to(device).permute(0, 3, 1, 2)
+        for sample_id, cam in zip(batch, model.activation_map(x).float().cpu().numpy(), strict=True):
+            yield sample_id, to_frame(cam[None], *pool.native_shape(sample_id))[0]
 
 
 @torch.inference_mode()
-def predict_small(
+def predict_resized(
     model: LocalModel, images: NDArray[np.uint8], tta: str, device: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(B, S, S, 3) uint8 -> (B, K, S, S) probabilities, (B, 1, S, S) deviation of the foreground's over flips."""

@@ -14,8 +14,8 @@ from kmine.models.build import build_model
 from kmine.seeding import derive_seed
 from kmine.store.run_folder import RunStore
 from kmine.training.checkpoints import _save_state, _training_text
-from kmine.training.distributed import leader_first
-from kmine.training.task import Task, alone
+from kmine.training.distributed import rank_zero_first
+from kmine.training.task import Task, single_process
 from kmine.training.train_steps import FitState
 
 
@@ -24,8 +24,8 @@ def new_model(task: Task, store: RunStore) -> LocalModel:
     model = build_model(task.cfg.model, task.num_classes, task.cfg.seed, offline=task.cfg.offline)
     model = model.to(task.fabric.device)
     if task.cfg.model.name == "sks" and model.guided:
-        with leader_first(task.fabric):
-            model.classifier.load_state_dict(_classifier(alone(task), store, model))
+        with rank_zero_first(task.fabric):
+            model.classifier.load_state_dict(_classifier(single_process(task), store, model))
     return model
 
 
@@ -39,8 +39,8 @@ def _classifier(task: Task, store: RunStore, model: LocalModel) -> dict[str, Ten
     cfg, folder = task.cfg.classifier, store.root / "classifier"
     fit_cfg = replace(task.cfg.fit, lr=cfg.lr)
     settings = {k: getattr(fit_cfg, k) for k in ("weight_decay", "warmup", "augment", "ema_decay", "val_every")}
-    made_from = sign(task.signature, asdict(task.cfg.model), asdict(cfg), settings)
-    done = store.load_tensors(folder / "model.safetensors", made_from)
+    signature = sign(task.signature, asdict(task.cfg.model), asdict(cfg), settings)
+    done = store.load_tensors(folder / "model.safetensors", signature)
     if done:
         return done[0]
     batches = LabelBatches(
@@ -50,8 +50,8 @@ def _classifier(task: Task, store: RunStore, model: LocalModel) -> dict[str, Ten
         seed=task.cfg.seed,
         shuffle=cfg.shuffle,
     )
-    task.watcher.start("classifier: training", cfg.steps)
-    saved = store.load_tensors(folder / "fit_state.safetensors", made_from)
+    task.progress.start("classifier: training", cfg.steps)
+    saved = store.load_tensors(folder / "fit_state.safetensors", signature)
     result = fit_classifier(
         model,
         batches,
@@ -61,12 +61,12 @@ def _classifier(task: Task, store: RunStore, model: LocalModel) -> dict[str, Ten
         fabric=task.fabric,
         seed=derive_seed(task.cfg.seed, "classifier"),
         resume=FitState.from_tensors(*saved) if saved else None,
-        save=lambda state: _save_state(store, folder, state, made_from),
-        progress=lambda done, loss, auc: task.watcher.advance(done, _training_text(loss, auc, "AUC")),
+        save=lambda state: _save_state(store, folder, state, signature),
+        progress=lambda done, loss, auc: task.progress.advance(done, _training_text(loss, auc, "AUC")),
     )
     num_images = len(batches.positive) + len(batches.negative)
-    about = {"best_step": result.best_step, "history": result.history, "num_images": num_images}
-    store.save_json(folder / "metrics.json", {**about, "shuffled": cfg.shuffle}, made_from)
-    store.save_tensors(folder / "model.safetensors", result.best, made_from, **about)
+    meta = {"best_step": result.best_step, "history": result.history, "num_images": num_images}
+    store.save_json(folder / "metrics.json", {**meta, "shuffled": cfg.shuffle}, signature)
+    store.save_tensors(folder / "model.safetensors", result.best, signature, **meta)
     (folder / "fit_state.safetensors").unlink(missing_ok=True)
     return result.best

@@ -8,29 +8,32 @@ from typing import Any
 
 from kmine.models.base import LocalModel
 from kmine.store.run_folder import RunStore
-from kmine.training.evaluation import score
+from kmine.training.evaluation import evaluate_round
 from kmine.training.model_setup import new_model
 from kmine.training.task import Task
 from kmine.training.trainer import train
 from kmine.types import RoundResult
 
 
-def trained_witness(task: Task, store: RunStore, arm: str = "witness") -> tuple[LocalModel, str] | None:
+def trained_auxiliary_model(task: Task, store: RunStore, method_dir: str = "witness") -> tuple[LocalModel, str] | None:
     """The second local model, trained on the labels alone as round 0 trains the first, and its signature.
 
     It sees no pseudo mask in any round, so the loop's own mistakes cannot reach it. None where there is none.
     """
-    if task.witness is None:
+    if task.auxiliary_model is None:
         return None
-    its = replace(task, cfg=replace(task.cfg, model=task.witness), witness=None)
-    model = new_model(its, store)
-    trained = train(its, store, model, round_idx=0, arm=arm)
+    auxiliary_task = replace(task, cfg=replace(task.cfg, model=task.auxiliary_model), witness=None)
+    model = new_model(auxiliary_task, store)
+    trained = train(auxiliary_task, store, model, round_idx=0, method_dir=method_dir)
     model.load_state_dict(trained.best)
     return model, trained.signature
 
 
 def train_rounds(
-    task: Task, store: RunStore, arm: str, how: Callable[[int], dict[str, Any] | None] = lambda round_idx: {}
+    task: Task,
+    store: RunStore,
+    method_dir: str,
+    round_inputs: Callable[[int], dict[str, Any] | None] = lambda round_idx: {},
 ) -> Iterator[RoundResult]:
     """Round 0 as the loop has it, then `rounds` times `fit.round_steps` more, each from the last adopted round.
 
@@ -38,14 +41,14 @@ def train_rounds(
     """
     model = new_model(task, store)
     current = train(task, store, model, round_idx=0)
-    adopted = score(task, store, model, current, round_idx=0)
+    adopted = evaluate_round(task, store, model, current, round_idx=0)
     yield adopted
     for round_idx in range(1, task.cfg.rounds + 1):
-        if (given := how(round_idx)) is None:
+        if (inputs := round_inputs(round_idx)) is None:
             return
-        fitted = train(task, store, model, round_idx=round_idx, start=current, arm=arm, **given)
-        more = {"num_pseudo": len(given.get("pseudo") or ()), "before": adopted, "arm": arm}
-        result = score(task, store, model, fitted, round_idx=round_idx, **more)
+        fitted = train(task, store, model, round_idx=round_idx, start=current, method_dir=method_dir, **inputs)
+        context = {"num_pseudo": len(inputs.get("pseudo") or ()), "before": adopted, "arm": method_dir}
+        result = evaluate_round(task, store, model, fitted, round_idx=round_idx, **context)
         yield result
         if result.adopted:
             current, adopted = fitted, result

@@ -16,7 +16,7 @@ from kmine.segmenters.base import Segmenter
 from kmine.training.distributed import make_fabric
 
 
-class Watcher(Protocol):
+class ProgressReporter(Protocol):
     """Told about the work as it goes on; the command line draws progress bars from it."""
 
     def start(self, title: str, total: int) -> None:
@@ -25,7 +25,7 @@ class Watcher(Protocol):
     def advance(self, done: int, text: str = "") -> None:
         """`done` of its steps are done."""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A sentence for the terminal."""
 
 
@@ -43,16 +43,16 @@ class Task:
     fabric: Any
     signature: str
     """Of the data, the splits and the seed."""
-    watcher: Watcher
+    progress: ProgressReporter
     calibration: Calibration | None = None
     """What the gate goes by; None: thresholds on the evidence."""
-    witness: ModelConfig | None = None
+    auxiliary_model: ModelConfig | None = None
     """A second local model, whose agreement is evidence."""
-    judged: VerdictEffects = NO_VERDICTS  # what a person said of an earlier run's masks
+    review: VerdictEffects = NO_VERDICTS  # what a person said of an earlier run's masks
 
 
 @dataclass(frozen=True)
-class Trained:
+class Checkpoints:
     """A model's two checkpoints and the signature of how they came about."""
 
     signature: str
@@ -62,7 +62,7 @@ class Trained:
 
 
 @dataclass
-class Clock:
+class StageTimer:
     """Seconds per stage: `lap(name)` books the time since the lap before."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -75,8 +75,8 @@ class Clock:
         self.last = now
 
 
-def alone(task: Task) -> Task:
+def single_process(task: Task) -> Task:
     """The task for what one process does by itself, of several that share the others."""
     if task.fabric.world_size == 1:
         return task
-    return replace(task, fabric=make_fabric(task.cfg.device, task.cfg.fit.precision, alone=True))
+    return replace(task, fabric=make_fabric(task.cfg.device, task.cfg.fit.precision, local=True))

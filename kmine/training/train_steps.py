@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from kmine.config import FitConfig
-from kmine.training.distributed import share_statistics
+from kmine.training.distributed import sync_batchnorm
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric  # a second to load, and 260 MB: where nothing is trained, it stays away
 
 StateDict = dict[str, Tensor]
 B = TypeVar("B")
-Learner = TypeVar("Learner", bound=nn.Module)
+ModuleT = TypeVar("Learner", bound=nn.Module)
 
 
-class Stream(Protocol[B]):
+class BatchStream(Protocol[B]):
     """Batches that are a function of their step."""
 
     def stream(self, start: int, stop: int, num_workers: int) -> Iterator[B]:
@@ -52,8 +52,8 @@ class FitState:
 
     def to_tensors(self) -> tuple[StateDict, dict[str, Any]]:
         """All tensors under flat names, and what else there is as plain values."""
-        parts = {"model": self.model, "best": self.best, "average": self.average}
-        flat = {f"{part}/{k}": v for part, state in parts.items() for k, v in state.items()}
+        groups = {"model": self.model, "best": self.best, "average": self.average}
+        flat = {f"{group}/{k}": v for group, state in groups.items() for k, v in state.items()}
         flat |= {f"optimizer/{i}/{k}": v for i, entry in self.optimizer.items() for k, v in entry.items()}
         plain = {"step": self.step, "best_score": self.best_score, "best_step": self.best_step, "history": self.history}
         return flat, plain
@@ -61,18 +61,18 @@ class FitState:
     @classmethod
     def from_tensors(cls, tensors: StateDict, plain: dict[str, Any]) -> FitState:
         """The inverse of `to_tensors`."""
-        parts: dict[str, StateDict] = {"model": {}, "best": {}, "average": {}}
+        groups: dict[str, StateDict] = {"model": {}, "best": {}, "average": {}}
         optimizer: dict[str, StateDict] = {}
         for name, value in tensors.items():
-            part, _, key = name.partition("/")
-            if part == "optimizer":
+            group, _, key = name.partition("/")
+            if group == "optimizer":
                 number, _, key = key.partition("/")
                 optimizer.setdefault(number, {})[key] = value
             else:
-                parts[part][key] = value
+                groups[group][key] = value
         history = [tuple(entry) for entry in plain["history"]]
         score = {"best_score": plain["best_score"], "best_step": plain["best_step"]}
-        return cls(step=plain["step"], optimizer=optimizer, history=history, **score, **parts)
+        return cls(step=plain["step"], optimizer=optimizer, history=history, **score, **groups)
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,19 @@ class FitResult:
 
 
 def train_steps(
-    learner: Learner,
-    batches: Stream[B],
-    loss_of: Callable[[nn.Module, Any], Tensor],
+    module: ModuleT,
+    batches: BatchStream[B],
+    loss_fn: Callable[[nn.Module, Any], Tensor],
     cfg: FitConfig,
     *,
     steps: int,
     fabric: Fabric,
     seed: int,
-    validate: Callable[[Learner], float],
+    validate: Callable[[ModuleT], float],
     resume: FitState | None = None,
     save: Callable[[FitState], None] | None = None,
     progress: Callable[[int, float, float], None] | None = None,
-    prepare: Callable[[nn.Module, B, int, Average | None], Any] | None = None,
+    prepare: Callable[[nn.Module, B, int, EMA | None], Any] | None = None,
 ) -> FitResult:
     """Train `learner` in place for `steps` steps of AdamW, linear warm-up and cosine decay.
 
@@ -124,43 +124,43 @@ def train_steps(
         prepare: called before each loss with (learner, put to eval, batch, step, average); `loss_of` is then given what
             comes back in place of the batch. What the average, or the learner as it stands, has to say comes in here.
     """
-    share_statistics(learner, fabric)
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
-    wrapped, optimizer = fabric.setup(learner, optimizer)
-    state = resume or FitState(0, {}, {}, _copy(learner), -math.inf, 0)
+    sync_batchnorm(module, fabric)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
+    wrapped, optimizer = fabric.setup(module, optimizer)
+    state = resume or FitState(0, {}, {}, _copy(module), -math.inf, 0)
     if resume:
-        learner.load_state_dict(resume.model)
+        module.load_state_dict(resume.model)
         _load_optimizer(optimizer, resume.optimizer)
-    average = Average(learner, cfg.ema_decay, state.average) if cfg.ema_decay else None
+    ema = EMA(module, cfg.ema_decay, state.average) if cfg.ema_decay else None
     losses: list[Tensor] = []
     last_score = state.history[-1][2] if state.history else math.nan
     for step, batch in enumerate(batches.stream(state.step, steps, cfg.num_workers), start=state.step):
         torch.manual_seed((seed + step) % 2**63)
         if prepare:
-            learner.eval()
-            batch = prepare(wrapped, batch, step, average)
-        learner.train()
+            module.eval()
+            batch = prepare(wrapped, batch, step, ema)
+        module.train()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, cfg)
-        losses.append(_step(optimizer, fabric, loss_of(wrapped, batch)))
-        if average:
-            average.update(step)
+        losses.append(_step(optimizer, fabric, loss_fn(wrapped, batch)))
+        if ema:
+            ema.update(step)
         done = step + 1
         if progress and (done % 10 == 0 or done == steps):  # reading the loss waits for the device
             progress(done, float(losses[-1]), last_score)
         if done % cfg.val_every == 0 or done == steps:
-            with average.in_place() if average else nullcontext():
-                last_score = _validated(learner, validate, state, done, losses)
+            with ema.applied() if ema else nullcontext():
+                last_score = _run_validation(module, validate, state, done, losses)
             losses = []
             if save and done < steps:
-                state.step, state.model, state.optimizer = done, _copy(learner), _optimizer_state(optimizer)
-                state.average = average.state() if average else {}
+                state.step, state.model, state.optimizer = done, _copy(module), _optimizer_state(optimizer)
+                state.average = ema.state() if ema else {}
                 save(state)
-    with average.in_place() if average else nullcontext():
-        return FitResult(state.best, state.best_step, _copy(learner), state.history)
+    with ema.applied() if ema else nullcontext():
+        return FitResult(state.best, state.best_step, _copy(module), state.history)
 
 
-class Average:
+class EMA:
     """Exponential moving average of a module's weights and buffers, beside the module that is trained.
 
     A step keeps `min(decay, (1 + step) / (10 + step))` of the average: little at first, so that the first weights,
@@ -171,9 +171,9 @@ class Average:
         """Begin with the weights that `module` has, or go on with an average that was saved as `state`."""
         self.module = module
         self.decay = decay
-        self._now = module.state_dict()
+        self._live = module.state_dict()
         """Views of the module's own tensors: they follow the training."""
-        self._mean = {k: v.detach().clone() for k, v in self._now.items()}
+        self._mean = {k: v.detach().clone() for k, v in self._live.items()}
         for k, v in (state or {}).items():
             self._mean[k].copy_(v)
 
@@ -181,16 +181,16 @@ class Average:
     def update(self, step: int) -> None:
         """Take in the module's weights after `step` (0, 1, ...)."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        for mean, now in zip(self._mean.values(), self._now.values(), strict=True):
+        for mean, now in zip(self._mean.values(), self._live.values(), strict=True):
             if mean.is_floating_point():
                 mean.lerp_(now, share)
             else:
                 mean.copy_(now)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """A block in which the module has the averaged weights; afterwards it has its own again."""
-        own = {k: v.detach().clone() for k, v in self._now.items()}
+        own = {k: v.detach().clone() for k, v in self._live.items()}
         self.module.load_state_dict(self._mean)
         try:
             yield
@@ -217,14 +217,14 @@ def learning_rate(step: int, steps: int, cfg: FitConfig) -> float:
     return cfg.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def _validated(
-    learner: Learner, validate: Callable[[Learner], float], state: FitState, done: int, losses: list[Tensor]
+def _run_validation(
+    module: ModuleT, validate: Callable[[ModuleT], float], state: FitState, done: int, losses: list[Tensor]
 ) -> float:
-    learner.eval()
-    score = float(np.nan_to_num(validate(learner)))
+    module.eval()
+    score = float(np.nan_to_num(validate(module)))
     state.history.append((done, float(torch.stack(losses).mean()), score))
     if score >= state.best_score:
-        state.best, state.best_score, state.best_step = _copy(learner), score, done
+        state.best, state.best_score, state.best_step = _copy(module), score, done
     return score
 
 

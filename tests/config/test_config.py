@@ -163,8 +163,8 @@ def test_without_pseudo_masks_what_concerns_them_is_as_by_default():
     changed = FitConfig(
         strong_augment=True, feature_perturbation=0.5, pseudo_weight="estimated", max_empty_share=1, labeled_share=0.1
     )
-    assert changed.labels_alone() == FitConfig()
-    assert FitConfig(cutmix=0.5, ema_decay=0.9).labels_alone() == FitConfig(cutmix=0.5, ema_decay=0.9)
+    assert changed.labels_only() == FitConfig()
+    assert FitConfig(cutmix=0.5, ema_decay=0.9).labels_only() == FitConfig(cutmix=0.5, ema_decay=0.9)
 
 
 def test_an_encoder_not_named_is_the_one_that_suits_the_model():

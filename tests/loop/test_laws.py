@@ -193,7 +193,7 @@ def test_training_on_perfect_pseudo_masks_is_the_oracle_s_training(tmp_path, tou
     model = training.new_model(task, store)
     start = training.train(task, store, model, round_idx=0)
     oracle = training.train(
-        task, store, model, round_idx=1, start=start, pseudo=truth, pseudo_signature="", arm="oracle"
+        task, store, model, round_idx=1, start=start, pseudo=truth, pseudo_signature="", method_dir="oracle"
     )
     _, by_loop, by_oracle = made
     for step in range(cfg.fit.round_steps):

@@ -64,7 +64,7 @@ def test_the_reason_is_told_from_the_rounds(rounds, asked, reason):
 
 
 def test_two_refused_rounds_end_the_run_the_baseline_trains_as_many_and_compare_takes_it(tmp_path, capsys, monkeypatch):
-    out, real = tmp_path / "run", scoring.evaluate_on
+    out, real = tmp_path / "run", scoring.evaluate_checkpoint
     claims = iter([0.5] * 2 + [0.1] * 4 + [0.5] * 100)  # round 0, the two refused ones, the baseline
 
     def evaluate_on(*args, **more):

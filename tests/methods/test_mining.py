@@ -17,7 +17,7 @@ from kmine.methods.mining import mine
 from kmine.methods.supervised import supervised
 from kmine.mining import candidates as asking
 from kmine.mining import pseudo_labels as teaching
-from kmine.mining.pseudo_labels import trainable
+from kmine.mining.pseudo_labels import pseudo_labeled_pool
 from kmine.segmenters.ellipse import Ellipse
 from kmine.training import evaluation as scoring
 from kmine.training import trainer as training
@@ -43,7 +43,7 @@ class Echo(Ellipse):
 
 def claiming(*dice):
     """`evaluate_on`, but every image of its first call has the first Dice, of its second the second, and so on."""
-    real, claims = scoring.evaluate_on, iter(dice)
+    real, claims = scoring.evaluate_checkpoint, iter(dice)
 
     def evaluate_on(*args, **more):
         found, claim = real(*args, **more), next(claims)
@@ -184,7 +184,7 @@ def fitted(task_of, monkeypatch):
 
     def both(**settings):
         varied = replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, **settings)))
-        pool = trainable(varied, store, 1, [decision(i, 0.25) for i in task.unlabeled.ids[:2]])
+        pool = pseudo_labeled_pool(varied, store, 1, [decision(i, 0.25) for i in task.unlabeled.ids[:2]])
         how = {"start": None, "arm": f"arm{len(asked)}"}
         alone = train(varied, store, model, round_idx=1, **how)
         mined = train(varied, store, model, round_idx=1, pseudo=pool, pseudo_signature="x", **how)
@@ -223,7 +223,7 @@ def test_a_setting_signs_and_reaches_the_trainings_it_concerns_and_no_other(fitt
 def test_from_round_2_on_a_cascade_remembers_the_round_before(task_of, monkeypatch):
 
     seen: dict[str, int] = {}
-    real = asking.remember
+    real = asking.blend_previous_mask
 
     def remember(asked, before):
         for class_id, mask in before:

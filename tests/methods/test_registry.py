@@ -17,15 +17,15 @@ from kmine.errors import UserError, WithheldMaskError
 from kmine.methods import fixmatch as fixmatch_file
 from kmine.methods import mean_teacher as teacher_file
 from kmine.methods import registry as arms
-from kmine.methods.fixmatch import fixmatch, moved, sure_entropy
+from kmine.methods.fixmatch import apply_cutmix, fixmatch, masked_cross_entropy
 from kmine.methods.mean_teacher import mean_teacher, ramp_up, squared_difference
 from kmine.methods.mining import mine
-from kmine.methods.oracle import MARK, oracle
+from kmine.methods.oracle import REASON_PREFIX, oracle
 from kmine.methods.supervised import supervised
-from kmine.segmenters.identity import Echo
+from kmine.segmenters.identity import IdentitySegmenter
 from kmine.training import trainer as training
-from kmine.training.fit import SeenTwice
-from kmine.training.train_steps import Average
+from kmine.training.fit import UnlabeledViews
+from kmine.training.train_steps import EMA
 
 ONE = replace(CFG, rounds=1)
 UNSURE = FixmatchConfig(threshold=0.5)
@@ -53,7 +53,7 @@ def watched(monkeypatch):
 @pytest.mark.parametrize("method", [fixmatch, mean_teacher])
 def test_equal_steps_from_one_round_0_on_images_whose_masks_and_labels_nobody_asks_for(task_of, watched, method):
     steps, asked = watched
-    task, store = task_of(replace(CFG, fixmatch=UNSURE), segmenter=Echo())
+    task, store = task_of(replace(CFG, fixmatch=UNSURE), segmenter=IdentitySegmenter())
     assert task.unlabeled._masks == "withheld"
     rounds, counted = list(method(task, store)), list(steps)
     assert not asked and counted == [12, 6, 6] and [r.round_idx for r in rounds] == [0, 1, 2]
@@ -135,7 +135,9 @@ def test_the_oracle_is_mining_with_true_masks_and_says_so(task_of, watched):
     rounds = list(oracle(task, store, truth))
     assert watched[0] == [12, 6, 6]
     assert [r.num_pseudo for r in rounds] == [0, len(truth), len(truth)]
-    assert not rounds[0].reason.startswith(MARK) and all(r.reason.startswith(MARK) for r in rounds[1:])
+    assert not rounds[0].reason.startswith(REASON_PREFIX) and all(
+        r.reason.startswith(REASON_PREFIX) for r in rounds[1:]
+    )
     assert not same(weights(store, 1, "oracle"), weights(store, 0))
     list(oracle(task, store, truth_of(task, truth.ids[:2])))
     assert watched[0][3:] == [6, 6], "other masks, another training"
@@ -174,7 +176,7 @@ def test_self_training_is_mining_with_an_echo_whatever_the_segmenter_was_to_be_a
     auto = replace(CFG.prompts, source="auto", passes=2)
     task, store = task_of(replace(ONE, prompts=auto))
     rounds = list(arms.METHODS["self_training"](task, store))
-    other, other_store = task_of(ONE, "echo", segmenter=Echo())
+    other, other_store = task_of(ONE, "echo", segmenter=IdentitySegmenter())
     assert rounds[1].num_pseudo > 0
     assert [r.metrics for r in rounds] == [r.metrics for r in mine(other, other_store)]
     assert same(weights(store, 1), weights(other_store, 1))
@@ -187,7 +189,7 @@ def test_a_calibrated_gate_is_calibrated_with_the_echo(task_of, monkeypatch):
     seen = []
     monkeypatch.setattr(calibration, "calibrate", lambda task, base, store: seen.append((task.segmenter, base)) or task)
     arms.METHODS["self_training"](task, store)
-    assert seen[0][0] is seen[0][1] and isinstance(seen[0][0], Echo)
+    assert seen[0][0] is seen[0][1] and isinstance(seen[0][0], IdentitySegmenter)
 
 
 def test_every_method_writes_where_it_says_and_starts_from_the_same_round_0(task_of):
@@ -196,7 +198,7 @@ def test_every_method_writes_where_it_says_and_starts_from_the_same_round_0(task
     for name in arms.METHODS:
         task, store = task_of(cfg, name)
         rounds = list(arms.METHODS[name](task, store))
-        assert store.round_dir(rounds[-1].round_idx, arms.arm_of(name)).joinpath("metrics.json").exists()
+        assert store.round_dir(rounds[-1].round_idx, arms.method_dir_of(name)).joinpath("metrics.json").exists()
         starts.append(weights(store, 0))
     assert all(same(starts[0], other) for other in starts[1:])
 
@@ -216,13 +218,13 @@ class Says(nn.Module):
         return torch.cat([torch.zeros_like(first), first], dim=1)
 
 
-def seen(weak, strong, known=None, source=None) -> SeenTwice:
+def seen(weak, strong, known=None, source=None) -> UnlabeledViews:
     """Views of one-channel values (U, H, W)."""
     weak, strong = (torch.as_tensor(v)[:, None].repeat(1, 3, 1, 1) for v in (weak, strong))
     shape = (len(weak), *weak.shape[2:])
     own = torch.arange(len(weak))[:, None, None].expand(shape)
     known = torch.ones(shape, dtype=torch.bool) if known is None else torch.as_tensor(known)
-    return SeenTwice(weak, strong, known, own if source is None else torch.as_tensor(source))
+    return UnlabeledViews(weak, strong, known, own if source is None else torch.as_tensor(source))
 
 
 def test_only_sure_known_pixels_teach_and_the_mean_is_over_all_known_ones():
@@ -231,26 +233,26 @@ def test_only_sure_known_pixels_teach_and_the_mean_is_over_all_known_ones():
     sure = torch.tensor([[[True, False, True, True]]])
     known = torch.tensor([[[True, True, True, False]]])
     expected = (-math.log(0.75) - math.log(0.5)) / 3
-    assert sure_entropy(logits, classes, sure, known).item() == pytest.approx(expected)
-    assert sure_entropy(logits, classes, sure, known & False).item() == 0
+    assert masked_cross_entropy(logits, classes, sure, known).item() == pytest.approx(expected)
+    assert masked_cross_entropy(logits, classes, sure, known & False).item() == 0
 
 
 def test_planes_move_as_the_strong_views_were_mixed():
     planes = torch.tensor([[[1, 2]], [[3, 4]]])
-    assert moved(planes, torch.tensor([[[0, 1]], [[-1, 0]]])).tolist() == [[[1, 4]], [[1, 2]]]
+    assert apply_cutmix(planes, torch.tensor([[[0, 1]], [[-1, 0]]])).tolist() == [[[1, 4]], [[1, 2]]]
 
 
 def test_fixmatch_asks_about_both_views_what_the_weak_one_says():
     """Pixel 0: surely 1, pixel 1: surely 0, pixel 2: unsure. The strong view has pixel 0 and 1 of the other image."""
     cfg = FixmatchConfig(weight=2.0, threshold=0.9, feature_perturbation=0.3)
     views = seen([[[5, -5, 0]]], [[[1, 1, 1]]])
-    asked = fixmatch_file.asking(cfg)(Says(), views, 0, None)
+    asked = fixmatch_file.fixmatch_consistency(cfg)(Says(), views, 0, None)
     assert asked.images[:, 0].tolist() == [[[1, 1, 1]], [[5, -5, 0]]], "strong, then weak"
     assert asked.perturbed.tolist() == [False, True] and asked.rate == 0.3
     undecided = torch.zeros(2, 2, 1, 3)
     # In each stream two of three pixels teach, at log 2 each; half of the weight for each stream.
     assert asked.loss(undecided).item() == pytest.approx(2.0 * (2 / 3) * math.log(2))
-    never = fixmatch_file.asking(replace(cfg, threshold=1.0))(Says(), views, 0, None)
+    never = fixmatch_file.fixmatch_consistency(replace(cfg, threshold=1.0))(Says(), views, 0, None)
     logits = torch.randn(2, 2, 1, 3, requires_grad=True)
     loss = never.loss(logits)
     loss.backward()
@@ -259,7 +261,7 @@ def test_fixmatch_asks_about_both_views_what_the_weak_one_says():
 
 def test_fixmatch_teaches_a_rectangle_what_the_image_it_came_from_says():
     views = seen([[[9, 9]], [[-9, -9]]], [[[0, 0]], [[0, 0]]], source=[[[0, 1]], [[1, -1]]])
-    asked = fixmatch_file.asking(FixmatchConfig())(Says(), views, 0, None)
+    asked = fixmatch_file.fixmatch_consistency(FixmatchConfig())(Says(), views, 0, None)
 
     def loss(strong):
         logits = torch.zeros(4, 2, 1, 2)
@@ -274,12 +276,12 @@ def test_fixmatch_teaches_a_rectangle_what_the_image_it_came_from_says():
 
 def test_the_mean_teacher_is_the_average_and_its_weight_rises():
     model = Says()
-    average = Average(model, 0.99)
+    average = EMA(model, 0.99)
     with torch.no_grad():
         model.scale.fill_(3.0)
     average.update(0)  # 1/10 x 1 + 9/10 x 3 = 2.8
     views = seen([[[1, -1]]], [[[7, 7]]], known=[[[True, False]]])
-    ask = teacher_file.asking(TeacherConfig(weight=10.0, ramp_up=0.5), 8)
+    ask = teacher_file.mean_teacher_consistency(TeacherConfig(weight=10.0, ramp_up=0.5), 8)
     taught = 1 / (1 + math.exp(-2.8))
     for step, risen in ((0, math.exp(-5)), (2, math.exp(-5 / 4)), (4, 1.0), (7, 1.0)):
         asked = ask(model, views, step, average)

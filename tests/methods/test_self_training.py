@@ -11,14 +11,14 @@ from helpers.small import CFG
 from kmine.methods.mining import mine
 from kmine.ops.masks import from_rle
 from kmine.segmenters import REGISTRY
-from kmine.segmenters.identity import Echo
+from kmine.segmenters.identity import IdentitySegmenter
 from kmine.types import Prompts
 
 
 def test_the_echo_answers_with_the_component_whatever_is_asked():
     part = np.zeros((8, 9), bool)
     part[2:5, 3:7] = True
-    echo = Echo()
+    echo = IdentitySegmenter()
     embedded = echo.encode([np.zeros((8, 9, 3), np.uint8)])
     asked = Prompts(1, box=np.array([0, 0, 8, 7], np.float32), component=part)
     ((answer,),) = echo.decode(embedded, [[asked]])
@@ -27,11 +27,11 @@ def test_the_echo_answers_with_the_component_whatever_is_asked():
     assert answer.jittered_masks.shape == (0, 8, 9)
     with pytest.raises(ValueError, match="component"):
         echo.decode(embedded, [[Prompts(1, box=np.array([0, 0, 8, 7], np.float32))]])
-    assert Echo.name not in REGISTRY, "the lack of a segmenter is no segmenter to choose"
+    assert IdentitySegmenter.name not in REGISTRY, "the lack of a segmenter is no segmenter to choose"
 
 
 def test_its_pseudo_masks_are_the_local_model_s_own(task_of):
-    task, store = task_of(replace(CFG, rounds=1), segmenter=Echo())
+    task, store = task_of(replace(CFG, rounds=1), segmenter=IdentitySegmenter())
     done = list(mine(task, store))
     rows = [row for row in store.decisions(1) if row["object_idx"] >= 0]
     assert done[1].num_pseudo > 0 and rows

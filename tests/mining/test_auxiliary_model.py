@@ -10,7 +10,7 @@ from helpers.small import CFG, same, weights
 from kmine.methods.mining import mine
 from kmine.segmenters.ellipse import Ellipse
 from kmine.training import trainer as training
-from kmine.training.rounds import trained_witness
+from kmine.training.rounds import trained_auxiliary_model
 
 TWO = replace(CFG, model=replace(CFG.model, name="unetpp+unet"))
 
@@ -45,7 +45,7 @@ def test_it_is_trained_once_and_never_on_a_pseudo_mask(task_of, monkeypatch):
     list(mine(task, store))
     (pseudo,) = [pseudo for name, pseudo in trained if name == "Unet"]
     assert pseudo is None and len(trained) == 4  # rounds 0, 1, 2 and the witness
-    found, signature = trained_witness(task, store)
+    found, signature = trained_auxiliary_model(task, store)
     assert len(trained) == 4, "read back"
     assert same(found.state_dict(), {**found.state_dict(), **weights(store, 0, "witness", "model")}) and signature
 

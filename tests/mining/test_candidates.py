@@ -11,9 +11,9 @@ from helpers.small import CFG
 from kmine.config import PromptsConfig
 from kmine.errors import UserError
 from kmine.mining.calibration import step as calibration
-from kmine.mining.candidates import ask, object_areas, prompts_for
-from kmine.mining.prompts import find_prompts
-from kmine.mining.tables import rows_of
+from kmine.mining.candidates import generate_prompts, median_object_area, segment_prompts
+from kmine.mining.prompts import prompts_from_probs
+from kmine.mining.tables import decision_rows
 from kmine.ops.masks import grow_box, tight_box
 from kmine.segmenters.base import proposals_of
 from kmine.segmenters.ellipse import Ellipse
@@ -64,10 +64,10 @@ def opened(task_of):
 def test_the_picked_mask_becomes_the_prompt_and_the_component_stays_local(opened) -> None:
     task, _, images = opened
     probs = [believing(images[0], BELIEVED), believing(images[1]), believing(images[2], BELIEVED, *pieces())]
-    prompts, embedded = prompts_for(task, task.segmenter, images, probs, 1)
+    prompts, embedded = generate_prompts(task, task.segmenter, images, probs, 1)
     assert [len(some) for some in prompts] == [1, 0, 2]
     assert set(embedded) == {0, 2} and task.segmenter.encoded == 2, "where nothing is seen, nothing is asked"
-    (one,), (own,) = prompts[0], find_prompts(probs[0], AUTO.prompts, seed=AUTO.seed, round_idx=1)
+    (one,), (own,) = prompts[0], prompts_from_probs(probs[0], AUTO.prompts, seed=AUTO.seed, round_idx=1)
     mask = np.zeros(images[0].image.shape[:2], bool)
     mask[FOUND] = True
     assert (one.box == grow_box(tight_box(mask), AUTO.prompts.box_margin, *mask.shape)).all()
@@ -82,12 +82,12 @@ def test_an_image_is_encoded_once_for_proposals_and_answers(opened) -> None:
     for passes in (1, 2):
         settings = replace(task.cfg, prompts=replace(task.cfg.prompts, passes=passes))
         task.segmenter.encoded = 0
-        prompts, embedded = prompts_for(replace(task, cfg=settings), task.segmenter, images, probs, 1)
-        _, answers = ask(replace(task, cfg=settings), task.segmenter, images, prompts, 1, embedded)
+        prompts, embedded = generate_prompts(replace(task, cfg=settings), task.segmenter, images, probs, 1)
+        _, answers = segment_prompts(replace(task, cfg=settings), task.segmenter, images, prompts, 1, embedded)
         assert task.segmenter.encoded == 3 and [len(some) for some in answers] == [1, 1, 1]
     # A prompt that came from elsewhere, such as a classifier's activation: that image is encoded then.
     task.segmenter.encoded = 0
-    ask(task, task.segmenter, images, prompts, 1, {n: embedded[n] for n in (0, 1)})
+    segment_prompts(task, task.segmenter, images, prompts, 1, {n: embedded[n] for n in (0, 1)})
     assert task.segmenter.encoded == 1
 
 
@@ -96,7 +96,9 @@ def test_jitter_depends_on_seed_round_and_sample_alone(opened) -> None:
     probs = [believing(image, BELIEVED) for image in images]
 
     def boxes(task, some, round_idx: int = 1):
-        prompts, _ = prompts_for(task, task.segmenter, [images[n] for n in some], [probs[n] for n in some], round_idx)
+        prompts, _ = generate_prompts(
+            task, task.segmenter, [images[n] for n in some], [probs[n] for n in some], round_idx
+        )
         return np.stack([asked[0].jittered_boxes for asked in prompts])
 
     first = boxes(task, (0, 1, 2))
@@ -108,19 +110,19 @@ def test_jitter_depends_on_seed_round_and_sample_alone(opened) -> None:
 def test_an_image_known_to_be_free_is_left_alone(opened) -> None:
     task, _, images = opened
     free = [replace(images[0], image_label=0)]
-    prompts_for(task, task.segmenter, free, [believing(images[0], BELIEVED)], 1)
+    generate_prompts(task, task.segmenter, free, [believing(images[0], BELIEVED)], 1)
     assert task.segmenter.encoded == 0
-    prompts_for(replace(task, num_classes=3), task.segmenter, free, [believing(images[0], BELIEVED)], 1)
+    generate_prompts(replace(task, num_classes=3), task.segmenter, free, [believing(images[0], BELIEVED)], 1)
     assert task.segmenter.proposed == 1, "of three classes another one may be there"
 
 
 def test_the_tables_hold_what_was_asked_also_without_a_component(opened) -> None:
     task, _, images = opened
     probs = [believing(images[0], BELIEVED, *pieces())]
-    prompts, embedded = prompts_for(task, task.segmenter, images[:1], probs, 1)
-    prompts, answers = ask(task, task.segmenter, images[:1], prompts, 1, embedded)
+    prompts, embedded = generate_prompts(task, task.segmenter, images[:1], probs, 1)
+    prompts, answers = segment_prompts(task, task.segmenter, images[:1], prompts, 1, embedded)
     kept = [[Decision(True, "kept", Evidence())] * 2]
-    tables, _ = rows_of(images[:1], prompts, answers, kept, [None])
+    tables, _ = decision_rows(images[:1], prompts, answers, kept, [None])
     assert [row["box"] for row in tables["prompts"]] == [one.box.tolist() for one in prompts[0]]
     assert len(tables["decisions"]) == 2
 
@@ -128,15 +130,15 @@ def test_the_tables_hold_what_was_asked_also_without_a_component(opened) -> None
 def test_a_segmenter_without_proposals_is_refused(opened) -> None:
     task, _, images = opened
     with pytest.raises(UserError, match=r"prompts\.source: auto .*`ellipse`"):
-        prompts_for(task, Ellipse(), images, [believing(image) for image in images], 1)
+        generate_prompts(task, Ellipse(), images, [believing(image) for image in images], 1)
 
 
 def test_local_prompts_are_as_ever_and_nothing_is_proposed(opened) -> None:
     task, _, images = opened
     task = replace(task, cfg=CFG)
     probs = [believing(image, BELIEVED) for image in images]
-    prompts, embedded = prompts_for(task, task.segmenter, images, probs, 1)
-    own = [find_prompts(p, CFG.prompts, seed=CFG.seed, round_idx=1) for p in probs]
+    prompts, embedded = generate_prompts(task, task.segmenter, images, probs, 1)
+    own = [prompts_from_probs(p, CFG.prompts, seed=CFG.seed, round_idx=1) for p in probs]
     assert [[one.box.tolist() for one in some] for some in prompts] == [[o.box.tolist() for o in some] for some in own]
     assert embedded == {} and task.segmenter.proposed == task.segmenter.encoded == 0
 
@@ -146,7 +148,7 @@ def test_the_gate_is_calibrated_on_the_prompts_that_will_be_asked(opened, monkey
     ids = task.labeled.ids[:2]
     probs = [believing(task.labeled.sample(i), BELIEVED, *pieces()) for i in ids]
     monkeypatch.setattr(calibration, "infer", lambda *args, **more: iter(probs))
-    seen, real = [], calibration.ask
+    seen, real = [], calibration.segment_prompts
 
     def ask(task, segmenter, images, prompts, round_idx, embedded):
         assert all(image.mask is None and image.image_label is None for image in images)
@@ -154,8 +156,8 @@ def test_the_gate_is_calibrated_on_the_prompts_that_will_be_asked(opened, monkey
         return real(task, segmenter, images, prompts, round_idx, embedded)
 
     monkeypatch.setattr(calibration, "ask", ask)
-    rows = list(calibration._mined(task, None, None, task.segmenter, ids, {}))
-    expected, _ = prompts_for(task, task.segmenter, [task.labeled.sample(i) for i in ids], probs, 0)
+    rows = list(calibration._evidence_rows(task, None, None, task.segmenter, ids, {}))
+    expected, _ = generate_prompts(task, task.segmenter, [task.labeled.sample(i) for i in ids], probs, 0)
     assert [[one.box.tolist() for one in some] for some in seen] == [
         [one.box.tolist() for one in some] for some in expected
     ]
@@ -174,4 +176,4 @@ def test_object_areas_are_medians_per_class():
             mask[5:7, :2] = 1 if sample_id == "a" else 0  # 4 %
             return mask
 
-    assert object_areas(Two(), 3) == {1: pytest.approx(0.1)}
+    assert median_object_area(Two(), 3) == {1: pytest.approx(0.1)}

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmine.config import GateConfig
-from kmine.mining.gate import gate, gather
+from kmine.mining.gate import collect_evidence, gate
 from kmine.ops.calibrator import (
     FEATURES,
     Calibration,
     Calibrator,
-    Promise,
+    RiskGuarantee,
 )
 from kmine.types import Candidate, Probs, Prompts
 
@@ -55,7 +55,7 @@ def case() -> tuple[Probs, Prompts, Candidate]:
 
 def judge(case, cfg=NO_LIMITS, image_label=None, candidate=None):
     probs, prompts, own = case
-    return gate(probs, prompts, candidate or own, labeled_area={1: 0.125}, image_label=image_label, cfg=cfg)
+    return gate(probs, prompts, candidate or own, area_prior={1: 0.125}, image_label=image_label, cfg=cfg)
 
 
 def test_the_witness_is_heard_where_it_sees_something(case):
@@ -65,18 +65,18 @@ def test_the_witness_is_heard_where_it_sees_something(case):
 
     far = square(28, 28)
     # The answer is the square at (10, 12); the witness sees it shifted by 5 rows, half of it, and something far away.
-    assert gather(*case, {}, seen(square(15, 12), far)).witness_dice == pytest.approx(2 * 50 / 200)
+    assert collect_evidence(*case, {}, seen(square(15, 12), far)).witness_dice == pytest.approx(2 * 50 / 200)
     # What touches the local model's own component counts as well: the answer at columns 12-21, the witness at 4-10.
-    assert gather(*case, {}, seen(square(10, 4, 7))).witness_dice == pytest.approx(0)
-    assert gather(*case, {}, seen(square(10, 12), square(10, 4, 7))).witness_dice == pytest.approx(
+    assert collect_evidence(*case, {}, seen(square(10, 4, 7))).witness_dice == pytest.approx(0)
+    assert collect_evidence(*case, {}, seen(square(10, 12), square(10, 4, 7))).witness_dice == pytest.approx(
         2 * 100 / (100 + 149)
     )
-    assert gather(*case, {}, seen(far)).witness_dice == 0
-    assert np.isnan(gather(*case, {}).witness_dice)
+    assert collect_evidence(*case, {}, seen(far)).witness_dice == 0
+    assert np.isnan(collect_evidence(*case, {}).witness_dice)
 
 
 def test_every_score_of_the_best_mask_by_hand(case):
-    e = gather(*case, {1: 0.125})
+    e = collect_evidence(*case, {1: 0.125})
     assert e.predicted_iou == pytest.approx(0.8)
     assert e.stability_score == pytest.approx(0.95)
     assert e.agreement_iou == pytest.approx(80 / 120)
@@ -147,7 +147,7 @@ def test_a_stricter_gate_never_keeps_more(changes):
         if k in LIMITS
     }
     b = replace(a, **tighter)
-    kept_a, kept_b = (gate(probs, prompts, answer, labeled_area={1: 0.1}, image_label=None, cfg=c).kept for c in (a, b))
+    kept_a, kept_b = (gate(probs, prompts, answer, area_prior={1: 0.1}, image_label=None, cfg=c).kept for c in (a, b))
     assert kept_a or not kept_b
 
 
@@ -161,7 +161,7 @@ def always(dice: float) -> Calibrator:
 
 def calibrated(case, segmenter: float, local: float, threshold: float = 0.6, image_label=None, candidate=None):
     probs, prompts, own = case
-    goes_by = Calibration(always(segmenter), always(local), Promise(threshold, True, 0.7, 0.8, 1.0, 30))
+    goes_by = Calibration(always(segmenter), always(local), RiskGuarantee(threshold, True, 0.7, 0.8, 1.0, 30))
     how = {"labeled_area": {1: 0.125}, "image_label": image_label, "cfg": GateConfig(margin=0.05)}
     return gate(probs, prompts, candidate or own, calibration=goes_by, **how)
 

@@ -13,7 +13,7 @@ from kmine.config import ClassifierConfig
 from kmine.data.augment import Augment
 from kmine.data.batches import LabelBatches
 from kmine.methods.mining import mine
-from kmine.mining.candidates import heed_labels
+from kmine.mining.candidates import apply_image_labels
 from kmine.segmenters.ellipse import Ellipse
 from kmine.training import trainer as training
 from kmine.training.model_setup import new_model
@@ -78,23 +78,23 @@ def test_where_the_model_finds_nothing_the_classifier_is_asked_where_it_looks(sk
     model = new_model(task, store)
     images = [task.unlabeled.sample(i) for i in task.unlabeled.ids]
     found = Prompts(1, np.array([1, 1, 9, 9], np.float32))
-    heeded = heed_labels(task, model, images, [[] for _ in images], 1)
+    heeded = apply_image_labels(task, model, images, [[] for _ in images], 1)
     assert any(heeded)
     for image, asked in zip(images, heeded, strict=True):
         assert len(asked) <= image.image_label
         assert all(one.mask_input is None and one.component.any() for one in asked)
-    kept = heed_labels(task, model, images, [[found] for _ in images], 1)
+    kept = apply_image_labels(task, model, images, [[found] for _ in images], 1)
     assert [len(asked) for asked in kept] == [image.image_label for image in images]
     off = replace(task, cfg=replace(task.cfg, prompts=replace(task.cfg.prompts, seed_from_activation=False)))
-    assert not any(heed_labels(off, model, images, [[] for _ in images], 1))
+    assert not any(apply_image_labels(off, model, images, [[] for _ in images], 1))
 
 
 def test_an_unknown_label_changes_nothing(sks_task):
     task, store = sks_task
     image = replace(task.unlabeled.sample(task.unlabeled.ids[0]), image_label=None)
     found = Prompts(1, np.array([1, 1, 9, 9], np.float32))
-    assert heed_labels(task, new_model(task, store), [image], [[found]], 1) == [[found]]
-    assert heed_labels(task, new_model(task, store), [image], [[]], 1) == [[]]
+    assert apply_image_labels(task, new_model(task, store), [image], [[found]], 1) == [[found]]
+    assert apply_image_labels(task, new_model(task, store), [image], [[]], 1) == [[]]
 
 
 def test_of_three_classes_the_last_is_the_lesion(task_of):
@@ -102,7 +102,7 @@ def test_of_three_classes_the_last_is_the_lesion(task_of):
     task = replace(task, num_classes=3)
     image = replace(task.unlabeled.sample(task.unlabeled.ids[0]), image_label=0)
     organ, lesion = (Prompts(c, np.array([1, 1, 9, 9], np.float32)) for c in (1, 2))
-    assert heed_labels(task, None, [image], [[organ, lesion]], 1) == [[organ]]
+    assert apply_image_labels(task, None, [image], [[organ, lesion]], 1) == [[organ]]
 
 
 def test_the_classifier_is_trained_once_and_read_back(sks_task, monkeypatch):

@@ -8,11 +8,11 @@ import pytest
 from kmine.config import PromptsConfig
 from kmine.errors import UserError
 from kmine.mining.prompts import (
-    HINT_CLIP,
-    ask_again,
-    find_prompts,
-    prompts_from_activation,
-    remember,
+    MASK_INPUT_CLIP,
+    blend_previous_mask,
+    prompts_from_cam,
+    prompts_from_probs,
+    reprompt_from_candidate,
 )
 from kmine.types import Candidate, Probs, Prompts
 
@@ -23,7 +23,7 @@ def probs_of(*foregrounds: np.ndarray, sample_id: str = "a") -> Probs:
 
 
 def find(probs: Probs, seed: int = 0, round_idx: int = 1, **settings: object):
-    return find_prompts(probs, PromptsConfig(**settings), seed=seed, round_idx=round_idx)
+    return prompts_from_probs(probs, PromptsConfig(**settings), seed=seed, round_idx=round_idx)
 
 
 @pytest.fixture
@@ -74,8 +74,8 @@ def test_hint_is_the_clipped_logit_with_other_objects_as_background(two_objects)
     hint = find(probs_of(two_objects))[0].mask_input
     assert hint.shape == two_objects.shape and hint.dtype == np.float32
     assert hint[15, 40] == pytest.approx(np.log(9), rel=1e-4)
-    assert hint[45, 8] == -HINT_CLIP
-    assert np.abs(find(probs_of(np.where(two_objects > 0.5, 1.0, 0.0)))[0].mask_input).max() == HINT_CLIP
+    assert hint[45, 8] == -MASK_INPUT_CLIP
+    assert np.abs(find(probs_of(np.where(two_objects > 0.5, 1.0, 0.0)))[0].mask_input).max() == MASK_INPUT_CLIP
 
 
 def test_classes_are_kept_apart():
@@ -110,21 +110,21 @@ def test_an_activation_map_gives_one_prompt_around_its_largest_hot_place():
     heat[30:36, 40:46] = 1.0
     heat[20:25, 0:5] = 0.5  # at half the highest value, not above
     key = {"sample_id": "a", "seed": 0, "round_idx": 1}
-    (found,) = prompts_from_activation(heat, 2, PromptsConfig(num_jitters=2), **key)
+    (found,) = prompts_from_cam(heat, 2, PromptsConfig(num_jitters=2), **key)
     assert found.class_id == 2 and found.mask_input is None
     assert found.component.sum() == 200
     np.testing.assert_array_equal(found.box, [8, 3, 31, 16])  # two pixels around the tight box, at least
     assert found.jittered_boxes.shape == (2, 4)
-    (again,) = prompts_from_activation(heat, 2, PromptsConfig(num_jitters=2), **key)
+    (again,) = prompts_from_cam(heat, 2, PromptsConfig(num_jitters=2), **key)
     np.testing.assert_array_equal(found.jittered_boxes, again.jittered_boxes)
 
 
 def test_an_empty_or_tiny_activation_gives_none():
     key = {"sample_id": "a", "seed": 0, "round_idx": 1}
-    assert prompts_from_activation(np.zeros((40, 60), np.float32), 1, PromptsConfig(), **key) == []
+    assert prompts_from_cam(np.zeros((40, 60), np.float32), 1, PromptsConfig(), **key) == []
     heat = np.zeros((40, 60), np.float32)
     heat[3:6, 3:6] = 1
-    assert prompts_from_activation(heat, 1, PromptsConfig(), **key) == []
+    assert prompts_from_cam(heat, 1, PromptsConfig(), **key) == []
 
 
 # -- a second pass, and the round before
@@ -142,26 +142,29 @@ def answer(mask: np.ndarray) -> Candidate:
 
 def test_a_second_pass_asks_for_the_box_and_the_mask_of_the_answer(two_objects):
     asked = find(probs_of(two_objects))[0]
-    again = ask_again(asked, answer(rectangle(12, 34, 24, 60)), PromptsConfig(num_jitters=2), seed=0)
+    again = reprompt_from_candidate(asked, answer(rectangle(12, 34, 24, 60)), PromptsConfig(num_jitters=2), seed=0)
     assert again.box.tolist() == [32, 10, 61, 25], "2 px around columns 34-59, rows 12-23"
-    assert (again.mask_input == np.where(rectangle(12, 34, 24, 60), HINT_CLIP, -HINT_CLIP)).all()
+    assert (again.mask_input == np.where(rectangle(12, 34, 24, 60), MASK_INPUT_CLIP, -MASK_INPUT_CLIP)).all()
     assert again.component is asked.component and again.class_id == 1 and len(again.jittered_boxes) == 2
 
 
 def test_an_empty_answer_changes_no_question(two_objects):
     asked = find(probs_of(two_objects))[0]
-    assert ask_again(asked, answer(np.zeros((60, 100), bool)), PromptsConfig(), seed=0) is asked
-    assert ask_again(asked, answer(rectangle(0, 0, 9, 9)), PromptsConfig(mask_hint=False), seed=0).mask_input is None
+    assert reprompt_from_candidate(asked, answer(np.zeros((60, 100), bool)), PromptsConfig(), seed=0) is asked
+    assert (
+        reprompt_from_candidate(asked, answer(rectangle(0, 0, 9, 9)), PromptsConfig(mask_hint=False), seed=0).mask_input
+        is None
+    )
 
 
 def test_the_hint_remembers_the_same_object_of_the_same_class(two_objects):
     near, far = find(probs_of(two_objects))
     before = [(1, lambda: rectangle(10, 30, 20, 60)), (2, lambda: near.component), (1, lambda: rectangle(0, 60, 9, 99))]
-    remembered, left = remember([near, far], before)
+    remembered, left = blend_previous_mask([near, far], before)
     assert left is far
     mask = rectangle(10, 30, 20, 60)
-    assert np.allclose(remembered.mask_input, (near.mask_input + np.where(mask, HINT_CLIP, -HINT_CLIP)) / 2)
+    assert np.allclose(remembered.mask_input, (near.mask_input + np.where(mask, MASK_INPUT_CLIP, -MASK_INPUT_CLIP)) / 2)
     assert remembered.box is near.box
-    (bare,) = remember([Prompts(1, near.box, component=near.component)], before[:1])
-    assert np.allclose(bare.mask_input, np.where(mask, HINT_CLIP, -HINT_CLIP) / 2)
-    assert remember([near], []) == [near]
+    (bare,) = blend_previous_mask([Prompts(1, near.box, component=near.component)], before[:1])
+    assert np.allclose(bare.mask_input, np.where(mask, MASK_INPUT_CLIP, -MASK_INPUT_CLIP) / 2)
+    assert blend_previous_mask([near], []) == [near]

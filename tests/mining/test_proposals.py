@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from kmine.config import PromptsConfig
-from kmine.mining.prompts import HINT_CLIP, ask_about, find_prompts
+from kmine.mining.prompts import MASK_INPUT_CLIP, prompts_from_mask, prompts_from_probs
 from kmine.mining.proposals import (
     MIN_MATCH,
-    SAME_MASK,
-    may_pick,
-    pick,
+    NMS_IOU,
+    has_foreground,
+    match_proposals,
     soft_iou,
 )
 from kmine.ops import masks, metrics
@@ -39,8 +39,8 @@ def probs_of(*foregrounds: np.ndarray) -> Probs:
 
 
 def picked(probs: Probs, *found: np.ndarray, cfg: PromptsConfig = CFG):
-    local = find_prompts(probs, cfg, seed=0, round_idx=1)
-    return local, pick(probs, local, proposals(*found), cfg)
+    local = prompts_from_probs(probs, cfg, seed=0, round_idx=1)
+    return local, match_proposals(probs, local, proposals(*found), cfg)
 
 
 NEAR, FAR = rectangle(10, 30, 20, 50), rectangle(40, 5, 50, 11)  # 200 and 60 pixels
@@ -62,7 +62,7 @@ def test_soft_iou_by_hand() -> None:
 def test_each_object_gets_the_proposal_that_matches_it_best(two) -> None:
     loose, shifted, part = rectangle(5, 25, 25, 60), rectangle(11, 30, 21, 50), rectangle(10, 30, 20, 42)
     local, out = picked(two, loose, FAR, shifted, part)
-    assert [one.asked for one in out] == local, "one pick an object, in the order of the local prompts"
+    assert [one.prompts for one in out] == local, "one pick an object, in the order of the local prompts"
     assert (out[0].mask == shifted).all() and (out[1].mask == FAR).all()
 
 
@@ -70,9 +70,9 @@ def test_what_matches_no_object_leaves_the_local_prompt_as_it_is(two) -> None:
     # Half of the object's pixels, probability 0.9: soft IoU 90 / (100 + 90 + some doubts around) is under 0.5.
     slice_, elsewhere = rectangle(10, 30, 15, 50), rectangle(30, 60, 50, 90)
     local, out = picked(two, slice_, elsewhere)
-    assert [one.mask for one in out] == [None, None] and [one.asked for one in out] == local
+    assert [one.mask for one in out] == [None, None] and [one.prompts for one in out] == local
     local, out = picked(two)
-    assert [one.mask for one in out] == [None, None] and [one.asked for one in out] == local
+    assert [one.mask for one in out] == [None, None] and [one.prompts for one in out] == local
 
 
 def test_a_match_below_the_bound_is_none_and_one_at_the_bound_is() -> None:
@@ -114,7 +114,7 @@ def test_scattered_pieces_become_one_object_without_a_component() -> None:
     local, out = picked(probs, shy, twin, around, NEAR)
     assert len(local) == 1 and len(out) == 2
     assert (out[1].mask == around).all()
-    assert out[1].asked.component is None and out[1].asked.class_id == 1
+    assert out[1].prompts.component is None and out[1].prompts.class_id == 1
     assert len(picked(probs, around & pieces & rectangle(0, 0, 60, 64))[1]) == 1, "one piece stays too small"
 
 
@@ -128,15 +128,15 @@ def test_a_part_of_an_object_is_no_object_of_its_own(two) -> None:
 def test_nothing_is_picked_where_nothing_is_believed() -> None:
     probs = probs_of(np.full(SHAPE, 0.49))
     local, out = picked(probs, NEAR, FAR)
-    assert out == [] and not may_pick(probs, local)
-    assert may_pick(probs_of(np.full(SHAPE, 0.5)), [])
+    assert out == [] and not has_foreground(probs, local)
+    assert has_foreground(probs_of(np.full(SHAPE, 0.5)), [])
 
 
 def test_classes_are_kept_apart() -> None:
     liver, tumour = rectangle(5, 5, 45, 60), rectangle(20, 25, 30, 45)
     probs = probs_of(np.where(liver & ~tumour, 0.9, 0.05), np.where(tumour, 0.9, 0.0))
     _, out = picked(probs, liver, tumour)
-    assert [(one.asked.class_id, int(one.mask.sum())) for one in out] == [(1, liver.sum()), (2, tumour.sum())]
+    assert [(one.prompts.class_id, int(one.mask.sum())) for one in out] == [(1, liver.sum()), (2, tumour.sum())]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -149,19 +149,19 @@ def test_laws_on_random_proposals(seed) -> None:
     belief = np.clip(sum(mask * rng.uniform(0.2, 0.9) for mask in found[:6]) + 0.05, 0, 1)
     local, out = picked(probs_of(belief), *found)
     assert local and len(out) >= len(local), "never fewer objects than the local model's own"
-    assert all(one.asked is own for one, own in zip(out, local, strict=False))
-    assert all(one.mask is not None and one.asked.component is None for one in out[len(local) :])
+    assert all(one.prompts is own for one, own in zip(out, local, strict=False))
+    assert all(one.mask is not None and one.prompts.component is None for one in out[len(local) :])
     chosen = [one.mask for one in out if one.mask is not None]
     assert chosen and all(any(mask is part or (mask == part).all() for part in found) for mask in chosen)
     own = chosen[: sum(one.mask is not None for one in out[: len(local)])]
-    assert all(metrics.iou(a, b) < SAME_MASK for n, a in enumerate(own) for b in own[:n])
+    assert all(metrics.iou(a, b) < NMS_IOU for n, a in enumerate(own) for b in own[:n])
 
 
 def test_the_prompt_of_a_pick_comes_from_the_mask_and_keeps_the_component(two) -> None:
     shifted = rectangle(11, 31, 21, 52)
     local, out = picked(two, shifted)
-    asked = ask_about(out[0].asked, out[0].mask, PromptsConfig(points=True), seed=0)
+    asked = prompts_from_mask(out[0].prompts, out[0].mask, PromptsConfig(points=True), seed=0)
     assert asked.box.tolist() == [29, 9, 53, 22], "2 px around columns 31-51, rows 11-20"
-    assert (asked.mask_input == np.where(shifted, HINT_CLIP, -HINT_CLIP)).all()
+    assert (asked.mask_input == np.where(shifted, MASK_INPUT_CLIP, -MASK_INPUT_CLIP)).all()
     assert (asked.point_coords[0] == masks.inner_point(shifted)).all() and asked.jittered_boxes.shape == (3, 4)
     assert asked.component is local[0].component and (asked.component == NEAR).all()

@@ -12,16 +12,16 @@ import pytest
 
 from kmine.io.files import nan_to_none
 from kmine.mining.round_changes import (
-    NOTHING,
-    Changes,
-    Taught,
+    MIN_CHANGED_SHARE,
+    PseudoLabel,
+    RoundChanges,
     class_map,
     class_shares,
-    find_changes,
-    sentence,
-    taught,
+    compare_rounds,
+    explain_empty_round,
+    pseudo_label_of,
+    summary_line,
     warnings,
-    why_none,
 )
 from kmine.ops.masks import to_rle
 
@@ -31,16 +31,16 @@ def mask(text: str) -> np.ndarray:
     return np.array([[{".": 0, "?": 255}.get(c) if c in ".?" else int(c) for c in text]], np.uint8)
 
 
-def image(sample_id: str = "a", pseudo: str = "", local: str = "", answered: str = "", **more: object) -> Taught:
+def image(sample_id: str = "a", pseudo: str = "", local: str = "", answered: str = "", **more: object) -> PseudoLabel:
     """An image whose objects were all kept; without more words the segmenter gives the local mask `.11.` back."""
     local = local or ".11.".ljust(len(pseudo), ".")
     masks = {"pseudo": pseudo or answered or local, "local": local, "asked": local, "answered": answered or local}
-    return Taught(sample_id, **{name: mask(text) for name, text in masks.items()}, **more)
+    return PseudoLabel(sample_id, **{name: mask(text) for name, text in masks.items()}, **more)
 
 
-def found(*images: Taught, labeled=(".1..",), earlier=(), num_classes: int = 2) -> Changes:
+def found(*images: PseudoLabel, labeled=(".1..",), earlier=(), num_classes: int = 2) -> RoundChanges:
     labels = (mask(text) for text in labeled)
-    return find_changes(iter(images), labels, earlier, num_unlabeled=9, num_classes=num_classes)
+    return compare_rounds(iter(images), labels, earlier, num_unlabeled=9, num_classes=num_classes)
 
 
 def row(local: str, answer: str, class_id: int = 1, *, kept: bool = True, source: str = "both") -> dict:
@@ -58,7 +58,7 @@ def test_admissions_and_expulsions_by_hand():
     then = mask(".11.")
     moved = found(image("d"), image("b", before=then), image("a"), earlier=earlier)
     assert (moved.new, moved.kept_on, moved.readmitted, moved.expelled) == (("d",), ("b",), ("a",), ("c",))
-    assert moved.teaching == {"a", "b", "d"} and not moved.training_set_unchanged
+    assert moved.pseudo_labeled == {"a", "b", "d"} and not moved.training_set_unchanged
 
 
 def test_in_the_first_round_everything_is_new_and_nothing_is_unchanged():
@@ -87,7 +87,7 @@ def test_a_training_set_is_unchanged_only_with_the_same_images_and_masks(then, n
 def test_nothing_that_teaches_is_no_unchanged_set():
     none = found(earlier=[{"a"}])
     assert none.expelled == ("a",) and not none.noop and warnings(none) == []
-    assert sentence(none) == "none of 9 unlabeled images teaches (1 did the round before)"
+    assert summary_line(none) == "none of 9 unlabeled images teaches (1 did the round before)"
 
 
 # -- what the segmenter changed
@@ -127,7 +127,7 @@ def test_images_that_differ_from_the_local_mask_are_counted_once_each_ignored_pi
 
 @pytest.mark.parametrize(("changed", "nothing"), [(0, True), (1, True), (2, False)])
 def test_up_to_the_stated_share_the_segmenter_changed_nothing(changed, nothing):
-    assert NOTHING == 0.001
+    assert MIN_CHANGED_SHARE == 0.001
     told = found(image(local="1" * 1000, answered="." * changed + "1" * (1000 - changed)))
     assert told.segmenter_changed_nothing == told.noop == nothing
     assert any("self-training" in said for said in warnings(told)) == nothing
@@ -144,21 +144,21 @@ def test_only_empty_images_mean_that_the_segmenter_did_nothing():
 
 def test_of_an_image_the_kept_objects_count_and_the_local_mask_is_all_of_them():
     rows = [row("11......", ".11....."), row("....1...", "....11..", kept=False), row("......1.", "......1.", 2)]
-    one = taught(rows, mask(".11..?2."))
+    one = pseudo_label_of(rows, mask(".11..?2."))
     for name, text in {"local": "11..1.2.", "asked": "11....2.", "answered": ".11...2."}.items():
         assert np.array_equal(getattr(one, name), mask(text)), name
-    assert not one.known_empty and one.before is None
+    assert not one.known_empty and one.previous is None
 
 
 def test_where_the_gate_took_the_local_mask_nothing_is_changed():
-    one = taught([row("11..", "..11", source="local")], mask("11.."))
-    assert np.array_equal(one.asked, one.answered)
+    one = pseudo_label_of([row("11..", "..11", source="local")], mask("11.."))
+    assert np.array_equal(one.local_kept, one.used_mask)
 
 
 def test_an_image_known_to_be_empty_has_no_objects():
     nothing = {"sample_id": "a", "object_idx": -1, "class_id": 0, "kept": True, "reason": "lesion_free"}
-    one = taught([nothing], mask("...."), mask("...."))
-    assert one.known_empty and not one.local.any() and not one.answered.any() and one.before is not None
+    one = pseudo_label_of([nothing], mask("...."), mask("...."))
+    assert one.known_empty and not one.local.any() and not one.used_mask.any() and one.previous is not None
 
 
 def test_of_two_objects_on_a_pixel_the_later_one_s_class_counts():
@@ -193,7 +193,7 @@ def test_json_gives_the_same_back_through_a_file():
     empty = found(image(pseudo="....", local="....", known_empty=True), labeled=[])
     for one in (told, empty):
         value = json.loads(json.dumps(nan_to_none(one.to_json()), allow_nan=False))
-        assert repr(Changes.from_json(value)) == repr(one)
+        assert repr(RoundChanges.from_json(value)) == repr(one)
     kept = told.to_json()
     assert (kept["num_teaching"], kept["num_new"], kept["num_kept_on"], kept["num_expelled"]) == (2, 1, 1, 1)
     assert kept["noop"] and kept["segmenter_changed_nothing"] and not kept["training_set_unchanged"]
@@ -201,7 +201,7 @@ def test_json_gives_the_same_back_through_a_file():
 
 def test_a_round_in_one_line():
     told = found(image("a", ".11.", ".1..", ".11."), image("b", "????"), earlier=[{"b", "x"}])
-    assert sentence(told) == (
+    assert summary_line(told) == (
         "2 of 9 unlabeled images teach (1 new, 1 kept on), 1 of the round before no more; the segmenter changed 25.0 % "
         "of the object pixels of the local masks, 25.0 % are taught otherwise; class 1 covers 50.0 % of a pseudo mask, "
         "25.0 % of a label"
@@ -210,9 +210,9 @@ def test_a_round_in_one_line():
 
 
 def test_why_nothing_was_kept():
-    assert "found no object in any image" in why_none([{"reason": "no_component"}] * 3)
+    assert "found no object in any image" in explain_empty_round([{"reason": "no_component"}] * 3)
     mixed = [{"reason": "no_component"}, *[{"reason": "low_agreement"}] * 2]
-    assert why_none(mixed) == "objects by the gate's reason: low_agreement 2, no_component 1"
+    assert explain_empty_round(mixed) == "objects by the gate's reason: low_agreement 2, no_component 1"
 
 
 def test_no_more_than_one_image_is_held():
@@ -226,4 +226,4 @@ def test_no_more_than_one_image_is_held():
             yield one
             del one
 
-    assert len(find_changes(images(), [], [], num_unlabeled=6, num_classes=2).new) == 6
+    assert len(compare_rounds(images(), [], [], num_unlabeled=6, num_classes=2).new) == 6

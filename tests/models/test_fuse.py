@@ -8,7 +8,7 @@ from torch import nn
 
 from kmine.config import ModelConfig
 from kmine.models.build import build_model
-from kmine.models.fuse import fold_batch_norm
+from kmine.models.fuse import fuse_conv_bn
 
 
 def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
@@ -28,7 +28,7 @@ def test_the_answer_stays_and_the_norms_of_the_decoder_go(name):
         images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
         before = model.eval()(images)
         count = len(norms(model))
-        fold_batch_norm(model)
+        fuse_conv_bn(model)
         after = model(images)
     assert len(norms(model)) < count / 2
     torch.testing.assert_close(after, before, atol=1e-4 * float(before.abs().max()), rtol=1e-4)
@@ -36,5 +36,5 @@ def test_the_answer_stays_and_the_norms_of_the_decoder_go(name):
 
 def test_what_is_no_neighbour_is_left_alone():
     alone = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4))
-    fold_batch_norm(alone)
+    fuse_conv_bn(alone)
     assert len(norms(alone)) == 2 and not alone.training

@@ -79,7 +79,7 @@ def test_a_new_fusion_passes_the_fine_features_on():
 @pytest.mark.parametrize("training", [False, True])
 def test_at_step_0_it_equals_its_fine_branch_alone(encoder, levels, training):
     guided, alone = (sks(encoder=encoder, levels=levels, **switches) for switches in ({}, ALL_OFF))
-    assert guided.guided and not alone.guided
+    assert guided.uses_classifier and not alone.uses_classifier
     alone.net.fine.load_state_dict(guided.net.fine.state_dict())
     alone.net.decoder.load_state_dict(guided.net.decoder.state_dict())
     x = images(64, 64)
@@ -139,7 +139,7 @@ def test_every_weight_that_may_learn_is_reached(switches, frozen):
     silent = {n for n, w in model.named_parameters() if w.requires_grad and w.grad is None}
     if frozen:
         assert silent == set()
-    elif model.guided:
+    elif model.uses_classifier:
         unread = ("net.coarse.head.", *(f"net.coarse.pyramid.stages.{n}." for n in range(model.net.depth, 9)))
         assert silent == {n for n, _ in model.named_parameters() if n.startswith(unread)}
     else:
@@ -215,13 +215,13 @@ def test_a_free_coarse_branch_learns_from_the_second_step_on():
 
 def test_thawed_it_may_learn_and_is_frozen_again_afterwards():
     model = sks().train()
-    with model.thawed() as classifier:
+    with model.unfrozen() as classifier:
         classifier.train()(images(32, 32)).sum().backward()
         assert all(w.grad is not None for w in classifier.parameters())
     assert not any(w.requires_grad for w in model.net.coarse.parameters())
     assert not any(m.training for m in model.net.coarse.modules()) and model.net.fine.training
     free = sks(freeze_coarse=False)
-    with free.thawed():
+    with free.unfrozen():
         pass
     assert all(w.requires_grad for w in free.net.coarse.parameters())
 
@@ -294,7 +294,7 @@ def test_the_frozen_branch_sees_an_image_once_while_remembering_and_says_the_sam
     scramble(model.net.fusions)
     plain = model.eval()(x)
     calls = counted(model)
-    with model.remembering(augmented=False):
+    with model.caching_features(augmented=False):
         first = model.eval()(x)
         again = model.train()(x.flip(0))
         assert sum(calls) == 3
@@ -308,7 +308,7 @@ def test_the_frozen_branch_sees_an_image_once_while_remembering_and_says_the_sam
 def test_augmented_training_images_are_not_remembered_those_of_validation_are():
     model, x = sks(), images(64, 64)
     calls = counted(model)
-    with model.remembering(augmented=True):
+    with model.caching_features(augmented=True):
         for _ in range(2):
             model.train()(x)
         assert calls == [2, 2]
@@ -320,7 +320,7 @@ def test_augmented_training_images_are_not_remembered_those_of_validation_are():
 
 def test_features_made_in_inference_mode_serve_in_training():
     model, x = sks(), images(64, 64)
-    with model.remembering(augmented=False):
+    with model.caching_features(augmented=False):
         with torch.inference_mode():
             model.eval()(x)
         model.train()(x).sum().backward()
@@ -329,7 +329,7 @@ def test_features_made_in_inference_mode_serve_in_training():
 def test_a_branch_that_learns_is_never_remembered():
     model, x = sks(freeze_coarse=False), images(64, 64)
     calls = counted(model)
-    with model.remembering(augmented=False):
+    with model.caching_features(augmented=False):
         model(x), model(x)
     assert calls == [2, 2]
 
@@ -338,9 +338,9 @@ def test_when_the_memory_is_full_nothing_more_is_kept(monkeypatch):
     monkeypatch.setattr("kmine.models.sks.MEMO_BYTES", 0)
     model, x = sks(), images(64, 64)
     calls = counted(model)
-    with model.remembering(augmented=False):
+    with model.caching_features(augmented=False):
         a, b = model.eval()(x), model.eval()(x)
-        assert not model.net.memo.known
+        assert not model.net.feature_cache.entries
     assert calls == [1, 1, 1, 1] and torch.equal(a, b)
 
 

@@ -8,11 +8,11 @@ from scipy import stats
 
 from kmine.ops.statistics import (
     SMALL_SPLIT,
-    answer_empties,
     holm,
     is_fall,
     paired_change,
     paired_difference,
+    score_empty_cases,
 )
 
 
@@ -99,7 +99,7 @@ def test_holm_by_hand():
 
 
 def test_empty_beside_a_number_is_a_right_answer():
-    a, b = answer_empties(np.array([[0.5, NAN, NAN]]), np.array([[NAN, 0.0, NAN]]))
+    a, b = score_empty_cases(np.array([[0.5, NAN, NAN]]), np.array([[NAN, 0.0, NAN]]))
     assert a[0, :2].tolist() == [0.5, 1.0] and b[0, :2].tolist() == [1.0, 0.0]
     assert np.isnan([a[0, 2], b[0, 2]]).all()
 

@@ -25,7 +25,7 @@ from PIL import Image
 from kmine.data.datasets.phantom.dataset import PhantomSource
 from kmine.predict import __main__ as predict
 from kmine.predict.run_model import load_model, open_run_model
-from kmine.training.inference import predict_small
+from kmine.training.inference import predict_resized
 
 RNG = np.random.default_rng(0)
 
@@ -48,7 +48,7 @@ def expected_mask(run, image, **which) -> np.ndarray:
     """The rule, written anew: squash, ask, resize the probabilities, take the most probable class."""
     found = open_run_model(run, which.get("round_idx"), which.get("checkpoint", "best"))
     small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
-    probs = predict_small(load_model(found), small[None], "none", torch.device("cpu"))[0][0]
+    probs = predict_resized(load_model(found), small[None], "none", torch.device("cpu"))[0][0]
     grown = [cv2.resize(p, image.shape[1::-1], interpolation=cv2.INTER_LINEAR) for p in probs]
     return np.argmax(grown, axis=0).astype(np.uint8)
 
@@ -236,7 +236,7 @@ def test_a_calibrated_run_estimates_the_dice_of_each_object(judged, tmp_path, tt
     assert main(judged, tmp_path / "a.png", "--out", out, "--tta", tta, "--card") == 0
     small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
     found = load_model(open_run_model(judged, None, "best"))
-    probs = predict_small(found, small[None], tta, torch.device("cpu"))[0][0]
+    probs = predict_resized(found, small[None], tta, torch.device("cpu"))[0][0]
     inside = cv2.resize(probs[1], (50, 40), interpolation=cv2.INTER_LINEAR)
     mask = np.asarray(Image.open(out / "masks" / "a.png"))
     count, labels = cv2.connectedComponents(mask, connectivity=8)
@@ -336,7 +336,7 @@ def test_flips_agree_between_torch_and_onnx(judged, exported):
     images = RNG.integers(0, 256, (2, 32, 32, 3), np.uint8)
     model = load_model(open_run_model(run, None, "best"))
     for tta in ("none", "hflip", "flips"):
-        ours, apart = predict_small(model, images, tta, torch.device("cpu"))
+        ours, apart = predict_resized(model, images, tta, torch.device("cpu"))
         theirs = network.predict(images, tta)
         assert np.abs(theirs.probs - ours).max() < 1e-4
         assert theirs.std is None if tta == "none" else np.abs(theirs.std - apart).max() < 1e-4

@@ -12,7 +12,7 @@ import pytest
 from helpers.made_up_run import ALONE
 
 from kmine.errors import SampleError
-from kmine.mining.calibration.local_quality import Alone
+from kmine.mining.calibration.local_quality import LocalQualityEstimator
 from kmine.predict import stream
 from kmine.predict.inputs import Input
 from kmine.predict.metadata import ModelMetadata, colours
@@ -101,7 +101,9 @@ def test_each_object_is_judged_and_an_image_by_their_areas(job, tmp_path, monkey
     small[0, :, 0] = 255
     shown = {"000": small, "001": np.zeros_like(small)}
     pretend(monkeypatch, lambda one, *_, **__: Loaded(shown[one.name], (4, 4), None, None, None))
-    judged = replace(job, estimator=Alone.from_json(ALONE | {"prompts": ALONE["prompts"] | {"min_area_px": 1}}))
+    judged = replace(
+        job, estimator=LocalQualityEstimator.from_json(ALONE | {"prompts": ALONE["prompts"] | {"min_area_px": 1}})
+    )
     one, none = (done.row for done in predict_stream(judged, inputs(tmp_path, 2)))
     assert one["num_objects"] == 1 and one["estimated_dice"] == pytest.approx(0.9), "the mean probability inside"
     box = {"x0": 0, "y0": 0, "x1": 0, "y1": 3}

@@ -257,7 +257,7 @@ def test_an_image_is_encoded_once_whoever_asks(cache, monkeypatch) -> None:
     segmenter = SamSegmenter(sam, name="s", cache=cache)
     first = segmenter.encode(pictures)
     again = segmenter.encode(pictures[::-1])[::-1]
-    twin = segmenter.adapted(segmenter.trainee().state()).encode(pictures[:1])
+    twin = segmenter.with_weights(segmenter.fine_tuner().state()).encode(pictures[:1])
     assert counts == [3]
     for a, b in zip(first, again, strict=True):
         assert a.size == b.size
@@ -356,10 +356,10 @@ def test_a_batch_too_large_for_the_gpu_is_halved_for_good(cache, said, monkeypat
 
     plain = SamSegmenter(random_sam(), name="s").encode([*images(), *images(1)])
     monkeypatch.setattr(sam.image_encoder, "forward", small_gpu)
-    segmenter = SamSegmenter(sam, name="s", batch_size=16, say=said.append)
+    segmenter = SamSegmenter(sam, name="s", batch_size=16, log=said.append)
     found = segmenter.encode([*images(), *images(1)])
     assert tried == [6, 3, 1, 1, 1, 1, 1, 1]
-    segmenter.adapted(segmenter.trainee().state()).encode(images()[:2])
+    segmenter.with_weights(segmenter.fine_tuner().state()).encode(images()[:2])
     assert tried[8:] == [1, 1], "twins know it, too"
     assert len(said) == 2 and "6 images" in said[0] and "going on with 1" in said[1]
     for a, b in zip(found, plain, strict=True):
@@ -396,7 +396,7 @@ def test_masks_of_rounded_embeddings_agree() -> None:
     exact = SamSegmenter(random_sam(), name="s")
     learnt = adapt(exact, [disc(0), disc(1)], [disc(2)], cfg, seed=0)
     assert learnt.iou_after > 0.5
-    rounded = SamSegmenter(random_sam(), name="s", dtype="float16").adapted(learnt.state)
+    rounded = SamSegmenter(random_sam(), name="s", dtype="float16").with_weights(learnt.state)
     pictures, asked = [disc(n)[0].image for n in range(6)], [disc(n)[1] for n in range(6)]
     for (a,), (b,) in zip(*(s.decode(s.encode(pictures), asked) for s in (learnt.segmenter, rounded)), strict=True):
         assert not np.array_equal(a.low_res_logits, b.low_res_logits)

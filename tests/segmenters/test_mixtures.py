@@ -10,7 +10,7 @@ from helpers.segmenter_suite import images, random_sam
 
 from kmine.config import PromptsConfig
 from kmine.errors import UserError
-from kmine.mining.prompts import ask_again, find_prompts
+from kmine.mining.prompts import prompts_from_probs, reprompt_from_candidate
 from kmine.segmenters import NEEDS_BOX, check_prompting
 from kmine.segmenters.ellipse import Ellipse
 from kmine.segmenters.sam.segmenter import SamSegmenter
@@ -50,7 +50,7 @@ def probs() -> Probs:
 def test_every_component_gets_its_answer(opened, probs, mixture, passes) -> None:
     name, segmenter = opened
     cfg = PromptsConfig(num_jitters=2, **mixture)
-    asked = find_prompts(probs, cfg, seed=0, round_idx=1)
+    asked = prompts_from_probs(probs, cfg, seed=0, round_idx=1)
     assert len(asked) == 2
     for one in asked:
         assert (one.box is not None) == mixture["box"] and (one.point_coords is not None) == mixture["points"]
@@ -65,7 +65,7 @@ def test_every_component_gets_its_answer(opened, probs, mixture, passes) -> None
     check_prompting(name, cfg)
     (answers,) = segmenter.decode(embeddings, [asked])
     if passes == 2:
-        asked = [ask_again(one, answer, cfg, seed=0) for one, answer in zip(asked, answers, strict=True)]
+        asked = [reprompt_from_candidate(one, answer, cfg, seed=0) for one, answer in zip(asked, answers, strict=True)]
         (answers,) = segmenter.decode(embeddings, [asked])
     assert len(answers) == 2
     for answer in answers:

@@ -20,7 +20,7 @@ from kmine.segmenters import (
     REGISTRY,
     check_prompting,
 )
-from kmine.segmenters.base import Embedding, Proposing, proposals_of
+from kmine.segmenters.base import AutomaticMaskGenerator, Embedding, proposals_of
 from kmine.segmenters.ellipse import Ellipse
 from kmine.segmenters.sam import proposals as sam_auto
 from kmine.segmenters.sam.segmenter import SamSegmenter
@@ -85,15 +85,15 @@ def test_embeddings_of_another_segmenter_are_refused(segmenter) -> None:
 
 def test_adapted_ones_propose_too(sam) -> None:
     for segmenter in (Tiny(TinyNet()), SamSegmenter(sam, name="s")):
-        adapted = segmenter.adapted(segmenter.trainee().state())
-        assert isinstance(adapted, Proposing) and adapted.name.endswith("+adapted")
+        adapted = segmenter.with_weights(segmenter.fine_tuner().state())
+        assert isinstance(adapted, AutomaticMaskGenerator) and adapted.name.endswith("+adapted")
 
 
 def test_what_is_refused_beforehand_is_what_cannot_be_done(sam) -> None:
     kinds = {"ellipse": Ellipse(), "tiny": Tiny(TinyNet()), "sam_vit_b": SamSegmenter(sam, name="s")}
     assert set(NEEDS_BOX) <= set(REGISTRY) and set(NO_PROPOSALS) <= set(REGISTRY)
     for name, segmenter in kinds.items():
-        assert isinstance(segmenter, Proposing) == (name not in NO_PROPOSALS)
+        assert isinstance(segmenter, AutomaticMaskGenerator) == (name not in NO_PROPOSALS)
     check_prompting("ellipse", PromptsConfig(points=True))
     check_prompting("sam_vit_h", PromptsConfig(source="auto", box=False, points=True))
     with pytest.raises(UserError, match=r"prompts\.source: auto.*`ellipse`.*--prompts\.source local.*tiny"):

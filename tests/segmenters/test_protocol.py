@@ -138,7 +138,7 @@ def test_a_checkpoint_of_ones_own_is_named_in_tables(tmp_path, monkeypatch) -> N
     cfg = SegmenterConfig("sam_vit_b", str(path))
     assert open_segmenter(cfg, device="cpu", offline=True).name == "sam_vit_b:medsam"
     official = weights.Weights("http://127.0.0.1/x.pth", weights.sha256_of(path))
-    monkeypatch.setitem(weights.KNOWN, "sam_vit_b", official)
+    monkeypatch.setitem(weights.OFFICIAL_WEIGHTS, "sam_vit_b", official)
     assert open_segmenter(cfg, device="cpu", offline=True).name == "sam_vit_b"
 
 

@@ -115,14 +115,14 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path) -> None:
 def server(monkeypatch):
     with serving(CONTENT, monkeypatch) as running:
         known = weights.Weights(running.url("weights.pth"), hashlib.sha256(CONTENT).hexdigest())
-        monkeypatch.setitem(weights.KNOWN, "sam_vit_b", known)
+        monkeypatch.setitem(weights.OFFICIAL_WEIGHTS, "sam_vit_b", known)
         yield running
 
 
 def test_a_download_arrives_whole_and_once(server, tmp_path) -> None:
-    path = weights.fetch("sam_vit_b", tmp_path / "new", offline=False)
+    path = weights.download_weights("sam_vit_b", tmp_path / "new", offline=False)
     assert path.read_bytes() == CONTENT
-    assert weights.fetch("sam_vit_b", tmp_path / "new", offline=True) == path
+    assert weights.download_weights("sam_vit_b", tmp_path / "new", offline=True) == path
     assert [file.name for file in path.parent.iterdir()] == ["weights.pth"]
     assert len(server.ranges) == 1
 
@@ -130,7 +130,7 @@ def test_a_download_arrives_whole_and_once(server, tmp_path) -> None:
 def test_a_broken_download_goes_on_in_a_later_run(server, tmp_path) -> None:
     (tmp_path / "weights.pth.part").write_bytes(CONTENT[:123_456])
     server.breaks = [300_000]
-    assert weights.fetch("sam_vit_b", tmp_path, offline=False).read_bytes() == CONTENT
+    assert weights.download_weights("sam_vit_b", tmp_path, offline=False).read_bytes() == CONTENT
     assert server.starts[0] == 123_456 < server.starts[1]
 
 
@@ -138,24 +138,24 @@ def test_a_broken_download_goes_on_in_a_later_run(server, tmp_path) -> None:
 def test_a_refusal_names_the_flag(server, tmp_path, status) -> None:
     server.statuses = [status]
     with pytest.raises(UserError, match=rf"{status}.*--segmenter.checkpoint FILE"):
-        weights.fetch("sam_vit_b", tmp_path, offline=False)
+        weights.download_weights("sam_vit_b", tmp_path, offline=False)
 
 
 def test_wrong_content_is_discarded(server, tmp_path) -> None:
     (tmp_path / "weights.pth.part").write_bytes(b"x" * 1000)
     with pytest.raises(UserError, match=r"expected SHA-256 .* got .*--segmenter.checkpoint FILE"):
-        weights.fetch("sam_vit_b", tmp_path, offline=False)
+        weights.download_weights("sam_vit_b", tmp_path, offline=False)
     assert list(tmp_path.iterdir()) == []
-    assert weights.fetch("sam_vit_b", tmp_path, offline=False).read_bytes() == CONTENT
+    assert weights.download_weights("sam_vit_b", tmp_path, offline=False).read_bytes() == CONTENT
 
 
 def test_a_wrong_file_in_the_cache_is_named(server, tmp_path) -> None:
     (tmp_path / "weights.pth").write_bytes(b"x")
     with pytest.raises(UserError, match="delete it"):
-        weights.fetch("sam_vit_b", tmp_path, offline=True)
+        weights.download_weights("sam_vit_b", tmp_path, offline=True)
 
 
 def test_offline_asks_nobody(server, tmp_path) -> None:
     with pytest.raises(UserError, match=r"--offline.*put http.*--segmenter.checkpoint FILE"):
-        weights.fetch("sam_vit_b", tmp_path, offline=True)
+        weights.download_weights("sam_vit_b", tmp_path, offline=True)
     assert server.ranges == []

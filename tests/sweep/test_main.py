@@ -155,7 +155,7 @@ def test_what_is_borrowed_is_not_written_into_and_what_stands_there_stays(tmp_pa
     (tmp_path / "a" / "fold_1" / "round_00" / "metrics.json").write_text("a")
     (tmp_path / "b" / "round_00").mkdir(parents=True)
     (tmp_path / "b" / "round_00" / "model.safetensors").write_text("b")
-    cells.borrow(tmp_path / "a", tmp_path / "b")
+    cells.link_shared_artifacts(tmp_path / "a", tmp_path / "b")
     found = {
         p.relative_to(tmp_path / "b").as_posix(): p.read_text() for p in (tmp_path / "b").rglob("*") if p.is_file()
     }

@@ -21,33 +21,33 @@ from kmine.sweep.plan import time_left, write_table
 from kmine.sweep.ray_backend import (
     BUSY,
     _outcome,
-    spread,
-    task,
+    interleave,
+    run_remote_trial,
 )
 from kmine.sweep.trials import (
-    Cell,
+    Trial,
+    claim_next,
     config_of,
-    folder_of,
-    next_cell,
     num_steps,
     record_crash,
     save_failure,
     state_of,
+    trial_dir,
 )
 from kmine.sweep.workers import least_used
 from kmine.types import Metrics, RoundResult, stopped_by
 
-A0, A1, B0, B1 = (Cell(m, "unetpp", f, 0) for f in (0.1, 0.2) for m in ("supervised", "mining"))
+A0, A1, B0, B1 = (Trial(m, "unetpp", f, 0) for f in (0.1, 0.2) for m in ("supervised", "mining"))
 """Two cells of one kin and two of another."""
 
 
-def says(out: Path, cell: Cell, status: str, **more: object) -> None:
-    write_json(folder_of(out, cell) / "cell.json", {**vars(cell), "status": status, **more})
+def says(out: Path, cell: Trial, status: str, **more: object) -> None:
+    write_json(trial_dir(out, cell) / "cell.json", {**vars(cell), "status": status, **more})
 
 
-def taken(out: Path, cells: list[Cell], since: float = 0.0) -> Cell | None:
+def taken(out: Path, cells: list[Trial], since: float = 0.0) -> Trial | None:
     """Who is next; let go at once."""
-    found = next_cell(out, cells, since)
+    found = claim_next(out, cells, since)
     if found:
         found[1].close()
     return found and found[0]
@@ -58,7 +58,7 @@ def taken(out: Path, cells: list[Cell], since: float = 0.0) -> Cell | None:
 
 def test_a_cell_has_the_settings_of_the_sweep_and_what_is_varied(tmp_path):
     cfg = settings(tmp_path, tmp_path, "--fit.lr", "0.5", "--models", "unet", "unetpp", "--data.val_fraction", "0.3")
-    cell = config_of(cfg, Cell("mining", "unet", 0.25, 7))
+    cell = config_of(cfg, Trial("mining", "unet", 0.25, 7))
     assert (cell.seed, cell.model.name, cell.data.label_fraction, cell.fit.lr) == (7, "unet", 0.25, 0.5)
     assert (cell.data.val_fraction, cell.data.split_seed, cell.baseline) == (0.3, cfg.data.split_seed, False)
     assert Path(cell.out) == tmp_path / "cells" / "unet-0.25-7-mining"
@@ -66,7 +66,7 @@ def test_a_cell_has_the_settings_of_the_sweep_and_what_is_varied(tmp_path):
 
 def test_fractions_are_shares_of_groups_where_the_config_counts_groups(tmp_path):
     cfg = settings(tmp_path, tmp_path, "--data.fine_groups", "0.5")
-    some, whole = (config_of(cfg, Cell("supervised", "unet", f, 0)).data for f in (0.25, 1.0))
+    some, whole = (config_of(cfg, Trial("supervised", "unet", f, 0)).data for f in (0.25, 1.0))
     assert some.fine_groups == 0.25
     assert (whole.fine_groups, whole.label_fraction) == (None, 1.0), "fine_groups 1 would be a single one"
 
@@ -74,7 +74,7 @@ def test_fractions_are_shares_of_groups_where_the_config_counts_groups(tmp_path)
 def test_own_settings_reach_their_method_or_model_alone(tmp_path):
     own = ("mining.fit.lr=0.5", "mining.gate.mode=thresholds", "sks.model.encoder=mobilenetv2_100", "sks.fit.lr=0.25")
     cfg = settings(tmp_path, tmp_path, "--models", "unet", "sks", "--set", *own[:2], "--set", *own[2:])
-    found = {(m, n): config_of(cfg, Cell(m, n, 0.3, 0)) for m in ("supervised", "mining") for n in ("unet", "sks")}
+    found = {(m, n): config_of(cfg, Trial(m, n, 0.3, 0)) for m in ("supervised", "mining") for n in ("unet", "sks")}
     assert {key: value.fit.lr for key, value in found.items()} == {
         ("supervised", "unet"): cfg.fit.lr,
         ("supervised", "sks"): 0.25,
@@ -89,8 +89,8 @@ def test_each_model_has_its_own_default_encoder():
     from kmine.config.sweep import SweepConfig
 
     cfg = SweepConfig(models=["unet", "sks"])
-    assert config_of(cfg, Cell("supervised", "unet", 0.3, 0)).model.encoder == "mobilenet_v2"
-    assert config_of(cfg, Cell("supervised", "sks", 0.3, 0)).model.encoder == "swinv2_tiny_window8_256"
+    assert config_of(cfg, Trial("supervised", "unet", 0.3, 0)).model.encoder == "mobilenet_v2"
+    assert config_of(cfg, Trial("supervised", "sks", 0.3, 0)).model.encoder == "swinv2_tiny_window8_256"
 
 
 def test_lists_on_the_command_line_and_in_yaml_are_the_same(tmp_path):
@@ -125,7 +125,7 @@ def test_cells_are_taken_in_the_order_of_the_plan_and_done_ones_never_again(tmp_
 
 
 def test_what_another_process_is_at_is_left_to_it(tmp_path):
-    held = RunStore(folder_of(tmp_path, A0))
+    held = RunStore(trial_dir(tmp_path, A0))
     assert taken(tmp_path, [A0]) is None
     assert taken(tmp_path, [A0, A1]) == A1
     held.close()
@@ -135,21 +135,21 @@ def test_what_another_process_is_at_is_left_to_it(tmp_path):
 def test_a_round_0_in_the_making_is_waited_for_while_there_is_other_work(tmp_path):
     plan = [A0, A1, B0, B1]
     says(tmp_path, A0, "running")
-    held = RunStore(folder_of(tmp_path, A0))
+    held = RunStore(trial_dir(tmp_path, A0))
     assert taken(tmp_path, plan) == B0
-    for name in cells.BEGUN:
-        (folder_of(tmp_path, A0) / name).parent.mkdir(exist_ok=True)
-        (folder_of(tmp_path, A0) / name).touch()
+    for name in cells.ROUND0_FILES:
+        (trial_dir(tmp_path, A0) / name).parent.mkdir(exist_ok=True)
+        (trial_dir(tmp_path, A0) / name).touch()
     assert taken(tmp_path, plan) == A1
     says(tmp_path, B0, "done"), says(tmp_path, B1, "done")
-    (folder_of(tmp_path, A0) / cells.BEGUN[0]).unlink()
+    (trial_dir(tmp_path, A0) / cells.ROUND0_FILES[0]).unlink()
     assert taken(tmp_path, plan) == A1, "rather than nothing"
     held.close()
 
 
 def test_what_another_command_is_at_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_workers, "PATIENCE", 0.01)
-    held, said = RunStore(folder_of(tmp_path, A0)), []
+    held, said = RunStore(trial_dir(tmp_path, A0)), []
 
     def other() -> None:
         time.sleep(0.1)
@@ -219,16 +219,16 @@ def test_steps_are_those_that_were_taken():
 
 
 def test_the_first_of_each_kin_goes_first():
-    assert spread([A0, A1, B0, B1]) == [A0, B0, A1, B1]
+    assert interleave([A0, A1, B0, B1]) == [A0, B0, A1, B1]
 
 
 def test_a_task_leaves_a_cell_that_is_taken_or_done(tmp_path):
     cfg = SimpleNamespace(out=str(tmp_path))
-    held = RunStore(folder_of(tmp_path, A0))
-    assert task(cfg, A0, [], 0.0, str(Path.cwd())) == BUSY
+    held = RunStore(trial_dir(tmp_path, A0))
+    assert run_remote_trial(cfg, A0, [], 0.0, str(Path.cwd())) == BUSY
     held.close()
     says(tmp_path, A0, "done")
-    assert task(cfg, A0, [], 0.0, str(Path.cwd())) == "done"
+    assert run_remote_trial(cfg, A0, [], 0.0, str(Path.cwd())) == "done"
 
 
 def test_a_task_that_broke_off_is_a_failed_cell(tmp_path):

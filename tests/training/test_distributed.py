@@ -27,11 +27,11 @@ from kmine.errors import UserError
 from kmine.store.run_folder import RunStore
 from kmine.training import distributed as together
 from kmine.training.distributed import (
-    every_nth,
     forward,
-    launched_together,
+    is_distributed_launch,
     make_fabric,
-    slice_of,
+    rank_slice,
+    shard,
 )
 
 
@@ -42,7 +42,7 @@ def process(rank: int, size: int) -> SimpleNamespace:
 
 @given(st.integers(0, 50), st.integers(1, 9))
 def test_slices_follow_one_another_and_are_even(count: int, size: int) -> None:
-    slices = [slice_of(count, process(rank, size)) for rank in range(size)]
+    slices = [rank_slice(count, process(rank, size)) for rank in range(size)]
     assert [n for own in slices for n in range(count)[own]] == list(range(count))
     lengths = [own.stop - own.start for own in slices]
     assert max(lengths) - min(lengths) <= 1
@@ -50,18 +50,18 @@ def test_slices_follow_one_another_and_are_even(count: int, size: int) -> None:
 
 @given(st.integers(0, 50), st.integers(1, 9))
 def test_dealt_shares_are_everything_once(count: int, size: int) -> None:
-    shares = [every_nth(range(count), process(rank, size)) for rank in range(size)]
+    shares = [shard(range(count), process(rank, size)) for rank in range(size)]
     assert sorted(n for share in shares for n in share) == list(range(count))
 
 
 @given(st.integers(0, 30), st.integers(2, 5))
 def test_what_was_dealt_comes_back_in_order(count: int, size: int) -> None:
-    shares = [every_nth(range(count), process(rank, size)) for rank in range(size)]
+    shares = [shard(range(count), process(rank, size)) for rank in range(size)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             torch.distributed, "all_gather_object", lambda out, share: out.__setitem__(slice(None), shares), False
         )
-        assert together.dealt_back(shares[0], process(0, size)) == list(range(count))
+        assert together.gather_shards(shares[0], process(0, size)) == list(range(count))
 
 
 def test_a_batch_smaller_than_the_processes_is_refused() -> None:
@@ -70,7 +70,7 @@ def test_a_batch_smaller_than_the_processes_is_refused() -> None:
 
 
 def test_several_processes_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not launched_together()
+    assert not is_distributed_launch()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "here")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"several processes share the work, got 'cuda:1'"):
@@ -85,7 +85,7 @@ def test_batch_norm_of_slices_is_that_of_the_batch(monkeypatch: pytest.MonkeyPat
         whole.bias.uniform_()
     shared = torch.nn.BatchNorm2d(3)
     shared.load_state_dict(whole.state_dict())
-    together.share_statistics(torch.nn.Sequential(shared), SimpleNamespace(world_size=2, device=torch.device("cpu")))
+    together.sync_batchnorm(torch.nn.Sequential(shared), SimpleNamespace(world_size=2, device=torch.device("cpu")))
     x = torch.randn(5, 3, 4, 6) * 3 + 1
     other = x[2:]
     sums = torch.cat([other.sum(dim=(0, 2, 3)), other.square().sum(dim=(0, 2, 3)), torch.tensor([3 * 24.0])])

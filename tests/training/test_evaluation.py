@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.small import CFG
 
-from kmine.training.evaluation import evaluate, evaluate_on
+from kmine.training.evaluation import compute_metrics, evaluate_checkpoint
 from kmine.training.model_setup import new_model
 from kmine.types import Sample
 
@@ -22,7 +22,7 @@ def test_hd95_is_in_pixels_throughout_unless_every_spacing_is_known(task_of, mon
     scores = {}
     for known in (True, False):
         monkeypatch.setattr(type(task.val), "in_mm", known)
-        scores[known] = evaluate_on(task.val, model, model.state_dict(), **how).hd95
+        scores[known] = evaluate_checkpoint(task.val, model, model.state_dict(), **how).hd95
     assert scores[True] == pytest.approx(2 * scores[False]) and scores[False] > 0
 
 
@@ -35,7 +35,7 @@ def test_the_mean_is_over_cases_and_cases_are_kept():
     half[:2] = 1
     quarter = np.zeros((4, 4), np.uint8)
     quarter[:1] = 1
-    found = evaluate([(sample("a", half), half), (sample("b", half), quarter)], 2)
+    found = compute_metrics([(sample("a", half), half), (sample("b", half), quarter)], 2)
     assert [c.sample_id for c in found.cases] == ["a", "b"]
     assert found.dice == pytest.approx((1 + 2 / 3) / 2)
     assert found.iou == pytest.approx((1 + 0.5) / 2)
@@ -43,4 +43,4 @@ def test_the_mean_is_over_cases_and_cases_are_kept():
 
 def test_a_sample_without_its_mask_is_our_own_mistake():
     with pytest.raises(ValueError, match="without its mask"):
-        evaluate([(sample("a", None), np.zeros((4, 4), np.uint8))], 2)
+        compute_metrics([(sample("a", None), np.zeros((4, 4), np.uint8))], 2)

@@ -14,8 +14,8 @@ from kmine.config import FitConfig
 from kmine.data.batches import Batch, Views
 from kmine.models.base import LocalModel
 from kmine.training.distributed import make_fabric
-from kmine.training.fit import Asked, fit
-from kmine.training.train_steps import Average, FitState, learning_rate
+from kmine.training.fit import ConsistencyTarget, fit
+from kmine.training.train_steps import EMA, FitState, learning_rate
 
 CFG = FitConfig(batch_size=4, lr=0.02, val_every=4)
 
@@ -117,7 +117,7 @@ def test_an_average_by_hand():
     """Shares kept by steps 0, 1, 2: 1/10, 2/11, 3/12, and never more than the decay."""
     net = nn.BatchNorm1d(1, affine=False)
     net.running_mean.fill_(1.0)
-    average = Average(net, 0.2)
+    average = EMA(net, 0.2)
     expected = 1.0
     for step, (value, kept) in enumerate([(2.0, 1 / 10), (5.0, 2 / 11), (-3.0, 0.2), (4.0, 0.2)]):
         net.running_mean.fill_(value)
@@ -127,7 +127,7 @@ def test_an_average_by_hand():
         assert average.state()["running_mean"].item() == pytest.approx(expected, rel=1e-6)
     assert average.state()["num_batches_tracked"] == 10, "a counter is counted, not averaged"
     assert average.state()["running_var"].item() == 1.0, "what stands still stands still"
-    with average.in_place():
+    with average.applied():
         assert net.running_mean.item() == pytest.approx(expected, rel=1e-6)
     assert net.running_mean.item() == 4.0
 
@@ -177,7 +177,7 @@ def test_perturbed_features_are_asked_for_pseudo_labeled_images_in_training_alon
     class Watching(LocalModel):
         def perturbing(self, images, rate):
             asked.append((None if images is None else images.tolist(), rate, self.training))
-            return super().perturbing(None, rate)
+            return super().feature_dropout(None, rate)
 
     class Mixed(Bars):
         def __getitem__(self, step):
@@ -204,14 +204,14 @@ class BesideBars(Bars):
 def with_unlabeled(ask, cfg=CFG, steps=24, model=None, **more):
     model = model or network()
     how = {"steps": steps, "fabric": make_fabric("cpu", "auto"), "seed": 3, "validate": accuracy}
-    return model, fit(model, BesideBars(), cfg, ask=ask, **how, **more)
+    return model, fit(model, BesideBars(), cfg, consistency_fn=ask, **how, **more)
 
 
 def agree(net, seen, step, average):
     """To be what the average is."""
     with average.in_place():
         taught = net(seen.weak).softmax(1)
-    return Asked(seen.strong, lambda logits: (logits.softmax(1) - taught).square().mean())
+    return ConsistencyTarget(seen.strong, lambda logits: (logits.softmax(1) - taught).square().mean())
 
 
 def test_the_teacher_is_the_average_of_the_weights_by_hand():
@@ -224,7 +224,7 @@ def test_the_teacher_is_the_average_of_the_weights_by_hand():
         with average.in_place():
             taught.append(model.net[0].weight.detach().clone())
         assert torch.equal(model.net[0].weight, own[-1])
-        return Asked(seen.strong, lambda logits: 0 * logits.sum())
+        return ConsistencyTarget(seen.strong, lambda logits: 0 * logits.sum())
 
     model = network()
     with_unlabeled(ask, replace(CFG, ema_decay=0.99), steps=3, model=model)
@@ -253,15 +253,19 @@ def test_what_is_asked_is_seen_once_beside_the_labels_and_is_no_label():
     class Watching(LocalModel):
         def perturbing(self, images, rate):
             rates.append((None if images is None else images.tolist(), rate))
-            return super().perturbing(None, rate)
+            return super().feature_dropout(None, rate)
 
     def ask(net, seen, step, average):
         assert average is None
         perturbed = torch.tensor([False, True])
-        return Asked(seen.strong, lambda logits: shapes.append(logits.shape) or 0 * logits.sum(), perturbed, 0.4)
+        return ConsistencyTarget(
+            seen.strong, lambda logits: shapes.append(logits.shape) or 0 * logits.sum(), perturbed, 0.4
+        )
 
     model = Watching(network().net, 2, 1, "half")
     _, result = with_unlabeled(ask, steps=1, model=model)
     assert shapes == [(2, 2, 8, 8)] and rates == [([False] * 5 + [True], 0.4)]
-    heavy = with_unlabeled(lambda *given: Asked(given[1].strong, lambda logits: 7 + 0 * logits.sum()), steps=1)[1]
+    heavy = with_unlabeled(
+        lambda *given: ConsistencyTarget(given[1].strong, lambda logits: 7 + 0 * logits.sum()), steps=1
+    )[1]
     assert heavy.history[0][1] == pytest.approx(result.history[0][1] + 7, rel=1e-5), "the same draws, 7 more"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kmine.training.inference import infer, predict_small, to_frame
+from kmine.training.inference import infer, predict_resized, to_frame
 
 CPU = torch.device("cpu")
 
@@ -47,15 +47,15 @@ def picture(seed: int, side: int = 8) -> np.ndarray:
 
 @pytest.mark.parametrize("tta", ["none", "hflip", "flips"])
 def test_flips_change_nothing_for_a_network_that_is_blind_to_them(tta):
-    probs, std = predict_small(Pixelwise(), picture(0)[None], tta, CPU)
-    plain, _ = predict_small(Pixelwise(), picture(0)[None], "none", CPU)
+    probs, std = predict_resized(Pixelwise(), picture(0)[None], tta, CPU)
+    plain, _ = predict_resized(Pixelwise(), picture(0)[None], "none", CPU)
     assert np.allclose(probs, plain, atol=1e-6) and std.max() < 1e-6
     assert np.allclose(probs.sum(axis=1), 1, atol=1e-6)
 
 
 def test_flips_are_averaged_and_their_deviation_is_known():
     white = np.full((1, 8, 8, 3), 255, np.uint8)
-    probs, std = predict_small(LeftOnly(), white, "hflip", CPU)
+    probs, std = predict_resized(LeftOnly(), white, "hflip", CPU)
     assert np.allclose(probs[0, 1], 0.5, atol=1e-3), "each half is seen by one of the two views"
     assert np.allclose(std, 0.5, atol=1e-3)
 
@@ -86,4 +86,4 @@ def test_nan_logits_are_not_taken_for_a_prediction():
             return super().forward(x) * float("nan")
 
     with pytest.raises(FloatingPointError, match="NaN"):
-        predict_small(Broken(), picture(0)[None], "none", CPU)
+        predict_resized(Broken(), picture(0)[None], "none", CPU)

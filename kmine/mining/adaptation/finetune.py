@@ -19,9 +19,9 @@ from kmine.config import AdaptConfig
 from kmine.ops import masks, metrics
 from kmine.seeding import derive_seed
 from kmine.segmenters.base import (
-    Adaptable,
     Embedding,
-    Lesson,
+    FineTunable,
+    PromptedExample,
     Segmenter,
 )
 from kmine.types import Prompts, Sample
@@ -70,7 +70,7 @@ class Adaptation:
 
 
 @dataclass(frozen=True)
-class _Pupil:
+class _TrainImage:
     """One labeled image: its embedding, its true objects, and the local model's prompts with what they mean."""
 
     embedding: Embedding
@@ -81,7 +81,7 @@ class _Pupil:
 
 
 def adapt(
-    segmenter: Adaptable,
+    segmenter: FineTunable,
     train: Sequence[Example],
     held_out: Sequence[Example],
     cfg: AdaptConfig,
@@ -107,28 +107,28 @@ def adapt(
     Raises:
         FloatingPointError: the loss is not finite.
     """
-    pupils, judges = (_pupils(segmenter, rows[: cfg.max_images]) for rows in (train, held_out))
-    pupils = [pupil for pupil in pupils if pupil.objects]
+    train_images, val_images = (_encode_images(segmenter, rows[: cfg.max_images]) for rows in (train, held_out))
+    train_images = [image for image in train_images if image.objects]
     if jitter is None:
-        jitter = measured_jitter([pair for pupil in pupils for pair in pupil.local])
-    kind, exam = _exam(judges, jitter, seed)
-    before = mean_iou(segmenter, exam)
-    num_objects = sum(len(pupil.objects) for pupil in pupils)
-    if not pupils or not exam:
-        return Adaptation(segmenter, None, before, before, 0, jitter, num_objects, len(exam), kind, ())
-    best, history = _teach(segmenter, pupils, exam, before, jitter, cfg, seed, progress)
+        jitter = measured_jitter([pair for image in train_images for pair in image.local])
+    prompt_source, val_examples = _validation_prompts(val_images, jitter, seed)
+    before = mean_iou(segmenter, val_examples)
+    num_objects = sum(len(image.objects) for image in train_images)
+    if not train_images or not val_examples:
+        return Adaptation(segmenter, None, before, before, 0, jitter, num_objects, len(val_examples), prompt_source, ())
+    best, history = _optimize(segmenter, train_images, val_examples, before, jitter, cfg, seed, progress)
     state, after, step = best
     used = state is not None and after - before >= cfg.min_gain
     return Adaptation(
-        segmenter=segmenter.adapted(state) if used else segmenter,
+        segmenter=segmenter.with_weights(state) if used else segmenter,
         state=state if used else None,
         iou_before=before,
         iou_after=after,
         best_step=step,
         jitter=jitter,
         num_objects=num_objects,
-        num_held_out=len(exam),
-        held_out_prompts=kind,
+        num_held_out=len(val_examples),
+        held_out_prompts=prompt_source,
         history=tuple(history),
     )
 
@@ -139,30 +139,36 @@ def measured_jitter(pairs: Sequence[tuple[Prompts, NDArray[np.bool_]]]) -> float
     Uniform jitter in +-j moves an edge by j / 2 on average, so j is twice the mean; within `JITTER_RANGE`, and in its
     middle where nothing could be measured.
     """
-    found = []
+    distances = []
     for prompts, truth in pairs:
         if prompts.box is None or not truth.any():
             continue
         true_box = masks.tight_box(truth)
         sides = np.maximum(true_box[2:] - true_box[:2], 1)
-        found.append(np.abs(prompts.box - true_box) / np.tile(sides, 2))
+        distances.append(np.abs(prompts.box - true_box) / np.tile(sides, 2))
     # The median over objects: a box around two polyps at once is no shaken box.
-    shake = 2 * float(np.median([row.mean() for row in found])) if found else float(np.mean(JITTER_RANGE))
+    shake = 2 * float(np.median([row.mean() for row in distances])) if distances else float(np.mean(JITTER_RANGE))
     return float(np.clip(shake, *JITTER_RANGE))
 
 
-def mean_iou(segmenter: Segmenter, lessons: Sequence[Lesson]) -> float:
+def mean_iou(segmenter: Segmenter, examples: Sequence[PromptedExample]) -> float:
     """Mean IoU of the best masks with the true objects; NaN without lessons."""
-    if not lessons:
+    if not examples:
         return float("nan")
-    answers = segmenter.decode([one.embedding for one in lessons], [[one.prompts] for one in lessons])
-    return float(np.mean([metrics.iou(c.masks[c.best], one.mask) for (c,), one in zip(answers, lessons, strict=True)]))
+    candidates = segmenter.decode(
+        [example.embedding for example in examples], [[example.prompts] for example in examples]
+    )
+    return float(
+        np.mean(
+            [metrics.iou(c.masks[c.best], example.mask) for (c,), example in zip(candidates, examples, strict=True)]
+        )
+    )
 
 
-def _teach(
-    segmenter: Adaptable,
-    pupils: Sequence[_Pupil],
-    exam: Sequence[Lesson],
+def _optimize(
+    segmenter: FineTunable,
+    train_images: Sequence[_TrainImage],
+    val_examples: Sequence[PromptedExample],
     before: float,
     jitter: float,
     cfg: AdaptConfig,
@@ -170,10 +176,10 @@ def _teach(
     progress: Callable[[int, float, float], None],
 ) -> tuple[tuple[dict[str, Tensor] | None, float, int], list[tuple[int, float, float]]]:
     """((best state, its IoU, its step), history); no state where no check was above `before`."""
-    plan = segmenter.adapt_plan
-    steps, size, peak = cfg.steps or plan.steps, cfg.batch_size or plan.batch_size, cfg.lr or plan.lr
-    trainee = segmenter.trainee()
-    optimizer = torch.optim.AdamW(trainee.parameters(), lr=peak, weight_decay=0.01)
+    defaults = segmenter.fine_tune_defaults
+    steps, size, peak = cfg.steps or defaults.steps, cfg.batch_size or defaults.batch_size, cfg.lr or defaults.lr
+    tuner = segmenter.fine_tuner()
+    optimizer = torch.optim.AdamW(tuner.parameters(), lr=peak, weight_decay=0.01)
     best: tuple[dict[str, Tensor] | None, float, int] = (None, before, 0)
     history: list[tuple[int, float, float]] = [(0, float("nan"), before)]
     losses: list[float] = []
@@ -181,18 +187,18 @@ def _teach(
         for group in optimizer.param_groups:
             group["lr"] = peak * min((step + 1) / (WARMUP * steps + 1), (steps - step) / steps)
         rng = np.random.default_rng(derive_seed(seed, "adapt", step))
-        loss = trainee.loss([_draw(pupils, jitter, rng) for _ in range(size)], int(rng.integers(2**62)))
+        loss = tuner.loss([_sample_example(train_images, jitter, rng) for _ in range(size)], int(rng.integers(2**62)))
         if not torch.isfinite(loss):
             raise FloatingPointError(f"step {step} of the adaptation: the loss is not finite; lower adapt.lr")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(tuner.parameters(), 1.0)
         optimizer.step()
         losses.append(float(loss.detach()))
         iou = float("nan")
         if (step + 1) % cfg.val_every == 0 or step + 1 == steps:
-            state = trainee.state()
-            iou = mean_iou(segmenter.adapted(state), exam)
+            state = tuner.state()
+            iou = mean_iou(segmenter.with_weights(state), val_examples)
             history.append((step + 1, float(np.mean(losses)), iou))
             losses = []
             if iou > best[1]:
@@ -201,62 +207,71 @@ def _teach(
     return best, history
 
 
-def _draw(pupils: Sequence[_Pupil], jitter: float, rng: np.random.Generator) -> Lesson:
+def _sample_example(train_images: Sequence[_TrainImage], jitter: float, rng: np.random.Generator) -> PromptedExample:
     """One lesson: an image, then one of its objects, asked for by the local model or by a shaken true box."""
-    pupil = pupils[int(rng.integers(len(pupils)))]
-    if pupil.local and rng.random() < LOCAL_SHARE:
-        prompts, mask = pupil.local[int(rng.integers(len(pupil.local)))]
-        return Lesson(pupil.embedding, prompts, mask)
-    class_id, mask = pupil.objects[int(rng.integers(len(pupil.objects)))]
-    return Lesson(pupil.embedding, _shaken(class_id, mask, jitter, rng), mask)
+    image = train_images[int(rng.integers(len(train_images)))]
+    if image.local and rng.random() < LOCAL_SHARE:
+        prompts, mask = image.local[int(rng.integers(len(image.local)))]
+        return PromptedExample(image.embedding, prompts, mask)
+    class_id, mask = image.objects[int(rng.integers(len(image.objects)))]
+    return PromptedExample(image.embedding, _jittered_box(class_id, mask, jitter, rng), mask)
 
 
-def _shaken(class_id: int, mask: NDArray[np.bool_], jitter: float, rng: np.random.Generator) -> Prompts:
+def _jittered_box(class_id: int, mask: NDArray[np.bool_], jitter: float, rng: np.random.Generator) -> Prompts:
     """The object's box with every edge moved by up to `jitter` of its side."""
     # Half a pixel to the pixels' outer edges: an object one pixel wide has a box with area, too.
     box = masks.grow_box(masks.tight_box(mask), 0.0, *mask.shape, min_px=0.5)
     return Prompts(class_id, masks.jitter_boxes(box, 1, jitter, *mask.shape, rng, max_move=np.inf)[0])
 
 
-def _exam(judges: Sequence[_Pupil], jitter: float, seed: int) -> tuple[str, list[Lesson]]:
+def _validation_prompts(
+    val_images: Sequence[_TrainImage], jitter: float, seed: int
+) -> tuple[str, list[PromptedExample]]:
     """The held-out questions, the same at every check: the local model's, or shaken boxes where it found nothing."""
-    local = [Lesson(j.embedding, prompts, mask) for j in judges for prompts, mask in j.local if mask.any()]
+    local = [
+        PromptedExample(image.embedding, prompts, mask)
+        for image in val_images
+        for prompts, mask in image.local
+        if mask.any()
+    ]
     if local:
         return "local", local
     rng = np.random.default_rng(derive_seed(seed, "adapt", "exam"))
     return "shaken", [
-        Lesson(j.embedding, _shaken(class_id, mask, jitter, rng), mask) for j in judges for class_id, mask in j.objects
+        PromptedExample(image.embedding, _jittered_box(class_id, mask, jitter, rng), mask)
+        for image in val_images
+        for class_id, mask in image.objects
     ]
 
 
-def _pupils(segmenter: Segmenter, examples: Sequence[Example]) -> list[_Pupil]:
+def _encode_images(segmenter: Segmenter, examples: Sequence[Example]) -> list[_TrainImage]:
     """Images encoded once each, a few at a time."""
     out = []
     for first in range(0, len(examples), ENCODE_AT_ONCE):
-        some = examples[first : first + ENCODE_AT_ONCE]
-        embeddings = segmenter.encode([sample.image for sample, _ in some])
-        out += [_pupil(embedding, *example) for embedding, example in zip(embeddings, some, strict=True)]
+        batch = examples[first : first + ENCODE_AT_ONCE]
+        embeddings = segmenter.encode([sample.image for sample, _ in batch])
+        out += [_train_image(embedding, *example) for embedding, example in zip(embeddings, batch, strict=True)]
     return out
 
 
-def _pupil(embedding: Embedding, sample: Sample, prompts: Sequence[Prompts]) -> _Pupil:
+def _train_image(embedding: Embedding, sample: Sample, prompts: Sequence[Prompts]) -> _TrainImage:
     assert sample.mask is not None, "labeled images have masks"
     objects = [
-        (int(class_id), part)
+        (int(class_id), component)
         for class_id in np.unique(sample.mask)
         if class_id not in (0, 255)
-        for part in masks.components(sample.mask == class_id, MIN_OBJECT)
+        for component in masks.components(sample.mask == class_id, MIN_OBJECT)
     ]
-    return _Pupil(embedding, objects, [(asked, _meant(asked, objects)) for asked in prompts])
+    return _TrainImage(embedding, objects, [(prompt, _matched_object(prompt, objects)) for prompt in prompts])
 
 
-def _meant(prompts: Prompts, objects: Sequence[tuple[int, NDArray[np.bool_]]]) -> NDArray[np.bool_]:
+def _matched_object(prompts: Prompts, objects: Sequence[tuple[int, NDArray[np.bool_]]]) -> NDArray[np.bool_]:
     """The true object of the prompt's class that its component covers best; an empty mask where there is none."""
-    part = prompts.component
-    assert part is not None, "prompts of the local model carry their component"
-    same = [mask for class_id, mask in objects if class_id == prompts.class_id]
-    best = max(same, key=lambda mask: metrics.iou(part, mask), default=None)
-    return best if best is not None and metrics.iou(part, best) >= MIN_OVERLAP else np.zeros_like(part)
+    component = prompts.component
+    assert component is not None, "prompts of the local model carry their component"
+    same_class = [mask for class_id, mask in objects if class_id == prompts.class_id]
+    best = max(same_class, key=lambda mask: metrics.iou(component, mask), default=None)
+    return best if best is not None and metrics.iou(component, best) >= MIN_OVERLAP else np.zeros_like(component)
 
 
 __all__ = ["Adaptation", "Example", "adapt", "mean_iou", "measured_jitter"]

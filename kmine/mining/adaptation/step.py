@@ -13,8 +13,8 @@ import numpy as np
 
 from kmine.io.files import sign
 from kmine.mining.adaptation.finetune import Adaptation, adapt
-from kmine.mining.crossfit import out_of_fold, prompted, some_of
-from kmine.segmenters.base import Adaptable
+from kmine.mining.crossfit import out_of_fold, sample_ids, with_prompts
+from kmine.segmenters.base import FineTunable
 from kmine.store.run_folder import RunStore
 from kmine.training.model_setup import new_model
 from kmine.training.task import Task
@@ -28,54 +28,54 @@ def adapt_segmenter(task: Task, store: RunStore) -> Task:
     artifacts of the run, and are read back where they were made from the same.
     """
     segmenter, cfg = task.segmenter, task.cfg
-    if not (cfg.adapt.enabled and isinstance(segmenter, Adaptable)):
+    if not (cfg.adapt.enabled and isinstance(segmenter, FineTunable)):
         return task
     folder = store.root / "segmenter"
     fit_settings = {k: v for k, v in asdict(cfg.fit).items() if k not in ("num_workers", "round_steps", "round_lr")}
-    settings = [asdict(part) for part in (cfg.model, cfg.classifier, cfg.infer, cfg.prompts, cfg.adapt)]
-    made_from = sign(task.signature, segmenter.signature, fit_settings, settings)
-    about = store.load_json(folder / "adaptation.json", made_from)
-    learnt = store.load_tensors(folder / "adapted.safetensors", made_from)
-    if about is None or (about["used"] and learnt is None):
-        found = _adapt(task, store, segmenter)
-        if found.state is not None:
-            store.save_tensors(folder / "adapted.safetensors", found.state, made_from)
-        about = {"base": segmenter.name, "base_sha256": segmenter.signature, "used": found.used, **_figures(found)}
+    settings = [asdict(section) for section in (cfg.model, cfg.classifier, cfg.infer, cfg.prompts, cfg.adapt)]
+    signature = sign(task.signature, segmenter.signature, fit_settings, settings)
+    record = store.load_json(folder / "adaptation.json", signature)
+    finetuned = store.load_tensors(folder / "adapted.safetensors", signature)
+    if record is None or (record["used"] and finetuned is None):
+        result = _adapt(task, store, segmenter)
+        if result.state is not None:
+            store.save_tensors(folder / "adapted.safetensors", result.state, signature)
+        record = {"base": segmenter.name, "base_sha256": segmenter.signature, "used": result.used, **_figures(result)}
         # Last: it says that the adaptation is done.
-        store.save_json(folder / "adaptation.json", about, made_from)
-        task.watcher.say(sentence(about))
-        return replace(task, segmenter=found.segmenter)
-    return replace(task, segmenter=segmenter.adapted(learnt[0])) if about["used"] and learnt else task
+        store.save_json(folder / "adaptation.json", record, signature)
+        task.progress.log(adaptation_summary(record))
+        return replace(task, segmenter=result.segmenter)
+    return replace(task, segmenter=segmenter.with_weights(finetuned[0])) if record["used"] and finetuned else task
 
 
-def sentence(about: dict[str, Any]) -> str:
+def adaptation_summary(record: dict[str, Any]) -> str:
     """What came of the adaptation, in one sentence; `about` is the content of adaptation.json."""
-    if not about["num_objects"] or not about["num_held_out"]:
-        return f"{about['base']} was not adapted: the labeled or the validation images hold no object"
-    verdict = "used" if about["used"] else "not used: no gain beyond adapt.min_gain"
-    prompts = "the local model's prompts" if about["held_out_prompts"] == "local" else "shaken true boxes"
+    if not record["num_objects"] or not record["num_held_out"]:
+        return f"{record['base']} was not adapted: the labeled or the validation images hold no object"
+    outcome = "used" if record["used"] else "not used: no gain beyond adapt.min_gain"
+    prompts = "the local model's prompts" if record["held_out_prompts"] == "local" else "shaken true boxes"
     return (
-        f"{about['base']} adapted on {about['num_objects']} labeled objects: IoU {about['iou_before']:.3f} -> "
-        f"{about['iou_after']:.3f} on {about['num_held_out']} validation objects, {prompts} (step "
-        f"{about['best_step']}); {verdict}"
+        f"{record['base']} adapted on {record['num_objects']} labeled objects: IoU {record['iou_before']:.3f} -> "
+        f"{record['iou_after']:.3f} on {record['num_held_out']} validation objects, {prompts} (step "
+        f"{record['best_step']}); {outcome}"
     )
 
 
-def _adapt(task: Task, store: RunStore, segmenter: Adaptable) -> Adaptation:
+def _adapt(task: Task, store: RunStore, segmenter: FineTunable) -> Adaptation:
     cfg, seed = task.cfg.adapt, task.cfg.seed
-    examples = list(out_of_fold(task, store, some_of(task.labeled, cfg.max_images, seed)))
+    examples = list(out_of_fold(task, store, sample_ids(task.labeled, cfg.max_images, seed)))
     model = new_model(task, store)
     model.load_state_dict(train(task, store, model, round_idx=0).best)
-    held_out = list(prompted(task, model, task.val, some_of(task.val, cfg.max_images, seed)))
-    steps = cfg.steps or segmenter.adapt_plan.steps
-    task.watcher.start(f"adapting {segmenter.name}", steps)
+    held_out = list(with_prompts(task, model, task.val, sample_ids(task.val, cfg.max_images, seed)))
+    steps = cfg.steps or segmenter.fine_tune_defaults.steps
+    task.progress.start(f"adapting {segmenter.name}", steps)
     return adapt(
         segmenter,
         examples,
         held_out,
         cfg,
         seed=seed,
-        progress=lambda done, loss, iou: task.watcher.advance(done, _text(loss, iou)),
+        progress=lambda done, loss, iou: task.progress.advance(done, _text(loss, iou)),
     )
 
 
@@ -83,5 +83,5 @@ def _text(loss: float, iou: float) -> str:
     return f"loss {loss:.3f}" + (f"  validation IoU {iou:.3f}" if np.isfinite(iou) else "")
 
 
-def _figures(found: Adaptation) -> dict[str, Any]:
-    return {k: v for k, v in vars(found).items() if k not in ("segmenter", "state")}
+def _figures(result: Adaptation) -> dict[str, Any]:
+    return {k: v for k, v in vars(result).items() if k not in ("segmenter", "state")}

@@ -24,17 +24,17 @@ from numpy.typing import NDArray
 from kmine.ops import masks, metrics
 from kmine.ops.calibrator import (
     Calibrator,
-    Promise,
+    RiskGuarantee,
     feature_rows,
-    line,
+    linear_predictor,
     standardised,
 )
 from kmine.seeding import derive_seed
 from kmine.types import IGNORE_INDEX, Evidence, Prompts
 
-THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
+THRESHOLD_GRID = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Of estimated Dice, fixed before any data is seen: the loosest at which the target can be promised is taken."""
-WRONG = 0.5
+MIN_THRESHOLD = 0.5
 """Estimated Dice below which a mask is never let through unless the target allows it."""
 MIN_OBJECTS = 20
 """Below, nothing is fitted: thresholds set by hand are the safer guess then."""
@@ -43,7 +43,7 @@ MIN_OVERLAP = 0.1
 FOLDS = 5
 PENALTIES = tuple(10.0**k for k in range(-1, 4))
 """Of the ridge regression; the best out of fold is taken."""
-STAKES = tuple(k / 20 for k in range(1, 20))
+BETTING_FRACTIONS = tuple(k / 20 for k in range(1, 20))
 """Shares of the wealth that are bet, side by side."""
 
 
@@ -64,13 +64,13 @@ def fit_calibrator(
     rows, truth, names = feature_rows(evidence), np.asarray(dice, float), np.asarray(groups)
     if len(rows) < MIN_OBJECTS or len(set(groups)) < 2:
         return None
-    apart = np.full(len(rows), np.nan)
+    out_of_fold = np.full(len(rows), np.nan)
     for train, test in _folds(names, seed):
-        apart[test] = _fit(rows[train], truth[train], names[train], seed).estimates(rows[test])
-    return _fit(rows, truth, names, seed), apart
+        out_of_fold[test] = _fit(rows[train], truth[train], names[train], seed).estimates(rows[test])
+    return _fit(rows, truth, names, seed), out_of_fold
 
 
-def lower_bound(values: Sequence[float] | NDArray[np.float64], confidence: float) -> float:
+def mean_lower_bound(values: Sequence[float] | NDArray[np.float64], confidence: float) -> float:
     """A number that the mean of [0, 1] values exceeds with at least this confidence; 0 for no value.
 
     A gambler starts with 1 and bets on every value being above m, fairly if the mean is m; who ends with more than
@@ -82,42 +82,46 @@ def lower_bound(values: Sequence[float] | NDArray[np.float64], confidence: float
     means = np.linspace(0, 1, 1001)[1:-1]
     # Of a stake s / m the worst value, 0, leaves 1 - s of the wealth. Which stake is best depends on the values, so a
     # part of the wealth goes on each; the order of the values does not matter.
-    logs = np.stack([np.log1p(stake / means * (x[:, None] - means)).sum(axis=0) for stake in STAKES])
+    logs = np.stack([np.log1p(fraction / means * (x[:, None] - means)).sum(axis=0) for fraction in BETTING_FRACTIONS])
     wealth = np.exp(np.minimum(logs, 100.0)).mean(axis=0)
     refuted = wealth >= 1 / (1 - confidence)
     return float(means[int(np.argmin(refuted)) - 1]) if refuted[0] else 0.0
 
 
-def promise(
+def choose_threshold(
     estimates: NDArray[np.float64],
     dice: NDArray[np.float64],
     *,
     target: float,
     confidence: float,
-    thresholds: Sequence[float] = THRESHOLDS,
-) -> Promise:
+    thresholds: Sequence[float] = THRESHOLD_GRID,
+) -> RiskGuarantee:
     """The loosest threshold at which the accepted masks' mean Dice is at least `target` with `confidence`.
 
     Where there is none, the loosest at which the calibration objects' own mean reaches the target, and failing that
     the strictest that leaves a tenth of them, at least `WRONG`; `kept` is False then, and `lower_bound` is what can be
     promised there.
     """
-    each = 1 - (1 - confidence) / len(thresholds)
-    found = []
+    per_threshold = 1 - (1 - confidence) / len(thresholds)
+    guarantees = []
     for threshold in sorted(thresholds):
         accepted = dice[estimates >= threshold]
         mean = float(accepted.mean()) if len(accepted) else math.nan
-        bound = lower_bound(accepted, each)
-        found.append(Promise(threshold, bound >= target, bound, mean, len(accepted) / max(len(dice), 1), len(dice)))
-    reaching = [one for one in found if one.kept] or [one for one in found if one.mean >= target]
+        bound = mean_lower_bound(accepted, per_threshold)
+        guarantees.append(
+            RiskGuarantee(threshold, bound >= target, bound, mean, len(accepted) / max(len(dice), 1), len(dice))
+        )
+    reaching = [guarantee for guarantee in guarantees if guarantee.kept] or [
+        guarantee for guarantee in guarantees if guarantee.mean >= target
+    ]
     # Where not even that holds, masks that are as likely wrong as right are not let through for want of better ones.
-    careful = [one for one in found if one.threshold >= WRONG]
-    strict = [one for one in careful if one.coverage >= 0.1][::-1] or careful
+    careful = [guarantee for guarantee in guarantees if guarantee.threshold >= MIN_THRESHOLD]
+    strict = [guarantee for guarantee in careful if guarantee.coverage >= 0.1][::-1] or careful
     choices = reaching or strict
     return choices[0]
 
 
-class Kept(NamedTuple):
+class ThresholdFit(NamedTuple):
     """What a threshold by estimates alone lets through of the objects that it was chosen on."""
 
     threshold: float
@@ -128,7 +132,7 @@ class Kept(NamedTuple):
     num_objects: int
 
 
-def threshold_by_estimates(estimates: Sequence[float], target: float, otherwise: float) -> Kept:
+def threshold_for_mean_estimate(estimates: Sequence[float], target: float, otherwise: float) -> ThresholdFit:
     """The loosest threshold, not below `WRONG` (or the target, where that is lower), at which the mean estimate of
     what it keeps is at least `target`; `otherwise` where even the highest estimate is below.
 
@@ -137,15 +141,15 @@ def threshold_by_estimates(estimates: Sequence[float], target: float, otherwise:
     of the parts know fewer labels, so theirs is worse, and too much would be refused.
     """
     values = np.sort(np.asarray(estimates, float))[::-1]
-    floor = min(WRONG, target)
+    floor = min(MIN_THRESHOLD, target)
     means = np.cumsum(values) / np.arange(1, len(values) + 1)
     # Estimates at a step of the staircase are equal: all of them are in, or none.
-    last_of_its_kind = np.diff(values, append=-np.inf) != 0
-    fits = np.nonzero((means >= target) & (values >= floor) & last_of_its_kind)[0]
+    is_last_of_ties = np.diff(values, append=-np.inf) != 0
+    fits = np.nonzero((means >= target) & (values >= floor) & is_last_of_ties)[0]
     threshold = float(values[fits[-1]]) if len(fits) else otherwise
     kept = values[values >= threshold]
     mean = float(kept.mean()) if len(kept) else math.nan
-    return Kept(threshold, mean, len(kept) / max(len(values), 1), len(values))
+    return ThresholdFit(threshold, mean, len(kept) / max(len(values), 1), len(values))
 
 
 def risk_coverage(estimates: NDArray[np.float64], dice: NDArray[np.float64]) -> list[tuple[float, float]]:
@@ -161,8 +165,8 @@ def reliability(
 ) -> list[tuple[float, float, int]]:
     """(mean estimate, mean Dice, count) of bins with about equally many objects."""
     order = np.argsort(estimates, kind="stable")
-    parts = [part for part in np.array_split(order, min(num_bins, len(order))) if len(part)]
-    return [(float(estimates[part].mean()), float(dice[part].mean()), len(part)) for part in parts]
+    bins = [members for members in np.array_split(order, min(num_bins, len(order))) if len(members)]
+    return [(float(estimates[members].mean()), float(dice[members].mean()), len(members)) for members in bins]
 
 
 def true_dice(mask: NDArray[np.bool_], prompts: Prompts, truth: NDArray[np.uint8]) -> float:
@@ -176,17 +180,19 @@ def true_dice(mask: NDArray[np.bool_], prompts: Prompts, truth: NDArray[np.uint8
         prompts: with the component.
         truth: (H, W) class ids, 255 = ignore.
     """
-    seen = mask if prompts.component is None else mask | prompts.component
-    parts = masks.components(truth == prompts.class_id)
-    meant = [part for part in parts if 2 * np.count_nonzero(part & seen) >= np.count_nonzero(part)]
-    if not meant:
-        nearest = max(parts, key=lambda part: metrics.iou(part, seen), default=None)
-        meant = [nearest] if nearest is not None and metrics.iou(nearest, seen) >= MIN_OVERLAP else []
-    if not meant:
+    region = mask if prompts.component is None else mask | prompts.component
+    components = masks.components(truth == prompts.class_id)
+    matched = [
+        component for component in components if 2 * np.count_nonzero(component & region) >= np.count_nonzero(component)
+    ]
+    if not matched:
+        nearest = max(components, key=lambda component: metrics.iou(component, region), default=None)
+        matched = [nearest] if nearest is not None and metrics.iou(nearest, region) >= MIN_OVERLAP else []
+    if not matched:
         return 0.0
     valid = truth != IGNORE_INDEX
-    whole = np.any(meant, axis=0)
-    return metrics.dice(whole & valid, mask & valid)
+    target = np.any(matched, axis=0)
+    return metrics.dice(target & valid, mask & valid)
 
 
 def _fit(rows: NDArray[np.float64], truth: NDArray[np.float64], groups: NDArray[np.str_], seed: int) -> Calibrator:
@@ -195,10 +201,10 @@ def _fit(rows: NDArray[np.float64], truth: NDArray[np.float64], groups: NDArray[
     folds = _folds(groups, seed)
     errors = {}
     for penalty in PENALTIES:
-        apart = np.full(len(rows), truth.mean())
+        out_of_fold = np.full(len(rows), truth.mean())
         for train, test in folds:
-            apart[test] = line(rows[test], _ridge(rows[train], truth[train], penalty))
-        errors[penalty] = (float(((apart - truth) ** 2).mean()), apart)
+            out_of_fold[test] = linear_predictor(rows[test], _ridge(rows[train], truth[train], penalty))
+        errors[penalty] = (float(((out_of_fold - truth) ** 2).mean()), out_of_fold)
     penalty = min(errors, key=lambda p: errors[p][0])
     ridge = _ridge(rows, truth, penalty)
     steps = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(errors[penalty][1], truth)
@@ -207,9 +213,9 @@ def _fit(rows: NDArray[np.float64], truth: NDArray[np.float64], groups: NDArray[
 
 
 def _ridge(rows: NDArray[np.float64], truth: NDArray[np.float64], penalty: float) -> Calibrator:
-    known = np.isfinite(rows)
-    fill = np.array([np.median(column[ok]) if ok.any() else 0.0 for column, ok in zip(rows.T, known.T, strict=True)])
-    filled = np.where(known, rows, fill)
+    finite = np.isfinite(rows)
+    fill = np.array([np.median(column[ok]) if ok.any() else 0.0 for column, ok in zip(rows.T, finite.T, strict=True)])
+    filled = np.where(finite, rows, fill)
     scale = filled.std(axis=0)
     x = standardised(rows, fill, scale)
     centre = x.mean(axis=0)
@@ -224,5 +230,8 @@ def _folds(groups: NDArray[np.str_], seed: int) -> list[tuple[NDArray[np.intp], 
     if len(names) < 2:
         return []
     order = np.random.default_rng(derive_seed(seed, "calibration")).permutation(names)
-    parts = [order[k :: min(FOLDS, len(names))] for k in range(min(FOLDS, len(names)))]
-    return [(np.nonzero(~np.isin(groups, part))[0], np.nonzero(np.isin(groups, part))[0]) for part in parts]
+    test_groups = [order[k :: min(FOLDS, len(names))] for k in range(min(FOLDS, len(names)))]
+    return [
+        (np.nonzero(~np.isin(groups, held_out))[0], np.nonzero(np.isin(groups, held_out))[0])
+        for held_out in test_groups
+    ]

@@ -14,8 +14,8 @@ import numpy as np
 
 from kmine.io.files import sign
 from kmine.mining.calibration.fit import fit_calibrator, reliability, true_dice
-from kmine.mining.calibration.local_quality import Alone, objects_of, unasked
-from kmine.mining.candidates import object_areas
+from kmine.mining.calibration.local_quality import LocalQualityEstimator, local_only, score_local_objects
+from kmine.mining.candidates import median_object_area
 from kmine.mining.crossfit import fold_model
 from kmine.models.base import LocalModel
 from kmine.ops.calibrator import FEATURES
@@ -29,7 +29,7 @@ VERSION = 1
 Row = dict[str, Any]
 
 
-def calibrate_alone(task: Task, store: RunStore, parts: Sequence[Sequence[str]]) -> Row | None:
+def calibrate_local_quality(task: Task, store: RunStore, fold_ids: Sequence[Sequence[str]]) -> Row | None:
     """What calibration.json has under `alone`; None where the objects are too few.
 
     Evidence and Dice of each part are artifacts of their own (`calibration/alone_N.json`), so those of the gate stay as
@@ -40,31 +40,33 @@ def calibrate_alone(task: Task, store: RunStore, parts: Sequence[Sequence[str]])
         store: where artifacts go.
         parts: the labeled ids of each.
     """
-    cfg, prompts = task.cfg, unasked(task.cfg.prompts)
-    fit = {k: v for k, v in asdict(cfg.fit).items() if k not in ("num_workers", "round_steps", "round_lr")}
-    settings = [asdict(part) for part in (cfg.model, cfg.classifier, prompts)]
+    cfg, prompts = task.cfg, local_only(task.cfg.prompts)
+    fit_settings = {k: v for k, v in asdict(cfg.fit).items() if k not in ("num_workers", "round_steps", "round_lr")}
+    settings = [asdict(section) for section in (cfg.model, cfg.classifier, prompts)]
     ttas = list(dict.fromkeys(("none", cfg.infer.tta)))  # as `kmine predict` does unless told, and as mining does
-    made_from = sign("alone", VERSION, task.signature, fit, settings, ttas, cfg.adapt.folds, cfg.adapt.fold_steps)
+    signature = sign(
+        "alone", VERSION, task.signature, fit_settings, settings, ttas, cfg.adapt.folds, cfg.adapt.fold_steps
+    )
     rows: dict[str, list[Row]] = {tta: [] for tta in ttas}
-    for number, part in enumerate(parts):
-        path = store.root / "calibration" / f"alone_{number}.json"
-        known = store.load_json(path, made_from)
-        if known is None:
-            model = fold_model(task, store, number, part)
-            rest = task.labeled.subset([i for i in task.labeled.ids if i not in set(part)])
-            areas = object_areas(rest, task.num_classes)
-            known = {"objects": {tta: list(_rows(task, model, part, areas, tta)) for tta in ttas}}
-            store.save_json(path, known, made_from)
+    for fold_idx, held_out_ids in enumerate(fold_ids):
+        path = store.root / "calibration" / f"alone_{fold_idx}.json"
+        saved = store.load_json(path, signature)
+        if saved is None:
+            model = fold_model(task, store, fold_idx, held_out_ids)
+            rest = task.labeled.subset([i for i in task.labeled.ids if i not in set(held_out_ids)])
+            area_prior = median_object_area(rest, task.num_classes)
+            saved = {"objects": {tta: list(_rows(task, model, held_out_ids, area_prior, tta)) for tta in ttas}}
+            store.save_json(path, saved, signature)
         for tta in ttas:
-            rows[tta] += known["objects"][tta]
-    learnt = {tta: one for tta in ttas if (one := learn_alone(rows[tta], cfg.seed))}
-    if not learnt:
+            rows[tta] += saved["objects"][tta]
+    by_tta = {tta: fitted for tta in ttas if (fitted := fit_local_calibrator(rows[tta], cfg.seed))}
+    if not by_tta:
         return None
-    told = Alone({}, object_areas(task.labeled, task.num_classes), prompts).to_json()
-    return told | {"num_parts": len(parts), "by_tta": learnt}
+    record = LocalQualityEstimator({}, median_object_area(task.labeled, task.num_classes), prompts).to_json()
+    return record | {"num_parts": len(fold_ids), "by_tta": by_tta}
 
 
-def learn_alone(rows: Sequence[Row], seed: int) -> Row | None:
+def fit_local_calibrator(rows: Sequence[Row], seed: int) -> Row | None:
     """A calibrator of the objects' evidence, and how good it was on objects it was not fitted with; None: too few."""
     # Where nothing but ignored pixels is left, there is no Dice.
     rows = [row for row in rows if row["dice"] is not None]
@@ -73,13 +75,13 @@ def learn_alone(rows: Sequence[Row], seed: int) -> Row | None:
     fitted = fit_calibrator(evidence, dice, [row["group_id"] for row in rows], seed=seed)
     if fitted is None:
         return None
-    calibrator, apart = fitted
+    calibrator, out_of_fold = fitted
     return {
         "calibrator": calibrator.to_json(),
         "num_objects": len(rows),
-        "rank_correlation": rank_correlation(apart, dice),
-        "mean": {"estimate": float(apart.mean()), "dice": float(dice.mean())},
-        "reliability": reliability(apart, dice),
+        "rank_correlation": rank_correlation(out_of_fold, dice),
+        "mean": {"estimate": float(out_of_fold.mean()), "dice": float(dice.mean())},
+        "reliability": reliability(out_of_fold, dice),
     }
 
 
@@ -90,13 +92,15 @@ def rank_correlation(a: Any, b: Any) -> float:
     return float(spearmanr(a, b).statistic) if np.ptp(a) > 0 and np.ptp(b) > 0 else float("nan")
 
 
-def _rows(task: Task, model: LocalModel, ids: Sequence[str], areas: Mapping[int, float], tta: str) -> Iterator[Row]:
+def _rows(
+    task: Task, model: LocalModel, ids: Sequence[str], area_prior: Mapping[int, float], tta: str
+) -> Iterator[Row]:
     """One row an object that the model sees in images it does not know."""
-    prompts, how = unasked(task.cfg.prompts), {**asdict(task.cfg.infer), "tta": tta}
-    for probs in infer(model, task.labeled, ids, device=task.fabric.device, **how):
+    prompts, infer_settings = local_only(task.cfg.prompts), {**asdict(task.cfg.infer), "tta": tta}
+    for probs in infer(model, task.labeled, ids, device=task.fabric.device, **infer_settings):
         sample = task.labeled.sample(probs.sample_id)
-        for one, evidence in objects_of(probs, prompts, areas):
-            dice = true_dice(one.component, one, sample.mask)
+        for prompt, evidence in score_local_objects(probs, prompts, area_prior):
+            dice = true_dice(prompt.component, prompt, sample.mask)
             yield {
                 "sample_id": sample.sample_id,
                 "group_id": task.labeled.group_of(sample.sample_id),

@@ -17,32 +17,32 @@ from kmine.io.files import sign
 from kmine.mining.adaptation.finetune import Example, adapt
 from kmine.mining.calibration.fit import (
     MIN_OBJECTS,
+    choose_threshold,
     fit_calibrator,
-    promise,
     reliability,
     risk_coverage,
     true_dice,
 )
-from kmine.mining.calibration.local_step import calibrate_alone, rank_correlation
+from kmine.mining.calibration.local_step import calibrate_local_quality, rank_correlation
 from kmine.mining.candidates import (
-    CHUNK,
-    ask,
-    object_areas,
-    prompts_for,
-    witnessed,
+    BATCH_SIZE,
+    generate_prompts,
+    median_object_area,
+    predict_auxiliary,
+    segment_prompts,
 )
 from kmine.mining.crossfit import (
+    fold_auxiliary_model,
     fold_model,
-    fold_witness,
     folds,
-    prompted,
-    some_of,
+    sample_ids,
+    with_prompts,
 )
-from kmine.mining.gate import gather
+from kmine.mining.gate import collect_evidence
 from kmine.models.base import LocalModel
-from kmine.ops.calibrator import FEATURES, Calibration, Promise
+from kmine.ops.calibrator import FEATURES, Calibration, RiskGuarantee
 from kmine.ops.masks import components
-from kmine.segmenters.base import ADAPTED, Adaptable, Segmenter
+from kmine.segmenters.base import ADAPTED, FineTunable, Segmenter
 from kmine.store.run_folder import RunStore
 from kmine.training.inference import infer
 from kmine.training.model_setup import new_model
@@ -68,21 +68,21 @@ def calibrate(task: Task, base: Segmenter | None, store: RunStore) -> Task:
     cfg = task.cfg
     if task.segmenter is None or base is None or cfg.gate.mode != "calibrated":
         return task
-    parts = folds(task.labeled, cfg.adapt.folds, cfg.seed)
+    fold_ids = folds(task.labeled, cfg.adapt.folds, cfg.seed)
     fit_settings = {k: v for k, v in asdict(cfg.fit).items() if k not in ("num_workers", "round_steps", "round_lr")}
-    settings = [asdict(part) for part in (cfg.model, cfg.classifier, cfg.infer, cfg.prompts, cfg.adapt)]
-    settings.append(asdict(task.witness) if task.witness else {})
-    made_from = sign(task.signature, task.segmenter.signature, fit_settings, settings)
-    if (count := _num_objects(task.labeled)) < MIN_OBJECTS or len(parts) < 2:
+    settings = [asdict(section) for section in (cfg.model, cfg.classifier, cfg.infer, cfg.prompts, cfg.adapt)]
+    settings.append(asdict(task.auxiliary_model) if task.auxiliary_model else {})
+    signature = sign(task.signature, task.segmenter.signature, fit_settings, settings)
+    if (count := _num_objects(task.labeled)) < MIN_OBJECTS or len(fold_ids) < 2:
         # Hardly more could be found than there are: nobody need be trained to see that.
-        about: Row = {"num_objects": count, "num_parts": len(parts), "promise": None, "alone": None}
+        record: Row = {"num_objects": count, "num_parts": len(fold_ids), "promise": None, "alone": None}
     else:
-        rows = list(_all_rows(task, base, store, parts, made_from))
-        about = learn(rows, cfg.gate.target_dice, cfg.gate.confidence, cfg.gate.margin, cfg.seed)
-        about["alone"] = calibrate_alone(task, store, parts)
-    store.save_json(store.root / "calibration" / "calibration.json", about, made_from)
-    task.watcher.say(sentence(about))
-    return replace(task, calibration=Calibration.from_json(about) if about["promise"] else None)
+        rows = list(_all_rows(task, base, store, fold_ids, signature))
+        record = fit_calibration(rows, cfg.gate.target_dice, cfg.gate.confidence, cfg.gate.margin, cfg.seed)
+        record["alone"] = calibrate_local_quality(task, store, fold_ids)
+    store.save_json(store.root / "calibration" / "calibration.json", record, signature)
+    task.progress.log(calibration_summary(record))
+    return replace(task, calibration=Calibration.from_json(record) if record["promise"] else None)
 
 
 def _num_objects(pool: Pool) -> int:
@@ -96,24 +96,30 @@ def _num_objects(pool: Pool) -> int:
     )
 
 
-def learn(rows: Sequence[Row], target: float, confidence: float, margin: float, seed: int) -> Row:
+def fit_calibration(rows: Sequence[Row], target: float, confidence: float, margin: float, seed: int) -> Row:
     """Content of calibration.json from the objects' evidence and Dice; `promise` is None where they are too few."""
     # Where nothing but ignored pixels is left, there is no Dice.
     rows = [row for row in rows if row["dice_segmenter"] is not None and row["dice_local"] is not None]
-    about = {"target": target, "confidence": confidence, "num_objects": len(rows)}
-    evidence = [Evidence(*(_number(row[name]) for name in FEATURES)) for row in rows]
+    record = {"target": target, "confidence": confidence, "num_objects": len(rows)}
+    evidence = [Evidence(*(_none_to_nan(row[name]) for name in FEATURES)) for row in rows]
     groups = [row["group_id"] for row in rows]
     dice = {name: np.array([row[f"dice_{name}"] for row in rows], float) for name in ("segmenter", "local")}
     fitted = {name: fit_calibrator(evidence, dice[name], groups, seed=seed) for name in dice}
     if fitted["segmenter"] is None or fitted["local"] is None:
-        return about | {"promise": None}
-    (of_segmenter, answer), (of_local, local) = fitted["segmenter"], fitted["local"]
+        return record | {"promise": None}
+    (segmenter_calibrator, segmenter_estimates), (local_calibrator, local_estimates) = (
+        fitted["segmenter"],
+        fitted["local"],
+    )
     # The same choice as the gate's, on estimates made without the object.
-    takes_local = local >= answer + margin
-    estimates, truth = np.where(takes_local, local, answer), np.where(takes_local, dice["local"], dice["segmenter"])
-    found = promise(estimates, truth, target=target, confidence=confidence)
-    return about | {
-        **Calibration(of_segmenter, of_local, found).to_json(),
+    use_local = local_estimates >= segmenter_estimates + margin
+    estimates, truth = (
+        np.where(use_local, local_estimates, segmenter_estimates),
+        np.where(use_local, dice["local"], dice["segmenter"]),
+    )
+    guarantee = choose_threshold(estimates, truth, target=target, confidence=confidence)
+    return record | {
+        **Calibration(segmenter_calibrator, local_calibrator, guarantee).to_json(),
         "rank_correlation": rank_correlation(estimates, truth),
         "mean_dice": {name: float(values.mean()) for name, values in dice.items()},
         "risk_coverage": risk_coverage(estimates, truth),
@@ -121,71 +127,79 @@ def learn(rows: Sequence[Row], target: float, confidence: float, margin: float, 
     }
 
 
-def sentence(about: Row) -> str:
+def calibration_summary(record: Row) -> str:
     """What came of the calibration, in one sentence; `about` is the content of calibration.json."""
-    if about.get("num_parts", 2) < 2:
+    if record.get("num_parts", 2) < 2:
         return (
             "the gate is not calibrated: with adapt.folds 1, or a single group, no labeled image is unknown to the "
             "models that would be asked; its thresholds decide"
         )
-    if not about["promise"]:
+    if not record["promise"]:
         return (
-            f"the gate is not calibrated: {about['num_objects']} objects of labeled images are too few; "
+            f"the gate is not calibrated: {record['num_objects']} objects of labeled images are too few; "
             "its thresholds decide"
         )
-    p = Promise.from_json(about["promise"])
-    wanted = f"a mean Dice of {about['target']:.2f} at {about['confidence']:.0%}"
-    at = f"masks from estimated Dice {p.threshold:.2f} on ({p.coverage:.0%} of {p.num_objects} labeled objects)"
-    if p.kept:
-        return f"the gate keeps {at} and promises {wanted} confidence (bound {p.lower_bound:.2f}, seen {p.mean:.2f})"
-    instead = f"Each round keeps as many masks as have a mean estimate of {about['target']:.2f}"
-    if not p.coverage:
+    guarantee = RiskGuarantee.from_json(record["promise"])
+    target = f"a mean Dice of {record['target']:.2f} at {record['confidence']:.0%}"
+    at = f"masks from estimated Dice {guarantee.threshold:.2f} on ({guarantee.coverage:.0%} of {guarantee.num_objects} labeled objects)"
+    if guarantee.kept:
+        return f"the gate keeps {at} and promises {target} confidence (bound {guarantee.lower_bound:.2f}, seen {guarantee.mean:.2f})"
+    instead = f"Each round keeps as many masks as have a mean estimate of {record['target']:.2f}"
+    if not guarantee.coverage:
         return (
-            f"{wanted} confidence cannot be promised: none of {p.num_objects} labeled objects reaches an estimated "
-            f"Dice of {p.threshold:.2f}. {instead}"
+            f"{target} confidence cannot be promised: none of {guarantee.num_objects} labeled objects reaches an estimated "
+            f"Dice of {guarantee.threshold:.2f}. {instead}"
         )
     return (
-        f"not enough labels to promise {wanted} confidence; {p.lower_bound:.2f} can be promised for {at}, where "
-        f"{p.mean:.2f} was seen. {instead}"
+        f"not enough labels to promise {target} confidence; {guarantee.lower_bound:.2f} can be promised for {at}, where "
+        f"{guarantee.mean:.2f} was seen. {instead}"
     )
 
 
 def _all_rows(
-    task: Task, base: Segmenter, store: RunStore, parts: Sequence[Sequence[str]], made_from: str
+    task: Task, base: Segmenter, store: RunStore, fold_ids: Sequence[Sequence[str]], signature: str
 ) -> Iterator[Row]:
-    paths = [store.root / "calibration" / f"fold_{n}.json" for n in range(len(parts))]
-    known = [store.load_json(path, made_from) for path in paths]
-    if None in known:
-        known = _measure(task, base, store, parts, known)
-        for path, part in zip(paths, known, strict=True):
-            store.save_json(path, part, made_from)
-    for part in known:
-        yield from part["objects"]
+    paths = [store.root / "calibration" / f"fold_{n}.json" for n in range(len(fold_ids))]
+    saved = [store.load_json(path, signature) for path in paths]
+    if None in saved:
+        saved = _measure(task, base, store, fold_ids, saved)
+        for path, fold in zip(paths, saved, strict=True):
+            store.save_json(path, fold, signature)
+    for fold in saved:
+        yield from fold["objects"]
 
 
 def _measure(
-    task: Task, base: Segmenter, store: RunStore, parts: Sequence[Sequence[str]], known: Sequence[Row | None]
+    task: Task, base: Segmenter, store: RunStore, fold_ids: Sequence[Sequence[str]], saved: Sequence[Row | None]
 ) -> list[Row]:
     """Evidence and Dice of the objects found in each part, by models that do not know it."""
     cfg = task.cfg
-    wanted = set(some_of(task.labeled, cfg.adapt.max_images, cfg.seed))
-    examples, models, witnesses = [], [], []
-    for number, part in enumerate(parts):
-        models.append(fold_model(task, store, number, part))
-        witnesses.append(fold_witness(task, store, number, part))
-        examples.append(list(prompted(task, models[-1], task.labeled, [i for i in part if i in wanted])))
+    sampled = set(sample_ids(task.labeled, cfg.adapt.max_images, cfg.seed))
+    examples, models, auxiliary_models = [], [], []
+    for fold_idx, held_out_ids in enumerate(fold_ids):
+        models.append(fold_model(task, store, fold_idx, held_out_ids))
+        auxiliary_models.append(fold_auxiliary_model(task, store, fold_idx, held_out_ids))
+        examples.append(list(with_prompts(task, models[-1], task.labeled, [i for i in held_out_ids if i in sampled])))
     held_out = _held_out(task, store)
     out = []
-    for number, part in enumerate(parts):
-        if known[number] is not None:
-            out.append(known[number])
+    for fold_idx, held_out_ids in enumerate(fold_ids):
+        if saved[fold_idx] is not None:
+            out.append(saved[fold_idx])
             continue
-        others = [example for n, some in enumerate(examples) if n != number for example in some]
-        title = f"calibrating the gate: part {number + 1} of {len(parts)}"
-        segmenter = _taught(task, base, others, held_out, title)
-        rest = task.labeled.subset([i for i in task.labeled.ids if i not in set(part)])
-        areas = object_areas(rest, task.num_classes)
-        out.append({"objects": list(_mined(task, models[number], witnesses[number], segmenter, part, areas))})
+        others = [example for n, fold_examples in enumerate(examples) if n != fold_idx for example in fold_examples]
+        title = f"calibrating the gate: part {fold_idx + 1} of {len(fold_ids)}"
+        segmenter = _finetuned_without(task, base, others, held_out, title)
+        rest = task.labeled.subset([i for i in task.labeled.ids if i not in set(held_out_ids)])
+        area_prior = median_object_area(rest, task.num_classes)
+        out.append(
+            {
+                "objects": list(
+                    _evidence_rows(
+                        task, models[fold_idx], auxiliary_models[fold_idx], segmenter, held_out_ids, area_prior
+                    )
+                )
+            }
+        )
     return out
 
 
@@ -194,61 +208,69 @@ def _held_out(task: Task, store: RunStore) -> list[Example]:
         return []
     model = new_model(task, store)
     model.load_state_dict(train(task, store, model, round_idx=0).best)
-    return list(prompted(task, model, task.val, some_of(task.val, task.cfg.adapt.max_images, task.cfg.seed)))
+    return list(with_prompts(task, model, task.val, sample_ids(task.val, task.cfg.adapt.max_images, task.cfg.seed)))
 
 
-def _taught(
+def _finetuned_without(
     task: Task, base: Segmenter, examples: Sequence[Example], held_out: Sequence[Example], title: str
 ) -> Segmenter:
     """The segmenter as it would mine, had it been taught with `examples` alone."""
-    if not (task.segmenter.name.endswith(ADAPTED) and isinstance(base, Adaptable)):
+    if not (task.segmenter.name.endswith(ADAPTED) and isinstance(base, FineTunable)):
         return base
-    task.watcher.start(title, task.cfg.adapt.steps or base.adapt_plan.steps)
+    task.progress.start(title, task.cfg.adapt.steps or base.fine_tune_defaults.steps)
     return adapt(
         base,
         examples,
         held_out,
         task.cfg.adapt,
         seed=task.cfg.seed,
-        progress=lambda done, loss, iou: task.watcher.advance(done),
+        progress=lambda done, loss, iou: task.progress.advance(done),
     ).segmenter
 
 
-def _mined(
+def _evidence_rows(
     task: Task,
     model: LocalModel,
-    witness: LocalModel | None,
+    auxiliary_model: LocalModel | None,
     segmenter: Segmenter,
     ids: Sequence[str],
-    areas: dict[int, float],
+    area_prior: dict[int, float],
 ) -> Iterator[Row]:
     """One row an object, as mining would find it in images of which nothing is known."""
     cfg = task.cfg
-    for first in range(0, len(ids), CHUNK):
-        some = ids[first : first + CHUNK]
-        samples = [task.labeled.sample(i) for i in some]
-        probs = list(infer(model, task.labeled, some, device=task.fabric.device, **asdict(cfg.infer)))
-        unseen: list[Sample] = [replace(sample, mask=None, image_label=None) for sample in samples]
-        prompts, embedded = prompts_for(task, segmenter, unseen, probs, 0)
-        prompts, answers = ask(task, segmenter, unseen, prompts, 0, embedded)
-        also = witnessed(task, witness, task.labeled, some)
-        for sample, p, asked, found, seen in zip(samples, probs, prompts, answers, also, strict=True):
-            for one, candidate in zip(asked, found, strict=True):
+    for first in range(0, len(ids), BATCH_SIZE):
+        batch = ids[first : first + BATCH_SIZE]
+        samples = [task.labeled.sample(i) for i in batch]
+        probs = list(infer(model, task.labeled, batch, device=task.fabric.device, **asdict(cfg.infer)))
+        unlabeled: list[Sample] = [replace(sample, mask=None, image_label=None) for sample in samples]
+        prompts, embedded = generate_prompts(task, segmenter, unlabeled, probs, 0)
+        prompts, candidates = segment_prompts(task, segmenter, unlabeled, prompts, 0, embedded)
+        auxiliary = predict_auxiliary(task, auxiliary_model, task.labeled, batch)
+        for sample, p, image_prompts, image_candidates, auxiliary_probs in zip(
+            samples, probs, prompts, candidates, auxiliary, strict=True
+        ):
+            for prompt, candidate in zip(image_prompts, image_candidates, strict=True):
                 best = candidate.masks[candidate.best]
                 # Where the local model has no object of its own, its mask of it is empty, as in the decisions.
-                local = one.component if one.component is not None else np.zeros_like(best)
+                local = prompt.component if prompt.component is not None else np.zeros_like(best)
                 yield {
                     "sample_id": sample.sample_id,
                     "group_id": task.labeled.group_of(sample.sample_id),
-                    **dict(zip(FEATURES, astuple(gather(p, one, candidate, areas, seen)), strict=True)),
-                    "dice_segmenter": _known(true_dice(best, one, sample.mask)),
-                    "dice_local": _known(true_dice(local, one, sample.mask)),
+                    **dict(
+                        zip(
+                            FEATURES,
+                            astuple(collect_evidence(p, prompt, candidate, area_prior, auxiliary_probs)),
+                            strict=True,
+                        )
+                    ),
+                    "dice_segmenter": _nan_to_none(true_dice(best, prompt, sample.mask)),
+                    "dice_local": _nan_to_none(true_dice(local, prompt, sample.mask)),
                 }
 
 
-def _known(value: float) -> float | None:
+def _nan_to_none(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def _number(value: float | None) -> float:
+def _none_to_nan(value: float | None) -> float:
     return float("nan") if value is None else value

@@ -85,8 +85,12 @@ def _read(name: str, path: Path, image_size: int) -> dict[str, torch.Tensor]:
         raise UserError(f"{path}: expected the weights of {name}, got {sorted(state)[:3]}...: not a SAM image encoder")
     width, expected = patches.shape[0], ARCHITECTURES[name].embed_dim
     if width != expected:
-        twins = [other for other, arch in ARCHITECTURES.items() if arch.embed_dim == width]
-        cure = f"it looks like {twins[0]}: use --segmenter.name {twins[0]}" if twins else "no SAM known here is so wide"
+        same_width = [other for other, arch in ARCHITECTURES.items() if arch.embed_dim == width]
+        cure = (
+            f"it looks like {same_width[0]}: use --segmenter.name {same_width[0]}"
+            if same_width
+            else "no SAM known here is so wide"
+        )
         raise UserError(f"{path}: expected {name} with {expected} channels, got {width}; {cure}")
     positions = state.get("image_encoder.pos_embed")
     if positions is not None and positions.shape[1] * PATCH != image_size:

@@ -17,7 +17,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from kmine.errors import UserError
 from kmine.segmenters.embedding_cache import EmbeddingCache
-from kmine.segmenters.sam.fast_encoder import VERSION, quicken
+from kmine.segmenters.sam.fast_encoder import VERSION, use_fused_attention
 
 
 class Embedder:
@@ -30,7 +30,7 @@ class Embedder:
         batch_size: int,
         cache: EmbeddingCache | None = None,
         dtype: str = "float32",
-        say: Callable[[str], None] = lambda text: None,
+        log: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Takes the encoder of a model on its device, and makes it fast; see `sam_encoder`.
 
@@ -42,20 +42,20 @@ class Embedder:
                 what a cache happened to hold.
             say: is told where a batch turns out too large for the GPU.
         """
-        quicken(sam.image_encoder)
+        use_fused_attention(sam.image_encoder)
         self.batch_size = batch_size
         self._sam = sam
         self._cache = cache
         self._dtype = np.dtype(dtype)
-        self._say = say
+        self._log = log
         self._resize = ResizeLongestSide(sam.image_encoder.img_size)
 
     @cached_property
     def signature(self) -> str:
         """sha256 over all that decides features besides the image; neither prompt encoder nor decoder is part of it."""
-        about = (VERSION, self._sam.image_encoder.img_size, str(self._dtype))
+        config = (VERSION, self._sam.image_encoder.img_size, str(self._dtype))
         pixels = [values.flatten().tolist() for values in (self._sam.pixel_mean, self._sam.pixel_std)]
-        digest = hashlib.sha256(f"sam encoder {about} {pixels}".encode())
+        digest = hashlib.sha256(f"sam encoder {config} {pixels}".encode())
         update(digest, self._sam.image_encoder.state_dict())
         return digest.hexdigest()
 
@@ -68,8 +68,8 @@ class Embedder:
         """
         cache = self._cache
         keys = [self._key(image) for image in images] if cache else []
-        found = [cache.get(key) for key in keys] if cache else [None] * len(images)
-        missing = [n for n, features in enumerate(found) if features is None]
+        results = [cache.get(key) for key in keys] if cache else [None] * len(images)
+        missing = [n for n, features in enumerate(results) if features is None]
         done = 0
         while done < len(missing):
             batch = missing[done : done + self.batch_size]
@@ -78,11 +78,11 @@ class Embedder:
                 self._halve(len(batch))
                 continue
             for n, features in zip(batch, made, strict=True):
-                found[n] = features
+                results[n] = features
                 if cache:  # at once: an interruption loses one batch at most
                     cache.put(keys[n], features)
             done += len(batch)
-        return [features.astype(np.float32, copy=False) for features in found]
+        return [features.astype(np.float32, copy=False) for features in results]
 
     def _key(self, image: NDArray[np.uint8]) -> str:
         digest = hashlib.sha256(f"{self.signature} {image.shape}".encode())
@@ -96,7 +96,7 @@ class Embedder:
         except torch.cuda.OutOfMemoryError:
             return None
         # Copies, for a view would keep the whole batch alive.
-        return [np.array(one, self._dtype) for one in out]
+        return [np.array(row, self._dtype) for row in out]
 
     def _halve(self, too_many: int) -> None:
         # Not within `except`: the exception holds on to the tensors that filled the memory.
@@ -107,7 +107,7 @@ class Embedder:
                 "a smaller SAM, or use --device cpu"
             )
         self.batch_size = too_many // 2
-        self._say(
+        self._log(
             f"segmenter: {too_many} images at once exceed the memory of the GPU; going on with {self.batch_size} "
             "(--segmenter.batch_size)"
         )

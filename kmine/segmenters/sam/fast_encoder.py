@@ -34,7 +34,7 @@ QUERIES_A_THREAD = 256
 """The fused attention of a CPU shares out this many queries of one head at a time."""
 
 
-def quicken(encoder: ImageEncoderViT) -> None:
+def use_fused_attention(encoder: ImageEncoderViT) -> None:
     """Makes a given encoder fast; for inference only, and harmless to repeat.
 
     The result differs from the official one by the rounding of float32 alone. Weights, structure and state dict stay.
@@ -70,11 +70,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, of_rows: Tensor, of_columns: Tensor
     mask = q.new_empty(step, tokens, of_rows.shape[-1], of_columns.shape[-1])
     out = torch.empty_like(v)
     for first in range(0, count, step):
-        some = slice(first, first + step)
-        rows, columns = of_rows[some, :, :, None], of_columns[some, :, None, :]
+        batch = slice(first, first + step)
+        rows, columns = of_rows[batch, :, :, None], of_columns[batch, :, None, :]
         added = torch.add(rows, columns, out=mask[: len(rows)]).flatten(2)
-        qkv = (part[None, some] for part in (q, k, v))
-        out[some] = F.scaled_dot_product_attention(*qkv, attn_mask=added[None], scale=scale)[0]
+        qkv = (tensor[None, batch] for tensor in (q, k, v))
+        out[batch] = F.scaled_dot_product_attention(*qkv, attn_mask=added[None], scale=scale)[0]
     return out
 
 

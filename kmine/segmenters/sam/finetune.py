@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from kmine.segmenters.base import Lesson
+from kmine.segmenters.base import PromptedExample
 
 if TYPE_CHECKING:
-    from kmine.segmenters.sam.segmenter import Row, SamSegmenter
+    from kmine.segmenters.sam.segmenter import DecoderQuery, SamSegmenter
 
 DECODER = "mask_decoder."
 """What the keys of a state open with, as in a checkpoint of the whole SAM."""
@@ -32,24 +32,24 @@ FOCAL_GAMMA = 2.0
 FOCAL_ALPHA = 0.25
 
 
-class SamTrainee:
+class SamFineTuner:
     """A `Trainee` whose mask decoder learns. The image encoder is never run; the prompt encoder runs, but is frozen."""
 
-    def __init__(self, twin: SamSegmenter) -> None:
+    def __init__(self, segmenter: SamSegmenter) -> None:
         """Takes a segmenter with a decoder that nobody else uses; nobody may ask for its signature, it changes."""
-        self._twin = twin
-        twin.decoder.requires_grad_(True)
+        self._segmenter = segmenter
+        segmenter.decoder.requires_grad_(True)
 
     def parameters(self) -> list[nn.Parameter]:
         """Those of the mask decoder."""
-        return list(self._twin.decoder.parameters())
+        return list(self._segmenter.decoder.parameters())
 
     def state(self) -> dict[str, Tensor]:
         """Copies, on the CPU, of the decoder's tensors, named as in a checkpoint of the whole SAM."""
-        tensors = self._twin.decoder.state_dict()
+        tensors = self._segmenter.decoder.state_dict()
         return {f"{DECODER}{key}": tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}
 
-    def loss(self, lessons: Sequence[Lesson], seed: int) -> Tensor:
+    def loss(self, examples: Sequence[PromptedExample], seed: int) -> Tensor:
         """The mean loss over lessons, a scalar with gradient.
 
         Prompts are taken as they are: box, points and hint; jittered boxes teach nothing. An empty mask teaches the
@@ -63,20 +63,22 @@ class SamTrainee:
         Raises:
             ValueError: features of another model, prompts that do not fit their image, a mask of another size.
         """
-        calls: dict[tuple[int, object], list[tuple[Lesson, Row]]] = {}
-        for lesson in lessons:
-            _check_mask(lesson)
-            own = next(self._twin.rows(0, lesson.prompts, lesson.embedding.size))
+        calls: dict[tuple[int, object], list[tuple[PromptedExample, DecoderQuery]]] = {}
+        for example in examples:
+            _check_mask(example)
+            query = next(self._segmenter.queries(0, example.prompts, example.embedding.size))
             # The official decoder takes one image a call; prompts of one form share it.
-            calls.setdefault((id(lesson.embedding), own.form), []).append((lesson, own))
+            calls.setdefault((id(example.embedding), query.form), []).append((example, query))
         return torch.cat([self._losses(*zip(*call, strict=True)) for call in calls.values()]).mean()
 
-    def _losses(self, lessons: Sequence[Lesson], rows: Sequence[Row]) -> Tensor:
+    def _losses(self, examples: Sequence[PromptedExample], queries: Sequence[DecoderQuery]) -> Tensor:
         """(B,) losses of lessons on one embedding, with prompts of one form."""
-        embedding = lessons[0].embedding
-        low_res, score = self._twin.low_res(self._twin.features(embedding), embedding.size, rows, multimask=False)
-        truth = torch.from_numpy(np.stack([lesson.mask for lesson in lessons])).to(low_res.device)
-        height, width = self._twin.unpadded(embedding.size)
+        embedding = examples[0].embedding
+        low_res, score = self._segmenter.low_res(
+            self._segmenter.features(embedding), embedding.size, queries, multimask=False
+        )
+        truth = torch.from_numpy(np.stack([example.mask for example in examples])).to(low_res.device)
+        height, width = self._segmenter.unpadded(embedding.size)
         # The share of each low-resolution pixel that is object: not even the thinnest object is lost.
         share = F.interpolate(truth[:, None].float(), (height, width), mode="area").flatten(1)
         logits = low_res[:, 0, :height, :width].flatten(1)
@@ -91,9 +93,9 @@ class SamTrainee:
         Measured on the mask that `decode` would return, in the image's frame: that is what the gate takes a predicted
         IoU for, and a small object would lose a good part of its IoU to the coarse pixels of the logits.
         """
-        found = self._twin.upscaled(low_res, truth.shape[-2:])[:, 0] > Sam.mask_threshold
-        either = (found | truth).flatten(1).sum(1)
-        return (found & truth).flatten(1).sum(1) / either.clamp_min(1)
+        predicted = self._segmenter.upscaled(low_res, truth.shape[-2:])[:, 0] > Sam.mask_threshold
+        either = (predicted | truth).flatten(1).sum(1)
+        return (predicted & truth).flatten(1).sum(1) / either.clamp_min(1)
 
 
 def focal_loss(logits: Tensor, share: Tensor) -> Tensor:
@@ -111,10 +113,10 @@ def dice_loss(logits: Tensor, share: Tensor) -> Tensor:
     return 1 - (2 * (prob * share).sum(1) + 1) / (prob.sum(1) + share.sum(1) + 1)
 
 
-def _check_mask(lesson: Lesson) -> None:
+def _check_mask(example: PromptedExample) -> None:
     # Resizing would take a mask of any size, a transposed one without a word.
-    if lesson.mask.shape != lesson.embedding.size:
+    if example.mask.shape != example.embedding.size:
         raise ValueError(
-            f"lesson: expected a mask of the image's own (H, W) = {lesson.embedding.size}, got {lesson.mask.shape}; "
+            f"lesson: expected a mask of the image's own (H, W) = {example.embedding.size}, got {example.mask.shape}; "
             "give the mask in the image's frame"
         )

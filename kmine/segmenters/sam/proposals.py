@@ -23,18 +23,18 @@ MIN_STABILITY = 0.8
 images; where borders are soft they may leave the local model nothing to choose from."""
 
 
-class _Encoded(SamPredictor):
+class PrecomputedPredictor(SamPredictor):
     """A predictor whose image was encoded before."""
 
     def __init__(self, sam: Sam, features: torch.Tensor, size: tuple[int, int]) -> None:
         super().__init__(sam)
-        self._given, self._size = features, size
+        self._precomputed, self._size = features, size
 
     def set_image(self, image: NDArray[np.uint8], image_format: str = "RGB") -> None:
         """Takes the features at hand; the image is not looked at."""
         self.original_size = self._size
         self.input_size = self.transform.get_preprocess_shape(*self._size, self.transform.target_length)
-        self.features, self.is_image_set = self._given, True
+        self.features, self.is_image_set = self._precomputed, True
 
 
 def propose(sam: Sam, features: torch.Tensor, size: tuple[int, int], *, points_at_once: int) -> Proposals:
@@ -54,9 +54,9 @@ def propose(sam: Sam, features: torch.Tensor, size: tuple[int, int], *, points_a
         stability_score_thresh=MIN_STABILITY,
         crop_n_layers=0,
     )
-    generator.predictor = _Encoded(sam, features, size)
-    found = generator.generate(np.broadcast_to(np.uint8(0), (*size, 3)))  # its size is all that is used
-    found = [one for one in found if one["area"]]
+    generator.predictor = PrecomputedPredictor(sam, features, size)
+    records = generator.generate(np.broadcast_to(np.uint8(0), (*size, 3)))  # its size is all that is used
+    records = [record for record in records if record["area"]]
     return proposals_of(
-        size, *([one[name] for one in found] for name in ("segmentation", "predicted_iou", "stability_score"))
+        size, *([record[name] for record in records] for name in ("segmentation", "predicted_iou", "stability_score"))
     )

@@ -47,18 +47,18 @@ class Window:
         """(H, W) or (H, W, C) of the image's frame to (S, S) or (S, S, C), of the same type."""
         height, width = plane.shape[:2]
         top, bottom, left, right = self._visible((height, width))
-        part = plane[top:bottom, left:right]
+        visible = plane[top:bottom, left:right]
         pads = top - self.top, self.top + self.height - bottom, left - self.left, self.left + self.width - right
         if any(pads):
-            part = cv2.copyMakeBorder(part, *pads, cv2.BORDER_REPLICATE)
-        return _resize(np.ascontiguousarray(part), self.side, self.side)
+            visible = cv2.copyMakeBorder(visible, *pads, cv2.BORDER_REPLICATE)
+        return _resize(np.ascontiguousarray(visible), self.side, self.side)
 
     def put(self, plane: NDArray[np.float32], size: tuple[int, int]) -> tuple[NDArray[np.float32], tuple[slice, slice]]:
         """(S, S) of the crop to the image's frame: the part that lies in an image of `size`, and where that is."""
         top, bottom, left, right = self._visible(size)
         full = _resize(plane, self.width, self.height)
-        part = full[top - self.top : bottom - self.top, left - self.left : right - self.left]
-        return part, (slice(top, bottom), slice(left, right))
+        visible = full[top - self.top : bottom - self.top, left - self.left : right - self.left]
+        return visible, (slice(top, bottom), slice(left, right))
 
     def _visible(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """(top, bottom, left, right) of the window's part inside an image of `size`, ends exclusive."""

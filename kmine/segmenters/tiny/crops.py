@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from kmine.segmenters.base import (
     Embedding,
+    box_required_error,
     check_prompts,
-    needs_box,
 )
 from kmine.segmenters.tiny.crop import Window, window_of
 from kmine.segmenters.tiny.network import (
-    HINT_LIMIT,
-    Asked,
+    MASK_INPUT_CLIP,
+    NetworkInput,
 )
 from kmine.types import Prompts
 
@@ -30,7 +30,7 @@ NO_POINT = -1
 
 
 @dataclass(frozen=True)
-class Row:
+class DecoderQuery:
     """One line of a batch: a prompt's own box, or one of its jittered boxes, with the same points and hint."""
 
     embedding: Embedding
@@ -43,7 +43,7 @@ class Row:
     window: Window
 
 
-def rows_of(embedding: Embedding, prompts: Prompts, *, side: int, name: str) -> Iterator[Row]:
+def decoder_queries(embedding: Embedding, prompts: Prompts, *, side: int, name: str) -> Iterator[DecoderQuery]:
     """The rows of one `Prompts`: its own box first, then its jittered boxes in order.
 
     Args:
@@ -60,42 +60,42 @@ def rows_of(embedding: Embedding, prompts: Prompts, *, side: int, name: str) -> 
         raise ValueError(f"embedding: expected one of {name}, which keeps the image; encode the image again")
     checked = check_prompts(prompts, embedding.size)
     if checked.box is None:
-        raise needs_box(name)
+        raise box_required_error(name)
     for number, box in enumerate([checked.box, *checked.jittered_boxes]):
-        yield Row(embedding, checked, box, number > 0, window_of(box, side))
+        yield DecoderQuery(embedding, checked, box, number > 0, window_of(box, side))
 
 
-def asked_of(rows: Sequence[Row], device: torch.device | str) -> Asked:
+def network_input(queries: Sequence[DecoderQuery], device: torch.device | str) -> NetworkInput:
     """Crops and prompts of a batch of at least one row as tensors of the crop's frame: what the network is shown."""
 
     def tensor(array: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
 
-    most = max(_num_points(row.prompts) for row in rows)
-    points = np.zeros((len(rows), most, 2), np.float32)
-    labels = np.full((len(rows), most), NO_POINT, np.int64)
-    for index, row in enumerate(rows):
-        if row.prompts.point_coords is not None:
-            count = _num_points(row.prompts)
-            points[index, :count] = row.window.to_crop(row.prompts.point_coords)
-            labels[index, :count] = row.prompts.point_labels
-    crops = np.stack([row.window.take(row.embedding.image) for row in rows])
-    has_hint = np.array([row.prompts.mask_input is not None for row in rows], np.float32)
-    return Asked(
+    most = max(_num_points(query.prompts) for query in queries)
+    points = np.zeros((len(queries), most, 2), np.float32)
+    labels = np.full((len(queries), most), NO_POINT, np.int64)
+    for index, query in enumerate(queries):
+        if query.prompts.point_coords is not None:
+            count = _num_points(query.prompts)
+            points[index, :count] = query.window.to_crop(query.prompts.point_coords)
+            labels[index, :count] = query.prompts.point_labels
+    crops = np.stack([query.window.take(query.embedding.image) for query in queries])
+    has_mask_input = np.array([query.prompts.mask_input is not None for query in queries], np.float32)
+    return NetworkInput(
         image=tensor(crops).permute(0, 3, 1, 2).float(),
-        limits=tensor(np.stack([row.window.limits(row.embedding.size) for row in rows])),
-        boxes=tensor(np.stack([row.window.to_crop(row.box.reshape(2, 2)).ravel() for row in rows])),
+        limits=tensor(np.stack([query.window.limits(query.embedding.size) for query in queries])),
+        boxes=tensor(np.stack([query.window.to_crop(query.box.reshape(2, 2)).ravel() for query in queries])),
         points=tensor(points),
         point_labels=tensor(labels),
-        hint=tensor(np.stack([_hint(row) for row in rows]))[:, None],
-        has_hint=tensor(has_hint),
+        mask_input=tensor(np.stack([_mask_input(query) for query in queries]))[:, None],
+        has_mask_input=tensor(has_mask_input),
     )
 
 
-def inside_of(row: Row) -> NDArray[np.bool_]:
+def valid_region(query: DecoderQuery) -> NDArray[np.bool_]:
     """(S, S): which pixels of the crop show the image, and not what is repeated beyond its border."""
-    x0, y0, x1, y1 = row.window.limits(row.embedding.size)
-    at = np.arange(row.window.side)
+    x0, y0, x1, y1 = query.window.limits(query.embedding.size)
+    at = np.arange(query.window.side)
     return ((at >= y0) & (at <= y1))[:, None] & ((at >= x0) & (at <= x1))
 
 
@@ -103,10 +103,10 @@ def _num_points(prompts: Prompts) -> int:
     return 0 if prompts.point_coords is None else len(prompts.point_coords)
 
 
-def _hint(row: Row) -> NDArray[np.float32]:
+def _mask_input(query: DecoderQuery) -> NDArray[np.float32]:
     """(S, S) logits; beyond the image surely background, as in training; zeros without a hint."""
-    side, hint = row.window.side, row.prompts.mask_input
-    if hint is None:
+    side, mask_input = query.window.side, query.prompts.mask_input
+    if mask_input is None:
         return np.zeros((side, side), np.float32)
-    crop = row.window.take(np.clip(hint, -HINT_LIMIT, HINT_LIMIT, dtype=np.float32))
-    return np.where(inside_of(row), crop, np.float32(-HINT_LIMIT))
+    crop = query.window.take(np.clip(mask_input, -MASK_INPUT_CLIP, MASK_INPUT_CLIP, dtype=np.float32))
+    return np.where(valid_region(query), crop, np.float32(-MASK_INPUT_CLIP))

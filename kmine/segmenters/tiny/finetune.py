@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from kmine.segmenters.base import Lesson
+from kmine.segmenters.base import PromptedExample
 from kmine.segmenters.tiny.crops import (
-    Row,
-    asked_of,
-    inside_of,
-    rows_of,
+    DecoderQuery,
+    decoder_queries,
+    network_input,
+    valid_region,
 )
 from kmine.segmenters.tiny.network import (
-    Asked,
+    NetworkInput,
     TinyNet,
     ellipse_logits,
     planes_of,
@@ -31,16 +31,16 @@ from kmine.segmenters.tiny.network import (
 
 SCORE_WEIGHT = 2.0
 """Of the predicted IoU's squared error, beside BCE and Dice."""
-LOOKS = 0.3
+AUGMENT_STRENGTH = 0.3
 """Strength of `repainted` for labeled images: they look like those to come, unlike procedural ones."""
-HINT_DROPOUT = 0.3
+MASK_INPUT_DROPOUT = 0.3
 """Of the hints, the share that is withheld, so that the segmenter still answers those who give none."""
 
 
-def answer(net: TinyNet, asked: Asked) -> tuple[Tensor, Tensor]:
+def predict_masks(net: TinyNet, inputs: NetworkInput) -> tuple[Tensor, Tensor]:
     """Mask logits (B, 1, S, S) and predicted IoU (B,) in [0, 1], with gradient."""
-    added, score = net(planes_of(asked).contiguous(memory_format=torch.channels_last))
-    return ellipse_logits(asked.boxes, net.side, net.side) + added, score
+    added, score = net(planes_of(inputs).contiguous(memory_format=torch.channels_last))
+    return ellipse_logits(inputs.boxes, net.side, net.side) + added, score
 
 
 def iou_of(mask: Tensor, truth: Tensor, unseen: Tensor | float = 0.0) -> Tensor:
@@ -55,7 +55,7 @@ def iou_of(mask: Tensor, truth: Tensor, unseen: Tensor | float = 0.0) -> Tensor:
     return both / (mask.sum((1, 2, 3)) + truth.sum((1, 2, 3)) - both + unseen).clamp_min(1)
 
 
-def loss_of(logits: Tensor, score: Tensor, truth: Tensor, unseen: Tensor | float = 0.0) -> Tensor:
+def tiny_loss(logits: Tensor, score: Tensor, truth: Tensor, unseen: Tensor | float = 0.0) -> Tensor:
     """BCE + soft Dice + squared error of the predicted IoU, the mean over B crops, a scalar.
 
     A crop with an empty truth teaches its predicted IoU alone, towards 0: what object was meant, nobody can say.
@@ -66,16 +66,16 @@ def loss_of(logits: Tensor, score: Tensor, truth: Tensor, unseen: Tensor | float
         truth: (B, 1, S, S) in [0, 1], the share of a pixel that is object; the IoU counts it from a half on.
         unseen: see `iou_of`.
     """
-    taught = (truth.sum((1, 2, 3)) > 0).to(logits.dtype)
-    bce = F.binary_cross_entropy_with_logits(logits, truth, weight=taught[:, None, None, None])
+    has_object = (truth.sum((1, 2, 3)) > 0).to(logits.dtype)
+    bce = F.binary_cross_entropy_with_logits(logits, truth, weight=has_object[:, None, None, None])
     prob = logits.sigmoid()
     overlap = 2 * (prob * truth).sum((1, 2, 3)) + 1
     dice = 1 - overlap / (prob.sum((1, 2, 3)) + truth.sum((1, 2, 3)) + 1)
     true_iou = iou_of((logits.detach() > 0).float(), (truth >= 0.5).float(), unseen)
-    return bce + (dice * taught).mean() + SCORE_WEIGHT * F.mse_loss(score, true_iou)
+    return bce + (dice * has_object).mean() + SCORE_WEIGHT * F.mse_loss(score, true_iou)
 
 
-class TinyTrainee:
+class TinyFineTuner:
     """A `Trainee` around a `TinyNet` that nobody else uses; every weight learns."""
 
     def __init__(self, net: TinyNet, *, name: str, device: torch.device | str) -> None:
@@ -88,7 +88,7 @@ class TinyTrainee:
         """All of the network's."""
         return list(self._net.parameters())
 
-    def loss(self, lessons: Sequence[Lesson], seed: int) -> Tensor:
+    def loss(self, examples: Sequence[PromptedExample], seed: int) -> Tensor:
         """The mean of `loss_of` over the lessons, a scalar with gradient.
 
         Each is asked as `Tiny.decode` would ask it, turned and repainted, some without their hint, see `augmented`.
@@ -103,15 +103,15 @@ class TinyTrainee:
             ValueError: no lessons, embeddings of another segmenter, prompts that do not fit their image, a mask of
                 another size than the image.
         """
-        if not lessons:
+        if not examples:
             raise ValueError("lessons: expected at least one, got none")
-        rows = [self._row(lesson) for lesson in lessons]
-        truths = [truth_of(row, lesson.mask) for row, lesson in zip(rows, lessons, strict=True)]
+        queries = [self._query(example) for example in examples]
+        truths = [truth_of(query, example.mask) for query, example in zip(queries, examples, strict=True)]
         truth = torch.from_numpy(np.stack([crop for crop, _ in truths]))[:, None]
         unseen = torch.tensor([area for _, area in truths], dtype=torch.float32)
-        asked, truth = augmented(asked_of(rows, "cpu"), truth, torch.Generator().manual_seed(seed))
-        asked = Asked(*(tensor.to(self._device) for tensor in asked))
-        return loss_of(*answer(self._net, asked), truth.to(self._device), unseen.to(self._device))
+        inputs, truth = augmented(network_input(queries, "cpu"), truth, torch.Generator().manual_seed(seed))
+        inputs = NetworkInput(*(tensor.to(self._device) for tensor in inputs))
+        return tiny_loss(*predict_masks(self._net, inputs), truth.to(self._device), unseen.to(self._device))
 
     def state(self) -> dict[str, Tensor]:
         """Copies, on the CPU, of all tensors, laid out so that safetensors takes them."""
@@ -121,16 +121,16 @@ class TinyTrainee:
             for key, tensor in self._net.state_dict().items()
         }
 
-    def _row(self, lesson: Lesson) -> Row:
-        if lesson.mask.shape != lesson.embedding.size:
+    def _query(self, example: PromptedExample) -> DecoderQuery:
+        if example.mask.shape != example.embedding.size:
             raise ValueError(
-                f"lesson: expected a mask of the image's own (H, W) = {lesson.embedding.size}, "
-                f"got {lesson.mask.shape}; leave masks and images at their own size"
+                f"lesson: expected a mask of the image's own (H, W) = {example.embedding.size}, "
+                f"got {example.mask.shape}; leave masks and images at their own size"
             )
-        return next(rows_of(lesson.embedding, lesson.prompts, side=self._net.side, name=self._name))
+        return next(decoder_queries(example.embedding, example.prompts, side=self._net.side, name=self._name))
 
 
-def truth_of(row: Row, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], float]:
+def truth_of(query: DecoderQuery, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], float]:
     """What the crop of a row shows of an object, and how much it does not.
 
     Args:
@@ -141,25 +141,27 @@ def truth_of(row: Row, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], fl
         (S, S) in [0, 1], the share of each pixel that is object, 0 beyond the image; and the area outside the crop in
         pixels of the crop.
     """
-    window = row.window
-    crop = np.where(inside_of(row), window.take(mask.astype(np.float32)), np.float32(0))
+    window = query.window
+    crop = np.where(valid_region(query), window.take(mask.astype(np.float32)), np.float32(0))
     shown = mask[max(window.top, 0) : window.top + window.height, max(window.left, 0) : window.left + window.width]
     unseen = np.count_nonzero(mask) - np.count_nonzero(shown)
     return crop, float(unseen) * window.side**2 / (window.width * window.height)
 
 
-def augmented(asked: Asked, truth: Tensor, rng: Generator) -> tuple[Asked, Tensor]:
+def augmented(inputs: NetworkInput, truth: Tensor, rng: Generator) -> tuple[NetworkInput, Tensor]:
     """Questions and truths (B, 1, S, S), each turned at random, looking a little different, some without their hint."""
     count = len(truth)
-    asked, truth = turned(asked, truth, *(torch.rand(3, count, generator=rng) < 0.5))
-    kept = (torch.rand(count, generator=rng) >= HINT_DROPOUT).float()
-    image = repainted(asked.image, rng, LOOKS)
-    return asked._replace(
-        image=image, hint=asked.hint * kept[:, None, None, None], has_hint=asked.has_hint * kept
+    inputs, truth = turned(inputs, truth, *(torch.rand(3, count, generator=rng) < 0.5))
+    kept = (torch.rand(count, generator=rng) >= MASK_INPUT_DROPOUT).float()
+    image = repainted(inputs.image, rng, AUGMENT_STRENGTH)
+    return inputs._replace(
+        image=image, hint=inputs.mask_input * kept[:, None, None, None], has_hint=inputs.has_mask_input * kept
     ), truth
 
 
-def turned(asked: Asked, truth: Tensor, across: Tensor, down: Tensor, swap: Tensor) -> tuple[Asked, Tensor]:
+def turned(
+    inputs: NetworkInput, truth: Tensor, across: Tensor, down: Tensor, swap: Tensor
+) -> tuple[NetworkInput, Tensor]:
     """Questions and truths mirrored, then transposed; image, prompts and truth stay together.
 
     Args:
@@ -173,8 +175,8 @@ def turned(asked: Asked, truth: Tensor, across: Tensor, down: Tensor, swap: Tens
     mirrored = torch.stack([across, down], 1)[:, None]  # (B, 1, x or y)
 
     def picture(plane: Tensor) -> Tensor:
-        for wanted, other in ((across, lambda x: x.flip(3)), (down, lambda x: x.flip(2)), (swap, lambda x: x.mT)):
-            plane = torch.where(wanted[:, None, None, None], other(plane), plane)
+        for selected, transform in ((across, lambda x: x.flip(3)), (down, lambda x: x.flip(2)), (swap, lambda x: x.mT)):
+            plane = torch.where(selected[:, None, None, None], transform(plane), plane)
         return plane
 
     def points(at: Tensor) -> Tensor:
@@ -185,14 +187,14 @@ def turned(asked: Asked, truth: Tensor, across: Tensor, down: Tensor, swap: Tens
         corners = points(edges.reshape(-1, 2, 2))
         return torch.cat([corners.amin(1), corners.amax(1)], 1)
 
-    asked = asked._replace(
-        image=picture(asked.image),
-        limits=boxes(asked.limits),
-        boxes=boxes(asked.boxes),
-        points=points(asked.points),
-        hint=picture(asked.hint),
+    inputs = inputs._replace(
+        image=picture(inputs.image),
+        limits=boxes(inputs.limits),
+        boxes=boxes(inputs.boxes),
+        points=points(inputs.points),
+        hint=picture(inputs.mask_input),
     )
-    return asked, picture(truth)
+    return inputs, picture(truth)
 
 
 def repainted(image: Tensor, rng: Generator, strength: float = 1.0) -> Tensor:

@@ -24,7 +24,7 @@ NUM_PLANES = 10
 ELLIPSE_SLOPE = 4.0
 """Logit of the ellipse at its centre; it falls by as much for every radius outwards."""
 ELLIPSE_FLOOR = -8.0
-HINT_LIMIT = 7.0
+MASK_INPUT_CLIP = 7.0
 """Hints are clipped to +- this; sigmoid(7) is 0.999."""
 POINT_SIGMA = 2.5
 """Crop pixels."""
@@ -32,7 +32,7 @@ MIN_CONTRAST = 4.0
 """Grey levels of 255 that a crop's deviation counts as at least, so that noise in a flat crop is not blown up."""
 
 
-class Asked(NamedTuple):
+class NetworkInput(NamedTuple):
     """What the network is asked, as tensors of the crop's frame."""
 
     image: Tensor
@@ -45,9 +45,9 @@ class Asked(NamedTuple):
     """(B, P, 2) as (x, y); P may be 0."""
     point_labels: Tensor
     """(B, P): 1 object, 0 beside it, -1 no point."""
-    hint: Tensor
+    mask_input: Tensor
     """(B, 1, S, S) logits; zeros where there is none."""
-    has_hint: Tensor
+    has_mask_input: Tensor
     """(B,) 0 or 1."""
 
 
@@ -62,22 +62,22 @@ def ellipse_logits(boxes: Tensor, height: int, width: int) -> Tensor:
     return (ELLIPSE_SLOPE * (1 - radius)).clamp_min(ELLIPSE_FLOOR)[:, None]
 
 
-def planes_of(asked: Asked) -> Tensor:
+def planes_of(inputs: NetworkInput) -> Tensor:
     """The network's input, (B, NUM_PLANES, S, S): the crop at its own mean and contrast, and the prompts."""
-    side = asked.image.shape[-1]
-    inside = _indicator(asked.limits, side, soft=False)
+    side = inputs.image.shape[-1]
+    inside = _indicator(inputs.limits, side, soft=False)
     count = inside.sum((2, 3), keepdim=True).clamp_min(1)
-    centred = (asked.image - (asked.image * inside).sum((2, 3), keepdim=True) / count) * inside
+    centred = (inputs.image - (inputs.image * inside).sum((2, 3), keepdim=True) / count) * inside
     deviation = ((centred**2).sum((1, 2, 3), keepdim=True) / (3 * count)).sqrt()
     planes = [
         centred / deviation.clamp_min(MIN_CONTRAST),
         inside,
-        _indicator(asked.boxes, side, soft=True),
-        ellipse_logits(asked.boxes, side, side) / ELLIPSE_SLOPE,
-        _gaussians(asked.points, asked.point_labels == 1, side),
-        _gaussians(asked.points, asked.point_labels == 0, side),
-        asked.hint.clamp(-HINT_LIMIT, HINT_LIMIT) / HINT_LIMIT,
-        asked.has_hint[:, None, None, None].expand(-1, 1, side, side),
+        _indicator(inputs.boxes, side, soft=True),
+        ellipse_logits(inputs.boxes, side, side) / ELLIPSE_SLOPE,
+        _gaussians(inputs.points, inputs.point_labels == 1, side),
+        _gaussians(inputs.points, inputs.point_labels == 0, side),
+        inputs.mask_input.clamp(-MASK_INPUT_CLIP, MASK_INPUT_CLIP) / MASK_INPUT_CLIP,
+        inputs.has_mask_input[:, None, None, None].expand(-1, 1, side, side),
     ]
     return torch.cat(planes, 1)
 
@@ -185,7 +185,7 @@ class TinyNet(nn.Module):
         area = prob.sum((1, 2, 3)).clamp_min(1)
         mask = (prob >= 0.5).to(prob.dtype)
         both = (prob * mask).sum((1, 2, 3))
-        sure = [
+        certainty = [
             # The IoU to expect if every pixel were as likely as it says; where the looks are strange to the network,
             # this still follows from the mask itself.
             both / (mask.sum((1, 2, 3)) + area - both).clamp_min(1),
@@ -193,5 +193,5 @@ class TinyNet(nn.Module):
             (prob - base).abs().sum((1, 2, 3)) / area,
             area / base.sum((1, 2, 3)).clamp_min(1) - 1,
         ]
-        features = torch.cat([deepest.mean((2, 3)), inside, torch.stack(sure, 1).clamp(-2, 2)], 1)
+        features = torch.cat([deepest.mean((2, 3)), inside, torch.stack(certainty, 1).clamp(-2, 2)], 1)
         return self.score(features)[:, 0].sigmoid()

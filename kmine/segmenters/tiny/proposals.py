@@ -36,15 +36,15 @@ def propose(segmenter: Segmenter, embedding: Embedding) -> Proposals:
     Raises:
         ValueError: an embedding of another segmenter.
     """
-    asked = [Prompts(class_id=1, box=box) for box in grid_boxes(embedding.size)]
-    (answers,) = segmenter.decode([embedding], [asked])
-    answers = [answer for answer in answers if answer.masks[answer.best].any()]
-    kept = [answers[n] for n in _unlike(answers)]
+    prompts = [Prompts(class_id=1, box=box) for box in grid_boxes(embedding.size)]
+    (candidates,) = segmenter.decode([embedding], [prompts])
+    candidates = [candidate for candidate in candidates if candidate.masks[candidate.best].any()]
+    kept = [candidates[n] for n in _non_duplicates(candidates)]
     return proposals_of(
         embedding.size,
-        [one.masks[one.best] for one in kept],
-        [one.predicted_iou[one.best] for one in kept],
-        [one.stability_score[one.best] for one in kept],
+        [candidate.masks[candidate.best] for candidate in kept],
+        [candidate.predicted_iou[candidate.best] for candidate in kept],
+        [candidate.stability_score[candidate.best] for candidate in kept],
     )
 
 
@@ -55,22 +55,22 @@ def grid_boxes(size: tuple[int, int]) -> NDArray[np.float32]:
     """
     height, width = size
     base = max(min(size), max(size) / MAX_ASPECT)
-    found = []
+    boxes = []
     for scale in SCALES:
         across, down = (min(max(scale * base, 1.0), length) for length in (width, height))
-        found += [(x, y, x + across, y + down) for y, x in product(_starts(height, down), _starts(width, across))]
-    return np.array(found, np.float32)
+        boxes += [(x, y, x + across, y + down) for y, x in product(_starts(height, down), _starts(width, across))]
+    return np.array(boxes, np.float32)
 
 
 def _starts(length: int, side: float) -> NDArray[np.float64]:
     return np.linspace(0, length - side, math.ceil(2 * (length - side) / side - 1e-9) + 1)
 
 
-def _unlike(answers: list[Candidate]) -> list[int]:
+def _non_duplicates(candidates: list[Candidate]) -> list[int]:
     """Which of the answers remain, the surest first."""
-    if not answers:
+    if not candidates:
         return []
-    boxes = np.stack([masks.tight_box(one.masks[one.best]) for one in answers])
+    boxes = np.stack([masks.tight_box(candidate.masks[candidate.best]) for candidate in candidates])
     boxes[:, 2:] += 1  # their ends are inclusive: a mask of one pixel has an area
-    scores = np.array([one.predicted_iou[one.best] for one in answers], np.float32)
+    scores = np.array([candidate.predicted_iou[candidate.best] for candidate in candidates], np.float32)
     return nms(torch.from_numpy(boxes), torch.from_numpy(scores), MAX_BOX_IOU).tolist()

@@ -26,15 +26,15 @@ from numpy.typing import NDArray
 
 from kmine.segmenters.base import (
     ADAPTED,
-    AdaptPlan,
     Embedding,
+    FineTuneDefaults,
     Proposals,
     check_images,
     check_logits,
     check_pairs,
     stability_from_logits,
 )
-from kmine.segmenters.tiny.crops import Row, asked_of, rows_of
+from kmine.segmenters.tiny.crops import DecoderQuery, decoder_queries, network_input
 from kmine.segmenters.tiny.network import (
     TinyNet,
     ellipse_logits,
@@ -45,11 +45,11 @@ from kmine.segmenters.tiny.weights import load_tiny, signature_of
 from kmine.types import Candidate, Prompts
 
 if TYPE_CHECKING:
-    from kmine.segmenters.tiny.finetune import TinyTrainee
+    from kmine.segmenters.tiny.finetune import TinyFineTuner
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Output:
     mask: NDArray[np.bool_]  # (H, W)
     predicted_iou: float
     stability: float  # NaN for a jittered box, whose stability nobody asks for
@@ -59,7 +59,7 @@ class _Answer:
 class Tiny:
     """A `Segmenter` around one `TinyNet`, which it owns from then on: its weights must not change any more."""
 
-    adapt_plan = AdaptPlan(steps=200, batch_size=16, lr=5e-4)
+    fine_tune_defaults = FineTuneDefaults(steps=200, batch_size=16, lr=5e-4)
     """A quarter of the learning rate of the first training: what was learnt there is to stay."""
 
     def __init__(self, net: TinyNet, *, name: str = "tiny", device: str = "cpu", batch_size: int = 64) -> None:
@@ -102,17 +102,20 @@ class Tiny:
             ValueError: embeddings without an image, or prompts that do not fit their image.
         """
         check_pairs(embeddings, prompts)
-        rows = [
-            row
+        queries = [
+            query
             for embedding, of_image in zip(embeddings, prompts, strict=True)
-            for one in of_image
-            for row in rows_of(embedding, one, side=self._net.side, name=self.name)
+            for prompt in of_image
+            for query in decoder_queries(embedding, prompt, side=self._net.side, name=self.name)
         ]
-        answers: list[_Answer] = []
-        for start in range(0, len(rows), self._batch_size):
-            answers += self._answer(rows[start : start + self._batch_size])
-        left = iter(answers)
-        return [[_candidate([next(left) for _ in range(1 + len(one.jittered_boxes))]) for one in p] for p in prompts]
+        outputs: list[_Output] = []
+        for start in range(0, len(queries), self._batch_size):
+            outputs += self._predict_batch(queries[start : start + self._batch_size])
+        remaining = iter(outputs)
+        return [
+            [_candidate([next(remaining) for _ in range(1 + len(prompt.jittered_boxes))]) for prompt in p]
+            for p in prompts
+        ]
 
     def propose(self, embeddings: Sequence[Embedding]) -> Iterator[Proposals]:
         """What it answers to a grid of boxes, near-duplicates apart; see `tiny_grid`.
@@ -122,14 +125,14 @@ class Tiny:
         """
         return (propose(self, embedding) for embedding in embeddings)
 
-    def trainee(self) -> TinyTrainee:
+    def fine_tuner(self) -> TinyFineTuner:
         """A copy to teach, on the same device: every weight learns, this segmenter stays as it is."""
         # Imported here: training is built on what this file shows the network.
-        from kmine.segmenters.tiny.finetune import TinyTrainee
+        from kmine.segmenters.tiny.finetune import TinyFineTuner
 
-        return TinyTrainee(copy.deepcopy(self._net), name=self.name, device=self._device)
+        return TinyFineTuner(copy.deepcopy(self._net), name=self.name, device=self._device)
 
-    def adapted(self, state: Mapping[str, torch.Tensor]) -> Tiny:
+    def with_weights(self, state: Mapping[str, torch.Tensor]) -> Tiny:
         """A new segmenter of the same architecture, device and batch size, with all the weights of `state`.
 
         Raises:
@@ -147,14 +150,14 @@ class Tiny:
         name = self.name.removesuffix(ADAPTED) + ADAPTED
         return Tiny(net, name=name, device=self._device, batch_size=self._batch_size)
 
-    def _answer(self, rows: Sequence[Row]) -> list[_Answer]:
-        asked = asked_of(rows, self._device)
-        planes = planes_of(asked).contiguous(memory_format=torch.channels_last)
+    def _predict_batch(self, queries: Sequence[DecoderQuery]) -> list[_Output]:
+        inputs = network_input(queries, self._device)
+        planes = planes_of(inputs).contiguous(memory_format=torch.channels_last)
         added, score = self._net(planes)
         check_logits(bool(torch.isfinite(added).all() and torch.isfinite(score).all()), self.name)
-        low_res = ellipse_logits(asked.boxes, self._net.side, self._net.side) + added
+        low_res = ellipse_logits(inputs.boxes, self._net.side, self._net.side) + added
         arrays = (tensor.cpu().numpy() for tensor in (added[:, 0], score, low_res[:, 0]))
-        return [_in_image(row, *of_row) for row, *of_row in zip(rows, *arrays, strict=True)]
+        return [_in_image(query, *of_row) for query, *of_row in zip(queries, *arrays, strict=True)]
 
 
 def open_tiny(path: Path, *, name: str = "tiny", device: str = "cpu", batch_size: int = 64) -> Tiny:
@@ -166,27 +169,27 @@ def open_tiny(path: Path, *, name: str = "tiny", device: str = "cpu", batch_size
     return Tiny(load_tiny(path), name=name, device=device, batch_size=batch_size)
 
 
-def _in_image(row: Row, added: NDArray[np.float32], score: float, low_res: NDArray[np.float32]) -> _Answer:
+def _in_image(query: DecoderQuery, added: NDArray[np.float32], score: float, low_res: NDArray[np.float32]) -> _Output:
     """An answer in the image's frame; the ellipse is drawn there, so it is as sharp as the image."""
-    size = row.embedding.size
-    part, where = row.window.put(added, size)
+    size = query.embedding.size
+    visible, where = query.window.put(added, size)
     corner = [where[1].start, where[0].start] * 2
     # float64: a border pixel of a large image could fall on either side by rounding.
-    box = torch.from_numpy(row.box.astype(np.float64) - corner)[None]
-    logits = ellipse_logits(box, *part.shape)[0, 0].numpy() + part
+    box = torch.from_numpy(query.box.astype(np.float64) - corner)[None]
+    logits = ellipse_logits(box, *visible.shape)[0, 0].numpy() + visible
     mask = np.zeros(size, np.bool_)
     mask[where] = logits >= 0
-    stability = np.nan if row.jittered else float(stability_from_logits(logits))
-    return _Answer(mask, float(score), stability, low_res)
+    stability = np.nan if query.jittered else float(stability_from_logits(logits))
+    return _Output(mask, float(score), stability, low_res)
 
 
-def _candidate(answers: Sequence[_Answer]) -> Candidate:
+def _candidate(outputs: Sequence[_Output]) -> Candidate:
     """The answers to one `Prompts`, its own first and then its jittered boxes in order."""
-    own, *rest = answers
+    own, *rest = outputs
     return Candidate(
         masks=own.mask[None],
         predicted_iou=np.array([own.predicted_iou], np.float32),
         stability_score=np.array([own.stability], np.float32),
         low_res_logits=own.low_res[None].copy(),
-        jittered_masks=np.stack([one.mask for one in rest]) if rest else np.zeros((0, *own.mask.shape), np.bool_),
+        jittered_masks=np.stack([output.mask for output in rest]) if rest else np.zeros((0, *own.mask.shape), np.bool_),
     )

@@ -29,12 +29,12 @@ def save_tiny(net: TinyNet, path: Path, provenance: Mapping[str, str | int | flo
     """
     tensors = {key: value.detach().half().cpu().contiguous() for key, value in net.state_dict().items()}
     shape = {"widths": " ".join(map(str, net.widths)), "side": str(net.side)}
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata=shape)
-    text = json.dumps({**provenance, "sha256": sha256_of(part)}, indent=2, sort_keys=True)
+    temp = path.with_name(path.name + ".part")
+    save_file(tensors, temp, metadata=shape)
+    text = json.dumps({**provenance, "sha256": sha256_of(temp)}, indent=2, sort_keys=True)
     note = path.with_name(path.stem + ".json.part")
     note.write_text(text + "\n", "utf-8")
-    part.replace(path)
+    temp.replace(path)
     note.replace(path.with_suffix(".json"))
 
 
@@ -78,11 +78,11 @@ def _check_sha256(path: Path) -> None:
     except (ValueError, KeyError, TypeError) as error:
         cure = _cure(path, "restore it, or delete it")
         raise UserError(f"{note}: expected JSON with the key `sha256`; {cure}") from error
-    came = sha256_of(path)
-    if came != expected:
+    actual = sha256_of(path)
+    if actual != expected:
         cure = _cure(path, f"restore both, or name another with {CHECKPOINT_FLAG}")
         raise UserError(
-            f"{path}: expected SHA-256 {expected} as {note.name} says, got {came}: the file is damaged or was "
+            f"{path}: expected SHA-256 {expected} as {note.name} says, got {actual}: the file is damaged or was "
             f"exchanged; {cure}"
         )
 

@@ -8,7 +8,7 @@ import torch
 
 from kmine.config import AdaptConfig
 from kmine.mining.adaptation.finetune import adapt, mean_iou, measured_jitter
-from kmine.segmenters.base import Adaptable, AdaptPlan, Embedding
+from kmine.segmenters.base import Embedding, FineTunable, FineTuneDefaults
 from kmine.types import Candidate, Prompts, Sample
 
 CFG = AdaptConfig(steps=40, batch_size=2, lr=0.1, val_every=10, min_gain=0.01)
@@ -17,7 +17,7 @@ CFG = AdaptConfig(steps=40, batch_size=2, lr=0.1, val_every=10, min_gain=0.01)
 class Filler:
     """Fills the share `weight` of the box, from its top; learns the share that `target` names."""
 
-    adapt_plan = AdaptPlan(steps=5, batch_size=3, lr=0.01)
+    adapt_plan = FineTuneDefaults(steps=5, batch_size=3, lr=0.01)
 
     def __init__(self, weight: float = 0.5, target: float = 1.0, name: str = "filler") -> None:
         self.weight, self.target, self.name = weight, target, name
@@ -91,7 +91,7 @@ def run(segmenter, train=TRAIN, held_out=HELD_OUT, cfg=CFG, seed=0, **kwargs):
 
 
 def test_the_fake_is_adaptable():
-    assert isinstance(Filler(), Adaptable)
+    assert isinstance(Filler(), FineTunable)
 
 
 def test_a_better_segmenter_is_used_and_named():

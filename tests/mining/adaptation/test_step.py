@@ -13,9 +13,9 @@ from kmine.config import AdaptConfig
 from kmine.methods.mining import mine
 from kmine.mining import crossfit
 from kmine.mining.adaptation import step as adaptation
-from kmine.mining.adaptation.step import adapt_segmenter, sentence
+from kmine.mining.adaptation.step import adapt_segmenter, adaptation_summary
 from kmine.mining.crossfit import folds, out_of_fold
-from kmine.segmenters.base import AdaptPlan
+from kmine.segmenters.base import FineTuneDefaults
 from kmine.segmenters.ellipse import Ellipse
 
 SMALL = replace(CFG, rounds=1, adapt=AdaptConfig(folds=2, fold_steps=6, steps=4, batch_size=2, lr=0.1, val_every=2))
@@ -24,7 +24,7 @@ SMALL = replace(CFG, rounds=1, adapt=AdaptConfig(folds=2, fold_steps=6, steps=4,
 class Shrunk(Ellipse):
     """An ellipse in a box shrunk by its one weight, which learns to be 1."""
 
-    adapt_plan = AdaptPlan(steps=4, batch_size=2, lr=0.1)
+    adapt_plan = FineTuneDefaults(steps=4, batch_size=2, lr=0.1)
 
     def __init__(self, weight: float = 0.3, goal: float = 1.0, name: str = "shrunk") -> None:
         super().__init__()
@@ -179,11 +179,11 @@ def test_of_too_many_images_those_with_an_object_come_first(task_of):
     filled = [i for i in pool.ids if pool.mask_resized(i).any()]
     assert 2 <= len(filled) < len(pool), "both kinds are needed here"
     for seed in range(3):
-        fewer = crossfit.some_of(pool, len(filled) - 1, seed)
+        fewer = crossfit.sample_ids(pool, len(filled) - 1, seed)
         assert set(fewer) < set(filled)
-        assert set(filled) < set(crossfit.some_of(pool, len(filled) + 1, seed)) or len(filled) + 1 >= len(pool)
-    assert crossfit.some_of(pool, len(pool), 0) == list(pool.ids)
+        assert set(filled) < set(crossfit.sample_ids(pool, len(filled) + 1, seed)) or len(filled) + 1 >= len(pool)
+    assert crossfit.sample_ids(pool, len(pool), 0) == list(pool.ids)
 
 
 def test_the_sentence_names_what_was_missing():
-    assert "hold no object" in sentence({"base": "tiny", "num_objects": 0, "num_held_out": 3})
+    assert "hold no object" in adaptation_summary({"base": "tiny", "num_objects": 0, "num_held_out": 3})

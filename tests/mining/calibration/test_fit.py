@@ -7,19 +7,19 @@ import pytest
 
 from kmine.mining.calibration.fit import (
     MIN_OBJECTS,
+    choose_threshold,
     fit_calibrator,
-    lower_bound,
-    promise,
+    mean_lower_bound,
     reliability,
     risk_coverage,
-    threshold_by_estimates,
+    threshold_for_mean_estimate,
     true_dice,
 )
 from kmine.ops.calibrator import (
     FEATURES,
     Calibration,
     Calibrator,
-    Promise,
+    RiskGuarantee,
     feature_rows,
 )
 from kmine.types import Evidence, Prompts
@@ -75,7 +75,7 @@ def test_estimates_stay_within_0_and_1_and_survive_json():
     wild = [Evidence(agreement_iou=v, area_ratio=a) for v in (-50, 0, 50) for a in (0, 1e9)]
     estimates = calibrator.estimates(feature_rows(wild))
     assert ((estimates >= 0) & (estimates <= 1)).all()
-    both = Calibration(calibrator, calibrator, Promise(0.5, True, 0.8, 0.9, 1.0, 40))
+    both = Calibration(calibrator, calibrator, RiskGuarantee(0.5, True, 0.8, 0.9, 1.0, 40))
     assert Calibration.from_json(both.to_json()) == both
     assert Calibrator.from_json(calibrator.to_json()).estimate(evidence[0]) == calibrator.estimate(evidence[0])
 
@@ -110,7 +110,7 @@ def test_evidence_that_never_varies_gives_the_mean():
     ],
 )
 def test_the_loosest_threshold_whose_mean_estimate_reaches_the_target(estimates, target, threshold, coverage):
-    found = threshold_by_estimates(estimates, target, 0.95)
+    found = threshold_for_mean_estimate(estimates, target, 0.95)
     assert found.threshold == pytest.approx(threshold)
     assert found.coverage == pytest.approx(coverage) and found.num_objects == len(estimates)
     kept = [value for value in estimates if value >= threshold]
@@ -121,19 +121,19 @@ def test_the_loosest_threshold_whose_mean_estimate_reaches_the_target(estimates,
 
 
 def test_lower_bound_by_hand():
-    assert lower_bound([], 0.9) == 0
-    assert lower_bound([0.0] * 30, 0.9) == 0
+    assert mean_lower_bound([], 0.9) == 0
+    assert mean_lower_bound([0.0] * 30, 0.9) == 0
     # One value of 1 and stakes up to 95 %: the wealth is the mean of 1 + s (1 / m - 1), 10 at m = .5 / 9.5.
-    assert lower_bound([1.0], 0.9) == pytest.approx(0.5 / 9.5, abs=1e-3)
+    assert mean_lower_bound([1.0], 0.9) == pytest.approx(0.5 / 9.5, abs=1e-3)
 
 
 def test_lower_bound_grows_with_the_values_and_falls_with_confidence():
     values = np.random.default_rng(0).beta(8, 2, 40)
-    assert lower_bound(values, 0.9) < values.mean()
-    assert lower_bound(np.minimum(values + 0.1, 1), 0.9) > lower_bound(values, 0.9)
-    assert lower_bound(values, 0.99) < lower_bound(values, 0.9)
-    assert lower_bound(np.tile(values, 4), 0.9) > lower_bound(values, 0.9)
-    assert lower_bound(values[::-1], 0.9) == lower_bound(values, 0.9)
+    assert mean_lower_bound(values, 0.9) < values.mean()
+    assert mean_lower_bound(np.minimum(values + 0.1, 1), 0.9) > mean_lower_bound(values, 0.9)
+    assert mean_lower_bound(values, 0.99) < mean_lower_bound(values, 0.9)
+    assert mean_lower_bound(np.tile(values, 4), 0.9) > mean_lower_bound(values, 0.9)
+    assert mean_lower_bound(values[::-1], 0.9) == mean_lower_bound(values, 0.9)
 
 
 @pytest.mark.parametrize("shape", ["beta", "rare zeros", "coins"])
@@ -146,7 +146,7 @@ def test_the_bound_is_above_the_mean_no_oftener_than_it_says(shape):
             values, mean = (rng.random(25) < 0.6) * 1.0, 0.6
         else:
             values, mean = np.where(rng.random(25) < 0.1, 0, 0.9), 0.81
-        wrong += lower_bound(values, 0.8) > mean
+        wrong += mean_lower_bound(values, 0.8) > mean
     assert wrong / runs <= 0.2
 
 
@@ -156,7 +156,7 @@ def test_the_promise_is_kept_as_often_as_it_says():
         rng = np.random.default_rng(seed)
         score = rng.random(80)
         dice = np.where(rng.random(80) < 0.3 + 0.7 * score, rng.beta(20, 2, 80), 0.3)
-        found = promise(score, dice, target=0.75, confidence=0.8)
+        found = choose_threshold(score, dice, target=0.75, confidence=0.8)
         if found.kept:
             fresh = rng.uniform(found.threshold, 1, 4000)
             good = rng.random(4000) < 0.3 + 0.7 * fresh
@@ -167,23 +167,23 @@ def test_the_promise_is_kept_as_often_as_it_says():
 def test_the_loosest_threshold_that_holds_is_taken():
     estimates = np.repeat([0.95, 0.75, 0.3], [100, 100, 100])
     dice = np.repeat([0.95, 0.85, 0.2], [100, 100, 100])
-    found = promise(estimates, dice, target=0.8, confidence=0.9)
+    found = choose_threshold(estimates, dice, target=0.8, confidence=0.9)
     assert found.kept and found.threshold == 0.5 and found.coverage == pytest.approx(2 / 3)
     assert found.mean == pytest.approx(0.9) and 0.8 <= found.lower_bound < 0.9
-    assert promise(estimates, dice, target=0.5, confidence=0.9).threshold == 0
+    assert choose_threshold(estimates, dice, target=0.5, confidence=0.9).threshold == 0
 
 
 def test_what_cannot_be_promised_is_not_and_the_bound_says_what_can():
     estimates, dice = np.repeat([0.95, 0.4], [6, 14]), np.repeat([0.95, 0.4], [6, 14])
-    found = promise(estimates, dice, target=0.9, confidence=0.9)
+    found = choose_threshold(estimates, dice, target=0.9, confidence=0.9)
     assert not found.kept and found.threshold == 0.5 and found.mean == pytest.approx(0.95)
     assert 0 < found.lower_bound < 0.9
-    hopeless = promise(estimates, dice / 2, target=0.9, confidence=0.9)
+    hopeless = choose_threshold(estimates, dice / 2, target=0.9, confidence=0.9)
     assert not hopeless.kept and hopeless.threshold == 0.9
 
 
 def test_masks_that_are_all_bad_are_not_let_through_for_want_of_better_ones():
-    poor = promise(np.full(20, 0.3), np.full(20, 0.3), target=0.85, confidence=0.9)
+    poor = choose_threshold(np.full(20, 0.3), np.full(20, 0.3), target=0.85, confidence=0.9)
     assert not poor.kept and poor.threshold == 0.5 and poor.coverage == 0 and poor.lower_bound == 0
 
 

@@ -12,14 +12,14 @@ from helpers.made_up_run import ALONE
 from kmine.config import PromptsConfig
 from kmine.mining.calibration import local_step as calibration_alone
 from kmine.mining.calibration.local_quality import (
-    Alone,
-    objects_of,
-    sentence,
-    unasked,
+    LocalQualityEstimator,
+    local_only,
+    local_quality_summary,
+    score_local_objects,
 )
-from kmine.mining.calibration.local_step import learn_alone
-from kmine.mining.calibration.step import calibrate, learn
-from kmine.mining.candidates import object_areas
+from kmine.mining.calibration.local_step import fit_local_calibrator
+from kmine.mining.calibration.step import calibrate, fit_calibration
+from kmine.mining.candidates import median_object_area
 from kmine.segmenters.ellipse import Ellipse
 from kmine.training import trainer as training
 from kmine.types import Probs
@@ -61,7 +61,7 @@ def test_the_gate_goes_by_its_own_rows_alone(done):
     found = [row for n in range(3) for row in store.read_json(store.root / "calibration" / f"fold_{n}.json")["objects"]]
     assert not {"dice", "tta"} & set(found[0])
     cfg = task.cfg.gate
-    told = learn(found, cfg.target_dice, cfg.confidence, cfg.margin, task.cfg.seed)
+    told = fit_calibration(found, cfg.target_dice, cfg.confidence, cfg.margin, task.cfg.seed)
     store.save_json(store.root / "again.json", told, saved(store)["signature"])
     again = store.read_json(store.root / "again.json")
     assert again["promise"] and again == {name: value for name, value in saved(store).items() if name != "alone"}
@@ -101,9 +101,11 @@ def test_evidence_is_what_can_be_had_with_the_same_flips(done):
         assert 0 <= row["dice"] <= 1 and row["area_ratio"] > 0 and 0.5 <= row["confidence_inside"] <= 1
     about = saved(store)["alone"]
     assert about["by_tta"].keys() <= {"none", "hflip"} and about["num_parts"] == 3
-    alone = Alone.from_json(about)
-    assert alone.labeled_area == object_areas(task.labeled, task.num_classes), "of all labels, as the final model knew"
-    assert alone.calibrators.keys() == about["by_tta"].keys() and alone.prompts == unasked(task.cfg.prompts)
+    alone = LocalQualityEstimator.from_json(about)
+    assert alone.area_prior == median_object_area(task.labeled, task.num_classes), (
+        "of all labels, as the final model knew"
+    )
+    assert alone.calibrators.keys() == about["by_tta"].keys() and alone.prompts == local_only(task.cfg.prompts)
     for tta, one in about["by_tta"].items():
         assert one["num_objects"] == len({"none": plain, "hflip": flipped}[tta]) >= 20
 
@@ -112,18 +114,18 @@ def test_an_object_is_judged_by_its_own_pixels():
     prob = np.full((10, 20), 0.1, np.float32)
     prob[2:6, 3:8] = 0.8
     prob[8, 15] = 0.9  # too small
-    cfg = unasked(PromptsConfig(min_area_px=2, min_area_fraction=0, box_margin=0))
-    (one,) = objects_of(Probs("x", np.stack([1 - prob, prob])), cfg, {1: 0.05})
+    cfg = local_only(PromptsConfig(min_area_px=2, min_area_fraction=0, box_margin=0))
+    (one,) = score_local_objects(Probs("x", np.stack([1 - prob, prob])), cfg, {1: 0.05})
     assert one.prompts.component.sum() == 20 and one.evidence.area_ratio == pytest.approx(20 / 200 / 0.05)
     assert one.evidence.confidence_inside == pytest.approx(0.8)
     # No margin is still 2 px on each side.
     assert one.evidence.confidence_outside == pytest.approx(0.1) and np.isnan(one.evidence.tta_std)
-    assert objects_of(Probs("x", np.stack([1 - prob * 0, prob * 0])), cfg, {1: 0.05}) == []
+    assert score_local_objects(Probs("x", np.stack([1 - prob * 0, prob * 0])), cfg, {1: 0.05}) == []
 
 
 def test_what_was_learnt_survives_plain_values_and_estimates_by_them():
-    alone = Alone.from_json(ALONE)
-    assert Alone.from_json(alone.to_json()) == alone
+    alone = LocalQualityEstimator.from_json(ALONE)
+    assert LocalQualityEstimator.from_json(alone.to_json()) == alone
     prob = np.full((10, 20), 0.1, np.float32)
     prob[2:6, 3:8] = 0.8
     probs = Probs("x", np.stack([1 - prob, prob]))
@@ -134,19 +136,19 @@ def test_what_was_learnt_survives_plain_values_and_estimates_by_them():
 
 def test_estimates_are_scored_without_the_object_and_too_few_teach_nothing():
     many = [row | {"dice": row["dice_segmenter"]} for row in rows(60)]
-    about = learn_alone(many, 0)
+    about = fit_local_calibrator(many, 0)
     assert about["num_objects"] == 60 and about["rank_correlation"] > 0.9
     assert about["mean"]["estimate"] == pytest.approx(about["mean"]["dice"], abs=0.05)
-    assert learn_alone(many[:19], 0) is None
-    assert learn_alone([row | {"dice": None} for row in many], 0) is None
+    assert fit_local_calibrator(many[:19], 0) is None
+    assert fit_local_calibrator([row | {"dice": None} for row in many], 0) is None
     noise = np.random.default_rng(1)
-    blind = learn_alone([row | {"dice": float(noise.uniform())} for row in many], 0)
+    blind = fit_local_calibrator([row | {"dice": float(noise.uniform())} for row in many], 0)
     assert abs(blind["rank_correlation"]) < 0.5, "what is learnt by heart does not count"
 
 
 def test_it_is_said_what_the_estimates_rest_on():
-    said = sentence(ALONE)
+    said = local_quality_summary(ALONE)
     assert "41 objects" in said and "3 models" in said and "knew fewer labels" in said
     assert "mean estimate 0.70 where mean Dice was 0.75" in said
     unknown = ALONE | {"by_tta": {"none": ALONE["by_tta"]["none"] | {"rank_correlation": None}}}
-    assert "rank correlation with true Dice unknown" in sentence(unknown)
+    assert "rank correlation with true Dice unknown" in local_quality_summary(unknown)

@@ -12,7 +12,7 @@ from kmine.config import AdaptConfig, GateConfig
 from kmine.methods import mining
 from kmine.methods.mining import mine
 from kmine.mining.calibration import step as calibration
-from kmine.mining.calibration.step import calibrate, learn, sentence
+from kmine.mining.calibration.step import calibrate, calibration_summary, fit_calibration
 from kmine.segmenters.ellipse import Ellipse
 
 
@@ -110,7 +110,7 @@ def test_it_is_read_back_and_what_a_kill_left_is_gone_on_with(done, task_of, mon
     monkeypatch.undo()
     before = (store.root / "calibration" / "fold_1.json").read_bytes()
     (store.root / "calibration" / "fold_1.json").unlink()
-    measured, real = [], calibration._mined
+    measured, real = [], calibration._evidence_rows
     monkeypatch.setattr(
         calibration, "_mined", lambda t, m, w, s, ids, a: measured.append(ids) or real(t, m, w, s, ids, a)
     )
@@ -128,16 +128,16 @@ def test_thresholds_decide_where_that_is_asked_or_labels_are_few(task_of):
 
 
 def test_what_is_said_of_the_promise():
-    kept = learn(rows(200), 0.6, 0.9, 0.03, 0)
+    kept = fit_calibration(rows(200), 0.6, 0.9, 0.03, 0)
     assert kept["promise"]["kept"] and kept["rank_correlation"] > 0.9
-    assert "promises a mean Dice of 0.60 at 90% confidence" in sentence(kept)
-    broken = learn(rows(20), 0.9, 0.9, 0.03, 0)
+    assert "promises a mean Dice of 0.60 at 90% confidence" in calibration_summary(kept)
+    broken = fit_calibration(rows(20), 0.9, 0.9, 0.03, 0)
     assert not broken["promise"]["kept"]
-    assert sentence(broken).startswith("not enough labels to promise a mean Dice of 0.90 at 90% confidence")
-    poor = learn([row | {"dice_segmenter": 0.2, "dice_local": 0.1} for row in rows(20)], 0.9, 0.9, 0.03, 0)
+    assert calibration_summary(broken).startswith("not enough labels to promise a mean Dice of 0.90 at 90% confidence")
+    poor = fit_calibration([row | {"dice_segmenter": 0.2, "dice_local": 0.1} for row in rows(20)], 0.9, 0.9, 0.03, 0)
     poor["promise"]["mean"] = None  # as it comes back from JSON
-    assert "reaches an estimated Dice of 0.50" in sentence(poor)
-    assert learn([row | {"dice_segmenter": None} for row in rows(50)], 0.6, 0.9, 0.03, 0)["promise"] is None
+    assert "reaches an estimated Dice of 0.50" in calibration_summary(poor)
+    assert fit_calibration([row | {"dice_segmenter": None} for row in rows(50)], 0.6, 0.9, 0.03, 0)["promise"] is None
 
 
 def test_each_part_has_a_witness_of_its_own(task_of):

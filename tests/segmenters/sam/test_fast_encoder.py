@@ -13,7 +13,7 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT
 
 from kmine.segmenters.sam import fast_encoder as sam_encoder
-from kmine.segmenters.sam.fast_encoder import linear, quicken
+from kmine.segmenters.sam.fast_encoder import linear, use_fused_attention
 from kmine.segmenters.sam.segmenter import SamSegmenter
 
 CASES = {
@@ -57,7 +57,7 @@ def pixels(img_size: int, batch: int = 1) -> torch.Tensor:
 def differences(plain: ImageEncoderViT, batch: int) -> tuple[float, float]:
     """Largest differences to the official result: of the fast encoder, and of the official without positions."""
     x, fast, blind = pixels(plain.img_size, batch), copy.deepcopy(plain), copy.deepcopy(plain)
-    quicken(fast)
+    use_fused_attention(fast)
     for name, parameter in blind.named_parameters():
         if "rel_pos" in name:
             parameter.zero_()
@@ -102,9 +102,9 @@ def test_structure_and_weights_stay_and_a_second_time_does_no_harm() -> None:
     fast = encoder(80, 3)
     before, shown, x = copy.deepcopy(fast.state_dict()), str(fast), pixels(80)
     with torch.no_grad():
-        quicken(fast)
+        use_fused_attention(fast)
         first = fast(x)
-        quicken(fast)
+        use_fused_attention(fast)
         assert torch.equal(fast(x), first)
     assert str(fast) == shown
     assert all(torch.equal(before[key], value) for key, value in fast.state_dict().items())
@@ -113,7 +113,7 @@ def test_structure_and_weights_stay_and_a_second_time_does_no_harm() -> None:
 
 def test_a_copy_is_fast_with_its_own_weights() -> None:
     first = encoder(80, 3)
-    quicken(first)
+    use_fused_attention(first)
     second = copy.deepcopy(first)
     with torch.no_grad():
         before = first(pixels(80))
@@ -155,5 +155,5 @@ def test_equals_the_official_encoder_at_true_width_and_depth() -> None:
             if "rel_pos" in name:
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
         x, fast = pixels(256), copy.deepcopy(sam.image_encoder)
-        quicken(fast)
+        use_fused_attention(fast)
         assert float((sam.image_encoder(x) - fast(x)).abs().max()) < 1e-4

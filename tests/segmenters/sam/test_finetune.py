@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from kmine.config import AdaptConfig
 from kmine.mining.adaptation.finetune import adapt
 from kmine.ops import masks, metrics
-from kmine.segmenters.base import Adaptable, Embedding, Lesson
+from kmine.segmenters.base import Embedding, FineTunable, PromptedExample
 from kmine.segmenters.ellipse import Ellipse
 from kmine.segmenters.sam.finetune import dice_loss, focal_loss
 from kmine.segmenters.sam.segmenter import SamSegmenter
@@ -44,9 +44,9 @@ def disc(size, row: float, column: float, radius: float) -> np.ndarray:
     return np.hypot(rows - row, columns - column) <= radius
 
 
-def lesson(segmenter, mask: np.ndarray, prompts: Prompts | None = None, seed: int = 0) -> Lesson:
+def lesson(segmenter, mask: np.ndarray, prompts: Prompts | None = None, seed: int = 0) -> PromptedExample:
     (embedding,) = segmenter.encode(images(seed, sizes=[mask.shape]))
-    return Lesson(embedding, prompts or Prompts(1, BOX), mask)
+    return PromptedExample(embedding, prompts or Prompts(1, BOX), mask)
 
 
 def learn(trainee, lessons, steps: int, lr: float = 1e-3) -> list[float]:
@@ -105,8 +105,8 @@ def test_the_stage_encodes_each_image_once_and_the_loss_falls(name, monkeypatch)
 
 
 def test_sam_is_adaptable_and_the_ellipse_is_not(segmenter) -> None:
-    assert isinstance(segmenter, Adaptable)
-    assert not isinstance(Ellipse(), Adaptable)
+    assert isinstance(segmenter, FineTunable)
+    assert not isinstance(Ellipse(), FineTunable)
 
 
 def test_a_trainee_runs_no_encoder_and_gives_gradients_to_its_own_decoder_only(small, segmenter, monkeypatch) -> None:
@@ -123,7 +123,7 @@ def test_a_trainee_runs_no_encoder_and_gives_gradients_to_its_own_decoder_only(s
 
 def test_the_copy_learns_and_the_original_stays_as_it_is(small, segmenter) -> None:
     sample, (prompts,) = example(0)
-    one = Lesson(segmenter.encode([sample.image])[0], prompts, sample.mask == 1)
+    one = PromptedExample(segmenter.encode([sample.image])[0], prompts, sample.mask == 1)
     signature = segmenter.signature
     before = segmenter.decode([one.embedding], [[prompts]])[0][0]
     trainee = segmenter.trainee()
@@ -156,8 +156,8 @@ def test_what_was_learnt_survives_a_file_and_shares_the_encoder(segmenter, tmp_p
 
 def test_an_adapted_segmenter_keeps_its_settings_and_can_learn_again(small) -> None:
     segmenter = SamSegmenter(small, name="s", batch_size=3, multimask=True)
-    twice = segmenter.adapted(segmenter.trainee().state()).trainee()
-    again = segmenter.adapted(segmenter.trainee().state()).adapted(twice.state())
+    twice = segmenter.with_weights(segmenter.fine_tuner().state()).fine_tuner()
+    again = segmenter.with_weights(segmenter.fine_tuner().state()).with_weights(twice.state())
     assert again.name == "s+adapted"
     assert again._embedder is segmenter._embedder and again._embedder.batch_size == 3
     embeddings = again.encode(images(sizes=[WIDE]))

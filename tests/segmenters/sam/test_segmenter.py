@@ -12,7 +12,7 @@ from kmine.errors import UserError
 from kmine.segmenters.base import Embedding
 from kmine.segmenters.sam import segmenter as module
 from kmine.segmenters.sam.build import ARCHITECTURES, build_sam
-from kmine.segmenters.sam.segmenter import HINT_LIMIT, SamSegmenter
+from kmine.segmenters.sam.segmenter import MASK_INPUT_CLIP, SamSegmenter
 from kmine.types import Prompts
 
 SHAPES = {"wide": (60, 150), "tall": (201, 97), "square": (64, 64)}
@@ -55,7 +55,7 @@ def assert_equals_official(segmenter: SamSegmenter, sam, image, prompts: Prompts
     candidate = segmenter.decode(segmenter.encode([image]), [[prompts]])[0][0]
     predictor = SamPredictor(sam)
     predictor.set_image(image)
-    hint = None if prompts.mask_input is None else segmenter._hint(prompts.mask_input).numpy()
+    hint = None if prompts.mask_input is None else segmenter._mask_input(prompts.mask_input).numpy()
     masks, iou, low_res = predictor.predict(
         prompts.point_coords, prompts.point_labels, prompts.box, hint, multimask_output=multimask
     )
@@ -112,7 +112,7 @@ def test_equals_the_official_predictor_at_full_resolution() -> None:
     segmenter = SamSegmenter(sam, name="s")
     (embedding,) = segmenter.encode([image])
     assert embedding.features.shape == (256, 64, 64)
-    assert segmenter._hint(np.zeros((90, 140), np.float32)).shape == (1, 256, 256)
+    assert segmenter._mask_input(np.zeros((90, 140), np.float32)).shape == (1, 256, 256)
     assert_equals_official(segmenter, sam, image, hinted(FORMS["box+points"], (90, 140)), False)
 
 
@@ -160,12 +160,12 @@ def test_a_hint_is_clipped_resized_and_padded_with_background(small, spy) -> Non
     assert torch.equal(masks[0], masks[1])
     padded = masks[0, 0]
     torch.testing.assert_close(padded[:32, :30], torch.full((32, 30), 3.0))  # 100 rows of 200 become 32 of 64
-    torch.testing.assert_close(padded[:32, 34:], torch.full((32, 30), HINT_LIMIT))
-    assert (padded[32:] == -HINT_LIMIT).all()
+    torch.testing.assert_close(padded[:32, 34:], torch.full((32, 30), MASK_INPUT_CLIP))
+    assert (padded[32:] == -MASK_INPUT_CLIP).all()
 
 
 def test_a_hint_of_an_extremely_long_image_keeps_one_row(small) -> None:
-    assert SamSegmenter(small, name="s")._hint(np.zeros((1, 1000), np.float32)).shape == (1, 64, 64)
+    assert SamSegmenter(small, name="s")._mask_input(np.zeros((1, 1000), np.float32)).shape == (1, 64, 64)
 
 
 def test_prompts_of_one_form_share_one_batch(small, spy) -> None:
@@ -199,7 +199,7 @@ def test_large_batches_are_split_without_a_trace(small, spy, monkeypatch) -> Non
 def test_a_cpu_decodes_a_few_large_rows_at_a_time() -> None:
     # 2 x 1024^2 floats a row, below 2^23: three; a frame of 100 megapixels leaves one.
     segmenter = SamSegmenter(random_sam(image_size=1024), name="s")
-    assert [segmenter._rows_at_once(size, 1) for size in ((700, 940), (10_000, 10_000))] == [3, 1]
+    assert [segmenter._queries_at_once(size, 1) for size in ((700, 940), (10_000, 10_000))] == [3, 1]
 
 
 @pytest.mark.parametrize(("multimask", "num_masks"), [(True, 3), (False, 1)])

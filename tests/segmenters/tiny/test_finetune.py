@@ -13,22 +13,22 @@ from safetensors.torch import load_file, save_file
 
 from kmine.errors import UserError
 from kmine.segmenters.base import (
-    Adaptable,
-    AdaptPlan,
     Embedding,
-    Lesson,
+    FineTunable,
+    FineTuneDefaults,
+    PromptedExample,
 )
 from kmine.segmenters.tiny import finetune as tiny_train
-from kmine.segmenters.tiny.crops import asked_of, rows_of
+from kmine.segmenters.tiny.crops import decoder_queries, network_input
 from kmine.segmenters.tiny.finetune import (
     augmented,
     iou_of,
-    loss_of,
     repainted,
+    tiny_loss,
     truth_of,
     turned,
 )
-from kmine.segmenters.tiny.network import Asked, TinyNet, planes_of
+from kmine.segmenters.tiny.network import NetworkInput, TinyNet, planes_of
 from kmine.segmenters.tiny.segmenter import Tiny
 from kmine.segmenters.tiny.weights import signature_of
 from kmine.types import Prompts
@@ -51,11 +51,13 @@ def tiny():
     return Tiny(small_net(), batch_size=3)
 
 
-def lesson(image: np.ndarray, mask: np.ndarray, box, **prompts) -> Lesson:
-    return Lesson(Embedding(image.shape[:2], image=image), Prompts(1, np.array(box, np.float32), **prompts), mask)
+def lesson(image: np.ndarray, mask: np.ndarray, box, **prompts) -> PromptedExample:
+    return PromptedExample(
+        Embedding(image.shape[:2], image=image), Prompts(1, np.array(box, np.float32), **prompts), mask
+    )
 
 
-def wedge(seed: int = 0) -> Lesson:
+def wedge(seed: int = 0) -> PromptedExample:
     """A bright triangle, which no ellipse is, in noise; with a point and a hint."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:40, :60]
@@ -67,13 +69,13 @@ def wedge(seed: int = 0) -> Lesson:
     return lesson(image.astype(np.uint8), mask, box, **points, mask_input=hint)
 
 
-def asked_as(one: Lesson) -> tuple[Asked, torch.Tensor]:
+def asked_as(one: PromptedExample) -> tuple[NetworkInput, torch.Tensor]:
     """What the network is shown of a lesson, and its truth."""
-    row = next(rows_of(one.embedding, one.prompts, side=SIDE, name="tiny"))
-    return asked_of([row], "cpu"), torch.from_numpy(truth_of(row, one.mask)[0])[None, None]
+    row = next(decoder_queries(one.embedding, one.prompts, side=SIDE, name="tiny"))
+    return network_input([row], "cpu"), torch.from_numpy(truth_of(row, one.mask)[0])[None, None]
 
 
-def by_hand(one: Lesson, across: bool, down: bool, swap: bool) -> Lesson:
+def by_hand(one: PromptedExample, across: bool, down: bool, swap: bool) -> PromptedExample:
     """The lesson as it would be, had its image been turned before it was encoded."""
 
     def plane(array):
@@ -95,7 +97,7 @@ def by_hand(one: Lesson, across: bool, down: bool, swap: bool) -> Lesson:
         mask_input=plane(one.prompts.mask_input),
     )
     image = plane(one.embedding.image)
-    return Lesson(Embedding(image.shape[:2], image=image), prompts, plane(one.mask))
+    return PromptedExample(Embedding(image.shape[:2], image=image), prompts, plane(one.mask))
 
 
 def test_turning_a_batch_is_turning_each_image_with_its_prompts_by_hand() -> None:
@@ -103,7 +105,7 @@ def test_turning_a_batch_is_turning_each_image_with_its_prompts_by_hand() -> Non
     one = replace(wedge(), prompts=replace(wedge().prompts, box=np.array([2, 3, 31.5, 36], np.float32)))
     turns = list(product([False, True], repeat=3))
     asked, truth = asked_as(one)
-    batch = Asked(*(tensor.repeat(8, *[1] * (tensor.ndim - 1)) for tensor in asked))
+    batch = NetworkInput(*(tensor.repeat(8, *[1] * (tensor.ndim - 1)) for tensor in asked))
     ours, our_truth = turned(batch, truth.repeat(8, 1, 1, 1), *torch.tensor(turns).T)
     for index, turn in enumerate(turns):
         theirs, their_truth = asked_as(by_hand(one, *turn))
@@ -112,19 +114,22 @@ def test_turning_a_batch_is_turning_each_image_with_its_prompts_by_hand() -> Non
             torch.testing.assert_close(getattr(ours, name)[index], getattr(theirs, name)[0], atol=atol, rtol=0)
         torch.testing.assert_close(our_truth[index], their_truth[0], atol=1e-4, rtol=0)
         torch.testing.assert_close(ours.point_labels[index], theirs.point_labels[0])
-        one_of_ours = planes_of(Asked(*(tensor[index : index + 1] for tensor in ours)))
+        one_of_ours = planes_of(NetworkInput(*(tensor[index : index + 1] for tensor in ours)))
         assert (one_of_ours - planes_of(theirs)).abs().mean() < 5e-3
 
 
 def test_augmentation_obeys_its_seed_and_drops_some_hints() -> None:
     asked, truth = asked_as(wedge())
-    batch = Asked(*(tensor.repeat(300, *[1] * (tensor.ndim - 1)) for tensor in asked)), truth.repeat(300, 1, 1, 1)
+    batch = (
+        NetworkInput(*(tensor.repeat(300, *[1] * (tensor.ndim - 1)) for tensor in asked)),
+        truth.repeat(300, 1, 1, 1),
+    )
     (first, seen), (again, _), (other, _) = (augmented(*batch, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     for a, b in zip(first, again, strict=True):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
     assert (first.image != other.image).any()
-    assert 0.6 < first.has_hint.mean() < 0.8
-    assert (first.hint.abs().amax((1, 2, 3)) > 0).eq(first.has_hint == 1).all()
+    assert 0.6 < first.has_mask_input.mean() < 0.8
+    assert (first.mask_input.abs().amax((1, 2, 3)) > 0).eq(first.has_mask_input == 1).all()
     assert len(seen.unique(dim=0)) == 8
     # The point of the object stays in it, the other one beside it.
     x, y = first.points.round().long().unbind(2)
@@ -155,10 +160,10 @@ def test_iou_and_loss_by_hand() -> None:
     # Logits 0: p = 1/2 everywhere, an empty mask. BCE log 2; Dice 1 - (2 * 2 + 1) / (8 + 4 + 1) = 8 / 13; IoU 0.
     logits = torch.zeros(2, 1, 4, 4, requires_grad=True)
     score = torch.tensor([0.5, 0.4])
-    alone = [loss_of(logits[i : i + 1], score[i : i + 1], truth[i : i + 1]) for i in (0, 1)]
+    alone = [tiny_loss(logits[i : i + 1], score[i : i + 1], truth[i : i + 1]) for i in (0, 1)]
     torch.testing.assert_close(alone[0], torch.tensor(np.log(2) + 8 / 13 + 2 * 0.25, dtype=torch.float32))
     torch.testing.assert_close(alone[1], torch.tensor(2 * 0.16))  # an empty truth: the predicted IoU alone
-    both = loss_of(logits, score, truth)
+    both = tiny_loss(logits, score, truth)
     torch.testing.assert_close(both, (alone[0] + alone[1]) / 2)
     both.backward()
     assert logits.grad[0].abs().min() > 0
@@ -168,12 +173,12 @@ def test_iou_and_loss_by_hand() -> None:
 def test_what_a_crop_shows_of_an_object_by_hand() -> None:
     everywhere = np.ones((40, 60), np.bool_)
     # A box of 4 x 4 round (12, 12) is seen in the 17 x 17 pixels from 4 to 20.
-    small = next(rows_of(*_asked_for((10, 10, 14, 14)), side=SIDE, name="tiny"))
+    small = next(decoder_queries(*_asked_for((10, 10, 14, 14)), side=SIDE, name="tiny"))
     crop, unseen = truth_of(small, everywhere)
     np.testing.assert_allclose(crop, 1, atol=1e-6)
     assert unseen == pytest.approx((2400 - 17**2) * SIDE**2 / 17**2, rel=1e-4)
     # The image as a box: beyond its border there is no object, and none is unseen.
-    whole = next(rows_of(*_asked_for((0, 0, 60, 40)), side=SIDE, name="tiny"))
+    whole = next(decoder_queries(*_asked_for((0, 0, 60, 40)), side=SIDE, name="tiny"))
     crop, unseen = truth_of(whole, everywhere)
     assert (crop[0, 0], unseen) == (0, 0)
     assert crop[16, 16] == pytest.approx(1)
@@ -196,17 +201,17 @@ def test_a_trainee_is_asked_as_the_segmenter_is(tiny, monkeypatch) -> None:
     logits = torch.from_numpy(np.stack([candidate.low_res_logits for (candidate,) in answers]))
     score = torch.from_numpy(np.concatenate([candidate.predicted_iou for (candidate,) in answers]))
     truth = torch.cat([asked_as(one)[1] for one in lessons])
-    torch.testing.assert_close(tiny.trainee().loss(lessons, 0).detach(), loss_of(logits, score, truth))
+    torch.testing.assert_close(tiny.trainee().loss(lessons, 0).detach(), tiny_loss(logits, score, truth))
 
 
 def test_it_can_be_adapted_and_says_how(tiny) -> None:
-    assert isinstance(tiny, Adaptable)
-    assert tiny.adapt_plan == AdaptPlan(steps=200, batch_size=16, lr=5e-4)
-    assert len(tiny.trainee().parameters()) == len(list(small_net().parameters()))
+    assert isinstance(tiny, FineTunable)
+    assert tiny.fine_tune_defaults == FineTuneDefaults(steps=200, batch_size=16, lr=5e-4)
+    assert len(tiny.fine_tuner().parameters()) == len(list(small_net().parameters()))
 
 
-def taught(tiny: Tiny, lessons: list[Lesson], steps: int):
-    trainee = tiny.trainee()
+def taught(tiny: Tiny, lessons: list[PromptedExample], steps: int):
+    trainee = tiny.fine_tuner()
     optimizer = torch.optim.AdamW(trainee.parameters(), lr=3e-3)
     for step in range(steps):
         optimizer.zero_grad()
@@ -250,7 +255,7 @@ def test_the_original_stays_and_the_adapted_is_another(tiny) -> None:
     assert signature_of(tiny._net) == signature != adapted.signature
     assert (adapted.name, adapted.adapted(adapted.trainee().state()).name) == ("tiny+adapted", "tiny+adapted")
     assert adapted._batch_size == 3
-    assert isinstance(adapted, Adaptable)
+    assert isinstance(adapted, FineTunable)
     ours, again = (adapted.decode(embeddings, prompts)[0] for _ in range(2))
     for a, b, untaught in zip(ours, again, before, strict=True):
         np.testing.assert_array_equal(a.low_res_logits, b.low_res_logits)
@@ -274,7 +279,7 @@ def test_a_state_is_a_copy_and_comes_back_from_disk_bit_by_bit(tiny, tmp_path) -
 
 
 def test_a_state_of_another_architecture_is_refused(tiny) -> None:
-    wider = Tiny(small_net(widths=(8, 24))).trainee().state()
+    wider = Tiny(small_net(widths=(8, 24))).fine_tuner().state()
     lacking = {key: tensor for key, tensor in tiny.trainee().state().items() if key != "head.bias"}
     for state in (wider, lacking, {}, tiny.trainee().state() | {"decoder": torch.zeros(2)}):
         with pytest.raises(ValueError, match="expected the tensors of a trainee of `tiny`"):

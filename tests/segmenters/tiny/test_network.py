@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from kmine.ops.masks import tight_box
-from kmine.segmenters.tiny.crops import asked_of, rows_of
+from kmine.segmenters.tiny.crops import decoder_queries, network_input
 from kmine.segmenters.tiny.network import TinyNet, planes_of
 from kmine.segmenters.tiny.segmenter import Tiny
 from kmine.segmenters.tiny.weights import load_tiny
@@ -67,8 +67,8 @@ def test_a_training_crop_is_what_the_segmenter_shows_its_network(scene) -> None:
         views = torch.from_numpy(view).permute(2, 0, 1)[None].float()
         box, meta = torch.from_numpy(meta[None, :4]), torch.from_numpy(meta[None])
         crops, placed, limits = batches._cropped(views, box, meta, 96)
-        rows = rows_of(embedding, Prompts(1, tight_box(mask)), side=96, name="tiny")
-        asked = asked_of(list(rows), "cpu")
+        rows = decoder_queries(embedding, Prompts(1, tight_box(mask)), side=96, name="tiny")
+        asked = network_input(list(rows), "cpu")
         # The segmenter's window ends at whole pixels, one at most further out on either side.
         torch.testing.assert_close(placed, asked.boxes, atol=2.5, rtol=0)
         difference = planes_of(asked) - planes_of(asked._replace(image=crops[:, :3], boxes=placed, limits=limits))

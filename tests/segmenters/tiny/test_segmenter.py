@@ -23,7 +23,7 @@ from kmine.segmenters.tiny import weights as tiny_weights
 from kmine.segmenters.tiny.crop import Window, window_of
 from kmine.segmenters.tiny.network import (
     NUM_PLANES,
-    Asked,
+    NetworkInput,
     TinyNet,
     ellipse_logits,
     planes_of,
@@ -48,7 +48,7 @@ def random_net(seed: int = 0) -> TinyNet:
     return net
 
 
-def question(boxes, side: int = 96, **other) -> Asked:
+def question(boxes, side: int = 96, **other) -> NetworkInput:
     count = len(boxes)
     fields = {
         "image": torch.full((count, 3, side, side), 90.0),
@@ -59,7 +59,7 @@ def question(boxes, side: int = 96, **other) -> Asked:
         "hint": torch.zeros(count, 1, side, side),
         "has_hint": torch.zeros(count),
     }
-    return Asked(**{**fields, **other})
+    return NetworkInput(**{**fields, **other})
 
 
 class TestTiny(SegmenterSuite):
