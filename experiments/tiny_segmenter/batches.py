@@ -84,8 +84,8 @@ def corrected(asked: NetworkInput, truth: Tensor, logits: Tensor, rng: Generator
     return asked._replace(
         points=torch.cat([asked.points, point[:, None]], 1),
         point_labels=torch.cat([asked.point_labels, label], 1),
-        hint=kept * logits.clamp(-MASK_INPUT_CLIP, MASK_INPUT_CLIP) + (1 - kept) * asked.mask_input,
-        has_hint=torch.maximum(again, asked.has_mask_input),
+        mask_input=kept * logits.clamp(-MASK_INPUT_CLIP, MASK_INPUT_CLIP) + (1 - kept) * asked.mask_input,
+        has_mask_input=torch.maximum(again, asked.has_mask_input),
     )
 
 

@@ -87,7 +87,7 @@ def mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
             return
         pseudo_labels = {"pseudo": pseudo_pool, "pseudo_signature": signature}
         fitted = train(task, store, model, round_idx=round_idx, start=current, **pseudo_labels)
-        context = {"num_pseudo": len(pseudo_pool), "before": adopted, "seconds": clock.seconds}
+        context = {"num_pseudo": len(pseudo_pool), "reference": adopted, "seconds": clock.seconds}
         result = evaluate_round(task, store, model, fitted, round_idx=round_idx, **context)
         yield result
         if result.adopted:

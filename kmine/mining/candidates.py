@@ -198,7 +198,7 @@ def gate_batch(
     batch: CandidateBatch, area_prior: dict[int, float], cfg: LoopConfig, calibration: Calibration | None = None
 ) -> list[list[Decision]]:
     """The gate's decision for each object of each image."""
-    context = {"labeled_area": area_prior, "cfg": cfg.gate, "calibration": calibration}
+    context = {"area_prior": area_prior, "cfg": cfg.gate, "calibration": calibration}
     return [
         [
             gate(p, prompt, candidate, image_label=image.image_label, auxiliary_probs=auxiliary_probs, **context)

@@ -59,7 +59,7 @@ def select_threshold_for_round(
         record = {**fitted._asdict(), "target": task.cfg.gate.target_dice, "num_images": len(ids)}
         store.save_json(path, record, threshold_signature)
     task.progress.log(f"round {round_idx}: {describe_threshold(record)}")
-    return replace(calibration, promise=replace(calibration.guarantee, threshold=record["threshold"]))
+    return replace(calibration, guarantee=replace(calibration.guarantee, threshold=record["threshold"]))
 
 
 def round_signature(task: Task, current: Checkpoints, auxiliary_signature: str = "") -> str:

@@ -22,7 +22,7 @@ def trained_auxiliary_model(task: Task, store: RunStore, method_dir: str = "witn
     """
     if task.auxiliary_model is None:
         return None
-    auxiliary_task = replace(task, cfg=replace(task.cfg, model=task.auxiliary_model), witness=None)
+    auxiliary_task = replace(task, cfg=replace(task.cfg, model=task.auxiliary_model), auxiliary_model=None)
     model = new_model(auxiliary_task, store)
     trained = train(auxiliary_task, store, model, round_idx=0, method_dir=method_dir)
     model.load_state_dict(trained.best)
@@ -47,7 +47,7 @@ def train_rounds(
         if (inputs := round_inputs(round_idx)) is None:
             return
         fitted = train(task, store, model, round_idx=round_idx, start=current, method_dir=method_dir, **inputs)
-        context = {"num_pseudo": len(inputs.get("pseudo") or ()), "before": adopted, "arm": method_dir}
+        context = {"num_pseudo": len(inputs.get("pseudo") or ()), "reference": adopted, "method_dir": method_dir}
         result = evaluate_round(task, store, model, fitted, round_idx=round_idx, **context)
         yield result
         if result.adopted:

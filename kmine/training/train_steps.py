@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 StateDict = dict[str, Tensor]
 B = TypeVar("B")
-ModuleT = TypeVar("Learner", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class BatchStream(Protocol[B]):

@@ -46,7 +46,7 @@ CHUNKS = 4
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(mining, "CHUNK", 6)
+    monkeypatch.setattr(mining, "BATCH_SIZE", 6)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def undisturbed(cache, tmp_path_factory):
     """A run that nothing happened to."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mining, "CHUNK", 6)
+        patch.setattr(mining, "BATCH_SIZE", 6)
         assert run(out, cache) == 0
     return out
 
@@ -275,7 +275,7 @@ def test_the_supervised_baseline_may_be_added_later(undisturbed, cache, tmp_path
 def test_kill_9_in_a_real_process(cache, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "killed"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mining, "CHUNK", 16)  # as the other process has it
+        patch.setattr(mining, "BATCH_SIZE", 16)  # as the other process has it
         assert run(whole, cache) == 0
         lines = ("round 0: training: 2/4", "round 1: mining: 16/", "round 1: training", "round 2: mining: 16/")
         moment = random.Random(0).choice(lines[1:])

@@ -72,7 +72,7 @@ def test_two_refused_rounds_end_the_run_the_baseline_trains_as_many_and_compare_
         return replace(found, dice=claim, cases=tuple(replace(case, dice=claim) for case in found.cases))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "evaluate_on", evaluate_on)
+        patch.setattr(scoring, "evaluate_checkpoint", evaluate_on)
         assert run(out, rounds=5, adopt_tolerance=0.05, baseline="true") == 0
     assert "stopped after round 2 of 5: two rounds in a row were refused" in ended(out, capsys, "refused_twice")
     assert [row["adopted"] for row in results(out)] == ["True", "False", "False"]

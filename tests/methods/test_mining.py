@@ -92,14 +92,14 @@ def test_a_gate_that_keeps_nothing_ends_the_loop_and_says_so(task_of):
     first, last = mine(task, store)
     assert (last.round_idx, last.num_pseudo, last.adopted) == (1, 0, False)
     assert last.metrics == first.metrics, "nothing was trained"
-    assert "no pseudo mask was kept" in task.watcher.said[-1] and "low_confidence" in task.watcher.said[-1]
+    assert "no pseudo mask was kept" in task.progress.said[-1] and "low_confidence" in task.progress.said[-1]
     assert store.read_json(store.round_dir(1) / "changes.json")["num_teaching"] == 0
     assert store.decisions(1) and not any(r["kept"] for r in store.decisions(1))
 
 
 def test_a_round_that_hurts_is_not_adopted_and_the_next_starts_before_it(task_of, monkeypatch):
     task, store = task_of(replace(CFG, adopt_tolerance=0.15), segmenter=Echo())
-    monkeypatch.setattr(scoring, "evaluate_on", claiming(0.5, 0.5, 0.3, 0.3, 0.4, 0.4))
+    monkeypatch.setattr(scoring, "evaluate_checkpoint", claiming(0.5, 0.5, 0.3, 0.3, 0.4, 0.4))
     started_from = []
     real_load = training.LocalModel.load_state_dict
     monkeypatch.setattr(
@@ -124,7 +124,7 @@ def test_a_round_that_hurts_is_not_adopted_and_the_next_starts_before_it(task_of
 def test_two_refused_rounds_in_a_row_end_the_loop_and_one_between_adopted_ones_does_not(task_of, monkeypatch):
     task, store = task_of(replace(CFG, rounds=6, adopt_tolerance=0.05), segmenter=Echo())
     of_rounds = (0.5, 0.3, 0.5, 0.3, 0.3, 0.9)
-    monkeypatch.setattr(scoring, "evaluate_on", claiming(*(dice for dice in of_rounds for _ in range(2))))
+    monkeypatch.setattr(scoring, "evaluate_checkpoint", claiming(*(dice for dice in of_rounds for _ in range(2))))
     results = list(mine(task, store))
     assert [r.adopted for r in results] == [True, False, True, False, False]
     assert not store.round_dir(5).exists()
@@ -133,21 +133,21 @@ def test_two_refused_rounds_in_a_row_end_the_loop_and_one_between_adopted_ones_d
 def test_an_echo_is_told_from_mining_and_a_round_mined_again_from_the_same_model_too(task_of, monkeypatch):
 
     task, store = task_of(replace(CFG, adopt_tolerance=0.05), segmenter=Echo())
-    monkeypatch.setattr(scoring, "evaluate_on", claiming(0.5, 0.5, 0.3, 0.3, 0.5, 0.5))
+    monkeypatch.setattr(scoring, "evaluate_checkpoint", claiming(0.5, 0.5, 0.3, 0.3, 0.5, 0.5))
     rounds = list(mine(task, store))
     first, second = (store.read_json(store.round_dir(n) / "changes.json") for n in (1, 2))
     assert first["changed_pixels"] == first["taught_pixels"] == first["num_differing"] == 0
     assert first["noop"] and first["segmenter_changed_nothing"] and not first["training_set_unchanged"]
     assert first["num_new"] == rounds[1].num_pseudo == second["num_kept_on"] > 0
     assert second["training_set_unchanged"], "round 1 was refused, and an echo is not shaken by the boxes"
-    said = [text for text in task.watcher.said if text.startswith("round ")]
+    said = [text for text in task.progress.said if text.startswith("round ")]
     assert said[0].startswith(f"round 1: {first['num_new']} of {len(task.unlabeled)} unlabeled images teach")
     assert said[1] == "round 1: warning: the segmenter changed nothing: this round is self-training"
     assert said[4].startswith("round 2: warning: mining changed nothing: the same images with the same masks")
-    monkeypatch.setattr(teaching, "find_changes", None)
-    task.watcher.said.clear()
+    monkeypatch.setattr(teaching, "compare_rounds", None)
+    task.progress.said.clear()
     list(mine(task, store))
-    assert [text for text in task.watcher.said if text.startswith("round ")] == said, "read back, and said again"
+    assert [text for text in task.progress.said if text.startswith("round ")] == said, "read back, and said again"
 
 
 def test_what_changed_is_told_from_the_masks_of_the_round_before(task_of):
@@ -185,7 +185,7 @@ def fitted(task_of, monkeypatch):
     def both(**settings):
         varied = replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, **settings)))
         pool = pseudo_labeled_pool(varied, store, 1, [decision(i, 0.25) for i in task.unlabeled.ids[:2]])
-        how = {"start": None, "arm": f"arm{len(asked)}"}
+        how = {"start": None, "method_dir": f"arm{len(asked)}"}
         alone = train(varied, store, model, round_idx=1, **how)
         mined = train(varied, store, model, round_idx=1, pseudo=pool, pseudo_signature="x", **how)
         return [(found.signature, *made) for found, made in zip((alone, mined), asked[-2:], strict=True)]
@@ -231,7 +231,7 @@ def test_from_round_2_on_a_cascade_remembers_the_round_before(task_of, monkeypat
         seen["objects"] = seen.get("objects", 0) + len(before)
         return real(asked, before)
 
-    monkeypatch.setattr(asking, "remember", remember)
+    monkeypatch.setattr(asking, "blend_previous_mask", remember)
     task, store = task_of(replace(CFG, prompts=replace(CFG.prompts, source="cascade")), segmenter=Ellipse())
     rounds = iter(mine(task, store))
     next(rounds), next(rounds)

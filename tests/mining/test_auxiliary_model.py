@@ -17,7 +17,7 @@ TWO = replace(CFG, model=replace(CFG.model, name="unetpp+unet"))
 
 def test_the_first_is_the_local_model_and_the_second_speaks_in_every_decision(task_of):
     task, store = task_of(TWO, segmenter=Ellipse())
-    assert (task.cfg.model.name, task.witness.name) == ("unetpp", "unet")
+    assert (task.cfg.model.name, task.auxiliary_model.name) == ("unetpp", "unet")
     list(mine(task, store))
     for round_idx in (1, 2):
         rows = [row for row in store.decisions(round_idx) if row["object_idx"] >= 0]
@@ -53,7 +53,7 @@ def test_it_is_trained_once_and_never_on_a_pseudo_mask(task_of, monkeypatch):
 def test_another_witness_mines_anew(task_of):
     task, store = task_of(replace(TWO, rounds=1), segmenter=Ellipse())
     list(mine(task, store))
-    other = replace(task, witness=replace(task.witness, decoder_channels=16))
+    other = replace(task, auxiliary_model=replace(task.auxiliary_model, decoder_channels=16))
     list(mine(other, store))
     first = store.decisions(1)
     list(mine(task, store))

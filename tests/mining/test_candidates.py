@@ -155,7 +155,7 @@ def test_the_gate_is_calibrated_on_the_prompts_that_will_be_asked(opened, monkey
         seen.extend(prompts)
         return real(task, segmenter, images, prompts, round_idx, embedded)
 
-    monkeypatch.setattr(calibration, "ask", ask)
+    monkeypatch.setattr(calibration, "segment_prompts", ask)
     rows = list(calibration._evidence_rows(task, None, None, task.segmenter, ids, {}))
     expected, _ = generate_prompts(task, task.segmenter, [task.labeled.sample(i) for i in ids], probs, 0)
     assert [[one.box.tolist() for one in some] for some in seen] == [

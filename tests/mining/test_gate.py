@@ -162,7 +162,7 @@ def always(dice: float) -> Calibrator:
 def calibrated(case, segmenter: float, local: float, threshold: float = 0.6, image_label=None, candidate=None):
     probs, prompts, own = case
     goes_by = Calibration(always(segmenter), always(local), RiskGuarantee(threshold, True, 0.7, 0.8, 1.0, 30))
-    how = {"labeled_area": {1: 0.125}, "image_label": image_label, "cfg": GateConfig(margin=0.05)}
+    how = {"area_prior": {1: 0.125}, "image_label": image_label, "cfg": GateConfig(margin=0.05)}
     return gate(probs, prompts, candidate or own, calibration=goes_by, **how)
 
 

@@ -34,7 +34,7 @@ def mask(text: str) -> np.ndarray:
 def image(sample_id: str = "a", pseudo: str = "", local: str = "", answered: str = "", **more: object) -> PseudoLabel:
     """An image whose objects were all kept; without more words the segmenter gives the local mask `.11.` back."""
     local = local or ".11.".ljust(len(pseudo), ".")
-    masks = {"pseudo": pseudo or answered or local, "local": local, "asked": local, "answered": answered or local}
+    masks = {"pseudo": pseudo or answered or local, "local": local, "local_kept": local, "used_mask": answered or local}
     return PseudoLabel(sample_id, **{name: mask(text) for name, text in masks.items()}, **more)
 
 
@@ -56,7 +56,7 @@ def row(local: str, answer: str, class_id: int = 1, *, kept: bool = True, source
 def test_admissions_and_expulsions_by_hand():
     earlier = [{"a", "b"}, {"b", "c"}]
     then = mask(".11.")
-    moved = found(image("d"), image("b", before=then), image("a"), earlier=earlier)
+    moved = found(image("d"), image("b", previous=then), image("a"), earlier=earlier)
     assert (moved.new, moved.kept_on, moved.readmitted, moved.expelled) == (("d",), ("b",), ("a",), ("c",))
     assert moved.pseudo_labeled == {"a", "b", "d"} and not moved.training_set_unchanged
 
@@ -80,7 +80,7 @@ def test_in_the_first_round_everything_is_new_and_nothing_is_unchanged():
 )
 def test_a_training_set_is_unchanged_only_with_the_same_images_and_masks(then, now, unchanged):
     pseudo = {"a": ".11.", "b": "11.."}
-    images = [image(i, pseudo[i], before=mask(then[i]) if i in then else None) for i in now]
+    images = [image(i, pseudo[i], previous=mask(then[i]) if i in then else None) for i in now]
     assert found(*images, earlier=[set(then)]).training_set_unchanged == unchanged
 
 
@@ -145,7 +145,7 @@ def test_only_empty_images_mean_that_the_segmenter_did_nothing():
 def test_of_an_image_the_kept_objects_count_and_the_local_mask_is_all_of_them():
     rows = [row("11......", ".11....."), row("....1...", "....11..", kept=False), row("......1.", "......1.", 2)]
     one = pseudo_label_of(rows, mask(".11..?2."))
-    for name, text in {"local": "11..1.2.", "asked": "11....2.", "answered": ".11...2."}.items():
+    for name, text in {"local": "11..1.2.", "local_kept": "11....2.", "used_mask": ".11...2."}.items():
         assert np.array_equal(getattr(one, name), mask(text)), name
     assert not one.known_empty and one.previous is None
 
@@ -189,7 +189,7 @@ def test_a_class_on_one_side_alone_is_warned_of():
 
 
 def test_json_gives_the_same_back_through_a_file():
-    told = found(image("a", pseudo="????", before=mask("....")), image("b"), earlier=[{"a", "x"}])
+    told = found(image("a", pseudo="????", previous=mask("....")), image("b"), earlier=[{"a", "x"}])
     empty = found(image(pseudo="....", local="....", known_empty=True), labeled=[])
     for one in (told, empty):
         value = json.loads(json.dumps(nan_to_none(one.to_json()), allow_nan=False))

@@ -166,7 +166,7 @@ def features(watched, mined, rate, seed=1):
     model, seen, watch = watched
     state = {k: v.clone() for k, v in model.state_dict().items()}
     torch.manual_seed(seed)
-    with model.perturbing(mined, rate):
+    with model.feature_dropout(mined, rate):
         handle = watch()
         model(IMAGES)
         handle.remove()
@@ -194,7 +194,7 @@ def test_perturbation_follows_the_seed_and_is_over_with_its_block(watched):
     one, again, other = (features(watched, MINED, 0.3, seed) for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    with pytest.raises(RuntimeError), model.perturbing(MINED, 0.3):
+    with pytest.raises(RuntimeError), model.feature_dropout(MINED, 0.3):
         raise RuntimeError
     plain = features(watched, None, 0.3)
     assert all(torch.equal(a, b) for a, b in zip(plain, features(watched, MINED, 0.0), strict=True))

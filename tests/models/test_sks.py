@@ -335,7 +335,7 @@ def test_a_branch_that_learns_is_never_remembered():
 
 
 def test_when_the_memory_is_full_nothing_more_is_kept(monkeypatch):
-    monkeypatch.setattr("kmine.models.sks.MEMO_BYTES", 0)
+    monkeypatch.setattr("kmine.models.sks.FEATURE_CACHE_BYTES", 0)
     model, x = sks(), images(64, 64)
     calls = counted(model)
     with model.caching_features(augmented=False):

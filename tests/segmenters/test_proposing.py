@@ -212,7 +212,7 @@ def test_points_go_through_the_decoder_a_few_at_a_time(sam, monkeypatch) -> None
 
     monkeypatch.setattr(sam.prompt_encoder, "forward", listen)
     (whole,) = segmenter.propose(embeddings)
-    monkeypatch.setattr(segmenter, "_rows_at_once", lambda size, num_masks: 4)
+    monkeypatch.setattr(segmenter, "_queries_at_once", lambda size, num_masks: 4)
     (split,) = segmenter.propose(embeddings)
     assert seen == [9, 4, 4, 1] and len(whole.masks) == len(split.masks)
     assert torch.is_inference_mode_enabled() is False

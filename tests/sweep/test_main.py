@@ -124,7 +124,7 @@ def test_compare_takes_it_to_the_test_split(swept, tmp_path, capsys):
 
 def test_the_same_command_again_trains_nothing(swept, monkeypatch, capsys):
     before = (swept[0] / "sweep.csv").read_bytes()
-    monkeypatch.setattr(sweep_workers, "run_cell", None)
+    monkeypatch.setattr(sweep_workers, "run_trial", None)
     assert run_sweep(*swept[:2], *BOTH) == 0
     assert (swept[0] / "sweep.csv").read_bytes() == before
     assert "4 cells, 4 of them done; 2 skipped" in capsys.readouterr().err
@@ -133,7 +133,7 @@ def test_the_same_command_again_trains_nothing(swept, monkeypatch, capsys):
 def test_cells_of_one_kin_share_round_0_and_nothing_is_changed_by_it(swept, tmp_path, monkeypatch):
     names = [swept[0] / "cells" / f"unetpp-0.3-0-{m}" / "round_00" / "model.safetensors" for m in METHODS]
     assert len({name.stat().st_ino for name in names if name.exists()}) == 1
-    monkeypatch.setattr(cells, "borrow", lambda lender, root: None)
+    monkeypatch.setattr(cells, "link_shared_artifacts", lambda lender, root: None)
     assert run_sweep(tmp_path / "alone", swept[1], *BOTH) == 0
     assert table(tmp_path / "alone", MEASURED) == table(swept[0], MEASURED)
     for name in swept[0].glob("cells/*/*/round_01/*.safetensors"):

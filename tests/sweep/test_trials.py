@@ -148,7 +148,7 @@ def test_a_round_0_in_the_making_is_waited_for_while_there_is_other_work(tmp_pat
 
 
 def test_what_another_command_is_at_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_workers, "PATIENCE", 0.01)
+    monkeypatch.setattr(sweep_workers, "POLL_SECONDS", 0.01)
     held, said = RunStore(trial_dir(tmp_path, A0)), []
 
     def other() -> None:

@@ -89,7 +89,7 @@ def test_batch_norm_of_slices_is_that_of_the_batch(monkeypatch: pytest.MonkeyPat
     x = torch.randn(5, 3, 4, 6) * 3 + 1
     other = x[2:]
     sums = torch.cat([other.sum(dim=(0, 2, 3)), other.square().sum(dim=(0, 2, 3)), torch.tensor([3 * 24.0])])
-    monkeypatch.setattr(together, "_Sum", SimpleNamespace(apply=lambda own: own + sums))
+    monkeypatch.setattr(together, "_AllReduce", SimpleNamespace(apply=lambda own: own + sums))
     torch.testing.assert_close(shared(x[:2]), whole(x)[:2], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(shared.state_dict(), whole.state_dict(), atol=1e-5, rtol=1e-5)
     shared.eval(), whole.eval()

@@ -175,7 +175,7 @@ def test_perturbed_features_are_asked_for_pseudo_labeled_images_in_training_alon
     asked = []
 
     class Watching(LocalModel):
-        def perturbing(self, images, rate):
+        def feature_dropout(self, images, rate):
             asked.append((None if images is None else images.tolist(), rate, self.training))
             return super().feature_dropout(None, rate)
 
@@ -209,7 +209,7 @@ def with_unlabeled(ask, cfg=CFG, steps=24, model=None, **more):
 
 def agree(net, seen, step, average):
     """To be what the average is."""
-    with average.in_place():
+    with average.applied():
         taught = net(seen.weak).softmax(1)
     return ConsistencyTarget(seen.strong, lambda logits: (logits.softmax(1) - taught).square().mean())
 
@@ -221,7 +221,7 @@ def test_the_teacher_is_the_average_of_the_weights_by_hand():
     def ask(net, seen, step, average):
         assert not model.training and not torch.is_grad_enabled()
         own.append(model.net[0].weight.detach().clone())
-        with average.in_place():
+        with average.applied():
             taught.append(model.net[0].weight.detach().clone())
         assert torch.equal(model.net[0].weight, own[-1])
         return ConsistencyTarget(seen.strong, lambda logits: 0 * logits.sum())
@@ -251,7 +251,7 @@ def test_what_is_asked_is_seen_once_beside_the_labels_and_is_no_label():
     shapes, rates = [], []
 
     class Watching(LocalModel):
-        def perturbing(self, images, rate):
+        def feature_dropout(self, images, rate):
             rates.append((None if images is None else images.tolist(), rate))
             return super().feature_dropout(None, rate)
 

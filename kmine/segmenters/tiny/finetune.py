@@ -155,7 +155,9 @@ def augmented(inputs: NetworkInput, truth: Tensor, rng: Generator) -> tuple[Netw
     kept = (torch.rand(count, generator=rng) >= MASK_INPUT_DROPOUT).float()
     image = repainted(inputs.image, rng, AUGMENT_STRENGTH)
     return inputs._replace(
-        image=image, hint=inputs.mask_input * kept[:, None, None, None], has_hint=inputs.has_mask_input * kept
+        image=image,
+        mask_input=inputs.mask_input * kept[:, None, None, None],
+        has_mask_input=inputs.has_mask_input * kept,
     ), truth
 
 
@@ -192,7 +194,7 @@ def turned(
         limits=boxes(inputs.limits),
         boxes=boxes(inputs.boxes),
         points=points(inputs.points),
-        hint=picture(inputs.mask_input),
+        mask_input=picture(inputs.mask_input),
     )
     return inputs, picture(truth)
 

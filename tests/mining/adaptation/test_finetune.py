@@ -17,7 +17,7 @@ CFG = AdaptConfig(steps=40, batch_size=2, lr=0.1, val_every=10, min_gain=0.01)
 class Filler:
     """Fills the share `weight` of the box, from its top; learns the share that `target` names."""
 
-    adapt_plan = FineTuneDefaults(steps=5, batch_size=3, lr=0.01)
+    fine_tune_defaults = FineTuneDefaults(steps=5, batch_size=3, lr=0.01)
 
     def __init__(self, weight: float = 0.5, target: float = 1.0, name: str = "filler") -> None:
         self.weight, self.target, self.name = weight, target, name
@@ -43,10 +43,10 @@ class Filler:
         nothing = np.zeros((0, *size), bool)
         return Candidate(mask[None], np.array([0.5], np.float32), np.array([1.0], np.float32), None, nothing)
 
-    def trainee(self):
+    def fine_tuner(self):
         return Pupil(self)
 
-    def adapted(self, state):
+    def with_weights(self, state):
         out = Filler(float(state["weight"]), self.target, f"{self.name}+adapted")
         out.encoded = self.encoded
         return out
@@ -132,7 +132,7 @@ def test_the_best_check_wins_not_the_last():
             finally:
                 self.weight = self_weight
 
-        def adapted(self, state):
+        def with_weights(self, state):
             return Overshoot(float(state["weight"]), self.target)
 
     found = run(Overshoot(0.5, target=1.9))
@@ -226,7 +226,7 @@ def test_a_loss_that_is_not_finite_stops():
             return self.weight * float("nan")
 
     class Bad(Filler):
-        def trainee(self):
+        def fine_tuner(self):
             return Broken(self)
 
     with pytest.raises(FloatingPointError, match=r"lower adapt\.lr"):

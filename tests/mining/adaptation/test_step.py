@@ -24,7 +24,7 @@ SMALL = replace(CFG, rounds=1, adapt=AdaptConfig(folds=2, fold_steps=6, steps=4,
 class Shrunk(Ellipse):
     """An ellipse in a box shrunk by its one weight, which learns to be 1."""
 
-    adapt_plan = FineTuneDefaults(steps=4, batch_size=2, lr=0.1)
+    fine_tune_defaults = FineTuneDefaults(steps=4, batch_size=2, lr=0.1)
 
     def __init__(self, weight: float = 0.3, goal: float = 1.0, name: str = "shrunk") -> None:
         super().__init__()
@@ -41,10 +41,10 @@ class Shrunk(Ellipse):
 
         return super().decode(embeddings, [[shrunk(one) for one in asked] for asked in prompts])
 
-    def trainee(self):
+    def fine_tuner(self):
         return Pupil(self)
 
-    def adapted(self, state):
+    def with_weights(self, state):
         return Shrunk(float(state["weight"]), self.goal, self.name + "+adapted")
 
 
@@ -117,7 +117,7 @@ def test_the_adapted_segmenter_mines_and_is_an_artifact(task_of):
     assert adapted.segmenter.weight > given.weight
     about = store.read_json(store.root / "segmenter" / "adaptation.json")
     assert about["used"] and about["iou_after"] > about["iou_before"]
-    assert f"{about['iou_before']:.3f} -> {about['iou_after']:.3f}" in task.watcher.said[-1]
+    assert f"{about['iou_before']:.3f} -> {about['iou_after']:.3f}" in task.progress.said[-1]
     list(mine(adapted, store))
     assert store.decisions(1)
 
@@ -150,7 +150,7 @@ def test_a_segmenter_that_gains_too_little_stays_as_it_was_and_says_so(task_of):
     task, store = task_of(replace(SMALL, adapt=replace(SMALL.adapt, min_gain=0.9)), segmenter=given)
     assert adapt_segmenter(task, store).segmenter is given
     assert adapt_segmenter(task, store).segmenter is given, "read back"
-    assert "not used" in task.watcher.said[-1] and len(task.watcher.said) == 1
+    assert "not used" in task.progress.said[-1] and len(task.progress.said) == 1
     assert not (store.root / "segmenter" / "adapted.safetensors").exists()
 
 

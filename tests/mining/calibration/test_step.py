@@ -36,7 +36,7 @@ def test_every_object_is_judged_by_models_that_do_not_know_its_image(task_of, mo
         return iter(())
 
     monkeypatch.setattr(calibration, "fold_model", fold_model)
-    monkeypatch.setattr(calibration, "_mined", mined)
+    monkeypatch.setattr(calibration, "_evidence_rows", mined)
     task, store = task_of(SMALL, segmenter=Ellipse())
     calibrate(task, task.segmenter, store)
     assert sorted(seen) == sorted(task.labeled.ids)
@@ -52,7 +52,7 @@ def test_a_segmenter_that_learns_is_taught_anew_without_each_part(task_of, monke
         taught.append({sample.sample_id for sample, _ in examples})
         return base
 
-    monkeypatch.setattr(calibration, "_taught", teach)
+    monkeypatch.setattr(calibration, "_finetuned_without", teach)
     task, store = task_of(SMALL, segmenter=Learner())
     calibrate(task, Ellipse(), store)
     everything = set(task.labeled.ids)
@@ -61,7 +61,7 @@ def test_a_segmenter_that_learns_is_taught_anew_without_each_part(task_of, monke
 
 
 def promised(task, kept: bool):
-    found = replace(task.calibration, promise=replace(task.calibration.promise, kept=kept, threshold=0.95))
+    found = replace(task.calibration, guarantee=replace(task.calibration.guarantee, kept=kept, threshold=0.95))
     return replace(task, calibration=found)
 
 
@@ -89,7 +89,7 @@ def test_where_nothing_is_promised_the_mean_estimate_reaches_the_target(done):
     kept = [row["estimated_dice"] for row in rows if row["kept"]]
     assert kept and np.mean(kept) == pytest.approx(about["mean_estimate"]) and np.mean(kept) >= 0.3
     assert min(kept) >= about["threshold"] > max([r["estimated_dice"] for r in rows if not r["kept"]], default=-1)
-    assert sum("on are kept" in said for said in task.watcher.said) == 1
+    assert sum("on are kept" in said for said in task.progress.said) == 1
 
 
 def test_the_threshold_is_read_back_after_a_kill(done, monkeypatch):
@@ -98,7 +98,7 @@ def test_the_threshold_is_read_back_after_a_kill(done, monkeypatch):
     list(mine(task, store))
     before = store.decisions(1)
     (store.round_dir(1) / "decisions.parquet").unlink()
-    monkeypatch.setattr(mining, "threshold_by_estimates", lambda *_: pytest.fail("settled anew"))
+    monkeypatch.setattr(mining, "threshold_for_mean_estimate", lambda *_: pytest.fail("settled anew"))
     list(mine(task, store))
     assert str(store.decisions(1)) == str(before)
 
@@ -112,7 +112,7 @@ def test_it_is_read_back_and_what_a_kill_left_is_gone_on_with(done, task_of, mon
     (store.root / "calibration" / "fold_1.json").unlink()
     measured, real = [], calibration._evidence_rows
     monkeypatch.setattr(
-        calibration, "_mined", lambda t, m, w, s, ids, a: measured.append(ids) or real(t, m, w, s, ids, a)
+        calibration, "_evidence_rows", lambda t, m, w, s, ids, a: measured.append(ids) or real(t, m, w, s, ids, a)
     )
     assert calibrate(task, task.segmenter, store).calibration == task.calibration
     assert len(measured) == 1 and (store.root / "calibration" / "fold_1.json").read_bytes() == before
@@ -123,7 +123,7 @@ def test_thresholds_decide_where_that_is_asked_or_labels_are_few(task_of):
     assert calibrate(task, task.segmenter, store) is task
     few, store = task_of(replace(SMALL, data=replace(SMALL.data, label_fraction=0.1)), "few", segmenter=Ellipse())
     assert calibrate(few, few.segmenter, store).calibration is None
-    assert "too few; its thresholds decide" in few.watcher.said[-1]
+    assert "too few; its thresholds decide" in few.progress.said[-1]
     assert not list(store.root.glob("fold_*")), "nothing is trained to find that out"
 
 
@@ -152,4 +152,4 @@ def test_each_part_has_a_witness_of_its_own(task_of):
 def test_a_single_part_is_no_calibration_and_said_to_be_the_reason(task_of):
     task, store = task_of(replace(SMALL, adapt=AdaptConfig(folds=1)), segmenter=Ellipse())
     assert calibrate(task, task.segmenter, store).calibration is None
-    assert "adapt.folds 1" in task.watcher.said[-1] and not list(store.root.glob("fold_*"))
+    assert "adapt.folds 1" in task.progress.said[-1] and not list(store.root.glob("fold_*"))

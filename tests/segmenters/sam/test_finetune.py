@@ -63,7 +63,7 @@ def learn(trainee, lessons, steps: int, lr: float = 1e-3) -> list[float]:
 def answer_with(trainee, monkeypatch, low_res: torch.Tensor, score: float) -> torch.Tensor:
     """Lets the trainee's decoder answer with these logits and this score, whatever it is asked; returns the score."""
     scores = torch.full((len(low_res), 1), score, requires_grad=True)
-    monkeypatch.setattr(trainee._twin.decoder, "forward", lambda **kwargs: (low_res, scores))
+    monkeypatch.setattr(trainee._segmenter.decoder, "forward", lambda **kwargs: (low_res, scores))
     return scores
 
 
@@ -111,7 +111,7 @@ def test_sam_is_adaptable_and_the_ellipse_is_not(segmenter) -> None:
 
 def test_a_trainee_runs_no_encoder_and_gives_gradients_to_its_own_decoder_only(small, segmenter, monkeypatch) -> None:
     one = lesson(segmenter, disc(WIDE, 26, 30, 12), Prompts(1, BOX, **POINTS, mask_input=np.ones(WIDE, np.float32)))
-    counts, trainee = count_encoded(small, monkeypatch), segmenter.trainee()
+    counts, trainee = count_encoded(small, monkeypatch), segmenter.fine_tuner()
     trainee.loss([one], seed=0).backward()
     assert not counts
     assert all(parameter.grad is not None for parameter in trainee.parameters())
@@ -126,10 +126,10 @@ def test_the_copy_learns_and_the_original_stays_as_it_is(small, segmenter) -> No
     one = PromptedExample(segmenter.encode([sample.image])[0], prompts, sample.mask == 1)
     signature = segmenter.signature
     before = segmenter.decode([one.embedding], [[prompts]])[0][0]
-    trainee = segmenter.trainee()
+    trainee = segmenter.fine_tuner()
     losses = learn(trainee, [one], steps=20)
     assert losses[-1] < 0.2 * losses[0]
-    adapted = segmenter.adapted(trainee.state())
+    adapted = segmenter.with_weights(trainee.state())
     assert adapted.name == "sam_small+adapted"
     assert_same(before, segmenter.decode([one.embedding], [[prompts]])[0][0])
     # A signature is remembered: another segmenter around the same weights computes it anew.
@@ -140,16 +140,16 @@ def test_the_copy_learns_and_the_original_stays_as_it_is(small, segmenter) -> No
 
 def test_what_was_learnt_survives_a_file_and_shares_the_encoder(segmenter, tmp_path) -> None:
     one = lesson(segmenter, disc(WIDE, 26, 30, 12))
-    trainee = segmenter.trainee()
+    trainee = segmenter.fine_tuner()
     learn(trainee, [one], steps=1)
     state = trainee.state()
     save_file(state, tmp_path / "adapted.safetensors")
     assert all(key.startswith("mask_decoder.") for key in state)
     assert all(tensor.device.type == "cpu" and not tensor.requires_grad for tensor in state.values())
-    direct, read = segmenter.adapted(state), segmenter.adapted(load_file(tmp_path / "adapted.safetensors"))
+    direct, read = segmenter.with_weights(state), segmenter.with_weights(load_file(tmp_path / "adapted.safetensors"))
     assert direct.signature == read.signature
     learn(trainee, [one], steps=1)
-    assert segmenter.adapted(state).signature == direct.signature, "states are copies"
+    assert segmenter.with_weights(state).signature == direct.signature, "states are copies"
     for part in ("image_encoder", "prompt_encoder"):
         assert getattr(read._sam, part) is getattr(segmenter._sam, part)
 
@@ -169,7 +169,7 @@ def test_an_adapted_segmenter_keeps_its_settings_and_can_learn_again(small) -> N
 
 @pytest.mark.parametrize("change", ["missing", "extra", "shape", "prefix", "whole"])
 def test_tensors_of_another_architecture_are_refused(small, segmenter, change) -> None:
-    state = segmenter.trainee().state()
+    state = segmenter.fine_tuner().state()
     key = "mask_decoder.iou_token.weight"
     if change == "missing":
         del state[key]
@@ -182,7 +182,7 @@ def test_tensors_of_another_architecture_are_refused(small, segmenter, change) -
     else:
         state = small.state_dict()
     with pytest.raises(ValueError, match="expected the mask decoder of sam_small"):
-        segmenter.adapted(state)
+        segmenter.with_weights(state)
 
 
 def test_focal_and_dice_loss_by_hand() -> None:
@@ -198,7 +198,7 @@ def test_focal_and_dice_loss_by_hand() -> None:
 def test_a_perfect_mask_leaves_the_error_of_the_predicted_iou(segmenter, monkeypatch) -> None:
     mask = np.zeros((64, 64), bool)  # the frame of the logits itself
     mask[20:40, 10:50] = True
-    trainee = segmenter.trainee()
+    trainee = segmenter.fine_tuner()
     low_res = torch.where(torch.from_numpy(mask), 20.0, -20.0)[None, None].requires_grad_()
     scores = answer_with(trainee, monkeypatch, low_res, score=0.7)
     loss = trainee.loss([lesson(segmenter, mask)], seed=0)
@@ -208,7 +208,7 @@ def test_a_perfect_mask_leaves_the_error_of_the_predicted_iou(segmenter, monkeyp
 
 
 def test_a_false_alarm_teaches_the_predicted_iou_alone(segmenter, monkeypatch) -> None:
-    trainee = segmenter.trainee()
+    trainee = segmenter.fine_tuner()
     low_res = torch.randn(1, 1, 64, 64, requires_grad=True)
     scores = answer_with(trainee, monkeypatch, low_res, score=0.7)
     loss = trainee.loss([lesson(segmenter, np.zeros(WIDE, bool))], seed=0)
@@ -221,14 +221,14 @@ def test_a_false_alarm_teaches_the_predicted_iou_alone(segmenter, monkeypatch) -
 def test_the_predicted_iou_is_taught_that_of_the_answer(segmenter) -> None:
     one = lesson(segmenter, disc(WIDE, 26, 30, 12))
     answer = segmenter.decode([one.embedding], [[one.prompts]])[0][0]
-    iou = segmenter.trainee()._iou(torch.from_numpy(answer.low_res_logits)[None], torch.from_numpy(one.mask)[None])
+    iou = segmenter.fine_tuner()._iou(torch.from_numpy(answer.low_res_logits)[None], torch.from_numpy(one.mask)[None])
     assert 0 < float(iou) < 1
     assert float(iou) == pytest.approx(metrics.iou(answer.masks[0], one.mask))
 
 
 @pytest.mark.parametrize(("size", "rows", "columns"), [(WIDE, 26, 64), (WIDE[::-1], 64, 26)])
 def test_padding_takes_no_part(segmenter, monkeypatch, size, rows, columns) -> None:
-    one, trainee, losses = lesson(segmenter, disc(size, 20, 20, 12)), segmenter.trainee(), []
+    one, trainee, losses = lesson(segmenter, disc(size, 20, 20, 12)), segmenter.fine_tuner(), []
     for beyond in (-5.0, -20.0):
         low_res = torch.full((1, 1, 64, 64), beyond)
         low_res[..., :rows, :columns] = -1
@@ -253,16 +253,16 @@ def test_a_lesson_counts_alike_alone_and_in_a_batch(segmenter, monkeypatch) -> N
         replace(first, mask=np.zeros(WIDE, bool), prompts=Prompts(1, BOX + 3)),
         replace(first, prompts=Prompts(1, BOX, mask_input=hint)),
     ]
-    trainee, sizes = segmenter.trainee(), []
+    trainee, sizes = segmenter.fine_tuner(), []
     with torch.no_grad():
         alone = [float(trainee.loss([one], seed=0)) for one in lessons]
-        forward = trainee._twin.decoder.forward
+        forward = trainee._segmenter.decoder.forward
 
         def listen(**kwargs):
             sizes.append(len(kwargs["sparse_prompt_embeddings"]))
             return forward(**kwargs)
 
-        monkeypatch.setattr(trainee._twin.decoder, "forward", listen)
+        monkeypatch.setattr(trainee._segmenter.decoder, "forward", listen)
         together = float(trainee.loss(lessons, seed=1))
     assert sizes == [2, 1, 1, 1], "one call for the two boxes on one image"
     assert together == pytest.approx(np.mean(alone), rel=1e-4)
@@ -274,7 +274,7 @@ def test_shaken_boxes_teach_nothing_and_hints_are_seen(segmenter) -> None:
     plain = lesson(segmenter, mask)
     hinted = replace(plain, prompts=Prompts(1, BOX, mask_input=np.where(mask, 5, -5).astype(np.float32)))
     shaken = replace(plain, prompts=Prompts(1, BOX, jittered_boxes=np.array([BOX + 3, BOX - 3])))
-    trainee = segmenter.trainee()
+    trainee = segmenter.fine_tuner()
     losses = [float(trainee.loss([one], seed=0).detach()) for one in (plain, hinted, shaken)]
     assert losses[0] == losses[2] != losses[1]
 
@@ -282,14 +282,14 @@ def test_shaken_boxes_teach_nothing_and_hints_are_seen(segmenter) -> None:
 def test_half_precision_features_are_learnt_from(segmenter) -> None:
     one = lesson(segmenter, disc(WIDE, 26, 30, 12))
     half = replace(one, embedding=Embedding(WIDE, one.embedding.features.astype(np.float16)))
-    trainee = segmenter.trainee()
+    trainee = segmenter.fine_tuner()
     full, rounded = (trainee.loss([each], seed=0) for each in (one, half))
     torch.testing.assert_close(full, rounded, rtol=0.02, atol=0)
     rounded.backward()
 
 
 def test_unfit_lessons_are_refused(segmenter) -> None:
-    one, trainee = lesson(segmenter, disc(WIDE, 26, 30, 12)), segmenter.trainee()
+    one, trainee = lesson(segmenter, disc(WIDE, 26, 30, 12)), segmenter.fine_tuner()
     with pytest.raises(ValueError, match=r"mask of the image's own \(H, W\) = \(60, 150\), got \(150, 60\)"):
         trainee.loss([replace(one, mask=one.mask.T)], seed=0)
     with pytest.raises(ValueError, match="expected features"):

@@ -110,7 +110,7 @@ def test_turning_a_batch_is_turning_each_image_with_its_prompts_by_hand() -> Non
     for index, turn in enumerate(turns):
         theirs, their_truth = asked_as(by_hand(one, *turn))
         # OpenCV rounds grey values after resizing.
-        for name, atol in {"image": 1.01, "hint": 1e-3, "limits": 1e-4, "boxes": 1e-4, "points": 1e-4}.items():
+        for name, atol in {"image": 1.01, "mask_input": 1e-3, "limits": 1e-4, "boxes": 1e-4, "points": 1e-4}.items():
             torch.testing.assert_close(getattr(ours, name)[index], getattr(theirs, name)[0], atol=atol, rtol=0)
         torch.testing.assert_close(our_truth[index], their_truth[0], atol=1e-4, rtol=0)
         torch.testing.assert_close(ours.point_labels[index], theirs.point_labels[0])
@@ -201,7 +201,7 @@ def test_a_trainee_is_asked_as_the_segmenter_is(tiny, monkeypatch) -> None:
     logits = torch.from_numpy(np.stack([candidate.low_res_logits for (candidate,) in answers]))
     score = torch.from_numpy(np.concatenate([candidate.predicted_iou for (candidate,) in answers]))
     truth = torch.cat([asked_as(one)[1] for one in lessons])
-    torch.testing.assert_close(tiny.trainee().loss(lessons, 0).detach(), tiny_loss(logits, score, truth))
+    torch.testing.assert_close(tiny.fine_tuner().loss(lessons, 0).detach(), tiny_loss(logits, score, truth))
 
 
 def test_it_can_be_adapted_and_says_how(tiny) -> None:
@@ -227,15 +227,15 @@ def test_the_loss_falls_within_thirty_steps(tiny) -> None:
 
 
 def test_the_loss_is_decided_by_its_seed(tiny) -> None:
-    losses = [float(tiny.trainee().loss([wedge(), wedge(1)], seed).detach()) for seed in (5, 5, 6)]
+    losses = [float(tiny.fine_tuner().loss([wedge(), wedge(1)], seed).detach()) for seed in (5, 5, 6)]
     assert losses[0] == losses[1] != losses[2]
 
 
 def test_every_weight_learns_and_a_false_alarm_moves_no_mask(tiny) -> None:
-    trainee = tiny.trainee()
+    trainee = tiny.fine_tuner()
     trainee.loss([wedge()], 0).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainee.parameters())
-    trainee = tiny.trainee()
+    trainee = tiny.fine_tuner()
     false_alarm = replace(wedge(), mask=np.zeros((40, 60), np.bool_))
     loss = trainee.loss([false_alarm], 0)
     loss.backward()
@@ -249,11 +249,11 @@ def test_the_original_stays_and_the_adapted_is_another(tiny) -> None:
     prompts = [box_prompts((12, 8, 34, 30), (3, 4, 9, 9), jitters=2)]
     embeddings = tiny.encode([wedge().embedding.image])
     before, signature = tiny.decode(embeddings, prompts)[0], tiny.signature
-    adapted = tiny.adapted(taught(tiny, [wedge()], 2).state())
+    adapted = tiny.with_weights(taught(tiny, [wedge()], 2).state())
     for a, b in zip(before, tiny.decode(embeddings, prompts)[0], strict=True):
         assert_same(a, b)
     assert signature_of(tiny._net) == signature != adapted.signature
-    assert (adapted.name, adapted.adapted(adapted.trainee().state()).name) == ("tiny+adapted", "tiny+adapted")
+    assert (adapted.name, adapted.with_weights(adapted.fine_tuner().state()).name) == ("tiny+adapted", "tiny+adapted")
     assert adapted._batch_size == 3
     assert isinstance(adapted, FineTunable)
     ours, again = (adapted.decode(embeddings, prompts)[0] for _ in range(2))
@@ -269,21 +269,21 @@ def test_a_state_is_a_copy_and_comes_back_from_disk_bit_by_bit(tiny, tmp_path) -
     with torch.no_grad():
         for parameter in trainee.parameters():
             parameter.zero_()
-    ours, theirs = tiny.adapted(state), tiny.adapted(load_file(tmp_path / "state.safetensors"))
+    ours, theirs = tiny.with_weights(state), tiny.with_weights(load_file(tmp_path / "state.safetensors"))
     assert ours.signature == theirs.signature
     embeddings = tiny.encode([wedge().embedding.image])
     (a,), (b,) = (s.decode(embeddings, [box_prompts((12, 8, 34, 30))])[0] for s in (ours, theirs))
     np.testing.assert_array_equal(a.low_res_logits, b.low_res_logits)
     np.testing.assert_array_equal(a.predicted_iou, b.predicted_iou)
-    assert tiny.adapted(tiny.trainee().state()).signature == tiny.signature  # nothing learnt, nothing changed
+    assert tiny.with_weights(tiny.fine_tuner().state()).signature == tiny.signature  # nothing learnt, nothing changed
 
 
 def test_a_state_of_another_architecture_is_refused(tiny) -> None:
     wider = Tiny(small_net(widths=(8, 24))).fine_tuner().state()
-    lacking = {key: tensor for key, tensor in tiny.trainee().state().items() if key != "head.bias"}
-    for state in (wider, lacking, {}, tiny.trainee().state() | {"decoder": torch.zeros(2)}):
+    lacking = {key: tensor for key, tensor in tiny.fine_tuner().state().items() if key != "head.bias"}
+    for state in (wider, lacking, {}, tiny.fine_tuner().state() | {"decoder": torch.zeros(2)}):
         with pytest.raises(ValueError, match="expected the tensors of a trainee of `tiny`"):
-            tiny.adapted(state)
+            tiny.with_weights(state)
 
 
 BOX = np.array([12, 8, 34, 30], np.float32)
@@ -298,18 +298,18 @@ UNFIT = {
 @pytest.mark.parametrize(("prompts", "words"), UNFIT.values(), ids=UNFIT)
 def test_unfit_prompts_are_refused_in_lessons_too(tiny, prompts, words) -> None:
     with pytest.raises(ValueError, match=words):
-        tiny.trainee().loss([replace(wedge(), prompts=prompts)], 0)
+        tiny.fine_tuner().loss([replace(wedge(), prompts=prompts)], 0)
 
 
 def test_unfit_lessons_are_refused(tiny) -> None:
     with pytest.raises(ValueError, match="expected at least one, got none"):
-        tiny.trainee().loss([], 0)
+        tiny.fine_tuner().loss([], 0)
     with pytest.raises(ValueError, match=r"\(40, 60\), got \(60, 40\)"):
-        tiny.trainee().loss([replace(wedge(), mask=wedge().mask.T)], 0)
+        tiny.fine_tuner().loss([replace(wedge(), mask=wedge().mask.T)], 0)
     with pytest.raises(ValueError, match="encode the image again"):
-        tiny.trainee().loss([replace(wedge(), embedding=Embedding((40, 60)))], 0)
+        tiny.fine_tuner().loss([replace(wedge(), embedding=Embedding((40, 60)))], 0)
     with pytest.raises(UserError, match=r"prompts\.box: the segmenter `tiny`"):
-        tiny.trainee().loss([replace(wedge(), prompts=replace(wedge().prompts, box=None))], 0)
+        tiny.fine_tuner().loss([replace(wedge(), prompts=replace(wedge().prompts, box=None))], 0)
 
 
 ODD = {
@@ -327,7 +327,7 @@ ODD = {
 def test_odd_lessons_are_learnt_without_breaking_a_weight(tiny, size, box, where) -> None:
     image, mask = np.full((*size, 3), 60, np.uint8), np.zeros(size, np.bool_)
     image[where], mask[where] = 180, True
-    trainee = tiny.trainee()
+    trainee = tiny.fine_tuner()
     for seed in range(3):
         trainee.loss([lesson(image, mask, box)], seed).backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in trainee.parameters())

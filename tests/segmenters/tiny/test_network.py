@@ -105,11 +105,11 @@ def test_batches_obey_their_seed_and_hold_every_kind_of_prompt(pool) -> None:
     for a, b in zip(asked, same, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert set(truth.unique().tolist()) == {0, 1}
-    assert 0 < asked.has_hint.mean() < 1
+    assert 0 < asked.has_mask_input.mean() < 1
     assert (asked.boxes[:, 2:] > asked.boxes[:, :2]).all()
     assert set(asked.point_labels.unique().tolist()) == {-1, 0, 1}
     plain, _ = batches.make_batch(views, meta, 96, torch.Generator().manual_seed(1), train=False)
-    assert plain.has_hint.sum() == plain.points.numel() == 0
+    assert plain.has_mask_input.sum() == plain.points.numel() == 0
 
 
 def test_a_correction_points_at_a_fault_and_names_it_rightly(pool) -> None:

@@ -56,8 +56,8 @@ def question(boxes, side: int = 96, **other) -> NetworkInput:
         "boxes": torch.tensor(boxes, dtype=torch.float32),
         "points": torch.zeros(count, 0, 2),
         "point_labels": torch.zeros(count, 0, dtype=torch.long),
-        "hint": torch.zeros(count, 1, side, side),
-        "has_hint": torch.zeros(count),
+        "mask_input": torch.zeros(count, 1, side, side),
+        "has_mask_input": torch.zeros(count),
     }
     return NetworkInput(**{**fields, **other})
 
