@@ -33,7 +33,7 @@ from kmine.models.build import build_model
 from kmine.ops.masks import to_rle
 from kmine.setup.open import open_cache, open_splits
 from kmine.setup.preflight import preflight
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.store.tables import encode_table
 from kmine.types import Evidence
 
@@ -76,7 +76,7 @@ def make_run(folder: Path, masks: int, size: int) -> None:
         write_png(folder.parent / "images" / f"{number:06}.png", noise.astype(np.uint8))
         if number < GIVEN:
             write_png(folder.parent / "masks" / f"{number:06}.png", mask * 255)
-    source, store = preflight(cfg), RunStore(folder)
+    source, store = preflight(cfg), RunFolder(folder)
     store.claim(cli.to_dict(cfg), source.fingerprint())
     splits = open_splits(cfg, open_cache(cfg, source), store)
     store.update_run(stopped_by="rounds", adopted_round=1, segmenter="ellipse", segmenter_sha256="none")

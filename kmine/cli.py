@@ -280,7 +280,7 @@ def _listed(value: Any) -> Any:
 
 
 class Terminal:
-    """Progress bars and sentences on stderr; plain lines where stderr is not a terminal. A `Watcher` of the methods."""
+    """Progress bars and sentences on stderr; plain lines where stderr is not a terminal. A `ProgressReporter` of the methods."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console

@@ -22,11 +22,11 @@ def task_of(tmp_path):
 
     from kmine.data import open_source
     from kmine.setup.open import open_task
-    from kmine.store.run_folder import RunStore
+    from kmine.store.run_folder import RunFolder
 
     def build(cfg: LoopConfig, name: str = "run", segmenter=None):
         cfg = replace(cfg, data=replace(cfg.data, cache_dir=str(tmp_path / "cache")))
-        store = RunStore(tmp_path / name)
+        store = RunFolder(tmp_path / name)
         task = open_task(cfg, open_source(cfg.data), store, Silent())
         return (replace(task, segmenter=segmenter) if segmenter else task), store
 

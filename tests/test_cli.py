@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
-from test_config import documented
+from helpers.sources import documented
+
+from helpers.sources import loaded_by
 
 from kmine import __main__ as dispatcher
 from kmine import __version__, cli
@@ -20,15 +22,6 @@ from kmine.config import LoopConfig
 from kmine.errors import UserError
 from kmine.loop import __main__ as loop
 
-HEAVY = (
-    "torch",
-    "lightning",
-    "albumentations",
-    "monai",
-    "segmentation_models_pytorch",
-    "segment_anything",
-    "pandas",
-    "matplotlib",
 )
 
 
@@ -77,21 +70,6 @@ def test_help_explains_every_setting_in_its_own_words(capsys):
         begin = shown.index(f"--{name} ")
         # argparse breaks words at hyphens, so blanks are left out of the comparison
         assert re.sub(r"\s", "", text) in re.sub(r"\s", "", shown[begin : begin + len(text) + 400]), name
-
-
-def loaded_by(code: str) -> tuple[int, list[str]]:
-    """Exit code of `code` in a fresh interpreter, and the heavy modules that it imported."""
-    program = (
-        "import json, sys\n"
-        "try:\n"
-        f"    code = {code}\n"
-        "except SystemExit as stop:\n"
-        "    code = stop.code\n"
-        f"print('\\n' + json.dumps([code, [m for m in {HEAVY!r} if m in sys.modules]]))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    code, modules = json.loads(done.stdout.splitlines()[-1])
-    return code, modules
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 from helpers.local_server import serving
-from test_cli import loaded_by
+from helpers.sources import loaded_by
 
 from kmine import __main__ as dispatcher
 from kmine import fetch

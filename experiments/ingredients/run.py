@@ -43,7 +43,7 @@ from kmine.mining.threshold import round_signature
 from kmine.ops.statistics import paired_difference
 from kmine.setup.open import open_for_test, open_task
 from kmine.setup.preflight import preflight
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.training.evaluation import evaluate_checkpoint
 from kmine.training.model_setup import new_model
 from kmine.training.task import Task
@@ -93,15 +93,15 @@ def config(args: argparse.Namespace, labels: int, seed: int) -> LoopConfig:
 def cells(args: argparse.Namespace, labels: int, seed: int, wanted: dict[str, Path]) -> None:
     """Mine once, then train and test every arm that is `wanted`."""
     cfg = config(args, labels, seed)
-    source, store, terminal = preflight(cfg), RunStore(Path(cfg.out)), Terminal()
+    source, store, terminal = preflight(cfg), RunFolder(Path(cfg.out)), Terminal()
     task = open_task(cfg, source, store, terminal)
-    task = calibrate(adapt_segmenter(task, store), task.segmenter, store)
-    rounds = list(mine(task, store))  # the last of them is the arm `none`
+    task = calibrate(adapt_segmenter(task), task.segmenter)
+    rounds = list(mine(task))  # the last of them is the arm `none`
     if not rounds[-1].num_pseudo:
         raise SystemExit(f"{labels} labels, seed {seed}: nothing was mined; more --steps, or another segmenter")
     test, judge, how = open_for_test(cfg, source, store)
     for arm, path in wanted.items():
-        best, final = trained(task, store, arm)
+        best, final = trained(task, arm)
         rows = [
             {"split": split, "checkpoint": checkpoint, "sample_id": case.sample_id, "dice": case.dice}
             for split, pool in (("val", task.val), ("test", test))
@@ -118,18 +118,20 @@ def cells(args: argparse.Namespace, labels: int, seed: int, wanted: dict[str, Pa
     terminal.stop()
 
 
-def trained(task: Task, store: RunStore, arm: str) -> tuple[Any, Any]:
+def trained(task: Task, arm: str) -> tuple[Any, Any]:
     """Both checkpoints of an arm's round 1, from the round 0 and the pseudo masks that all share."""
-    model = new_model(task, store)
-    start = train(task, store, model, round_idx=0)  # read back
+    model = new_model(task)
+    start = train(task, model, round_idx=0)  # read back
     varied = replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, **ARMS[arm])))
-    pseudo = None if arm.startswith("supervised") else pseudo_labeled_pool(varied, store, 1, store.decisions(1))
+    pseudo = None if arm.startswith("supervised") else pseudo_labeled_pool(varied, 1, task.run.decisions(1))
     signature = round_signature(task, start) if pseudo else ""
     if pseudo and arm == "no_ignore":
-        pseudo, signature = pseudo.with_masks(pseudo.ids, lambda i: _closed(store.pseudo_mask(1, i))), signature + arm
+        pseudo, signature = (
+            pseudo.with_masks(pseudo.ids, lambda i: _closed(task.run.pseudo_mask(1, i))),
+            signature + arm,
+        )
     found = train(
         varied,
-        store,
         model,
         round_idx=1,
         start=start,

@@ -31,7 +31,7 @@ from kmine.models.base import LocalModel
 from kmine.ops import metrics
 from kmine.setup.open import open_task
 from kmine.setup.preflight import preflight
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.training.inference import infer
 from kmine.training.model_setup import new_model
 from kmine.training.task import Task
@@ -45,21 +45,21 @@ def of_cell(args: argparse.Namespace, labels: float, seed: int, root: Path) -> p
     """A row for each validation image and test-time augmentation, of the adopted model of the arm `mining`."""
     cell = args.out / f"kvasir-{labels:g}-{seed}"
     cfg = config(args, labels, seed, "mining", root)
-    store, terminal = RunStore(root), Terminal(quiet=True)
+    store, terminal = RunFolder(root), Terminal(quiet=True)
     task = open_task(cfg, preflight(cfg), store, terminal)
     known = pd.read_csv(cell / "mining" / "splits.csv", dtype=str).set_index("sample_id")["split"]
     assert {i for i in known.index if known[i] == "labeled"} == set(task.labeled.ids), "the cell's own split"
 
     def model_of(folder: str) -> LocalModel:
-        model = new_model(task, store)
+        model = new_model(task)
         model.load_state_dict(store.load_tensors(cell / "mining" / folder / "model.safetensors", None)[0])
         return model
 
-    def of_part(task: Task, store: RunStore, number: int, part: Any) -> LocalModel:
+    def of_part(task: Task, number: int, part: Any) -> LocalModel:
         return model_of(f"fold_{number}/round_00")
 
     calibration_alone.fold_model = of_part  # those of the cell, whatever signs them
-    about = calibration_alone.calibrate_local_quality(task, store, folds(task.labeled, cfg.adapt.folds, cfg.seed))
+    about = calibration_alone.calibrate_local_quality(task, folds(task.labeled, cfg.adapt.folds, cfg.seed))
     alone = LocalQualityEstimator.from_json(about or {"by_tta": {}})
     model = model_of(f"round_{int(pd.read_csv(cell / 'mining.csv')['adopted_round'].iloc[0]):02d}")
     rows = []

@@ -55,7 +55,7 @@ from kmine.ops.statistics import paired_difference
 from kmine.segmenters.base import Segmenter
 from kmine.setup.open import open_for_test, open_task, open_truth
 from kmine.setup.preflight import preflight
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.training.inference import infer
 from kmine.training.rounds import train_rounds
 from kmine.training.task import Task
@@ -113,11 +113,11 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
                 for path in [path for pattern in SHARED for path in (folder / other).glob(pattern)]:
                     shutil.copytree(path, root / path.name, dirs_exist_ok=True)
     cfg = config(args, labels, seed, arm, root)
-    source, store, terminal = preflight(cfg), RunStore(root), Terminal()
+    source, store, terminal = preflight(cfg), RunFolder(root), Terminal()
     task = open_task(cfg, source, store, terminal)
-    results = list(_method(arm, folder, source)(task, store))
+    results = list(_method(arm, folder, source)(task))
     last = [r for r in results if r.adopted][-1]
-    _audit(task, store, source, results, folder / arm)
+    _audit(task, source, results, folder / arm)
     calibrated = store.read_json(root / "calibration" / "calibration.json")
     if calibrated and calibrated["promise"]:
         (folder / f"{arm}-promise.json").write_text(json.dumps(calibrated["promise"]), "utf-8")
@@ -157,28 +157,28 @@ def lesion_dice(model: Any, pool: Pool, device: Any, *, by_group: bool) -> dict[
     return {unit: 2 * both / total if total else np.nan for unit, (both, total) in counts.items()}
 
 
-Method = Callable[[Task, RunStore], Iterator[RoundResult]]
+Method = Callable[[Task], Iterator[RoundResult]]
 
 
 def _method(arm: str, folder: Path, source: Any) -> Method:
     if arm == "oracle":
-        return lambda task, store: arms.method(arm, open_truth(task, source))(task, store)
+        return lambda task: arms.method(arm, open_truth(task, source))(task)
     if arm == "oracle_kept":
-        return lambda task, store: oracle_kept(task, store, open_truth(task, source), folder)
+        return lambda task, store: oracle_kept(task, open_truth(task, source), folder)
     if arm == "simulated":
-        return lambda task, store: _mine_with(_simulated(task, source), task, store)
+        return lambda task, store: _mine_with(_simulated(task, source), task)
     return arms.METHODS[arm.split("_")[0] if arm.startswith("mining") else arm]
 
 
-def _mine_with(segmenter: Segmenter, task: Task, store: RunStore) -> Iterator[RoundResult]:
-    return mine(calibrate(replace(task, segmenter=segmenter), segmenter, store), store)
+def _mine_with(segmenter: Segmenter, task: Task) -> Iterator[RoundResult]:
+    return mine(calibrate(replace(task, segmenter=segmenter), segmenter))
 
 
 def _simulated(task: Task, source: Any) -> Segmenter:
     return Simulated.from_pools([task.labeled, task.val, open_truth(task, source)], SIMULATED_IOU, task.cfg.seed)
 
 
-def oracle_kept(task: Task, store: RunStore, truth: Pool, folder: Path) -> Iterator[RoundResult]:
+def oracle_kept(task: Task, truth: Pool, folder: Path) -> Iterator[RoundResult]:
     """As mining, with true masks for pseudo masks, of those images that mining kept in the same round."""
     kept = pd.read_csv(folder / "mining-images.csv", dtype={"sample_id": str})
 
@@ -186,23 +186,23 @@ def oracle_kept(task: Task, store: RunStore, truth: Pool, folder: Path) -> Itera
         ids = list(kept[(kept["round"] == round_idx) & kept["in_training"]]["sample_id"])
         return {"pseudo": truth.subset(ids), "pseudo_signature": f"truth of {len(ids)}"} if ids else None
 
-    return train_rounds(task, store, "oracle_kept", how)
+    return train_rounds(task, "oracle_kept", how)
 
 
-def _audit(task: Task, store: RunStore, source: Any, results: Sequence[RoundResult], stem: Path) -> None:
+def _audit(task: Task, source: Any, results: Sequence[RoundResult], stem: Path) -> None:
     """What the pseudo masks of every round are worth, by object and by image."""
     truth, objects, images = open_truth(task, source), [], []
     known = set(truth.ids)
     for round_idx in [r.round_idx for r in results if r.round_idx]:
         by_image: dict[str, list[dict[str, Any]]] = {}
-        for row in store.decisions(round_idx):
+        for row in task.run.decisions(round_idx):
             by_image.setdefault(row["sample_id"], []).append(row)
         for sample_id, rows in by_image.items():
             if sample_id in known:
                 key = {"round": round_idx, "sample_id": sample_id}
                 true_mask = truth.sample(sample_id).mask
                 objects += [key | _object(row, true_mask) for row in rows if row["object_idx"] >= 0]
-                images.append(key | _image(store, key, rows, true_mask))
+                images.append(key | _image(task.run, key, rows, true_mask))
     if images:
         for name, rows in (("objects", objects), ("images", images)):
             pd.DataFrame(rows).to_csv(f"{stem}-{name}.csv", index=False)
@@ -220,7 +220,7 @@ def _object(row: dict[str, Any], truth: np.ndarray) -> dict[str, Any]:
     return {**{name: row[name] for name in SCORES}, **found}
 
 
-def _image(store: RunStore, key: dict[str, Any], rows: list[dict[str, Any]], truth: np.ndarray) -> dict[str, Any]:
+def _image(store: RunFolder, key: dict[str, Any], rows: list[dict[str, Any]], truth: np.ndarray) -> dict[str, Any]:
     """Dice of the lesion, the last class: local mask, segmenter's, pseudo mask's where it does not ignore."""
     lesion = max([row["class_id"] for row in rows] + [int(truth[truth != IGNORE_INDEX].max(initial=0)), 1])
     union = {name: np.zeros(truth.shape, bool) for name in ("local_rle", "segmenter_rle")}

@@ -41,7 +41,7 @@ from kmine.io.files import encode_png, write_atomic
 from kmine.ops import metrics
 from kmine.setup.open import open_for_audit, open_withheld
 from kmine.setup.preflight import preflight
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.types import IGNORE_INDEX
 
 KINDS = ("shifted", "dilated", "swapped")
@@ -114,7 +114,7 @@ def audit_once(run: Path, out: Path, planting: int, args: argparse.Namespace) ->
     words += ["--data.cache_dir", args.cache] if args.cache else []
     words += ["--seed", str(args.seed_of(run))] if args.settings else []
     cfg = cli.parse(LoopConfig, words, prog="run.py", description="")
-    source, store, terminal = preflight(cfg), RunStore(copy), cli.Terminal()
+    source, store, terminal = preflight(cfg), RunFolder(copy), cli.Terminal()
     task = open_for_audit(cfg, source, store, terminal)
     past = load_rounds(store)
     this = select_round(past, None, copy)
@@ -129,8 +129,8 @@ def audit_once(run: Path, out: Path, planting: int, args: argparse.Namespace) ->
         return wrong_given[sample_id][1] if sample_id in wrong_given else given[sample_id]
 
     labeled = task.labeled.with_masks(task.labeled.ids, as_given)
-    ranked = rank_all_masks(task, store, past, this, with_labeled=True, labeled=labeled)
-    truth = open_withheld(task, source, store) if args.withheld else None
+    ranked = rank_all_masks(task, past, this, with_labeled=True, labeled=labeled)
+    truth = open_withheld(task, source) if args.withheld else None
     rows = []
     for found, faults, real in zip(ranked, (wrong, wrong_given), (pseudo, given), strict=True):
         for one in found:

@@ -35,7 +35,7 @@ from kmine.data.pool import Pool
 from kmine.ops.statistics import paired_difference
 from kmine.setup.open import open_for_test, open_task
 from kmine.setup.preflight import preflight
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.training.inference import infer
 from kmine.training.model_setup import new_model
 from kmine.training.trainer import train
@@ -88,10 +88,10 @@ def _name(part: str, budget: float, arm: str, seed: int) -> str:
 
 def cell(cfg: LoopConfig, path: Path) -> None:
     """Train, then test; the checkpoint is the one that validation chose."""
-    source, store, terminal = preflight(cfg), RunStore(Path(cfg.out)), Terminal()
+    source, store, terminal = preflight(cfg), RunFolder(Path(cfg.out)), Terminal()
     task = open_task(cfg, source, store, terminal)
-    model = new_model(task, store)
-    weights = train(task, store, model, round_idx=0).best
+    model = new_model(task)
+    weights = train(task, model, round_idx=0).best
     pool, model, how = open_for_test(cfg, source, store)
     model.load_state_dict(weights)
     rows = pd.DataFrame(scores(model, pool, how["num_classes"], by_group=cfg.data.name == "lits"))

@@ -36,7 +36,7 @@ from kmine.ops import metrics
 from kmine.ops.statistics import paired_difference
 from kmine.segmenters import Segmenter, open_segmenter
 from kmine.setup.open import open_cache, open_splits, open_task
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.training.model_setup import new_model
 from kmine.training.task import Task
 from kmine.training.trainer import train
@@ -66,7 +66,7 @@ def config(args: argparse.Namespace, num_labels: int, seed: int) -> LoopConfig:
 def cell(cfg: LoopConfig, only_train: bool) -> pd.DataFrame | None:
     """One row per unseen image: Dice of the local model and of every segmenter prompted by it."""
     source = open_source(cfg.data)
-    store = RunStore(Path(cfg.out))
+    store = RunFolder(Path(cfg.out))
     path = store.root / "local_prompts.csv"
     if path.exists():
         return pd.read_csv(path)
@@ -74,28 +74,26 @@ def cell(cfg: LoopConfig, only_train: bool) -> pd.DataFrame | None:
         cfg = replace(cfg, segmenter=SegmenterConfig(name="ellipse"))
     terminal = Terminal()
     task = open_task(cfg, source, store, terminal)
-    model = new_model(task, store)
-    model.load_state_dict(train(task, store, model, round_idx=0).best)
+    model = new_model(task)
+    model.load_state_dict(train(task, model, round_idx=0).best)
     if only_train:
-        list(out_of_fold(task, store, task.labeled.ids))
+        list(out_of_fold(task, task.labeled.ids))
         terminal.stop()
         return None
-    asked = adapt_segmenter(task, store)
+    asked = adapt_segmenter(task)
     segmenters = {"ellipse": open_segmenter(SegmenterConfig(name="ellipse"), device="cpu", offline=True)}
     segmenters |= {"tiny": task.segmenter, "tiny+adapted": asked.segmenter}
-    rows = pd.DataFrame(answered(task, store, model, segmenters))
+    rows = pd.DataFrame(answered(task, model, segmenters))
     rows.insert(0, "labels", len(task.labeled))
     rows.to_csv(path, index=False)
     terminal.stop()
     return rows
 
 
-def answered(
-    task: Task, store: RunStore, model: object, segmenters: dict[str, Segmenter]
-) -> Iterator[dict[str, object]]:
+def answered(task: Task, model: object, segmenters: dict[str, Segmenter]) -> Iterator[dict[str, object]]:
     """Dice per unlabeled image; here, and only here, the withheld masks are read."""
     cache = open_cache(task.cfg, open_source(task.cfg.data))
-    truths = Pool(cache, task.unlabeled.ids, open_splits(task.cfg, cache, store).groups, "true")
+    truths = Pool(cache, task.unlabeled.ids, open_splits(task.cfg, cache, task.run).groups, "true")
     for sample, prompts in with_prompts(task, model, task.unlabeled, task.unlabeled.ids):
         truth = truths.sample(sample.sample_id).mask == 1
         local = np.zeros(truth.shape, bool)

@@ -20,7 +20,7 @@ from kmine.config import LoopConfig
 from kmine.errors import UserError
 from kmine.io.files import atomic_open
 from kmine.setup.finished import load_settings
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from kmine.audit.evidence import AuditedRun, MaskReport
@@ -83,7 +83,7 @@ def run_audit(cfg: AuditConfig) -> int:
         if path is not None and not Path(path).exists():
             raise UserError(f"--{name} {path}: no such file; check the path")
     loop = _settings(Path(cfg.run[0]), cfg)
-    store, terminal, began = RunStore(Path(cfg.run[0])), cli.Terminal(), time.perf_counter()
+    store, terminal, began = RunFolder(Path(cfg.run[0])), cli.Terminal(), time.perf_counter()
     try:
         audited = _open(store, loop, cfg, terminal)
         if cfg.verdicts is not None or cfg.corrected is not None:
@@ -102,7 +102,7 @@ def _settings(path: Path, cfg: AuditConfig) -> LoopConfig:
     """Of a finished run; nothing of it is opened."""
     if not (path / "run.json").is_file() or not (path / "config.yaml").is_file():
         raise UserError(f"{path}: expected a run folder with config.yaml and run.json, got none; run kmine.loop first")
-    store = RunStore(path)
+    store = RunFolder(path)
     stopped_by = store.run().get("stopped_by")
     store.close()
     if stopped_by in (None, "interrupted"):
@@ -111,7 +111,7 @@ def _settings(path: Path, cfg: AuditConfig) -> LoopConfig:
     return load_settings(path, device=cfg.device, data_root=cfg.data_root, **about)
 
 
-def _open(store: RunStore, loop: LoopConfig, cfg: AuditConfig, terminal: cli.Terminal) -> AuditedRun:
+def _open(store: RunFolder, loop: LoopConfig, cfg: AuditConfig, terminal: cli.Terminal) -> AuditedRun:
     from kmine.audit.evidence import AuditedRun, load_rounds, select_round
 
     rounds = load_rounds(store)
@@ -145,7 +145,7 @@ def _write_audit(audited: AuditedRun, cfg: AuditConfig, terminal: cli.Terminal, 
 
     out = Path(cfg.out) if cfg.out else audited.store.root / "audit"
     pseudo, labeled = rank_all_masks(
-        audited.task, audited.store, audited.rounds, audited.audited_round, with_labeled=not cfg.no_labeled
+        audited.task, audited.rounds, audited.audited_round, with_labeled=not cfg.no_labeled
     )
     history, reports = _mask_history(audited), [*pseudo, *labeled]
     truth, withheld, figures = None, None, _explanations_chart(pseudo)
@@ -191,7 +191,7 @@ def _open_truth(audited: AuditedRun, pseudo: Sequence[MaskReport], out: Path) ->
     from kmine.setup.open import open_withheld
 
     task = audited.task
-    withheld = open_withheld(task, audited.source, audited.store)
+    withheld = open_withheld(task, audited.source)
     truth = withheld_dice(pseudo, audited.read("pseudo"), withheld, task.num_classes)
     groups = {i: task.unlabeled.group_of(i) for i in audited.audited_round.pseudo_labeled}
     charts, table = figures(pseudo, truth, audited.audited_round, groups, audited.source.class_names)

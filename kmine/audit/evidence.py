@@ -37,7 +37,7 @@ from kmine.mining.crossfit import fold_model, folds
 from kmine.models.base import LocalModel
 from kmine.models.build import build_model
 from kmine.ops.masks import to_rle
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.store.tables import RowsBySample
 from kmine.training.distributed import make_fabric
 from kmine.training.inference import predict_resized
@@ -109,7 +109,7 @@ class MaskReport:
 class AuditedRun:
     """A finished run with its data, and the round whose masks are looked at."""
 
-    store: RunStore
+    store: RunFolder
     run: Mapping[str, Any]
     """What run.json holds."""
     source: Source
@@ -139,7 +139,7 @@ class AuditedRun:
         return lambda sample_id: given_mask(self.task.labeled, sample_id)
 
 
-def mined_mask(store: RunStore, round_idx: int, sample_id: str) -> NDArray[np.uint8]:
+def mined_mask(store: RunFolder, round_idx: int, sample_id: str) -> NDArray[np.uint8]:
     """(H, W) pseudo mask of a round. Raises `UserError` for a missing or damaged file."""
     try:
         return store.pseudo_mask(round_idx, sample_id)
@@ -155,7 +155,7 @@ def given_mask(pool: Pool, sample_id: str) -> NDArray[np.uint8]:
     return mask
 
 
-def load_rounds(store: RunStore) -> list[MinedRound]:
+def load_rounds(store: RunFolder) -> list[MinedRound]:
     """Every round that mined, first round first."""
     out: list[MinedRound] = []
     prompting_round = 0
@@ -200,7 +200,6 @@ def select_round(rounds: Sequence[MinedRound], round_idx: int | None, root: obje
 
 def rank_all_masks(
     task: Task,
-    store: RunStore,
     rounds: Sequence[MinedRound],
     audited_round: MinedRound,
     *,
@@ -213,12 +212,12 @@ def rank_all_masks(
     """
     labeled = labeled or task.labeled
     audited_ids = audited_round.pseudo_labeled
-    references = load_reference_models(task, store, rounds, audited_ids, train_folds=with_labeled)
+    references = load_reference_models(task, rounds, audited_ids, train_folds=with_labeled)
     labeled_reports = list(score_masks(task, references, "labeled", labeled, lambda i: given_mask(labeled, i), None))
     mined = task.unlabeled.subset(audited_ids)
     pseudo = list(
         score_masks(
-            task, references, "pseudo", mined, lambda i: mined_mask(store, audited_round.round_idx, i), audited_round
+            task, references, "pseudo", mined, lambda i: mined_mask(task.run, audited_round.round_idx, i), audited_round
         )
     )
     shapes = [report.shape for report in labeled_reports]
@@ -228,7 +227,7 @@ def rank_all_masks(
 
 
 def load_reference_models(
-    task: Task, store: RunStore, rounds: Sequence[MinedRound], audited_ids: Sequence[str], *, train_folds: bool
+    task: Task, rounds: Sequence[MinedRound], audited_ids: Sequence[str], *, train_folds: bool
 ) -> ReferenceModels:
     """Every model of the run that is innocent of anything wanted, and how sure they are where they are right.
 
@@ -240,10 +239,10 @@ def load_reference_models(
     all_labeled = frozenset(task.labeled.ids)
     fold_ids = folds(task.labeled, task.cfg.adapt.folds, task.cfg.seed)
     for number, held_out in enumerate(fold_ids if len(fold_ids) > 1 else ()):
-        model = _load(task, store, number=0, method_dir=f"fold_{number}")
+        model = _load(task, number=0, method_dir=f"fold_{number}")
         if model is None and train_folds:
             fabric = make_fabric(str(task.fabric.device), task.cfg.fit.precision)
-            model = fold_model(replace(task, fabric=fabric), store, number, held_out)
+            model = fold_model(replace(task, fabric=fabric), number, held_out)
         if model is not None:
             loaded.append((ReferenceModel(f"fold_{number}", all_labeled.difference(held_out), frozenset()), model))
     trained_on: dict[int, frozenset[str]] = {0: all_labeled}
@@ -256,7 +255,7 @@ def load_reference_models(
             later_round.round_idx for later_round in rounds if later_round.prompting_round == number
         )
         is_held_out = number == 0 or any(name not in trained_on[number] for name in audited_ids)
-        model = _load(task, store, number=number) if is_held_out else None
+        model = _load(task, number=number) if is_held_out else None
         if model is not None:
             loaded.append((ReferenceModel(f"round_{number:02}", trained_on[number], prompted_rounds), model))
     references, models = [reference for reference, _ in loaded], [model for _, model in loaded]
@@ -267,8 +266,8 @@ def load_reference_models(
     return ReferenceModels(references, models, confident.thresholds())
 
 
-def _load(task: Task, store: RunStore, *, number: int, method_dir: str = "") -> LocalModel | None:
-    weights = store.load_tensors(store.round_dir(number, method_dir) / "model.safetensors", None)
+def _load(task: Task, *, number: int, method_dir: str = "") -> LocalModel | None:
+    weights = task.run.load_tensors(task.run.round_dir(number, method_dir) / "model.safetensors", None)
     if weights is None:
         return None
     # The weights are overwritten at once, so none are loaded or downloaded for them.

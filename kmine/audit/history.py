@@ -20,7 +20,7 @@ from kmine.io.files import write_atomic
 from kmine.ops import metrics
 from kmine.ops.masks import from_rle, to_rle
 from kmine.report.audit_inputs import AuditItem, Layer
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.training.task import Task
 from kmine.types import IGNORE_INDEX, Prompts
 
@@ -50,7 +50,7 @@ class MaskHistory:
     """What it takes to tell the story of any mask of a run."""
 
     task: Task
-    store: RunStore
+    store: RunFolder
     rounds: Sequence[MinedRound]
     audited_round: MinedRound
     class_names: Sequence[str]

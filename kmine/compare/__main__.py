@@ -32,7 +32,7 @@ from kmine.ops.metrics import summarise
 from kmine.report import Comparison, comparison
 from kmine.report.curve import CurvePoint, label_efficiency
 from kmine.setup.finished import load_settings
-from kmine.store.run_folder import RESUMABLE_CHANGES, RunStore
+from kmine.store.run_folder import RESUMABLE_CHANGES, RunFolder
 from kmine.types import CaseMetrics, Metrics
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def run_compare(cfg: CompareConfig) -> int:
     results = [result for run in runs for result in _results(run, cfg, terminal)]
     terminal.stop()
     table = tabulate(results, cfg.baseline, notes)
-    out = RunStore(Path(cfg.out or cfg.runs[0]))
+    out = RunFolder(Path(cfg.out or cfg.runs[0]))
     points, saved = label_curve(results, cfg.baseline)
     table = with_labels_saved(table, saved)
     chart = label_efficiency(points, f"{runs[0].run.get('dataset', 'test split')}, segmenter {table.segmenter}")
@@ -119,7 +119,7 @@ def run_compare(cfg: CompareConfig) -> int:
     return 0
 
 
-def _write(out: RunStore, table: Comparison, which: str) -> None:
+def _write(out: RunFolder, table: Comparison, which: str) -> None:
     out.write_text("test_table.md", comparison.markdown(table))
     if which in ("all", "csv"):
         out.write_csv("test_table.csv", *comparison.tidy(table))
@@ -129,7 +129,7 @@ def _write(out: RunStore, table: Comparison, which: str) -> None:
         out.write_text("test_table.html", comparison.html(table))
 
 
-def _write_curve(out: RunStore, points: list[CurvePoint], saved: list[LabelsSaved], chart: tuple[str, bytes]) -> None:
+def _write_curve(out: RunFolder, points: list[CurvePoint], saved: list[LabelsSaved], chart: tuple[str, bytes]) -> None:
     """The label-efficiency curve as a table and as pictures, and the labels saved; nothing with one label fraction."""
     if not points:
         return
@@ -187,7 +187,7 @@ def _open_run(path: Path, row: Mapping[str, str] | None) -> _Run:
         raise UserError(f"{path}: expected a run folder with config.yaml and run.json, got none; run kmine.loop first")
     import yaml
 
-    store = RunStore(path)
+    store = RunFolder(path)
     run, splits = store.run(), store.read_csv("splits.csv")
     store.close()
     if run.get("stopped_by") in (None, "interrupted"):
@@ -254,7 +254,7 @@ def _results(finished: _Run, cfg: CompareConfig, terminal: cli.Terminal) -> list
     """Every method of a run on its test split, from its folder or computed now."""
     about = {"prog": "kmine compare", "description": DESCRIPTION}
     loop = load_settings(finished.path, device=cfg.device, data_root=cfg.data_root, **about)
-    store = RunStore(finished.path)
+    store = RunFolder(finished.path)
     rounds = _rounds_to_evaluate(store, finished.run, loop)
     saved = _evaluate(store, finished.run, loop, rounds, terminal)
     groups = {row["sample_id"]: row["group_id"] for row in finished.splits}
@@ -283,7 +283,7 @@ def _place(finished: _Run, loop: LoopConfig, method: str) -> dict[str, Any]:
     return place | {"model": row["model"], "method": row["method"]} | numbers
 
 
-def _rounds_to_evaluate(store: RunStore, run: Mapping[str, Any], loop: LoopConfig) -> RoundsByMethod:
+def _rounds_to_evaluate(store: RunFolder, run: Mapping[str, Any], loop: LoopConfig) -> RoundsByMethod:
     """What to evaluate: of each chain of rounds, the round that was adopted last."""
     if "method" in run:
         return {run["method"]: (run["adopted_round"], run.get("arm", ""))}
@@ -301,7 +301,7 @@ def _rounds_to_evaluate(store: RunStore, run: Mapping[str, Any], loop: LoopConfi
 
 
 def _evaluate(
-    store: RunStore, run: Mapping[str, Any], loop: LoopConfig, rounds: RoundsByMethod, terminal: cli.Terminal
+    store: RunFolder, run: Mapping[str, Any], loop: LoopConfig, rounds: RoundsByMethod, terminal: cli.Terminal
 ) -> dict[str, Any]:
     """Test figures of a run as test_metrics.json holds them: read, or computed, saved and the opening logged."""
     signature = sign(
@@ -338,7 +338,7 @@ def _can_be_pooled(by_method: Mapping[str, Any]) -> bool:
 
 
 def _both_checkpoints(
-    store: RunStore, round_idx: int, method_dir: str, pool: Pool, model: Any, how: dict[str, Any]
+    store: RunFolder, round_idx: int, method_dir: str, pool: Pool, model: Any, how: dict[str, Any]
 ) -> dict[str, Any]:
     from kmine.training.evaluation import evaluate_checkpoint
 
@@ -358,7 +358,7 @@ def _metrics(value: Mapping[str, Any]) -> Metrics:
 
 
 def _cost(
-    finished: _Run, store: RunStore, method: str, round_idx: int, method_dir: str, num_parameters: int | None
+    finished: _Run, store: RunFolder, method: str, round_idx: int, method_dir: str, num_parameters: int | None
 ) -> Cost:
     """Of a cell what the sweep measured; of an arm of kmine.loop what its rounds took.
 
@@ -373,7 +373,7 @@ def _cost(
     return Cost(_seconds(store, method, method_dir), memory, parameters)
 
 
-def _seconds(store: RunStore, method: str, method_dir: str) -> float:
+def _seconds(store: RunFolder, method: str, method_dir: str) -> float:
     """Of all rounds that an arm trained, refused ones included, and what came before them; of round 0 its own."""
     folders = [store.round_dir(0)]
     if method != ROUND_0:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kmine import cli
 from kmine.config import LoopConfig
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.types import STOPPED_BY, stopped_by
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def run_loop(cfg: LoopConfig) -> int:
     terminal, began = cli.Terminal(quiet=follows), time.perf_counter()
     with _rank_zero_first(fabric):
         source = preflight(cfg)
-        store = RunStore(Path(cfg.out), follows=follows)
+        store = RunFolder(Path(cfg.out), follows=follows)
         if not follows:
             store.claim(
                 cli.to_dict(cfg), source.fingerprint(), lambda: _content_fingerprints(cfg, source, store, terminal)
@@ -57,7 +57,7 @@ def run_loop(cfg: LoopConfig) -> int:
 
         try:
             task = open_task(cfg, source, store, terminal, fabric)
-            store.update_run(**provenance(cfg, task, source, store), stopped_by="interrupted")
+            store.update_run(**provenance(cfg, task, source), stopped_by="interrupted")
         except BaseException:
             terminal.stop()
             store.close()
@@ -67,8 +67,8 @@ def run_loop(cfg: LoopConfig) -> int:
             f"{source.name}: {len(task.labeled)} labeled, {len(task.unlabeled)} unlabeled, {len(task.val)} validation "
             f"images; segmenter {task.segmenter.name if task.segmenter else 'none'}; run folder {cfg.out}"
         )
-        task = _adapt_and_calibrate(task, store)
-        mined, supervised = _rounds(task, store)
+        task = _adapt_and_calibrate(task)
+        mined, supervised = _rounds(task)
         if follows:
             return 0
         store.update_run(
@@ -77,7 +77,7 @@ def run_loop(cfg: LoopConfig) -> int:
             peak_memory_mb=peak_memory_mb(),
             seconds_of_last_session=round(time.perf_counter() - began, 1),
         )
-        rows = _publish(task, store, mined, supervised, with_report=True)
+        rows = _publish(task, mined, supervised, with_report=True)
     finally:
         terminal.stop()
         store.close()
@@ -91,7 +91,7 @@ def run_loop(cfg: LoopConfig) -> int:
     return 0
 
 
-def _content_fingerprints(cfg: LoopConfig, source: Source, store: RunStore, terminal: cli.Terminal) -> dict[str, str]:
+def _content_fingerprints(cfg: LoopConfig, source: Source, store: RunFolder, terminal: cli.Terminal) -> dict[str, str]:
     from kmine.setup.open import content_fingerprints
 
     terminal.log("the data's files are not of the time they had when this run began: comparing what they hold")
@@ -116,7 +116,7 @@ def _rank_zero_first(fabric: Any) -> AbstractContextManager[None]:
     return rank_zero_first(fabric)
 
 
-def _adapt_and_calibrate(task: Task, store: RunStore) -> Task:
+def _adapt_and_calibrate(task: Task) -> Task:
     """The task with its segmenter adapted to the labels, where that helps, and the gate calibrated on them.
 
     run.json then names what really mines.
@@ -130,34 +130,33 @@ def _adapt_and_calibrate(task: Task, store: RunStore) -> Task:
 
     fabric, base = task.fabric, task.segmenter
     if fabric.world_size > 1:
-        train(task, store, new_model(task, store), round_idx=0)  # together; below, one process finds it done
-    with _rank_zero_first(fabric), preparing(store):
-        task = replace(calibrate(adapt_segmenter(single_process(task), store), base, store), fabric=fabric)
+        train(task, new_model(task), round_idx=0)  # together; below, one process finds it done
+    with _rank_zero_first(fabric), preparing(task.run):
+        task = replace(calibrate(adapt_segmenter(single_process(task)), base), fabric=fabric)
     if task.segmenter:
-        store.update_run(segmenter=task.segmenter.name, segmenter_sha256=task.segmenter.signature)
+        task.run.update_run(segmenter=task.segmenter.name, segmenter_sha256=task.segmenter.signature)
     return task
 
 
-def _rounds(task: Task, store: RunStore) -> tuple[list[RoundResult], list[RoundResult]]:
+def _rounds(task: Task) -> tuple[list[RoundResult], list[RoundResult]]:
     """All rounds of the loop, then of the baseline; results.csv is rewritten after each."""
     from kmine.methods.mining import mine
     from kmine.methods.supervised import supervised
 
     mined: list[RoundResult] = []
-    for result in mine(task, store):
+    for result in mine(task):
         mined.append(result)
-        if not store.follows:
-            _publish(task, store, mined, [])
+        if not task.run.follows:
+            _publish(task, mined, [])
     num_trained = mined[-1].round_idx - mined[-1].has_no_pseudo_masks
     if not (task.cfg.baseline and num_trained):
         return mined, []
     baseline_task = replace(task, cfg=replace(task.cfg, rounds=num_trained))
-    return mined, list(supervised(baseline_task, store))
+    return mined, list(supervised(baseline_task))
 
 
 def _publish(
     task: Task,
-    store: RunStore,
     mined: list[RoundResult],
     supervised: list[RoundResult],
     *,
@@ -165,13 +164,13 @@ def _publish(
 ) -> list[RoundRow]:
     from kmine.loop.summary import build_report, round_rows, write_results
 
-    rows = round_rows(task, store, mined, supervised)
-    write_results(store, rows, task.segmenter.name if task.segmenter else "none")
+    rows = round_rows(task, mined, supervised)
+    write_results(task.run, rows, task.segmenter.name if task.segmenter else "none")
     if with_report:
         from kmine.report import write_report
 
-        config_yaml = (store.root / "config.yaml").read_text()
-        write_report(store.root / "report.html", build_report(task, store, rows, config_yaml))
+        config_yaml = (task.run.root / "config.yaml").read_text()
+        write_report(task.run.root / "report.html", build_report(task, rows, config_yaml))
     return rows
 
 

@@ -21,7 +21,7 @@ from kmine.report import (
     Report,
     RoundRow,
 )
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.training.task import Task
 from kmine.types import (
     STOPPED_BY,
@@ -40,21 +40,19 @@ NOT_SAM = {
 """What a reader must know of segmenters other than SAM, by the first word of their name."""
 
 
-def round_rows(
-    task: Task, store: RunStore, mined: Sequence[RoundResult], supervised: Sequence[RoundResult]
-) -> list[RoundRow]:
+def round_rows(task: Task, mined: Sequence[RoundResult], supervised: Sequence[RoundResult]) -> list[RoundRow]:
     """One row a round, the supervised baseline at equal steps beside it."""
     baseline = {r.round_idx: r for r in supervised}
-    return [_row(r, baseline.get(r.round_idx), len(task.unlabeled), store) for r in mined]
+    return [_row(r, baseline.get(r.round_idx), len(task.unlabeled), task.run) for r in mined]
 
 
-def _changes(store: RunStore, round_idx: int) -> changes.RoundChanges | None:
+def _changes(store: RunFolder, round_idx: int) -> changes.RoundChanges | None:
     """What a round of mining changed; None of round 0."""
     value = store.read_json(store.round_dir(round_idx) / "changes.json") if round_idx else None
     return changes.RoundChanges.from_json(value) if value else None
 
 
-def _row(result: RoundResult, baseline: RoundResult | None, num_unlabeled: int, store: RunStore) -> RoundRow:
+def _row(result: RoundResult, baseline: RoundResult | None, num_unlabeled: int, store: RunFolder) -> RoundRow:
     changes = _changes(store, result.round_idx)
     return RoundRow(
         round_idx=result.round_idx,
@@ -91,7 +89,7 @@ def _change_columns(changes: changes.RoundChanges) -> dict[str, Any]:
     }
 
 
-def write_results(store: RunStore, rows: Sequence[RoundRow], segmenter: str) -> None:
+def write_results(store: RunFolder, rows: Sequence[RoundRow], segmenter: str) -> None:
     """results.csv; empty cells where there is no number."""
     plain = [f.name for f in fields(RoundRow) if f.name not in ("reasons", "seconds", "coverage", "round_idx")]
     stages = sorted({name for row in rows for name in row.seconds})
@@ -114,12 +112,12 @@ def _csv_value(value: Any) -> Any:
     return f"{value:.6f}" if isinstance(value, float) else value
 
 
-def build_report(task: Task, store: RunStore, rows: list[RoundRow], config_yaml: str) -> Report:
+def build_report(task: Task, rows: list[RoundRow], config_yaml: str) -> Report:
     """The report of a run from its folder."""
-    run = store.run()
+    run = task.run.run()
     segmenter = task.segmenter.name if task.segmenter else "none"
     return Report(
-        title=f"kmine run {store.root.name}",
+        title=f"kmine run {task.run.root.name}",
         dataset=run["dataset"] + (f" ({task.cfg.data.kind})" if run["dataset"] == "phantom" else ""),
         model=" and, as a witness, ".join(
             f"{model.name}, encoder {model.encoder}" for model in (task.cfg.model, task.auxiliary_model) if model
@@ -127,17 +125,17 @@ def build_report(task: Task, store: RunStore, rows: list[RoundRow], config_yaml:
         segmenter=segmenter,
         command=run["command"],
         rounds=rows,
-        gallery=_gallery(task.unlabeled, store, max((r.round_idx for r in rows), default=0)),
+        gallery=_gallery(task.unlabeled, task.run, max((r.round_idx for r in rows), default=0)),
         provenance=_provenance(run),
         config_yaml=config_yaml,
-        notes=_notes(task, store, rows, segmenter),
+        notes=_notes(task, rows, segmenter),
         skipped=[Skipped(**s) for s in run.get("skipped", [])],
         validation_cases=len(task.val),
-        calibration=_calibrated(store) if task.calibration else None,
+        calibration=_calibrated(task.run) if task.calibration else None,
     )
 
 
-def _calibrated(store: RunStore) -> Calibrated | None:
+def _calibrated(store: RunFolder) -> Calibrated | None:
     record = store.read_json(store.root / "calibration" / "calibration.json")
     if not record or not record["promise"]:
         return None
@@ -151,20 +149,20 @@ def _provenance(run: dict[str, Any]) -> dict[str, str]:
     return out | {f"version of {k}": str(v) for k, v in run.get("versions", {}).items()}
 
 
-def _notes(task: Task, store: RunStore, rows: Sequence[RoundRow], segmenter: str) -> list[str]:
+def _notes(task: Task, rows: Sequence[RoundRow], segmenter: str) -> list[str]:
     notes = []
     plain = re.split(r"[:+]", segmenter)[0]
     if plain in NOT_SAM:
         notes.append(NOT_SAM[plain])
-    record = store.read_json(store.root / "segmenter" / "adaptation.json")
+    record = task.run.read_json(task.run.root / "segmenter" / "adaptation.json")
     if record and task.cfg.rounds:
         notes.append(f"The segmenter: {adaptation_summary(record)}.")
-    calibration_record = store.read_json(store.root / "calibration" / "calibration.json")
+    calibration_record = task.run.read_json(task.run.root / "calibration" / "calibration.json")
     if calibration_record and task.cfg.rounds:
         notes.append(f"The gate: {calibration.calibration_summary(calibration_record)}.")
-    paths = {row.round_idx: store.round_dir(row.round_idx) / "threshold.json" for row in rows}
+    paths = {row.round_idx: task.run.round_dir(row.round_idx) / "threshold.json" for row in rows}
     notes += [
-        f"Round {n}: {describe_threshold(record)}." for n, path in paths.items() if (record := store.read_json(path))
+        f"Round {n}: {describe_threshold(record)}." for n, path in paths.items() if (record := task.run.read_json(path))
     ]
     notes += [
         f"Round {r.round_idx} was {r.reason}. That is validation Dice, image by image, against the last adopted round; "
@@ -174,10 +172,10 @@ def _notes(task: Task, store: RunStore, rows: Sequence[RoundRow], segmenter: str
     ]
     if len(task.val) < 20:
         notes.append(f"Validation holds only {len(task.val)} images: differences of a few points are noise.")
-    return [*notes, *_change_notes(store, rows), *_end(store, rows, task.cfg.rounds)]
+    return [*notes, *_change_notes(task.run, rows), *_end(task.run, rows, task.cfg.rounds)]
 
 
-def _change_notes(store: RunStore, rows: Sequence[RoundRow]) -> list[str]:
+def _change_notes(store: RunFolder, rows: Sequence[RoundRow]) -> list[str]:
     """What the last mined round changed, and of every round what makes it no mining."""
     by_round = {row.round_idx: round_changes for row in rows if (round_changes := _changes(store, row.round_idx))}
     last = [f"Round {max(by_round)}: {changes.summary_line(by_round[max(by_round)])}."] if by_round else []
@@ -186,7 +184,7 @@ def _change_notes(store: RunStore, rows: Sequence[RoundRow]) -> list[str]:
     ]
 
 
-def _end(store: RunStore, rows: Sequence[RoundRow], rounds: int) -> list[str]:
+def _end(store: RunFolder, rows: Sequence[RoundRow], rounds: int) -> list[str]:
     reason = STOPPED_BY.get(store.run().get("stopped_by", ""))
     return (
         [f"The loop stopped after round {rows[-1].round_idx} of {rounds}: {reason}."]
@@ -195,7 +193,7 @@ def _end(store: RunStore, rows: Sequence[RoundRow], rounds: int) -> list[str]:
     )
 
 
-def _gallery(pool: Pool, store: RunStore, round_idx: int) -> list[GalleryItem]:
+def _gallery(pool: Pool, store: RunFolder, round_idx: int) -> list[GalleryItem]:
     """Best and worst kept images and dropped ones of the last round, by the gate's own scores: no truth is read."""
     by_image: dict[str, list[dict[str, Any]]] = {}
     for row in store.decisions(round_idx):
@@ -225,7 +223,7 @@ def _score(rows: Sequence[dict[str, Any]]) -> float:
 
 def _item(
     pool: Pool,
-    store: RunStore,
+    store: RunFolder,
     round_idx: int,
     category: Any,
     sample_id: str,

@@ -17,7 +17,6 @@ from kmine.config import FixmatchConfig
 from kmine.data.batches import places_for_unlabeled
 from kmine.errors import UserError
 from kmine.io.files import sign
-from kmine.store.run_folder import RunStore
 from kmine.training.fit import (
     Consistency,
     ConsistencyFn,
@@ -32,7 +31,7 @@ from kmine.types import RoundResult
 METHOD_DIR = "fixmatch"
 
 
-def fixmatch(task: Task, store: RunStore) -> Iterator[RoundResult]:
+def fixmatch(task: Task) -> Iterator[RoundResult]:
     """Round 0 as the loop has it, then as many rounds and steps on the labels and on what the model is sure of.
 
     Of each unlabeled image the weak view says the classes; they are taught to its strong view, rectangles of other ones
@@ -54,7 +53,7 @@ def fixmatch(task: Task, store: RunStore) -> Iterator[RoundResult]:
         cutmix=cfg.cutmix,
         ema_decay=task.cfg.fit.ema_decay,
     )
-    return train_rounds(task, store, METHOD_DIR, lambda _: {"consistency": consistency} if cfg.weight else {})
+    return train_rounds(task, METHOD_DIR, lambda _: {"consistency": consistency} if cfg.weight else {})
 
 
 def fixmatch_consistency(cfg: FixmatchConfig) -> ConsistencyFn:
@@ -87,13 +86,13 @@ def apply_cutmix(planes: Tensor, source: Tensor) -> Tensor:
 
 
 def masked_cross_entropy(logits: Tensor, classes: Tensor, confident: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy with `classes` where `sure`, as a mean over all known pixels: few sure ones weigh little.
+    """Cross-entropy with `classes` where `confident`, as a mean over all known pixels: few sure ones weigh little.
 
     Args:
         logits: (U, K, H, W) float.
         classes: (U, H, W) int64.
-        sure: (U, H, W) bool.
-        known: (U, H, W) bool, pixels inside an image.
+        confident: (U, H, W) bool.
+        valid: (U, H, W) bool, pixels inside an image.
     """
     cross_entropy = F.cross_entropy(logits.float(), classes, reduction="none")
     return (cross_entropy * (confident & valid)).sum() / valid.sum().clamp_min(1)

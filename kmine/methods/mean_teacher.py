@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from kmine.config import TeacherConfig
 from kmine.data.batches import places_for_unlabeled
 from kmine.io.files import sign
-from kmine.store.run_folder import RunStore
 from kmine.training.fit import (
     Consistency,
     ConsistencyFn,
@@ -29,7 +28,7 @@ from kmine.types import RoundResult
 METHOD_DIR = "mean_teacher"
 
 
-def mean_teacher(task: Task, store: RunStore) -> Iterator[RoundResult]:
+def mean_teacher(task: Task) -> Iterator[RoundResult]:
     """Round 0 as the loop has it, then as many rounds and steps on the labels and on agreement with the teacher.
 
     The teacher is the running average of the model's weights in this round, put to eval; it sees each unlabeled image
@@ -44,7 +43,7 @@ def mean_teacher(task: Task, store: RunStore) -> Iterator[RoundResult]:
         places_for_unlabeled(task.unlabeled, task.cfg.fit.batch_size, task.cfg.fit.labeled_share)
     signature = sign(METHOD_DIR, asdict(cfg))
     consistency = Consistency(signature, mean_teacher_consistency(cfg, task.cfg.fit.round_steps), ema_decay=cfg.decay)
-    return train_rounds(task, store, METHOD_DIR, lambda _: {"consistency": consistency} if cfg.weight else {})
+    return train_rounds(task, METHOD_DIR, lambda _: {"consistency": consistency} if cfg.weight else {})
 
 
 def mean_teacher_consistency(cfg: TeacherConfig, steps: int) -> ConsistencyFn:
@@ -73,8 +72,8 @@ def squared_difference(logits: Tensor, teacher_probs: Tensor, valid: Tensor) -> 
 
     Args:
         logits: (U, K, H, W) of the model.
-        taught: (U, K, H, W) probabilities of the teacher.
-        known: (U, H, W) bool, pixels inside an image.
+        teacher_probs: (U, K, H, W) probabilities of the teacher.
+        valid: (U, H, W) bool, pixels inside an image.
     """
     gap = (logits.float().softmax(dim=1) - teacher_probs).square().mean(dim=1)
     return (gap * valid).sum() / valid.sum().clamp_min(1)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from kmine.data.pool import Pool
 from kmine.io.files import sign
-from kmine.store.run_folder import RunStore
 from kmine.training.rounds import train_rounds
 from kmine.training.task import Task
 from kmine.types import RoundResult
@@ -16,7 +15,7 @@ METHOD_DIR = "oracle"
 REASON_PREFIX = "true masks of the unlabeled images; "
 
 
-def oracle(task: Task, store: RunStore, truth: Pool) -> Iterator[RoundResult]:
+def oracle(task: Task, truth: Pool) -> Iterator[RoundResult]:
     """The rounds of mining with true masks for pseudo masks. **Sees masks that every other method is denied.**
 
     The reason in the result of every round after round 0 says so.
@@ -35,11 +34,11 @@ def oracle(task: Task, store: RunStore, truth: Pool) -> Iterator[RoundResult]:
     if others or not len(truth):
         raise ValueError(f"expected true masks of unlabeled images, got {len(truth)}, {len(others)} of another split")
     truth.mask_resized(truth.ids[0])  # a closed pool is refused now, not after round 0
-    return _rounds(task, store, truth)
+    return _rounds(task, truth)
 
 
-def _rounds(task: Task, store: RunStore, truth: Pool) -> Iterator[RoundResult]:
+def _rounds(task: Task, truth: Pool) -> Iterator[RoundResult]:
     whole = truth.ids == task.unlabeled.ids
     signature = f"truth of {len(truth)}" if whole else sign("truth", truth.ids)
-    for result in train_rounds(task, store, METHOD_DIR, lambda _: {"pseudo": truth, "pseudo_signature": signature}):
+    for result in train_rounds(task, METHOD_DIR, lambda _: {"pseudo": truth, "pseudo_signature": signature}):
         yield replace(result, reason=REASON_PREFIX + result.reason) if result.round_idx else result

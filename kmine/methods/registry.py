@@ -12,15 +12,14 @@ from functools import partial
 from kmine.data.pool import Pool
 from kmine.errors import unknown_name
 from kmine.methods.self_training import self_training
-from kmine.store.run_folder import RunStore
 from kmine.training.task import Task
 from kmine.types import RoundResult
 
-Method = Callable[[Task, RunStore], Iterator[RoundResult]]
+Method = Callable[[Task], Iterator[RoundResult]]
 ORACLE = "oracle"
 
 
-def prepare_and_mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
+def prepare_and_mine(task: Task) -> Iterator[RoundResult]:
     """Knowledge mining with all that comes before: the segmenter adapted, the gate calibrated.
 
     run.json then names what really mines.
@@ -29,31 +28,31 @@ def prepare_and_mine(task: Task, store: RunStore) -> Iterator[RoundResult]:
     from kmine.mining.adaptation.step import adapt_segmenter
     from kmine.mining.calibration.step import calibrate
 
-    prepared = calibrate(adapt_segmenter(task, store), task.segmenter, store)
+    prepared = calibrate(adapt_segmenter(task), task.segmenter)
     if prepared.segmenter:
-        store.update_run(segmenter=prepared.segmenter.name, segmenter_sha256=prepared.segmenter.signature)
-    return mine(prepared, store)
+        task.run.update_run(segmenter=prepared.segmenter.name, segmenter_sha256=prepared.segmenter.signature)
+    return mine(prepared)
 
 
-def _supervised(task: Task, store: RunStore) -> Iterator[RoundResult]:
+def _supervised(task: Task) -> Iterator[RoundResult]:
     """See `kmine.methods.supervised`."""
     from kmine.methods.supervised import supervised as method
 
-    return method(task, store)
+    return method(task)
 
 
-def _mean_teacher(task: Task, store: RunStore) -> Iterator[RoundResult]:
+def _mean_teacher(task: Task) -> Iterator[RoundResult]:
     """See `kmine.methods.mean_teacher`."""
     from kmine.methods.mean_teacher import mean_teacher as method
 
-    return method(task, store)
+    return method(task)
 
 
-def _fixmatch(task: Task, store: RunStore) -> Iterator[RoundResult]:
+def _fixmatch(task: Task) -> Iterator[RoundResult]:
     """See `kmine.methods.fixmatch`."""
     from kmine.methods.fixmatch import fixmatch as method
 
-    return method(task, store)
+    return method(task)
 
 
 METHODS: dict[str, Method] = {

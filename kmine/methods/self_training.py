@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from kmine.store.run_folder import RunStore
 from kmine.training.task import Task
 from kmine.types import RoundResult
 
 
-def self_training(task: Task, store: RunStore) -> Iterator[RoundResult]:
+def self_training(task: Task) -> Iterator[RoundResult]:
     """Mining with an echo in the segmenter's place: the local model's own masks, by the same gate, rounds and training.
 
     A calibrated gate is calibrated with the echo. There is nothing to adapt, to propose or to ask a second time.
@@ -20,8 +19,8 @@ def self_training(task: Task, store: RunStore) -> Iterator[RoundResult]:
     from kmine.segmenters.identity import IdentitySegmenter
 
     if not task.cfg.rounds:
-        return mine(task, store)
+        return mine(task)
     prompts = replace(task.cfg.prompts, source="local", passes=1)
     identity = IdentitySegmenter()
     task = replace(task, cfg=replace(task.cfg, prompts=prompts), segmenter=identity)
-    return mine(calibrate(task, identity, store), store)
+    return mine(calibrate(task, identity))

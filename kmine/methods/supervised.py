@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kmine.store.run_folder import RunStore
 from kmine.training.rounds import train_rounds
 from kmine.training.task import Task
 from kmine.types import RoundResult
@@ -12,10 +11,10 @@ from kmine.types import RoundResult
 METHOD_DIR = "supervised"
 
 
-def supervised(task: Task, store: RunStore) -> Iterator[RoundResult]:
+def supervised(task: Task) -> Iterator[RoundResult]:
     """Round 0 as the loop has it, then `rounds` times `fit.round_steps` more steps on the same labels.
 
     The same schedule, averaging, checkpoint choice and adoption rule as the loop's, so that only the pseudo masks
     differ; CutMix mixes the labeled images with one another.
     """
-    return train_rounds(task, store, METHOD_DIR)
+    return train_rounds(task, METHOD_DIR)

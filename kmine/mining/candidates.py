@@ -33,7 +33,6 @@ from kmine.ops.calibrator import Calibration
 from kmine.ops.masks import components, from_rle
 from kmine.seeding import derive_seed
 from kmine.segmenters.base import AutomaticMaskGenerator, Segmenter, no_proposals_error
-from kmine.store.run_folder import RunStore
 from kmine.training.inference import activations, infer
 from kmine.training.task import StageTimer, Task
 from kmine.types import (
@@ -138,11 +137,11 @@ def segment_prompts(
     return segment_twice(segmenter, images, prompts, reprompt, embedded)
 
 
-def previous_masks(task: Task, store: RunStore, round_idx: int) -> PreviousMasks:
+def previous_masks(task: Task, round_idx: int) -> PreviousMasks:
     """The segmenter's masks of the round before, by sample, where the prompts are to remember them; else nothing."""
     previous: PreviousMasks = {}
     if task.cfg.prompts.source == "cascade" and round_idx > 1:
-        for row in store.decisions(round_idx - 1):
+        for row in task.run.decisions(round_idx - 1):
             if row["object_idx"] >= 0:
                 load_mask = partial(from_rle, row["segmenter_rle"], row["height"], row["width"])
                 previous.setdefault(row["sample_id"], []).append((row["class_id"], load_mask))

@@ -13,7 +13,6 @@ from kmine.mining.adaptation.finetune import Example
 from kmine.mining.prompts import prompts_from_probs
 from kmine.models.base import LocalModel
 from kmine.seeding import derive_seed
-from kmine.store.run_folder import RunStore
 from kmine.training.inference import infer
 from kmine.training.model_setup import new_model
 from kmine.training.rounds import trained_auxiliary_model
@@ -22,8 +21,8 @@ from kmine.training.trainer import train
 from kmine.types import IGNORE_INDEX
 
 
-def out_of_fold(task: Task, store: RunStore, image_ids: Sequence[str]) -> Iterator[Example]:
-    """The labeled images `wanted` with prompts of local models that were trained without them, fold by fold.
+def out_of_fold(task: Task, image_ids: Sequence[str]) -> Iterator[Example]:
+    """The labeled images `image_ids` with prompts of local models that were trained without them, fold by fold.
 
     With fewer than two groups, or `adapt.folds` 1, no such model can be had: images come without prompts.
     """
@@ -35,21 +34,19 @@ def out_of_fold(task: Task, store: RunStore, image_ids: Sequence[str]) -> Iterat
     for fold_idx, held_out_ids in enumerate(fold_ids):
         ids = [i for i in held_out_ids if i in selected]
         if ids:
-            yield from with_prompts(task, fold_model(task, store, fold_idx, held_out_ids), task.labeled, ids)
+            yield from with_prompts(task, fold_model(task, fold_idx, held_out_ids), task.labeled, ids)
 
 
-def fold_model(task: Task, store: RunStore, fold_idx: int, held_out_ids: Sequence[str]) -> LocalModel:
-    """The local model that was trained on all labeled images but those of `part`; read back if it was before."""
-    model = new_model(task, store)
-    model.load_state_dict(
-        train(_without(task, held_out_ids), store, model, round_idx=0, method_dir=f"fold_{fold_idx}").best
-    )
+def fold_model(task: Task, fold_idx: int, held_out_ids: Sequence[str]) -> LocalModel:
+    """The local model that was trained on all labeled images but those of `held_out_ids`; read back if it was before."""
+    model = new_model(task)
+    model.load_state_dict(train(_without(task, held_out_ids), model, round_idx=0, method_dir=f"fold_{fold_idx}").best)
     return model
 
 
-def fold_auxiliary_model(task: Task, store: RunStore, fold_idx: int, held_out_ids: Sequence[str]) -> LocalModel | None:
+def fold_auxiliary_model(task: Task, fold_idx: int, held_out_ids: Sequence[str]) -> LocalModel | None:
     """The same of the second local model, where there is one."""
-    trained = trained_auxiliary_model(_without(task, held_out_ids), store, f"witness_fold_{fold_idx}")
+    trained = trained_auxiliary_model(_without(task, held_out_ids), f"witness_fold_{fold_idx}")
     return trained[0] if trained else None
 
 

@@ -40,11 +40,11 @@ def gate(
         probs: the local model's, of the whole image.
         prompts: what was asked, with the local model's own component.
         candidate: what the segmenter answered; its best mask is judged.
-        labeled_area: per class, the median share of the image that one labeled object covers.
+        area_prior: per class, the median share of the image that one labeled object covers.
         image_label: 0 says that the image holds no lesion: then nothing is kept.
         cfg: the thresholds.
         calibration: what the evidence is worth.
-        witness: of a second local model, where there is one.
+        auxiliary_probs: of a second local model, where there is one.
 
     Returns:
         The first threshold missed is the reason; every score is recorded whatever the verdict.

@@ -56,7 +56,7 @@ def prompts_from_cam(
     """A prompt for the place where a classifier sees a lesion: the largest component above half of the highest value.
 
     Args:
-        activation: (H, W) in [0, 1], highest at 1.
+        cam: (H, W) in [0, 1], highest at 1.
         class_id: of the lesion.
         cfg: what to prompt with; there is no hint, for an activation map is no mask.
         sample_id: of the image.
@@ -79,8 +79,8 @@ def reprompt_from_candidate(prompts: Prompts, candidate: Candidate, cfg: Prompts
     with it.
 
     Args:
-        asked: of the first pass.
-        answer: to it.
+        prompts: of the first pass.
+        candidate: to it.
         cfg: what to prompt with.
         seed: draws the jitter.
     """
@@ -92,7 +92,7 @@ def prompts_from_mask(prompts: Prompts, mask: NDArray[np.bool_], cfg: PromptsCon
     """The prompt of the same object by another mask of it: box, points and hint come from the mask.
 
     Args:
-        asked: gives class and component, which stay.
+        prompts: gives class and component, which stay.
         mask: (H, W), not empty.
         cfg: what to prompt with.
         seed: draws the jitter.
@@ -107,12 +107,12 @@ def blend_previous_mask(
 ) -> list[Prompts]:
     """The prompts with the segmenter's masks of the round before in their hints.
 
-    A prompt remembers the mask of its class that overlaps its component most, if their IoU is at least `SAME_OBJECT`;
+    A prompt remembers the mask of its class that overlaps its component most, if their IoU is at least `MATCH_IOU`;
     its hint is then the mean of its own logits (0 without a hint) and those of that mask.
 
     Args:
-        asked: this round's prompts of an image.
-        before: class id and (H, W) mask, a call away, of the objects that the segmenter answered in the round before.
+        prompts: this round's prompts of an image.
+        previous: class id and (H, W) mask, a call away, of the objects that the segmenter answered in the round before.
     """
     masks_by_class = [(class_id, mask()) for class_id, mask in previous] if prompts else []
     return [
@@ -161,7 +161,7 @@ def _points(component: NDArray[np.bool_], box: NDArray[np.float32]) -> tuple[NDA
 
 
 def _mask_input(prob: NDArray[np.float32], component: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """(H, W) logits of the class, limited to +-`HINT_CLIP`; other components of the class count as background."""
+    """(H, W) logits of the class, limited to +-`MASK_INPUT_CLIP`; other components of the class count as background."""
     p = np.clip(prob, 1e-6, 1 - 1e-6)
     logits = np.clip(np.log(p / (1 - p)), -MASK_INPUT_CLIP, MASK_INPUT_CLIP).astype(np.float32)
     logits[(prob >= 0.5) & ~component] = -MASK_INPUT_CLIP

@@ -39,7 +39,7 @@ class MatchedProposal:
 
 
 def has_foreground(probs: Probs, local: Sequence[Prompts]) -> bool:
-    """Whether `pick` could find anything; where not, no proposals have to be made. Arguments as of `pick`."""
+    """Whether `match_proposals` could find anything; where not, no proposals have to be made. Arguments as of `match_proposals`."""
     return bool(local) or bool((probs.probs[1:] >= MIN_MEAN_PROB).any())
 
 
@@ -49,10 +49,10 @@ def match_proposals(
     """Proposals for the objects that the local model sees, one each at most.
 
     Every local object gets the proposal with the highest soft IoU with its probabilities, the best pair of object and
-    proposal first, if that is at least `MIN_MATCH`; two proposals of one object (`SAME_MASK`) are not both picked.
+    proposal first, if that is at least `MIN_MATCH`; two proposals of one object (`NMS_IOU`) are not both picked.
     Objects that get none keep the local prompt, so none is lost. One proposal an object and not more: a grid of
     prompts answers an object also in parts and with its surroundings, and all of these would match. Then proposals
-    in which the local model believes beside its objects (mean probability at least `BELIEVED`, not counting its
+    in which the local model believes beside its objects (mean probability at least `MIN_MEAN_PROB`, not counting its
     objects), such as the scattered pieces that were too small to be one, become objects without a component.
 
     Args:
@@ -85,7 +85,7 @@ def soft_iou(mask: Bool, prob: Plane) -> float:
 
     Args:
         mask: (H, W).
-        belief: (H, W) in [0, 1]; one of the two is not empty.
+        prob: (H, W) in [0, 1]; one of the two is not empty.
     """
     inside = float(prob[mask].sum())
     return inside / (np.count_nonzero(mask) + float(prob.sum()) - inside)

@@ -83,7 +83,7 @@ class RoundChanges:
 
     @property
     def segmenter_changed_nothing(self) -> bool:
-        """Whether what teaches is the local model's own opinion, but for at most `NOTHING` of the object pixels."""
+        """Whether what teaches is the local model's own opinion, but for at most `MIN_CHANGED_SHARE` of the object pixels."""
         return bool(self.pseudo_labeled) and not self.changed_pixels > MIN_CHANGED_SHARE
 
     @property

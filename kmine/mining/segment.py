@@ -29,7 +29,7 @@ def segment(
         segmenter: encodes the images in batches, once each.
         samples: the images.
         prompts: per image, one entry per object.
-        known: embeddings that were made before; these images are not encoded again.
+        cached: embeddings that were made before; these images are not encoded again.
     """
     return _decode(segmenter, _embed_missing(segmenter, samples, prompts, cached), prompts)
 
@@ -46,8 +46,8 @@ def segment_twice(
     Where the second answer is empty, prompt and answer of the first one stay.
 
     Args:
-        segmenter, samples, prompts, known: as in `segment`.
-        again: (image, object, what was asked, what was answered) -> what to ask next; numbers from 0.
+        segmenter, samples, prompts, cached: as in `segment`.
+        reprompt: (image, object, what was asked, what was answered) -> what to ask next; numbers from 0.
     """
     embedded = _embed_missing(segmenter, samples, prompts, cached)
     first = _decode(segmenter, embedded, prompts)

@@ -16,7 +16,6 @@ from kmine.mining.candidates import (
 )
 from kmine.ops.calibrator import Calibration, describe_threshold
 from kmine.seeding import derive_seed
-from kmine.store.run_folder import RunStore
 from kmine.training.task import Checkpoints, Task
 from kmine.types import ESTIMATED
 
@@ -26,7 +25,6 @@ NUM_PILOT_IMAGES = 64
 
 def select_threshold_for_round(
     task: Task,
-    store: RunStore,
     propose: Callable[[Sequence[str]], CandidateBatch],
     area_prior: dict[int, float],
     round_idx: int,
@@ -41,10 +39,10 @@ def select_threshold_for_round(
     if calibration is None or calibration.guarantee.kept:
         return calibration
     path, threshold_signature = (
-        store.round_dir(round_idx) / "threshold.json",
+        task.run.round_dir(round_idx) / "threshold.json",
         sign("threshold", NUM_PILOT_IMAGES, threshold_signature),
     )
-    record = store.load_json(path, threshold_signature)
+    record = task.run.load_json(path, threshold_signature)
     if record is None:
         open_ids = [i for i in task.unlabeled.ids if i not in task.review]
         order = np.random.default_rng(derive_seed(task.cfg.seed, round_idx, "pilot")).permutation(len(open_ids))
@@ -57,7 +55,7 @@ def select_threshold_for_round(
             task.progress.advance(min(first + BATCH_SIZE, len(ids)))
         fitted = threshold_for_mean_estimate(estimates, task.cfg.gate.target_dice, calibration.guarantee.threshold)
         record = {**fitted._asdict(), "target": task.cfg.gate.target_dice, "num_images": len(ids)}
-        store.save_json(path, record, threshold_signature)
+        task.run.save_json(path, record, threshold_signature)
     task.progress.log(f"round {round_idx}: {describe_threshold(record)}")
     return replace(calibration, guarantee=replace(calibration.guarantee, threshold=record["threshold"]))
 

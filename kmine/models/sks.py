@@ -181,7 +181,7 @@ class FeatureCache:
     """Coarse features by image content: what a frozen branch makes of an image never changes.
 
     Images go through the branch one at a time, so that their features do not depend on whom they came with. When
-    `MEMO_BYTES` are full, nothing more is remembered: with images that come round in turn, forgetting the oldest
+    `FEATURE_CACHE_BYTES` are full, nothing more is remembered: with images that come round in turn, forgetting the oldest
     would forget every one just before it is wanted.
     """
 

@@ -95,7 +95,7 @@ class Calibration:
 
 
 def describe_threshold(record: Mapping[str, Any]) -> str:
-    """What a round keeps where nothing is promised, in one sentence; `about` is the content of its threshold.json."""
+    """What a round keeps where nothing is promised, in one sentence; `record` is the content of its threshold.json."""
     mean, threshold = record["mean_estimate"], f"estimated Dice {record['threshold']:.2f}"
     sample_size = f"{record['num_objects']} objects in {record['num_images']} unlabeled images"
     if mean is None or math.isnan(mean):

@@ -179,7 +179,7 @@ def paired_change(before: Sequence[float], after: Sequence[float]) -> Paired:
     """Mean of after - before over images, with a two-sided 90 % interval: each end is a one-sided bound of 95 %.
 
     An image without a number, because truth and prediction are empty, is answered as well as can be
-    (`answer_empties`). Where both sides have none the image is left out; where no image remains, all is NaN.
+    (`score_empty_cases`). Where both sides have none the image is left out; where no image remains, all is NaN.
 
     Args:
         before, after: Dice of the same images, in the same order.

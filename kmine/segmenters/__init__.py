@@ -82,7 +82,7 @@ REGISTRY: dict[str, Callable[[SegmenterConfig, str, bool, LogFn], Segmenter]] = 
 NEEDS_BOX = ("ellipse", "tiny")
 """Those that do not answer points alone."""
 NO_PROPOSALS = ("ellipse",)
-"""Those that are not `Proposing`."""
+"""Those that are not `AutomaticMaskGenerator`."""
 
 
 def check_prompting(name: str, prompts: PromptsConfig) -> None:
@@ -126,7 +126,7 @@ def open_segmenter(cfg: SegmenterConfig, *, device: str, offline: bool, log: Log
         cfg: name, checkpoint, batch size, cache of embeddings.
         device: a torch device, `cpu`, `cuda` or `cuda:1`; `auto` is resolved by the caller.
         offline: forbid the download of missing weights.
-        say: is told what happens later on that the user should know, in one sentence each.
+        log: is told what happens later on that the user should know, in one sentence each.
 
     Raises:
         UserError: an unknown name, weights that are missing, damaged or of another architecture, a failed download.

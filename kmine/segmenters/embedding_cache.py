@@ -46,7 +46,7 @@ class EmbeddingCache:
         Args:
             folder: of this cache alone.
             max_bytes: what its files may take together; several processes may exceed it by some 5 % each.
-            say: is told, once for each kind of trouble, in one sentence.
+            log: is told, once for each kind of trouble, in one sentence.
         """
         self.folder = folder
         self._max_bytes = max_bytes

@@ -37,7 +37,7 @@ from kmine.data.quality.mask_alignment import (
 from kmine.data.split_file import GivenSplit
 from kmine.data.splits import Splits
 from kmine.errors import UserError
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.types import Finding, SampleRef
 
 MAX_ALIGNED = 120
@@ -62,7 +62,7 @@ class ProgressLog(Protocol):
 
 
 def check_before_training(
-    cfg: DataConfig, store: RunStore, progress: ProgressLog, signature: str, examine: Callable[[], list[Finding]]
+    cfg: DataConfig, store: RunFolder, progress: ProgressLog, signature: str, examine: Callable[[], list[Finding]]
 ) -> None:
     """Examine, say every finding and keep all in run.json under `check`; nothing where this was passed before.
 

@@ -27,7 +27,7 @@ from kmine.models.base import LocalModel
 from kmine.models.build import build_model
 from kmine.segmenters import open_segmenter
 from kmine.setup.data_check import check_before_training, find_issues
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.training.task import ProgressReporter, Task
 from kmine.types import Finding
 
@@ -38,10 +38,10 @@ def open_cache(cfg: LoopConfig, source: Source) -> SampleCache:
     return SampleCache(source, cfg.data.size, folder, cfg.data.on_error)
 
 
-def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunStore, given_split: GivenSplit | None = None) -> Splits:
+def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunFolder, given_split: GivenSplit | None = None) -> Splits:
     """The run's splits: read where they were settled before, else settled and written.
 
-    `given` is what data.split_file says, where that was read already.
+    `given_split` is what data.split_file says, where that was read already.
     """
     saved = store.read_csv("splits.csv")
     if saved is not None:
@@ -52,7 +52,7 @@ def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunStore, given_spli
     return splits
 
 
-def content_fingerprints(cfg: LoopConfig, source: Source, store: RunStore) -> dict[str, str]:
+def content_fingerprints(cfg: LoopConfig, source: Source, store: RunFolder) -> dict[str, str]:
     """What the images, and the masks of labeled and validation ones, are; see `SampleCache.content_fingerprints`."""
     cache = open_cache(cfg, source)
     splits = open_splits(cfg, cache, store)
@@ -62,7 +62,7 @@ def content_fingerprints(cfg: LoopConfig, source: Source, store: RunStore) -> di
 def open_task(
     cfg: LoopConfig,
     source: Source,
-    store: RunStore,
+    store: RunFolder,
     progress: ProgressReporter,
     fabric: Any = None,
     *,
@@ -118,13 +118,14 @@ def open_task(
         fabric=fabric or open_fabric(cfg),
         signature=signature,
         progress=progress,
+        run=store,
         auxiliary_model=auxiliary_model,
         review=review,
     )
 
 
 def _resolve_review(
-    cfg: LoopConfig, splits: Splits, cache: SampleCache, store: RunStore, progress: ProgressReporter
+    cfg: LoopConfig, splits: Splits, cache: SampleCache, store: RunFolder, progress: ProgressReporter
 ) -> VerdictEffects:
     """What the verdicts that the run was given mean for it; a run that has begun is held to them."""
     if cfg.verdicts is None:
@@ -151,8 +152,8 @@ def _intensity(cache: SampleCache, ids: Sequence[str]) -> dict[str, Any]:
     return intensity_ranges(cache.image_resized(sample_id) for sample_id in sorted(ids)[:: max(1, every)])
 
 
-def open_for_test(cfg: LoopConfig, source: Source, store: RunStore) -> tuple[Pool, LocalModel, dict[str, Any]]:
-    """The test split with its masks, a model to load weights into, and what `methods.evaluate_on` wants beside them.
+def open_for_test(cfg: LoopConfig, source: Source, store: RunFolder) -> tuple[Pool, LocalModel, dict[str, Any]]:
+    """The test split with its masks, a model to load weights into, and what `methods.evaluate_checkpoint` wants beside them.
 
     For `kmine.compare` alone. Damaged masks stop it, or are left out with `--data.on_error skip`, as in training.
     """
@@ -170,12 +171,12 @@ def open_for_test(cfg: LoopConfig, source: Source, store: RunStore) -> tuple[Poo
     return pool, model, {"num_classes": num_classes, "batch_size": cfg.infer.batch_size, "device": device}
 
 
-def open_for_audit(cfg: LoopConfig, source: Source, store: RunStore, progress: ProgressReporter) -> Task:
+def open_for_audit(cfg: LoopConfig, source: Source, store: RunFolder, progress: ProgressReporter) -> Task:
     """A finished run once more, without a segmenter: nobody is asked. The unlabeled pool withholds its masks."""
     return open_task(replace(cfg, rounds=0), source, store, progress, _single_device(cfg))
 
 
-def open_withheld(task: Task, source: Source, store: RunStore) -> Pool:
+def open_withheld(task: Task, source: Source) -> Pool:
     """The unlabeled images that have a mask, with it. For `kmine.audit` alone, where it was asked to; run.json says so.
 
     Raises:
@@ -183,9 +184,9 @@ def open_withheld(task: Task, source: Source, store: RunStore) -> Pool:
     """
     pool = open_truth(task, source)
     if not len(pool):
-        raise UserError(f"{store.root}: no unlabeled image has a mask; leave out --with_withheld")
-    opened = [*store.run().get("withheld_opened", []), datetime.now(timezone.utc).isoformat(timespec="seconds")]
-    store.update_run(withheld_opened=opened)
+        raise UserError(f"{task.run.root}: no unlabeled image has a mask; leave out --with_withheld")
+    opened = [*task.run.run().get("withheld_opened", []), datetime.now(timezone.utc).isoformat(timespec="seconds")]
+    task.run.update_run(withheld_opened=opened)
     return pool
 
 

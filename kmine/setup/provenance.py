@@ -18,7 +18,7 @@ from kmine.config import LoopConfig
 from kmine.data.source import Source
 from kmine.models.build import build_model
 from kmine.setup.open import content_fingerprints
-from kmine.store.run_folder import FOLD_TRAININGS, RunStore
+from kmine.store.run_folder import FOLD_TRAININGS, RunFolder
 from kmine.training.task import Task
 
 PACKAGES = (
@@ -45,7 +45,7 @@ def count_parameters(task: Task) -> int:
 
 
 @contextmanager
-def preparing(store: RunStore) -> Iterator[None]:
+def preparing(store: RunFolder) -> Iterator[None]:
     """Book in run.json the seconds of what is prepared inside: adapting, calibrating. Trainings book their own.
 
     They add up over the sessions of a run; what an earlier session left unfinished is not in them.
@@ -60,7 +60,7 @@ def preparing(store: RunStore) -> Iterator[None]:
     store.update_run(preparation_seconds=round(earlier + max(0.0, spent), 1))
 
 
-def provenance(cfg: LoopConfig, task: Task, source: Source, store: RunStore) -> dict[str, Any]:
+def provenance(cfg: LoopConfig, task: Task, source: Source) -> dict[str, Any]:
     """What run.json says of where the numbers come from."""
     import torch
 
@@ -76,7 +76,7 @@ def provenance(cfg: LoopConfig, task: Task, source: Source, store: RunStore) -> 
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "data_contents": content_fingerprints(cfg, source, store),
+        "data_contents": content_fingerprints(cfg, source, task.run),
         "splits": {"labeled": len(task.labeled), "unlabeled": len(task.unlabeled), "val": len(task.val)},
     }
 

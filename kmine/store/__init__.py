@@ -14,14 +14,14 @@ from kmine.store.run_folder import (
     FOLD_TRAININGS,
     RESUMABLE_CHANGES,
     BusyError,
-    RunStore,
+    RunFolder,
 )
 
 __all__ = [
     "RESUMABLE_CHANGES",
     "FOLD_TRAININGS",
     "BusyError",
-    "RunStore",
+    "RunFolder",
     "read_json",
     "safe_name",
     "sign",

@@ -81,7 +81,7 @@ class BusyError(UserError):
     """Another process is working in this run folder."""
 
 
-class RunStore:
+class RunFolder:
     """One run folder, held by one process at a time, or by one that leads and others that follow it.
 
     Those that follow write nothing but what they mined; all else the leader writes.

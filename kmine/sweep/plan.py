@@ -30,7 +30,7 @@ from kmine.data.splits import Splits, merge_duplicates
 from kmine.errors import UserError
 from kmine.io.files import UNFINISHED, read_json, user_errors, write_atomic, write_json
 from kmine.setup.preflight import preflight
-from kmine.store.run_folder import RESUMABLE_CHANGES, RunStore
+from kmine.store.run_folder import RESUMABLE_CHANGES, RunFolder
 from kmine.sweep.trials import (
     State,
     Trial,
@@ -192,7 +192,7 @@ def _same_data(cfg: SweepConfig, root: Path, previous: str, source: Source, tria
             from kmine.setup.open import content_fingerprints
 
             # It is read, not held: another process may be at it.
-            if content_fingerprints(config_of(cfg, trial), source, RunStore(folder, follows=True)) == stored_contents:
+            if content_fingerprints(config_of(cfg, trial), source, RunFolder(folder, follows=True)) == stored_contents:
                 return previous
             break
     raise UserError(

@@ -14,7 +14,7 @@ from kmine import cli
 from kmine.config.sweep import SweepConfig
 from kmine.errors import UserError
 from kmine.setup.preflight import preflight
-from kmine.store.run_folder import BusyError, RunStore
+from kmine.store.run_folder import BusyError, RunFolder
 from kmine.sweep.plan import write_table
 from kmine.sweep.trials import (
     Trial,
@@ -34,7 +34,7 @@ BUSY = "busy"
 def work_on_ray(
     cfg: SweepConfig, trials: Sequence[Trial], table_trials: Sequence[Trial], since: float, terminal: cli.Terminal
 ) -> None:
-    """Do what is left of `cells` as tasks of one CPU (and one GPU, where the cluster has any and it is wanted) each.
+    """Do what is left of `trials` as tasks of one CPU (and one GPU, where the cluster has any and it is wanted) each.
 
     Without `cfg.address` a cluster of `cfg.processes` workers is started here, and ended with the work. Arguments as of
     `kmine.sweep.workers.work`.
@@ -87,7 +87,7 @@ def run_remote_trial(cfg: SweepConfig, trial: Trial, siblings: list[Trial], sinc
     """One cell on some node; `folder` is where relative paths of the settings begin. Returns how it ended."""
     os.chdir(folder)
     try:
-        store = RunStore(trial_dir(cfg.out, trial))
+        store = RunFolder(trial_dir(cfg.out, trial))
     except BusyError:
         return BUSY
     try:

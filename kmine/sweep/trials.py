@@ -26,7 +26,7 @@ from kmine.config.sweep import MINING, ORACLE, SweepConfig
 from kmine.data.source import Source
 from kmine.errors import UserError
 from kmine.io.files import UNFINISHED, read_json, safe_name, write_json
-from kmine.store.run_folder import BusyError, RunStore
+from kmine.store.run_folder import BusyError, RunFolder
 from kmine.types import stopped_by
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def save_failure(out: str | Path, trial: Trial, error: str) -> None:
     write_json(trial_dir(out, trial) / STATE, {**asdict(trial), **ended})
 
 
-def claim_next(out: str | Path, trials: Sequence[Trial], since: float) -> tuple[Trial, RunStore] | None:
+def claim_next(out: str | Path, trials: Sequence[Trial], since: float) -> tuple[Trial, RunFolder] | None:
     """The first cell that is to be done and that nobody is at, with its folder, held; None where there is none.
 
     Where another cell of the same kin is at round 0 just now, cells of other kin come first: it can then be shared.
@@ -132,7 +132,7 @@ def claim_next(out: str | Path, trials: Sequence[Trial], since: float) -> tuple[
     ]
     for trial in [*(trial for trial in remaining if trial not in blocked), *blocked]:
         try:
-            store = RunStore(trial_dir(out, trial))
+            store = RunFolder(trial_dir(out, trial))
         except BusyError:
             continue
         if not is_finished(state_of(out, trial), since):
@@ -155,7 +155,7 @@ def record_crash(out: str | Path, trials: Iterable[Trial], pid: int, error: str)
 
 
 class TrialLog:
-    """A `Watcher` that keeps what is said in the cell's log.txt: of several cells at once a terminal shows none."""
+    """A `ProgressReporter` that keeps what is said in the cell's log.txt: of several cells at once a terminal shows none."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -177,7 +177,7 @@ def run_trial(
     cfg: SweepConfig,
     trial: Trial,
     siblings: Iterable[Trial],
-    store: RunStore,
+    store: RunFolder,
     source: Source,
     progress: ProgressReporter,
 ) -> State:
@@ -187,11 +187,11 @@ def run_trial(
 
     Args:
         cfg: of the sweep.
-        cell: which one.
-        kin: cells of the same model, fraction and seed; what they have done already is not done again.
+        trial: which one.
+        siblings: cells of the same model, fraction and seed; what they have done already is not done again.
         store: its run folder, held.
         source: the data set.
-        watcher: told about the work.
+        progress: told about the work.
     """
     path, began = store.root / STATE, time.time()
     running = {"status": "running", "pid": os.getpid(), "host": platform.node()}
@@ -215,7 +215,7 @@ def _train(
     cfg: SweepConfig,
     trial: Trial,
     siblings: Iterable[Trial],
-    store: RunStore,
+    store: RunFolder,
     source: Source,
     progress: ProgressReporter,
 ) -> State:
@@ -236,10 +236,10 @@ def _train(
     for other in siblings:
         link_shared_artifacts(trial_dir(cfg.out, other), store.root)
     task = open_task(loop, source, store, progress, mines=trial.method == MINING)
-    store.update_run(**provenance(loop, task, source, store), method=trial.method, stopped_by="interrupted")
+    store.update_run(**provenance(loop, task, source), method=trial.method, stopped_by="interrupted")
     truth = open_truth(task, source) if trial.method == ORACLE else None
     with preparing(store):  # rounds come one by one, afterwards; what is done before them is done here
-        rounds = arms.method(trial.method, truth)(task, store)
+        rounds = arms.method(trial.method, truth)(task)
     results = list(rounds)
     last = [result for result in results if result.adopted][-1]
     own_rounds = trial.method in arms.ROOT_METHODS

@@ -41,12 +41,12 @@ def work(
     terminal: cli.Terminal,
     source: Source,
 ) -> None:
-    """Do in this process what is left of `cells`; cells that another process is at are waited for.
+    """Do in this process what is left of `trials`; cells that another process is at are waited for.
 
     Args:
         cfg: of the sweep.
-        cells: what is to be done.
-        rows: all cells of the table.
+        trials: what is to be done.
+        table_trials: all cells of the table.
         since: when the command began, seconds of the epoch: what failed later is not tried again.
         terminal: shows the plan's progress and the rounds'.
         source: the data set.
@@ -158,7 +158,7 @@ def report_finished(
     finished: set[Trial],
     processes: int,
 ) -> set[Trial]:
-    """Say which cells came to an end since `known` did; all that have by now."""
+    """Say which cells came to an end since `finished` did; all that have by now."""
     states = {trial: state_of(cfg.out, trial) for trial in trials}
     ended = {trial for trial in trials if is_finished(states[trial], since)}
     for trial in trials:

@@ -36,7 +36,7 @@ def make_fabric(device: str, precision: str, *, local: bool = False) -> Fabric:
     """Lightning Fabric on `device` (auto, cpu, cuda, cuda:N) in `precision` (auto, 32, bf16, 16).
 
     Of several processes, started by `torchrun` or `fabric run`, each has the GPU of its number; unless it is to be
-    `alone`, it joins the others, which may take hours to come (what process 0 does alone, the others wait for).
+    `local`, it joins the others, which may take hours to come (what process 0 does alone, the others wait for).
     """
     from lightning.fabric import Fabric
     from lightning.fabric.plugins.environments import LightningEnvironment
@@ -84,12 +84,12 @@ def rank_slice(count: int, fabric: Fabric) -> slice:
 
 
 def shard(items: Sequence[T], fabric: Fabric) -> list[T]:
-    """This process's share of `items`, dealt out like cards; `dealt_back` puts the shares together."""
+    """This process's share of `items`, dealt out like cards; `gather_shards` puts the shares together."""
     return list(items[fabric.global_rank :: fabric.world_size])
 
 
 def gather_shards(local_items: Sequence[T], fabric: Fabric) -> list[T]:
-    """All items in their old order, in every process, from the shares that `every_nth` gave."""
+    """All items in their old order, in every process, from the shares that `shard` gave."""
     if fabric.world_size == 1:
         return list(local_items)
     shards: list[list[T]] = [[] for _ in range(fabric.world_size)]

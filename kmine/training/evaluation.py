@@ -16,7 +16,6 @@ from kmine.io.files import sign
 from kmine.models.base import LocalModel
 from kmine.ops.metrics import case_metrics, summarise
 from kmine.ops.statistics import is_fall, paired_change
-from kmine.store.run_folder import RunStore
 from kmine.training.distributed import gather_shards, shard
 from kmine.training.inference import infer
 from kmine.training.task import Checkpoints, Task
@@ -25,7 +24,6 @@ from kmine.types import Metrics, RoundResult, Sample
 
 def evaluate_round(
     task: Task,
-    store: RunStore,
     model: LocalModel,
     checkpoints: Checkpoints,
     *,
@@ -37,12 +35,12 @@ def evaluate_round(
 ) -> RoundResult:
     """Both checkpoints on validation, in the images' own frames; saved as the round's metrics.json.
 
-    `before` is the last adopted round: this one is adopted unless, image by image, its Dice fell by more than the
+    `reference` is the last adopted round: this one is adopted unless, image by image, its Dice fell by more than the
     tolerance and by more than noise (`kmine.ops.statistics.is_fall`).
     """
-    path = store.round_dir(round_idx, method_dir) / "metrics.json"
+    path = task.run.round_dir(round_idx, method_dir) / "metrics.json"
     signature = sign(checkpoints.signature, num_pseudo, reference.metrics.dice if reference else None)
-    saved = store.load_json(path, signature)
+    saved = task.run.load_json(path, signature)
     if saved:
         return RoundResult.from_json(saved)
     began = time.perf_counter()
@@ -63,7 +61,7 @@ def evaluate_round(
         seconds={**(seconds or {}), "fit": checkpoints.seconds, "evaluate": time.perf_counter() - began},
         **_adoption(reference.metrics if reference else None, chosen, task.cfg.adopt_tolerance),
     )
-    store.save_json(path, asdict(result), signature)
+    task.run.save_json(path, asdict(result), signature)
     task.fabric.barrier()
     return result
 

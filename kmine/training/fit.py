@@ -104,7 +104,7 @@ def fit(
         resume: go on from here; the result equals that of an undisturbed training.
         save: called with the state after every validation but the last.
         progress: called every tenth step with (step, loss, last validation Dice).
-        ask: what the model is asked about the batches' unlabeled images; without it they are not looked at.
+        consistency_fn: what the model is asked about the batches' unlabeled images; without it they are not looked at.
     """
 
     def local_flags(flags: Tensor | None) -> Tensor | None:

@@ -13,6 +13,7 @@ from kmine.data.pool import Pool
 from kmine.feedback.verdict_effects import NO_VERDICTS, VerdictEffects
 from kmine.ops.calibrator import Calibration
 from kmine.segmenters.base import Segmenter
+from kmine.store.run_folder import RunFolder
 from kmine.training.distributed import make_fabric
 
 
@@ -44,6 +45,8 @@ class Task:
     signature: str
     """Of the data, the splits and the seed."""
     progress: ProgressReporter
+    run: RunFolder
+    """The run folder, where artifacts are kept."""
     calibration: Calibration | None = None
     """What the gate goes by; None: thresholds on the evidence."""
     auxiliary_model: ModelConfig | None = None

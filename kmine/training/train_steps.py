@@ -103,16 +103,16 @@ def train_steps(
     progress: Callable[[int, float, float], None] | None = None,
     prepare: Callable[[nn.Module, B, int, EMA | None], Any] | None = None,
 ) -> FitResult:
-    """Train `learner` in place for `steps` steps of AdamW, linear warm-up and cosine decay.
+    """Train `module` in place for `steps` steps of AdamW, linear warm-up and cosine decay.
 
     Validates every `cfg.val_every` steps and at the end. With `cfg.ema_decay` a running average of the weights (batch
     norm's included) is what is validated, chosen and returned, `final` too: what is kept is always one and the same
-    kind of model. The average only looks on; the weights are trained as without it, and are what `learner` ends with.
+    kind of model. The average only looks on; the weights are trained as without it, and are what `module` ends with.
 
     Args:
-        learner: starts from the weights it has; its state dict is what is kept.
+        module: starts from the weights it has; its state dict is what is kept.
         batches: batch of each step.
-        loss_of: (learner as set up by fabric, batch) -> scalar loss.
+        loss_fn: (learner as set up by fabric, batch) -> scalar loss.
         cfg: learning rate, weight decay, warm-up, decay of the average, interval of validation, workers.
         steps: the budget.
         fabric: device, precision, and the other processes, where there are any.
@@ -121,7 +121,7 @@ def train_steps(
         resume: go on from here; the result equals that of an undisturbed training.
         save: called with the state after every validation but the last.
         progress: called every tenth step with (step, loss, last score).
-        prepare: called before each loss with (learner, put to eval, batch, step, average); `loss_of` is then given what
+        prepare: called before each loss with (learner, put to eval, batch, step, average); `loss_fn` is then given what
             comes back in place of the batch. What the average, or the learner as it stands, has to say comes in here.
     """
     sync_batchnorm(module, fabric)

@@ -20,7 +20,6 @@ from kmine.io.files import sign
 from kmine.models.base import LocalModel
 from kmine.ops.metrics import case_metrics, summarise
 from kmine.seeding import derive_seed
-from kmine.store.run_folder import RunStore
 from kmine.training.checkpoints import _read_trained, _save_state, _training_text
 from kmine.training.distributed import gather_shards, shard
 from kmine.training.fit import Consistency, fit
@@ -32,7 +31,6 @@ from kmine.types import CaseMetrics
 
 def train(
     task: Task,
-    store: RunStore,
     model: LocalModel,
     *,
     round_idx: int,
@@ -53,9 +51,9 @@ def train(
         pseudo: pool whose masks are the pseudo masks.
         pseudo_signature: of what made them.
         consistency: what to make of the unlabeled images, without pseudo masks.
-        arm: folder of the comparison this belongs to; empty for the loop.
+        method_dir: folder of the comparison this belongs to; empty for the loop.
     """
-    folder = store.round_dir(round_idx, method_dir)
+    folder = task.run.round_dir(round_idx, method_dir)
     cfg, steps = _schedule(task.cfg.fit if pseudo else task.cfg.fit.labels_only(), round_idx)
     if consistency:
         cfg = replace(cfg, labeled_share=task.cfg.fit.labeled_share, ema_decay=consistency.ema_decay)
@@ -64,7 +62,7 @@ def train(
     model_settings = [asdict(task.cfg.model), *([asdict(task.cfg.classifier)] if task.cfg.model.name == "sks" else [])]
     pseudo_inputs = (consistency.signature if consistency else pseudo_signature, pseudo.weights if pseudo else {})
     signature = sign(task.signature, model_settings, settings, steps, round_idx, origin, pseudo_inputs)
-    done = _read_trained(store, folder, signature)
+    done = _read_trained(task.run, folder, signature)
     if done:
         (folder / "fit_state.safetensors").unlink(missing_ok=True)  # left where a kill came just before its end
         return done
@@ -73,7 +71,7 @@ def train(
     began = time.perf_counter()
     title = f"round {round_idx}{' ' + method_dir if method_dir else ''}: training"
     task.progress.start(title, steps)
-    saved = store.load_tensors(folder / "fit_state.safetensors", signature)
+    saved = task.run.load_tensors(folder / "fit_state.safetensors", signature)
     # The weak views, seen in eval mode, would crowd out the images of validation that are worth remembering.
     with nullcontext() if consistency else model.caching_features(augmented=cfg.augment or cfg.cutmix > 0):
         result = fit(
@@ -85,15 +83,15 @@ def train(
             seed=derive_seed(task.cfg.seed, "fit", round_idx),
             validate=_validation_dice(task),
             resume=FitState.from_tensors(*saved) if saved else None,
-            save=lambda state: _save_state(store, folder, state, signature),
+            save=lambda state: _save_state(task.run, folder, state, signature),
             progress=lambda done, loss, dice: task.progress.advance(done, _training_text(loss, dice)),
             consistency_fn=consistency.consistency_fn if consistency else None,
         )
     seconds = time.perf_counter() - began
-    store.save_tensors(folder / "model_final.safetensors", result.final, signature)
+    task.run.save_tensors(folder / "model_final.safetensors", result.final, signature)
     # The chosen checkpoint comes last: it says that the training is done.
     meta = {"best_step": result.best_step, "history": result.history, "seconds": seconds}
-    store.save_tensors(folder / "model.safetensors", result.best, signature, **meta)
+    task.run.save_tensors(folder / "model.safetensors", result.best, signature, **meta)
     (folder / "fit_state.safetensors").unlink(missing_ok=True)
     task.fabric.barrier()  # so that no process reads before it is written
     return Checkpoints(signature, result.best, result.final, seconds)

@@ -27,7 +27,7 @@ from kmine.feedback.verdicts import FORMAT, mask_signature, read_verdicts
 from kmine.io.files import encode_png
 from kmine.setup.open import open_for_audit
 from kmine.setup.preflight import preflight
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 
 PATH = Path(__file__).resolve().parents[2] / "experiments" / "pseudo_label_audit" / "run.py"
 SPEC = importlib.util.spec_from_file_location("pseudo_label_audit", PATH)
@@ -72,7 +72,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def opened(run: Path):
     cfg = parse(LoopConfig, ["--config", str(run / "config.yaml")], prog="test", description="")
-    source, store = preflight(cfg), RunStore(run)
+    source, store = preflight(cfg), RunFolder(run)
     return open_for_audit(cfg, source, store, Terminal()), store
 
 
@@ -117,7 +117,7 @@ def test_nobody_who_learned_a_mask_is_asked_about_it(made):
 
 
 def test_withheld_masks_stay_closed_unless_asked_for(run, monkeypatch, capsys):
-    store = RunStore(run)
+    store = RunFolder(run)
     mined = {i for one in load_rounds(store) for i in one.decisions}
     store.close()
     opened_masks: list[str] = []
@@ -158,7 +158,7 @@ def test_planted_faults_are_in_the_first_fifth(run, monkeypatch):
         mask = wrong[name][1] if name in wrong else truth[name]
         store.pseudo_path(this.round_idx, name).write_bytes(encode_png(mask, this.signature, this.round_idx))
     given = task.labeled.with_masks(task.labeled.ids, lambda i: wrong_given[i][1] if i in wrong_given else labeled[i])
-    pseudo, found = rank_all_masks(task, store, past, this, with_labeled=True, labeled=given)
+    pseudo, found = rank_all_masks(task, past, this, with_labeled=True, labeled=given)
     first = {one.sample_id for one in pseudo if one.sample_id in ids} and [
         o.sample_id for o in pseudo if o.sample_id in ids
     ]
@@ -174,7 +174,7 @@ def test_models_of_the_parts_are_trained_only_where_given_masks_are_looked_at(ru
         shutil.rmtree(folder)
     task, store = opened(run)
     past = load_rounds(store)
-    asked = load_reference_models(task, store, past, past[-1].pseudo_labeled, train_folds=False)
+    asked = load_reference_models(task, past, past[-1].pseudo_labeled, train_folds=False)
     assert "round_00" in [one.name for one in asked.references] and not list(run.glob("fold_*"))
     store.close()
     assert audit.main([str(run), "--device", "cpu", "--no-labeled"]) == 0
@@ -214,7 +214,7 @@ def test_verdicts_and_corrected_masks_are_taken_in(run, capsys):
 
 
 def test_a_verdict_does_not_pass_over_to_another_mask(run, capsys):
-    store = RunStore(run)
+    store = RunFolder(run)
     row = rows(run / "audit")[0]
     path = store.pseudo_path(int(row["round"]), row["sample_id"])
     path.write_bytes(encode_png(1 - np.minimum(store.pseudo_mask(int(row["round"]), row["sample_id"]), 1), "x", 1))

@@ -16,7 +16,7 @@ from helpers.loop_command import (
 )
 
 from kmine.audit import __main__ as audit
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 
 SETTINGS = {**SMALL, **FEW_STEPS, **OPEN_GATE, "gate.mode": "thresholds", "data.label_fraction": 0.4}
 
@@ -49,7 +49,7 @@ def test_what_a_person_presses_is_what_the_next_run_does(tmp_path):
     assert set(said) == {"accept", "reject", "unsure"}
     assert audit.main([str(first), "--verdicts", str(file), "--device", "cpu"]) == 0
     assert run_loop(SETTINGS, tmp_path / "second", cache, verdicts=first / "verdicts.json") == 0
-    one, two = RunStore(first), RunStore(tmp_path / "second")
+    one, two = RunFolder(first), RunFolder(tmp_path / "second")
     reasons = {row["sample_id"]: row["reason"] for row in two.decisions(1)}
     assert (reasons[said["accept"]], reasons[said["reject"]]) == ("accepted", "rejected")
     assert reasons[said["unsure"]] not in ("accepted", "rejected")

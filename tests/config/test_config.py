@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
-import itertools
 from dataclasses import FrozenInstanceError, fields, is_dataclass
-from pathlib import Path
 
 import pytest
+from helpers.sources import documented
 
 from kmine import config
 from kmine.config import (
@@ -102,18 +100,6 @@ OUT_OF_RANGE = [
     (FixmatchConfig, "cutmix", -0.1),
     (FixmatchConfig, "feature_perturbation", 1.0),
 ]
-
-
-def documented(class_name: str) -> dict[str, str]:
-    """The string below each field of a class."""
-    trees = [ast.parse(path.read_text()) for path in Path(config.__file__).parent.glob("*.py")]
-    body = next(n.body for t in trees for n in t.body if isinstance(n, ast.ClassDef) and n.name == class_name)
-    pairs = itertools.pairwise(body)
-    return {
-        field.target.id: ast.literal_eval(text.value)
-        for field, text in pairs
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-    }
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)

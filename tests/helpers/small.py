@@ -13,7 +13,7 @@ from kmine.config import (
     ModelConfig,
     RefineConfig,
 )
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 
 ANYTHING_GOES = GateConfig(
     min_predicted_iou=0,
@@ -50,7 +50,7 @@ class Silent:
         self.said.append(text)
 
 
-def weights(store: RunStore, round_idx: int, arm: str = "", name: str = "model_final") -> dict[str, torch.Tensor]:
+def weights(store: RunFolder, round_idx: int, arm: str = "", name: str = "model_final") -> dict[str, torch.Tensor]:
     return store.load_tensors(store.round_dir(round_idx, arm) / f"{name}.safetensors", None)[0]
 
 

@@ -9,7 +9,7 @@ import pytest
 from helpers.loop_command import OPEN_GATE, SMALL, run_loop
 
 from kmine.segmenters.tiny.segmenter import Tiny
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 
 SETTINGS = {
     **SMALL,
@@ -39,7 +39,7 @@ def test_a_round_on_what_tiny_proposes(tmp_path, monkeypatch):
     monkeypatch.setattr(Tiny, "propose", propose)
     out = tmp_path / "run"
     assert run(out) == 0
-    store = RunStore(out)
+    store = RunFolder(out)
     prompts, decisions = store.prompts(1), [row for row in store.decisions(1) if row["object_idx"] >= 0]
     store.close()
     assert sum(counts) > 0 and len(prompts) == len(decisions) > 0

@@ -20,7 +20,7 @@ from helpers.loop_command import (
 from PIL import Image
 from safetensors.torch import save_file
 
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 
 TINY = SMALL | UNET | FEW_STEPS | {"data.name": "kvasir_seg", "data.label_fraction": 0.4}
 COUNT = 12
@@ -110,7 +110,7 @@ def test_a_mask_without_an_image_stops_or_is_listed(root, capsys):
 
 
 def skipped(root: Path) -> list[tuple[str, str]]:
-    told = RunStore(root.parent / "run").run()
+    told = RunFolder(root.parent / "run").run()
     assert told["num_skipped"] == len(told["skipped"])
     assert all(s["path"] for s in told["skipped"])
     return [(s["sample_id"], s["problem"]) for s in told["skipped"]]
@@ -379,7 +379,7 @@ def test_a_disk_that_takes_no_more_in_the_middle_costs_nothing_computed(root, ca
     assert run(root, rounds=0, fit__steps=20, out=root.parent / "whole") == 0
     for name in ("model", "model_final"):
         one, other = (
-            RunStore(folder).load_tensors(folder / "round_00" / f"{name}.safetensors", None)[0]
+            RunFolder(folder).load_tensors(folder / "round_00" / f"{name}.safetensors", None)[0]
             for folder in (out, root.parent / "whole")
         )
         assert all(torch.equal(one[key], other[key]) for key in other)

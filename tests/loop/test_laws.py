@@ -35,7 +35,7 @@ from kmine.mining import candidates as asking
 from kmine.ops.masks import components
 from kmine.ops.metrics import dice
 from kmine.setup.open import open_cache, open_task
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.training import trainer as training
 from kmine.types import IGNORE_INDEX, Probs
 
@@ -57,7 +57,7 @@ SMALL = replace(
 def opened(cfg: LoopConfig, folder: Path):
     """Task, store, and the unlabeled images with their true masks, which the task withholds."""
     cfg = replace(cfg, data=replace(cfg.data, cache_dir=str(folder / "cache")))
-    source, store = open_source(cfg.data), RunStore(folder / "run")
+    source, store = open_source(cfg.data), RunFolder(folder / "run")
     task = open_task(cfg, source, store, Silent())
     ids = task.unlabeled.ids
     return task, store, Pool(open_cache(cfg, source), ids, {i: task.unlabeled.group_of(i) for i in ids}, "true")
@@ -67,7 +67,7 @@ def opened(cfg: LoopConfig, folder: Path):
 def learned(tmp_path_factory):
     """A task whose local model is trained: every loop in its folder reads round 0 back."""
     task, store, truth = opened(SMALL, tmp_path_factory.mktemp("learned"))
-    training.train(task, store, training.new_model(task, store), round_idx=0)
+    training.train(task, training.new_model(task), round_idx=0)
     return task, store, truth
 
 
@@ -86,11 +86,11 @@ def touching(monkeypatch):
     return see
 
 
-def mined(task, store, truth, level, **settings) -> dict[str, np.ndarray]:
+def mined(task, truth, level, **settings) -> dict[str, np.ndarray]:
     """The pseudo masks of round 1 with a segmenter of IoU `level`."""
     segmenter = simulated.Simulated.from_pools([truth], level, 0)
-    list(mining.mine(replace(task, segmenter=segmenter, cfg=replace(task.cfg, **settings)), store))
-    return {r["sample_id"]: store.pseudo_mask(1, r["sample_id"]) for r in store.decisions(1) if r["in_training"]}
+    list(mining.mine(replace(task, segmenter=segmenter, cfg=replace(task.cfg, **settings))))
+    return {r["sample_id"]: task.run.pseudo_mask(1, r["sample_id"]) for r in task.run.decisions(1) if r["in_training"]}
 
 
 def mean_dice(masks, truth, *, ignored_is_wrong: bool) -> float:
@@ -119,7 +119,7 @@ def test_pseudo_masks_get_better_with_the_segmenter(learned, ask_local) -> None:
     task, store, truth = learned
     found, asked = [], []
     for level in LEVELS:
-        found.append(mined(task, store, truth, level, refine=RefineConfig(ask_local=ask_local)))
+        found.append(mined(task, truth, level, refine=RefineConfig(ask_local=ask_local)))
         asked.append(store.prompts(1))
     assert asked[0] == asked[1] == asked[2], "one local model asks"
     everywhere = set.intersection(*map(set, found))
@@ -131,7 +131,7 @@ def test_behind_the_thresholds_of_the_gate_they_get_better_and_more(learned, tou
     task, store, truth = learned
     touching(truth, by=1)
     gate, refine = GateConfig(), RefineConfig(ask_local=ask_local)
-    found = [mined(task, store, truth, level, gate=gate, refine=refine) for level in LEVELS]
+    found = [mined(task, truth, level, gate=gate, refine=refine) for level in LEVELS]
     assert len(found[0]) < len(found[1]) <= len(found[2])
     check_rising(found, truth)
 
@@ -152,7 +152,7 @@ def test_with_a_perfect_segmenter_pseudo_masks_are_the_true_masks(learned, touch
     task, store, truth = learned
     touching(truth)
     prompts = replace(EVERY_SIZE, passes=passes)
-    masks = mined(task, store, truth, 1.0, prompts=prompts, gate=ANYTHING_GOES, refine=RefineConfig(ask_local=False))
+    masks = mined(task, truth, 1.0, prompts=prompts, gate=ANYTHING_GOES, refine=RefineConfig(ask_local=False))
     ids = with_as_many_prompts_as_objects(store, truth)
     assert len(ids) >= 5
     for sample_id in ids:
@@ -162,7 +162,7 @@ def test_with_a_perfect_segmenter_pseudo_masks_are_the_true_masks(learned, touch
 def test_where_the_local_model_is_asked_they_are_true_where_it_agrees_and_ignored_elsewhere(learned, touching) -> None:
     task, store, truth = learned
     touching(truth)
-    masks = mined(task, store, truth, 1.0, prompts=EVERY_SIZE, refine=RefineConfig(ask_local=True))
+    masks = mined(task, truth, 1.0, prompts=EVERY_SIZE, refine=RefineConfig(ask_local=True))
     ids = with_as_many_prompts_as_objects(store, truth) & set(masks)
     assert len(ids) >= 5
     seen = {p.sample_id: p.mask for p in asking.infer(None, truth, sorted(ids))}
@@ -185,15 +185,15 @@ def test_training_on_perfect_pseudo_masks_is_the_oracle_s_training(tmp_path, tou
     monkeypatch.setattr(
         training, "fit", lambda model, batches, *a, **k: made.append(batches) or fit(model, batches, *a, **k)
     )
-    masks = mined(task, store, truth, 1.0)
+    masks = mined(task, truth, 1.0)
     ids = with_as_many_prompts_as_objects(store, truth) & set(masks)
     assert ids == set(task.unlabeled.ids), "or the two would learn from different images"
     loop = [weights(store, 1, name=name) for name in ("model", "model_final")]
 
-    model = training.new_model(task, store)
-    start = training.train(task, store, model, round_idx=0)
+    model = training.new_model(task)
+    start = training.train(task, model, round_idx=0)
     oracle = training.train(
-        task, store, model, round_idx=1, start=start, pseudo=truth, pseudo_signature="", method_dir="oracle"
+        task, model, round_idx=1, start=start, pseudo=truth, pseudo_signature="", method_dir="oracle"
     )
     _, by_loop, by_oracle = made
     for step in range(cfg.fit.round_steps):
@@ -202,5 +202,5 @@ def test_training_on_perfect_pseudo_masks_is_the_oracle_s_training(tmp_path, tou
             assert np.array_equal(getattr(ours, name), getattr(theirs, name)), (step, name)
     assert same(loop[0], oracle.best) and same(loop[1], oracle.final)
 
-    mined(task, store, truth, 0.7)
+    mined(task, truth, 0.7)
     assert not same(weights(store, 1), oracle.final), "worse pseudo masks are another training"

@@ -27,7 +27,7 @@ from PIL import Image
 from kmine.data.datasets.phantom.dataset import PhantomSource
 from kmine.methods import mining
 from kmine.store import run_folder as run_store
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 
 TINY = {
     **SMALL,
@@ -140,7 +140,7 @@ def test_a_run_folder_holds_what_the_design_says(undisturbed):
     assert [row["round"] for row in rows] == ["0", "1", "2"]
     for n, row in enumerate(rows):
         assert int(row["num_pseudo"]) == sum(m.startswith(f"round_{n:02d}/") for m in masks)
-    run_json = RunStore(undisturbed).run()
+    run_json = RunFolder(undisturbed).run()
     assert run_json["stopped_by"] == "rounds" and run_json["seed"] == 0 and run_json["segmenter"] == "ellipse"
     assert {"command", "git_commit", "versions", "device", "data_fingerprint", "segmenter_sha256"} <= run_json.keys()
 
@@ -187,19 +187,19 @@ def test_seeds_share_validation_and_test(undisturbed, cache, tmp_path):
 @pytest.mark.parametrize(
     ("owner", "name", "calls"),
     [
-        (RunStore, "claim", 1),
-        (RunStore, "save_tensors", 1),  # in the middle of the first training
-        (RunStore, "save_tensors", 2),  # between its two checkpoints
-        (RunStore, "save_tensors", 3),  # after them, before its state is put away
-        (RunStore, "save_json", 1),  # after round 0
-        (RunStore, "save_batch", 2),  # in the middle of mining
-        (RunStore, "save_batch", CHUNKS),  # mined, not joined
+        (RunFolder, "claim", 1),
+        (RunFolder, "save_tensors", 1),  # in the middle of the first training
+        (RunFolder, "save_tensors", 2),  # between its two checkpoints
+        (RunFolder, "save_tensors", 3),  # after them, before its state is put away
+        (RunFolder, "save_json", 1),  # after round 0
+        (RunFolder, "save_batch", 2),  # in the middle of mining
+        (RunFolder, "save_batch", CHUNKS),  # mined, not joined
         (run_store, "encode_table", 2 * CHUNKS + 2),  # one of the two joined tables is written
-        (RunStore, "close_round", 1),
-        (RunStore, "save_tensors", 4),  # in the middle of the training of round 1
-        (RunStore, "save_json", 2),  # after what it changed is told
-        (RunStore, "save_json", 3),  # after round 1
-        (RunStore, "save_batch", CHUNKS + 1),
+        (RunFolder, "close_round", 1),
+        (RunFolder, "save_tensors", 4),  # in the middle of the training of round 1
+        (RunFolder, "save_json", 2),  # after what it changed is told
+        (RunFolder, "save_json", 3),  # after round 1
+        (RunFolder, "save_batch", CHUNKS + 1),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -221,7 +221,7 @@ def test_a_training_goes_on_from_its_last_validation(undisturbed, cache, tmp_pat
 
     out, steps = tmp_path / "run", []
     with pytest.MonkeyPatch.context() as patch:
-        interrupt_after(patch, RunStore, "save_tensors", 1)
+        interrupt_after(patch, RunFolder, "save_tensors", 1)
         assert run(out, cache) == 130
     with pytest.MonkeyPatch.context() as patch:
         real = training._step
@@ -298,7 +298,7 @@ def test_a_run_that_keeps_nothing_ends_well_and_says_so(cache, tmp_path, capsys)
     assert run(out, cache, gate__min_agreement=1.0, gate__min_confidence=1.0) == 0
     err = " ".join(capsys.readouterr().err.split())
     assert "round 1: no pseudo mask was kept, so there is nothing to learn from; stopping" in err
-    assert RunStore(out).run()["stopped_by"] == "no_pseudo_masks"
+    assert RunFolder(out).run()["stopped_by"] == "no_pseudo_masks"
     assert [(row["round"], row["num_pseudo"], row["adopted"]) for row in results(out)] == [
         ("0", "0", "True"),
         ("1", "0", "False"),
@@ -370,13 +370,13 @@ def test_a_run_goes_on_with_data_that_were_copied_elsewhere(tmp_path, capsys):
         return run(out, cache, data__name="folder", data__duplicate_distance=-1, rounds=rounds, **places)
 
     assert go_on(tmp_path / "here", 1) == 0
-    before, fingerprint = times(out), RunStore(out).run()["data_fingerprint"]
+    before, fingerprint = times(out), RunFolder(out).run()["data_fingerprint"]
     move_pictures(tmp_path / "here", tmp_path / "there")
     assert go_on(tmp_path / "there", 2) == 0
     assert "comparing what they hold" in capsys.readouterr().err
     assert before.items() <= times(out).items() and (out / "round_02" / "model.safetensors").exists()
-    assert RunStore(out).run()["data_fingerprint"] == fingerprint
-    labeled = next(r["sample_id"] for r in RunStore(out).read_csv("splits.csv") if r["split"] == "labeled")
+    assert RunFolder(out).run()["data_fingerprint"] == fingerprint
+    labeled = next(r["sample_id"] for r in RunFolder(out).read_csv("splits.csv") if r["split"] == "labeled")
     Image.fromarray(np.full((32, 32), 255, np.uint8)).save(tmp_path / "there" / "masks" / f"{labeled}.png")
     assert go_on(tmp_path / "there", 2) != 0
     assert "the data are not those this run began with" in capsys.readouterr().err

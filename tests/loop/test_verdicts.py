@@ -24,7 +24,7 @@ from kmine.feedback.verdicts import FORMAT
 from kmine.io.files import encode_png, safe_name
 from kmine.setup.open import open_task
 from kmine.setup.preflight import preflight
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 
 SETTINGS = {**SMALL, **FEW_STEPS, **OPEN_GATE, "gate.mode": "thresholds", "data.label_fraction": 0.4}
 
@@ -40,7 +40,7 @@ def page_file(path: Path, rows: list[dict[str, str]]) -> Path:
 
 
 def ids_of(run: Path, split: str) -> list[str]:
-    store = RunStore(run)
+    store = RunFolder(run)
     rows = store.read_csv("splits.csv")
     store.close()
     return [row["sample_id"] for row in rows if row["split"] == split]
@@ -48,7 +48,7 @@ def ids_of(run: Path, split: str) -> list[str]:
 
 def task_of(run: Path):
     cfg = parse(LoopConfig, ["--config", str(run / "config.yaml")], prog="test", description="")
-    store = RunStore(run)
+    store = RunFolder(run)
     task = open_task(cfg, preflight(cfg), store, Terminal(quiet=True))
     store.close()
     return task
@@ -84,8 +84,8 @@ def second(first) -> Path:
 
 def test_a_rejected_mask_never_teaches_and_an_accepted_one_always_does(first, second):
     accepted, rejected, drawn, unsure = ids_of(first, "unlabeled")[:4]
-    was = RunStore(first).pseudo_mask(1, accepted)
-    store = RunStore(second)
+    was = RunFolder(first).pseudo_mask(1, accepted)
+    store = RunFolder(second)
     for round_idx in (1, 2):
         rows = {row["sample_id"]: row for row in store.decisions(round_idx)}
         assert (rows[rejected]["reason"], rows[rejected]["in_training"]) == ("rejected", False)
@@ -124,7 +124,7 @@ def test_masks_nobody_judged_are_what_they_were(first, tmp_path):
     name = ids_of(first, "unlabeled")[0]
     file = page_file(tmp_path / "v.json", [said(name, "unsure")])
     assert run_loop(SETTINGS, tmp_path / "run", first.parent / "cache", verdicts=file) == 0
-    one, two = RunStore(first), RunStore(tmp_path / "run")
+    one, two = RunFolder(first), RunFolder(tmp_path / "run")
     assert np.array_equal(one.pseudo_mask(1, name), two.pseudo_mask(1, name))
     one.close(), two.close()
 
@@ -150,7 +150,7 @@ def test_a_person_may_judge_every_image(first, tmp_path):
     (run / "verdicts.json").unlink()
     assert audit.main([str(run), "--verdicts", str(file), "--device=cpu"]) == 0
     assert run_loop(SETTINGS, tmp_path / "run", first.parent / "cache", verdicts=run / "verdicts.json") == 0
-    store = RunStore(tmp_path / "run")
+    store = RunFolder(tmp_path / "run")
     assert {row["reason"] for row in store.decisions(1)} == {"accepted", "rejected"} and not store.prompts(1)
     assert store.read_csv("results.csv")[1]["num_pseudo"] == "3"
     store.close()

@@ -53,7 +53,7 @@ def test_each_image_is_encoded_once(task_of, tmp_path, encoded) -> None:
         for run in ("first", "again"):
             before = len(encoded)
             task, store = task_of(replace(cfg, seed=seed), f"{run}_{seed}")
-            for result in mine(adapt_segmenter(task, store), store):
+            for result in mine(adapt_segmenter(task)):
                 counts[run, seed, result.round_idx] = len(encoded) - before
                 asked += result.num_pseudo
                 before = len(encoded)
@@ -76,7 +76,7 @@ def test_proposals_and_answers_of_a_round_share_one_encoding_without_a_cache(tas
     segmenter = SegmenterConfig("sam_vit_b", "own.pth", cache_gb=0)
     cfg = replace(CFG, rounds=1, segmenter=segmenter, prompts=replace(CFG.prompts, source="auto"))
     task, store = task_of(cfg)
-    list(mine(task, store))
+    list(mine(task))
     assert any(row["object_idx"] >= 0 for row in store.decisions(1))
     assert len(proposed) == len(encoded) == len(set(encoded)) > 0
 

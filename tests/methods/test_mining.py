@@ -42,7 +42,7 @@ class Echo(Ellipse):
 
 
 def claiming(*dice):
-    """`evaluate_on`, but every image of its first call has the first Dice, of its second the second, and so on."""
+    """`evaluate_checkpoint`, but every image of its first call has the first Dice, of its second the second, and so on."""
     real, claims = scoring.evaluate_checkpoint, iter(dice)
 
     def evaluate_on(*args, **more):
@@ -54,16 +54,16 @@ def claiming(*dice):
 
 def test_zero_rounds_is_supervised_training(task_of):
     task, store = task_of(replace(CFG, rounds=0))
-    (only,) = mine(task, store)
+    (only,) = mine(task)
     other, other_store = task_of(replace(CFG, rounds=0), "other")
-    (baseline,) = supervised(other, other_store)
+    (baseline,) = supervised(other)
     assert only.metrics == baseline.metrics and only.num_pseudo == 0
     assert same(weights(store, 0), weights(other_store, 0))
 
 
 def test_mining_and_its_baseline_share_round_0_and_differ_by_the_pseudo_masks_alone(task_of):
     task, store = task_of(CFG, segmenter=Echo())
-    mined, baseline = list(mine(task, store)), list(supervised(task, store))
+    mined, baseline = list(mine(task)), list(supervised(task))
     assert [r.round_idx for r in mined] == [r.round_idx for r in baseline] == [0, 1, 2]
     assert mined[0].metrics == baseline[0].metrics
     assert mined[1].num_pseudo > 0 and baseline[1].num_pseudo == 0
@@ -72,7 +72,7 @@ def test_mining_and_its_baseline_share_round_0_and_differ_by_the_pseudo_masks_al
 
 def test_an_echo_gives_the_local_model_s_own_masks(task_of):
     task, store = task_of(replace(CFG, rounds=1), segmenter=Echo())
-    list(mine(task, store))
+    list(mine(task))
     rows = [r for r in store.decisions(1) if r["object_idx"] >= 0]
     assert rows and all(r["agreement_iou"] == 1 and r["jitter_dice"] == 1 and r["kept"] for r in rows)
     for sample_id in {r["sample_id"] for r in rows}:
@@ -82,14 +82,14 @@ def test_an_echo_gives_the_local_model_s_own_masks(task_of):
 def test_given_labels_never_change(task_of):
     task, store = task_of(CFG)
     before = {i: task.labeled.mask_resized(i).copy() for i in task.labeled.ids}
-    list(mine(task, store))
+    list(mine(task))
     assert all(np.array_equal(task.labeled.mask_resized(i), before[i]) for i in before)
     assert not {r["sample_id"] for r in store.decisions(1)} & set(before), "a labeled image is never mined"
 
 
 def test_a_gate_that_keeps_nothing_ends_the_loop_and_says_so(task_of):
     task, store = task_of(replace(CFG, gate=replace(ANYTHING_GOES, min_confidence=1.0)))
-    first, last = mine(task, store)
+    first, last = mine(task)
     assert (last.round_idx, last.num_pseudo, last.adopted) == (1, 0, False)
     assert last.metrics == first.metrics, "nothing was trained"
     assert "no pseudo mask was kept" in task.progress.said[-1] and "low_confidence" in task.progress.said[-1]
@@ -105,12 +105,12 @@ def test_a_round_that_hurts_is_not_adopted_and_the_next_starts_before_it(task_of
     monkeypatch.setattr(
         training.LocalModel, "load_state_dict", lambda self, w, *a: (started_from.append(w), real_load(self, w, *a))[1]
     )
-    results = list(mine(task, store))
+    results = list(mine(task))
     assert [r.adopted for r in results] == [True, False, True]
     assert [r.reason for r in results] == ["adopted", "refused: fell by 0.200", "adopted"]
     assert [r.difference for r in results[1:]] == [pytest.approx(-0.2), pytest.approx(-0.1)], "to the last adopted one"
     assert np.isnan(results[0].difference)
-    again = list(mine(task, store))  # read back from metrics.json
+    again = list(mine(task))  # read back from metrics.json
     for name in ("adopted", "reason", "difference", "difference_low", "difference_high"):
         assert [getattr(r, name) for r in results[1:]] == [getattr(r, name) for r in again[1:]]
     saved = store.read_json(store.round_dir(1) / "metrics.json")
@@ -125,7 +125,7 @@ def test_two_refused_rounds_in_a_row_end_the_loop_and_one_between_adopted_ones_d
     task, store = task_of(replace(CFG, rounds=6, adopt_tolerance=0.05), segmenter=Echo())
     of_rounds = (0.5, 0.3, 0.5, 0.3, 0.3, 0.9)
     monkeypatch.setattr(scoring, "evaluate_checkpoint", claiming(*(dice for dice in of_rounds for _ in range(2))))
-    results = list(mine(task, store))
+    results = list(mine(task))
     assert [r.adopted for r in results] == [True, False, True, False, False]
     assert not store.round_dir(5).exists()
 
@@ -134,7 +134,7 @@ def test_an_echo_is_told_from_mining_and_a_round_mined_again_from_the_same_model
 
     task, store = task_of(replace(CFG, adopt_tolerance=0.05), segmenter=Echo())
     monkeypatch.setattr(scoring, "evaluate_checkpoint", claiming(0.5, 0.5, 0.3, 0.3, 0.5, 0.5))
-    rounds = list(mine(task, store))
+    rounds = list(mine(task))
     first, second = (store.read_json(store.round_dir(n) / "changes.json") for n in (1, 2))
     assert first["changed_pixels"] == first["taught_pixels"] == first["num_differing"] == 0
     assert first["noop"] and first["segmenter_changed_nothing"] and not first["training_set_unchanged"]
@@ -146,13 +146,13 @@ def test_an_echo_is_told_from_mining_and_a_round_mined_again_from_the_same_model
     assert said[4].startswith("round 2: warning: mining changed nothing: the same images with the same masks")
     monkeypatch.setattr(teaching, "compare_rounds", None)
     task.progress.said.clear()
-    list(mine(task, store))
+    list(mine(task))
     assert [text for text in task.progress.said if text.startswith("round ")] == said, "read back, and said again"
 
 
 def test_what_changed_is_told_from_the_masks_of_the_round_before(task_of):
     task, store = task_of(CFG, segmenter=Ellipse())
-    list(mine(task, store))
+    list(mine(task))
     teaching = [{r["sample_id"] for r in store.decisions(n) if r["in_training"]} for n in (1, 2)]
     told = [store.read_json(store.round_dir(n) / "changes.json") for n in (1, 2)]
     assert set(told[0]["new"]) == teaching[0] and not told[0]["kept_on"]
@@ -174,7 +174,7 @@ def fitted(task_of, monkeypatch):
     Two triples: signature, settings, batches; nothing is trained.
     """
     task, store = task_of(CFG)
-    model, asked = new_model(task, store), []
+    model, asked = new_model(task), []
 
     def fit(model, batches, cfg, **_):
         asked.append((cfg, batches))
@@ -184,10 +184,10 @@ def fitted(task_of, monkeypatch):
 
     def both(**settings):
         varied = replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, **settings)))
-        pool = pseudo_labeled_pool(varied, store, 1, [decision(i, 0.25) for i in task.unlabeled.ids[:2]])
+        pool = pseudo_labeled_pool(varied, 1, [decision(i, 0.25) for i in task.unlabeled.ids[:2]])
         how = {"start": None, "method_dir": f"arm{len(asked)}"}
-        alone = train(varied, store, model, round_idx=1, **how)
-        mined = train(varied, store, model, round_idx=1, pseudo=pool, pseudo_signature="x", **how)
+        alone = train(varied, model, round_idx=1, **how)
+        mined = train(varied, model, round_idx=1, pseudo=pool, pseudo_signature="x", **how)
         return [(found.signature, *made) for found, made in zip((alone, mined), asked[-2:], strict=True)]
 
     return both
@@ -233,7 +233,7 @@ def test_from_round_2_on_a_cascade_remembers_the_round_before(task_of, monkeypat
 
     monkeypatch.setattr(asking, "blend_previous_mask", remember)
     task, store = task_of(replace(CFG, prompts=replace(CFG.prompts, source="cascade")), segmenter=Ellipse())
-    rounds = iter(mine(task, store))
+    rounds = iter(mine(task))
     next(rounds), next(rounds)
     assert seen["objects"] == 0
     next(rounds)
@@ -245,6 +245,6 @@ def test_a_second_pass_is_recorded_as_what_was_asked(task_of):
     twice, twice_store = task_of(
         replace(CFG, rounds=1, prompts=replace(CFG.prompts, passes=2)), "twice", segmenter=Ellipse()
     )
-    list(mine(once, once_store)), list(mine(twice, twice_store))
+    list(mine(once)), list(mine(twice))
     first, second = ([row["box"] for row in store.prompts(1)] for store in (once_store, twice_store))
     assert len(first) == len(second) > 0 and first != second

@@ -55,9 +55,9 @@ def test_equal_steps_from_one_round_0_on_images_whose_masks_and_labels_nobody_as
     steps, asked = watched
     task, store = task_of(replace(CFG, fixmatch=UNSURE), segmenter=IdentitySegmenter())
     assert task.unlabeled._masks == "withheld"
-    rounds, counted = list(method(task, store)), list(steps)
+    rounds, counted = list(method(task)), list(steps)
     assert not asked and counted == [12, 6, 6] and [r.round_idx for r in rounds] == [0, 1, 2]
-    baseline = list(supervised(task, store))
+    baseline = list(supervised(task))
     assert steps[3:] == [6, 6], "round 0 is shared"
     assert rounds[0].metrics == baseline[0].metrics and all(r.num_pseudo == 0 for r in rounds)
     arm = method.__name__
@@ -69,7 +69,7 @@ def test_equal_steps_from_one_round_0_on_images_whose_masks_and_labels_nobody_as
 )
 def test_unlabeled_images_that_weigh_nothing_leave_supervised_training_bit_for_bit(task_of, method, off):
     task, store = task_of(replace(ONE, **off))
-    last = [list(m(task, store))[-1] for m in (method, supervised)]
+    last = [list(m(task))[-1] for m in (method, supervised)]
     assert last[0].metrics == last[1].metrics
     for name in ("model", "model_final"):
         assert same(weights(store, 1, method.__name__, name), weights(store, 1, "supervised", name))
@@ -79,9 +79,9 @@ def test_unlabeled_images_that_weigh_nothing_leave_supervised_training_bit_for_b
 def test_a_killed_method_goes_on_bit_for_bit(task_of, monkeypatch, method):
     cfg = replace(ONE, fit=replace(CFG.fit, val_every=2), fixmatch=UNSURE)
     task, store = task_of(cfg)
-    list(method(task, store))
+    list(method(task))
     other, other_store = task_of(cfg, "killed")
-    rounds = method(other, other_store)
+    rounds = method(other)
     next(rounds)
     real = training._save_state
 
@@ -94,7 +94,7 @@ def test_a_killed_method_goes_on_bit_for_bit(task_of, monkeypatch, method):
         next(rounds)
     monkeypatch.setattr(training, "_save_state", real)
     assert (other_store.round_dir(1, method.__name__) / "fit_state.safetensors").exists()
-    list(method(other, other_store))
+    list(method(other))
     for name in ("model", "model_final"):
         assert same(weights(store, 1, method.__name__, name), weights(other_store, 1, method.__name__, name))
 
@@ -103,12 +103,12 @@ def test_a_changed_setting_is_another_training_for_its_own_method_alone(task_of,
     steps, _ = watched
     task, store = task_of(replace(ONE, fixmatch=UNSURE))
     for method in (fixmatch, mean_teacher):
-        list(method(task, store))
+        list(method(task))
     steps.clear()
     other = replace(task, cfg=replace(task.cfg, fixmatch=replace(UNSURE, cutmix=0.9)))
-    list(mean_teacher(other, store))
+    list(mean_teacher(other))
     assert steps == []
-    list(fixmatch(other, store))
+    list(fixmatch(other))
     assert steps == [6]
 
 
@@ -116,14 +116,14 @@ def test_a_changed_setting_is_another_training_for_its_own_method_alone(task_of,
 def test_without_room_for_unlabeled_images_nothing_is_trained(task_of, watched, method):
     task, store = task_of(replace(ONE, fit=replace(CFG.fit, labeled_share=1.0)))
     with pytest.raises(UserError, match=r"fit\.labeled_share"):
-        list(method(task, store))
+        list(method(task))
     assert watched[0] == []
 
 
 def test_fixmatch_needs_two_views(task_of):
     task, store = task_of(replace(ONE, fit=replace(CFG.fit, augment=False)))
     with pytest.raises(UserError, match=r"fit\.augment"):
-        fixmatch(task, store)
+        fixmatch(task)
 
 
 # -- the oracle
@@ -132,25 +132,25 @@ def test_fixmatch_needs_two_views(task_of):
 def test_the_oracle_is_mining_with_true_masks_and_says_so(task_of, watched):
     task, store = task_of(CFG)
     truth = truth_of(task)
-    rounds = list(oracle(task, store, truth))
+    rounds = list(oracle(task, truth))
     assert watched[0] == [12, 6, 6]
     assert [r.num_pseudo for r in rounds] == [0, len(truth), len(truth)]
     assert not rounds[0].reason.startswith(REASON_PREFIX) and all(
         r.reason.startswith(REASON_PREFIX) for r in rounds[1:]
     )
     assert not same(weights(store, 1, "oracle"), weights(store, 0))
-    list(oracle(task, store, truth_of(task, truth.ids[:2])))
+    list(oracle(task, truth_of(task, truth.ids[:2])))
     assert watched[0][3:] == [6, 6], "other masks, another training"
 
 
 def test_the_oracle_refuses_a_closed_pool_and_images_of_another_split(task_of, watched):
     task, store = task_of(ONE)
     with pytest.raises(WithheldMaskError):
-        oracle(task, store, task.unlabeled)
+        oracle(task, task.unlabeled)
     with pytest.raises(ValueError, match="1 of another split"):
-        oracle(task, store, Pool(task.val._cache, task.val.ids[:1], task.val._groups, "true"))
+        oracle(task, Pool(task.val._cache, task.val.ids[:1], task.val._groups, "true"))
     with pytest.raises(ValueError, match="got 0"):
-        oracle(task, store, truth_of(task).subset([]))
+        oracle(task, truth_of(task).subset([]))
     assert watched[0] == []
 
 
@@ -161,12 +161,12 @@ def test_no_other_method_can_be_handed_the_truth(task_of):
         with pytest.raises(ValueError, match="for the oracle alone"):
             arms.method(name, truth)
         with pytest.raises(TypeError):
-            arms.METHODS[name](task, store, truth)
+            arms.METHODS[name](task, truth)
     with pytest.raises(ValueError, match="for the oracle alone"):
         arms.method("oracle")
     with pytest.raises(UserError, match="did you mean fixmatch"):
         arms.method("fixmach")
-    assert len(list(arms.method("oracle", truth)(task, store))) == 1
+    assert len(list(arms.method("oracle", truth)(task))) == 1
 
 
 # -- self-training, and all by name
@@ -175,10 +175,10 @@ def test_no_other_method_can_be_handed_the_truth(task_of):
 def test_self_training_is_mining_with_an_echo_whatever_the_segmenter_was_to_be_asked(task_of):
     auto = replace(CFG.prompts, source="auto", passes=2)
     task, store = task_of(replace(ONE, prompts=auto))
-    rounds = list(arms.METHODS["self_training"](task, store))
+    rounds = list(arms.METHODS["self_training"](task))
     other, other_store = task_of(ONE, "echo", segmenter=IdentitySegmenter())
     assert rounds[1].num_pseudo > 0
-    assert [r.metrics for r in rounds] == [r.metrics for r in mine(other, other_store)]
+    assert [r.metrics for r in rounds] == [r.metrics for r in mine(other)]
     assert same(weights(store, 1), weights(other_store, 1))
 
 
@@ -188,7 +188,7 @@ def test_a_calibrated_gate_is_calibrated_with_the_echo(task_of, monkeypatch):
     task, store = task_of(replace(ONE, gate=replace(CFG.gate, mode="calibrated")))
     seen = []
     monkeypatch.setattr(calibration, "calibrate", lambda task, base, store: seen.append((task.segmenter, base)) or task)
-    arms.METHODS["self_training"](task, store)
+    arms.METHODS["self_training"](task)
     assert seen[0][0] is seen[0][1] and isinstance(seen[0][0], IdentitySegmenter)
 
 
@@ -197,7 +197,7 @@ def test_every_method_writes_where_it_says_and_starts_from_the_same_round_0(task
     starts = []
     for name in arms.METHODS:
         task, store = task_of(cfg, name)
-        rounds = list(arms.METHODS[name](task, store))
+        rounds = list(arms.METHODS[name](task))
         assert store.round_dir(rounds[-1].round_idx, arms.method_dir_of(name)).joinpath("metrics.json").exists()
         starts.append(weights(store, 0))
     assert all(same(starts[0], other) for other in starts[1:])

@@ -32,7 +32,7 @@ def test_the_echo_answers_with_the_component_whatever_is_asked():
 
 def test_its_pseudo_masks_are_the_local_model_s_own(task_of):
     task, store = task_of(replace(CFG, rounds=1), segmenter=IdentitySegmenter())
-    done = list(mine(task, store))
+    done = list(mine(task))
     rows = [row for row in store.decisions(1) if row["object_idx"] >= 0]
     assert done[1].num_pseudo > 0 and rows
     assert all(row["local_rle"] == row["segmenter_rle"] and row["agreement_iou"] == 1 for row in rows)

@@ -18,7 +18,7 @@ TWO = replace(CFG, model=replace(CFG.model, name="unetpp+unet"))
 def test_the_first_is_the_local_model_and_the_second_speaks_in_every_decision(task_of):
     task, store = task_of(TWO, segmenter=Ellipse())
     assert (task.cfg.model.name, task.auxiliary_model.name) == ("unetpp", "unet")
-    list(mine(task, store))
+    list(mine(task))
     for round_idx in (1, 2):
         rows = [row for row in store.decisions(round_idx) if row["object_idx"] >= 0]
         assert rows and all(0 <= row["witness_dice"] <= 1 for row in rows)
@@ -27,7 +27,7 @@ def test_the_first_is_the_local_model_and_the_second_speaks_in_every_decision(ta
 def test_the_local_model_is_what_it_would_be_alone_until_the_witness_is_heard(task_of):
     task, store = task_of(replace(TWO, rounds=1), segmenter=Ellipse())
     alone, alone_store = task_of(replace(CFG, rounds=1), "alone", segmenter=Ellipse())
-    list(mine(task, store)), list(mine(alone, alone_store))
+    list(mine(task)), list(mine(alone))
     # By thresholds nothing judges by the witness, so not even round 1 differs.
     assert all(same(weights(store, n), weights(alone_store, n)) for n in (0, 1))
     assert all(np.isnan(row["witness_dice"] or np.nan) for row in alone_store.decisions(1))
@@ -42,19 +42,19 @@ def test_it_is_trained_once_and_never_on_a_pseudo_mask(task_of, monkeypatch):
         return real(model, batches, *args, **more)
 
     monkeypatch.setattr(training, "fit", fit)
-    list(mine(task, store))
+    list(mine(task))
     (pseudo,) = [pseudo for name, pseudo in trained if name == "Unet"]
     assert pseudo is None and len(trained) == 4  # rounds 0, 1, 2 and the witness
-    found, signature = trained_auxiliary_model(task, store)
+    found, signature = trained_auxiliary_model(task)
     assert len(trained) == 4, "read back"
     assert same(found.state_dict(), {**found.state_dict(), **weights(store, 0, "witness", "model")}) and signature
 
 
 def test_another_witness_mines_anew(task_of):
     task, store = task_of(replace(TWO, rounds=1), segmenter=Ellipse())
-    list(mine(task, store))
+    list(mine(task))
     other = replace(task, auxiliary_model=replace(task.auxiliary_model, decoder_channels=16))
-    list(mine(other, store))
+    list(mine(other))
     first = store.decisions(1)
-    list(mine(task, store))
+    list(mine(task))
     assert [r["witness_dice"] for r in first] != [r["witness_dice"] for r in store.decisions(1)]

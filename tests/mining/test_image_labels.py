@@ -52,7 +52,7 @@ def labels(task) -> dict[str, int]:
 
 def test_a_lesion_free_image_gets_an_empty_mask_and_is_not_asked_about(sks_task):
     task, store = sks_task
-    list(mine(task, store))
+    list(mine(task))
     rows = {r["sample_id"]: r for r in store.decisions(1)}
     free = {i for i, label in labels(task).items() if label == 0}
     assert free
@@ -65,7 +65,7 @@ def test_a_lesion_free_image_gets_an_empty_mask_and_is_not_asked_about(sks_task)
 
 def test_a_lesion_image_never_gets_an_empty_mask(sks_task):
     task, store = sks_task
-    list(mine(task, store))
+    list(mine(task))
     with_lesion = {i for i, label in labels(task).items() if label == 1}
     trained = {r["sample_id"] for r in store.decisions(1) if r["in_training"]}
     assert with_lesion
@@ -75,7 +75,7 @@ def test_a_lesion_image_never_gets_an_empty_mask(sks_task):
 
 def test_where_the_model_finds_nothing_the_classifier_is_asked_where_it_looks(sks_task):
     task, store = sks_task
-    model = new_model(task, store)
+    model = new_model(task)
     images = [task.unlabeled.sample(i) for i in task.unlabeled.ids]
     found = Prompts(1, np.array([1, 1, 9, 9], np.float32))
     heeded = apply_image_labels(task, model, images, [[] for _ in images], 1)
@@ -93,8 +93,8 @@ def test_an_unknown_label_changes_nothing(sks_task):
     task, store = sks_task
     image = replace(task.unlabeled.sample(task.unlabeled.ids[0]), image_label=None)
     found = Prompts(1, np.array([1, 1, 9, 9], np.float32))
-    assert apply_image_labels(task, new_model(task, store), [image], [[found]], 1) == [[found]]
-    assert apply_image_labels(task, new_model(task, store), [image], [[]], 1) == [[]]
+    assert apply_image_labels(task, new_model(task), [image], [[found]], 1) == [[found]]
+    assert apply_image_labels(task, new_model(task), [image], [[]], 1) == [[]]
 
 
 def test_of_three_classes_the_last_is_the_lesion(task_of):
@@ -109,9 +109,9 @@ def test_the_classifier_is_trained_once_and_read_back(sks_task, monkeypatch):
     from kmine.training import classifier as fit_classifier
 
     task, store = sks_task
-    first = new_model(task, store)
+    first = new_model(task)
     monkeypatch.setattr(fit_classifier, "fit_classifier", None)
-    second = new_model(task, store)
+    second = new_model(task)
     assert same(first.state_dict(), second.state_dict())
     about = store.read_json(store.root / "classifier" / "metrics.json")
     assert about["num_images"] == len(task.labeled) + len(task.unlabeled)
@@ -120,7 +120,7 @@ def test_the_classifier_is_trained_once_and_read_back(sks_task, monkeypatch):
 def test_it_differs_from_an_untrained_one_and_from_a_shuffled_one(task_of):
     plain, store = task_of(SKS)
     shuffled, other = task_of(replace(SKS, classifier=replace(SKS.classifier, shuffle=True)), "other")
-    trained = [new_model(plain, store).classifier.state_dict(), new_model(shuffled, other).classifier.state_dict()]
+    trained = [new_model(plain).classifier.state_dict(), new_model(shuffled).classifier.state_dict()]
     untrained = training.build_model(SKS.model, 2, SKS.seed).classifier.state_dict()
     assert not same(trained[0], trained[1]) and not same(trained[0], untrained)
 
@@ -128,7 +128,7 @@ def test_it_differs_from_an_untrained_one_and_from_a_shuffled_one(task_of):
 def test_with_every_skip_off_no_classifier_is_trained(task_of):
     alone = replace(SKS.model, skip_feature_share=False, skip_resolution=False, skip_coarse=False)
     task, store = task_of(replace(SKS, model=alone))
-    new_model(task, store)
+    new_model(task)
     assert not (store.root / "classifier").exists()
 
 
@@ -145,7 +145,7 @@ def test_shuffled_labels_are_the_same_labels_on_other_images(task_of):
 
 def test_the_frozen_classifier_stays_as_it_was_through_the_rounds(sks_task):
     task, store = sks_task
-    list(mine(task, store))
+    list(mine(task))
     classifier = store.load_tensors(store.root / "classifier" / "model.safetensors", None)[0]
     for round_idx in range(2):
         path = store.round_dir(round_idx) / "model_final.safetensors"

@@ -29,8 +29,8 @@ def test_pseudo_masks_come_with_their_weights_where_asked_and_with_what_is_known
     a, b, c = task.unlabeled.ids[:3]
     out = {**decision(c, 0.9, reason="low_agreement"), "in_training": False}
     rows = [decision(a, 0.5), decision(b, None, reason="lesion_free", object_idx=-1), out]
-    plain = pseudo_labeled_pool(task, store, 1, rows)
+    plain = pseudo_labeled_pool(task, 1, rows)
     assert (plain.ids, plain.weights, plain.empty) == ((a, b), {}, {b})
     estimated = replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, pseudo_weight="estimated")))
-    weighed = pseudo_labeled_pool(estimated, store, 1, rows)
+    weighed = pseudo_labeled_pool(estimated, 1, rows)
     assert (weighed.ids, weighed.weights, weighed.empty) == ((a, b), {a: 0.5}, {b})

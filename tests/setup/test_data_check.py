@@ -14,7 +14,7 @@ from kmine.data.datasets.phantom.dataset import PhantomSource
 from kmine.errors import UserError
 from kmine.setup import open as runs
 from kmine.setup.open import open_task
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 
 
 class Planted(PhantomSource):
@@ -49,7 +49,7 @@ def opened(tmp_path):
     def open_with(source: PhantomSource, out: str = "run", cache: str = "cache", **data):
         settings = {"size": 32, "label_fraction": 0.3, "cache_dir": str(tmp_path / cache), "split_file": None}
         cfg = LoopConfig(rounds=0, device="cpu", data=DataConfig(**(settings | data)))
-        store, listener = RunStore(tmp_path / out), Listener()
+        store, listener = RunFolder(tmp_path / out), Listener()
         try:
             task = open_task(cfg, source, store, listener)
         finally:

@@ -22,7 +22,7 @@ from kmine.io import files
 from kmine.io.files import sign, write_atomic
 from kmine.setup import open as runs
 from kmine.store import run_folder as run_store
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.types import Evidence
 
 IDS = ("a/b", "../x", "Normal (1)", "ä", ".", "..", "", ".hidden", "a b%2Fc", "x" * 250, "ä" * 250, "y" * 201)
@@ -30,7 +30,7 @@ IDS = ("a/b", "../x", "Normal (1)", "ä", ".", "..", "", ".hidden", "a b%2Fc", "
 
 @pytest.fixture
 def store(tmp_path):
-    store = RunStore(tmp_path / "run")
+    store = RunFolder(tmp_path / "run")
     yield store
     store.close()
 
@@ -94,7 +94,7 @@ def test_rests_of_a_killed_write_are_swept_and_nothing_else(store):
 
 
 def test_a_second_process_is_refused_until_the_first_lets_go(store):
-    code = f"from pathlib import Path; from kmine.store import RunStore; RunStore(Path({str(store.root)!r}))"
+    code = f"from pathlib import Path; from kmine.store import RunFolder; RunFolder(Path({str(store.root)!r}))"
     first = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "another process is working in this run folder; choose another --out" in first.stderr
     store.close()
@@ -105,22 +105,22 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "taken").write_text("mine")
     for path in (tmp_path / "taken", tmp_path / "taken" / "below"):
         with pytest.raises(UserError, match="a file stands where a folder is needed; choose another --out"):
-            RunStore(path)
+            RunFolder(path)
     assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="too long for this file system; choose a shorter --out"):
-        RunStore(tmp_path / ("n" * 300))
+        RunFolder(tmp_path / ("n" * 300))
     monkeypatch.setattr(Path, "mkdir", failing(errno.EACCES))
     with pytest.raises(UserError, match="no permission to write there; choose another --out"):
-        RunStore(tmp_path / "run")
+        RunFolder(tmp_path / "run")
 
 
 # -- claim
 
 
-def begin(store: RunStore, config: dict, fingerprint: str = "f" * 64) -> None:
+def begin(store: RunFolder, config: dict, fingerprint: str = "f" * 64) -> None:
     """A run that has trained something."""
     store.claim(config, fingerprint)
     store.write_csv("splits.csv", ("sample_id", "group_id", "split"), [("a", "a", "labeled")])
@@ -311,7 +311,7 @@ def mask_of(sample_id: str, side: int = 6) -> np.ndarray:
     return rng.choice(np.array([0, 1, 255], np.uint8), (side, side + 1))
 
 
-def mine_part(store: RunStore, part: int, ids: list[str], signature: str = "s", kept: tuple[str, ...] = ()) -> None:
+def mine_part(store: RunFolder, part: int, ids: list[str], signature: str = "s", kept: tuple[str, ...] = ()) -> None:
     kept = kept or tuple(ids)
     tables = {"prompts": [prompt(i) for i in ids], "decisions": [decision(i, i in kept) for i in ids]}
     store.save_batch(1, signature, part, tables, {i: mask_of(i) for i in ids if i in kept})
@@ -432,7 +432,7 @@ def test_stale_masks_go_even_if_a_kill_came_between(store, monkeypatch):
     mine_part(store, 0, ["a", "b"], signature="old")
     mine_part(store, 0, ["a", "b"], signature="new", kept=("b",))
     with monkeypatch.context() as patch:
-        patch.setattr(RunStore, "_drop_stale_masks", failing(errno.EINTR))
+        patch.setattr(RunFolder, "_drop_stale_masks", failing(errno.EINTR))
         with pytest.raises(OSError, match="Interrupted"):
             store.close_round(1, "new", 1)
     store.close_round(1, "new", 1)

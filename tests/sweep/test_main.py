@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.loop_command import move_pictures, run_loop, write_pictures
+from helpers.sources import documented
 from helpers.sweep_command import (
     MEASURED,
     TINY,
@@ -17,14 +18,13 @@ from helpers.sweep_command import (
     table,
 )
 from PIL import Image
-from test_config import documented
 
 from kmine.compare import __main__ as compare
 from kmine.config.sweep import METHODS, SweepConfig
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.errors import UserError
 from kmine.methods import registry as arms
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.sweep import __main__ as sweep
 from kmine.sweep import trials as cells
 from kmine.sweep import workers as sweep_workers
@@ -50,7 +50,7 @@ def swept(tmp_path_factory) -> tuple[Path, Path, set[str]]:
 
 
 def splits(folder: Path) -> dict[str, set[str]]:
-    store, found = RunStore(folder), {}
+    store, found = RunFolder(folder), {}
     for row in store.read_csv("splits.csv"):
         found.setdefault(row["split"], set()).add(row["sample_id"])
     store.close()
@@ -200,7 +200,7 @@ def test_a_failed_cell_is_a_row_and_the_next_command_tries_it_again(swept, tmp_p
     words = (*which, "--methods", "fixmatch", "mean_teacher", "self_training", "supervised")
 
     def fails(error: BaseException):
-        def method(task, store):
+        def method(task):
             raise error
 
         return method
@@ -229,7 +229,7 @@ def test_a_failed_cell_is_a_row_and_the_next_command_tries_it_again(swept, tmp_p
 def test_ctrl_c_leaves_the_table_whole(swept, tmp_path, monkeypatch, capsys):
     words = ("--fractions", "0.3", "--seeds", "0", "--methods", "supervised", "fixmatch")
 
-    def interrupted(task, store):
+    def interrupted(task):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

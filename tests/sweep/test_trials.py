@@ -14,7 +14,7 @@ from helpers.sweep_command import settings
 from kmine import cli
 from kmine.errors import UserError
 from kmine.io.files import write_json
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.sweep import trials as cells
 from kmine.sweep import workers as sweep_workers
 from kmine.sweep.plan import time_left, write_table
@@ -125,7 +125,7 @@ def test_cells_are_taken_in_the_order_of_the_plan_and_done_ones_never_again(tmp_
 
 
 def test_what_another_process_is_at_is_left_to_it(tmp_path):
-    held = RunStore(trial_dir(tmp_path, A0))
+    held = RunFolder(trial_dir(tmp_path, A0))
     assert taken(tmp_path, [A0]) is None
     assert taken(tmp_path, [A0, A1]) == A1
     held.close()
@@ -135,7 +135,7 @@ def test_what_another_process_is_at_is_left_to_it(tmp_path):
 def test_a_round_0_in_the_making_is_waited_for_while_there_is_other_work(tmp_path):
     plan = [A0, A1, B0, B1]
     says(tmp_path, A0, "running")
-    held = RunStore(trial_dir(tmp_path, A0))
+    held = RunFolder(trial_dir(tmp_path, A0))
     assert taken(tmp_path, plan) == B0
     for name in cells.ROUND0_FILES:
         (trial_dir(tmp_path, A0) / name).parent.mkdir(exist_ok=True)
@@ -149,7 +149,7 @@ def test_a_round_0_in_the_making_is_waited_for_while_there_is_other_work(tmp_pat
 
 def test_what_another_command_is_at_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_workers, "POLL_SECONDS", 0.01)
-    held, said = RunStore(trial_dir(tmp_path, A0)), []
+    held, said = RunFolder(trial_dir(tmp_path, A0)), []
 
     def other() -> None:
         time.sleep(0.1)
@@ -224,7 +224,7 @@ def test_the_first_of_each_kin_goes_first():
 
 def test_a_task_leaves_a_cell_that_is_taken_or_done(tmp_path):
     cfg = SimpleNamespace(out=str(tmp_path))
-    held = RunStore(trial_dir(tmp_path, A0))
+    held = RunFolder(trial_dir(tmp_path, A0))
     assert run_remote_trial(cfg, A0, [], 0.0, str(Path.cwd())) == BUSY
     held.close()
     says(tmp_path, A0, "done")

@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmine.errors import UserError
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 from kmine.training import distributed as together
 from kmine.training.distributed import (
     forward,
@@ -97,7 +97,7 @@ def test_batch_norm_of_slices_is_that_of_the_batch(monkeypatch: pytest.MonkeyPat
 
 
 def test_who_follows_writes_only_what_it_mined(tmp_path: Path) -> None:
-    store = RunStore(tmp_path, follows=True)
+    store = RunFolder(tmp_path, follows=True)
     store.update_run(seed=1)
     store.write_text("config.yaml", "a: 1")
     store.save_tensors(tmp_path / "model.safetensors", {"w": torch.zeros(1)}, "signature")
@@ -124,7 +124,7 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("results: ") == 1  # one of them speaks
-    one, two = (RunStore(tmp_path / name) for name in ("one", "two"))
+    one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
     assert one.read_csv("splits.csv") == two.read_csv("splits.csv")
     asked = [[(row["sample_id"], row["object_idx"]) for row in store.decisions(1)] for store in (one, two)]
     assert asked[0] == asked[1]

@@ -15,13 +15,12 @@ from kmine.io.files import sign
 from kmine.mining.adaptation.finetune import Adaptation, adapt
 from kmine.mining.crossfit import out_of_fold, sample_ids, with_prompts
 from kmine.segmenters.base import FineTunable
-from kmine.store.run_folder import RunStore
 from kmine.training.model_setup import new_model
 from kmine.training.task import Task
 from kmine.training.trainer import train
 
 
-def adapt_segmenter(task: Task, store: RunStore) -> Task:
+def adapt_segmenter(task: Task) -> Task:
     """The task with the adapted segmenter, where there is one and it is better; the same task otherwise.
 
     The learnt weights (`segmenter/adapted.safetensors`) and what was gained (`segmenter/adaptation.json`) are
@@ -30,26 +29,26 @@ def adapt_segmenter(task: Task, store: RunStore) -> Task:
     segmenter, cfg = task.segmenter, task.cfg
     if not (cfg.adapt.enabled and isinstance(segmenter, FineTunable)):
         return task
-    folder = store.root / "segmenter"
+    folder = task.run.root / "segmenter"
     fit_settings = {k: v for k, v in asdict(cfg.fit).items() if k not in ("num_workers", "round_steps", "round_lr")}
     settings = [asdict(section) for section in (cfg.model, cfg.classifier, cfg.infer, cfg.prompts, cfg.adapt)]
     signature = sign(task.signature, segmenter.signature, fit_settings, settings)
-    record = store.load_json(folder / "adaptation.json", signature)
-    finetuned = store.load_tensors(folder / "adapted.safetensors", signature)
+    record = task.run.load_json(folder / "adaptation.json", signature)
+    finetuned = task.run.load_tensors(folder / "adapted.safetensors", signature)
     if record is None or (record["used"] and finetuned is None):
-        result = _adapt(task, store, segmenter)
+        result = _adapt(task, segmenter)
         if result.state is not None:
-            store.save_tensors(folder / "adapted.safetensors", result.state, signature)
+            task.run.save_tensors(folder / "adapted.safetensors", result.state, signature)
         record = {"base": segmenter.name, "base_sha256": segmenter.signature, "used": result.used, **_figures(result)}
         # Last: it says that the adaptation is done.
-        store.save_json(folder / "adaptation.json", record, signature)
+        task.run.save_json(folder / "adaptation.json", record, signature)
         task.progress.log(adaptation_summary(record))
         return replace(task, segmenter=result.segmenter)
     return replace(task, segmenter=segmenter.with_weights(finetuned[0])) if record["used"] and finetuned else task
 
 
 def adaptation_summary(record: dict[str, Any]) -> str:
-    """What came of the adaptation, in one sentence; `about` is the content of adaptation.json."""
+    """What came of the adaptation, in one sentence; `record` is the content of adaptation.json."""
     if not record["num_objects"] or not record["num_held_out"]:
         return f"{record['base']} was not adapted: the labeled or the validation images hold no object"
     outcome = "used" if record["used"] else "not used: no gain beyond adapt.min_gain"
@@ -61,11 +60,11 @@ def adaptation_summary(record: dict[str, Any]) -> str:
     )
 
 
-def _adapt(task: Task, store: RunStore, segmenter: FineTunable) -> Adaptation:
+def _adapt(task: Task, segmenter: FineTunable) -> Adaptation:
     cfg, seed = task.cfg.adapt, task.cfg.seed
-    examples = list(out_of_fold(task, store, sample_ids(task.labeled, cfg.max_images, seed)))
-    model = new_model(task, store)
-    model.load_state_dict(train(task, store, model, round_idx=0).best)
+    examples = list(out_of_fold(task, sample_ids(task.labeled, cfg.max_images, seed)))
+    model = new_model(task)
+    model.load_state_dict(train(task, model, round_idx=0).best)
     held_out = list(with_prompts(task, model, task.val, sample_ids(task.val, cfg.max_images, seed)))
     steps = cfg.steps or segmenter.fine_tune_defaults.steps
     task.progress.start(f"adapting {segmenter.name}", steps)

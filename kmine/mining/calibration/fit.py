@@ -99,7 +99,7 @@ def choose_threshold(
     """The loosest threshold at which the accepted masks' mean Dice is at least `target` with `confidence`.
 
     Where there is none, the loosest at which the calibration objects' own mean reaches the target, and failing that
-    the strictest that leaves a tenth of them, at least `WRONG`; `kept` is False then, and `lower_bound` is what can be
+    the strictest that leaves a tenth of them, at least `MIN_THRESHOLD`; `kept` is False then, and `mean_lower_bound` is what can be
     promised there.
     """
     per_threshold = 1 - (1 - confidence) / len(thresholds)
@@ -133,7 +133,7 @@ class ThresholdFit(NamedTuple):
 
 
 def threshold_for_mean_estimate(estimates: Sequence[float], target: float, otherwise: float) -> ThresholdFit:
-    """The loosest threshold, not below `WRONG` (or the target, where that is lower), at which the mean estimate of
+    """The loosest threshold, not below `MIN_THRESHOLD` (or the target, where that is lower), at which the mean estimate of
     what it keeps is at least `target`; `otherwise` where even the highest estimate is below.
 
     Nothing is promised by it. It takes the estimates at their word, which are calibrated object by object, where a

@@ -40,7 +40,7 @@ class LocalQualityEstimator:
     area_prior: Mapping[int, float]
     """Per class, the median share of the image that one labeled object covers."""
     prompts: PromptsConfig
-    """See `unasked`."""
+    """See `local_only`."""
 
     def estimates(self, probs: Probs, tta: str) -> list[tuple[Prompts, float]]:
         """Each object that is seen, with its estimated Dice; by class, largest first.
@@ -90,7 +90,7 @@ def score_local_objects(probs: Probs, cfg: PromptsConfig, area_prior: Mapping[in
 
 
 def local_quality_summary(record: Mapping[str, Any]) -> str:
-    """What the estimates rest on; `alone` is what calibration.json has under that name."""
+    """What the estimates rest on; `record` is what calibration.json has under that name."""
     by_tta = [
         f"with tta {tta}: {entry['num_objects']} objects of labeled images, rank correlation with true Dice "
         f"{_format_number(entry['rank_correlation'])}, mean estimate {_format_number(entry['mean']['estimate'])} where mean Dice was "

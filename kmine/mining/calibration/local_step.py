@@ -19,7 +19,6 @@ from kmine.mining.candidates import median_object_area
 from kmine.mining.crossfit import fold_model
 from kmine.models.base import LocalModel
 from kmine.ops.calibrator import FEATURES
-from kmine.store.run_folder import RunStore
 from kmine.training.inference import infer
 from kmine.training.task import Task
 from kmine.types import Evidence
@@ -29,7 +28,7 @@ VERSION = 1
 Row = dict[str, Any]
 
 
-def calibrate_local_quality(task: Task, store: RunStore, fold_ids: Sequence[Sequence[str]]) -> Row | None:
+def calibrate_local_quality(task: Task, fold_ids: Sequence[Sequence[str]]) -> Row | None:
     """What calibration.json has under `alone`; None where the objects are too few.
 
     Evidence and Dice of each part are artifacts of their own (`calibration/alone_N.json`), so those of the gate stay as
@@ -38,7 +37,7 @@ def calibrate_local_quality(task: Task, store: RunStore, fold_ids: Sequence[Sequ
     Args:
         task: its local models of the parts are made, or read back.
         store: where artifacts go.
-        parts: the labeled ids of each.
+        fold_ids: the labeled ids of each.
     """
     cfg, prompts = task.cfg, local_only(task.cfg.prompts)
     fit_settings = {k: v for k, v in asdict(cfg.fit).items() if k not in ("num_workers", "round_steps", "round_lr")}
@@ -49,14 +48,14 @@ def calibrate_local_quality(task: Task, store: RunStore, fold_ids: Sequence[Sequ
     )
     rows: dict[str, list[Row]] = {tta: [] for tta in ttas}
     for fold_idx, held_out_ids in enumerate(fold_ids):
-        path = store.root / "calibration" / f"alone_{fold_idx}.json"
-        saved = store.load_json(path, signature)
+        path = task.run.root / "calibration" / f"alone_{fold_idx}.json"
+        saved = task.run.load_json(path, signature)
         if saved is None:
-            model = fold_model(task, store, fold_idx, held_out_ids)
+            model = fold_model(task, fold_idx, held_out_ids)
             rest = task.labeled.subset([i for i in task.labeled.ids if i not in set(held_out_ids)])
             area_prior = median_object_area(rest, task.num_classes)
             saved = {"objects": {tta: list(_rows(task, model, held_out_ids, area_prior, tta)) for tta in ttas}}
-            store.save_json(path, saved, signature)
+            task.run.save_json(path, saved, signature)
         for tta in ttas:
             rows[tta] += saved["objects"][tta]
     by_tta = {tta: fitted for tta in ttas if (fitted := fit_local_calibrator(rows[tta], cfg.seed))}

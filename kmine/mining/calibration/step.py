@@ -43,7 +43,6 @@ from kmine.models.base import LocalModel
 from kmine.ops.calibrator import FEATURES, Calibration, RiskGuarantee
 from kmine.ops.masks import components
 from kmine.segmenters.base import ADAPTED, FineTunable, Segmenter
-from kmine.store.run_folder import RunStore
 from kmine.training.inference import infer
 from kmine.training.model_setup import new_model
 from kmine.training.task import Task
@@ -53,12 +52,12 @@ from kmine.types import IGNORE_INDEX, Evidence, Sample
 Row = dict[str, Any]
 
 
-def calibrate(task: Task, base: Segmenter | None, store: RunStore) -> Task:
+def calibrate(task: Task, base: Segmenter | None) -> Task:
     """The task with its gate calibrated, where the labels are enough for that; the same task otherwise.
 
     Evidence and Dice of each part (`calibration/fold_N.json`) and what was learnt from them
     (`calibration/calibration.json`) are artifacts of the run, read back where they were made from the same. Beside it
-    stands what the local model's own masks can be estimated by (`calibrate_alone`), which decides nothing here.
+    stands what the local model's own masks can be estimated by (`calibrate_local_quality`), which decides nothing here.
 
     Args:
         task: with the segmenter as it will mine.
@@ -77,10 +76,10 @@ def calibrate(task: Task, base: Segmenter | None, store: RunStore) -> Task:
         # Hardly more could be found than there are: nobody need be trained to see that.
         record: Row = {"num_objects": count, "num_parts": len(fold_ids), "promise": None, "alone": None}
     else:
-        rows = list(_all_rows(task, base, store, fold_ids, signature))
+        rows = list(_all_rows(task, base, fold_ids, signature))
         record = fit_calibration(rows, cfg.gate.target_dice, cfg.gate.confidence, cfg.gate.margin, cfg.seed)
-        record["alone"] = calibrate_local_quality(task, store, fold_ids)
-    store.save_json(store.root / "calibration" / "calibration.json", record, signature)
+        record["alone"] = calibrate_local_quality(task, fold_ids)
+    task.run.save_json(task.run.root / "calibration" / "calibration.json", record, signature)
     task.progress.log(calibration_summary(record))
     return replace(task, calibration=Calibration.from_json(record) if record["promise"] else None)
 
@@ -128,7 +127,7 @@ def fit_calibration(rows: Sequence[Row], target: float, confidence: float, margi
 
 
 def calibration_summary(record: Row) -> str:
-    """What came of the calibration, in one sentence; `about` is the content of calibration.json."""
+    """What came of the calibration, in one sentence; `record` is the content of calibration.json."""
     if record.get("num_parts", 2) < 2:
         return (
             "the gate is not calibrated: with adapt.folds 1, or a single group, no labeled image is unknown to the "
@@ -156,31 +155,27 @@ def calibration_summary(record: Row) -> str:
     )
 
 
-def _all_rows(
-    task: Task, base: Segmenter, store: RunStore, fold_ids: Sequence[Sequence[str]], signature: str
-) -> Iterator[Row]:
-    paths = [store.root / "calibration" / f"fold_{n}.json" for n in range(len(fold_ids))]
-    saved = [store.load_json(path, signature) for path in paths]
+def _all_rows(task: Task, base: Segmenter, fold_ids: Sequence[Sequence[str]], signature: str) -> Iterator[Row]:
+    paths = [task.run.root / "calibration" / f"fold_{n}.json" for n in range(len(fold_ids))]
+    saved = [task.run.load_json(path, signature) for path in paths]
     if None in saved:
-        saved = _measure(task, base, store, fold_ids, saved)
+        saved = _measure(task, base, fold_ids, saved)
         for path, fold in zip(paths, saved, strict=True):
-            store.save_json(path, fold, signature)
+            task.run.save_json(path, fold, signature)
     for fold in saved:
         yield from fold["objects"]
 
 
-def _measure(
-    task: Task, base: Segmenter, store: RunStore, fold_ids: Sequence[Sequence[str]], saved: Sequence[Row | None]
-) -> list[Row]:
+def _measure(task: Task, base: Segmenter, fold_ids: Sequence[Sequence[str]], saved: Sequence[Row | None]) -> list[Row]:
     """Evidence and Dice of the objects found in each part, by models that do not know it."""
     cfg = task.cfg
     sampled = set(sample_ids(task.labeled, cfg.adapt.max_images, cfg.seed))
     examples, models, auxiliary_models = [], [], []
     for fold_idx, held_out_ids in enumerate(fold_ids):
-        models.append(fold_model(task, store, fold_idx, held_out_ids))
-        auxiliary_models.append(fold_auxiliary_model(task, store, fold_idx, held_out_ids))
+        models.append(fold_model(task, fold_idx, held_out_ids))
+        auxiliary_models.append(fold_auxiliary_model(task, fold_idx, held_out_ids))
         examples.append(list(with_prompts(task, models[-1], task.labeled, [i for i in held_out_ids if i in sampled])))
-    held_out = _held_out(task, store)
+    held_out = _held_out(task)
     out = []
     for fold_idx, held_out_ids in enumerate(fold_ids):
         if saved[fold_idx] is not None:
@@ -203,11 +198,11 @@ def _measure(
     return out
 
 
-def _held_out(task: Task, store: RunStore) -> list[Example]:
+def _held_out(task: Task) -> list[Example]:
     if not task.segmenter.name.endswith(ADAPTED):
         return []
-    model = new_model(task, store)
-    model.load_state_dict(train(task, store, model, round_idx=0).best)
+    model = new_model(task)
+    model.load_state_dict(train(task, model, round_idx=0).best)
     return list(with_prompts(task, model, task.val, sample_ids(task.val, task.cfg.adapt.max_images, task.cfg.seed)))
 
 

@@ -40,7 +40,7 @@ class Embedder:
             cache: of features; None encodes every time.
             dtype: float32 or float16, to which features are rounded, kept or not: what comes of a run must not hang on
                 what a cache happened to hold.
-            say: is told where a batch turns out too large for the GPU.
+            log: is told where a batch turns out too large for the GPU.
         """
         use_fused_attention(sam.image_encoder)
         self.batch_size = batch_size

@@ -1,6 +1,6 @@
 """The official image encoder of SAM, made several times faster without a change of what it computes.
 
-Structure and weights stay those of `segment_anything`; `quicken` exchanges two kinds of arithmetic inside it:
+Structure and weights stay those of `segment_anything`; `use_fused_attention` exchanges two kinds of arithmetic inside it:
 
 Attention. The official code writes out all scores, scale * q k^T + q Rh + q Rw, and goes over them several times. Here
 the two products with the relative positions become the mask of PyTorch's fused attention, a few heads at a time. (As

@@ -33,7 +33,7 @@ FOCAL_ALPHA = 0.25
 
 
 class SamFineTuner:
-    """A `Trainee` whose mask decoder learns. The image encoder is never run; the prompt encoder runs, but is frozen."""
+    """A `FineTuner` whose mask decoder learns. The image encoder is never run; the prompt encoder runs, but is frozen."""
 
     def __init__(self, segmenter: SamSegmenter) -> None:
         """Takes a segmenter with a decoder that nobody else uses; nobody may ask for its signature, it changes."""
@@ -56,7 +56,7 @@ class SamFineTuner:
         predicted IoU alone, towards 0.
 
         Args:
-            lessons: at least one.
+            examples: at least one.
             seed: unused. An augmented image would have to be encoded again, which is what the embedding saves; variety
                 comes from the prompts that the caller draws.
 

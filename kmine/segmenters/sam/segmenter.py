@@ -85,7 +85,7 @@ class _DecoderOutput:
 class SamSegmenter:
     """A `Segmenter` around one SAM, which it owns from then on: its weights must not change any more.
 
-    `Adaptable`: a twin with a decoder of its own learns, encoder and prompt encoder are shared and stay as they are.
+    `FineTunable`: a twin with a decoder of its own learns, encoder and prompt encoder are shared and stay as they are.
     """
 
     # The decoder of any SAM, forwards and back, takes 0.2 s a lesson at 1024 px on one CPU core: 200 steps of 4 take
@@ -117,7 +117,7 @@ class SamSegmenter:
                 as well as the whole, and one for a box, a hint or several points.
             cache: of embeddings; None encodes every time.
             dtype: float32 or float16, to which embeddings are rounded, cached or not.
-            say: is told what the user should know.
+            log: is told what the user should know.
         """
         self.name = name
         self._sam = sam.to(device).eval()
@@ -177,7 +177,7 @@ class SamSegmenter:
             yield propose(self._sam, self.features(embedding), embedding.size, points_at_once=at_once)
 
     def fine_tuner(self) -> SamFineTuner:
-        """A twin to teach, with a copy of the mask decoder; see `SamTrainee`."""
+        """A twin to teach, with a copy of the mask decoder; see `SamFineTuner`."""
         return SamFineTuner(self._with_decoder(copy.deepcopy(self.decoder), self.name))
 
     def with_weights(self, state: Mapping[str, torch.Tensor]) -> SamSegmenter:
@@ -294,7 +294,7 @@ class SamSegmenter:
         Args:
             features: of one image, see `features`.
             size: its (H, W).
-            rows: of that image, equal in `form`.
+            queries: of that image, equal in `form`.
             multimask: M = 3 instead of 1.
 
         Returns:

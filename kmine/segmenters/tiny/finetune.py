@@ -76,7 +76,7 @@ def tiny_loss(logits: Tensor, score: Tensor, truth: Tensor, unseen: Tensor | flo
 
 
 class TinyFineTuner:
-    """A `Trainee` around a `TinyNet` that nobody else uses; every weight learns."""
+    """A `FineTuner` around a `TinyNet` that nobody else uses; every weight learns."""
 
     def __init__(self, net: TinyNet, *, name: str, device: torch.device | str) -> None:
         """Takes a network, on `device` already; `name` is its segmenter's, for errors."""
@@ -89,13 +89,13 @@ class TinyFineTuner:
         return list(self._net.parameters())
 
     def loss(self, examples: Sequence[PromptedExample], seed: int) -> Tensor:
-        """The mean of `loss_of` over the lessons, a scalar with gradient.
+        """The mean of `tiny_loss` over the lessons, a scalar with gradient.
 
         Each is asked as `Tiny.decode` would ask it, turned and repainted, some without their hint, see `augmented`.
         Jittered boxes teach nothing.
 
         Args:
-            lessons: at least one.
+            examples: at least one.
             seed: of the augmentation, which is drawn on the CPU: the same on every device.
 
         Raises:
@@ -134,7 +134,7 @@ def truth_of(query: DecoderQuery, mask: NDArray[np.bool_]) -> tuple[NDArray[np.f
     """What the crop of a row shows of an object, and how much it does not.
 
     Args:
-        row: with its window.
+        query: with its window.
         mask: (H, W).
 
     Returns:
@@ -167,7 +167,7 @@ def turned(
     """Questions and truths mirrored, then transposed; image, prompts and truth stay together.
 
     Args:
-        asked: B questions.
+        inputs: B questions.
         truth: (B, 1, S, S).
         across: (B,) bool, which are mirrored from left to right.
         down: (B,) bool, which are mirrored from top to bottom.

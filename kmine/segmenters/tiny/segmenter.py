@@ -8,7 +8,7 @@ clipped, see `check_prompts`; a box as large as the image is answered with the i
 
 Unprompted it answers a grid of boxes (`tiny_grid.py`).
 
-It can learn from labeled images (`Adaptable`); how, `tiny_train.py` says, on the same crops and prompts as here.
+It can learn from labeled images (`FineTunable`); how, `tiny_train.py` says, on the same crops and prompts as here.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from kmine.data.io import nifti as volumes
 from kmine.data.splits import make_splits
 from kmine.errors import SampleError, WithheldMaskError
 from kmine.setup.open import open_task
-from kmine.store.run_folder import RunStore
+from kmine.store.run_folder import RunFolder
 
 NUM_VOLUMES, NUM_SLICES = 9, 4
 FINE = 2
@@ -102,7 +102,7 @@ def test_masks_of_coarse_and_test_volumes_are_never_opened(cfg, tmp_path, monkey
 
     monkeypatch.setattr(volumes, "_open", recording)
     source = open_source(cfg.data)
-    task = open_task(cfg, source, RunStore(tmp_path / "run"), Silent())
+    task = open_task(cfg, source, RunFolder(tmp_path / "run"), Silent())
     assert len(task.labeled) == FINE * NUM_SLICES and len(task.unlabeled) == (len(traps) - 2) * NUM_SLICES
     for sample_id in task.unlabeled.ids:
         sample = task.unlabeled.sample(sample_id)
@@ -123,7 +123,7 @@ def test_more_fine_volumes_keep_the_fewer_and_no_volume_has_two_sides(cfg, tmp_p
     before: set[str] = set()
     for fine_groups in (1, 2, 4):
         run = replace(cfg, data=replace(cfg.data, fine_groups=fine_groups))
-        task = open_task(run, open_source(run.data), RunStore(tmp_path / f"run{fine_groups}"), Silent())
+        task = open_task(run, open_source(run.data), RunFolder(tmp_path / f"run{fine_groups}"), Silent())
         sides = [{pool.group_of(i) for i in pool.ids} for pool in (task.labeled, task.unlabeled, task.val)]
         assert len(sides[0]) == fine_groups and len(set.union(*sides)) == sum(map(len, sides))
         assert before < sides[0]

@@ -82,7 +82,7 @@ def test_no_labeled_image_is_prompted_by_a_model_that_was_trained_on_it(task_of,
         crossfit, "train", lambda t, *a, **k: (trained_on.append(set(t.labeled.ids)), real(t, *a, **k))[1]
     )
     seen = []
-    for sample, _ in out_of_fold(task, store, task.labeled.ids):
+    for sample, _ in out_of_fold(task, task.labeled.ids):
         assert sample.sample_id not in trained_on[-1]
         seen.append(sample.sample_id)
     assert sorted(seen) == sorted(task.labeled.ids)
@@ -91,14 +91,14 @@ def test_no_labeled_image_is_prompted_by_a_model_that_was_trained_on_it(task_of,
 
 def test_fold_models_differ_from_the_model_of_round_0(task_of):
     task, store = task_of(SMALL)
-    list(out_of_fold(task, store, task.labeled.ids))
+    list(out_of_fold(task, task.labeled.ids))
     first, second = (weights(store, 0, f"fold_{n}") for n in range(2))
     assert any(not torch.equal(first[k], second[k]) for k in first)
 
 
 def test_one_fold_gives_no_prompts_and_trains_nothing(task_of):
     task, store = task_of(replace(SMALL, adapt=replace(SMALL.adapt, folds=1)))
-    examples = list(out_of_fold(task, store, task.labeled.ids))
+    examples = list(out_of_fold(task, task.labeled.ids))
     assert [len(prompts) for _, prompts in examples] == [0] * len(task.labeled)
     assert not list(store.root.glob("fold_*"))
 
@@ -106,28 +106,28 @@ def test_one_fold_gives_no_prompts_and_trains_nothing(task_of):
 def test_only_wanted_images_come_back(task_of):
     task, store = task_of(SMALL)
     wanted = task.labeled.ids[:1]
-    assert [sample.sample_id for sample, _ in out_of_fold(task, store, wanted)] == list(wanted)
+    assert [sample.sample_id for sample, _ in out_of_fold(task, wanted)] == list(wanted)
 
 
 def test_the_adapted_segmenter_mines_and_is_an_artifact(task_of):
     given = Shrunk()
     task, store = task_of(SMALL, segmenter=given)
-    adapted = adapt_segmenter(task, store)
+    adapted = adapt_segmenter(task)
     assert adapted.segmenter.name == "shrunk+adapted"
     assert adapted.segmenter.weight > given.weight
     about = store.read_json(store.root / "segmenter" / "adaptation.json")
     assert about["used"] and about["iou_after"] > about["iou_before"]
     assert f"{about['iou_before']:.3f} -> {about['iou_after']:.3f}" in task.progress.said[-1]
-    list(mine(adapted, store))
+    list(mine(adapted))
     assert store.decisions(1)
 
 
 def test_it_is_read_back_and_not_taught_again(task_of):
     given = Shrunk()
     task, store = task_of(SMALL, segmenter=given)
-    first = adapt_segmenter(task, store)
+    first = adapt_segmenter(task)
     taught = given.taught
-    second = adapt_segmenter(task, store)
+    second = adapt_segmenter(task)
     assert given.taught == taught > 0
     assert second.segmenter.signature == first.segmenter.signature != given.signature
 
@@ -135,30 +135,30 @@ def test_it_is_read_back_and_not_taught_again(task_of):
 def test_lost_weights_or_another_segmenter_teach_anew(task_of):
     given = Shrunk()
     task, store = task_of(SMALL, segmenter=given)
-    adapt_segmenter(task, store)
+    adapt_segmenter(task)
     taught = given.taught
     (store.root / "segmenter" / "adapted.safetensors").unlink()
-    adapt_segmenter(task, store)
+    adapt_segmenter(task)
     assert given.taught == 2 * taught
     other = Shrunk(0.4)
-    adapt_segmenter(replace(task, segmenter=other), store)
+    adapt_segmenter(replace(task, segmenter=other))
     assert other.taught == taught
 
 
 def test_a_segmenter_that_gains_too_little_stays_as_it_was_and_says_so(task_of):
     given = Shrunk()
     task, store = task_of(replace(SMALL, adapt=replace(SMALL.adapt, min_gain=0.9)), segmenter=given)
-    assert adapt_segmenter(task, store).segmenter is given
-    assert adapt_segmenter(task, store).segmenter is given, "read back"
+    assert adapt_segmenter(task).segmenter is given
+    assert adapt_segmenter(task).segmenter is given, "read back"
     assert "not used" in task.progress.said[-1] and len(task.progress.said) == 1
     assert not (store.root / "segmenter" / "adapted.safetensors").exists()
 
 
 def test_switched_off_or_not_adaptable_leaves_no_trace(task_of):
     task, store = task_of(replace(SMALL, adapt=replace(SMALL.adapt, enabled=False)), segmenter=Shrunk())
-    assert adapt_segmenter(task, store) is task
+    assert adapt_segmenter(task) is task
     plain, other = task_of(SMALL, "other", segmenter=Ellipse())
-    assert adapt_segmenter(plain, other) is plain
+    assert adapt_segmenter(plain) is plain
     assert not (store.root / "segmenter").exists() and not (other.root / "segmenter").exists()
 
 
@@ -169,7 +169,7 @@ def test_at_most_max_images_are_used(task_of, monkeypatch):
     )
     task, store = task_of(replace(SMALL, adapt=replace(SMALL.adapt, max_images=2)), segmenter=Shrunk())
     with pytest.raises(AttributeError):  # the fake returns nothing
-        adapt_segmenter(task, store)
+        adapt_segmenter(task)
     assert seen["n"] == (2, 2)
 
 

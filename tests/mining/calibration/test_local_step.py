@@ -30,7 +30,7 @@ FLIPPED = replace(SMALL, infer=replace(SMALL.infer, tta="hflip"))
 @pytest.fixture
 def done(task_of):
     task, store = task_of(FLIPPED, segmenter=Ellipse())
-    return calibrate(task, task.segmenter, store), store
+    return calibrate(task, task.segmenter), store
 
 
 def saved(store) -> dict:
@@ -49,10 +49,10 @@ def test_a_finished_run_from_before_is_only_added_to(done, monkeypatch):
     for old in (store.root / "calibration").glob("alone_*.json"):
         old.unlink()
     monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained anew"))
-    assert calibrate(task, task.segmenter, store).calibration == task.calibration
+    assert calibrate(task, task.segmenter).calibration == task.calibration
     assert saved(store) == before and bytes_of(store, "fold_*.json") == folds and len(folds) == 3
     monkeypatch.setattr(calibration_alone, "fold_model", lambda *_: pytest.fail("asked anew"))
-    calibrate(task, task.segmenter, store)
+    calibrate(task, task.segmenter)
     assert saved(store) == before
 
 
@@ -71,8 +71,8 @@ def test_the_gate_goes_by_its_own_rows_alone(done):
 def test_each_image_is_judged_by_a_model_that_does_not_know_it_with_each_tta(task_of, monkeypatch):
     known, real, seen = {}, calibration_alone.fold_model, []
 
-    def fold_model(task, store, number, part):
-        model = real(task, store, number, part)
+    def fold_model(task, number, part):
+        model = real(task, task.run, number, part)
         known[number] = (model, set(task.labeled.ids) - set(part))
         return model
 
@@ -85,7 +85,7 @@ def test_each_image_is_judged_by_a_model_that_does_not_know_it_with_each_tta(tas
     monkeypatch.setattr(calibration_alone, "fold_model", fold_model)
     monkeypatch.setattr(calibration_alone, "_rows", judged)
     task, store = task_of(FLIPPED, segmenter=Ellipse())
-    calibrate(task, task.segmenter, store)
+    calibrate(task, task.segmenter)
     assert sorted(seen) == sorted((i, tta) for i in task.labeled.ids for tta in ("none", "hflip"))
     assert saved(store)["alone"] is None, "no object, no estimate"
 

@@ -19,14 +19,14 @@ from kmine.segmenters.ellipse import Ellipse
 @pytest.fixture
 def done(task_of):
     task, store = task_of(SMALL, segmenter=Ellipse())
-    return calibrate(task, task.segmenter, store), store
+    return calibrate(task, task.segmenter), store
 
 
 def test_every_object_is_judged_by_models_that_do_not_know_its_image(task_of, monkeypatch):
     known, real, seen = {}, calibration.fold_model, []
 
-    def fold_model(task, store, number, part):
-        model = real(task, store, number, part)
+    def fold_model(task, number, part):
+        model = real(task, task.run, number, part)
         known[id(model)] = set(task.labeled.ids) - set(part)
         return model
 
@@ -38,7 +38,7 @@ def test_every_object_is_judged_by_models_that_do_not_know_its_image(task_of, mo
     monkeypatch.setattr(calibration, "fold_model", fold_model)
     monkeypatch.setattr(calibration, "_evidence_rows", mined)
     task, store = task_of(SMALL, segmenter=Ellipse())
-    calibrate(task, task.segmenter, store)
+    calibrate(task, task.segmenter)
     assert sorted(seen) == sorted(task.labeled.ids)
 
 
@@ -54,7 +54,7 @@ def test_a_segmenter_that_learns_is_taught_anew_without_each_part(task_of, monke
 
     monkeypatch.setattr(calibration, "_finetuned_without", teach)
     task, store = task_of(SMALL, segmenter=Learner())
-    calibrate(task, Ellipse(), store)
+    calibrate(task, Ellipse())
     everything = set(task.labeled.ids)
     parts = [everything - one for one in taught]
     assert len(parts) == 3 and set().union(*parts) == everything and sum(map(len, parts)) == len(everything)
@@ -72,7 +72,7 @@ def objects_of(store):
 def test_the_gate_goes_by_it_and_every_decision_says_its_estimates(done):
     task, store = done
     assert task.calibration is not None
-    list(mine(promised(task, kept=True), store))
+    list(mine(promised(task, kept=True)))
     rows = objects_of(store)
     assert rows and all(0 <= row["estimated_dice"] <= 1 for row in rows)
     for row in rows:
@@ -83,7 +83,7 @@ def test_the_gate_goes_by_it_and_every_decision_says_its_estimates(done):
 
 def test_where_nothing_is_promised_the_mean_estimate_reaches_the_target(done):
     task, store = done
-    list(mine(promised(task, kept=False), store))
+    list(mine(promised(task, kept=False)))
     about, rows = store.read_json(store.round_dir(1) / "threshold.json"), objects_of(store)
     assert about["threshold"] < 0.95 and about["num_images"] == len(task.unlabeled), "so few are all looked at"
     kept = [row["estimated_dice"] for row in rows if row["kept"]]
@@ -95,18 +95,18 @@ def test_where_nothing_is_promised_the_mean_estimate_reaches_the_target(done):
 def test_the_threshold_is_read_back_after_a_kill(done, monkeypatch):
     task, store = done
     task = promised(task, kept=False)
-    list(mine(task, store))
+    list(mine(task))
     before = store.decisions(1)
     (store.round_dir(1) / "decisions.parquet").unlink()
     monkeypatch.setattr(mining, "threshold_for_mean_estimate", lambda *_: pytest.fail("settled anew"))
-    list(mine(task, store))
+    list(mine(task))
     assert str(store.decisions(1)) == str(before)
 
 
 def test_it_is_read_back_and_what_a_kill_left_is_gone_on_with(done, task_of, monkeypatch):
     task, store = done
     monkeypatch.setattr(calibration, "_measure", lambda *_: pytest.fail("measured anew"))
-    assert calibrate(task, task.segmenter, store).calibration == task.calibration
+    assert calibrate(task, task.segmenter).calibration == task.calibration
     monkeypatch.undo()
     before = (store.root / "calibration" / "fold_1.json").read_bytes()
     (store.root / "calibration" / "fold_1.json").unlink()
@@ -114,15 +114,15 @@ def test_it_is_read_back_and_what_a_kill_left_is_gone_on_with(done, task_of, mon
     monkeypatch.setattr(
         calibration, "_evidence_rows", lambda t, m, w, s, ids, a: measured.append(ids) or real(t, m, w, s, ids, a)
     )
-    assert calibrate(task, task.segmenter, store).calibration == task.calibration
+    assert calibrate(task, task.segmenter).calibration == task.calibration
     assert len(measured) == 1 and (store.root / "calibration" / "fold_1.json").read_bytes() == before
 
 
 def test_thresholds_decide_where_that_is_asked_or_labels_are_few(task_of):
     task, store = task_of(replace(SMALL, gate=GateConfig(mode="thresholds")), segmenter=Ellipse())
-    assert calibrate(task, task.segmenter, store) is task
+    assert calibrate(task, task.segmenter) is task
     few, store = task_of(replace(SMALL, data=replace(SMALL.data, label_fraction=0.1)), "few", segmenter=Ellipse())
-    assert calibrate(few, few.segmenter, store).calibration is None
+    assert calibrate(few, few.segmenter).calibration is None
     assert "too few; its thresholds decide" in few.progress.said[-1]
     assert not list(store.root.glob("fold_*")), "nothing is trained to find that out"
 
@@ -142,7 +142,7 @@ def test_what_is_said_of_the_promise():
 
 def test_each_part_has_a_witness_of_its_own(task_of):
     task, store = task_of(replace(SMALL, model=replace(SMALL.model, name="unetpp+unet")), segmenter=Ellipse())
-    made = calibrate(task, task.segmenter, store)
+    made = calibrate(task, task.segmenter)
     assert sorted(path.name for path in store.root.glob("witness_fold_*")) == [f"witness_fold_{n}" for n in range(3)]
     rows = [row for n in range(3) for row in store.read_json(store.root / "calibration" / f"fold_{n}.json")["objects"]]
     assert rows and all(0 <= row["witness_dice"] <= 1 for row in rows)
@@ -151,5 +151,5 @@ def test_each_part_has_a_witness_of_its_own(task_of):
 
 def test_a_single_part_is_no_calibration_and_said_to_be_the_reason(task_of):
     task, store = task_of(replace(SMALL, adapt=AdaptConfig(folds=1)), segmenter=Ellipse())
-    assert calibrate(task, task.segmenter, store).calibration is None
+    assert calibrate(task, task.segmenter).calibration is None
     assert "adapt.folds 1" in task.progress.said[-1] and not list(store.root.glob("fold_*"))
