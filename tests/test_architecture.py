@@ -1,4 +1,4 @@
-"""The import rule of docs/architecture.md, the size of the map, names and shapes: read from the sources, nothing is run."""
+"""The import rule of docs/architecture.md, the size of the map, names and shapes, read from the sources."""
 
 from __future__ import annotations
 

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
-import subprocess
-import sys
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
 
 import pytest
-from helpers.sources import documented
-
-from helpers.sources import loaded_by
+from helpers.sources import documented, loaded_by
 
 from kmine import __main__ as dispatcher
 from kmine import __version__, cli
 from kmine.config import LoopConfig
 from kmine.errors import UserError
 from kmine.loop import __main__ as loop
-
-)
 
 
 def parsed(*argv: str) -> LoopConfig:

@@ -20,6 +20,7 @@ HEAVY = (
     "segment_anything",
     "pandas",
     "matplotlib",
+)
 
 
 def documented(class_name: str) -> dict[str, str]:

@@ -128,7 +128,7 @@ def test_pseudo_masks_get_better_with_the_segmenter(learned, ask_local) -> None:
 
 @pytest.mark.parametrize("ask_local", [False, True])
 def test_behind_the_thresholds_of_the_gate_they_get_better_and_more(learned, touching, ask_local) -> None:
-    task, store, truth = learned
+    task, _store, truth = learned
     touching(truth, by=1)
     gate, refine = GateConfig(), RefineConfig(ask_local=ask_local)
     found = [mined(task, truth, level, gate=gate, refine=refine) for level in LEVELS]

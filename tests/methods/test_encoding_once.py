@@ -52,7 +52,7 @@ def test_each_image_is_encoded_once(task_of, tmp_path, encoded) -> None:
     for seed in (0, 1):
         for run in ("first", "again"):
             before = len(encoded)
-            task, store = task_of(replace(cfg, seed=seed), f"{run}_{seed}")
+            task, _store = task_of(replace(cfg, seed=seed), f"{run}_{seed}")
             for result in mine(adapt_segmenter(task)):
                 counts[run, seed, result.round_idx] = len(encoded) - before
                 asked += result.num_pseudo

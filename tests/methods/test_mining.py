@@ -173,7 +173,7 @@ def fitted(task_of, monkeypatch):
 
     Two triples: signature, settings, batches; nothing is trained.
     """
-    task, store = task_of(CFG)
+    task, _store = task_of(CFG)
     model, asked = new_model(task), []
 
     def fit(model, batches, cfg, **_):

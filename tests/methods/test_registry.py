@@ -101,7 +101,7 @@ def test_a_killed_method_goes_on_bit_for_bit(task_of, monkeypatch, method):
 
 def test_a_changed_setting_is_another_training_for_its_own_method_alone(task_of, watched):
     steps, _ = watched
-    task, store = task_of(replace(ONE, fixmatch=UNSURE))
+    task, _store = task_of(replace(ONE, fixmatch=UNSURE))
     for method in (fixmatch, mean_teacher):
         list(method(task))
     steps.clear()
@@ -114,14 +114,14 @@ def test_a_changed_setting_is_another_training_for_its_own_method_alone(task_of,
 
 @pytest.mark.parametrize("method", [fixmatch, mean_teacher])
 def test_without_room_for_unlabeled_images_nothing_is_trained(task_of, watched, method):
-    task, store = task_of(replace(ONE, fit=replace(CFG.fit, labeled_share=1.0)))
+    task, _store = task_of(replace(ONE, fit=replace(CFG.fit, labeled_share=1.0)))
     with pytest.raises(UserError, match=r"fit\.labeled_share"):
         list(method(task))
     assert watched[0] == []
 
 
 def test_fixmatch_needs_two_views(task_of):
-    task, store = task_of(replace(ONE, fit=replace(CFG.fit, augment=False)))
+    task, _store = task_of(replace(ONE, fit=replace(CFG.fit, augment=False)))
     with pytest.raises(UserError, match=r"fit\.augment"):
         fixmatch(task)
 
@@ -144,7 +144,7 @@ def test_the_oracle_is_mining_with_true_masks_and_says_so(task_of, watched):
 
 
 def test_the_oracle_refuses_a_closed_pool_and_images_of_another_split(task_of, watched):
-    task, store = task_of(ONE)
+    task, _store = task_of(ONE)
     with pytest.raises(WithheldMaskError):
         oracle(task, task.unlabeled)
     with pytest.raises(ValueError, match="1 of another split"):
@@ -155,7 +155,7 @@ def test_the_oracle_refuses_a_closed_pool_and_images_of_another_split(task_of, w
 
 
 def test_no_other_method_can_be_handed_the_truth(task_of):
-    task, store = task_of(replace(ONE, rounds=0))
+    task, _store = task_of(replace(ONE, rounds=0))
     truth = truth_of(task)
     for name in arms.METHODS:
         with pytest.raises(ValueError, match="for the oracle alone"):
@@ -185,7 +185,7 @@ def test_self_training_is_mining_with_an_echo_whatever_the_segmenter_was_to_be_a
 def test_a_calibrated_gate_is_calibrated_with_the_echo(task_of, monkeypatch):
     from kmine.mining.calibration import step as calibration
 
-    task, store = task_of(replace(ONE, gate=replace(CFG.gate, mode="calibrated")))
+    task, _store = task_of(replace(ONE, gate=replace(CFG.gate, mode="calibrated")))
     seen = []
     monkeypatch.setattr(calibration, "calibrate", lambda task, base, store: seen.append((task.segmenter, base)) or task)
     arms.METHODS["self_training"](task)

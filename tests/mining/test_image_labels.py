@@ -74,7 +74,7 @@ def test_a_lesion_image_never_gets_an_empty_mask(sks_task):
 
 
 def test_where_the_model_finds_nothing_the_classifier_is_asked_where_it_looks(sks_task):
-    task, store = sks_task
+    task, _store = sks_task
     model = new_model(task)
     images = [task.unlabeled.sample(i) for i in task.unlabeled.ids]
     found = Prompts(1, np.array([1, 1, 9, 9], np.float32))
@@ -90,7 +90,7 @@ def test_where_the_model_finds_nothing_the_classifier_is_asked_where_it_looks(sk
 
 
 def test_an_unknown_label_changes_nothing(sks_task):
-    task, store = sks_task
+    task, _store = sks_task
     image = replace(task.unlabeled.sample(task.unlabeled.ids[0]), image_label=None)
     found = Prompts(1, np.array([1, 1, 9, 9], np.float32))
     assert apply_image_labels(task, new_model(task), [image], [[found]], 1) == [[found]]
@@ -118,8 +118,8 @@ def test_the_classifier_is_trained_once_and_read_back(sks_task, monkeypatch):
 
 
 def test_it_differs_from_an_untrained_one_and_from_a_shuffled_one(task_of):
-    plain, store = task_of(SKS)
-    shuffled, other = task_of(replace(SKS, classifier=replace(SKS.classifier, shuffle=True)), "other")
+    plain, _store = task_of(SKS)
+    shuffled, _other = task_of(replace(SKS, classifier=replace(SKS.classifier, shuffle=True)), "other")
     trained = [new_model(plain).classifier.state_dict(), new_model(shuffled).classifier.state_dict()]
     untrained = training.build_model(SKS.model, 2, SKS.seed).classifier.state_dict()
     assert not same(trained[0], trained[1]) and not same(trained[0], untrained)

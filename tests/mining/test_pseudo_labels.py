@@ -25,7 +25,7 @@ def test_weights_are_the_mean_estimate_of_the_kept_objects():
 
 
 def test_pseudo_masks_come_with_their_weights_where_asked_and_with_what_is_known_to_be_empty(task_of):
-    task, store = task_of(CFG)
+    task, _store = task_of(CFG)
     a, b, c = task.unlabeled.ids[:3]
     out = {**decision(c, 0.9, reason="low_agreement"), "in_training": False}
     rows = [decision(a, 0.5), decision(b, None, reason="lesion_free", object_idx=-1), out]

@@ -14,7 +14,7 @@ from kmine.types import Sample
 
 
 def test_hd95_is_in_pixels_throughout_unless_every_spacing_is_known(task_of, monkeypatch):
-    task, store = task_of(replace(CFG, rounds=0))
+    task, _store = task_of(replace(CFG, rounds=0))
     model = new_model(task)
     how = {"num_classes": 2, "batch_size": 8, "device": task.fabric.device}
     spaced = [replace(task.val.sample(i), spacing=(2.0, 2.0)) for i in task.val.ids]

@@ -18,6 +18,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from helpers.odd_files import chunk, dicom, nifti, noise, outcome, place, png, settings
 from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
@@ -26,7 +27,6 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
     RLELossless,
 )
-from test_odd_files import chunk, dicom, nifti, noise, outcome, place, png, settings
 
 from kmine.config import DataConfig
 from kmine.errors import UserError

@@ -76,7 +76,7 @@ def test_folds_part_the_pool_by_group(task_of, num_folds):
 
 
 def test_no_labeled_image_is_prompted_by_a_model_that_was_trained_on_it(task_of, monkeypatch):
-    task, store = task_of(SMALL)
+    task, _store = task_of(SMALL)
     trained_on, real = [], crossfit.train
     monkeypatch.setattr(
         crossfit, "train", lambda t, *a, **k: (trained_on.append(set(t.labeled.ids)), real(t, *a, **k))[1]
@@ -104,7 +104,7 @@ def test_one_fold_gives_no_prompts_and_trains_nothing(task_of):
 
 
 def test_only_wanted_images_come_back(task_of):
-    task, store = task_of(SMALL)
+    task, _store = task_of(SMALL)
     wanted = task.labeled.ids[:1]
     assert [sample.sample_id for sample, _ in out_of_fold(task, wanted)] == list(wanted)
 
@@ -124,7 +124,7 @@ def test_the_adapted_segmenter_mines_and_is_an_artifact(task_of):
 
 def test_it_is_read_back_and_not_taught_again(task_of):
     given = Shrunk()
-    task, store = task_of(SMALL, segmenter=given)
+    task, _store = task_of(SMALL, segmenter=given)
     first = adapt_segmenter(task)
     taught = given.taught
     second = adapt_segmenter(task)
@@ -167,7 +167,7 @@ def test_at_most_max_images_are_used(task_of, monkeypatch):
     monkeypatch.setattr(
         adaptation, "adapt", lambda s, train, held_out, *a, **k: seen.update(n=(len(train), len(held_out)))
     )
-    task, store = task_of(replace(SMALL, adapt=replace(SMALL.adapt, max_images=2)), segmenter=Shrunk())
+    task, _store = task_of(replace(SMALL, adapt=replace(SMALL.adapt, max_images=2)), segmenter=Shrunk())
     with pytest.raises(AttributeError):  # the fake returns nothing
         adapt_segmenter(task)
     assert seen["n"] == (2, 2)

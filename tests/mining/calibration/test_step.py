@@ -37,7 +37,7 @@ def test_every_object_is_judged_by_models_that_do_not_know_its_image(task_of, mo
 
     monkeypatch.setattr(calibration, "fold_model", fold_model)
     monkeypatch.setattr(calibration, "_evidence_rows", mined)
-    task, store = task_of(SMALL, segmenter=Ellipse())
+    task, _store = task_of(SMALL, segmenter=Ellipse())
     calibrate(task, task.segmenter)
     assert sorted(seen) == sorted(task.labeled.ids)
 
@@ -53,7 +53,7 @@ def test_a_segmenter_that_learns_is_taught_anew_without_each_part(task_of, monke
         return base
 
     monkeypatch.setattr(calibration, "_finetuned_without", teach)
-    task, store = task_of(SMALL, segmenter=Learner())
+    task, _store = task_of(SMALL, segmenter=Learner())
     calibrate(task, Ellipse())
     everything = set(task.labeled.ids)
     parts = [everything - one for one in taught]
