@@ -7,7 +7,6 @@ says what was expected, what came, the cure), 130 interrupted.
 from __future__ import annotations
 
 import difflib
-import errno
 import json
 import re
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from kmine.errors import UserError
+from kmine.io.errors import FREE_SPACE, FULL
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -263,8 +263,8 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
         sys.stderr.write(f"\n{prog}: interrupted; the same command resumes where it stopped\n")
         return 130
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return fail(prog, "the disk is full; free some space and run the same command again, it resumes")
+        if error.errno in FULL:
+            return fail(prog, f"{FULL[error.errno]}; {FREE_SPACE}")
         raise
 
 

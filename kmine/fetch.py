@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from kmine import cli
 from kmine.data import SOURCES
 from kmine.errors import UserError, unknown_name
-from kmine.io.download import download, download_errors, sha256_of
+from kmine.io.download import download, sha256_of
+from kmine.io.errors import storage_errors
 from kmine.io.files import write_atomic
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def _check_user_archive(archive: Path, published: Published | None) -> str:
     if not archive.is_file():
         actual = "a folder" if archive.is_dir() else "nothing"
         raise UserError(f"--archive {archive}: expected a zip file, found {actual}; name the file as it was downloaded")
-    with download_errors(archive):
+    with storage_errors(archive):
         actual = sha256_of(archive)
     if published is not None and actual != published.sha256:
         raise UserError(
@@ -211,7 +212,7 @@ def _unpack(archive: Path, out: Path, record: Path) -> bool:
             unpack(archive, out, advance=terminal.advance)
         finally:
             terminal.stop()
-    with download_errors(record):
+    with storage_errors(record):
         write_atomic(record, json.dumps(contents).encode())
     return is_new
 
@@ -249,7 +250,7 @@ def _read_record(path: Path) -> Contents | None:
 def _locked_state_dir(out: Path) -> Iterator[Path]:
     """Our own folder in `out`, held by one process at a time; whatever of both holds nothing afterwards is removed."""
     own, was_there = out / STATE_DIR, out.exists()
-    with download_errors(own):
+    with storage_errors(own):
         own.mkdir(parents=True, exist_ok=True)
         handle = os.open(own, os.O_RDONLY)
     try:

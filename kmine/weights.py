@@ -21,9 +21,9 @@ from kmine.errors import UserError, unknown_name
 from kmine.io.download import (
     check_space,
     download,
-    download_errors,
     sha256_of,
 )
+from kmine.io.errors import storage_errors
 
 if TYPE_CHECKING:
     from kmine.segmenters.weights import Weights
@@ -119,7 +119,7 @@ def _verify(words: Sequence[str], folder: Path, offline: bool) -> int:
         _expect(path.is_file(), f"{path}: expected a file of weights, found none; check the path")
     bad = 0
     for path in paths:
-        with download_errors(path):
+        with storage_errors(path):
             actual = sha256_of(path)
         name = by_sum.get(actual)
         bad += name is None
@@ -164,7 +164,7 @@ def _bundle(words: Sequence[str], folder: Path, offline: bool) -> int:
     files = {name: folder / _checkpoints()[name].filename for name in names}
     manifest = json.dumps({name: _checkpoints()[name].sha256 for name in names}, indent=1).encode()
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with download_errors(target):
+    with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         check_space(target.parent, sum(path.stat().st_size for path in files.values()), "the bundle")
         try:
@@ -218,7 +218,7 @@ def _unpack(bundle: Path, stream: BinaryIO | io.BufferedReader, size: int, targe
         return
     _expect(not target.exists(), f"{target}: expected the official file or nothing, found another; move it away")
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with download_errors(target):
+    with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         check_space(target.parent, size, "the checkpoint")
         try:

@@ -79,7 +79,7 @@ def test_help_explains_every_setting_in_its_own_words(capsys):
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
 def test_help_and_early_errors_import_nothing_heavy(argv, code):
-    assert loaded_by(f"__import__('kmine.loop').loop.main({argv!r})") == (code, [])
+    assert loaded_by(f"__import__('kmine.__main__').__main__.main(['loop', *{argv!r}])") == (code, [])
 
 
 def test_help_of_the_dispatcher_imports_nothing_heavy():

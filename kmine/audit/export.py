@@ -14,7 +14,8 @@ from kmine.data.io.volume_masks import slice_location, write_mask_volume
 from kmine.data.source import Source
 from kmine.feedback import label_studio_rle as brush
 from kmine.feedback.corrections import IGNORED
-from kmine.io.files import atomic_open, encode_png, safe_name, user_errors, write_atomic
+from kmine.io.errors import user_errors
+from kmine.io.files import atomic_open, encode_png, safe_name, write_atomic
 from kmine.ops.masks import tight_box, to_rle
 from kmine.types import IGNORE_INDEX
 

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kmine.errors import UserError
-from kmine.io.download import check_space, download_errors
+from kmine.io.download import check_space
+from kmine.io.errors import storage_errors
 
 CHUNK_BYTES = 1 << 20
 UNFINISHED = ".kmine-unpacking-"
@@ -107,7 +108,7 @@ def unpack(
         members = _checked(archive, opened.infolist(), limits)
         contents = _contents(members)
         refuse_clash(contents, target)
-        with download_errors(target), _workshop(target) as folder:
+        with storage_errors(target), _workshop(target) as folder:
             check_space(target, sum(size for size, _ in contents.values()), f"unpacking {archive.name}")
             _write(archive, opened, members, folder, limits, advance)
             _publish(folder, target)
@@ -162,7 +163,7 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
     if not archive.is_file():
         actual = "a folder" if archive.is_dir() else "nothing"
         raise UserError(f"{archive}: expected a zip archive, found {actual}; name the file as it was downloaded")
-    with download_errors(archive), archive.open("rb") as stream:
+    with storage_errors(archive), archive.open("rb") as stream:
         begins_well = stream.read(4) == b"PK\x03\x04"
         try:
             opened = zipfile.ZipFile(stream)

@@ -7,17 +7,16 @@ pooch is not used: its HTTP downloader starts over after every break and cannot 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kmine.errors import UserError
+from kmine.io.errors import storage_errors
 
 if TYPE_CHECKING:
     import requests
@@ -29,17 +28,6 @@ MAX_FAILURES = 4
 RETRY_WAIT_S = 1.0
 """Pause after the first break; doubles with each further one."""
 TIMEOUT_S = 30.0
-
-_CURES = {
-    errno.ENOSPC: "the disk is full; free some space and run the same command again",
-    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
-    errno.EACCES: "no permission; choose another folder",
-    errno.EPERM: "no permission; choose another folder",
-    errno.EROFS: "the file system is read-only; choose another folder",
-    errno.ENOTDIR: "a file stands where a folder is needed; choose another folder",
-    errno.EEXIST: "something stands in the way; choose another folder",
-    errno.ENAMETOOLONG: "the name is too long for this file system; choose a folder of a shorter name",
-}
 
 
 def download(url: str, sha256: str, target: Path, *, otherwise: str) -> None:
@@ -57,7 +45,7 @@ def download(url: str, sha256: str, target: Path, *, otherwise: str) -> None:
         UserError: the server failed, the content is another, the disk is full, or another process fetches the same.
     """
     part = target.with_name(target.name + ".part")
-    with download_errors(part):
+    with storage_errors(part):
         target.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as lock:
             try:
@@ -96,18 +84,6 @@ def check_space(folder: Path, needed: int, what: str) -> None:
             f"{folder}: {what} needs {_megabytes(needed)}, and the disk has {_megabytes(free)} left; "
             "free some space, or choose a folder on another disk"
         )
-
-
-@contextlib.contextmanager
-def download_errors(path: Path) -> Iterator[None]:
-    """Turn what the file system says of `path` (full disk, no permission) into one `UserError`."""
-    try:
-        yield
-    except OSError as error:
-        cure = _CURES.get(
-            error.errno or 0, f"cannot be read or written ({error.strerror or error}); mend that or choose another"
-        )
-        raise UserError(f"{path}: {cure}") from error
 
 
 def _verify(part: Path, url: str, sha256: str, otherwise: str) -> None:

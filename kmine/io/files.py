@@ -1,8 +1,7 @@
-"""Files of a run folder: written whole or not at all, signed, under names that any file system takes."""
+"""Files of a run folder: atomic writes, signatures, names that any file system takes; folder of all caches."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -17,45 +16,24 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.errors import UserError
+from kmine.io.errors import user_errors
 
 UNFINISHED = ".kmine-tmp"
-"""How the name of a file being written ends."""
+"""Suffix of a file that is being written."""
 MAX_NAME = 200
-"""Bytes of a file name before its ending; file systems end at 255, and a file being written needs some more."""
+"""Bytes of a file name before its suffix; file systems allow 255, and a temporary file needs a longer suffix."""
 
 
 def sign(*parts: object) -> str:
-    """A short signature (16 hex digits) of anything that JSON can hold."""
+    """Signature of JSON-serializable values: the first 16 hex digits of their SHA-256."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @contextmanager
-def user_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into one clear error; nothing already written is touched."""
-    try:
-        yield
-    except OSError as error:
-        cures = {
-            errno.ENOSPC: "the disk is full; free some space and run the same command again, it resumes",
-            errno.EDQUOT: "the disk quota is used up; free some space and run the same command again, it resumes",
-            errno.EACCES: "no permission to write there; choose another --out",
-            errno.EPERM: "no permission to write there; choose another --out",
-            errno.EROFS: "the file system is read-only; choose another --out",
-            errno.ENOTDIR: "a file stands where a folder is needed; choose another --out",
-            errno.EEXIST: "a file stands where a folder is needed; choose another --out",
-            errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter --out",
-        }
-        if error.errno not in cures:
-            raise
-        raise UserError(f"{path}: {cures[error.errno]}") from error
-
-
-@contextmanager
 def atomic_open(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]]:
-    """A file to write to that becomes `path` when all went well: a reader sees the old one or the whole new one.
+    """Open a temporary file that replaces `path` on success: a reader sees the old file or the whole new one.
 
-    Text ("w") is UTF-8, its line ends left as they are.
+    Text (mode "w") is UTF-8 with unchanged line ends.
     """
     temp = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     with user_errors(path):
@@ -71,13 +49,13 @@ def atomic_open(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one, whatever happens meanwhile."""
+    """Write `data` to `path`: a reader sees the old file or the whole new one, also after a crash."""
     with atomic_open(path) as file:
         file.write(data)
 
 
 def safe_name(sample_id: str) -> str:
-    """A file name, without ending, for any sample id: percent-encoded; an overlong one ends in a hash of the whole."""
+    """File name, without suffix, of any sample id: percent-encoded; a name over `MAX_NAME` bytes ends in a hash."""
     name = quote(sample_id, safe=" ()+,=@")
     if len(name) > MAX_NAME:
         return f"{name[: MAX_NAME - 17]}~{hashlib.sha256(sample_id.encode()).hexdigest()[:16]}"
@@ -85,7 +63,7 @@ def safe_name(sample_id: str) -> str:
 
 
 def encode_png(mask: NDArray[np.uint8], signature: str, round_idx: int) -> bytes:
-    """A pseudo mask as PNG bytes, its signature and round in text chunks."""
+    """Encode a pseudo mask, (H, W) uint8, as PNG; signature and round are stored in text chunks."""
     from PIL import Image, PngImagePlugin
 
     info = PngImagePlugin.PngInfo()
@@ -97,20 +75,20 @@ def encode_png(mask: NDArray[np.uint8], signature: str, round_idx: int) -> bytes
 
 
 def is_whole_png(path: Path, signature: str) -> bool:
-    """Whether a pseudo mask is there, undamaged and made from what the signature says."""
+    """Whether the file is an undamaged PNG that carries this signature."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             signed = image.info.get("kmine.signature") == signature
             image.verify()
-    except (OSError, SyntaxError, ValueError):  # Pillow's words for missing, truncated and damaged
+    except (OSError, SyntaxError, ValueError):  # raised by Pillow for missing, truncated and damaged files
         return False
     return signed
 
 
 def nan_to_none(value: Any) -> Any:
-    """The same nested value with None for every number that JSON has no word for."""
+    """Copy of a nested value with None in place of NaN and infinities, which JSON lacks."""
     if isinstance(value, Mapping):
         return {k: nan_to_none(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -119,14 +97,19 @@ def nan_to_none(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON, whole or not at all; NaN becomes null."""
+    """Write JSON atomically; NaN becomes null."""
     write_atomic(path, json.dumps(nan_to_none(value), indent=1, allow_nan=False).encode())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What a JSON file holds, whoever wrote it; None where it is missing or damaged."""
+    """Content of a JSON file that holds an object; None where it is missing, damaged or of another type."""
     try:
         value = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # bytes that are no text, text that is no JSON
+    except (FileNotFoundError, ValueError):  # not UTF-8, not JSON
         return None
     return value if isinstance(value, dict) else None
+
+
+def cache_root(folder: Path | str | None = None) -> Path:
+    """Folder of all caches: `folder`, else $KMINE_CACHE, else ~/.cache/kmine."""
+    return Path(folder or os.environ.get("KMINE_CACHE") or "~/.cache/kmine").expanduser()

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from kmine.data.io.nifti_write import encode_mask
 from kmine.data.resize import to_frame
-from kmine.io.files import UNFINISHED, user_errors
+from kmine.io.errors import user_errors
+from kmine.io.files import UNFINISHED
 from kmine.predict.estimates import ObjectEstimate, image_estimate, object_rows
 from kmine.predict.inputs import Input
 from kmine.predict.metadata import ModelMetadata, colours

@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.io.files import cache_root
+
 SUFFIX = ".emb"
 UNFINISHED = ".tmp"
 DTYPES = ("float16", "float32")
@@ -34,7 +36,7 @@ ABANDONED_S = 3600
 
 def default_folder() -> Path:
     """`embeddings` in $KMINE_CACHE, else in ~/.cache/kmine."""
-    return Path(os.environ.get("KMINE_CACHE") or "~/.cache/kmine").expanduser() / "embeddings"
+    return cache_root() / "embeddings"
 
 
 class EmbeddingCache:

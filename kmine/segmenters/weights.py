@@ -7,13 +7,13 @@ micro-sam, `micro_sam/util.py`); several other public projects check the same th
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kmine.errors import UserError
 from kmine.io.download import download, sha256_of
+from kmine.io.files import cache_root
 
 if TYPE_CHECKING:
     import torch
@@ -50,8 +50,7 @@ OFFICIAL_WEIGHTS: dict[str, Weights] = {
 
 def default_cache_dir() -> Path:
     """Folder for downloaded weights: `weights` in $KMINE_CACHE, else in ~/.cache/kmine."""
-    root = os.environ.get("KMINE_CACHE")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "kmine") / "weights"
+    return cache_root() / "weights"
 
 
 def is_official(name: str, path: Path) -> bool:

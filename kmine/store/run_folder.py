@@ -26,13 +26,13 @@ import yaml
 from numpy.typing import NDArray
 
 from kmine.errors import UserError
+from kmine.io.errors import user_errors
 from kmine.io.files import (
     UNFINISHED,
     encode_png,
     is_whole_png,
     read_json,
     safe_name,
-    user_errors,
     write_atomic,
     write_json,
 )

@@ -28,7 +28,8 @@ from kmine.data.source import Source
 from kmine.data.split_file import read_split, resolve_splits
 from kmine.data.splits import Splits, merge_duplicates
 from kmine.errors import UserError
-from kmine.io.files import UNFINISHED, read_json, user_errors, write_atomic, write_json
+from kmine.io.errors import user_errors
+from kmine.io.files import UNFINISHED, read_json, write_atomic, write_json
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RESUMABLE_CHANGES, RunFolder
 from kmine.sweep.trials import (

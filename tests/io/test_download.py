@@ -14,6 +14,7 @@ from helpers.local_server import serving
 
 from kmine.errors import UserError
 from kmine.io import download
+from kmine.io.errors import storage_errors
 
 CONTENT = np.random.default_rng(0).bytes(700_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -229,7 +230,7 @@ def test_check_space_lets_pass_what_just_fits(tmp_path, monkeypatch, free):
 def test_what_the_file_system_says_is_explained(code, said):
     import os
 
-    with pytest.raises(UserError, match=f"^some/file: .*{said}"), download.download_errors(Path("some/file")):
+    with pytest.raises(UserError, match=f"^some/file: .*{said}"), storage_errors(Path("some/file")):
         raise OSError(code, os.strerror(code))
 
 

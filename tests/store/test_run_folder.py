@@ -110,7 +110,7 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="too long for this file system; choose a shorter --out"):
+    with pytest.raises(UserError, match="too long for this file system; choose another --out"):
         RunFolder(tmp_path / ("n" * 300))
     monkeypatch.setattr(Path, "mkdir", failing(errno.EACCES))
     with pytest.raises(UserError, match="no permission to write there; choose another --out"):

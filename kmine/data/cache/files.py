@@ -111,11 +111,6 @@ def allocate(path: Path, size: int, *, reserve: bool) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
 
 
-def cache_root(folder: Path | None) -> Path:
-    """Folder of all caches: the one given, else $KMINE_CACHE, else ~/.cache/kmine."""
-    return (folder or Path(os.environ.get("KMINE_CACHE") or "~/.cache/kmine")).expanduser()
-
-
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file against other processes and threads, waiting for it; the file stays."""

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from kmine.data.cache.build import open_index
 from kmine.data.cache.files import (
     cache_errors,
-    cache_root,
     read_record,
     write_record,
 )
 from kmine.data.resize import resize_image, resize_mask
 from kmine.data.source import Source
 from kmine.errors import SampleError, UserError
+from kmine.io.files import cache_root
 from kmine.io.threads import thread_pool
 from kmine.types import SampleRef, Skipped
 

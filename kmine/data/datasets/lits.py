@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import track
 
 from kmine.config import DataConfig
-from kmine.data.cache.files import cache_root
 from kmine.data.datasets.lits_index import Volume, find_volumes, stop_or_skip
 from kmine.data.datasets.slice_labels import (
     SLICE_ID,
@@ -26,6 +25,7 @@ from kmine.data.io.find_files import named
 from kmine.data.io.nifti import VolumeCache, read_labels, read_windowed
 from kmine.data.source import choose_task, fingerprint_files
 from kmine.errors import SampleError, UserError
+from kmine.io.files import cache_root
 from kmine.types import SampleRef, Skipped
 
 VERSION = 1
@@ -169,7 +169,7 @@ class Lits:
     def _all_facts(self) -> tuple[dict[int, SliceFacts], tuple[Skipped, ...]]:
         """Facts of the masks of volumes that are not listed, by volume number; and the damaged masks."""
         unlisted = [v for v in self._volumes.values() if v.mask is not None and v.number not in self._listed]
-        folder = cache_root(Path(self.cfg.cache_dir) if self.cfg.cache_dir else None) / f"{self.name}-facts"
+        folder = cache_root(self.cfg.cache_dir) / f"{self.name}-facts"
         console = Console(stderr=True)
         bar = {"console": console, "transient": True, "disable": not console.is_terminal}
         # One after the other: only one mask may be in memory.

@@ -1,0 +1,50 @@
+"""What the file system refuses, as one line with the cure."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from kmine.errors import UserError
+
+FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+FREE_SPACE = "free some space and run the same command again, it resumes"
+_REFUSED = {
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EEXIST: "a file stands where a folder is needed",
+    errno.ENAMETOOLONG: "the name is too long for this file system",
+}
+
+
+@contextmanager
+def user_errors(path: Path, *, cure: str = "choose another --out", otherwise: str | None = None) -> Iterator[None]:
+    """Turn an `OSError` into one clear error; files already written are not touched.
+
+    Args:
+        path: subject of the message.
+        cure: what to do about anything but a full disk.
+        otherwise: problem reported for errors not listed here, such as "cannot be read"; without it they pass through.
+
+    Raises:
+        UserError: for a full disk, a missing permission, a read-only file system, a file in place of a folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        code = error.errno or 0
+        if code in FULL:
+            raise UserError(f"{path}: {FULL[code]}; {FREE_SPACE}") from error
+        problem = _REFUSED.get(code) or (f"{otherwise} ({error.strerror or error})" if otherwise else None)
+        if problem is None:
+            raise
+        raise UserError(f"{path}: {problem}; {cure}") from error
+
+
+def storage_errors(path: Path) -> AbstractContextManager[None]:
+    """`user_errors` for files outside a run folder (downloads, archives, bundles); covers every `OSError`."""
+    return user_errors(path, cure="choose another folder", otherwise="cannot be read or written")
