@@ -151,7 +151,7 @@ def _scan(source: Source, terminal: cli.Terminal) -> DatasetScan:
     stats, damaged, neighbours = [], [], NeighbourAlignment()
     terminal.start(f"{source.name}: reading", len(refs))
     for done, (ref, sample) in enumerate(zip(refs, _in_order(read, refs), strict=True), start=1):
-        stats += [sample.look] if sample.look else []
+        stats += [sample.stats] if sample.stats else []
         damaged += [sample.damaged] if sample.damaged else []
         neighbours.add(ref.sample_id, sample.edges, sample.outline)
         terminal.advance(done)

@@ -62,7 +62,7 @@ def item(number: int, kind: str = "pseudo", **more) -> AuditItem:
 
 def items() -> list[AuditItem]:
     evil = [
-        item(n, sample_id=text, causes=(text,), facts={text: text, "reason": "kept"}, story=(text,))
+        item(n, sample_id=text, explanations=(text,), facts={text: text, "reason": "kept"}, history=(text,))
         for n, text in enumerate(HOSTILE)
     ]
     given = [item(n, "labeled") for n in range(4)]
