@@ -200,7 +200,7 @@ def _mask_stats(sample_id: str, pool: Pool) -> ImageStats:
     """The mask alone, counted; images are not read for this."""
     mask = pool.mask_resized(sample_id)
     height, width = mask.shape
-    nothing: dict[str, Any] = {"low": 0, "high": 255, "mean": 0.0, "contrast": np.inf, "digest": b"", "image_hash": 0}
+    nothing: dict[str, Any] = {"low": 0, "high": 255, "mean": 0.0, "contrast": np.inf, "fingerprint": b"", "image_hash": 0}
     nothing |= dict.fromkeys(("small", "whole"), np.zeros((0, 0), np.uint8))
     return ImageStats(sample_id=sample_id, shape=(height, width), mask=compute_mask_stats(mask), **nothing)
 
