@@ -1,7 +1,7 @@
 """Command lines: settings as flags and YAML, one-line errors, exit codes; sole home of jsonargparse.
 
-Exit codes: 0 done, 1 `kmine.check` found a fault or a cell of `kmine.sweep` failed, 2 a mistake of the user's (one line
-says what was expected, what came, the cure), 130 interrupted.
+Exit codes: 0 done, 1 `kmine.check` found a fault or a trial of `kmine.sweep` failed, 2 a user error (one line with what
+was expected, what came, the cure), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -34,15 +34,30 @@ def parse(
     Raises:
         SystemExit: code 2 after one line on stderr; code 0 after `--help`.
     """
-    from jsonargparse import ArgumentError
-
     usage = f"{prog} {positional.upper()}{' ' if positional else ''}[--config FILE.yaml] [--SETTING VALUE ...]"
-    parser = _parser(
-        config_class, {positional} if positional else set(), prog=prog, usage=usage, description=description
-    )
-    parser.add_argument("--config", action="config", help="YAML file of settings; flags after it win.")
+    skip = {positional} if positional else set()
+    parser = _parser(config_class, skip, prog=prog, usage=usage, description=description)
     if positional:
         parser.add_argument(positional, nargs="+", type=str)
+    try:
+        return _parsed(parser, config_class, argv, positional)
+    except UserError as error:
+        raise SystemExit(fail(prog, str(error))) from None
+
+
+def load_config(config_class: type[Config], path: Path) -> Config:
+    """Settings of a YAML file, as `to_dict` and a run's config.yaml hold them.
+
+    Raises:
+        UserError: a missing or damaged file, an unknown setting or an unfit value.
+    """
+    return _parsed(_parser(config_class, set()), config_class, ["--config", str(path)])
+
+
+def _parsed(parser: ArgumentParser, config_class: type[Config], argv: Sequence[str], positional: str = "") -> Config:
+    from jsonargparse import ArgumentError
+
+    parser.add_argument("--config", action="config", help="YAML file of settings; flags after it win.")
     names, switches = set(_names(config_class)), set(_switches(config_class))
     lists = {name: kind for name, kind in get_type_hints(config_class).items() if get_origin(kind) is list}
     lists.pop(positional, None)
@@ -52,14 +67,14 @@ def parse(
         values = parser.parse_args(_bare_switches(_joined_lists(argv, lists), switches))
         return _built(parser, values, config_class)
     except (ArgumentError, UserError) as error:
-        raise SystemExit(fail(prog, _plain(str(error), names))) from None
+        raise UserError(_plain(str(error), names)) from error
 
 
 def override(config_class: type[Config], values: Mapping[str, Any], changes: Mapping[str, str], where: str) -> Config:
-    """The settings `values`, nested as `to_dict` gives them, with `changes` by dotted name, each as on a command line.
+    """Settings `values` (nested, see `to_dict`) with `changes` by dotted name, each written as on a command line.
 
     Raises:
-        UserError: an unknown name or an unfit value; `where` opens the message.
+        UserError: an unknown name or an unfit value; the message begins with `where`.
     """
     from jsonargparse import ArgumentError
 
@@ -89,7 +104,7 @@ def _built(parser: ArgumentParser, values: Any, config_class: type[Config]) -> C
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
+    """Nested settings by dotted name."""
     out: dict[str, Any] = {}
     for name, value in values.items():
         out |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
@@ -97,7 +112,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _joined_lists(argv: Sequence[str], lists: Mapping[str, Any]) -> list[str]:
-    """`--seeds 0 1 2` means `--seeds=[0, 1, 2]`; of a list that is named twice the parts are put together."""
+    """Turn `--seeds 0 1 2` into `--seeds=[0, 1, 2]`; values of a repeated flag are joined."""
     values_by_name: dict[str, list[str]] = {}
     out: list[str] = []
     taking: list[str] | None = None
@@ -118,7 +133,7 @@ def _joined_lists(argv: Sequence[str], lists: Mapping[str, Any]) -> list[str]:
 
 
 def _names(config_class: type[Any], prefix: str = "") -> Iterator[str]:
-    """Names of all settings, and of the sections that hold them."""
+    """Names of all settings and sections."""
     for name, kind in get_type_hints(config_class).items():
         yield prefix + name
         if is_dataclass(kind):
@@ -126,7 +141,7 @@ def _names(config_class: type[Any], prefix: str = "") -> Iterator[str]:
 
 
 def _switches(config_class: type[Any], prefix: str = "") -> Iterator[str]:
-    """Names of the settings that are true or false."""
+    """Names of the boolean settings."""
     for name, kind in get_type_hints(config_class).items():
         if kind is bool:
             yield prefix + name
@@ -135,7 +150,7 @@ def _switches(config_class: type[Any], prefix: str = "") -> Iterator[str]:
 
 
 def _bare_switches(argv: Sequence[str], switches: set[str]) -> list[str]:
-    """`--offline` alone means `--offline true`."""
+    """Turn a bare `--offline` into `--offline=true`."""
     out: list[str] = []
     for n, word in enumerate(argv):
         following = argv[n + 1] if n + 1 < len(argv) else "--"
@@ -146,7 +161,7 @@ def _bare_switches(argv: Sequence[str], switches: set[str]) -> list[str]:
 
 
 def _config_files(argv: Sequence[str]) -> Iterator[str]:
-    """The files that `--config FILE` and `--config=FILE` name."""
+    """Files given by `--config FILE` and `--config=FILE`."""
     for n, word in enumerate(argv):
         if word == "--config" and n + 1 < len(argv):
             yield argv[n + 1]
@@ -155,7 +170,7 @@ def _config_files(argv: Sequence[str]) -> Iterator[str]:
 
 
 def _check_file(path: str, names: set[str]) -> None:
-    """Refuse a settings file that is missing, not YAML, or holds unknown names, before its values are looked at."""
+    """Refuse a settings file that is missing, not YAML, or has unknown names, before its values are checked."""
     import yaml
 
     cure = "give a YAML file of settings, such as configs/phantom.yaml"
@@ -200,7 +215,7 @@ def _unknown(key: str, names: Iterable[str]) -> str:
 
 
 def _plain(message: str, names: Iterable[str]) -> str:
-    """The parser's message as one sentence in kmine's words."""
+    """Rewrite a message of jsonargparse as one line in the style of kmine's errors; needs the bounded version."""
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     flag = re.search(r"unrecognized arguments: (.*)", message)
     if group or flag:
@@ -235,25 +250,25 @@ _OPTIONAL_TUPLE = (
 
 
 def _as_plain_tuple(match: re.Match[str]) -> str:
-    """What the parser says of a tuple that may be null, as it speaks of any other tuple."""
+    """Reduce the message on an optional tuple to that on a tuple."""
     return f'Parser key "{match[1]}": {match[2]}{match[3] or f". Got value: {match[4]}"}'
 
 
 def _brackets(match: re.Match[str]) -> str:
-    """How the command line and YAML write a tuple."""
+    """Describe a tuple as YAML and the command line write it."""
     return f"a list of {match[1]} in brackets" if match[1] else "a list in brackets, such as [1, 2]"
 
 
 def fail(prog: str, message: str) -> int:
-    """Print one error line; the exit code for a user's mistake."""
+    """Print one error line on stderr; returns exit code 2."""
     sys.stderr.write(f"{prog}: error: {message}\n")
     return 2
 
 
 def guarded(prog: str, work: Callable[[], int]) -> int:
-    """Run a command's work; a user's mistake becomes one line and exit code 2, Ctrl-C a line and 130.
+    """Run a command; a user error becomes one line and exit code 2, Ctrl-C a line and 130.
 
-    A training that diverged (`FloatingPointError`) counts as a mistake in the settings.
+    A diverged training (`FloatingPointError`) counts as a user error: the settings are to be changed.
     """
     try:
         return work()
@@ -269,7 +284,7 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Settings as plain nested values, tuples as lists, ready for YAML."""
+    """Settings as nested plain values for YAML, tuples as lists."""
     return {k: _listed(v) for k, v in asdict(config).items()}
 
 
@@ -280,7 +295,7 @@ def _listed(value: Any) -> Any:
 
 
 class Terminal:
-    """Progress bars and sentences on stderr; plain lines where stderr is not a terminal. A `ProgressReporter` of the methods."""
+    """A `ProgressReporter` on stderr: progress bars in a terminal, plain lines elsewhere."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console
@@ -290,7 +305,7 @@ class Terminal:
         self._title, self._total, self._shown = "", 0, -1
 
     def start(self, title: str, total: int) -> None:
-        """A piece of work of `total` steps begins."""
+        """Begin a piece of work of `total` steps."""
         self.stop()
         self._title, self._total, self._shown = title, total, -1
         if self.console.is_terminal and total:
@@ -302,26 +317,26 @@ class Terminal:
             self._bar.start()
 
     def advance(self, done: int, text: str = "") -> None:
-        """`done` of its steps are done."""
+        """Report `done` finished steps."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, text=text)
             if done >= self._total:
                 self.stop()
-        elif done * 4 // max(self._total, 1) > self._shown:  # four lines a piece of work
+        elif done * 4 // max(self._total, 1) > self._shown:  # four lines for each piece of work
             self._shown = done * 4 // max(self._total, 1)
             self._print(f"{self._title}: {done}/{self._total}  {text}".rstrip())
 
     def log(self, text: str) -> None:
-        """A sentence for the terminal."""
+        """Print a line."""
         self.stop()
         self._print(text)
 
     def _print(self, text: str) -> None:
-        """As it is: paths are neither broken at 80 columns nor read as markup."""
+        """Print without wrapping at 80 columns, so paths stay whole, and without markup."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def stop(self) -> None:
-        """Take the bar off the screen's last line."""
+        """Remove the progress bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

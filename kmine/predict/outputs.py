@@ -36,15 +36,23 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What came of an image or volume, before it is written."""
+    """Prediction of an image or a volume."""
 
     mask: NDArray[np.uint8]
     """(H, W), or (D, H, W) of a volume: class ids."""
     mean_max_probability: float
     """Mean over all pixels, at the size of training, of the highest probability."""
     warning: str
+    """Why the image differs from the training images; empty where it does not."""
     objects: Sequence[tuple[int, ObjectEstimate]] | None = None
-    """Each with the number of its slice (0 of an image); None where nothing estimates Dice."""
+    """Each with its slice number (0 for an image); None where the model holds no estimator of Dice."""
+    probs: NDArray[np.float32] | None = None
+    """(K, H, W), sums to 1 over K; kept where requested, of images only."""
+
+    @property
+    def estimated_dice(self) -> float | None:
+        """Mean of the objects' estimates by area; None without an object or an estimator."""
+        return image_estimate([obj for _, obj in self.objects or ()])
 
 
 def class_mask(probs: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
@@ -121,7 +129,7 @@ def prediction_row(
     Its estimated Dice is the mean over its objects by area, empty where there is none: what was not found is not
     judged. `objects` holds the rows of objects.csv.
     """
-    dice = image_estimate([obj for _, obj in prediction.objects or ()])
+    dice = prediction.estimated_dice
     row: Row = {
         "file": str(item.path),
         "mask": names["mask"],

@@ -1,0 +1,1 @@
+"""The public classes and functions; `import kmine` loads each of them at its first use."""

@@ -1,0 +1,120 @@
+"""A run folder to read: settings, rounds, decisions and pseudo masks as plain values and pandas tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine import cli
+from kmine.config import LoopConfig
+from kmine.errors import UserError
+from kmine.io.files import read_json
+from kmine.store.run_folder import RunFolder
+from kmine.types import RoundResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class PseudoMasks(Mapping[str, NDArray[np.uint8]]):
+    """Pseudo masks of a round by sample id: (H, W) uint8 class ids, 255 ignored; each is read when it is wanted."""
+
+    def __init__(self, folder: RunFolder, round_idx: int) -> None:
+        self._folder, self._round_idx = folder, round_idx
+        rows = folder.decisions(round_idx)
+        self._ids = list(dict.fromkeys(row["sample_id"] for row in rows if row["in_training"]))
+
+    def __getitem__(self, sample_id: str) -> NDArray[np.uint8]:
+        if sample_id not in self._ids:
+            raise KeyError(sample_id)
+        return self._folder.pseudo_mask(self._round_idx, sample_id)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
+class Run:
+    """A run folder, opened for reading: nothing in it is changed or locked."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._folder = RunFolder(root, follows=True)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.root)!r})"
+
+    @cached_property
+    def config(self) -> LoopConfig:
+        """The settings of the run."""
+        return cli.load_config(LoopConfig, self.root / "config.yaml")
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Content of run.json: command, versions, seed, device, segmenter, `stopped_by`, `adopted_round`."""
+        return self._folder.run()
+
+    @property
+    def rounds(self) -> list[RoundResult]:
+        """Results of the rounds that are done, in order."""
+        paths = sorted(self.root.glob("round_*/metrics.json"), key=lambda path: int(path.parent.name[6:]))
+        values = (read_json(path) for path in paths)
+        return [RoundResult.from_json(value) for value in values if value is not None]
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """results.csv: a row a round, with Dice, IoU and HD95 on validation images."""
+        return self._table("results.csv")
+
+    @property
+    def splits(self) -> pd.DataFrame:
+        """splits.csv: sample_id, group_id, split (labeled, unlabeled, val or test)."""
+        return self._table("splits.csv")
+
+    def decisions(self, round_idx: int | None = None) -> pd.DataFrame:
+        """The gate's decisions of a round, a row an object; without `round_idx` of the adopted one."""
+        import pandas as pd
+
+        return pd.DataFrame(self._folder.decisions(self._adopted(round_idx)))
+
+    def prompts(self, round_idx: int | None = None) -> pd.DataFrame:
+        """The prompts of a round, a row an object; without `round_idx` of the adopted one."""
+        import pandas as pd
+
+        return pd.DataFrame(self._folder.prompts(self._adopted(round_idx)))
+
+    def pseudo_masks(self, round_idx: int | None = None) -> PseudoMasks:
+        """The pseudo masks that a round was trained on; without `round_idx` those of the adopted one."""
+        return PseudoMasks(self._folder, self._adopted(round_idx))
+
+    def _adopted(self, round_idx: int | None) -> int:
+        if round_idx is not None:
+            return round_idx
+        return max((result.round_idx for result in self.rounds if result.adopted), default=0)
+
+    def _table(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        if not (self.root / name).is_file():
+            raise UserError(f"{self.root}: expected {name}, which a run writes with its first round; resume the run")
+        return pd.read_csv(self.root / name)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run folder for reading.
+
+    Raises:
+        UserError: `path` is not a run folder.
+    """
+    root = Path(path).expanduser()
+    missing = [name for name in ("config.yaml", "run.json") if not (root / name).is_file()]
+    if missing:
+        raise UserError(f"{root}: expected a run folder, found no {missing[0]}; run kmine.loop first")
+    return Run(root)

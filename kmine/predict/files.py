@@ -1,0 +1,178 @@
+"""Prediction of files into a folder of masks and tables; the same call goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from kmine.data.io.find_files import printable
+from kmine.errors import UserError
+from kmine.io.files import sign, write_atomic
+from kmine.mining.calibration.local_quality import local_quality_summary
+from kmine.predict.estimates import OBJECT_COLUMNS, load_estimator
+from kmine.predict.inputs import Inputs
+from kmine.predict.log import OBJECTS, TABLE, OutputLog, Row
+from kmine.predict.metadata import ModelMetadata, colours
+from kmine.predict.network import Network
+from kmine.predict.outputs import prediction_columns
+from kmine.predict.reader import file_stamps
+from kmine.predict.stream import PredictJob, PredictResult, predict_stream
+from kmine.training.task import ProgressReporter
+
+VERSION = 3
+"""Version of the outputs: raised when the same model and image yield other ones."""
+MAX_NAMED = 5
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Settings of `python -m kmine.predict`."""
+
+    run_inputs: list[str] = field(default_factory=list)
+    """The run folder, or a model exported as FILE.onnx; then images, volumes and folders."""
+    out: str = "predictions"
+    """Folder for masks/, predictions.csv, objects.csv, classes.json and, where asked for, probs/ and overlays/."""
+    round: int | None = None
+    """Which round of the run; default: the one it adopted last."""
+    checkpoint: Literal["best", "final"] = "best"
+    """best: chosen on validation; final: of the round's last step."""
+    tta: Literal["none", "hflip", "flips"] = "none"
+    """Average over the mirror image (hflip), or all four flips (flips): slower by 2 and 4. Dice is estimated
+    with none and with the run's infer.tta alone."""
+    probs: bool = False
+    """Also write probabilities of all classes: (K, H, W) float16 as .npz, of volumes (X, Y, Z, K) float32 as .nii."""
+    overlay: bool = False
+    """Also draw each mask over its image, as JPEG; of a volume the slice that shows most of it."""
+    window: tuple[float, float] | None = None
+    """Stored values shown as black and as white, as in [-160, 240]; default: those of the run's data.window."""
+    batch_size: int | None = None
+    """Images (slices) per forward pass; default: the run's infer.batch_size."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    export: str | None = None
+    """Also write the model as this file, FILE.onnx, with all it takes to predict from it without PyTorch."""
+    card: bool = False
+    """Also write the model card, model_card.md, into the folder of outputs; beside an export there always is one."""
+
+    def __post_init__(self) -> None:
+        if self.round is not None and self.round < 0:
+            raise UserError(f"round: expected 0 or more, got {self.round}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"batch_size: expected at least 1, got {self.batch_size}")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise UserError(f"window: expected two rising numbers, got {list(self.window)}")
+        if self.export is not None and Path(self.export).suffix.lower() != ".onnx":
+            raise UserError(f"export: expected a name that ends in .onnx, got {self.export!r}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {self.device!r}")
+
+
+class PredictedFiles(NamedTuple):
+    """Outcome of `predict_files`."""
+
+    rows: list[Row]
+    """Rows of predictions.csv, unreadable files included."""
+    errors: list[str]
+    """One line for each unreadable file."""
+
+
+def predict_files(
+    cfg: PredictConfig, metadata: ModelMetadata, network: Network, inputs: Inputs, progress: ProgressReporter
+) -> PredictedFiles:
+    """Write masks, predictions.csv, objects.csv and classes.json into `cfg.out`; finished inputs are not predicted again.
+
+    Raises:
+        UserError: none of the inputs is readable, or `cfg.out` cannot be written or holds other files.
+    """
+    out = Path(cfg.out).expanduser()
+    window = cfg.window or metadata.window
+    estimator, no_estimate_reason = load_estimator(metadata, cfg.tta)
+    batch_size = cfg.batch_size or metadata.batch_size
+    job = PredictJob(network, metadata, out, window, cfg.tta, batch_size, cfg.probs, cfg.overlay, estimator)
+    made_from = (
+        metadata.signature,
+        window,
+        cfg.tta,
+        cfg.probs,
+        cfg.overlay,
+        estimator.to_json() if estimator else None,
+    )
+    signatures = {item.name: sign(VERSION, *made_from, file_stamps(item)) for item in inputs.readable}
+    output_log = OutputLog(out)
+    try:
+        output_log.refuse_foreign(name for item in inputs.readable for name in job.names(item).values())
+        rows = {
+            item.name: row for item in inputs.readable if (row := output_log.done(item.name, signatures[item.name]))
+        }
+        progress.log(
+            f"{len(inputs.readable)} images and volumes, {len(rows)} of them done before; model {metadata.name}, round "
+            f"{metadata.round_idx}, trained with segmenter {metadata.segmenter}"
+        )
+        if metadata.intensity is None:
+            progress.log("the run does not hold the brightness of its training images: no warning of unlike images")
+        if no_estimate_reason:
+            progress.log(f"no estimated_dice: {no_estimate_reason}")
+        errors = [f"{skipped.path}: {skipped.problem}" for skipped in inputs.unreadable]
+        errors += _predict_pending(job, inputs, output_log, signatures, rows, progress)
+        table = [rows[item.name] for item in inputs.readable]
+        table += [{"file": skipped.path, "error": skipped.problem} for skipped in inputs.unreadable]
+        output_log.write_table(prediction_columns(metadata.class_names), table)
+        if estimator:
+            objects = ({"file": row["file"], **object_row} for row in table for object_row in row.get("objects", ()))
+            output_log.write_table(OBJECT_COLUMNS, objects, OBJECTS)
+        _write_classes(out, metadata, no_estimate_reason)
+    finally:
+        output_log.close()
+    if len(errors) == len(table):
+        raise UserError(f"none of {len(table)} images could be read, the first: {errors[0]}")
+    return PredictedFiles(table, errors)
+
+
+def _predict_pending(
+    job: PredictJob,
+    inputs: Inputs,
+    output_log: OutputLog,
+    signatures: Mapping[str, str],
+    rows: dict[str, Row],
+    progress: ProgressReporter,
+) -> list[str]:
+    """Predict the inputs without a row and add theirs to `rows`; returns the errors of those that are unreadable."""
+    pending = [item for item in inputs.readable if item.name not in rows]
+    errors: list[str] = []
+    progress.start("predicting", len(pending))
+    for count, result in enumerate(predict_stream(job, pending), 1):
+        name, row = result.item.name, _printable_row(result)
+        rows[name] = row
+        if result.error:
+            errors.append(result.error)
+        else:
+            output_log.add(name, signatures[name], job.names(result.item).values(), row)
+        progress.advance(count, f"{len(errors)} unreadable" if errors else "")
+    return errors
+
+
+def _printable_row(result: PredictResult) -> Row:
+    return {**result.row, "file": printable(result.row["file"])}
+
+
+def _write_classes(out: Path, metadata: ModelMetadata, no_estimate_reason: str) -> None:
+    """Write classes.json: mask values, overlay colours, and the basis of estimated_dice."""
+    of_each = zip(metadata.class_names, colours(len(metadata.class_names)).tolist(), strict=True)
+    classes = [{"id": n, "name": name, "overlay_rgb": colour} for n, (name, colour) in enumerate(of_each)]
+    values = {"classes": classes, "model": metadata.name, "round": metadata.round_idx, "signature": metadata.signature}
+    values["estimated_dice"] = no_estimate_reason or local_quality_summary(metadata.alone or {})
+    write_atomic(out / "classes.json", json.dumps(values, indent=1).encode())
+
+
+def files_summary(predicted: PredictedFiles, inputs: Inputs, out: Path) -> list[str]:
+    """Lines for the terminal: how many inputs were predicted, unreadable, warned of."""
+    rows, errors = predicted
+    num_warned = sum(bool(row.get("warning")) for row in rows)
+    text = f"{len(rows) - len(errors)} predicted, {len(errors)} unreadable, {num_warned} with a warning; {out / TABLE}"
+    others = f"; {inputs.num_others} files of other kinds left alone" if inputs.num_others else ""
+    more = f" and {len(errors) - MAX_NAMED} more" if len(errors) > MAX_NAMED else ""
+    return [text + others, *([f"unreadable: {'; '.join(errors[:MAX_NAMED])}{more}"] if errors else [])]
