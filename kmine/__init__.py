@@ -1,3 +1,45 @@
-"""kmine: semi-supervised medical image segmentation by knowledge mining."""
+"""kmine: semi-supervised medical image segmentation by knowledge mining.
+
+The public API, loaded at first use: `import kmine` alone loads neither torch nor pandas. See docs/api.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "ArrayDataset": "kmine.api.arrays",
+    "KnowledgeMiner": "kmine.api.miner",
+    "Predictor": "kmine.api.predictor",
+    "Run": "kmine.api.run",
+    "open_run": "kmine.api.run",
+    "audit_run": "kmine.api.tables",
+    "compare_runs": "kmine.api.tables",
+    "check_dataset": "kmine.check.findings",
+    "find_label_issues": "kmine.audit.label_issues",
+    "create_model": "kmine.models.build",
+    "create_segmenter": "kmine.segmenters",
+    "register_dataset": "kmine.data",
+    "register_method": "kmine.methods.registry",
+    "register_segmenter": "kmine.segmenters",
+    "DataConfig": "kmine.config",
+    "LoopConfig": "kmine.config",
+    "UserError": "kmine.errors",
+}
+_MODULES = {"metrics": "kmine.ops.metrics", "statistics": "kmine.ops.statistics"}
+__all__ = ["__version__", *_PUBLIC, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

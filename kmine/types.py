@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -312,3 +312,16 @@ def stopped_by(mined: Sequence[RoundResult], rounds: int) -> str:
     if mined[-1].has_no_pseudo_masks:
         return "no_pseudo_masks"
     return "rounds" if mined[-1].round_idx == rounds else "refused_twice"
+
+
+class ProgressReporter(Protocol):
+    """Receives the progress of long work; `kmine.cli.Terminal` draws it."""
+
+    def start(self, title: str, total: int) -> None:
+        """Begin a piece of work of `total` steps."""
+
+    def advance(self, done: int, text: str = "") -> None:
+        """Report `done` finished steps."""
+
+    def log(self, text: str) -> None:
+        """Print a line."""

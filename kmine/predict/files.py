@@ -21,7 +21,7 @@ from kmine.predict.network import Network
 from kmine.predict.outputs import prediction_columns
 from kmine.predict.reader import file_stamps
 from kmine.predict.stream import PredictJob, PredictResult, predict_stream
-from kmine.training.task import ProgressReporter
+from kmine.types import ProgressReporter
 
 VERSION = 3
 """Version of the outputs: raised when the same model and image yield other ones."""

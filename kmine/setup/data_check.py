@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Protocol
 
 import numpy as np
 
@@ -38,7 +37,7 @@ from kmine.data.split_file import GivenSplit
 from kmine.data.splits import Splits
 from kmine.errors import UserError
 from kmine.store.run_folder import RunFolder
-from kmine.types import Finding, SampleRef
+from kmine.types import Finding, ProgressReporter, SampleRef
 
 MAX_ALIGNED = 120
 """Masks held against images: the time grows with the square."""
@@ -54,15 +53,8 @@ IGNORED_WHEN_RESIZED = ("label_1_empty_mask",)
 """What says nothing of shrunk masks: a small lesion may be gone."""
 
 
-class ProgressLog(Protocol):
-    """Whoever tells the user."""
-
-    def log(self, text: str) -> None:
-        """A sentence for the terminal."""
-
-
 def check_before_training(
-    cfg: DataConfig, store: RunFolder, progress: ProgressLog, signature: str, examine: Callable[[], list[Finding]]
+    cfg: DataConfig, store: RunFolder, progress: ProgressReporter, signature: str, examine: Callable[[], list[Finding]]
 ) -> None:
     """Examine, say every finding and keep all in run.json under `check`; nothing where this was passed before.
 
@@ -200,9 +192,20 @@ def _mask_stats(sample_id: str, pool: Pool) -> ImageStats:
     """The mask alone, counted; images are not read for this."""
     mask = pool.mask_resized(sample_id)
     height, width = mask.shape
-    nothing: dict[str, Any] = {"low": 0, "high": 255, "mean": 0.0, "contrast": np.inf, "fingerprint": b"", "image_hash": 0}
-    nothing |= dict.fromkeys(("small", "whole"), np.zeros((0, 0), np.uint8))
-    return ImageStats(sample_id=sample_id, shape=(height, width), mask=compute_mask_stats(mask), **nothing)
+    no_view = np.zeros((0, 0), np.uint8)
+    return ImageStats(
+        sample_id=sample_id,
+        shape=(height, width),
+        low=0,
+        high=255,
+        mean=0.0,
+        contrast=np.inf,
+        fingerprint=b"",
+        image_hash=0,
+        small=no_view,
+        whole=no_view,
+        mask=compute_mask_stats(mask),
+    )
 
 
 def _check_pairing(pool_of: Mapping[str, Pool]) -> Iterator[Finding]:

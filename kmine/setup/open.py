@@ -28,8 +28,8 @@ from kmine.models.build import build_model
 from kmine.segmenters import open_segmenter
 from kmine.setup.data_check import check_before_training, find_issues
 from kmine.store.run_folder import RunFolder
-from kmine.training.task import ProgressReporter, Task
-from kmine.types import Finding
+from kmine.training.task import Task
+from kmine.types import Finding, ProgressReporter
 
 
 def open_cache(cfg: LoopConfig, source: Source) -> SampleCache:

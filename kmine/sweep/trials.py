@@ -30,8 +30,8 @@ from kmine.store.run_folder import BusyError, RunFolder
 from kmine.types import stopped_by
 
 if TYPE_CHECKING:
-    from kmine.training.task import ProgressReporter, Task
-    from kmine.types import RoundResult
+    from kmine.training.task import Task
+    from kmine.types import ProgressReporter, RoundResult
 
 STATE = "cell.json"
 SHARED_ARTIFACTS = ("round_00", "fold_*/round_00", "classifier", "witness/round_00", "witness_fold_*/round_00")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -15,19 +15,7 @@ from kmine.ops.calibrator import Calibration
 from kmine.segmenters.base import Segmenter
 from kmine.store.run_folder import RunFolder
 from kmine.training.distributed import make_fabric
-
-
-class ProgressReporter(Protocol):
-    """Told about the work as it goes on; the command line draws progress bars from it."""
-
-    def start(self, title: str, total: int) -> None:
-        """A piece of work of `total` steps begins."""
-
-    def advance(self, done: int, text: str = "") -> None:
-        """`done` of its steps are done."""
-
-    def log(self, text: str) -> None:
-        """A sentence for the terminal."""
+from kmine.types import ProgressReporter
 
 
 @dataclass(frozen=True)

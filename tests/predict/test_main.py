@@ -287,10 +287,10 @@ def test_the_slices_of_a_volume_are_numbered_as_they_lie_in_the_file(judged, tmp
             assert there == sorted(int(r["px"]) for r in rows if name in r["file"] and r["slice"] == str(n))
 
 
-def test_an_older_run_says_that_brightness_is_not_known(run, tmp_path, capsys):
+def test_a_run_without_training_brightness_is_reported(run, tmp_path, capsys):
     save(tmp_path / "a.png", picture())
     assert main(run, tmp_path / "a.png", "--out", tmp_path / "out") == 0
-    assert "not known of this run" in capsys.readouterr().err
+    assert "does not hold the brightness" in capsys.readouterr().err
 
 
 # -- without torch
@@ -312,7 +312,7 @@ def test_an_export_predicts_and_estimates_the_same_without_torch(judged, exporte
     assert main(run, tmp_path / "in", "--out", tmp_path / "ours") == 0
     words = [str(exported), str(tmp_path / "in"), "--out", str(tmp_path / "theirs"), "--card"]
     program = (
-        f"import sys\nfrom kmine import predict\ncode = predict.main({words!r})\n"
+        f"import sys\nfrom kmine.predict import __main__ as predict\ncode = predict.main({words!r})\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\nsys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

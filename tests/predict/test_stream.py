@@ -157,7 +157,7 @@ def test_a_network_that_gives_no_numbers_stops_the_stream(job, tmp_path, monkeyp
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_the_mask_is_the_most_probable_class_of_the_resized_probabilities(num_classes):
     rng = np.random.default_rng(0)
-    probs = rng.dirichlet(np.items(num_classes), (8, 8)).astype(np.float32).transpose(2, 0, 1)
+    probs = rng.dirichlet(np.ones(num_classes), (8, 8)).astype(np.float32).transpose(2, 0, 1)
     grown = np.stack([cv2.resize(p, (31, 17), interpolation=cv2.INTER_LINEAR) for p in probs])
     assert (class_mask(probs, 17, 31) == grown.argmax(axis=0)).mean() > 0.998
     assert np.array_equal(class_mask(probs, 8, 8), probs.argmax(axis=0))
