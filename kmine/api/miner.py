@@ -158,7 +158,8 @@ class KnowledgeMiner:
 
 
 def _labeled_round(run: Run) -> Mapping[str, int]:
-    """Sample id -> round in which it entered training: 0 for labeled images, else the first round that used its mask."""
+    """Sample id -> round in which it entered training: 0 for labeled images, else the first round that used its
+    mask."""
     splits = run.splits
     entered = dict.fromkeys(splits.loc[splits["split"] == "labeled", "sample_id"].astype(str), 0)
     for result in run.rounds[1:]:

@@ -1,8 +1,7 @@
-"""Settings, declared once: every default lives here and nowhere else.
+"""Settings, declared once with their defaults.
 
-Each dataclass is frozen and checks itself when built. `kmine.cli` turns them into flags (`--data.size 128`) and
-YAML keys of the same names; the string under a field is its help text.
-"""
+Each dataclass is frozen and checked when built. `kmine.cli` turns fields into flags (`--data.size 128`) and YAML keys
+of the same names; the string under a field is its help text."""
 
 from __future__ import annotations
 
@@ -46,12 +45,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Everything `python -m kmine.loop` can be told."""
+    """Settings of `python -m kmine.loop`."""
 
     rounds: int = 3
     """Mining rounds after round 0; 0 is plain supervised training."""
     seed: int = 0
-    """Draws the labeled images, initial weights, batches, augmentation and jitter."""
+    """Seed of the labeled subset, initial weights, batches, augmentation and jitter."""
     out: str = "runs/phantom"
     """Run folder; the same command again resumes there."""
     device: str = "auto"
@@ -59,15 +58,15 @@ class LoopConfig:
     offline: bool = False
     """Forbid every download; a missing file is then an error."""
     baseline: bool = True
-    """Also train the supervised baseline for the same number of steps, for the report."""
+    """Also train the supervised baseline for the same number of steps."""
     adopt_tolerance: float = 0.01
-    """A round is refused where validation Dice, image by image, falls by more than this and by more than noise.
+    """A round is refused if validation Dice, paired by image, falls by more than this and by more than noise.
 
-    Noise is judged from 20 validation images on; with fewer, the mean alone decides."""
+    Noise is estimated from 20 validation images on; with fewer, only the mean counts."""
     verdicts: str | None = None
     """verdicts.json of an earlier run on the same split, as `kmine audit RUN --verdicts FILE` left it in that run.
 
-    Rejected pseudo masks never teach, accepted ones teach in every round, corrected masks are labels."""
+    Rejected pseudo masks are not used in training, accepted ones in every round, corrected masks are labels."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)

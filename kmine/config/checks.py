@@ -1,4 +1,4 @@
-"""What settings are checked with, when they are built."""
+"""Checks of settings, made when a config is built."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from kmine.errors import UserError
 
 
 def require(condition: bool, field_name: str, expected: str, actual: object) -> None:
-    """Refuse a setting with a `UserError` that says what was expected and what came."""
+    """Raise `UserError` with the expected and the actual value unless `condition` holds."""
     if not condition:
         raise UserError(f"{field_name}: expected {expected}, got {actual!r}")
 
 
 def fraction(value: float, name: str, *, closed_low: bool = False) -> None:
-    """Refuse what is not in (0, 1], or with `closed_low` in [0, 1]."""
+    """Require a value in (0, 1], or with `closed_low` in [0, 1]."""
     ok = (0 <= value <= 1) if closed_low else (0 < value <= 1)
     require(ok, name, f"a fraction in {'[' if closed_low else '('}0, 1]", value)
 

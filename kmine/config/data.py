@@ -18,79 +18,79 @@ COVID_CLASSES = ("COVID-19", "Non-COVID", "Normal")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, how they are split, how they are read."""
+    """Data set, splits, and reading of images."""
 
     name: str = "phantom"
     """Data set: phantom (procedural, no files needed), kvasir_seg, lits, covid_qu_ex, or folder: your own files."""
     root: str | None = None
-    """Folder that holds the data set as downloaded; not used by phantom and folder."""
+    """Folder of the data set as downloaded; not used by phantom and folder."""
     images: str | None = None
     """Folder only: your images, in sub-folders or not: PNG, JPEG, TIFF, DICOM (.dcm, or no suffix) or NIfTI
     (.nii, .nii.gz)."""
     masks: str | None = None
-    """Folder only: their masks, of the same names (suffixes apart), for some or all of the images."""
+    """Folder only: masks of the same names (suffixes apart), for some or all of the images."""
     csv: str | None = None
     """Folder only, instead of images and masks: CSV of image,mask,group,label,split, paths relative to its own folder.
 
-    Only image is required. group: patient or the like; label: 0 or 1 (shows none, some); split: train, val or test."""
+    Only image is required. group: patient or volume; label: 0 (lesion-free) or 1; split: train, val or test."""
     class_names: tuple[str, ...] = ("background", "object")
     """Folder only: names by class id. Two: masks of 0 and 255, or 0 and 1. More: pixels are ids, 255 is ignored."""
     kind: PhantomKind = "polyp"
-    """Phantom only: what the procedural images look like."""
+    """Phantom only: modality of the procedural images."""
     num_samples: int = 400
-    """Phantom only: how many images to generate."""
+    """Phantom only: number of images."""
     task: Literal["auto", "tumour", "liver", "both", "lung", "infection"] = "auto"
-    """What is segmented. LiTS: tumour (auto), liver (with its tumours), both (two classes, liver beside tumour);
+    """Target. LiTS: tumour (auto), liver (with its tumours), both (two classes, liver beside tumour);
     COVID-QU-Ex: infection (auto), lung. The other data sets have one task."""
     classes: tuple[str, ...] = COVID_CLASSES
-    """COVID-QU-Ex only: which of its class folders are read."""
+    """COVID-QU-Ex only: class folders to read."""
     slices: Literal["all", "liver"] = "all"
     """LiTS only: all axial slices, or those that show liver (by the mask, or those that image_labels lists)."""
     every_nth: int = 1
-    """LiTS, and NIfTI files of folder: of each volume only the slices 0, n, 2n and so on."""
+    """LiTS, and NIfTI files of folder: use only slices 0, n, 2n, ... of each volume."""
     window: tuple[float, float] | None = None
     """Stored values (in CT Hounsfield units) shown as black and as white, as in [-160, 240]; the same for every image.
 
     LiTS: [-160, 240] if not given. Folder: needed for NIfTI and 16-bit images; DICOM files may bring their own."""
     image_labels: str | None = None
-    """LiTS only: CSV of sample_id,label (0 or 1: no lesion, lesion). Masks of volumes listed there are not asked."""
+    """LiTS only: CSV of sample_id,label (0: lesion-free, 1: lesion). Masks of volumes listed there are not opened."""
     normal_images: str | None = None
-    """Kvasir-SEG only: folder of images without a polyp; they join as unlabeled ones of which this much is known."""
+    """Kvasir-SEG only: folder of images without a polyp; added as unlabeled images with image label 0."""
     size: int = 96
-    """Side in pixels of the square the local model sees; images are resized, metrics stay in the native frame."""
+    """Side in pixels of the local model's square input; images are resized, metrics use the native frame."""
     label_fraction: float = 0.05
-    """Share of the training images whose masks are used; nested: the images of 0.1 are among those of 0.25."""
+    """Share of the training images whose masks are used; nested: the images of 0.1 are part of those of 0.25."""
     fine_groups: float | None = None
-    """Instead of label_fraction: use the masks of so many training groups (volumes), or below 1 of this share of them.
+    """Instead of label_fraction: number of labeled training groups (volumes), or below 1 their share.
 
-    All other training images keep their image-level label at most."""
+    All other training images keep only their image-level label."""
     val_fraction: float = 0.1
-    """Share of the images with masks that is used for validation."""
+    """Share of the images with masks used for validation."""
     test_fraction: float = 0.25
-    """Share of the images with masks that is held back for the test split."""
+    """Share of the images with masks held out as test split."""
     split_seed: int = 0
-    """Draws validation and test; `--seed` draws the labeled images, so that seeds share one test split."""
+    """Seed of validation and test split; `--seed` draws the labeled images, so all seeds share one test split."""
     split_file: str | None = None
-    """A split of yours, in the place of the data set's own: the splits.csv of an earlier run (taken as it is, labeled
-    images included, so that label_fraction and fine_groups are not used); or a table of sample_id,split (train, val or
-    test); or a folder with lists of ids, train.txt, val.txt, test.txt, or such files separated by commas.
+    """A given split: splits.csv of an earlier run (used as it is, labeled images included; label_fraction and
+    fine_groups do not apply); a table of sample_id,split (train, val or test); or a folder of id lists train.txt,
+    val.txt, test.txt, or such files separated by commas.
 
-    Of tables and lists: a missing val or test is drawn from train; without train, all images not named are train; else
-    they take no part. An id may be that of a group (a volume)."""
+    Tables and lists: a missing val or test is drawn from train. Images not named are train if no train list is given,
+    otherwise unused. An id may be that of a group (a volume)."""
     duplicate_distance: int = 6
-    """Images whose 64-bit perceptual hashes differ in at most this many bits form one group; -1 switches it off.
+    """Images whose 64-bit perceptual hashes differ in at most this many bits form one group; -1: off.
 
-    It finds re-exported images, not images of the same patient."""
+    Finds re-exported images, not images of the same patient."""
     allow_leaks: bool = False
-    """Copies across splits, and groups on two sides, are notes and no faults."""
+    """Report duplicates and groups across splits as notes instead of faults."""
     on_fault: Literal["stop", "say"] = "stop"
-    """What looks like a fault of the data before training (masks empty, inverted, of other images): stop, or say it.
+    """Faults found in the data before training (empty, inverted or mismatched masks): stop, or say (report and go on).
 
     kmine.check finds more."""
     on_error: Literal["stop", "skip"] = "stop"
-    """A damaged file: stop with one clear error, or skip it, counted and listed in run.json."""
+    """Damaged files: stop with one error, or skip them, counted and listed in run.json."""
     cache_dir: str | None = None
-    """Folder for decoded images, shared by runs; default: $KMINE_CACHE, else ~/.cache/kmine."""
+    """Folder of decoded images, shared by runs; default: $KMINE_CACHE, else ~/.cache/kmine."""
 
     def __post_init__(self) -> None:
         require(self.root != "", "data.root", "a folder", self.root)

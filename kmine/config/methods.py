@@ -1,6 +1,6 @@
 """Settings of the methods that mining is compared with; the loop and its baseline use none of them.
 
-Where a paper has the number, it is the default, with the one exception that is named.
+Defaults are the papers' numbers, with one exception, which is named.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ class TeacherConfig:
     """Mean teacher (Tarvainen and Valpola 2017, arXiv 1703.01780)."""
 
     weight: float = 1.0
-    """Highest weight of the squared difference between the probabilities of model and teacher; 0: the labels alone.
-    Ours: the authors' 100, for classes of whole images, did harm here (docs/method.md)."""
+    """Maximal weight of the squared difference between the probabilities of model and teacher; 0: labels only.
+    Ours: the authors' 100, for image classification, lowered Dice here (docs/method.md)."""
     ramp_up: float = 0.25
-    """Share of a round's steps in which that weight rises, by exp(-5 (1 - t)^2); about theirs for CIFAR-10."""
+    """Share of a round's steps in which the weight rises, by exp(-5 (1 - t)^2); about the paper's for CIFAR-10."""
     decay: float = 0.99
-    """Of the running average that is the teacher, and what is validated and kept, whatever fit.ema_decay. Theirs while
-    the weight rises; afterwards, in trainings a hundred times as long as a round, they have .999."""
+    """Decay of the moving average that is the teacher and is validated and kept, in place of fit.ema_decay. The paper's
+    during ramp-up; afterwards, in trainings a hundred times as long as a round, it uses 0.999."""
 
     def __post_init__(self) -> None:
         require(0 <= self.weight < float("inf"), "teacher.weight", "0 or more", self.weight)
@@ -34,14 +34,13 @@ class FixmatchConfig:
     """FixMatch for segmentation, as in UniMatch (arXiv 2208.09910), with one strong view."""
 
     weight: float = 1.0
-    """Weight of the unlabeled images beside the labeled ones, half of it for each of their two streams, as in UniMatch;
-    0: the labels alone."""
+    """Weight of the unlabeled loss, half of it for each of its two streams, as in UniMatch; 0: labels only."""
     threshold: float = 0.95
-    """Pixels teach where the model's highest probability in the weak view is above this, as in both papers; 1: none."""
+    """Pixels count where the highest probability in the weak view is above this, as in both papers; 1: none."""
     cutmix: float = 0.5
-    """Probability that a strong view gets a rectangle of another one, as in UniMatch."""
+    """Probability of CutMix between strong views, as in UniMatch."""
     feature_perturbation: float = 0.5
-    """Share of the encoder's channels dropped in the weak view's own stream, as in UniMatch."""
+    """Share of encoder channels dropped in the feature-perturbation stream, as in UniMatch."""
 
     def __post_init__(self) -> None:
         require(0 <= self.weight < float("inf"), "fixmatch.weight", "0 or more", self.weight)

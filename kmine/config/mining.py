@@ -13,11 +13,11 @@ class PromptsConfig:
     """How local probabilities become prompts, one object per connected component."""
 
     source: Literal["local", "cascade", "auto"] = "local"
-    """local: the local model's components. cascade: the same, and from round 2 on the hint remembers what the segmenter
-    said the round before. auto: the segmenter proposes masks unprompted, the local model picks among them, and the
-    segmenter is asked about what was picked; not with ellipse."""
+    """local: components of the local model's prediction. cascade: the same; from round 2 on, the mask prompt is blended
+    with the segmenter's mask of the round before. auto: the segmenter proposes masks without prompts, those that match
+    the local model's probabilities become prompts; not with ellipse."""
     passes: int = 1
-    """2: the segmenter is asked again, with the box and the mask of its own answer."""
+    """2: a second pass, prompted with box and mask of the first pass's result."""
     min_area_px: int = 20
     """Components smaller than this are dropped."""
     min_area_fraction: float = 0.0005
@@ -27,15 +27,16 @@ class PromptsConfig:
     points: bool = False
     """Prompt with one point inside and, where there is room, one outside."""
     mask_hint: bool = True
-    """Prompt with the local model's own logits."""
+    """Prompt with the local model's logits (SAM's mask_input)."""
     box_margin: float = 0.05
     """The tight box grows by this share of its side, at least 2 px, clipped to the image."""
     seed_from_activation: bool = True
-    """sks only: where an image has a lesion by its label and the model finds none, ask where its classifier looks."""
+    """sks only: where the image label reports a lesion and the model finds none, prompt at the maximum of its
+    classifier's class activation map."""
     num_jitters: int = 3
-    """Shaken boxes per object, for the consistency evidence."""
+    """Jittered boxes per object, for the consistency evidence."""
     jitter: float = 0.1
-    """Shake of each box edge, as a share of the side; at most 20 px of an image 1024 px long."""
+    """Jitter of each box edge, as a share of the side; at most 20 px of an image 1024 px long."""
 
     def __post_init__(self) -> None:
         require(
@@ -54,22 +55,21 @@ class SegmenterConfig:
     """The promptable model."""
 
     name: str = "tiny"
-    """tiny (ships with kmine, trained on procedural pictures alone), ellipse (inscribed in the box: the floor, no
-    knowledge at all), sam_vit_b, sam_vit_l or sam_vit_h."""
+    """tiny (shipped with kmine, trained on procedural images only), ellipse (inscribed in the box; a floor without any
+    learned knowledge), sam_vit_b, sam_vit_l, sam_vit_h, or one registered by a plug-in."""
     checkpoint: str | None = None
-    """Weights of that architecture, original or fine-tuned (MedSAM, for one); default: tiny's own, or a download of the
+    """Weights of that architecture, original or fine-tuned; default: the shipped ones of tiny, or a download of the
     original SAM."""
     batch_size: int = 1
-    """SAM only: images encoded at once; a CPU gains nothing from more than 1, a GPU wants 4 to 16, and is given half
-    of what exceeds its memory."""
+    """SAM only: images encoded at once: 1 on a CPU, 4 to 16 on a GPU; halved where it exceeds the memory."""
     cache_dir: str | None = None
     """SAM only: folder for embeddings, so that each image is encoded once for all rounds, seeds and runs; default:
     embeddings in $KMINE_CACHE, else in ~/.cache/kmine."""
     cache_gb: float = 20.0
-    """SAM only: gigabytes that the embeddings may take on disk (2.1 MB an image in float16); those used least recently
-    go first. 0 keeps none."""
+    """SAM only: gigabytes of embeddings on disk (2.1 MB an image in float16); the least recently used are removed
+    first. 0 keeps none."""
     cache_dtype: Literal["float16", "float32"] = "float16"
-    """SAM only: precision of embeddings, kept or not; float32 is exact and takes twice the space."""
+    """SAM only: precision of embeddings; float32 is exact and takes twice the space."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "segmenter.batch_size", "at least 1", self.batch_size)
@@ -81,27 +81,27 @@ class SegmenterConfig:
 
 @dataclass(frozen=True)
 class AdaptConfig:
-    """Before round 1, the segmenter learns from the labeled images; those of the validation split decide whether."""
+    """Fine-tuning of the segmenter on the labeled images before round 1; used only if better on validation images."""
 
     enabled: bool = True
-    """Adapt where the segmenter can be adapted; ellipse cannot."""
+    """Fine-tune the segmenter where it can be; ellipse cannot."""
     folds: int = 3
-    """Local models trained without a part of the labels each, so that every labeled image is prompted by a model
-    that does not know it; 1 skips them and shakes true boxes only."""
+    """Number of cross-fitting folds: each labeled image is prompted by a local model trained without it. 1 trains no
+    fold model and jitters true boxes only."""
     fold_steps: int = 300
-    """Optimizer steps of each of these local models, at most those of round 0."""
+    """Optimizer steps of each fold model, at most those of round 0."""
     steps: int | None = None
-    """Optimizer steps of the segmenter; default: what suits it."""
+    """Optimizer steps of the segmenter; default: by segmenter."""
     batch_size: int | None = None
-    """Objects per step; default: what suits the segmenter."""
+    """Objects per step; default: by segmenter."""
     lr: float | None = None
-    """Peak learning rate; default: what suits the segmenter."""
+    """Peak learning rate; default: by segmenter."""
     val_every: int = 50
-    """Steps between two checks on the validation images; the best check wins."""
+    """Steps between two validations; the best one chooses the weights."""
     min_gain: float = 0.005
     """The adapted segmenter is used only if its mean IoU on the validation images is higher by at least this."""
     max_images: int = 100
-    """At most so many labeled images, and so many of validation, are used: their embeddings are held in memory."""
+    """Maximum of labeled and of validation images in use, since their embeddings are held in memory."""
 
     def __post_init__(self) -> None:
         require(self.folds >= 1, "adapt.folds", "at least 1", self.folds)
@@ -116,30 +116,30 @@ class AdaptConfig:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """Which masks may teach. Calibrated: by estimated Dice; else by thresholds on the evidence.
+    """Selection of pseudo masks: calibrated by estimated Dice, or by thresholds on the evidence.
 
-    A score that could not be had (NaN) is not judged.
+    A missing score (NaN) passes its threshold.
     """
 
     mode: Literal["thresholds", "calibrated"] = "calibrated"
-    """calibrated: what the evidence is worth is learnt on labeled images that went through the same steps as if they
-    had no mask. thresholds, and calibrated with too few labels for that: the limits below decide."""
+    """calibrated: estimate Dice from the evidence, fitted by cross-fitting on labeled images. thresholds: use the
+    limits below, which also serve where there are too few labels to calibrate."""
     target_dice: float = 0.85
-    """calibrated: the accepted masks' mean Dice that is aimed at, and promised where the labels allow it; else their
-    mean estimate reaches it."""
+    """calibrated: target of the kept masks' mean Dice; guaranteed where the labels suffice, otherwise reached by the
+    mean estimate."""
     confidence: float = 0.9
-    """calibrated: of that promise."""
+    """calibrated: confidence of that guarantee."""
     margin: float = 0.03
     """calibrated: where the estimates of the segmenter's and the local model's mask differ by at least this, the better
-    one is used as it is; else only what both say."""
+    mask is used; otherwise their intersection, other pixels being ignored."""
     min_predicted_iou: float = 0.7
-    """The segmenter's own estimate."""
+    """IoU predicted by the segmenter."""
     min_stability: float = 0.8
     """The segmenter's stability score."""
     min_agreement: float = 0.5
     """IoU with the local model's component."""
     min_jitter_dice: float = 0.7
-    """Mean pairwise Dice over the shaken boxes."""
+    """Mean pairwise Dice over the jittered boxes."""
     min_confidence: float = 0.7
     """Mean local probability inside the mask."""
     max_confidence_outside: float = 0.5
@@ -147,7 +147,7 @@ class GateConfig:
     max_tta_std: float = 0.2
     """Mean deviation over test-time flips inside the mask."""
     max_area_ratio: float = 5.0
-    """The mask's area may differ from the labeled median by this factor, up or down by its square."""
+    """Largest ratio of the mask's area to the median area of labeled objects; downward the square of this factor."""
 
     def __post_init__(self) -> None:
         require(0 < self.target_dice < 1, "gate.target_dice", "between 0 and 1", self.target_dice)
@@ -162,13 +162,13 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """From kept candidates to pseudo masks with ignore pixels."""
+    """From kept candidates to pseudo masks with ignored pixels."""
 
     min_vote: float = 0.75
-    """Share of the answers (box and jitters) that must agree on a pixel, else it is ignored (255)."""
+    """Share of the candidates (box and jitters) that must agree on a pixel; otherwise it is ignored (255)."""
     ask_local: bool = True
-    """Ignore pixels, too, where the local model and the segmenter's majority disagree; of objects for which the gate
-    found one of the two masks better, that one counts instead."""
+    """Also ignore pixels where the local model and the segmenter's majority disagree; not in objects for which the gate
+    prefers one of the two masks."""
 
     def __post_init__(self) -> None:
         require(0.5 < self.min_vote <= 1, "refine.min_vote", "above 0.5, at most 1", self.min_vote)

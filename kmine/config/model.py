@@ -13,17 +13,17 @@ class ModelConfig:
     """The local model."""
 
     name: str = "unetpp"
-    """Local model: unetpp, unet or sks (a classifier of image-level labels guides a U-Net).
+    """Local model: unetpp, unet or sks (a U-Net guided by a classifier of image-level labels).
 
-    Two of them, as in unetpp+sks: the first is the local model, the second a witness. It learns from the labels alone,
-    once, and where it agrees the gate has more to go by. encoder and encoder_weights may then name two as well, A+B."""
+    Two joined by +, as in unetpp+sks: the second is an auxiliary model, trained once on the labels only; its agreement
+    is evidence for the gate. encoder and encoder_weights may then be pairs, too: A+B."""
     encoder: str = ""
     """Any encoder of segmentation-models-pytorch by name, or tu-NAME for a timm encoder; default: mobilenet_v2.
 
-    sks takes timm names, with or without tu-; default: swinv2_tiny_window8_256, as in its paper, which wants a GPU.
+    sks takes timm names, with or without tu-; default: swinv2_tiny_window8_256, as in its paper, for a GPU.
     For a CPU: mobilenetv2_050 or mobilenetv3_small_050."""
     encoder_weights: str | None = None
-    """Start of the encoder: none (random), `hub` (ImageNet weights, downloaded) or a local .safetensors file."""
+    """Initial weights of the encoder: null (random), hub (ImageNet, downloaded) or a local .safetensors file."""
     encoder_depth: int = 4
     """Not for sks: number of encoder levels, 3 to 5; input sides are padded to a multiple of 2 ** depth."""
     decoder_channels: int = 64
@@ -33,13 +33,13 @@ class ModelConfig:
     levels: Literal[3, 4] = 4
     """sks only: levels of its pyramids, at strides 4, 8, 16 and, with 4 of them, 32."""
     skip_feature_share: bool = True
-    """sks only: the classifier's features are fused into the fine encoder, before its next stage reads them."""
+    """sks only: fuse the classifier's features into the fine encoder, before its next stage."""
     skip_resolution: bool = True
-    """sks only: the decoder gets the fused features of each level; off: the fine encoder's own."""
+    """sks only: pass the fused features of each level to the decoder; off: the fine encoder's own."""
     skip_coarse: bool = True
-    """sks only: the classifier's features are fused once more into what the decoder gets. All three off: a U-Net."""
+    """sks only: fuse the classifier's features again into the decoder's input. All three off: a plain U-Net."""
     freeze_coarse: bool = True
-    """sks only: the classifier stays as its own training left it while the segmentation is trained."""
+    """sks only: freeze the classifier while the segmentation is trained."""
 
     def __post_init__(self) -> None:
         require(3 <= self.encoder_depth <= 5, "model.encoder_depth", "3, 4 or 5", self.encoder_depth)
@@ -55,7 +55,7 @@ class ModelConfig:
         return "+" in self.name
 
     def split(self) -> tuple[ModelConfig, ModelConfig | None]:
-        """The local model's settings and the witness's, where there is one; what names one thing is for both."""
+        """Settings of the local model and of the auxiliary model, if any; single values apply to both."""
         if not self.has_auxiliary:
             return self, None
         pairs = {}
@@ -68,7 +68,7 @@ class ModelConfig:
         return replace(self, **first), replace(self, **second)
 
     def resolved(self) -> ModelConfig:
-        """The same, the encoder that an empty `encoder` stands for filled in."""
+        """Copy with the default encoder in place of an empty `encoder`."""
         if self.has_auxiliary:
             return replace(self, encoder="+".join(model.resolved().encoder for model in self.split() if model))
         default = "swinv2_tiny_window8_256" if self.name == "sks" else "mobilenet_v2"
@@ -77,16 +77,16 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """sks only: its classifier learns from the image-level labels, before round 0."""
+    """sks only: training of its classifier on image-level labels, before round 0."""
 
     steps: int = 300
-    """Optimizer steps; the best AUC on the validation images chooses the checkpoint."""
+    """Optimizer steps; the checkpoint of the best validation AUC is used."""
     batch_size: int = 16
     """Images per step, half of them with a lesion."""
     lr: float = 1e-3
-    """Peak learning rate of AdamW; what else there is to set, `fit` says."""
+    """Peak learning rate of AdamW; all other training settings are those of fit."""
     shuffle: bool = False
-    """Control arm: the training images' labels are dealt out anew at random, so that they say nothing."""
+    """Control experiment: permute the training images' labels at random."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "classifier.steps", "at least 1", self.steps)
@@ -96,12 +96,12 @@ class ClassifierConfig:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Training of the local model; budgets are optimizer steps, so that methods compare at equal cost."""
+    """Training of the local model; budgets are optimizer steps, so methods are compared at equal cost."""
 
     steps: int = 600
     """Optimizer steps of round 0, on the labels alone."""
     round_steps: int = 300
-    """Optimizer steps of every later round, and of the supervised baseline beside it."""
+    """Optimizer steps of every later round, and of the supervised baseline."""
     batch_size: int = 8
     """Images per step."""
     labeled_share: float = 0.5
@@ -109,33 +109,34 @@ class FitConfig:
     lr: float = 1e-3
     """Peak learning rate of AdamW in round 0."""
     round_lr: float = 1e-3
-    """The same in every later round. A model from scratch is still learning then; a pretrained one wants less."""
+    """Peak learning rate in every later round; lower suits a pretrained model."""
     weight_decay: float = 1e-2
     """AdamW's decoupled weight decay."""
     warmup: float = 0.1
-    """Share of the steps with rising learning rate; cosine decay to zero follows."""
+    """Share of the steps with linearly rising learning rate; cosine decay to zero follows."""
     dice_weight: float = 1.0
     """Weight of soft Dice beside cross-entropy."""
     augment: bool = True
     """Flips, shifts, scaling, rotation, brightness, contrast, blur and noise."""
     strong_augment: bool = False
-    """Pseudo-labeled images get stronger colour, blur and noise, sometimes grey; labeled ones stay with `augment`."""
+    """Stronger colour, blur, noise and grey conversion for pseudo-labeled images; labeled ones use augment."""
     cutmix: float = 0.0
-    """Probability that an image of a batch gets a rectangle of another one, mask and weight with it; 0: never."""
+    """Probability that a rectangle of another image, with mask and weight, is pasted into an image; 0: never."""
     feature_perturbation: float = 0.0
-    """Share of the encoder's channels dropped on their way to the decoder, pseudo-labeled images only; 0: none."""
+    """Share of encoder channels dropped before the decoder, for pseudo-labeled images only; 0: none."""
     pseudo_weight: Literal["equal", "estimated"] = "equal"
-    """Weight of a pseudo-labeled image: 1, or the estimated Dice of its mask (1 where nothing is estimated)."""
+    """Weight of a pseudo-labeled image: 1, or the estimated Dice of its mask (1 without an estimate)."""
     max_empty_share: float = 0.25
-    """At most this share of the pseudo-labeled images in training are known to show nothing, unless all are."""
+    """Largest share of lesion-free images among the pseudo-labeled ones in training, unless all are."""
     ema_decay: float = 0.0
-    """Validate, choose and keep a running average of the weights, of this decay (.99, say); 0: the last weights."""
+    """Decay of an exponential moving average of the weights (such as 0.99), which is then validated and kept; 0:
+    off."""
     val_every: int = 100
-    """Steps between two validations; also how much training a kill can cost."""
+    """Steps between two validations; also the most training that a kill can cost."""
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
     """auto: bf16 on GPUs that have it, 32 on a CPU (where bf16 can be 80 times slower)."""
     num_workers: int = 0
-    """Processes that read and augment; 0: one thread beside the training."""
+    """Worker processes that read and augment; 0: one thread."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "round_steps", "val_every"):
@@ -162,7 +163,7 @@ class FitConfig:
         require(self.num_workers >= 0, "fit.num_workers", "0 or more", self.num_workers)
 
     def labels_only(self) -> FitConfig:
-        """The same, what concerns pseudo masks alone as it is by default: without any, these change nothing."""
+        """Copy with the settings of pseudo masks at their defaults, since they have no effect without pseudo masks."""
         names = ("strong_augment", "feature_perturbation", "pseudo_weight", "max_empty_share", "labeled_share")
         return replace(self, **{name: getattr(FitConfig, name) for name in names})
 
@@ -174,7 +175,7 @@ class InferConfig:
     batch_size: int = 16
     """Images per forward pass."""
     tta: Literal["none", "hflip", "flips"] = "flips"
-    """Test-time augmentation when mining: none, mirror image, or all four flips; validation never uses it."""
+    """Test-time augmentation when mining: none, mirror image, or all four flips; never in validation."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "infer.batch_size", "at least 1", self.batch_size)

@@ -1,4 +1,4 @@
-"""Settings of a sweep: those of the loop, and what is varied."""
+"""Settings of a sweep: those of the loop, and the lists of values to vary."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from kmine.errors import UserError, unknown_name
 
 MINING, ORACLE = "mining", "oracle"
 METHODS = ("supervised", "self_training", "mean_teacher", "fixmatch", MINING, ORACLE)
-"""What a sweep can compare; `kmine.methods.registry` has them."""
+"""Methods that a sweep can compare; implemented in `kmine.methods.registry`."""
 VARIED = ("out", "seed", "rounds", "baseline", "model.name", "fit.steps", "fit.round_steps")
-"""What `--set` may not touch, beside all of the data: what is varied, and the budget that is equal for all."""
+"""Settings that `--set` may not change, beside all of data: those varied, and the budget, which is equal for all."""
 
 
 @dataclass(frozen=True)
 class SweepConfig(LoopConfig):
-    """Everything `python -m kmine.sweep` can be told.
+    """Settings of `python -m kmine.sweep`.
 
-    Of the loop's settings `seed`, `model.name`, `data.label_fraction` and `baseline` give way to what is varied.
+    The varied lists replace the loop's `seed`, `model.name`, `data.label_fraction` and `baseline`.
     """
 
     out: str = "runs/sweep"
     """Folder of the sweep; the same command again resumes there, and the same command started twice shares the work."""
     fractions: list[float] = field(default_factory=lambda: [0.1, 0.25, 0.5, 1.0])
-    """Shares of the training images whose masks are used, each among those of the next.
+    """Shares of the training images whose masks are used; nested: each set is part of the next.
 
-    Where data.fine_groups is given, shares of the training groups (volumes)."""
+    With data.fine_groups, shares of the training groups (volumes)."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Each draws its own labeled images; the test and validation split are the same for all."""
+    """Seeds; each draws its own labeled images. Test and validation split are the same for all."""
     methods: list[str] = field(default_factory=lambda: ["supervised", "mining"])
-    """Of supervised, self_training, mean_teacher, fixmatch, mining and oracle (true masks: the ceiling)."""
+    """Methods: supervised, self_training, mean_teacher, fixmatch, mining, oracle (true masks: the upper bound)."""
     models: list[str] = field(default_factory=list)
     """Local models, as in unetpp unet sks; default: model.name."""
     set: list[str] = field(default_factory=list)
-    """Settings of one method or one model alone: supervised.fit.lr=0.0003 sks.model.encoder=mobilenetv2_100."""
+    """Settings of a single method or model: supervised.fit.lr=0.0003 sks.model.encoder=mobilenetv2_100."""
     processes: int = 1
-    """1: in this process; more: so many workers, each with its share of the threads and, where there
-    are several GPUs and device names none, one of those (CUDA_VISIBLE_DEVICES). A crash then costs one cell."""
+    """1: this process; more: worker processes, each with its share of the threads and, with several GPUs and no GPU
+    named by device, one of them (CUDA_VISIBLE_DEVICES). A crash then costs one trial."""
     backend: Literal["local", "ray"] = "local"
-    """ray: cells are spread over a Ray cluster whose nodes all see the folder `out` and the data (extra `ray`)."""
+    """ray: spread trials over a Ray cluster whose nodes all see the folder out and the data (extra ray)."""
     address: str | None = None
-    """ray only: address of the cluster, as in auto or ray://HOST:10001; default: one is started here."""
+    """ray only: address of the cluster, such as auto or ray://HOST:10001; default: start one here."""
     dry_run: bool = False
     """Print the plan and train nothing."""
 
     def __post_init__(self) -> None:
         model = self.model
         super().__post_init__()
-        # Each model of the sweep has its own default encoder: none is filled in before it is known which one is meant.
+        # Each model of the sweep has its own default encoder, so none is filled in here.
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "models", self.models or [model.name])
         for name in ("fractions", "seeds", "methods", "models"):
@@ -64,14 +64,14 @@ class SweepConfig(LoopConfig):
             if method not in METHODS:
                 raise unknown_name("methods", method, METHODS)
         require(self.processes >= 1, "processes", "at least 1", self.processes)
-        require(self.address is None or self.backend == "ray", "address", "it with --backend ray alone", self.address)
+        require(self.address is None or self.backend == "ray", "address", "none without --backend ray", self.address)
         self.own_settings()
 
     def own_settings(self) -> dict[str, dict[str, str]]:
-        """What `set` says: method or model -> setting -> value as text.
+        """`set` as method or model -> setting -> value as text.
 
         Raises:
-            UserError: for what is no NAME.SETTING=VALUE, a name that does not take part, or a setting that all share.
+            UserError: not NAME.SETTING=VALUE, a name not in the sweep, or a setting that all trials share.
         """
         settings: dict[str, dict[str, str]] = {}
         for assignment in self.set:
@@ -85,8 +85,8 @@ class SweepConfig(LoopConfig):
                 raise unknown_name("set", name, (*METHODS, *self.models))
             if setting in VARIED or setting.startswith("data."):
                 raise UserError(
-                    f"set: {setting} cannot be {name}'s own: data, budget and what is varied are the same for all that "
-                    "is compared; give it as a setting of the sweep"
+                    f"set: {setting} cannot differ for {name}: data, budget and varied settings are the same for all "
+                    "trials; give it as a setting of the sweep"
                 )
             settings.setdefault(name, {})[setting] = value
         return settings
