@@ -93,9 +93,18 @@ def _parser(config_class: type[Any], skip: set[str], **options: Any) -> Argument
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    _resolve_annotations(config_class)
     parser = ArgumentParser(exit_on_error=False, default_meta=False, allow_abbrev=False, **options)
     parser.add_class_arguments(config_class, as_group=False, skip=skip)
     return parser
+
+
+def _resolve_annotations(config_class: type[Any]) -> None:
+    """Replace postponed annotations by types; jsonargparse would run `if TYPE_CHECKING` blocks, torch among them."""
+    hints = get_type_hints(config_class)
+    config_class.__init__.__annotations__ = hints
+    for kind in filter(is_dataclass, hints.values()):
+        _resolve_annotations(kind)
 
 
 def _built(parser: ArgumentParser, values: Any, config_class: type[Config]) -> Config:

@@ -98,7 +98,7 @@ def _state(path: Path, sha256: str) -> str:
 
 def _shipped() -> str:
     """What became of the weights that kmine brings."""
-    from kmine.segmenters.tiny.weights import SHIPPED as path
+    from kmine.segmenters.tiny import SHIPPED as path
 
     try:
         expected = json.loads(path.with_suffix(".json").read_text("utf-8"))["sha256"]

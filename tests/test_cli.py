@@ -1,4 +1,4 @@
-"""The command line: help, one-line errors with exit code 2, flags over YAML, and nothing heavy before the work."""
+"""The command line: help, one-line errors with exit code 2, flags over YAML."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
-from helpers.sources import documented, loaded_by
+from helpers.sources import documented
 
-from kmine import __main__ as dispatcher
-from kmine import __version__, cli
+from kmine import cli
 from kmine.config import LoopConfig
 from kmine.errors import UserError
 from kmine.loop import __main__ as loop
@@ -63,27 +62,6 @@ def test_help_explains_every_setting_in_its_own_words(capsys):
         begin = shown.index(f"--{name} ")
         # argparse breaks words at hyphens, so blanks are left out of the comparison
         assert re.sub(r"\s", "", text) in re.sub(r"\s", "", shown[begin : begin + len(text) + 400]), name
-
-
-@pytest.mark.parametrize(
-    ("argv", "code"),
-    [
-        (["--help"], 0),
-        (["--data.sise", "3"], 2),
-        (["--model.name", "unet+"], 2),
-        (["--segmenter.name", "sam_vit_x"], 2),
-        (["--device", "gpu"], 2),
-        (["--data.name", "kvasir_seg"], 2),
-        (["--data.name", "kvasir_seg", "--data.root", "no/such/folder"], 2),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
-)
-def test_help_and_early_errors_import_nothing_heavy(argv, code):
-    assert loaded_by(f"__import__('kmine.__main__').__main__.main(['loop', *{argv!r}])") == (code, [])
-
-
-def test_help_of_the_dispatcher_imports_nothing_heavy():
-    assert loaded_by("__import__('kmine.__main__').__main__.main(['--help'])") == (0, [])
 
 
 # -- flags and YAML
@@ -244,30 +222,3 @@ def test_progress_without_a_terminal_is_a_few_lines(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert 4 <= len(lines) <= 6
     assert lines[-1] == "training: 1000/1000"
-
-
-# -- `kmine COMMAND`
-
-
-def test_dispatcher_lists_its_commands(capsys):
-    assert dispatcher.main([]) == dispatcher.main(["--help"]) == dispatcher.main(["-h"]) == 0
-    shown = capsys.readouterr().out
-    assert all(f"  {name}" in shown for name in dispatcher.COMMANDS)
-
-
-def test_dispatcher_tells_its_version(capsys):
-    assert dispatcher.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"kmine {__version__}\n"
-
-
-def test_dispatcher_suggests_the_nearest_command(capsys):
-    assert dispatcher.main(["lop"]) == 2
-    err = capsys.readouterr().err
-    assert "unknown name 'lop'; did you mean loop?" in err and err.count("\n") == 1
-
-
-def test_dispatcher_hands_the_rest_to_the_command(capsys):
-    with pytest.raises(SystemExit) as stop:
-        dispatcher.main(["loop", "--data.sise", "3"])
-    assert stop.value.code == 2
-    assert "kmine loop: error: unknown setting data.sise" in capsys.readouterr().err

@@ -15,11 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from kmine.errors import UserError
+from kmine.segmenters.tiny import SHIPPED
 from kmine.segmenters.tiny.network import TinyNet
 from kmine.segmenters.weights import CHECKPOINT_FLAG, sha256_of
-
-SHIPPED = Path(__file__).with_name("tiny.safetensors")
-"""The weights that `tiny` has without a checkpoint of the user's."""
 
 
 def save_tiny(net: TinyNet, path: Path, provenance: Mapping[str, str | int | float]) -> None:
