@@ -22,7 +22,7 @@ def new_model(task: Task) -> LocalModel:
     """The local model with its first weights, on the device; that of sks with its classifier trained."""
     model = build_model(task.cfg.model, task.num_classes, task.cfg.seed, offline=task.cfg.offline)
     model = model.to(task.fabric.device)
-    if task.cfg.model.name == "sks" and model.guided:
+    if task.cfg.model.name == "sks" and model.uses_classifier:
         with rank_zero_first(task.fabric):
             model.classifier.load_state_dict(_classifier(single_process(task), model))
     return model
