@@ -136,7 +136,10 @@ def forward(net: nn.Module, images: Tensor, fabric: Fabric) -> Tensor:
 
 
 class _AllReduce(torch.autograd.Function):
-    """The sum over all processes, and of the gradients that they have of it."""
+    """The sum over all processes; its gradient is the sum of theirs.
+
+    `torch.distributed.nn.functional.all_reduce` is the same; torch 2.14 deprecates it for a private module.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -192,17 +195,21 @@ def _sync_batchnorm_act(base: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
 
 
 def _normalised(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """(B, C, H, W) by mean and variance over all processes; the running ones are brought up to date."""
-    wide = x.float()
+    """(B, C, H, W) by mean and variance over all processes; updates the running statistics.
+
+    In float32 or wider. Two reductions, the second of squared deviations from the shared mean: E[x²] - E[x]², one
+    reduction, cancels where the mean is large beside the deviation.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     count = wide.new_tensor([wide.numel() / wide.shape[1]])
-    sums = _AllReduce.apply(torch.cat([wide.sum(dim=(0, 2, 3)), wide.square().sum(dim=(0, 2, 3)), count]))
+    sums = _AllReduce.apply(torch.cat([wide.sum(dim=(0, 2, 3)), count]))
     count = sums[-1].detach()
-    mean, of_squares = (sums[:-1] / count).chunk(2)
-    var = (of_squares - mean.square()).clamp_min(0)
+    mean = sums[:-1] / count
+    centered = wide - mean[:, None, None]
+    var = _AllReduce.apply(centered.square().sum(dim=(0, 2, 3))) / count
     with torch.no_grad():
         layer.num_batches_tracked += 1
         layer.running_mean.lerp_(mean, layer.momentum)
         layer.running_var.lerp_(var * count / (count - 1).clamp_min(1), layer.momentum)
     scale = (var + layer.eps).rsqrt() * layer.weight
-    shift = layer.bias - mean * scale
-    return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+    return (centered * scale[:, None, None] + layer.bias[:, None, None]).to(x.dtype)
