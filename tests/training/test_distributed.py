@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,8 +24,12 @@ from helpers.loop_command import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from kmine.config import FitConfig, ModelConfig
+from kmine.data.batches import Batch
 from kmine.errors import UserError
+from kmine.models.build import build_model
 from kmine.store.run_folder import RunFolder
 from kmine.training import distributed as together
 from kmine.training.distributed import (
@@ -35,6 +39,7 @@ from kmine.training.distributed import (
     rank_slice,
     shard,
 )
+from kmine.training.fit import fit
 
 
 def process(rank: int, size: int) -> SimpleNamespace:
@@ -142,36 +147,85 @@ def test_who_follows_writes_only_what_it_mined(tmp_path: Path) -> None:
     store.close()
 
 
-@pytest.mark.slow
-def test_two_processes_come_to_what_one_comes_to(tmp_path: Path) -> None:
-    """An uneven batch, 25 images to mine in two parts, batch norm with and without an activation behind it."""
-    settings = SMALL | FEW_STEPS | OPEN_GATE
-    settings |= {"data.num_samples": 56, "data.label_fraction": 0.2, "fit.batch_size": 3, "gate.mode": "thresholds"}
-    cache = tmp_path / "cache"
-    assert run_loop(settings, tmp_path / "one", cache) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "kmine.loop"]
+def first_step() -> dict[str, torch.Tensor]:
+    """Loss, averaged gradients and running statistics of one step on an uneven batch, in the processes there are.
+
+    The network computes in float64, where rounding cannot pass for a wrong formula, nor the reverse.
+    """
+    rng = np.random.default_rng(0)
+    masks = (rng.random((3, 32, 32)) < 0.4).astype(np.uint8)
+    masks[:, :3] = 255
+    images = rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    batch = Batch(images, masks, np.array([1.0, 0.5, 0.2], np.float32))
+    batches = SimpleNamespace(stream=lambda start, stop, num_workers: [batch])
+    encoder = {"encoder": "tu-mobilenetv3_small_050", "encoder_depth": 3, "decoder_channels": 8}
+    model = build_model(ModelConfig(**encoder), 2, seed=0).double()
+    found = {}
+
+    def keep_gradients(*_: object) -> None:
+        found.update(
+            {f"gradient of {name}": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        )
+
+    hook = register_optimizer_step_pre_hook(keep_gradients)
+    result = fit(
+        model, batches, FitConfig(), steps=1, fabric=make_fabric("cpu", "32"), seed=0, validate=lambda model: 0.0
+    )
+    hook.remove()
+    found["loss"] = torch.tensor(result.history[0][1])
+    return found | {name: value for name, value in result.final.items() if "running_" in name}
+
+
+def under_torchrun(*command: str) -> str:
+    """Standard error of `python COMMAND` in two processes."""
     ended = subprocess.run(
-        [*command, *words(settings, tmp_path / "two", cache)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(together.__file__).parents[2])},
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *command],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("results: ") == 1  # one of them speaks
+    return ended.stderr
+
+
+@pytest.mark.slow
+def test_a_step_in_two_processes_equals_the_step_in_one(tmp_path: Path) -> None:
+    """Not the end of a training: rounding grows from step to step, and differs between machines.
+
+    In float64 gradients of 1e-3 agree to 1e-14. The loss takes the logits as float32, whose last digit (6e-8) may flip.
+    """
+    under_torchrun(__file__, str(tmp_path))
+    expected = first_step()
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_run_in_two_processes_mines_and_writes_everything_once(tmp_path: Path) -> None:
+    """25 images to mine in two parts. Of the training only the loss before the first update is compared."""
+    settings = SMALL | FEW_STEPS | OPEN_GATE | {"fit.val_every": 1}
+    settings |= {"data.num_samples": 56, "data.label_fraction": 0.2, "fit.batch_size": 3, "gate.mode": "thresholds"}
+    cache = tmp_path / "cache"
+    assert run_loop(settings, tmp_path / "one", cache) == 0
+    output = under_torchrun("-m", "kmine.loop", *words(settings, tmp_path / "two", cache))
+    assert output.count("results: ") == 1, "process 0 alone reports"
     one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
     assert one.read_csv("splits.csv") == two.read_csv("splits.csv")
-    asked = [[(row["sample_id"], row["object_idx"]) for row in store.decisions(1)] for store in (one, two)]
-    assert asked[0] == asked[1]
-    assert len({sample_id for sample_id, _ in asked[1]}) == one.run()["splits"]["unlabeled"] > 16
-    for round_idx in (0, 1):
-        for name in ("model", "model_final"):
-            weights = [
-                store.load_tensors(store.round_dir(round_idx) / f"{name}.safetensors", None)[0] for store in (one, two)
-            ]
-            torch.testing.assert_close(weights[0], weights[1], atol=2e-3, rtol=2e-3)
+    mined = [sample_id for sample_id, _ in groupby(row["sample_id"] for row in two.decisions(1))]
+    assert len(mined) == len(set(mined)) == two.run()["splits"]["unlabeled"] > 16
+    assert sorted(mined) == sorted({row["sample_id"] for row in one.decisions(1)})
+    histories = [
+        store.load_tensors(store.round_dir(0) / "model.safetensors", None)[1]["history"] for store in (one, two)
+    ]
+    assert [step for step, *_ in histories[1]] == [1, 2, 3, 4]
+    # Float32 in a whole network: 1e-6 or so; other images or weights in the batch would be per cents.
+    assert histories[1][0][1] == pytest.approx(histories[0][0][1], rel=1e-4)
     rows = [list(csv.DictReader((tmp_path / name / "results.csv").open())) for name in ("one", "two")]
-    for a, b in zip(*rows, strict=True):
-        assert float(a["dice"]) == pytest.approx(float(b["dice"]), abs=5e-3)
-    assert json.loads((tmp_path / "two" / "run.json").read_text())["stopped_by"] == "rounds"
+    assert [row["round"] for row in rows[0]] == [row["round"] for row in rows[1]]
+    assert two.run()["stopped_by"] == "rounds"
     one.close(), two.close()
+
+
+if __name__ == "__main__":  # a process of torchrun, see above
+    torch.save(first_step(), Path(sys.argv[1]) / f"{os.environ['RANK']}.pt")
