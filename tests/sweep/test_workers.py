@@ -9,10 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.sweep_command import (
     MEASURED,
     run_sweep,
@@ -26,8 +27,19 @@ PATIENCE = 300
 """Seconds after which a test gives up; a machine may be busy."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The same number of threads in every process: another one changes a training's last digits, and so its end."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> tuple[list[dict[str, str]], Path]:
+def undisturbed(one_thread, tmp_path_factory) -> tuple[list[dict[str, str]], Path]:
     """Rows of the sweep in one process, without what was measured, and the cache."""
     base = tmp_path_factory.mktemp("processes")
     assert run_sweep(base / "out", base / "cache", *WORDS) == 0
