@@ -1,4 +1,4 @@
-"""Several processes on one run: shares that lose and double nothing, and a run that comes out as with one."""
+"""Several processes on one run: shares that lose and double nothing, and steps equal to those of one."""
 
 from __future__ import annotations
 
