@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kmine import cli
-from kmine.check.__main__ import examine_source
-from kmine.config import DataConfig, LoopConfig
+from kmine.check.findings import examine_source
+from kmine.config import DataConfig
 from kmine.data import open_source
 from kmine.types import SampleRef, Skipped
 
@@ -204,8 +204,8 @@ class Quiet(cli.Terminal):
 
 def findings(source: Drawn, distance: int) -> dict[str, str]:
     """Severity by code."""
-    cfg = LoopConfig(data=DataConfig(duplicate_distance=distance))
-    return {finding.code: finding.severity for finding in examine_source(cfg, source, (), Quiet()).findings}
+    checked = examine_source(DataConfig(duplicate_distance=distance), 0, source, (), Quiet())
+    return {finding.code: finding.severity for finding in checked.findings}
 
 
 def pool(name: str, data: Path) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:

@@ -1,94 +1,30 @@
-"""What kmine.check tells: its findings about files, check.json as plain values, and the text for the terminal."""
+"""Output of kmine.check: check.json as plain values, the contact sheet, and the text for the terminal."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kmine import cli
+from kmine.check.findings import SIDES, DataCheck, DatasetScan
 from kmine.config import DataConfig
-from kmine.types import (
-    IGNORE_INDEX,
-    Finding,
-    SampleRef,
-    Skipped,
-)
+from kmine.data.quality.examine import ImageStats
+from kmine.data.source import Source
+from kmine.report.sheet import Tile, contact_sheet
+from kmine.seeding import derive_seed
+from kmine.types import IGNORE_INDEX, SampleRef
 
-if TYPE_CHECKING:
-    from kmine.data.quality.examine import DuplicatePair, DuplicateSearch, ImageStats
-    from kmine.data.quality.mask_alignment import AlignmentScore, MaskAlignment
-    from kmine.data.source import Source
-
-SIDES = ("train", "val", "test")
 MAX_SHOWN = 3
-"""Samples that the text names for each finding; check.json names more."""
-
-
-@dataclass(frozen=True)
-class DatasetScan:
-    """What one pass over a data set found."""
-
-    refs: dict[str, SampleRef]
-    stats: list[ImageStats]
-    damaged: list[Skipped]
-    """Images and masks that cannot be read."""
-    alignment_scores: list[AlignmentScore]
-    """Masks held against the images beside them, in the order of the files."""
-
-
-@dataclass(frozen=True)
-class DataCheck:
-    """All that was found out about a data set, ready to be told."""
-
-    scan: DatasetScan
-    sides: Mapping[str, str]
-    """train, val or test by sample id."""
-    duplicates: Sequence[DuplicatePair]
-    alignment: MaskAlignment
-    findings: Sequence[Finding]
-
-    @property
-    def has_fault(self) -> bool:
-        """Whether anything found would spoil a result."""
-        return any(finding.severity == "fault" for finding in self.findings)
-
-
-def damage_findings(damaged: Sequence[Skipped], on_error: str) -> list[Finding]:
-    """What could not be read."""
-    from kmine.data.quality.examine import MAX_NAMED, count
-
-    if not damaged:
-        return []
-    text = f"{count(damaged, 'file')} damaged or unfit; the first: {damaged[0].path}: {damaged[0].problem}"
-    names = tuple(skipped.sample_id for skipped in damaged[:MAX_NAMED])
-    return [Finding("damaged", "note" if on_error == "skip" else "fault", text, names)]
-
-
-def truncation_findings(search: DuplicateSearch, distance: int) -> list[Finding]:
-    """Say so where near copies were not looked for, or not among all images that look alike."""
-    if distance < 0:
-        return [Finding("near_unsearched", "note", "data.duplicate_distance -1: near copies were not looked for")]
-    if search.complete:
-        return []
-    text = f"many images look alike: the {search.num_compared} pairs that do most were compared, others were not"
-    return [Finding("near_cut_short", "note", text)]
-
-
-def left_out_findings(skipped: Sequence[Skipped]) -> list[Finding]:
-    """What the index passed over."""
-    from kmine.data.quality.examine import MAX_NAMED, count
-
-    if not skipped:
-        return []
-    text = f"{count(skipped, 'file')} left out; the first: {skipped[0].path}: {skipped[0].problem}"
-    return [Finding("left_out", "note", text, tuple(s.sample_id for s in skipped[:MAX_NAMED]))]
+"""Samples named for each finding in the text; check.json names more."""
+NUM_TILES = 24
 
 
 def report_values(data: DataConfig, source: Source, checked: DataCheck) -> dict[str, Any]:
-    """What check.json holds."""
+    """Content of check.json."""
     scan, sides, duplicates = checked.scan, checked.sides, checked.duplicates
     stats, refs = scan.stats, scan.refs
     masks = [item.mask for item in stats if item.mask is not None]
@@ -136,7 +72,7 @@ def report_values(data: DataConfig, source: Source, checked: DataCheck) -> dict[
 
 
 def _origin(data: DataConfig, own: bool) -> str:
-    """Where the splits come from."""
+    """Origin of the splits, in words."""
     if data.split_file is not None:
         return f"of {data.split_file}"
     return "the data set's own" if own else "as kmine.loop draws them"
@@ -147,7 +83,7 @@ def _most_common(counter: Counter[str], num: int = 5) -> dict[str, int]:
 
 
 def _counts(scan: DatasetScan, sides: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """By split: samples, those with a mask, those that show each class, those of each image-level label."""
+    """By split, the number of samples: in all, with a mask, of each class, of each image-level label."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for item in scan.stats:
         ref = scan.refs[item.sample_id]
@@ -168,7 +104,7 @@ def _counts(scan: DatasetScan, sides: Mapping[str, str]) -> dict[str, dict[str, 
 
 
 def stratum_of(item: ImageStats, ref: SampleRef, sides: Mapping[str, str]) -> tuple[str, str]:
-    """Split, and what the mask or the image-level label says."""
+    """Split, and content of the mask with the image-level label."""
     label = "" if ref.image_label is None else f", label {ref.image_label}"
     if item.mask is None:
         state = "mask unreadable" if ref.has_mask else "no mask"
@@ -178,13 +114,28 @@ def stratum_of(item: ImageStats, ref: SampleRef, sides: Mapping[str, str]) -> tu
     return sides.get(item.sample_id, "left out"), state + label
 
 
+def contact_sheet_png(source: Source, checked: DataCheck) -> bytes:
+    """PNG of `NUM_TILES` samples, taken in turn from every split, label state and class."""
+    scan = checked.scan
+    strata: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for item in sorted(scan.stats, key=lambda item: derive_seed("contact sheet", item.sample_id)):
+        strata[stratum_of(item, scan.refs[item.sample_id], checked.sides)].append(item.sample_id)
+    readable = {item.sample_id for item in scan.stats if item.mask is not None}
+    in_turn = chain.from_iterable(zip_longest(*(strata[key] for key in sorted(strata))))
+    captions = {sample_id: ", ".join(key) for key, ids in strata.items() for sample_id in ids}
+    sampled = [sample_id for sample_id in in_turn if sample_id is not None][:NUM_TILES]
+    sampled.sort(key=lambda sample_id: (captions[sample_id], sample_id))
+    return contact_sheet(
+        [Tile(source.image(i), source.mask(i) if i in readable else None, i, captions[i]) for i in sampled]
+    )
+
+
 def render_text(report: Mapping[str, Any], folder: Path) -> str:
     """The report as text for the terminal."""
     images, masks, groups, duplicates = (report[key] for key in ("images", "masks", "groups", "duplicates"))
     sizes = ", ".join(f"{size} ({n})" for size, n in images["sizes"].items())
-    more = (
-        f" and {images['num_sizes'] - len(images['sizes'])} more" if images["num_sizes"] > len(images["sizes"]) else ""
-    )
+    num_more = images["num_sizes"] - len(images["sizes"])
+    more = f" and {num_more} more" if num_more else ""
     values = ", ".join(f"{value} in {n['masks']}" for value, n in masks["values"].items())
     share = masks["median_share_of_filled"]
     lines = [
@@ -200,8 +151,8 @@ def render_text(report: Mapping[str, Any], folder: Path) -> str:
         *_finding_lines(report["findings"]),
     ]
     faults = sum(finding["severity"] == "fault" for finding in report["findings"])
-    verdict = f"{faults} fault{'' if faults == 1 else 's'}" if faults else "no fault"
-    lines.append(f"{verdict}; written: {folder / 'check.json'}   {folder / 'check.png'}")
+    result = f"{faults} fault{'' if faults == 1 else 's'}" if faults else "no fault"
+    lines.append(f"{result}; written: {folder / 'check.json'}   {folder / 'check.png'}")
     return "\n".join(lines) + "\n"
 
 
