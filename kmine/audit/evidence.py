@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.audit.label_issues import ConfidentDisagreement, ConfidentThresholds, confident_disagreement
 from kmine.audit.ranking import (
     GIVEN_WEIGHTS,
     WEIGHTS,
-    ConfidentDisagreement,
-    ConfidentThresholds,
     ReferenceModel,
-    confident_disagreement,
     contradicts_image_label,
     explanations,
     held_out_models,

@@ -1,12 +1,12 @@
-"""Which masks look wrong, told without truth: conflict with innocent models, doubts of the gate, odd sizes and shapes.
+"""Rank masks by how likely they are wrong, without ground truth.
 
-A model that learned a mask agrees with it, right or wrong, so it bears no witness. Innocent of a mask is a model that
-was not taught with it. One that was taught without it but whose predictions prompted the segmenter for it has its
-opinion in the mask already: it is heard only where nobody else is there (`held_out_models`).
+Signals: disagreement with held-out models, low estimated quality, unusual size, place or shape, weak edges.
 
-Conflict is counted as in confident learning (Northcutt, Jiang and Chuang 2021, "Confident Learning"): a pixel counts
-where the models say another class with at least the probability that this class usually gets where it is right. The
-rest, and how all is put together, is ours.
+A model trained on a mask tends to reproduce it, so only models not trained on it are used (`held_out_models`). A model
+whose predictions prompted the segmenter for the mask has influenced it: it is a fallback.
+
+Disagreement is counted as in confident learning (`kmine.audit.label_issues`). The other signals, and their combination,
+are kmine's own.
 
 Legend: N masks, K classes with background 0, H, W height and width, F features of a shape.
 """
@@ -21,11 +21,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.audit.label_issues import ConfidentDisagreement
 from kmine.ops.masks import components
 from kmine.types import IGNORE_INDEX
 
 Signals = Mapping[str, float]
-"""By the names of `WEIGHTS`; the higher, the more suspicious, NaN where it could not be had."""
+"""Value by signal name (keys of `WEIGHTS`); higher is more suspicious, NaN where unknown."""
 WEIGHTS: dict[str, float] = {
     "conflict": 8.0,
     "unlike": 2.0,
@@ -36,9 +37,9 @@ WEIGHTS: dict[str, float] = {
     "shape": 0.5,
     "edge": 4.0,
 }
-"""Of the rank of each signal in the weighted mean, for pseudo masks; chosen on planted faults
-(experiments/pseudo_label_audit), where conflict alone finds most. Doubt and disagreement, which it has no use for, tell
-most of the masks that mining itself gets wrong."""
+"""Weights of the signals' ranks in their mean, for pseudo masks; chosen on planted faults
+(experiments/pseudo_label_audit), most of which are found by conflict. Doubt and disagreement add little there, but
+indicate most of the masks that mining itself gets wrong."""
 GIVEN_WEIGHTS: dict[str, float] = {
     "conflict": 6.0,
     "unlike": 0.0,
@@ -47,93 +48,42 @@ GIVEN_WEIGHTS: dict[str, float] = {
     "shape": 0.5,
     "edge": 3.0,
 }
-"""For given masks. One model, taught with a part of few labels, bears witness there: how sure it is by and large says
-more of that model than of the mask."""
+"""Weights for given masks. Only one held-out model, trained on part of a few labels, is available for each. Its soft
+Dice with a mask (`unlike`) depends more on that model than on the mask."""
 MIN_NAMED_RANK = 0.8
-"""Rank from which on a signal is named as a cause."""
+"""Lowest rank of a signal that is listed as an explanation."""
 SHAPE_FEATURES = ("area", "x", "y", "length", "roughness", "parts")
-"""What `shape_features` tells of a mask."""
+"""Features of `shape_features`, in order."""
 MIN_SCALE = 0.05
-"""Of a feature: below, values that are all alike would make outliers of nothing."""
+"""Smallest scale of a feature; avoids outliers among nearly equal values."""
 
 
 class ReferenceModel(NamedTuple):
-    """A model that may be asked about masks."""
+    """A trained model that predicts masks for comparison."""
 
     name: str
     trained_on: frozenset[str]
-    """Samples whose masks, given or mined, it was taught with, in its own training or that of a model before it."""
+    """Samples whose masks, given or mined, were used in its training or in that of the model it started from."""
     prompted_rounds: frozenset[int]
-    """Rounds in which it prompted the segmenter."""
-
-
-class ConfidentDisagreement(NamedTuple):
-    """What innocent models say against a mask; shares in [0, 1]."""
-
-    mislabeled: float
-    """Of the mask's foreground, the share that is confidently of another class; NaN for an empty mask."""
-    missed: float
-    """Of what is confidently foreground, the share that the mask has as background; NaN where nothing is."""
-    conflict: float
-    """Pixels of either kind, of all that the mask or a confident model has as foreground."""
-    soft_dice_distance: float
-    """1 minus the Dice of the mask with the probabilities as they are."""
+    """Rounds in which its predictions prompted the segmenter."""
 
 
 def held_out_models(models: Sequence[ReferenceModel], sample_id: str, round_idx: int) -> list[int]:
-    """Which witnesses may speak about the mask of a sample that was mined in a round (0: that was given).
+    """Indices of the models to compare with the mask of a sample mined in round `round_idx` (0: a given mask).
 
-    Never one that learned it; one that asked for it only where there is no other. Empty where all are guilty.
+    Models trained on the mask are excluded. Models that prompted the segmenter for it are used only if there is no
+    other.
     """
     held_out = [n for n, model in enumerate(models) if sample_id not in model.trained_on]
     return [n for n in held_out if round_idx not in models[n].prompted_rounds] or held_out
 
 
-class ConfidentThresholds:
-    """Per class, the mean probability it gets where it is right: what counts as confident."""
-
-    def __init__(self, num_classes: int) -> None:
-        self._sums, self._counts = np.zeros(num_classes), np.zeros(num_classes)
-
-    def add(self, probs: NDArray[np.float32], truth: NDArray[np.uint8]) -> None:
-        """One image: (K, H, W) of models that did not learn it, (H, W) true class ids."""
-        for class_id in range(len(self._sums)):
-            is_class = truth == class_id
-            self._sums[class_id] += float(probs[class_id][is_class].sum(dtype=float))
-            self._counts[class_id] += int(is_class.sum())
-
-    def thresholds(self) -> NDArray[np.float64]:
-        """(K,); 0.5 for a class that was not seen."""
-        return np.where(self._counts > 0, self._sums / np.maximum(self._counts, 1), 0.5)
-
-
-def confident_disagreement(
-    probs: NDArray[np.float32], mask: NDArray[np.uint8], thresholds: NDArray[np.float64]
-) -> ConfidentDisagreement:
-    """Hold (H, W) class ids, 255 where nothing is claimed, against (K, H, W) probabilities of innocent models."""
-    valid, predicted = mask != IGNORE_INDEX, probs.argmax(axis=0)
-    confident = valid & (probs.max(axis=0) >= thresholds[predicted])
-    inside = valid & (mask != 0)
-    num_mislabeled = int((inside & confident & (predicted != mask)).sum())
-    predicted_foreground = confident & (predicted != 0)
-    num_missed = int((predicted_foreground & (mask == 0)).sum())
-    num_foreground = int(inside.sum())
-    overlap = sum(float(probs[k][mask == k].sum(dtype=float)) for k in range(1, len(probs)))
-    total = float((1 - probs[0])[valid].sum(dtype=float)) + num_foreground
-    return ConfidentDisagreement(
-        mislabeled=num_mislabeled / num_foreground if num_foreground else math.nan,
-        missed=num_missed / int(predicted_foreground.sum()) if predicted_foreground.any() else math.nan,
-        conflict=(num_mislabeled + num_missed) / (num_foreground + num_missed) if num_foreground + num_missed else 0.0,
-        soft_dice_distance=1 - 2 * overlap / total if total > 0 and num_foreground else (1.0 if num_missed else 0.0),
-    )
-
-
 def uncertainty_of(rows: Iterable[Mapping[str, object]]) -> dict[str, float]:
-    """`doubt` and `disagreement` of one mask, from the rows of the table of decisions of its kept objects.
+    """`doubt` and `disagreement` of a mask from the decision rows of its kept objects: the maximum over the objects.
 
-    The worst object counts. Doubt is 1 minus the estimated Dice; disagreement the mean of what is known of: 1 minus
-    the IoU of the local model's and the segmenter's mask, 1 minus the Dice of answers to shaken boxes, 1 minus the
-    Dice with a second local model, and the deviation over test-time flips.
+    Doubt is 1 minus the estimated Dice. Disagreement is the mean of the known values among: 1 minus the IoU of the
+    local model's and the segmenter's mask, 1 minus the Dice of the masks of jittered boxes, 1 minus the Dice with the
+    auxiliary model, and the standard deviation over test-time flips.
     """
     doubts, disagreements = [math.nan], [math.nan]
     for row in rows:
@@ -145,10 +95,10 @@ def uncertainty_of(rows: Iterable[Mapping[str, object]]) -> dict[str, float]:
 
 
 def shape_features(mask: NDArray[np.uint8]) -> tuple[float, ...]:
-    """(F,) of the foreground of (H, W) class ids: `SHAPE_FEATURES`; NaN for an empty mask.
+    """(F,) `SHAPE_FEATURES` of the foreground of (H, W) class ids; NaN for an empty mask.
 
     Log share of the image, centre in shares of width and height, log of long over short axis, log of outline squared
-    over 4 pi area (0: a disc), log number of parts.
+    over 4 pi area (0: a disc), log number of components.
     """
     inside = (mask != 0) & (mask != IGNORE_INDEX)
     area = int(inside.sum())
@@ -171,10 +121,10 @@ def shape_features(mask: NDArray[np.uint8]) -> tuple[float, ...]:
 
 
 def outliers(shapes: NDArray[np.float64], *references: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """How far (N, F) shapes lie from what is usual, in robust deviations: (N,) each of area, position and shape.
+    """Robust z-scores of (N, F) shapes: (N,) each for area, position and shape.
 
-    Usual is the median of a reference, (M, F), the deviation 1.4826 times the median distance from it; of several
-    references the one counts in which a mask is odder. NaN for an empty mask and for references without any.
+    Deviation from the median of a reference (M, F), in units of 1.4826 times its median absolute deviation. With
+    several references the largest score counts. NaN for an empty mask, and if no reference has a mask.
     """
     zs = np.full(shapes.shape, np.nan)
     for reference in references:
@@ -190,9 +140,9 @@ def outliers(shapes: NDArray[np.float64], *references: NDArray[np.float64]) -> d
 
 
 def contradicts_image_label(mask: NDArray[np.uint8], image_label: int | None, num_classes: int) -> bool:
-    """Whether a mask shows a lesion, the last class, in an image known to be free of it, or none where there is one.
+    """Whether a mask shows the last class (lesion) in an image labeled lesion-free, or lacks it in one with a lesion.
 
-    Ignored pixels may be anything: a mask that has any is not said to be without.
+    Ignored pixels may hold the lesion, so a mask with ignored pixels never lacks it.
     """
     if image_label is None:
         return False
@@ -201,7 +151,7 @@ def contradicts_image_label(mask: NDArray[np.uint8], image_label: int | None, nu
 
 
 def ranks(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N,) in (0, 1): the share of the others below, equals counting half; 0.5 where there is no value."""
+    """(N,) in (0, 1): share of the values below, ties counted half; 0.5 for NaN."""
     x = np.asarray(values, float)
     out, valid = np.full(len(x), 0.5), ~np.isnan(x)
     ordered = np.sort(x[valid])
@@ -213,9 +163,10 @@ def ranks(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
 def label_issue_scores(
     signals: Sequence[Signals], contradicted: Sequence[bool], weights: Mapping[str, float] = WEIGHTS
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-    """(N,) in [0, 1], and the ranks of each signal: the weighted mean of ranks, 1 where an image label is contradicted.
+    """(N,) scores in [0, 1] and the (N,) ranks of each signal.
 
-    A signal that no mask has does not take part.
+    A score is the weighted mean of the ranks, or 1 if the image-level label is contradicted. Signals that are NaN for
+    all masks are left out.
     """
     by_name = {
         name: np.array([mask_signals.get(name, math.nan) for mask_signals in signals], float) for name in weights
@@ -229,7 +180,7 @@ def label_issue_scores(
 
 
 def rank_order(scores: NDArray[np.float64], names: Sequence[str]) -> list[int]:
-    """Indices, most suspicious first; equals by name."""
+    """Indices by descending score; ties in the order of names."""
     return sorted(range(len(names)), key=lambda n: (-scores[n], names[n]))
 
 
@@ -240,7 +191,7 @@ def explanations(
     conflict: ConfidentDisagreement | None = None,
     weights: Mapping[str, float] = WEIGHTS,
 ) -> tuple[str, ...]:
-    """What speaks against a mask, in words, the weightiest first; `signal_ranks`: the rank of each of its signals."""
+    """Reasons why a mask is suspicious, as text, the most important first; `signal_ranks`: rank by signal name."""
     texts = ["contradicts the image-level label"] if contradicted else []
     prominent = [
         name for name, rank in signal_ranks.items() if rank >= MIN_NAMED_RANK and not math.isnan(signals[name])
@@ -254,18 +205,18 @@ def _explanation(name: str, value: float, conflict: ConfidentDisagreement | None
     if name == "conflict" and conflict is not None and value > 0:
         parts = []
         if conflict.mislabeled > 0:
-            parts.append(f"{conflict.mislabeled:.0%} of the mask is confidently something else")
+            parts.append(f"{conflict.mislabeled:.0%} of the mask is confidently another class")
         if conflict.missed > 0:
-            parts.append(f"{conflict.missed:.0%} of what they surely see lies outside of it")
-        return "models that did not learn it object: " + ", ".join(parts) if parts else ""
+            parts.append(f"{conflict.missed:.0%} of their confident foreground is outside of it")
+        return "models not trained on it disagree: " + ", ".join(parts) if parts else ""
     return {
-        "unlike": f"unlike what models say that did not learn it (overlap {1 - value:.2f})",
+        "unlike": f"low overlap with models not trained on it (soft Dice {1 - value:.2f})",
         "doubt": f"low estimated Dice ({1 - value:.2f})",
-        "disagreement": f"local model, segmenter and shaken prompts disagree ({value:.2f})",
+        "disagreement": f"local model, segmenter and jittered prompts disagree ({value:.2f})",
         "area": f"unusual size ({value:.1f} deviations)" if value > 1 else "",
-        "position": f"unusual place ({value:.1f} deviations)" if value > 1 else "",
+        "position": f"unusual position ({value:.1f} deviations)" if value > 1 else "",
         "shape": f"unusual shape ({value:.1f} deviations)" if value > 1 else "",
-        "edge": "its outline follows no edge of the image",
+        "edge": "its outline does not follow image edges",
     }.get(name, "")
 
 
