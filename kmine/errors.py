@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -28,6 +28,12 @@ def unknown_name(field_name: str, value: str, choices: Iterable[str]) -> UserErr
     near = difflib.get_close_matches(value, names, n=1)
     suggestion = f"did you mean {near[0]}? " if near else ""
     return UserError(f"{field_name}: unknown name {value!r}; {suggestion}Known: {', '.join(names)}")
+
+
+def first_names(names: Sequence[str], limit: int = 5) -> str:
+    """The first `limit` names, and the number of the others: `a, b and 3 more`."""
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
 
 
 class WithheldMaskError(RuntimeError):

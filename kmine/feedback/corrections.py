@@ -1,6 +1,7 @@
-"""Masks that a person corrected, read back: a folder of PNG or NIfTI files, a COCO file or a Label Studio export.
+"""Corrected masks: a folder of PNG or NIfTI files, a COCO file or a Label Studio export.
 
-Each comes as (H, W) class ids, 255 for ignored pixels, in its image's own frame, checked against the image's size.
+Each is read as (H, W) uint8 class ids, 255 for ignored pixels, in its image's own frame, and checked against the size
+of the image.
 """
 
 from __future__ import annotations
@@ -15,26 +16,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.errors import UserError
-from kmine.feedback import label_studio_rle as brush
+from kmine.errors import UserError, first_names
+from kmine.feedback import label_studio_rle
 from kmine.io.files import safe_name
 from kmine.types import IGNORE_INDEX
 
 Mask = NDArray[np.uint8]
 IGNORED = "ignored"
-"""Name of the class of pixels that training leaves out, in COCO and in Label Studio."""
+"""Class name of ignored pixels in COCO and in Label Studio."""
 SUFFIXES = (".png", ".nii", ".nii.gz")
-MAX_NAMED = 5
-"""Of unknown ids, so many are named."""
 SIGNATURE_KEY = "kmine.signature"
-"""A PNG of kmine's own: its values are class ids, 255 is ignored."""
+"""PNG text chunk of kmine's own masks, whose values are class ids and 255 for ignored pixels."""
 Volumes = Callable[[str, Path], Iterator[tuple[str, Mask]] | None]
-"""Name and path of a volume's mask file -> sample ids and masks of its slices; None where there is no such volume."""
+"""(name, path of a volume's mask file) -> sample ids and masks of its slices; None for an unknown volume."""
 
 
 @dataclass(frozen=True)
 class ExpectedMasks:
-    """What may come back."""
+    """The images of a run, and what a corrected mask of each must look like."""
 
     shapes: Mapping[str, tuple[int, int]]
     """(H, W) by sample id."""
@@ -43,10 +42,10 @@ class ExpectedMasks:
     volumes: Volumes = lambda name, path: None
 
     def check(self, where: str, sample_id: str, mask: Mask) -> tuple[str, Mask]:
-        """The pair itself, if it is fit.
+        """Return `(sample_id, mask)` if the mask fits; `where` opens the message.
 
         Raises:
-            UserError: another size than the image's, or class ids that there are none of.
+            UserError: another size than the image's, or unknown class ids.
         """
         shape = self.shapes[sample_id]
         if mask.shape != shape:
@@ -58,20 +57,19 @@ class ExpectedMasks:
         if foreign:
             raise UserError(
                 f"{where}: expected the class ids 0 to {len(self.class_names) - 1} and {IGNORE_INDEX} (ignored) for "
-                f"{sample_id}, got {', '.join(map(str, foreign[:MAX_NAMED]))}; map them to these"
+                f"{sample_id}, got {first_names([*map(str, foreign)])}; map them to these"
             )
         return sample_id, mask
 
 
 def read_corrections(path: Path, expected: ExpectedMasks) -> Iterator[tuple[str, Mask]]:
-    """Sample id and mask, one after the other.
+    """Read corrected masks one by one: (sample id, mask).
 
-    A folder holds ID.png (as `kmine.audit --export masks` names them) or volumes; a JSON file is COCO, where an image
-    without annotations is an empty mask, or an export of Label Studio, of which annotations count, or, where there are
-    none at all, predictions.
+    A folder holds ID.png (as named by `kmine.audit --export masks`) or volumes. A JSON file is COCO, where an image
+    without annotations is an empty mask, or a Label Studio export, whose predictions are used if it has no annotations.
 
     Raises:
-        UserError: nothing there, no known format, ids that the run does not have, another size, unknown classes.
+        UserError: no masks, an unknown format, ids that the run does not have, another size, unknown classes.
     """
     if path.is_dir():
         return _from_folder(path, expected)
@@ -90,12 +88,12 @@ def read_corrections(path: Path, expected: ExpectedMasks) -> Iterator[tuple[str,
     if isinstance(value, list) and all(isinstance(task, dict) for task in value):
         return _from_label_studio(path, value, expected)
     raise UserError(
-        f"{path}: expected COCO (an object with images) or a Label Studio export (a list of tasks); export anew"
+        f"{path}: expected COCO (an object with images) or a Label Studio export (a list of tasks); export again"
     )
 
 
 def picture_name(sample_id: str) -> str:
-    """Name, without ending, of a picture of a sample: it reads the same as a path and as an address."""
+    """File name, without suffix, of a sample's picture; the same in a path and in a URL."""
     name = safe_name(sample_id)
     if "%" not in name:
         return name
@@ -129,7 +127,7 @@ def _read_files(
         if slices is None:
             _refuse_unknown(folder, [path.name])
         for sample_id, mask in slices or ():
-            if sample_id in expected.shapes:  # slices that the run left out are no fault of the volume's
+            if sample_id in expected.shapes:  # the run may have left out slices
                 yield expected.check(str(path), sample_id, mask)
 
 
@@ -145,11 +143,11 @@ def _read_png(path: Path, num_classes: int) -> Mask:
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: expected a mask as PNG, cannot be read ({error}); export it anew") from error
+        raise UserError(f"{path}: expected a mask as PNG, cannot be read ({error}); export it again") from error
     if values.size and (values.min() < 0 or values.max() > IGNORE_INDEX):
         raise UserError(f"{path}: expected class ids up to {IGNORE_INDEX}, got {values.max()}; export 8 bits")
     mask = values.astype(np.uint8)
-    # A picture editor knows black and white: with one class, white is that class and not a mask without any.
+    # Image editors save black and white: with one class, white is that class and not ignored.
     if not own and num_classes == 2 and set(np.unique(mask).tolist()) <= {0, 255}:
         mask = (mask == 255).astype(np.uint8)
     return mask
@@ -248,7 +246,7 @@ def _annotations(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _mask_from_strokes(
     path: Path, sample_id: str, task: Mapping[str, Any], classes: Mapping[str, int], expected: ExpectedMasks
 ) -> Mask:
-    """The latest annotation's strokes, one over the other."""
+    """Strokes of the latest annotation, later ones on top."""
     try:
         annotations = _annotations(task) or task["predictions"]
         latest = max(
@@ -267,7 +265,7 @@ def _mask_from_strokes(
             label = stroke["value"]["brushlabels"][0]
             if label not in classes:
                 raise UserError(f"{path}: {sample_id}: expected labels {', '.join(classes)}, got {label!r}; rename it")
-            out[brush.decode(stroke["value"]["rle"], height, width)] = classes[label]
+            out[label_studio_rle.decode(stroke["value"]["rle"], height, width)] = classes[label]
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -287,7 +285,7 @@ def _classes(path: Path, names: Mapping[Any, str], expected: ExpectedMasks) -> d
 
 
 def _names(expected: ExpectedMasks) -> dict[str, str]:
-    """Sample ids by all the names they may come back under."""
+    """Sample ids by every name that a returned file may have."""
     return {name(i): i for name in (picture_name, safe_name, str) for i in expected.shapes}
 
 
@@ -308,10 +306,9 @@ def _stem(path: Path, folder: Path | None = None) -> str:
 
 def _refuse_unknown(where: Path, names: Sequence[str]) -> None:
     if names:
-        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
         raise UserError(
-            f"{where}: expected masks of this run's images, got {', '.join(names[:MAX_NAMED])}{more}, which it does not "
-            "have; name files as kmine.audit --export masks does, or take the others away"
+            f"{where}: expected masks of this run's images, got {first_names(names)}, which it does not have; "
+            "name files as kmine.audit --export masks does, or remove the others"
         )
 
 

@@ -1,13 +1,13 @@
-"""Label Studio's run lengths of brush strokes, bit for bit as its own converter writes them.
+"""Label Studio's run-length encoding of brush strokes, bit for bit as its converter writes it.
 
-A picture of (height, width, 4) bytes, row by row; of a mask all four channels are 0 or 255, and the last one, alpha, is
-what counts. A stream of bits: 32 the number of bytes; 5 the bits of a value less 1; four times 4 the bits of a length
-less 1 (of 3, 4, 8, 16). Then, until all bytes are told: 1 whether one value follows for all of the run; 2 which of the
-four sizes the length has; the length less 1; the value, or each of the values. It is the format of thi.ng/rle-pack.
+The data are (height, width, 4) bytes in row order; of a mask all four channels are 0 or 255, and alpha, the last one,
+defines it. The bit stream is that of thi.ng/rle-pack. Header: 32 bits for the number of bytes, 5 for the bits of a
+value less 1, four times 4 for the bits of a length less 1 (3, 4, 8, 16). Runs until all bytes are coded: 1 bit for a
+repeated value, 2 for the size of the length, the length less 1, then the value or each of the values.
 
-What the converter (label_studio_converter/brush.py) does beyond it, and is kept here: a run of up to 8, 16, 256 takes
-the smallest size, a longer one parts of 65,536 and a rest, all of size 16; a single byte is written as one that does
-not repeat; and the stream is filled up with 1 to 8 zero bits, so that a whole number of bytes gets another.
+Conventions of the converter (label_studio_converter/brush.py): a run of up to 8, 16 or 256 bytes takes the smallest
+size; a longer one is split into runs of 65,536 and a rest, all of size 16. A single byte is not a repeated value. The
+stream is padded with 1 to 8 zero bits, so a whole number of bytes gets one more.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIZES = (3, 4, 8, 16)
-"""Bits of a length, by its number."""
+"""Bits of a length, by the code of its size."""
 HEADER = 32 + 5 + 4 * 4
 CHANNELS = 4
 
 
 def encode(mask: NDArray[np.bool_]) -> list[int]:
-    """The bytes of an (H, W) mask."""
+    """Encode an (H, W) mask as bytes."""
     values = np.repeat(mask.ravel().astype(np.uint8) * 255, CHANNELS)
     bits = [f"{len(values):032b}", f"{8 - 1:05b}", *(f"{size - 1:04b}" for size in SIZES)]
     ends = np.append(np.flatnonzero(values[1:] != values[:-1]), len(values) - 1) if len(values) else np.zeros(0, int)
@@ -45,10 +45,10 @@ def _run(length: int, value: int) -> list[str]:
 
 
 def decode(data: list[int], height: int, width: int) -> NDArray[np.bool_]:
-    """(height, width) mask of a stream, whoever wrote it: where alpha is not 0.
+    """Decode to a (height, width) mask: True where alpha is not 0. Reads streams of other writers too.
 
     Raises:
-        ValueError: a stream that is none, ends too soon or is of another size.
+        ValueError: an invalid or truncated stream, or one of another size.
     """
     try:
         raw = bytes(data)

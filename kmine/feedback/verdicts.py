@@ -1,6 +1,7 @@
-"""What a person says of masks: `verdicts.json`, read and checked; and the same as a run keeps it, beside `corrected/`.
+"""verdicts.json: a reviewer's verdicts on masks, read and checked.
 
-The page of the audit saves the file; `python -m kmine.audit RUN --verdicts FILE` takes it into the run.
+The page of the audit saves the file; `python -m kmine.audit RUN --verdicts FILE` imports it into the run, with folders
+of corrected and accepted masks beside it.
 """
 
 from __future__ import annotations
@@ -21,48 +22,48 @@ FORMAT = "kmine-verdicts-1"
 KINDS = ("pseudo", "labeled")
 VERDICTS = ("accept", "reject", "unsure")
 FILE, FOLDER, ACCEPTED = "verdicts.json", "corrected", "accepted"
-"""Names in a run folder."""
-CURE = "save it anew from audit.html"
+"""File and folder names in a run folder."""
+CURE = "save it again from audit.html"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was said of one mask."""
+    """A reviewer's verdict on one mask."""
 
     sample_id: str
     kind: str
     verdict: str
     mask_signature: str = ""
-    """Of the mask that was looked at; empty: not told."""
+    """Signature of the reviewed mask; empty if unknown."""
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Of one run: every verdict, and the masks that a person drew in the place of others."""
+    """Verdicts on the masks of one run, with corrected and accepted masks."""
 
     run: str
     run_signature: str
     all: tuple[Verdict, ...]
-    """At most one for a sample and a kind; a sample is of one kind in a run."""
+    """At most one verdict per sample; a sample is of one kind in a run."""
     corrected: Mapping[str, Path] = field(default_factory=dict)
-    """PNG of (H, W) class ids, 255 to be ignored, by sample id."""
+    """Masks drawn by a reviewer, by sample id: PNG of (H, W) class ids, 255 ignored."""
     masks: Mapping[str, Path] = field(default_factory=dict)
-    """The same of accepted pseudo masks, as they were when they were judged; none in a file that the page saved."""
+    """Accepted pseudo masks as reviewed, by sample id: PNG likewise. Empty in a file saved by the page."""
 
     @property
     def accepted(self) -> frozenset[str]:
-        """Samples whose mask was found good."""
+        """Samples with an accepted mask."""
         return self._with_verdict("accept")
 
     @property
     def rejected(self) -> frozenset[str]:
-        """Samples whose mask was found wrong; those with a corrected mask among them, if so judged."""
+        """Samples with a rejected mask, whether or not there is a corrected one."""
         return self._with_verdict("reject")
 
     @property
     def unsure(self) -> frozenset[str]:
-        """Samples of whose mask nobody could tell."""
+        """Samples with the verdict `unsure`."""
         return self._with_verdict("unsure")
 
     def _with_verdict(self, value: str) -> frozenset[str]:
@@ -70,18 +71,18 @@ class Verdicts:
 
 
 def mask_signature(mask: NDArray[np.uint8]) -> str:
-    """16 hex digits of a mask's size and class ids: the same mask, the same signature, whatever file it lies in."""
+    """16 hex digits of the SHA-256 of a mask's shape and class ids, independent of file and memory layout."""
     sha256 = hashlib.sha256(f"{mask.shape}".encode())
     sha256.update(np.ascontiguousarray(mask, np.uint8))
     return sha256.hexdigest()[:16]
 
 
 def read_verdicts(path: Path) -> Verdicts:
-    """A verdicts.json as the page saves it, or as a run keeps it (then with the corrected masks beside it).
+    """Read a verdicts.json saved by the page, or that of a run folder with its masks.
 
     Raises:
-        UserError: no such file, no JSON, another format, a word or a kind that is none, two verdicts on one mask, or a
-            corrected mask that is not there.
+        UserError: a missing file, no JSON, another format, an unknown verdict or kind, two verdicts on one mask, or a
+            missing mask file.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -109,7 +110,7 @@ def read_verdicts(path: Path) -> Verdicts:
 def to_json(
     verdicts: Verdicts, corrected: Mapping[str, Mapping[str, str]], accepted: Mapping[str, Mapping[str, str]]
 ) -> dict[str, Any]:
-    """What a run keeps; of each mask drawn or accepted by a person its `file`, relative, and `mask_signature`."""
+    """Content of a run's verdicts.json; the masks' entries hold `file` (relative) and `mask_signature`."""
     return {
         "format": FORMAT,
         "run": verdicts.run,
@@ -129,20 +130,20 @@ def _verdict(path: Path, number: int, row: Any) -> Verdict:
                 f"{path}: verdict {number} ({row['sample_id']}): expected {name} {', '.join(allowed)}, "
                 f"got {row.get(name)!r}; {CURE}"
             )
-    more = {name: str(row.get(name) or "") for name in ("mask_signature", "note")}
-    return Verdict(row["sample_id"], row["kind"], row["verdict"], **more)
+    signature, note = (str(row.get(name) or "") for name in ("mask_signature", "note"))
+    return Verdict(row["sample_id"], row["kind"], row["verdict"], signature, note)
 
 
 def _beside(path: Path, entries: Any, name: str) -> dict[str, Path]:
     if not isinstance(entries, dict) or not all(
         isinstance(entry, dict) and "file" in entry for entry in entries.values()
     ):
-        raise UserError(f"{path}: expected {name} masks with a file each, got something else; take them in anew")
+        raise UserError(f"{path}: expected {name} masks with a file each, got something else; import them again")
     files = {sample_id: path.parent / str(entry["file"]) for sample_id, entry in entries.items()}
     missing = [name for name, file in files.items() if not file.is_file()]
     if missing:
         raise UserError(
-            f"{path}: expected {len(files)} {name} masks beside it, {len(missing)} are missing, that of {missing[0]} for "
-            "one; take them in anew with kmine.audit --verdicts FILE --corrected PATH"
+            f"{path}: expected {len(files)} {name} masks beside it, {len(missing)} missing, the first: {missing[0]}; "
+            "import them again with kmine.audit --verdicts FILE --corrected PATH"
         )
     return files

@@ -89,7 +89,7 @@ def open_task(
             f"{len(skipped)} files skipped, listed in run.json; the first: {skipped[0].path}: {skipped[0].problem}"
         )
     review = _resolve_review(cfg, splits, cache, store, progress)
-    labeled = [i for i in labeled if i not in review.dropped]
+    labeled = [i for i in labeled if i not in review.dropped_labels]
     labeled += [i for i in splits.unlabeled if i in review.corrected]
     for name, ids in (("labeled", labeled), ("validation", val)):
         if not ids:

@@ -1,4 +1,4 @@
-"""Corrected masks: out by each export, back bit for bit; what does not fit is one clear error."""
+"""Corrected masks: each export is read back bit for bit; masks that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_polygons_of_another_tool_are_read_by_file_name(tmp_path):
     assert name == "plain" and mask[4, 4] == 2 and mask[8, 8] == 0 and mask.any()
 
 
-def test_of_label_studio_annotations_count_and_the_latest_of_them(tmp_path):
+def test_the_latest_annotation_of_label_studio_is_read(tmp_path):
     masks = {"a": np.eye(4, dtype=np.uint8), "b": np.ones((3, 3), np.uint8)}
     tasks = json.loads(export("labelstudio", tmp_path, masks).read_text())
     drawn = json.loads(json.dumps(tasks[1]["predictions"][0]["result"]))
@@ -102,7 +102,7 @@ def test_of_label_studio_annotations_count_and_the_latest_of_them(tmp_path):
     assert name == "b" and (mask == 2).all()
 
 
-def test_white_of_a_picture_editor_is_the_one_class(tmp_path):
+def test_white_is_the_single_class_in_a_mask_of_an_image_editor(tmp_path):
     mask = np.zeros((4, 4), np.uint8)
     mask[1, 1:3] = 255
     Image.fromarray(mask).save(tmp_path / "a.png")
@@ -110,7 +110,7 @@ def test_white_of_a_picture_editor_is_the_one_class(tmp_path):
     assert (found == (mask == 255)).all()
 
 
-def test_a_volume_comes_back_in_its_own_geometry(tmp_path):
+def test_a_volume_round_trip_keeps_the_geometry(tmp_path):
     affine = np.array([[0, -0.7, 0, 5], [0.8, 0, 0, -3], [0, 0, -2.5, 9], [0, 0, 0, 1.0]])
     nibabel.save(nibabel.Nifti1Image(np.zeros((5, 6, 4), np.int16), affine), tmp_path / "scan.nii.gz")
     depth, height, width = read_geometry(tmp_path / "scan.nii.gz").sliced
@@ -124,9 +124,9 @@ def test_a_volume_comes_back_in_its_own_geometry(tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["m.nii.gz"]
 
 
-def refused(path: Path, about: ExpectedMasks, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        list(read_corrections(path, about))
+def refused(path: Path, expected: ExpectedMasks, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        list(read_corrections(path, expected))
 
 
 @pytest.mark.parametrize("how", ["coco", "labelstudio", "masks"])
@@ -138,12 +138,12 @@ def test_another_size_and_unknown_ids_are_refused(how, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["no json", "{}", "[1]", "[]", '{"images": [{"id": 1}]}', '[{"annotations": []}]'])
-def test_what_is_no_known_format_is_refused(text, tmp_path):
+def test_an_unknown_format_is_refused(text, tmp_path):
     (tmp_path / "x.json").write_text(text)
     refused(tmp_path / "x.json", ExpectedMasks({"a": (3, 3)}, NAMES), "expected")
 
 
-def test_nothing_there_is_refused(tmp_path):
+def test_missing_and_damaged_files_are_refused(tmp_path):
     refused(tmp_path, ExpectedMasks({}, NAMES), "found none")
     refused(tmp_path / "nowhere", ExpectedMasks({}, NAMES), "cannot be read")
     (tmp_path / "a.png").write_bytes(b"no picture")

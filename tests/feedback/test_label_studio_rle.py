@@ -1,4 +1,4 @@
-"""Label Studio's run lengths: a stream written by hand, and back again whatever the mask."""
+"""Label Studio's run lengths: streams by hand, and round trips of any mask."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_run_takes_the_smallest_size_that_holds_it(pixels, code):
     assert bits[53:].startswith(code + "0" * 8)
 
 
-def test_a_run_of_more_than_65536_bytes_comes_in_parts():
+def test_a_run_of_more_than_65536_bytes_is_split():
     mask = np.ones((1, 16384 * 2 + 1), bool)
     bits = "".join(f"{byte:08b}" for byte in encode(mask))[53:]
     whole = "111" + "1" * 16 + "1" * 8
@@ -39,7 +39,7 @@ def test_a_run_of_more_than_65536_bytes_comes_in_parts():
     assert (decode(encode(mask), *mask.shape) == mask).all()
 
 
-def test_a_whole_number_of_bytes_gets_another_as_the_converter_has_it():
+def test_a_stream_is_padded_with_1_to_8_bits():
     sizes = {len(encode(np.zeros((1, n), bool))) * 8 - (53 + 14 + (n > 2) + 4 * (n > 4)) for n in range(1, 60)}
     assert sizes <= set(range(1, 9))
 
@@ -49,7 +49,7 @@ def test_a_mask_survives_bit_for_bit(mask):
     assert (decode(encode(mask), *mask.shape) == mask).all()
 
 
-def test_values_that_do_not_repeat_are_read_and_any_alpha_counts():
+def test_values_that_do_not_repeat_are_read_and_any_alpha_is_inside():
     bits = f"{8:032b}" + f"{7:05b}" + f"{2:04b}{3:04b}{7:04b}{15:04b}"
     bits += "0" + "00" + f"{7:03b}" + "".join(f"{v:08b}" for v in (9, 9, 9, 0, 0, 0, 0, 1))
     bits += "0" * (-len(bits) % 8)
@@ -57,7 +57,7 @@ def test_values_that_do_not_repeat_are_read_and_any_alpha_counts():
 
 
 @pytest.mark.parametrize("damage", [lambda d: d[:-4], lambda d: d[:3], lambda d: [300, *d], lambda d: []])
-def test_what_is_no_stream_is_refused(damage):
+def test_a_damaged_stream_is_refused(damage):
     with pytest.raises(ValueError, match=r"expected|ends"):
         decode(damage(encode(np.eye(9, dtype=bool))), 9, 9)
 

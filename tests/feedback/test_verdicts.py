@@ -1,4 +1,4 @@
-"""verdicts.json: read strictly, and a signature that changes with the mask and with nothing else."""
+"""verdicts.json is read strictly; a mask's signature depends on shape and pixels alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write(folder, rows, **more):
     return path
 
 
-def test_what_was_said_is_read(tmp_path):
+def test_verdicts_are_read_by_their_kind(tmp_path):
     rows = [GOOD, GOOD | {"sample_id": "b", "verdict": "accept"}, GOOD | {"sample_id": "c", "verdict": "unsure"}]
     found = read_verdicts(write(tmp_path, rows))
     assert (found.run, found.run_signature) == ("r", "s") and found.all[0] == Verdict(**GOOD)
@@ -34,21 +34,21 @@ def test_what_was_said_is_read(tmp_path):
     assert found.corrected == {}
 
 
-def test_what_a_run_keeps_is_read_again_with_its_masks(tmp_path):
+def test_verdicts_of_a_run_come_back_with_their_masks(tmp_path):
     (tmp_path / "corrected").mkdir()
     (tmp_path / "corrected" / "a.png").write_bytes(b"")
-    said = Verdicts("r", "s", (Verdict(**GOOD),))
+    verdicts = Verdicts("r", "s", (Verdict(**GOOD),))
     entry = {"a": {"file": "corrected/a.png", "mask_signature": "00"}}
-    (tmp_path / "verdicts.json").write_text(json.dumps(to_json(said, entry, {})))
+    (tmp_path / "verdicts.json").write_text(json.dumps(to_json(verdicts, entry, {})))
     found = read_verdicts(tmp_path / "verdicts.json")
-    assert found.all == said.all and found.corrected == {"a": tmp_path / "corrected" / "a.png"}
+    assert found.all == verdicts.all and found.corrected == {"a": tmp_path / "corrected" / "a.png"}
     (tmp_path / "corrected" / "a.png").unlink()
     with pytest.raises(UserError, match="missing"):
         read_verdicts(tmp_path / "verdicts.json")
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "match"),
     [
         (GOOD | {"kind": "mined"}, "kind"),
         (GOOD | {"verdict": "yes"}, "'yes'"),
@@ -58,8 +58,8 @@ def test_what_a_run_keeps_is_read_again_with_its_masks(tmp_path):
         (GOOD, "two on a"),
     ],
 )
-def test_a_bad_row_is_named(row, said, tmp_path):
-    with pytest.raises(UserError, match=said):
+def test_a_bad_row_is_named(row, match, tmp_path):
+    with pytest.raises(UserError, match=match):
         read_verdicts(write(tmp_path, [GOOD, row]))
 
 
@@ -70,12 +70,12 @@ def test_another_format_is_refused(text, tmp_path):
         read_verdicts(tmp_path / "v.json")
 
 
-def test_no_such_file(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_verdicts(tmp_path / "v.json")
 
 
-def test_a_signature_is_of_size_and_pixels():
+def test_a_signature_depends_on_shape_and_pixels():
     mask = np.zeros((2, 3), np.uint8)
     other = mask.copy()
     other[0, 0] = 1

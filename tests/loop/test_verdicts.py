@@ -18,8 +18,6 @@ from helpers.loop_command import (
 from kmine.audit import __main__ as audit
 from kmine.cli import Terminal, parse
 from kmine.config import LoopConfig
-from kmine.errors import UserError
-from kmine.feedback.verdict_effects import read_mask, resolve_verdicts
 from kmine.feedback.verdicts import FORMAT
 from kmine.io.files import encode_png, safe_name
 from kmine.setup.open import open_task
@@ -161,7 +159,7 @@ def test_a_person_may_judge_every_image(first, tmp_path):
     [
         ([said("nowhere", "reject")], "expected verdicts on images of this data set, got nowhere"),
         ([said("VAL", "reject"), said("TEST", "reject")], "none of its 2 verdicts is on an image that this run labels"),
-        ([said("MINED", "accept")], "take the file into its run first, with kmine audit RUN --verdicts FILE"),
+        ([said("MINED", "accept")], "first import the file with kmine audit RUN --verdicts FILE"),
     ],
 )
 def test_what_is_wrong_with_verdicts_is_one_clear_error(first, tmp_path, capsys, rows, error):
@@ -180,18 +178,3 @@ def test_what_is_wrong_with_verdicts_is_one_clear_error(first, tmp_path, capsys,
 def test_a_missing_file_is_named(tmp_path, capsys):
     assert run_loop(SETTINGS, tmp_path / "run", verdicts=tmp_path / "none.json") == 2
     assert "none.json: expected verdicts, cannot be read" in capsys.readouterr().err
-
-
-def test_who_validates_or_tests_never_teaches(tmp_path):
-    """A corrected mask of a validation image stays where it is; the others count."""
-    (tmp_path / "corrected").mkdir()
-    for name in ("u", "v"):
-        (tmp_path / "corrected" / f"{name}.png").write_bytes(encode_png(np.ones((2, 2), np.uint8), "", 0))
-    corrected = {name: {"file": f"corrected/{name}.png"} for name in ("u", "v")}
-    value = {"format": FORMAT, "run": "r", "run_signature": "", "verdicts": [], "corrected": corrected}
-    (tmp_path / "verdicts.json").write_text(json.dumps(value))
-    found = resolve_verdicts(tmp_path / "verdicts.json", ["l"], ["u"], ["v"])
-    assert set(found.corrected) == {"u"} and found.elsewhere == ("v",)
-    assert read_mask(found.corrected["u"]).sum() == 4
-    with pytest.raises(UserError, match="got v"):
-        resolve_verdicts(tmp_path / "verdicts.json", ["l"], ["u"], [])
