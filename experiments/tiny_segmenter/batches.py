@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from generate import VIEW
 from torch import Generator, Tensor
 
-from kmine.segmenters.tiny.crop import MARGIN, MAX_ASPECT, MIN_WINDOW
+from kmine.segmenters.base import MASK_INPUT_CLIP
 from kmine.segmenters.tiny.finetune import repainted
-from kmine.segmenters.tiny.network import MASK_INPUT_CLIP, NetworkInput
+from kmine.segmenters.tiny.network import NetworkInput
+from kmine.segmenters.tiny.window import MARGIN, MAX_ASPECT, MIN_WINDOW
 
 MAX_JITTER = 0.15
 """Each edge of a box moves by up to this share of its side; how much, is drawn for every box."""

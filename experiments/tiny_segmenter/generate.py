@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scenes import render_scene
 
 from kmine.ops.masks import tight_box
-from kmine.segmenters.tiny.crop import MAX_ASPECT
+from kmine.segmenters.tiny.window import MAX_ASPECT
 
 VIEW = 128
 """Pixels of a view's side."""

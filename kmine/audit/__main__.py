@@ -125,7 +125,7 @@ def _open(store: RunFolder, loop: LoopConfig, cfg: AuditConfig, terminal: cli.Te
     from kmine.setup.open import open_for_audit
     from kmine.setup.preflight import preflight
 
-    source = preflight(loop)
+    source = preflight(loop, mines=False)
     task = open_for_audit(loop, source, store, terminal)
     unknown = set(audited_round.pseudo_labeled).difference(task.unlabeled.ids)
     if unknown:

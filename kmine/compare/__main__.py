@@ -312,7 +312,7 @@ def _evaluate(
         return saved
     from kmine.setup.preflight import preflight
 
-    source = preflight(loop)
+    source = preflight(loop, mines=False)
     from kmine.setup.open import open_for_test
 
     pool, model, how = open_for_test(loop, source, store)

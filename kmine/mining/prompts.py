@@ -14,11 +14,8 @@ from numpy.typing import NDArray
 from kmine.config import PromptsConfig
 from kmine.ops import masks, metrics
 from kmine.seeding import derive_seed
+from kmine.segmenters.base import MASK_INPUT_CLIP
 from kmine.types import Candidate, Probs, Prompts
-
-MASK_INPUT_CLIP = 7.0
-"""Logits of the mask hint are limited to this: beyond, segment-anything takes the hint for the answer."""
-
 
 CAM_THRESHOLD = 0.5
 """Share of its highest value from which on an activation map counts."""

@@ -1,4 +1,4 @@
-"""What every promptable segmenter is, and the checks that all of them share.
+"""The protocol of a promptable segmenter, and the checks that all segmenters share.
 
 Legend: H, W height and width of an image in its own frame, P points, M masks of one candidate, N proposals of one
 image, J jittered boxes, C, h, w channels and sides of an embedding. Arrays are (row, column); boxes are XYXY and points
@@ -23,34 +23,51 @@ if TYPE_CHECKING:
 
 
 ADAPTED = "+adapted"
-"""Ends the name of an adapted segmenter."""
+"""Suffix of a fine-tuned segmenter's name."""
+MASK_INPUT_CLIP = 7.0
+"""Mask inputs are clipped to +- this, about the range of SAM's own logits; sigmoid(7) is 0.999. With larger logits
+segment-anything returns the mask input itself."""
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """What a segmenter keeps of one image, so that later prompts cost little."""
+    """An encoded image; any number of prompts can be decoded on it."""
 
     size: tuple[int, int]
     """(H, W) of the image in its own frame."""
     features: NDArray[np.float32] | None = None
-    """(C, h, w), or None for a segmenter that needs none."""
+    """(C, h, w), or None for a segmenter without an image encoder."""
     image: NDArray[np.uint8] | None = None
-    """(H, W, 3) RGB for a segmenter that looks at the pixels again; None for all others."""
+    """(H, W, 3) RGB for a segmenter that reads pixels when it decodes; None for all others."""
 
 
 class Segmenter(Protocol):
-    """A model that turns prompts into masks."""
+    """A model that turns prompts into masks.
+
+    Any class with these four members is a segmenter; `kmine.segmenters.register_segmenter` gives it a name in the
+    settings. `check_images`, `check_pairs` and `check_prompts` of this module are its input checks. Two optional
+    extensions: `AutomaticMaskGenerator` (prompts.source auto) and `FineTunable` (adapt.enabled).
+    """
 
     name: str
-    """As every table, row and figure names it."""
+    """Appears in tables, figures and run folders."""
 
     @property
     def signature(self) -> str:
-        """sha256, 64 hex digits, over architecture and weights: changes whenever a weight does."""
+        """sha256, 64 hex digits, of architecture and weights: two segmenters with equal signatures give equal masks.
+
+        Run folders store it: masks are mined again where it differs.
+        """
         ...
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
-        """Embeds (H, W, 3) uint8 RGB images of any sizes, in order.
+        """Embed images of any sizes.
+
+        Args:
+            images: each (H, W, 3) uint8 RGB in [0, 255].
+
+        Returns:
+            One embedding per image, in order.
 
         Raises:
             ValueError: an image is not (H, W, 3) uint8.
@@ -58,9 +75,17 @@ class Segmenter(Protocol):
         ...
 
     def decode(self, embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
-        """Answers the prompts of each image: one `Candidate` per `Prompts`, in order, jittered boxes included.
+        """Segment the prompts of each image, jittered boxes included.
+
+        Args:
+            embeddings: from `encode`.
+            prompts: one list per embedding, possibly empty; boxes, points and mask inputs in the image's own frame.
+
+        Returns:
+            One list per embedding with one `Candidate` per `Prompts`, in order; masks (M, H, W) in the image's frame.
 
         Raises:
+            UserError: prompts without a box, from a segmenter that needs one.
             ValueError: prompts that do not fit their image, see `check_prompts`.
         """
         ...
@@ -68,56 +93,56 @@ class Segmenter(Protocol):
 
 @dataclass(frozen=True)
 class PromptedExample:
-    """One question and its answer, to adapt a segmenter on."""
+    """A training example of a segmenter."""
 
     embedding: Embedding
     prompts: Prompts
     mask: NDArray[np.bool_]
-    """(H, W), the true object. Empty for a false alarm: it teaches the predicted IoU alone, no mask."""
+    """(H, W), the true object. Empty for a false positive prompt: then only the predicted IoU has a loss."""
 
 
 @dataclass(frozen=True)
 class FineTuneDefaults:
-    """What suits a segmenter where the settings name nothing else."""
+    """Settings of fine-tuning where the config has none."""
 
     steps: int
     batch_size: int
-    """Lessons a step."""
+    """Examples per step."""
     lr: float
     """Peak learning rate of AdamW."""
 
 
 class FineTuner(Protocol):
-    """A copy of a segmenter while it learns; the original stays as it is."""
+    """A trainable copy of a segmenter; the original does not change."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """Those that learn."""
+        """Trainable parameters."""
         ...
 
     def loss(self, examples: Sequence[PromptedExample], seed: int) -> Tensor:
-        """The mean loss over lessons, a scalar with gradient; embeddings are used as they are, nothing is encoded.
+        """Mean loss over at least one example, a scalar with gradient. Embeddings are used as they are.
 
-        `seed` draws the augmentation, where there is one.
+        `seed` draws the augmentation, if there is one.
         """
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Copies, on the CPU, of the tensors that learn."""
+        """Copies of the trainable tensors, on the CPU."""
         ...
 
 
 @runtime_checkable
 class FineTunable(Segmenter, Protocol):
-    """A segmenter that can learn from labeled images."""
+    """A segmenter that can be trained on labeled images."""
 
     fine_tune_defaults: FineTuneDefaults
 
     def fine_tuner(self) -> FineTuner:
-        """A copy to teach."""
+        """A trainable copy."""
         ...
 
     def with_weights(self, state: Mapping[str, Tensor]) -> Segmenter:
-        """This segmenter with a trainee's tensors; its `name` ends in `+adapted`, its signature is another.
+        """This segmenter with the tensors of `FineTuner.state`; its `name` ends in `+adapted`, its signature differs.
 
         Raises:
             ValueError: tensors of another architecture.
@@ -127,24 +152,22 @@ class FineTunable(Segmenter, Protocol):
 
 @dataclass(frozen=True)
 class Proposals:
-    """What a segmenter finds in an image that nobody asked it about; each mask is one connected part, none is empty."""
+    """Masks of an image without prompts; each mask is one connected component and not empty."""
 
     masks: NDArray[np.bool_]
     """(N, H, W)."""
     predicted_iou: NDArray[np.float32]
     """(N,) in [0, 1]."""
     stability_score: NDArray[np.float32]
-    """(N,) in [0, 1]; NaN where it could not be had."""
+    """(N,) in [0, 1]; NaN where unknown."""
 
 
 @runtime_checkable
 class AutomaticMaskGenerator(Segmenter, Protocol):
-    """A segmenter that can also propose masks of a whole image, unprompted."""
+    """A segmenter that also proposes masks of a whole image without prompts."""
 
     def propose(self, embeddings: Sequence[Embedding]) -> Iterator[Proposals]:
-        """One `Proposals` per embedding, in order, each made when it is asked for: the masks of one image are large.
-
-        Embeddings are used as they are, nothing is encoded.
+        """One `Proposals` per embedding, in order, lazily: the masks of one image are large.
 
         Raises:
             ValueError: embeddings of another segmenter.
@@ -158,9 +181,9 @@ def proposals_of(
     predicted_iou: Sequence[float],
     stability: Sequence[float],
 ) -> Proposals:
-    """Proposals from (H, W) masks of an image of `size` = (H, W) and their scores; of each its largest part is left.
+    """Proposals from non-empty (H, W) masks of an image of `size` = (H, W), reduced to their largest components.
 
-    A speck far from the rest would otherwise stretch the box that is asked about next.
+    A distant speck would enlarge the box of the next prompt.
     """
     return Proposals(
         masks=np.stack([_largest_component(mask) for mask in masks]) if len(masks) else np.zeros((0, *size), np.bool_),
@@ -175,39 +198,39 @@ def _largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def box_required_error(name: str) -> UserError:
-    """The error of a segmenter that answers boxes only, for prompts without one."""
+    """Error for prompts without a box, from a segmenter that needs one."""
     return UserError(
         f"prompts.box: the segmenter `{name}` expects a box, got points only; "
-        "set --prompts.box true, or take another segmenter with --segmenter.name"
+        "set --prompts.box true, or choose another segmenter with --segmenter.name"
     )
 
 
 def no_proposals_error(name: str) -> UserError:
-    """The error of a segmenter that is asked for proposals and has none."""
+    """Error for prompts.source auto with a segmenter that is no `AutomaticMaskGenerator`."""
     return UserError(
-        f"prompts.source: auto expects a segmenter that proposes masks unprompted, got `{name}`, which only answers "
-        "boxes; set --prompts.source local, or take tiny or a SAM with --segmenter.name"
+        f"prompts.source: auto expects a segmenter that proposes masks unprompted, got `{name}`; "
+        "set --prompts.source local, or choose tiny or a SAM with --segmenter.name"
     )
 
 
 def check_logits(finite: bool, name: str) -> None:
-    """Refuse an answer that holds a number that is none, before it passes for an empty mask.
+    """Refuse NaN and infinite logits, which would become an empty mask.
 
     Raises:
         UserError: `finite` is false.
     """
     if not finite:
         raise UserError(
-            f"the segmenter `{name}` gave NaN or infinite logits: its weights are damaged, or were trained to nothing; "
-            "check --segmenter.checkpoint, and if it was adapted, lower --adapt.lr"
+            f"segmenter `{name}`: expected finite logits, got NaN or infinity: its weights are damaged, or fine-tuning "
+            "diverged; check --segmenter.checkpoint, and lower --adapt.lr if it was adapted"
         )
 
 
 def check_images(images: Sequence[NDArray[np.uint8]]) -> None:
-    """Refuses everything that is not (H, W, 3) uint8: a float image would be normalised wrongly without a word.
+    """Refuse images that are not (H, W, 3) uint8: a float image would be normalised wrongly.
 
     Raises:
-        ValueError: says what was expected, what came, and the cure.
+        ValueError: with the cure for the first unfit image.
     """
     for index, image in enumerate(images):
         cure = _image_cure(image)
@@ -219,9 +242,9 @@ def check_images(images: Sequence[NDArray[np.uint8]]) -> None:
 
 
 def _image_cure(image: NDArray[np.generic]) -> str:
-    """The cure for an unfit image; empty for a fit one."""
+    """How to mend an unfit image; empty for a fit one."""
     if image.size == 0:
-        return "it has no pixels: leave it out"
+        return "it has no pixels: remove it"
     if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
         return "repeat a grey image over three channels: np.repeat(image.reshape(H, W, 1), 3, axis=2)"
     if image.ndim == 3 and image.shape[2] == 4:
@@ -234,7 +257,7 @@ def _image_cure(image: NDArray[np.generic]) -> str:
 
 
 def check_pairs(embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prompts]]) -> None:
-    """Refuses a `decode` whose two lists differ in length.
+    """Refuse arguments of `decode` that differ in length.
 
     Raises:
         ValueError: lengths differ.
@@ -242,24 +265,24 @@ def check_pairs(embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prom
     if len(embeddings) != len(prompts):
         raise ValueError(
             f"expected one list of prompts per embedding, got {len(prompts)} lists for {len(embeddings)} embeddings; "
-            "an image without prompts takes an empty list"
+            "use an empty list for an image without prompts"
         )
 
 
 def check_prompts(prompts: Prompts, size: tuple[int, int]) -> Prompts:
-    """The prompts as a segmenter may use them on an image of `size` = (H, W); the argument is not changed.
+    """Validated copy of prompts for an image of `size` = (H, W), boxes clipped to it.
 
-    A box that reaches over the border is clipped to x in [0, W], y in [0, H]: boxes that count their last pixel and
-    boxes that end behind it both pass unchanged. Jittered boxes are treated alike.
+    Boxes, jittered ones too, are clipped to x in [0, W], y in [0, H]: boxes with inclusive and with exclusive ends both
+    pass unchanged.
 
     Raises:
         ValueError: neither box nor points, a box without area or outside the image, a point outside the image,
-            a hint of another size; says what came and the cure.
+            a mask input of another size or with NaN.
     """
     if prompts.box is None and prompts.point_coords is None:
-        raise ValueError("expected a box or at least one point, got neither; drop prompts without either beforehand")
+        raise ValueError("expected a box or at least one point, got neither; remove such prompts")
     if prompts.box is None and len(prompts.jittered_boxes):
-        raise ValueError(f"got {len(prompts.jittered_boxes)} jittered boxes without a box; jitter only what has a box")
+        raise ValueError(f"expected no jittered boxes without a box, got {len(prompts.jittered_boxes)}; add the box")
     _check_points(prompts, size)
     _check_mask_input(prompts.mask_input, size)
     if prompts.box is None:
@@ -277,7 +300,7 @@ def clip_boxes(boxes: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np
     """
     height, width = size
     x0, y0, x1, y1 = np.asarray(boxes, np.float64).T
-    # `not (a < b)` instead of `a >= b`: a NaN must fail, too.
+    # `not (a < b)` instead of `a >= b`, so that NaN fails.
     flat = ~((x0 < x1) & (y0 < y1)) | ~np.isfinite(boxes).all(axis=1)
     _refuse(boxes, flat, "expected XYXY with x0 < x1 and y0 < y1", "swap the corners, or grow the box by a pixel")
     outside = (x1 <= 0) | (y1 <= 0) | (x0 >= width) | (y0 >= height)
@@ -285,7 +308,7 @@ def clip_boxes(boxes: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np
         boxes,
         outside,
         f"it lies entirely outside the image, {width} wide and {height} high",
-        "boxes are (x, y) in pixels of the image's own frame",
+        "boxes are XYXY in pixels of the image's own frame",
     )
     limits = np.array([width, height, width, height], np.float32)
     return np.clip(np.asarray(boxes, np.float32), 0, limits)
@@ -323,24 +346,35 @@ def _check_mask_input(mask_input: NDArray[np.float32] | None, size: tuple[int, i
         return
     if mask_input.shape != size:
         raise ValueError(
-            f"mask_input: expected the image's own (H, W) = {size}, got {mask_input.shape}; resize the logits to the image"
+            f"mask_input: expected the image's own (H, W) = {size}, got {mask_input.shape}; resize it to the image"
         )
     if np.isnan(mask_input).any():
-        raise ValueError("mask_input: expected logits, got NaN; leave the hint out")
+        raise ValueError("mask_input: expected logits, got NaN; use None instead")
+
+
+def check_example(example: PromptedExample) -> None:
+    """Refuse a mask of another size than its image: resizing it would hide a transposed mask.
+
+    Raises:
+        ValueError: sizes differ.
+    """
+    size, shape = example.embedding.size, example.mask.shape
+    if shape != size:
+        raise ValueError(f"example: expected a mask of the image's own (H, W) = {size}, got {shape}; resize neither")
 
 
 def stability_from_logits(
     logits: NDArray[np.floating], threshold: float = 0.0, offset: float = 1.0
 ) -> NDArray[np.float32]:
-    """IoU of the masks that a stricter and a laxer threshold would give, as segment-anything defines stability.
+    """IoU of the masks at a higher and a lower threshold, segment-anything's definition of stability.
 
     Args:
-        logits: (..., H, W), before any threshold.
-        threshold: where the mask is cut.
-        offset: how far the two thresholds lie from it.
+        logits: (..., H, W).
+        threshold: of the mask.
+        offset: distance of the two thresholds from it.
 
     Returns:
-        (...) in [0, 1]; NaN where even the laxer mask is empty (0/0).
+        (...) in [0, 1]; NaN where the larger mask is empty (0/0).
     """
     inner = np.count_nonzero(logits > threshold + offset, axis=(-2, -1)).astype(np.float32)
     outer = np.count_nonzero(logits > threshold - offset, axis=(-2, -1)).astype(np.float32)

@@ -1,7 +1,7 @@
-"""The ellipse inscribed in the box: the floor that every segmenter must beat.
+"""The ellipse inscribed in the box: a lower bound for every segmenter.
 
-It knows nothing of the image. On real polyps its IoU is well above that of the filled box, so a segmenter that only
-rounds corners cannot pass for one that sees.
+It does not use the image. On real polyps its IoU is well above that of the filled box, so it separates segmenters that
+use the image from those that round corners.
 """
 
 from __future__ import annotations
@@ -12,27 +12,21 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.segmenters.base import (
-    Embedding,
-    box_required_error,
-    check_images,
-    check_pairs,
-    check_prompts,
-)
+from kmine.segmenters.base import Embedding, box_required_error, check_images, check_pairs, check_prompts
 from kmine.types import Candidate, Prompts
 
 
 class Ellipse:
-    """A `Segmenter` that answers each box with its inscribed ellipse; points and hints are ignored.
+    """A `Segmenter` that returns the ellipse inscribed in each box; points and mask inputs are ignored.
 
-    It has no opinion on its own answers: `predicted_iou` and `stability_score` are NaN and there are no logits.
+    `predicted_iou` and `stability_score` are NaN, and there are no logits.
     """
 
     name = "ellipse"
 
     @property
     def signature(self) -> str:
-        """sha256 of the rule; there are no weights, so it changes only with the rule."""
+        """sha256 of the rule; there are no weights."""
         return hashlib.sha256(b"ellipse: inscribed in the box, pixel centres, border included").hexdigest()
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
@@ -45,7 +39,7 @@ class Ellipse:
         return [Embedding(size=(image.shape[0], image.shape[1])) for image in images]
 
     def decode(self, embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
-        """One ellipse per box: M = 1 in every candidate.
+        """One ellipse per box, M = 1.
 
         Raises:
             UserError: prompts without a box.
@@ -73,16 +67,16 @@ def _candidate(prompts: Prompts, size: tuple[int, int]) -> Candidate:
 
 
 def ellipse_mask(box: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The ellipse inscribed in a box, drawn on pixels.
+    """Rasterised ellipse inscribed in a box.
 
     Args:
         box: (4,) XYXY in pixels, with area.
         size: (H, W) of the mask.
 
     Returns:
-        (H, W): pixel (r, c) is inside when its centre, the point (x=c, y=r), lies in the ellipse or on its border.
+        (H, W): pixel (r, c) is inside if its centre, the point (x=c, y=r), lies in the ellipse or on its border.
     """
-    # float64: in float32 a border pixel of a large image could fall on either side by rounding.
+    # float64: in float32 rounding could put a border pixel of a large image on either side.
     x0, y0, x1, y1 = np.asarray(box, np.float64)
     rows = (np.arange(size[0]) - (y0 + y1) / 2) / ((y1 - y0) / 2)
     columns = (np.arange(size[1]) - (x0 + x1) / 2) / ((x1 - x0) / 2)

@@ -1,11 +1,11 @@
 """Embeddings of images on disk, shared by rounds, seeds, label fractions, commands and processes.
 
-It never stops a run: what cannot be read is made anew, what cannot be written is not kept, and either is said once.
+It never stops a run: unreadable embeddings are computed again, unwritable ones are not stored, with one warning each.
 
-One file an embedding, `K0/KEY.emb` with the first two digits of its key as folder: a line with the SHA-256 of all that
-follows, a line of JSON (key, dtype, shape), the numbers. Files are written under another name and renamed, so readers
-and writers of several processes never meet a half-written one; where two make the same embedding, the later replaces
-the equal earlier one. The time of last use is the file's modification time; the least recently used go first.
+One file per embedding, `K0/KEY.emb` with the first two digits of its key as folder: a line with the SHA-256 of the
+rest, a line of JSON (key, dtype, shape), the numbers. Files are written under another name and renamed, so processes
+never read a half-written one; where two write the same embedding, the later file replaces an equal one. A file's
+modification time is its last use; the least recently used are removed first.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SUFFIX = ".emb"
 UNFINISHED = ".tmp"
 DTYPES = ("float16", "float32")
 KEEP = 0.9
-"""Share of the budget that clearing leaves in use, so that not every new file has to clear again."""
+"""Share of the budget left in use by clearing, so that not every new file clears again."""
 RECOUNT = 0.05
-"""After writing this share of the budget, the folder is counted again: other processes write there, too."""
+"""The folder is counted again after writing this share of the budget: other processes write there, too."""
 ABANDONED_S = 3600
-"""Unfinished files of this age were left by a process that was killed."""
+"""Age of unfinished files that a killed process left."""
 
 
 def default_folder() -> Path:
@@ -40,15 +40,15 @@ def default_folder() -> Path:
 
 
 class EmbeddingCache:
-    """Arrays by key within a budget of bytes. Nothing is touched on disk before the first `get` or `put`."""
+    """Arrays by key within a budget of bytes. The disk is not touched before the first `get` or `put`."""
 
     def __init__(self, folder: Path, max_bytes: int, log: Callable[[str], None]) -> None:
-        """A cache in `folder`, which is made when it is needed.
+        """A cache in `folder`, which `put` creates.
 
         Args:
-            folder: of this cache alone.
-            max_bytes: what its files may take together; several processes may exceed it by some 5 % each.
-            log: is told, once for each kind of trouble, in one sentence.
+            folder: for this cache only.
+            max_bytes: of all its files; several processes may exceed it by some 5 % each.
+            log: gets one line per kind of failure.
         """
         self.folder = folder
         self._max_bytes = max_bytes
@@ -56,34 +56,30 @@ class EmbeddingCache:
         self._logged: set[str] = set()
         self._writable = True
         self._used: int | None = None
-        """Bytes in the folder at the last count and those written since; None before the first count."""
+        """Bytes in the folder at the last count plus bytes written since; None before the first count."""
         self._since_count = 0
 
     def get(self, key: str) -> NDArray[np.floating] | None:
-        """The array kept under a key, read-only; None where there is none, or none that is whole.
-
-        Args:
-            key: hexadecimal digits, as `put` was given.
-        """
+        """The array of a key (hexadecimal digits), read-only; None if it is missing or damaged."""
         path = self._path(key)
         try:
             content = path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._log_once("unreadable", f"cannot be read ({error.strerror or error}); images are encoded anew")
+            self._log_once("unreadable", f"cannot be read ({error.strerror or error}); images are encoded again")
             return None
         features = unpacked(key, content)
         if features is None:
-            self._log_once("damaged", f"{path.name} is damaged or not one of kmine's; made anew, as is any other such")
+            self._log_once("damaged", f"{path.name} is damaged; such embeddings are computed again")
             return None
-        # A cache that may only be read still serves; it merely loses count of what was used last.
+        # A read-only cache still works, without the times of last use.
         with contextlib.suppress(OSError):
             os.utime(path)
         return features
 
     def put(self, key: str, features: NDArray[np.floating]) -> None:
-        """Keeps a float16 or float32 array, where there is room; anything kept under that key is replaced."""
+        """Store a float16 or float32 array if it fits the budget; an array of the same key is replaced."""
         if not self._writable:
             return
         content = packed(key, features)
@@ -95,7 +91,7 @@ class EmbeddingCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._make_room(len(content))
             try:
-                # No fsync: a file that a power failure tore is told by its checksum.
+                # No fsync: the checksum detects a file damaged by a power failure.
                 temp.write_bytes(content)
                 temp.replace(path)
             finally:
@@ -104,7 +100,7 @@ class EmbeddingCache:
             self._writable = False
             self._log_once(
                 "unwritable",
-                f"cannot be written ({error.strerror or error}); the run goes on without keeping embeddings: free some "
+                f"cannot be written ({error.strerror or error}); embeddings are not stored from here on: free some "
                 "space, or name another folder with --segmenter.cache_dir",
             )
 
@@ -117,14 +113,14 @@ class EmbeddingCache:
             self._log(f"embedding cache {self.folder}: {problem}")
 
     def _make_room(self, size: int) -> None:
-        """Counts the folder where that is due, and clears it where `size` more bytes would exceed the budget."""
+        """Count the folder when due, and clear it if `size` more bytes exceed the budget."""
         if self._used is None or self._used + size > self._max_bytes or self._since_count > RECOUNT * self._max_bytes:
             self._used, self._since_count = self._clear(size), 0
         self._used += size
         self._since_count += size
 
     def _clear(self, size: int) -> int:
-        """Removes the least recently used files if `size` more bytes exceed the budget; the bytes that remain."""
+        """Remove least recently used files if `size` more bytes exceed the budget. Returns the bytes that remain."""
         files = sorted(_files(self.folder))
         used = sum(file_size for _, file_size, _ in files)
         if used + size <= self._max_bytes:
@@ -132,7 +128,7 @@ class EmbeddingCache:
         for _, file_size, path in files:
             if used + size <= max(KEEP * self._max_bytes, size):
                 break
-            # Another process may have removed it meanwhile: gone is gone.
+            # Another process may have removed it.
             with contextlib.suppress(FileNotFoundError):
                 Path(path).unlink()
             used -= file_size
@@ -147,7 +143,7 @@ def packed(key: str, features: NDArray[np.floating]) -> bytes:
 
 
 def unpacked(key: str, content: bytes) -> NDArray[np.floating] | None:
-    """What `packed` was given, read-only; None for damaged bytes or those of another key."""
+    """The inverse of `packed`, read-only; None for damaged bytes or those of another key."""
     digest, _, rest = content.partition(b"\n")
     if hashlib.sha256(rest).hexdigest().encode() != digest:
         return None
@@ -157,17 +153,17 @@ def unpacked(key: str, content: bytes) -> NDArray[np.floating] | None:
         if header["key"] != key or header["dtype"] not in DTYPES:
             return None
         return np.frombuffer(numbers, header["dtype"]).reshape(header["shape"])
-    except (ValueError, KeyError, TypeError):  # whole, but written by something else
+    except (ValueError, KeyError, TypeError):  # intact, but of another format
         return None
 
 
 def _files(folder: Path) -> Iterator[tuple[float, int, str]]:
-    """(time of last use, bytes, path) of every embedding; on the way, abandoned unfinished files are removed."""
+    """(time of last use, bytes, path) of every embedding; abandoned unfinished files are removed."""
     for subfolder in _entries(folder):
         if not subfolder.is_dir(follow_symlinks=False):
             continue
         for entry in _entries(Path(subfolder.path)):
-            # Other processes clear, too: what vanishes between listing and asking is not there.
+            # Other processes may remove files between listing and `stat`.
             with contextlib.suppress(FileNotFoundError):
                 stat = entry.stat(follow_symlinks=False)
                 if entry.name.endswith(SUFFIX):

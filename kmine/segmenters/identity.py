@@ -1,7 +1,7 @@
-"""No segmenter at all: the local model's own masks come back, so that mining with it is self-training.
+"""Identity segmenter: returns the local model's own mask. Mining with it is self-training.
 
-What mining has beyond self-training is the segmenter alone: rounds, evidence, gate, refinement and training are the
-same. It is no choice of `segmenter.name`; comparisons put it in the segmenter's place.
+Rounds, evidence, gate, refinement and training are those of mining, so a comparison isolates the segmenter's effect.
+It is not a choice of `segmenter.name`; the method `self_training` uses it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from kmine.types import Candidate, Prompts
 
 
 class IdentitySegmenter:
-    """A `Segmenter` that answers with the local model's own component, whatever the boxes; it has no scores.
+    """A `Segmenter` that returns the local model's component and ignores boxes; it has no scores.
 
-    What the evidence is worth depends on whose masks they are: a calibrated gate has to be calibrated with it, too.
+    The value of the evidence depends on the segmenter: a calibrated gate has to be calibrated with this one, too.
     """
 
     name = "none"
@@ -30,21 +30,21 @@ class IdentitySegmenter:
         return hashlib.sha256(b"echo: the component of the prompts").hexdigest()
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
-        """Sizes of (H, W, 3) uint8 RGB images alone."""
+        """Sizes only: (H, W, 3) uint8 RGB images to embeddings without features."""
         return [Embedding(size=(image.shape[0], image.shape[1])) for image in images]
 
     def decode(self, embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
-        """One candidate per prompt, M = 1, without jittered masks: shaking a box would change nothing.
+        """One candidate per prompt, M = 1, without jittered masks: they would all be equal.
 
         Raises:
-            ValueError: prompts without the component that they came from.
+            ValueError: prompts without a component.
         """
         return [[_identity_candidate(prompt) for prompt in of_image] for of_image in prompts]
 
 
 def _identity_candidate(prompts: Prompts) -> Candidate:
     if prompts.component is None:
-        raise ValueError("expected prompts with the local model's component, got none; ask with prompts.source local")
+        raise ValueError("expected prompts with the local model's component, got none; set prompts.source local")
     unknown = np.full(1, np.nan, np.float32)
     no_jittered = np.zeros((0, *prompts.component.shape), np.bool_)
     return Candidate(prompts.component[None], unknown, unknown.copy(), None, no_jittered)

@@ -1,12 +1,14 @@
-"""Weights of the official segmenters: where they come from, and how a checkpoint becomes a state dict.
+"""Checkpoints of segmenters: addresses of the official weights, download, and reading as a state dict.
 
 The digits in the official file names are the first six of the files' MD5, not of their SHA-256 (which torch.hub's
-`check_hash` would want). The SHA-256 sums below are those of micro-sam's registry (computational-cell-analytics/
-micro-sam, `micro_sam/util.py`); several other public projects check the same three. The largest file has 2.6 GB.
+`check_hash` needs). The SHA-256 sums below are those of micro-sam's registry (computational-cell-analytics/micro-sam,
+`micro_sam/util.py`); several other public projects check the same three. The largest file has 2.6 GB.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +25,7 @@ CHECKPOINT_FLAG = "--segmenter.checkpoint FILE"
 
 @dataclass(frozen=True)
 class Weights:
-    """One file on a server."""
+    """A file on a server."""
 
     url: str
     sha256: str
@@ -54,15 +56,15 @@ def default_cache_dir() -> Path:
 
 
 def is_official(name: str, path: Path) -> bool:
-    """Whether a file is, byte for byte, the official download of that name."""
+    """Whether a file equals the official download of that name."""
     return path.is_file() and name in OFFICIAL_WEIGHTS and sha256_of(path) == OFFICIAL_WEIGHTS[name].sha256
 
 
 def download_weights(name: str, cache_dir: Path, offline: bool) -> Path:
-    """The official weights of a segmenter, downloaded unless they are in `cache_dir` already.
+    """Path of the official weights of a segmenter, downloaded unless they are in `cache_dir`.
 
-    A broken download leaves `FILE.part`, which the next call continues. The final name appears only after the SHA-256
-    agreed; a file found in the folder is checked as well.
+    An interrupted download leaves `FILE.part`, which the next call continues. The final name appears after the SHA-256
+    check; an existing file is checked, too.
 
     Raises:
         UserError: offline and the file is missing, the server failed, or the content is not the official one.
@@ -75,18 +77,18 @@ def download_weights(name: str, cache_dir: Path, offline: bool) -> Path:
                 f"{path}: the weights of {name} are missing and --offline forbids the download; "
                 f"put {weights.url} there, or name your own copy with {CHECKPOINT_FLAG}"
             )
-        otherwise = f"fetch the file by other means and name it with {CHECKPOINT_FLAG}"
+        otherwise = f"download the file by other means and name it with {CHECKPOINT_FLAG}"
         download(weights.url, weights.sha256, path, otherwise=otherwise)
     elif sha256_of(path) != weights.sha256:
         raise UserError(
-            f"{path}: not the official {weights.filename} (its SHA-256 differs): delete it so that it is downloaded "
-            f"again, or, if these are weights of your own, move it and name it with {CHECKPOINT_FLAG}"
+            f"{path}: expected the official {weights.filename}, got another SHA-256: delete it so that it is "
+            f"downloaded again, or, if these are your own weights, move it and name it with {CHECKPOINT_FLAG}"
         )
     return path
 
 
 def require_checkpoint(path: Path) -> None:
-    """Refuses a checkpoint that is no file.
+    """Refuse a checkpoint that is not a file.
 
     Raises:
         UserError: it is missing.
@@ -96,10 +98,10 @@ def require_checkpoint(path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict of a checkpoint, on the CPU; nothing in the file is ever executed.
+    """The state dict of a checkpoint, on the CPU; code in the file is never executed.
 
-    Read are `.safetensors` files and, by any other name, what torch.save writes: a plain state dict, or one under
-    `model` or `state_dict`; the prefix `module.` of distributed training is taken off.
+    Formats: `.safetensors`; under any other name a torch.save file with a plain state dict, or one under `model` or
+    `state_dict`. The prefix `module.` of distributed training is removed.
 
     Raises:
         UserError: the file is missing, damaged, holds Python objects or no state dict.
@@ -137,14 +139,21 @@ def _read_torch(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
-        raise  # The file is not to blame.
-    except Exception as error:  # Which class a damaged file raises depends on the byte that is wrong.
+        raise  # not the file's fault
+    except Exception as error:  # The class depends on the damaged byte.
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise UserError(
-                f"{path}: holds Python objects beside the weights and is not opened, for they could run code; "
-                "save the state dict alone, best as .safetensors"
+                f"{path}: expected tensors only, got Python objects, which could run code; "
+                "save only the state dict, best as .safetensors"
             ) from error
         raise _damaged(path, error) from error
+
+
+def update_digest(digest: hashlib._Hash, state: Mapping[str, torch.Tensor]) -> None:
+    """Add names, dtypes, shapes and values of tensors to a hash, in the order of their names."""
+    for key, tensor in sorted(state.items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -13,8 +13,8 @@ from segment_anything.modeling import ImageEncoderViT
 from kmine.config import AdaptConfig, SegmenterConfig
 from kmine.methods.mining import mine
 from kmine.mining.adaptation.step import adapt_segmenter
+from kmine.segmenters.sam import build as module
 from kmine.segmenters.sam import proposals as sam_auto
-from kmine.segmenters.sam import segmenter as module
 from kmine.segmenters.sam.build import ARCHITECTURES, Architecture, build_sam
 from kmine.store.run_folder import RESUMABLE_CHANGES
 

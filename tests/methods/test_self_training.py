@@ -10,7 +10,7 @@ from helpers.small import CFG
 
 from kmine.methods.mining import mine
 from kmine.ops.masks import from_rle
-from kmine.segmenters import REGISTRY
+from kmine.segmenters import SEGMENTERS
 from kmine.segmenters.identity import IdentitySegmenter
 from kmine.types import Prompts
 
@@ -27,7 +27,7 @@ def test_the_echo_answers_with_the_component_whatever_is_asked():
     assert answer.jittered_masks.shape == (0, 8, 9)
     with pytest.raises(ValueError, match="component"):
         echo.decode(embedded, [[Prompts(1, box=np.array([0, 0, 8, 7], np.float32))]])
-    assert IdentitySegmenter.name not in REGISTRY, "the lack of a segmenter is no segmenter to choose"
+    assert IdentitySegmenter.name not in SEGMENTERS.names(), "the lack of a segmenter is no segmenter to choose"
 
 
 def test_its_pseudo_masks_are_the_local_model_s_own(task_of):

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.segmenter_suite import (
+    SegmenterSuite,
+)
 
 from kmine.errors import UserError
 from kmine.segmenters.ellipse import Ellipse, ellipse_mask
 from kmine.types import Prompts
+
+
+class TestEllipse(SegmenterSuite):
+    @pytest.fixture
+    def segmenter(self):
+        return Ellipse()
+
+    @pytest.fixture
+    def other(self):
+        return None
 
 
 def rows(text: str) -> np.ndarray:
@@ -27,7 +40,7 @@ def rows(text: str) -> np.ndarray:
         ((1.2, 1.2, 1.8, 1.8), "..... ..... ..... ..... ....."),
     ],
 )
-def test_by_hand(box, drawing) -> None:
+def test_ellipses_by_hand(box, drawing) -> None:
     np.testing.assert_array_equal(ellipse_mask(np.array(box, np.float32), (5, 5)), rows(drawing))
 
 
@@ -42,14 +55,14 @@ def test_a_large_ellipse_covers_pi_quarters_of_its_box() -> None:
     assert mask.sum() / (400 * 200) == pytest.approx(np.pi / 4, rel=1e-3)
 
 
-def test_it_has_no_opinion_and_ignores_points_and_hints() -> None:
+def test_there_are_no_scores_and_points_and_mask_inputs_are_ignored() -> None:
     segmenter = Ellipse()
     embeddings = segmenter.encode([np.zeros((5, 5, 3), np.uint8)])
     assert embeddings[0].features is None
     box = np.array([0, 0, 4, 4], np.float32)
-    point = {"point_coords": np.array([[4, 0]], np.float32), "point_labels": np.array([1])}
+    points = {"point_coords": np.array([[4, 0]], np.float32), "point_labels": np.array([1])}
     plain, guided = segmenter.decode(
-        embeddings, [[Prompts(1, box), Prompts(1, box, **point, mask_input=np.ones((5, 5), np.float32))]]
+        embeddings, [[Prompts(1, box), Prompts(1, box, **points, mask_input=np.ones((5, 5), np.float32))]]
     )[0]
     np.testing.assert_array_equal(plain.masks, guided.masks)
     assert np.isnan(plain.predicted_iou).all()
@@ -58,7 +71,7 @@ def test_it_has_no_opinion_and_ignores_points_and_hints() -> None:
     assert plain.best == 0
 
 
-def test_points_alone_name_the_setting() -> None:
+def test_points_without_a_box_are_refused_with_the_setting() -> None:
     segmenter = Ellipse()
     prompts = Prompts(1, None, np.array([[2, 2]], np.float32), np.array([1]))
     with pytest.raises(UserError, match=r"prompts\.box"):

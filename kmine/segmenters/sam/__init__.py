@@ -1,1 +1,1 @@
-"""Segment Anything; the sole home of segment_anything."""
+"""Segment Anything: the only folder that imports `segment_anything`."""

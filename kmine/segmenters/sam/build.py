@@ -1,4 +1,4 @@
-"""The official modules of Segment Anything, put together for any image size and loaded from any honest checkpoint."""
+"""Build Segment Anything from its official modules, for any image size, and load a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from kmine.segmenters.weights import read_checkpoint
 
 @dataclass(frozen=True)
 class Architecture:
-    """What tells one SAM image encoder from another."""
+    """Dimensions of one of the SAM image encoders."""
 
     embed_dim: int
     depth: int
     num_heads: int
     global_attn_indexes: tuple[int, ...]
-    """Blocks that attend to the whole image; all others attend in windows of 14 x 14 tokens."""
+    """Blocks with global attention; all others attend in windows of 14 x 14 tokens."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -39,13 +39,13 @@ def build_sam(name: str, checkpoint: Path | None, image_size: int = 1024) -> Sam
 
     Args:
         name: a key of `ARCHITECTURES`.
-        checkpoint: weights to load; None leaves random ones, drawn from torch's global generator.
+        checkpoint: weights to load; None: random weights from torch's global generator.
         image_size: E, a multiple of 16; published weights fit 1024 only.
 
     Raises:
         UserError: the checkpoint is missing, damaged, or of another architecture or image size.
     """
-    # Before the modules: a wrong file is an error at once, not after the largest encoder was drawn at random.
+    # Read before the modules are built: a wrong file fails at once, without drawing a large encoder.
     state = None if checkpoint is None else _read(name, checkpoint, image_size)
     arch = ARCHITECTURES[name]
     if image_size % PATCH:
@@ -72,30 +72,34 @@ def build_sam(name: str, checkpoint: Path | None, image_size: int = 1024) -> Sam
         except RuntimeError as error:
             reasons = " ".join(str(error).split())[:400]
             raise UserError(
-                f"{checkpoint}: not the parts of {name}: {reasons}; take a checkpoint of the whole SAM"
+                f"{checkpoint}: expected the weights of {name}, got other tensors: {reasons}; "
+                "use a checkpoint of the whole SAM"
             ) from error
     return sam
 
 
 def _read(name: str, path: Path, image_size: int) -> dict[str, torch.Tensor]:
-    """The state dict of a checkpoint whose image encoder has the width and the image size asked for."""
+    """The state dict of a checkpoint whose image encoder has the expected width and image size."""
     state = read_checkpoint(path)
     patches = state.get("image_encoder.patch_embed.proj.weight")
     if patches is None:
-        raise UserError(f"{path}: expected the weights of {name}, got {sorted(state)[:3]}...: not a SAM image encoder")
+        raise UserError(
+            f"{path}: expected the weights of {name}, got {sorted(state)[:3]}..., not a SAM image encoder; "
+            "use a checkpoint of the whole SAM"
+        )
     width, expected = patches.shape[0], ARCHITECTURES[name].embed_dim
     if width != expected:
         same_width = [other for other, arch in ARCHITECTURES.items() if arch.embed_dim == width]
         cure = (
             f"it looks like {same_width[0]}: use --segmenter.name {same_width[0]}"
             if same_width
-            else "no SAM known here is so wide"
+            else f"known: {sorted(ARCHITECTURES)}"
         )
         raise UserError(f"{path}: expected {name} with {expected} channels, got {width}; {cure}")
     positions = state.get("image_encoder.pos_embed")
     if positions is not None and positions.shape[1] * PATCH != image_size:
         raise UserError(
-            f"{path}: made for images of {positions.shape[1] * PATCH} px, {name} expects {image_size}; "
-            "take a checkpoint trained at that size"
+            f"{path}: expected {name} for images of {image_size} px, got one for {positions.shape[1] * PATCH} px; "
+            "use a checkpoint trained at that size"
         )
     return state

@@ -1,12 +1,12 @@
-"""Images to features of SAM's image encoder: in batches that fit the device; with a cache, each image once.
+"""SAM's image encoder with preprocessing, batching that adapts to GPU memory, and a cache.
 
-Legend: H, W the image's own frame; E the side of the padded square that the encoder sees (1024).
+Legend: H, W the image's own frame; E the side of the padded square that the encoder takes (1024).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -18,10 +18,11 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from kmine.errors import UserError
 from kmine.segmenters.embedding_cache import EmbeddingCache
 from kmine.segmenters.sam.fast_encoder import VERSION, use_fused_attention
+from kmine.segmenters.weights import update_digest
 
 
 class Embedder:
-    """SAM's image encoder with its preprocessing. Segmenters that differ in their decoder alone share one."""
+    """Images to features. Segmenters that differ only in their mask decoder share one."""
 
     def __init__(
         self,
@@ -32,15 +33,15 @@ class Embedder:
         dtype: str = "float32",
         log: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Takes the encoder of a model on its device, and makes it fast; see `sam_encoder`.
+        """Wrap the encoder of a model on its device and switch it to fused attention, see `fast_encoder.py`.
 
         Args:
             sam: its encoder's weights must not change any more.
             batch_size: images per forward pass.
             cache: of features; None encodes every time.
-            dtype: float32 or float16, to which features are rounded, kept or not: what comes of a run must not hang on
-                what a cache happened to hold.
-            log: is told where a batch turns out too large for the GPU.
+            dtype: float32 or float16, to which features are rounded, cached or not: results must not depend on the
+                content of the cache.
+            log: gets a line when a batch is too large for the GPU.
         """
         use_fused_attention(sam.image_encoder)
         self.batch_size = batch_size
@@ -52,11 +53,11 @@ class Embedder:
 
     @cached_property
     def signature(self) -> str:
-        """sha256 over all that decides features besides the image; neither prompt encoder nor decoder is part of it."""
+        """sha256 over everything but the image that determines features; not over prompt encoder and mask decoder."""
         config = (VERSION, self._sam.image_encoder.img_size, str(self._dtype))
         pixels = [values.flatten().tolist() for values in (self._sam.pixel_mean, self._sam.pixel_std)]
         digest = hashlib.sha256(f"sam encoder {config} {pixels}".encode())
-        update(digest, self._sam.image_encoder.state_dict())
+        update_digest(digest, self._sam.image_encoder.state_dict())
         return digest.hexdigest()
 
     @torch.inference_mode()
@@ -64,7 +65,7 @@ class Embedder:
         """(256, E/16, E/16) float32 of each (H, W, 3) uint8 RGB image, rounded to `dtype`.
 
         Raises:
-            UserError: the GPU's memory does not take a single image.
+            UserError: the GPU's memory is too small for one image.
         """
         cache = self._cache
         keys = [self._key(image) for image in images] if cache else []
@@ -79,7 +80,7 @@ class Embedder:
                 continue
             for n, features in zip(batch, made, strict=True):
                 results[n] = features
-                if cache:  # at once: an interruption loses one batch at most
+                if cache:  # after every batch: an interruption loses one at most
                     cache.put(keys[n], features)
             done += len(batch)
         return [features.astype(np.float32, copy=False) for features in results]
@@ -90,25 +91,25 @@ class Embedder:
         return digest.hexdigest()
 
     def _encode(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.floating]] | None:
-        """Features of one batch; None where the GPU's memory does not take it."""
+        """Features of one batch; None where the GPU's memory is too small for it."""
         try:
             out = self._sam.image_encoder(torch.stack([self._pixels(image) for image in images])).float().cpu().numpy()
         except torch.cuda.OutOfMemoryError:
             return None
-        # Copies, for a view would keep the whole batch alive.
+        # Copies: a view would keep the whole batch alive.
         return [np.array(row, self._dtype) for row in out]
 
     def _halve(self, too_many: int) -> None:
-        # Not within `except`: the exception holds on to the tensors that filled the memory.
+        # Outside of `except`: the exception references the tensors that fill the memory.
         torch.cuda.empty_cache()
         if too_many == 1:
             raise UserError(
-                "segmenter: expected GPU memory for at least one image, got less; end what else runs there, take "
-                "a smaller SAM, or use --device cpu"
+                "segmenter: expected GPU memory for at least one image, got less; stop other programs on the GPU, "
+                "choose a smaller SAM, or use --device cpu"
             )
         self.batch_size = too_many // 2
         self._log(
-            f"segmenter: {too_many} images at once exceed the memory of the GPU; going on with {self.batch_size} "
+            f"segmenter: {too_many} images at once exceed the GPU's memory; continuing with {self.batch_size} "
             "(--segmenter.batch_size)"
         )
 
@@ -116,10 +117,3 @@ class Embedder:
         """(3, E, E) float32: resized by PIL as in the official predictor, normalised, padded with zeros."""
         resized = torch.from_numpy(self._resize.apply_image(image)).permute(2, 0, 1)
         return self._sam.preprocess(resized.to(self._sam.device))
-
-
-def update(digest: hashlib._Hash, state: Mapping[str, torch.Tensor]) -> None:
-    """Feeds names, types, shapes and values of tensors to a hash, in an order of their names."""
-    for key, tensor in sorted(state.items()):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().numpy().data)

@@ -1,14 +1,14 @@
-"""The official image encoder of SAM, made several times faster without a change of what it computes.
+"""SAM's official image encoder, several times faster, equal up to rounding.
 
-Structure and weights stay those of `segment_anything`; `use_fused_attention` exchanges two kinds of arithmetic inside it:
+Structure and weights stay those of `segment_anything`; `use_fused_attention` replaces two operations inside it:
 
-Attention. The official code writes out all scores, scale * q k^T + q Rh + q Rw, and goes over them several times. Here
-the two products with the relative positions become the mask of PyTorch's fused attention, a few heads at a time. (As
-exact without a mask: the products beside the query, and one-hot codes of row and column beside the key. At 1024 px that
-makes vectors three times as wide, and took 2.5 times as long on a CPU.)
+Attention. The official code materialises all scores, scale * q k^T + q Rh + q Rw, and reads them several times. Here
+the two products with the relative positions are the mask of PyTorch's fused attention, a few heads at a time. (Equally
+exact without a mask: the products appended to the query, and one-hot codes of row and column to the key. At 1024 px
+vectors are then three times as wide, which took 2.5 times as long on a CPU.)
 
-Linear layers, on a CPU. As convolutions of 1 x 1 they reach oneDNN, twice as fast as the matrix product of MKL on an
-AMD processor; PyTorch asks oneDNN for float32 convolutions only.
+Linear layers, on a CPU. As 1 x 1 convolutions they run in oneDNN, twice as fast as MKL's matrix product on an AMD
+processor; PyTorch uses oneDNN for float32 convolutions, not for float32 matrix products.
 
 Legend: B images or windows, H, W their tokens (64 x 64, or 14 x 14 in a window), L = H W, N = B x heads, C channels of
 one head.
@@ -25,19 +25,19 @@ from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import Tensor, nn
 
 VERSION = 1
-"""Raise it when an image's embedding changes by more than rounding: cached ones are then made anew."""
+"""Part of the cache key. Increase it when embeddings change by more than rounding."""
 CPU_MASK_FLOATS = 1 << 22
-"""Floats of the attention's mask held at once, where one head does not need more: about what a CPU's cache takes."""
+"""Most floats of the attention's mask at once, unless one head needs more: about the size of a CPU's cache."""
 GPU_MASK_FLOATS = 1 << 27
 """The same on a GPU: 0.5 GB."""
 QUERIES_A_THREAD = 256
-"""The fused attention of a CPU shares out this many queries of one head at a time."""
+"""Queries of one head in a work item of the fused attention on a CPU."""
 
 
 def use_fused_attention(encoder: ImageEncoderViT) -> None:
-    """Makes a given encoder fast; for inference only, and harmless to repeat.
+    """Replace attention and linear layers of an encoder in place; for inference only, idempotent.
 
-    The result differs from the official one by the rounding of float32 alone. Weights, structure and state dict stay.
+    The result differs from the official one by float32 rounding. Weights, structure and state dict do not change.
     """
     for block in encoder.blocks:
         block.attn.forward = MethodType(attention, block.attn)
@@ -63,10 +63,10 @@ def attention(module: Attention, x: Tensor) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, of_rows: Tensor, of_columns: Tensor, scale: float) -> Tensor:
-    """(N, L, C) from queries, keys and values (N, L, C), and what a key's row (N, L, H) and column (N, L, W) add."""
+    """(N, L, C) from queries, keys and values (N, L, C) and the scores of key rows (N, L, H) and columns (N, L, W)."""
     count, tokens, _ = q.shape
     step = min(count, _at_once(tokens, q.device.type))
-    # One buffer for all: a fresh one of this size costs as much time as the attention.
+    # One buffer for all: allocating one of this size takes as long as the attention.
     mask = q.new_empty(step, tokens, of_rows.shape[-1], of_columns.shape[-1])
     out = torch.empty_like(v)
     for first in range(0, count, step):
@@ -79,7 +79,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, of_rows: Tensor, of_columns: Tensor
 
 
 def _at_once(tokens: int, device: str) -> int:
-    """How many heads share one mask: few, to keep it small, but enough for all threads of a CPU."""
+    """Heads that share one mask: few, to keep it small, but enough for all threads of a CPU."""
     if device != "cpu":
         return max(1, GPU_MASK_FLOATS // tokens**2)
     shares = -(-tokens // QUERIES_A_THREAD)
@@ -90,7 +90,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """`Linear.forward` on (B, H, W, channels), on a CPU as a convolution."""
     if x.device.type != "cpu":
         return F.linear(x, layer.weight, layer.bias)
-    # Rows of tokens become images one pixel high: PyTorch asks oneDNN for a 1 x 1 convolution of many images only.
+    # Rows of tokens become images one pixel high: PyTorch uses oneDNN only for 1 x 1 convolutions of many images.
     rows = x.reshape(-1, 1, *x.shape[-2:]).permute(0, 3, 1, 2)
     out = F.conv2d(rows, layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1)
     return out.reshape(*x.shape[:-1], -1)

@@ -1,6 +1,6 @@
-"""SAM unprompted: the official automatic mask generator, on an embedding that is already there.
+"""SAM's official automatic mask generator on precomputed embeddings.
 
-Legend: H, W the image's own frame; E the side of the padded square that the encoder sees (1024).
+Legend: H, W the image's own frame; E the side of the padded square that the encoder takes (1024).
 """
 
 from __future__ import annotations
@@ -14,34 +14,33 @@ from segment_anything.modeling import Sam
 from kmine.segmenters.base import Proposals, proposals_of
 
 POINTS_PER_SIDE = 12
-"""The decoder is asked about this many points squared, which is what an image costs: about 0.14 s a point on one CPU
-core at 1024 px, 20 s in all. 32, the official number, takes seven times as long. Objects that fall between the points
-are not lost: the local model asks about them itself."""
+"""An image takes this many point prompts squared: about 0.14 s a point on one CPU core at 1024 px, 20 s in all. The
+official 32 take seven times as long. Objects between the points are not lost: the local model prompts for them."""
 MIN_PREDICTED_IOU = 0.7
 MIN_STABILITY = 0.8
-"""What the gate's default thresholds would refuse is not proposed. The official .88 and .95 are tuned on natural
-images; where borders are soft they may leave the local model nothing to choose from."""
+"""Equal to the gate's default thresholds. The official .88 and .95 are tuned on natural images; with soft borders they
+may leave no proposal."""
 
 
 class PrecomputedPredictor(SamPredictor):
-    """A predictor whose image was encoded before."""
+    """The official predictor with given features instead of an image."""
 
     def __init__(self, sam: Sam, features: torch.Tensor, size: tuple[int, int]) -> None:
         super().__init__(sam)
         self._precomputed, self._size = features, size
 
     def set_image(self, image: NDArray[np.uint8], image_format: str = "RGB") -> None:
-        """Takes the features at hand; the image is not looked at."""
+        """Set the given features; the image is ignored."""
         self.original_size = self._size
         self.input_size = self.transform.get_preprocess_shape(*self._size, self.transform.target_length)
         self.features, self.is_image_set = self._precomputed, True
 
 
 def propose(sam: Sam, features: torch.Tensor, size: tuple[int, int], *, points_at_once: int) -> Proposals:
-    """The official generator's masks of the whole image (no crops of it, for these would have to be encoded anew).
+    """The official generator's masks of the whole image, without crops, which would have to be encoded.
 
     Args:
-        sam: on its device; its image encoder is not called.
+        sam: on its device; its image encoder does not run.
         features: (1, 256, E/16, E/16) of the image, on that device.
         size: (H, W) of the image.
         points_at_once: points in one decoder batch, three masks each.
@@ -55,7 +54,7 @@ def propose(sam: Sam, features: torch.Tensor, size: tuple[int, int], *, points_a
         crop_n_layers=0,
     )
     generator.predictor = PrecomputedPredictor(sam, features, size)
-    records = generator.generate(np.broadcast_to(np.uint8(0), (*size, 3)))  # its size is all that is used
+    records = generator.generate(np.broadcast_to(np.uint8(0), (*size, 3)))  # only its size is used
     records = [record for record in records if record["area"]]
     return proposals_of(
         size, *([record[name] for record in records] for name in ("segmentation", "predicted_iou", "stability_score"))

@@ -1,6 +1,6 @@
-"""kmine's own small promptable segmenter, shipped with its weights."""
+"""kmine's own small promptable segmenter, shipped with its weights; it segments a crop around each box."""
 
 from pathlib import Path
 
 SHIPPED = Path(__file__).with_name("tiny.safetensors")
-"""Default weights of `tiny`; here because `kmine.segmenters.tiny.weights` loads torch."""
+"""The default weights, part of the package."""

@@ -1,37 +1,29 @@
-"""Crops around prompts, as the network takes them."""
+"""Prompts to the network's input: crops around boxes, for inference and fine-tuning.
+
+Legend: H, W the image's own frame; S the side of a crop in pixels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kmine.segmenters.base import (
-    Embedding,
-    box_required_error,
-    check_prompts,
-)
-from kmine.segmenters.tiny.crop import Window, window_of
-from kmine.segmenters.tiny.network import (
-    MASK_INPUT_CLIP,
-    NetworkInput,
-)
+from kmine.segmenters.base import MASK_INPUT_CLIP, Embedding, box_required_error, check_prompts
+from kmine.segmenters.tiny.network import NetworkInput
+from kmine.segmenters.tiny.window import Window, window_of
 from kmine.types import Prompts
 
-if TYPE_CHECKING:
-    pass
-
 NO_POINT = -1
-"""Label of the padding where prompts of one batch have different numbers of points."""
+"""Label of padding where prompts of a batch differ in their number of points."""
 
 
 @dataclass(frozen=True)
 class DecoderQuery:
-    """One line of a batch: a prompt's own box, or one of its jittered boxes, with the same points and hint."""
+    """One row of a batch: a prompt's box or one of its jittered boxes, with its points and mask input."""
 
     embedding: Embedding
     """With its image."""
@@ -44,12 +36,12 @@ class DecoderQuery:
 
 
 def decoder_queries(embedding: Embedding, prompts: Prompts, *, side: int, name: str) -> Iterator[DecoderQuery]:
-    """The rows of one `Prompts`: its own box first, then its jittered boxes in order.
+    """Rows of one `Prompts`: its box, then its jittered boxes in order.
 
     Args:
-        embedding: of the prompts' image, with the image.
-        prompts: as they were asked, not yet checked.
-        side: S, pixels of the crop.
+        embedding: of the image, with its pixels.
+        prompts: not yet checked.
+        side: S.
         name: of the segmenter, for errors.
 
     Raises:
@@ -57,7 +49,7 @@ def decoder_queries(embedding: Embedding, prompts: Prompts, *, side: int, name: 
         ValueError: an embedding without an image, or prompts that do not fit their image.
     """
     if embedding.image is None:
-        raise ValueError(f"embedding: expected one of {name}, which keeps the image; encode the image again")
+        raise ValueError(f"embedding: expected one of {name} with the image, got none; encode the image again")
     checked = check_prompts(prompts, embedding.size)
     if checked.box is None:
         raise box_required_error(name)
@@ -66,7 +58,7 @@ def decoder_queries(embedding: Embedding, prompts: Prompts, *, side: int, name: 
 
 
 def network_input(queries: Sequence[DecoderQuery], device: torch.device | str) -> NetworkInput:
-    """Crops and prompts of a batch of at least one row as tensors of the crop's frame: what the network is shown."""
+    """Crops and prompts of at least one row, as tensors in the crop's frame."""
 
     def tensor(array: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
@@ -93,7 +85,7 @@ def network_input(queries: Sequence[DecoderQuery], device: torch.device | str) -
 
 
 def valid_region(query: DecoderQuery) -> NDArray[np.bool_]:
-    """(S, S): which pixels of the crop show the image, and not what is repeated beyond its border."""
+    """(S, S): pixels of the crop inside the image."""
     x0, y0, x1, y1 = query.window.limits(query.embedding.size)
     at = np.arange(query.window.side)
     return ((at >= y0) & (at <= y1))[:, None] & ((at >= x0) & (at <= x1))
@@ -104,7 +96,7 @@ def _num_points(prompts: Prompts) -> int:
 
 
 def _mask_input(query: DecoderQuery) -> NDArray[np.float32]:
-    """(S, S) logits; beyond the image surely background, as in training; zeros without a hint."""
+    """(S, S) logits; certain background beyond the image, as in training; zeros without a mask input."""
     side, mask_input = query.window.side, query.prompts.mask_input
     if mask_input is None:
         return np.zeros((side, side), np.float32)

@@ -1,8 +1,8 @@
-"""How `tiny` learns: its loss, the change of looks, and the trainee that is taught on labeled images.
+"""Fine-tuning of `tiny`: loss, augmentation, and the trainable copy.
 
-Legend: B crops, S side of a crop, P points, all in the crop's frame (`crop.py`); H, W the image's own frame.
+Legend: B crops, S side of a crop, P points, all in the crop's frame (`window.py`); H, W the image's own frame.
 
-The first training, on procedural images, uses the same loss and looks (`experiments/tiny_segmenter`).
+Pretraining on procedural images (`experiments/tiny_segmenter`) uses the same loss and colour augmentation.
 """
 
 from __future__ import annotations
@@ -15,26 +15,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from kmine.segmenters.base import PromptedExample
-from kmine.segmenters.tiny.crops import (
-    DecoderQuery,
-    decoder_queries,
-    network_input,
-    valid_region,
-)
-from kmine.segmenters.tiny.network import (
-    NetworkInput,
-    TinyNet,
-    ellipse_logits,
-    planes_of,
-)
+from kmine.segmenters.base import PromptedExample, check_example
+from kmine.segmenters.tiny.crops import DecoderQuery, decoder_queries, network_input, valid_region
+from kmine.segmenters.tiny.network import NetworkInput, TinyNet, ellipse_logits, planes_of
 
 SCORE_WEIGHT = 2.0
-"""Of the predicted IoU's squared error, beside BCE and Dice."""
+"""Weight of the predicted IoU's squared error; BCE and Dice have weight 1."""
 AUGMENT_STRENGTH = 0.3
-"""Strength of `repainted` for labeled images: they look like those to come, unlike procedural ones."""
+"""Strength of `repainted` for labeled images, which resemble the images to segment more than procedural ones do."""
 MASK_INPUT_DROPOUT = 0.3
-"""Of the hints, the share that is withheld, so that the segmenter still answers those who give none."""
+"""Share of mask inputs that are left out, so that the segmenter also works without one."""
 
 
 def predict_masks(net: TinyNet, inputs: NetworkInput) -> tuple[Tensor, Tensor]:
@@ -47,9 +37,9 @@ def iou_of(mask: Tensor, truth: Tensor, unseen: Tensor | float = 0.0) -> Tensor:
     """(B,) IoU of (B, 1, S, S) masks in {0, 1}; 0 for two empty ones.
 
     Args:
-        mask: answered.
-        truth: as far as the crop shows it.
-        unseen: (B,) area of the true objects outside the crop, in pixels of the crop: missed, whatever the answer.
+        mask: predicted.
+        truth: the part inside the crop.
+        unseen: (B,) area of the true objects outside the crop, in pixels of the crop, which no prediction covers.
     """
     both = (mask * truth).sum((1, 2, 3))
     return both / (mask.sum((1, 2, 3)) + truth.sum((1, 2, 3)) - both + unseen).clamp_min(1)
@@ -58,12 +48,12 @@ def iou_of(mask: Tensor, truth: Tensor, unseen: Tensor | float = 0.0) -> Tensor:
 def tiny_loss(logits: Tensor, score: Tensor, truth: Tensor, unseen: Tensor | float = 0.0) -> Tensor:
     """BCE + soft Dice + squared error of the predicted IoU, the mean over B crops, a scalar.
 
-    A crop with an empty truth teaches its predicted IoU alone, towards 0: what object was meant, nobody can say.
+    A crop with an empty truth has a loss of the predicted IoU only, whose target is 0.
 
     Args:
-        logits: (B, 1, S, S) of the mask.
+        logits: (B, 1, S, S).
         score: (B,) predicted IoU.
-        truth: (B, 1, S, S) in [0, 1], the share of a pixel that is object; the IoU counts it from a half on.
+        truth: (B, 1, S, S) in [0, 1], the object's share of a pixel; the IoU counts pixels of at least 1/2.
         unseen: see `iou_of`.
     """
     has_object = (truth.sum((1, 2, 3)) > 0).to(logits.dtype)
@@ -76,35 +66,31 @@ def tiny_loss(logits: Tensor, score: Tensor, truth: Tensor, unseen: Tensor | flo
 
 
 class TinyFineTuner:
-    """A `FineTuner` around a `TinyNet` that nobody else uses; every weight learns."""
+    """A `FineTuner` of all weights of a `TinyNet`."""
 
     def __init__(self, net: TinyNet, *, name: str, device: torch.device | str) -> None:
-        """Takes a network, on `device` already; `name` is its segmenter's, for errors."""
+        """Take a network on `device` that nothing else uses; `name` is its segmenter's, for errors."""
         self._net = net.requires_grad_(True)
         self._name = name
         self._device = device
 
     def parameters(self) -> list[nn.Parameter]:
-        """All of the network's."""
+        """All parameters."""
         return list(self._net.parameters())
 
     def loss(self, examples: Sequence[PromptedExample], seed: int) -> Tensor:
-        """The mean of `tiny_loss` over the lessons, a scalar with gradient.
+        """Mean `tiny_loss` over at least one example, a scalar with gradient; jittered boxes are ignored.
 
-        Each is asked as `Tiny.decode` would ask it, turned and repainted, some without their hint, see `augmented`.
-        Jittered boxes teach nothing.
-
-        Args:
-            examples: at least one.
-            seed: of the augmentation, which is drawn on the CPU: the same on every device.
+        The network's input is that of `Tiny.decode`, augmented (`augmented`). `seed` draws the augmentation on the CPU,
+        so that it is the same on every device.
 
         Raises:
             UserError: prompts without a box.
-            ValueError: no lessons, embeddings of another segmenter, prompts that do not fit their image, a mask of
+            ValueError: no examples, embeddings of another segmenter, prompts that do not fit their image, a mask of
                 another size than the image.
         """
         if not examples:
-            raise ValueError("lessons: expected at least one, got none")
+            raise ValueError("examples: expected at least one, got none")
         queries = [self._query(example) for example in examples]
         truths = [truth_of(query, example.mask) for query, example in zip(queries, examples, strict=True)]
         truth = torch.from_numpy(np.stack([crop for crop, _ in truths]))[:, None]
@@ -114,32 +100,24 @@ class TinyFineTuner:
         return tiny_loss(*predict_masks(self._net, inputs), truth.to(self._device), unseen.to(self._device))
 
     def state(self) -> dict[str, Tensor]:
-        """Copies, on the CPU, of all tensors, laid out so that safetensors takes them."""
-        # The network keeps its weights channels last, which safetensors refuses.
+        """Copies of all tensors on the CPU."""
+        # The weights are channels last, which safetensors refuses.
         return {
             key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for key, tensor in self._net.state_dict().items()
         }
 
     def _query(self, example: PromptedExample) -> DecoderQuery:
-        if example.mask.shape != example.embedding.size:
-            raise ValueError(
-                f"lesson: expected a mask of the image's own (H, W) = {example.embedding.size}, "
-                f"got {example.mask.shape}; leave masks and images at their own size"
-            )
+        check_example(example)
         return next(decoder_queries(example.embedding, example.prompts, side=self._net.side, name=self._name))
 
 
 def truth_of(query: DecoderQuery, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], float]:
-    """What the crop of a row shows of an object, and how much it does not.
-
-    Args:
-        query: with its window.
-        mask: (H, W).
+    """A row's part of an (H, W) mask.
 
     Returns:
-        (S, S) in [0, 1], the share of each pixel that is object, 0 beyond the image; and the area outside the crop in
-        pixels of the crop.
+        (S, S) in [0, 1], the object's share of each pixel, 0 beyond the image; and the object's area outside the crop,
+        in pixels of the crop.
     """
     window = query.window
     crop = np.where(valid_region(query), window.take(mask.astype(np.float32)), np.float32(0))
@@ -149,7 +127,7 @@ def truth_of(query: DecoderQuery, mask: NDArray[np.bool_]) -> tuple[NDArray[np.f
 
 
 def augmented(inputs: NetworkInput, truth: Tensor, rng: Generator) -> tuple[NetworkInput, Tensor]:
-    """Questions and truths (B, 1, S, S), each turned at random, looking a little different, some without their hint."""
+    """Inputs and truth (B, 1, S, S), randomly flipped and transposed, recoloured, some without their mask input."""
     count = len(truth)
     inputs, truth = turned(inputs, truth, *(torch.rand(3, count, generator=rng) < 0.5))
     kept = (torch.rand(count, generator=rng) >= MASK_INPUT_DROPOUT).float()
@@ -164,19 +142,19 @@ def augmented(inputs: NetworkInput, truth: Tensor, rng: Generator) -> tuple[Netw
 def turned(
     inputs: NetworkInput, truth: Tensor, across: Tensor, down: Tensor, swap: Tensor
 ) -> tuple[NetworkInput, Tensor]:
-    """Questions and truths mirrored, then transposed; image, prompts and truth stay together.
+    """Flip and transpose image, prompts and truth together.
 
     Args:
-        inputs: B questions.
+        inputs: of B crops.
         truth: (B, 1, S, S).
-        across: (B,) bool, which are mirrored from left to right.
-        down: (B,) bool, which are mirrored from top to bottom.
-        swap: (B,) bool, which have rows and columns exchanged after that.
+        across: (B,) bool, crops to flip left to right.
+        down: (B,) bool, crops to flip top to bottom.
+        swap: (B,) bool, crops to transpose after that.
     """
     side = truth.shape[-1]
     mirrored = torch.stack([across, down], 1)[:, None]  # (B, 1, x or y)
 
-    def picture(plane: Tensor) -> Tensor:
+    def planes(plane: Tensor) -> Tensor:
         for selected, transform in ((across, lambda x: x.flip(3)), (down, lambda x: x.flip(2)), (swap, lambda x: x.mT)):
             plane = torch.where(selected[:, None, None, None], transform(plane), plane)
         return plane
@@ -190,23 +168,23 @@ def turned(
         return torch.cat([corners.amin(1), corners.amax(1)], 1)
 
     inputs = inputs._replace(
-        image=picture(inputs.image),
+        image=planes(inputs.image),
         limits=boxes(inputs.limits),
         boxes=boxes(inputs.boxes),
         points=points(inputs.points),
-        mask_input=picture(inputs.mask_input),
+        mask_input=planes(inputs.mask_input),
     )
-    return inputs, picture(truth)
+    return inputs, planes(truth)
 
 
 def repainted(image: Tensor, rng: Generator, strength: float = 1.0) -> Tensor:
-    """Other gains, gamma, less colour, inverted, uneven light, blur and noise.
+    """Random gains, gamma, desaturation, inversion, uneven light, blur and noise.
 
     Args:
         image: (B, 3, S, S) in [0, 255].
         rng: on the image's device.
-        strength: in [0, 1]; 1 suits made-up pictures, 0 changes nothing that can be seen. Up to a half no picture
-            loses its colour or is inverted.
+        strength: in [0, 1]: 1 for procedural images, 0 for no visible change. Up to 1/2 no image is desaturated or
+            inverted.
 
     Returns:
         (B, 3, S, S) in [0, 255].

@@ -1,9 +1,9 @@
 """The network of the segmenter `tiny`: a small U-net on a crop around the box, with the prompts as extra planes.
 
-Legend: B boxes, S side of the crop in pixels, P points, all in the crop's frame (`crop.py`).
+Legend: B boxes, S side of the crop in pixels, P points, all in the crop's frame (`window.py`).
 
-The answer is the ellipse inscribed in the box, as logits, plus what the network adds. The last layer starts at zero,
-so an untrained network answers with exactly the ellipse, the floor that every segmenter must beat.
+The mask logits are those of the ellipse inscribed in the box plus the network's output. The last layer starts at zero,
+so an untrained network gives exactly the ellipse, the lower bound for every segmenter.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kmine.segmenters.base import MASK_INPUT_CLIP
+
 SIDE = 96
-"""S: the short side of a box is seen in at least 26 pixels, the long one in 53."""
+"""S: the short side of a box covers at least 26 pixels, the long one 53."""
 WIDTHS = (24, 48, 96, 160)
 """Channels at S/2, S/4, S/8 and S/16."""
 NUM_PLANES = 10
-"""RGB, inside the image, box, ellipse, points of the object, points beside it, hint, there is a hint."""
+"""RGB, inside the image, box, ellipse, foreground points, background points, mask input, has a mask input."""
 ELLIPSE_SLOPE = 4.0
-"""Logit of the ellipse at its centre; it falls by as much for every radius outwards."""
+"""Logit at the ellipse's centre, and decrease per radius outwards."""
 ELLIPSE_FLOOR = -8.0
-MASK_INPUT_CLIP = 7.0
-"""Hints are clipped to +- this; sigmoid(7) is 0.999."""
 POINT_SIGMA = 2.5
 """Crop pixels."""
 MIN_CONTRAST = 4.0
-"""Grey levels of 255 that a crop's deviation counts as at least, so that noise in a flat crop is not blown up."""
+"""Least standard deviation of a crop in grey levels of 255, so that noise in a flat crop is not amplified."""
 
 
 class NetworkInput(NamedTuple):
-    """What the network is asked, as tensors of the crop's frame."""
+    """Crops and prompts, as tensors in the crop's frame."""
 
     image: Tensor
     """(B, 3, S, S) in [0, 255]."""
     limits: Tensor
-    """(B, 4) XYXY, the outer edges of the image."""
+    """(B, 4) XYXY, outer edges of the image."""
     boxes: Tensor
     """(B, 4) XYXY, with area."""
     points: Tensor
     """(B, P, 2) as (x, y); P may be 0."""
     point_labels: Tensor
-    """(B, P): 1 object, 0 beside it, -1 no point."""
+    """(B, P): 1 foreground, 0 background, -1 no point."""
     mask_input: Tensor
-    """(B, 1, S, S) logits; zeros where there is none."""
+    """(B, 1, S, S) logits; zeros where absent."""
     has_mask_input: Tensor
     """(B,) 0 or 1."""
 
@@ -63,7 +63,7 @@ def ellipse_logits(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def planes_of(inputs: NetworkInput) -> Tensor:
-    """The network's input, (B, NUM_PLANES, S, S): the crop at its own mean and contrast, and the prompts."""
+    """(B, NUM_PLANES, S, S): crops normalised by their own mean and contrast, and prompts."""
     side = inputs.image.shape[-1]
     inside = _indicator(inputs.limits, side, soft=False)
     count = inside.sum((2, 3), keepdim=True).clamp_min(1)
@@ -83,7 +83,7 @@ def planes_of(inputs: NetworkInput) -> Tensor:
 
 
 def _indicator(boxes: Tensor, side: int, soft: bool) -> Tensor:
-    """(B, 1, S, S): 1 inside the rectangle, 0 outside; a soft one passes a half at the edge."""
+    """(B, 1, S, S): 1 inside the rectangle, 0 outside; a soft one is 1/2 at the edge."""
     at = torch.arange(side, device=boxes.device, dtype=boxes.dtype)
     x0, y0, x1, y1 = (edge[:, None] for edge in boxes.unbind(1))
     columns, rows = torch.minimum(at - x0, x1 - at), torch.minimum(at - y0, y1 - at)
@@ -92,7 +92,7 @@ def _indicator(boxes: Tensor, side: int, soft: bool) -> Tensor:
 
 
 def _gaussians(points: Tensor, chosen: Tensor, side: int) -> Tensor:
-    """(B, 1, S, S): bumps of height 1 at the chosen points, the highest where they overlap."""
+    """(B, 1, S, S): Gaussians of height 1 at the chosen points, the maximum where they overlap."""
     if points.shape[1] == 0:
         return points.new_zeros(len(points), 1, side, side)
     at = torch.arange(side, device=points.device, dtype=points.dtype)
@@ -102,12 +102,12 @@ def _gaussians(points: Tensor, chosen: Tensor, side: int) -> Tensor:
 
 
 def _norm(width: int) -> nn.Module:
-    """Over the pixels of one crop, never over a batch: each crop is answered as if it were asked alone."""
+    """Statistics of one crop, not of a batch: the output for a crop does not depend on its batch."""
     return nn.GroupNorm(8, width)
 
 
 class _Block(nn.Module):
-    """Two convolutions around which the input passes."""
+    """Two convolutions with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class _Down(nn.Sequential):
 
 
 class _Up(nn.Module):
-    """Doubles the sides and joins what the encoder saw there."""
+    """Doubles the sides and joins the encoder's features of that size."""
 
     def __init__(self, below: int, width: int) -> None:
         super().__init__()
@@ -144,10 +144,10 @@ class _Up(nn.Module):
 
 
 class TinyNet(nn.Module):
-    """(B, NUM_PLANES, S, S) planes to what is added to the ellipse, (B, 1, S, S), and a predicted IoU, (B,)."""
+    """(B, NUM_PLANES, S, S) planes to logits to add to the ellipse, (B, 1, S, S), and predicted IoU, (B,)."""
 
     def __init__(self, widths: tuple[int, ...] = WIDTHS, side: int = SIDE) -> None:
-        """Random weights; `side` must divide by 2 to the number of widths."""
+        """Random weights; `side` must be a multiple of 2 to the number of widths."""
         super().__init__()
         if side % 2 ** len(widths):
             raise ValueError(f"side: expected a multiple of {2 ** len(widths)}, got {side}")
@@ -163,13 +163,13 @@ class TinyNet(nn.Module):
         self.score = nn.Sequential(nn.Linear(widths[-1] + widths[0] + 4, 64), nn.ReLU(), nn.Linear(64, 1))
 
     def forward(self, planes: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the addition to the ellipse's logits, and the predicted IoU in [0, 1]."""
+        """Logits to add to the ellipse's, and predicted IoU in [0, 1]."""
         x = self.blocks[0](self.stem(planes))
         skips = [x]
         for down, block in zip(self.downs, self.blocks[1:], strict=True):
             x = block(down(x))
             skips.append(x)
-        # What the whole crop holds, told to every place: borders of large smooth organs are judged against it.
+        # Global context at every position: borders of large smooth organs need it.
         x = deepest = x + self.context(x.mean((2, 3)))[:, :, None, None]
         for up, skip in zip(reversed(self.ups), reversed(skips[:-1]), strict=True):
             x = up(x, skip)
@@ -177,7 +177,7 @@ class TinyNet(nn.Module):
         return added, self._predicted_iou(planes, added, deepest, x)
 
     def _predicted_iou(self, planes: Tensor, added: Tensor, deepest: Tensor, finest: Tensor) -> Tensor:
-        """From the features in and around the mask and from how sure the mask is; the mask itself learns nothing."""
+        """From features in and around the mask and from the mask's certainty; no gradient reaches the mask."""
         ellipse = planes[:, 5:6] * ELLIPSE_SLOPE
         prob, base = (ellipse + added).detach().sigmoid(), ellipse.sigmoid()
         share = F.avg_pool2d(prob, 2)
@@ -186,8 +186,8 @@ class TinyNet(nn.Module):
         mask = (prob >= 0.5).to(prob.dtype)
         both = (prob * mask).sum((1, 2, 3))
         certainty = [
-            # The IoU to expect if every pixel were as likely as it says; where the looks are strange to the network,
-            # this still follows from the mask itself.
+            # Expected IoU if the probabilities were calibrated; it depends on the mask only, so it still holds on
+            # images unlike those of training.
             both / (mask.sum((1, 2, 3)) + area - both).clamp_min(1),
             (prob * (1 - prob)).sum((1, 2, 3)) / area,
             (prob - base).abs().sum((1, 2, 3)) / area,

@@ -1,4 +1,4 @@
-"""Masks of a whole image from a segmenter that answers boxes: a grid of boxes, and of near-duplicates the best.
+"""Automatic masks of an image from box prompts: a grid of boxes and non-maximum suppression.
 
 Legend: H, W the image's own frame, B boxes.
 """
@@ -14,24 +14,19 @@ from numpy.typing import NDArray
 from torchvision.ops import nms
 
 from kmine.ops import masks
-from kmine.segmenters.base import (
-    Embedding,
-    Proposals,
-    Segmenter,
-    proposals_of,
-)
+from kmine.segmenters.base import Embedding, Proposals, Segmenter, proposals_of
 from kmine.types import Candidate, Prompts
 
 SCALES = (0.2, 0.28, 0.4, 0.55, 0.75, 0.95)
-"""Sides of the boxes, as shares of the image's shorter side; neighbours overlap by half."""
+"""Sides of the boxes as shares of the image's shorter side; neighbours overlap by half."""
 MAX_ASPECT = 2.0
-"""In an image longer than this the boxes grow with its length, or a strip would take thousands of them."""
+"""In a longer image the boxes grow with its length, otherwise a strip would take thousands of boxes."""
 MAX_BOX_IOU = 0.7
-"""Of two masks whose tight boxes overlap more, the surer one (predicted IoU) stays, as in SAM's own generator."""
+"""Of two masks whose tight boxes overlap more, the one with the higher predicted IoU remains, as in SAM's generator."""
 
 
 def propose(segmenter: Segmenter, embedding: Embedding) -> Proposals:
-    """What a segmenter with opinions of its own answers to the grid; empty answers and near-duplicates are left out.
+    """Masks of the grid's boxes from a segmenter that predicts IoU, without empty masks and near-duplicates.
 
     Raises:
         ValueError: an embedding of another segmenter.
@@ -49,9 +44,9 @@ def propose(segmenter: Segmenter, embedding: Embedding) -> Proposals:
 
 
 def grid_boxes(size: tuple[int, int]) -> NDArray[np.float32]:
-    """(B, 4) XYXY boxes over an image of `size` = (H, W), small ones first, each row from left to right.
+    """(B, 4) XYXY boxes over an image of `size` = (H, W), small ones first, row by row from left to right.
 
-    Each scale reaches from border to border in steps of at most half a box.
+    Each scale covers the image from border to border in steps of at most half a box.
     """
     height, width = size
     base = max(min(size), max(size) / MAX_ASPECT)
@@ -67,10 +62,10 @@ def _starts(length: int, side: float) -> NDArray[np.float64]:
 
 
 def _non_duplicates(candidates: list[Candidate]) -> list[int]:
-    """Which of the answers remain, the surest first."""
+    """Indices of the candidates that remain, in decreasing order of predicted IoU."""
     if not candidates:
         return []
     boxes = np.stack([masks.tight_box(candidate.masks[candidate.best]) for candidate in candidates])
-    boxes[:, 2:] += 1  # their ends are inclusive: a mask of one pixel has an area
+    boxes[:, 2:] += 1  # inclusive ends: a mask of one pixel has an area
     scores = np.array([candidate.predicted_iou[candidate.best] for candidate in candidates], np.float32)
     return nms(torch.from_numpy(boxes), torch.from_numpy(scores), MAX_BOX_IOU).tolist()

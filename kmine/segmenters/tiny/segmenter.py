@@ -1,14 +1,10 @@
-"""`tiny`: a promptable segmenter small enough to ship, which looks at a crop around each box.
+"""`tiny`: a promptable segmenter small enough to ship. Each box is segmented in a crop around it.
 
-Legend: H, W the image's own frame, S the side of the crop's frame (`crop.py` converts), M = 1 mask a prompt.
+Legend: H, W the image's own frame, S the side of the crop's frame (`window.py` converts), M = 1 mask per prompt.
 
-It needs a box. Points and a hint are optional; what of them lies outside the crop (the box and `crop.MARGIN` of its
-side around it) is not seen. Nothing outside the crop is ever part of an answer. Boxes over the image's border are
-clipped, see `check_prompts`; a box as large as the image is answered with the image as its own context.
-
-Unprompted it answers a grid of boxes (`tiny_grid.py`).
-
-It can learn from labeled images (`FineTunable`); how, `tiny_train.py` says, on the same crops and prompts as here.
+A box is required; points and a mask input are optional. The crop is the box with `window.MARGIN` of its side around it:
+masks end at the crop, and prompts outside it have no effect. Boxes over the image's border are clipped, see
+`check_prompts`; a box as large as the image has no context.
 """
 
 from __future__ import annotations
@@ -18,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -35,39 +30,33 @@ from kmine.segmenters.base import (
     stability_from_logits,
 )
 from kmine.segmenters.tiny.crops import DecoderQuery, decoder_queries, network_input
-from kmine.segmenters.tiny.network import (
-    TinyNet,
-    ellipse_logits,
-    planes_of,
-)
+from kmine.segmenters.tiny.finetune import TinyFineTuner
+from kmine.segmenters.tiny.network import TinyNet, ellipse_logits, planes_of
 from kmine.segmenters.tiny.proposals import propose
 from kmine.segmenters.tiny.weights import load_tiny, signature_of
 from kmine.types import Candidate, Prompts
-
-if TYPE_CHECKING:
-    from kmine.segmenters.tiny.finetune import TinyFineTuner
 
 
 @dataclass(frozen=True)
 class _Output:
     mask: NDArray[np.bool_]  # (H, W)
     predicted_iou: float
-    stability: float  # NaN for a jittered box, whose stability nobody asks for
+    stability: float  # NaN for a jittered box, whose stability is not used
     low_res: NDArray[np.float32]  # (S, S)
 
 
 class Tiny:
-    """A `Segmenter` around one `TinyNet`, which it owns from then on: its weights must not change any more."""
+    """A `FineTunable` `AutomaticMaskGenerator` around a `TinyNet`, whose weights must not change any more."""
 
     fine_tune_defaults = FineTuneDefaults(steps=200, batch_size=16, lr=5e-4)
-    """A quarter of the learning rate of the first training: what was learnt there is to stay."""
+    """Learning rate: a quarter of pretraining's, to keep most of it."""
 
     def __init__(self, net: TinyNet, *, name: str = "tiny", device: str = "cpu", batch_size: int = 64) -> None:
-        """Takes a network to a device.
+        """Move a network to a device.
 
         Args:
-            net: trained, or not: an untrained one answers with the ellipse.
-            name: as tables name it.
+            net: an untrained one gives the ellipse inscribed in the box.
+            name: for tables.
             device: a torch device.
             batch_size: boxes per forward pass, jittered ones included.
         """
@@ -82,7 +71,7 @@ class Tiny:
         return signature_of(self._net)
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
-        """Keeps (H, W, 3) uint8 RGB images of any sizes: the network looks at the pixels for every box anew.
+        """Keep (H, W, 3) uint8 RGB images of any sizes: the network reads pixels for every box.
 
         Raises:
             ValueError: an image is not (H, W, 3) uint8.
@@ -92,10 +81,10 @@ class Tiny:
 
     @torch.inference_mode()
     def decode(self, embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
-        """Answers all boxes of all images together, `batch_size` a forward pass; M = 1 in every candidate.
+        """Segment all boxes of all images, `batch_size` per forward pass; M = 1 in every candidate.
 
-        `low_res_logits` are (1, S, S) in the frame of the crop; masks are the same logits in the image's frame, at or
-        above 0. `stability_score` is taken in the image's frame.
+        `low_res_logits` are (1, S, S) in the crop's frame; masks are the same logits in the image's frame, at or above
+        0. `stability_score` is computed in the image's frame.
 
         Raises:
             UserError: prompts without a box.
@@ -118,7 +107,7 @@ class Tiny:
         ]
 
     def propose(self, embeddings: Sequence[Embedding]) -> Iterator[Proposals]:
-        """What it answers to a grid of boxes, near-duplicates apart; see `tiny_grid`.
+        """Masks of a grid of boxes without near-duplicates, see `proposals.py`.
 
         Raises:
             ValueError: embeddings without an image.
@@ -126,10 +115,7 @@ class Tiny:
         return (propose(self, embedding) for embedding in embeddings)
 
     def fine_tuner(self) -> TinyFineTuner:
-        """A copy to teach, on the same device: every weight learns, this segmenter stays as it is."""
-        # Imported here: training is built on what this file shows the network.
-        from kmine.segmenters.tiny.finetune import TinyFineTuner
-
+        """A trainable copy of the whole network, on the same device."""
         return TinyFineTuner(copy.deepcopy(self._net), name=self.name, device=self._device)
 
     def with_weights(self, state: Mapping[str, torch.Tensor]) -> Tiny:
@@ -144,8 +130,8 @@ class Tiny:
         except RuntimeError as error:
             reasons = " ".join(str(error).split())[:400]
             raise ValueError(
-                f"expected the tensors of a trainee of `{self.name}`, widths {net.widths} and side {net.side}; "
-                f"{reasons}; adapt again from this segmenter"
+                f"expected the tensors of `{self.name}` with widths {net.widths} and side {net.side}, got tensors that "
+                f"do not fit: {reasons}; adapt this segmenter again"
             ) from error
         name = self.name.removesuffix(ADAPTED) + ADAPTED
         return Tiny(net, name=name, device=self._device, batch_size=self._batch_size)
@@ -161,20 +147,20 @@ class Tiny:
 
 
 def open_tiny(path: Path, *, name: str = "tiny", device: str = "cpu", batch_size: int = 64) -> Tiny:
-    """The segmenter with the weights of a file, see `load_tiny`.
+    """The segmenter with the weights of a file.
 
     Raises:
-        UserError: weights that are missing, damaged or of something else.
+        UserError: see `load_tiny`.
     """
     return Tiny(load_tiny(path), name=name, device=device, batch_size=batch_size)
 
 
 def _in_image(query: DecoderQuery, added: NDArray[np.float32], score: float, low_res: NDArray[np.float32]) -> _Output:
-    """An answer in the image's frame; the ellipse is drawn there, so it is as sharp as the image."""
+    """A row's output in the image's frame; the ellipse is drawn there, at the image's resolution."""
     size = query.embedding.size
     visible, where = query.window.put(added, size)
     corner = [where[1].start, where[0].start] * 2
-    # float64: a border pixel of a large image could fall on either side by rounding.
+    # float64: rounding could put a border pixel of a large image on either side.
     box = torch.from_numpy(query.box.astype(np.float64) - corner)[None]
     logits = ellipse_logits(box, *visible.shape)[0, 0].numpy() + visible
     mask = np.zeros(size, np.bool_)
@@ -184,7 +170,7 @@ def _in_image(query: DecoderQuery, added: NDArray[np.float32], score: float, low
 
 
 def _candidate(outputs: Sequence[_Output]) -> Candidate:
-    """The answers to one `Prompts`, its own first and then its jittered boxes in order."""
+    """The candidate of one `Prompts` from the outputs of its own row and then of its jittered boxes."""
     own, *rest = outputs
     return Candidate(
         masks=own.mask[None],

@@ -1,7 +1,4 @@
-"""Weights of `tiny` on disk: half-precision safetensors, and beside them a JSON file that says where they come from.
-
-One such pair is shipped with kmine: `SHIPPED`.
-"""
+"""Weights of `tiny` on disk: half-precision safetensors, and a JSON file of the same name with their provenance."""
 
 from __future__ import annotations
 
@@ -15,16 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from kmine.errors import UserError
+from kmine.io.download import sha256_of
 from kmine.segmenters.tiny import SHIPPED
 from kmine.segmenters.tiny.network import TinyNet
-from kmine.segmenters.weights import CHECKPOINT_FLAG, sha256_of
+from kmine.segmenters.weights import CHECKPOINT_FLAG, update_digest
 
 
 def save_tiny(net: TinyNet, path: Path, provenance: Mapping[str, str | int | float]) -> None:
-    """Writes the weights to `path`, and `provenance` with their sha256 to the JSON file of the same name.
-
-    Either file appears under its name only once it is whole.
-    """
+    """Write the weights to `path`, and `provenance` with their sha256 to the JSON file; each file atomically."""
     tensors = {key: value.detach().half().cpu().contiguous() for key, value in net.state_dict().items()}
     shape = {"widths": " ".join(map(str, net.widths)), "side": str(net.side)}
     temp = path.with_name(path.name + ".part")
@@ -37,12 +32,12 @@ def save_tiny(net: TinyNet, path: Path, provenance: Mapping[str, str | int | flo
 
 
 def load_tiny(path: Path) -> TinyNet:
-    """The network in a file, in float32 and ready to answer.
+    """The network of a file, in float32 and eval mode.
 
-    Where the JSON file beside it exists, its sha256 must be the file's; beside the shipped file it must exist.
+    Where the JSON file exists, its sha256 must be the file's; for the shipped weights it must exist.
 
     Raises:
-        UserError: no such file, another content than its JSON file names, damaged, or weights of something else.
+        UserError: no such file, a wrong sha256, a damaged file, or weights of another model.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; {_cure(path, f'name the weights of `tiny` with {CHECKPOINT_FLAG}')}")
@@ -80,20 +75,18 @@ def _check_sha256(path: Path) -> None:
     if actual != expected:
         cure = _cure(path, f"restore both, or name another with {CHECKPOINT_FLAG}")
         raise UserError(
-            f"{path}: expected SHA-256 {expected} as {note.name} says, got {actual}: the file is damaged or was "
-            f"exchanged; {cure}"
+            f"{path}: expected SHA-256 {expected} from {note.name}, got {actual}: the file is damaged or was "
+            f"replaced; {cure}"
         )
 
 
-def _cure(path: Path, of_own: str) -> str:
-    """What helps: for a file of the user's own what is given, for the shipped one a new copy of it."""
-    return "kmine ships it: reinstall kmine" if path == SHIPPED else of_own
+def _cure(path: Path, own_file: str) -> str:
+    """`own_file` for a file of the user; the shipped one comes back by a reinstallation."""
+    return "it is part of kmine: reinstall kmine" if path == SHIPPED else own_file
 
 
 def signature_of(net: TinyNet) -> str:
     """sha256 over widths, side and every weight."""
     digest = hashlib.sha256(f"tiny {net.widths} {net.side}".encode())
-    for key, tensor in sorted(net.state_dict().items()):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().numpy().data)
+    update_digest(digest, net.state_dict())
     return digest.hexdigest()

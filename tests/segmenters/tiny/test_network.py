@@ -1,145 +1,67 @@
-"""What `tiny` is trained on: scenes that obey their seed, and crops that are what it will be shown when it is asked."""
+"""The network's input by hand, its gradients, and the ellipse of the untrained network."""
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from helpers.segmenter_suite import (
+    random_net,
+)
 
-from kmine.ops.masks import tight_box
-from kmine.segmenters.tiny.crops import decoder_queries, network_input
-from kmine.segmenters.tiny.network import TinyNet, planes_of
-from kmine.segmenters.tiny.segmenter import Tiny
-from kmine.segmenters.tiny.weights import load_tiny
-from kmine.types import Prompts
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "experiments" / "tiny_segmenter"))
-import batches
-import generate
-import scenes
-import train
+from kmine.segmenters.tiny.network import NUM_PLANES, NetworkInput, TinyNet, ellipse_logits, planes_of
 
 
-@pytest.fixture(scope="module")
-def scene():
-    return scenes.render_scene(np.random.default_rng(4))
+def network_inputs(boxes, side: int = 96, **other) -> NetworkInput:
+    count = len(boxes)
+    fields = {
+        "image": torch.full((count, 3, side, side), 90.0),
+        "limits": torch.tensor([[-0.5, -0.5, side - 0.5, side - 0.5]] * count),
+        "boxes": torch.tensor(boxes, dtype=torch.float32),
+        "points": torch.zeros(count, 0, 2),
+        "point_labels": torch.zeros(count, 0, dtype=torch.long),
+        "mask_input": torch.zeros(count, 1, side, side),
+        "has_mask_input": torch.zeros(count),
+    }
+    return NetworkInput(**{**fields, **other})
 
 
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pool")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "PAIRS_PER_SHARD", 6)
-        generate.claim(folder, seed=3)
-        for shard in range(3):
-            generate.write_shard(folder, 3, shard)
-    return folder
+def test_planes_by_hand() -> None:
+    limits = torch.tensor([[-0.5, 9.5, 95.5, 95.5]])
+    points, labels = torch.tensor([[[30.0, 40.0], [50.0, 60.0]]]), torch.tensor([[1, -1]])
+    planes = planes_of(network_inputs([[20, 30, 60, 80]], limits=limits, points=points, point_labels=labels))[0]
+    assert planes.shape == (NUM_PLANES, 96, 96)
+    assert planes[:3].abs().max() == 0  # a flat crop has no contrast
+    assert planes[3, 9].max() == 0
+    assert planes[3, 10].min() == 1
+    assert planes[4, 55, 40] > 0.99
+    assert planes[4, 30, 40] == 0.5
+    assert planes[5, 55, 40] == 1
+    assert planes[5, 55, 20] == pytest.approx(0, abs=1e-6)
+    assert planes[6, 40, 30] == 1
+    assert planes[6, 60, 50] < 1e-3
+    assert planes[7].max() == 0
 
 
-def test_a_scene_is_decided_by_its_seed(scene) -> None:
-    again, other = (scenes.render_scene(np.random.default_rng(seed)) for seed in (4, 5))
-    np.testing.assert_array_equal(scene.image, again.image)
-    assert (scene.image != other.image).any()
-    assert scene.image.shape == (scenes.SIDE, scenes.SIDE, 3)
-    assert scene.image.dtype == np.uint8
-    assert all(mask.sum() >= scenes.MIN_AREA for mask in scene.masks)
+def test_planes_do_not_depend_on_brightness_and_contrast() -> None:
+    image = torch.rand(1, 3, 96, 96) * 100
+    plain, brighter = (planes_of(network_inputs([[20, 30, 60, 80]], image=x)) for x in (image, 1.5 * image + 40))
+    torch.testing.assert_close(plain, brighter, atol=1e-4, rtol=1e-4)
 
 
-def test_later_things_hide_earlier_ones_but_not_those_they_belong_to() -> None:
-    x = np.arange(40, dtype=np.float32)[None, :].repeat(40, 0)
-    large, beside, inside = 10 - np.abs(x - 15), 5 - np.abs(x - 25), 2 - np.abs(x - 12)
-    first, second, third = scenes.visible_masks([large, beside, inside])
-    assert np.flatnonzero(first[0]).tolist() == list(range(5, 20))
-    assert np.flatnonzero(second[0]).tolist() == list(range(20, 31))
-    assert np.flatnonzero(third[0]).tolist() == list(range(10, 15))
+def test_every_weight_gets_a_gradient_and_scores_stay_in_range() -> None:
+    net = random_net()
+    inputs = network_inputs([[20, 30, 60, 80], [5, 5, 90, 90]], image=torch.rand(2, 3, 96, 96) * 255)
+    added, score = net(planes_of(inputs))
+    ((ellipse_logits(inputs.boxes, 96, 96) + added).sigmoid().mean() + score.mean()).backward()
+    assert added.shape == (2, 1, 96, 96)
+    assert ((score > 0) & (score < 1)).all()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+    assert 0.8e6 < sum(p.numel() for p in net.parameters()) < 2.5e6
+    with pytest.raises(ValueError, match="multiple of 16"):
+        TinyNet(side=90)
 
 
-def test_a_training_crop_is_what_the_segmenter_shows_its_network(scene) -> None:
-    segmenter = Tiny(TinyNet())
-    embedding = segmenter.encode([scene.image])[0]
-    for mask in scene.masks:
-        view, meta = generate.view_of(scene.image, mask)
-        views = torch.from_numpy(view).permute(2, 0, 1)[None].float()
-        box, meta = torch.from_numpy(meta[None, :4]), torch.from_numpy(meta[None])
-        crops, placed, limits = batches._cropped(views, box, meta, 96)
-        rows = decoder_queries(embedding, Prompts(1, tight_box(mask)), side=96, name="tiny")
-        asked = network_input(list(rows), "cpu")
-        # The segmenter's window ends at whole pixels, one at most further out on either side.
-        torch.testing.assert_close(placed, asked.boxes, atol=2.5, rtol=0)
-        difference = planes_of(asked) - planes_of(asked._replace(image=crops[:, :3], boxes=placed, limits=limits))
-        assert difference[:, :3].abs().mean() < 0.15
-        assert difference[:, 4:6].abs().mean() < 0.05
-
-
-def test_a_pool_holds_one_seed(pool) -> None:
-    generate.claim(pool, seed=3)
-    with pytest.raises(SystemExit, match="seed 3, got 4"):
-        generate.claim(pool, seed=4)
-
-
-def test_turning_keeps_box_and_object_together(scene) -> None:
-    view, meta = generate.view_of(scene.image, scene.masks[0])
-    views, metas = torch.from_numpy(view).permute(2, 0, 1)[None].float(), torch.from_numpy(meta[None])
-    seen = set()
-    for seed in range(30):
-        turned, placed = batches._turned(views, metas, torch.Generator().manual_seed(seed))
-        rows, columns = (turned[0, 3] > 127).nonzero().unbind(1)
-        tight = torch.stack([columns.min(), rows.min(), columns.max(), rows.max()]).float()
-        torch.testing.assert_close(placed[0, :4], tight, atol=1.5, rtol=0)
-        seen.add(turned.numpy().tobytes())
-    assert len(seen) > 3
-
-
-def test_batches_obey_their_seed_and_hold_every_kind_of_prompt(pool) -> None:
-    drawn = batches.Pool(pool, first=1)
-    assert (len(drawn), len(batches.Pool(pool, stop=1))) == (12, 6)
-    views, meta = drawn.gather(np.arange(12), "cpu")
-    (asked, truth), (same, _) = (
-        batches.make_batch(views, meta, 96, torch.Generator().manual_seed(1)) for _ in range(2)
-    )
-    for a, b in zip(asked, same, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
-    assert set(truth.unique().tolist()) == {0, 1}
-    assert 0 < asked.has_mask_input.mean() < 1
-    assert (asked.boxes[:, 2:] > asked.boxes[:, :2]).all()
-    assert set(asked.point_labels.unique().tolist()) == {-1, 0, 1}
-    plain, _ = batches.make_batch(views, meta, 96, torch.Generator().manual_seed(1), train=False)
-    assert plain.has_mask_input.sum() == plain.points.numel() == 0
-
-
-def test_a_correction_points_at_a_fault_and_names_it_rightly(pool) -> None:
-    views, meta = batches.Pool(pool).gather(np.arange(18), "cpu")
-    asked, truth = batches.make_batch(views, meta, 96, torch.Generator().manual_seed(2), train=False)
-    logits = torch.where(truth > 0, 5.0, -5.0).roll(6, 3)
-    logits[0] = torch.where(truth[0] > 0, 5.0, -5.0)
-    again = batches.corrected(asked, truth, logits, torch.Generator().manual_seed(3))
-    assert again.point_labels[0, -1] == -1  # nothing to correct
-    for index in range(1, 18):
-        x, y = again.points[index, -1].long().tolist()
-        assert truth[index, 0, y, x] == again.point_labels[index, -1]
-        assert (logits[index, 0, y, x] > 0) != truth[index, 0, y, x]
-
-
-def test_training_continues_as_if_it_had_not_been_interrupted(pool, tmp_path, monkeypatch) -> None:
-    def run(out: Path, *flags: str) -> dict[str, torch.Tensor]:
-        words = ["train.py", str(pool), str(out), "--steps", "5", "--batch", "2", "--side", "32", "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", [*words, *flags])
-        train.main()
-        return load_file(out / "checkpoint.safetensors")
-
-    whole = run(tmp_path / "whole")
-    for _ in range(5):  # every call ends after one step
-        parts = run(tmp_path / "parts", "--minutes", "0")
-    assert whole.keys() == parts.keys()
-    for key, tensor in whole.items():
-        torch.testing.assert_close(parts[key], tensor, rtol=0, atol=0)
-    note = json.loads((tmp_path / "whole" / "tiny.json").read_text())
-    assert {"script", "seed", "step", "commit", "sha256", "pool_seed"} <= note.keys()
-    assert load_tiny(tmp_path / "whole" / "tiny.safetensors").side == 32
-    with pytest.raises(SystemExit, match=r"--lr 0\.002, got 0\.1; name another OUT"):
-        run(tmp_path / "whole", "--lr", "0.1")
+def test_the_ellipse_by_hand() -> None:
+    # Centre (2, 1), radii 2 and 1: 4 at the centre, 0 on the ellipse, 4 (1 - 2) one radius outside, at least -8.
+    logits = ellipse_logits(torch.tensor([[0.0, 0, 4, 2]]), 6, 9)[0, 0]
+    assert (logits[1, 2], logits[1, 4], logits[1, 6], logits[5, 8]) == (4, 0, -4, -8)

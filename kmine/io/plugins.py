@@ -1,0 +1,75 @@
+"""Implementations by name: kmine's own, those registered in this process, and those of installed packages.
+
+A package adds one by an entry point, which is imported when its name is used:
+
+    [project.entry-points."kmine.segmenters"]
+    my_sam = "my_package.segmenter:open_my_sam"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Generic, TypeVar
+
+from kmine.errors import UserError, unknown_name
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names and what they stand for, such as factories; kmine's own names cannot be replaced."""
+
+    def __init__(self, setting: str, group: str, builtin: Mapping[str, T]) -> None:
+        """A registry.
+
+        Args:
+            setting: the setting that holds such a name, for errors: `segmenter.name`.
+            group: of entry points: `kmine.segmenters`.
+            builtin: kmine's own.
+        """
+        self._setting, self._group = setting, group
+        self._builtin, self._registered = dict(builtin), dict[str, T]()
+
+    def register(self, name: str, value: T) -> None:
+        """Add a name for this process, or replace an added one. Other processes know entry points only.
+
+        Raises:
+            UserError: an empty name, or one of kmine's own.
+        """
+        if not name or name in self._builtin:
+            raise UserError(f"{self._setting}: expected a new name, got {name!r}, which is kmine's own; choose another")
+        self._registered[name] = value
+
+    def is_builtin(self, name: str) -> bool:
+        """Whether a name is kmine's own."""
+        return name in self._builtin
+
+    def names(self) -> list[str]:
+        """All names, sorted; no package is imported."""
+        return sorted({*self._builtin, *self._registered, *self._entry_points()})
+
+    def get(self, name: str) -> T:
+        """The value of a name; a package that adds it is imported now.
+
+        Raises:
+            UserError: an unknown name, or a package that cannot be imported.
+        """
+        for known in (self._builtin, self._registered):
+            if name in known:
+                return known[name]
+        entry_point = self._entry_points().get(name)
+        if entry_point is None:
+            raise unknown_name(self._setting, name, self.names())
+        try:
+            value: T = entry_point.load()
+        except Exception as error:
+            package = entry_point.dist.name if entry_point.dist else "an installed package"
+            raise UserError(
+                f"{self._setting}: {name!r} of {package} ({entry_point.value}) cannot be imported: "
+                f"{type(error).__name__}: {error}; repair or update that package, or choose another name"
+            ) from error
+        return self._registered.setdefault(name, value)
+
+    def _entry_points(self) -> dict[str, metadata.EntryPoint]:
+        return {entry_point.name: entry_point for entry_point in metadata.entry_points(group=self._group)}
