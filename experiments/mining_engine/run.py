@@ -31,8 +31,8 @@ import pandas as pd
 from PIL import Image
 from scipy.stats import spearmanr
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # experiments/ is no package
-from simulated_segmenter import Simulated
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from helpers.simulated_segmenter import Simulated
 
 from kmine.cli import Terminal
 from kmine.config import (

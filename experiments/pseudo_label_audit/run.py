@@ -23,11 +23,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from helpers.planted_faults import KINDS, Mask, object_of, plant
 
 from kmine import cli
 from kmine.audit.evidence import (
@@ -44,62 +46,9 @@ from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
 from kmine.types import IGNORE_INDEX
 
-KINDS = ("shifted", "dilated", "swapped")
-ALIKE = 0.7
 TOP = 0.2
 WRONG = 0.6
 """True Dice below which a mask that mining made counts as wrong."""
-Mask = NDArray[np.uint8]
-
-
-def shifted(mask: Mask, rng: np.random.Generator) -> Mask:
-    """Moved by half of its width and height, in one of four directions; what leaves the image is lost."""
-    rows, cols = np.nonzero((mask != 0) & (mask != IGNORE_INDEX))
-    far = (np.array([np.ptp(rows), np.ptp(cols)]) + 1) // 2 * rng.choice([-1, 1], 2)
-    move = np.array([[1, 0, far[1]], [0, 1, far[0]]], np.float32)
-    return cv2.warpAffine(mask, move, mask.shape[::-1], flags=cv2.INTER_NEAREST)
-
-
-def dilated(mask: Mask, rng: np.random.Generator) -> Mask:
-    """Grown by half the radius of a disc of its area."""
-    known = np.where(mask == IGNORE_INDEX, 0, mask).astype(np.uint8)
-    radius = max(round(0.5 * float(np.sqrt((known != 0).sum() / np.pi))), 1)
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    return cv2.dilate(known, disc)
-
-
-def planted(kind: str, mask: Mask, others: list[Mask], rng: np.random.Generator) -> Mask | None:
-    """A wrong mask, or None where 20 draws gave none that differs enough."""
-    for _ in range(20):
-        if kind == "swapped":
-            other = others[int(rng.integers(len(others)))]
-            new = cv2.resize(other, mask.shape[::-1], interpolation=cv2.INTER_NEAREST)
-        else:
-            new = (shifted if kind == "shifted" else dilated)(mask, rng)
-        shows = ((new != 0) & (new != IGNORE_INDEX)).any()
-        if shows and metrics.dice(_object(new), _object(mask)) <= ALIKE:
-            return new
-    return None
-
-
-def _object(mask: Mask) -> NDArray[np.bool_]:
-    return (mask != 0) & (mask != IGNORE_INDEX)
-
-
-def plant(masks: dict[str, Mask], share: float, rng: np.random.Generator) -> dict[str, tuple[str, Mask]]:
-    """By sample: the kind of fault and the mask that stands in the place of the true one."""
-    names = [name for name in sorted(masks) if _object(masks[name]).any()]
-    drawn = rng.permutation(names)[: max(round(share * len(masks)), 1)]
-    first = int(rng.integers(len(KINDS)))  # where only a few are planted, each kind has its turn over the plantings
-    out: dict[str, tuple[str, Mask]] = {}
-    for number, name in enumerate(drawn):
-        for kind in (KINDS[(first + number + k) % len(KINDS)] for k in range(len(KINDS))):
-            others = [masks[other] for other in names if other != name]
-            new = planted(kind, masks[name], others, rng)
-            if new is not None:
-                out[str(name)] = (kind, new)
-                break
-    return out
 
 
 def audit_once(run: Path, out: Path, planting: int, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -135,7 +84,7 @@ def audit_once(run: Path, out: Path, planting: int, args: argparse.Namespace) ->
     for found, faults, real in zip(ranked, (wrong, wrong_given), (pseudo, given), strict=True):
         for one in found:
             fault = faults.get(one.sample_id, ("none", None))
-            dice = metrics.dice(_object(fault[1]), _object(real[one.sample_id])) if fault[1] is not None else np.nan
+            dice = metrics.dice(object_of(fault[1]), object_of(real[one.sample_id])) if fault[1] is not None else np.nan
             true_dice = np.nan
             if truth is not None and one.kind == "pseudo" and one.sample_id in truth.ids and fault[1] is None:
                 true_dice = _true_dice(real[one.sample_id], truth.sample(one.sample_id).mask)
@@ -147,7 +96,7 @@ def audit_once(run: Path, out: Path, planting: int, args: argparse.Namespace) ->
 
 def _true_dice(mask: Mask, truth: Mask) -> float:
     valid = mask != IGNORE_INDEX
-    return metrics.dice(_object(mask) & valid, _object(truth) & valid)
+    return metrics.dice(object_of(mask) & valid, object_of(truth) & valid)
 
 
 def _row(run: Path, planting: int, one: MaskReport, fault: str, count: int, dice: float) -> dict[str, Any]:

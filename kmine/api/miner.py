@@ -19,7 +19,7 @@ from kmine.api.predictor import Predictor
 from kmine.api.run import PseudoMasks, Run
 from kmine.config import DataConfig, LoopConfig
 from kmine.errors import UserError
-from kmine.segmenters import Segmenter, register_segmenter
+from kmine.segmenters import SEGMENTERS, Segmenter, register_segmenter
 from kmine.types import ProgressReporter, RoundResult
 
 if TYPE_CHECKING:
@@ -153,8 +153,9 @@ class KnowledgeMiner:
         if isinstance(self.segmenter, str):
             return self.segmenter
         instance = self.segmenter
-        register_segmenter(instance.name, lambda *_: instance)
-        return instance.name
+        name = f"{instance.name}:object" if SEGMENTERS.is_builtin(instance.name) else instance.name
+        register_segmenter(name, lambda *_: instance)
+        return name
 
 
 def _labeled_round(run: Run) -> Mapping[str, int]:

@@ -38,7 +38,7 @@ class Registry(Generic[T]):
             UserError: an empty name, or one of kmine's own.
         """
         if not name or name in self._builtin:
-            raise UserError(f"{self._setting}: expected a new name, got {name!r}, which is kmine's own; choose another")
+            raise UserError(f"{self._setting}: expected a new name, got {name!r}, empty or kmine's own; choose another")
         self._registered[name] = value
 
     def is_builtin(self, name: str) -> bool:
@@ -67,7 +67,7 @@ class Registry(Generic[T]):
             package = entry_point.dist.name if entry_point.dist else "an installed package"
             raise UserError(
                 f"{self._setting}: {name!r} of {package} ({entry_point.value}) cannot be imported: "
-                f"{type(error).__name__}: {error}; repair or update that package, or choose another name"
+                f"{type(error).__name__}: {' '.join(str(error).split())}; repair that package, or choose another name"
             ) from error
         return self._registered.setdefault(name, value)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.loop_command import OPEN_GATE, SMALL, run_loop
+from helpers.planted_faults import plant
 
 from kmine.audit import __main__ as audit
 from kmine.audit.evidence import (
@@ -28,11 +28,6 @@ from kmine.io.files import encode_png
 from kmine.setup.open import open_for_audit
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
-
-PATH = Path(__file__).resolve().parents[2] / "experiments" / "pseudo_label_audit" / "run.py"
-SPEC = importlib.util.spec_from_file_location("pseudo_label_audit", PATH)
-planting = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(planting)
 
 TINY = {
     **SMALL,
@@ -152,8 +147,8 @@ def test_planted_faults_are_in_the_first_fifth(run, monkeypatch):
     rng = np.random.default_rng(0)
     ids = [i for i in this.pseudo_labeled if truth[i].any()]
     labeled = {i: truth[i] for i in task.labeled.ids}
-    wrong = planting.plant({i: truth[i] for i in ids}, 0.2, rng)
-    wrong_given = planting.plant(labeled, 0.2, rng)
+    wrong = plant({i: truth[i] for i in ids}, 0.2, rng)
+    wrong_given = plant(labeled, 0.2, rng)
     for name in ids:
         mask = wrong[name][1] if name in wrong else truth[name]
         store.pseudo_path(this.round_idx, name).write_bytes(encode_png(mask, this.signature, this.round_idx))

@@ -6,13 +6,13 @@ touch every object, and all of them.
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.simulated_segmenter import Simulated
 from helpers.small import (
     ANYTHING_GOES,
     CFG,
@@ -37,12 +37,8 @@ from kmine.ops.metrics import dice
 from kmine.setup.open import open_cache, open_task
 from kmine.store.run_folder import RunFolder
 from kmine.training import trainer as training
+from kmine.training.model_setup import new_model
 from kmine.types import IGNORE_INDEX, Probs
-
-PATH = Path(__file__).resolve().parents[2] / "experiments" / "simulated_segmenter.py"
-SPEC = importlib.util.spec_from_file_location(PATH.stem, PATH)
-simulated = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(simulated)
 
 LEVELS = (0.7, 0.85, 1.0)
 SMALL = replace(
@@ -67,7 +63,7 @@ def opened(cfg: LoopConfig, folder: Path):
 def learned(tmp_path_factory):
     """A task whose local model is trained: every loop in its folder reads round 0 back."""
     task, store, truth = opened(SMALL, tmp_path_factory.mktemp("learned"))
-    training.train(task, training.new_model(task), round_idx=0)
+    training.train(task, new_model(task), round_idx=0)
     return task, store, truth
 
 
@@ -88,7 +84,7 @@ def touching(monkeypatch):
 
 def mined(task, truth, level, **settings) -> dict[str, np.ndarray]:
     """The pseudo masks of round 1 with a segmenter of IoU `level`."""
-    segmenter = simulated.Simulated.from_pools([truth], level, 0)
+    segmenter = Simulated.from_pools([truth], level, 0)
     list(mining.mine(replace(task, segmenter=segmenter, cfg=replace(task.cfg, **settings))))
     return {r["sample_id"]: task.run.pseudo_mask(1, r["sample_id"]) for r in task.run.decisions(1) if r["in_training"]}
 
@@ -190,7 +186,7 @@ def test_training_on_perfect_pseudo_masks_is_the_oracle_s_training(tmp_path, tou
     assert ids == set(task.unlabeled.ids), "or the two would learn from different images"
     loop = [weights(store, 1, name=name) for name in ("model", "model_final")]
 
-    model = training.new_model(task)
+    model = new_model(task)
     start = training.train(task, model, round_idx=0)
     oracle = training.train(
         task, model, round_idx=1, start=start, pseudo=truth, pseudo_signature="", method_dir="oracle"

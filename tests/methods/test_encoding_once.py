@@ -15,6 +15,7 @@ from kmine.methods.mining import mine
 from kmine.mining.adaptation.step import adapt_segmenter
 from kmine.segmenters.sam import build as module
 from kmine.segmenters.sam import proposals as sam_auto
+from kmine.segmenters.sam import segmenter as segmenter_module
 from kmine.segmenters.sam.build import ARCHITECTURES, Architecture, build_sam
 from kmine.store.run_folder import RESUMABLE_CHANGES
 
@@ -72,7 +73,9 @@ def test_proposals_and_answers_of_a_round_share_one_encoding_without_a_cache(tas
     for name in ("MIN_PREDICTED_IOU", "MIN_STABILITY"):
         monkeypatch.setattr(sam_auto, name, -9.0)
     proposed, real = [], sam_auto.propose
-    monkeypatch.setattr(module, "propose", lambda *args, **more: proposed.append(real(*args, **more)) or proposed[-1])
+    monkeypatch.setattr(
+        segmenter_module, "propose", lambda *args, **more: proposed.append(real(*args, **more)) or proposed[-1]
+    )
     segmenter = SegmenterConfig("sam_vit_b", "own.pth", cache_gb=0)
     cfg = replace(CFG, rounds=1, segmenter=segmenter, prompts=replace(CFG.prompts, source="auto"))
     task, store = task_of(cfg)

@@ -22,7 +22,7 @@ NO_POINT = -1
 
 
 @dataclass(frozen=True)
-class DecoderQuery:
+class CropQuery:
     """One row of a batch: a prompt's box or one of its jittered boxes, with its points and mask input."""
 
     embedding: Embedding
@@ -35,7 +35,7 @@ class DecoderQuery:
     window: Window
 
 
-def decoder_queries(embedding: Embedding, prompts: Prompts, *, side: int, name: str) -> Iterator[DecoderQuery]:
+def crop_queries(embedding: Embedding, prompts: Prompts, *, side: int, name: str) -> Iterator[CropQuery]:
     """Rows of one `Prompts`: its box, then its jittered boxes in order.
 
     Args:
@@ -54,10 +54,10 @@ def decoder_queries(embedding: Embedding, prompts: Prompts, *, side: int, name: 
     if checked.box is None:
         raise box_required_error(name)
     for number, box in enumerate([checked.box, *checked.jittered_boxes]):
-        yield DecoderQuery(embedding, checked, box, number > 0, window_of(box, side))
+        yield CropQuery(embedding, checked, box, number > 0, window_of(box, side))
 
 
-def network_input(queries: Sequence[DecoderQuery], device: torch.device | str) -> NetworkInput:
+def network_input(queries: Sequence[CropQuery], device: torch.device | str) -> NetworkInput:
     """Crops and prompts of at least one row, as tensors in the crop's frame."""
 
     def tensor(array: NDArray[np.generic]) -> torch.Tensor:
@@ -84,7 +84,7 @@ def network_input(queries: Sequence[DecoderQuery], device: torch.device | str) -
     )
 
 
-def valid_region(query: DecoderQuery) -> NDArray[np.bool_]:
+def valid_region(query: CropQuery) -> NDArray[np.bool_]:
     """(S, S): pixels of the crop inside the image."""
     x0, y0, x1, y1 = query.window.limits(query.embedding.size)
     at = np.arange(query.window.side)
@@ -95,7 +95,7 @@ def _num_points(prompts: Prompts) -> int:
     return 0 if prompts.point_coords is None else len(prompts.point_coords)
 
 
-def _mask_input(query: DecoderQuery) -> NDArray[np.float32]:
+def _mask_input(query: CropQuery) -> NDArray[np.float32]:
     """(S, S) logits; certain background beyond the image, as in training; zeros without a mask input."""
     side, mask_input = query.window.side, query.prompts.mask_input
     if mask_input is None:

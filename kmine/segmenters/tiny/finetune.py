@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from kmine.segmenters.base import PromptedExample, check_example
-from kmine.segmenters.tiny.crops import DecoderQuery, decoder_queries, network_input, valid_region
+from kmine.segmenters.tiny.crops import CropQuery, crop_queries, network_input, valid_region
 from kmine.segmenters.tiny.network import NetworkInput, TinyNet, ellipse_logits, planes_of
 
 SCORE_WEIGHT = 2.0
@@ -107,12 +107,12 @@ class TinyFineTuner:
             for key, tensor in self._net.state_dict().items()
         }
 
-    def _query(self, example: PromptedExample) -> DecoderQuery:
+    def _query(self, example: PromptedExample) -> CropQuery:
         check_example(example)
-        return next(decoder_queries(example.embedding, example.prompts, side=self._net.side, name=self._name))
+        return next(crop_queries(example.embedding, example.prompts, side=self._net.side, name=self._name))
 
 
-def truth_of(query: DecoderQuery, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], float]:
+def truth_of(query: CropQuery, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], float]:
     """A row's part of an (H, W) mask.
 
     Returns:

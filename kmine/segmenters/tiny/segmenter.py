@@ -29,7 +29,7 @@ from kmine.segmenters.base import (
     check_pairs,
     stability_from_logits,
 )
-from kmine.segmenters.tiny.crops import DecoderQuery, decoder_queries, network_input
+from kmine.segmenters.tiny.crops import CropQuery, crop_queries, network_input
 from kmine.segmenters.tiny.finetune import TinyFineTuner
 from kmine.segmenters.tiny.network import TinyNet, ellipse_logits, planes_of
 from kmine.segmenters.tiny.proposals import propose
@@ -95,7 +95,7 @@ class Tiny:
             query
             for embedding, of_image in zip(embeddings, prompts, strict=True)
             for prompt in of_image
-            for query in decoder_queries(embedding, prompt, side=self._net.side, name=self.name)
+            for query in crop_queries(embedding, prompt, side=self._net.side, name=self.name)
         ]
         outputs: list[_Output] = []
         for start in range(0, len(queries), self._batch_size):
@@ -136,7 +136,7 @@ class Tiny:
         name = self.name.removesuffix(ADAPTED) + ADAPTED
         return Tiny(net, name=name, device=self._device, batch_size=self._batch_size)
 
-    def _predict_batch(self, queries: Sequence[DecoderQuery]) -> list[_Output]:
+    def _predict_batch(self, queries: Sequence[CropQuery]) -> list[_Output]:
         inputs = network_input(queries, self._device)
         planes = planes_of(inputs).contiguous(memory_format=torch.channels_last)
         added, score = self._net(planes)
@@ -155,7 +155,7 @@ def open_tiny(path: Path, *, name: str = "tiny", device: str = "cpu", batch_size
     return Tiny(load_tiny(path), name=name, device=device, batch_size=batch_size)
 
 
-def _in_image(query: DecoderQuery, added: NDArray[np.float32], score: float, low_res: NDArray[np.float32]) -> _Output:
+def _in_image(query: CropQuery, added: NDArray[np.float32], score: float, low_res: NDArray[np.float32]) -> _Output:
     """A row's output in the image's frame; the ellipse is drawn there, at the image's resolution."""
     size = query.embedding.size
     visible, where = query.window.put(added, size)

@@ -52,7 +52,7 @@ FORMS = {
 }
 
 
-@pytest.fixture(scope="sam_segmenter")
+@pytest.fixture(scope="module")
 def small():
     return random_sam()
 
@@ -201,7 +201,7 @@ def test_logits_that_are_nan_are_refused_with_the_name(broken) -> None:
     with torch.no_grad():
         next(getattr(sam.mask_decoder, broken).parameters()).fill_(float("nan"))
     segmenter = SamSegmenter(sam, name="s")
-    with pytest.raises(UserError, match=r"segmenter `s` expected finite logits.*segmenter\.checkpoint"):
+    with pytest.raises(UserError, match=r"segmenter `s`: expected finite logits.*segmenter\.checkpoint"):
         segmenter.decode(segmenter.encode(images(sizes=[(60, 60)])), [box_prompts((3, 4, 20, 25))])
 
 

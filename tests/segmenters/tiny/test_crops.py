@@ -9,21 +9,21 @@ from kmine.segmenters.base import (
     MASK_INPUT_CLIP,
     Embedding,
 )
-from kmine.segmenters.tiny.crops import decoder_queries, network_input, valid_region
+from kmine.segmenters.tiny.crops import crop_queries, network_input, valid_region
 from kmine.types import Prompts
 
 
 def query(box, size=(40, 60), **prompts):
     """The row of a box on a black image; S = 32."""
     embedding = Embedding(size, image=np.zeros((*size, 3), np.uint8))
-    return next(decoder_queries(embedding, Prompts(1, np.array(box, np.float32), **prompts), side=32, name="tiny"))
+    return next(crop_queries(embedding, Prompts(1, np.array(box, np.float32), **prompts), side=32, name="tiny"))
 
 
 def test_jittered_boxes_follow_their_box_with_windows_of_their_own() -> None:
     jittered = np.array([[12, 10, 16, 14], [8, 10, 12, 14]], np.float32)
     embedding = Embedding((40, 60), image=np.zeros((40, 60, 3), np.uint8))
     prompts = Prompts(1, np.array([10, 10, 14, 14], np.float32), jittered_boxes=jittered)
-    rows = list(decoder_queries(embedding, prompts, side=32, name="tiny"))
+    rows = list(crop_queries(embedding, prompts, side=32, name="tiny"))
     assert [row.jittered for row in rows] == [False, True, True]
     assert [row.window.left for row in rows] == [4, 6, 2]
 
@@ -58,4 +58,4 @@ def test_beyond_the_image_a_mask_input_is_certain_background() -> None:
 
 def test_an_embedding_without_its_image_is_refused() -> None:
     with pytest.raises(ValueError, match="encode the image again"):
-        next(decoder_queries(Embedding((40, 60)), Prompts(1, np.array([1, 1, 5, 5], np.float32)), side=32, name="tiny"))
+        next(crop_queries(Embedding((40, 60)), Prompts(1, np.array([1, 1, 5, 5], np.float32)), side=32, name="tiny"))

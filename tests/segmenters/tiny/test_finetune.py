@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from kmine.errors import UserError
 from kmine.segmenters.base import AutomaticMaskGenerator, Embedding, FineTunable, FineTuneDefaults, PromptedExample
 from kmine.segmenters.tiny import finetune
-from kmine.segmenters.tiny.crops import decoder_queries, network_input
+from kmine.segmenters.tiny.crops import crop_queries, network_input
 from kmine.segmenters.tiny.finetune import (
     augmented,
     iou_of,
@@ -56,7 +56,7 @@ def wedge(seed: int = 0) -> PromptedExample:
 
 def input_of(example: PromptedExample) -> tuple[NetworkInput, torch.Tensor]:
     """The network's input for an example, and its truth."""
-    row = next(decoder_queries(example.embedding, example.prompts, side=SIDE, name="tiny"))
+    row = next(crop_queries(example.embedding, example.prompts, side=SIDE, name="tiny"))
     return network_input([row], "cpu"), torch.from_numpy(truth_of(row, example.mask)[0])[None, None]
 
 
@@ -158,12 +158,12 @@ def test_iou_and_loss_by_hand() -> None:
 def test_the_part_of_an_object_in_a_crop_by_hand() -> None:
     everywhere = np.ones((40, 60), np.bool_)
     # The window of a box of 4 x 4 round (12, 12) is the 17 x 17 pixels from 4 to 20.
-    small = next(decoder_queries(*_embedded((10, 10, 14, 14)), side=SIDE, name="tiny"))
+    small = next(crop_queries(*_embedded((10, 10, 14, 14)), side=SIDE, name="tiny"))
     crop, unseen = truth_of(small, everywhere)
     np.testing.assert_allclose(crop, 1, atol=1e-6)
     assert unseen == pytest.approx((2400 - 17**2) * SIDE**2 / 17**2, rel=1e-4)
     # The image as a box: no object beyond the border, and none outside the crop.
-    whole = next(decoder_queries(*_embedded((0, 0, 60, 40)), side=SIDE, name="tiny"))
+    whole = next(crop_queries(*_embedded((0, 0, 60, 40)), side=SIDE, name="tiny"))
     crop, unseen = truth_of(whole, everywhere)
     assert (crop[0, 0], unseen) == (0, 0)
     assert crop[16, 16] == pytest.approx(1)
@@ -287,7 +287,7 @@ def test_unfit_prompts_are_refused_in_examples_too(tiny, prompts, words) -> None
 
 
 def test_unfit_examples_are_refused(tiny) -> None:
-    with pytest.raises(ValueError, match="expected at least example, got none"):
+    with pytest.raises(ValueError, match="expected at least one, got none"):
         tiny.fine_tuner().loss([], 0)
     with pytest.raises(ValueError, match=r"\(40, 60\), got \(60, 40\)"):
         tiny.fine_tuner().loss([replace(wedge(), mask=wedge().mask.T)], 0)

@@ -152,5 +152,5 @@ def test_logits_that_are_nan_are_refused_with_the_name() -> None:
     with torch.no_grad():
         next(net.parameters()).fill_(float("nan"))
     segmenter = Tiny(net, name="tiny:mine")
-    with pytest.raises(UserError, match="segmenter `tiny:mine` expected finite logits"):
+    with pytest.raises(UserError, match="segmenter `tiny:mine`: expected finite logits"):
         segmenter.decode(segmenter.encode(images(sizes=[(60, 60)])), [box_prompts((3, 4, 20, 25))])

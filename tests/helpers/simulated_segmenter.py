@@ -1,14 +1,14 @@
-"""A segmenter whose quality is set, to ask what the loop makes of a segmenter that good.
+"""A segmenter of a given quality, to measure what the loop gains from it; for tests and experiments.
 
-It knows the true masks and answers with the true object, damaged down to a stated IoU. It is a simulation: no figure
-made with it is SAM's, or any other model's, and its name says so in every table. For a sense of scale, SAM's published
-quality on polyps, prompted with true boxes, is about IoU .85. What it does not simulate is how a real model fails:
-together with its prompt, on hard images more than on easy ones, or on another object than the one that was meant.
+It knows the true masks and returns the true object, degraded to a given IoU. It is a simulation: no figure made with it
+is SAM's or any other model's, and its name marks it in every table. For scale: SAM's published quality on polyps,
+prompted with true boxes, is about IoU .85. It does not simulate how a real model fails: together with its prompt, more
+on hard images than on easy ones, or on another object than the prompted one.
 
-The same seed gives the same segmenter at every IoU: of two, the better one's errors are among the worse one's.
+The same seed gives the same segmenter at every IoU: errors at a higher IoU are a subset of those at a lower one.
 
-    sys.path.insert(0, "experiments")
-    from simulated_segmenter import Simulated
+    sys.path.insert(0, "tests")
+    from helpers.simulated_segmenter import Simulated
     task = replace(task, segmenter=Simulated.from_pools([pool_with_true_masks], iou=0.85, seed=0))
 
 Legend: H, W height and width of an image in its own frame. Boxes are XYXY in pixels, ends inclusive.
@@ -28,48 +28,43 @@ from kmine.data.pool import Pool
 from kmine.ops.masks import components, grow_box, tight_box
 from kmine.ops.metrics import iou as iou_of
 from kmine.seeding import derive_seed
-from kmine.segmenters.base import (
-    Embedding,
-    check_images,
-    check_pairs,
-    check_prompts,
-)
+from kmine.segmenters.base import Embedding, check_images, check_pairs, check_prompts
 from kmine.segmenters.ellipse import ellipse_mask
 from kmine.types import Candidate, Prompts
 
 Bool = NDArray[np.bool_]
 
 MIN_BOX_IOU = 0.1
-"""A box means the object whose own box it overlaps most, if their IoU is at least this."""
+"""A box selects the object whose box it overlaps most, if their IoU is at least this."""
 BOX_SHARE = 0.3
-"""Share of the deformation that is the box's own, so that shaken boxes get slightly different answers."""
+"""Share of the deformation that differs from box to box, so that jittered boxes get slightly different masks."""
 SCORE_SD = 0.1
 """Standard deviation of the predicted IoU about the true one."""
 CELLS = ((5, 1.0), (15, 0.4))
 """Noise of the deformation: grid cells across the object's surroundings, and weight."""
 RULE = "simulated segmenter, 1"
-"""Goes into the signature: count it up with any change of the answers."""
+"""Part of the signature: increase the number when masks or scores change."""
 
 
-class Answer(NamedTuple):
-    """What is said to one box."""
+class Output(NamedTuple):
+    """Mask and score of one box."""
 
     mask: Bool
     predicted_iou: float
 
 
 class Simulated:
-    """A `Segmenter` that answers with the true object, damaged to `iou`; asked about nothing, it makes something up.
+    """A `Segmenter` that returns the true object, degraded to `iou`, and a false positive where there is none.
 
-    A prompt means what its box means; without a box, its component, its hint or the object under its points. Where no
-    true object of the prompt's class is meant, the answer is the ellipse in the box, as confident as a real model is
-    with its false alarms: predicted IoU drawn from .2 to .8. Else it is the true IoU with noise. `stability_score` is
-    NaN.
+    A prompt selects an object by its box; without a box, by its component, its mask input or its points. Where no true
+    object of the prompt's class is selected, the mask is the ellipse in the box with a predicted IoU drawn from .2 to
+    .8, a real model's confidence in false positives. Otherwise the predicted IoU is the true one with noise.
+    `stability_score` is NaN.
 
     Args:
         truths: (H, W) uint8 class ids by `image_key` of the image, 255 for ignored pixels.
-        iou: of every answer with the object that is meant, in (0, 1]; hit as nearly as single pixels allow, which is
-            within .01 for objects of 100 pixels or more and an `iou` of .4 or more. 1 gives the true object.
+        iou: of every mask with the selected object, in (0, 1], as exact as whole pixels allow: within .01 for objects
+            of 100 pixels or more and an `iou` of .4 or more. 1 gives the true object.
         seed: draws the deformations and the noise of the scores.
 
     Raises:
@@ -90,10 +85,9 @@ class Simulated:
 
     @classmethod
     def from_pools(cls, pools: Iterable[Pool], iou: float, seed: int) -> Simulated:
-        """The segmenter that knows the images of `pools`, which must be opened with their true masks.
+        """The segmenter for the images of `pools`, which must be opened with their true masks.
 
-        Whatever it is asked about must be among them: the unlabeled images, and the labeled ones where a gate is
-        calibrated on them.
+        They must include every image to segment: the unlabeled ones, and the labeled ones if a gate is calibrated.
 
         Raises:
             ValueError: a pool withholds its masks, or two images of equal pixels have different masks.
@@ -103,10 +97,10 @@ class Simulated:
             for sample_id in pool.ids:
                 sample = pool.sample(sample_id)
                 if sample.mask is None:
-                    raise ValueError(f"{sample_id}: expected a pool with true masks, this one withholds them")
-                known = truths.setdefault(image_key(sample.image), sample.mask)
-                if not np.array_equal(known, sample.mask):
-                    raise ValueError(f"{sample_id}: another image has the same pixels, and another mask; leave one out")
+                    raise ValueError(f"{sample_id}: expected a pool with true masks, got one that withholds them")
+                existing = truths.setdefault(image_key(sample.image), sample.mask)
+                if not np.array_equal(existing, sample.mask):
+                    raise ValueError(f"{sample_id}: another image has the same pixels, and another mask; remove one")
         return cls(truths, iou, seed)
 
     @property
@@ -115,7 +109,7 @@ class Simulated:
         return self._signature
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
-        """The (H, W, 3) uint8 images as they are: by their pixels they are recognised.
+        """Keep the (H, W, 3) uint8 images, which are recognised by their pixels.
 
         Raises:
             ValueError: an image is not (H, W, 3) uint8.
@@ -124,52 +118,52 @@ class Simulated:
         return [Embedding(size=(image.shape[0], image.shape[1]), image=image) for image in images]
 
     def decode(self, embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
-        """One mask per prompt, M = 1; a shaken box is answered as if it were the box.
+        """One mask per prompt, M = 1; a jittered box is treated like a box.
 
         Raises:
             ValueError: prompts that do not fit their image, or an image whose true mask is not known.
         """
         check_pairs(embeddings, prompts)
         return [
-            self._answers(embedding, of_image) if of_image else []
+            self._decode_image(embedding, of_image) if of_image else []
             for embedding, of_image in zip(embeddings, prompts, strict=True)
         ]
 
-    def _answers(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Candidate]:
+    def _decode_image(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Candidate]:
         key = image_key(embedding.image)
         truth = self._truths.get(key)
         if truth is None or truth.shape != embedding.size:
             raise ValueError(
-                f"expected one of the {len(self._truths)} images whose masks the simulation was given, got an unknown "
-                f"one of {embedding.size}; give it the pool that this image is from"
+                f"expected one of the {len(self._truths)} images of the simulation, got an unknown one of "
+                f"{embedding.size}; add the pool of this image"
             )
-        return [self._candidate(key, truth, check_prompts(one, embedding.size)) for one in prompts]
+        return [self._candidate(key, truth, check_prompts(prompt, embedding.size)) for prompt in prompts]
 
     def _candidate(self, key: str, truth: NDArray[np.uint8], prompts: Prompts) -> Candidate:
         objects = components(truth == prompts.class_id)
-        boxes = [_box_meant(prompts, objects, truth.shape), *prompts.jittered_boxes]
-        best, *jittered = (self._answer((key, prompts.class_id), objects, box, truth.shape) for box in boxes)
+        boxes = [_selecting_box(prompts, objects, truth.shape), *prompts.jittered_boxes]
+        best, *jittered = (self._output((key, prompts.class_id), objects, box, truth.shape) for box in boxes)
         return Candidate(
             masks=best.mask[None],
             predicted_iou=np.array([best.predicted_iou], np.float32),
             stability_score=np.full(1, np.nan, np.float32),
             low_res_logits=None,
-            jittered_masks=np.array([one.mask for one in jittered], np.bool_).reshape(-1, *truth.shape),
+            jittered_masks=np.array([output.mask for output in jittered], np.bool_).reshape(-1, *truth.shape),
         )
 
-    def _answer(
+    def _output(
         self, key: tuple[str, int], objects: Sequence[Bool], box: NDArray[np.float32], size: tuple[int, int]
-    ) -> Answer:
+    ) -> Output:
         keys = (self._seed, *key)
         box_key = np.asarray(box, np.float32).tobytes().hex()
         scores = np.random.default_rng(derive_seed(*keys, box_key, "score"))
-        number = _object_meant(box, objects)
+        number = _selected_object(box, objects)
         if number is None:
-            return Answer(ellipse_mask(box, size), float(scores.uniform(0.2, 0.8)))
-        base, own = (derive_seed(*keys, number, *more) for more in ((), (box_key,)))
+            return Output(ellipse_mask(box, size), float(scores.uniform(0.2, 0.8)))
+        base, own = derive_seed(*keys, number), derive_seed(*keys, number, box_key)
         mask = degrade(objects[number], self._iou, base, own)
         score = iou_of(mask, objects[number]) + SCORE_SD * scores.standard_normal()
-        return Answer(mask, float(np.clip(score, 0, 1)))
+        return Output(mask, float(np.clip(score, 0, 1)))
 
 
 def image_key(image: NDArray[np.uint8]) -> str:
@@ -178,25 +172,25 @@ def image_key(image: NDArray[np.uint8]) -> str:
 
 
 def degrade(truth: Bool, iou: float, base: int, own: int) -> Bool:
-    """An object, (H, W), damaged to the stated IoU with itself.
+    """An object, (H, W), degraded to the given IoU with itself.
 
-    The object is where its signed distance d is positive; the answer is where d + strength * noise is, with smooth
-    noise. A pixel becomes wrong at the strength |d / noise|, if noise and d differ in sign, and stays so: errors at a
-    lower strength are among those at a higher one, the IoU falls with every one of them, and as many are made, in this
-    order, as come nearest to the stated IoU.
+    The object is where its signed distance d is positive; the result is where d + strength * noise is, with smooth
+    noise. A pixel is wrong from the strength |d / noise| on, if noise and d differ in sign: errors at a lower strength
+    are a subset of those at a higher one, and each lowers the IoU. Errors are made in this order, as many as come
+    nearest to the given IoU.
 
     Args:
         truth: not empty.
-        iou: to be hit.
-        base: seed of the noise that all answers about the object share.
-        own: seed of this answer's own share of it.
+        iou: target.
+        base: seed of the noise that all masks of the object share.
+        own: seed of this mask's own noise.
     """
     window = _surroundings(truth)
     inside = truth[window].copy()
     signed = _signed_distance(inside)
     shared, apart = (_noise(np.random.default_rng(seed), inside.shape) for seed in (base, own))
     noise = (1 - BOX_SHARE) * shared + BOX_SHARE * apart
-    # Balanced along the outline, so that parts of it move in and parts move out, whatever the draw.
+    # Mean 0 along the outline, so that parts of it move inwards and parts outwards.
     noise -= noise[np.abs(signed) <= max(2.0, 0.1 * float(np.sqrt(inside.sum())))].mean()
     falls = np.flatnonzero(signed * noise < 0)
     falls = falls[np.argsort(np.abs(signed.flat[falls] / noise.flat[falls]), kind="stable")]
@@ -212,13 +206,13 @@ def degrade(truth: Bool, iou: float, base: int, own: int) -> Bool:
 
 
 def _surroundings(truth: Bool) -> tuple[slice, slice]:
-    """Rows and columns of the object's box grown by half its sides: farther away no error is made."""
+    """Rows and columns of the object's box grown by half its sides, which contain all errors."""
     x0, y0, x1, y1 = np.rint(grow_box(tight_box(truth), 0.5, *truth.shape, min_px=3)).astype(int).tolist()
     return slice(y0, y1 + 1), slice(x0, x1 + 1)
 
 
 def _signed_distance(inside: Bool) -> NDArray[np.float64]:
-    """(H, W) pixels to the outline, positive inside; the image's border is outline, too, where an object reaches it."""
+    """(H, W) distance to the outline in pixels, positive inside; the image's border counts as outline."""
     padded = np.pad(inside.astype(np.uint8), 1)
     deep, far = (cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for part in (padded, 1 - padded))
     return np.where(padded == 1, deep - 0.5, 0.5 - far)[1:-1, 1:-1].astype(np.float64)
@@ -232,24 +226,24 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float
     )
 
 
-def _box_meant(prompts: Prompts, objects: Sequence[Bool], size: tuple[int, int]) -> NDArray[np.float32]:
-    """(4,) the box, or one about what else the prompts show; never without area."""
+def _selecting_box(prompts: Prompts, objects: Sequence[Bool], size: tuple[int, int]) -> NDArray[np.float32]:
+    """(4,) the box, or one around the component, mask input or points; its area is positive."""
     if prompts.box is not None:
         return prompts.box
     coords, labels = prompts.point_coords, prompts.point_labels
-    hint = None if prompts.mask_input is None else prompts.mask_input > 0
+    mask = None if prompts.mask_input is None else prompts.mask_input > 0
     columns, rows = np.clip(np.rint(coords[labels == 1]), 0, [size[1] - 1, size[0] - 1]).astype(int).T
-    under = (one for one in objects if one[rows, columns].any())
-    for part in (prompts.component, hint, next(under, None)):
+    under = (part for part in objects if part[rows, columns].any())
+    for part in (prompts.component, mask, next(under, None)):
         if part is not None and part.any():
             return grow_box(tight_box(part), 0.05, *size)
     about = np.concatenate([coords.min(axis=0), coords.max(axis=0)]).astype(np.float32)
     return grow_box(about, 0.0, *size, min_px=max(size) / 16)
 
 
-def _object_meant(box: NDArray[np.float32], objects: Sequence[Bool]) -> int | None:
+def _selected_object(box: NDArray[np.float32], objects: Sequence[Bool]) -> int | None:
     """Number of the object whose box overlaps `box` most, or None."""
-    overlaps = [_box_iou(box, tight_box(one)) for one in objects]
+    overlaps = [_box_iou(box, tight_box(part)) for part in objects]
     return int(np.argmax(overlaps)) if overlaps and max(overlaps) >= MIN_BOX_IOU else None
 
 
