@@ -201,7 +201,7 @@ def _open_truth(audited: AuditedRun, pseudo: Sequence[MaskReport], out: Path) ->
 
 def _explanations_chart(pseudo: Sequence[MaskReport]) -> dict[str, str]:
     from kmine.audit.ranking import MIN_NAMED_RANK, WEIGHTS, ranks
-    from kmine.report.audit_figures import explanations_chart
+    from kmine.report.audit.figures import explanations_chart
 
     top = max(len(pseudo) // 5, 1)
     counts: Counter[str] = Counter()
@@ -239,7 +239,7 @@ def _page(
     summary: Mapping[str, str | int | float],
     figures: Mapping[str, str],
 ) -> Path:
-    from kmine.report.audit_page import write_page
+    from kmine.report.audit.page import write_page
 
     name = audited.store.root.resolve().name
     about = {"title": f"Audit of {name}", "run_name": name, "run_signature": audited.signature}

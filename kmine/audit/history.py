@@ -19,7 +19,7 @@ from kmine.feedback.corrections import picture_name
 from kmine.io.files import write_atomic
 from kmine.ops import metrics
 from kmine.ops.masks import from_rle, to_rle
-from kmine.report.audit_inputs import AuditItem, Layer
+from kmine.report.audit.page import AuditItem, Layer
 from kmine.store.run_folder import RunFolder
 from kmine.training.task import Task
 from kmine.types import IGNORE_INDEX, Prompts

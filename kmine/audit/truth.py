@@ -13,7 +13,7 @@ from kmine.audit.evidence import MaskReport, MinedRound
 from kmine.data.pool import Pool
 from kmine.mining.calibration.fit import reliability, risk_coverage
 from kmine.ops.metrics import case_metrics
-from kmine.report import audit_figures
+from kmine.report.audit import figures as audit_figures
 
 StratumRow = dict[str, Any]
 MAX_GROUPS = 12

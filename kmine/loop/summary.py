@@ -16,6 +16,7 @@ from kmine.mining.adaptation.step import adaptation_summary
 from kmine.mining.calibration import step as calibration
 from kmine.ops.calibrator import describe_threshold
 from kmine.report import (
+    CSV_COLUMNS,
     Calibrated,
     GalleryItem,
     Report,
@@ -82,9 +83,9 @@ def _change_columns(changes: changes.RoundChanges) -> dict[str, Any]:
     return {
         "num_new": len(changes.new),
         "num_readmitted": len(changes.readmitted),
-        "num_expelled": len(changes.expelled),
+        "num_removed": len(changes.expelled),
         "changed_pixels": changes.changed_pixels,
-        "taught_pixels": changes.taught_pixels,
+        "changed_label_pixels": changes.taught_pixels,
         "ignored_pixels": changes.ignored_pixels,
     }
 
@@ -93,7 +94,12 @@ def write_results(store: RunFolder, rows: Sequence[RoundRow], segmenter: str) ->
     """results.csv; empty cells where there is no number."""
     plain = [f.name for f in fields(RoundRow) if f.name not in ("reasons", "seconds", "coverage", "round_idx")]
     stages = sorted({name for row in rows for name in row.seconds})
-    header = ["round", *plain, "segmenter", *(f"seconds_{name}" for name in stages)]
+    header = [
+        "round",
+        *(CSV_COLUMNS.get(name, name) for name in plain),
+        "segmenter",
+        *(f"seconds_{name}" for name in stages),
+    ]
     table = [
         [
             row.round_idx,

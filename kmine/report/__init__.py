@@ -1,4 +1,4 @@
-"""The page and the table that say what a run came to; sole home of jinja2 and matplotlib."""
+"""Pages, charts and tables of results; sole home of jinja2 and matplotlib."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from kmine.report.comparison import Comparison, ComparisonRow
 from kmine.report.html import write_report
 from kmine.report.inputs import (
     CATEGORIES,
+    CSV_COLUMNS,
     Calibrated,
     Category,
     GalleryItem,
@@ -16,6 +17,7 @@ from kmine.report.table import render_table
 
 __all__ = [
     "CATEGORIES",
+    "CSV_COLUMNS",
     "Calibrated",
     "Category",
     "Comparison",

@@ -1,4 +1,4 @@
-"""The model card: what a model is, what it was trained on, how good it was found to be, and what it is not for."""
+"""The model card: model, training data, measured quality, limits."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from kmine.report.html import environment
 
 STAND_INS = {
     "tiny": "kmine's own small segmenter, trained on procedural pictures alone; not SAM",
-    "ellipse": "the ellipse inscribed in the box: no knowledge at all, a stand-in for a segmenter",
+    "ellipse": "the ellipse inscribed in the box, a stand-in that ignores the image",
     "none": "nothing was mined",
 }
-"""What must be said of a segmenter that is none of the large models."""
+"""Notes on segmenters that are not large promptable models."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Metrics on one split: means over images, with a 95 % interval of Dice over groups (NaN where there is none)."""
+    """Metrics of one split: means over images, 95 % interval of Dice over groups (NaN if unknown)."""
 
     split: str
     num_images: int
@@ -31,13 +31,13 @@ class Figures:
 
 @dataclass(frozen=True)
 class Card:
-    """All that the card says."""
+    """Content of the card."""
 
     name: str
     dataset: str
     class_names: Sequence[str]
     counts: Sequence[tuple[str, int]]
-    """Split -> images."""
+    """(split, number of images)."""
     split_rule: str
     size: int
     window: tuple[float, float] | None
@@ -50,20 +50,20 @@ class Card:
     seed: int
     figures: Sequence[Figures]
     guarantee: str
-    """What calibration said of the masks it learnt from, one sentence."""
+    """Guarantee of the calibration for the pseudo masks used in training, one sentence."""
     signatures: Sequence[tuple[str, str]]
     versions: Sequence[tuple[str, str]]
-    estimates: str = "Nothing is known of that"
-    """What the estimated Dice of its masks rests on, or why there is none, one sentence."""
+    estimates: str = "Unknown"
+    """Basis of the estimated Dice of its masks, or why there is none, one sentence."""
 
     @property
     def segmenter_note(self) -> str:
-        """What must be said of a stand-in; empty for a large model."""
+        """Note on a stand-in segmenter; empty for a large model."""
         return STAND_INS.get(self.segmenter.removesuffix("+adapted"), "")
 
 
 def render_card(card: Card) -> str:
-    """The card as Markdown; a name from outside cannot end a line or a table's cell."""
+    """Render the card as Markdown; names are escaped, so they cannot end a line or a table cell."""
     env = environment().overlay(autoescape=False)
     env.filters["plain"] = _plain
     return env.get_template("card.jinja").render(card=card, is_known=lambda value: value == value)

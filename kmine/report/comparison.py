@@ -1,4 +1,4 @@
-"""The table of methods on the test split, as Markdown, LaTeX, HTML and tidy rows: its columns are decided here."""
+"""The table of methods on the test split, as Markdown, LaTeX, HTML and tidy rows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from kmine.report.table import DASH, duration, number
 
 NAN = float("nan")
 ALPHA = 0.05
-"""A difference is one whose interval leaves out 0 and whose corrected p is below this."""
+"""A difference is shown if its interval excludes 0 and its corrected p-value is below this."""
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One method at one number of labels. A float is NaN where there is no number."""
+    """One method at one label fraction. Unknown floats are NaN."""
 
     method: str
     model: str
@@ -24,11 +24,11 @@ class ComparisonRow:
     num_labeled: int | None
     seeds: tuple[int, ...]
     dice: float
-    """Mean over cases and seeds, of the checkpoint chosen on validation; so are `iou`, `hd95` and `num_missed`."""
+    """Mean over cases and seeds, of the checkpoint chosen on validation; likewise `iou`, `hd95` and `num_missed`."""
     dice_sd: float
     """Standard deviation over seeds."""
     dice_final: float
-    """Of the last step's checkpoint."""
+    """`dice` of the checkpoint of the last step."""
     iou: float
     hd95: float
     num_missed: float
@@ -40,33 +40,33 @@ class ComparisonRow:
     high: float = NAN
     p_value: float = NAN
     p_holm: float = NAN
-    """Corrected over all comparisons of the table."""
+    """Holm-corrected over all comparisons of the table."""
     num_pairs: int = 0
-    """Pairs of an image (or volume) and a seed that the difference rests on."""
+    """Pairs of an image (or volume) and a seed behind the difference."""
     seconds: float = NAN
-    """Of training and mining, mean over seeds."""
+    """Training and mining, mean over seeds."""
     peak_memory_mb: float = NAN
     num_parameters: float = NAN
 
     @property
     def is_shown(self) -> bool:
-        """Whether a difference to the baseline is shown."""
+        """Whether the data show a difference to the baseline."""
         return (self.low > 0 or self.high < 0) and self.p_holm < ALPHA
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table and what must be said with it."""
+    """The table with its notes."""
 
     rows: Sequence[ComparisonRow]
     baseline: str
     segmenter: str
     notes: Sequence[str]
-    """Plain sentences: of what, on what, compared how."""
+    """Sentences on data, split and statistics."""
     labels_needed: Mapping[tuple[str, str, float], str] = field(default_factory=dict)
-    """By method, model and label fraction: how many labels the baseline would need for the same Dice, in words."""
+    """Labels that the baseline needs for the same Dice, as text, by method, model and label fraction."""
     chart: str = ""
-    """SVG of the label-efficiency curve, for the page; empty where there is one label fraction."""
+    """SVG of the label-efficiency curve; empty with one label fraction."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class _Column:
 
 
 def comparison_columns(table: Comparison) -> list[_Column]:
-    """What the table shows; what is the same in all rows, or known in none, is left out."""
+    """Columns of the table; those equal in all rows, or known in none, are left out."""
 
     def differ(name: str) -> bool:
         return len({getattr(row, name) for row in table.rows}) > 1
@@ -113,7 +113,7 @@ def _labels(row: ComparisonRow) -> str:
 
 
 def _difference(row: ComparisonRow) -> str:
-    """`+0.021 [-0.003, +0.046]; no difference shown`; a dash for the baseline, and where nothing can be paired."""
+    """`+0.021 [-0.003, +0.046]; no difference shown`; a dash for the baseline and without pairs."""
     if not math.isfinite(row.difference):
         return DASH
     interval = f" [{row.low:+.3f}, {row.high:+.3f}]" if math.isfinite(row.low) else ""
@@ -137,7 +137,7 @@ def _cells(table: Comparison) -> Iterator[list[str]]:
 
 
 def markdown(table: Comparison) -> str:
-    """The notes, then the table."""
+    """The notes and the table as Markdown."""
     used = comparison_columns(table)
     lines = [*table.notes, "", _line(column.heading for column in used), "|---" * len(used) + "|"]
     return "\n".join([*lines, *(_line(text.replace("|", "\\|") for text in cells) for cells in _cells(table))]) + "\n"
@@ -160,12 +160,12 @@ _LATEX = {
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX prints as it is, in one line."""
+    """Escape text for LaTeX, on one line."""
     return " ".join("".join(_LATEX.get(letter, letter) for letter in text).split())
 
 
 def latex(table: Comparison) -> str:
-    """A table environment for \\usepackage{booktabs}, the notes in its caption."""
+    """A table environment with the notes in its caption; needs \\usepackage{booktabs}."""
     used = comparison_columns(table)
     lines = [
         "% \\usepackage{booktabs}",
@@ -185,17 +185,17 @@ def latex(table: Comparison) -> str:
 
 
 def html(table: Comparison) -> str:
-    """A page that needs nothing but itself; everything that comes from the table is escaped."""
+    """A self-contained page; all text of the table is escaped."""
     from markupsafe import Markup
 
     rows = [(row, cells) for row, cells in zip(table.rows, _cells(table), strict=True)]
-    chart = Markup(table.chart[table.chart.find("<svg") :])  # drawn by kmine, which escapes its texts
+    chart = Markup(table.chart[table.chart.find("<svg") :])  # matplotlib escapes the text in it
     page = environment().get_template("comparison.jinja")
     return page.render(table=table, columns=comparison_columns(table), rows=rows, chart=chart)
 
 
 def tidy(table: Comparison) -> tuple[list[str], list[list[object]]]:
-    """Header and one row a method and number of labels, unrounded; empty cells where there is no number."""
+    """Header and one row per method and label fraction, unrounded; unknown values are empty."""
     header = [column.name for column in fields(ComparisonRow)]
     return [*header, "shown"], [[*map(_plain, astuple(row)), row.is_shown] for row in table.rows]
 

@@ -1,4 +1,4 @@
-"""The label-efficiency curve: Dice against the number of labels, a line a method, bars for what is not known."""
+"""The label-efficiency curve: Dice against the number of labels, a line per method, 95 % intervals as bars."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ COLOURS = {
     "fixmatch": "#c8443f",
     "oracle": "#5c6773",
 }
-"""By the first word of a method's label; told apart by markers, too."""
+"""Line colours by the first word of a method's label; markers differ as well."""
 OTHERS = ("#8a5a3c", "#f0b93a", "#e58aa7", "#7fb6e6")
 MARKERS = "osD^vPX*"
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One method with one number of labels."""
+    """One method at one number of labels."""
 
     method: str
-    """As tables name it."""
+    """The method's label in tables."""
     model: str
     label_fraction: float
     num_labels: float
-    """Labeled images, mean over seeds; the fraction itself where their number is not known."""
+    """Labeled images, mean over seeds; the label fraction if their number is unknown."""
     dice: float
     """Mean over cases and seeds, on the test split."""
     low: float
-    """Ends of its 95 % t-interval over groups and seeds; NaN where there is none."""
+    """Lower end of the 95 % t-interval over groups and seeds; NaN if unknown."""
     high: float
     num_seeds: int
 
 
 def label_efficiency(points: Sequence[CurvePoint], title: str) -> tuple[str, bytes]:
-    """The chart as SVG and as PNG, empty without points. A panel a model, methods in the order of `points`."""
+    """The chart as SVG and as PNG, empty without points; a panel per model, methods in the order of `points`."""
     if not points:
         return "", b""
     import matplotlib.style
@@ -74,7 +74,7 @@ def _draw(axes: Any, points: Sequence[CurvePoint], methods: Sequence[str]) -> No
             continue
         word = method.split()[0].rstrip(",")
         colour = COLOURS.get(word, OTHERS[number % len(OTHERS)])
-        # Side by side, a little: equal places would hide one interval behind another.
+        # A small horizontal offset keeps intervals from covering each other.
         at = [p.num_labels * (1 + 0.012 * (number - len(methods) / 2)) for p in own_points]
         axes.plot(at, [p.dice for p in own_points], "--" if word == "oracle" else "-", color=colour, label=method,
                   marker=MARKERS[number % len(MARKERS)], markersize=5)  # fmt: skip

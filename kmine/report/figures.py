@@ -1,4 +1,4 @@
-"""Charts as inline SVG: text stays text, ink and grid follow the page's light or dark colours."""
+"""Charts as inline SVG: text remains text, lines follow the light or dark colours of the page."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 MINING, SUPERVISED = "#2f80c9", "#d97b1f"
 WIDTH = 5.6
-"""Inches; the page scales a chart to its column, so a narrow chart keeps its text legible on a phone."""
+"""Inches. Pages scale a chart to the column, so a narrow chart has legible text on a phone."""
 
-# Drawn in these colours, then replaced by the page's own variables: no chart is drawn twice.
+# Placeholder colours, replaced by CSS variables: one drawing serves light and dark pages.
 _INK, _GRID = "#010203", "#040506"
 _REASON_COLOURS = (
     "#2f9e6e", "#6cc3a0", "#1f6f4d", "#7a2320", "#b9e4d0", "#8d99a6", "#5c6773", "#d97b1f", "#f0b93a", "#c8443f",
@@ -50,7 +50,7 @@ _STYLE: dict[str, Any] = {
 
 
 def dice_chart(rows: Sequence[RoundRow], segmenter: str) -> str:
-    """Validation Dice per round; beside mining stands the supervised baseline at as many optimizer steps."""
+    """Validation Dice per round, with the supervised baseline at equal optimizer steps."""
     series_name = f"mining ({segmenter})" if any(row.round_idx for row in rows) else "labels alone"
     series = [
         (f"{series_name}, chosen on validation", MINING, "-", [row.dice for row in rows]),
@@ -78,7 +78,7 @@ def dice_chart(rows: Sequence[RoundRow], segmenter: str) -> str:
 
 
 def reasons_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
-    """Objects kept, and dropped by reason, per round; None where no round asked the gate."""
+    """Objects by the gate's reason, per round; None if nothing was mined."""
     mined = [row for row in rows if row.reasons]
     if not mined:
         return None
@@ -91,7 +91,7 @@ def reasons_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
 
 
 def seconds_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
-    """Where the time went, per round; None where nothing was timed."""
+    """Seconds per stage and round; None without times."""
     timed = [row for row in rows if row.seconds]
     if not timed:
         return None
@@ -105,7 +105,7 @@ def seconds_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
 
 
 def coverage_chart(calibration: Calibrated | None) -> str | None:
-    """Mean Dice of the masks that are accepted against their share; None where the gate is not calibrated."""
+    """Mean Dice of the accepted masks against their share; None if the gate is not calibrated."""
     if calibration is None:
         return None
 
@@ -121,12 +121,12 @@ def coverage_chart(calibration: Calibrated | None) -> str | None:
 
 
 def reliability_chart(calibration: Calibrated | None) -> str | None:
-    """True against estimated Dice, in bins of about equally many objects; None where the gate is not calibrated."""
+    """True against estimated Dice, in bins of about equal counts; None if the gate is not calibrated."""
     if calibration is None:
         return None
 
     def draw(axes: Axes) -> None:
-        axes.plot((0, 1), (0, 1), ":", color=_INK, label="as it should be")
+        axes.plot((0, 1), (0, 1), ":", color=_INK, label="perfect calibration")
         estimates, means, counts = zip(*calibration.reliability, strict=True)
         axes.plot(estimates, means, "o-", color=MINING, label=f"bins of {min(counts)} to {max(counts)} objects")
         axes.set(xlabel="estimated Dice", ylabel="true Dice", xlim=(0, 1), ylim=(0, 1))
@@ -140,7 +140,7 @@ def _float(value: float | None) -> float:
 
 
 def _stacked(name: str, title: str, labels: list[str], parts: list[tuple[str, str, list[Any]]], unit: str) -> str:
-    """One horizontal bar per label, its parts side by side in the order given."""
+    """Stacked horizontal bars, one per label, parts in the given order."""
 
     def draw(axes: Axes) -> None:
         left = np.zeros(len(labels))
@@ -170,7 +170,7 @@ def _svg(name: str, title: str, draw: Any, height: float, legend_columns: int = 
 
 
 def _inline(figure: Figure, name: str, title: str) -> str:
-    """Return the drawing as an `<svg>` element that fills its column, its ids unique on the page."""
+    """The figure as an `<svg>` element that fills its column, with ids unique on the page."""
     buffer = io.StringIO()
     blank = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=blank)

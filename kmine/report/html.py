@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that needs nothing but itself."""
+"""The report of a run: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 _HEADINGS = {
     "best": ("Most trusted", "kept, with the highest scores"),
     "worst": ("Least trusted", "kept, with the lowest scores"),
-    "dropped": ("Dropped", "refused by the gate"),
+    "dropped": ("Dropped", "rejected by the gate"),
 }
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write the page, all at once or not at all."""
+    """Write the page atomically."""
     page = render_html(report).encode("utf-8", "replace")
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -44,7 +44,7 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def environment() -> jinja2.Environment:
-    """What renders the templates of this folder: text is escaped, a value that is missing is an error."""
+    """Environment of this folder's templates: text is escaped, missing values are errors."""
     import jinja2
 
     env = jinja2.Environment(
@@ -59,7 +59,7 @@ def environment() -> jinja2.Environment:
 
 
 def render_html(report: Report) -> str:
-    """Return the page; everything that comes from the report is escaped."""
+    """Render the page; all text of the report is escaped."""
     return (
         environment()
         .get_template("report.jinja")
@@ -75,9 +75,9 @@ def render_html(report: Report) -> str:
 
 
 def headline(report: Report) -> str:
-    """Say in one sentence what the run came to on validation.
+    """One sentence on the validation result of mining and of the baseline, each by its last adopted round.
 
-    Mining and the baseline are each judged by their last adopted round; both spent the steps of every round.
+    Both are trained for the optimizer steps of every round.
     """
     if not report.rounds:
         return "No round has finished yet, so there is nothing to compare."
@@ -90,18 +90,20 @@ def headline(report: Report) -> str:
     mined = f"Mining with {report.segmenter} reached Dice {number(kept.dice)} {on} (round {kept.round_idx})"
     baseline = _baseline(report.rounds)
     if baseline is None:
-        return f"{mined}; no supervised baseline was trained, so more steps alone may explain any gain over round 0."
+        return (
+            f"{mined}; no supervised baseline was trained, so more optimizer steps may explain any gain over round 0."
+        )
     baseline_text = f"supervised training with as many optimizer steps reached {number(baseline)}"
     return f"{mined}; {baseline_text}: {_difference(kept.dice - baseline)}."
 
 
 def _last_adopted(rounds: Sequence[RoundRow]) -> RoundRow:
-    """The last adopted round: the one whose model stands at the end."""
+    """The last adopted round; its model is the result."""
     return next((row for row in reversed(rounds) if row.adopted), rounds[0])
 
 
 def _baseline(rounds: Sequence[RoundRow]) -> float | None:
-    """The Dice of the baseline's last adopted round; its highest where adoption is not known; None without one."""
+    """Dice of the baseline's last adopted round; the highest if adoption is unknown; None without a baseline."""
     known = [(row.supervised_dice, row.supervised_adopted) for row in rounds if row.supervised_dice is not None]
     if not known:
         return None
@@ -128,11 +130,14 @@ def _charts(report: Report) -> list[dict[str, Any]]:
     drawn = [
         ("Dice per round; the supervised baseline took as many optimizer steps.", dice_chart(report.rounds, name)),
         ("Objects kept, and dropped, by the gate's reason.", reasons_chart(report.rounds, name)),
-        ("What the gate's threshold buys: fewer masks, better ones.", coverage_chart(report.calibration)),
-        ("Whether the gate's estimates can be believed.", reliability_chart(report.calibration)),
-        ("Where the time went.", seconds_chart(report.rounds, name)),
+        (
+            "Mean Dice of the masks above a threshold of the gate against their share.",
+            coverage_chart(report.calibration),
+        ),
+        ("Reliability of the gate's estimates.", reliability_chart(report.calibration)),
+        ("Seconds per stage.", seconds_chart(report.rounds, name)),
     ]
-    # The SVG is matplotlib's own output, which escapes the text in it.
+    # matplotlib escapes the text in its SVG.
     return [{"caption": caption, "svg": Markup(svg)} for caption, svg in drawn if svg is not None]
 
 

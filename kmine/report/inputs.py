@@ -1,4 +1,4 @@
-"""What a report is made of: plain values that a caller fills in, no reading of runs here."""
+"""Input of the report of a run, as plain values."""
 
 from __future__ import annotations
 
@@ -12,66 +12,70 @@ from kmine.types import Prompts, Skipped
 
 Category = Literal["best", "worst", "dropped"]
 CATEGORIES: tuple[Category, ...] = ("best", "worst", "dropped")
-"""The gallery shows them in this order. No truth is involved: best and worst are by the gate's scores."""
+"""In the order of the gallery; best and worst by the gate's scores, without ground truth."""
 
 
 @dataclass(frozen=True)
 class RoundRow:
-    """One round: the numbers of every table and chart. A float may be NaN where there is no number."""
+    """Numbers of one round, for tables and charts. Unknown floats are NaN."""
 
     round_idx: int
     num_labeled: int
     num_pseudo: int
     dice: float
-    """Mean per-case Dice on validation, of the checkpoint chosen on it; so are `iou`, `hd95` and `num_missed`."""
+    """Mean per-case Dice on validation of the checkpoint chosen there; likewise `iou`, `hd95` and `num_missed`."""
     iou: float
     hd95: float
     num_missed: int
     dice_final: float
-    """Mean per-case Dice on validation, of the last step's checkpoint."""
+    """Mean per-case Dice on validation of the checkpoint of the last step."""
     adopted: bool
     supervised_dice: float | None = None
-    """The supervised baseline after as many optimizer steps, checkpoint chosen on validation; None: no baseline."""
+    """Supervised baseline at equal optimizer steps, checkpoint chosen on validation; None without a baseline."""
     supervised_dice_final: float | None = None
     coverage: float = float("nan")
     """Share of the unlabeled images that have a pseudo mask."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Objects by the gate's reason; empty in round 0."""
     changed_pixels: float | None = None
-    """Of the pixels of kept objects, the share on which the local and the used mask differ: 0 is self-training."""
+    """Share of the kept objects' pixels where the local and the used mask differ; 0 is self-training."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Per stage."""
     supervised_adopted: bool | None = None
-    """Whether the baseline, under the same rule, adopted this round; None: not known."""
+    """Whether the baseline adopted this round by the same rule; None if unknown."""
     reason: str = "adopted"
-    """`adopted`, or `refused: ` and why; of the loop, not of the baseline."""
+    """`adopted`, or `refused: ` with the cause; for mining, not for the baseline."""
     difference: float = float("nan")
-    """Mean over the validation images of Dice minus that of the last adopted round."""
+    """Mean difference in Dice to the last adopted round, over the validation images."""
     difference_low: float = float("nan")
     """Lower end of its 90 % interval."""
     difference_high: float = float("nan")
-    """Upper end, likewise."""
+    """Upper end of it."""
     num_new: int | None = None
-    """Images that teach for the first time; None in round 0, as are the next two."""
+    """Images pseudo-labeled for the first time; None in round 0, likewise the next two."""
     num_readmitted: int | None = None
-    """Images that taught before, but not in the round before."""
-    num_expelled: int | None = None
-    """Images that taught in the round before and do not now."""
-    taught_pixels: float | None = None
-    """Share of the pixels of `changed_pixels` that is taught otherwise than the local model had it."""
+    """Images pseudo-labeled again, but not in the previous round."""
+    num_removed: int | None = None
+    """Images pseudo-labeled in the previous round and no more."""
+    changed_label_pixels: float | None = None
+    """Share of the kept objects' pixels with a training label that differs from the local model's mask."""
     ignored_pixels: float | None = None
     """Share of all pixels of the pseudo masks that is ignored."""
 
 
+CSV_COLUMNS = {"num_removed": "num_expelled", "changed_label_pixels": "taught_pixels"}
+"""Columns of results.csv that are not named as the field."""
+
+
 @dataclass(frozen=True)
 class GalleryItem:
-    """One mined image with every step of its mining. H, W: the image's own frame."""
+    """One mined image with all steps. H, W: the image's own frame."""
 
     category: Category
     sample_id: str
     round_idx: int
     reason: str
-    """The gate's reason; of several objects, the one that decided."""
+    """The gate's reason; with several objects, the decisive one."""
     scores: dict[str, float]
     image: NDArray[np.uint8]
     """(H, W, 3) RGB."""
@@ -79,9 +83,9 @@ class GalleryItem:
     local_mask: NDArray[np.uint8]
     """(H, W) class ids of the local model."""
     segmenter_mask: NDArray[np.uint8]
-    """(H, W) class ids of the segmenter's answers united."""
+    """(H, W) class ids of the union of the segmenter's masks."""
     pseudo_mask: NDArray[np.uint8] | None = None
-    """(H, W) class ids with 255 = ignore; None where nothing was kept."""
+    """(H, W) class ids, 255 ignored; None if nothing was kept."""
 
     def __post_init__(self) -> None:
         if self.category not in CATEGORIES:
@@ -97,21 +101,21 @@ class GalleryItem:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """How good the gate's estimates are, on labeled objects that nothing was taught with."""
+    """Quality of the gate's estimates on labeled objects held out from training."""
 
     risk_coverage: list[tuple[float, float]]
-    """(share accepted, their mean Dice), the most trusted first."""
+    """(share accepted, their mean Dice), in the order of trust."""
     reliability: list[tuple[float, float, int]]
     """(mean estimate, mean Dice, count) of bins."""
     coverage: float
-    """Share of the objects that the gate accepts."""
+    """Share of objects that the gate accepts."""
     target: float
-    """Mean Dice that is aimed at."""
+    """Target of the mean Dice."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything on the page."""
+    """Content of the page."""
 
     title: str
     dataset: str
@@ -121,11 +125,11 @@ class Report:
     rounds: list[RoundRow]
     gallery: list[GalleryItem] = field(default_factory=list)
     provenance: dict[str, str] = field(default_factory=dict)
-    """Git commit, versions, seed, device, fingerprints, why the run stopped, ..."""
+    """Git commit, versions, seed, device, fingerprints, `stopped_by` and more."""
     config_yaml: str = ""
     notes: list[str] = field(default_factory=list)
-    """Plain sentences a reader must know, such as that the segmenter is a stand-in."""
+    """Sentences the reader must know, for example that the segmenter is a stand-in."""
     skipped: list[Skipped] = field(default_factory=list)
     validation_cases: int = 0
     calibration: Calibrated | None = None
-    """None where the gate is not calibrated."""
+    """None if the gate is not calibrated."""

@@ -1,6 +1,6 @@
-"""Gallery pictures: each step of one image's mining, drawn with cv2 and carried inside the page.
+"""Gallery pictures: the steps of one mined image, drawn with cv2 and embedded in the page.
 
-Legend: H, W the image's own frame; h, w the picture's, longest side `SIDE`.
+Legend: H, W the image's own frame; h, w that of the picture, longest side `SIDE`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ QUALITY = 80
 """WebP quality: a picture of 256 px takes 5 to 25 kB."""
 
 CLASS_COLOURS = ((255, 176, 0), (0, 190, 255), (255, 96, 160), (120, 230, 90), (190, 140, 255), (255, 120, 60))
-"""RGB of class 1, 2, ...; repeated beyond the last. Chosen to stand out on endoscopy, CT and X-ray alike."""
+"""RGB of class 1, 2, ..., repeated beyond the last; visible on endoscopy, CT and X-ray images."""
 _HALO = (10, 10, 10)
 _POSITIVE, _NEGATIVE = (80, 230, 110), (255, 70, 70)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of an item; `uri` is None where there is nothing to show."""
+    """One picture of an item; `uri` is None if there is nothing to show."""
 
     caption: str
     alt: str
@@ -52,7 +52,7 @@ def panels(item: GalleryItem, segmenter: str) -> list[Panel]:
 
 
 def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 3) -> (h, w, 3): small images are enlarged, so that contours are equally thin on all."""
+    """(H, W, 3) -> (h, w, 3); small images are enlarged, so that contours are equally thin on all."""
     height, width = image.shape[:2]
     scale = SIDE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -60,7 +60,7 @@ def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def draw_mask(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the picture (h, w, 3) with the contour of every class of `mask` (H, W); ignore pixels hatched grey."""
+    """The picture (h, w, 3) with the contours of all classes of `mask` (H, W); ignored pixels are hatched grey."""
     height, width = image.shape[:2]
     small = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
     canvas = image.copy()
@@ -78,9 +78,9 @@ def draw_mask(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.u
 
 
 def draw_prompts(image: NDArray[np.uint8], prompts: Sequence[Prompts], native: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return the picture with boxes (shaken ones thin), positive points as discs and negative ones as crosses.
+    """The picture with boxes (jittered ones thin), positive points as discs and negative ones as crosses.
 
-    `native` is (H, W), the frame the prompts are in.
+    `native` is (H, W), the frame of the prompts.
     """
     canvas = image.copy()
     scale = np.array([image.shape[1] / native[1], image.shape[0] / native[0]])
@@ -98,7 +98,7 @@ def draw_prompts(image: NDArray[np.uint8], prompts: Sequence[Prompts], native: t
 
 
 def _pixel(point: NDArray[np.floating], scale: NDArray[np.float64]) -> tuple[int, int]:
-    """(x, y) of the native frame -> nearest pixel of the picture; pixel centres are whole numbers in both."""
+    """(x, y) of the native frame -> nearest pixel of the picture; pixel centres are integers in both."""
     x, y = np.rint((np.asarray(point, float) + 0.5) * scale - 0.5).astype(int)
     return int(x), int(y)
 

@@ -1,4 +1,4 @@
-"""A contact sheet: many samples on one picture, masks drawn on the images."""
+"""A contact sheet: many samples in one picture, with their masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS = 6
 _CAPTION, _GAP = 34, 6
 _INK, _PAPER = (235, 235, 235), 24
 _LETTERS = 38
-"""Letters of a caption line that fit."""
+"""Characters that fit in a caption line."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Tile:
 
 
 def contact_sheet(tiles: Sequence[Tile], columns: int = COLUMNS) -> bytes:
-    """PNG of the tiles, row by row, each with two lines below it."""
+    """PNG of the tiles in rows, each with two caption lines."""
     cell_h, cell_w = SIDE + _CAPTION + _GAP, SIDE + _GAP
     rows = -(-max(len(tiles), 1) // columns)
     sheet = np.full((rows * cell_h + _GAP, min(columns, max(len(tiles), 1)) * cell_w + _GAP, 3), _PAPER, np.uint8)
@@ -51,7 +51,7 @@ def contact_sheet(tiles: Sequence[Tile], columns: int = COLUMNS) -> bytes:
 
 
 def _write(sheet: NDArray[np.uint8], text: str, at: tuple[int, int]) -> None:
-    """One line; of a long text the end, where names differ. cv2 knows no letters beyond ASCII."""
+    """Draw one line; of a long text the end, where names differ. cv2 draws ASCII only."""
     plain = text.encode("ascii", "replace").decode()
     plain = plain if len(plain) <= _LETTERS else f"..{plain[-_LETTERS + 2 :]}"
     cv2.putText(sheet, plain, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, _INK, 1, cv2.LINE_AA)

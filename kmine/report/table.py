@@ -1,4 +1,4 @@
-"""One table of rounds, for the page and the terminal: the columns are decided here and nowhere else."""
+"""The table of rounds, for the page and the terminal."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DASH = "–"
-"""Stands where there is no number."""
+"""Shown for an unknown number."""
 
 WIDEST = 1000
-"""Columns of a terminal as wide as any table: what the full table would take if it could."""
+"""Terminal width at which the full table is measured."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: a heading, what the heading means, and the cell of a row."""
+    """One column: heading, meaning, and the cell of a row."""
 
     heading: str
     meaning: str
     cell: Callable[[RoundRow], str]
     numeric: bool = True
     detail: bool = False
-    """Left out of a narrow terminal; the page shows every column."""
+    """Left out in a narrow terminal; the page shows all columns."""
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -38,14 +38,14 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def percent(value: float | None) -> str:
-    """`43 %` of a share, with one decimal below ten percent; an en dash where there is none."""
+    """`43 %` for a share of 0.43, one decimal below 10 %; an en dash if unknown."""
     if value is None or not math.isfinite(value):
         return DASH
     return f"{100 * value:.0f} %" if value >= 0.1 or value == 0 else f"{100 * value:.1f} %"
 
 
 def duration(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3.1 min` or `2.1 h`; an en dash where there is none."""
+    """`0.4 s`, `12 s`, `3.1 min` or `2.1 h`; an en dash if unknown."""
     if not math.isfinite(seconds):
         return DASH
     if seconds < 59.5:
@@ -54,22 +54,19 @@ def duration(seconds: float) -> str:
 
 
 def has_baseline(rows: Sequence[RoundRow]) -> bool:
-    """Whether any row knows the supervised baseline."""
+    """Whether any row has a supervised baseline."""
     return any(row.supervised_dice is not None for row in rows)
 
 
 def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
-    """Return the columns that have something to say about these rows.
-
-    A round names the segmenter that mined it; round 0 trains on the labels alone and names none.
-    """
+    """Columns that apply to these rows; round 0, trained on the labels only, has no segmenter."""
     used = [
-        Column("round", "0 trains on the labels alone", lambda row: str(row.round_idx)),
-        Column("segmenter", "the promptable model asked", lambda row: segmenter if row.round_idx else DASH, False),
+        Column("round", "0 is trained on the labels only", lambda row: str(row.round_idx)),
+        Column("segmenter", "the promptable model", lambda row: segmenter if row.round_idx else DASH, False),
         Column("labeled", "images with given masks", lambda row: str(row.num_labeled)),
         Column("pseudo", "images with a mined mask", lambda row: str(row.num_pseudo)),
         Column("cover", "share of the unlabeled images with one", lambda row: percent(row.coverage), detail=True),
-        Column("in, out", "images that came to teach (new or again), and that left", _moved, detail=True),
+        Column("in, out", "pseudo-labeled images added (new or again) and removed", _moved, detail=True),
         Column(
             "changed",
             "share of the kept objects' pixels that the segmenter changed",
@@ -96,7 +93,7 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
             lambda row: number(row.hd95, 1),
             detail=True,
         ),
-        Column("missed", "objects of the truth without any prediction", lambda row: str(row.num_missed)),
+        Column("missed", "true objects without any prediction", lambda row: str(row.num_missed)),
         Column("adopted", "unless Dice fell by more than the tolerance and more than noise", _adopted, False),
         Column("time", "all stages", lambda row: duration(sum(row.seconds.values())) if row.seconds else DASH),
     ]
@@ -104,24 +101,24 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
 
 def _moved(row: RoundRow) -> str:
     """`+12 -3`; an en dash in round 0."""
-    known = (row.num_new, row.num_readmitted, row.num_expelled)
+    known = (row.num_new, row.num_readmitted, row.num_removed)
     return DASH if None in known else f"+{known[0] + known[1]} -{known[2]}"
 
 
 def _gain(row: RoundRow) -> str:
-    """`+0.021 [-0.003, +0.046]`; an en dash where nothing was compared."""
+    """`+0.021 [-0.003, +0.046]`; an en dash without comparison."""
     values = (row.difference, row.difference_low, row.difference_high)
     return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*values) if all(map(math.isfinite, values)) else DASH
 
 
 def _adopted(row: RoundRow) -> str:
-    """`yes`, or `no` with the reason where there is one: `no: fell by 0.034`."""
+    """`yes`, or `no` with the reason, if any: `no: fell by 0.034`."""
     return "yes" if row.adopted else "no" + row.reason.removeprefix("adopted").removeprefix("refused")
 
 
 @dataclass(frozen=True)
 class RoundsTable:
-    """The table for the terminal: every column where they fit, the essential ones otherwise."""
+    """The table for the terminal: all columns if they fit, else the essential ones."""
 
     rows: Sequence[RoundRow]
     segmenter: str
@@ -138,7 +135,7 @@ class RoundsTable:
 
         table = Table(
             title=Text(f"validation, per round (segmenter: {self.segmenter})"),
-            caption=Text("Validation chose the checkpoints; test figures are kmine.compare's."),
+            caption=Text("Checkpoints were chosen on validation; kmine.compare gives test figures."),
             box=None,
             pad_edge=False,
             collapse_padding=True,
@@ -152,5 +149,5 @@ class RoundsTable:
 
 
 def render_table(rows: Sequence[RoundRow], segmenter: str) -> RoundsTable:
-    """Return the table for the terminal, to be printed by a rich console."""
+    """The table for the terminal, to be printed by a rich console."""
     return RoundsTable(rows, segmenter)

@@ -1,4 +1,4 @@
-"""Made-up masks for the audit's page, some of hostile names, and a page of them in a folder."""
+"""Synthetic masks for the page of an audit, some with hostile names, and a page of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image
 
 from kmine.ops.masks import to_rle
-from kmine.report.audit_inputs import AuditItem, Layer
-from kmine.report.audit_page import write_page
+from kmine.report.audit.page import AuditItem, Layer, write_page
 from kmine.types import Prompts
 
 EVIL = "<script>window.bad=1;alert(1)</script>"
@@ -26,7 +25,7 @@ PICTURES = ("plain.png", "a b#c?d%20&\"'<i>.png", "ü漢.png", os.fsdecode(b"lat
 
 
 def disc(height: int, width: int, seed: int) -> np.ndarray:
-    """A round object, ragged, with a hole, cut by the border for some seeds."""
+    """A ragged ring, cut by the image border for some seeds."""
     rng = np.random.default_rng(seed)
     rows, cols = np.mgrid[:height, :width]
     far = np.hypot(rows - rng.uniform(0, height), cols - rng.uniform(0, width))
@@ -54,7 +53,7 @@ def item(number: int, kind: str = "pseudo", **more) -> AuditItem:
             "area": 100 * number,
             "size": ("big", "small")[number % 2],
         },
-        "history": (f"round 1: asked, answered, kept {number}",),
+        "history": (f"round 1: 1 prompt, kept {number}",),
         "mask_signature": f"sig{number}",
     }  # fmt: skip
     return AuditItem(**(values | more))

@@ -1,4 +1,4 @@
-"""The model card: what must be on it, what may not, and names that would break it."""
+"""The model card: required notes, figures, escaping, no paths."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ CARD = Card(
 
 @pytest.mark.parametrize(
     ("segmenter", "note"),
-    [("ellipse", "no knowledge at all"), ("tiny", "not SAM"), ("tiny+adapted", "not SAM"), ("sam_vit_b", "")],
+    [("ellipse", "ignores the image"), ("tiny", "not SAM"), ("tiny+adapted", "not SAM"), ("sam_vit_b", "")],
 )
-def test_a_stand_in_keeps_its_name_and_what_must_be_said_of_it(segmenter, note):
+def test_a_stand_in_has_its_name_and_its_note(segmenter, note):
     text = render_card(replace(CARD, segmenter=segmenter))
     assert f"`{segmenter}`" in text and "Not a medical device" in text
     assert (note in text) if note else "stand-in" not in text
@@ -49,13 +49,13 @@ def test_a_name_cannot_break_a_line_or_a_table():
     assert "a \\| b # c &lt;script>" in text and "x\\|y" in text and "\n# c" not in text
 
 
-def test_figures_come_with_intervals_or_say_that_there_is_none():
+def test_figures_have_an_interval_or_its_absence():
     assert "| validation | 3 | 0.600 | none: one group |" in render_card(CARD)
     row = replace(CARD.figures[0], low=0.1, high=0.9)
     assert "[0.100, 0.900]" in render_card(replace(CARD, figures=(row,)))
 
 
-def test_test_figures_are_there_only_once_the_test_split_was_opened(tmp_path):
+def test_test_figures_appear_once_the_test_split_was_opened(tmp_path):
     run = make_run(tmp_path / "run", with_weights=False)
     before = model_card(open_run_model(run, None, "best"))
     assert "has not been opened" in before and "| validation | 3 | 0.600 | [" in before
@@ -64,7 +64,7 @@ def test_test_figures_are_there_only_once_the_test_split_was_opened(tmp_path):
     (run / "test_metrics.json").write_text(json.dumps({"arms": arms}))
     after = model_card(open_run_model(run, None, "best"))
     assert "| test | 2 | 0.500 | [" in after and "has not been opened" not in after
-    assert "| test |" not in model_card(open_run_model(run, 0, "best")), "those are another round's"
+    assert "| test |" not in model_card(open_run_model(run, 0, "best")), "figures of another round"
 
 
 def test_the_card_holds_no_path(tmp_path):

@@ -1,4 +1,4 @@
-"""The table of methods in its four formats: the same cells, escaped as each of them wants it."""
+"""The table of methods in four formats: the same cells, escaped for each."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_difference_needs_interval_and_corrected_p(change):
     assert replace(BETTER, low=-0.08, high=-0.02).is_shown
 
 
-def test_columns_of_what_is_the_same_or_unknown_are_left_out():
+def test_columns_equal_or_unknown_in_all_rows_are_left_out():
     def headings(*rows):
         return {column.heading for column in comparison_columns(table(*rows))}
 
@@ -63,7 +63,7 @@ def test_columns_of_what_is_the_same_or_unknown_are_left_out():
     assert "| 2.00 M |" in markdown(table(replace(BASE, num_parameters=2e6)))
 
 
-def test_latex_is_escaped_and_has_as_many_cells_in_every_row():
+def test_latex_is_escaped_and_rows_have_equal_numbers_of_cells():
     text = latex(table(BASE, replace(BETTER, method=EVIL), notes=[f"Note {EVIL}"]))
     assert r"\textless{}b\textgreater{}\&\_50\%|\$x\textbackslash{}" in text
     body = text[text.index("\\toprule") : text.index("\\bottomrule")]
@@ -74,7 +74,7 @@ def test_latex_is_escaped_and_has_as_many_cells_in_every_row():
     assert "–" not in text
 
 
-def test_html_is_escaped_and_needs_nothing_else():
+def test_html_is_escaped_and_self_contained():
     text = html(table(BASE, replace(BETTER, method=EVIL)))
     assert "<b>" not in text and "&lt;b&gt;&amp;_50%|$x\\" in text
     assert not re.search(r"(?:src|href)=\"(?!data:,\")", text) and "url(" not in text and "<script" not in text
@@ -82,7 +82,7 @@ def test_html_is_escaped_and_needs_nothing_else():
     assert "+0.050 [+0.020, +0.080]" in text and "A note." in text
 
 
-def test_markdown_keeps_its_columns_whatever_a_method_is_called():
+def test_a_method_name_cannot_add_a_markdown_column():
     lines = markdown(table(BASE, replace(BETTER, method=EVIL))).splitlines()[2:]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
 

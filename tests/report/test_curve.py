@@ -1,4 +1,4 @@
-"""The label-efficiency curve as a picture: what it shows, and that a name in it is text."""
+"""The label-efficiency curve: lines, panels, escaped names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def point(method: str, labels: float, dice: float, model: str = "unetpp") -> Cur
     return CurvePoint(method, model, labels / 100, labels, dice, dice - 0.1, dice + 0.1, 3)
 
 
-def test_a_line_a_method_and_a_panel_a_model():
+def test_a_line_per_method_and_a_panel_per_model():
     points = [point(m, n, 0.5) for m in ("supervised", "mining (tiny+adapted)") for n in (10, 20)]
     svg, png = label_efficiency(points, "polyps")
     assert png.startswith(PNG) and svg.lstrip().startswith("<?xml")
@@ -20,14 +20,14 @@ def test_a_line_a_method_and_a_panel_a_model():
     assert two.count("labeled images") == 2 and "unet<" in two
 
 
-def test_names_are_text_and_the_same_points_are_the_same_bytes():
+def test_names_are_escaped_and_equal_points_give_equal_bytes():
     points = [point("<script>alert(1)</script>", n, 0.5) for n in (10, 20)]
     svg, _ = label_efficiency(points, "a & b")
     assert "<script>" not in svg and "&lt;script&gt;" in svg
     assert label_efficiency(points, "a & b")[0] == svg
 
 
-def test_no_points_make_no_picture():
+def test_no_points_give_no_picture():
     assert label_efficiency([], "nothing") == ("", b"")
 
 

@@ -1,10 +1,10 @@
-/* The list: which masks are in it, in what order, and the few rows of it that are on the screen. */
+/* The list of masks: filter, order, and the rows on the screen. */
 "use strict";
 
 (() => {
   const { masks, view } = kmineAudit;
-  const ROW = 68; // px, as in the style sheet
-  const SPARE = 4; // rows beyond the edges
+  const ROW = 68; // px, equal to the style sheet
+  const SPARE = 4; // rows drawn beyond the edges
   const THUMB = [72, 56];
 
   const list = { items: [], shown: [], at: -1, pick: () => {}, verdictOf: () => null, details: null };
@@ -27,7 +27,7 @@
     return column === undefined ? null : item.row[column];
   };
 
-  /* All that is written of a mask, in small letters. */
+  /* All text of a mask, in lower case. */
   function haystack(item) {
     if (item.text === undefined) {
       item.text = [item.id, item.kind, ...item.causes, ...item.row.slice(kmineAudit.FACTS)].join("\n").toLowerCase();
@@ -43,7 +43,7 @@
     "is not": (value, wanted) => String(value ?? "").toLowerCase() !== wanted.toLowerCase(),
   };
 
-  /* {text, kind, verdict, facts: [[name, operation, wanted] ...]}; what is empty asks for nothing. */
+  /* `filter`: {text, kind, verdict, facts: [[name, operation, wanted] ...]}; empty entries match everything. */
   function matches(item, filter) {
     if (filter.kind && item.kind !== filter.kind) return false;
     const verdict = list.verdictOf(item) || "none";
@@ -55,7 +55,7 @@
   const KEYS = { suspicion: (item) => item.suspicion, rank: (item) => item.rank, sample: (item) => item.id, kind: (item) => item.kind };
   const words = new Intl.Collator("en", { numeric: true });
 
-  /* What is missing comes last either way; equals stay as the run gave them. */
+  /* Missing values come last in both directions; ties keep the order of the run. */
   function order(items, name, falling) {
     const key = Object.hasOwn(KEYS, name) ? KEYS[name] : (item) => fact(item, name.slice(5));
     const sign = falling ? -1 : 1;
@@ -69,11 +69,11 @@
     return keyed.map(([, item]) => item);
   }
 
-  /* Choose and sort anew; the mask that is looked at stays the one that is looked at, where it is still in the list. */
+  /* Filter and sort; the selected mask stays selected if it is still in the list. */
   function choose(filter, sorting, falling) {
-    const looked = list.shown[list.at];
+    const selected = list.shown[list.at];
     list.shown = order(list.items.filter((item) => matches(item, filter)), sorting, falling);
-    list.at = looked ? list.shown.indexOf(looked) : -1;
+    list.at = selected ? list.shown.indexOf(selected) : -1;
     for (const row of rows.values()) row.remove();
     rows.clear();
     inner.style.height = `${list.shown.length * ROW}px`;
@@ -112,7 +112,7 @@
     if (list.at >= 0 && rows.has(list.at)) box.setAttribute("aria-activedescendant", `row-${list.at}`);
     else box.removeAttribute("aria-activedescendant");
     clearTimeout(settle);
-    settle = setTimeout(thumbs, 80); // while it is scrolled by, nothing is read
+    settle = setTimeout(thumbs, 80); // nothing is loaded while scrolling
   }
 
   const element = (tag, name, text) => {
@@ -147,12 +147,12 @@
   function dress(row, place) {
     const verdict = list.verdictOf(list.shown[place]);
     const label = row.querySelector(".verdict");
-    label.textContent = verdict ? { accept: "✓ accepted", reject: "✗ rejected", unsure: "? unsure" }[verdict] : "not judged";
+    label.textContent = verdict ? { accept: "✓ accepted", reject: "✗ rejected", unsure: "? unsure" }[verdict] : "not reviewed";
     label.dataset.verdict = verdict || "none";
     row.setAttribute("aria-selected", place === list.at);
   }
 
-  /* Show what has changed of a row, if it is on the screen. */
+  /* Redraw the state of a row, if it is on the screen. */
   function refresh(place) {
     const row = rows.get(place);
     if (row) dress(row, place);
@@ -162,7 +162,7 @@
     for (const [place, row] of rows) dress(row, place);
   }
 
-  /* Pictures of the rows that came to rest on the screen, with the mask that is in question. */
+  /* Thumbnails, with their mask, of the rows on the screen. */
   function thumbs() {
     for (const [place, row] of rows) {
       const frame = row.firstElementChild;

@@ -1,8 +1,8 @@
-"""The audit's page: `audit.html` and the scripts beside it, written while the masks go by once.
+"""The page of an audit: plain values in, `audit.html` and its data files out, written in one pass over the masks.
 
-A browser opens it from the folder, without a server and without a network. There `fetch` is refused but script tags are
-not, so the data are scripts: `index_N.js` holds what the list filters and sorts by and is read at once, `masks_N.js`
-holds run lengths, prompts and stories and is read when a mask of it is looked at.
+A browser opens it from the folder, without server or network. File pages may not use `fetch` but may load scripts, so
+the data are scripts. `index_N.js` holds the columns for filters and sorting and is loaded first. `masks_N.js` holds run
+lengths, prompts and histories and is loaded when one of its masks is shown.
 """
 
 from __future__ import annotations
@@ -14,31 +14,69 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 from urllib.parse import quote
 
-from kmine.report.audit_inputs import (
-    LAYERS,
-    AuditItem,
-    Kind,
-    Layer,
-)
 from kmine.report.html import environment
 from kmine.types import Prompts
 
 DATA = "audit_data"
-"""The folder beside the page."""
+"""Folder of the data files, beside the page."""
 INDEX_ROWS = 1000
-"""Masks of one index file: the first one is what a first view waits for."""
+"""Masks per index file; the first view waits for the first file."""
 DETAIL_ROWS = 40
-"""Masks of one file of run lengths: what showing one mask has to read."""
+"""Masks per file of run lengths; showing a mask loads one such file."""
 _SCRIPTS = ("audit_masks.js", "audit_view.js", "audit_list.js", "audit_filter.js", "audit_verdicts.js", "audit.js")
-"""In the order in which they are run."""
+"""In the order of execution."""
 _OURS = re.compile(r"(index|masks)_\d+\.js")
+Kind = Literal["pseudo", "labeled"]
+"""A mined mask or a given one."""
+LAYERS = ("pseudo", "local", "segmenter", "given", "model", "withheld")
+"""Overlays of an image: the pseudo mask; the local model's and the segmenter's mask it was made from; the given mask of
+a labeled image; the prediction of models not trained on the mask; the withheld mask, if opened."""
 _KINDS = get_args(Kind)
 _CODES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One mask over an image, in the image's own frame."""
+
+    name: str
+    """One of `LAYERS`."""
+    class_id: int
+    """255: pixels ignored in training."""
+    rle: str
+    """Compressed COCO run lengths, of (height, width)."""
+
+
+@dataclass(frozen=True)
+class AuditItem:
+    """One mask to review, with its history."""
+
+    sample_id: str
+    kind: Kind
+    rank: int
+    """1 is the most suspicious mask of its kind."""
+    suspicion: float
+    """In [0, 1]; defines `rank`."""
+    explanations: tuple[str, ...]
+    """Reasons for suspicion, the most important first."""
+    picture: str
+    """Path of an image file that browsers show, relative to the page."""
+    height: int
+    width: int
+    layers: tuple[Layer, ...]
+    prompts: tuple[Prompts, ...] = ()
+    """Prompts of the audited round, in the image's own frame, without `mask_input`."""
+    facts: Mapping[str, str | int | float | None] = field(default_factory=dict)
+    """Columns to show, filter and sort by, such as group, class, round, reason, estimated Dice, area."""
+    history: tuple[str, ...] = ()
+    """One line per round: model and weights, prompts, decisions, use in training, change of the mask."""
+    mask_signature: str = ""
+    """Signature of the mask; a verdict holds that of the mask it was given on."""
 
 
 def write_page(
@@ -51,12 +89,19 @@ def write_page(
     summary: Mapping[str, str | int | float],
     figures: Mapping[str, str],
 ) -> Path:
-    """Write `folder/audit.html` and `folder/audit_data/`; return the page's path.
+    """Write `folder/audit.html` and `folder/audit_data/`; return the path of the page.
 
-    `items` is read once, a few at a time; the list opens with the highest suspicion, equals in the given order.
-    `figures` are SVG by caption, as `report.figures` draws them; all else is text and escaped. Files of the folder that
-    are not the page's stay. Until all items were read the page that stood there stands. ValueError: two items of one
-    sample and kind, a kind or layer that is none, or a picture that is not named relative to the page.
+    An earlier page is replaced once all items were read; other files in the folder are kept.
+
+    Args:
+        folder: created if missing.
+        items: read once, a few at a time. The list opens with the highest suspicion; ties keep this order.
+        title, run_name, summary: text, escaped.
+        run_signature: browsers keep verdicts under it.
+        figures: SVG by caption, as drawn by `kmine.report.audit.figures`.
+
+    Raises:
+        ValueError: two items of one sample and kind, an unknown kind or layer, or an absolute picture path.
     """
     data = folder / DATA
     data.mkdir(parents=True, exist_ok=True)
@@ -78,7 +123,7 @@ def write_page(
 
 
 def script_json(value: Any) -> str:
-    """JSON in ASCII that may stand in a script or an HTML file: <, > and & are escaped, as is all that is not ASCII."""
+    """JSON that is safe inside a script or an HTML file: ASCII, with <, > and & escaped."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).translate(_CODES)
 
 
@@ -90,7 +135,7 @@ def _render(
     shown = {name: _round(value) for name, value in summary.items()}
     return (
         environment()
-        .get_template("audit.jinja")
+        .get_template("audit/audit.jinja")
         .render(
             page=Markup(script_json(page)),
             title=title,
@@ -99,7 +144,7 @@ def _render(
             count=page["count"],
             scripts=_SCRIPTS,
             summary=shown,
-            # The SVG is matplotlib's own output, which escapes the text in it.
+            # matplotlib escapes the text in its SVG.
             figures={caption: Markup(svg) for caption, svg in figures.items()},
         )
     )
@@ -112,13 +157,13 @@ def _round(value: str | int | float) -> str:
 
 
 def _write_data(folder: Path, items: Iterator[AuditItem]) -> int:
-    """Write the scripts of all items into `folder`; return how many items there were."""
+    """Write the data files of all items into `folder`; return the number of items."""
     index: list[AuditItem] = []
     details: list[list[Any]] = []
     seen_keys: set[tuple[str, str]] = set()
     for item in items:
         _check(item, seen_keys)
-        index.append(replace(item, layers=(), prompts=(), history=()))  # what is heavy is not held
+        index.append(replace(item, layers=(), prompts=(), history=()))  # heavy fields are not kept
         details.append(_detail(item))
         if len(details) == DETAIL_ROWS:
             _write_script(folder, "masks", (len(seen_keys) - 1) // DETAIL_ROWS, details)
@@ -152,7 +197,7 @@ def _write_script(folder: Path, what: str, number: int, value: Any) -> None:
 
 
 def _index(items: Sequence[AuditItem]) -> dict[str, Any]:
-    """Facts as columns of this file: names stand once, and none of them becomes a key of an object."""
+    """Facts as columns: names are written once, and none becomes the key of a JavaScript object."""
     names = list(dict.fromkeys(name for item in items for name in item.facts))
     return {"facts": names, "rows": [_row(item, names) for item in items]}
 
@@ -164,7 +209,7 @@ def _row(item: AuditItem, names: Sequence[str]) -> list[Any]:
         int(item.rank),
         _plain(item.suspicion),
         list(item.explanations),
-        # By its bytes, so that a name that is no UTF-8 is found as well.
+        # Quoted by its bytes: names may be invalid UTF-8.
         quote(os.fsencode(item.picture)),
         int(item.height),
         int(item.width),
@@ -174,7 +219,7 @@ def _row(item: AuditItem, names: Sequence[str]) -> list[Any]:
 
 
 def _detail(item: AuditItem) -> list[Any]:
-    """The mask again by name and signature, so that the page notices files of another writing."""
+    """Repeats id and signature, so that the page detects files of a later audit."""
     return [
         item.sample_id,
         item.kind,
@@ -200,7 +245,7 @@ def _prompt(prompt: Prompts) -> list[Any]:
 
 
 def _plain(value: Any) -> str | int | float | None:
-    """A value as JSON knows it; what is not a number becomes None, NumPy's numbers become Python's."""
+    """A JSON value: NaN and infinity become None, NumPy scalars Python numbers."""
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float):
@@ -209,7 +254,7 @@ def _plain(value: Any) -> str | int | float | None:
 
 
 def _put(temp: Path, folder: Path) -> None:
-    """Move the finished files to their places, the page last; take away those of a longer page that stood here."""
+    """Move the finished files to `folder`, the page last; remove surplus data files of an earlier page."""
     fresh = {path.name for path in temp.iterdir()}
     for name in sorted(fresh - {"audit.html"}):
         (temp / name).replace(folder / DATA / name)

@@ -1,31 +1,31 @@
-/* The bar above the list: what is asked of a mask to be in it. */
+/* The filter bar above the list. */
 "use strict";
 
 (() => {
   const { list } = kmineAudit;
-  const FEW = 40; // values that a menu holds
+  const FEW = 40; // values that fit in a menu
   const $ = (id) => document.getElementById(id);
   const written = (name) => name.replaceAll("_", " ");
   let changed, facts, waiting;
 
-  /* `onChange` is called after each change; `known` is name of a fact -> set of its first values. */
-  function start(onChange, known) {
+  /* `onChange` is called after each change; `values` maps the name of a fact to the set of its first values. */
+  function start(onChange, values) {
     changed = onChange;
-    facts = known;
+    facts = values;
     $("text").addEventListener("input", soon);
-    for (const id of ["kind", "judged", "reason"]) $(id).addEventListener("change", changed);
+    for (const id of ["kind", "verdict-filter", "reason"]) $(id).addEventListener("change", changed);
     $("condition").addEventListener("click", add);
     $("clear").addEventListener("click", clear);
   }
 
-  /* As `list.choose` takes it. */
+  /* The filter, as an argument of `list.choose`. */
   function read() {
     const rows = [...$("conditions").children].map((row) => [...row.querySelectorAll("select, input")].map((one) => one.value));
     if ($("reason").value) rows.push(["reason", "is", $("reason").value]);
-    return { text: $("text").value.trim(), kind: $("kind").value, verdict: $("judged").value, facts: rows };
+    return { text: $("text").value.trim(), kind: $("kind").value, verdict: $("verdict-filter").value, facts: rows };
   }
 
-  /* Once all facts are known. */
+  /* Fill the menus, once all facts are loaded. */
   function menus() {
     const reasons = [...(facts.get("reason") ?? [])].sort();
     $("reason-label").hidden = !reasons.length || reasons.length > FEW;
@@ -39,7 +39,7 @@
     return made;
   }
 
-  /* One more row: a fact, a comparison, a value. */
+  /* Add a condition: a fact, a comparison, a value. */
   function add() {
     const row = document.createElement("div");
     row.className = "condition";
@@ -73,7 +73,7 @@
   }
 
   function clear() {
-    for (const id of ["text", "kind", "judged", "reason"]) $(id).value = "";
+    for (const id of ["text", "kind", "verdict-filter", "reason"]) $(id).value = "";
     $("conditions").replaceChildren();
     changed();
   }

@@ -1,10 +1,10 @@
-/* The picture with its layers: zoom, pan, what is switched on. */
+/* The image with its layers: zoom, pan, visible layers. */
 "use strict";
 
 (() => {
   const { masks } = kmineAudit;
 
-  /* Okabe and Ito's colours, told apart by all common kinds of colour vision; every line has a dark edge as well. */
+  /* Okabe and Ito's palette, distinct for all common kinds of colour vision; every line has a dark edge as well. */
   const COLOURS = {
     prompts: [255, 255, 255],
     local: [86, 180, 233],
@@ -15,17 +15,17 @@
     model: [0, 158, 115],
     ignored: [170, 170, 170],
   };
-  /* In the order of the keys 1 to 9. What would tell the answer before the question starts switched off. */
+  /* In the order of the keys 1 to 9. Layers that would bias the reviewer start hidden. */
   const LAYERS = [
-    ["image", "image", true, "the picture itself"],
-    ["prompts", "prompts", false, "what the segmenter was asked with"],
-    ["local", "local", false, "the local model's mask, from which the prompts came"],
-    ["segmenter", "segmenter", false, "the segmenter's answer"],
-    ["pseudo", "pseudo", true, "the mask that taught"],
-    ["withheld", "withheld", false, "the true mask, that no training saw"],
-    ["given", "given", true, "the mask that came with the image"],
-    ["model", "model", true, "what models say that did not learn from this mask"],
-    ["ignored", "ignored", true, "pixels that training leaves out"],
+    ["image", "image", true, "the image"],
+    ["prompts", "prompts", false, "prompts of the segmenter"],
+    ["local", "local", false, "mask of the local model, the source of the prompts"],
+    ["segmenter", "segmenter", false, "mask of the segmenter"],
+    ["pseudo", "pseudo", true, "pseudo mask used in training"],
+    ["withheld", "withheld", false, "the true mask, withheld from training"],
+    ["given", "given", true, "the given mask"],
+    ["model", "model", true, "prediction of models not trained on this mask"],
+    ["ignored", "ignored", true, "pixels ignored in training"],
   ];
   const DASHES = [[], [7, 4], [2, 4], [10, 3, 2, 3]]; // by class: 1, 2, 3, 4 and so on in turn
   const IGNORED = 255;
@@ -43,8 +43,8 @@
     prompts: [],
   };
   let stage, picture, canvas, failed;
-  let asked = 0;
-  const there = { pictured: false, filled: false };
+  let frame = 0;
+  const ready = { pictured: false, filled: false };
 
   function start() {
     stage = document.getElementById("stage");
@@ -53,7 +53,7 @@
     failed = document.getElementById("failed");
     picture.addEventListener("error", () => {
       failed.hidden = !view.item;
-      if (view.item) failed.textContent = `The picture cannot be shown: ${view.item.picture}`;
+      if (view.item) failed.textContent = `The image cannot be shown: ${view.item.picture}`;
       settle({ pictured: true });
     });
     picture.addEventListener("load", () => {
@@ -64,7 +64,7 @@
     listen();
   }
 
-  /* Another mask: its picture at once, its layers as soon as they are there. */
+  /* Show another mask: its image at once, its layers when they are loaded. */
   function show(item) {
     view.item = item;
     view.layers = [];
@@ -72,25 +72,25 @@
     picture.alt = item ? `Image of ${item.id}` : "";
     if (item) picture.src = item.picture;
     else picture.removeAttribute("src");
-    // A browser shows the old picture until it has the new one: no mask may lie on another's picture meanwhile.
+    // Browsers show the old image until the new one is loaded: hide it, so that no mask lies on another image.
     picture.style.visibility = "hidden";
     failed.hidden = true;
     stage.dataset.shown = "";
-    Object.assign(there, { pictured: false, filled: false });
+    Object.assign(ready, { pictured: false, filled: false });
     fit();
   }
 
-  /* `data-shown` names the mask whose picture and layers are both on the screen. */
-  function settle(come) {
-    Object.assign(there, come);
+  /* `data-shown` holds the key of the mask once its image and layers are on the screen. */
+  function settle(change) {
+    Object.assign(ready, change);
     const { item } = view;
-    if (!item || !there.pictured || !there.filled) return;
+    if (!item || !ready.pictured || !ready.filled) return;
     requestAnimationFrame(() => {
       if (view.item === item) stage.dataset.shown = item.key;
     });
   }
 
-  /* `layers` are [name, class, run lengths]; nothing is decoded before it is drawn. */
+  /* `layers` are [name, class, run lengths], decoded when first drawn. */
   function fill(item, layers, prompts) {
     if (view.item !== item) return;
     view.layers = layers.map(([name, classId, text]) => {
@@ -111,7 +111,7 @@
     return draw();
   }
 
-  /* Zoom about a point of the stage, which stays where it is. */
+  /* Zoom about a fixed point of the stage. */
   function zoom(factor, x = stage.clientWidth / 2, y = stage.clientHeight / 2) {
     const scale = Math.min(64, Math.max(0.02, view.scale * factor));
     view.x = x - ((x - view.x) * scale) / view.scale;
@@ -133,11 +133,11 @@
   }
 
   function draw() {
-    if (!asked) asked = requestAnimationFrame(paint);
+    if (!frame) frame = requestAnimationFrame(paint);
   }
 
   function paint() {
-    asked = 0;
+    frame = 0;
     const ratio = window.devicePixelRatio || 1;
     const [width, height] = [Math.round(stage.clientWidth * ratio), Math.round(stage.clientHeight * ratio)];
     if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
@@ -178,7 +178,7 @@
     stroke(context, layer.path, css(COLOURS[layer.kind]), 2, DASHES[(layer.classId + 3) % 4]);
   }
 
-  /* A line of so many pixels of the screen, whatever the zoom, on a dark one that shows it on any picture. */
+  /* A line of `width` screen pixels at any zoom, over a darker one for contrast. */
   function stroke(context, path, colour, width, dashes) {
     context.lineJoin = "round";
     context.setLineDash([]);
@@ -192,15 +192,15 @@
     context.setLineDash([]);
   }
 
-  /* Boxes hold both their ends; thick is the prompt, thin are its shaken copies; discs say yes, crosses no. */
-  function paintPrompt(context, [classId, box, points, shaken]) {
+  /* Boxes include both ends. Thick: the prompt; thin: its jittered copies; discs: positive points; crosses: negative. */
+  function paintPrompt(context, [classId, box, points, jittered]) {
     const white = css(COLOURS.prompts);
     const rectangle = ([x0, y0, x1, y1]) => {
       const path = new Path2D();
       path.rect(x0, y0, x1 - x0 + 1, y1 - y0 + 1);
       return path;
     };
-    for (const one of shaken) stroke(context, rectangle(one), white, 0.6, []);
+    for (const one of jittered) stroke(context, rectangle(one), white, 0.6, []);
     if (box) stroke(context, rectangle(box), white, 2.5, DASHES[(classId + 3) % 4]);
     const size = 6 / view.scale;
     for (const [x, y, label] of points) {
@@ -219,7 +219,7 @@
     }
   }
 
-  /* Wheel and two fingers zoom, one finger or the mouse moves, twice fits. */
+  /* Wheel and two fingers zoom, one finger or the mouse pans, a double click fits. */
   function listen() {
     const touching = new Map();
     const place = (event) => {

@@ -1,4 +1,4 @@
-"""Charts of the audit, as inline SVG for its page."""
+"""Charts of an audit as inline SVG."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Curve = Sequence[tuple[float, float]]
-"""(share kept, mean true Dice of these), the most trusted first."""
+"""(share kept, mean true Dice of the kept masks), in the order of trust."""
 
 
 def true_coverage_chart(by: Mapping[str, Curve]) -> str:
-    """Mean true Dice of the masks that are kept against their share, by what orders them."""
+    """Mean true Dice of the kept masks against their share, by the score that orders them."""
 
     def draw(axes: Axes) -> None:
         for (name, curve), colour in zip(by.items(), (MINING, SUPERVISED, *_REASON_COLOURS), strict=False):
@@ -37,7 +37,7 @@ def true_reliability_chart(bins: Sequence[tuple[float, float, int]]) -> str:
     """True against estimated Dice of the pseudo masks: (mean estimate, mean Dice, count) of bins."""
 
     def draw(axes: Axes) -> None:
-        axes.plot((0, 1), (0, 1), ":", color=_INK, label="as it should be")
+        axes.plot((0, 1), (0, 1), ":", color=_INK, label="perfect calibration")
         estimates, means, counts = zip(*bins, strict=True)
         axes.plot(estimates, means, "o-", color=MINING, label=f"bins of {min(counts)} to {max(counts)} masks")
         axes.set(xlabel="estimated Dice", ylabel="true Dice", xlim=(0, 1), ylim=(0, 1))
@@ -61,7 +61,7 @@ def strata_chart(strata: Sequence[tuple[str, float, int]]) -> str:
 
 
 def explanations_chart(counts: Sequence[tuple[str, int]]) -> str:
-    """How often each signal is among the causes of the most suspicious masks: (name, count)."""
+    """How often each signal explains one of the most suspicious masks: (name, count)."""
 
     def draw(axes: Axes) -> None:
         axes.barh([name for name, _ in counts], [n for _, n in counts], color=SUPERVISED, height=0.62, label="masks")
@@ -70,4 +70,6 @@ def explanations_chart(counts: Sequence[tuple[str, int]]) -> str:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
 
-    return _svg("audit-causes", "What speaks against the most suspicious masks", draw, height=1.6 + 0.36 * len(counts))
+    return _svg(
+        "audit-causes", "Reasons for suspicion among the most suspicious masks", draw, height=1.6 + 0.36 * len(counts)
+    )

@@ -1,4 +1,4 @@
-"""The page: self-contained, escaped, whole for every shape of run."""
+"""The report of a run: self-contained, escaped, complete for every kind of run."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def full() -> str:
     return render_html(report(rounds, gallery=gallery, config_yaml="rounds: 2", provenance={"git_commit": "abc"}))
 
 
-def test_loads_nothing_from_outside(full):
+def test_the_page_loads_nothing_from_outside(full):
     page = _Page(full)
     assert all(target.startswith(("data:", "#")) for target in page.loads)
     assert not re.search(r"(https?:)?//[a-z]", re.sub(r"data:[^\"]*", "", full))
@@ -102,7 +102,7 @@ def test_ids_are_unique_and_references_resolve(full):
     assert {a or b for a, b in used} <= set(page.ids)
 
 
-def test_every_picture_has_a_text(full):
+def test_every_picture_has_an_alternative_text(full):
     pictures = [attrs for tag, attrs in _Page(full).tags if tag == "img"]
     assert len(pictures) == 14  # five per item, less the pseudo mask of the dropped one
     assert all(attrs["alt"] for attrs in pictures)
@@ -114,7 +114,7 @@ def test_gallery_order_is_best_worst_dropped(full):
     assert "no pseudo mask" in full
 
 
-def test_segmenter_is_named_in_tables_and_figures(full):
+def test_the_segmenter_is_named_in_tables_and_figures(full):
     assert full.count("<td>ellipse</td>") == 2
     assert full.count("(segmenter: ellipse)") == 3
     assert "ellipse mask" in full
@@ -135,7 +135,7 @@ def test_everything_is_escaped():
     assert sum(EVIL in text for text in page.text) >= 14
 
 
-def test_no_number_is_a_dash_never_nan(full):
+def test_unknown_numbers_are_dashes_and_never_nan(full):
     empty = row(1, NAN, iou=NAN, hd95=NAN, dice_final=NAN, coverage=NAN, changed_pixels=NAN, supervised_dice=NAN)
     for html in (full, render_html(report([row(0, NAN), empty]))):
         text = " ".join(_Page(html).text)
@@ -144,12 +144,12 @@ def test_no_number_is_a_dash_never_nan(full):
 
 
 @pytest.mark.parametrize("rounds", [[], [row(0)], [row(0), row(1)], [row(0), row(1, reasons={}, seconds={})]])
-def test_every_shape_of_run_gives_a_page(rounds):
+def test_every_kind_of_run_gives_a_page(rounds):
     page = _Page(render_html(report(rounds)))
     assert ("table", {"class": "rounds"}) in page.tags or not rounds
 
 
-def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_page_before(tmp_path, monkeypatch):
     path = tmp_path / "new" / "report.html"
     write_report(path, report([row(0)]))
     before = path.read_bytes()
@@ -160,7 +160,7 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
 
 
-def test_same_report_same_bytes(tmp_path):
+def test_equal_reports_give_equal_bytes(tmp_path):
     for name in ("a.html", "b.html"):
         write_report(tmp_path / name, report([row(0), row(1)], gallery=[item()]))
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
@@ -171,7 +171,7 @@ def test_undecodable_file_name_is_written(tmp_path):
     assert "a?" in (tmp_path / "r.html").read_text("utf-8")
 
 
-def test_two_dozen_large_items_stay_small():
+def test_a_page_with_24_large_items_is_below_5_mb():
     big = np.random.default_rng(1).integers(0, 255, (24, 32, 3), dtype=np.uint8).repeat(30, 0).repeat(30, 1)
     mask = np.zeros(big.shape[:2], np.uint8)
     mask[100:500, 200:700] = 1
@@ -182,13 +182,13 @@ def test_two_dozen_large_items_stay_small():
 @pytest.mark.parametrize(
     ("flags", "baseline", "gain"), [((True, True, False), "0.660", "4.0"), ((None,) * 3, "0.680", "2.0")]
 )
-def test_verdict_compares_what_stands_on_both_sides(flags, baseline, gain):
+def test_the_headline_compares_the_last_adopted_rounds(flags, baseline, gain):
     mined = [row(0, 0.6), row(1, 0.70), row(2, 0.65, adopted=False)]
     beside = (0.60, 0.66, 0.68)
     rounds = [replace(r, supervised_dice=d, supervised_adopted=f) for r, d, f in zip(mined, beside, flags, strict=True)]
-    said = headline(report(rounds))
-    assert "0.700 on 12 validation cases (round 1)" in said
-    assert f"reached {baseline}: mining is ahead by {gain} points" in said
+    text = headline(report(rounds))
+    assert "0.700 on 12 validation cases (round 1)" in text
+    assert f"reached {baseline}: mining is ahead by {gain} points" in text
 
 
 @pytest.mark.parametrize(
@@ -197,14 +197,14 @@ def test_verdict_compares_what_stands_on_both_sides(flags, baseline, gain):
         (0.70, 0.71, "behind by 1.0 point."),
         (0.70, 0.7002, "mining is level."),
         (0.70, NAN, "no difference can be given."),
-        (0.70, None, "more steps alone may explain any gain over round 0."),
+        (0.70, None, "more optimizer steps may explain any gain over round 0."),
     ],
 )
-def test_verdict_says_the_difference_plainly(mined, baseline, ending):
+def test_the_headline_states_the_difference(mined, baseline, ending):
     assert headline(report([row(0), row(1, mined, supervised_dice=baseline)])).endswith(ending)
 
 
-def test_verdict_before_and_without_mining():
+def test_the_headline_before_and_without_mining():
     assert headline(report([])).startswith("No round has finished")
     assert headline(report([row(0, 0.5)])) == (
         "Supervised training on 6 labels reached Dice 0.500 on 12 validation cases; nothing was mined."

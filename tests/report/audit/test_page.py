@@ -1,4 +1,4 @@
-"""The audit's page as it is written: streamed, escaped, whole or not at all."""
+"""The page of an audit as written: streamed, escaped, complete or not at all."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from helpers.audit_items import (
     write,
 )
 
-from kmine.report import audit_page
-from kmine.report.audit_inputs import Layer
-from kmine.report.audit_page import script_json, write_page
+from kmine.report.audit import page as audit_page
+from kmine.report.audit.page import Layer, script_json, write_page
 
 
-def test_script_json_leaves_nothing_that_ends_a_script_and_comes_back_the_same():
+def test_script_json_cannot_end_a_script_and_is_read_back_equal():
     value = [*HOSTILE, os.fsdecode(b"\xff")]
     text = script_json(value)
     assert text.isascii() and not set("<>&") & set(text)
@@ -36,24 +35,24 @@ def test_page_and_data_hold_no_markup_of_the_run(tmp_path):
     assert "http://" not in page and "https://" not in page and "//" not in page.replace("<!doctype", "")
 
 
-def test_items_are_taken_one_at_a_time_and_rows_are_written_as_they_fill(tmp_path, monkeypatch):
+def test_items_are_streamed_and_files_written_as_they_fill(tmp_path, monkeypatch):
     monkeypatch.setattr(audit_page, "DETAIL_ROWS", 2)
     monkeypatch.setattr(audit_page, "INDEX_ROWS", 4)
     written = []
     real = audit_page._write_script
-    monkeypatch.setattr(audit_page, "_write_script", lambda *a: (written.append((a[1], a[2], len(taken))), real(*a)))
-    taken = []
+    monkeypatch.setattr(audit_page, "_write_script", lambda *a: (written.append((a[1], a[2], len(read))), real(*a)))
+    read = []
 
     def stream():
         for number in range(5):
-            taken.append(number)
+            read.append(number)
             yield item(number)
 
     write_page(tmp_path, stream(), title="t", run_name="r", run_signature="s", summary={}, figures={})
     assert written == [("masks", 0, 2), ("masks", 1, 4), ("index", 0, 4), ("masks", 2, 5), ("index", 1, 5)]
 
 
-def test_a_shorter_page_takes_away_its_longer_files_and_nothing_else(tmp_path, monkeypatch):
+def test_a_shorter_page_removes_surplus_data_files_only(tmp_path, monkeypatch):
     monkeypatch.setattr(audit_page, "DETAIL_ROWS", 20)
     write(tmp_path)
     (tmp_path / "audit_data" / "mine.txt").write_text("stays")
@@ -64,7 +63,7 @@ def test_a_shorter_page_takes_away_its_longer_files_and_nothing_else(tmp_path, m
     assert {path.name for path in tmp_path.iterdir()} == {"audit.html", "audit_data", "pictures"}
 
 
-def test_a_page_that_breaks_off_leaves_the_one_before(tmp_path):
+def test_an_interrupted_page_leaves_the_one_before(tmp_path):
     page = write(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
@@ -79,7 +78,7 @@ def test_a_page_that_breaks_off_leaves_the_one_before(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "match"),
     [
         ([item(1), item(1)], "twice"),
         ([item(1, "stranger")], "kind"),
@@ -87,21 +86,21 @@ def test_a_page_that_breaks_off_leaves_the_one_before(tmp_path):
         ([item(1, picture="//elsewhere/a.png")], "relative"),
     ],
 )
-def test_what_is_no_item_is_refused(tmp_path, found, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_items_are_refused(tmp_path, found, match):
+    with pytest.raises(ValueError, match=match):
         write(tmp_path, found)
 
 
-def test_what_the_page_is_made_of_is_packaged():
+def test_scripts_styles_and_templates_are_packaged():
     here = Path(audit_page.__file__).parent
-    packaged = (here.parents[1] / "pyproject.toml").read_text("utf-8")
-    suffixes = {path.suffix for path in here.glob("audit*") if path.suffix != ".py"}
+    packaged = (here.parents[2] / "pyproject.toml").read_text("utf-8")
+    suffixes = {path.suffix for path in here.glob("audit*")}
     assert suffixes == {".jinja", ".css", ".js"}
-    assert all(f'"report/*{suffix}"' in packaged for suffix in suffixes)
+    assert all(f'"report/audit/*{suffix}"' in packaged for suffix in suffixes)
     assert {path.name for path in here.glob("*.js")} == set(audit_page._SCRIPTS)
 
 
-def test_numbers_that_are_none_become_null(tmp_path):
+def test_nan_and_infinity_become_null(tmp_path):
     write(tmp_path, [item(1, suspicion=float("nan"), facts={"a": np.float32("inf"), "b": np.int64(3), "c": None})])
     text = (tmp_path / "audit_data" / "index_0.js").read_text()
     assert json.loads(text[text.index("{") : text.rindex("}") + 1])["rows"][0][3:4] == [None]

@@ -1,4 +1,4 @@
-"""The audit's page in a real browser: what it shows, keeps, saves, and what stays mere text."""
+"""The page of an audit in a real browser: display, storage, files, escaping."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from helpers.audit_items import (
 from helpers.browser import CHROMIUM, Browser
 
 from kmine.ops.masks import from_rle, to_rle
-from kmine.report import audit_page
+from kmine.report.audit import page as audit_page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 
@@ -33,7 +33,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, tmp_path, request):
-    """The page, open and ready; each test's run has a signature of its own, and so a storage of its own."""
+    """The open page; a run signature per test gives each test its own storage."""
     address = write(tmp_path, signature=request.node.name).as_uri()
     browser.events.clear()
     browser.open(address)
@@ -56,21 +56,21 @@ def put(page: Browser, element: str, value: str, event: str = "change") -> None:
     )
 
 
-def test_everything_loads_from_the_folder_and_hostile_text_stays_text(page, tmp_path):
+def test_everything_loads_from_the_folder_and_hostile_text_is_text(page, tmp_path):
     for _ in 2 * HOSTILE:
         page.key("n")
         page.wait("document.getElementById('stage').dataset.shown !== ''")
     assert page.evaluate("window.bad") is None
     assert not page.seen("Page.javascriptDialogOpening")
     assert [entry for entry in page.seen("Log.entryAdded") if entry["entry"]["level"] == "error"] == []
-    asked = [event["request"]["url"] for event in page.seen("Network.requestWillBeSent")]
-    assert asked and all(url.startswith(("file://", "data:")) for url in asked)
+    urls = [event["request"]["url"] for event in page.seen("Network.requestWillBeSent")]
+    assert urls and all(url.startswith(("file://", "data:")) for url in urls)
     assert page.evaluate("document.querySelectorAll('#list script, .panel script, #summary script, i').length") == 0
     assert page.evaluate("document.title") == f"Audit of {EVIL} · kmine"
     assert text(page, "summary").count(EVIL) == 2
     put(page, "text", "漢字", "input")
     page.wait("kmineAudit.list.shown.length === 1")
-    page.wait(f"document.getElementById('story').textContent === {json.dumps(HOSTILE[-1])}")
+    page.wait(f"document.getElementById('history').textContent === {json.dumps(HOSTILE[-1])}")
     assert page.evaluate("document.getElementById('name').textContent") == HOSTILE[-1]
     assert page.evaluate("document.querySelector('#facts tr:last-child th').textContent") == HOSTILE[-1]
     assert page.evaluate("document.querySelector('#causes li').textContent") == HOSTILE[-1]
@@ -84,17 +84,17 @@ def test_foreign_and_inline_scripts_are_refused(page):
     )
     assert page.evaluate("window.bad") is None
     page.wait("new Promise((done) => setTimeout(() => done(true), 300))")
-    said = " ".join(entry["entry"]["text"] for entry in page.seen("Log.entryAdded"))
-    assert "script-src" in said and "img-src" in said
+    shown = " ".join(entry["entry"]["text"] for entry in page.seen("Log.entryAdded"))
+    assert "script-src" in shown and "img-src" in shown
 
 
-def test_pictures_of_any_name_are_found(page):
+def test_pictures_of_any_name_are_shown(page):
     for _ in PICTURES:
         assert page.wait("document.getElementById('picture').naturalWidth === 40 || null")
         page.key("n")
 
 
-def test_a_picture_that_is_missing_is_named_and_no_other_stands_in_for_it(browser, tmp_path):
+def test_a_missing_picture_is_named_and_no_other_is_shown(browser, tmp_path):
     found = [item(0), item(1, picture="pictures/gone.png")]
     browser.open(write(tmp_path, found, signature="gone").as_uri())
     browser.wait(READY)
@@ -106,7 +106,7 @@ def test_a_picture_that_is_missing_is_named_and_no_other_stands_in_for_it(browse
     assert "pictures/gone.png" in text(browser, "failed")
 
 
-def test_run_lengths_are_decoded_as_pycocotools_does(page):
+def test_run_lengths_are_decoded_as_by_pycocotools(page):
     rng = np.random.default_rng(0)
     shapes = [(1, 1), (7, 5), (300, 200), (3, 2000)]
     found = [rng.random(shape) > level for shape in shapes for level in (0.02, 0.5, 0.98)]
@@ -149,7 +149,7 @@ def test_outline_of_a_square_and_of_two_that_touch_at_a_corner(page):
 
 
 def overlay(page: Browser) -> list[int]:
-    """How many pixels of the drawing are not empty."""
+    """Number of drawn pixels of the overlay."""
     return page.evaluate(
         "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {"
         " const canvas = document.getElementById('overlay');"
@@ -158,7 +158,7 @@ def overlay(page: Browser) -> list[int]:
     )
 
 
-def test_layers_prompts_and_fill_go_on_and_off_by_keys(page):
+def test_keys_switch_layers_prompts_and_fill(page):
     for key in "589":  # pseudo, model, ignored
         page.key(key)
     assert overlay(page) == 0
@@ -177,28 +177,28 @@ def test_layers_prompts_and_fill_go_on_and_off_by_keys(page):
     assert page.evaluate(pressed) == "000010100"
 
 
-def test_keys_judge_go_on_go_back_and_take_back(page):
+def test_keys_give_verdicts_move_and_undo(page):
     page.key("a")
     page.key("r")
     page.key("n")
     page.key("u")
     page.key("ArrowLeft")
-    assert text(page, "progress") == "3 of 64 judged"
-    said = page.evaluate("JSON.parse(kmineAudit.verdicts.text(kmineAudit.list.items)).verdicts.map((v) => v.verdict)")
-    assert said == ["accept", "reject", "unsure"]
+    assert text(page, "progress") == "3 of 64 reviewed"
+    shown = page.evaluate("JSON.parse(kmineAudit.verdicts.text(kmineAudit.list.items)).verdicts.map((v) => v.verdict)")
+    assert shown == ["accept", "reject", "unsure"]
     page.key("z")
     page.key("z")
-    assert text(page, "progress") == "1 of 64 judged"
+    assert text(page, "progress") == "1 of 64 reviewed"
     assert page.evaluate("kmineAudit.list.at") == 1
     page.key("?")
     assert page.evaluate("document.getElementById('help').open") is True
     page.key("a")
-    assert text(page, "progress") == "1 of 64 judged"
+    assert text(page, "progress") == "1 of 64 reviewed"
     page.key("Escape")
     page.wait("!document.getElementById('help').open")
 
 
-def test_wheel_zooms_about_the_pointer_and_dragging_moves(page):
+def test_the_wheel_zooms_about_the_pointer_and_dragging_pans(page):
     place = "(({ scale, x, y }) => [scale, x, y])(kmineAudit.view)"
     box = page.evaluate("(({ left, top }) => [left, top])(document.getElementById('stage').getBoundingClientRect())")
     scale, x, y = page.evaluate(place)
@@ -219,23 +219,23 @@ def test_wheel_zooms_about_the_pointer_and_dragging_moves(page):
     assert page.evaluate(place) == [scale, x, y]
 
 
-def test_letters_in_a_field_are_no_keys(page):
+def test_letters_in_a_field_are_not_keys(page):
     page.evaluate("document.getElementById('note').focus()")
     page.type("rather bad")
     page.key("a")
-    assert text(page, "progress") == "0 of 64 judged"
-    assert page.evaluate("document.getElementById('note-alone').hidden") is False
+    assert text(page, "progress") == "0 of 64 reviewed"
+    assert page.evaluate("document.getElementById('note-unsaved').hidden") is False
     page.key("Escape")
     page.key("r")
     saved = json.loads(page.evaluate("kmineAudit.verdicts.text(kmineAudit.list.items)"))["verdicts"]
     assert [(one["verdict"], one["note"]) for one in saved] == [("reject", "rather bada")]
 
 
-def test_filter_by_text_kind_reason_verdict_and_facts_and_order_by_a_fact(page):
+def test_filter_and_order_by_text_kind_reason_verdict_and_facts(page):
     page.key("r")
-    put(page, "judged", "reject")
+    put(page, "verdict-filter", "reject")
     assert names(page) == [HOSTILE[0]]
-    put(page, "judged", "")
+    put(page, "verdict-filter", "")
     put(page, "kind", "labeled")
     assert sorted(names(page)) == [f"case_{n:03d}" for n in range(4)]
     put(page, "reason", "low_agreement")
@@ -258,10 +258,10 @@ def test_filter_by_text_kind_reason_verdict_and_facts_and_order_by_a_fact(page):
     assert page.evaluate("document.getElementById('empty').hidden") is False
     assert page.evaluate("document.getElementById('panel').hidden") is True
     page.key("a")  # on nothing
-    assert text(page, "progress") == "1 of 64 judged"
+    assert text(page, "progress") == "1 of 64 reviewed"
 
 
-def test_saved_file_holds_the_verdicts_and_comes_back(page, tmp_path, request):
+def test_the_saved_file_holds_the_verdicts_and_is_read_back(page, tmp_path, request):
     page.key("a")
     page.key("r")
     downloads = tmp_path / "downloads"
@@ -284,29 +284,29 @@ def test_saved_file_holds_the_verdicts_and_comes_back(page, tmp_path, request):
     assert len(saved["verdicts"]) == 2
 
     saved["verdicts"][1]["mask_signature"] = "another"
-    saved["verdicts"].append(first | {"sample_id": "nobody"})
+    saved["verdicts"].append(first | {"sample_id": "unknown"})
     saved["verdicts"].append(first | {"sample_id": "case_009", "mask_signature": "sig9", "note": "n"})
-    said = page.evaluate(
+    shown = page.evaluate(
         f"kmineAudit.verdicts.read({json.dumps(json.dumps(saved))},"
         " (key) => kmineAudit.list.items.find((one) => `${one.kind}/${one.id}` === key))"
     )
-    assert said == "2 verdicts read; 1 left out: the mask has changed since; 1 left out: no such mask here"
+    assert shown == "2 verdicts read; 1 left out: the mask has changed since; 1 left out: no such mask here"
     page.key("z")
-    assert text(page, "progress") == "2 of 64 judged"
+    assert text(page, "progress") == "2 of 64 reviewed"
 
 
-def test_a_file_of_another_kind_is_refused_in_words(page, tmp_path):
+def test_an_invalid_file_is_refused_with_a_message(page, tmp_path):
     node = page.call("DOM.getDocument")["root"]["nodeId"]
     found = page.call("DOM.querySelector", nodeId=node, selector="#file")["nodeId"]
-    for content, said in (("{", "no JSON"), ('{"format": "x"}', 'got format "x"')):
+    for content, shown in (("{", "no JSON"), ('{"format": "x"}', 'got format "x"')):
         (tmp_path / "other.json").write_text(content)
-        page.evaluate("document.getElementById('told').textContent = ''")
+        page.evaluate("document.getElementById('status').textContent = ''")
         page.call("DOM.setFileInputFiles", files=[str(tmp_path / "other.json")], nodeId=found)
-        page.wait("document.getElementById('told').textContent !== ''")
-        assert said in text(page, "told") and "kmine-verdicts-1" in text(page, "told")
+        page.wait("document.getElementById('status').textContent !== ''")
+        assert shown in text(page, "status") and "kmine-verdicts-1" in text(page, "status")
 
 
-def test_progress_outlives_a_reload_and_a_mask_that_changed_is_open_again(page, tmp_path, request):
+def test_verdicts_survive_a_reload_except_on_changed_masks(page, tmp_path, request):
     page.key("a")
     page.key("r")
     page.key("u")
@@ -315,19 +315,20 @@ def test_progress_outlives_a_reload_and_a_mask_that_changed_is_open_again(page, 
     changed[1] = item(1, sample_id=HOSTILE[1], mask_signature="new")
     page.open(write(tmp_path, changed, signature=request.node.name).as_uri())
     page.wait(READY)
-    assert text(page, "progress") == "2 of 64 judged"
+    assert text(page, "progress") == "2 of 64 reviewed"
 
 
-def test_a_page_whose_files_were_written_anew_says_so(browser, tmp_path, monkeypatch):
+def test_a_page_detects_files_of_a_later_audit(browser, tmp_path, monkeypatch):
     monkeypatch.setattr(audit_page, "DETAIL_ROWS", 1)
     browser.open(write(tmp_path, signature="anew").as_uri())
     browser.wait(READY)
     write(tmp_path, [item(n, mask_signature="x") for n in range(64)], signature="anew")
     browser.evaluate("kmineAudit.list.pick(50)")
-    browser.wait("document.getElementById('told').textContent.includes('reload')")
+    browser.wait("document.getElementById('status').textContent !== ''")
+    assert text(browser, "status").endswith("the audit was run again since this page was opened: reload it")
 
 
-def test_without_storage_it_works_and_says_so(browser, tmp_path):
+def test_without_storage_the_page_works_and_warns(browser, tmp_path):
     refused = (
         "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no', 'SecurityError'); } })"
     )
@@ -335,15 +336,15 @@ def test_without_storage_it_works_and_says_so(browser, tmp_path):
     try:
         browser.open(write(tmp_path, signature="refused").as_uri())
         browser.wait(READY)
-        assert browser.evaluate("document.getElementById('refused').hidden") is False
+        assert browser.evaluate("document.getElementById('no-storage').hidden") is False
         browser.key("a")
-        assert text(browser, "progress") == "1 of 64 judged"
+        assert text(browser, "progress") == "1 of 64 reviewed"
     finally:
         browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
         browser.open("about:blank")
 
 
-def test_the_list_holds_only_what_is_on_the_screen_and_every_button_has_a_name(browser, tmp_path):
+def test_the_list_draws_visible_rows_only_and_all_controls_are_labelled(browser, tmp_path):
     browser.open(write(tmp_path, [item(n) for n in range(500)], signature="long").as_uri())
     browser.wait(READY)
     browser.evaluate("document.getElementById('list').scrollTop = 20000")
@@ -368,7 +369,7 @@ def test_nothing_is_cut_off(browser, tmp_path, size):
         browser.resize(1280, 800)
 
 
-def test_no_masks_at_all(browser, tmp_path):
+def test_a_run_without_masks_has_a_page(browser, tmp_path):
     browser.open(write(tmp_path, [], signature="none").as_uri())
     browser.wait("document.body.dataset.ready === 'yes'")
-    assert text(browser, "told") == "The run has no masks to look at."
+    assert text(browser, "status") == "The run has no masks to review."

@@ -1,18 +1,18 @@
-/* The page: reads the data files, fills the panel, listens to keys and buttons. */
+/* The page: loads the data files, fills the panel, handles keys and buttons. */
 "use strict";
 
 (() => {
   const { view, list, verdicts, filter } = kmineAudit;
   const FACTS = 9; // where the facts of an index row begin
   kmineAudit.FACTS = FACTS;
-  const DETAILS_HELD = 60; // files of run lengths that are kept at hand
+  const DETAILS_HELD = 60; // files of run lengths kept in memory
   const $ = (id) => document.getElementById(id);
   const page = JSON.parse($("page").textContent);
   const byKey = new Map();
-  const facts = new Map(); // name -> distinct values, as many as a menu can hold
+  const facts = new Map(); // name -> distinct values, up to the size of a menu
   let keysOn = true;
 
-  /* Data: every file is a script that calls `take`. */
+  /* Data: each file is a script that calls `take`. */
   const taken = new Map();
   kmineAudit.take = (what, number, value) => taken.set(`${what}_${number}`, value);
 
@@ -36,7 +36,7 @@
     });
   }
 
-  const held = new Map(); // number of a file -> promise of its rows, the last used one at the end
+  const held = new Map(); // file number -> promise of its rows, most recently used last
   function details(item) {
     const number = Math.floor(item.number / page.detail_rows);
     const found = held.get(number) || load("masks", number);
@@ -47,7 +47,7 @@
     return found.then((rows) => {
       const row = rows[item.number % page.detail_rows];
       if (row && row[0] === item.id && row[1] === item.kind && row[2] === item.signature) return row;
-      throw new Error("the audit was written anew since this page was opened: reload it");
+      throw new Error("the audit was run again since this page was opened: reload it");
     });
   }
 
@@ -75,10 +75,10 @@
     verdicts.start(page, () => {
       list.refreshAll();
       progress();
-      if (item()) judged(item());
+      if (item()) showVerdict(item());
     });
     buttons();
-    if (!verdicts.works) tell("This browser keeps nothing for this page: use Save before you leave.");
+    if (!verdicts.works) announce("This browser stores nothing for this page: save the verdicts before leaving.");
     let last = -Infinity;
     for (let number = 0; number < page.index_files; number++) {
       take(await load("index", number));
@@ -95,7 +95,7 @@
     const place = list.shown.indexOf(remembered);
     if (list.at <= 0 && place >= 0) pick(place);
     $("panel").hidden = !item();
-    if (!page.count) tell("The run has no masks to look at.");
+    if (!page.count) announce("The run has no masks to review.");
     document.body.dataset.ready = "yes";
   }
 
@@ -104,7 +104,7 @@
 
   function pick(place) {
     if (place < 0 || place >= list.shown.length) {
-      if (list.shown.length) tell(place < 0 ? "This is the first one of the list." : "This is the last one of the list.");
+      if (list.shown.length) announce(place < 0 ? "This is the first one of the list." : "This is the last one of the list.");
       return void progress();
     }
     list.select(place);
@@ -113,20 +113,20 @@
     view.show(one);
     panel(one);
     progress();
-    details(one).then(([, , , layers, prompts, story]) => {
+    details(one).then(([, , , layers, prompts, history]) => {
       if (item() !== one) return;
       view.fill(one, layers, prompts);
-      fill($("story"), story.map((line) => element("li", line)));
-      const there = new Set(layers.flatMap(([name, classId]) => (classId === 255 ? [name, "ignored"] : [name])));
-      if (prompts.length) there.add("prompts");
-      there.add("image");
-      for (const button of $("layers").children) button.classList.toggle("absent", !there.has(button.dataset.layer));
+      fill($("history"), history.map((line) => element("li", line)));
+      const present = new Set(layers.flatMap(([name, classId]) => (classId === 255 ? [name, "ignored"] : [name])));
+      if (prompts.length) present.add("prompts");
+      present.add("image");
+      for (const button of $("layers").children) button.classList.toggle("absent", !present.has(button.dataset.layer));
       $("classes").hidden = !layers.some(([, classId]) => classId > 1 && classId !== 255);
       ahead(place + 1);
-    }, (error) => item() === one && tell(`Masks cannot be shown: ${error.message}`));
+    }, (error) => item() === one && announce(`Masks cannot be shown: ${error.message}`));
   }
 
-  /* What comes next is read before it is asked for. */
+  /* Preload the next masks. */
   function ahead(place) {
     for (const next of list.shown.slice(place, place + 2)) {
       details(next).catch(() => {});
@@ -159,69 +159,69 @@
       row.append(head, element("td", shown(one.row[at])));
       return row;
     }));
-    fill($("story"), []);
+    fill($("history"), []);
     $("note").value = verdicts.get(one)?.note ?? "";
-    judged(one);
+    showVerdict(one);
   }
 
-  function judged(one) {
-    const said = verdicts.get(one);
+  function showVerdict(one) {
+    const entry = verdicts.get(one);
     for (const button of $("verdicts").children) {
-      button.setAttribute("aria-pressed", said?.verdict === button.dataset.verdict);
+      button.setAttribute("aria-pressed", entry?.verdict === button.dataset.verdict);
     }
-    if (document.activeElement !== $("note")) $("note").value = said?.note ?? "";
-    $("note-alone").hidden = !said?.note || Boolean(said.verdict);
+    if (document.activeElement !== $("note")) $("note").value = entry?.note ?? "";
+    $("note-unsaved").hidden = !entry?.note || Boolean(entry.verdict);
   }
 
-  function judge(verdict) {
+  function decide(verdict) {
     const one = item();
     if (!one) return;
-    verdicts.say(one, verdict);
+    verdicts.set(one, verdict);
     list.refresh(list.at);
-    judged(one);
+    showVerdict(one);
     progress();
-    tell(`${one.id}: ${{ accept: "accepted", reject: "rejected", unsure: "unsure" }[verdict]}`);
+    announce(`${one.id}: ${{ accept: "accepted", reject: "rejected", unsure: "unsure" }[verdict]}`);
     if ($("go-on").checked) pick(list.at + 1);
   }
 
   function undo() {
     const key = verdicts.undo((which) => byKey.get(which));
-    if (key === null) return void tell("There is nothing to take back.");
+    if (key === null) return void announce("There is nothing to undo.");
     const place = list.shown.indexOf(byKey.get(key));
     if (place >= 0) pick(place);
     list.refreshAll();
     progress();
-    if (item()) judged(item());
-    return void tell(`Taken back: ${byKey.get(key)?.id ?? ""}`);
+    if (item()) showVerdict(item());
+    return void announce(`Undone: ${byKey.get(key)?.id ?? ""}`);
   }
 
   function nextOpen() {
     const open = (place) => !verdicts.get(list.shown[place])?.verdict;
     const places = list.shown.map((_, at) => (list.at + 1 + at) % list.shown.length);
     const place = places.find(open);
-    if (place === undefined) tell("All masks of this list are judged.");
+    if (place === undefined) announce("All masks of this list are reviewed.");
     else pick(place);
   }
 
   function progress() {
     const done = verdicts.count(list.items);
-    $("progress").textContent = `${done} of ${list.items.length} judged`;
+    $("progress").textContent = `${done} of ${list.items.length} reviewed`;
     $("bar").max = Math.max(1, list.items.length);
     $("bar").value = done;
     $("listed").textContent = `${list.shown.length} in the list${list.at >= 0 ? `, at ${list.at + 1}` : ""}`;
     $("empty").hidden = list.shown.length > 0 || !list.items.length;
     $("unsaved").textContent = verdicts.unsaved ? "not saved to a file" : "";
-    $("refused").hidden = verdicts.works;
+    $("no-storage").hidden = verdicts.works;
   }
 
-  const tell = (text) => ($("told").textContent = text);
+  const announce = (text) => ($("status").textContent = text);
 
   function choose() {
     list.choose(filter.read(), $("sort").value, $("direction").dataset.falling === "yes");
     progress();
   }
 
-  /* After a person changed the filter: something is looked at, if anything is left. */
+  /* After a change of the filter: show the first mask if the current one left the list. */
   function filtered() {
     choose();
     if (list.at < 0) pick(0);
@@ -250,7 +250,7 @@
       $("legend").append(row);
       $("layers").append(button);
     });
-    for (const button of $("verdicts").children) button.addEventListener("click", () => judge(button.dataset.verdict));
+    for (const button of $("verdicts").children) button.addEventListener("click", () => decide(button.dataset.verdict));
     $("sort").addEventListener("change", filtered);
     filter.start(filtered, facts);
     click("direction", () => {
@@ -264,7 +264,7 @@
     $("file").addEventListener("change", read);
     $("note").addEventListener("input", () => {
       verdicts.note(item(), $("note").value);
-      judged(item());
+      showVerdict(item());
       progress();
     });
     $("opacity").addEventListener("input", () => opacity(Number($("opacity").value) / 100));
@@ -298,7 +298,7 @@
   function save() {
     verdicts.save(list.items);
     progress();
-    tell(`verdicts.json holds ${verdicts.count(list.items)} verdicts; give it to kmine audit --verdicts`);
+    announce(`verdicts.json holds ${verdicts.count(list.items)} verdicts; import it with kmine audit --verdicts`);
   }
 
   async function read() {
@@ -306,20 +306,20 @@
     $("file").value = "";
     if (!file) return;
     try {
-      tell(verdicts.read(await file.text(), (key) => byKey.get(key)));
+      announce(verdicts.read(await file.text(), (key) => byKey.get(key)));
     } catch (error) {
-      tell(`${file.name}: ${error.message}`);
+      announce(`${file.name}: ${error.message}`);
     }
     list.refreshAll();
     progress();
-    if (item()) judged(item());
+    if (item()) showVerdict(item());
   }
 
   /* Keys. */
   const KEYS = {
-    a: () => judge("accept"),
-    r: () => judge("reject"),
-    u: () => judge("unsure"),
+    a: () => decide("accept"),
+    r: () => decide("reject"),
+    u: () => decide("unsure"),
     n: () => pick(list.at + 1),
     ArrowRight: () => pick(list.at + 1),
     p: () => pick(list.at - 1),
@@ -356,5 +356,5 @@
     act();
   }
 
-  start().catch((error) => tell(error.message));
+  start().catch((error) => announce(error.message));
 })();

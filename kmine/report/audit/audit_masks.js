@@ -1,10 +1,10 @@
-/* Masks: COCO's compressed run lengths to pixels, outlines and pictures of them. No state, no page. */
+/* Masks: from COCO's compressed run lengths to pixels, outlines and canvases. Pure functions. */
 "use strict";
 
 const kmineAudit = {};
 
 (() => {
-  /* Lengths of runs, zeros first, down the columns; COCO's text is 5 bits a letter, differences from the third on. */
+  /* Run lengths in column order, zeros first. COCO's text has 5 bits per letter, and differences from the third run on. */
   function runs(text) {
     const lengths = [];
     for (let at = 0; at < text.length; ) {
@@ -23,7 +23,7 @@ const kmineAudit = {};
     return lengths;
   }
 
-  /* {pixels: Uint8Array of height * width, by rows, 0 or 1; box: [x0, y0, x1, y1] ends inclusive, or null if empty; area}. */
+  /* {pixels: Uint8Array (height * width, row order, 0 or 1), box: [x0, y0, x1, y1], ends inclusive, null if empty, area}. */
   function decode(text, height, width) {
     const pixels = new Uint8Array(height * width);
     let [x0, y0, x1, y1] = [width, height, -1, -1];
@@ -48,7 +48,7 @@ const kmineAudit = {};
     return { pixels, height, width, area, box: area ? [x0, y0, x1, y1] : null };
   }
 
-  /* A small copy by its nearest pixels, straight from the run lengths: a list of thousands decodes nothing whole. */
+  /* A small nearest-neighbour copy directly from the run lengths, so that lists decode no full masks. */
   function sample(text, height, width, smallHeight, smallWidth) {
     const pixels = new Uint8Array(smallHeight * smallWidth);
     const lengths = runs(text);
@@ -65,7 +65,7 @@ const kmineAudit = {};
     return { pixels, height: smallHeight, width: smallWidth };
   }
 
-  /* A canvas of the mask's own size: the colour [r, g, b] inside, nothing outside; striped for ignored pixels. */
+  /* A canvas of the mask's size: colour [r, g, b] inside, transparent outside; striped for ignored pixels. */
   function paint(mask, colour, striped = false) {
     const canvas = document.createElement("canvas");
     canvas.width = mask.width;
@@ -86,13 +86,13 @@ const kmineAudit = {};
     return canvas;
   }
 
-  /* The border between pixels, as closed loops of corners [[x, y] ...], the mask at their right hand. */
+  /* The border between pixels as closed loops of corners [[x, y] ...], with the mask on the right. */
   function outline(mask) {
     if (!mask.box) return [];
     const { pixels, width, height } = mask;
     const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && pixels[y * width + x] === 1;
     const wide = width + 1;
-    const next = new Map(); // corner -> corners that an edge leads to
+    const next = new Map(); // corner -> end corners of its edges
     const edge = (xa, ya, xb, yb) => {
       const from = ya * wide + xa;
       const found = next.get(from);
@@ -117,7 +117,7 @@ const kmineAudit = {};
         let before = 0;
         do {
           const to = next.get(at).pop();
-          // Corners in a straight line are left out.
+          // Skip corners on a straight line.
           if (to - at !== before) loop.push([at % wide, Math.floor(at / wide)]);
           before = to - at;
           at = to;
@@ -128,7 +128,7 @@ const kmineAudit = {};
     return loops;
   }
 
-  /* The same as something a canvas strokes. */
+  /* The outline as a Path2D. */
   function path(mask) {
     const found = new Path2D();
     for (const loop of outline(mask)) {

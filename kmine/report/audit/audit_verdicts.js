@@ -1,4 +1,4 @@
-/* What a person said of the masks: kept by the browser as it is said, saved as a file, read back, taken back. */
+/* Verdicts on the masks: kept in the browser's storage, saved to a file, loaded from one, undone. */
 "use strict";
 
 (() => {
@@ -6,14 +6,14 @@
   const VERDICTS = ["accept", "reject", "unsure"];
   const KINDS = ["pseudo", "labeled"];
 
-  const entries = new Map(); // key -> {kind, id, verdict or null, note, signature: of the mask that was looked at}
-  const steps = []; // each a list of [key, verdict before, note before or null where it was not touched]
+  const entries = new Map(); // key -> {kind, id, verdict or null, note, signature: of the reviewed mask}
+  const steps = []; // undo steps: lists of [key, previous verdict, previous note or null if unchanged]
   let page, waiting, changed;
   const store = { works: true, unsaved: 0, at: null };
   const key = (kind, id) => `${kind}/${id}`;
   const name = () => `kmine-audit:${page.run_signature}`;
 
-  /* `onChange` is called after what another tab of the same run said was taken over. */
+  /* `onChange` is called after verdicts of another tab of the same run were taken over. */
   function start(facts, onChange) {
     page = facts;
     changed = onChange;
@@ -22,7 +22,7 @@
       localStorage.setItem(name(), text ?? "");
       absorb(text);
     } catch {
-      store.works = false; // refused, full or damaged: the page works on, and says so
+      store.works = false; // denied, full or damaged: the page goes on without storage and shows a warning
     }
     window.addEventListener("storage", (event) => {
       if (event.key !== name() || waiting) return;
@@ -66,7 +66,7 @@
     if (store.works && !waiting) waiting = setTimeout(keep, 250);
   }
 
-  /* What was said of this very mask; null where nothing was, or of a mask that has changed since. */
+  /* The entry of a mask; null without one, or if the mask has changed since. */
   function get(item) {
     const found = entries.get(item.key);
     return found && found.signature === item.signature ? found : null;
@@ -79,7 +79,7 @@
     return [item.key, before ? before.verdict : null, null];
   }
 
-  function say(item, verdict) {
+  function set(item, verdict) {
     const before = get(item);
     steps.push([put(item, verdict, before ? before.note : "")]);
     store.unsaved += 1;
@@ -93,7 +93,7 @@
     later();
   }
 
-  /* Take the last step back; returns the key of a mask it was about, or null. `find` is item by key. */
+  /* Undo the last step; returns the key of one of its masks, or null. `find`: key -> item. */
   function undo(find) {
     const step = steps.pop();
     if (!step) return null;
@@ -116,18 +116,18 @@
     return items.reduce((sum, item) => sum + (get(item)?.verdict ? 1 : 0), 0);
   }
 
-  /* The file's text. Verdicts on masks that are no longer there, or have changed, are left out. */
+  /* The text of verdicts.json. Verdicts on masks that are gone or have changed are left out. */
   function text(items) {
     const verdicts = [];
     for (const item of items) {
-      const said = get(item);
-      if (!said?.verdict) continue;
+      const entry = get(item);
+      if (!entry?.verdict) continue;
       verdicts.push({
         sample_id: item.id,
         kind: item.kind,
-        verdict: said.verdict,
+        verdict: entry.verdict,
         mask_signature: item.signature,
-        note: said.note,
+        note: entry.note,
       });
     }
     return `${JSON.stringify({ format: FORMAT, run: page.run, run_signature: page.run_signature, verdicts }, null, 1)}\n`;
@@ -144,7 +144,7 @@
     later();
   }
 
-  /* Take over a file's verdicts, as one step that can be taken back; returns what to tell. Error: no such file. */
+  /* Import the verdicts of a file as one undo step; returns a summary. Throws an Error on an invalid file. */
   function read(content, find) {
     const wanted = `expected a verdicts.json of format ${FORMAT}, as Save writes it`;
     let file;
@@ -182,9 +182,9 @@
       `${step.length} verdict${step.length === 1 ? "" : "s"} read`,
       ...(stale ? [`${stale} left out: the mask has changed since`] : []),
       ...(unknown ? [`${unknown} left out: no such mask here`] : []),
-      ...(file.run_signature === page.run_signature ? [] : ["the file was made on another state of the run"]),
+      ...(file.run_signature === page.run_signature ? [] : ["the file belongs to another state of the run"]),
     ].join("; ");
   }
 
-  kmineAudit.verdicts = Object.assign(store, { start, get, say, note, undo, place, count, text, save, read, key, VERDICTS });
+  kmineAudit.verdicts = Object.assign(store, { start, get, set, note, undo, place, count, text, save, read, key, VERDICTS });
 })();
