@@ -33,7 +33,7 @@ from kmine.feedback.verdicts import mask_signature
 from kmine.io.files import sign
 from kmine.mining.crossfit import fold_model, folds
 from kmine.models.base import LocalModel
-from kmine.models.build import build_model
+from kmine.models.build import load_checkpoint
 from kmine.ops.masks import to_rle
 from kmine.store.run_folder import RunFolder
 from kmine.store.tables import RowsBySample
@@ -268,10 +268,7 @@ def _load(task: Task, *, number: int, method_dir: str = "") -> LocalModel | None
     weights = task.run.load_tensors(task.run.round_dir(number, method_dir) / "model.safetensors", None)
     if weights is None:
         return None
-    # The weights are overwritten at once, so none are loaded or downloaded for them.
-    model = build_model(replace(task.cfg.model, encoder_weights=None), task.num_classes, task.cfg.seed)
-    model.load_state_dict(weights[0])
-    return model.to(task.fabric.device).eval()
+    return load_checkpoint(task.cfg.model, task.num_classes, weights[0]).to(task.fabric.device)
 
 
 def mean_probabilities(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from kmine.config.checks import fraction, require
 
@@ -161,6 +161,10 @@ class FitConfig:
         kinds = ("equal", "estimated")
         require(self.pseudo_weight in kinds, "fit.pseudo_weight", " or ".join(kinds), self.pseudo_weight)
         require(self.num_workers >= 0, "fit.num_workers", "0 or more", self.num_workers)
+
+    def signed_fields(self) -> dict[str, Any]:
+        """Settings that enter signatures: all but the number of workers and those of rounds after round 0."""
+        return {k: v for k, v in asdict(self).items() if k not in ("num_workers", "round_steps", "round_lr")}
 
     def labels_only(self) -> FitConfig:
         """Copy with the settings of pseudo masks at their defaults, since they have no effect without pseudo masks."""

@@ -73,19 +73,16 @@ def load_model(run_model: RunModel) -> LocalModel:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from kmine.models.build import build_model
+    from kmine.models.build import load_checkpoint
 
-    # The weights are overwritten at once, so none are loaded or downloaded for them.
-    model_cfg = replace(run_model.cfg.model.split()[0], encoder_weights=None)
-    model = build_model(model_cfg, len(run_model.metadata.class_names), run_model.cfg.seed)
+    model_cfg, num_classes = run_model.cfg.model.split()[0], len(run_model.metadata.class_names)
     try:
-        model.load_state_dict(load_file(run_model.weights))
+        return load_checkpoint(model_cfg, num_classes, load_file(run_model.weights))
     except (SafetensorError, OSError, RuntimeError) as error:
         first_line = str(error).split("\n")[0]
         raise UserError(
             f"{run_model.weights}: damaged, or not of this run's model ({first_line}); run the loop's command again"
         ) from error
-    return model.eval()
 
 
 def choose_device(name: str) -> Any:

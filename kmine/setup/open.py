@@ -28,6 +28,7 @@ from kmine.models.build import build_model
 from kmine.segmenters import open_segmenter
 from kmine.setup.data_check import check_before_training, find_issues
 from kmine.store.run_folder import RunFolder
+from kmine.training.distributed import DeviceContext, SingleDevice, make_fabric
 from kmine.training.task import Task
 from kmine.types import Finding, ProgressReporter
 
@@ -64,7 +65,7 @@ def open_task(
     source: Source,
     store: RunFolder,
     progress: ProgressReporter,
-    fabric: Any = None,
+    fabric: DeviceContext | None = None,
     *,
     mines: bool = True,
 ) -> Task:
@@ -165,10 +166,9 @@ def open_for_test(cfg: LoopConfig, source: Source, store: RunFolder) -> tuple[Po
         )
     bad = {s.sample_id for s in cache.decode_masks(splits.test)}
     pool = Pool(cache, [i for i in splits.test if i not in bad], splits.groups, "true")
-    device, num_classes = _single_device(cfg).device, len(source.class_names)
-    # The weights are overwritten at once, so none are loaded or downloaded for them.
-    model = build_model(replace(cfg.model.split()[0], encoder_weights=None), num_classes, cfg.seed).to(device)
-    return pool, model, {"num_classes": num_classes, "batch_size": cfg.infer.batch_size, "device": device}
+    fabric = _single_device(cfg)
+    model = build_model(cfg.model.split()[0], len(source.class_names), cfg.seed, pretrained=False).to(fabric.device)
+    return pool, model, {"batch_size": cfg.infer.batch_size, "fabric": fabric}
 
 
 def open_for_audit(cfg: LoopConfig, source: Source, store: RunFolder, progress: ProgressReporter) -> Task:
@@ -233,16 +233,12 @@ def _device(name: str) -> str:
     return name
 
 
-def open_fabric(cfg: LoopConfig) -> Any:
+def open_fabric(cfg: LoopConfig) -> DeviceContext:
     """Device and precision; where several processes share a run, this one joins the others."""
-    from kmine.training.distributed import make_fabric
-
     return make_fabric(_device(cfg.device), cfg.fit.precision)
 
 
-def _single_device(cfg: LoopConfig) -> Any:
+def _single_device(cfg: LoopConfig) -> SingleDevice:
     import torch
-
-    from kmine.training.distributed import SingleDevice
 
     return SingleDevice(torch.device(_device(cfg.device)))

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ PACKAGES = (
 
 def count_parameters(task: Task) -> int:
     """Of the local model."""
-    model = build_model(replace(task.cfg.model, encoder_weights=None), task.num_classes, task.cfg.seed)
+    model = build_model(task.cfg.model, task.num_classes, task.cfg.seed, pretrained=False)
     return sum(p.numel() for p in model.parameters())
 
 

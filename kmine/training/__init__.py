@@ -1,1 +1,1 @@
-"""Training and inference of the local model, shared by all methods."""
+"""Training, inference and evaluation of the local model, shared by all methods."""

@@ -2,25 +2,62 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from kmine.store.run_folder import RunFolder
 from kmine.training.task import Checkpoints
-from kmine.training.train_steps import FitState
+from kmine.training.train_steps import FitResult, FitState, StateDict
 
 
-def _training_text(loss: float, score: float, name: str = "Dice") -> str:
-    return f"loss {loss:.3f}" + f"  validation {name} {score:.3f}" * bool(np.isfinite(score))
+@dataclass(frozen=True)
+class Checkpointer:
+    """Reads and writes the files of one training: best and final weights, and the state to resume from."""
 
+    run: RunFolder
+    folder: Path
+    signature: str
+    """Of everything the training depends on; files with another signature are not read."""
 
-def _save_state(store: RunFolder, folder: Any, state: FitState, signature: str) -> None:
-    tensors, plain = state.to_tensors()
-    store.save_tensors(folder / "fit_state.safetensors", tensors, signature, **plain)
+    def load(self) -> Checkpoints | None:
+        """The checkpoints of a finished training; None where one is missing, damaged or of another signature."""
+        best = self.load_best()
+        final = self.run.load_tensors(self.folder / "model_final.safetensors", self.signature)
+        if not best or not final:
+            return None
+        self._discard_state()  # left behind by a kill just before the end
+        return Checkpoints(self.signature, best[0], final[0], best[1]["seconds"])
 
+    def save(self, result: FitResult, seconds: float) -> Checkpoints:
+        """Write both checkpoints; training took `seconds`."""
+        self.run.save_tensors(self.folder / "model_final.safetensors", result.final, self.signature)
+        # The best checkpoint is written last: it marks the training as finished.
+        self.save_best(result.best, best_step=result.best_step, history=result.history, seconds=seconds)
+        return Checkpoints(self.signature, result.best, result.final, seconds)
 
-def _read_trained(store: RunFolder, folder: Any, signature: str) -> Checkpoints | None:
-    best = store.load_tensors(folder / "model.safetensors", signature)
-    final = store.load_tensors(folder / "model_final.safetensors", signature)
-    return Checkpoints(signature, best[0], final[0], best[1]["seconds"]) if best and final else None
+    def load_best(self) -> tuple[StateDict, dict[str, Any]] | None:
+        """Weights and metadata of the best checkpoint; None as in `load`."""
+        return self.run.load_tensors(self.folder / "model.safetensors", self.signature)
+
+    def save_best(self, weights: StateDict, **meta: Any) -> None:
+        """Write the best checkpoint and delete the state."""
+        self.run.save_tensors(self.folder / "model.safetensors", weights, self.signature, **meta)
+        self._discard_state()
+
+    def load_state(self) -> FitState | None:
+        """State of an interrupted training; None as in `load`."""
+        saved = self.run.load_tensors(self._state_path, self.signature)
+        return FitState.from_tensors(*saved) if saved else None
+
+    def save_state(self, state: FitState) -> None:
+        """Write the state of a training in progress."""
+        tensors, plain = state.to_tensors()
+        self.run.save_tensors(self._state_path, tensors, self.signature, **plain)
+
+    @property
+    def _state_path(self) -> Path:
+        return self.folder / "fit_state.safetensors"
+
+    def _discard_state(self) -> None:
+        self._state_path.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Stage 1 of SKS: train the coarse branch of the local model on image-level labels."""
+"""Stage 1 of SKS: training of the coarse branch of the local model on image-level labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,74 +15,59 @@ from kmine.config import FitConfig
 from kmine.data.batches import LabelBatch, LabelBatches
 from kmine.data.pool import Pool
 from kmine.models.sks import Classifier, SksModel
-from kmine.training.train_steps import FitResult, FitState, train_steps
+from kmine.training.ema import EMA
+from kmine.training.train_steps import Callbacks, FitResult, FitState, train_steps
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric  # a second to load, and 260 MB: where nothing is trained, it stays away
+    from lightning.fabric import Fabric  # a second and 260 MB to load; not needed without training
 
-AT_ONCE = 16
-"""Images of one forward pass in validation."""
+EVAL_BATCH_SIZE = 16
+"""Images per forward pass of `image_scores`."""
 
 
 def fit_classifier(
     model: SksModel,
     batches: LabelBatches,
-    val: Pool,
     cfg: FitConfig,
     *,
-    steps: int,
     fabric: Fabric,
     seed: int,
+    callbacks: Callbacks[Classifier],
     resume: FitState | None = None,
-    save: Callable[[FitState], None] | None = None,
-    progress: Callable[[int, float, float], None] | None = None,
 ) -> FitResult:
-    """Train the classifier inside `model` in place for `steps` optimizer steps of binary cross-entropy.
+    """Train the classifier inside `model` in place for `cfg.steps` steps of binary cross-entropy.
 
-    The terms are those of `kmine.training.train_steps.train_steps`; its score is the AUC on the validation images. Where
-    that is not a number, because these are not of both labels, it counts as 0 and the last checkpoint is taken.
+    The other arguments are those of `kmine.training.train_steps.train_steps`.
 
     Args:
-        model: the rest of it is left as it is, a frozen coarse branch is frozen again afterwards.
+        model: its other parts are unchanged; a frozen coarse branch is frozen again afterwards.
         batches: batch of each step, balanced between the labels.
-        val: validation images with image-level labels; masks are not read.
-        cfg: learning rate, weight decay, warm-up, interval of validation, workers.
-        steps: the budget.
+        cfg: steps, learning rate, weight decay, warm-up, validation interval, workers.
         fabric: device and precision.
-        seed: for layers that draw numbers; with the step it fixes them.
-        resume: go on from here; the result equals that of an undisturbed training.
-        save: called with the state after every validation but the last.
-        progress: called every tenth step with (step, loss, last validation AUC).
+        seed: see there.
+        callbacks: `validate` returns the AUC on the validation images. NaN (images of one label only) counts as 0, so
+            that the last checkpoint is selected.
+        resume: see there.
 
     Returns:
-        Weights of the classifier alone: `model.classifier.load_state_dict(result.best)`.
+        Weights of the classifier: `model.classifier.load_state_dict(result.best)`.
     """
 
-    def loss_fn(net: nn.Module, batch: LabelBatch) -> Tensor:
+    def loss_fn(net: nn.Module, batch: LabelBatch, step: int, ema: EMA | None) -> Tensor:
         labels = torch.from_numpy(batch.labels).to(fabric.device, non_blocking=True)
-        return F.binary_cross_entropy_with_logits(net(_on(batch.images, fabric.device)).float(), labels)
+        return F.binary_cross_entropy_with_logits(net(_to_device(batch.images, fabric.device)).float(), labels)
 
     model.to(fabric.device)
     with model.unfrozen() as classifier:
         return train_steps(
-            classifier,
-            batches,
-            loss_fn,
-            cfg,
-            steps=steps,
-            fabric=fabric,
-            seed=seed,
-            validate=lambda module: image_auc(module, val, fabric.device),
-            resume=resume,
-            save=save,
-            progress=progress,
+            classifier, batches, loss_fn, cfg, fabric=fabric, seed=seed, callbacks=callbacks, resume=resume
         )
 
 
 def image_auc(classifier: Classifier, pool: Pool, device: torch.device) -> float:
-    """Area under the ROC curve over the images of `pool` that have a label; NaN unless both labels are there.
+    """Area under the ROC curve over the images of `pool` with a label; NaN unless both labels occur.
 
-    The classifier should be in eval mode.
+    `classifier` should be in eval mode.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -95,25 +80,23 @@ def image_auc(classifier: Classifier, pool: Pool, device: torch.device) -> float
 
 @torch.inference_mode()
 def image_scores(classifier: Classifier, pool: Pool, ids: Sequence[str], device: torch.device) -> NDArray[np.float32]:
-    """The classifier's probability of a lesion, (N,), for the images `ids` at training size.
+    """Predicted probability of a lesion, (N,) in [0, 1], for the images `ids` at training size.
 
-    It is that of a world in which every second image holds a lesion, for so are the batches of the training.
+    Training batches are balanced, so it assumes a prevalence of one half.
 
     Raises:
-        FloatingPointError: the classifier gave NaN or infinite logits.
+        FloatingPointError: NaN or infinite logits.
     """
-    logits = torch.cat(
-        [torch.zeros(0, device=device)]
-        + [
-            classifier(_on(np.stack([pool.image_resized(i) for i in ids[first : first + AT_ONCE]]), device)).float()
-            for first in range(0, len(ids), AT_ONCE)
-        ]
-    )
-    if not torch.isfinite(logits).all():
-        raise FloatingPointError("the classifier gave NaN or infinite logits; lower fit.lr or use fit.precision 32")
-    return logits.sigmoid().cpu().numpy()
+    logits = [torch.zeros(0, device=device)]
+    for first in range(0, len(ids), EVAL_BATCH_SIZE):
+        images = np.stack([pool.image_resized(i) for i in ids[first : first + EVAL_BATCH_SIZE]])
+        logits.append(classifier(_to_device(images, device)).float())
+    scores = torch.cat(logits)
+    if not torch.isfinite(scores).all():
+        raise FloatingPointError("the classifier returned NaN or infinite logits; lower fit.lr or set fit.precision 32")
+    return scores.sigmoid().cpu().numpy()
 
 
-def _on(images: NDArray[np.uint8], device: torch.device) -> Tensor:
+def _to_device(images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """(B, S, S, 3) -> (B, 3, S, S) on `device`."""
     return torch.from_numpy(images).to(device, non_blocking=True).permute(0, 3, 1, 2)

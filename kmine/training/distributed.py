@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,30 +65,42 @@ def make_fabric(device: str, precision: str, *, local: bool = False) -> Fabric:
     return fabric
 
 
+class DeviceContext(Protocol):
+    """What Lightning's Fabric and `SingleDevice` share: a device, and the rank of this process."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def global_rank(self) -> int: ...
+    def barrier(self, name: str | None = None) -> None: ...
+
+
 @dataclass(frozen=True)
 class SingleDevice:
-    """What stands for Fabric where nothing is trained: a device, and one process. Lightning takes 260 MB to load."""
+    """A device and one process; takes the place of Fabric, which needs 260 MB, if nothing is trained."""
 
     device: torch.device
     world_size: int = 1
     global_rank: int = 0
 
-    def barrier(self) -> None:
-        """Nobody to wait for."""
+    def barrier(self, name: str | None = None) -> None:
+        """Return at once."""
 
 
-def rank_slice(count: int, fabric: Fabric) -> slice:
+def rank_slice(count: int, fabric: DeviceContext) -> slice:
     """This process's run of `count` items; the runs of all processes follow one another and differ by one at most."""
     rank, size = fabric.global_rank, fabric.world_size
     return slice(count * rank // size, count * (rank + 1) // size)
 
 
-def shard(items: Sequence[T], fabric: Fabric) -> list[T]:
+def shard(items: Sequence[T], fabric: DeviceContext) -> list[T]:
     """This process's share of `items`, dealt out like cards; `gather_shards` puts the shares together."""
     return list(items[fabric.global_rank :: fabric.world_size])
 
 
-def gather_shards(local_items: Sequence[T], fabric: Fabric) -> list[T]:
+def gather_shards(local_items: Sequence[T], fabric: DeviceContext) -> list[T]:
     """All items in their old order, in every process, from the shares that `shard` gave."""
     if fabric.world_size == 1:
         return list(local_items)
@@ -98,16 +110,16 @@ def gather_shards(local_items: Sequence[T], fabric: Fabric) -> list[T]:
 
 
 @contextmanager
-def rank_zero_first(fabric: Fabric) -> Iterator[None]:
+def rank_zero_first(fabric: DeviceContext) -> Iterator[None]:
     """A block that process 0 runs before the others do; they find what it has written."""
     if fabric.world_size == 1:
         yield
         return
-    with fabric.rank_zero_first():
+    with cast("Fabric", fabric).rank_zero_first():
         yield
 
 
-def forward(net: nn.Module, images: Tensor, fabric: Fabric) -> Tensor:
+def forward(net: nn.Module, images: Tensor, fabric: DeviceContext) -> Tensor:
     """The logits of all `images` in every process, each of which ran its slice; gradients find their way back.
 
     The gradient of a loss on them, averaged over the processes as `DistributedDataParallel` does, is that of one

@@ -1,11 +1,10 @@
-"""What a round is worth on validation, and whether it is adopted."""
+"""Metrics on validation and test images, and whether a round is adopted."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +15,10 @@ from kmine.io.files import sign
 from kmine.models.base import LocalModel
 from kmine.ops.metrics import case_metrics, summarise
 from kmine.ops.statistics import is_fall, paired_change
-from kmine.training.distributed import gather_shards, shard
-from kmine.training.inference import infer
+from kmine.training.distributed import DeviceContext, gather_shards, shard
+from kmine.training.inference import infer, predict_resized
 from kmine.training.task import Checkpoints, Task
-from kmine.types import Metrics, RoundResult, Sample
+from kmine.types import CaseMetrics, Metrics, RoundResult, Sample
 
 
 def evaluate_round(
@@ -33,10 +32,18 @@ def evaluate_round(
     seconds: dict[str, float] | None = None,
     method_dir: str = "",
 ) -> RoundResult:
-    """Both checkpoints on validation, in the images' own frames; saved as the round's metrics.json.
+    """Evaluate both checkpoints on validation and decide on adoption; read back if the round's metrics.json has it.
 
-    `reference` is the last adopted round: this one is adopted unless, image by image, its Dice fell by more than the
-    tolerance and by more than noise (`kmine.ops.statistics.is_fall`).
+    Args:
+        task: validation images, settings, run folder.
+        model: overwritten with the checkpoints' weights.
+        checkpoints: of this round's training.
+        round_idx: number of the round.
+        num_pseudo: images trained on with a pseudo mask.
+        reference: the last adopted round. This round is adopted unless the mean per-image change of Dice is a fall beyond
+            `adopt_tolerance` and beyond noise (`kmine.ops.statistics.is_fall`). None: always adopted.
+        seconds: of this round's stages so far.
+        method_dir: folder of a compared method; empty for the loop.
     """
     path = task.run.round_dir(round_idx, method_dir) / "metrics.json"
     signature = sign(checkpoints.signature, num_pseudo, reference.metrics.dice if reference else None)
@@ -44,81 +51,74 @@ def evaluate_round(
     if saved:
         return RoundResult.from_json(saved)
     began = time.perf_counter()
-    context = {
-        "num_classes": task.num_classes,
-        "batch_size": task.cfg.infer.batch_size,
-        "device": task.fabric.device,
-        "fabric": task.fabric,
-    }
-    final = evaluate_checkpoint(task.val, model, checkpoints.final, **context)
-    chosen = evaluate_checkpoint(task.val, model, checkpoints.best, **context)
+    final, best = (
+        evaluate_checkpoint(task.val, model, weights, batch_size=task.cfg.infer.batch_size, fabric=task.fabric)
+        for weights in (checkpoints.final, checkpoints.best)
+    )
     result = RoundResult(
         round_idx=round_idx,
         num_labeled=len(task.labeled),
         num_pseudo=num_pseudo,
-        metrics=chosen,
+        metrics=best,
         final_metrics=final,
+        adopted=True,
         seconds={**(seconds or {}), "fit": checkpoints.seconds, "evaluate": time.perf_counter() - began},
-        **_adoption(reference.metrics if reference else None, chosen, task.cfg.adopt_tolerance),
     )
+    if reference:
+        result = _compare_to(reference, result, task.cfg.adopt_tolerance)
     task.run.save_json(path, asdict(result), signature)
     task.fabric.barrier()
     return result
 
 
-def _adoption(before: Metrics | None, after: Metrics, tolerance: float) -> dict[str, Any]:
-    """Whether a round is adopted, why, and the paired change of its Dice: fields of its `RoundResult`."""
-    if before is None:
-        return {"adopted": True}
-    old = {case.sample_id: case.dice for case in before.cases}
-    change = paired_change([old[case.sample_id] for case in after.cases], [case.dice for case in after.cases])
+def _compare_to(reference: RoundResult, result: RoundResult, tolerance: float) -> RoundResult:
+    """`result` with the paired change of Dice since `reference`, and whether it is adopted."""
+    before = {case.sample_id: case.dice for case in reference.metrics.cases}
+    cases = result.metrics.cases
+    change = paired_change([before[case.sample_id] for case in cases], [case.dice for case in cases])
     fell = is_fall(change, tolerance)
-    return {
-        "adopted": not fell,
-        "reason": f"refused: fell by {-change.difference:.3f}" if fell else "adopted",
-        "difference": change.difference,
-        "difference_low": change.low,
-        "difference_high": change.high,
-    }
+    return replace(
+        result,
+        adopted=not fell,
+        reason=f"refused: fell by {-change.difference:.3f}" if fell else "adopted",
+        difference=change.difference,
+        difference_low=change.low,
+        difference_high=change.high,
+    )
 
 
 def evaluate_checkpoint(
-    pool: Pool,
-    model: LocalModel,
-    weights: dict[str, Tensor],
-    *,
-    num_classes: int,
-    batch_size: int,
-    device: Any,
-    fabric: Any = None,
+    pool: Pool, model: LocalModel, weights: dict[str, Tensor], *, batch_size: int, fabric: DeviceContext
 ) -> Metrics:
-    """Metrics of the checkpoint `weights` on the images of `pool` (opened with masks), in their own frames.
+    """Metrics of a checkpoint on the images of `pool`, in their own frames.
 
-    HD95 is in mm where the spacing of all of them is known, else in pixels throughout: a mean of both would be neither.
-    The processes of `fabric` share the images.
+    HD95 is in mm if the spacing of all images is known, else in pixels for all: the mean of both would have no unit.
+
+    Args:
+        pool: opened with masks.
+        model: overwritten with `weights`; on the device of `fabric`.
+        weights: its state dict.
+        batch_size: images per forward pass.
+        fabric: device; its processes share the images.
     """
     model.load_state_dict(weights)
-    predictions = infer(
-        model,
-        pool,
-        shard(pool.ids, fabric) if fabric else pool.ids,
-        batch_size=batch_size,
-        tta="none",
-        device=device,
-    )
+    ids = shard(pool.ids, fabric)
+    predictions = infer(model, pool, ids, batch_size=batch_size, tta="none", device=fabric.device)
     samples = ((pool.sample(p.sample_id), p.mask) for p in predictions)
     if not pool.in_mm:
         samples = ((replace(sample, spacing=None), mask) for sample, mask in samples)
-    metrics = compute_metrics(samples, num_classes)
-    return summarise(gather_shards(metrics.cases, fabric)) if fabric else metrics
+    return summarise(gather_shards(compute_metrics(samples, model.num_classes).cases, fabric))
 
 
 def compute_metrics(predictions: Iterable[tuple[Sample, NDArray[np.uint8]]], num_classes: int) -> Metrics:
-    """Dice, IoU, HD95 and missed lesions per case, and their means; rules in `kmine.ops.metrics`.
+    """Dice, IoU, HD95 and missed lesions of each case, and their means; rules in `kmine.ops.metrics`.
 
     Args:
-        predictions: pairs of a sample with its mask and the predicted (H, W) class ids in the sample's frame.
-        num_classes: with background.
+        predictions: samples with their masks, and the predicted (H, W) class ids in the sample's frame.
+        num_classes: background included.
+
+    Raises:
+        ValueError: a sample has no mask.
     """
     return summarise(case_metrics(s.sample_id, pred, _truth(s), num_classes, s.spacing) for s, pred in predictions)
 
@@ -127,3 +127,17 @@ def _truth(sample: Sample) -> NDArray[np.uint8]:
     if sample.mask is None:
         raise ValueError(f"evaluate: sample {sample.sample_id} was opened without its mask")
     return sample.mask
+
+
+def validation_dice(task: Task, model: LocalModel) -> float:
+    """Mean Dice on the validation images at training size: a cheap score to select checkpoints by."""
+    cases: list[CaseMetrics] = []
+    local_ids, batch_size = shard(task.val.ids, task.fabric), task.cfg.infer.batch_size
+    for first in range(0, len(local_ids), batch_size):
+        ids = local_ids[first : first + batch_size]
+        images = np.stack([task.val.image_resized(i) for i in ids])
+        probs, _ = predict_resized(model, images, "none", task.fabric.device)
+        for sample_id, pred in zip(ids, probs.argmax(axis=1).astype(np.uint8), strict=True):
+            truth = task.val.mask_resized(sample_id)
+            cases.append(case_metrics(sample_id, pred, truth, task.num_classes, with_hd95=False))
+    return summarise(gather_shards(cases, task.fabric)).dice

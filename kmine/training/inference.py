@@ -1,4 +1,4 @@
-"""The local model's probabilities, in each image's own frame."""
+"""Inference of the local model."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
 def infer(
     model: LocalModel, pool: Pool, ids: Sequence[str], *, batch_size: int, tta: str, device: torch.device
 ) -> Iterator[Probs]:
-    """Probabilities of the images `ids`, one after the other, in order.
+    """Class probabilities of the images `ids`, in order, each (K, H, W) in the image's own frame.
 
-    The network sees the square training size; what it says is resized (bilinear) to the image's own frame.
+    Predicted at the square training size and resized (bilinear).
 
     Args:
-        model: in whatever mode; it is put to eval.
-        pool: images are read from here, masks never.
-        ids: which images.
+        model: set to eval mode.
+        pool: its images are read, its masks are not.
+        ids: sample ids.
         batch_size: images per forward pass.
         tta: none, hflip or flips; probabilities are averaged over the flips.
-        device: where the model is.
+        device: device of the model.
 
     Raises:
-        FloatingPointError: the network gave NaN or infinite logits.
+        FloatingPointError: NaN or infinite logits.
     """
     model.eval()
     for first in range(0, len(ids), batch_size):
@@ -52,14 +52,14 @@ def infer(
 def activations(
     model: LocalModel, pool: Pool, ids: Sequence[str], *, batch_size: int, device: torch.device
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Where the classifier of sks sees a lesion: (id, (H, W) in [0, 1] in the image's own frame), in order.
+    """Class activation maps of the classifier of sks: (id, (H, W) in [0, 1] in the image's own frame), in order.
 
     Args:
-        model: an `SksModel`, in whatever mode; it is put to eval.
-        pool: images are read from here, masks never.
-        ids: which images.
+        model: an `SksModel`; set to eval mode.
+        pool: its images are read, its masks are not.
+        ids: sample ids.
         batch_size: images per forward pass.
-        device: where the model is.
+        device: device of the model.
     """
     model.eval()
     for first in range(0, len(ids), batch_size):
@@ -73,11 +73,24 @@ def activations(
 def predict_resized(
     model: LocalModel, images: NDArray[np.uint8], tta: str, device: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(B, S, S, 3) uint8 -> (B, K, S, S) probabilities, (B, 1, S, S) deviation of the foreground's over flips."""
+    """Probabilities at training size, of a model in eval mode.
+
+    Args:
+        model: on `device`.
+        images: (B, S, S, 3) uint8 RGB.
+        tta: none, hflip or flips.
+        device: device of the model.
+
+    Returns:
+        (B, K, S, S) probabilities, mean over the flips, and (B, 1, S, S) standard deviation of foreground probability.
+
+    Raises:
+        FloatingPointError: NaN or infinite logits.
+    """
     x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
     views = torch.stack([_flipped(model(_flipped(x, dims)).float().softmax(dim=1), dims) for dims in _FLIPS[tta]])
     if not torch.isfinite(views).all():
-        raise FloatingPointError("the local model gave NaN or infinite logits; lower fit.lr or use fit.precision 32")
+        raise FloatingPointError("the local model returned NaN or infinite logits; lower fit.lr or set fit.precision 32")
     std = (1 - views[:, :, :1]).std(dim=0, unbiased=False)
     return views.mean(dim=0).cpu().numpy(), std.cpu().numpy()
 

@@ -1,7 +1,6 @@
 """Cross-entropy + soft Dice with ignored pixels and weights of images or pixels.
 
-Letters: B images, K classes, H, W. segmentation-models-pytorch's DiceLoss has no weights; pseudo masks need
-them.
+Letters: B images, K classes, H, W. Pseudo masks need weights, which segmentation-models-pytorch's DiceLoss lacks.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ def segmentation_loss(logits: Tensor, target: Tensor, weights: Tensor, dice_weig
 
     Args:
         logits: (B, K, H, W) float.
-        target: (B, H, W) int64 class ids; pixels of 255 count nowhere.
-        weights: (B,) or (B, H, W) float, of each image or each pixel; one factor on all of them changes nothing.
+        target: (B, H, W) int64 class ids; 255 = ignore.
+        weights: (B,) or (B, H, W) float, of each image or each pixel; only their ratios matter.
         dice_weight: 0 or more.
 
     Returns:
-        A scalar; 0 (with gradient) where every pixel is ignored or weighs 0.
+        A scalar; 0 (with gradient) if every pixel is ignored or has weight 0.
     """
     valid = target != IGNORE_INDEX
     pixel_weights = (weights if weights.ndim == 3 else weights[:, None, None]) * valid
@@ -35,7 +34,7 @@ def segmentation_loss(logits: Tensor, target: Tensor, weights: Tensor, dice_weig
 
 
 def _soft_dice(logits: Tensor, target: Tensor, pixel_weights: Tensor) -> Tensor:
-    """1 - Dice, mean over the foreground classes present in the batch's target, counts pooled over the batch."""
+    """1 - Dice, mean over the foreground classes present in `target`; counts are summed over the batch."""
     probs = logits.float().softmax(dim=1)[:, 1:]
     classes = torch.arange(1, logits.shape[1], device=target.device)[None, :, None, None]
     truth = (target[:, None] == classes).float()

@@ -15,9 +15,9 @@ from kmine.types import RoundResult
 
 
 def trained_auxiliary_model(task: Task, method_dir: str = "witness") -> tuple[LocalModel, str] | None:
-    """The second local model, trained on the labels alone as round 0 trains the first, and its signature.
+    """The auxiliary model, trained on the labels as in round 0, and the signature of its training.
 
-    It sees no pseudo mask in any round, so the loop's own mistakes cannot reach it. None where there is none.
+    It is never trained on pseudo masks, so errors of the loop do not reach it. None if the task has no such model.
     """
     if task.auxiliary_model is None:
         return None
@@ -33,9 +33,10 @@ def train_rounds(
     method_dir: str,
     round_inputs: Callable[[int], dict[str, Any] | None] = lambda round_idx: {},
 ) -> Iterator[RoundResult]:
-    """Round 0 as the loop has it, then `rounds` times `fit.round_steps` more, each from the last adopted round.
+    """Round 0 as in the loop, then `rounds` times `fit.round_steps` steps, each from the last adopted round.
 
-    `how` says for a round what `train` is given beside the labels (`pseudo`, `consistency`); None ends it.
+    `round_inputs` maps a round to arguments of `train` (`pseudo` and `pseudo_signature`, or `consistency`); None ends
+    the rounds.
     """
     model = new_model(task)
     current = train(task, model, round_idx=0)
@@ -44,9 +45,16 @@ def train_rounds(
     for round_idx in range(1, task.cfg.rounds + 1):
         if (inputs := round_inputs(round_idx)) is None:
             return
-        fitted = train(task, model, round_idx=round_idx, start=current, method_dir=method_dir, **inputs)
-        context = {"num_pseudo": len(inputs.get("pseudo") or ()), "reference": adopted, "method_dir": method_dir}
-        result = evaluate_round(task, model, fitted, round_idx=round_idx, **context)
+        candidate = train(task, model, round_idx=round_idx, start=current, method_dir=method_dir, **inputs)
+        result = evaluate_round(
+            task,
+            model,
+            candidate,
+            round_idx=round_idx,
+            num_pseudo=len(inputs.get("pseudo") or ()),
+            reference=adopted,
+            method_dir=method_dir,
+        )
         yield result
         if result.adopted:
-            current, adopted = fitted, result
+            current, adopted = candidate, result

@@ -1,10 +1,11 @@
-"""What a method is given, and what it keeps."""
+"""Inputs of a method: data, settings, device, run folder."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import Tensor
 
@@ -14,60 +15,76 @@ from kmine.feedback.verdict_effects import NO_VERDICTS, VerdictEffects
 from kmine.ops.calibrator import Calibration
 from kmine.segmenters.base import Segmenter
 from kmine.store.run_folder import RunFolder
-from kmine.training.distributed import make_fabric
+from kmine.training.distributed import DeviceContext, make_fabric
 from kmine.types import ProgressReporter
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a method is given. The unlabeled pool is opened without masks; the test split is not here at all."""
+    """Inputs of a method. The unlabeled pool withholds its masks; the test split is not part of a task."""
 
     cfg: LoopConfig
     num_classes: int
+    """Background included."""
     labeled: Pool
     unlabeled: Pool
     val: Pool
     segmenter: Segmenter | None
-    """None where nothing is mined (`rounds` 0)."""
-    fabric: Any
+    """None if nothing is mined (`rounds` 0)."""
+    fabric: DeviceContext
+    """Lightning Fabric; a `SingleDevice` if nothing is trained."""
     signature: str
     """Of the data, the splits and the seed."""
     progress: ProgressReporter
     run: RunFolder
-    """The run folder, where artifacts are kept."""
+    """Where artifacts are written."""
     calibration: Calibration | None = None
-    """What the gate goes by; None: thresholds on the evidence."""
+    """Estimates quality for the gate; None: the gate compares evidence with thresholds."""
     auxiliary_model: ModelConfig | None = None
     """A second local model, whose agreement is evidence."""
-    review: VerdictEffects = NO_VERDICTS  # what a person said of an earlier run's masks
+    review: VerdictEffects = NO_VERDICTS
+    """A reviewer's verdicts on the masks of an earlier run."""
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """A model's two checkpoints and the signature of how they came about."""
+    """Best and final weights of a training."""
 
     signature: str
+    """Of everything the training depends on."""
     best: dict[str, Tensor]
+    """Weights selected on validation."""
     final: dict[str, Tensor]
+    """Weights after the last step."""
     seconds: float
+    """Duration of the training."""
 
 
 @dataclass
 class StageTimer:
-    """Seconds per stage: `lap(name)` books the time since the lap before."""
+    """Seconds per stage of a round."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     last: float = field(default_factory=time.perf_counter)
 
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent in the block to stage `name`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
     def lap(self, name: str) -> None:
-        """Book the time since the last lap under `name`."""
+        """Add the time since the last lap to stage `name`."""
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
         self.last = now
 
 
 def single_process(task: Task) -> Task:
-    """The task for what one process does by itself, of several that share the others."""
+    """The task for work that one of several processes does without the others."""
     if task.fabric.world_size == 1:
         return task
     return replace(task, fabric=make_fabric(task.cfg.device, task.cfg.fit.precision, local=True))

@@ -1,15 +1,15 @@
-"""Training by the optimizer step: one schedule, one way to choose a checkpoint, one way to resume.
+"""The training loop: AdamW steps, one learning-rate schedule, checkpoint selection, resuming.
 
-What is trained (local model, classifier) and what its loss is, the stages say.
+The trained module (local model, classifier) and its loss are arguments.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,25 +17,30 @@ from torch import Tensor, nn
 
 from kmine.config import FitConfig
 from kmine.training.distributed import sync_batchnorm
+from kmine.training.ema import EMA
+from kmine.types import ProgressReporter
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric  # a second to load, and 260 MB: where nothing is trained, it stays away
+    from lightning.fabric import Fabric  # a second and 260 MB to load; not needed without training
 
 StateDict = dict[str, Tensor]
 B = TypeVar("B")
+BatchT = TypeVar("BatchT", covariant=True)
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+LossFn = Callable[[nn.Module, B, int, EMA | None], Tensor]
+"""(module as set up by Fabric, in train mode; batch; step; running average or None) -> scalar loss."""
 
 
-class BatchStream(Protocol[B]):
+class BatchStream(Protocol[BatchT]):
     """Batches that are a function of their step."""
 
-    def stream(self, start: int, stop: int, num_workers: int) -> Iterator[B]:
+    def stream(self, start: int, stop: int, num_workers: int) -> Iterator[BatchT]:
         """Batches of steps [start, stop) in order."""
 
 
 @dataclass
 class FitState:
-    """Everything a training needs to go on where it stopped."""
+    """Everything needed to resume a training."""
 
     step: int
     """Optimizer steps done."""
@@ -48,10 +53,10 @@ class FitState:
     history: list[tuple[int, float, float]] = field(default_factory=list)
     """(step, mean training loss since the last entry, validation score)."""
     average: StateDict = field(default_factory=dict)
-    """Running average of the model; empty where none is kept."""
+    """Running average of the model; empty without one."""
 
     def to_tensors(self) -> tuple[StateDict, dict[str, Any]]:
-        """All tensors under flat names, and what else there is as plain values."""
+        """All tensors under flat names, and the other fields as JSON values."""
         groups = {"model": self.model, "best": self.best, "average": self.average}
         flat = {f"{group}/{k}": v for group, state in groups.items() for k, v in state.items()}
         flat |= {f"optimizer/{i}/{k}": v for i, entry in self.optimizer.items() for k, v in entry.items()}
@@ -77,129 +82,104 @@ class FitState:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training leaves behind."""
+    """Outcome of a training."""
 
     best: StateDict
-    """Weights of the validation with the highest score (the later one of equals)."""
+    """Weights of the validation with the highest score (the latest of equals)."""
     best_step: int
     final: StateDict
-    """Weights after the last step; with `cfg.ema_decay` their average, as everywhere."""
+    """Weights after the last step; with `cfg.ema_decay` their running average."""
     history: list[tuple[int, float, float]]
     """(step, mean training loss since the last entry, validation score)."""
+
+
+@dataclass(frozen=True)
+class Callbacks(Generic[ModuleT]):
+    """Functions that a training calls."""
+
+    validate: Callable[[ModuleT], float]
+    """Score of the module, which is in eval mode; higher is better, NaN counts as 0."""
+    save: Callable[[FitState], None] | None = None
+    """Called with the state after every validation but the last."""
+    progress: Callable[[int, float, float], None] | None = None
+    """Called every tenth step with (step, loss, last score)."""
+
+
+def show_progress(reporter: ProgressReporter, score_name: str) -> Callable[[int, float, float], None]:
+    """`Callbacks.progress` that sends loss and score to `reporter`; a NaN score is left out."""
+
+    def progress(done: int, loss: float, score: float) -> None:
+        text = f"loss {loss:.3f}" + f"  validation {score_name} {score:.3f}" * bool(np.isfinite(score))
+        reporter.advance(done, text)
+
+    return progress
 
 
 def train_steps(
     module: ModuleT,
     batches: BatchStream[B],
-    loss_fn: Callable[[nn.Module, Any], Tensor],
+    loss_fn: LossFn[B],
     cfg: FitConfig,
     *,
-    steps: int,
     fabric: Fabric,
     seed: int,
-    validate: Callable[[ModuleT], float],
+    callbacks: Callbacks[ModuleT],
     resume: FitState | None = None,
-    save: Callable[[FitState], None] | None = None,
-    progress: Callable[[int, float, float], None] | None = None,
-    prepare: Callable[[nn.Module, B, int, EMA | None], Any] | None = None,
 ) -> FitResult:
-    """Train `module` in place for `steps` steps of AdamW, linear warm-up and cosine decay.
+    """Train `module` in place for `cfg.steps` steps of AdamW with linear warm-up and cosine decay.
 
-    Validates every `cfg.val_every` steps and at the end. With `cfg.ema_decay` a running average of the weights (batch
-    norm's included) is what is validated, chosen and returned, `final` too: what is kept is always one and the same
-    kind of model. The average only looks on; the weights are trained as without it, and are what `module` ends with.
+    Validates every `cfg.val_every` steps and at the end. With `cfg.ema_decay` a running average of weights and buffers
+    is validated, selected and returned, as `final` too. It does not affect the trained weights, with which `module`
+    ends.
 
     Args:
-        module: starts from the weights it has; its state dict is what is kept.
+        module: starts from its current weights; checkpoints are its state dict.
         batches: batch of each step.
-        loss_fn: (learner as set up by fabric, batch) -> scalar loss.
-        cfg: learning rate, weight decay, warm-up, decay of the average, interval of validation, workers.
-        steps: the budget.
-        fabric: device, precision, and the other processes, where there are any.
-        seed: for layers that draw numbers (dropout); with the step it fixes them.
-        validate: score of the learner, put to eval; higher is better, NaN counts as 0.
-        resume: go on from here; the result equals that of an undisturbed training.
-        save: called with the state after every validation but the last.
-        progress: called every tenth step with (step, loss, last score).
-        prepare: called before each loss with (learner, put to eval, batch, step, average); `loss_fn` is then given what
-            comes back in place of the batch. What the average, or the learner as it stands, has to say comes in here.
+        loss_fn: see `LossFn`.
+        cfg: steps, learning rate, weight decay, warm-up, decay of the average, validation interval, workers.
+        fabric: device, precision, other processes.
+        seed: together with the step it fixes the random numbers of layers (dropout).
+        callbacks: validation, saving, progress.
+        resume: state to continue from; the result equals that of an uninterrupted training.
     """
     sync_batchnorm(module, fabric)
     optimizer = torch.optim.AdamW(module.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
-    wrapped, optimizer = fabric.setup(module, optimizer)
+    net, optimizer = fabric.setup(module, optimizer)
     state = resume or FitState(0, {}, {}, _copy(module), -math.inf, 0)
     if resume:
         module.load_state_dict(resume.model)
         _load_optimizer(optimizer, resume.optimizer)
     ema = EMA(module, cfg.ema_decay, state.average) if cfg.ema_decay else None
     losses: list[Tensor] = []
-    last_score = state.history[-1][2] if state.history else math.nan
-    for step, batch in enumerate(batches.stream(state.step, steps, cfg.num_workers), start=state.step):
+    for step, batch in enumerate(batches.stream(state.step, cfg.steps, cfg.num_workers), start=state.step):
         torch.manual_seed((seed + step) % 2**63)
-        if prepare:
-            module.eval()
-            batch = prepare(wrapped, batch, step, ema)
         module.train()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, cfg)
-        losses.append(_step(optimizer, fabric, loss_fn(wrapped, batch)))
+            group["lr"] = learning_rate(step, cfg)
+        losses.append(_step(optimizer, fabric, loss_fn(net, batch, step, ema)))
         if ema:
             ema.update(step)
         done = step + 1
-        if progress and (done % 10 == 0 or done == steps):  # reading the loss waits for the device
-            progress(done, float(losses[-1]), last_score)
-        if done % cfg.val_every == 0 or done == steps:
+        if callbacks.progress and (done % 10 == 0 or done == cfg.steps):  # reading the loss waits for the device
+            callbacks.progress(done, float(losses[-1]), state.history[-1][2] if state.history else math.nan)
+        if done % cfg.val_every == 0 or done == cfg.steps:
             with ema.applied() if ema else nullcontext():
-                last_score = _run_validation(module, validate, state, done, losses)
+                _validate(module, callbacks.validate, state, done, losses)
             losses = []
-            if save and done < steps:
+            if callbacks.save and done < cfg.steps:
                 state.step, state.model, state.optimizer = done, _copy(module), _optimizer_state(optimizer)
                 state.average = ema.state() if ema else {}
-                save(state)
+                callbacks.save(state)
     with ema.applied() if ema else nullcontext():
         return FitResult(state.best, state.best_step, _copy(module), state.history)
 
 
-class EMA:
-    """Exponential moving average of a module's weights and buffers, beside the module that is trained.
-
-    A step keeps `min(decay, (1 + step) / (10 + step))` of the average: little at first, so that the first weights,
-    which are those of nothing learned, do not linger. Whole numbers (batch norm's counter) are copied.
-    """
-
-    def __init__(self, module: nn.Module, decay: float, state: StateDict | None = None) -> None:
-        """Begin with the weights that `module` has, or go on with an average that was saved as `state`."""
-        self.module = module
-        self.decay = decay
-        self._live = module.state_dict()
-        """Views of the module's own tensors: they follow the training."""
-        self._mean = {k: v.detach().clone() for k, v in self._live.items()}
-        for k, v in (state or {}).items():
-            self._mean[k].copy_(v)
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the module's weights after `step` (0, 1, ...)."""
-        share = 1 - min(self.decay, (1 + step) / (10 + step))
-        for mean, now in zip(self._mean.values(), self._live.values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(now, share)
-            else:
-                mean.copy_(now)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """A block in which the module has the averaged weights; afterwards it has its own again."""
-        own = {k: v.detach().clone() for k, v in self._live.items()}
-        self.module.load_state_dict(self._mean)
-        try:
-            yield
-        finally:
-            self.module.load_state_dict(own)
-
-    def state(self) -> StateDict:
-        """A copy of the average, on the CPU."""
-        return {k: v.cpu().clone() for k, v in self._mean.items()}
+def learning_rate(step: int, cfg: FitConfig) -> float:
+    """Rate of `step` (0, 1, ...): linear warm-up over the share `cfg.warmup` of the steps, then cosine decay to zero."""
+    warmup = cfg.warmup * cfg.steps
+    if step < warmup:
+        return cfg.lr * (step + 1) / (warmup + 1)
+    return cfg.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (cfg.steps - warmup)))
 
 
 def _step(optimizer: torch.optim.Optimizer, fabric: Fabric, loss: Tensor) -> Tensor:
@@ -209,23 +189,15 @@ def _step(optimizer: torch.optim.Optimizer, fabric: Fabric, loss: Tensor) -> Ten
     return loss.detach()
 
 
-def learning_rate(step: int, steps: int, cfg: FitConfig) -> float:
-    """Rate of `step` (0, 1, ...) of `steps`: linear warm-up over `cfg.warmup` of them, then cosine decay to zero."""
-    warmup = cfg.warmup * steps
-    if step < warmup:
-        return cfg.lr * (step + 1) / (warmup + 1)
-    return cfg.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-
-
-def _run_validation(
+def _validate(
     module: ModuleT, validate: Callable[[ModuleT], float], state: FitState, done: int, losses: list[Tensor]
-) -> float:
+) -> None:
+    """Add an entry to the history of `state`, and replace its best checkpoint unless the score is lower."""
     module.eval()
     score = float(np.nan_to_num(validate(module)))
     state.history.append((done, float(torch.stack(losses).mean()), score))
     if score >= state.best_score:
         state.best, state.best_score, state.best_step = _copy(module), score, done
-    return score
 
 
 def _copy(module: nn.Module) -> StateDict:

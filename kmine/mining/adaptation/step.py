@@ -30,9 +30,8 @@ def adapt_segmenter(task: Task) -> Task:
     if not (cfg.adapt.enabled and isinstance(segmenter, FineTunable)):
         return task
     folder = task.run.root / "segmenter"
-    fit_settings = {k: v for k, v in asdict(cfg.fit).items() if k not in ("num_workers", "round_steps", "round_lr")}
     settings = [asdict(section) for section in (cfg.model, cfg.classifier, cfg.infer, cfg.prompts, cfg.adapt)]
-    signature = sign(task.signature, segmenter.signature, fit_settings, settings)
+    signature = sign(task.signature, segmenter.signature, cfg.fit.signed_fields(), settings)
     record = task.run.load_json(folder / "adaptation.json", signature)
     finetuned = task.run.load_tensors(folder / "adapted.safetensors", signature)
     if record is None or (record["used"] and finetuned is None):

@@ -40,11 +40,10 @@ def calibrate_local_quality(task: Task, fold_ids: Sequence[Sequence[str]]) -> Ro
         fold_ids: the labeled ids of each.
     """
     cfg, prompts = task.cfg, local_only(task.cfg.prompts)
-    fit_settings = {k: v for k, v in asdict(cfg.fit).items() if k not in ("num_workers", "round_steps", "round_lr")}
     settings = [asdict(section) for section in (cfg.model, cfg.classifier, prompts)]
     ttas = list(dict.fromkeys(("none", cfg.infer.tta)))  # as `kmine predict` does unless told, and as mining does
     signature = sign(
-        "alone", VERSION, task.signature, fit_settings, settings, ttas, cfg.adapt.folds, cfg.adapt.fold_steps
+        "alone", VERSION, task.signature, cfg.fit.signed_fields(), settings, ttas, cfg.adapt.folds, cfg.adapt.fold_steps
     )
     rows: dict[str, list[Row]] = {tta: [] for tta in ttas}
     for fold_idx, held_out_ids in enumerate(fold_ids):

@@ -68,10 +68,9 @@ def calibrate(task: Task, base: Segmenter | None) -> Task:
     if task.segmenter is None or base is None or cfg.gate.mode != "calibrated":
         return task
     fold_ids = folds(task.labeled, cfg.adapt.folds, cfg.seed)
-    fit_settings = {k: v for k, v in asdict(cfg.fit).items() if k not in ("num_workers", "round_steps", "round_lr")}
     settings = [asdict(section) for section in (cfg.model, cfg.classifier, cfg.infer, cfg.prompts, cfg.adapt)]
     settings.append(asdict(task.auxiliary_model) if task.auxiliary_model else {})
-    signature = sign(task.signature, task.segmenter.signature, fit_settings, settings)
+    signature = sign(task.signature, task.segmenter.signature, cfg.fit.signed_fields(), settings)
     if (count := _num_objects(task.labeled)) < MIN_OBJECTS or len(fold_ids) < 2:
         # Hardly more could be found than there are: nobody need be trained to see that.
         record: Row = {"num_objects": count, "num_parts": len(fold_ids), "promise": None, "alone": None}
