@@ -27,6 +27,7 @@ from kmine.models.build import build_model
 from kmine.training.distributed import make_fabric
 from kmine.training.fit import fit, to_device
 from kmine.training.loss import segmentation_loss
+from kmine.training.train_steps import Callbacks
 
 
 def bare(model: LocalModel, batches: Batches, steps: int) -> float:
@@ -48,9 +49,10 @@ def bare(model: LocalModel, batches: Batches, steps: int) -> float:
 
 def fitted(model: LocalModel, batches: Batches, steps: int) -> float:
     """Seconds of `fit` for as many steps, reading and augmenting every image."""
-    cfg, fabric = FitConfig(batch_size=batches.num_labeled, val_every=steps), make_fabric("auto", "auto")
+    cfg = FitConfig(steps=steps, batch_size=batches.num_labeled, val_every=steps)
+    fabric, callbacks = make_fabric("auto", "auto"), Callbacks(validate=lambda _: 0.0)
     began = time.perf_counter()
-    fit(model, batches, cfg, steps=steps, fabric=fabric, seed=0, validate=lambda _: 0.0)
+    fit(model, batches, cfg, fabric=fabric, seed=0, callbacks=callbacks)
     return time.perf_counter() - began
 
 

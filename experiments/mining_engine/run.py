@@ -131,7 +131,7 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
         rows += [
             {"split": split, "checkpoint": checkpoint, "sample_id": unit, "dice": dice}
             for split, pool in (("val", task.val), ("test", test))
-            for unit, dice in lesion_dice(model, pool, how["device"], by_group=args.set == "lits").items()
+            for unit, dice in lesion_dice(model, pool, how["fabric"].device, by_group=args.set == "lits").items()
         ]
     about = {"labeled": len(task.labeled), "unlabeled": len(task.unlabeled), "adopted_round": last.round_idx}
     frame = pd.DataFrame(rows).assign(**about)

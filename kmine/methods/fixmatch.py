@@ -17,6 +17,7 @@ from kmine.config import FixmatchConfig
 from kmine.data.batches import places_for_unlabeled
 from kmine.errors import UserError
 from kmine.io.files import sign
+from kmine.training.ema import EMA
 from kmine.training.fit import (
     Consistency,
     ConsistencyFn,
@@ -25,7 +26,6 @@ from kmine.training.fit import (
 )
 from kmine.training.rounds import train_rounds
 from kmine.training.task import Task
-from kmine.training.train_steps import EMA
 from kmine.types import RoundResult
 
 METHOD_DIR = "fixmatch"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kmine.config import TeacherConfig
 from kmine.data.batches import places_for_unlabeled
 from kmine.io.files import sign
+from kmine.training.ema import EMA
 from kmine.training.fit import (
     Consistency,
     ConsistencyFn,
@@ -22,7 +23,6 @@ from kmine.training.fit import (
 )
 from kmine.training.rounds import train_rounds
 from kmine.training.task import Task
-from kmine.training.train_steps import EMA
 from kmine.types import RoundResult
 
 METHOD_DIR = "mean_teacher"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kmine.config import LoopConfig
 from kmine.data.cache.sample_cache import SampleCache
@@ -31,6 +31,9 @@ from kmine.store.run_folder import RunFolder
 from kmine.training.distributed import DeviceContext, SingleDevice, make_fabric
 from kmine.training.task import Task
 from kmine.types import Finding, ProgressReporter
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 def open_cache(cfg: LoopConfig, source: Source) -> SampleCache:
@@ -154,7 +157,7 @@ def _intensity(cache: SampleCache, ids: Sequence[str]) -> dict[str, Any]:
 
 
 def open_for_test(cfg: LoopConfig, source: Source, store: RunFolder) -> tuple[Pool, LocalModel, dict[str, Any]]:
-    """The test split with its masks, a model to load weights into, and what `methods.evaluate_checkpoint` wants beside them.
+    """The test split with its masks, a model to load weights into, and further arguments of `evaluate_checkpoint`.
 
     For `kmine.compare` alone. Damaged masks stop it, or are left out with `--data.on_error skip`, as in training.
     """
@@ -233,7 +236,7 @@ def _device(name: str) -> str:
     return name
 
 
-def open_fabric(cfg: LoopConfig) -> DeviceContext:
+def open_fabric(cfg: LoopConfig) -> Fabric:
     """Device and precision; where several processes share a run, this one joins the others."""
     return make_fabric(_device(cfg.device), cfg.fit.precision)
 

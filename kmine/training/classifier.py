@@ -93,7 +93,7 @@ def image_scores(classifier: Classifier, pool: Pool, ids: Sequence[str], device:
         logits.append(classifier(_to_device(images, device)).float())
     scores = torch.cat(logits)
     if not torch.isfinite(scores).all():
-        raise FloatingPointError("the classifier returned NaN or infinite logits; lower fit.lr or set fit.precision 32")
+        raise FloatingPointError("the classifier gave NaN or infinite logits; lower fit.lr or use fit.precision 32")
     return scores.sigmoid().cpu().numpy()
 
 

@@ -1,9 +1,9 @@
-"""Several processes on one run (`torchrun`, `fabric run`): who does which part, and how parts become the whole.
+"""Distributed training and mining: several processes on one run, started by `torchrun` or `fabric run`.
 
-Every process runs the same program with the same settings. In training each takes its slice of every batch; what the
-network says of the slices is put together before the loss, so that loss and gradient are those of the whole batch.
-Batch norm's statistics are the whole batch's, too. Process 0 leads: it alone writes what belongs to the run as a whole.
-With a single process everything here is the plain thing. Layers that draw numbers (dropout) draw by process.
+Every process runs the same program with the same settings. In training each process runs the network on its slice of
+every batch. The logits of all slices are gathered before the loss, so loss and gradient are those of the whole batch,
+as are batch norm's statistics. Only process 0 writes files of the run as a whole. Random layers (dropout) draw
+different numbers in each process. With a single process every function here is trivial.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ T = TypeVar("T")
 
 
 def is_distributed_launch() -> bool:
-    """Whether this process is one of several that `torchrun` or `fabric run` started."""
+    """Whether `torchrun` or `fabric run` started this process together with others."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 def make_fabric(device: str, precision: str, *, local: bool = False) -> Fabric:
     """Lightning Fabric on `device` (auto, cpu, cuda, cuda:N) in `precision` (auto, 32, bf16, 16).
 
-    Of several processes, started by `torchrun` or `fabric run`, each has the GPU of its number; unless it is to be
-    `local`, it joins the others, which may take hours to come (what process 0 does alone, the others wait for).
+    In a distributed launch each process uses the GPU of its local rank and joins the process group. Its timeout is 7
+    days, since the other processes wait while process 0 works. `local` gives a Fabric of this process only.
+
+    Raises:
+        UserError: a device with a number in a distributed launch.
     """
     from lightning.fabric import Fabric
     from lightning.fabric.plugins.environments import LightningEnvironment
@@ -50,12 +53,12 @@ def make_fabric(device: str, precision: str, *, local: bool = False) -> Fabric:
     if not is_distributed_launch():
         return Fabric(accelerator=accelerator, devices=[int(index)] if index else 1, precision=plugin)
     if index:
-        raise UserError(f"device: expected cpu, cuda or auto where several processes share the work, got {device!r}")
+        raise UserError(f"device: expected cpu, cuda or auto if several processes share the work, got {device!r}")
     if local:
         devices = [int(os.environ["LOCAL_RANK"])] if on_gpu else 1
         return Fabric(accelerator=accelerator, devices=devices, precision=plugin, plugins=[LightningEnvironment()])
     local_world_size, world_size = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    # Networks have parts that segmentation does not read: the head of sks's classifier.
+    # Segmentation does not use every parameter: the head of the classifier of sks has no gradient.
     strategy = DDPStrategy(timeout=timedelta(days=7), find_unused_parameters=True)
     nodes = world_size // local_world_size
     fabric = Fabric(
@@ -69,12 +72,19 @@ class DeviceContext(Protocol):
     """What Lightning's Fabric and `SingleDevice` share: a device, and the rank of this process."""
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Of models and batches."""
+
     @property
-    def world_size(self) -> int: ...
+    def world_size(self) -> int:
+        """Number of processes."""
+
     @property
-    def global_rank(self) -> int: ...
-    def barrier(self, name: str | None = None) -> None: ...
+    def global_rank(self) -> int:
+        """Number of this process, from 0."""
+
+    def barrier(self, name: str | None = None) -> None:
+        """Wait until all processes have reached this call."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +100,18 @@ class SingleDevice:
 
 
 def rank_slice(count: int, fabric: DeviceContext) -> slice:
-    """This process's run of `count` items; the runs of all processes follow one another and differ by one at most."""
+    """Slice of `count` items for this rank: contiguous, in rank order, lengths differ by one at most."""
     rank, size = fabric.global_rank, fabric.world_size
     return slice(count * rank // size, count * (rank + 1) // size)
 
 
 def shard(items: Sequence[T], fabric: DeviceContext) -> list[T]:
-    """This process's share of `items`, dealt out like cards; `gather_shards` puts the shares together."""
+    """Items of this rank, round-robin. Inverse: `gather_shards`."""
     return list(items[fabric.global_rank :: fabric.world_size])
 
 
 def gather_shards(local_items: Sequence[T], fabric: DeviceContext) -> list[T]:
-    """All items in their old order, in every process, from the shares that `shard` gave."""
+    """Items of all ranks in their original order, in every process."""
     if fabric.world_size == 1:
         return list(local_items)
     shards: list[list[T]] = [[] for _ in range(fabric.world_size)]
@@ -111,7 +121,7 @@ def gather_shards(local_items: Sequence[T], fabric: DeviceContext) -> list[T]:
 
 @contextmanager
 def rank_zero_first(fabric: DeviceContext) -> Iterator[None]:
-    """A block that process 0 runs before the others do; they find what it has written."""
+    """Run the block in process 0 before the others, which then read the files it has written."""
     if fabric.world_size == 1:
         yield
         return
@@ -120,15 +130,15 @@ def rank_zero_first(fabric: DeviceContext) -> Iterator[None]:
 
 
 def forward(net: nn.Module, images: Tensor, fabric: DeviceContext) -> Tensor:
-    """The logits of all `images` in every process, each of which ran its slice; gradients find their way back.
+    """Logits of all `images` in every process, each of which runs its slice; differentiable.
 
-    The gradient of a loss on them, averaged over the processes as `DistributedDataParallel` does, is that of one
-    process: each sends every slice the same gradient, which is the number of processes times its part of the average.
+    `DistributedDataParallel` averages parameter gradients over N processes. The all-reduce sums the N equal gradients
+    of the logits, which compensates for that: the result is the gradient of a single process.
 
     Args:
-        net: as fabric set it up.
-        images: (B, ...), the same in every process, at least one for each.
-        fabric: of this run.
+        net: as set up by Fabric.
+        images: (B, ...), the same in every process, at least one per process.
+        fabric: rank and number of processes.
 
     Raises:
         UserError: fewer images than processes.
@@ -138,7 +148,7 @@ def forward(net: nn.Module, images: Tensor, fabric: DeviceContext) -> Tensor:
         return net(images)
     if len(images) < size:
         raise UserError(
-            f"fit.batch_size: expected an image for each of {size} processes in a batch, got {len(images)}; enlarge it"
+            f"fit.batch_size: expected an image for each of {size} processes in a batch, got {len(images)}; increase it"
         )
     local_rows = rank_slice(len(images), fabric)
     logits = net(images[local_rows])
@@ -148,9 +158,9 @@ def forward(net: nn.Module, images: Tensor, fabric: DeviceContext) -> Tensor:
 
 
 class _AllReduce(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs.
+    """Sum over all processes, forward and backward.
 
-    `torch.distributed.nn.functional.all_reduce` is the same; torch 2.14 deprecates it for a private module.
+    Equals `torch.distributed.nn.functional.all_reduce`, which torch 2.14 deprecates in favor of a private module.
     """
 
     @staticmethod
@@ -168,8 +178,8 @@ class _AllReduce(torch.autograd.Function):
         return total
 
 
-def sync_batchnorm(module: nn.Module, fabric: Fabric) -> None:
-    """Let the batch norms of `module` see the whole batch; a GPU has torch's own layers for it, a CPU has these."""
+def sync_batchnorm(module: nn.Module, fabric: DeviceContext) -> None:
+    """Make the batch norms of `module`, in place, use statistics of all processes: torch's layers on a GPU, else ours."""
     if fabric.world_size == 1:
         return
     if fabric.device.type == "cuda":
@@ -180,7 +190,7 @@ def sync_batchnorm(module: nn.Module, fabric: Fabric) -> None:
     from timm.layers import BatchNormAct2d
 
     for layer in module.modules():
-        # The class alone changes: weights, buffers, their names and whoever holds the layer stay as they are.
+        # Changing the class keeps weights, buffers, their names and references to the layer.
         if type(layer) is BatchNormAct2d:
             layer.__class__ = _sync_batchnorm_act(BatchNormAct2d)
         elif type(layer) is nn.BatchNorm2d:
@@ -188,29 +198,29 @@ def sync_batchnorm(module: nn.Module, fabric: Fabric) -> None:
 
 
 class SyncBatchNormCPU(nn.BatchNorm2d):
-    """Batch norm over the slices of all processes; torch's SyncBatchNorm refuses a CPU."""
+    """Batch norm over the slices of all processes; torch's SyncBatchNorm does not run on a CPU."""
 
-    def forward(self, input: Tensor) -> Tensor:  # torch's own name for it
+    def forward(self, input: Tensor) -> Tensor:  # torch's name
         """(B, C, H, W) -> the same shape."""
-        return _normalised(self, input) if self.training else super().forward(input)
+        return _normalized(self, input) if self.training else super().forward(input)
 
 
 @cache
 def _sync_batchnorm_act(base: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
-    """The same of timm's batch norm, which has an activation behind it."""
+    """`SyncBatchNormCPU` for timm's batch norm, which includes an activation."""
 
     class SyncBatchNormActCPU(base):  # type: ignore[misc, valid-type]  # timm is loaded only where it is used
         def forward(self, x: Tensor) -> Tensor:
-            return self.act(self.drop(_normalised(self, x))) if self.training else super().forward(x)
+            return self.act(self.drop(_normalized(self, x))) if self.training else super().forward(x)
 
     return SyncBatchNormActCPU
 
 
-def _normalised(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """(B, C, H, W) by mean and variance over all processes; updates the running statistics.
+def _normalized(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """(B, C, H, W) normalized by mean and variance over all processes; updates the running statistics.
 
-    In float32 or wider. Two reductions, the second of squared deviations from the shared mean: E[x²] - E[x]², one
-    reduction, cancels where the mean is large beside the deviation.
+    Computed in float32 or wider. A second reduction sums squared deviations from the shared mean, because
+    E[x²] - E[x]² suffers from cancellation if the mean is large compared with the deviation.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     count = wide.new_tensor([wide.numel() / wide.shape[1]])

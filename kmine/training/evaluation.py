@@ -40,8 +40,8 @@ def evaluate_round(
         checkpoints: of this round's training.
         round_idx: number of the round.
         num_pseudo: images trained on with a pseudo mask.
-        reference: the last adopted round. This round is adopted unless the mean per-image change of Dice is a fall beyond
-            `adopt_tolerance` and beyond noise (`kmine.ops.statistics.is_fall`). None: always adopted.
+        reference: the last adopted round. This round is adopted unless its Dice, paired by image, fell by more than
+            `adopt_tolerance` and by more than noise (`kmine.ops.statistics.is_fall`). None: always adopted.
         seconds: of this round's stages so far.
         method_dir: folder of a compared method; empty for the loop.
     """

@@ -90,7 +90,7 @@ def predict_resized(
     x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
     views = torch.stack([_flipped(model(_flipped(x, dims)).float().softmax(dim=1), dims) for dims in _FLIPS[tta]])
     if not torch.isfinite(views).all():
-        raise FloatingPointError("the local model returned NaN or infinite logits; lower fit.lr or set fit.precision 32")
+        raise FloatingPointError("the local model gave NaN or infinite logits; lower fit.lr or use fit.precision 32")
     std = (1 - views[:, :, :1]).std(dim=0, unbiased=False)
     return views.mean(dim=0).cpu().numpy(), std.cpu().numpy()
 

@@ -175,7 +175,7 @@ def train_steps(
 
 
 def learning_rate(step: int, cfg: FitConfig) -> float:
-    """Rate of `step` (0, 1, ...): linear warm-up over the share `cfg.warmup` of the steps, then cosine decay to zero."""
+    """Rate of `step` (0, 1, ...): linear warm-up over a share `cfg.warmup` of all steps, then cosine decay to zero."""
     warmup = cfg.warmup * cfg.steps
     if step < warmup:
         return cfg.lr * (step + 1) / (warmup + 1)

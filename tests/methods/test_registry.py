@@ -24,8 +24,9 @@ from kmine.methods.oracle import REASON_PREFIX, oracle
 from kmine.methods.supervised import supervised
 from kmine.segmenters.identity import IdentitySegmenter
 from kmine.training import trainer as training
+from kmine.training.checkpoints import Checkpointer
+from kmine.training.ema import EMA
 from kmine.training.fit import UnlabeledViews
-from kmine.training.train_steps import EMA
 
 ONE = replace(CFG, rounds=1)
 UNSURE = FixmatchConfig(threshold=0.5)
@@ -44,7 +45,7 @@ def truth_of(task, ids=None) -> Pool:
 def watched(monkeypatch):
     """Counts the optimizer steps of every training, and notes each image-level label that is asked for."""
     steps, asked, real = [], [], training.fit
-    monkeypatch.setattr(training, "fit", lambda *a, **how: (steps.append(how["steps"]), real(*a, **how))[1])
+    monkeypatch.setattr(training, "fit", lambda *a, **how: (steps.append(a[2].steps), real(*a, **how))[1])
     label = Pool.image_label
     monkeypatch.setattr(Pool, "image_label", lambda pool, i: (asked.append(i), label(pool, i))[1])
     return steps, asked
@@ -83,16 +84,16 @@ def test_a_killed_method_goes_on_bit_for_bit(task_of, monkeypatch, method):
     other, other_store = task_of(cfg, "killed")
     rounds = method(other)
     next(rounds)
-    real = training._save_state
+    real = Checkpointer.save_state
 
     def save_and_die(*args):
         real(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_save_state", save_and_die)
+    monkeypatch.setattr(Checkpointer, "save_state", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         next(rounds)
-    monkeypatch.setattr(training, "_save_state", real)
+    monkeypatch.setattr(Checkpointer, "save_state", real)
     assert (other_store.round_dir(1, method.__name__) / "fit_state.safetensors").exists()
     list(method(other))
     for name in ("model", "model_final"):

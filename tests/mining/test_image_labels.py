@@ -14,8 +14,8 @@ from kmine.data.augment import Augment
 from kmine.data.batches import LabelBatches
 from kmine.methods.mining import mine
 from kmine.mining.candidates import apply_image_labels
+from kmine.models.build import build_model
 from kmine.segmenters.ellipse import Ellipse
-from kmine.training import trainer as training
 from kmine.training.model_setup import new_model
 from kmine.types import Prompts
 
@@ -121,7 +121,7 @@ def test_it_differs_from_an_untrained_one_and_from_a_shuffled_one(task_of):
     plain, _store = task_of(SKS)
     shuffled, _other = task_of(replace(SKS, classifier=replace(SKS.classifier, shuffle=True)), "other")
     trained = [new_model(plain).classifier.state_dict(), new_model(shuffled).classifier.state_dict()]
-    untrained = training.build_model(SKS.model, 2, SKS.seed).classifier.state_dict()
+    untrained = build_model(SKS.model, 2, SKS.seed).classifier.state_dict()
     assert not same(trained[0], trained[1]) and not same(trained[0], untrained)
 
 

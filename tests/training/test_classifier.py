@@ -1,10 +1,13 @@
-"""Stage 1: it learns from image-level labels, never asks for a mask, resumes bit for bit, and touches nothing else."""
+"""Stage 1 of sks: trains on image-level labels, reads no mask, resumes bit for bit, changes only the classifier."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from helpers.small import same
 from torch import nn
 
 from kmine.config import FitConfig, ModelConfig
@@ -16,7 +19,7 @@ from kmine.models.build import build_model
 from kmine.models.sks import SksModel
 from kmine.training.classifier import fit_classifier, image_auc, image_scores
 from kmine.training.distributed import make_fabric
-from kmine.training.train_steps import FitState
+from kmine.training.train_steps import Callbacks, FitState
 from kmine.types import SampleRef
 
 CFG = FitConfig(batch_size=8, lr=0.01, val_every=6)
@@ -24,7 +27,7 @@ SIZE = 32
 
 
 class Spots:
-    """Lesions are bright spots on dark noise; every third image is of unknown label. A mask must never be read."""
+    """Lesions are bright spots on dark noise; every third image has an unknown label. Reading a mask fails."""
 
     name = "spots"
     class_names = ("background", "spot")
@@ -63,39 +66,35 @@ def model(**settings: object) -> SksModel:
     return build_model(ModelConfig(**{**base, **settings}), 2, seed=0)
 
 
-def train(pools, steps=24, seed=3, learner=None, val=None, **more):
-    learner = learner or model()
+def train(pools, steps=24, seed=3, val=None, save=None, resume=None):
+    sks, cfg, fabric = model(), replace(CFG, steps=steps), make_fabric("cpu", "32")
     batches = LabelBatches([pools[0]], Augment(SIZE, enabled=False), batch_size=8, seed=seed)
-    how = {"steps": steps, "fabric": make_fabric("cpu", "32"), "seed": seed, **more}
-    return learner, fit_classifier(learner, batches, val or pools[1], CFG, **how)
+    callbacks = Callbacks(validate=lambda net: image_auc(net, val or pools[1], fabric.device), save=save)
+    return sks, fit_classifier(sks, batches, cfg, fabric=fabric, seed=seed, callbacks=callbacks, resume=resume)
 
 
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def test_it_learns_what_is_there_to_learn(pools):
-    learner, result = train(pools, 60)
-    learner.classifier.load_state_dict(result.best)
-    learner.eval()
+def test_training_separates_the_labels(pools):
+    sks, result = train(pools, 60)
+    sks.classifier.load_state_dict(result.best)
+    sks.eval()
     cpu = torch.device("cpu")
-    assert image_auc(learner.classifier, pools[1], cpu) == max(auc for _, _, auc in result.history) > 0.95
+    assert image_auc(sks.classifier, pools[1], cpu) == max(auc for _, _, auc in result.history) > 0.95
     assert [step for step, _, _ in result.history] == list(range(6, 61, 6))
     assert [loss for _, loss, _ in result.history][-1] < 0.3
 
 
 def test_only_the_classifier_changes_and_it_is_frozen_again(pools):
     before = model().state_dict()
-    learner, result = train(pools, 6)
-    after = learner.state_dict()
+    sks, result = train(pools, 6)
+    after = sks.state_dict()
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     assert changed and all(k.startswith("net.coarse.") for k in changed)
-    assert not any(w.requires_grad for w in learner.net.coarse.parameters())
-    assert {k.removeprefix("coarse.") for k in result.best} == set(learner.net.coarse.state_dict())
+    assert not any(w.requires_grad for w in sks.net.coarse.parameters())
+    assert {k.removeprefix("coarse.") for k in result.best} == set(sks.net.coarse.state_dict())
 
 
 @pytest.mark.parametrize("where", [0, 2])
-def test_a_training_stopped_anywhere_goes_on_bit_for_bit(pools, where):
+def test_a_training_resumed_from_any_state_equals_an_uninterrupted_one(pools, where):
     states: list[FitState] = []
     _, whole = train(pools, save=lambda state: states.append(FitState.from_tensors(*state.to_tensors())))
     assert [s.step for s in states] == [6, 12, 18]
@@ -104,12 +103,12 @@ def test_a_training_stopped_anywhere_goes_on_bit_for_bit(pools, where):
     assert whole.best_step == resumed.best_step and whole.history[-1] == resumed.history[-1]
 
 
-def test_the_seed_decides(pools):
+def test_batches_follow_the_seed(pools):
     (_, a), (_, b), (_, c) = (train(pools, 4, seed=s) for s in (3, 3, 4))
     assert same(a.final, b.final) and not same(a.final, c.final)
 
 
-def test_without_both_labels_in_validation_the_last_checkpoint_is_taken(pools):
+def test_without_both_labels_in_validation_the_last_checkpoint_is_selected(pools):
     healthy = pools[1].subset([i for i in pools[1].ids if pools[1].image_label(i) == 0])
     _, result = train(pools, 12, val=healthy)
     assert result.best_step == 12 and same(result.best, result.final)
@@ -136,15 +135,15 @@ def test_auc_and_scores_by_hand():
             return label[sample_id]
 
     cpu = torch.device("cpu")
-    # of the four pairs (healthy, sick) only (30, 20) is the wrong way round; any diagnosis but 0 is a lesion
+    # Of the four pairs (healthy, lesion) only (30, 20) is in the wrong order; any label above 0 is a lesion.
     assert image_auc(Brightness(), Five(), cpu) == pytest.approx(3 / 4)
     scores = image_scores(Brightness(), Five(), ["d", "a"], cpu)
     assert scores == pytest.approx([1 / (1 + np.exp(-40 / 255)), 1 / (1 + np.exp(-10 / 255))])
     assert image_scores(Brightness(), Five(), [], cpu).shape == (0,)
 
 
-def test_a_classifier_gone_wrong_is_said(pools):
-    learner = model()
-    learner.net.coarse.head.bias.data.fill_(float("nan"))
+def test_nan_logits_are_an_error(pools):
+    sks = model()
+    sks.net.coarse.head.bias.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"lower fit\.lr"):
-        image_auc(learner.classifier.eval(), pools[1], torch.device("cpu"))
+        image_auc(sks.classifier.eval(), pools[1], torch.device("cpu"))

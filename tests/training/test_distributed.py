@@ -1,4 +1,4 @@
-"""Several processes on one run: shares that lose and double nothing, and steps equal to those of one."""
+"""Several processes on one run: shards are complete and disjoint, a step equals that of one process."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.loop_command import (
-    FEW_STEPS,
-    OPEN_GATE,
-    SMALL,
-    run_loop,
-    words,
-)
+from helpers.loop_command import FEW_STEPS, OPEN_GATE, SMALL, run_loop, words
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -31,24 +25,26 @@ from kmine.data.batches import Batch
 from kmine.errors import UserError
 from kmine.models.build import build_model
 from kmine.store.run_folder import RunFolder
-from kmine.training import distributed as together
 from kmine.training.distributed import (
     forward,
+    gather_shards,
     is_distributed_launch,
     make_fabric,
     rank_slice,
     shard,
+    sync_batchnorm,
 )
 from kmine.training.fit import fit
+from kmine.training.train_steps import Callbacks
 
 
 def process(rank: int, size: int) -> SimpleNamespace:
-    """What a share is told by: which process of how many."""
+    """A process among `size`."""
     return SimpleNamespace(global_rank=rank, world_size=size)
 
 
 @given(st.integers(0, 50), st.integers(1, 9))
-def test_slices_follow_one_another_and_are_even(count: int, size: int) -> None:
+def test_slices_are_contiguous_and_differ_in_length_by_one_at_most(count: int, size: int) -> None:
     slices = [rank_slice(count, process(rank, size)) for rank in range(size)]
     assert [n for own in slices for n in range(count)[own]] == list(range(count))
     lengths = [own.stop - own.start for own in slices]
@@ -56,19 +52,19 @@ def test_slices_follow_one_another_and_are_even(count: int, size: int) -> None:
 
 
 @given(st.integers(0, 50), st.integers(1, 9))
-def test_dealt_shares_are_everything_once(count: int, size: int) -> None:
+def test_every_item_is_in_exactly_one_shard(count: int, size: int) -> None:
     shares = [shard(range(count), process(rank, size)) for rank in range(size)]
     assert sorted(n for share in shares for n in share) == list(range(count))
 
 
 @given(st.integers(0, 30), st.integers(2, 5))
-def test_what_was_dealt_comes_back_in_order(count: int, size: int) -> None:
+def test_gathered_shards_are_in_the_original_order(count: int, size: int) -> None:
     shares = [shard(range(count), process(rank, size)) for rank in range(size)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             torch.distributed, "all_gather_object", lambda out, share: out.__setitem__(slice(None), shares), False
         )
-        assert together.gather_shards(shares[0], process(0, size)) == list(range(count))
+        assert gather_shards(shares[0], process(0, size)) == list(range(count))
 
 
 def test_a_batch_smaller_than_the_processes_is_refused() -> None:
@@ -76,7 +72,7 @@ def test_a_batch_smaller_than_the_processes_is_refused() -> None:
         forward(torch.nn.Identity(), torch.zeros(3, 1), process(0, 4))
 
 
-def test_several_processes_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_numbered_device_is_refused_in_a_distributed_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_distributed_launch()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "here")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -123,7 +119,7 @@ def test_batch_norm_of_slices_equals_batch_norm_of_the_batch_in_float64(
         whole.weight.uniform_(0.5, 2), whole.bias.uniform_(-1, 1), whole.running_mean.fill_(mean)
     for layer in layers:
         layer.load_state_dict(whole.state_dict())
-        together.sync_batchnorm(torch.nn.Sequential(layer), SimpleNamespace(world_size=2, device=torch.device("cpu")))
+        sync_batchnorm(torch.nn.Sequential(layer), SimpleNamespace(world_size=2, device=torch.device("cpu")))
     monkeypatch.setattr(torch.distributed, "all_reduce", Exchange())
     with ThreadPoolExecutor(2) as threads:
         a, b = threads.map(batch_norm_step, layers, (x[:2], x[2:]), (weight[:2], weight[2:]))
@@ -136,7 +132,7 @@ def test_batch_norm_of_slices_equals_batch_norm_of_the_batch_in_float64(
         torch.testing.assert_close(layer.eval()(x.double()), whole.eval()(x.double()), rtol=1e-3, atol=1e-3)
 
 
-def test_who_follows_writes_only_what_it_mined(tmp_path: Path) -> None:
+def test_a_process_of_rank_above_0_writes_only_the_batches_it_mined(tmp_path: Path) -> None:
     store = RunFolder(tmp_path, follows=True)
     store.update_run(seed=1)
     store.write_text("config.yaml", "a: 1")
@@ -148,9 +144,9 @@ def test_who_follows_writes_only_what_it_mined(tmp_path: Path) -> None:
 
 
 def first_step() -> dict[str, torch.Tensor]:
-    """Loss, averaged gradients and running statistics of one step on an uneven batch, in the processes there are.
+    """Loss, averaged gradients and running statistics of one step on an uneven batch, in any number of processes.
 
-    The network computes in float64, where rounding cannot pass for a wrong formula, nor the reverse.
+    The network computes in float64, which separates rounding errors from wrong formulas.
     """
     rng = np.random.default_rng(0)
     masks = (rng.random((3, 32, 32)) < 0.4).astype(np.uint8)
@@ -168,9 +164,8 @@ def first_step() -> dict[str, torch.Tensor]:
         )
 
     hook = register_optimizer_step_pre_hook(keep_gradients)
-    result = fit(
-        model, batches, FitConfig(), steps=1, fabric=make_fabric("cpu", "32"), seed=0, validate=lambda model: 0.0
-    )
+    callbacks = Callbacks(validate=lambda model: 0.0)
+    result = fit(model, batches, FitConfig(steps=1), fabric=make_fabric("cpu", "32"), seed=0, callbacks=callbacks)
     hook.remove()
     found["loss"] = torch.tensor(result.history[0][1])
     return found | {name: value for name, value in result.final.items() if "running_" in name}
@@ -191,7 +186,7 @@ def under_torchrun(*command: str) -> str:
 
 @pytest.mark.slow
 def test_a_step_in_two_processes_equals_the_step_in_one(tmp_path: Path) -> None:
-    """Not the end of a training: rounding grows from step to step, and differs between machines.
+    """Only one step: rounding errors grow with each step, and differ between machines.
 
     In float64 gradients of 1e-3 agree to 1e-14. The loss takes the logits as float32, whose last digit (6e-8) may flip.
     """
@@ -203,13 +198,13 @@ def test_a_step_in_two_processes_equals_the_step_in_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_in_two_processes_mines_and_writes_everything_once(tmp_path: Path) -> None:
-    """25 images to mine in two parts. Of the training only the loss before the first update is compared."""
+    """25 images are mined in two batches. Of the training only the loss before the first update is compared."""
     settings = SMALL | FEW_STEPS | OPEN_GATE | {"fit.val_every": 1}
     settings |= {"data.num_samples": 56, "data.label_fraction": 0.2, "fit.batch_size": 3, "gate.mode": "thresholds"}
     cache = tmp_path / "cache"
     assert run_loop(settings, tmp_path / "one", cache) == 0
     output = under_torchrun("-m", "kmine.loop", *words(settings, tmp_path / "two", cache))
-    assert output.count("results: ") == 1, "process 0 alone reports"
+    assert output.count("results: ") == 1, "only process 0 reports"
     one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
     assert one.read_csv("splits.csv") == two.read_csv("splits.csv")
     mined = [sample_id for sample_id, _ in groupby(row["sample_id"] for row in two.decisions(1))]
@@ -219,7 +214,7 @@ def test_a_run_in_two_processes_mines_and_writes_everything_once(tmp_path: Path)
         store.load_tensors(store.round_dir(0) / "model.safetensors", None)[1]["history"] for store in (one, two)
     ]
     assert [step for step, *_ in histories[1]] == [1, 2, 3, 4]
-    # Float32 in a whole network: 1e-6 or so; other images or weights in the batch would be per cents.
+    # Rounding of float32 is about 1e-6; other images or weights in the batch would change the loss by per cents.
     assert histories[1][0][1] == pytest.approx(histories[0][0][1], rel=1e-4)
     rows = [list(csv.DictReader((tmp_path / name / "results.csv").open())) for name in ("one", "two")]
     assert [row["round"] for row in rows[0]] == [row["round"] for row in rows[1]]
@@ -227,5 +222,5 @@ def test_a_run_in_two_processes_mines_and_writes_everything_once(tmp_path: Path)
     one.close(), two.close()
 
 
-if __name__ == "__main__":  # a process of torchrun, see above
+if __name__ == "__main__":  # a process started by `under_torchrun`
     torch.save(first_step(), Path(sys.argv[1]) / f"{os.environ['RANK']}.pt")

@@ -1,46 +1,86 @@
-"""Evaluation of predictions against given masks, and of a round on validation."""
+"""Evaluation: metrics of predictions, of checkpoints and of a round on validation."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from helpers.small import CFG
 
-from kmine.training.evaluation import compute_metrics, evaluate_checkpoint
+from kmine.config import InferConfig
+from kmine.training import evaluation
+from kmine.training.distributed import SingleDevice
+from kmine.training.evaluation import compute_metrics, evaluate_checkpoint, evaluate_round, validation_dice
 from kmine.training.model_setup import new_model
+from kmine.training.task import Checkpoints
 from kmine.types import Sample
 
 
-def test_hd95_is_in_pixels_throughout_unless_every_spacing_is_known(task_of, monkeypatch):
-    task, _store = task_of(replace(CFG, rounds=0))
+def test_hd95_is_in_pixels_unless_the_spacing_of_every_image_is_known(task_of, monkeypatch):
+    task, _run = task_of(replace(CFG, rounds=0))
     model = new_model(task)
-    how = {"num_classes": 2, "batch_size": 8, "device": task.fabric.device}
     spaced = [replace(task.val.sample(i), spacing=(2.0, 2.0)) for i in task.val.ids]
     monkeypatch.setattr(type(task.val), "sample", lambda self, i: next(s for s in spaced if s.sample_id == i))
-    scores = {}
-    for known in (True, False):
-        monkeypatch.setattr(type(task.val), "in_mm", known)
-        scores[known] = evaluate_checkpoint(task.val, model, model.state_dict(), **how).hd95
-    assert scores[True] == pytest.approx(2 * scores[False]) and scores[False] > 0
+    hd95 = {}
+    for in_mm in (True, False):
+        monkeypatch.setattr(type(task.val), "in_mm", in_mm)
+        hd95[in_mm] = evaluate_checkpoint(
+            task.val, model, model.state_dict(), batch_size=8, fabric=SingleDevice(torch.device("cpu"))
+        ).hd95
+    assert hd95[True] == pytest.approx(2 * hd95[False]) and hd95[False] > 0
+
+
+def test_validation_dice_is_the_mean_over_images_at_training_size(task_of, monkeypatch):
+    """A model that predicts the true mask of the first image for all of them."""
+    task, _run = task_of(replace(CFG, rounds=0, infer=InferConfig(batch_size=3)))
+    truth = [task.val.mask_resized(i) for i in task.val.ids]
+    probs = np.stack([truth[0] == 0, truth[0] == 1]).astype(np.float32)
+    monkeypatch.setattr(evaluation, "predict_resized", lambda model, x, *_: (np.stack([probs] * len(x)), None))
+    expected = [2 * (truth[0] & mask).sum() / (truth[0].sum() + mask.sum()) for mask in truth]
+    assert validation_dice(task, None) == pytest.approx(np.mean(expected)) and expected[0] == 1
+
+
+def test_a_round_is_evaluated_once_and_refused_after_a_fall(task_of, monkeypatch):
+    task, _run = task_of(replace(CFG, rounds=0))
+    model = new_model(task)
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    checkpoints = Checkpoints("a", weights, weights, 1.5)
+    first = evaluate_round(task, model, checkpoints, round_idx=0)
+    assert first.adopted and first.reason == "adopted" and math.isnan(first.difference)
+    assert first.num_labeled == len(task.labeled) and first.seconds["fit"] == 1.5
+
+    better = replace(first.metrics, cases=tuple(replace(case, dice=0.99) for case in first.metrics.cases), dice=0.99)
+    reference = replace(first, metrics=better)
+    how = {"round_idx": 1, "num_pseudo": 7, "reference": reference, "seconds": {"segment": 2.0}}
+    second = evaluate_round(task, model, checkpoints, **how)
+    fall = 0.99 - first.metrics.dice
+    assert not second.adopted and second.reason == f"refused: fell by {fall:.3f}"
+    assert second.difference == pytest.approx(-fall) and second.num_pseudo == 7 and second.seconds["segment"] == 2.0
+
+    monkeypatch.setattr(evaluation, "evaluate_checkpoint", None)
+    assert evaluate_round(task, model, checkpoints, **how) == second, "read back from metrics.json"
+    with pytest.raises(TypeError):
+        evaluate_round(task, model, replace(checkpoints, signature="b"), **how)
 
 
 def sample(sample_id: str, mask: np.ndarray | None) -> Sample:
     return Sample(sample_id, sample_id, np.zeros((4, 4, 3), np.uint8), mask)
 
 
-def test_the_mean_is_over_cases_and_cases_are_kept():
+def test_metrics_are_means_over_cases():
     half = np.zeros((4, 4), np.uint8)
     half[:2] = 1
     quarter = np.zeros((4, 4), np.uint8)
     quarter[:1] = 1
-    found = compute_metrics([(sample("a", half), half), (sample("b", half), quarter)], 2)
-    assert [c.sample_id for c in found.cases] == ["a", "b"]
-    assert found.dice == pytest.approx((1 + 2 / 3) / 2)
-    assert found.iou == pytest.approx((1 + 0.5) / 2)
+    metrics = compute_metrics([(sample("a", half), half), (sample("b", half), quarter)], 2)
+    assert [c.sample_id for c in metrics.cases] == ["a", "b"]
+    assert metrics.dice == pytest.approx((1 + 2 / 3) / 2)
+    assert metrics.iou == pytest.approx((1 + 0.5) / 2)
 
 
-def test_a_sample_without_its_mask_is_our_own_mistake():
+def test_a_sample_without_its_mask_is_an_error():
     with pytest.raises(ValueError, match="without its mask"):
         compute_metrics([(sample("a", None), np.zeros((4, 4), np.uint8))], 2)

@@ -1,0 +1,71 @@
+"""Training of a round: its schedule, and what its signature covers. The training itself is replaced."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from helpers.small import CFG
+
+from kmine.config import FitConfig
+from kmine.training import trainer
+from kmine.training.fit import Consistency
+from kmine.training.model_setup import new_model
+from kmine.training.train_steps import FitResult
+from kmine.training.trainer import train
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    """(settings, batches, further arguments) of every call of `fit`."""
+    calls = []
+
+    def fit(model, batches, cfg, **how):
+        calls.append((cfg, batches, how))
+        weights = {k: v.clone() for k, v in model.state_dict().items()}
+        return FitResult(weights, 1, weights, [(1, 0.5, 0.5)])
+
+    monkeypatch.setattr(trainer, "fit", fit)
+    return calls
+
+
+def varied(task, **fit):
+    return replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, **fit)))
+
+
+def test_round_0_and_later_rounds_have_their_own_steps_and_learning_rate(task_of, fitted):
+    task, _run = task_of(CFG)
+    task = varied(task, round_lr=0.5, labeled_share=0.7, ema_decay=0.9)
+    model = new_model(task)
+    start = train(task, model, round_idx=0)
+    train(task, model, round_idx=1, start=start, pseudo=task.labeled, pseudo_signature="x")
+    train(task, model, round_idx=1, start=start, consistency=Consistency("c", lambda *_: None), method_dir="fixmatch")
+    first, pseudo, consistency = (cfg for cfg, *_ in fitted)
+    assert (first.lr, first.steps) == (task.cfg.fit.lr, 12)
+    assert (pseudo.lr, pseudo.steps) == (consistency.lr, consistency.steps) == (0.5, 6)
+    assert first.labeled_share == FitConfig.labeled_share, "without effect on labels only, so it is not signed"
+    assert pseudo.labeled_share == consistency.labeled_share == 0.7
+    assert (first.ema_decay, pseudo.ema_decay, consistency.ema_decay) == (0.9, 0.9, 0.0), "the method's own decay"
+    assert [how["consistency_fn"] is None for *_, how in fitted] == [True, True, False]
+    seeds = [how["seed"] for *_, how in fitted]
+    assert seeds[0] != seeds[1] == seeds[2]
+
+
+def test_a_finished_training_is_read_back_unless_a_setting_that_matters_has_changed(task_of, fitted):
+    task, _run = task_of(CFG)
+    model = new_model(task)
+    signature = train(task, model, round_idx=0).signature
+    no_effect = {"num_workers": 2, "round_steps": 9, "round_lr": 0.1, "max_empty_share": 0.9}
+    assert train(varied(task, **no_effect), model, round_idx=0).signature == signature and len(fitted) == 1
+    other = varied(task, steps=13), varied(task, lr=0.1), replace(task, signature="other data")
+    signatures = {train(changed, model, round_idx=0).signature for changed in other}
+    assert len(signatures | {signature}) == 4 and len(fitted) == 4
+
+
+def test_weights_and_signature_of_pseudo_masks_are_signed(task_of, fitted):
+    task, _run = task_of(CFG)
+    model, pool = new_model(task), task.labeled
+    weighted = pool.with_masks(pool.ids, pool.mask_resized, weights=dict.fromkeys(pool.ids, 0.5))
+    inputs = [(pool, "x"), (pool, "y"), (weighted, "x"), (None, "")]
+    signatures = [train(task, model, round_idx=1, pseudo=p, pseudo_signature=s).signature for p, s in inputs]
+    assert len(set(signatures)) == len(fitted) == 4
