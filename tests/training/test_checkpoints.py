@@ -65,7 +65,7 @@ def test_files_of_another_signature_are_not_read(checkpointer):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model_final.safetensors"])
-def test_without_one_of_both_checkpoints_the_training_is_unfinished_and_its_state_kept(checkpointer, name):
+def test_without_both_checkpoints_a_training_is_unfinished_and_its_state_kept(checkpointer, name):
     checkpointer.save(RESULT, 1.5)
     checkpointer.save_state(STATE)
     (checkpointer.folder / name).unlink()

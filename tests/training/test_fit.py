@@ -77,7 +77,7 @@ def test_the_teacher_is_the_running_average_of_the_weights_by_hand():
     torch.testing.assert_close(teacher[2], once * 2 / 11 + own[2] * 9 / 11)
 
 
-def test_a_training_with_a_teacher_resumed_from_any_state_equals_an_uninterrupted_one():
+def test_a_training_with_a_teacher_resumed_anywhere_equals_an_uninterrupted_one():
     model, whole = train_with_views(agree_with_average, AVERAGED)
     states = saved_states(lambda **how: train_with_views(agree_with_average, AVERAGED, **how))
     assert len(states) == 5
