@@ -179,7 +179,7 @@ class _AllReduce(torch.autograd.Function):
 
 
 def sync_batchnorm(module: nn.Module, fabric: DeviceContext) -> None:
-    """Make the batch norms of `module`, in place, use statistics of all processes: torch's layers on a GPU, else ours."""
+    """Make the batch norms of `module` use statistics of all processes, in place; torch's own layers do so on a GPU."""
     if fabric.world_size == 1:
         return
     if fabric.device.type == "cuda":
