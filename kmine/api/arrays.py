@@ -87,7 +87,7 @@ class ArrayDataset:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("image", "mask", "group", "label"))
         for n, (image, mask) in enumerate(zip(self.images, self.masks, strict=True)):
-            names = f"images/{n:06d}.png", f"masks/{n:06d}.png" if mask is not None else ""
+            names = f"{n:06d}.png", f"masks/{n:06d}.png" if mask is not None else ""
             write_atomic(folder / names[0], _png(image))
             if mask is not None:  # a mask of two classes is stored as black and white
                 write_atomic(folder / names[1], _png(mask * np.uint8(255) if len(self.class_names) == 2 else mask))
