@@ -1,0 +1,42 @@
+"""Settings of mining refuse values out of range."""
+
+from __future__ import annotations
+
+import pytest
+from helpers.settings import assert_refused
+
+from kmine.config import (
+    GateConfig,
+    PromptsConfig,
+    RefineConfig,
+    SegmenterConfig,
+)
+from kmine.errors import UserError
+
+OUT_OF_RANGE = [
+    (PromptsConfig, "min_area_px", 0),
+    (PromptsConfig, "min_area_fraction", -0.1),
+    (PromptsConfig, "box_margin", 1.1),
+    (PromptsConfig, "num_jitters", 17),
+    (PromptsConfig, "jitter", 0.5),
+    (SegmenterConfig, "batch_size", 0),
+    (GateConfig, "min_predicted_iou", 1.1),
+    (GateConfig, "min_stability", -0.1),
+    (GateConfig, "min_agreement", 2.0),
+    (GateConfig, "min_jitter_dice", 2.0),
+    (GateConfig, "min_confidence", 2.0),
+    (GateConfig, "max_area_ratio", 1.0),
+    (RefineConfig, "min_vote", 0.5),
+    (RefineConfig, "min_vote", 1.1),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), OUT_OF_RANGE)
+def test_a_value_out_of_range_is_refused_by_name(kind, name, value):
+    assert_refused(kind, name, value)
+
+
+def test_prompts_need_a_box_or_points():
+    with pytest.raises(UserError, match=r"prompts\.box, prompts\.points: expected at least one"):
+        PromptsConfig(box=False, points=False)
+    assert PromptsConfig(box=False, points=True).points
