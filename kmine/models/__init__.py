@@ -1,6 +1,6 @@
-"""Local models: small networks that run without the large one. Importing this package costs no torch."""
+"""Local models: small networks that predict without the segmenter. Importing this package does not load torch."""
 
 from __future__ import annotations
 
 ARCHITECTURES = {"unet": "Unet", "unetpp": "UnetPlusPlus", "sks": None}
-"""Name in a config -> class of segmentation-models-pytorch, None where the network is kmine's own."""
+"""Name in a config -> class of segmentation-models-pytorch; None for kmine's own network."""

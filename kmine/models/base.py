@@ -1,4 +1,4 @@
-"""The local model: a network with the scaling and padding of its input."""
+"""The local model: a network together with the scaling and padding of its input."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ _SCALING = {  # mean and deviation on [0, 255]
 
 
 class LocalModel(nn.Module):
-    """A segmentation network that takes plain images of any size.
+    """A segmentation network for unscaled images of any size.
 
-    `forward` takes (B, 3, H, W) RGB in [0, 255], uint8 or float, and returns (B, K, H, W) float logits. Sides that do
-    not divide by the network's stride are padded by repeating the border and cropped again.
+    `forward` takes (B, 3, H, W) RGB in [0, 255], uint8 or float, and returns (B, K, H, W) float logits. Sides that are
+    no multiple of the network's stride are padded by repeating the border; the logits are cropped again.
+
+    Args:
+        net: (B, 3, H, W) scaled images -> (B, K, H, W) logits; its `decoder` takes the features of all levels.
+        num_classes: K, background included.
+        stride: sides of the network's input are multiples of it.
+        normalization: half (x / 127.5 - 1) or imagenet.
     """
 
     def __init__(self, net: nn.Module, num_classes: int, stride: int, normalization: str) -> None:
@@ -38,32 +44,32 @@ class LocalModel(nn.Module):
         return self.net(self.prepare(images))[..., :height, :width]
 
     def prepare(self, images: Tensor) -> Tensor:
-        """The images as the network takes them: scaled, padded below and on the right."""
+        """Input of the network: images scaled, and padded at the bottom and on the right."""
         height, width = images.shape[-2:]
         x = (images.float() - self.mean) / self.std
         pad = (0, -width % self.stride, 0, -height % self.stride)
         if any(pad):
             x = F.pad(x, pad, mode="replicate")
-        # channels_last: 1.4 to 2.8 times the steps per second on CPUs, and what tensor cores want
+        # channels_last: 1.4 to 2.8 times the steps per second on CPUs; also the layout of tensor cores
         return x.contiguous(memory_format=torch.channels_last)
 
     @contextmanager
     def caching_features(self, *, augmented: bool) -> Iterator[None]:
-        """A block in which a model may keep what depends on the image alone; this one has nothing of that kind.
+        """Cache features of unchanged images within the block; this model has none to cache.
 
-        `augmented` says that training images differ at every step.
+        `augmented`: training images differ at every step.
         """
         yield
 
     @contextmanager
     def feature_dropout(self, images: Tensor | None, rate: float) -> Iterator[None]:
-        """A block in which a model in training drops channels of what its decoder gets, for some images of a batch.
+        """Within the block, a model in train mode drops channels of its decoder's input for some images of a batch.
 
-        The feature perturbation of UniMatch (arXiv 2208.09910), as we read it, in one stream instead of a second one.
+        The feature perturbation of UniMatch (arXiv 2208.09910) in our reading, without a second stream.
 
         Args:
-            images: (B,) bool, for which images of the batch; None: none.
-            rate: probability of each channel of each level to be dropped; the others grow by 1 / (1 - rate).
+            images: (B,) bool, images with dropout; None: none.
+            rate: probability of each channel of each level to be dropped; the others are scaled by 1 / (1 - rate).
         """
 
         def drop(features: Any) -> Any:

@@ -53,12 +53,7 @@ def build_model(
 ) -> LocalModel:
     """The network of `cfg`; its random weights are drawn from `seed`, without effect on torch's CPU generator.
 
-    Args:
-        cfg: architecture and encoder.
-        num_classes: background included.
-        seed: of the random weights.
-        pretrained: False neither reads nor downloads encoder weights; for networks that a checkpoint is loaded into.
-        offline: refuse to download.
+    `pretrained` False neither reads nor downloads encoder weights: for networks that a checkpoint is loaded into.
 
     Raises:
         UserError: an unknown architecture or encoder (the nearest name is suggested); a weights file that is missing,

@@ -1,4 +1,4 @@
-"""The start of an encoder: from a local .safetensors file, and what goes wrong when one is built."""
+"""Pretrained encoder weights from a local .safetensors file, and errors of building an encoder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOBILENET_V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 
 @contextmanager
 def encoder_errors(cfg: ModelConfig, settings: str, offline: bool) -> Iterator[None]:
-    """Say as `UserError` why the encoder of `cfg` with `settings` cannot be built inside this block."""
+    """Turn errors of building the encoder of `cfg` within the block into `UserError`; `settings` is for its message."""
     if cfg.encoder_weights == "hub" and offline:
         raise UserError(
             "model.encoder_weights is hub, which may download, and --offline forbids it; "
@@ -34,19 +34,19 @@ def encoder_errors(cfg: ModelConfig, settings: str, offline: bool) -> Iterator[N
             "pass a local .safetensors file as --model.encoder_weights, or leave it empty for random weights"
         ) from error
     except (ValueError, KeyError, RuntimeError, AttributeError, TypeError, AssertionError) as error:
-        # smp and timm say so in as many ways as there are encoders; their own words follow ours
+        # smp and timm raise all of these for unsuitable encoders
         raise UserError(f"model.encoder {cfg.encoder!r} cannot be built with {settings}: {error}") from error
 
 
 def load_encoder(encoder: nn.Module, weights: str | None, name: str) -> None:
-    """Load the file that `weights` names, if it names one; what the encoder has no place for (a classifier) is left.
+    """Load the file `weights` into `encoder` in place, unless it is None, none or hub; other tensors are ignored.
 
-    Names are compared as timm spells them: its `features_only` encoders write `layers_0` for the `layers.0` of its
-    checkpoints, and segmentation-models-pytorch puts `model.` before. torchvision's MobileNetV2 serves timm's
-    `mobilenetv2_100`, the same network under other names.
+    Tensor names are normalized first: timm's `features_only` encoders write `layers_0` for the `layers.0` of its
+    checkpoints, and segmentation-models-pytorch adds the prefix `model.`. Weights of torchvision's MobileNetV2 also
+    fit timm's `mobilenetv2_100`, the same network with other names.
 
     Raises:
-        UserError: the file is missing, damaged, or of another encoder.
+        UserError: the file is missing, damaged, or of another encoder `name`.
     """
     if weights in (None, "none", "hub"):
         return
@@ -75,7 +75,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise UserError(f"model.encoder_weights: no file {path}; expected a .safetensors file, hub, or nothing")
+        raise UserError(f"model.encoder_weights: no file {path}; expected a .safetensors file, hub or none")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -89,7 +89,7 @@ def _spelling(key: str) -> str:
 
 
 def _mobilenet_v2_by_timm(key: str) -> str | None:
-    """timm's name for a tensor of torchvision's MobileNetV2; None for any other and for the part above the blocks."""
+    """timm's name for a tensor of torchvision's MobileNetV2; None for other tensors and for those after the blocks."""
     match = re.fullmatch(r"features\.(\d+)\.(.+)\.(\w+)", key)
     number, layer, tensor = (int(match[1]), match[2], match[3]) if match else (0, "", "")
     if number == 0:

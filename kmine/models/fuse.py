@@ -1,4 +1,4 @@
-"""Batch norm made part of the convolution before it: the same function to rounding, less work; for inference alone."""
+"""Fusion of batch norm into the preceding convolution, for inference: the same function up to rounding, less work."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def fuse_conv_bn(model: nn.Module) -> None:
-    """Fold every `BatchNorm2d` that follows a `Conv2d` within a `Sequential`, and put the model to eval.
+    """Fuse every `BatchNorm2d` that follows a `Conv2d` within a `Sequential`, in place, and set the model to eval mode.
 
-    Its state dict has other names afterwards. Other norms and other neighbours are left alone.
+    This changes the names in its state dict. Other norms are not changed.
     """
     model.eval()
     for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:

@@ -1,4 +1,4 @@
-"""A local model as one ONNX file: its scaling inside, 8-bit images in, probabilities out."""
+"""Export of a local model to one ONNX file: 8-bit images in, probabilities out, scaling included."""
 
 from __future__ import annotations
 
@@ -29,28 +29,27 @@ class _Plain(nn.Module):
 
 
 def encode_onnx(model: LocalModel, size: int, notes: str) -> bytes:
-    """The bytes of an ONNX file: input `images` (B, size, size, 3) uint8, output `probabilities` (B, K, size, size).
+    """Bytes of an ONNX file: input `images` (B, S, S, 3) uint8 RGB, output `probabilities` (B, K, S, S) float32.
 
-    The number of images is free, their side is not: kmine resizes to it. Images are uint8 because that is what files
-    hold: nobody who uses the network can scale them wrongly.
+    B is dynamic, S is fixed: kmine resizes images to it. Input is uint8, as in image files, so no scaling can go wrong.
 
     Args:
-        model: on the CPU, in whatever mode; it is put to eval.
+        model: on the CPU; set to eval mode.
         size: S.
-        notes: metadata, under the key `kmine`.
+        notes: metadata, stored under the key `kmine`.
 
     Raises:
         UserError: onnx or onnxscript is not installed.
     """
     try:
         import onnx
-        import onnxscript  # noqa: F401  what torch's exporter is made of
+        import onnxscript  # noqa: F401  needed by torch's exporter
     except ImportError as error:
         raise UserError(f"--export needs {error.name}, which is not installed; {INSTALL}") from error
     plain = _Plain(model).eval()
     images = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     with torch.inference_mode():
-        plain(images)  # windows of attention take the size of what they see: before they are written down
+        plain(images)  # sets the attention windows of Swin-v2 to the image size before the export
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)
@@ -71,7 +70,7 @@ def encode_onnx(model: LocalModel, size: int, notes: str) -> bytes:
         exporter.setLevel(level)
     proto = program.model_proto
     onnx.helper.set_model_props(proto, {"kmine": notes})
-    # Names of modules and lines of source, node by node: larger than small weights, and nobody's business.
+    # Names of modules and source lines of every node: private, and larger than the weights of a small network.
     for node in proto.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""

@@ -1,4 +1,4 @@
-"""Running an ONNX file; imports no torch. Sole home of onnxruntime."""
+"""Inference sessions for ONNX files, without torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ INSTALL = "pip install 'kmine[onnx]'"
 
 
 def open_session(path: Path, device: str) -> Any:
-    """An inference session on `device` (auto, cpu, cuda or cuda:N).
+    """An inference session of onnxruntime on `device` (auto, cpu, cuda or cuda:N).
 
-    It uses as many threads as OMP_NUM_THREADS says, which onnxruntime itself does not ask, else its own number.
+    The number of threads is OMP_NUM_THREADS, which onnxruntime itself ignores, or else onnxruntime's default.
 
     Raises:
-        UserError: onnxruntime or the device is not there, or the file is not an ONNX model.
+        UserError: onnxruntime or the device is missing, or the file is not an ONNX model.
     """
     try:
         import onnxruntime as ort
@@ -28,13 +28,13 @@ def open_session(path: Path, device: str) -> Any:
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal():
         options.intra_op_num_threads = int(threads)
-    # Waiting actively would take the cores from whoever reads the next images.
+    # Spinning threads would take the cores from the threads that read the next images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return ort.InferenceSession(str(path), options, providers=_providers(ort, device))
     except UserError:
         raise
-    except Exception as error:  # onnxruntime has one class for each kind of damage, and no common one
+    except Exception as error:  # onnxruntime's error classes have no common base
         first_line = str(error).split("\n")[0]
         raise UserError(f"{path}: not a whole ONNX model ({first_line}); copy or export it again") from error
 
@@ -43,7 +43,7 @@ def _providers(ort: Any, device: str) -> list[Any]:
     has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
     if device.startswith("cuda") and not has_cuda:
         raise UserError(
-            f"device: expected an onnxruntime with CUDA for {device!r}, this one has none; install onnxruntime-gpu, or "
+            f"device: expected an onnxruntime with CUDA for {device!r}, this one has none; install onnxruntime-gpu or "
             "use --device cpu"
         )
     if device == "cpu" or not has_cuda:

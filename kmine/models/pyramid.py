@@ -1,8 +1,8 @@
-"""A timm encoder taken apart into stages, so that something can be done between one stage and the next.
+"""A timm encoder split into stages, so that features can be changed between one stage and the next.
 
-timm's `features_only` encoders hand out the features of all levels at once. Two kinds of them are plain chains of
-modules and can be walked stage by stage: those that timm wraps itself (Swin, Swin-v2, ResNet, ConvNeXt, PVT-v2, RegNet,
-...) and the EfficientNet and MobileNet families. Every other one is refused.
+timm's `features_only` encoders return the features of all levels at once. Two kinds of them are plain chains of
+modules and can be run stage by stage: those that timm wraps itself (Swin, Swin-v2, ResNet, ConvNeXt, PVT-v2, RegNet,
+...) and the EfficientNet and MobileNet families. Others are an error.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ from torch import Tensor, nn
 from kmine.errors import UserError
 
 EXAMPLE_ENCODERS = "swinv2_tiny_window8_256, mobilenetv2_050, mobilenetv3_small_050, resnet18, convnext_atto"
-"""Named in errors."""
+"""Listed in error messages."""
 _PROBE = 64
-"""Pixels of the image that a new pyramid is tried on."""
+"""Side in pixels of the image on which a new pyramid is verified."""
 
 
 class Stage(nn.Module):
-    """The modules between one level of features and the next; (B, C, H, W) in and out, whatever lies between.
+    """The modules between one level of features and the next; (B, C, H, W) in and out.
 
-    Swin-v2 looks through windows. Their side w is the encoder's own (8 patches in `swinv2_tiny_window8_256`) at every
-    input size, and where the grid of a level is smaller, that of the grid: then one window sees everything and is not
-    shifted. timm fixes both for the size an encoder was made for; here they follow the input. At 256 px the grids are
-    64, 32, 16 and 8: four levels of windows of 8, the last a single one. At 512 px they are 128, 64, 32 and 16: windows
-    stay 8 (timm's own `set_input_size` would double them, at four times the cost a patch, and stretch the learnt
-    position bias), so the last level is now four windows, shifted in every second block, each seeing 256 px. Below
-    256 px the deepest windows shrink (128 px: 4) and a learnt position bias is squeezed into them; grids that w does
-    not divide are padded by timm.
+    The attention windows of Swin-v2 have the encoder's side w (8 patches in `swinv2_tiny_window8_256`) at every input
+    size. If the grid of a level is smaller, a single window covers it and is not shifted. timm fixes windows and grids
+    for the size that an encoder is created for; here they follow the input.
+
+    - 256 px: the grids are 64, 32, 16 and 8; all windows are 8, a single one at the last level.
+    - 512 px: the grids are 128, 64, 32 and 16; all windows are 8. The last level has four of 256 px each, shifted in
+      every second block. timm's own `set_input_size` would double the windows: four times the cost per patch, and an
+      interpolated position bias.
+    - Below 256 px the deepest windows shrink (128 px: 4), and the learned position bias is interpolated.
+    - timm pads grids that are no multiple of w.
     """
 
     def __init__(self, modules: list[nn.Module], window: int, nhwc_in: bool, nhwc_out: bool) -> None:
@@ -53,21 +55,21 @@ class Stage(nn.Module):
 
     def _fit_windows(self, module: nn.Module, grid: tuple[int, int]) -> None:
         if tuple(module.input_resolution) != grid:
-            # The tables made here must be fit for a later training, even where this is a prediction.
+            # Tensors created in inference mode could not be used in a later training.
             with torch.inference_mode(False), torch.no_grad():
                 module.set_input_size(feat_size=grid, window_size=self.window)
 
 
 class Pyramid(nn.Module):
-    """The stages of an encoder down to its deepest level at stride `strides[-1]`; what lies below is dropped.
+    """The stages of an encoder down to the level of stride `deepest`; deeper stages are dropped.
 
     Args:
         encoder: of `timm.create_model(..., features_only=True)`.
-        name: of it, for errors.
-        deepest: stride of the deepest level wanted.
+        name: of the encoder, for error messages.
+        deepest: stride of the deepest level.
 
     Raises:
-        UserError: it is no chain of stages, has no level of that stride, or does not take images of any size.
+        UserError: the encoder is no chain of stages, has no level of that stride, or needs images of a fixed size.
     """
 
     def __init__(self, encoder: nn.Module, name: str, deepest: int) -> None:
@@ -88,18 +90,18 @@ class Pyramid(nn.Module):
         self.stages = nn.ModuleList(
             Stage(modules, window, nhwc_in=nhwc and n > 0, nhwc_out=nhwc) for n, modules in enumerate(groups[:count])
         )
-        self._try_out(encoder, name)
+        self._verify(encoder, name)
 
     def forward(self, x: Tensor, depth: int | None = None) -> list[Tensor]:
-        """(B, 3, H, W) -> (B, C, H / stride, W / stride) of every level, or the first `depth`, the finest first."""
+        """(B, 3, H, W) -> (B, C, H / stride, W / stride) of each level, finest first; of the first `depth` if given."""
         features = []
         for stage in list(self.stages)[:depth]:
             x = stage(x)
             features.append(x)
         return features
 
-    def _try_out(self, encoder: nn.Module, name: str) -> None:
-        """Walked by stages, the encoder must say what it says when run whole."""
+    def _verify(self, encoder: nn.Module, name: str) -> None:
+        """Raise `UserError` unless the stages give exactly the features of the whole encoder."""
         training = encoder.training
         encoder.eval()
         self.eval()
@@ -119,16 +121,16 @@ class Pyramid(nn.Module):
             expected = expected.permute(0, 3, 1, 2) if self.stages[-1].nhwc_out else expected
             if actual.shape != (1, channels, _PROBE // stride, _PROBE // stride) or not torch.equal(actual, expected):
                 raise UserError(
-                    f"model.encoder {name!r} cannot be run stage by stage: its features come out differently; "
+                    f"model.encoder {name!r} cannot be run stage by stage: its features would differ; "
                     f"encoders that can: {EXAMPLE_ENCODERS}"
                 )
 
 
 def create_encoder(name: str, pretrained: bool) -> nn.Module:
-    """The timm encoder `name` (`tu-` in front or not), all its levels, with random or ImageNet (downloaded) weights.
+    """The timm encoder `name` (with or without the prefix tu-), with random or ImageNet (downloaded) weights.
 
     Raises:
-        UserError: timm has no such model.
+        UserError: timm has no such model; the nearest name is suggested.
     """
     import timm
 
@@ -145,7 +147,7 @@ def create_encoder(name: str, pretrained: bool) -> nn.Module:
 
 
 def _groups(encoder: nn.Module, name: str) -> Iterator[list[nn.Module]]:
-    """The modules of each stage, in the order in which they run."""
+    """Modules of each stage, in order of execution."""
     from timm.models import FeatureListNet
 
     if type(encoder) is FeatureListNet and not encoder.concat:
@@ -169,7 +171,7 @@ def _groups(encoder: nn.Module, name: str) -> Iterator[list[nn.Module]]:
 
 
 def _window(encoder: nn.Module) -> int:
-    """Side of Swin-v2's attention windows, in patches; 0 for encoders without, or whose windows cannot change."""
+    """Side of Swin-v2's attention windows in patches; 0 for encoders without windows or with fixed ones."""
     from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 
     return max((m.window_size[0] for m in encoder.modules() if isinstance(m, SwinTransformerV2Block)), default=0)

@@ -1,32 +1,30 @@
 """SKS: a classifier of image-level labels guides a segmentation network through three skips.
 
-After "Skip and Skip: Segmenting Medical Images with Prompts" (arXiv 2406.14958), whose full text was not at hand.
+After "Skip and Skip: Segmenting Medical Images with Prompts" (arXiv 2406.14958), without access to its full text.
 
-Known from what describes it: few masks, many image-level diagnoses; stage 1 trains a classifier on the diagnoses (the
-coarse branch), stage 2 a segmentation network on the masks (the fine branch), fed with the classifier's features; both
-are Swin-v2-T pyramids. A skip fuses, at one level, features of the same size and number: `W (f_i + f_k) + b`, + being
-concatenation of channels and W in R^{C x 2C}: a biased 1 x 1 convolution and nothing else. *Feature Share Skip*: coarse
-features are fused into each layer of the fine branch. *Resolution Compensation Skip*: the fused features go on to the
-decoder. A third skip is counted but not described.
+Known from descriptions: few masks, many image-level diagnoses. Stage 1 trains a classifier (the coarse branch) on the
+diagnoses, stage 2 a segmentation network (the fine branch) on the masks, with the classifier's features as further
+input. Both are Swin-v2-T pyramids. A skip fuses features of the same level and size: `W (f_i + f_k) + b`, where + is
+concatenation of channels and W in R^{C x 2C}, a biased 1 x 1 convolution. *Feature Share Skip*: coarse features are
+fused into each layer of the fine branch. *Resolution Compensation Skip*: the fused features go to the decoder. A third
+skip is mentioned but not described.
 
-Ours, all of it our reading:
-- Levels are the features at strides 4, 8, 16 and 32 (`levels` 3: without 32). What an encoder has above them (stride 2)
-  goes to the decoder as it is, in every arm. Any timm encoder that can be walked by stages serves, twice.
+Our reading:
+- Levels are the features at strides 4, 8, 16 and 32 (`levels` 3: without 32). Features above them (stride 2) go to the
+  decoder unchanged. Both branches are the same timm encoder, any that can be run stage by stage.
 - `skip_feature_share`: the next stage of the fine encoder reads the fused features. Off: it reads its own.
-- `skip_resolution`: the decoder gets the fused features. Off: the fine encoder's own (which with feature share on
-  were made from fused ones, one stage earlier). On without feature share: fused for the decoder alone.
-- `skip_coarse`, our third skip: what the decoder gets is fused once more with the coarse features, by the same rule
-  with weights of its own.
-- No fusion has an activation, so some of these say the same in other words: without feature share, `skip_resolution`
-  alone and `skip_coarse` alone are one network, and both together add weights but no function; with feature share and
-  `skip_coarse` on, `skip_resolution` changes only how the decoder's mixture is written down. An ablation that finds no
-  difference there finds nothing new.
-- All off: the coarse branch is not run; the fine branch alone, a plain U-Net.
-- A fusion starts as pass-through (W = [0 | I], b = 0), so that SKS begins as its fine branch alone: exactly so on a
-  CPU, rounded where a GPU multiplies in TF32.
-- Frozen (the default), the coarse branch stays in eval mode and without gradient whatever mode the model is in. Not
-  frozen, it learns from the masks alone, from the second step on (the fusions start blind to it), and its head, which
-  does not, no longer fits: `classify` and `activation_map` are stage 1's only while the branch is frozen.
+- `skip_resolution`: the decoder reads the fused features. Off: the fine encoder's own, which with feature share are
+  computed from the fused features of the stage before. On without feature share: only the decoder reads fused features.
+- `skip_coarse`, our third skip: the decoder's features are fused once more with the coarse ones, with other weights.
+- Fusions are linear, so some combinations are equivalent. Without feature share, `skip_resolution` alone and
+  `skip_coarse` alone are one network; both together add weights but no function. With feature share and `skip_coarse`,
+  `skip_resolution` is only another parametrization.
+- All skips off: a plain U-Net of the fine branch; the coarse branch is not run.
+- A fusion is initialized as pass-through (W = [0 | I], b = 0). SKS thus starts as its fine branch: exactly on a CPU,
+  rounded on a GPU that multiplies in TF32.
+- A frozen coarse branch (the default) is always in eval mode and has no gradient. Otherwise it is trained on the masks,
+  from the second step on, since a new fusion passes no gradient to it. Its head is not trained then and no longer fits
+  its features: `classify` and `activation_map` are those of stage 1 only while the branch is frozen.
 """
 
 from __future__ import annotations
@@ -46,13 +44,13 @@ from kmine.models.encoder_weights import encoder_errors, load_encoder
 from kmine.models.pyramid import Pyramid, create_encoder
 
 FIRST_STRIDE = 4
-"""Of the first level of the pyramids."""
+"""Stride of the first level that is fused."""
 FEATURE_CACHE_BYTES = 1 << 30
-"""Coarse features remembered at most; an image of 256 px has 0.5 (MobileNetV2) to 4 MB (Swin-v2-T) of them."""
+"""Limit of cached coarse features; an image of 256 px has 0.5 (MobileNetV2) to 4 MB (Swin-v2-T) of them."""
 
 
 class Fusion(nn.Conv2d):
-    """Coarse and fine features of one level, C channels each -> C fused ones; starts by passing the fine ones on."""
+    """Coarse and fine features of one level, C channels each -> C fused ones; initialized to pass the fine ones."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(2 * channels, channels, kernel_size=1)
@@ -67,7 +65,7 @@ class Fusion(nn.Conv2d):
 
 
 class CoarseBranch(nn.Module):
-    """A pyramid with a linear head on the average of its deepest features: does the image hold a lesion?"""
+    """A pyramid with a linear head on its average-pooled deepest features: the logit of a lesion in the image."""
 
     def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
@@ -79,21 +77,21 @@ class CoarseBranch(nn.Module):
         return self.head(self.pyramid(x)[-1].mean(dim=(2, 3)))[:, 0]
 
     def activation(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, h, w) at the deepest level: where the logit comes from, [0, 1], highest at 1.
+        """(B, 3, H, W) -> (B, h, w) class activation map at the deepest level, scaled to a maximum of 1.
 
-        The head's weights on the features instead of their average; what speaks against a lesion is 0. An image
-        without a place that speaks for one is 0 throughout.
+        The head's weights applied to the features before pooling; negative evidence is set to 0. A map without
+        positive evidence is 0 everywhere.
         """
         cam = torch.einsum("bchw,c->bhw", self.pyramid(x)[-1], self.head.weight[0]).relu()
         return cam / cam.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(cam.dtype).tiny)
 
 
 class Decoder(nn.Module):
-    """A plain U-Net decoder: upsample, concatenate, two of convolution, norm, ReLU; up to full resolution.
+    """A plain U-Net decoder up to full resolution. A step: upsample, concatenate, twice convolution, norm, ReLU.
 
     Args:
-        strides: of the features it gets, the finest first; each stride half of the next, down from the deepest.
-        channels: theirs.
+        strides: of the input features, finest first; each is half of the next.
+        channels: of the input features.
         width: channels of the deepest step, halved at each step above, at least 8.
         num_classes: K.
     """
@@ -113,7 +111,7 @@ class Decoder(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Features, the finest first -> (B, K, H, W) logits at stride 1."""
+        """Features, finest first -> (B, K, H, W) logits at stride 1."""
         at = dict(zip(self.strides, features, strict=True))
         x = features[-1]
         for stride, step in self.steps.items():
@@ -123,7 +121,7 @@ class Decoder(nn.Module):
 
 
 class SksNet(nn.Module):
-    """Both branches, their skips and the decoder; (B, 3, H, W) scaled images -> (B, K, H, W) logits."""
+    """Both branches, their skips and the decoder: (B, 3, H, W) scaled images -> (B, K, H, W) logits."""
 
     def __init__(self, fine: Pyramid, coarse: Pyramid, cfg: ModelConfig, num_classes: int) -> None:
         super().__init__()
@@ -132,23 +130,23 @@ class SksNet(nn.Module):
         self.feature_share, self.resolution = cfg.skip_feature_share, cfg.skip_resolution
         self.frozen = cfg.freeze_coarse
         levels = [n for n, stride in enumerate(fine.strides) if stride >= FIRST_STRIDE]
-        # Only fusions that something reads: the deepest one has no stage below it.
+        # Only fusions whose output is used: with feature share alone the deepest level has no next stage.
         fused = levels if self.resolution else levels[:-1] if self.feature_share else []
         self.fusions = nn.ModuleDict({str(n): Fusion(fine.channels[n]) for n in fused})
         self.coarse_fusions = nn.ModuleDict({str(n): Fusion(fine.channels[n]) for n in levels if cfg.skip_coarse})
         self.depth = 1 + max(map(int, [*self.fusions, *self.coarse_fusions]), default=-1)
-        """Stages of the coarse branch that the segmentation reads; the others are run for the classifier alone."""
+        """Number of coarse stages that the segmentation uses; the others are run for the classifier only."""
         self.decoder = Decoder(fine.strides, fine.channels, cfg.decoder_channels, num_classes)
         self.coarse.requires_grad_(not self.frozen)
         self.feature_cache: FeatureCache | None = None
 
     @property
     def uses_classifier(self) -> bool:
-        """Whether the segmentation reads the coarse branch at all."""
+        """Whether the segmentation uses the coarse branch."""
         return self.depth > 0
 
     def train(self, mode: bool = True) -> SksNet:
-        """As ever, but a frozen coarse branch stays in eval mode."""
+        """As in `nn.Module`, but a frozen coarse branch stays in eval mode."""
         super().train(mode)
         if self.frozen:
             self.coarse.eval()
@@ -156,55 +154,54 @@ class SksNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        guidance = self._guidance(x) if self.uses_classifier else []
+        coarse = self._coarse_features(x) if self.uses_classifier else []
         features = []
         for n, stage in enumerate(self.fine.stages):
             own = stage(x)
-            fused = self.fusions[str(n)](guidance[n], own) if str(n) in self.fusions else own
+            fused = self.fusions[str(n)](coarse[n], own) if str(n) in self.fusions else own
             x = fused if self.feature_share else own
             out = fused if self.resolution else own
-            features.append(self.coarse_fusions[str(n)](guidance[n], out) if str(n) in self.coarse_fusions else out)
+            features.append(self.coarse_fusions[str(n)](coarse[n], out) if str(n) in self.coarse_fusions else out)
         return self.decoder(features)
 
-    def _guidance(self, x: Tensor) -> list[Tensor]:
-        if (
-            self.feature_cache is not None
-            and self.frozen
-            and (self.feature_cache.augmented is False or not self.training)
-        ):
-            return self.feature_cache(x)
+    def _coarse_features(self, x: Tensor) -> list[Tensor]:
+        cache = self.feature_cache
+        if cache is not None and self.frozen and not (cache.augmented and self.training):
+            return cache(x)
         with torch.no_grad() if self.frozen else nullcontext():
             return self.coarse.pyramid(x, self.depth)
 
 
 class FeatureCache:
-    """Coarse features by image content: what a frozen branch makes of an image never changes.
+    """Coarse features by image content; those of a frozen branch do not change.
 
-    Images go through the branch one at a time, so that their features do not depend on whom they came with. When
-    `FEATURE_CACHE_BYTES` are full, nothing more is remembered: with images that come round in turn, forgetting the oldest
-    would forget every one just before it is wanted.
+    Images pass the branch one at a time, so features do not depend on the other images of a batch. A full cache
+    (`FEATURE_CACHE_BYTES`) takes no further images: as they come in turn, evicting the oldest would always evict the
+    next one needed.
     """
 
     def __init__(self, features: Callable[[Tensor], list[Tensor]], *, augmented: bool) -> None:
         self.features = features
         self.augmented = augmented
-        """Whether training images differ at every step; then only those of validation are worth remembering."""
+        """Whether training images differ at every step; then only images in eval mode are cached."""
         self.num_bytes = 0
         self.entries: dict[bytes, list[Tensor]] = {}
 
     def __call__(self, x: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> the levels, the finest first, each (B, C, h, w)."""
+        """(B, 3, H, W) -> (B, C, h, w) of each level, finest first."""
         rows = [self._lookup(image[None]) for image in x]
         return [torch.cat(level) for level in zip(*rows, strict=True)]
 
     def _lookup(self, image: Tensor) -> list[Tensor]:
-        # The strides are no content: a slice of a batch may carry others than the same image alone.
+        # Contiguous: a slice of a batch may have other strides than the same image in a batch of one.
         content = image.contiguous().cpu().numpy().tobytes()
-        mixed = bytes([torch.is_autocast_enabled(image.device.type)])  # training may run in another precision
+        mixed = bytes(
+            [torch.is_autocast_enabled(image.device.type)]
+        )  # precision may differ between training and validation
         key = hashlib.blake2b(content + mixed, digest_size=16).digest()
         if key in self.entries:
             return self.entries[key]
-        # What is made in inference mode could not be used in training later.
+        # Tensors created in inference mode could not be used in training later.
         with torch.inference_mode(False), torch.no_grad():
             levels = self.features(image.clone())
         size = sum(level.nbytes for level in levels)
@@ -214,9 +211,9 @@ class FeatureCache:
 
 
 class Classifier(nn.Module):
-    """The coarse branch as a network of its own: (B, 3, H, W) images in [0, 255] -> (B,) logits of "holds a lesion".
+    """The coarse branch as a separate network: (B, 3, H, W) images in [0, 255] -> (B,) logits of a lesion.
 
-    It shares its weights with the model it comes from, so that what it learns, or loads, is the model's.
+    Its weights are those of the model, so training it or loading weights into it changes the model.
     """
 
     def __init__(self, coarse: CoarseBranch, prepare: Callable[[Tensor], Tensor]) -> None:
@@ -230,27 +227,26 @@ class Classifier(nn.Module):
 
 
 class SksModel(LocalModel):
-    """SKS on plain images of any size, with the classifier's own answers beside the segmentation.
+    """SKS on unscaled images of any size, with the classifier's predictions.
 
-    Sides that do not divide are padded by repeating the border, for both branches: the classifier's average runs over
-    the padded part, too.
+    Images are padded for both branches, so the classifier's average pooling includes the padding.
     """
 
     net: SksNet
 
     @property
     def uses_classifier(self) -> bool:
-        """False where every skip is off: then stage 1 changes nothing of the segmentation."""
+        """False if every skip is off: stage 1 has no effect on the segmentation then."""
         return self.net.uses_classifier
 
     @property
     def classifier(self) -> Classifier:
-        """The coarse branch as a network of its own; load what stage 1 chose into it."""
+        """The coarse branch as a separate network, for training and loading its weights."""
         return Classifier(self.net.coarse, self.prepare)
 
     @contextmanager
     def unfrozen(self) -> Iterator[Classifier]:
-        """The classifier, free to learn inside the block; afterwards frozen again where it was."""
+        """The classifier, trainable within the block; its frozen state is restored afterwards."""
         self.net.coarse.requires_grad_(True)
         try:
             yield self.classifier
@@ -260,9 +256,9 @@ class SksModel(LocalModel):
 
     @contextmanager
     def caching_features(self, *, augmented: bool) -> Iterator[None]:
-        """Inside the block each image passes the frozen coarse branch once, wherever images come back unchanged.
+        """Within the block each unchanged image passes the frozen coarse branch once.
 
-        `augmented` says that training images do not. The classifier must not learn meanwhile.
+        `augmented`: training images differ at every step. The classifier must not be trained within the block.
         """
         net = self.net
         net.feature_cache = FeatureCache(lambda x: net.coarse.pyramid(x, net.depth), augmented=augmented)
@@ -277,10 +273,9 @@ class SksModel(LocalModel):
 
     @torch.no_grad()
     def activation_map(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 255] -> (B, H, W) in [0, 1]: where the classifier sees a lesion, by its deepest level.
+        """Class activation map: (B, 3, H, W) in [0, 255] -> (B, H, W) in [0, 1], resized (bilinear) to the image.
 
-        The class activation map of each image, scaled by its highest value, resized (bilinear) to the image. How sure
-        the classifier is, `classify` says: the map of a healthy image, too, has its highest place.
+        Scaled by the maximum of each image, so it shows a place but no confidence: that is `classify`.
         """
         height, width = images.shape[-2:]
         x = self.prepare(images)
@@ -289,10 +284,10 @@ class SksModel(LocalModel):
 
 
 def build_sks(cfg: ModelConfig, num_classes: int, *, offline: bool = False) -> SksModel:
-    """SKS of `cfg`, random parts drawn from torch's generator as it stands (`build_model` sets it).
+    """SKS of `cfg`; random weights are drawn from torch's generator, which `build_model` seeds.
 
     Raises:
-        UserError: an encoder that timm does not know or that cannot be walked by stages; weights as in `build_model`.
+        UserError: an encoder that timm lacks or that cannot be run stage by stage; weights as in `build_model`.
     """
     deepest = FIRST_STRIDE * 2 ** (cfg.levels - 1)
     with encoder_errors(cfg, f"model.levels {cfg.levels}", offline):

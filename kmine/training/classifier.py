@@ -37,17 +37,8 @@ def fit_classifier(
 ) -> FitResult:
     """Train the classifier inside `model` in place for `cfg.steps` steps of binary cross-entropy.
 
-    The other arguments are those of `kmine.training.train_steps.train_steps`.
-
-    Args:
-        model: its other parts are unchanged; a frozen coarse branch is frozen again afterwards.
-        batches: batch of each step, balanced between the labels.
-        cfg: steps, learning rate, weight decay, warm-up, validation interval, workers.
-        fabric: device and precision.
-        seed: see there.
-        callbacks: `validate` returns the AUC on the validation images. NaN (images of one label only) counts as 0, so
-            that the last checkpoint is selected.
-        resume: see there.
+    Other parts of `model` are unchanged; a frozen coarse branch is frozen again afterwards. The other arguments are
+    those of `kmine.training.train_steps.train_steps`.
 
     Returns:
         Weights of the classifier: `model.classifier.load_state_dict(result.best)`.

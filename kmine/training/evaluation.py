@@ -32,18 +32,11 @@ def evaluate_round(
     seconds: dict[str, float] | None = None,
     method_dir: str = "",
 ) -> RoundResult:
-    """Evaluate both checkpoints on validation and decide on adoption; read back if the round's metrics.json has it.
+    """Evaluate both checkpoints on validation and decide on adoption; written to metrics.json, or read back from it.
 
-    Args:
-        task: validation images, settings, run folder.
-        model: overwritten with the checkpoints' weights.
-        checkpoints: of this round's training.
-        round_idx: number of the round.
-        num_pseudo: images trained on with a pseudo mask.
-        reference: the last adopted round. This round is adopted unless its Dice, paired by image, fell by more than
-            `adopt_tolerance` and by more than noise (`kmine.ops.statistics.is_fall`). None: always adopted.
-        seconds: of this round's stages so far.
-        method_dir: folder of a compared method; empty for the loop.
+    The round is adopted unless its Dice, paired by image with `reference`, the last adopted round, fell by more than
+    `adopt_tolerance` and by more than noise (`kmine.ops.statistics.is_fall`). `seconds` are those of its stages so far.
+    Overwrites the weights of `model`.
     """
     path = task.run.round_dir(round_idx, method_dir) / "metrics.json"
     signature = sign(checkpoints.signature, num_pseudo, reference.metrics.dice if reference else None)
@@ -93,13 +86,7 @@ def evaluate_checkpoint(
     """Metrics of a checkpoint on the images of `pool`, in their own frames.
 
     HD95 is in mm if the spacing of all images is known, else in pixels for all: the mean of both would have no unit.
-
-    Args:
-        pool: opened with masks.
-        model: overwritten with `weights`; on the device of `fabric`.
-        weights: its state dict.
-        batch_size: images per forward pass.
-        fabric: device; its processes share the images.
+    `weights` are loaded into `model`, which is on the device of `fabric`. The processes of `fabric` share the images.
     """
     model.load_state_dict(weights)
     ids = shard(pool.ids, fabric)

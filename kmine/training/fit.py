@@ -126,17 +126,9 @@ def fit(
     resume: FitState | None = None,
     consistency_fn: ConsistencyFn | None = None,
 ) -> FitResult:
-    """Train `model` in place for `cfg.steps` optimizer steps.
+    """Train `model` in place for `cfg.steps` steps. With `consistency_fn`, `batches` have views of unlabeled images.
 
-    Args:
-        model: starts from its current weights.
-        batches: batch of each step; with views of unlabeled images if `consistency_fn` is given.
-        cfg: see `FitConfig`.
-        fabric: device, precision, other processes.
-        seed: together with the step it fixes the random numbers of layers (dropout).
-        callbacks: `validate` returns validation Dice.
-        resume: state to continue from; the result equals that of an uninterrupted training.
-        consistency_fn: loss on the unlabeled images of a batch; without it they are not read.
+    The other arguments are those of `kmine.training.train_steps.train_steps`.
     """
     loss_fn: LossFn[Batch] = SupervisedLoss(model, cfg, fabric)
     if consistency_fn:

@@ -29,12 +29,12 @@ def infer(
     Predicted at the square training size and resized (bilinear).
 
     Args:
-        model: set to eval mode.
+        model: on `device`; set to eval mode.
         pool: its images are read, its masks are not.
         ids: sample ids.
         batch_size: images per forward pass.
         tta: none, hflip or flips; probabilities are averaged over the flips.
-        device: device of the model.
+        device: cpu or a GPU.
 
     Raises:
         FloatingPointError: NaN or infinite logits.
@@ -52,15 +52,7 @@ def infer(
 def activations(
     model: LocalModel, pool: Pool, ids: Sequence[str], *, batch_size: int, device: torch.device
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Class activation maps of the classifier of sks: (id, (H, W) in [0, 1] in the image's own frame), in order.
-
-    Args:
-        model: an `SksModel`; set to eval mode.
-        pool: its images are read, its masks are not.
-        ids: sample ids.
-        batch_size: images per forward pass.
-        device: device of the model.
-    """
+    """Class activation maps of an `SksModel`: (id, (H, W) in [0, 1] in the image's own frame); arguments as `infer`."""
     model.eval()
     for first in range(0, len(ids), batch_size):
         batch = ids[first : first + batch_size]
@@ -73,16 +65,9 @@ def activations(
 def predict_resized(
     model: LocalModel, images: NDArray[np.uint8], tta: str, device: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Probabilities at training size, of a model in eval mode.
+    """Class probabilities at training size; `model` should be in eval mode.
 
-    Args:
-        model: on `device`.
-        images: (B, S, S, 3) uint8 RGB.
-        tta: none, hflip or flips.
-        device: device of the model.
-
-    Returns:
-        (B, K, S, S) probabilities, mean over the flips, and (B, 1, S, S) standard deviation of foreground probability.
+    (B, S, S, 3) uint8 RGB -> (B, K, S, S) means over the flips `tta`, (B, 1, S, S) standard deviation of foreground.
 
     Raises:
         FloatingPointError: NaN or infinite logits.

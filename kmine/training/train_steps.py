@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kmine.config import FitConfig
-from kmine.training.distributed import sync_batchnorm
+from kmine.models.sync_batchnorm import sync_batchnorm
 from kmine.training.ema import EMA
 from kmine.types import ProgressReporter
 
@@ -142,7 +142,8 @@ def train_steps(
         callbacks: validation, saving, progress.
         resume: state to continue from; the result equals that of an uninterrupted training.
     """
-    sync_batchnorm(module, fabric)
+    if fabric.world_size > 1:
+        sync_batchnorm(module, fabric.device)
     optimizer = torch.optim.AdamW(module.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
     net, optimizer = fabric.setup(module, optimizer)
     state = resume or FitState(0, {}, {}, _copy(module), -math.inf, 0)

@@ -1,4 +1,4 @@
-"""Folding batch norm changes the work, not the answer."""
+"""Fusing batch norm keeps the function."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 @pytest.mark.parametrize("name", ["unet", "unetpp", "sks"])
-def test_the_answer_stays_and_the_norms_of_the_decoder_go(name):
+def test_logits_are_equal_and_the_norms_of_the_decoder_are_gone(name):
     encoder = "mobilenetv2_050" if name == "sks" else "mobilenet_v2"
     model = build_model(ModelConfig(name=name, encoder=encoder, decoder_channels=16), 2, seed=0)
     with torch.no_grad():
-        for norm in norms(model):  # as after training: none of them does nothing
+        for norm in norms(model):  # as after training: no norm is the identity
             norm.running_mean.uniform_(-1, 1)
             norm.running_var.uniform_(0.5, 2)
             norm.weight.uniform_(0.5, 1.5)
@@ -34,7 +34,7 @@ def test_the_answer_stays_and_the_norms_of_the_decoder_go(name):
     torch.testing.assert_close(after, before, atol=1e-4 * float(before.abs().max()), rtol=1e-4)
 
 
-def test_what_is_no_neighbour_is_left_alone():
-    alone = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4))
-    fuse_conv_bn(alone)
-    assert len(norms(alone)) == 2 and not alone.training
+def test_norms_that_do_not_follow_a_convolution_are_kept():
+    sequential = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4))
+    fuse_conv_bn(sequential)
+    assert len(norms(sequential)) == 2 and not sequential.training

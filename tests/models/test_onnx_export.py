@@ -1,4 +1,4 @@
-"""An exported network says what the network says, for any number of images."""
+"""An exported network gives the probabilities of the network, for any number of images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kmine.models.build import build_model
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 SIZE = 40
-"""Not a multiple of any stride: padding and cropping are in the file, too."""
+"""Not a multiple of any stride, so that padding and cropping are exported."""
 MODELS = {
     "unet": ModelConfig(name="unet", encoder="tu-resnet10t", encoder_depth=3, decoder_channels=8),
     "unetpp": ModelConfig(
@@ -24,19 +24,19 @@ MODELS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_the_file_says_what_the_network_says(name, tmp_path):
+def test_probabilities_of_the_file_equal_those_of_the_network(name, tmp_path):
     from kmine.models.onnx_export import encode_onnx
     from kmine.models.onnx_session import open_session
 
     model = build_model(MODELS[name], 3, 0).eval()
     torch.manual_seed(0)
     for key, tensor in model.state_dict().items():
-        if "fusions" in key:  # they start blind to the classifier, whose features are to be in the file
+        if "fusions" in key:  # new fusions ignore the classifier's features
             tensor.copy_(0.1 * torch.randn_like(tensor))
     path = tmp_path / "model.onnx"
-    path.write_bytes(encode_onnx(model, SIZE, '{"told": 1}'))
+    path.write_bytes(encode_onnx(model, SIZE, '{"notes": 1}'))
     session = open_session(path, "cpu")
-    assert session.get_modelmeta().custom_metadata_map["kmine"] == '{"told": 1}'
+    assert session.get_modelmeta().custom_metadata_map["kmine"] == '{"notes": 1}'
     assert str(tmp_path).encode() not in path.read_bytes() and b"site-packages" not in path.read_bytes()
     for count in (1, 2, 5):
         images = np.random.default_rng(count).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)

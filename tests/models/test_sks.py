@@ -1,4 +1,4 @@
-"""SKS: it begins as its fine branch alone, fuses by one rule, and leaves a frozen classifier alone."""
+"""SKS: starts as its fine branch, fuses by one rule, does not change a frozen classifier."""
 
 from __future__ import annotations
 
@@ -7,45 +7,26 @@ from itertools import combinations, product
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from helpers.models import scramble, small_sks
+from helpers.small import same
 from torch import nn
 
 from kmine.config import ModelConfig
 from kmine.errors import UserError
 from kmine.models.build import build_model
-from kmine.models.sks import (
-    CoarseBranch,
-    Decoder,
-    Fusion,
-    SksModel,
-    SksNet,
-    build_sks,
-)
+from kmine.models.sks import CoarseBranch, Decoder, Fusion, SksModel
 
 SWITCHES = ("skip_feature_share", "skip_resolution", "skip_coarse")
 ALL_OFF = dict.fromkeys(SWITCHES, False)
-ALL_SWITCHINGS = [dict(zip(SWITCHES, on, strict=True)) for on in product((False, True), repeat=3)]
-
-
-def config(**settings: object) -> ModelConfig:
-    base = {"name": "sks", "encoder": "mobilenetv3_small_050", "decoder_channels": 16, "levels": 3}
-    return ModelConfig(**{**base, **settings})
+COMBINATIONS = [dict(zip(SWITCHES, on, strict=True)) for on in product((False, True), repeat=3)]
 
 
 def sks(seed: int = 0, **settings: object) -> SksModel:
-    return build_model(config(**settings), 3, seed)
+    return build_model(small_sks(**settings), 3, seed)
 
 
 def images(*sides: int, count: int = 2) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, *sides), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
-
-
-def scramble(module: nn.Module) -> None:
-    """Weights away from their start, so that nothing is equal by being zero or one."""
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for weight in module.parameters():
-            weight += 0.3 * torch.randn(weight.shape, generator=generator)
 
 
 def count(module: nn.Module) -> int:
@@ -67,7 +48,7 @@ def test_fusion_is_a_biased_1x1_convolution_of_the_concatenation():
     assert count(fusion) == 2 * 3 * 3 + 3
 
 
-def test_a_new_fusion_passes_the_fine_features_on():
+def test_a_new_fusion_returns_the_fine_features():
     coarse, fine = 1e3 * torch.randn(2, 40, 6, 6), torch.randn(2, 40, 6, 6)
     assert torch.equal(Fusion(40)(coarse, fine), fine)
 
@@ -77,13 +58,13 @@ def test_a_new_fusion_passes_the_fine_features_on():
 
 @pytest.mark.parametrize(("encoder", "levels"), [("mobilenetv3_small_050", 4), ("resnet10t", 3), ("convnext_atto", 3)])
 @pytest.mark.parametrize("training", [False, True])
-def test_at_step_0_it_equals_its_fine_branch_alone(encoder, levels, training):
-    guided, alone = (sks(encoder=encoder, levels=levels, **switches) for switches in ({}, ALL_OFF))
-    assert guided.uses_classifier and not alone.uses_classifier
-    alone.net.fine.load_state_dict(guided.net.fine.state_dict())
-    alone.net.decoder.load_state_dict(guided.net.decoder.state_dict())
+def test_initially_it_equals_its_fine_branch_without_skips(encoder, levels, training):
+    full, fine_only = (sks(encoder=encoder, levels=levels, **switches) for switches in ({}, ALL_OFF))
+    assert full.uses_classifier and not fine_only.uses_classifier
+    fine_only.net.fine.load_state_dict(full.net.fine.state_dict())
+    fine_only.net.decoder.load_state_dict(full.net.decoder.state_dict())
     x = images(64, 64)
-    assert torch.equal(guided.train(training)(x), alone.train(training)(x))
+    assert torch.equal(full.train(training)(x), fine_only.train(training)(x))
 
 
 def test_with_every_skip_off_it_is_a_u_net_on_timm_s_own_features():
@@ -99,55 +80,55 @@ def test_with_every_skip_off_it_is_a_u_net_on_timm_s_own_features():
 
 
 def flat_names(pyramid: nn.Module, encoder: nn.Module) -> dict[str, torch.Tensor]:
-    """Both hold the same tensors in the same order."""
+    """State dict of `encoder` with the tensors of `pyramid`: both have the same ones in the same order."""
     return dict(zip(encoder.state_dict(), pyramid.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("switches", ALL_SWITCHINGS)
-def test_each_skip_does_what_it_says(switches):
+@pytest.mark.parametrize("switches", COMBINATIONS)
+def test_each_combination_of_skips_by_hand(switches):
     net = sks(levels=3, **switches).eval().net
     scramble(net.fusions), scramble(net.coarse_fusions)
     share, resolution, third = switches.values()
     x = torch.randn(1, 3, 48, 32)
     coarse = net.coarse.pyramid(x)
-    to_decoder, flow = [], x
+    to_decoder, output = [], x
     for n, stage in enumerate(net.fine.stages):
-        own = stage(flow)
-        level = n >= 1  # the stem's features at stride 2 belong to no level
+        own = stage(output)
+        level = n >= 1  # features at stride 2 are not fused
         fused = net.fusions[str(n)](coarse[n], own) if level and (resolution or (share and n < 3)) else own
-        flow = fused if share else own
+        output = fused if share else own
         skip = fused if resolution else own
         to_decoder.append(net.coarse_fusions[str(n)](coarse[n], skip) if level and third else skip)
     assert torch.equal(net(x), net.decoder(to_decoder))
 
 
-def test_switchings_differ_but_for_one_pair_that_is_the_same_network():
-    answers = {}
-    for switches in ALL_SWITCHINGS:
+def test_combinations_of_skips_differ_except_for_one_equivalent_pair():
+    logits = {}
+    for switches in COMBINATIONS:
         model = sks(**switches).eval()
         scramble(model.net.fusions), scramble(model.net.coarse_fusions)
-        answers[tuple(switches.values())] = model(images(32, 32))
-    same = [{a, b} for a, b in combinations(answers, 2) if torch.equal(answers[a], answers[b])]
-    assert same == [{(False, True, False), (False, False, True)}], "the decoder's fused features, by either name"
+        logits[tuple(switches.values())] = model(images(32, 32))
+    equal = [{a, b} for a, b in combinations(logits, 2) if torch.equal(logits[a], logits[b])]
+    assert equal == [{(False, True, False), (False, False, True)}], "both fuse the features of the decoder only"
 
 
-@pytest.mark.parametrize("switches", ALL_SWITCHINGS)
+@pytest.mark.parametrize("switches", COMBINATIONS)
 @pytest.mark.parametrize("frozen", [True, False])
-def test_every_weight_that_may_learn_is_reached(switches, frozen):
+def test_every_trainable_weight_that_is_used_gets_a_gradient(switches, frozen):
     model = sks(freeze_coarse=frozen, **switches).train()
     model(images(32, 32)).sum().backward()
-    silent = {n for n, w in model.named_parameters() if w.requires_grad and w.grad is None}
+    without_gradient = {n for n, w in model.named_parameters() if w.requires_grad and w.grad is None}
     if frozen:
-        assert silent == set()
+        assert without_gradient == set()
     elif model.uses_classifier:
-        unread = ("net.coarse.head.", *(f"net.coarse.pyramid.stages.{n}." for n in range(model.net.depth, 9)))
-        assert silent == {n for n, _ in model.named_parameters() if n.startswith(unread)}
+        unused = ("net.coarse.head.", *(f"net.coarse.pyramid.stages.{n}." for n in range(model.net.depth, 9)))
+        assert without_gradient == {n for n, _ in model.named_parameters() if n.startswith(unused)}
     else:
-        assert all(name.startswith("net.coarse.") for name in silent)
+        assert all(name.startswith("net.coarse.") for name in without_gradient)
 
 
-@pytest.mark.parametrize("switches", ALL_SWITCHINGS)
-def test_parameters_add_up(switches):
+@pytest.mark.parametrize("switches", COMBINATIONS)
+def test_parameter_counts_by_hand(switches):
     net = sks(levels=4, **switches).net
     channels = net.fine.channels
     assert channels == (16, 8, 16, 24, 288) and net.fine.strides == (2, 4, 8, 16, 32)
@@ -167,19 +148,18 @@ def test_three_levels_drop_the_deepest_stages():
 
 @pytest.mark.parametrize("sides", [(64, 64), (50, 71), (33, 96), (7, 100)])
 @pytest.mark.parametrize("levels", [3, 4])
-def test_any_size_goes_in_and_comes_out(sides, levels):
+def test_images_may_have_any_size(sides, levels):
     model = sks(levels=levels).eval()
     with torch.inference_mode():
-        logits, label, cam = (do(images(*sides)) for do in (model, model.classify, model.activation_map))
+        logits, label, cam = (predict(images(*sides)) for predict in (model, model.classify, model.activation_map))
     assert logits.shape == (2, 3, *sides) and logits.dtype == torch.float32
     assert label.shape == (2,)
     assert cam.shape == (2, *sides) and cam.min() >= 0 and cam.max() <= 1
 
 
-def test_first_weights_come_from_the_seed_and_the_branches_differ():
+def test_initial_weights_follow_the_seed_and_differ_between_the_branches():
     a, b, c = (sks(seed).state_dict() for seed in (0, 0, 1))
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    assert any(not torch.equal(a[k], c[k]) for k in a)
+    assert same(a, b) and not same(a, c)
     assert not torch.equal(a["net.fine.stages.0.parts.0.weight"], a["net.coarse.pyramid.stages.0.parts.0.weight"])
 
 
@@ -202,35 +182,35 @@ def test_a_frozen_coarse_branch_gets_no_gradient_and_no_statistics():
     assert not any(m.training for m in model.eval().modules())
 
 
-def test_a_free_coarse_branch_learns_from_the_second_step_on():
+def test_an_unfrozen_coarse_branch_gets_a_gradient_from_the_second_step_on():
     model = sks(freeze_coarse=False).train()
     assert all(m.training for m in model.net.coarse.modules())
     stem = model.net.coarse.pyramid.stages[0].parts[0].weight
     model(images(32, 32)).square().mean().backward()
-    assert not stem.grad.any(), "the fusions start blind to it"
+    assert not stem.grad.any(), "a new fusion ignores coarse features"
     scramble(model.net.fusions)
     model(images(32, 32)).square().mean().backward()
     assert stem.grad.any()
 
 
-def test_thawed_it_may_learn_and_is_frozen_again_afterwards():
+def test_unfrozen_is_for_the_block_only():
     model = sks().train()
     with model.unfrozen() as classifier:
         classifier.train()(images(32, 32)).sum().backward()
         assert all(w.grad is not None for w in classifier.parameters())
     assert not any(w.requires_grad for w in model.net.coarse.parameters())
     assert not any(m.training for m in model.net.coarse.modules()) and model.net.fine.training
-    free = sks(freeze_coarse=False)
-    with free.unfrozen():
+    trainable = sks(freeze_coarse=False)
+    with trainable.unfrozen():
         pass
-    assert all(w.requires_grad for w in free.net.coarse.parameters())
+    assert all(w.requires_grad for w in trainable.net.coarse.parameters())
 
 
-# -- the classifier's answers
+# -- predictions of the classifier
 
 
-class Given(nn.Module):
-    """A pyramid whose features are the image's own channels, three of them."""
+class Channels(nn.Module):
+    """A pyramid whose features are the three channels of the image."""
 
     channels = (3,)
 
@@ -239,18 +219,18 @@ class Given(nn.Module):
 
 
 def test_activation_and_logit_by_hand():
-    branch = CoarseBranch(Given())
+    branch = CoarseBranch(Channels())
     branch.head.weight.data = torch.tensor([[1.0, -2.0, 0.5]])
     branch.head.bias.data = torch.tensor([0.25])
     x = torch.tensor([[[4.0, 0.0], [2.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]], [[0.0, 2.0], [2.0, 2.0]]])[None]
-    # places: 4, -2 + 1, 2 - 2 + 1, 1 + 1; what is below 0 is cut, then all divided by 4
+    # Pixels: 4, -2 + 1, 2 - 2 + 1, 1 + 1; negative ones are set to 0, then all are divided by 4.
     assert torch.allclose(branch.activation(x), torch.tensor([[[1.0, 0.0], [0.25, 0.5]]]))
     assert branch(x).item() == pytest.approx((4 - 1 + 1 + 2) / 4 + 0.25)
     branch.head.weight.data = -branch.head.weight.data.abs()
-    assert torch.equal(branch.activation(x), torch.zeros(1, 2, 2)), "no evidence, no map"
+    assert torch.equal(branch.activation(x), torch.zeros(1, 2, 2)), "without positive evidence the map is 0"
 
 
-def test_the_map_lies_where_the_image_is_and_is_scaled_image_by_image():
+def test_the_activation_map_is_aligned_with_the_image_and_scaled_per_image():
     model = sks(levels=3).eval()
     model.net.coarse.pyramid = Shrink()
     model.net.coarse.head = nn.Linear(1, 1)
@@ -279,7 +259,7 @@ def test_classifier_and_model_share_their_weights():
     assert all(torch.equal(v, state[k.removeprefix("coarse.")]) for k, v in scrambled.items())
 
 
-# -- coarse features once an image
+# -- caching of coarse features
 
 
 def counted(model: SksModel) -> list[int]:
@@ -289,7 +269,7 @@ def counted(model: SksModel) -> list[int]:
     return calls
 
 
-def test_the_frozen_branch_sees_an_image_once_while_remembering_and_says_the_same():
+def test_with_caching_an_image_passes_the_frozen_branch_once_with_the_same_result():
     model, x = sks(), images(64, 64, count=3)
     scramble(model.net.fusions)
     plain = model.eval()(x)
@@ -302,10 +282,10 @@ def test_the_frozen_branch_sees_an_image_once_while_remembering_and_says_the_sam
     assert torch.allclose(first, plain, atol=1e-4)
     assert model.net.fine.stages[0].parts[0].weight.grad is not None
     model.eval()(x)
-    assert sum(calls) == 6, "outside the block nothing is remembered"
+    assert sum(calls) == 6, "nothing is cached outside the block"
 
 
-def test_augmented_training_images_are_not_remembered_those_of_validation_are():
+def test_with_augmentation_only_images_in_eval_mode_are_cached():
     model, x = sks(), images(64, 64)
     calls = counted(model)
     with model.caching_features(augmented=True):
@@ -318,15 +298,17 @@ def test_augmented_training_images_are_not_remembered_those_of_validation_are():
         assert sum(calls) == 6
 
 
-def test_features_made_in_inference_mode_serve_in_training():
+def test_features_cached_in_inference_mode_can_be_used_in_training():
     model, x = sks(), images(64, 64)
     with model.caching_features(augmented=False):
         with torch.inference_mode():
             model.eval()(x)
-        model.train()(x).sum().backward()
+        model.train()(x).square().sum().backward()
+    gradient = model.net.fusions["1"].weight.grad  # its input are the cached features
+    assert gradient.isfinite().all() and gradient.any()
 
 
-def test_a_branch_that_learns_is_never_remembered():
+def test_an_unfrozen_branch_is_not_cached():
     model, x = sks(freeze_coarse=False), images(64, 64)
     calls = counted(model)
     with model.caching_features(augmented=False):
@@ -334,7 +316,7 @@ def test_a_branch_that_learns_is_never_remembered():
     assert calls == [2, 2]
 
 
-def test_when_the_memory_is_full_nothing_more_is_kept(monkeypatch):
+def test_a_full_cache_takes_no_further_images(monkeypatch):
     monkeypatch.setattr("kmine.models.sks.FEATURE_CACHE_BYTES", 0)
     model, x = sks(), images(64, 64)
     calls = counted(model)
@@ -347,14 +329,14 @@ def test_when_the_memory_is_full_nothing_more_is_kept(monkeypatch):
 # -- names and weights
 
 
-def test_the_default_encoder_is_the_paper_s_and_may_be_named_with_or_without_tu():
+def test_the_default_encoder_is_the_paper_s_and_the_prefix_tu_is_optional():
     assert ModelConfig(name="sks").resolved().encoder == "swinv2_tiny_window8_256"
     a, b = (sks(encoder=name).state_dict() for name in ("mobilenetv3_small_050", "tu-mobilenetv3_small_050"))
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert same(a, b)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"encoder": "mobilenet_v2"}, r"timm has no 'mobilenet_v2'; did you mean mobilenetv2_\d+\?"),
         ({"encoder": "hrnet_w18_small"}, r"cannot be run stage by stage \(HighResolutionNetFeatures\)"),
@@ -363,38 +345,11 @@ def test_the_default_encoder_is_the_paper_s_and_may_be_named_with_or_without_tu(
         ({"encoder_weights": "no.safetensors"}, "no file no.safetensors"),
     ],
 )
-def test_encoders_that_do_not_serve_are_refused_with_some_that_do(settings, said):
-    with pytest.raises(UserError, match=said):
+def test_unsuitable_encoders_are_refused_with_suitable_ones_named(settings, message):
+    with pytest.raises(UserError, match=message):
         sks(**settings)
 
 
 def test_offline_forbids_the_hub():
     with pytest.raises(UserError, match="--offline forbids"):
-        build_model(config(encoder_weights="hub"), 2, 0, offline=True)
-
-
-def test_a_weights_file_reaches_both_encoders_and_nothing_else(tmp_path):
-    donor = timm.create_model("mobilenetv3_small_050")
-    scramble(donor)
-    save_file(donor.state_dict(), tmp_path / "e.safetensors")
-    loaded, plain = sks(encoder_weights=str(tmp_path / "e.safetensors")), sks()
-    for pyramid in (loaded.net.fine, loaded.net.coarse.pyramid):
-        assert torch.equal(pyramid.stages[0].parts[0].weight, donor.conv_stem.weight)
-        assert torch.equal(pyramid.stages[2].parts[0][0].conv_dw.weight, donor.blocks[1][0].conv_dw.weight)
-    assert torch.equal(loaded.net.decoder.head.weight, plain.net.decoder.head.weight)
-
-
-def test_torchvision_s_mobilenet_v2_serves_timm_s(tmp_path):
-    donor = build_model(ModelConfig(encoder_depth=5, decoder_channels=8), 2, seed=3).eval().net.encoder
-    save_file({k: v.contiguous() for k, v in donor.state_dict().items()}, tmp_path / "e.safetensors")
-    model = sks(encoder="mobilenetv2_100", levels=4, encoder_weights=str(tmp_path / "e.safetensors")).eval()
-    x = torch.randn(1, 3, 32, 32)
-    given = {f.shape[-1]: f for f in donor(x)}
-    for feature in model.net.fine(x)[:-1]:  # torchvision's deepest are those of its classifier
-        assert torch.allclose(feature, given[feature.shape[-1]], atol=1e-5)
-
-
-def test_build_sks_is_reached_through_the_registry():
-    with torch.random.fork_rng():
-        net = build_sks(config(), 2).net
-    assert isinstance(net, SksNet) and isinstance(sks(), SksModel)
+        build_model(small_sks(encoder_weights="hub"), 2, 0, offline=True)
