@@ -32,7 +32,7 @@ class Registry(Generic[T]):
         self._builtin, self._registered = dict(builtin), dict[str, T]()
 
     def register(self, name: str, value: T) -> None:
-        """Add a name for this process, or replace an added one. Other processes know entry points only.
+        """Add a name for this process, or replace an added one. Other processes find entry points only.
 
         Raises:
             UserError: an empty name, or one of kmine's own.

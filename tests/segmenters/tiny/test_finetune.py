@@ -145,11 +145,11 @@ def test_iou_and_loss_by_hand() -> None:
     # Logits 0: p = 1/2 everywhere, an empty mask. BCE log 2; Dice 1 - (2 * 2 + 1) / (8 + 4 + 1) = 8 / 13; IoU 0.
     logits = torch.zeros(2, 1, 4, 4, requires_grad=True)
     score = torch.tensor([0.5, 0.4])
-    alone = [tiny_loss(logits[i : i + 1], score[i : i + 1], truth[i : i + 1]) for i in (0, 1)]
-    torch.testing.assert_close(alone[0], torch.tensor(np.log(2) + 8 / 13 + 2 * 0.25, dtype=torch.float32))
-    torch.testing.assert_close(alone[1], torch.tensor(2 * 0.16))  # an empty truth: the predicted IoU alone
+    separate = [tiny_loss(logits[i : i + 1], score[i : i + 1], truth[i : i + 1]) for i in (0, 1)]
+    torch.testing.assert_close(separate[0], torch.tensor(np.log(2) + 8 / 13 + 2 * 0.25, dtype=torch.float32))
+    torch.testing.assert_close(separate[1], torch.tensor(2 * 0.16))  # an empty truth: only the predicted IoU
     both = tiny_loss(logits, score, truth)
-    torch.testing.assert_close(both, (alone[0] + alone[1]) / 2)
+    torch.testing.assert_close(both, (separate[0] + separate[1]) / 2)
     both.backward()
     assert logits.grad[0].abs().min() > 0
     assert logits.grad[1].abs().max() == 0
