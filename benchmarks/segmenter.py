@@ -1,11 +1,11 @@
-"""Seconds of SAM for an image in a first and in a later round, beside the official predictor on the same questions.
+"""Seconds of SAM for an image in a first and in a later round, beside the official predictor on the same prompts.
 
     python benchmarks/segmenter.py [--name sam_vit_b] [--size 1024] [--repeats 1]
 
-Both have the same random weights (those of relative and absolute positions are filled, too) and answer the same
-prompts, one process, in turn: one image, 4 components, 3 boxes each, asked twice, with and without a hint. The official
-side is the loop of its documentation: `SamPredictor.set_image`, then one `predict` per box. Compared are all masks and
-logits. CPU seconds stand beside those of the clock: on a busy machine they are the steadier figure.
+Both have the same random weights (those of relative and absolute positions are drawn, too) and decode the same prompts
+in one process, in turn: one image, 4 components, 3 boxes each, with and without a mask input. The official side is the
+loop of its documentation: `SamPredictor.set_image`, then one `predict` per box. All masks and logits are compared. CPU
+seconds beside those of the clock are steadier on a busy machine.
 """
 
 from __future__ import annotations
@@ -45,33 +45,34 @@ def random_weights(name: str, size: int) -> Sam:
     return sam
 
 
-def questions() -> tuple[np.ndarray, list[Prompts]]:
-    """An image with four discs, and for each its shaken boxes without and with a hint."""
+def prompted_image() -> tuple[np.ndarray, list[Prompts]]:
+    """An image with four discs, and for each its jittered boxes without and with a mask input."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 90, (*FRAME, 3), dtype=np.uint8)
     rows, columns = np.mgrid[: FRAME[0], : FRAME[1]]
-    asked = []
+    prompts = []
     for row, column in CENTRES:
         radius = rng.uniform(60, 110)
         distance = np.hypot(rows - row, columns - column)
         image[distance < radius] += 120
         box = np.array([column - radius, row - radius, column + radius, row + radius])
         boxes = (box + rng.uniform(-15, 15, (NUM_BOXES, 4))).astype(np.float32)
-        hint = ((radius - distance) / 10).clip(-6, 6).astype(np.float32)
-        asked += [Prompts(1, boxes[0], mask_input=h, jittered_boxes=boxes[1:]) for h in (None, hint)]
-    return image, asked
+        mask_input = ((radius - distance) / 10).clip(-6, 6).astype(np.float32)
+        prompts += [Prompts(1, boxes[0], mask_input=m, jittered_boxes=boxes[1:]) for m in (None, mask_input)]
+    return image, prompts
 
 
-def official(sam: Sam, hint_of: Callable[[np.ndarray], np.ndarray], image: np.ndarray, asked: list[Prompts]) -> Any:
-    """(masks (N, H, W), logits (N, S, S)), prompt by prompt and box by box."""
-    predictor, answers = SamPredictor(sam), []
+def official(sam: Sam, segmenter: SamSegmenter, image: np.ndarray, prompts: list[Prompts]) -> list[np.ndarray]:
+    """(masks (N, H, W), logits (N, S, S)) of the official predictor, box by box, with the segmenter's mask inputs."""
+    predictor, outputs = SamPredictor(sam), []
     predictor.set_image(image)
-    for one in asked:
-        hint = None if one.mask_input is None else hint_of(one.mask_input)
-        for box in (one.box, *one.jittered_boxes):
-            masks, _, low_res = predictor.predict(box=box, mask_input=hint, multimask_output=False)
-            answers.append((masks[0], low_res[0]))
-    return [np.stack(part) for part in zip(*answers, strict=True)]
+    for prompt in prompts:
+        logits = prompt.mask_input
+        mask_input = None if logits is None else segmenter.decoder.mask_input(logits).cpu().numpy()
+        for box in (prompt.box, *prompt.jittered_boxes):
+            masks, _, low_res = predictor.predict(box=box, mask_input=mask_input, multimask_output=False)
+            outputs.append((masks[0], low_res[0]))
+    return [np.stack(part) for part in zip(*outputs, strict=True)]
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
@@ -81,15 +82,15 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
     return value, time.perf_counter() - clock, time.process_time() - cpu
 
 
-def masks_of(answers: list[Candidate]) -> np.ndarray:
-    return np.concatenate([[a.masks[0], *a.jittered_masks] for a in answers])
+def masks_of(candidates: list[Candidate]) -> np.ndarray:
+    return np.concatenate([[a.masks[0], *a.jittered_masks] for a in candidates])
 
 
-def compare(text: str, answers: list[Candidate], masks: np.ndarray, logits: np.ndarray) -> None:
-    """Largest differences to the official answers; logits are at hand for each prompt's own box alone."""
-    ours = masks_of(answers)
+def compare(text: str, candidates: list[Candidate], masks: np.ndarray, logits: np.ndarray) -> None:
+    """Largest differences from the official output; logits exist for each prompt's own box only."""
+    ours = masks_of(candidates)
     iou = (ours & masks).sum((1, 2)) / np.maximum((ours | masks).sum((1, 2)), 1)
-    off = np.abs(np.stack([a.low_res_logits[0] for a in answers]) - logits[::NUM_BOXES]).max()
+    off = np.abs(np.stack([a.low_res_logits[0] for a in candidates]) - logits[::NUM_BOXES]).max()
     print(
         f"  {text}: logits differ by at most {off:.1e} (their deviation is {logits.std():.2f}); "
         f"{np.mean(ours != masks):.1e} of the mask pixels differ, lowest IoU {iou.min():.4f}"
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=1)
     args = parser.parse_args()
-    plain, (image, asked) = random_weights(args.name, args.size), questions()
+    plain, (image, prompts) = random_weights(args.name, args.size), prompted_image()
     fast = copy.deepcopy(plain)
     print(f"{args.name}, random weights, {args.size} px, {torch.get_num_threads()} threads, torch {torch.__version__}")
     seconds: dict[str, list[tuple[float, float]]] = {"official": [], "first round": [], "later round": []}
@@ -110,16 +111,15 @@ def main() -> None:
         for repeat in range(args.repeats):
             cache = EmbeddingCache(Path(folder) / str(repeat), 10**9, print)
             segmenter = SamSegmenter(fast, name=args.name, cache=cache)
-            hint_of = lambda logits, s=segmenter: s._mask_input(logits).numpy()  # noqa: E731
-            (masks, logits), *spent = timed(lambda hint_of=hint_of: official(plain, hint_of, image, asked))
+            (masks, logits), *spent = timed(lambda s=segmenter: official(plain, s, image, prompts))
             seconds["official"].append(tuple(spent))
             for which in ("first round", "later round", "later round", "later round"):
-                answers, *spent = timed(lambda s=segmenter: s.decode(s.encode([image]), [asked])[0])
+                candidates, *spent = timed(lambda s=segmenter: s.decode(s.encode([image]), [prompts])[0])
                 seconds[which].append(tuple(spent))
-    compare("float32", answers, masks, logits)
+    compare("float32", candidates, masks, logits)
     (exact,) = segmenter.encode([image])
     half = Embedding(exact.size, exact.features.astype(np.float16))
-    compare("float16", segmenter.decode([half], [asked])[0], masks, logits)
+    compare("float16", segmenter.decode([half], [prompts])[0], masks, logits)
     medians = {which: [statistics.median(part) for part in zip(*all_, strict=True)] for which, all_ in seconds.items()}
     for which, (clock, cpu) in medians.items():
         ratios = [a / b for a, b in zip(medians["official"], (clock, cpu), strict=True)]
