@@ -9,7 +9,7 @@ Arrays are (row, column); boxes and points are (x, y) in pixels, where pixel (ro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -57,6 +57,8 @@ STOPPED_BY = {
 """Why a finished run stopped: `stopped_by` of run.json, and what that means. Unfinished ones say `interrupted`."""
 
 
+LESION_FREE = "lesion_free"
+"""Reason of an image whose label excludes lesions: it is not segmented, and its pseudo mask is empty."""
 ESTIMATED = ("kept", "kept_local", "low_estimated_dice")
 """The reasons that a calibrated gate gives by the estimated Dice, once nothing else speaks against a mask."""
 
@@ -186,8 +188,12 @@ class Evidence:
     """Candidate area / image area, over the median of the same in the labeled masks."""
     tta_std: float = float("nan")
     """Mean standard deviation of the foreground probability over test-time flips, inside the candidate."""
-    witness_dice: float = float("nan")
-    """Dice of the candidate with the objects that a second local model sees there; NaN without such a model."""
+    auxiliary_dice: float = float("nan")
+    """Dice of the candidate with the objects that the auxiliary model finds there; NaN without such a model."""
+
+
+EVIDENCE_COLUMNS = tuple("witness_dice" if f.name == "auxiliary_dice" else f.name for f in fields(Evidence))
+"""Names of the scores on disk (Parquet columns, JSON keys), in the order of the fields."""
 
 
 @dataclass(frozen=True)
@@ -214,16 +220,24 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class PseudoMask:
-    """A mined mask, ready to train on."""
+class PseudoLabel:
+    """A pseudo mask of an unlabeled image, from `kmine.mining.refine` to training."""
 
-    sample_id: str
     mask: NDArray[np.uint8]
     """(H, W) class ids, `IGNORE_INDEX` where the evidence disagrees."""
-    round_idx: int
-    """The round it entered in."""
-    signature: str
-    """Signature of what made it: model, segmenter, settings."""
+    reason: str = "kept"
+    """`kept` or `kept_local` of the first kept object; `lesion_free` or `accepted` of the image as a whole."""
+    weight: float | None = None
+    """Mean estimated Dice of the kept objects, [0, 1], for `fit.pseudo_weight estimated`; None without an estimate."""
+    signature: str = ""
+    """What the mask was made from: model, segmenter, settings."""
+    round_idx: int = 0
+    """The round that made it."""
+
+    @property
+    def lesion_free(self) -> bool:
+        """Whether the mask is empty because of an image-level label."""
+        return self.reason == LESION_FREE
 
 
 @dataclass(frozen=True)
@@ -290,6 +304,19 @@ class RoundResult:
     def has_no_pseudo_masks(self) -> bool:
         """Of a round that learns from pseudo masks: it kept none and trained nothing."""
         return self.round_idx > 0 and self.num_pseudo == 0
+
+    def without_training(self, round_idx: int, seconds: dict[str, float]) -> RoundResult:
+        """The result of a later round that found no pseudo mask: metrics of this one, not adopted."""
+        return RoundResult(
+            round_idx,
+            self.num_labeled,
+            0,
+            self.metrics,
+            self.final_metrics,
+            adopted=False,
+            seconds=seconds,
+            reason="refused: no pseudo mask",
+        )
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> RoundResult:

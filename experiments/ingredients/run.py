@@ -38,7 +38,7 @@ from kmine.config import (
 from kmine.methods.mining import mine
 from kmine.mining.adaptation.step import adapt_segmenter
 from kmine.mining.calibration.step import calibrate
-from kmine.mining.pseudo_labels import pseudo_labeled_pool
+from kmine.mining.pseudo_labels import PseudoLabels
 from kmine.mining.threshold import round_signature
 from kmine.ops.statistics import paired_difference
 from kmine.setup.open import open_for_test, open_task
@@ -123,7 +123,7 @@ def trained(task: Task, arm: str) -> tuple[Any, Any]:
     model = new_model(task)
     start = train(task, model, round_idx=0)  # read back
     varied = replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, **ARMS[arm])))
-    pseudo = None if arm.startswith("supervised") else pseudo_labeled_pool(varied, 1, task.run.decisions(1))
+    pseudo = None if arm.startswith("supervised") else PseudoLabels(varied, 1, "", task.run.decisions(1)).pool
     signature = round_signature(task, start) if pseudo else ""
     if pseudo and arm == "no_ignore":
         pseudo, signature = (

@@ -195,7 +195,7 @@ def _audit(task: Task, source: Any, results: Sequence[RoundResult], stem: Path) 
     known = set(truth.ids)
     for round_idx in [r.round_idx for r in results if r.round_idx]:
         by_image: dict[str, list[dict[str, Any]]] = {}
-        for row in task.run.decisions(round_idx):
+        for row in (decision.to_arrow() for decision in task.run.decisions(round_idx)):
             by_image.setdefault(row["sample_id"], []).append(row)
         for sample_id, rows in by_image.items():
             if sample_id in known:

@@ -27,7 +27,7 @@ class PseudoMasks(Mapping[str, NDArray[np.uint8]]):
     def __init__(self, folder: RunFolder, round_idx: int) -> None:
         self._folder, self._round_idx = folder, round_idx
         rows = folder.decisions(round_idx)
-        self._ids = list(dict.fromkeys(row["sample_id"] for row in rows if row["in_training"]))
+        self._ids = list(dict.fromkeys(row.sample_id for row in rows if row.in_training))
 
     def __getitem__(self, sample_id: str) -> NDArray[np.uint8]:
         if sample_id not in self._ids:
@@ -82,13 +82,13 @@ class Run:
         """The gate's decisions of a round, a row an object; without `round_idx` of the adopted one."""
         import pandas as pd
 
-        return pd.DataFrame(self._folder.decisions(self._adopted(round_idx)))
+        return pd.DataFrame([row.to_arrow() for row in self._folder.decisions(self._adopted(round_idx))])
 
     def prompts(self, round_idx: int | None = None) -> pd.DataFrame:
         """The prompts of a round, a row an object; without `round_idx` of the adopted one."""
         import pandas as pd
 
-        return pd.DataFrame(self._folder.prompts(self._adopted(round_idx)))
+        return pd.DataFrame([row.to_arrow() for row in self._folder.prompts(self._adopted(round_idx))])
 
     def pseudo_masks(self, round_idx: int | None = None) -> PseudoMasks:
         """The pseudo masks that a round was trained on; without `round_idx` those of the adopted one."""

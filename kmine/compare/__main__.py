@@ -32,7 +32,8 @@ from kmine.ops.metrics import summarise
 from kmine.report import Comparison, comparison
 from kmine.report.curve import CurvePoint, label_efficiency
 from kmine.setup.finished import load_settings
-from kmine.store.run_folder import RESUMABLE_CHANGES, RunFolder
+from kmine.store.run_folder import RunFolder
+from kmine.store.settings import RESUMABLE_CHANGES
 from kmine.types import CaseMetrics, Metrics
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import astuple, fields
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,11 @@ from kmine.report import (
     RoundRow,
 )
 from kmine.store.run_folder import RunFolder
+from kmine.store.tables import DecisionRow, class_map
 from kmine.training.task import Task
 from kmine.types import (
+    EVIDENCE_COLUMNS,
     STOPPED_BY,
-    Evidence,
     Prompts,
     RoundResult,
     Skipped,
@@ -69,7 +70,7 @@ def _row(result: RoundResult, baseline: RoundResult | None, num_unlabeled: int, 
         supervised_dice_final=baseline.final_metrics.dice if baseline else None,
         supervised_adopted=baseline.adopted if baseline else None,
         coverage=result.num_pseudo / num_unlabeled if num_unlabeled and result.round_idx else float("nan"),
-        reasons=dict(Counter(d["reason"] for d in store.decisions(result.round_idx))),
+        reasons=dict(Counter(row.reason for row in store.decisions(result.round_idx))),
         **(_change_columns(changes) if changes else {}),
         seconds=result.seconds,
         reason=result.reason,
@@ -83,9 +84,9 @@ def _change_columns(changes: changes.RoundChanges) -> dict[str, Any]:
     return {
         "num_new": len(changes.new),
         "num_readmitted": len(changes.readmitted),
-        "num_removed": len(changes.expelled),
+        "num_removed": len(changes.removed),
         "changed_pixels": changes.changed_pixels,
-        "changed_label_pixels": changes.taught_pixels,
+        "changed_label_pixels": changes.changed_label_pixels,
         "ignored_pixels": changes.ignored_pixels,
     }
 
@@ -201,18 +202,16 @@ def _end(store: RunFolder, rows: Sequence[RoundRow], rounds: int) -> list[str]:
 
 def _gallery(pool: Pool, store: RunFolder, round_idx: int) -> list[GalleryItem]:
     """Best and worst kept images and dropped ones of the last round, by the gate's own scores: no truth is read."""
-    by_image: dict[str, list[dict[str, Any]]] = {}
+    by_image: dict[str, list[DecisionRow]] = {}
     for row in store.decisions(round_idx):
-        if row["object_idx"] >= 0:
-            by_image.setdefault(row["sample_id"], []).append(row)
-    kept = sorted((i for i, rows in by_image.items() if rows[0]["in_training"]), key=lambda i: -_score(by_image[i]))
-    dropped = sorted(
-        (i for i, rows in by_image.items() if not rows[0]["in_training"]), key=lambda i: _score(by_image[i])
-    )
+        if row.is_object:
+            by_image.setdefault(row.sample_id, []).append(row)
+    kept = sorted((i for i, rows in by_image.items() if rows[0].in_training), key=lambda i: -_score(by_image[i]))
+    dropped = sorted((i for i, rows in by_image.items() if not rows[0].in_training), key=lambda i: _score(by_image[i]))
     best, worst = kept[:GALLERY_SIZE], kept[GALLERY_SIZE:][-GALLERY_SIZE:]
     prompts: dict[str, list[Prompts]] = {}
     for row in store.prompts(round_idx):
-        prompts.setdefault(row["sample_id"], []).append(_prompts(row))
+        prompts.setdefault(row.sample_id, []).append(row.to_prompts())
     return [
         _item(pool, store, round_idx, category, sample_id, by_image[sample_id], prompts[sample_id])
         for category, ids in (("best", best), ("worst", worst), ("dropped", dropped[:GALLERY_SIZE]))
@@ -220,10 +219,10 @@ def _gallery(pool: Pool, store: RunFolder, round_idx: int) -> list[GalleryItem]:
     ]
 
 
-def _score(rows: Sequence[dict[str, Any]]) -> float:
+def _score(rows: Sequence[DecisionRow]) -> float:
     """How well an image's objects are supported: the lowest of its objects' mean of the scores that are in [0, 1]."""
     names = ("predicted_iou", "stability_score", "agreement_iou", "jitter_dice", "confidence_inside")
-    finite = [[row[n] for n in names if row[n] is not None and not np.isnan(row[n])] for row in rows]
+    finite = [[score for n in names if not np.isnan(score := getattr(row.evidence, n))] for row in rows]
     return min((float(np.mean(values)) if values else 0.0) for values in finite)
 
 
@@ -233,38 +232,23 @@ def _item(
     round_idx: int,
     category: Any,
     sample_id: str,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[DecisionRow],
     prompts: list[Prompts],
 ) -> GalleryItem:
     sample = pool.sample(sample_id)
-    local, segmenter_mask = (
-        changes.class_map(rows, sample.image.shape[:2], f"{source}_rle") for source in ("local", "segmenter")
-    )
-    has_auxiliary = rows[0]["witness_dice"] is not None and not np.isnan(rows[0]["witness_dice"])
-    names = [f.name for f in fields(Evidence) if f.name != "witness_dice" or has_auxiliary]
-    first = next((r for r in rows if not r["kept"]), rows[0])
+    local, segmenter_mask = (class_map(rows, sample.image.shape[:2], source) for source in ("local", "segmenter"))
+    has_auxiliary = not np.isnan(rows[0].evidence.auxiliary_dice)
+    first = next((row for row in rows if not row.kept), rows[0])
+    scores = dict(zip(EVIDENCE_COLUMNS, astuple(first.evidence), strict=True))
     return GalleryItem(
         category=category,
         sample_id=sample_id,
         round_idx=round_idx,
-        reason=first["reason"],
-        scores={n: float("nan") if first[n] is None else first[n] for n in names},
+        reason=first.reason,
+        scores={name: score for name, score in scores.items() if name != "witness_dice" or has_auxiliary},
         image=sample.image,
         prompts=prompts,
         local_mask=local,
         segmenter_mask=segmenter_mask,
-        pseudo_mask=store.pseudo_mask(round_idx, sample_id) if rows[0]["in_training"] else None,
+        pseudo_mask=store.pseudo_mask(round_idx, sample_id) if rows[0].in_training else None,
     )
-
-
-def _prompts(row: dict[str, Any]) -> Prompts:
-    def array(name: str, dtype: Any) -> Any:
-        return None if row[name] is None else np.array(row[name], dtype)
-
-    prompts = Prompts(
-        class_id=row["class_id"],
-        box=array("box", np.float32),
-        point_coords=array("point_coords", np.float32),
-        point_labels=array("point_labels", np.int64),
-    )
-    return replace(prompts, jittered_boxes=np.array(row["jittered_boxes"], np.float32).reshape(-1, 4))

@@ -90,14 +90,14 @@ def collect_evidence(
         confidence_outside=_mean(prob[_box_area(prompts, best) & ~best]),
         area_ratio=float(best.mean()) / area_prior[prompts.class_id] if prompts.class_id in area_prior else np.nan,
         tta_std=_mean(probs.tta_std[best]) if probs.tta_std is not None else float("nan"),
-        witness_dice=_auxiliary_dice(auxiliary_probs.mask == prompts.class_id, best, prompts)
+        auxiliary_dice=_auxiliary_dice(auxiliary_probs.mask == prompts.class_id, best, prompts)
         if auxiliary_probs
         else float("nan"),
     )
 
 
 def _auxiliary_dice(auxiliary_mask: NDArray[np.bool_], best: NDArray[np.bool_], prompts: Prompts) -> float:
-    """Dice of the answer with the witness's components that touch it or the local model's own; 0 without any."""
+    """Dice of the candidate with the auxiliary components that touch it or the local one; 0 without any."""
     region = best if prompts.component is None else best | prompts.component
     touching = [component for component in masks.components(auxiliary_mask) if (component & region).any()]
     return metrics.dice(np.any(touching, axis=0), best) if touching else 0.0

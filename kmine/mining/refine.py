@@ -1,21 +1,16 @@
-"""From kept candidates to one pseudo mask an image, with the doubtful pixels ignored."""
+"""From kept candidates to one pseudo-label per image, with doubtful pixels ignored."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kmine.config import RefineConfig
 from kmine.ops import masks
-from kmine.types import (
-    IGNORE_INDEX,
-    Candidate,
-    Decision,
-    Probs,
-    Prompts,
-)
+from kmine.types import IGNORE_INDEX, LESION_FREE, Candidate, Decision, Probs, Prompts, PseudoLabel
 
 
 def refine(
@@ -26,49 +21,67 @@ def refine(
     cfg: RefineConfig,
     *,
     image_label: int | None = None,
-) -> NDArray[np.uint8] | None:
-    """The pseudo mask of one image, or None where no object was kept (an empty answer teaches nothing).
+) -> PseudoLabel | None:
+    """The pseudo-label of one image, or None where no object was kept: an empty mask would train nothing.
 
-    An image-level label is heeded: lesion-free, where lesions are all there is, gives an empty mask; with a lesion,
-    a mask without one is no mask. The lesion is the last class.
+    A pixel of a kept object gets its class where at least `cfg.min_vote` of the masks (box and jitters) agree, and 255
+    where they disagree. A dropped object is ignored as a whole: it may be a lesion, so it must not become background.
+    With `cfg.ask_local`, pixels that the local model classifies otherwise are ignored as well, except in objects for
+    which the gate found one of the two masks better (`Decision.source`): there, that mask counts.
 
-    A kept object's pixel gets the class where at least `cfg.min_vote` of the answers (box and jitters) say so, and
-    255 where they disagree. A dropped object is ignored as a whole: it may be a lesion, so it must not become
-    background. With `cfg.ask_local`, pixels on which the local model says otherwise are ignored as well, those of
-    objects apart for which the gate found one of the two masks better (`Decision.source`): there, that one counts.
+    An image labeled lesion-free gets an empty mask if lesions are the only class; one labeled with a lesion gets none
+    without a pixel of it. The lesion is the last class.
 
     Args:
-        probs: the local model's, of the image.
+        probs: of the local model.
         prompts, candidates, decisions: one entry per object, in the same order.
         cfg: see `RefineConfig`.
         image_label: 0 lesion-free, 1 a lesion, None unknown.
-
-    Returns:
-        (H, W) uint8 class ids and 255, or None.
     """
     lesion = len(probs.probs) - 1
     if image_label == 0 and lesion == 1 and not prompts:
-        return np.zeros(probs.probs.shape[1:], np.uint8)
-    if not any(d.kept for d in decisions):
+        return PseudoLabel(np.zeros(probs.probs.shape[1:], np.uint8), LESION_FREE)
+    kept = [decision for decision in decisions if decision.kept]
+    if not kept:
         return None
-    out = np.zeros(probs.probs.shape[1:], np.uint8)
-    trusted = np.zeros(out.shape, bool)
+    mask, trusted = _merge_objects(probs.probs.shape[1:], prompts, candidates, decisions, cfg)
+    if cfg.ask_local:
+        mask[(mask != probs.mask) & ~trusted] = IGNORE_INDEX
+    if image_label == 1 and not (mask == lesion).any():
+        return None
+    if not ((mask != 0) & (mask != IGNORE_INDEX)).any():
+        return None
+    return PseudoLabel(mask, kept[0].reason, mean_estimate(decision.estimated_dice for decision in kept))
+
+
+def mean_estimate(values: Iterable[float | None]) -> float | None:
+    """Mean of estimated Dice values, each limited to [0, 1]; None where none is known."""
+    known = [min(max(value, 0.0), 1.0) for value in values if value is not None and not math.isnan(value)]
+    return float(np.mean(known)) if known else None
+
+
+def _merge_objects(
+    shape: tuple[int, ...],
+    prompts: Sequence[Prompts],
+    candidates: Sequence[Candidate],
+    decisions: Sequence[Decision],
+    cfg: RefineConfig,
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """(H, W) class ids and 255 of all objects, and the pixels on which the segmenter was found better."""
+    out, trusted = np.zeros(shape, np.uint8), np.zeros(shape, bool)
     for prompt, candidate, decision in zip(prompts, candidates, decisions, strict=True):
         best, class_id = candidate.masks[candidate.best], prompt.class_id
+        either = best if prompt.component is None else best | prompt.component
         if not decision.kept:
-            out[best if prompt.component is None else best | prompt.component] = IGNORE_INDEX
+            out[either] = IGNORE_INDEX
             continue
         votes = masks.vote(np.concatenate([best[None], candidate.jittered_masks]), cfg.min_vote)
         if decision.source == "local" and prompt.component is not None:
             votes = prompt.component.astype(votes.dtype)
         if decision.source == "segmenter":
-            trusted |= best if prompt.component is None else best | prompt.component
-        # Where two objects claim a pixel for different classes, nobody knows.
+            trusted |= either
+        # Of two objects that claim a pixel for different classes neither is known to be right.
         clash = (votes == 1) & (out != 0) & (out != class_id)
         out[(votes == 1) & (out == 0)] = class_id
         out[clash | ((votes == -1) & (out == 0))] = IGNORE_INDEX
-    if cfg.ask_local:
-        out[(out != probs.mask) & ~trusted] = IGNORE_INDEX
-    if image_label == 1 and not (out == lesion).any():
-        return None
-    return out if ((out != 0) & (out != IGNORE_INDEX)).any() else None
+    return out, trusted

@@ -1,7 +1,7 @@
-"""What a round of mining changed: which images teach now, and how far their masks are from the local model's own.
+"""What a mining round changed: the images in training, and how far their masks are from the local model's own.
 
-Mining that only hands the local model its own masks back is self-training under another name; the figures here tell
-the two apart. H, W: height and width of an image in its own frame, K: classes with background 0.
+Mining that only returns the local model's own masks is self-training under another name; these figures tell the two
+apart. H, W: height and width of an image in its own frame, K: classes with background 0.
 """
 
 from __future__ import annotations
@@ -15,32 +15,84 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.ops.masks import from_rle
-from kmine.types import IGNORE_INDEX
+from kmine.store.tables import DecisionRow, class_map
+from kmine.types import IGNORE_INDEX, LESION_FREE
 
 Mask = NDArray[np.uint8]
 """(H, W) class ids."""
 MIN_CHANGED_SHARE = 0.001
-"""Up to this share of the object pixels changed, the segmenter changed nothing: a pixel or two on an edge."""
+"""Up to this share of the object pixels, a change is a pixel or two on an edge: the segmenter changed nothing."""
+_KEYS = {
+    "retained": "kept_on",
+    "removed": "expelled",
+    "num_mask_changed": "num_remasked",
+    "changed_label_pixels": "taught_pixels",
+}
+"""Keys of changes.json that differ from the names of the fields."""
 
 
 @dataclass(frozen=True)
-class PseudoLabel:
-    """One image that teaches: its pseudo mask and what that was made of."""
+class MaskComparison:
+    """The pseudo mask of one image beside the masks that it was made from."""
 
     sample_id: str
     pseudo: Mask
-    """`IGNORE_INDEX` where nothing is taught."""
+    """`IGNORE_INDEX` where it trains nothing."""
     local: Mask
     """The local model's own mask: the union of its objects by class, kept and dropped ones."""
     local_kept: Mask
     """The same of the kept objects alone."""
     used_mask: Mask
-    """The masks used for the kept objects: the segmenter's, or the local model's own where the gate took that."""
+    """The masks used for the kept objects: the segmenter's, or the local model's own where the gate chose that."""
     previous: Mask | None = None
     """Its pseudo mask of the round before; None where it had none."""
-    known_empty: bool = False
-    """Whether an image-level label says that there is nothing: nobody was asked."""
+    lesion_free: bool = False
+    """Whether an image-level label makes the mask empty; the image was not segmented."""
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[DecisionRow], pseudo: Mask, previous: Mask | None = None) -> MaskComparison:
+        """One image from its decisions (at least one), its pseudo mask, and that of the round before."""
+        objects = [row for row in rows if row.is_object]
+        kept = [row for row in objects if row.kept]
+        return cls(
+            rows[0].sample_id,
+            pseudo,
+            local=class_map(objects, pseudo.shape, "local"),
+            local_kept=class_map(kept, pseudo.shape, "local"),
+            used_mask=class_map(kept, pseudo.shape, "used"),
+            previous=previous,
+            lesion_free=rows[0].reason == LESION_FREE,
+        )
+
+
+@dataclass
+class Counts:
+    """Sums over the images of a round."""
+
+    num_mask_changed: int = 0
+    num_differing: int = 0
+    num_empty: int = 0
+    object_pixels: int = 0
+    """Covered by the local or the used mask of a kept object."""
+    changed_pixels: int = 0
+    """Where these two differ."""
+    changed_label_pixels: int = 0
+    """Object pixels that the pseudo mask labels otherwise than the local model."""
+    ignored_pixels: int = 0
+    pixels: int = 0
+
+    def add(self, image: MaskComparison, *, retained: bool) -> None:
+        """Add the counts of one image; `retained`: it had a pseudo mask in the round before."""
+        objects = (image.local_kept != 0) | (image.used_mask != 0)
+        ignored = image.pseudo == IGNORE_INDEX
+        self.num_mask_changed += retained and not np.array_equal(image.pseudo, image.previous)
+        self.num_differing += not np.array_equal(image.pseudo, image.local)
+        self.num_empty += image.lesion_free
+        self.object_pixels += int(objects.sum())
+        self.changed_pixels += int((image.local_kept != image.used_mask).sum())
+        self.changed_label_pixels += int((objects & ~ignored & (image.pseudo != image.local)).sum())
+        self.ignored_pixels += int(ignored.sum())
+        self.pixels += image.pseudo.size
 
 
 @dataclass(frozen=True)
@@ -49,26 +101,26 @@ class RoundChanges:
 
     num_unlabeled: int
     new: tuple[str, ...]
-    """Images that teach for the first time."""
-    kept_on: tuple[str, ...]
-    """Images that taught in the round before as well."""
+    """Images with their first pseudo mask."""
+    retained: tuple[str, ...]
+    """Images with a pseudo mask now and in the round before."""
     readmitted: tuple[str, ...]
-    """Images that taught in an earlier round, but not in the one before."""
-    expelled: tuple[str, ...]
-    """Images that taught in the round before, and do not now."""
-    num_remasked: int
-    """Images kept on whose pseudo mask is another one now."""
+    """Images with a pseudo mask now and in an earlier round, but not in the one before."""
+    removed: tuple[str, ...]
+    """Images with a pseudo mask in the round before, but not now."""
+    num_mask_changed: int
+    """Retained images whose pseudo mask differs from that of the round before."""
     num_differing: int
     """Images whose pseudo mask differs anywhere from the local model's own mask, ignored pixels included."""
     num_empty: int
-    """Images known to be empty by their image-level label."""
+    """Images with an empty mask because of their image-level label."""
     changed_pixels: float
     """Of the pixels that the local or the used mask of a kept object covers, the share on which the two differ.
 
-    0 is self-training, 1 nothing in common. Where the gate took the local model's mask, nothing differs."""
-    taught_pixels: float
-    """Of the same pixels, the share that the pseudo masks teach otherwise than the local model's own mask. Where the
-    local model is asked too, what the segmenter changed is ignored, and this is about 0."""
+    0 is self-training, 1 nothing in common. Where the gate chose the local model's mask, nothing differs."""
+    changed_label_pixels: float
+    """Of the same pixels, the share that the pseudo masks label otherwise than the local model's own mask. About 0 with
+    `refine.ask_local`, which ignores what the segmenter changed."""
     ignored_pixels: float
     """Share of all pixels of the pseudo masks that is ignored."""
     labeled_shares: tuple[float, ...]
@@ -79,17 +131,17 @@ class RoundChanges:
     @property
     def pseudo_labeled(self) -> frozenset[str]:
         """Images in training with a pseudo mask."""
-        return frozenset((*self.new, *self.kept_on, *self.readmitted))
+        return frozenset((*self.new, *self.retained, *self.readmitted))
 
     @property
     def segmenter_changed_nothing(self) -> bool:
-        """Whether what teaches is the local model's own opinion, but for at most `MIN_CHANGED_SHARE` of the object pixels."""
+        """Whether at most `MIN_CHANGED_SHARE` of the object pixels differ from the local model's own masks."""
         return bool(self.pseudo_labeled) and not self.changed_pixels > MIN_CHANGED_SHARE
 
     @property
     def training_set_unchanged(self) -> bool:
-        """Whether the round before taught with the same images and the same masks."""
-        return bool(self.kept_on) and not (self.new or self.readmitted or self.expelled or self.num_remasked)
+        """Whether images and masks are those of the round before."""
+        return bool(self.retained) and not (self.new or self.readmitted or self.removed or self.num_mask_changed)
 
     @property
     def noop(self) -> bool:
@@ -97,100 +149,63 @@ class RoundChanges:
         return self.segmenter_changed_nothing or self.training_set_unchanged
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, the counts and the flags; NaN stays for the writer to turn into null."""
-        names = ("segmenter_changed_nothing", "training_set_unchanged", "noop")
-        counts = {f"num_{name}": len(getattr(self, name)) for name in ("new", "kept_on", "readmitted", "expelled")}
+        """Content of changes.json: counts, flags, then every field; NaN is left to the writer, which makes it null."""
+        flags = ("segmenter_changed_nothing", "training_set_unchanged", "noop")
+        counted = ("new", "retained", "readmitted", "removed")
         return {
             "num_teaching": len(self.pseudo_labeled),
-            **counts,
-            **{n: getattr(self, n) for n in names},
-            **asdict(self),
+            **{f"num_{_KEYS.get(name, name)}": len(getattr(self, name)) for name in counted},
+            **{name: getattr(self, name) for name in flags},
+            **{_KEYS.get(name, name): value for name, value in asdict(self).items()},
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RoundChanges:
-        """The inverse of `to_json`, before and after it was a file."""
+        """The inverse of `to_json`, with or without a file between them."""
 
         def plain(entry: Any) -> Any:
             if isinstance(entry, list | tuple):
                 return tuple(plain(item) for item in entry)
             return math.nan if entry is None else entry
 
-        return cls(**{f.name: plain(value[f.name]) for f in fields(cls)})
-
-
-def class_map(objects: Iterable[Mapping[str, Any]], shape: tuple[int, int], column: str) -> Mask:
-    """(H, W) class ids of objects as the table of decisions keeps them, united; of two on a pixel the later one's."""
-    out = np.zeros(shape, np.uint8)
-    for row in objects:
-        out[from_rle(row[column], row["height"], row["width"])] = row["class_id"]
-    return out
-
-
-def pseudo_label_of(rows: Sequence[Mapping[str, Any]], pseudo: Mask, previous: Mask | None = None) -> PseudoLabel:
-    """One image from its rows of the table of decisions (at least one) and its pseudo masks, now and before."""
-    objects = [row for row in rows if row["object_idx"] >= 0]
-    kept = [row for row in objects if row["kept"]]
-    used = [row | {"used": row["local_rle" if row["source"] == "local" else "segmenter_rle"]} for row in kept]
-    return PseudoLabel(
-        sample_id=rows[0]["sample_id"],
-        pseudo=pseudo,
-        local=class_map(objects, pseudo.shape, "local_rle"),
-        local_kept=class_map(kept, pseudo.shape, "local_rle"),
-        used_mask=class_map(used, pseudo.shape, "used"),
-        previous=previous,
-        known_empty=rows[0]["reason"] == "lesion_free",
-    )
+        return cls(**{f.name: plain(value[_KEYS.get(f.name, f.name)]) for f in fields(cls)})
 
 
 def compare_rounds(
-    images: Iterable[PseudoLabel],
+    images: Iterable[MaskComparison],
     labeled: Iterable[Mask],
     earlier: Sequence[Collection[str]],
     *,
     num_unlabeled: int,
     num_classes: int,
 ) -> RoundChanges:
-    """What a round changed; images and masks are looked at one by one, so that no more than one need be in memory.
+    """What a round changed; images and masks are read one by one, so that one is in memory at a time.
 
     Args:
-        images: all that teach in this round.
+        images: the pseudo-labeled images of this round.
         labeled: the given masks, at any size.
-        earlier: who taught in the rounds before, first round first; empty for the first.
+        earlier: ids of the pseudo-labeled images of each earlier round, first round first.
         num_unlabeled: images that were mined.
         num_classes: with background.
     """
     last, ever = set(earlier[-1]) if earlier else set(), {i for ids in earlier for i in ids}
-    entered: dict[str, list[str]] = {"new": [], "kept_on": [], "readmitted": []}
-    mask_changed = differing = empty = 0
-    objects = changed = otherwise = ignored = pixels = 0
-    shares: list[NDArray[np.float64]] = []
+    entered: dict[str, list[str]] = {"new": [], "retained": [], "readmitted": []}
+    counts, shares = Counts(), []
     for image in images:
         name = image.sample_id
-        entered["kept_on" if name in last else "readmitted" if name in ever else "new"].append(name)
-        mask_changed += name in last and not (
-            image.previous is not None and np.array_equal(image.pseudo, image.previous)
-        )
-        differing += not np.array_equal(image.pseudo, image.local)
-        empty += image.known_empty
-        of_objects = (image.local_kept != 0) | (image.used_mask != 0)
-        unknown = image.pseudo == IGNORE_INDEX
-        objects += int(of_objects.sum())
-        changed += int((image.local_kept != image.used_mask).sum())
-        otherwise += int((of_objects & ~unknown & (image.pseudo != image.local)).sum())
-        ignored += int(unknown.sum())
-        pixels += image.pseudo.size
+        entered["retained" if name in last else "readmitted" if name in ever else "new"].append(name)
+        counts.add(image, retained=name in last)
         shares.append(class_shares(image.pseudo, num_classes))
     return RoundChanges(
         num_unlabeled=num_unlabeled,
         **{name: tuple(ids) for name, ids in entered.items()},
-        expelled=tuple(sorted(last.difference(entered["kept_on"]))),
-        num_remasked=mask_changed,
-        num_differing=differing,
-        num_empty=empty,
-        changed_pixels=_share(changed, objects),
-        taught_pixels=_share(otherwise, objects),
-        ignored_pixels=_share(ignored, pixels),
+        removed=tuple(sorted(last.difference(entered["retained"]))),
+        num_mask_changed=counts.num_mask_changed,
+        num_differing=counts.num_differing,
+        num_empty=counts.num_empty,
+        changed_pixels=_share(counts.changed_pixels, counts.object_pixels),
+        changed_label_pixels=_share(counts.changed_label_pixels, counts.object_pixels),
+        ignored_pixels=_share(counts.ignored_pixels, counts.pixels),
         labeled_shares=_mean((class_shares(mask, num_classes) for mask in labeled), num_classes),
         pseudo_shares=_mean(shares, num_classes),
     )
@@ -203,44 +218,39 @@ def class_shares(mask: Mask, num_classes: int) -> NDArray[np.float64]:
 
 
 def summary_line(changes: RoundChanges) -> str:
-    """What teaches, what the segmenter changed and how the classes lie, in one line."""
+    """How many images have pseudo masks, what the segmenter changed, and the shares of the classes, in one line."""
     if not changes.pseudo_labeled:
-        return (
-            f"none of {changes.num_unlabeled} unlabeled images teaches ({len(changes.expelled)} did the round before)"
-        )
+        return f"0 of {changes.num_unlabeled} unlabeled images have a pseudo mask ({len(changes.removed)} removed)"
     counts = [f"{len(changes.new)} new"]
-    counts += [
-        f"{len(ids)} {label}" for label, ids in (("kept on", changes.kept_on), ("again", changes.readmitted)) if ids
-    ]
-    counts += [f"{changes.num_empty} known to be empty"] if changes.num_empty else []
+    counts += [f"{len(changes.retained)} retained"] if changes.retained else []
+    counts += [f"{len(changes.readmitted)} readmitted"] if changes.readmitted else []
+    counts += [f"{changes.num_empty} lesion-free by label"] if changes.num_empty else []
     out = [
-        f"{len(changes.pseudo_labeled)} of {changes.num_unlabeled} unlabeled images teach ({', '.join(counts)})"
-        + (f", {len(changes.expelled)} of the round before no more" if changes.expelled else "")
+        f"{len(changes.pseudo_labeled)} of {changes.num_unlabeled} unlabeled images have a pseudo mask "
+        f"({', '.join(counts)})" + (f", {len(changes.removed)} removed" if changes.removed else "")
     ]
     if not math.isnan(changes.changed_pixels):
         out.append(
             f"the segmenter changed {_percent(changes.changed_pixels)} of the object pixels of the local masks, "
-            f"{_percent(changes.taught_pixels)} are taught otherwise"
+            f"{_percent(changes.changed_label_pixels)} are labeled otherwise"
         )
-    classes = zip(changes.pseudo_shares, changes.labeled_shares, strict=True)
-    out.append(
-        ", ".join(
-            f"class {n} covers {_percent(pseudo)} of a pseudo mask, {_percent(labeled)} of a label"
-            for n, (pseudo, labeled) in enumerate(classes, start=1)
-        )
-    )
-    return "; ".join(out)
+    shares = enumerate(zip(changes.pseudo_shares, changes.labeled_shares, strict=True), start=1)
+    classes = [
+        f"class {n} covers {_percent(pseudo)} of a pseudo mask, {_percent(labeled)} of a label"
+        for n, (pseudo, labeled) in shares
+    ]
+    return "; ".join([*out, ", ".join(classes)])
 
 
 def warnings(changes: RoundChanges) -> list[str]:
-    """What is wrong with a round that teaches, a plain sentence each; empty where it is a round of mining."""
+    """Defects of a round with pseudo masks, one sentence each; empty for a round of effective mining."""
     messages = []
     if changes.segmenter_changed_nothing:
         none_kept = math.isnan(changes.changed_pixels)
-        reason = "only images known to be empty teach" if none_kept else "this round is self-training"
+        reason = "all pseudo masks are empty by image-level labels" if none_kept else "this round is self-training"
         messages.append(f"the segmenter changed nothing: {reason}")
     if changes.training_set_unchanged:
-        messages.append("mining changed nothing: the same images with the same masks taught in the round before")
+        messages.append("mining changed nothing: images and pseudo masks are those of the round before")
     for n, (pseudo, labeled) in enumerate(zip(changes.pseudo_shares, changes.labeled_shares, strict=True), start=1):
         if pseudo == 0 and labeled > 0:
             messages.append(f"no pseudo mask shows class {n}, though labels do")
@@ -249,9 +259,9 @@ def warnings(changes: RoundChanges) -> list[str]:
     return messages if changes.pseudo_labeled else []
 
 
-def explain_empty_round(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Why no image got a pseudo mask, from the rows of the table of decisions: the gate's reasons, or the cure."""
-    reasons = Counter(str(row["reason"]) for row in rows)
+def explain_empty_round(rows: Sequence[DecisionRow]) -> str:
+    """Why no image has a pseudo mask, from the decisions of a round: the gate's reasons, or the cure."""
+    reasons = Counter(row.reason for row in rows)
     if set(reasons) == {"no_component"}:
         return (
             "the local model found no object in any image: train it longer (--fit.steps) or begin with ImageNet "

@@ -1,37 +1,46 @@
-"""Prompts to candidates: ask the promptable model."""
+"""Prompts to candidates: run the promptable segmenter on a batch of images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from kmine.segmenters.base import Embedding, Segmenter
 from kmine.types import Candidate, Prompts, Sample
 
 Embedded = dict[int, Embedding]
-"""Embeddings by the number of the image, of those that something is asked about."""
+"""Embeddings by index of the image, for the images encoded so far."""
 
 
-def embed(segmenter: Segmenter, samples: Sequence[Sample], indices: Iterable[int]) -> Embedded:
-    """Embeddings of the images with these numbers, made in batches."""
+def embed(segmenter: Segmenter, samples: Sequence[Sample], indices: Iterable[int], embedded: Embedded) -> Embedded:
+    """Embeddings of the images `indices`, in that order; `embedded` gains those that it lacks, encoded in batches."""
     indices = list(indices)
-    return dict(zip(indices, segmenter.encode([samples[n].image for n in indices]), strict=True))
+    missing = [n for n in indices if n not in embedded]
+    if missing:
+        embedded |= zip(missing, segmenter.encode([samples[n].image for n in missing]), strict=True)
+    return {n: embedded[n] for n in indices}
 
 
 def segment(
     segmenter: Segmenter,
     samples: Sequence[Sample],
     prompts: Sequence[Sequence[Prompts]],
-    cached: Mapping[int, Embedding] | None = None,
+    embedded: Embedded | None = None,
 ) -> list[list[Candidate]]:
     """One candidate per prompt, per image; images without a prompt are not encoded.
 
     Args:
-        segmenter: encodes the images in batches, once each.
+        segmenter: encodes each image once, in batches.
         samples: the images.
         prompts: per image, one entry per object.
-        cached: embeddings that were made before; these images are not encoded again.
+        embedded: embeddings made before; gains the others.
     """
-    return _decode(segmenter, _embed_missing(segmenter, samples, prompts, cached), prompts)
+    prompted = [n for n, image_prompts in enumerate(prompts) if image_prompts]
+    embeddings = embed(segmenter, samples, prompted, {} if embedded is None else embedded)
+    decoded = segmenter.decode(list(embeddings.values()), [prompts[n] for n in prompted])
+    out: list[list[Candidate]] = [[] for _ in prompts]
+    for n, candidates in zip(prompted, decoded, strict=True):
+        out[n] = candidates
+    return out
 
 
 def segment_twice(
@@ -39,50 +48,25 @@ def segment_twice(
     samples: Sequence[Sample],
     prompts: Sequence[Sequence[Prompts]],
     reprompt: Callable[[int, int, Prompts, Candidate], Prompts],
-    cached: Mapping[int, Embedding] | None = None,
+    embedded: Embedded | None = None,
 ) -> tuple[list[list[Prompts]], list[list[Candidate]]]:
-    """The same in two passes on embeddings made once; the prompts of the second pass and its answers.
+    """Two passes on the same embeddings; returns the prompts of the second pass and its candidates.
 
-    Where the second answer is empty, prompt and answer of the first one stay.
+    Where the second candidate is empty, prompt and candidate of the first pass stay.
 
     Args:
-        segmenter, samples, prompts, cached: as in `segment`.
-        reprompt: (image, object, what was asked, what was answered) -> what to ask next; numbers from 0.
+        segmenter, samples, prompts, embedded: as in `segment`.
+        reprompt: (image index, object index, prompt, candidate) of the first pass -> prompt of the second.
     """
-    embedded = _embed_missing(segmenter, samples, prompts, cached)
-    first = _decode(segmenter, embedded, prompts)
-    second_prompts = [
-        [
-            reprompt(n, k, prompt, candidate)
-            for k, (prompt, candidate) in enumerate(zip(image_prompts, candidates, strict=True))
-        ]
-        for n, (image_prompts, candidates) in enumerate(zip(prompts, first, strict=True))
+    embedded = {} if embedded is None else embedded
+    first = segment(segmenter, samples, prompts, embedded)
+    reprompted = [
+        [reprompt(n, k, *pair) for k, pair in enumerate(zip(*image, strict=True))]
+        for n, image in enumerate(zip(prompts, first, strict=True))
     ]
-    second = _decode(segmenter, embedded, second_prompts)
-    for before, candidates, second_image_prompts, image_prompts in zip(
-        first, second, second_prompts, prompts, strict=True
-    ):
+    second = segment(segmenter, samples, reprompted, embedded)
+    for n, candidates in enumerate(second):
         for k, candidate in enumerate(candidates):
             if not candidate.masks[candidate.best].any():
-                candidates[k], second_image_prompts[k] = before[k], image_prompts[k]
-    return second_prompts, second
-
-
-def _embed_missing(
-    segmenter: Segmenter,
-    samples: Sequence[Sample],
-    prompts: Sequence[Sequence[Prompts]],
-    cached: Mapping[int, Embedding] | None,
-) -> Embedded:
-    prompted = [n for n, image_prompts in enumerate(prompts) if image_prompts]
-    embeddings = {**(cached or {})}
-    embeddings |= embed(segmenter, samples, [n for n in prompted if n not in embeddings])
-    return {n: embeddings[n] for n in prompted}
-
-
-def _decode(segmenter: Segmenter, embedded: Embedded, prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
-    decoded = segmenter.decode(list(embedded.values()), [prompts[n] for n in embedded])
-    out: list[list[Candidate]] = [[] for _ in prompts]
-    for n, candidates in zip(embedded, decoded, strict=True):
-        out[n] = candidates
-    return out
+                candidates[k], reprompted[n][k] = first[n][k], prompts[n][k]
+    return reprompted, second

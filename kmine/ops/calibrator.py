@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.types import Evidence
+from kmine.types import EVIDENCE_COLUMNS, Evidence
 
-FEATURES = tuple(f.name for f in fields(Evidence))
+FEATURES = EVIDENCE_COLUMNS
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@
     round_01/  the same, and prompts.parquet  decisions.parquet  changes.json  pseudo_masks/ID.png
     supervised/round_01/ ...   the baseline at equal steps
 
-A signature says what an artifact was made from (settings, inputs, weights); it travels inside the file: in the
-metadata of safetensors and parquet, in a text chunk of a PNG, in a key of a JSON file.
+A signature is the hash of what an artifact was made from: settings, inputs, weights. It is stored inside the file: in
+the metadata of safetensors and parquet, in a text chunk of a PNG, in a key of a JSON file.
 """
 
 from __future__ import annotations
@@ -36,55 +36,41 @@ from kmine.io.files import (
     write_atomic,
     write_json,
 )
+from kmine.store.settings import settings_changes
 from kmine.store.tables import (
+    DecisionRow,
+    PromptRow,
     RowsBySample,
     encode_table,
     read_by_sample,
     read_table,
     table_signature,
 )
+from kmine.types import PseudoLabel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-RESUMABLE_CHANGES = (
-    "out",
-    "device",
-    "offline",
-    "baseline",
-    "data.cache_dir",
-    "data.root",
-    "data.images",
-    "data.masks",
-    "data.csv",
-    "data.image_labels",
-    "data.task",
-    "data.classes",
-    "data.normal_images",
-    "data.allow_leaks",
-    "data.on_fault",
-    "data.on_error",
-    "fit.num_workers",
-    "segmenter.cache_dir",
-    "segmenter.cache_gb",
-)
-"""Settings that may differ when a run is resumed: none changes a result.
-
-Other data are told by their fingerprint or what they hold, and so is what `data.task` and the like make of them."""
-
-
 FOLD_TRAININGS = ("fold_*/round_00", "witness_fold_*/round_00")
-"""Trainings that mining needs before its first round."""
+"""Folders of the trainings that mining needs before its first round."""
+TABLES = {"prompts": PromptRow, "decisions": DecisionRow}
+"""Tables of a mined round; the second is written last, so its presence marks the first as complete."""
 
 
 class BusyError(UserError):
-    """Another process is working in this run folder."""
+    """Another process holds the lock of this run folder."""
 
 
 class RunFolder:
-    """One run folder, held by one process at a time, or by one that leads and others that follow it.
+    """One run folder, locked by one process at a time.
 
-    Those that follow write nothing but what they mined; all else the leader writes.
+    Args:
+        root: the folder; created unless `follows`.
+        follows: take no lock and write nothing but mined batches: for readers, and for the other ranks of a distributed
+            run, whose rank 0 writes everything else.
+
+    Raises:
+        BusyError: another process holds the lock.
     """
 
     def __init__(self, root: Path, *, follows: bool = False) -> None:
@@ -109,10 +95,13 @@ class RunFolder:
         fingerprint: str,
         content_fingerprints: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
-        """Take the folder for `config` on data of `fingerprint`, or refuse, naming the field that differs.
+        """Begin or resume a run with `config` on data of `fingerprint`.
 
-        A run in which nothing was trained yet gives way: a mistake mended at once costs no new folder. Data of another
-        fingerprint whose `content_fingerprints` are those the run began with were copied, and go by the old fingerprint.
+        If nothing was trained yet, changed settings or data replace the old ones. Data of another fingerprint but equal
+        `content_fingerprints` are a copy, and keep the old fingerprint.
+
+        Raises:
+            UserError: a setting or the data differ from those of the run; names the setting.
         """
         has_weights = self._has_weights()
         try:
@@ -127,22 +116,22 @@ class RunFolder:
         self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
     def claim_split(self, fingerprint: str) -> None:
-        """Hold the run to what its split file said, empty without one; before training a mended file is taken anew."""
+        """Record the SHA-256 of the split file, empty without one; refuse another one once anything was trained."""
         if self._changed("split_file_sha256", "data.split_file", fingerprint):
             (self.root / "splits.csv").unlink(missing_ok=True)
             self.update_run(split_file_sha256=fingerprint)
 
     def claim_verdicts(self, signature: str) -> None:
-        """Hold the run to what its verdicts said; before training others are taken."""
+        """Record the signature of the verdicts; refuse another one once anything was trained."""
         if self._changed("verdicts_signature", "verdicts", signature):
             self.update_run(verdicts_signature=signature)
 
     def _changed(self, entry: str, setting: str, fingerprint: str) -> bool:
-        """Whether run.json has another digest of the file that a setting names; refused where something was trained."""
+        """Whether run.json has another fingerprint of the file that a setting names; an error after a training."""
         previous = self.run().get(entry, "")
         if previous != fingerprint and self._has_weights():
             raise UserError(
-                f"{self.root}: {setting} does not say what it said when this run began (sha256 {fingerprint[:12]}, "
+                f"{self.root}: {setting} has changed since this run began (sha256 {fingerprint[:12]}, "
                 f"was {previous[:12]}); choose another --out, or restore the file"
             )
         return previous != fingerprint
@@ -151,13 +140,18 @@ class RunFolder:
         path = self.root / "config.yaml"
         if path.exists():
             try:
-                before = _flat(yaml.safe_load(path.read_text()))
+                before = yaml.safe_load(path.read_text())
+                changes = settings_changes(before, config)
             except (AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
                 raise UserError(f"{path}: expected a run's settings, found none; choose another --out") from error
-            _refuse_other_config(self.root, before, _flat(config))
+            for key, old, new in changes:
+                raise UserError(
+                    f"{self.root} holds a run with {key} = {old!r}, this command has {new!r}; "
+                    "choose another --out, or give the same settings to resume"
+                )
 
     def _same_data(self, fingerprint: str, content_fingerprints: Callable[[], Mapping[str, str]] | None) -> str:
-        """The fingerprint that the run began with; refused where neither that nor what the files hold is the same."""
+        """The fingerprint that the run began with; an error where neither it nor the files' contents are the same."""
         run = self.run()
         previous, stored_contents = run.get("data_fingerprint", fingerprint), run.get("data_contents")
         if previous != fingerprint and (
@@ -177,13 +171,13 @@ class RunFolder:
         return [*self.root.glob("round_*"), *self.root.glob("*/round_*")]
 
     def _drop_unfinished_writes(self) -> None:
-        """Remove what a killed process left of files it was writing."""
+        """Remove the unfinished files of a killed process."""
         pattern = f".*{UNFINISHED}"
         for path in [*self.root.glob(pattern), *(p for folder in self._round_dirs() for p in folder.rglob(pattern))]:
             path.unlink(missing_ok=True)
 
     def run(self) -> dict[str, Any]:
-        """What run.json holds; empty before the first write."""
+        """Content of run.json; empty before the first write."""
         return self.read_json(self.root / "run.json") or {}
 
     def update_run(self, **fields: Any) -> None:
@@ -191,20 +185,20 @@ class RunFolder:
         self._write_json(self.root / "run.json", {**self.run(), **fields})
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Release the lock."""
         if not self.follows:
             self._lock.close()
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text of the run folder's top level."""
+        """Write a text file at the top level of the run folder."""
         self.write_bytes(name, text.encode())
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file of the run folder's top level."""
+        """Write a file at the top level of the run folder."""
         self._write(self.root / name, data)
 
     def write_csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Write a table of the run folder's top level."""
+        """Write a CSV file at the top level of the run folder."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(header)
@@ -212,7 +206,7 @@ class RunFolder:
         self._write(self.root / name, text.getvalue().encode())
 
     def read_csv(self, name: str) -> list[dict[str, str]] | None:
-        """Rows of a table of the top level; None where there is none yet."""
+        """Rows of a CSV file at the top level; None if it does not exist."""
         path = self.root / name
         if not path.exists():
             return None
@@ -220,7 +214,7 @@ class RunFolder:
             return list(csv.DictReader(file))
 
     def round_dir(self, round_idx: int, method_dir: str = "") -> Path:
-        """Folder of a round; `arm` is empty for the loop itself, or the name of what it is compared with."""
+        """Folder of a round; `method_dir` is empty for mining, or the folder of another training or method."""
         return self.root / method_dir / f"round_{round_idx:02d}"
 
     # -- tensors and JSON, signed
@@ -233,9 +227,9 @@ class RunFolder:
         self._write(path, save(contiguous, {"signature": signature, "meta": json.dumps(meta)}))
 
     def load_tensors(self, path: Path, signature: str | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and metadata; None where the file is missing, damaged or made from something else.
+        """Tensors and metadata; None where the file is missing, damaged or of another signature.
 
-        `signature` None takes whatever there is.
+        `signature` None accepts any.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -249,11 +243,11 @@ class RunFolder:
             return None
 
     def training_seconds(self, pattern: str) -> float:
-        """Of the trainings whose round folders `pattern` finds below the run folder, as each has booked them."""
+        """Sum over the trainings in the round folders that match `pattern` below the run folder."""
         return sum(self._meta(path).get("seconds", 0.0) for path in self.root.glob(f"{pattern}/model.safetensors"))
 
     def preparation_seconds(self) -> float:
-        """What came before the rounds of mining, the models of the folds included, be they shared with another run."""
+        """Seconds before the rounds of mining, including fold models, even if another run of a sweep trained them."""
         return self.run().get("preparation_seconds", 0.0) + sum(map(self.training_seconds, FOLD_TRAININGS))
 
     def _meta(self, path: Path) -> dict[str, Any]:
@@ -266,7 +260,7 @@ class RunFolder:
             return {}
 
     def weights_signature(self, path: Path) -> tuple[str, str]:
-        """What weights were made from, and the SHA-256 (hex) of their file; empty where they are missing or damaged."""
+        """Signature of weights, and the SHA-256 (hex) of their file; empty where they are missing or damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -281,11 +275,11 @@ class RunFolder:
         self._write_json(path, {"signature": signature, **value})
 
     def read_json(self, path: Path) -> dict[str, Any] | None:
-        """What a JSON file holds, whoever wrote it; None where it is missing or damaged."""
+        """Content of a JSON file of any signature; None where it is missing or damaged."""
         return read_json(path)
 
     def load_json(self, path: Path, signature: str) -> dict[str, Any] | None:
-        """What `save_json` wrote; None where missing, damaged or made from something else."""
+        """Content that `save_json` wrote; None where missing, damaged or of another signature."""
         value = self.read_json(path)
         return value if value is not None and value.get("signature") == signature else None
 
@@ -297,16 +291,16 @@ class RunFolder:
         if not self.follows:
             write_atomic(path, data)
 
-    # -- mining: parts while it goes on, two tables and the masks when it is done
+    # -- mining: batches while it goes on, two tables and the masks when it is done
 
     def pending_batches(
         self, round_idx: int, signature: str, ids: Sequence[str], batch_size: int
     ) -> Iterator[tuple[int, list[str]]]:
-        """Numbered chunks of `ids` that no earlier, interrupted session has mined already."""
-        if self._whole_decisions(round_idx, signature) is not None:
+        """Numbered batches of `ids` that no earlier, interrupted session has mined."""
+        if self._complete_decisions(round_idx, signature) is not None:
             return
         for n, first in enumerate(range(0, len(ids), batch_size)):
-            if self._whole_decisions(round_idx, signature, n) is None:
+            if self._complete_decisions(round_idx, signature, n) is None:
                 yield n, list(ids[first : first + batch_size])
 
     def save_batch(
@@ -314,65 +308,62 @@ class RunFolder:
         round_idx: int,
         signature: str,
         batch_idx: int,
-        tables: Mapping[str, list[dict[str, Any]]],
-        pseudo: Mapping[str, NDArray[np.uint8]],
+        prompts: Sequence[PromptRow],
+        decisions: Sequence[DecisionRow],
+        labels: Mapping[str, PseudoLabel],
     ) -> None:
-        """Save one chunk: its pseudo masks, then its rows; the decisions come last and say that the chunk is done."""
-        for sample_id, mask in pseudo.items():
-            write_atomic(self.pseudo_path(round_idx, sample_id), encode_png(mask, signature, round_idx))
-        for name in ("prompts", "decisions"):
-            write_atomic(self._batch_path(round_idx, batch_idx, name), encode_table(tables[name], name, signature))
+        """Save one batch: its pseudo masks, its prompts, and last its decisions, which mark it as complete."""
+        for sample_id, label in labels.items():
+            write_atomic(self.pseudo_path(round_idx, sample_id), encode_png(label.mask, signature, round_idx))
+        for (name, row_type), rows in zip(TABLES.items(), (prompts, decisions), strict=True):
+            write_atomic(self._table_path(round_idx, name, batch_idx), encode_table(rows, row_type, signature))
 
-    def close_round(self, round_idx: int, signature: str, num_batches: int) -> list[dict[str, Any]]:
-        """Join the parts into prompts.parquet and decisions.parquet; return the decisions."""
-        done = self._whole_decisions(round_idx, signature)
-        if done is None:
-            for name in ("prompts", "decisions"):
-                tables = [read_table(self._batch_path(round_idx, n, name), signature) for n in range(num_batches)]
-                assert None not in tables, "mining is finished only once no chunk is left"
-                done = [row for rows in tables for row in rows or ()]
-                write_atomic(self.round_dir(round_idx) / f"{name}.parquet", encode_table(done, name, signature))
-        self._drop_stale_masks(round_idx, {r["sample_id"] for r in done if r["in_training"]})
+    def close_round(self, round_idx: int, signature: str, num_batches: int) -> list[DecisionRow]:
+        """Join the batches into prompts.parquet and decisions.parquet; return the decisions."""
+        decisions = self._complete_decisions(round_idx, signature)
+        if decisions is None:
+            for name, row_type in TABLES.items():
+                paths = [self._table_path(round_idx, name, n) for n in range(num_batches)]
+                batches = [read_table(path, row_type, signature) for path in paths]
+                assert None not in batches, "a round is closed once every batch is saved"
+                decisions = [row for rows in batches for row in rows or ()]
+                write_atomic(self._table_path(round_idx, name), encode_table(decisions, row_type, signature))
+        self._drop_stale_masks(round_idx, {row.sample_id for row in decisions if row.in_training})
         shutil.rmtree(self.round_dir(round_idx) / ".parts", ignore_errors=True)
-        return done
+        return decisions
 
-    def _whole_decisions(
+    def _complete_decisions(
         self, round_idx: int, signature: str, batch_idx: int | None = None
-    ) -> list[dict[str, Any]] | None:
-        """Decisions of a round, or of one of its parts; None unless both tables and every pseudo mask are whole."""
-        folder = self.round_dir(round_idx)
+    ) -> list[DecisionRow] | None:
+        """Decisions of a round or of one batch; None unless both tables and every pseudo mask are complete."""
         both = [
-            read_table(
-                folder / f"{n}.parquet" if batch_idx is None else self._batch_path(round_idx, batch_idx, n), signature
-            )
-            for n in ("prompts", "decisions")
+            read_table(self._table_path(round_idx, name, batch_idx), row_type, signature)
+            for name, row_type in TABLES.items()
         ]
         if None in both:
             return None
-        masked = {row["sample_id"] for row in both[1] or () if row["in_training"]}
+        masked = {row.sample_id for row in both[1] if row.in_training}
         return both[1] if all(is_whole_png(self.pseudo_path(round_idx, i), signature) for i in masked) else None
 
-    def decisions(self, round_idx: int) -> list[dict[str, Any]]:
-        """The decisions of a round, whoever made them; empty where there are none."""
-        return read_table(self.round_dir(round_idx) / "decisions.parquet", None) or []
+    def decisions(self, round_idx: int) -> list[DecisionRow]:
+        """The decisions of a round of any signature; empty where there are none."""
+        return read_table(self._table_path(round_idx, "decisions"), DecisionRow, None) or []
 
-    def prompts(self, round_idx: int) -> list[dict[str, Any]]:
-        """The prompts of a round."""
-        return read_table(self.round_dir(round_idx) / "prompts.parquet", None) or []
+    def prompts(self, round_idx: int) -> list[PromptRow]:
+        """The prompts of a round of any signature; empty where there are none."""
+        return read_table(self._table_path(round_idx, "prompts"), PromptRow, None) or []
 
-    def by_sample(self, round_idx: int) -> tuple[RowsBySample, RowsBySample]:
+    def by_sample(self, round_idx: int) -> tuple[RowsBySample[DecisionRow], RowsBySample[PromptRow]]:
         """Decisions and prompts of a round by sample; empty where there are none."""
-        decisions, prompts = (
-            read_by_sample(self.round_dir(round_idx) / f"{n}.parquet") for n in ("decisions", "prompts")
-        )
-        return decisions, prompts
+        decisions = read_by_sample(self._table_path(round_idx, "decisions"))
+        return decisions, read_by_sample(self._table_path(round_idx, "prompts"))
 
     def round_signature(self, round_idx: int) -> str:
-        """Signature of what made the masks of a round: model, segmenter, settings; empty where nothing was mined."""
-        return table_signature(self.round_dir(round_idx) / "decisions.parquet")
+        """Signature of what the masks of a round were made from; empty where nothing was mined."""
+        return table_signature(self._table_path(round_idx, "decisions"))
 
     def pseudo_path(self, round_idx: int, sample_id: str) -> Path:
-        """Where the pseudo mask of a sample lies; any id is one file name."""
+        """Path of the pseudo mask of a sample; any id becomes a valid file name."""
         return self.round_dir(round_idx) / "pseudo_masks" / f"{safe_name(sample_id)}.png"
 
     def pseudo_mask(self, round_idx: int, sample_id: str) -> NDArray[np.uint8]:
@@ -388,27 +379,7 @@ class RunFolder:
             if path.name not in kept_names:
                 path.unlink()
 
-    def _batch_path(self, round_idx: int, batch_idx: int, name: str) -> Path:
-        return self.round_dir(round_idx) / ".parts" / f"{batch_idx:05d}.{name}.parquet"
-
-
-def _refuse_other_config(root: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    for key in sorted(set(old) | set(new)):
-        before, now = old.get(key), new.get(key)
-        more_rounds = key == "rounds" and isinstance(before, int) and now >= before
-        if key in RESUMABLE_CHANGES or before == now or more_rounds:
-            continue
-        raise UserError(
-            f"{root} holds a run with {key} = {before!r}, this command has {now!r}; "
-            "choose another --out, or give the same settings to resume"
-        )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return out
+    def _table_path(self, round_idx: int, name: str, batch_idx: int | None = None) -> Path:
+        """Path of a table of a round, or of one of its batches."""
+        file = f"{name}.parquet" if batch_idx is None else f".parts/{batch_idx:05d}.{name}.parquet"
+        return self.round_dir(round_idx) / file

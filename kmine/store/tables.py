@@ -1,41 +1,163 @@
-"""The two tables of a mining round as Parquet: what the segmenter was asked, and what the gate decided."""
+"""The two tables of a mining round, prompts.parquet and decisions.parquet, and their rows."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from kmine.types import Evidence
+import numpy as np
+from numpy.typing import NDArray
 
-Row = dict[str, Any]
-ESTIMATES = ("estimated_dice", "estimated_segmenter", "estimated_local")
-"""Of a decision, beside its evidence."""
+from kmine.ops.masks import from_rle
+from kmine.types import EVIDENCE_COLUMNS, Evidence, Prompts
 
 
-class RowsBySample(Mapping[str, list[Row]]):
-    """The rows of each sample, in the table's order; made when asked for: as dicts, thousands would fill the memory.
+@dataclass(frozen=True)
+class PromptRow:
+    """The prompts of one object, as given to the segmenter last; fields are columns of prompts.parquet."""
+
+    sample_id: str
+    object_idx: int
+    class_id: int
+    box: list[float] | None
+    """(4,) XYXY pixels."""
+    point_coords: list[list[float]] | None
+    """(P, 2) as (x, y)."""
+    point_labels: list[int] | None
+    has_mask_input: bool
+    jittered_boxes: list[list[float]]
+    """(J, 4) XYXY."""
+
+    @classmethod
+    def from_prompts(cls, sample_id: str, object_idx: int, prompts: Prompts) -> PromptRow:
+        """The row of an object's prompts; mask input and component are not kept."""
+        arrays = (prompts.box, prompts.point_coords, prompts.point_labels)
+        plain = [None if array is None else array.tolist() for array in arrays]
+        return cls(
+            sample_id,
+            object_idx,
+            prompts.class_id,
+            *plain,
+            has_mask_input=prompts.mask_input is not None,
+            jittered_boxes=prompts.jittered_boxes.tolist(),
+        )
+
+    def to_prompts(self) -> Prompts:
+        """The prompts without mask input and component."""
+        return Prompts(
+            self.class_id,
+            None if self.box is None else np.array(self.box, np.float32),
+            None if self.point_coords is None else np.array(self.point_coords, np.float32),
+            None if self.point_labels is None else np.array(self.point_labels, np.int64),
+            jittered_boxes=np.array(self.jittered_boxes, np.float32).reshape(-1, 4),
+        )
+
+    def to_arrow(self) -> dict[str, Any]:
+        """Values by column."""
+        return asdict(self)
+
+    @classmethod
+    def from_arrow(cls, values: Mapping[str, Any]) -> PromptRow:
+        """From values by column; a missing column is null."""
+        return cls(**{f.name: values.get(f.name) for f in fields(cls)})
+
+
+@dataclass(frozen=True)
+class DecisionRow:
+    """The gate's decision on one object, or on an image without one; fields are columns of decisions.parquet."""
+
+    sample_id: str
+    object_idx: int
+    """-1: no object was segmented in the image, and what follows `in_training` is None."""
+    class_id: int
+    kept: bool
+    reason: str
+    source: str | None = None
+    """`both`, `segmenter` or `local`, as in `Decision`."""
+    in_training: bool = False
+    """Whether the image has a pseudo mask."""
+    evidence: Evidence | None = None
+    """A column per score, by the names of `EVIDENCE_COLUMNS`."""
+    estimated_dice: float | None = None
+    estimated_segmenter: float | None = None
+    estimated_local: float | None = None
+    height: int | None = None
+    width: int | None = None
+    local_rle: str | None = None
+    """Run lengths of the local model's own mask; empty where it has no object there."""
+    segmenter_rle: str | None = None
+    """Run lengths of the segmenter's best mask."""
+
+    @property
+    def is_object(self) -> bool:
+        """Whether the row is of an object, not of an image without one."""
+        return self.object_idx >= 0
+
+    def mask(self, of: Literal["local", "segmenter", "used"]) -> NDArray[np.bool_]:
+        """(H, W) mask of the object; `used` is the one that the pseudo mask was made from."""
+        local = of == "local" or (of == "used" and self.source == "local")
+        return from_rle(self.local_rle if local else self.segmenter_rle, self.height, self.width)
+
+    def to_arrow(self) -> dict[str, Any]:
+        """Values by column, in the order of the table."""
+        values: dict[str, Any] = {}
+        for f in fields(self):
+            if f.name == "evidence":
+                scores = astuple(self.evidence) if self.evidence else [None] * len(EVIDENCE_COLUMNS)
+                values |= zip(EVIDENCE_COLUMNS, scores, strict=True)
+            else:
+                values[f.name] = getattr(self, f.name)
+        return values
+
+    @classmethod
+    def from_arrow(cls, values: Mapping[str, Any]) -> DecisionRow:
+        """From values by column; a missing column is null, and so is the evidence if all scores are."""
+        scores = [values.get(name) for name in EVIDENCE_COLUMNS]
+        known = any(score is not None for score in scores)
+        evidence = Evidence(*(float("nan") if score is None else score for score in scores)) if known else None
+        return cls(**{f.name: values.get(f.name) for f in fields(cls)} | {"evidence": evidence})
+
+
+R = TypeVar("R", PromptRow, DecisionRow)
+
+
+def class_map(
+    rows: Iterable[DecisionRow], shape: tuple[int, int], of: Literal["local", "segmenter", "used"]
+) -> NDArray[np.uint8]:
+    """(H, W) class ids: the union of the objects' masks; where two overlap, the later one's class."""
+    out = np.zeros(shape, np.uint8)
+    for row in rows:
+        out[row.mask(of)] = row.class_id
+    return out
+
+
+class RowsBySample(Mapping[str, list[R]], Generic[R]):
+    """The rows of each sample, in the table's order; built when read, as those of thousands would fill the memory.
 
     Args:
         table: an Arrow table with the rows of a sample one after the other; None for no rows.
+        row_type: of the rows.
     """
 
-    def __init__(self, table: Any) -> None:
-        self._table = table
+    def __init__(self, table: Any, row_type: type[R] | None = None) -> None:
+        self._table, self._row_type = table, row_type
         self._parts: dict[str, tuple[int, int]] = {}
-        self._last: tuple[str, list[Row]] | None = None
+        self._last: tuple[str, list[R]] | None = None
         names = [] if table is None else table["sample_id"].to_pylist()
         for name, places in groupby(range(len(names)), key=names.__getitem__):
             first, *rest = places
             self._parts[name] = (first, 1 + len(rest))
 
-    def __getitem__(self, sample_id: str) -> list[Row]:
+    def __getitem__(self, sample_id: str) -> list[R]:
         first, length = self._parts[sample_id]
         if self._last is None or self._last[0] != sample_id:
-            self._last = sample_id, self._table.slice(first, length).to_pylist()
+            values = self._table.slice(first, length).to_pylist()
+            self._last = sample_id, [self._row_type.from_arrow(row) for row in values] if self._row_type else values
         return self._last[1]
 
     def __iter__(self) -> Iterator[str]:
@@ -45,53 +167,35 @@ class RowsBySample(Mapping[str, list[Row]]):
         return len(self._parts)
 
     def firsts(self, column: str) -> dict[str, Any]:
-        """What the first row of each sample has in a column."""
+        """Value of a column in the first row of each sample."""
         values = [] if self._table is None else self._table[column].to_pylist()
         return {name: values[first] for name, (first, _) in self._parts.items()}
 
 
-def encode_table(rows: list[Row], name: str, signature: str) -> bytes:
-    """Parquet bytes of the table `name` (prompts or decisions), signed in its metadata."""
+def encode_table(rows: Sequence[R], row_type: type[R], signature: str) -> bytes:
+    """Parquet bytes of a table, with the signature in its metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _schema(pa, name).with_metadata({"signature": signature})
+    schema = _schema(pa, row_type).with_metadata({"signature": signature})
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema), buffer)
+    pq.write_table(pa.Table.from_pylist([row.to_arrow() for row in rows], schema), buffer)
     return buffer.getvalue()
 
 
-def read_table(path: Path, signature: str | None) -> list[Row] | None:
-    """Rows of a table; None where it is missing, damaged or made from something else (`signature` None: whatever)."""
+def read_table(path: Path, row_type: type[R], signature: str | None) -> list[R] | None:
+    """Rows of a table; None where it is missing, damaged or has another signature (`signature` None: accept any)."""
     table = _read(path, signature)
-    return None if table is None else table.to_pylist()
+    return None if table is None else [row_type.from_arrow(values) for values in table.to_pylist()]
 
 
-def read_by_sample(path: Path) -> RowsBySample:
-    """Rows of a table, whoever made it; none where it is missing or damaged."""
-    return RowsBySample(_read(path, None))
-
-
-def _read(path: Path, signature: str | None) -> Any:
-    """The Arrow table, or None."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.exists():
-        return None
-    data = io.BytesIO(path.read_bytes())  # read apart: an OSError below is pyarrow's word for a damaged file
-    try:
-        table = pq.ParquetFile(data).read(use_threads=False)  # `pq.read_table` would load pandas, 55 MB
-        if signature is not None and (table.schema.metadata or {}).get(b"signature") != signature.encode():
-            return None
-        table.validate(full=True)  # text that is no UTF-8 shows here, not when rows are made of it
-        return table
-    except (pa.ArrowException, OSError, UnicodeDecodeError):
-        return None
+def read_by_sample(path: Path, row_type: type[R] | None = None) -> RowsBySample[R]:
+    """Rows of a table of any signature; none where it is missing or damaged."""
+    return RowsBySample(_read(path, None), row_type)
 
 
 def table_signature(path: Path) -> str:
-    """The signature that a table carries; empty where it is missing or damaged."""
+    """The signature of a table; empty where it is missing or damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -102,16 +206,34 @@ def table_signature(path: Path) -> str:
     return metadata.get(b"signature", b"").decode("ascii", "replace")
 
 
-def _schema(pa: Any, name: str) -> Any:
-    """Columns of the two tables of a mining round; `object_idx` is -1 for an image in which no object was found."""
-    text, number, whole, flag = pa.string(), pa.float64(), pa.int64(), pa.bool_()
-    keys = [("sample_id", text), ("object_idx", whole), ("class_id", whole)]
-    if name == "prompts":
-        numbers, rows = pa.list_(number), pa.list_(pa.list_(number))
-        value_columns = [("box", numbers), ("point_coords", rows), ("point_labels", pa.list_(whole))]
-        return pa.schema([*keys, *value_columns, ("has_mask_input", flag), ("jittered_boxes", rows)])
-    value_columns = [(s, number) for s in [*(f.name for f in fields(Evidence)), *ESTIMATES]]
-    masks = [("height", whole), ("width", whole), ("local_rle", text), ("segmenter_rle", text)]
-    return pa.schema(
-        [*keys, ("kept", flag), ("reason", text), ("source", text), ("in_training", flag), *value_columns, *masks]
-    )
+def _read(path: Path, signature: str | None) -> Any:
+    """The Arrow table, or None."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        return None
+    data = io.BytesIO(path.read_bytes())  # read first: pyarrow reports a damaged file as an OSError, too
+    try:
+        table = pq.ParquetFile(data).read(use_threads=False)  # `pq.read_table` would load pandas, 55 MB
+        if signature is not None and (table.schema.metadata or {}).get(b"signature") != signature.encode():
+            return None
+        table.validate(full=True)  # finds text that is not UTF-8, before rows are made of it
+        return table
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
+        return None
+
+
+def _schema(pa: Any, row_type: type[R]) -> Any:
+    """The Arrow schema of a row type: a nullable column per field, in their order; evidence is a column per score."""
+    scalars = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+    def arrow_type(hint: Any) -> Any:
+        hint = get_args(hint)[0] if isinstance(hint, UnionType) else hint
+        return pa.list_(arrow_type(get_args(hint)[0])) if get_origin(hint) is list else scalars[hint]
+
+    columns: list[tuple[str, Any]] = []
+    for name, hint in get_type_hints(row_type).items():
+        is_evidence = Evidence in get_args(hint)
+        columns += [(c, pa.float64()) for c in EVIDENCE_COLUMNS] if is_evidence else [(name, arrow_type(hint))]
+    return pa.schema(columns)

@@ -31,7 +31,8 @@ from kmine.errors import UserError
 from kmine.io.errors import user_errors
 from kmine.io.files import UNFINISHED, read_json, write_atomic, write_json
 from kmine.setup.preflight import preflight
-from kmine.store.run_folder import RESUMABLE_CHANGES, RunFolder
+from kmine.store.run_folder import RunFolder
+from kmine.store.settings import RESUMABLE_CHANGES
 from kmine.sweep.trials import (
     State,
     Trial,

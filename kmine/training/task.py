@@ -44,6 +44,8 @@ class Task:
     """A second local model, whose agreement is evidence."""
     review: VerdictEffects = NO_VERDICTS
     """A reviewer's verdicts on the masks of an earlier run."""
+    mining_batch_size: int = 16
+    """Images that mining and calibration hold in memory and save together; an interruption costs at most as many."""
 
 
 @dataclass(frozen=True)

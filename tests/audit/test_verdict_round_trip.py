@@ -50,7 +50,7 @@ def test_what_a_person_presses_is_what_the_next_run_does(tmp_path):
     assert audit.main([str(first), "--verdicts", str(file), "--device", "cpu"]) == 0
     assert run_loop(SETTINGS, tmp_path / "second", cache, verdicts=first / "verdicts.json") == 0
     one, two = RunFolder(first), RunFolder(tmp_path / "second")
-    reasons = {row["sample_id"]: row["reason"] for row in two.decisions(1)}
+    reasons = {row.sample_id: row.reason for row in two.decisions(1)}
     assert (reasons[said["accept"]], reasons[said["reject"]]) == ("accepted", "rejected")
     assert reasons[said["unsure"]] not in ("accepted", "rejected")
     assert np.array_equal(one.pseudo_mask(1, said["accept"]), two.pseudo_mask(1, said["accept"]))

@@ -13,7 +13,9 @@ from kmine.config import (
     ModelConfig,
     RefineConfig,
 )
+from kmine.mining.context import RoundContext
 from kmine.store.run_folder import RunFolder
+from kmine.store.tables import DecisionRow
 
 ANYTHING_GOES = GateConfig(
     min_predicted_iou=0,
@@ -48,6 +50,17 @@ class Silent:
 
     def log(self, text: str) -> None:
         self.said.append(text)
+
+
+def decision(sample_id: str, estimated: float | None, reason: str = "kept", object_idx: int = 0) -> DecisionRow:
+    """A row of an image in training."""
+    kept = reason in ("kept", "lesion_free")
+    return DecisionRow(sample_id, object_idx, 1, kept, reason, in_training=True, estimated_dice=estimated)
+
+
+def context(task, model=None, segmenter=None, round_idx: int = 1) -> RoundContext:
+    """The context of a round of `task` without auxiliary model, calibration or pending batches."""
+    return RoundContext(task, model, None, segmenter or task.segmenter, task.unlabeled, {}, round_idx)
 
 
 def weights(store: RunFolder, round_idx: int, arm: str = "", name: str = "model_final") -> dict[str, torch.Tensor]:

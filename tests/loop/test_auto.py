@@ -40,12 +40,12 @@ def test_a_round_on_what_tiny_proposes(tmp_path, monkeypatch):
     out = tmp_path / "run"
     assert run(out) == 0
     store = RunFolder(out)
-    prompts, decisions = store.prompts(1), [row for row in store.decisions(1) if row["object_idx"] >= 0]
+    prompts, decisions = store.prompts(1), [row for row in store.decisions(1) if row.is_object]
     store.close()
     assert sum(counts) > 0 and len(prompts) == len(decisions) > 0
-    assert any(row["in_training"] for row in decisions)
-    assert sum(counts) >= len({row["sample_id"] for row in prompts})
-    assert all(row["box"] is not None and len(row["jittered_boxes"]) == 3 for row in prompts)
+    assert any(row.in_training for row in decisions)
+    assert sum(counts) >= len({row.sample_id for row in prompts})
+    assert all(row.box is not None and len(row.jittered_boxes) == 3 for row in prompts)
     assert json.loads((out / "run.json").read_text())["segmenter"] == "tiny"
     asked = sum(counts)
     assert run(out) == 0 and sum(counts) == asked, "a finished run proposes nothing anew"

@@ -86,7 +86,7 @@ def mined(task, truth, level, **settings) -> dict[str, np.ndarray]:
     """The pseudo masks of round 1 with a segmenter of IoU `level`."""
     segmenter = Simulated.from_pools([truth], level, 0)
     list(mining.mine(replace(task, segmenter=segmenter, cfg=replace(task.cfg, **settings))))
-    return {r["sample_id"]: task.run.pseudo_mask(1, r["sample_id"]) for r in task.run.decisions(1) if r["in_training"]}
+    return {r.sample_id: task.run.pseudo_mask(1, r.sample_id) for r in task.run.decisions(1) if r.in_training}
 
 
 def mean_dice(masks, truth, *, ignored_is_wrong: bool) -> float:
@@ -139,7 +139,7 @@ def with_as_many_prompts_as_objects(store, truth) -> set[str]:
     """Images of which every object is asked about: none left the image, no two became one."""
     counts: dict[str, int] = {}
     for row in store.prompts(1):
-        counts[row["sample_id"]] = counts.get(row["sample_id"], 0) + 1
+        counts[row.sample_id] = counts.get(row.sample_id, 0) + 1
     return {i for i in truth.ids if counts.get(i, 0) == len(components(truth.mask_resized(i) == 1))}
 
 

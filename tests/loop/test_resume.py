@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,10 @@ from helpers.loop_command import (
 from PIL import Image
 
 from kmine.data.datasets.phantom.dataset import PhantomSource
-from kmine.methods import mining
+from kmine.setup import open as setup_open
 from kmine.store import run_folder as run_store
 from kmine.store.run_folder import RunFolder
+from kmine.training.task import Task
 
 TINY = {
     **SMALL,
@@ -44,9 +46,13 @@ CHUNKS = 4
 """Of the 23 unlabeled images, with six in a chunk."""
 
 
+def set_batch_size(patch: pytest.MonkeyPatch, size: int) -> None:
+    patch.setattr(setup_open, "Task", partial(Task, mining_batch_size=size))
+
+
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(mining, "BATCH_SIZE", 6)
+    set_batch_size(monkeypatch, 6)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +65,7 @@ def undisturbed(cache, tmp_path_factory):
     """A run that nothing happened to."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mining, "BATCH_SIZE", 6)
+        set_batch_size(patch, 6)
         assert run(out, cache) == 0
     return out
 
@@ -275,7 +281,7 @@ def test_the_supervised_baseline_may_be_added_later(undisturbed, cache, tmp_path
 def test_kill_9_in_a_real_process(cache, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "killed"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mining, "BATCH_SIZE", 16)  # as the other process has it
+        set_batch_size(patch, 16)  # as the other process has it
         assert run(whole, cache) == 0
         lines = ("round 0: training: 2/4", "round 1: mining: 16/", "round 1: training", "round 2: mining: 16/")
         moment = random.Random(0).choice(lines[1:])
@@ -331,11 +337,10 @@ def test_withheld_masks_and_the_test_split_are_never_opened(tmp_path, monkeypatc
 
 def test_no_pool_of_a_task_holds_the_test_split_and_only_two_have_masks(tmp_path, monkeypatch):
     from kmine.errors import WithheldMaskError
-    from kmine.setup import open as runs
 
     native: list[str] = []
     tasks = []
-    real_open, real_image = runs.open_task, PhantomSource.image
+    real_open, real_image = setup_open.open_task, PhantomSource.image
 
     def opened(*args):
         task = real_open(*args)
@@ -343,7 +348,7 @@ def test_no_pool_of_a_task_holds_the_test_split_and_only_two_have_masks(tmp_path
         tasks.append(task)
         return task
 
-    monkeypatch.setattr(runs, "open_task", opened)
+    monkeypatch.setattr(setup_open, "open_task", opened)
     monkeypatch.setattr(PhantomSource, "image", lambda self, i: native.append(i) or real_image(self, i))
     out = tmp_path / "run"
     assert run(out, tmp_path / "cache", rounds=1) == 0

@@ -85,13 +85,13 @@ def test_a_rejected_mask_never_teaches_and_an_accepted_one_always_does(first, se
     was = RunFolder(first).pseudo_mask(1, accepted)
     store = RunFolder(second)
     for round_idx in (1, 2):
-        rows = {row["sample_id"]: row for row in store.decisions(round_idx)}
-        assert (rows[rejected]["reason"], rows[rejected]["in_training"]) == ("rejected", False)
+        rows = {row.sample_id: row for row in store.decisions(round_idx)}
+        assert (rows[rejected].reason, rows[rejected].in_training) == ("rejected", False)
         assert not store.pseudo_path(round_idx, rejected).exists()
-        assert (rows[accepted]["reason"], rows[accepted]["in_training"]) == ("accepted", True)
+        assert (rows[accepted].reason, rows[accepted].in_training) == ("accepted", True)
         assert np.array_equal(store.pseudo_mask(round_idx, accepted), was)
-        assert rejected not in {row["sample_id"] for row in store.prompts(round_idx)}  # and nobody is asked
-        assert rows[unsure]["reason"] not in ("accepted", "rejected")
+        assert rejected not in {row.sample_id for row in store.prompts(round_idx)}  # and nobody is asked
+        assert rows[unsure].reason not in ("accepted", "rejected")
         assert drawn not in rows
     store.close()
 
@@ -149,7 +149,7 @@ def test_a_person_may_judge_every_image(first, tmp_path):
     assert audit.main([str(run), "--verdicts", str(file), "--device=cpu"]) == 0
     assert run_loop(SETTINGS, tmp_path / "run", first.parent / "cache", verdicts=run / "verdicts.json") == 0
     store = RunFolder(tmp_path / "run")
-    assert {row["reason"] for row in store.decisions(1)} == {"accepted", "rejected"} and not store.prompts(1)
+    assert {row.reason for row in store.decisions(1)} == {"accepted", "rejected"} and not store.prompts(1)
     assert store.read_csv("results.csv")[1]["num_pseudo"] == "3"
     store.close()
 

@@ -17,7 +17,7 @@ from kmine.segmenters.sam import build as module
 from kmine.segmenters.sam import proposals as sam_auto
 from kmine.segmenters.sam import segmenter as segmenter_module
 from kmine.segmenters.sam.build import ARCHITECTURES, Architecture, build_sam
-from kmine.store.run_folder import RESUMABLE_CHANGES
+from kmine.store.settings import RESUMABLE_CHANGES
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_proposals_and_answers_of_a_round_share_one_encoding_without_a_cache(tas
     cfg = replace(CFG, rounds=1, segmenter=segmenter, prompts=replace(CFG.prompts, source="auto"))
     task, store = task_of(cfg)
     list(mine(task))
-    assert any(row["object_idx"] >= 0 for row in store.decisions(1))
+    assert any(row.is_object for row in store.decisions(1))
     assert len(proposed) == len(encoded) == len(set(encoded)) > 0
 
 

@@ -33,11 +33,9 @@ def test_the_echo_answers_with_the_component_whatever_is_asked():
 def test_its_pseudo_masks_are_the_local_model_s_own(task_of):
     task, store = task_of(replace(CFG, rounds=1), segmenter=IdentitySegmenter())
     done = list(mine(task))
-    rows = [row for row in store.decisions(1) if row["object_idx"] >= 0]
+    rows = [row for row in store.decisions(1) if row.is_object]
     assert done[1].num_pseudo > 0 and rows
-    assert all(row["local_rle"] == row["segmenter_rle"] and row["agreement_iou"] == 1 for row in rows)
-    for sample_id in {row["sample_id"] for row in rows}:
-        own = np.any(
-            [from_rle(r["local_rle"], r["height"], r["width"]) for r in rows if r["sample_id"] == sample_id], 0
-        )
+    assert all(row.local_rle == row.segmenter_rle and row.evidence.agreement_iou == 1 for row in rows)
+    for sample_id in {row.sample_id for row in rows}:
+        own = np.any([from_rle(r.local_rle, r.height, r.width) for r in rows if r.sample_id == sample_id], 0)
         assert np.array_equal(store.pseudo_mask(1, sample_id) == 1, own)

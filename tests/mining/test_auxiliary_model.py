@@ -20,8 +20,8 @@ def test_the_first_is_the_local_model_and_the_second_speaks_in_every_decision(ta
     assert (task.cfg.model.name, task.auxiliary_model.name) == ("unetpp", "unet")
     list(mine(task))
     for round_idx in (1, 2):
-        rows = [row for row in store.decisions(round_idx) if row["object_idx"] >= 0]
-        assert rows and all(0 <= row["witness_dice"] <= 1 for row in rows)
+        rows = [row for row in store.decisions(round_idx) if row.is_object]
+        assert rows and all(0 <= row.evidence.auxiliary_dice <= 1 for row in rows)
 
 
 def test_the_local_model_is_what_it_would_be_alone_until_the_witness_is_heard(task_of):
@@ -30,7 +30,7 @@ def test_the_local_model_is_what_it_would_be_alone_until_the_witness_is_heard(ta
     list(mine(task)), list(mine(alone))
     # By thresholds nothing judges by the witness, so not even round 1 differs.
     assert all(same(weights(store, n), weights(alone_store, n)) for n in (0, 1))
-    assert all(np.isnan(row["witness_dice"] or np.nan) for row in alone_store.decisions(1))
+    assert all(np.isnan(row.evidence.auxiliary_dice or np.nan) for row in alone_store.decisions(1))
 
 
 def test_it_is_trained_once_and_never_on_a_pseudo_mask(task_of, monkeypatch):
@@ -57,4 +57,4 @@ def test_another_witness_mines_anew(task_of):
     list(mine(other))
     first = store.decisions(1)
     list(mine(task))
-    assert [r["witness_dice"] for r in first] != [r["witness_dice"] for r in store.decisions(1)]
+    assert [r.evidence.auxiliary_dice for r in first] != [r.evidence.auxiliary_dice for r in store.decisions(1)]

@@ -58,21 +58,21 @@ def judge(case, cfg=NO_LIMITS, image_label=None, candidate=None):
     return gate(probs, prompts, candidate or own, area_prior={1: 0.125}, image_label=image_label, cfg=cfg)
 
 
-def test_the_witness_is_heard_where_it_sees_something(case):
+def test_auxiliary_dice_compares_the_components_that_touch_the_object(case):
     def seen(*parts):
         p = np.where(np.any(parts, axis=0), 0.9, 0.1).astype(np.float32)
         return Probs("a", np.stack([1 - p, p]))
 
     far = square(28, 28)
     # The answer is the square at (10, 12); the witness sees it shifted by 5 rows, half of it, and something far away.
-    assert collect_evidence(*case, {}, seen(square(15, 12), far)).witness_dice == pytest.approx(2 * 50 / 200)
+    assert collect_evidence(*case, {}, seen(square(15, 12), far)).auxiliary_dice == pytest.approx(2 * 50 / 200)
     # What touches the local model's own component counts as well: the answer at columns 12-21, the witness at 4-10.
-    assert collect_evidence(*case, {}, seen(square(10, 4, 7))).witness_dice == pytest.approx(0)
-    assert collect_evidence(*case, {}, seen(square(10, 12), square(10, 4, 7))).witness_dice == pytest.approx(
+    assert collect_evidence(*case, {}, seen(square(10, 4, 7))).auxiliary_dice == pytest.approx(0)
+    assert collect_evidence(*case, {}, seen(square(10, 12), square(10, 4, 7))).auxiliary_dice == pytest.approx(
         2 * 100 / (100 + 149)
     )
-    assert collect_evidence(*case, {}, seen(far)).witness_dice == 0
-    assert np.isnan(collect_evidence(*case, {}).witness_dice)
+    assert collect_evidence(*case, {}, seen(far)).auxiliary_dice == 0
+    assert np.isnan(collect_evidence(*case, {}).auxiliary_dice)
 
 
 def test_every_score_of_the_best_mask_by_hand(case):

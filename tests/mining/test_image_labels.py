@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.small import CFG, same
+from helpers.small import CFG, context, same
 
 from kmine.config import ClassifierConfig
 from kmine.data.augment import Augment
 from kmine.data.batches import LabelBatches
 from kmine.methods.mining import mine
 from kmine.mining.candidates import apply_image_labels
+from kmine.mining.context import ImageBatch
 from kmine.models.build import build_model
 from kmine.segmenters.ellipse import Ellipse
 from kmine.training.model_setup import new_model
@@ -53,21 +54,21 @@ def labels(task) -> dict[str, int]:
 def test_a_lesion_free_image_gets_an_empty_mask_and_is_not_asked_about(sks_task):
     task, store = sks_task
     list(mine(task))
-    rows = {r["sample_id"]: r for r in store.decisions(1)}
+    rows = {r.sample_id: r for r in store.decisions(1)}
     free = {i for i, label in labels(task).items() if label == 0}
     assert free
     for sample_id in free:
-        assert (rows[sample_id]["reason"], rows[sample_id]["object_idx"]) == ("lesion_free", -1)
-        assert rows[sample_id]["kept"] and rows[sample_id]["in_training"]
+        assert (rows[sample_id].reason, rows[sample_id].object_idx) == ("lesion_free", -1)
+        assert rows[sample_id].kept and rows[sample_id].in_training
         assert not store.pseudo_mask(1, sample_id).any()
-    assert not {r["sample_id"] for r in store.prompts(1)} & free
+    assert not {r.sample_id for r in store.prompts(1)} & free
 
 
 def test_a_lesion_image_never_gets_an_empty_mask(sks_task):
     task, store = sks_task
     list(mine(task))
     with_lesion = {i for i, label in labels(task).items() if label == 1}
-    trained = {r["sample_id"] for r in store.decisions(1) if r["in_training"]}
+    trained = {r.sample_id for r in store.decisions(1) if r.in_training}
     assert with_lesion
     for sample_id in with_lesion & trained:
         assert (store.pseudo_mask(1, sample_id) == 1).any()
@@ -75,26 +76,27 @@ def test_a_lesion_image_never_gets_an_empty_mask(sks_task):
 
 def test_where_the_model_finds_nothing_the_classifier_is_asked_where_it_looks(sks_task):
     task, _store = sks_task
-    model = new_model(task)
-    images = [task.unlabeled.sample(i) for i in task.unlabeled.ids]
+    batch = ImageBatch([task.unlabeled.sample(i) for i in task.unlabeled.ids])
+    images, ctx = batch.images, context(task, new_model(task))
     found = Prompts(1, np.array([1, 1, 9, 9], np.float32))
-    heeded = apply_image_labels(task, model, images, [[] for _ in images], 1)
+    heeded = apply_image_labels(ctx, batch, [[] for _ in images])
     assert any(heeded)
     for image, asked in zip(images, heeded, strict=True):
         assert len(asked) <= image.image_label
         assert all(one.mask_input is None and one.component.any() for one in asked)
-    kept = apply_image_labels(task, model, images, [[found] for _ in images], 1)
+    kept = apply_image_labels(ctx, batch, [[found] for _ in images])
     assert [len(asked) for asked in kept] == [image.image_label for image in images]
     off = replace(task, cfg=replace(task.cfg, prompts=replace(task.cfg.prompts, seed_from_activation=False)))
-    assert not any(apply_image_labels(off, model, images, [[] for _ in images], 1))
+    assert not any(apply_image_labels(replace(ctx, task=off), batch, [[] for _ in images]))
 
 
 def test_an_unknown_label_changes_nothing(sks_task):
     task, _store = sks_task
     image = replace(task.unlabeled.sample(task.unlabeled.ids[0]), image_label=None)
     found = Prompts(1, np.array([1, 1, 9, 9], np.float32))
-    assert apply_image_labels(task, new_model(task), [image], [[found]], 1) == [[found]]
-    assert apply_image_labels(task, new_model(task), [image], [[]], 1) == [[]]
+    ctx, batch = context(task, new_model(task)), ImageBatch([image])
+    assert apply_image_labels(ctx, batch, [[found]]) == [[found]]
+    assert apply_image_labels(ctx, batch, [[]]) == [[]]
 
 
 def test_of_three_classes_the_last_is_the_lesion(task_of):
@@ -102,7 +104,7 @@ def test_of_three_classes_the_last_is_the_lesion(task_of):
     task = replace(task, num_classes=3)
     image = replace(task.unlabeled.sample(task.unlabeled.ids[0]), image_label=0)
     organ, lesion = (Prompts(c, np.array([1, 1, 9, 9], np.float32)) for c in (1, 2))
-    assert apply_image_labels(task, None, [image], [[organ, lesion]], 1) == [[organ]]
+    assert apply_image_labels(context(task), ImageBatch([image]), [[organ, lesion]]) == [[organ]]
 
 
 def test_the_classifier_is_trained_once_and_read_back(sks_task, monkeypatch):

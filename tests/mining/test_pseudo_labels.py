@@ -1,36 +1,68 @@
-"""Which images teach, and what they weigh."""
+"""Pseudo-labels of a round: ids, weights, reasons, and the pool that training reads."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from helpers.small import CFG
+from helpers.small import CFG, decision
 
-from kmine.mining.pseudo_labels import pseudo_label_weights, pseudo_labeled_pool
-
-
-def decision(sample_id, estimated, reason="kept", object_idx=0):
-    kept = reason in ("kept", "lesion_free")
-    row = {"sample_id": sample_id, "object_idx": object_idx, "kept": kept, "reason": reason, "in_training": True}
-    return {**row, "estimated_dice": estimated}
+from kmine.feedback.verdict_effects import NO_VERDICTS
+from kmine.io.files import encode_png
+from kmine.mining.pseudo_labels import PseudoLabels, reviewed_labels
 
 
-def test_weights_are_the_mean_estimate_of_the_kept_objects():
+@pytest.fixture
+def task(task_of):
+    return task_of(CFG)[0]
+
+
+def estimated(task):
+    return replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, pseudo_weight="estimated")))
+
+
+def test_weights_are_mean_estimates_of_kept_objects_limited_to_one(task):
+    a, b, c, d = task.unlabeled.ids[:4]
     rows = [
-        decision("a", 0.4), decision("a", 0.8, object_idx=1), decision("a", 0.0, reason="low_agreement", object_idx=2),
-        decision("b", float("nan")), decision("c", None, reason="lesion_free", object_idx=-1), decision("d", 1.2),
+        decision(a, 0.4), decision(a, 0.8, object_idx=1), decision(a, 0.0, reason="low_agreement", object_idx=2),
+        decision(b, float("nan")), decision(c, None, reason="lesion_free", object_idx=-1), decision(d, 1.2),
     ]  # fmt: skip
-    assert pseudo_label_weights(rows) == {"a": pytest.approx(0.6), "d": 1.0}
+    assert PseudoLabels(estimated(task), 1, "s", rows).pool.weights == {a: pytest.approx(0.6), d: 1.0}
+    assert PseudoLabels(task, 1, "s", rows).pool.weights == {}
 
 
-def test_pseudo_masks_come_with_their_weights_where_asked_and_with_what_is_known_to_be_empty(task_of):
-    task, _store = task_of(CFG)
+def test_images_in_training_keep_the_order_of_the_pool(task):
     a, b, c = task.unlabeled.ids[:3]
-    out = {**decision(c, 0.9, reason="low_agreement"), "in_training": False}
-    rows = [decision(a, 0.5), decision(b, None, reason="lesion_free", object_idx=-1), out]
-    plain = pseudo_labeled_pool(task, 1, rows)
-    assert (plain.ids, plain.weights, plain.empty) == ((a, b), {}, {b})
-    estimated = replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, pseudo_weight="estimated")))
-    weighed = pseudo_labeled_pool(estimated, 1, rows)
-    assert (weighed.ids, weighed.weights, weighed.empty) == ((a, b), {a: 0.5}, {b})
+    dropped = replace(decision(c, 0.9, reason="low_agreement"), in_training=False)
+    rows = [decision(b, None, reason="lesion_free", object_idx=-1), dropped, decision(a, 0.5)]
+    labels = PseudoLabels(task, 1, "s", rows)
+    assert list(labels) == [a, b] and labels.pool.ids == (a, b) and labels.pool.empty == {b}
+    assert not labels.why_empty and len(PseudoLabels(task, 1, "s", [dropped])) == 0
+    assert PseudoLabels(task, 1, "s", [dropped]).why_empty == "objects by the gate's reason: low_agreement 1"
+
+
+def test_a_label_is_the_saved_mask_with_its_origin(task):
+    sample_id = task.unlabeled.ids[0]
+    mask = np.eye(*task.unlabeled.native_shape(sample_id), dtype=np.uint8)
+    path = task.run.pseudo_path(2, sample_id)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(encode_png(mask, "s", 2))
+    labels = PseudoLabels(task, 2, "s", [decision(sample_id, 0.1, "low_agreement"), decision(sample_id, 0.5)])
+    label = labels[sample_id]
+    assert (label.reason, label.weight, label.signature, label.round_idx) == ("kept", 0.5, "s", 2)
+    assert np.array_equal(label.mask, mask) and not label.lesion_free
+    assert np.array_equal(labels.pool.sample(sample_id).mask, mask)
+
+
+def test_reviewed_images_are_accepted_with_the_reviewers_mask_or_rejected(tmp_path):
+    mask = np.array([[0, 1, 255]], np.uint8)
+    (tmp_path / "a.png").write_bytes(encode_png(mask, "", 0))
+    review = replace(NO_VERDICTS, rejected=frozenset("rx"), accepted={"a": tmp_path / "a.png"})
+    rows, labels = reviewed_labels(review, ["a", "r"], "s", 3)
+    assert [(row.sample_id, row.reason, row.kept, row.in_training) for row in rows] == [
+        ("r", "rejected", False, False),
+        ("a", "accepted", True, True),
+    ]
+    assert list(labels) == ["a"] and np.array_equal(labels["a"].mask, mask)
+    assert (labels["a"].reason, labels["a"].weight, labels["a"].round_idx) == ("accepted", None, 3)

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from kmine.config import RefineConfig
-from kmine.mining.refine import refine
-from kmine.types import (
-    IGNORE_INDEX,
-    Candidate,
-    Decision,
-    Evidence,
-    Probs,
-    Prompts,
-)
+from kmine.mining.refine import mean_estimate, refine
+from kmine.types import IGNORE_INDEX, Candidate, Decision, Evidence, Probs, Prompts, PseudoLabel
 
 KEPT = Decision(True, "kept", Evidence())
 DROPPED = Decision(False, "low_agreement", Evidence())
-ALONE = RefineConfig(ask_local=False)
+SEGMENTER_ONLY = RefineConfig(ask_local=False)
 
 
 def row(text: str) -> np.ndarray:
@@ -38,9 +32,12 @@ def local(*classes: str) -> Probs:
     return Probs("a", np.concatenate([1 - planes.sum(axis=0, keepdims=True), planes]))
 
 
-def made(probs, prompts, candidates, decisions, cfg=ALONE):
-    out = refine(probs, prompts, candidates, decisions, cfg)
-    return None if out is None else "".join({0: ".", 1: "1", 2: "2", IGNORE_INDEX: "?"}[v] for v in out[0])
+def text_of(label: PseudoLabel | None) -> str | None:
+    return label and "".join({0: ".", 1: "1", 2: "2", IGNORE_INDEX: "?"}[v] for v in label.mask[0])
+
+
+def made(probs, prompts, candidates, decisions, cfg=SEGMENTER_ONLY):
+    return text_of(refine(probs, prompts, candidates, decisions, cfg))
 
 
 def test_agreement_gives_the_class_disagreement_is_ignored():
@@ -48,11 +45,11 @@ def test_agreement_gives_the_class_disagreement_is_ignored():
     assert made(local("xx......"), [prompt("xx......")], [votes], [KEPT]) == "111?...."  # 4, 4, 3 and 2 of 4 votes
 
 
-def test_the_segmenter_may_say_more_than_the_local_model_unless_that_is_asked():
+def test_pixels_that_the_local_model_classifies_otherwise_are_ignored_on_demand():
     votes = answer("xxxx....", "xxxx....")
     assert made(local("..xxxx.."), [prompt("..xxxx..")], [votes], [KEPT]) == "1111...."
-    asked = made(local("..xxxx.."), [prompt("..xxxx..")], [votes], [KEPT], RefineConfig(ask_local=True))
-    assert asked == "??11??.."
+    both = made(local("..xxxx.."), [prompt("..xxxx..")], [votes], [KEPT], RefineConfig(ask_local=True))
+    assert both == "??11??.."
 
 
 def test_a_dropped_object_becomes_neither_lesion_nor_background():
@@ -66,35 +63,34 @@ def test_nothing_kept_is_no_pseudo_mask_not_an_empty_one():
     assert made(local("........"), [], [], []) is None
 
 
-def test_only_doubt_left_is_no_pseudo_mask():
+def test_ignored_pixels_alone_are_no_pseudo_mask():
     split = answer("xx......", "..xx....")
     assert made(local("xx......"), [prompt("xx......")], [split], [KEPT]) is None
 
 
-def test_two_classes_that_claim_one_pixel_leave_it_open():
+def test_a_pixel_claimed_for_two_classes_is_ignored():
     prompts = [prompt("xxx.....", 1), prompt("..xxx...", 2)]
     answers = [answer("xxx....."), answer("..xxx...")]
     assert made(local("xx......", "..xxx..."), prompts, answers, [KEPT, KEPT]) == "11?22..."
 
 
-def labeled(label, probs, prompts, candidates, decisions):
-    out = refine(probs, prompts, candidates, decisions, ALONE, image_label=label)
-    return None if out is None else "".join({0: ".", 1: "1", 2: "2", IGNORE_INDEX: "?"}[v] for v in out[0])
+def labeled(image_label, probs, prompts, candidates, decisions):
+    return text_of(refine(probs, prompts, candidates, decisions, SEGMENTER_ONLY, image_label=image_label))
 
 
-def test_a_lesion_free_image_is_empty_by_its_label_alone():
+def test_an_image_label_alone_makes_a_lesion_free_mask_empty():
     assert labeled(0, local("xx......"), [], [], []) == "........"
     assert labeled(None, local("xx......"), [], [], []) is None
     assert labeled(1, local("xx......"), [], [], []) is None
 
 
-def test_lesion_free_does_not_say_that_there_is_no_organ():
+def test_a_lesion_free_label_does_not_exclude_an_organ():
     assert labeled(0, local("xx......", "........"), [], [], []) is None
     organ = labeled(0, local("xx......", "........"), [prompt("xx......")], [answer("xx......")], [KEPT])
     assert organ == "11......"
 
 
-def test_an_organ_alone_is_no_mask_of_an_image_with_a_lesion():
+def test_an_image_with_a_lesion_needs_a_pixel_of_it():
     both = local("xxxx....", "....xx..")
     organ, lesion = prompt("xxxx....", 1), prompt("....xx..", 2)
     answers = [answer("xxxx...."), answer("....xx..")]
@@ -103,24 +99,39 @@ def test_an_organ_alone_is_no_mask_of_an_image_with_a_lesion():
     assert labeled(1, both, [organ, lesion], answers, [KEPT, KEPT]) == "111122.."
 
 
-def test_of_two_masks_that_disagree_the_better_supported_one_is_used_as_it_is():
-    ask = RefineConfig(ask_local=True)
+def test_of_two_disagreeing_masks_the_better_supported_one_is_used_unchanged():
+    both = RefineConfig(ask_local=True)
     votes = answer("xxxx....", "xxxx....")
     given = (local("..xxxx.."), [prompt("..xxxx..")], [votes])
-    assert made(*given, [Decision(True, "kept", Evidence(), source="segmenter")], ask) == "1111...."
-    assert made(*given, [Decision(True, "kept_local", Evidence(), source="local")], ask) == "..1111.."
-    assert made(*given, [Decision(True, "kept", Evidence(), source="both")], ask) == "??11??.."
+    assert made(*given, [Decision(True, "kept", Evidence(), source="segmenter")], both) == "1111...."
+    assert made(*given, [Decision(True, "kept_local", Evidence(), source="local")], both) == "..1111.."
+    assert made(*given, [Decision(True, "kept", Evidence(), source="both")], both) == "??11??.."
 
 
-def test_the_segmenter_s_own_doubt_is_ignored_even_where_its_mask_is_used():
+def test_pixels_that_jitters_disagree_on_are_ignored_in_a_used_mask():
     votes = answer("xxxx....", "xxxx....", "xxx.....", "xx......")
     used = Decision(True, "kept", Evidence(), source="segmenter")
     assert made(local("xxxx...."), [prompt("xxxx....")], [votes], [used], RefineConfig(ask_local=True)) == "111?...."
 
 
-def test_what_is_settled_for_one_object_is_not_for_another():
-    ask = RefineConfig(ask_local=True)
+def test_a_source_trusted_for_one_object_is_not_for_another():
+    both = RefineConfig(ask_local=True)
     prompts = [prompt("xx......"), prompt(".....xx.")]
     answers = [answer("xxx....."), answer("....xx..")]
     decisions = [Decision(True, "kept", Evidence(), source="segmenter"), KEPT]
-    assert made(local("xx...xx."), prompts, answers, decisions, ask) == "111.?1?."
+    assert made(local("xx...xx."), prompts, answers, decisions, both) == "111.?1?."
+
+
+def test_a_label_has_the_reason_and_mean_estimate_of_its_kept_objects():
+    prompts = [prompt("xx......"), prompt(".....xx."), prompt("...x....")]
+    answers = [answer("xx......"), answer(".....xx."), answer("...x....")]
+    estimated = [Decision(True, reason, Evidence(), dice) for reason, dice in (("kept_local", 0.6), ("kept", 0.8))]
+    label = refine(local("xx......"), prompts, answers, [DROPPED, *estimated], SEGMENTER_ONLY)
+    assert (label.reason, label.weight, label.lesion_free) == ("kept_local", pytest.approx(0.7), False)
+    free = refine(local("........"), [], [], [], SEGMENTER_ONLY, image_label=0)
+    assert (free.reason, free.weight, free.lesion_free) == ("lesion_free", None, True)
+
+
+def test_mean_estimates_are_limited_to_one_and_leave_unknown_ones_out():
+    assert mean_estimate([0.4, None, float("nan"), 1.2]) == pytest.approx(0.7)
+    assert mean_estimate([None]) is mean_estimate([]) is None

@@ -1,4 +1,4 @@
-"""What a round changed: cases counted by hand, and the flags that tell mining from self-training."""
+"""Changes of a round: cases counted by hand, and the flags that separate mining from self-training."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import pytest
 from kmine.io.files import nan_to_none
 from kmine.mining.round_changes import (
     MIN_CHANGED_SHARE,
-    PseudoLabel,
+    MaskComparison,
     RoundChanges,
-    class_map,
     class_shares,
     compare_rounds,
     explain_empty_round,
-    pseudo_label_of,
     summary_line,
     warnings,
 )
 from kmine.ops.masks import to_rle
+from kmine.store.tables import DecisionRow, class_map
 
 
 def mask(text: str) -> np.ndarray:
@@ -31,39 +30,43 @@ def mask(text: str) -> np.ndarray:
     return np.array([[{".": 0, "?": 255}.get(c) if c in ".?" else int(c) for c in text]], np.uint8)
 
 
-def image(sample_id: str = "a", pseudo: str = "", local: str = "", answered: str = "", **more: object) -> PseudoLabel:
-    """An image whose objects were all kept; without more words the segmenter gives the local mask `.11.` back."""
+def image(sample_id: str = "a", pseudo: str = "", local: str = "", used: str = "", **fields: object) -> MaskComparison:
+    """An image whose objects were all kept; by default the segmenter returns the local mask `.11.`."""
     local = local or ".11.".ljust(len(pseudo), ".")
-    masks = {"pseudo": pseudo or answered or local, "local": local, "local_kept": local, "used_mask": answered or local}
-    return PseudoLabel(sample_id, **{name: mask(text) for name, text in masks.items()}, **more)
+    masks = {"pseudo": pseudo or used or local, "local": local, "local_kept": local, "used_mask": used or local}
+    return MaskComparison(sample_id, **{name: mask(text) for name, text in masks.items()}, **fields)
 
 
-def found(*images: PseudoLabel, labeled=(".1..",), earlier=(), num_classes: int = 2) -> RoundChanges:
+def changes_of(*images: MaskComparison, labeled=(".1..",), earlier=(), num_classes: int = 2) -> RoundChanges:
     labels = (mask(text) for text in labeled)
     return compare_rounds(iter(images), labels, earlier, num_unlabeled=9, num_classes=num_classes)
 
 
-def row(local: str, answer: str, class_id: int = 1, *, kept: bool = True, source: str = "both") -> dict:
-    rles = {"local_rle": to_rle(mask(local) == 1), "segmenter_rle": to_rle(mask(answer) == 1)}
-    shape = {"height": 1, "width": len(local)}
-    verdict = {"kept": kept, "reason": "kept" if kept else "low_agreement", "source": source}
-    return {"sample_id": "a", "object_idx": 0, "class_id": class_id, **verdict, **shape, **rles}
+def row(local: str, segmenter: str, class_id: int = 1, *, kept: bool = True, source: str = "both") -> DecisionRow:
+    rles = {"local_rle": to_rle(mask(local) == 1), "segmenter_rle": to_rle(mask(segmenter) == 1)}
+    reason = "kept" if kept else "low_agreement"
+    return DecisionRow("a", 0, class_id, kept, reason, source, True, height=1, width=len(local), **rles)
 
 
-# -- who teaches
+def without(reason: str) -> DecisionRow:
+    """A dropped object or image."""
+    return DecisionRow("a", -1, 0, False, reason)
 
 
-def test_admissions_and_expulsions_by_hand():
+# -- images in training
+
+
+def test_new_retained_readmitted_and_removed_images_by_hand():
     earlier = [{"a", "b"}, {"b", "c"}]
     then = mask(".11.")
-    moved = found(image("d"), image("b", previous=then), image("a"), earlier=earlier)
-    assert (moved.new, moved.kept_on, moved.readmitted, moved.expelled) == (("d",), ("b",), ("a",), ("c",))
+    moved = changes_of(image("d"), image("b", previous=then), image("a"), earlier=earlier)
+    assert (moved.new, moved.retained, moved.readmitted, moved.removed) == (("d",), ("b",), ("a",), ("c",))
     assert moved.pseudo_labeled == {"a", "b", "d"} and not moved.training_set_unchanged
 
 
 def test_in_the_first_round_everything_is_new_and_nothing_is_unchanged():
-    first = found(image("a"), image("b"))
-    assert first.new == ("a", "b") and not (first.kept_on or first.readmitted or first.expelled)
+    first = changes_of(image("a"), image("b"))
+    assert first.new == ("a", "b") and not (first.retained or first.readmitted or first.removed)
     assert not first.training_set_unchanged
 
 
@@ -81,20 +84,20 @@ def test_in_the_first_round_everything_is_new_and_nothing_is_unchanged():
 def test_a_training_set_is_unchanged_only_with_the_same_images_and_masks(then, now, unchanged):
     pseudo = {"a": ".11.", "b": "11.."}
     images = [image(i, pseudo[i], previous=mask(then[i]) if i in then else None) for i in now]
-    assert found(*images, earlier=[set(then)]).training_set_unchanged == unchanged
+    assert changes_of(*images, earlier=[set(then)]).training_set_unchanged == unchanged
 
 
-def test_nothing_that_teaches_is_no_unchanged_set():
-    none = found(earlier=[{"a"}])
-    assert none.expelled == ("a",) and not none.noop and warnings(none) == []
-    assert summary_line(none) == "none of 9 unlabeled images teaches (1 did the round before)"
+def test_an_empty_training_set_is_not_unchanged():
+    none = changes_of(earlier=[{"a"}])
+    assert none.removed == ("a",) and not none.noop and warnings(none) == []
+    assert summary_line(none) == "0 of 9 unlabeled images have a pseudo mask (1 removed)"
 
 
 # -- what the segmenter changed
 
 
 @pytest.mark.parametrize(
-    ("local", "answered", "share"),
+    ("local", "used", "share"),
     [
         ("1111......", "1111......", 0),
         ("1111......", "..1111....", 4 / 6),
@@ -104,118 +107,120 @@ def test_nothing_that_teaches_is_no_unchanged_set():
         ("11........", "..........", 1),
     ],
 )
-def test_changed_pixels_by_hand(local, answered, share):
-    assert found(image(local=local, answered=answered), num_classes=3).changed_pixels == pytest.approx(share)
+def test_changed_pixels_by_hand(local, used, share):
+    assert changes_of(image(local=local, used=used), num_classes=3).changed_pixels == pytest.approx(share)
 
 
 def test_changed_pixels_are_counted_over_all_images_not_averaged():
-    wide, narrow = image("a", local="11111111", answered="11111111"), image("b", local="1.", answered=".1")
-    assert found(wide, narrow).changed_pixels == pytest.approx(2 / 10)
+    wide, narrow = image("a", local="11111111", used="11111111"), image("b", local="1.", used=".1")
+    assert changes_of(wide, narrow).changed_pixels == pytest.approx(2 / 10)
 
 
-def test_taught_pixels_are_those_that_differ_from_the_local_mask_and_are_not_ignored():
-    #                local 1111, answer ..1111: of six pixels two are taught as objects anew, two lost are ignored
-    one = image(local="1111......", answered="..1111....", pseudo="??1111....")
-    assert found(one).taught_pixels == pytest.approx(2 / 6)
-    asked_too = replace(one, pseudo=mask("??11??...."))
-    assert found(asked_too).taught_pixels == 0 and found(asked_too).ignored_pixels == pytest.approx(4 / 10)
+def test_changed_label_pixels_differ_from_the_local_mask_and_are_not_ignored():
+    # Local 1111, segmenter ..1111: of six pixels two are new object pixels, two lost ones are ignored.
+    one = image(local="1111......", used="..1111....", pseudo="??1111....")
+    assert changes_of(one).changed_label_pixels == pytest.approx(2 / 6)
+    where_both_agree = replace(one, pseudo=mask("??11??...."))
+    assert changes_of(where_both_agree).changed_label_pixels == 0 and changes_of(
+        where_both_agree
+    ).ignored_pixels == pytest.approx(4 / 10)
 
 
-def test_images_that_differ_from_the_local_mask_are_counted_once_each_ignored_pixels_included():
-    assert found(image("a"), image("b", pseudo=".1?."), image("c", pseudo="11..")).num_differing == 2
+def test_images_with_any_pixel_unlike_the_local_mask_are_counted_once():
+    assert changes_of(image("a"), image("b", pseudo=".1?."), image("c", pseudo="11..")).num_differing == 2
 
 
 @pytest.mark.parametrize(("changed", "nothing"), [(0, True), (1, True), (2, False)])
 def test_up_to_the_stated_share_the_segmenter_changed_nothing(changed, nothing):
     assert MIN_CHANGED_SHARE == 0.001
-    told = found(image(local="1" * 1000, answered="." * changed + "1" * (1000 - changed)))
-    assert told.segmenter_changed_nothing == told.noop == nothing
-    assert any("self-training" in said for said in warnings(told)) == nothing
+    changes = changes_of(image(local="1" * 1000, used="." * changed + "1" * (1000 - changed)))
+    assert changes.segmenter_changed_nothing == changes.noop == nothing
+    assert any("self-training" in text for text in warnings(changes)) == nothing
 
 
-def test_only_empty_images_mean_that_the_segmenter_did_nothing():
-    empty = found(image(pseudo="....", local="....", known_empty=True))
+def test_with_empty_masks_alone_the_segmenter_changed_nothing():
+    empty = changes_of(image(pseudo="....", local="....", lesion_free=True))
     assert math.isnan(empty.changed_pixels) and empty.segmenter_changed_nothing and empty.num_empty == 1
-    assert warnings(empty)[0] == "the segmenter changed nothing: only images known to be empty teach"
+    assert warnings(empty)[0] == "the segmenter changed nothing: all pseudo masks are empty by image-level labels"
 
 
 # -- from the table of decisions
 
 
-def test_of_an_image_the_kept_objects_count_and_the_local_mask_is_all_of_them():
+def test_kept_objects_are_compared_and_the_local_mask_holds_all():
     rows = [row("11......", ".11....."), row("....1...", "....11..", kept=False), row("......1.", "......1.", 2)]
-    one = pseudo_label_of(rows, mask(".11..?2."))
+    one = MaskComparison.from_rows(rows, mask(".11..?2."))
     for name, text in {"local": "11..1.2.", "local_kept": "11....2.", "used_mask": ".11...2."}.items():
         assert np.array_equal(getattr(one, name), mask(text)), name
-    assert not one.known_empty and one.previous is None
+    assert not one.lesion_free and one.previous is None
 
 
-def test_where_the_gate_took_the_local_mask_nothing_is_changed():
-    one = pseudo_label_of([row("11..", "..11", source="local")], mask("11.."))
+def test_where_the_gate_chose_the_local_mask_nothing_is_changed():
+    one = MaskComparison.from_rows([row("11..", "..11", source="local")], mask("11.."))
     assert np.array_equal(one.local_kept, one.used_mask)
 
 
-def test_an_image_known_to_be_empty_has_no_objects():
-    nothing = {"sample_id": "a", "object_idx": -1, "class_id": 0, "kept": True, "reason": "lesion_free"}
-    one = pseudo_label_of([nothing], mask("...."), mask("...."))
-    assert one.known_empty and not one.local.any() and not one.used_mask.any() and one.previous is not None
+def test_a_lesion_free_image_has_no_objects():
+    nothing = DecisionRow("a", -1, 0, True, "lesion_free", in_training=True)
+    one = MaskComparison.from_rows([nothing], mask("...."), mask("...."))
+    assert one.lesion_free and not one.local.any() and not one.used_mask.any() and one.previous is not None
 
 
-def test_of_two_objects_on_a_pixel_the_later_one_s_class_counts():
+def test_where_two_objects_overlap_the_later_class_counts():
     rows = [row("....", "11.."), row("....", ".11.", 2)]
-    assert np.array_equal(class_map(rows, (1, 4), "segmenter_rle"), mask("122."))
+    assert np.array_equal(class_map(rows, (1, 4), "segmenter"), mask("122."))
 
 
-# -- balance of classes
+# -- shares of classes
 
 
 def test_class_shares_leave_ignored_pixels_out_and_average_over_images():
     assert class_shares(mask("1.2?"), 3).tolist() == pytest.approx([1 / 3, 1 / 3])
-    told = found(
+    changes = changes_of(
         image("a", pseudo="11.."), image("b", pseudo="...." * 5), image("c", pseudo="????"), labeled=["1...", "1?"]
     )
-    assert told.pseudo_shares == (pytest.approx(0.25),) and told.labeled_shares == (pytest.approx(0.625),)
+    assert changes.pseudo_shares == (pytest.approx(0.25),) and changes.labeled_shares == (pytest.approx(0.625),)
 
 
-def test_a_class_on_one_side_alone_is_warned_of():
-    told = found(image(pseudo="2...", answered="11.."), labeled=["1..."], num_classes=3)
-    assert warnings(told) == [
+def test_a_class_shown_by_pseudo_masks_or_labels_alone_is_warned_of():
+    changes = changes_of(image(pseudo="2...", used="11.."), labeled=["1..."], num_classes=3)
+    assert warnings(changes) == [
         "no pseudo mask shows class 1, though labels do",
         "pseudo masks show class 2, which no label does",
     ]
 
 
-# -- as it is kept and said
+# -- changes.json and messages
 
 
-def test_json_gives_the_same_back_through_a_file():
-    told = found(image("a", pseudo="????", previous=mask("....")), image("b"), earlier=[{"a", "x"}])
-    empty = found(image(pseudo="....", local="....", known_empty=True), labeled=[])
-    for one in (told, empty):
+def test_json_round_trips_through_a_file_with_the_frozen_keys():
+    changes = changes_of(image("a", pseudo="????", previous=mask("....")), image("b"), earlier=[{"a", "x"}])
+    empty = changes_of(image(pseudo="....", local="....", lesion_free=True), labeled=[])
+    for one in (changes, empty):
         value = json.loads(json.dumps(nan_to_none(one.to_json()), allow_nan=False))
         assert repr(RoundChanges.from_json(value)) == repr(one)
-    kept = told.to_json()
+    kept = changes.to_json()
     assert (kept["num_teaching"], kept["num_new"], kept["num_kept_on"], kept["num_expelled"]) == (2, 1, 1, 1)
     assert kept["noop"] and kept["segmenter_changed_nothing"] and not kept["training_set_unchanged"]
 
 
 def test_a_round_in_one_line():
-    told = found(image("a", ".11.", ".1..", ".11."), image("b", "????"), earlier=[{"b", "x"}])
-    assert summary_line(told) == (
-        "2 of 9 unlabeled images teach (1 new, 1 kept on), 1 of the round before no more; the segmenter changed 25.0 % "
-        "of the object pixels of the local masks, 25.0 % are taught otherwise; class 1 covers 50.0 % of a pseudo mask, "
+    changes = changes_of(image("a", ".11.", ".1..", ".11."), image("b", "????"), earlier=[{"b", "x"}])
+    assert summary_line(changes) == (
+        "2 of 9 unlabeled images have a pseudo mask (1 new, 1 retained), 1 removed; the segmenter changed 25.0 % of "
+        "the object pixels of the local masks, 25.0 % are labeled otherwise; class 1 covers 50.0 % of a pseudo mask, "
         "25.0 % of a label"
     )
-    assert warnings(told) == []
+    assert warnings(changes) == []
 
 
-def test_why_nothing_was_kept():
-    assert "found no object in any image" in explain_empty_round([{"reason": "no_component"}] * 3)
-    mixed = [{"reason": "no_component"}, *[{"reason": "low_agreement"}] * 2]
+def test_an_empty_round_is_explained_by_the_reasons_of_the_gate():
+    assert "found no object in any image" in explain_empty_round([without("no_component")] * 3)
+    mixed = [without("no_component"), *[without("low_agreement")] * 2]
     assert explain_empty_round(mixed) == "objects by the gate's reason: low_agreement 2, no_component 1"
 
 
-def test_no_more_than_one_image_is_held():
+def test_one_image_is_in_memory_at_a_time():
     alive: list[weakref.ref] = []
 
     def images():

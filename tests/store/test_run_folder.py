@@ -23,7 +23,8 @@ from kmine.io.files import sign, write_atomic
 from kmine.setup import open as runs
 from kmine.store import run_folder as run_store
 from kmine.store.run_folder import RunFolder
-from kmine.types import Evidence
+from kmine.store.tables import DecisionRow, PromptRow
+from kmine.types import PseudoLabel
 
 IDS = ("a/b", "../x", "Normal (1)", "ä", ".", "..", "", ".hidden", "a b%2Fc", "x" * 250, "ä" * 250, "y" * 201)
 
@@ -94,7 +95,7 @@ def test_rests_of_a_killed_write_are_swept_and_nothing_else(store):
 
 
 def test_a_second_process_is_refused_until_the_first_lets_go(store):
-    code = f"from pathlib import Path; from kmine.store import RunFolder; RunFolder(Path({str(store.root)!r}))"
+    code = f"from pathlib import Path; from kmine.store.run_folder import RunFolder; RunFolder(Path({str(store.root)!r}))"
     first = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "another process is working in this run folder; choose another --out" in first.stderr
     store.close()
@@ -165,11 +166,6 @@ def test_what_changes_no_result_may_differ_and_rounds_may_grow(store, changes):
     begin(store, config())
     store.claim(config(**changes), "f" * 64)
     assert (store.root / "splits.csv").exists()
-
-
-def test_harmless_settings_exist():
-    names = set(run_store._flat(to_dict(LoopConfig())))
-    assert set(run_store.RESUMABLE_CHANGES) <= names
 
 
 def test_other_data_are_refused(store):
@@ -296,14 +292,13 @@ def test_signatures_tell_values_types_and_order_apart():
 # -- mining
 
 
-def decision(sample_id: str, in_training: bool = True, **more) -> dict:
-    row = {"sample_id": sample_id, "object_idx": 0, "class_id": 1, "kept": in_training, "in_training": in_training}
-    return row | {"reason": "kept" if in_training else "low_agreement"} | more
+def decision(sample_id: str, in_training: bool = True, object_idx: int = 0) -> DecisionRow:
+    reason = "kept" if in_training else "low_agreement"
+    return DecisionRow(sample_id, object_idx, 1, in_training, reason, in_training=in_training)
 
 
-def prompt(sample_id: str, **more) -> dict:
-    row = {"sample_id": sample_id, "object_idx": 0, "class_id": 1, "has_mask_input": False, "jittered_boxes": []}
-    return row | {"box": [0.0, 0.0, 3.0, 3.0], "point_coords": None, "point_labels": None} | more
+def prompt(sample_id: str, object_idx: int = 0) -> PromptRow:
+    return PromptRow(sample_id, object_idx, 1, [0.0, 0.0, 3.0, 3.0], None, None, False, [])
 
 
 def mask_of(sample_id: str, side: int = 6) -> np.ndarray:
@@ -311,14 +306,20 @@ def mask_of(sample_id: str, side: int = 6) -> np.ndarray:
     return rng.choice(np.array([0, 1, 255], np.uint8), (side, side + 1))
 
 
-def mine_part(store: RunFolder, part: int, ids: list[str], signature: str = "s", kept: tuple[str, ...] = ()) -> None:
+def label_of(sample_id: str) -> PseudoLabel:
+    return PseudoLabel(mask_of(sample_id))
+
+
+def save_batch(
+    store: RunFolder, batch_idx: int, ids: list[str], signature: str = "s", kept: tuple[str, ...] = ()
+) -> None:
     kept = kept or tuple(ids)
-    tables = {"prompts": [prompt(i) for i in ids], "decisions": [decision(i, i in kept) for i in ids]}
-    store.save_batch(1, signature, part, tables, {i: mask_of(i) for i in ids if i in kept})
+    rows = [prompt(i) for i in ids], [decision(i, i in kept) for i in ids]
+    store.save_batch(1, signature, batch_idx, *rows, {i: label_of(i) for i in ids if i in kept})
 
 
 def test_pseudo_masks_come_back_bit_for_bit_under_any_id(store):
-    mine_part(store, 0, list(IDS))
+    save_batch(store, 0, list(IDS))
     store.close_round(1, "s", 1)
     for sample_id in IDS:
         back = store.pseudo_mask(1, sample_id)
@@ -334,54 +335,41 @@ def test_overlong_ids_that_differ_in_the_tail_alone_stay_apart(store):
     assert len(names) == 2 and all(name.startswith("long id long id") for name in names)
 
 
-def test_tables_round_trip_with_missing_lists_and_numbers(store):
-    scores = {f.name: math.nan for f in fields(Evidence)} | {"agreement_iou": 0.1 + 0.2}
-    nothing = {"sample_id": "b", "in_training": False, "object_idx": -1, "class_id": 0, "kept": False}
-    decisions = [decision("a", estimated_dice=math.nan, **scores), nothing | {"reason": "no_component"}]
-    prompts = [prompt("a", point_coords=[[1.0, 2.0]], point_labels=[1], jittered_boxes=[[0.0, 1.0, 2.0, 3.0]])]
-    store.save_batch(1, "s", 0, {"prompts": prompts, "decisions": decisions}, {"a": mask_of("a")})
-    assert store.close_round(1, "s", 1) is not None
-    first, second = store.decisions(1)
-    assert first["agreement_iou"] == 0.1 + 0.2 and math.isnan(first["tta_std"]) and math.isnan(first["estimated_dice"])
-    assert second["reason"] == "no_component" and second["agreement_iou"] is None and second["local_rle"] is None
-    assert store.prompts(1)[0] == prompts[0]
-
-
-def test_a_round_in_which_nothing_was_found_has_tables_all_the_same(store):
-    store.save_batch(1, "s", 0, {"prompts": [], "decisions": []}, {})
+def test_a_round_without_any_object_has_empty_tables(store):
+    store.save_batch(1, "s", 0, [], [], {})
     assert store.close_round(1, "s", 1) == []
     assert list(store.pending_batches(1, "s", ["a"], 4)) == []
 
 
-def test_mining_goes_on_with_the_chunks_that_are_missing(store):
+def test_only_missing_batches_are_pending(store):
     ids = [f"i{n}" for n in range(10)]
     assert [n for n, _ in store.pending_batches(1, "s", ids, 4)] == [0, 1, 2]
-    mine_part(store, 1, ids[4:8])
+    save_batch(store, 1, ids[4:8])
     assert list(store.pending_batches(1, "s", ids, 4)) == [(0, ids[:4]), (2, ids[8:])]
     assert [n for n, _ in store.pending_batches(1, "other", ids, 4)] == [0, 1, 2]
-    mine_part(store, 0, ids[:4])
-    mine_part(store, 2, ids[8:])
+    save_batch(store, 0, ids[:4])
+    save_batch(store, 2, ids[8:])
     assert list(store.pending_batches(1, "s", ids, 4)) == []
-    assert [row["sample_id"] for row in store.close_round(1, "s", 3)] == ids
-    assert [row["sample_id"] for row in store.prompts(1)] == ids
+    assert [row.sample_id for row in store.close_round(1, "s", 3)] == ids
+    assert [row.sample_id for row in store.prompts(1)] == ids
     assert list(store.pending_batches(1, "s", ids, 4)) == []
     assert [n for n, _ in store.pending_batches(1, "other", ids, 4)] == [0, 1, 2]
     assert not (store.round_dir(1) / ".parts").exists()
 
 
-def test_finishing_twice_gives_the_same_rows(store):
-    mine_part(store, 0, ["a", "b"], kept=("a",))
+def test_closing_a_round_twice_gives_the_same_rows(store):
+    save_batch(store, 0, ["a", "b"], kept=("a",))
     first = store.close_round(1, "s", 1)
-    assert [r["sample_id"] for r in store.close_round(1, "s", 1)] == [r["sample_id"] for r in first] == ["a", "b"]
+    assert [r.sample_id for r in store.close_round(1, "s", 1)] == [r.sample_id for r in first] == ["a", "b"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.9])
 @pytest.mark.parametrize("victim", ["prompts", "decisions", "mask"])
 @pytest.mark.parametrize("finished", [False, True], ids=["part", "joined"])
-def test_a_damaged_artifact_of_mining_is_made_anew(store, share, victim, finished):
+def test_a_batch_with_a_damaged_artifact_is_pending(store, share, victim, finished):
     ids = [f"i{n}" for n in range(4)]
     for part in (0, 1):
-        mine_part(store, part, ids[2 * part : 2 * part + 2])
+        save_batch(store, part, ids[2 * part : 2 * part + 2])
     if finished:
         store.close_round(1, "s", 2)
     table = f"{victim}.parquet" if finished else f".parts/00001.{victim}.parquet"
@@ -391,14 +379,14 @@ def test_a_damaged_artifact_of_mining_is_made_anew(store, share, victim, finishe
     todo = list(store.pending_batches(1, "s", ids, 2))
     assert todo == ([(0, ids[:2])] if finished else []) + [(1, ids[2:])]
     for part, some in todo:
-        mine_part(store, part, some)
-    assert [r["sample_id"] for r in store.close_round(1, "s", 2)] == ids
-    assert [r["sample_id"] for r in store.prompts(1)] == ids
+        save_batch(store, part, some)
+    assert [r.sample_id for r in store.close_round(1, "s", 2)] == ids
+    assert [r.sample_id for r in store.prompts(1)] == ids
     assert all(np.array_equal(store.pseudo_mask(1, i), mask_of(i)) for i in ids)
 
 
-def test_any_flipped_byte_of_a_table_is_survived(store):
-    mine_part(store, 0, ["a"])
+def test_a_flipped_byte_of_a_table_raises_no_error(store):
+    save_batch(store, 0, ["a"])
     path = store.round_dir(1) / ".parts" / "00000.decisions.parquet"
     whole = path.read_bytes()
     for n in range(0, len(whole), 41):
@@ -406,31 +394,31 @@ def test_any_flipped_byte_of_a_table_is_survived(store):
         assert len(list(store.pending_batches(1, "s", ["a"], 1))) in (0, 1)
 
 
-def test_a_missing_mask_of_a_finished_round_is_mined_again(store):
-    mine_part(store, 0, ["a"])
+def test_a_missing_mask_of_a_closed_round_makes_its_batch_pending(store):
+    save_batch(store, 0, ["a"])
     store.close_round(1, "s", 1)
     store.pseudo_path(1, "a").unlink()
     assert list(store.pending_batches(1, "s", ["a"], 4)) == [(0, ["a"])]
 
 
-def test_a_mask_of_another_signature_is_not_taken_for_this_ones(store):
-    mine_part(store, 0, ["a"])
+def test_a_mask_of_another_signature_is_not_accepted(store):
+    save_batch(store, 0, ["a"])
     store.close_round(1, "s", 1)
-    store.save_batch(1, "t", 0, {"prompts": [], "decisions": []}, {"a": mask_of("a")})
+    store.save_batch(1, "t", 0, [], [], {"a": label_of("a")})
     assert list(store.pending_batches(1, "s", ["a"], 4)) == [(0, ["a"])]
 
 
-def test_masks_that_no_decision_speaks_of_are_removed(store):
-    mine_part(store, 0, ["a", "b"], signature="old")
+def test_masks_without_a_decision_are_removed(store):
+    save_batch(store, 0, ["a", "b"], signature="old")
     store.close_round(1, "old", 1)
-    mine_part(store, 0, ["a", "b"], signature="new", kept=("b",))
+    save_batch(store, 0, ["a", "b"], signature="new", kept=("b",))
     store.close_round(1, "new", 1)
     assert [p.name for p in (store.round_dir(1) / "pseudo_masks").iterdir()] == ["b.png"]
 
 
-def test_stale_masks_go_even_if_a_kill_came_between(store, monkeypatch):
-    mine_part(store, 0, ["a", "b"], signature="old")
-    mine_part(store, 0, ["a", "b"], signature="new", kept=("b",))
+def test_stale_masks_are_removed_even_after_a_kill_in_between(store, monkeypatch):
+    save_batch(store, 0, ["a", "b"], signature="old")
+    save_batch(store, 0, ["a", "b"], signature="new", kept=("b",))
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "_drop_stale_masks", failing(errno.EINTR))
         with pytest.raises(OSError, match="Interrupted"):
@@ -439,13 +427,13 @@ def test_stale_masks_go_even_if_a_kill_came_between(store, monkeypatch):
     assert [p.name for p in (store.round_dir(1) / "pseudo_masks").iterdir()] == ["b.png"]
 
 
-def test_a_full_disk_in_the_middle_of_a_chunk_costs_that_chunk_alone(store, monkeypatch):
+def test_a_full_disk_costs_only_the_batch_being_saved(store, monkeypatch):
     ids = ["a", "b"]
-    mine_part(store, 0, ids[:1])
+    save_batch(store, 0, ids[:1])
     with monkeypatch.context() as patch:
         patch.setattr(run_store, "encode_table", failing(errno.ENOSPC))
         with pytest.raises(OSError, match="No space"):
-            mine_part(store, 1, ids[1:])
+            save_batch(store, 1, ids[1:])
     assert list(store.pending_batches(1, "s", ids, 1)) == [(1, ["b"])]
 
 
@@ -479,22 +467,6 @@ def test_what_preparation_took_is_its_own_time_and_that_of_the_folds(store, monk
     assert store.preparation_seconds() == 17 + 40 + 50
     (store.round_dir(0, "fold_0") / "model.safetensors").write_bytes(b"damaged")
     assert store.training_seconds("fold_*/round_00") == 50
-
-
-def test_rows_by_sample_are_those_of_the_table(store):
-    table = [
-        decision(i, object_idx=n, in_training=i != "b") for i, objects in (("a", 2), ("b", 1)) for n in range(objects)
-    ]
-    asked = [prompt("a", object_idx=n) for n in range(2)]
-    store.save_batch(1, "s", 0, {"prompts": asked, "decisions": table}, {"a": mask_of("a")})
-    store.close_round(1, "s", 1)
-    decisions, prompts = store.by_sample(1)
-    for found, rows in ((decisions, store.decisions(1)), (prompts, store.prompts(1))):
-        assert {i: found[i] for i in found} == {i: [r for r in rows if r["sample_id"] == i] for i in found}
-        assert sum(len(found[i]) for i in found) == len(rows)
-    assert (list(decisions), list(prompts)) == (["a", "b"], ["a"])
-    assert decisions.firsts("in_training") == {"a": True, "b": False}
-    assert "c" not in decisions and decisions.get("c") is None and decisions["a"] is decisions["a"]
 
 
 def test_a_round_that_was_not_mined_has_no_rows_by_sample(store):

@@ -152,9 +152,9 @@ def test_a_run_in_two_processes_mines_and_writes_everything_once(tmp_path: Path)
     assert output.count("results: ") == 1, "only process 0 reports"
     one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
     assert one.read_csv("splits.csv") == two.read_csv("splits.csv")
-    mined = [sample_id for sample_id, _ in groupby(row["sample_id"] for row in two.decisions(1))]
+    mined = [sample_id for sample_id, _ in groupby(row.sample_id for row in two.decisions(1))]
     assert len(mined) == len(set(mined)) == two.run()["splits"]["unlabeled"] > 16
-    assert sorted(mined) == sorted({row["sample_id"] for row in one.decisions(1)})
+    assert sorted(mined) == sorted({row.sample_id for row in one.decisions(1)})
     histories = [
         store.load_tensors(store.round_dir(0) / "model.safetensors", None)[1]["history"] for store in (one, two)
     ]

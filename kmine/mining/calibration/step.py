@@ -25,12 +25,13 @@ from kmine.mining.calibration.fit import (
 )
 from kmine.mining.calibration.local_step import calibrate_local_quality, rank_correlation
 from kmine.mining.candidates import (
-    BATCH_SIZE,
     generate_prompts,
     median_object_area,
     predict_auxiliary,
+    predict_probs,
     segment_prompts,
 )
+from kmine.mining.context import ImageBatch, RoundContext
 from kmine.mining.crossfit import (
     fold_auxiliary_model,
     fold_model,
@@ -39,15 +40,13 @@ from kmine.mining.crossfit import (
     with_prompts,
 )
 from kmine.mining.gate import collect_evidence
-from kmine.models.base import LocalModel
 from kmine.ops.calibrator import FEATURES, Calibration, RiskGuarantee
 from kmine.ops.masks import components
 from kmine.segmenters.base import ADAPTED, FineTunable, Segmenter
-from kmine.training.inference import infer
 from kmine.training.model_setup import new_model
 from kmine.training.task import Task
 from kmine.training.trainer import train
-from kmine.types import IGNORE_INDEX, Evidence, Sample
+from kmine.types import IGNORE_INDEX, Evidence
 
 Row = dict[str, Any]
 
@@ -185,15 +184,9 @@ def _measure(task: Task, base: Segmenter, fold_ids: Sequence[Sequence[str]], sav
         segmenter = _finetuned_without(task, base, others, held_out, title)
         rest = task.labeled.subset([i for i in task.labeled.ids if i not in set(held_out_ids)])
         area_prior = median_object_area(rest, task.num_classes)
-        out.append(
-            {
-                "objects": list(
-                    _evidence_rows(
-                        task, models[fold_idx], auxiliary_models[fold_idx], segmenter, held_out_ids, area_prior
-                    )
-                )
-            }
-        )
+        pair = models[fold_idx], auxiliary_models[fold_idx]
+        ctx = RoundContext(task, *pair, segmenter, task.labeled, area_prior)
+        out.append({"objects": list(_evidence_rows(ctx, held_out_ids))})
     return out
 
 
@@ -222,24 +215,15 @@ def _finetuned_without(
     ).segmenter
 
 
-def _evidence_rows(
-    task: Task,
-    model: LocalModel,
-    auxiliary_model: LocalModel | None,
-    segmenter: Segmenter,
-    ids: Sequence[str],
-    area_prior: dict[int, float],
-) -> Iterator[Row]:
+def _evidence_rows(ctx: RoundContext, ids: Sequence[str]) -> Iterator[Row]:
     """One row an object, as mining would find it in images of which nothing is known."""
-    cfg = task.cfg
-    for first in range(0, len(ids), BATCH_SIZE):
-        batch = ids[first : first + BATCH_SIZE]
-        samples = [task.labeled.sample(i) for i in batch]
-        probs = list(infer(model, task.labeled, batch, device=task.fabric.device, **asdict(cfg.infer)))
-        unlabeled: list[Sample] = [replace(sample, mask=None, image_label=None) for sample in samples]
-        prompts, embedded = generate_prompts(task, segmenter, unlabeled, probs, 0)
-        prompts, candidates = segment_prompts(task, segmenter, unlabeled, prompts, 0, embedded)
-        auxiliary = predict_auxiliary(task, auxiliary_model, task.labeled, batch)
+    task, size = ctx.task, ctx.task.mining_batch_size
+    for first in range(0, len(ids), size):
+        samples = [task.labeled.sample(i) for i in ids[first : first + size]]
+        batch = ImageBatch([replace(sample, mask=None, image_label=None) for sample in samples])
+        probs = predict_probs(ctx, batch)
+        prompts, candidates = segment_prompts(ctx, batch, generate_prompts(ctx, batch, probs))
+        auxiliary = predict_auxiliary(ctx, batch)
         for sample, p, image_prompts, image_candidates, auxiliary_probs in zip(
             samples, probs, prompts, candidates, auxiliary, strict=True
         ):
@@ -253,7 +237,7 @@ def _evidence_rows(
                     **dict(
                         zip(
                             FEATURES,
-                            astuple(collect_evidence(p, prompt, candidate, area_prior, auxiliary_probs)),
+                            astuple(collect_evidence(p, prompt, candidate, ctx.area_prior, auxiliary_probs)),
                             strict=True,
                         )
                     ),

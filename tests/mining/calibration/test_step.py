@@ -66,7 +66,7 @@ def promised(task, kept: bool):
 
 
 def objects_of(store):
-    return [row for row in store.decisions(1) if row["object_idx"] >= 0]
+    return [row for row in store.decisions(1) if row.is_object]
 
 
 def test_the_gate_goes_by_it_and_every_decision_says_its_estimates(done):
@@ -74,10 +74,10 @@ def test_the_gate_goes_by_it_and_every_decision_says_its_estimates(done):
     assert task.calibration is not None
     list(mine(promised(task, kept=True)))
     rows = objects_of(store)
-    assert rows and all(0 <= row["estimated_dice"] <= 1 for row in rows)
+    assert rows and all(0 <= row.estimated_dice <= 1 for row in rows)
     for row in rows:
-        assert row["kept"] == (row["estimated_dice"] >= 0.95 and row["reason"] in ("kept", "kept_local"))
-        assert row["source"] in ("both", "segmenter", "local")
+        assert row.kept == (row.estimated_dice >= 0.95 and row.reason in ("kept", "kept_local"))
+        assert row.source in ("both", "segmenter", "local")
     assert not (store.round_dir(1) / "threshold.json").exists(), "what is promised is not moved"
 
 
@@ -86,9 +86,9 @@ def test_where_nothing_is_promised_the_mean_estimate_reaches_the_target(done):
     list(mine(promised(task, kept=False)))
     about, rows = store.read_json(store.round_dir(1) / "threshold.json"), objects_of(store)
     assert about["threshold"] < 0.95 and about["num_images"] == len(task.unlabeled), "so few are all looked at"
-    kept = [row["estimated_dice"] for row in rows if row["kept"]]
+    kept = [row.estimated_dice for row in rows if row.kept]
     assert kept and np.mean(kept) == pytest.approx(about["mean_estimate"]) and np.mean(kept) >= 0.3
-    assert min(kept) >= about["threshold"] > max([r["estimated_dice"] for r in rows if not r["kept"]], default=-1)
+    assert min(kept) >= about["threshold"] > max([r.estimated_dice for r in rows if not r.kept], default=-1)
     assert sum("on are kept" in said for said in task.progress.said) == 1
 
 
@@ -145,7 +145,7 @@ def test_each_part_has_a_witness_of_its_own(task_of):
     made = calibrate(task, task.segmenter)
     assert sorted(path.name for path in store.root.glob("witness_fold_*")) == [f"witness_fold_{n}" for n in range(3)]
     rows = [row for n in range(3) for row in store.read_json(store.root / "calibration" / f"fold_{n}.json")["objects"]]
-    assert rows and all(0 <= row["witness_dice"] <= 1 for row in rows)
+    assert rows and all(0 <= row.evidence.auxiliary_dice <= 1 for row in rows)
     assert made.calibration is not None
 
 

@@ -1,0 +1,63 @@
+"""What the stages of a mining round share, and the images that pass through them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.data.pool import Pool
+from kmine.mining.segment import Embedded
+from kmine.models.base import LocalModel
+from kmine.ops.calibrator import Calibration
+from kmine.segmenters.base import Segmenter
+from kmine.training.task import StageTimer, Task
+from kmine.types import Sample
+
+PreviousMasks = dict[str, list[tuple[int, Callable[[], NDArray[np.bool_]]]]]
+"""Class id and (H, W) mask, decoded when called, of the objects of each sample."""
+
+
+@dataclass(frozen=True)
+class RoundContext:
+    """Models, images and settings of a round; the calibration of the gate uses one of round 0."""
+
+    task: Task
+    model: LocalModel
+    """The local model with the weights that predict."""
+    auxiliary_model: LocalModel | None
+    """Its agreement with a candidate is evidence; None: no such evidence."""
+    segmenter: Segmenter
+    pool: Pool
+    """Images to segment; their masks are not read."""
+    area_prior: dict[int, float]
+    """Per class, the median share of the image that one labeled object covers."""
+    round_idx: int = 0
+    signature: str = ""
+    """Of the round's pseudo masks: model, segmenter, settings."""
+    calibration: Calibration | None = None
+    """What the gate goes by; None: thresholds on the evidence."""
+    previous: PreviousMasks = field(default_factory=dict)
+    """The segmenter's masks of the round before, with `prompts.source cascade`."""
+    pending: tuple[tuple[int, list[str]], ...] = ()
+    """Number and sample ids of the batches that no interrupted session has mined."""
+    timer: StageTimer = field(default_factory=StageTimer)
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images that pass the stages together; prompts, candidates and decisions have one entry per image."""
+
+    images: Sequence[Sample]
+    reviewed: Sequence[str] = ()
+    """Ids of further images of the batch, which have a reviewer's verdict and are not segmented."""
+    batch_idx: int = 0
+    embedded: Embedded = field(default_factory=dict)
+    """Embeddings by index of the image: filled when an image is encoded first, so that none is encoded twice."""
+
+    @property
+    def ids(self) -> list[str]:
+        """Sample ids of the images to segment."""
+        return [image.sample_id for image in self.images]

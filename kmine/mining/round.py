@@ -1,0 +1,138 @@
+"""A mining round around its stages: opening, batches that an interrupted session left, saving, closing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from kmine.io.files import sign
+from kmine.mining.candidates import median_object_area, previous_masks
+from kmine.mining.context import ImageBatch, RoundContext
+from kmine.mining.pseudo_labels import PseudoLabels, reviewed_labels
+from kmine.mining.round_changes import MaskComparison, RoundChanges, compare_rounds, summary_line, warnings
+from kmine.mining.tables import table_rows
+from kmine.mining.threshold import round_signature, select_threshold
+from kmine.models.base import LocalModel
+from kmine.store.tables import DecisionRow
+from kmine.training.distributed import rank_zero_first, shard
+from kmine.training.task import Checkpoints, Task
+from kmine.types import Candidate, Decision, Prompts, PseudoLabel
+
+
+def open_round(
+    task: Task, model: LocalModel, student: Checkpoints, auxiliary: tuple[LocalModel, str] | None, round_idx: int
+) -> RoundContext:
+    """Load the student's weights into `model`, find the batches left to mine, and select the gate's threshold.
+
+    Args:
+        task: of the run.
+        model: overwritten.
+        student: checkpoints of the last adopted round.
+        auxiliary: the auxiliary model and the signature of its training; None: none.
+        round_idx: from 1.
+    """
+    auxiliary_model, auxiliary_signature = auxiliary or (None, "")
+    signature = round_signature(task, student, auxiliary_signature)
+    model.load_state_dict(student.best)
+    pending = tuple(task.run.pending_batches(round_idx, signature, task.unlabeled.ids, task.mining_batch_size))
+    ctx = RoundContext(
+        task,
+        model,
+        auxiliary_model,
+        task.segmenter,
+        task.unlabeled,
+        median_object_area(task.labeled, task.num_classes),
+        round_idx,
+        signature,
+        task.calibration,
+        previous_masks(task, round_idx),
+        pending,
+    )
+    task.fabric.barrier()  # every process has read what is pending before one of them saves a batch
+    with rank_zero_first(task.fabric):
+        ctx = replace(ctx, calibration=select_threshold(ctx)) if pending else ctx
+    task.progress.start(f"round {round_idx}: mining", len(task.unlabeled))
+    return ctx
+
+
+def pending_batches(ctx: RoundContext) -> Iterator[ImageBatch]:
+    """This process's share of the batches left to mine; progress is reported when the next one is drawn."""
+    task = ctx.task
+    for batch_idx, ids in shard(ctx.pending, task.fabric):
+        images = [task.unlabeled.sample(i) for i in ids if i not in task.review]
+        ctx.timer.lap("read")
+        yield ImageBatch(images, [i for i in ids if i in task.review], batch_idx)
+        task.progress.advance(min((batch_idx + 1) * task.mining_batch_size, len(task.unlabeled)))
+
+
+def save_batch(
+    ctx: RoundContext,
+    batch: ImageBatch,
+    prompts: Sequence[Sequence[Prompts]],
+    candidates: Sequence[Sequence[Candidate]],
+    decisions: Sequence[Sequence[Decision]],
+    labels: Sequence[PseudoLabel | None],
+) -> None:
+    """Save a mined batch, with the images that have a reviewer's verdict behind the others."""
+    prompt_rows, rows = table_rows(batch.images, prompts, candidates, decisions, labels)
+    by_id = {i: label for i, label in zip(batch.ids, labels, strict=True) if label is not None}
+    more_rows, more_labels = reviewed_labels(ctx.task.review, batch.reviewed, ctx.signature, ctx.round_idx)
+    written = prompt_rows, rows + more_rows, by_id | more_labels
+    ctx.task.run.save_batch(ctx.round_idx, ctx.signature, batch.batch_idx, *written)
+    ctx.timer.lap("store")
+
+
+def close_round(ctx: RoundContext) -> PseudoLabels:
+    """Join the batches of all processes into the round's tables, record what changed, and collect the pseudo-labels."""
+    task, round_idx, signature = ctx.task, ctx.round_idx, ctx.signature
+    task.fabric.barrier()
+    num_batches = math.ceil(len(task.unlabeled) / task.mining_batch_size)
+    with rank_zero_first(task.fabric):
+        rows = task.run.close_round(round_idx, signature, num_batches)
+        record_round_changes(task, round_idx, rows)
+    ctx.timer.lap("changes")
+    labels = PseudoLabels(task, round_idx, signature, rows, ctx.timer.seconds)
+    if not labels:
+        message = "no pseudo mask was kept, so there is nothing to learn from; stopping"
+        task.progress.log(f"round {round_idx}: {message} ({labels.why_empty})")
+    return labels
+
+
+def record_round_changes(task: Task, round_idx: int, rows: Sequence[DecisionRow]) -> RoundChanges:
+    """Save what a closed round changed as its changes.json, or read it back, and log a summary.
+
+    `rows` are its decisions; pseudo masks of this round and of the one before are compared image by image.
+    """
+    run = task.run
+    paths = [run.round_dir(n) / "changes.json" for n in range(1, round_idx + 1)]
+    round_signatures = [run.round_signature(n) for n in range(1, round_idx + 1)]
+    signatures = [sign("changes", task.signature, round_signatures[:n]) for n in range(1, round_idx + 1)]
+    saved = [run.load_json(*of_round) for of_round in zip(paths, signatures, strict=True)]
+    changes = RoundChanges.from_json(saved[-1]) if saved[-1] else None
+    if changes is None:
+        earlier = [RoundChanges.from_json(value).pseudo_labeled for value in saved[:-1] if value]
+        assert len(earlier) == round_idx - 1, "each earlier round has saved its changes"
+        changes = compare_rounds(
+            _mask_comparisons(task, round_idx, rows, earlier[-1] if earlier else frozenset()),
+            (task.labeled.mask_resized(i) for i in task.labeled.ids),
+            earlier,
+            num_unlabeled=len(task.unlabeled),
+            num_classes=task.num_classes,
+        )
+        run.save_json(paths[-1], changes.to_json(), signatures[-1])
+    task.progress.log(f"round {round_idx}: {summary_line(changes)}")
+    for warning in warnings(changes):
+        task.progress.log(f"round {round_idx}: warning: {warning}")
+    return changes
+
+
+def _mask_comparisons(
+    task: Task, round_idx: int, rows: Sequence[DecisionRow], previous_ids: frozenset[str]
+) -> Iterator[MaskComparison]:
+    """The pseudo-labeled images of a round, one at a time; `previous_ids` have a pseudo mask of the round before."""
+    groups = groupby((row for row in rows if row.in_training), key=lambda row: row.sample_id)
+    for sample_id, group in groups:
+        previous = task.run.pseudo_mask(round_idx - 1, sample_id) if sample_id in previous_ids else None
+        yield MaskComparison.from_rows(list(group), task.run.pseudo_mask(round_idx, sample_id), previous)

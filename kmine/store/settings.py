@@ -1,0 +1,44 @@
+"""Which settings of a run may differ when it is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kmine import cli
+
+RESUMABLE_CHANGES = (
+    "out",
+    "device",
+    "offline",
+    "baseline",
+    "data.cache_dir",
+    "data.root",
+    "data.images",
+    "data.masks",
+    "data.csv",
+    "data.image_labels",
+    "data.task",
+    "data.classes",
+    "data.normal_images",
+    "data.allow_leaks",
+    "data.on_fault",
+    "data.on_error",
+    "fit.num_workers",
+    "segmenter.cache_dir",
+    "segmenter.cache_gb",
+)
+"""Settings that may differ when a run is resumed, as none changes a result.
+
+Those of data are covered by the data's fingerprint, which `data.task` and the like change."""
+
+
+def settings_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Settings that forbid resuming, by name: (name, old value, new value). More rounds are an extension, no change."""
+    old, new = cli.flat(before), cli.flat(after)
+    return [
+        (key, old.get(key), new.get(key))
+        for key in sorted({*old, *new} - {*RESUMABLE_CHANGES})
+        if old.get(key) != new.get(key)
+        and not (key == "rounds" and isinstance(old.get(key), int) and new.get(key) >= old.get(key))
+    ]

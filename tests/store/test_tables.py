@@ -1,0 +1,87 @@
+"""Rows of the two tables: round trips, the frozen columns, masks, and reading by sample."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from kmine.ops.masks import to_rle
+from kmine.store.tables import DecisionRow, PromptRow, RowsBySample, class_map, encode_table, read_by_sample, read_table
+from kmine.types import Evidence, Prompts
+
+BOX = [0.0, 1.0, 2.0, 3.0]
+ROW = DecisionRow("a", 0, 1, True, "kept", "both", True, Evidence(agreement_iou=0.1 + 0.2), 0.9, height=1, width=4)
+COLUMNS = {
+    "prompts": "sample_id string, object_idx int64, class_id int64, box list<element: double>, "
+    "point_coords list<element: list<element: double>>, point_labels list<element: int64>, has_mask_input bool, "
+    "jittered_boxes list<element: list<element: double>>",
+    "decisions": "sample_id string, object_idx int64, class_id int64, kept bool, reason string, source string, "
+    "in_training bool, predicted_iou double, stability_score double, agreement_iou double, jitter_dice double, "
+    "confidence_inside double, confidence_outside double, area_ratio double, tta_std double, witness_dice double, "
+    "estimated_dice double, estimated_segmenter double, estimated_local double, height int64, width int64, "
+    "local_rle string, segmenter_rle string",
+}
+
+
+def rle(text: str) -> str:
+    return to_rle(np.array([[c == "x" for c in text]]))
+
+
+def write(path, rows, row_type):
+    path.write_bytes(encode_table(rows, row_type, "s"))
+    return path
+
+
+@pytest.mark.parametrize(("name", "row_type"), [("prompts", PromptRow), ("decisions", DecisionRow)])
+def test_names_types_and_order_of_the_columns_are_frozen(tmp_path, name, row_type):
+    schema = pq.read_schema(write(tmp_path / "t", [], row_type))
+    assert ", ".join(f"{field.name} {field.type}" for field in schema) == COLUMNS[name]
+    assert schema.metadata == {b"signature": b"s"}
+
+
+def test_rows_round_trip_with_null_and_nan_apart(tmp_path):
+    rows = [ROW, DecisionRow("b", -1, 0, False, "no_component")]
+    path = write(tmp_path / "t", rows, DecisionRow)
+    first, second = read_table(path, DecisionRow, "s")
+    assert first.evidence.agreement_iou == 0.1 + 0.2 and math.isnan(first.evidence.tta_std) and first.is_object
+    assert second == rows[1] and second.evidence is None and not second.is_object
+    assert pq.read_table(path)["tta_std"].null_count == 1
+    assert read_table(path, DecisionRow, "other") is None and len(read_table(path, DecisionRow, None)) == 2
+
+
+def test_prompts_round_trip_without_mask_input_and_component(tmp_path):
+    box, coords = np.array(BOX, np.float32), np.array([[1, 2]], np.float32)
+    prompts = Prompts(2, box, coords, np.array([1]), np.zeros((4, 4), np.float32), np.stack([box, box + 1]))
+    rows = [PromptRow.from_prompts("a", 0, prompts), PromptRow.from_prompts("a", 1, Prompts(1))]
+    read = read_table(write(tmp_path / "t", rows, PromptRow), PromptRow, "s")
+    assert read == rows and rows[0].has_mask_input and rows[1].box is rows[1].point_coords is None
+    back = read[0].to_prompts()
+    assert (back.class_id, back.mask_input, back.component) == (2, None, None)
+    for name in ("box", "point_coords", "point_labels", "jittered_boxes"):
+        assert np.array_equal(getattr(back, name), getattr(prompts, name)), name
+    assert read[1].to_prompts().jittered_boxes.shape == (0, 4)
+
+
+def test_the_used_mask_is_the_local_one_only_where_the_gate_chose_it():
+    row = replace(ROW, local_rle=rle("xx.."), segmenter_rle=rle("..xx"))
+    assert row.mask("used").tolist() == row.mask("segmenter").tolist() == [[False, False, True, True]]
+    assert replace(row, source="local").mask("used").tolist() == row.mask("local").tolist()
+
+
+def test_where_two_objects_overlap_the_later_class_counts():
+    rows = [replace(ROW, segmenter_rle=rle("xx..")), replace(ROW, class_id=2, segmenter_rle=rle(".xx."))]
+    assert class_map(rows, (1, 4), "segmenter").tolist() == [[1, 2, 2, 0]]
+    assert not class_map([], (1, 4), "segmenter").any()
+
+
+def test_rows_by_sample_are_those_of_the_table(tmp_path):
+    rows = [DecisionRow(i, n, 1, True, "kept", in_training=i == "a") for i, n in (("a", 0), ("a", 1), ("b", 0))]
+    by_sample = read_by_sample(write(tmp_path / "t", rows, DecisionRow), DecisionRow)
+    assert {i: by_sample[i] for i in by_sample} == {"a": rows[:2], "b": rows[2:]}
+    assert by_sample.firsts("in_training") == {"a": True, "b": False}
+    assert "c" not in by_sample and by_sample.get("c") is None and by_sample["a"] is by_sample["a"]
+    assert not RowsBySample(None, DecisionRow) and not read_by_sample(tmp_path / "missing", DecisionRow)
