@@ -64,7 +64,7 @@ def test_the_splits_of_a_run_are_the_next_ones_and_are_held_to(earlier, cache, t
     given.write_text(text.replace(first, first.replace("unlabeled", "labeled")))
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
     assert run(out, cache, **other) == 2
-    assert "data.split_file does not say what it said when this run began" in last_line(capsys)
+    assert "data.split_file has changed since this run began" in last_line(capsys)
     del before[out / "config.yaml"]  # written anew, the same
     assert {p: p.read_bytes() for p in before} == before
     given.write_text(text + "\n\n")

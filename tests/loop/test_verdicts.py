@@ -137,7 +137,7 @@ def test_other_verdicts_do_not_enter_a_run_that_has_begun(first, second, capsys)
         assert run_loop(SETTINGS | more, second, first.parent / "cache") == 2
     finally:
         (first / "verdicts.json").write_text(kept)
-    assert "verdicts does not say what it said when this run began" in capsys.readouterr().err
+    assert "verdicts has changed since this run began" in capsys.readouterr().err
 
 
 def test_a_person_may_judge_every_image(first, tmp_path):

@@ -188,7 +188,7 @@ def test_a_calibrated_gate_is_calibrated_with_the_echo(task_of, monkeypatch):
 
     task, _store = task_of(replace(ONE, gate=replace(CFG.gate, mode="calibrated")))
     seen = []
-    monkeypatch.setattr(calibration, "calibrate", lambda task, base, store: seen.append((task.segmenter, base)) or task)
+    monkeypatch.setattr(calibration, "calibrate", lambda task, base: seen.append((task.segmenter, base)) or task)
     arms.METHODS["self_training"](task)
     assert seen[0][0] is seen[0][1] and isinstance(seen[0][0], IdentitySegmenter)
 

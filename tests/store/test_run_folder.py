@@ -8,7 +8,6 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from kmine.config import DataConfig, LoopConfig
 from kmine.errors import UserError
 from kmine.io import files
 from kmine.io.files import sign, write_atomic
-from kmine.setup import open as runs
+from kmine.setup import provenance
 from kmine.store import run_folder as run_store
 from kmine.store.run_folder import RunFolder
 from kmine.store.tables import DecisionRow, PromptRow
@@ -95,11 +94,11 @@ def test_rests_of_a_killed_write_are_swept_and_nothing_else(store):
 
 
 def test_a_second_process_is_refused_until_the_first_lets_go(store):
-    code = f"from pathlib import Path; from kmine.store.run_folder import RunFolder; RunFolder(Path({str(store.root)!r}))"
-    first = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    code = "import sys, pathlib; from kmine.store.run_folder import RunFolder; RunFolder(pathlib.Path(sys.argv[1]))"
+    first = subprocess.run([sys.executable, "-c", code, str(store.root)], capture_output=True, text=True)
     assert "another process is working in this run folder; choose another --out" in first.stderr
     store.close()
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code, str(store.root)], check=False).returncode == 0
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
@@ -454,15 +453,15 @@ def test_what_preparation_took_is_its_own_time_and_that_of_the_folds(store, monk
         store.save_tensors(store.round_dir(0, arm) / "model.safetensors", {"w": torch.zeros(1)}, "s", seconds=seconds)
 
     clock = iter([1000.0, 1125.0, 2000.0, 2002.0])
-    monkeypatch.setattr(runs.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(provenance.time, "perf_counter", lambda: next(clock))
     train("fold_0", 40.0)
     assert store.training_seconds("fold_*/round_00") == 40 and store.preparation_seconds() == 40
-    with runs.preparing(store):
+    with provenance.preparing(store):
         train("fold_1", 50.0)
         train("", 60.0)
     assert store.run()["preparation_seconds"] == 15
     assert store.preparation_seconds() == 15 + 40 + 50
-    with runs.preparing(store):  # a later session adds its own
+    with provenance.preparing(store):  # a later session adds its own
         pass
     assert store.preparation_seconds() == 17 + 40 + 50
     (store.round_dir(0, "fold_0") / "model.safetensors").write_bytes(b"damaged")

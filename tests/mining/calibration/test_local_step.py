@@ -72,7 +72,7 @@ def test_each_image_is_judged_by_a_model_that_does_not_know_it_with_each_tta(tas
     known, real, seen = {}, calibration_alone.fold_model, []
 
     def fold_model(task, number, part):
-        model = real(task, task.run, number, part)
+        model = real(task, number, part)
         known[number] = (model, set(task.labeled.ids) - set(part))
         return model
 

@@ -9,8 +9,8 @@ import pytest
 from helpers.calibration import SMALL, rows
 
 from kmine.config import AdaptConfig, GateConfig
-from kmine.methods import mining
 from kmine.methods.mining import mine
+from kmine.mining import threshold
 from kmine.mining.calibration import step as calibration
 from kmine.mining.calibration.step import calibrate, calibration_summary, fit_calibration
 from kmine.segmenters.ellipse import Ellipse
@@ -26,12 +26,12 @@ def test_every_object_is_judged_by_models_that_do_not_know_its_image(task_of, mo
     known, real, seen = {}, calibration.fold_model, []
 
     def fold_model(task, number, part):
-        model = real(task, task.run, number, part)
+        model = real(task, number, part)
         known[id(model)] = set(task.labeled.ids) - set(part)
         return model
 
-    def mined(task, model, witness, segmenter, ids, areas):
-        assert not known[id(model)] & set(ids)
+    def mined(ctx, ids):
+        assert not known[id(ctx.model)] & set(ids)
         seen.extend(ids)
         return iter(())
 
@@ -98,7 +98,7 @@ def test_the_threshold_is_read_back_after_a_kill(done, monkeypatch):
     list(mine(task))
     before = store.decisions(1)
     (store.round_dir(1) / "decisions.parquet").unlink()
-    monkeypatch.setattr(mining, "threshold_for_mean_estimate", lambda *_: pytest.fail("settled anew"))
+    monkeypatch.setattr(threshold, "threshold_for_mean_estimate", lambda *_: pytest.fail("settled anew"))
     list(mine(task))
     assert str(store.decisions(1)) == str(before)
 
@@ -111,9 +111,7 @@ def test_it_is_read_back_and_what_a_kill_left_is_gone_on_with(done, task_of, mon
     before = (store.root / "calibration" / "fold_1.json").read_bytes()
     (store.root / "calibration" / "fold_1.json").unlink()
     measured, real = [], calibration._evidence_rows
-    monkeypatch.setattr(
-        calibration, "_evidence_rows", lambda t, m, w, s, ids, a: measured.append(ids) or real(t, m, w, s, ids, a)
-    )
+    monkeypatch.setattr(calibration, "_evidence_rows", lambda ctx, ids: measured.append(ids) or real(ctx, ids))
     assert calibrate(task, task.segmenter).calibration == task.calibration
     assert len(measured) == 1 and (store.root / "calibration" / "fold_1.json").read_bytes() == before
 
@@ -145,7 +143,7 @@ def test_each_part_has_a_witness_of_its_own(task_of):
     made = calibrate(task, task.segmenter)
     assert sorted(path.name for path in store.root.glob("witness_fold_*")) == [f"witness_fold_{n}" for n in range(3)]
     rows = [row for n in range(3) for row in store.read_json(store.root / "calibration" / f"fold_{n}.json")["objects"]]
-    assert rows and all(0 <= row.evidence.auxiliary_dice <= 1 for row in rows)
+    assert rows and all(0 <= row["witness_dice"] <= 1 for row in rows)
     assert made.calibration is not None
 
 
