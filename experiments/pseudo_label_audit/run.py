@@ -34,10 +34,9 @@ from helpers.planted_faults import KINDS, Mask, object_of, plant
 from kmine import cli
 from kmine.audit.evidence import (
     MaskReport,
-    load_rounds,
     rank_all_masks,
-    select_round,
 )
+from kmine.audit.rounds import load_rounds, select_round
 from kmine.config import LoopConfig
 from kmine.io.files import encode_png, write_atomic
 from kmine.ops import metrics

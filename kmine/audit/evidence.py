@@ -1,11 +1,10 @@
-"""From a finished run to what is known for and against each mask: the rounds, innocent models, and their evidence."""
+"""Score the masks of a run: reference models of the run, their predictions, and a report on each mask."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,176 +23,81 @@ from kmine.audit.ranking import (
     shape_features,
     uncertainty_of,
 )
-from kmine.data.pool import Pool
-from kmine.data.quality import mask_alignment as pairing
+from kmine.audit.rounds import MinedRound, read_mask_of, read_pseudo_mask
+from kmine.data.pool import MaskReader, Pool
+from kmine.data.quality import mask_alignment
 from kmine.data.resize import resize_mask
-from kmine.data.source import Source
-from kmine.errors import UserError
 from kmine.feedback.verdicts import mask_signature
-from kmine.io.files import sign
 from kmine.mining.crossfit import fold_model, folds
 from kmine.models.base import LocalModel
 from kmine.models.build import load_checkpoint
 from kmine.ops.masks import to_rle
-from kmine.store.run_folder import RunFolder
-from kmine.store.tables import RowsBySample
+from kmine.report.audit.page import Kind
 from kmine.training.distributed import make_fabric
 from kmine.training.inference import predict_resized
 from kmine.training.task import Task
 from kmine.types import IGNORE_INDEX
 
 BATCH_SIZE = 16
-"""Images that pass the models together."""
-
-Row = dict[str, Any]
-Reader = Callable[[str], NDArray[np.uint8]]
-"""(H, W) class ids and 255 of a sample, in its own frame."""
-
-
-class MinedRound(NamedTuple):
-    """One round of mining, as the run folder has it."""
-
-    round_idx: int
-    signature: str
-    """Signature of model, segmenter and settings."""
-    prompting_round: int
-    """The round whose model prompted: the last one adopted before."""
-    adopted: bool
-    decisions: RowsBySample
-    prompts: RowsBySample
-    pseudo_labeled: list[str]
-    """Samples that had a pseudo mask, in order."""
+"""Images per forward pass."""
 
 
 @dataclass(frozen=True)
 class ReferenceModels:
-    """The models that may be asked, with what each learned; and what counts as sure."""
+    """Models for comparison, and the confidence thresholds of their mean prediction."""
 
     references: list[ReferenceModel]
     models: list[LocalModel]
     thresholds: NDArray[np.float64]
     """(K,)"""
 
+    def subset(self, indices: Sequence[int]) -> ReferenceModels:
+        """Only the models at `indices`, with the same thresholds."""
+        references, models = ([values[n] for n in indices] for values in (self.references, self.models))
+        return ReferenceModels(references, models, self.thresholds)
+
+
+@dataclass(frozen=True)
+class MaskSet:
+    """The masks of one kind, with their images."""
+
+    kind: Kind
+    pool: Pool
+    read: MaskReader
+    """Sample id -> (H, W) class ids and 255, in the image's own frame."""
+    mined_round: MinedRound | None = None
+    """The round of pseudo masks; None for given masks."""
+
 
 @dataclass(frozen=True, slots=True)
 class MaskReport:
-    """What is known for and against one mask; plain values, so that thousands can be held."""
+    """Scores of one mask; plain values, so that thousands fit in memory."""
 
     sample_id: str
-    kind: str
+    kind: Kind
     signature: str
     height: int
     width: int
     shape: tuple[float, ...]
+    """`SHAPE_FEATURES`."""
     classes: tuple[int, ...]
-    """Class ids that the mask shows."""
+    """Foreground class ids of the mask."""
     area: float
     """Foreground, share of the image."""
     ignored: float
-    """Share of the image that the mask leaves open."""
+    """Ignored pixels, share of the image."""
     signals: dict[str, float]
     conflict: ConfidentDisagreement | None
+    """None without a held-out model."""
     model_names: tuple[str, ...]
-    """Models that were asked: none of them learned this mask."""
+    """The models compared with; none was trained on this mask."""
     contradicted: bool
+    """Whether the mask contradicts the image-level label."""
     predicted_rle: dict[int, str]
-    """What they saw, at the size of training: run lengths by class."""
+    """Predicted mask at training size: run lengths by class."""
     rank: int = 0
     suspicion: float = math.nan
     explanations: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class AuditedRun:
-    """A finished run with its data, and the round whose masks are looked at."""
-
-    store: RunFolder
-    run: Mapping[str, Any]
-    """What run.json holds."""
-    source: Source
-    task: Task
-    rounds: list[MinedRound]
-    audited_round: MinedRound
-
-    @property
-    def name(self) -> str:
-        """Of the run folder."""
-        return self.store.root.resolve().name
-
-    @property
-    def signature(self) -> str:
-        """Of what the audited masks are: data and every round's makers."""
-        signatures = [
-            mined_round.signature
-            for mined_round in self.rounds
-            if mined_round.round_idx <= self.audited_round.round_idx
-        ]
-        return sign("audit", self.run.get("data_fingerprint"), signatures)
-
-    def read(self, kind: str) -> Reader:
-        """The reader of the masks of a kind."""
-        if kind == "pseudo":
-            return lambda sample_id: mined_mask(self.store, self.audited_round.round_idx, sample_id)
-        return lambda sample_id: given_mask(self.task.labeled, sample_id)
-
-
-def mined_mask(store: RunFolder, round_idx: int, sample_id: str) -> NDArray[np.uint8]:
-    """(H, W) pseudo mask of a round. Raises `UserError` for a missing or damaged file."""
-    try:
-        return store.pseudo_mask(round_idx, sample_id)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for missing, truncated and damaged
-        path = store.pseudo_path(round_idx, sample_id)
-        raise UserError(f"{path}: expected a pseudo mask, cannot be read ({error}); run kmine.loop again") from error
-
-
-def given_mask(pool: Pool, sample_id: str) -> NDArray[np.uint8]:
-    """(H, W) of a pool that was opened with masks."""
-    mask = pool.sample(sample_id).mask
-    assert mask is not None, "opened with masks"
-    return mask
-
-
-def load_rounds(store: RunFolder) -> list[MinedRound]:
-    """Every round that mined, first round first."""
-    out: list[MinedRound] = []
-    prompting_round = 0
-    for number in range(1, 1000):
-        decisions, prompts = store.by_sample(number)
-        if not decisions:
-            break
-        pseudo_labeled = [name for name, in_training in decisions.firsts("in_training").items() if in_training]
-        adopted = bool((store.read_json(store.round_dir(number) / "metrics.json") or {}).get("adopted"))
-        out.append(
-            MinedRound(
-                number, store.round_signature(number), prompting_round, adopted, decisions, prompts, pseudo_labeled
-            )
-        )
-        prompting_round = number if adopted else prompting_round
-    return out
-
-
-def select_round(rounds: Sequence[MinedRound], round_idx: int | None, root: object) -> MinedRound:
-    """The round whose masks are looked at: the one asked for, else the last adopted one, else the last one.
-
-    Raises:
-        UserError: a round that never was, or one without any pseudo mask.
-    """
-    if not rounds:
-        raise UserError(
-            f"{root}: expected a run that mined, found no pseudo masks; run kmine.loop with --rounds 1 or more"
-        )
-    by_idx = {mined_round.round_idx: mined_round for mined_round in rounds}
-    if round_idx is not None and round_idx not in by_idx:
-        raise UserError(f"--round {round_idx}: expected one of {', '.join(map(str, by_idx))}; the run mined no other")
-    with_masks = [mined_round for mined_round in rounds if mined_round.pseudo_labeled]
-    adopted = [mined_round for mined_round in with_masks if mined_round.adopted] or with_masks
-    selected = by_idx[round_idx] if round_idx is not None else adopted[-1] if adopted else rounds[-1]
-    if not selected.pseudo_labeled:
-        raise UserError(
-            f"{root}: expected pseudo masks, round {selected.round_idx} kept none of {len(selected.decisions)} images; "
-            "lower gate.target_dice, or train longer"
-        )
-    return selected
 
 
 def rank_all_masks(
@@ -204,36 +108,48 @@ def rank_all_masks(
     with_labeled: bool,
     labeled: Pool | None = None,
 ) -> tuple[list[MaskReport], list[MaskReport]]:
-    """The pseudo masks of round `audited_round` and the given masks, each most suspicious first.
+    """Reports on the pseudo masks of a round and on the given masks, each most suspicious first.
 
-    `labeled`: the labeled images with their masks, where these are not those of the task.
+    Args:
+        task: of the run.
+        rounds: all rounds of mining.
+        audited_round: the round of the pseudo masks.
+        with_labeled: report on given masks; missing fold models are trained for that.
+        labeled: labeled images with other masks than those of the task.
     """
     labeled = labeled or task.labeled
-    audited_ids = audited_round.pseudo_labeled
-    references = load_reference_models(task, rounds, audited_ids, train_folds=with_labeled)
-    labeled_reports = list(score_masks(task, references, "labeled", labeled, lambda i: given_mask(labeled, i), None))
-    mined = task.unlabeled.subset(audited_ids)
-    pseudo = list(
-        score_masks(
-            task, references, "pseudo", mined, lambda i: mined_mask(task.run, audited_round.round_idx, i), audited_round
-        )
+    references = load_reference_models(task, rounds, audited_round.pseudo_labeled, train_folds=with_labeled)
+    given = MaskSet("labeled", labeled, lambda i: read_mask_of(labeled, i))
+    mined = MaskSet(
+        "pseudo",
+        task.unlabeled.subset(audited_round.pseudo_labeled),
+        lambda i: read_pseudo_mask(task.run, audited_round.round_idx, i),
+        audited_round,
     )
-    shapes = [report.shape for report in labeled_reports]
-    return rank_masks(pseudo, shapes), rank_masks(
-        labeled_reports, [report.shape for report in pseudo]
-    ) if with_labeled else []
+    labeled_reports, pseudo_reports = ([*score_masks(task, references, masks)] for masks in (given, mined))
+    pseudo = rank_masks(pseudo_reports, [report.shape for report in labeled_reports])
+    return pseudo, rank_masks(labeled_reports, [report.shape for report in pseudo_reports]) if with_labeled else []
 
 
 def load_reference_models(
     task: Task, rounds: Sequence[MinedRound], audited_ids: Sequence[str], *, train_folds: bool
 ) -> ReferenceModels:
-    """Every model of the run that is innocent of anything wanted, and how sure they are where they are right.
+    """Load the models not trained on at least one audited mask, and their confidence thresholds.
 
-    Models of the parts come first: they learned from no pseudo mask, asked for none, and each leaves out a part of the
-    labels. Where the run has none, they are trained now if `train_folds`; a training that was stopped goes on.
-    Probabilities that count as sure come from the validation images, which no model learned from.
+    Fold models come first: each is trained on given masks without one fold, and has prompted no segmenter. Missing ones
+    are trained now if `train_folds`, or their training is resumed. Thresholds are measured on validation images, which
+    no model was trained on.
     """
-    loaded: list[tuple[ReferenceModel, LocalModel]] = []
+    loaded = [*_fold_models(task, train_folds=train_folds), *_round_models(task, rounds, audited_ids)]
+    references, models = [reference for reference, _ in loaded], [model for _, model in loaded]
+    confident = ConfidentThresholds(task.num_classes)
+    for sample_id, probs in mean_probabilities(task, models, task.val, task.val.ids):
+        if probs is not None:
+            confident.add(probs, task.val.mask_resized(sample_id))
+    return ReferenceModels(references, models, confident.thresholds())
+
+
+def _fold_models(task: Task, *, train_folds: bool) -> Iterator[tuple[ReferenceModel, LocalModel]]:
     all_labeled = frozenset(task.labeled.ids)
     fold_ids = folds(task.labeled, task.cfg.adapt.folds, task.cfg.seed)
     for number, held_out in enumerate(fold_ids if len(fold_ids) > 1 else ()):
@@ -242,26 +158,22 @@ def load_reference_models(
             fabric = make_fabric(str(task.fabric.device), task.cfg.fit.precision)
             model = fold_model(replace(task, fabric=fabric), number, held_out)
         if model is not None:
-            loaded.append((ReferenceModel(f"fold_{number}", all_labeled.difference(held_out), frozenset()), model))
-    trained_on: dict[int, frozenset[str]] = {0: all_labeled}
-    for mined_round in rounds:
-        trained_on[mined_round.round_idx] = trained_on[mined_round.prompting_round] | frozenset(
-            mined_round.pseudo_labeled
-        )
-    for number in trained_on:
-        prompted_rounds = frozenset(
-            later_round.round_idx for later_round in rounds if later_round.prompting_round == number
-        )
-        is_held_out = number == 0 or any(name not in trained_on[number] for name in audited_ids)
+            yield ReferenceModel(f"fold_{number}", all_labeled.difference(held_out), frozenset()), model
+
+
+def _round_models(
+    task: Task, rounds: Sequence[MinedRound], audited_ids: Sequence[str]
+) -> Iterator[tuple[ReferenceModel, LocalModel]]:
+    """Models of the rounds; that of round 0, and those not trained on at least one of `audited_ids`."""
+    trained_on = {0: frozenset(task.labeled.ids)}
+    for mined in rounds:
+        trained_on[mined.round_idx] = trained_on[mined.prompting_round] | frozenset(mined.pseudo_labeled)
+    for number, ids in trained_on.items():
+        is_held_out = number == 0 or any(name not in ids for name in audited_ids)
         model = _load(task, number=number) if is_held_out else None
         if model is not None:
-            loaded.append((ReferenceModel(f"round_{number:02}", trained_on[number], prompted_rounds), model))
-    references, models = [reference for reference, _ in loaded], [model for _, model in loaded]
-    confident = ConfidentThresholds(task.num_classes)
-    for sample_id, probs in mean_probabilities(task, models, task.val, task.val.ids):
-        if probs is not None:
-            confident.add(probs, task.val.mask_resized(sample_id))
-    return ReferenceModels(references, models, confident.thresholds())
+            prompted_rounds = frozenset(later.round_idx for later in rounds if later.prompting_round == number)
+            yield ReferenceModel(f"round_{number:02}", ids, prompted_rounds), model
 
 
 def _load(task: Task, *, number: int, method_dir: str = "") -> LocalModel | None:
@@ -274,7 +186,7 @@ def _load(task: Task, *, number: int, method_dir: str = "") -> LocalModel | None
 def mean_probabilities(
     task: Task, models: Sequence[LocalModel], pool: Pool, ids: Sequence[str], tta: str = "none"
 ) -> Iterator[tuple[str, NDArray[np.float32] | None]]:
-    """(id, (K, S, S) mean probabilities) at the size of training, a few images in memory; None without models."""
+    """(id, (K, S, S) mean probabilities of the models) at training size, batch by batch; None without models."""
     for first in range(0, len(ids), BATCH_SIZE):
         batch_ids = ids[first : first + BATCH_SIZE]
         if not models:
@@ -285,52 +197,37 @@ def mean_probabilities(
         yield from zip(batch_ids, np.mean(probs, axis=0), strict=True)
 
 
-def score_masks(
-    task: Task, references: ReferenceModels, kind: str, pool: Pool, read: Reader, mined_round: MinedRound | None
-) -> Iterator[MaskReport]:
-    """One mask after the other; `mined_round`: the round that mined them, None for given masks.
-
-    A given mask is looked at by a single model, so that one sees each image flipped, too.
-    """
-    task.progress.start(f"audit: {'pseudo masks' if kind == 'pseudo' else 'given masks'}", len(pool))
+def score_masks(task: Task, references: ReferenceModels, masks: MaskSet) -> Iterator[MaskReport]:
+    """Compare each mask with its held-out models, grouped by these. A single model predicts with test-time flips."""
+    task.progress.start(f"audit: {'pseudo masks' if masks.kind == 'pseudo' else 'given masks'}", len(masks.pool))
+    round_idx = masks.mined_round.round_idx if masks.mined_round else 0
     ids_by_models: dict[tuple[int, ...], list[str]] = {}
-    for sample_id in pool.ids:
-        model_indices = tuple(
-            held_out_models(references.references, sample_id, mined_round.round_idx if mined_round else 0)
-        )
-        ids_by_models.setdefault(model_indices, []).append(sample_id)
+    for sample_id in masks.pool.ids:
+        indices = tuple(held_out_models(references.references, sample_id, round_idx))
+        ids_by_models.setdefault(indices, []).append(sample_id)
     done = 0
-    for model_indices, ids in ids_by_models.items():
-        models, names = (
-            [values[n] for n in model_indices]
-            for values in (references.models, [w.name for w in references.references])
-        )
-        for sample_id, mean in mean_probabilities(task, models, pool, ids, "flips" if len(models) == 1 else "none"):
-            yield _score_mask(task, references, kind, pool, sample_id, read(sample_id), mean, names, mined_round)
+    for indices, ids in ids_by_models.items():
+        held_out = references.subset(indices)
+        tta = "flips" if len(indices) == 1 else "none"
+        for sample_id, mean in mean_probabilities(task, held_out.models, masks.pool, ids, tta):
+            yield _score_mask(task, held_out, masks, sample_id, mean)
             done += 1
             task.progress.advance(done)
 
 
 def _score_mask(
-    task: Task,
-    references: ReferenceModels,
-    kind: str,
-    pool: Pool,
-    sample_id: str,
-    mask: NDArray[np.uint8],
-    mean: NDArray[np.float32] | None,
-    names: Sequence[str],
-    mined_round: MinedRound | None,
+    task: Task, held_out: ReferenceModels, masks: MaskSet, sample_id: str, mean: NDArray[np.float32] | None
 ) -> MaskReport:
+    """`mean`: (K, S, S) mean probabilities of the held-out models, None without any."""
+    mask = masks.read(sample_id)
     resized = resize_mask(mask, task.cfg.data.size)
-    conflict = None if mean is None else confident_disagreement(mean, resized, references.thresholds)
+    conflict = None if mean is None else confident_disagreement(mean, resized, held_out.thresholds)
     signals = {} if conflict is None else {"conflict": conflict.conflict, "unlike": conflict.soft_dice_distance}
-    signals["edge"] = _edge(pool.image_resized(sample_id), resized)
-    rows = mined_round.decisions[sample_id] if mined_round else []
-    signals |= uncertainty_of(row for row in rows if row["kept"] and row["object_idx"] >= 0) if mined_round else {}
+    signals["edge"] = _edge(masks.pool.image_resized(sample_id), resized)
+    signals |= uncertainty_of(masks.mined_round.kept_objects(sample_id)) if masks.mined_round else {}
     return MaskReport(
         sample_id=sample_id,
-        kind=kind,
+        kind=masks.kind,
         signature=mask_signature(mask),
         height=mask.shape[0],
         width=mask.shape[1],
@@ -340,40 +237,38 @@ def _score_mask(
         ignored=float((mask == IGNORE_INDEX).mean()),
         signals=signals,
         conflict=conflict,
-        model_names=tuple(names),
-        contradicted=contradicts_image_label(mask, pool.image_label(sample_id), task.num_classes),
+        model_names=tuple(reference.name for reference in held_out.references),
+        contradicted=contradicts_image_label(mask, masks.pool.image_label(sample_id), task.num_classes),
         predicted_rle={} if mean is None else _predicted_rle(mean),
     )
 
 
 def rank_masks(reports: Sequence[MaskReport], other_shapes: Sequence[tuple[float, ...]]) -> list[MaskReport]:
-    """The masks of one kind, most suspicious first; `other_shapes`: shapes of those of the other kind."""
+    """Rank the masks of one kind, most suspicious first; `other_shapes`: shapes of the masks of the other kind."""
     if not reports:
         return []
     shapes = np.array([report.shape for report in reports])
-    references = [shapes, *([np.array(other_shapes)] if other_shapes else [])]
-    outlier_scores = outliers(shapes, *references)
+    scores = outliers(shapes, shapes, *([np.array(other_shapes)] if other_shapes else []))
     signals = [
-        report.signals | {name: float(values[n]) for name, values in outlier_scores.items()}
-        for n, report in enumerate(reports)
+        report.signals | {name: float(values[n]) for name, values in scores.items()} for n, report in enumerate(reports)
     ]
     contradicted = [report.contradicted for report in reports]
     weights = WEIGHTS if reports[0].kind == "pseudo" else GIVEN_WEIGHTS
     values, signal_ranks = label_issue_scores(signals, contradicted, weights)
     out = []
     for rank, n in enumerate(rank_order(values, [report.sample_id for report in reports]), start=1):
-        mask_ranks = {name: float(ranks[n]) for name, ranks in signal_ranks.items()}
-        explanation = explanations(signals[n], mask_ranks, contradicted[n], reports[n].conflict, weights)
-        out.append(
-            replace(reports[n], signals=signals[n], rank=rank, suspicion=float(values[n]), explanations=explanation)
-        )
+        own_ranks = {name: float(ranks[n]) for name, ranks in signal_ranks.items()}
+        texts = explanations(signals[n], own_ranks, contradicted[n], reports[n].conflict, weights)
+        out.append(replace(reports[n], signals=signals[n], rank=rank, suspicion=float(values[n]), explanations=texts))
     return out
 
 
 def _edge(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float:
-    """Minus the log of how strong the image's edges are along the outline; NaN without one."""
-    at = pairing.outline(mask)
-    return -math.log(max(float(pairing.edges(image).ravel()[at].mean()), 1e-3)) if len(at) else math.nan
+    """Minus the log of the mean edge strength of the image along the outline; NaN without an outline."""
+    at = mask_alignment.outline(mask)
+    if not len(at):
+        return math.nan
+    return -math.log(max(float(mask_alignment.edges(image).ravel()[at].mean()), 1e-3))
 
 
 def _predicted_rle(probs: NDArray[np.float32]) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""Masks for other tools: COCO run lengths, files, Label Studio. `kmine.feedback.corrections` reads each of them back."""
+"""Export of masks for other tools: COCO, PNG and NIfTI files, Label Studio; read by `kmine.feedback.corrections`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.audit.evidence import MaskReport
+from kmine.audit.rounds import AuditedRun
 from kmine.data.io.volume_masks import slice_location, write_mask_volume
 from kmine.data.source import Source
-from kmine.feedback import label_studio_rle as brush
-from kmine.feedback.corrections import IGNORED
+from kmine.feedback import label_studio_rle
+from kmine.feedback.corrections import IGNORED, picture_name
 from kmine.io.errors import user_errors
 from kmine.io.files import atomic_open, encode_png, safe_name, write_atomic
 from kmine.ops.masks import tight_box, to_rle
@@ -21,29 +23,54 @@ from kmine.types import IGNORE_INDEX
 
 
 class ExportedMask(NamedTuple):
-    """One mask on its way out."""
+    """One mask to export."""
 
     sample_id: str
     kind: str
     mask: NDArray[np.uint8]
     """(H, W) class ids and 255."""
     picture: str
-    """Of the image, relative to the file that is written."""
+    """Path of the image, relative to the exported file."""
     suspicion: float
     rank: int
     signature: str
     round_idx: int
 
 
-def write_coco(path: Path, masks: Iterable[ExportedMask], class_names: Sequence[str], description: str) -> Path:
-    """One file with images, annotations (one a class of an image, run lengths, lossless) and categories.
+def export_masks(audited: AuditedRun, what: str, out: Path, reports: Sequence[MaskReport]) -> Path:
+    """Write the reported masks below `out` as `what`: coco, masks or labelstudio; returns the file or folder."""
+    names, mined = audited.source.class_names, audited.audited_round
 
-    An image without annotations has an empty mask. Ignored pixels are a category of their own, as a crowd. Beside what
-    COCO knows, an image carries `sample_id`, `kind`, `suspicion` and `rank`.
+    def masks() -> Iterator[ExportedMask]:
+        for report in sorted(reports, key=lambda report: report.sample_id):  # slices of a volume in sequence
+            is_mined = report.kind == "pseudo"
+            yield ExportedMask(
+                report.sample_id,
+                report.kind,
+                audited.read(report.kind)(report.sample_id),
+                f"pictures/{picture_name(report.sample_id)}.jpg",
+                round(report.suspicion, 4),
+                report.rank,
+                mined.signature if is_mined else "",
+                mined.round_idx if is_mined else 0,
+            )
+
+    if what == "coco":
+        return write_coco(out / "coco.json", masks(), names, f"kmine audit of {audited.store.root.name}")
+    if what == "labelstudio":
+        return write_label_studio(out / "labelstudio.json", masks(), names)
+    return write_masks(out / "masks", masks(), audited.source)
+
+
+def write_coco(path: Path, masks: Iterable[ExportedMask], class_names: Sequence[str], description: str) -> Path:
+    """Write a COCO file: one annotation per class of an image, as lossless run lengths.
+
+    An image without annotations has an empty mask. Ignored pixels are a category of their own, as a crowd. Images have
+    the extra keys `sample_id`, `kind`, `suspicion` and `rank`.
     """
     names = {**{n: name for n, name in enumerate(class_names) if n}, IGNORE_INDEX: IGNORED}
     categories = [{"id": n, "name": name} for n, name in names.items()]
-    annotations: list[str] = []  # as text: thousands of dicts would fill the memory
+    annotations: list[str] = []  # as text, since thousands of dicts would fill the memory
     with atomic_open(path, "w") as file:
         file.write(f'{{"info": {json.dumps({"description": description})},\n"categories": {json.dumps(categories)},\n')
         file.write('"images": [')
@@ -79,10 +106,10 @@ def _annotation(number: int, image_id: int, class_id: int, region: NDArray[np.bo
 
 
 def write_masks(folder: Path, masks: Iterable[ExportedMask], source: Source) -> Path:
-    """ID.png of class ids and 255 each; slices of a volume together as NAME.nii.gz in the scan's geometry.
+    """Write ID.png of class ids and 255; slices of a volume together as NAME.nii.gz in the geometry of the scan.
 
-    Slices of a volume that have no mask here are ignored (255) as a whole. Masks of one volume must come one after the
-    other: a volume is written as soon as another one begins.
+    Slices without a mask are ignored (255) as a whole. The masks of a volume must be in sequence: a volume is written
+    when the next one begins.
     """
     held: dict[str, tuple[Path, dict[int, NDArray[np.uint8]]]] = {}
     for exported in masks:
@@ -107,10 +134,10 @@ def _flush(folder: Path, held: dict[str, tuple[Path, dict[int, NDArray[np.uint8]
 
 
 def write_label_studio(path: Path, masks: Iterable[ExportedMask], class_names: Sequence[str]) -> Path:
-    """Tasks with one prediction each: a brush stroke a class, as `kmine.feedback.label_studio_rle` tells. Written task by task.
+    """Write tasks with one prediction each: a brush stroke per class, encoded by `kmine.feedback.label_studio_rle`.
 
-    `data.image` is the picture's path relative to the file: Label Studio must be told where it is served. Labels of
-    `<BrushLabels name="tag" toName="image">` are the class names and `ignored`.
+    `data.image` is the path of the picture relative to the file; replace it by the URL at which Label Studio finds it.
+    Labels of `<BrushLabels name="tag" toName="image">` are the class names and `ignored`.
     """
     names = {**{n: name for n, name in enumerate(class_names) if n}, IGNORE_INDEX: IGNORED}
     with atomic_open(path, "w") as file:
@@ -134,7 +161,7 @@ def _task(exported: ExportedMask, names: dict[int, str]) -> dict[str, Any]:
             "image_rotation": 0,
             "original_width": width,
             "original_height": height,
-            "value": {"format": "rle", "rle": brush.encode(region), "brushlabels": [names[class_id]]},
+            "value": {"format": "rle", "rle": label_studio_rle.encode(region), "brushlabels": [names[class_id]]},
         }
         for class_id, region in _class_masks(exported.mask)
     ]

@@ -1,10 +1,9 @@
-"""The story of each mask, round by round: as rows of audit.csv, and as items of the page."""
+"""The history of each mask over the rounds, as rows of audit.csv and as items of the page."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.audit.evidence import MaskReport, MinedRound, Row
+from kmine.audit.evidence import MaskReport
 from kmine.audit.ranking import WEIGHTS
+from kmine.audit.rounds import AuditedRun, MinedRound, Row, mean_known, read_mask_of
 from kmine.data.pool import Pool
 from kmine.feedback.corrections import picture_name
 from kmine.io.files import write_atomic
 from kmine.ops import metrics
 from kmine.ops.masks import from_rle, to_rle
 from kmine.report.audit.page import AuditItem, Layer
-from kmine.store.run_folder import RunFolder
-from kmine.training.task import Task
 from kmine.types import IGNORE_INDEX, Prompts
 
 SCORES = (
     *("predicted_iou", "stability_score", "agreement_iou", "jitter_dice", "confidence_inside", "confidence_outside"),
     *("area_ratio", "tta_std", "witness_dice", "estimated_dice", "estimated_segmenter", "estimated_local"),
 )
-"""Of an object, from the table of decisions; in audit.csv the mean over the objects that were kept."""
+"""Scores of an object, from decisions.parquet; in audit.csv the mean over the kept objects."""
 COLUMNS = (
     *("sample_id", "kind", "rank", "suspicion", "causes", "group_id", "image_label", "classes", "height", "width"),
     *("area", "ignored", "round", "entered", "rounds_taught", "num_objects", "num_kept", "reason", "source", *SCORES),
@@ -36,36 +34,34 @@ COLUMNS = (
     *("asked_by", "made_by", "model_signature", "model_sha256", "segmenter", "segmenter_sha256", "mask_signature"),
     "withheld_dice",
 )
-"""Of audit.csv, one row a mask."""
-PAGE_COLUMNS = ("group_id", "image_label", "classes", "area", "ignored", "entered", "rounds_taught", "num_objects", "reason",
-         "source", "estimated_dice", "agreement_iou", "jitter_dice", "predicted_iou", "stability_score",
-         "dice_with_round_before", "withheld_dice")  # fmt: skip
-"""Columns that the page shows beside the signals."""
+"""Columns of audit.csv, which has one row per mask."""
+PAGE_COLUMNS = (
+    *("group_id", "image_label", "classes", "area", "ignored", "entered", "rounds_taught", "num_objects", "reason"),
+    *("source", "estimated_dice", "agreement_iou", "jitter_dice", "predicted_iou", "stability_score"),
+    *("dice_with_round_before", "withheld_dice"),
+    *(f"signal_{name}" for name in WEIGHTS),
+)
+"""Columns shown on the page."""
+REPORTED_SCORES = ("predicted_iou", "stability_score", "agreement_iou", "jitter_dice", "tta_std", "estimated_dice")
+"""Scores in a line of the history."""
 Truth = Mapping[str, float]
-"""True Dice by sample, where the withheld masks were opened."""
+"""Dice with the withheld mask by sample id."""
 
 
-@dataclass(frozen=True)
 class MaskHistory:
-    """What it takes to tell the story of any mask of a run."""
+    """Rows, history lines and page items of the masks of an audited run."""
 
-    task: Task
-    store: RunFolder
-    rounds: Sequence[MinedRound]
-    audited_round: MinedRound
-    class_names: Sequence[str]
-    segmenter: str
-    segmenter_sha256: str
-    models: Mapping[int, tuple[str, str]]
-    """By round: signature of its training, and SHA-256 of its weights file."""
-
-    def training_rounds(self, sample_id: str) -> list[MinedRound]:
-        """The rounds up to the audited one in which an image taught."""
-        return [p for p in self.rounds if p.round_idx <= self.audited_round.round_idx and _in_training(p, sample_id)]
+    def __init__(self, audited: AuditedRun) -> None:
+        self._audited, self._round = audited, audited.audited_round
+        self._class_names = audited.source.class_names
+        self._segmenter = str(audited.info.get("segmenter", "the segmenter"))
+        store, prompting_rounds = audited.store, {mined.prompting_round for mined in audited.rounds}
+        # By round: signature of the training, and SHA-256 of the weights file.
+        self._models = {n: store.weights_signature(store.round_dir(n) / "model.safetensors") for n in prompting_rounds}
 
     def row(self, report: MaskReport, truth: Truth | None = None) -> dict[str, Any]:
-        """By the names of `COLUMNS`; None where there is nothing to say."""
-        pool = self.task.unlabeled if report.kind == "pseudo" else self.task.labeled
+        """Values by the names of `COLUMNS`; None if unknown."""
+        pool = self._audited.pool(report.kind)
         values = {
             "sample_id": report.sample_id,
             "kind": report.kind,
@@ -74,7 +70,7 @@ class MaskHistory:
             "causes": "; ".join(report.explanations),
             "group_id": pool.group_of(report.sample_id),
             "image_label": pool.image_label(report.sample_id),
-            "classes": " ".join(self.class_names[k] for k in report.classes),
+            "classes": " ".join(self._class_names[k] for k in report.classes),
             **{name: getattr(report, name) for name in ("height", "width", "area", "ignored")},
             **{f"signal_{name}": report.signals.get(name) for name in WEIGHTS},
             "otherwise": report.conflict and report.conflict.mislabeled,
@@ -83,145 +79,120 @@ class MaskHistory:
             "mask_signature": report.signature,
             "withheld_dice": (truth or {}).get(report.sample_id),
         }
-        values |= self._mined(report) if report.kind == "pseudo" else {}
-        return {name: _plain(values.get(name)) for name in COLUMNS}
+        values |= self._mined_values(report.sample_id) if report.kind == "pseudo" else {}
+        return {name: _csv_value(values.get(name)) for name in COLUMNS}
 
-    def _mined(self, report: MaskReport) -> dict[str, Any]:
-        rows = [row for row in self.audited_round.decisions[report.sample_id] if row["object_idx"] >= 0]
-        kept, used_in = [row for row in rows if row["kept"]], self.training_rounds(report.sample_id)
-        signature, sha256 = self.models.get(self.audited_round.prompting_round, ("", ""))
+    def _mined_values(self, sample_id: str) -> dict[str, Any]:
+        mined, kept = self._round, self._round.kept_objects(sample_id)
+        training_rounds = [p for p in self._rounds_so_far() if p.has_pseudo_mask(sample_id)]
+        signature, sha256 = self._models[mined.prompting_round]
         return {
-            "round": self.audited_round.round_idx,
-            "entered": used_in[0].round_idx,
-            "rounds_taught": " ".join(str(p.round_idx) for p in used_in),
-            "num_objects": len(rows),
+            "round": mined.round_idx,
+            "entered": training_rounds[0].round_idx,
+            "rounds_taught": " ".join(str(p.round_idx) for p in training_rounds),
+            "num_objects": len(mined.objects(sample_id)),
             "num_kept": len(kept),
-            "reason": " ".join(dict.fromkeys(row["reason"] for row in kept)) or self._first_reason(report),
+            "reason": " ".join(dict.fromkeys(row["reason"] for row in kept)) or mined.first_reason(sample_id),
             "source": " ".join(dict.fromkeys(str(row["source"]) for row in kept)),
-            **{name: _mean([row[name] for row in kept]) for name in SCORES},
-            "dice_with_round_before": self._dice_with_previous(report.sample_id, self.audited_round),
-            "asked_by": f"round_{self.audited_round.prompting_round:02}",
-            "made_by": self.audited_round.signature,
+            **{name: mean_known([row[name] for row in kept]) for name in SCORES},
+            "dice_with_round_before": self._dice_with_previous(sample_id, mined),
+            "asked_by": f"round_{mined.prompting_round:02}",
+            "made_by": mined.signature,
             "model_signature": signature,
             "model_sha256": sha256,
-            "segmenter": self.segmenter,
-            "segmenter_sha256": self.segmenter_sha256,
+            "segmenter": self._segmenter,
+            "segmenter_sha256": str(self._audited.info.get("segmenter_sha256", "")),
         }
 
-    def _first_reason(self, report: MaskReport) -> str:
-        return str(self.audited_round.decisions[report.sample_id][0]["reason"])
+    def _rounds_so_far(self) -> list[MinedRound]:
+        return [p for p in self._audited.rounds if p.round_idx <= self._round.round_idx]
 
-    def _dice_with_previous(self, sample_id: str, mined_round: MinedRound) -> float:
-        """Dice of a pseudo mask with that of the round before; NaN where there was none."""
-        previous = next(
-            (p for p in self.rounds if p.round_idx == mined_round.round_idx - 1 and _in_training(p, sample_id)), None
-        )
-        if previous is None or not _in_training(mined_round, sample_id):
+    def _dice_with_previous(self, sample_id: str, mined: MinedRound) -> float:
+        """Dice of a pseudo mask with that of the previous round; NaN without either."""
+        before = (p for p in self._audited.rounds if p.round_idx == mined.round_idx - 1)
+        pair = [p for p in (*before, mined) if p.has_pseudo_mask(sample_id)]
+        if len(pair) < 2:
             return math.nan
-        pair = [self.store.pseudo_mask(p.round_idx, sample_id) for p in (previous, mined_round)]
-        return metrics.dice(*((mask != 0) & (mask != IGNORE_INDEX) for mask in pair))
+        masks = (self._audited.store.pseudo_mask(p.round_idx, sample_id) for p in pair)
+        return metrics.dice(*((mask != 0) & (mask != IGNORE_INDEX) for mask in masks))
 
-    def history(self, report: MaskReport) -> tuple[str, ...]:
-        """One line a round for a pseudo mask; for a given mask who was asked about it."""
+    def lines(self, report: MaskReport) -> tuple[str, ...]:
+        """One line per round for a pseudo mask; the models compared with for a given mask."""
         if report.kind != "pseudo":
-            return (f"given; asked about it: {', '.join(report.model_names) or 'no model, for all learned it'}",)
-        return tuple(
-            self._line(p, report.sample_id)
-            for p in self.rounds
-            if p.round_idx <= self.audited_round.round_idx and report.sample_id in p.decisions
-        )
+            return (f"given; compared with: {', '.join(report.model_names) or 'no model, all were trained on it'}",)
+        return tuple(self._line(p, report.sample_id) for p in self._rounds_so_far() if report.sample_id in p.decisions)
 
-    def _line(self, mined_round: MinedRound, sample_id: str) -> str:
-        signature, sha256 = self.models.get(mined_round.prompting_round, ("", ""))
-        rows = [row for row in mined_round.decisions[sample_id] if row["object_idx"] >= 0]
-        prompts = mined_round.prompts.get(sample_id, [])
-        by = f"model of round {mined_round.prompting_round} ({signature[:8]}, weights {sha256[:8]})"
-        parts = [f"round {mined_round.round_idx}: {by} asked {self.segmenter} about {len(prompts)} object(s)"]
-        for row in rows:
-            scores = ", ".join(
-                f"{name.replace('_', ' ')} {row[name]:.2f}"
-                for name in SCORES
-                if _is_number(row[name]) and name in REPORTED_SCORES
-            )
-            mask_source = {"local": ", the local model's mask is used", "segmenter": ", the segmenter's mask is used"}
-            used = mask_source.get(str(row["source"]), "") if row["kept"] else ""
-            parts.append(
-                f"object {row['object_idx']} ({self.class_names[row['class_id']]}): {row['reason']}{used} ({scores})"
-            )
-        if not rows:
-            parts.append(str(mined_round.decisions[sample_id][0]["reason"]))
-        parts.append("taught" if _in_training(mined_round, sample_id) else "did not teach")
-        dice = self._dice_with_previous(sample_id, mined_round)
+    def _line(self, mined: MinedRound, sample_id: str) -> str:
+        signature, sha256 = self._models[mined.prompting_round]
+        rows, num_prompts = mined.objects(sample_id), len(mined.prompts.get(sample_id, []))
+        parts = [
+            f"round {mined.round_idx}: {num_prompts} prompted object(s) by the model of round {mined.prompting_round} "
+            f"({signature[:8]}, weights {sha256[:8]}), segmenter {self._segmenter}",
+            *([self._object_text(row) for row in rows] or [mined.first_reason(sample_id)]),
+            "used in training" if mined.has_pseudo_mask(sample_id) else "not used in training",
+        ]
+        dice = self._dice_with_previous(sample_id, mined)
         if not math.isnan(dice):
-            parts.append(
-                "mask as in the round before" if dice == 1 else f"Dice {dice:.2f} with the mask of the round before"
-            )
+            parts.append("mask unchanged" if dice == 1 else f"Dice {dice:.2f} with the mask of the previous round")
         return "; ".join(parts)
 
-    def items(
-        self,
-        reports: Sequence[MaskReport],
-        read: Mapping[str, Callable[[str], NDArray[np.uint8]]],
-        folder: Path,
-        truth: Truth | None,
-        withheld: Pool | None,
-    ) -> Iterator[AuditItem]:
-        """For the page, one image at a time; pictures are written below `folder`, those that are there stay.
+    def _object_text(self, row: Row) -> str:
+        known = [name for name in REPORTED_SCORES if not math.isnan(mean_known([row[name]]))]
+        scores = ", ".join(f"{name.replace('_', ' ')} {row[name]:.2f}" for name in known)
+        owner = (
+            {"local": "the local model", "segmenter": "the segmenter"}.get(str(row["source"])) if row["kept"] else ""
+        )
+        used = f", mask of {owner}" if owner else ""
+        return f"object {row['object_idx']} ({self._class_names[row['class_id']]}): {row['reason']}{used} ({scores})"
 
-        `read`: by kind, the reader of a mask.
-        """  # fmt: skip
+    def items(
+        self, reports: Sequence[MaskReport], folder: Path, truth: Truth | None, withheld: Pool | None
+    ) -> Iterator[AuditItem]:
+        """Items of the page, one image in memory at a time; pictures that `folder` lacks are written."""
         for report in reports:
-            pool = self.task.unlabeled if report.kind == "pseudo" else self.task.labeled
             picture = f"pictures/{picture_name(report.sample_id)}.jpg"
-            _write_picture(folder / picture, pool, report.sample_id)
+            _write_picture(folder / picture, self._audited.pool(report.kind), report.sample_id)
             row = self.row(report, truth)
-            mined = report.kind == "pseudo"
+            prompts = self._round.prompts.get(report.sample_id, []) if report.kind == "pseudo" else []
             yield AuditItem(
                 sample_id=report.sample_id,
-                kind=report.kind,  # type: ignore[arg-type]
+                kind=report.kind,
                 rank=report.rank,
                 suspicion=report.suspicion,
                 explanations=report.explanations,
                 picture=picture,
                 height=report.height,
                 width=report.width,
-                layers=tuple(self._layers(report, read[report.kind](report.sample_id), withheld)),
-                prompts=tuple(_prompts(p) for p in self.audited_round.prompts.get(report.sample_id, ()))
-                if mined
-                else (),
-                facts={name: row[name] for name in (*PAGE_COLUMNS, *(f"signal_{n}" for n in WEIGHTS))},
-                history=self.history(report),
+                layers=tuple(self._layers(report, withheld)),
+                prompts=tuple(_prompts(p) for p in prompts),
+                facts={name: row[name] for name in PAGE_COLUMNS},
+                history=self.lines(report),
                 mask_signature=report.signature,
             )
 
-    def _layers(self, report: MaskReport, mask: NDArray[np.uint8], withheld: Pool | None) -> Iterator[Layer]:
-        yield from _of_mask("pseudo" if report.kind == "pseudo" else "given", mask)
-        if report.kind == "pseudo":
-            rows = [row for row in self.audited_round.decisions[report.sample_id] if row["object_idx"] >= 0]
+    def _layers(self, report: MaskReport, withheld: Pool | None) -> Iterator[Layer]:
+        mined = report.kind == "pseudo"
+        yield from _mask_layers("pseudo" if mined else "given", self._audited.read(report.kind)(report.sample_id))
+        if mined:
             for name in ("local", "segmenter"):
-                yield from _of_objects(name, rows)
-        size = self.task.cfg.data.size
+                yield from _object_layers(name, self._round.objects(report.sample_id))
+        size = self._audited.task.cfg.data.size
         for class_id, rle in report.predicted_rle.items():
             small = from_rle(rle, size, size).astype(np.uint8)
             resized = cv2.resize(small, (report.width, report.height), interpolation=cv2.INTER_NEAREST_EXACT)
             yield Layer("model", class_id, to_rle(resized.astype(bool)))
-        if withheld is not None and report.kind == "pseudo" and report.sample_id in withheld.ids:
-            truth = withheld.sample(report.sample_id).mask
-            assert truth is not None, "opened with masks"
-            yield from _of_mask("withheld", truth)
+        if withheld is not None and mined and report.sample_id in withheld.ids:
+            yield from _mask_layers("withheld", read_mask_of(withheld, report.sample_id))
 
 
-REPORTED_SCORES = ("predicted_iou", "stability_score", "agreement_iou", "jitter_dice", "tta_std", "estimated_dice")
-
-
-def _of_mask(name: str, mask: NDArray[np.uint8]) -> Iterator[Layer]:
+def _mask_layers(name: str, mask: NDArray[np.uint8]) -> Iterator[Layer]:
     for class_id in np.unique(mask).tolist():
         if class_id:
             yield Layer(name, class_id, to_rle(mask == class_id))
 
 
-def _of_objects(name: str, rows: Sequence[Row]) -> Iterator[Layer]:
-    """The objects of each class united; nothing is unpacked where there is but one."""
+def _object_layers(name: str, rows: Sequence[Row]) -> Iterator[Layer]:
+    """The union of the objects of each class; a single object is passed on undecoded."""
     for class_id in dict.fromkeys(row["class_id"] for row in rows):
         own = [row for row in rows if row["class_id"] == class_id]
         if len(own) == 1:
@@ -253,22 +224,8 @@ def _prompts(row: Row) -> Prompts:
     )
 
 
-def _in_training(mined_round: MinedRound, sample_id: str) -> bool:
-    rows = mined_round.decisions.get(sample_id)
-    return bool(rows and rows[0]["in_training"])
-
-
-def _is_number(value: Any) -> bool:
-    return value is not None and not math.isnan(value)
-
-
-def _mean(values: Sequence[Any]) -> float:
-    known = [value for value in values if _is_number(value)]
-    return float(np.mean(known)) if known else math.nan
-
-
-def _plain(value: Any) -> Any:
-    """As the page and the table show it: four digits, None where there is no number."""
+def _csv_value(value: Any) -> Any:
+    """Four decimals; None for NaN, infinity and empty text."""
     if isinstance(value, float):
         return round(value, 4) if math.isfinite(value) else None
     return None if value == "" else value

@@ -1,4 +1,4 @@
-"""Takes what a person said of the masks into the run: verdicts.json and corrected/ID.png, checked and signed."""
+"""Import of a reviewer's verdicts and corrected masks into the run folder, checked and signed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.audit.evidence import AuditedRun
+from kmine.audit.rounds import AuditedRun
 from kmine.data.io.volume_masks import read_mask_volume, slice_location
-from kmine.errors import UserError
+from kmine.errors import UserError, first_names
 from kmine.feedback.corrections import ExpectedMasks, read_corrections
 from kmine.feedback.verdict_effects import read_mask
 from kmine.feedback.verdicts import (
@@ -28,18 +28,15 @@ from kmine.feedback.verdicts import (
 )
 from kmine.io.files import encode_png, safe_name, sign, write_atomic
 
-MAX_NAMED = 5
-"""Of ids in a message."""
-
 
 def import_verdicts(
     audited: AuditedRun, verdicts: Path | None, corrected: Path | None, log: Callable[[str], None]
 ) -> Verdicts:
-    """Check and store. What was said earlier stays, but for a mask that is judged or corrected anew.
+    """Check verdicts and corrected masks, merge them with earlier ones, and store all in the run folder.
 
     Raises:
-        UserError: verdicts of another run, on images that it does not have, or in another format; corrected masks that
-            do not fit. Nothing is stored then.
+        UserError: verdicts of another run, on unknown images or in another format; corrected masks that do not fit.
+            Nothing is stored then.
     """
     store = audited.store
     target = store.root / FILE
@@ -51,7 +48,7 @@ def import_verdicts(
     if incoming.all and not current and incoming.run_signature not in ("", audited.signature):
         raise UserError(
             f"{origin}: expected verdicts on masks of {store.root}, got those of another run "
-            f"({incoming.run or 'unnamed'}): none is on a mask that is there"
+            f"({incoming.run or 'unnamed'}); import them into that run"
         )
     masks = dict(previous.corrected)
     if corrected is not None:
@@ -67,10 +64,9 @@ def import_verdicts(
     value = to_json(result, entries, _entries(accepted, ACCEPTED))
     store.save_json(target, value, sign("verdicts", value["verdicts"], value["corrected"], value["accepted"]))
     if stale:
-        more = " ..." if len(stale) > MAX_NAMED else ""
         log(
-            f"warning: {len(stale)} verdicts are on masks that have changed since, or teach no more, and are left out: "
-            f"{', '.join(stale[:MAX_NAMED])}{more}; look at these again"
+            f"warning: {len(stale)} verdicts on masks that have changed or are no longer used were left out: "
+            f"{first_names(stale)}; review these again"
         )
     counts = Counter(verdict.verdict for verdict in merged)
     log(f"{target}: {', '.join(f'{counts[word]} {word}' for word in VERDICTS)}, {len(entries)} corrected masks")
@@ -85,7 +81,7 @@ def _entries(masks: Mapping[str, Path], folder: str) -> dict[str, dict[str, str]
 
 
 def _store_accepted(audited: AuditedRun, previous: Verdicts, current: Sequence[Verdict]) -> dict[str, Path]:
-    """Accepted pseudo masks, kept as they are now: the next run must teach with what a person has seen."""
+    """Keep accepted pseudo masks as they are now: the next run must train on the reviewed masks."""
     verdict_of = {verdict.sample_id: verdict.verdict for verdict in current if verdict.kind == "pseudo"}
     out = {name: path for name, path in previous.masks.items() if verdict_of.get(name, "accept") == "accept"}
     for name in (name for name, verdict in verdict_of.items() if verdict == "accept"):
@@ -103,18 +99,17 @@ def _refuse_unknown(audited: AuditedRun, incoming: Verdicts, path: Path) -> None
         if verdict.sample_id not in known_ids[verdict.kind]
     ]
     if unknown:
-        more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
         raise UserError(
-            f"{path}: expected verdicts on images of {audited.store.root}, got {', '.join(unknown[:MAX_NAMED])}{more}, "
-            "which it does not have; is it the file of another run?"
+            f"{path}: expected verdicts on images of {audited.store.root}, got {first_names(unknown)}, which it does "
+            "not have; is it the file of another run?"
         )
 
 
 def _split_stale(audited: AuditedRun, incoming: Verdicts) -> tuple[list[Verdict], list[str]]:
-    """Verdicts on masks as they are, and ids of those on masks that have changed.
+    """Verdicts on unchanged masks, and the ids of those on changed masks.
 
-    A changed mask is no error: when the loop goes on, most masks change, and what was said of the others must not be
-    lost with them. But a verdict never passes over to a mask that nobody looked at.
+    A changed mask is not an error: later rounds change most masks, and verdicts on the others must not be lost. But a
+    verdict is never transferred to a mask that was not reviewed.
     """
     pseudo_labeled = set(audited.audited_round.pseudo_labeled)
     current: list[Verdict] = []
@@ -150,7 +145,7 @@ def _store_corrected(audited: AuditedRun, path: Path, log: Callable[[str], None]
     expected = ExpectedMasks(
         {i: pool.native_shape(i) for i, pool in pools.items()}, audited.source.class_names, volumes
     )
-    # All of them are read once before any is stored: half a set of corrections is none.
+    # Read all once before storing any: corrections are stored completely or not at all.
     for _ in read_corrections(path, expected):
         pass
     out, num_unchanged = {}, 0
@@ -163,5 +158,5 @@ def _store_corrected(audited: AuditedRun, path: Path, log: Callable[[str], None]
         out[sample_id] = store.root / FOLDER / f"{safe_name(sample_id)}.png"
         write_atomic(out[sample_id], encode_png(mask, mask_signature(mask), audited.audited_round.round_idx))
     if num_unchanged:
-        log(f"{num_unchanged} masks are as they were, and no corrections")
+        log(f"{num_unchanged} masks are unchanged and no corrections")
     return out

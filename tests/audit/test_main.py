@@ -15,11 +15,10 @@ from helpers.planted_faults import plant
 from kmine.audit import __main__ as audit
 from kmine.audit.evidence import (
     load_reference_models,
-    load_rounds,
     rank_all_masks,
-    select_round,
 )
 from kmine.audit.history import COLUMNS
+from kmine.audit.rounds import load_rounds, select_round
 from kmine.cli import Terminal, parse
 from kmine.config import LoopConfig
 from kmine.data.cache.sample_cache import SampleCache
@@ -215,9 +214,8 @@ def test_a_verdict_does_not_pass_over_to_another_mask(run, capsys):
     path.write_bytes(encode_png(1 - np.minimum(store.pseudo_mask(int(row["round"]), row["sample_id"]), 1), "x", 1))
     store.close()
     assert audit.main([str(run), "--device", "cpu", "--verdicts", str(verdicts(run))]) == 0
-    assert (
-        f"1 verdicts are on masks that have changed since, or teach no more, and are left out: {row['sample_id']}"
-        in (capsys.readouterr().err)
+    assert f"1 verdicts on masks that have changed or are no longer used were left out: {row['sample_id']}" in (
+        capsys.readouterr().err
     )
     assert read_verdicts(run / "verdicts.json").rejected == frozenset()
 

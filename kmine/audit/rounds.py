@@ -1,0 +1,225 @@
+"""A finished run opened for an audit: its rounds of mining, its data, and readers of its masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.data.pool import MaskReader, Pool
+from kmine.data.source import Source
+from kmine.errors import UserError
+from kmine.io.files import sign
+from kmine.setup.finished import load_settings
+from kmine.setup.open import open_for_audit
+from kmine.setup.preflight import preflight
+from kmine.store.run_folder import RunFolder
+from kmine.store.tables import RowsBySample
+from kmine.training.task import Task
+from kmine.types import ProgressReporter
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MinedRound:
+    """One round of mining, read from the run folder."""
+
+    round_idx: int
+    signature: str
+    """Signature of model, segmenter and settings."""
+    prompting_round: int
+    """Round of the model that prompted: the last adopted one before."""
+    adopted: bool
+    decisions: RowsBySample
+    prompts: RowsBySample
+    pseudo_labeled: list[str]
+    """Samples with a pseudo mask, in the order of the table."""
+
+    def objects(self, sample_id: str) -> list[Row]:
+        """Decisions on the objects of an image; empty if none was segmented."""
+        return [row for row in self.decisions[sample_id] if row["object_idx"] >= 0]
+
+    def kept_objects(self, sample_id: str) -> list[Row]:
+        """Decisions on the kept objects of an image."""
+        return [row for row in self.objects(sample_id) if row["kept"]]
+
+    def first_reason(self, sample_id: str) -> str:
+        """Reason of the first decision on an image."""
+        return str(self.decisions[sample_id][0]["reason"])
+
+    def has_pseudo_mask(self, sample_id: str) -> bool:
+        """Whether the image was trained on with a pseudo mask in this round."""
+        rows = self.decisions.get(sample_id)
+        return bool(rows and rows[0]["in_training"])
+
+    def mean_estimate(self, sample_id: str) -> float:
+        """Mean estimated Dice of the kept objects of an image; NaN if unknown."""
+        return mean_known([row["estimated_dice"] for row in self.kept_objects(sample_id)])
+
+
+@dataclass(frozen=True)
+class AuditedRun:
+    """A finished run with its data, and the round whose masks are audited."""
+
+    store: RunFolder
+    info: Mapping[str, Any]
+    """Content of run.json."""
+    source: Source
+    task: Task
+    rounds: list[MinedRound]
+    audited_round: MinedRound
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder."""
+        return self.store.root.resolve().name
+
+    @property
+    def signature(self) -> str:
+        """Signature of the audited masks: of the data and of all rounds up to the audited one."""
+        last = self.audited_round.round_idx
+        signatures = [mined.signature for mined in self.rounds if mined.round_idx <= last]
+        return sign("audit", self.info.get("data_fingerprint"), signatures)
+
+    def pool(self, kind: str) -> Pool:
+        """The images of the masks of a kind."""
+        return self.task.unlabeled if kind == "pseudo" else self.task.labeled
+
+    def read(self, kind: str) -> MaskReader:
+        """Reader of the masks of a kind: sample id -> (H, W) class ids and 255, in the image's own frame."""
+        if kind == "pseudo":
+            return lambda sample_id: read_pseudo_mask(self.store, self.audited_round.round_idx, sample_id)
+        return lambda sample_id: read_mask_of(self.task.labeled, sample_id)
+
+
+@contextmanager
+def open_audit(
+    root: Path,
+    progress: ProgressReporter,
+    *,
+    round_idx: int | None = None,
+    device: str = "auto",
+    data_root: str | None = None,
+) -> Iterator[AuditedRun]:
+    """Open a finished run and its data, with withheld masks closed; the run folder is locked meanwhile.
+
+    Args:
+        root: the run folder.
+        progress: receives the progress.
+        round_idx: the audited round; None: the last adopted one.
+        device: auto, cpu, cuda or cuda:N.
+        data_root: where the data lie now, if they were moved.
+
+    Raises:
+        UserError: no finished run, no such round, missing pseudo masks, data that cannot be opened.
+    """
+    cfg = _finished_settings(root, device, data_root)
+    store = RunFolder(root)
+    try:
+        rounds = load_rounds(store)
+        audited_round = select_round(rounds, round_idx, root)
+        _require_masks(store, audited_round)
+        source = preflight(cfg, mines=False)
+        task = open_for_audit(cfg, source, store, progress)
+        unknown = set(audited_round.pseudo_labeled).difference(task.unlabeled.ids)
+        if unknown:
+            raise UserError(
+                f"{root}: round {audited_round.round_idx} mined {min(unknown)}, which is not an unlabeled image; "
+                "restore splits.csv, or run kmine.loop again"
+            )
+        yield AuditedRun(store, store.run(), source, task, rounds, audited_round)
+    finally:
+        store.close()
+
+
+def load_rounds(store: RunFolder) -> list[MinedRound]:
+    """All rounds of mining in the run folder, in order."""
+    out: list[MinedRound] = []
+    prompting_round = 0
+    for number in range(1, 1000):
+        decisions, prompts = store.by_sample(number)
+        if not decisions:
+            break
+        pseudo_labeled = [name for name, in_training in decisions.firsts("in_training").items() if in_training]
+        adopted = bool((store.read_json(store.round_dir(number) / "metrics.json") or {}).get("adopted"))
+        signature = store.round_signature(number)
+        out.append(MinedRound(number, signature, prompting_round, adopted, decisions, prompts, pseudo_labeled))
+        prompting_round = number if adopted else prompting_round
+    return out
+
+
+def select_round(rounds: Sequence[MinedRound], round_idx: int | None, root: Path) -> MinedRound:
+    """The audited round: number `round_idx`, else the last adopted round with pseudo masks, else the last with any.
+
+    Raises:
+        UserError: an unknown round, or one without pseudo masks; `root` opens the message.
+    """
+    if not rounds:
+        raise UserError(
+            f"{root}: expected a run that mined, found no pseudo masks; run kmine.loop with --rounds 1 or more"
+        )
+    by_idx = {mined.round_idx: mined for mined in rounds}
+    if round_idx is not None and round_idx not in by_idx:
+        raise UserError(f"--round {round_idx}: expected one of {', '.join(map(str, by_idx))}; the run mined no other")
+    with_masks = [mined for mined in rounds if mined.pseudo_labeled]
+    adopted = [mined for mined in with_masks if mined.adopted] or with_masks
+    selected = by_idx[round_idx] if round_idx is not None else adopted[-1] if adopted else rounds[-1]
+    if not selected.pseudo_labeled:
+        raise UserError(
+            f"{root}: expected pseudo masks, round {selected.round_idx} kept none of {len(selected.decisions)} images; "
+            "lower gate.target_dice, or train longer"
+        )
+    return selected
+
+
+def read_pseudo_mask(store: RunFolder, round_idx: int, sample_id: str) -> NDArray[np.uint8]:
+    """(H, W) pseudo mask of a round.
+
+    Raises:
+        UserError: a missing or damaged file.
+    """
+    try:
+        return store.pseudo_mask(round_idx, sample_id)
+    except (OSError, SyntaxError, ValueError) as error:  # raised by Pillow for missing, truncated and damaged files
+        path = store.pseudo_path(round_idx, sample_id)
+        raise UserError(f"{path}: expected a pseudo mask, cannot be read ({error}); run kmine.loop again") from error
+
+
+def read_mask_of(pool: Pool, sample_id: str) -> NDArray[np.uint8]:
+    """(H, W) mask of a sample of a pool that was opened with masks."""
+    mask = pool.sample(sample_id).mask
+    assert mask is not None, "opened with masks"
+    return mask
+
+
+def mean_known(values: Sequence[float | None]) -> float:
+    """Mean of the values that are neither None nor NaN; NaN without any."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _finished_settings(root: Path, device: str, data_root: str | None) -> Any:
+    if not (root / "run.json").is_file() or not (root / "config.yaml").is_file():
+        raise UserError(f"{root}: expected a run folder with config.yaml and run.json, got none; run kmine.loop first")
+    store = RunFolder(root)
+    stopped_by = store.run().get("stopped_by")
+    store.close()
+    if stopped_by in (None, "interrupted"):
+        raise UserError(f"{root}: the run is not finished (stopped_by {stopped_by}); resume it first")
+    return load_settings(root, device=device, data_root=data_root, prog="kmine audit", description="")
+
+
+def _require_masks(store: RunFolder, mined: MinedRound) -> None:
+    missing = [i for i in mined.pseudo_labeled if not store.pseudo_path(mined.round_idx, i).is_file()]
+    if missing:
+        raise UserError(
+            f"{store.root}: expected {len(mined.pseudo_labeled)} pseudo masks, that of {missing[0]} is missing; run "
+            "kmine.loop again"
+        )

@@ -1,0 +1,156 @@
+"""The audit of a finished run: rows of audit.csv as a table, and the files that `kmine audit` writes."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kmine import cli
+from kmine.audit.evidence import MaskReport, rank_all_masks
+from kmine.audit.export import export_masks
+from kmine.audit.history import COLUMNS, MaskHistory
+from kmine.audit.ranking import MIN_NAMED_RANK, WEIGHTS, ranks
+from kmine.audit.rounds import AuditedRun, mean_known, open_audit
+from kmine.audit.truth import Stratum, figures, withheld_dice
+from kmine.io.files import atomic_open
+from kmine.report.audit.figures import explanations_chart
+from kmine.report.audit.page import write_page
+from kmine.setup.open import open_withheld
+from kmine.setup.provenance import peak_memory_mb
+from kmine.types import ProgressReporter
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NUM_LOGGED = 5
+"""Masks of each kind in the log."""
+
+
+def audit_run(
+    run: str | Path,
+    *,
+    labeled: bool = True,
+    round_idx: int | None = None,
+    device: str = "auto",
+    data_root: str | None = None,
+    progress: ProgressReporter | None = None,
+) -> pd.DataFrame:
+    """Rank the pseudo masks and the given masks of a finished run by how suspicious they are.
+
+    Withheld masks are not opened. Fold models that the run lacks are trained for `labeled` and kept in the run folder.
+
+    Args:
+        run: the run folder.
+        labeled: rank the given masks too.
+        round_idx: round of the pseudo masks; None: the last adopted one.
+        device: auto, cpu, cuda or cuda:N.
+        data_root: where the data lie now, if they were moved.
+        progress: receives the progress; None is silent.
+
+    Returns:
+        The rows of audit.csv: pseudo masks, then given masks, each most suspicious first. `suspicion` is in [0, 1],
+        `causes` holds the reasons, `mask_signature` identifies the mask.
+
+    Raises:
+        UserError: no finished run, no such round, missing pseudo masks, data that cannot be opened.
+
+    Example:
+        >>> audit_run("runs/phantom").head(10)[["sample_id", "suspicion", "causes"]]  # doctest: +SKIP
+    """
+    import pandas as pd
+
+    progress = progress or cli.Terminal(quiet=True)
+    root = Path(run).expanduser()
+    with open_audit(root, progress, round_idx=round_idx, device=device, data_root=data_root) as audited:
+        pseudo, given = rank_all_masks(audited.task, audited.rounds, audited.audited_round, with_labeled=labeled)
+        history = MaskHistory(audited)
+        return pd.DataFrame([history.row(report) for report in (*pseudo, *given)], columns=list(COLUMNS))
+
+
+def write_audit(
+    audited: AuditedRun,
+    out: Path,
+    log: Callable[[str], None],
+    *,
+    labeled: bool = True,
+    with_withheld: bool = False,
+    export: str = "none",
+) -> None:
+    """Write audit.csv, audit.html with its folders, strata.csv with `with_withheld`, and the export into `out`.
+
+    Args:
+        audited: the open run.
+        out: folder, created if missing.
+        log: receives lines for the terminal.
+        labeled: audit the given masks too.
+        with_withheld: open withheld masks for true Dice, calibration and strata; logged in run.json.
+        export: none, coco, masks or labelstudio.
+    """
+    began = time.perf_counter()
+    pseudo, given = rank_all_masks(audited.task, audited.rounds, audited.audited_round, with_labeled=labeled)
+    history, reports = MaskHistory(audited), [*pseudo, *given]
+    truth, withheld, charts = None, None, {"causes": _explanations_chart(pseudo)}
+    if with_withheld:
+        withheld = open_withheld(audited.task, audited.source)
+        truth = withheld_dice(audited, pseudo, withheld)
+        true_charts, table = figures(audited, pseudo, truth)
+        charts |= true_charts
+        _write_csv(out / "strata.csv", Stratum._fields, table)
+    rows = (history.row(report, truth) for report in reports)
+    _write_csv(out / "audit.csv", COLUMNS, ([row[name] for name in COLUMNS] for row in rows))
+    if export != "none":
+        log(f"exported: {export_masks(audited, export, out, reports)}")
+    page = write_page(
+        out,
+        history.items(reports, out, truth, withheld),
+        title=f"Audit of {audited.name}",
+        run_name=audited.name,
+        run_signature=audited.signature,
+        summary=_summary(audited, pseudo, given, truth),
+        figures=charts,
+    )
+    for report in (*pseudo[:NUM_LOGGED], *given[:NUM_LOGGED]):
+        explanation = "; ".join(report.explanations) or "no signal stands out"
+        log(f"{report.kind} {report.rank}. {report.sample_id} ({report.suspicion:.2f}): {explanation}")
+    log(
+        f"{len(pseudo)} pseudo masks of round {audited.audited_round.round_idx} and {len(given)} given masks in "
+        f"{time.perf_counter() - began:.0f} s, {peak_memory_mb()} MB"
+    )
+    log(f"table: {out / 'audit.csv'}   page: {page}")
+
+
+def _explanations_chart(pseudo: Sequence[MaskReport]) -> str:
+    """How often each signal is prominent in the most suspicious fifth."""
+    top = max(len(pseudo) // 5, 1)
+    counts: Counter[str] = Counter()
+    for name in WEIGHTS:
+        signal_ranks = ranks([report.signals.get(name, float("nan")) for report in pseudo])
+        counts[name] = int((signal_ranks[:top] >= MIN_NAMED_RANK).sum())
+    return explanations_chart(counts.most_common())
+
+
+def _summary(
+    audited: AuditedRun, pseudo: Sequence[MaskReport], given: Sequence[MaskReport], truth: Mapping[str, float] | None
+) -> dict[str, str | int | float]:
+    estimate = mean_known([audited.audited_round.mean_estimate(report.sample_id) for report in pseudo])
+    true_dice = mean_known([*(truth or {}).values()])
+    summary: dict[str, str | int | float] = {
+        "pseudo masks": len(pseudo),
+        "given masks": len(given),
+        "round": audited.audited_round.round_idx,
+        "segmenter": str(audited.info.get("segmenter", "")),
+        "models compared with": " ".join(sorted({name for report in pseudo for name in report.model_names})) or "none",
+    }
+    means = {"mean estimated Dice": estimate, "mean true Dice (withheld masks)": true_dice}
+    return summary | {name: round(value, 3) for name, value in means.items() if value == value}
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with atomic_open(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
