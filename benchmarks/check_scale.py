@@ -145,7 +145,8 @@ def memory(args: argparse.Namespace) -> None:
 
 def twins(args: argparse.Namespace) -> None:
     """Worst cases: nothing alike, all alike in their hashes, all alike in their pictures."""
-    from kmine.data.quality.examine import ImageStats, find_duplicates
+    from kmine.data.quality.image_stats import ImageStats
+    from kmine.data.quality.near_duplicates import find_duplicates
 
     rng = np.random.default_rng(0)
     base = rng.integers(0, 256, (64, 64))

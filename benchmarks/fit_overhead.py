@@ -19,7 +19,7 @@ import torch
 from kmine.config import DataConfig, FitConfig, ModelConfig
 from kmine.data import open_source
 from kmine.data.augment import Augment
-from kmine.data.batches import Batches
+from kmine.data.batches import Batches, BatchPlan
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.pool import Pool
 from kmine.models.base import LocalModel
@@ -67,7 +67,7 @@ def main() -> None:
         cache = SampleCache(source, args.size, Path(folder))
         ids = [ref.sample_id for ref in cache.refs]
         pool = Pool(cache, ids, {i: i for i in ids}, "true")
-        batches = Batches(pool, None, Augment(args.size), batch_size=8, labeled_share=1.0, seed=0, round_idx=0)
+        batches = Batches(pool, None, BatchPlan(seed=0, round_idx=0, batch_size=8, augment=Augment(args.size)))
         model = build_model(ModelConfig(), 2, 0)
         bare(model, batches, 5)
         fitted(model, batches, 5)

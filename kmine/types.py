@@ -8,6 +8,7 @@ Arrays are (row, column); boxes and points are (x, y) in pixels, where pixel (ro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol
@@ -15,6 +16,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+SLICE_ID = re.compile(r"(.+)/slice-(\d{4,255})", re.DOTALL)
+"""Sample id of a slice: name of the volume, number of the slice; see `slice_id`."""
 IGNORE_INDEX = 255
 """The class id that training and metrics leave out."""
 
@@ -61,6 +64,11 @@ LESION_FREE = "lesion_free"
 """Reason of an image whose label excludes lesions: it is not segmented, and its pseudo mask is empty."""
 ESTIMATED = ("kept", "kept_local", "low_estimated_dice")
 """The reasons that a calibrated gate gives by the estimated Dice, once nothing else speaks against a mask."""
+
+
+def slice_id(volume: str, number: int) -> str:
+    """`volume-003/slice-0042`: sample id of a slice, the inverse of `SLICE_ID`."""
+    return f"{volume}/slice-{number:04}"
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+<<<<<<< HEAD
 from kmine.audit.evidence import MaskReport
 from kmine.audit.rounds import AuditedRun
 from kmine.data.io.volume_masks import slice_location, write_mask_volume
+=======
+from kmine.data.io.volume_masks import write_mask_volume
+>>>>>>> 68ff594 (Data: strict image reading, image statistics and slice locations in places of their own, BatchPlan; plain words)
 from kmine.data.source import Source
 from kmine.feedback import label_studio_rle
 from kmine.feedback.corrections import IGNORED, picture_name
@@ -113,7 +117,7 @@ def write_masks(folder: Path, masks: Iterable[ExportedMask], source: Source) -> 
     """
     held: dict[str, tuple[Path, dict[int, NDArray[np.uint8]]]] = {}
     for exported in masks:
-        location = slice_location(source, exported.sample_id)
+        location = source.slice_location(exported.sample_id)
         if location is None:
             data = encode_png(exported.mask, exported.signature, exported.round_idx)
             write_atomic(folder / f"{safe_name(exported.sample_id)}.png", data)

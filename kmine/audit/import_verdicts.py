@@ -10,9 +10,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+<<<<<<< HEAD
 from kmine.audit.rounds import AuditedRun
 from kmine.data.io.volume_masks import read_mask_volume, slice_location
 from kmine.errors import UserError, first_names
+=======
+from kmine.audit.evidence import AuditedRun
+from kmine.data.io.volume_masks import read_mask_volume
+from kmine.errors import UserError
+>>>>>>> 68ff594 (Data: strict image reading, image statistics and slice locations in places of their own, BatchPlan; plain words)
 from kmine.feedback.corrections import ExpectedMasks, read_corrections
 from kmine.feedback.verdict_effects import read_mask
 from kmine.feedback.verdicts import (
@@ -132,7 +138,7 @@ def _store_corrected(audited: AuditedRun, path: Path, log: Callable[[str], None]
     pools = {i: pool for pool in (task.labeled, task.unlabeled) for i in pool.ids}
     scans: dict[str, tuple[Path, dict[int, str]]] = {}
     for sample_id in pools:
-        location = slice_location(audited.source, sample_id)
+        location = audited.source.slice_location(sample_id)
         if location is not None:
             scans.setdefault(safe_name(location[0]), (location[1], {}))[1][location[2]] = sample_id
 

@@ -14,8 +14,10 @@ from kmine import cli
 from kmine.config import DataConfig
 from kmine.data import open_source
 from kmine.data.quality import examine, mask_alignment
-from kmine.data.quality.examine import MAX_NAMED, DuplicatePair, DuplicateSearch, ImageStats, count
+from kmine.data.quality.examine import MAX_NAMED, count
+from kmine.data.quality.image_stats import ImageStats, compute_stats
 from kmine.data.quality.mask_alignment import AlignmentScore, MaskAlignment, NeighbourAlignment, edges, outline
+from kmine.data.quality.near_duplicates import DuplicatePair, DuplicateSearch, find_duplicates
 from kmine.data.source import Source
 from kmine.data.split_file import read_split, resolve_splits
 from kmine.errors import SampleError, UserError
@@ -112,7 +114,7 @@ def examine_source(
     sides, split_problem = _sides(data, seed, source, scan)
     groups = {sample_id: ref.group_id for sample_id, ref in scan.refs.items()}
     progress.log("comparing images")
-    duplicates, search = examine.find_duplicates(scan.stats, groups, data.duplicate_distance)
+    duplicates, search = find_duplicates(scan.stats, groups, data.duplicate_distance)
     alignment = _measure_alignment(source, scan, progress)
     runs = mask_alignment.find_shifted_runs(scan.alignment_scores)
     findings: list[Finding] = [
@@ -145,8 +147,8 @@ def _scan(source: Source, progress: ProgressReporter) -> DatasetScan:
             mask = source.mask(ref.sample_id) if ref.has_mask else None
         except SampleError as error:
             damaged = Skipped(ref.sample_id, error.path, error.problem)
-            return _ScannedSample(examine.compute_stats(ref.sample_id, image, None), damaged, edges(image))
-        stats = examine.compute_stats(ref.sample_id, image, mask)
+            return _ScannedSample(compute_stats(ref.sample_id, image, None), damaged, edges(image))
+        stats = compute_stats(ref.sample_id, image, mask)
         return _ScannedSample(stats, None, edges(image), None if mask is None else outline(mask))
 
     stats, damaged, neighbours = [], [], NeighbourAlignment()

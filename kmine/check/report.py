@@ -12,7 +12,7 @@ from typing import Any
 from kmine import cli
 from kmine.check.findings import SIDES, DataCheck, DatasetScan
 from kmine.config import DataConfig
-from kmine.data.quality.examine import ImageStats
+from kmine.data.quality.image_stats import ImageStats
 from kmine.data.source import Source
 from kmine.report.sheet import Tile, contact_sheet
 from kmine.seeding import derive_seed

@@ -1,6 +1,6 @@
-"""Training augmentation: the sole home of albumentations.
+"""Training augmentation with albumentations.
 
-Importing albumentations takes seconds, so it happens at the first image that is to be changed.
+Importing albumentations takes seconds, so it is imported at the first use.
 """
 
 from __future__ import annotations
@@ -22,46 +22,46 @@ if TYPE_CHECKING:
 
 
 class Augment:
-    """Weak to medium changes of place, colour and sharpness, determined by (image, mask, seed) alone.
+    """Random changes of geometry, colour and sharpness, determined by (image, mask, seed).
 
-    `strong`: colour and sharpness change much more, place as before. The strong view of UniMatch (arXiv 2208.09910), as
-    we read it, with noise added; nothing is erased, for what is erased may be the lesion. `geometric_only`: neither changes
-    at all. With one seed all three put an image to the same place.
+    `strong`: larger changes of colour and sharpness, same geometry. The strong view of UniMatch (arXiv 2208.09910), own
+    reading, with noise added; nothing is erased, as that may be the lesion. `geometric_only`: colour and sharpness are
+    unchanged. With one seed all three apply the same geometric change.
 
-    Order of calls, threads and worker processes make no difference. Copies and pickles carry the settings only.
+    Independent of the order of calls, threads and worker processes. Copies and pickles hold the settings only.
     """
 
     def __init__(self, size: int, enabled: bool = True, strong: bool = False, *, geometric_only: bool = False) -> None:
-        """Take images of `size` x `size`; `enabled=False` hands them back as they came."""
+        """For images of `size` x `size`; `enabled=False` returns them unchanged."""
         assert not (strong and geometric_only)
         self.size = size
         self.enabled = enabled
         self.strong = strong
         self.geometric_only = geometric_only
         self._pipeline: albumentations.Compose | None = None
-        # The pipeline keeps its random state between drawing and applying: one call at a time.
+        # The pipeline keeps random state between drawing and applying, so calls must not overlap.
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[partial[Augment], tuple[int, bool, bool]]:
-        """Rebuild from the settings: the pipeline is made anew where it is used."""
+        """Rebuild from the settings; the pipeline is built at first use."""
         return partial(Augment, geometric_only=self.geometric_only), (self.size, self.enabled, self.strong)
 
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8], seed: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Change one image and its mask together.
+        """Augment one image and its mask together.
 
         Args:
-            image: (S, S, 3) uint8 RGB, left unchanged.
-            mask: (S, S) uint8 class ids, `IGNORE_INDEX` where unknown, left unchanged.
-            seed: At least 0; the same seed gives the same change.
+            image: (S, S, 3) uint8 RGB, not modified.
+            mask: (S, S) uint8 class ids, `IGNORE_INDEX` where unknown, not modified.
+            seed: at least 0; the same seed gives the same change.
 
         Returns:
-            Image and mask of the same shapes and types. Ids are moved, never blended; what came in from outside
-            the image is black, and `IGNORE_INDEX` in the mask.
+            Image and mask of the same shapes and types. Class ids are never blended. Pixels from outside the image are
+            black, and `IGNORE_INDEX` in the mask.
 
         Raises:
-            ValueError: If a shape or type is another.
+            ValueError: for another shape or type.
         """
         self._check(image, mask)
         if not self.enabled:
@@ -70,8 +70,8 @@ class Augment:
             if self._pipeline is None:
                 colours = list if self.geometric_only else _strong if self.strong else _medium
                 self._pipeline = _build(colours)
-            # Compose.set_random_seed would hand every transform the same stream: those of equal probability would
-            # then always strike together. One shared state keeps their draws independent.
+            # Compose.set_random_seed would give every transform the same stream, so those of equal probability would
+            # always coincide. One shared state keeps their draws independent.
             self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
             changed = self._pipeline(image=image, mask=mask)
         return np.ascontiguousarray(changed["image"]), np.ascontiguousarray(changed["mask"])
@@ -84,11 +84,11 @@ class Augment:
 
 
 def _build(colours: Callable[[], list[albumentations.BasicTransform]]) -> albumentations.Compose:
-    """Build the pipeline: changes of place, drawn first and so the same for all; then those of colour and sharpness.
+    """Pipeline of geometric changes, drawn first and thus equal for all variants, then of colour and sharpness.
 
-    Keywords are those of albumentations 2.0: older names are ignored with no more than a warning.
+    Keywords of albumentations 2.0; it ignores older ones with a mere warning.
     """
-    # Without it the import asks the network for a newer version.
+    # Else the import looks for a newer version on the network.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations as A
     import cv2
@@ -103,7 +103,7 @@ def _build(colours: Callable[[], list[albumentations.BasicTransform]]) -> albume
                 rotate=(-30, 30),
                 interpolation=cv2.INTER_LINEAR,
                 mask_interpolation=cv2.INTER_NEAREST,
-                # A reflected border would reflect the mask too, where it shall say "unknown".
+                # A reflected border would reflect the mask too, which shall be unknown there.
                 border_mode=cv2.BORDER_CONSTANT,
                 fill=0,
                 fill_mask=IGNORE_INDEX,
@@ -114,7 +114,7 @@ def _build(colours: Callable[[], list[albumentations.BasicTransform]]) -> albume
     )
 
 
-# ColorJitter's factors, unlike a shift of saturation, leave grey images (CT, X-ray) grey.
+# The factors of ColorJitter, unlike a shift of saturation, keep grey images (CT, X-ray) grey.
 
 
 def _medium() -> list[albumentations.BasicTransform]:

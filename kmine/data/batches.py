@@ -1,7 +1,9 @@
-"""Training batches: which images stand in which step, read ahead of the training.
+"""Training batches, read ahead of the training.
 
-A batch is a function of (seed, round, step) alone. Nothing else decides it, neither workers nor what ran before, so a
-training that was killed at step 300 goes on at step 300 with the batches it would have had.
+A batch is a function of (seed, round, step) and independent of workers and earlier steps. A training killed at step 300
+resumes at step 300 with the same batches.
+
+B images of a batch, U unlabeled images, S the side of an image in pixels.
 """
 
 from __future__ import annotations
@@ -27,55 +29,83 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Views:
-    """U unlabeled images of side S, each put to one place and shown there twice. Of their masks nothing is known."""
+    """Weak and strong views of U unlabeled images, with the same geometric change."""
 
     weak: NDArray[np.uint8]
-    """(U, S, S, 3) RGB, colours and sharpness as they are."""
+    """(U, S, S, 3) RGB, colours and sharpness unchanged."""
     strong: NDArray[np.uint8]
-    """(U, S, S, 3) RGB, colours and sharpness changed; where asked for, with rectangles of one another."""
+    """(U, S, S, 3) RGB, colours and sharpness changed; with `view_cutmix`, rectangles of one another pasted in."""
     valid: NDArray[np.bool_]
-    """(U, S, S), pixels of `weak` that lie inside the image."""
+    """(U, S, S), pixels of `weak` inside the image."""
     source: NDArray[np.int64]
-    """(U, S, S), number of the weak view that shows, at the same place, what `strong` shows; -1: outside an image."""
+    """(U, S, S), index of the weak view that the pixel of `strong` comes from; -1 outside an image."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B training images of side S."""
+    """Training images with masks."""
 
     images: NDArray[np.uint8]
     """(B, S, S, 3) RGB."""
     masks: NDArray[np.uint8]
     """(B, S, S) class ids, 255 = ignore."""
     weights: NDArray[np.float32]
-    """(B,), or (B, S, S) where an image holds a piece of another one of other weight."""
+    """(B,), or (B, S, S) after CutMix of images of different weights."""
     pseudo: NDArray[np.bool_] | None = None
-    """(B,), which images have pseudo masks; None: none of them."""
+    """(B,), images with pseudo masks; None: none of them."""
     views: Views | None = None
-    """Unlabeled images beside them; None: none."""
+    """Unlabeled images; None: none."""
 
 
 @dataclass(frozen=True)
 class LabelBatch:
-    """B training images of side S with a diagnosis each."""
+    """Training images with image-level labels."""
 
     images: NDArray[np.uint8]
     """(B, S, S, 3) RGB."""
     labels: NDArray[np.float32]
-    """(B,), 1 where the image holds a lesion, else 0."""
+    """(B,), 1 for an image with a lesion, else 0."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Composition and augmentation of the batches of a training."""
+
+    seed: int
+    round_idx: int
+    batch_size: int
+    """Images with masks and unlabeled images together, at least 2."""
+    augment: Augment
+    """For labeled images."""
+    strong: Augment | None = None
+    """For pseudo-labeled images and strong views; default: `augment`."""
+    labeled_share: float = 1.0
+    """Share of labeled images, rounded, at least one image; ignored where there are no others."""
+    max_empty_share: float = 1.0
+    """Largest share, in [0, 1], of images with empty masks among the pseudo-labeled ones."""
+    cutmix: float = 0.0
+    """Probability of CutMix for each image with a mask, see `cutmix`."""
+    view_cutmix: float = 0.0
+    """Probability of CutMix for each strong view."""
+
+    @property
+    def num_others(self) -> int:
+        """Images of a batch that are not labeled."""
+        return self.batch_size - max(1, round(self.labeled_share * self.batch_size))
 
 
 class _Stream(ABC, Generic[B]):
-    """Batches by step, read ahead; `keys` are what all draws are derived from."""
+    """Batches by step, read ahead."""
 
     keys: tuple[int | str, ...]
+    """Seed keys of all draws."""
 
     @abstractmethod
     def __getitem__(self, step: int) -> B:
         """The batch of `step` (0, 1, ...)."""
 
     def _draw(self, items: Sequence[T], name: str, step: int, count: int) -> list[T]:
-        """The `count` items of `step`: the items are gone through in shuffled epochs."""
+        """The `count` items of `step`; items are drawn in shuffled epochs."""
         first = step * count
         return [self._nth(items, name, n) for n in range(first, first + count)]
 
@@ -85,7 +115,7 @@ class _Stream(ABC, Generic[B]):
         return items[order[place]]
 
     def stream(self, start: int, stop: int, num_workers: int) -> Iterator[B]:
-        """Batches of steps [start, stop) in order, read ahead by `num_workers` processes (0: one thread)."""
+        """Batches of the steps [start, stop), read ahead by `num_workers` processes (0: one thread)."""
         if num_workers == 0:
             yield from self._stream_thread(start, stop)
             return
@@ -108,73 +138,50 @@ class _Stream(ABC, Generic[B]):
 
 
 class Batches(_Stream[Batch]):
-    """Labeled and pseudo-labeled images mixed in a fixed share.
+    """Labeled and pseudo-labeled images in a fixed ratio; `self[step]` is the batch of that step.
 
-    `self[step]` is the batch of that step. Each pool is gone through in shuffled epochs, so that every image is seen
-    equally often. Two exceptions among the pseudo-labeled images: those of weight 0 are left out, and those known to
-    be empty get no more places than `max_empty_share` of them (in a single batch, that share rounded up) unless all
-    are empty.
+    Each pool is drawn in shuffled epochs, so every image occurs equally often. Exceptions among the pseudo-labeled
+    images: those of weight 0 are left out, and empty ones get at most `plan.max_empty_share` of the places (in a single
+    batch, that share rounded up), unless all are empty.
 
     Args:
         labeled: images with given masks, each of weight 1.
         pseudo: images with pseudo masks, or None.
-        augment: of the labeled images.
-        pseudo_augment: of the pseudo-labeled ones; default: the same.
-        batch_size: B, at least 2.
-        labeled_share: of each batch, rounded, at least one image; all of it where there are no pseudo masks.
-        max_empty_share: see above, [0, 1].
-        cutmix: probability of each image to get a rectangle of another one of its batch, see `cutmix`.
-        seed, round_idx: what all draws are derived from.
+        plan: composition of a batch; `view_cutmix` is not used.
     """
 
-    def __init__(
-        self,
-        labeled: Pool,
-        pseudo: Pool | None,
-        augment: Augment,
-        *,
-        pseudo_augment: Augment | None = None,
-        batch_size: int,
-        labeled_share: float,
-        max_empty_share: float = 1.0,
-        cutmix: float = 0.0,
-        seed: int,
-        round_idx: int,
-    ) -> None:
+    def __init__(self, labeled: Pool, pseudo: Pool | None, plan: BatchPlan) -> None:
         self.labeled = labeled
         self.pseudo = pseudo
-        self.augment = augment
-        self.pseudo_augment = pseudo_augment or augment
-        self.cutmix = cutmix
-        self.keys = (seed, round_idx)
+        self.plan = plan
+        self.keys = (plan.seed, plan.round_idx)
         counted = [i for i in pseudo.ids if pseudo.weight(i) > 0] if pseudo is not None else []
         self._empty = [i for i in counted if i in pseudo.empty]
         self._full = [i for i in counted if i not in pseudo.empty]
-        self.num_pseudo = batch_size - max(1, round(labeled_share * batch_size)) if counted else 0
-        self.num_labeled = batch_size - self.num_pseudo
+        self.num_pseudo = plan.num_others if counted else 0
+        self.num_labeled = plan.batch_size - self.num_pseudo
         self._empty_rate = Fraction(0)
-        """Places for empty masks in a batch, on average."""
+        """Mean number of empty masks per batch."""
         if self._empty:
             share = Fraction(len(self._empty), len(counted))
-            most = Fraction(max_empty_share).limit_denominator(1000) if self._full else 1
+            most = Fraction(plan.max_empty_share).limit_denominator(1000) if self._full else 1
             self._empty_rate = self.num_pseudo * min(share, most)
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of `step` (0, 1, ...)."""
+        plan = self.plan
         labeled_ids = self._draw(self.labeled.ids, "labeled", step, self.num_labeled)
-        pseudo = self._draw_pseudo(step)
-        pairs = [self._read(self.labeled, self.augment, i, step, slot) for slot, i in enumerate(labeled_ids)]
-        pairs += [
-            self._read(self.pseudo, self.pseudo_augment, i, step, slot)
-            for slot, i in enumerate(pseudo, len(labeled_ids))
-        ]
+        pseudo_ids = self._draw_pseudo(step)
+        drawn = [(self.labeled, plan.augment, i) for i in labeled_ids]
+        drawn += [(self.pseudo, plan.strong or plan.augment, i) for i in pseudo_ids]
+        pairs = [self._read(*image, step, slot) for slot, image in enumerate(drawn)]
         images, masks = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
-        weights = np.array([1.0] * len(labeled_ids) + [self.pseudo.weight(i) for i in pseudo], np.float32)
+        weights = np.array([1.0] * len(labeled_ids) + [self.pseudo.weight(i) for i in pseudo_ids], np.float32)
         batch = Batch(images, masks, weights, np.arange(len(pairs)) >= len(labeled_ids))
-        return cutmix(batch, self.cutmix, (*self.keys, step, "cutmix")) if self.cutmix else batch
+        return cutmix(batch, plan.cutmix, (*self.keys, step, "cutmix")) if plan.cutmix else batch
 
     def _draw_pseudo(self, step: int) -> list[str]:
-        """The pseudo-labeled images of `step`, those known to be empty last."""
+        """Pseudo-labeled images of `step`, empty ones last."""
         before, after = int(step * self._empty_rate), int((step + 1) * self._empty_rate)
         full = range(step * self.num_pseudo - before, (step + 1) * self.num_pseudo - after)
         drawn = [self._nth(self._full, "pseudo", n) for n in full]
@@ -188,45 +195,30 @@ class Batches(_Stream[Batch]):
 
 
 class ViewBatches(Batches):
-    """Labeled images and, where `Batches` has pseudo-labeled ones, unlabeled ones in two views; no mask is asked for.
+    """Labeled images, and unlabeled images in two views in place of the pseudo-labeled ones of `Batches`.
 
-    As many are labeled as there, and they are the same ones; the unlabeled ones are gone through in shuffled epochs.
+    The labeled images are those of `Batches` with the same plan. Unlabeled images are drawn in shuffled epochs; their
+    masks are not read. Weak and strong view share the geometric change.
 
     Args:
         labeled: images with given masks.
-        unlabeled: images; a pool that withholds masks will do.
-        augment: of the labeled images.
-        strong: of the unlabeled ones' strong view; the weak view shares its changes of place.
-        batch_size, labeled_share, cutmix, seed, round_idx: as in `Batches`; `cutmix` mixes labeled images.
-        view_cutmix: probability of each strong view to get a rectangle of another one.
+        unlabeled: images; the pool may withhold masks.
+        plan: composition of a batch; `max_empty_share` is not used.
 
     Raises:
-        UserError: the share leaves no place for unlabeled images, or there are none.
+        UserError: `labeled_share` leaves no place for unlabeled images, or there are none.
     """
 
-    def __init__(
-        self,
-        labeled: Pool,
-        unlabeled: Pool,
-        augment: Augment,
-        *,
-        strong: Augment,
-        batch_size: int,
-        labeled_share: float,
-        cutmix: float = 0.0,
-        view_cutmix: float = 0.0,
-        seed: int,
-        round_idx: int,
-    ) -> None:
-        self.num_unlabeled = places_for_unlabeled(unlabeled, batch_size, labeled_share)
-        num_labeled = batch_size - self.num_unlabeled
-        mixing = cutmix if num_labeled > 1 else 0.0  # one image alone has nobody to mix with
-        how = {"batch_size": num_labeled, "labeled_share": 1.0, "seed": seed, "round_idx": round_idx}
-        super().__init__(labeled, None, augment, cutmix=mixing, **how)
+    def __init__(self, labeled: Pool, unlabeled: Pool, plan: BatchPlan) -> None:
+        self.num_unlabeled = places_for_unlabeled(unlabeled, plan.batch_size, plan.labeled_share)
+        num_labeled = plan.batch_size - self.num_unlabeled
+        # CutMix needs two images.
+        mixing = plan.cutmix if num_labeled > 1 else 0.0
+        super().__init__(labeled, None, replace(plan, batch_size=num_labeled, labeled_share=1.0, cutmix=mixing))
         self.unlabeled = unlabeled
-        self.weak = Augment(strong.size, strong.enabled, geometric_only=True)
-        self.strong = strong
-        self.view_cutmix = view_cutmix if self.num_unlabeled > 1 else 0.0
+        self.strong = plan.strong or plan.augment
+        self.weak = Augment(self.strong.size, self.strong.enabled, geometric_only=True)
+        self.view_cutmix = plan.view_cutmix if self.num_unlabeled > 1 else 0.0
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of `step` (0, 1, ...)."""
@@ -242,7 +234,7 @@ class ViewBatches(Batches):
         return Views(weak, mixed.images, valid, mixed.masks)
 
     def _two_views(self, sample_id: str, step: int, slot: int) -> tuple[NDArray[np.uint8], ...]:
-        """Both views of an image, and which of its pixels lie inside it."""
+        """Weak and strong view of an image, and a mask of the pixels inside it."""
         image, seed = self.unlabeled.image_resized(sample_id), derive_seed(*self.keys, step, slot, sample_id)
         blank = np.zeros(image.shape[:2], np.uint8)
         weak, outside = self.weak(image, blank, seed)
@@ -250,10 +242,10 @@ class ViewBatches(Batches):
 
 
 def places_for_unlabeled(unlabeled: Pool, batch_size: int, labeled_share: float) -> int:
-    """How many images of a batch are unlabeled ones; `UserError` where that is none."""
+    """Number of unlabeled images in a batch; raises `UserError` for 0."""
     places = batch_size - max(1, round(labeled_share * batch_size))
     if not len(unlabeled):
-        raise UserError("expected unlabeled images to learn from, got none; label fewer, or train on the labels alone")
+        raise UserError("expected unlabeled images to train on, got none; label fewer, or use a method that needs none")
     if not places:
         raise UserError(
             f"fit.labeled_share: expected a share that leaves unlabeled images a place in a batch of {batch_size}, got "
@@ -263,16 +255,16 @@ def places_for_unlabeled(unlabeled: Pool, batch_size: int, labeled_share: float)
 
 
 def cutmix(batch: Batch, probability: float, keys: tuple[int | str, ...]) -> Batch:
-    """CutMix: an image of the batch gets a rectangle of another one, in its place, with its mask and its weight.
+    """CutMix: paste a rectangle of another image of the batch into an image, with its mask and weight.
 
-    After UniMatch (arXiv 2208.09910), as we read it: the rectangle covers 2 to 40 % of the image, its sides differ by a
-    factor of up to 3.3. Labeled and pseudo-labeled images mix with one another. Rectangles are taken from the images as
-    they came, so the order of the images plays no part.
+    After UniMatch (arXiv 2208.09910), own reading: the rectangle covers 2 to 40 % of the image and has an aspect ratio
+    of up to 3.3. Labeled and pseudo-labeled images mix with one another. Rectangles are taken from the original images,
+    so the order of the images does not matter.
 
     Args:
-        batch: at least 2 images of one weight each; left unchanged.
-        probability: of each image to get a rectangle.
-        keys: with the image's place in the batch they decide all.
+        batch: at least 2 images of one weight each; not modified.
+        probability: chance of an image to receive a rectangle.
+        keys: seed keys; completed by the position of the image in the batch.
     """
     images, masks, weights = batch.images.copy(), batch.masks.copy(), batch.weights
     if (weights != weights[0]).any():
@@ -291,7 +283,7 @@ def cutmix(batch: Batch, probability: float, keys: tuple[int | str, ...]) -> Bat
 
 
 def _rectangle(rng: np.random.Generator, size: int) -> tuple[slice, slice]:
-    """Rows and columns of a rectangle inside a square of `size`."""
+    """Rows and columns of a random rectangle inside a square of side `size`."""
     area, shape = rng.uniform(0.02, 0.4), np.exp(rng.uniform(np.log(0.3), np.log(1 / 0.3)))
     sides = [min(size, max(1, round(size * np.sqrt(area * s)))) for s in (shape, 1 / shape)]
     corner = [int(rng.integers(size - side + 1)) for side in sides]
@@ -299,23 +291,22 @@ def _rectangle(rng: np.random.Generator, size: int) -> tuple[slice, slice]:
 
 
 class LabelBatches(_Stream[LabelBatch]):
-    """Images with their image-level labels; no mask is ever asked for, so pools that withhold masks serve as well.
+    """Images with image-level labels; masks are not read, so pools may withhold them.
 
-    Half of every batch are images with a lesion (of an odd number, the smaller half), whatever their share in the
-    pools: lesions are rare, and small batches drawn as they come would often hold none. The classifier's probabilities
-    are therefore those of a world in which every second image has a lesion; their order, and with it the AUC, is not
-    touched. (Ours.)
+    Half of every batch (rounded down) are images with a lesion, whatever their share in the pools: lesions are rare,
+    and small random batches would often hold none. The probabilities of a classifier trained so assume a prevalence of
+    one half; their order, and the AUC, are not affected. (Own choice.)
 
-    A lesion close to the border may be moved out of the image by `augment`: its label is then wrong for that step.
+    `augment` may move a lesion near the border out of the image; the label is then wrong for that step.
     """
 
     def __init__(
         self, pools: Sequence[Pool], augment: Augment, *, batch_size: int, seed: int, shuffle: bool = False
     ) -> None:
-        """Take every image of `pools` that has a label; `shuffle` deals the labels out anew, as a control.
+        """Use all labeled images of `pools`; `shuffle` permutes the labels, as a control.
 
         Raises:
-            UserError: no image with a lesion is among them, or none without.
+            UserError: no image with a lesion, or none without.
         """
         images = [(pool, i, pool.image_label(i)) for pool in pools for i in pool.ids]
         if shuffle:

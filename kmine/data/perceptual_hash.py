@@ -1,4 +1,4 @@
-"""A 64-bit perceptual hash that sees the picture and not the frame around it."""
+"""A 64-bit perceptual hash of an image without its black surround."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from PIL import Image
 
 THUMBNAIL = 128
 SMALL = 64
-"""Side in pixels of the small pictures of `hash_views`."""
+"""Side in pixels of the thumbnails of `hash_views`."""
 DARK = 24
-"""Grey values up to this belong to the black surround, also after JPEG ringing."""
+"""Largest grey value of the black surround, JPEG ringing included."""
 MIN_BRIGHT = 0.2
-"""Share of a row or column that must be brighter than `DARK` to count as picture."""
+"""Share of a row or column brighter than `DARK` from which it is content."""
 WINDOW = (0.33, 0.1, 0.9, 0.9)
-"""Left, top, right, bottom of the hashed part, as shares of the picture.
+"""Left, top, right, bottom of the hashed part, as shares of the content.
 
-Endoscopes write text and an inset into the left third and cut the corners. Hashed with those, different polyps
-look alike and the same frame, re-encoded with another surround, looks different.
+Endoscopes draw text and an inset into the left third and cut the corners. Hashed with those, images of different polyps
+are close, and re-encoded copies with another surround are not.
 """
 
 
 def perceptual_hash(image: NDArray[np.uint8]) -> int:
-    """Hash the picture inside its black surround, without the margins that devices draw on.
+    """Hash the content inside the black surround, without the margins that devices draw on.
 
-    Two encodings, sizes or brightnesses of one frame differ in few bits; compare by Hamming distance.
+    Encodings, sizes and brightnesses of one image differ in few bits; compare by Hamming distance.
 
     Args:
         image: (H, W, 3) RGB, [0, 255].
@@ -38,12 +38,12 @@ def perceptual_hash(image: NDArray[np.uint8]) -> int:
 
 
 def grey_of(image: NDArray[np.uint8]) -> Image.Image:
-    """(H, W, 3) to grey, as mask files in colour are read, too."""
+    """(H, W, 3) RGB to grey, as for mask files in colour."""
     return Image.fromarray(image).convert("L")
 
 
 def hash_views(grey: Image.Image) -> tuple[int, NDArray[np.uint8], NDArray[np.uint8]]:
-    """The hash, and (SMALL, SMALL) squashed: the hashed part, and the whole image, to tell copies from lookalikes."""
+    """The hash, and thumbnails (SMALL, SMALL) of the hashed part and of the whole image, to verify copies."""
     crop = _picture_crop(grey)
     small, whole = (
         cv2.resize(np.asarray(picture), (SMALL, SMALL), interpolation=cv2.INTER_AREA) for picture in (crop, grey)
@@ -52,7 +52,7 @@ def hash_views(grey: Image.Image) -> tuple[int, NDArray[np.uint8], NDArray[np.ui
 
 
 def _picture_crop(grey: Image.Image) -> Image.Image:
-    """The picture inside its surround, cut to `WINDOW`."""
+    """The content inside the surround, cropped to `WINDOW`."""
     left, top, right, bottom = _picture_box(grey)
     width, height = right - left, bottom - top
     x0, y0, x1, y1 = WINDOW
@@ -61,7 +61,7 @@ def _picture_crop(grey: Image.Image) -> Image.Image:
 
 
 def _picture_box(grey: Image.Image) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of what is brighter than the surround; the whole image where that is little."""
+    """Left, top, right, bottom of the content; the whole image where the content is small."""
     bright = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)) > DARK
     rows = np.flatnonzero(bright.mean(axis=1) > MIN_BRIGHT)
     cols = np.flatnonzero(bright.mean(axis=0) > MIN_BRIGHT)

@@ -1,4 +1,4 @@
-"""A view of some samples, opened with or without their masks."""
+"""Access to some samples of a data set, with or without their masks."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from kmine.errors import UserError, WithheldMaskError
 from kmine.types import Sample
 
 MaskReader = Callable[[str], NDArray[np.uint8]]
-"""Gives the (H, W) mask of a sample in the image's own frame: class ids, 255 for ignored pixels."""
+"""From a sample id to its (H, W) mask in the native frame: class ids, 255 is ignored."""
 
 
 class Pool:
-    """Samples `ids` of a cache, in that order; it grants masks or withholds them.
+    """Ordered samples of a cache, with true, withheld or other masks.
 
     Args:
-        cache: where images, and true masks, come from.
-        ids: the samples.
+        cache: images and true masks.
+        ids: the samples, in order.
         groups: group id by sample id.
-        masks: "withheld", "true", or a reader of other masks, such as mined ones.
-        weights: what an image's mask counts in training, [0, 1], by sample id; 1 where none is given.
-        empty: samples whose masks are known to show nothing, so that training can ration them.
-        corrected: readers of the masks that hold for some samples, whatever `masks` says.
+        masks: "withheld", "true", or a reader of other masks, such as pseudo masks.
+        weights: weight of a mask in training, [0, 1], by sample id; default 1.
+        empty: samples with masks known to be empty, which training limits in number.
+        corrected: readers of corrected masks by sample id; take precedence over `masks`.
 
     Raises:
         UserError: when the cache lacks one of the samples.
-        ValueError: a weight outside [0, 1].
+        ValueError: for a weight outside [0, 1].
     """
 
     def __init__(
@@ -49,17 +49,17 @@ class Pool:
         missing = [sample_id for sample_id in ids if sample_id not in cached_ids]
         if missing:
             raise UserError(
-                f"data: expected {len(ids)} samples of the split, {len(missing)} are not in the data set (any more), "
-                f"{missing[0]} for one; restore them or start a new run folder with --out"
+                f"data: expected {len(ids)} samples of the split, {len(missing)} are missing in the data set, such as "
+                f"{missing[0]}; restore them or start a new run folder with --out"
             )
         self.ids = tuple(ids)
         self._cache = cache
         self._groups = {sample_id: groups[sample_id] for sample_id in ids}
         self._masks = masks
         self.weights = {i: float(weights[i]) for i in self.ids if i in weights} if weights else {}
-        """Of the samples that were given one."""
+        """Weight by sample id, for samples with an explicit weight."""
         self.empty = frozenset(empty).intersection(self.ids)
-        """Samples whose masks are known to show nothing."""
+        """Samples with masks known to be empty."""
         self._corrected = {i: read for i, read in (corrected or {}).items() if i in self._groups}
         for sample_id, weight in self.weights.items():
             if not 0 <= weight <= 1:
@@ -76,19 +76,26 @@ class Pool:
         weights: Mapping[str, float] | None = None,
         empty: Collection[str] = (),
     ) -> Pool:
-        """Some of these samples, in the order of `ids`, with the masks that `masks` reads (mined ones, for example).
+        """Pool of the samples `ids` of this pool with the masks of another reader, such as pseudo masks.
 
         `weights` and `empty` as in the class. Raises `ValueError` for a weight outside [0, 1].
         """
         return Pool(self._cache, ids, self._groups, masks, weights=weights, empty=empty)
 
     def subset(self, ids: Sequence[str]) -> Pool:
-        """Some of these samples, in the order of `ids`, with the same masks and weights."""
-        more = {"weights": self.weights, "empty": self.empty, "corrected": self._corrected}
-        return Pool(self._cache, ids, self._groups, self._masks, **more)
+        """Pool of the samples `ids` of this pool, with the same masks and weights."""
+        return Pool(
+            self._cache,
+            ids,
+            self._groups,
+            self._masks,
+            weights=self.weights,
+            empty=self.empty,
+            corrected=self._corrected,
+        )
 
     def weight(self, sample_id: str) -> float:
-        """What the mask of a sample counts in training, [0, 1]."""
+        """Weight of the mask of a sample in training, [0, 1]."""
         return self.weights.get(self._checked_id(sample_id), 1.0)
 
     def group_of(self, sample_id: str) -> str:
@@ -96,16 +103,16 @@ class Pool:
         return self._groups[sample_id]
 
     def image_label(self, sample_id: str) -> int | None:
-        """The image-level diagnosis (0: lesion-free) as the index knows it, never from a mask; None where unknown."""
+        """Image-level label (0: lesion-free) from the index; None where unknown. Reads no mask."""
         return self._cache.ref(self._checked_id(sample_id)).image_label
 
     @property
     def in_mm(self) -> bool:
-        """Whether the spacing of every sample is known: only then may distances in mm be averaged."""
+        """Whether the spacing of every sample is known, so that distances in mm can be averaged."""
         return all(self._cache.ref(sample_id).spacing is not None for sample_id in self.ids)
 
     def native_shape(self, sample_id: str) -> tuple[int, int]:
-        """(H, W) of the image in its own frame."""
+        """(H, W) of the image."""
         return self._cache.native_shape(sample_id)
 
     def image_resized(self, sample_id: str) -> NDArray[np.uint8]:
@@ -117,13 +124,13 @@ class Pool:
         if sample_id in self._corrected:
             return resize_mask(self._read_mask(sample_id), self._cache.size)
         if self._masks == "withheld":
-            raise WithheldMaskError(f"the mask of {sample_id} was asked for, but this pool withholds masks")
+            raise WithheldMaskError(f"the mask of {sample_id} was requested, but this pool withholds masks")
         if self._masks == "true":
             return self._cache.mask_resized(self._checked_id(sample_id))
         return resize_mask(self._read_mask(sample_id), self._cache.size)
 
     def sample(self, sample_id: str) -> Sample:
-        """One sample in its own frame; `mask` is None where masks are withheld. Raises `SampleError`."""
+        """Sample in the native frame; `mask` is None where masks are withheld. Raises `SampleError`."""
         ref = self._cache.ref(self._checked_id(sample_id))
         return Sample(
             sample_id=sample_id,
@@ -140,7 +147,7 @@ class Pool:
         return sample_id
 
     def _read_mask(self, sample_id: str) -> NDArray[np.uint8]:
-        """(H, W), by grant."""
+        """(H, W) mask: corrected, else from a reader, else true."""
         read = self._corrected.get(sample_id, self._masks)
         if not callable(read):
             return self._cache.mask_native(self._checked_id(sample_id))

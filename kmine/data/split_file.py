@@ -1,8 +1,8 @@
-"""The split that a user gives (`data.split_file`), told apart by content, and how a run's splits come of it.
+"""Splits given by the user (`data.split_file`); the format is detected by content.
 
-- The `splits.csv` of a run (sample_id,group_id,split): taken as it is, labeled images included.
-- A table of sample_id,split with train, val or test, or lists of ids whose file names say the side, as Kvasir-SEG's
-  are published: these stand in the place of an official split (see `make_splits`).
+- `splits.csv` of a run (sample_id,group_id,split): used unchanged, labeled images included.
+- A table of sample_id,split with train, val or test, or lists of ids with the side in the file name, as published for
+  Kvasir-SEG: replaces an official split (see `make_splits`).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ GIVE = "give the splits.csv of a run, a table of sample_id,split, or a folder wi
 
 @dataclass(frozen=True)
 class GivenSplit:
-    """A split as its file gives it, every sample of it known to the data set."""
+    """A split read from files; all its samples are in the data set."""
 
     sides: dict[str, str]
-    """train, val or test by sample id; samples that are not here take no part."""
+    """train, val or test by sample id; other samples are not used."""
     rows: tuple[tuple[str, str, str], ...] | None
-    """Of a run's splits.csv: sample_id, group_id and labeled, unlabeled, val or test."""
+    """For splits.csv of a run: sample_id, group_id and labeled, unlabeled, val or test."""
     fingerprint: str
-    """SHA-256 (hex) of what the file says, however it is spaced or ordered."""
+    """SHA-256 (hex) of the content, independent of order and white space."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,16 @@ class _Entry:
 def read_split(setting: str | None, source: Source) -> GivenSplit | None:
     """Read `data.split_file`; no pixel is read.
 
-    In tables and lists an id may carry the suffix of its image, and a group's id (a volume's) stands for all its
-    samples. Where they name no train side, every sample that they do not name is train.
+    Tables and lists accept ids with the suffix of the image, and group ids (of a volume) for all samples of the group.
+    If they have no train side, all other samples are train.
 
     Args:
-        setting: a file, a folder with lists, or lists separated by commas; None gives None.
-        source: the data set. What its index left out (`skipped`) may be named.
+        setting: a file, a folder with lists, or lists separated by commas; None returns None.
+        source: the data set. Entries for samples that its index left out (`skipped`) are ignored.
 
     Raises:
-        UserError: naming file and line, for a file that is missing, empty, no text or laid out otherwise, for a word
-            that is no split, an id that is unknown or there twice, a group on two sides of a run's splits, and a split
-            that leaves nothing to train on.
+        UserError: with file and line, for a file that is missing, empty, no text or of another format, for an unknown
+            split, an unknown or repeated id, a group on two sides, and a split without training samples.
     """
     if setting is None:
         return None
@@ -84,17 +83,17 @@ def read_split(setting: str | None, source: Source) -> GivenSplit | None:
 def resolve_splits(
     cfg: DataConfig, seed: int, refs: Sequence[SampleRef], hashes: Mapping[str, int], given_split: GivenSplit | None
 ) -> Splits:
-    """The splits of a run: those of an earlier one, or drawn by `make_splits`, near-duplicates kept together.
+    """Splits of a run: those of an earlier run, or drawn by `make_splits` with near-duplicates in one group.
 
     Args:
-        cfg: fractions, seed of the split, duplicate_distance.
+        cfg: fractions, split_seed, duplicate_distance.
         seed: draws the labeled images.
-        refs: the samples whose image could be read.
+        refs: samples with a readable image.
         hashes: perceptual hash by sample id.
-        given_split: what `read_split` read, if anything; it stands in the place of the data set's own split.
+        given_split: result of `read_split`; replaces the official split of the data set.
 
     Raises:
-        UserError: as `make_splits` does.
+        UserError: as in `make_splits`.
     """
     if given_split is not None and given_split.rows is not None:
         readable = {ref.sample_id for ref in refs}
@@ -118,7 +117,7 @@ def resolve_splits(
 
 
 def _text(path: Path) -> str:
-    """The text of a file, not empty."""
+    """Text of a file; refuses an empty one."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -134,17 +133,17 @@ def _text(path: Path) -> str:
 
 def _no_lists(folder: Path) -> list[Path]:
     tables = sorted(path.name for path in folder.glob("*.csv"))
-    cure = f"pass --data.split_file {folder / tables[0]}" if len(tables) == 1 else "name the lists so"
+    cure = f"pass --data.split_file {folder / tables[0]}" if len(tables) == 1 else "rename the lists"
     raise UserError(f"data.split_file: expected train.txt, val.txt or test.txt in {folder}, found none; {cure}")
 
 
 def _listed(path: Path) -> Iterator[_Entry]:
-    """The ids of a list, one a line, under the side that its file name says."""
+    """Ids of a list, one per line; the file name gives the side."""
     named_sides = [side for side in SIDES if side in re.split(r"[^a-z]+", path.stem.lower())]
     if len(named_sides) != 1:
         raise UserError(
-            f"{path}: expected a list of ids whose file name says train, val or test, or a table with the header "
-            f"sample_id,split, got neither; rename the file (test.txt), or give it that header"
+            f"{path}: expected a list of ids with train, val or test in its file name, or a table with the header "
+            f"sample_id,split, got neither; rename the file (test.txt), or add that header"
         )
     for number, line in enumerate(_text(path).splitlines(), start=1):
         if line.strip():
@@ -152,7 +151,7 @@ def _listed(path: Path) -> Iterator[_Entry]:
 
 
 def _rows(path: Path, text: str) -> tuple[tuple[str, ...], list[_Entry]]:
-    """The columns of a table, sorted, and its rows."""
+    """Sorted columns and rows of a table."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
     entries = []
@@ -182,7 +181,7 @@ def _rows(path: Path, text: str) -> tuple[tuple[str, ...], list[_Entry]]:
     return tuple(sorted(header)), entries
 
 
-# -- what they say
+# -- content
 
 
 def _of_table(path: Path, text: str, source: Source) -> GivenSplit:
@@ -206,7 +205,7 @@ def _of_lists(paths: Sequence[Path], source: Source) -> GivenSplit:
 
 
 def _of_a_run(path: Path, entries: Sequence[_Entry], source: Source) -> GivenSplit:
-    """The splits of a run, as they are; ids exactly as written."""
+    """Splits of a run, unchanged; ids must match exactly."""
     refs = {ref.sample_id: ref for ref in source.refs()}
     _each_once(entries, lambda name: [name], {name: [name] for name in refs}, _left_out(source))
     rows = tuple((entry.sample_id, entry.group_id, entry.split) for entry in entries)
@@ -234,7 +233,7 @@ def _of_sides(entries: Sequence[_Entry], source: Source) -> GivenSplit:
     members: dict[str, list[str]] = defaultdict(list)
     for ref in refs:
         members[ref.group_id].append(ref.sample_id)
-    members |= {ref.sample_id: [ref.sample_id] for ref in refs}  # where a group is named after a sample: the sample
+    members |= {ref.sample_id: [ref.sample_id] for ref in refs}  # a sample takes precedence over a group of its name
     sides = _each_once(entries, lambda name: [name, split_suffix(name)[0]], members, _left_out(source))
     fingerprint = _fingerprint("sides", sides.items())
     if all(entry.split != "train" for entry in entries):
@@ -254,10 +253,10 @@ def _each_once(
     """Split by sample id.
 
     Args:
-        entries: what was read.
-        spellings: the names that an entry may have in the data set, the likeliest first.
-        members: sample ids by the name that stands for them.
-        left_out: samples, or volumes, that the index could not use; entries that name them are passed over.
+        entries: entries of all files.
+        spellings: candidate names of an entry in the data set, the most likely first.
+        members: sample ids by name of a sample or group.
+        left_out: samples and volumes that the index left out; entries for them are ignored.
     """
     entry_of: dict[str, _Entry] = {}
     unknown: list[_Entry] = []

@@ -1,4 +1,4 @@
-"""Who is labeled, unlabeled, validation and test: drawn by group, from names and seeds alone."""
+"""Splits into labeled, unlabeled, validation and test samples, drawn by group from names and seeds."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from kmine.seeding import derive_seed
 from kmine.types import SPLIT_NAMES, SampleRef, SplitName
 
 BLOCK = 256
-"""Rows compared with all images at a time: 34,000 images need 35 MB."""
+"""Rows compared with all images at once; needs 35 MB for 34,000 images."""
 SIDES = ("test", "val", "train")
-"""Sides that a group may not straddle, the one that keeps its samples first."""
+"""A group belongs to one side only; of several, the first in this order keeps it."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Sample ids of each split, sorted; ids in none of them were left out (see `make_splits`)."""
+    """Sorted sample ids of each split; samples may be in none (see `make_splits`)."""
 
     labeled: tuple[str, ...]
     unlabeled: tuple[str, ...]
@@ -39,7 +39,7 @@ class Splits:
         return {sample_id: name for name in SPLIT_NAMES for sample_id in getattr(self, name)}
 
     def split_of(self, sample_id: str) -> SplitName:
-        """The split of a sample; `KeyError` for one that is in none."""
+        """Split of a sample; `KeyError` where it is in none."""
         return self._split_by_id[sample_id]
 
     def rows(self) -> list[tuple[str, str, SplitName]]:
@@ -48,7 +48,7 @@ class Splits:
 
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[str, str, str]]) -> Splits:
-        """The inverse of `rows`.
+        """Inverse of `rows`.
 
         Raises:
             UserError: for an unknown split, a sample named twice, or a group on two sides.
@@ -73,13 +73,13 @@ class Splits:
 
 
 def merge_duplicates(refs: Sequence[SampleRef], hashes: Mapping[str, int], distance: int) -> tuple[SampleRef, ...]:
-    """Put samples whose 64-bit hashes differ in at most `distance` bits into one group, and the groups they had.
+    """Merge the groups of samples whose 64-bit hashes differ in at most `distance` bits.
 
-    Nearness chains: a near b and b near c is one group of three. The group is named after the group of its
-    first sample by id; `distance` -1 changes nothing.
+    Transitive: if a is near b and b near c, all three are one group. It is named after the group of its first sample by
+    id. `distance` -1 changes nothing.
 
     Returns:
-        The same samples in the same order, `group_id` apart.
+        The samples in the same order, with new `group_id`.
     """
     if distance < 0 or not refs:
         return tuple(refs)
@@ -97,7 +97,7 @@ def merge_duplicates(refs: Sequence[SampleRef], hashes: Mapping[str, int], dista
 def near_pairs(words: NDArray[np.uint64], distance: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Index pairs (i, j), i < j, within the Hamming distance, block by block.
 
-    With bits as -1 and 1, the scalar product of two words is 64 - 2 * distance, exact in float32.
+    With bits as -1 and 1, the dot product of two words is 64 - 2 * distance, exact in float32.
     """
     bits = np.unpackbits(words.view(np.uint8).reshape(len(words), 8), axis=1).astype(np.float32) * 2 - 1
     for start in range(0, len(bits), BLOCK):
@@ -117,21 +117,20 @@ def make_splits(
     seed: int,
     fine_groups: float | None = None,
 ) -> Splits:
-    """Draw the splits by group; `split_seed` draws test and validation, `seed` the labeled images.
+    """Draw the splits by group: test and validation from `split_seed`, labeled images from `seed`.
 
-    Fractions count the images that have masks. Groups are ordered by a keyed hash of their name, so the order
-    of `refs` does not matter, and a sample more or less hardly moves the others. The labeled groups are a prefix
-    of that order: those of a small fraction are among those of a larger one. `fine_groups` counts that prefix in
-    groups instead (from 1: how many; below 1: which share of the training groups that have masks).
+    Fractions refer to the images with masks. Groups are ordered by a keyed hash of their name: the order of `refs` does
+    not matter, and adding a sample hardly moves the others. Labeled groups are a prefix of that order, so those of a
+    small fraction are a subset of those of a larger one. `fine_groups` sets the length of the prefix in groups: at
+    least 1, the number; below 1, the share of the training groups with masks.
 
-    - A group with a sample that has no mask stays in training, where that sample is unlabeled.
-    - Where every sample has an official split (train, val or test), it is honoured; an official validation or test
-      split that does not exist is drawn from train. A group that straddles official splits keeps its test samples,
-      else its validation samples, and the others are left out of every split; so are official validation and
-      test samples without a mask.
+    - A group with a sample without a mask stays in training; that sample is unlabeled.
+    - Official splits (train, val or test of every sample) are used; an official validation or test split that does not
+      exist is drawn from train. A group in several official splits keeps its test samples, else its validation samples;
+      its other samples are in no split, nor are official validation and test samples without a mask.
 
     Raises:
-        UserError: when no labeled, validation or (where one was asked for) test image would remain.
+        UserError: when no labeled, validation or (if requested) test image would remain.
     """
     refs, sides = _official(sorted(refs, key=lambda ref: ref.sample_id))
     official = set(sides.values())
@@ -159,7 +158,7 @@ def make_splits(
 
 
 def _official(refs: Sequence[SampleRef]) -> tuple[list[SampleRef], dict[str, str]]:
-    """Samples that take part and the side of each group; all train unless every sample has an official split."""
+    """Used samples and the side of each group; all train unless every sample has an official split."""
     if not all(ref.split in SIDES for ref in refs):
         return list(refs), {ref.group_id: "train" for ref in refs}
     sides_of_group: dict[str, set[str]] = defaultdict(set)
@@ -171,7 +170,7 @@ def _official(refs: Sequence[SampleRef]) -> tuple[list[SampleRef], dict[str, str
 
 
 def _draw(refs: Sequence[SampleRef], sides: dict[str, str], side: str, target: float, seed: int) -> None:
-    """Move groups from train to `side`, in seeded order, each only if it brings the count closer to `target`."""
+    """Move groups from train to `side` in seeded order, each if it brings the number of masks closer to `target`."""
     sizes = _mask_counts(ref for ref in refs if sides[ref.group_id] == "train")
     maskless = {ref.group_id for ref in refs if not ref.has_mask}
     order = [group for group in _order(sizes, side, seed) if group not in maskless]
@@ -192,7 +191,7 @@ def _draw(refs: Sequence[SampleRef], sides: dict[str, str], side: str, target: f
 
 
 def _labeled(train: Sequence[SampleRef], label_fraction: float, fine_groups: float | None, seed: int) -> set[str]:
-    """Masked samples of the first `fine_groups` in seeded order, or of as many as it takes to reach the fraction."""
+    """Samples with masks of the first groups in seeded order, up to `fine_groups` or the fraction."""
     by_group: dict[str, list[str]] = defaultdict(list)
     for ref in train:
         if ref.has_mask:
@@ -217,13 +216,13 @@ def _labeled(train: Sequence[SampleRef], label_fraction: float, fine_groups: flo
 
 
 def _num_fine(fine_groups: float, num_groups: int) -> int:
-    """How many of the training groups with masks are labeled."""
+    """Number of labeled groups among the training groups with masks."""
     count = int(fine_groups) if fine_groups >= 1 else math.floor(fine_groups * num_groups + 0.5)
     if not 1 <= count <= num_groups:
         smallest = f"the smallest share that works is {_ceil(0.5 / max(num_groups, 1))}"
         raise UserError(
             f"data.fine_groups: expected at least 1 and at most all of {num_groups} training groups with masks, got "
-            f"{fine_groups:g}; {'ask for fewer, or add masks' if count else smallest}"
+            f"{fine_groups:g}; {'choose fewer, or add masks' if count else smallest}"
         )
     return count
 
@@ -240,5 +239,5 @@ def _order(groups: Iterable[str], purpose: str, seed: int) -> list[str]:
 
 
 def _ceil(fraction: float) -> float:
-    """Rounded up to four decimals, so that what an error recommends does work."""
+    """Rounded up to four decimals, so that a recommended value works."""
     return math.ceil(fraction * 10_000) / 10_000

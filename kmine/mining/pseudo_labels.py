@@ -26,7 +26,12 @@ class PseudoLabels(Mapping[str, PseudoLabel]):
     """
 
     def __init__(
-        self, task: Task, round_idx: int, signature: str, rows: Sequence[DecisionRow], seconds: dict[str, float] | None = None
+        self,
+        task: Task,
+        round_idx: int,
+        signature: str,
+        rows: Sequence[DecisionRow],
+        seconds: dict[str, float] | None = None,
     ) -> None:
         self._run, self.round_idx, self.signature, self.seconds = task.run, round_idx, signature, seconds or {}
         groups = groupby((row for row in rows if row.in_training), key=lambda row: row.sample_id)

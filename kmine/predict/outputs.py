@@ -163,7 +163,7 @@ def _slice_number(loaded: Loaded, number: int) -> int | str:
     """The number of a slice from 0 as it lies in the file; empty for an image."""
     if loaded.frame is None:
         return ""
-    backwards = dict(loaded.frame.turn)[2] == -1
+    backwards = dict(loaded.frame.orientation)[2] == -1
     return len(loaded.small) - 1 - number if backwards else number
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kmine import cli
 from kmine.config import LoopConfig
+from kmine.data.io.windowing import LIVER_WINDOW
 from kmine.errors import UserError
 from kmine.io.download import sha256_of
 from kmine.io.files import sign
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from kmine.models.base import LocalModel
 
 CHECKPOINTS = {"best": "model.safetensors", "final": "model_final.safetensors"}
-LITS_WINDOW = (-160.0, 240.0)
-"""What LiTS is read with where data.window says nothing (kmine.data.datasets.lits)."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def _folders(root: Path, method_dir: str, round_idx: int) -> list[Path]:
 def _metadata(
     root: Path, run: Mapping[str, Any], cfg: LoopConfig, round_idx: int, checkpoint: str, weights: Path
 ) -> ModelMetadata:
-    window = cfg.data.window or (LITS_WINDOW if cfg.data.name == "lits" else None)
+    window = cfg.data.window or (LIVER_WINDOW if cfg.data.name == "lits" else None)
     model = cfg.model.split()[0]
     signed = [sha256_of(weights), cfg.data.size, window, run["class_names"], model.name, model.normalization]
     estimator, no_estimate = estimator_of_run(root)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from kmine.config import FitConfig
 from kmine.data.augment import Augment
-from kmine.data.batches import Batches, ViewBatches
+from kmine.data.batches import Batches, BatchPlan, ViewBatches
 from kmine.data.pool import Pool
 from kmine.io.files import sign
 from kmine.models.base import LocalModel
@@ -99,10 +99,15 @@ def _batches(
     task: Task, cfg: FitConfig, round_idx: int, pseudo: Pool | None, consistency: Consistency | None
 ) -> Batches:
     plain, strong = (Augment(task.cfg.data.size, cfg.augment, strong=strong) for strong in (False, True))
-    settings = {name: getattr(cfg, name) for name in ("batch_size", "labeled_share", "cutmix")}
-    settings |= {"seed": task.cfg.seed, "round_idx": round_idx}
-    if consistency:
-        view = strong if consistency.strong else plain
-        return ViewBatches(task.labeled, task.unlabeled, plain, strong=view, view_cutmix=consistency.cutmix, **settings)
-    settings["max_empty_share"] = cfg.max_empty_share
-    return Batches(task.labeled, pseudo, plain, pseudo_augment=strong if cfg.strong_augment else None, **settings)
+    plan = BatchPlan(
+        seed=task.cfg.seed,
+        round_idx=round_idx,
+        batch_size=cfg.batch_size,
+        augment=plain,
+        strong=strong if (consistency.strong if consistency else cfg.strong_augment) else plain,
+        labeled_share=cfg.labeled_share,
+        max_empty_share=cfg.max_empty_share,
+        cutmix=cfg.cutmix,
+        view_cutmix=consistency.cutmix if consistency else 0.0,
+    )
+    return ViewBatches(task.labeled, task.unlabeled, plan) if consistency else Batches(task.labeled, pseudo, plan)

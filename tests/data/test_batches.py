@@ -11,6 +11,7 @@ from kmine.data.augment import Augment
 from kmine.data.batches import (
     Batch,
     Batches,
+    BatchPlan,
     LabelBatches,
     ViewBatches,
     cutmix,
@@ -44,17 +45,8 @@ def batches(
     num_labeled=5, num_pseudo=7, seed=0, round_idx=1, share=0.5, batch_size=4, weights=(), empty=(), **more
 ) -> Batches:
     pseudo = FakePool(100, num_pseudo, 2, weights, empty) if num_pseudo else None
-    plain = Augment(8, enabled=False)
-    return Batches(
-        FakePool(1, num_labeled, 1),
-        pseudo,
-        plain,
-        batch_size=batch_size,
-        labeled_share=share,
-        seed=seed,
-        round_idx=round_idx,
-        **more,
-    )
+    plan = BatchPlan(seed, round_idx, batch_size, Augment(8, enabled=False), labeled_share=share, **more)
+    return Batches(FakePool(1, num_labeled, 1), pseudo, plan)
 
 
 def numbers(batch) -> list[int]:
@@ -174,7 +166,7 @@ class Grey:
 
 
 def test_pseudo_labeled_images_alone_get_the_strong_view():
-    made = batches(pseudo_augment=Grey(77))
+    made = batches(strong=Grey(77))
     for step in range(5):
         assert [n == 77 for n in numbers(made[step])] == [False, False, True, True]
 
@@ -319,8 +311,8 @@ class OpenPool(ClosedPool):
 
 def view_batches(seed=0, round_idx=1, batch_size=6, share=0.5, enabled=True, num_unlabeled=7, **more) -> ViewBatches:
     augment, strong = Augment(32, enabled), Augment(32, enabled, strong=enabled)
-    how = {"batch_size": batch_size, "labeled_share": share, "seed": seed, "round_idx": round_idx}
-    return ViewBatches(OpenPool(1, 5, 1), ClosedPool(100, num_unlabeled, 0), augment, strong=strong, **how, **more)
+    plan = BatchPlan(seed, round_idx, batch_size, augment, strong, labeled_share=share, **more)
+    return ViewBatches(OpenPool(1, 5, 1), ClosedPool(100, num_unlabeled, 0), plan)
 
 
 def same_views(a: Batch, b: Batch) -> bool:
@@ -329,8 +321,8 @@ def same_views(a: Batch, b: Batch) -> bool:
 
 
 def test_beside_unlabeled_images_stand_the_labeled_ones_that_stand_beside_pseudo_labeled_ones():
-    how = {"batch_size": 6, "labeled_share": 0.5, "seed": 0, "round_idx": 1}
-    mixed = Batches(OpenPool(1, 5, 1), OpenPool(100, 7, 0), Augment(32), **how)
+    plan = BatchPlan(0, 1, 6, Augment(32), labeled_share=0.5)
+    mixed = Batches(OpenPool(1, 5, 1), OpenPool(100, 7, 0), plan)
     for step in range(4):
         seen, ours = view_batches()[step], mixed[step]
         assert np.array_equal(seen.images, ours.images[:3]) and np.array_equal(seen.masks, ours.masks[:3])

@@ -113,7 +113,7 @@ def test_white_is_the_single_class_in_a_mask_of_an_image_editor(tmp_path):
 def test_a_volume_round_trip_keeps_the_geometry(tmp_path):
     affine = np.array([[0, -0.7, 0, 5], [0.8, 0, 0, -3], [0, 0, -2.5, 9], [0, 0, 0, 1.0]])
     nibabel.save(nibabel.Nifti1Image(np.zeros((5, 6, 4), np.int16), affine), tmp_path / "scan.nii.gz")
-    depth, height, width = read_geometry(tmp_path / "scan.nii.gz").sliced
+    depth, height, width = read_geometry(tmp_path / "scan.nii.gz").stack_shape
     rng = np.random.default_rng(0)
     slices = {n: rng.integers(0, 3, (height, width)).astype(np.uint8) for n in (1, depth - 1)}
     write_mask_volume(tmp_path / "out" / "m.nii.gz", tmp_path / "scan.nii.gz", slices)

@@ -142,7 +142,7 @@ def test_missing_and_doubled_slices_are_told(tmp_path):
     for n, height in enumerate(heights):
         save_slice(tmp_path / f"{n}.dcm", np.zeros((4, 5)), position=(0, 0, height))
     files = sorted(tmp_path.glob("*.dcm"))
-    assert "1 of 4 distances between slices unlike the usual 2 mm" in open_series(files).warning
+    assert "1 of 4 distances between slices differ from the usual 2 mm" in open_series(files).warning
     save_slice(tmp_path / "9.dcm", np.zeros((4, 5)), position=(0, 0, 4))
     with pytest.raises(SampleError, match="two in the same"):
         open_series([*files, tmp_path / "9.dcm"])

@@ -1,1 +1,1 @@
-"""Images and masks at training size, decoded once, in flat files."""
+"""Images and masks at training size in flat files, decoded once."""

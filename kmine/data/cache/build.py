@@ -1,4 +1,4 @@
-"""Filling a sample cache: once, by one process, in parallel."""
+"""Building a sample cache: once, by one process, with several threads."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def open_index(folder: Path, signature: dict[str, object], source: Source, refs:
     """Read the index of a cache, or build the cache while other processes wait.
 
     Args:
-        folder: of this cache.
-        signature: `fingerprint` of the source and `size` S; a cache with another one is rebuilt.
-        source: where images come from.
+        folder: folder of this cache.
+        signature: `fingerprint` of the source and `size` S; a cache with another signature is rebuilt.
+        source: the data set.
         refs: the samples, one record each, in this order.
 
     Raises:
@@ -60,10 +60,10 @@ def open_index(folder: Path, signature: dict[str, object], source: Source, refs:
 
 
 def _read(folder: Path, signature: dict[str, object], sizes: dict[str, int], source: Source) -> Index | str:
-    """The index of a cache to rely on, or why there is none."""
+    """Index of a valid cache, or the reason why it is invalid."""
     index = read_index(folder, signature, sizes)
     if isinstance(index, Index):
-        # A file made readable (by its permissions, a remounted disk) keeps its time, and so the fingerprint.
+        # A file that became readable (permissions, a remounted disk) keeps its time, so the fingerprint is unchanged.
         now_readable = [skipped.path for skipped in index.skipped if _is_readable(source, skipped.sample_id)]
         return f"{now_readable[0]} can be read now" if now_readable else index
     return index
@@ -80,7 +80,7 @@ def _is_readable(source: Source, sample_id: str) -> bool:
 def _build(
     folder: Path, signature: dict[str, object], sizes: dict[str, int], source: Source, refs: tuple[SampleRef, ...]
 ) -> Index:
-    """Decode everything into a folder beside, then rename it: a cache is whole or absent."""
+    """Decode all images into a temporary folder, then rename it, so that a cache is complete or absent."""
     for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):
         shutil.rmtree(leftover)
     building = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")

@@ -1,4 +1,4 @@
-"""The files of a sample cache: its index, its fixed-size records, its lock."""
+"""Files of a sample cache: index, fixed-size records, lock."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.errors import UserError
+from kmine.io.errors import user_errors
 from kmine.types import Skipped
 
 FORMAT = 1
-"""Raise it when records, hashes or the index change their meaning."""
+"""Increase it when records, hashes or the index change their meaning."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Entry:
     row: int
     """Position of its records."""
     height: int
-    """Of the native image, in pixels."""
+    """Height of the native image in pixels."""
     width: int
     image_hash: int
     """Unsigned 64-bit perceptual hash of the native image."""
@@ -39,14 +40,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Index:
-    """What a whole cache knows besides pixels."""
+    """Everything in a cache besides pixels."""
 
     entries: dict[str, Entry]
     skipped: tuple[Skipped, ...]
 
 
 def write_index(folder: Path, signature: dict[str, object], index: Index) -> None:
-    """Write `index.json`: a line with the SHA-256 of the rest, then the rest."""
+    """Write `index.json`: a line with the SHA-256 of the body, then the body."""
     body = json.dumps(
         {
             "format": FORMAT,
@@ -59,12 +60,12 @@ def write_index(folder: Path, signature: dict[str, object], index: Index) -> Non
 
 
 def read_index(folder: Path, signature: dict[str, object], sizes: dict[str, int]) -> Index | str:
-    """The index of a whole cache, or what is wrong with it.
+    """Index of a complete cache, or the problem with it.
 
     Args:
         folder: the cache.
-        signature: what `write_index` was given.
-        sizes: the bytes that each record file must have.
+        signature: expected signature, see `write_index`.
+        sizes: expected bytes of each record file.
     """
     try:
         sha256, _, body = (folder / "index.json").read_bytes().partition(b"\n")
@@ -84,8 +85,8 @@ def read_index(folder: Path, signature: dict[str, object], sizes: dict[str, int]
 
 
 def read_record(path: Path, row: int, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """Record number `row` of a file of uint8 records, writable; None where the file ends too early."""
-    # Plain reads: the touched pages of a memory map would count as this process's memory.
+    """Writable record number `row` of a file of uint8 records; None where the file is missing or too short."""
+    # Not a memory map, whose touched pages would count as memory of this process.
     record = np.empty(shape, np.uint8)
     try:
         with path.open("rb", buffering=0) as file:
@@ -104,7 +105,7 @@ def write_record(path: Path, row: int, record: NDArray[np.uint8]) -> None:
 
 
 def allocate(path: Path, size: int, *, reserve: bool) -> None:
-    """Make a file of zeros; `reserve` takes the disk space at once, so that a full disk shows before the work."""
+    """Create a file of zeros; `reserve` allocates disk space at once, so that a full disk is noticed early."""
     with path.open("wb") as file:
         file.truncate(size)
         if reserve and size and hasattr(os, "posix_fallocate"):
@@ -113,23 +114,12 @@ def allocate(path: Path, size: int, *, reserve: bool) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file against other processes and threads, waiting for it; the file stays."""
+    """Hold an exclusive lock on a file, waiting for other processes and threads; the file remains."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-@contextlib.contextmanager
-def cache_errors(folder: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one line with the cure.
-
-    Raises:
-        UserError: for a full disk, a read-only folder and the like.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot store decoded images ({error.strerror or error}); "
-            "free some space there or pass --data.cache_dir FOLDER"
-        ) from error
+def cache_errors(folder: Path) -> AbstractContextManager[None]:
+    """Turn an `OSError` into a `UserError` with the cure."""
+    return user_errors(folder, cure="pass --data.cache_dir FOLDER", otherwise="cannot store decoded images")

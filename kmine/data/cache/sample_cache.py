@@ -1,8 +1,8 @@
-"""Every image decoded once, at the size the local model sees, on disk and shared by runs and processes.
+"""Cache of images and masks at the input size of the local model, on disk, shared by runs and processes.
 
-A cache is a folder named after the source's fingerprint and the size S. `images.u8` holds one (S, S, 3) record a
-sample, `masks.u8` one (S, S) record, filled at first request: a mask that nobody asks for is never opened.
-Records are read one at a time and not memory-mapped for long, so that memory does not grow with the data set.
+A cache is a folder named after the fingerprint of the source and the size S. `images.u8` holds one (S, S, 3) record per
+sample, `masks.u8` one (S, S) record, filled at the first request: masks that are not requested are never opened.
+Records are read one at a time, so memory does not grow with the data set.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import astuple
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,35 +24,31 @@ from kmine.data.cache.files import (
     write_record,
 )
 from kmine.data.resize import resize_image, resize_mask
-from kmine.data.source import Source
+from kmine.data.source import SKIP_HINT, OnError, Source
 from kmine.errors import SampleError, UserError
 from kmine.io.files import cache_root
 from kmine.io.threads import thread_pool
 from kmine.types import SampleRef, Skipped
 
-SKIP_HINT = "pass --data.on_error skip to list and leave out such files"
-
 
 class SampleCache:
-    """Small images and masks of a source; native ones come from the source itself.
+    """Images and masks of a source, resized from the cache or native from the source.
 
-    Safe to use from threads, after a fork and, if the source is, pickled: no file stays open.
+    Safe to use from threads, after a fork and, if the source is, after pickling: no file stays open.
 
     Args:
-        source: the data set.
-        size: S, side of the square in pixels; images are squashed to it, not cropped.
-        cache_dir: folder of all caches; None is $KMINE_CACHE, else ~/.cache/kmine.
-        on_error: "stop" raises when any image is damaged, "skip" lists it in `skipped`; either way the cache
-            is kept, so that a second try does not decode again.
+        source: the data set, with or without files.
+        size: S, side of the square in pixels; images are resized without cropping.
+        cache_dir: folder of all caches, see `kmine.io.files.cache_root`.
+        on_error: "stop" raises for a damaged image, "skip" lists it in `skipped`. In both cases the cache is kept, so
+            that images are not decoded again.
 
     Raises:
         SampleError: for the first damaged image, if `on_error` is "stop".
         UserError: when nothing can be stored in the cache folder, or no image is left.
     """
 
-    def __init__(
-        self, source: Source, size: int, cache_dir: Path | None = None, on_error: Literal["stop", "skip"] = "stop"
-    ) -> None:
+    def __init__(self, source: Source, size: int, cache_dir: Path | None = None, on_error: OnError = "stop") -> None:
         self.source = source
         self.size = size
         self.on_error = on_error
@@ -64,12 +59,12 @@ class SampleCache:
         self._entries = index.entries
         self._refuse_damaged(index.skipped)
         self.skipped = index.skipped
-        """Images that could not be read; `source.skipped` is apart."""
+        """Images that could not be read, in addition to `source.skipped`."""
         self._refs = {ref.sample_id: ref for ref in refs if ref.sample_id in self._entries}
 
     @property
     def refs(self) -> tuple[SampleRef, ...]:
-        """Samples whose image could be read, sorted by id; duplicates are not merged yet."""
+        """Samples with a readable image, sorted by id, with the groups of the source."""
         return tuple(self._refs.values())
 
     @property
@@ -78,16 +73,16 @@ class SampleCache:
         return {sample_id: entry.image_hash for sample_id, entry in self._entries.items()}
 
     def ref(self, sample_id: str) -> SampleRef:
-        """What the index knows of one sample."""
+        """Index entry of a sample."""
         return self._refs[sample_id]
 
     def native_shape(self, sample_id: str) -> tuple[int, int]:
-        """(H, W) of the image in its own frame."""
+        """(H, W) of the image."""
         entry = self._entries[sample_id]
         return entry.height, entry.width
 
     def image_resized(self, sample_id: str) -> NDArray[np.uint8]:
-        """(S, S, 3) RGB, [0, 255], writable. A damaged record is decoded anew."""
+        """(S, S, 3) RGB, [0, 255], writable. A damaged record is decoded again."""
         entry = self._entries[sample_id]
         record = read_record(self.folder / "images.u8", entry.row, (self.size, self.size, 3))
         if record is None or zlib.crc32(record) != entry.image_crc:
@@ -97,7 +92,7 @@ class SampleCache:
         return record
 
     def mask_resized(self, sample_id: str) -> NDArray[np.uint8]:
-        """(S, S) class ids, writable; decoded at the first request, ever. Raises `SampleError`."""
+        """(S, S) class ids, writable; decoded once. Raises `SampleError`."""
         row = self._entries[sample_id].row
         stored = read_record(self.folder / "masks.u8", row, (self.size, self.size))
         flag = read_record(self.folder / "masks.flags", row, (4,))
@@ -106,26 +101,26 @@ class SampleCache:
         mask = resize_mask(self.source.mask(sample_id), self.size)
         with cache_errors(self.folder.parent):
             write_record(self.folder / "masks.u8", row, mask)
-            # Only now, so that nobody trusts half a record.
+            # Written last, so that a partial record is not valid.
             write_record(self.folder / "masks.flags", row, _flag(mask))
         return mask
 
     def image_native(self, sample_id: str) -> NDArray[np.uint8]:
-        """(H, W, 3) RGB, [0, 255], in its own frame."""
+        """(H, W, 3) RGB, [0, 255]."""
         if self.native_shape(sample_id) == (self.size, self.size):
             return self.image_resized(sample_id)
         return self.source.image(sample_id)
 
     def mask_native(self, sample_id: str) -> NDArray[np.uint8]:
-        """(H, W) class ids, in the image's own frame. Raises `SampleError`."""
+        """(H, W) class ids. Raises `SampleError`."""
         if self.native_shape(sample_id) == (self.size, self.size):
             return self.mask_resized(sample_id)
         return self.source.mask(sample_id)
 
     def content_fingerprints(self, with_masks: Iterable[str]) -> dict[str, str]:
-        """What the data are, whenever and wherever their files were copied to: SHA-256 (hex) of two parts.
+        """SHA-256 (hex) of the content of the data, independent of file times and folders.
 
-        `images`: what is known of every sample, and its record. `masks`: the records of those in `with_masks`.
+        `images`: index entry and record of every sample. `masks`: records of the samples `with_masks`.
         """
         images = [
             [*astuple(self._refs[i]), entry.height, entry.width, entry.image_crc]
@@ -138,14 +133,14 @@ class SampleCache:
         }
 
     def _mask_crc(self, sample_id: str) -> int | None:
-        """CRC-32 of a mask's record; None for a damaged mask, and for a sample that is not there."""
+        """CRC-32 of the record of a mask; None for a damaged mask or an unknown sample."""
         try:
             return zlib.crc32(self.mask_resized(sample_id)) if sample_id in self._entries else None
         except SampleError:
             return None
 
     def decode_masks(self, sample_ids: Iterable[str]) -> tuple[Skipped, ...]:
-        """Decode these masks now, in parallel, and return the damaged ones ("stop": raise the first)."""
+        """Decode masks with several threads; returns the damaged ones ("stop": raises for the first)."""
 
         def decode(sample_id: str) -> Skipped | None:
             try:
@@ -168,5 +163,5 @@ class SampleCache:
 
 
 def _flag(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(4,) presence flag of a mask record: its CRC-32, never zero."""
+    """(4,) flag of a written mask record: its CRC-32, never zero."""
     return np.frombuffer((zlib.crc32(mask) or 1).to_bytes(4, "little"), np.uint8)

@@ -1,1 +1,1 @@
-"""Data sets, in the layouts that are downloaded, and one's own folder."""
+"""Data sets in their published layouts, a user's own folder, the phantom."""

@@ -1,4 +1,4 @@
-"""COVID-QU-Ex: chest X-rays with masks of the lungs and, in one of its two parts, of COVID-19's infection."""
+"""COVID-QU-Ex: chest X-rays with masks of the lungs and, in one of its two parts, of the COVID-19 infection."""
 
 from __future__ import annotations
 
@@ -22,46 +22,42 @@ from kmine.data.datasets.covid_qu_ex_index import (
     id_of,
     name_groups,
 )
-from kmine.data.io.find_files import (
-    FOREGROUND_ABOVE,
-    index_images,
-    named,
-    read_foreground,
-)
-from kmine.data.source import choose_task, fingerprint_files, read_rgb
+from kmine.data.io.find_files import index_images, named
+from kmine.data.io.image_file import read_rgb
+from kmine.data.io.pictures import FOREGROUND_ABOVE, read_foreground
+from kmine.data.source import choose_task, fingerprint_files
 from kmine.errors import SampleError, UserError
 from kmine.types import SampleRef, Skipped
 
 VERSION = 1
-"""Goes into the fingerprint: raise it when the same files and settings give other pixels."""
+"""Part of the fingerprint: increase it when the same files and settings give other pixels."""
 MASKS = {"infection": INFECTION_MASKS, "lung": LUNG_MASKS}
-"""Folder of the masks, by task."""
+"""Folder of the masks by task."""
 INFECTED = {"COVID-19": 1, "Non-COVID": 0, "Normal": 0}
 
 _log = logging.getLogger(__name__)
 
 
 class CovidQuEx:
-    """The images of one part; a sample is `Train/COVID-19/NAME`, with the data set's own split.
+    """Images of one part, with the official split; a sample is `Train/COVID-19/NAME`.
 
-    Task infection reads the infection part, task lung the lung part, or where that is absent the lung masks of the
-    infection part. Image and mask have the same split, class and name. A mask may be all zero: those of Non-COVID and
-    Normal are, and so are some of COVID-19.
+    Task infection reads the infection part. Task lung reads the lung part or, if absent, the lung masks of the
+    infection part. Image and mask have the same split, class and name. Masks of Non-COVID and Normal, and some of
+    COVID-19, are all 0.
 
-    The image-level label of task infection is the class: 1 for COVID-19, 0 for the others, which is lesion-free only
-    in the sense of that task. Task lung has none: every image shows lungs, so a label would say nothing.
+    The image-level label of task infection is the class: 1 for COVID-19, else 0, which means free of that lesion only.
+    Task lung has no labels, as every image shows lungs.
 
-    Copies of one picture in several splits or classes, in this part or the other, form one group (`name_groups`). The
-    publisher tells no patients.
+    Copies of one image in several splits or classes, in either part, form one group (`name_groups`). Patients are not
+    published.
 
     Args:
-        root: the folder; it is searched to the bottom.
-        cfg: task, classes and on_error. The latter says whether a mask without an image stops, or is listed in
-            `skipped`.
+        root: searched with all its subfolders.
+        cfg: task, classes and on_error (whether a mask without an image stops, or is listed in `skipped`).
 
     Raises:
-        UserError: for a task of another data set; when the folder is missing, unreadable or laid out otherwise, or
-            lacks the part or a class that is asked for.
+        UserError: for a task of another data set; when the folder is missing, unreadable or of another layout, or
+            lacks the required part or class.
     """
 
     name = "covid_qu_ex"
@@ -83,23 +79,26 @@ class CovidQuEx:
         self._fingerprint = fingerprint_files(settings, self.root, files)
 
     def refs(self) -> tuple[SampleRef, ...]:
-        """Every image, sorted by id; the first call reads files that may be copies of one another."""
+        """All images, sorted by id; the first call reads files that may be copies of one another."""
         return self._refs
 
     def image(self, sample_id: str) -> NDArray[np.uint8]:
-        """(H, W, 3), three times the same grey, [0, 255]. Raises `SampleError`."""
+        """(H, W, 3), three equal channels, [0, 255]. Raises `SampleError`."""
         return read_rgb(self._images[sample_id], allow_grey=True)
 
     def mask(self, sample_id: str) -> NDArray[np.uint8]:
-        """(H, W) of {0, 1}, maybe all 0. Raises `SampleError`, also for another size than the image's."""
+        """(H, W) of {0, 1}, may be all 0. Raises `SampleError`, also for another size than the image's."""
         image = self._images[sample_id]
         if sample_id not in self._masks:
             raise SampleError(str(image), f"expected a mask of the same name in {MASKS[self.task]}, found none")
         return read_foreground(self._masks[sample_id], image)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of settings and of names, sizes and modification times, as they were when indexed."""
+        """SHA-256 (hex) of settings and of names, sizes and modification times at indexing."""
         return self._fingerprint
+
+    def slice_location(self, sample_id: str) -> None:
+        """None: no image is a slice of a volume."""
 
     @cached_property
     def _refs(self) -> tuple[SampleRef, ...]:
@@ -128,7 +127,7 @@ class CovidQuEx:
         return other
 
     def _index(self, part: Part, leaf: str) -> tuple[dict[str, Path], list[Skipped]]:
-        """Files of the chosen classes by sample id, and what else lies there."""
+        """Files of the selected classes by sample id, and other files."""
         paths, strays = {}, []
         for split in SPLITS:
             for class_name in self.cfg.classes:
@@ -156,7 +155,7 @@ class CovidQuEx:
             )
 
     def _drop_orphans(self, part: Part) -> list[Skipped]:
-        """Masks without an image hint at lost or renamed files."""
+        """Remove masks without an image: a sign of lost or renamed files."""
         orphans = sorted(self._masks.keys() - self._images.keys())
         if orphans and self.cfg.on_error == "stop":
             raise UserError(

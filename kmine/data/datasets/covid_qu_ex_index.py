@@ -1,4 +1,4 @@
-"""The folders of COVID-QU-Ex, wherever they lie: two parts, each `{Train,Val,Test}/CLASS/{images,lung masks,...}`."""
+"""Folders of COVID-QU-Ex at any depth: two parts, each `{Train,Val,Test}/CLASS/{images,lung masks,...}`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kmine.config import COVID_CLASSES
-from kmine.data.io.find_files import SUFFIXES, walk
+from kmine.data.io.find_files import SUFFIXES, refuse_folder, walk
 from kmine.data.source import BLOCK_BYTES, is_folder
 from kmine.errors import UserError
 from kmine.types import Skipped
@@ -29,44 +29,44 @@ PART_NAME = re.compile(r"(infection|lung)[ _-]segmentation[ _-]data", re.IGNOREC
 
 @dataclass
 class Part:
-    """The infection or the lung part: a folder that holds Train, Val or Test."""
+    """The infection or the lung part: a folder with Train, Val or Test."""
 
     root: Path
     name: str
-    """infection, lung or empty, as the innermost folder says that is named like a part."""
+    """infection, lung or empty, from the innermost folder named like a part."""
     folders: dict[tuple[str, str, str], Path] = field(default_factory=dict)
     """By split, class and one of `LEAVES`."""
 
     @property
     def kind(self) -> str:
-        """infection or lung: by the name, else by whether there are infection masks."""
+        """infection or lung: by name, else by the presence of infection masks."""
         return self.name or ("infection" if self.holds(INFECTION_MASKS) else "lung")
 
     def holds(self, leaf: str) -> bool:
-        """Whether any folder of one of `LEAVES` is there."""
+        """Whether the part has a folder `leaf`, one of `LEAVES`."""
         return any(key[2] == leaf for key in self.folders)
 
 
 @dataclass(frozen=True)
 class ImageLocation:
-    """Where an image lies."""
+    """An image of either part."""
 
     sample_id: str
     path: Path
     kind: str
-    """Of its part."""
+    """Kind of its part."""
 
 
 def id_of(split: str, class_name: str, stem: str) -> str:
-    """Train/COVID-19/covid_1."""
+    """`Train/COVID-19/covid_1`."""
     return f"{split}/{class_name}/{stem}"
 
 
 def find_parts(root: Path) -> tuple[dict[str, Part], list[Skipped]]:
-    """The parts by kind; and what is laid out like a part, but passed over because another one has the proper name.
+    """Parts by kind, and folders with the layout of a part that are left out for one with the published name.
 
     Raises:
-        UserError: when the folder is missing or unreadable, holds no part, or several that might be meant.
+        UserError: when the folder is missing or unreadable, holds no part, or several candidates for one.
     """
     if not is_folder(root):
         actual = (
@@ -92,14 +92,14 @@ def find_parts(root: Path) -> tuple[dict[str, Part], list[Skipped]]:
                 "pass the one you mean as --data.root, or move the other away"
             )
         passed_over += [part.root for part in of_kind if part is not chosen[kind]]
-    problem = "laid out like the data set, but not in a folder named like its parts; to use it, pass it as --data.root"
+    problem = "has the layout of the data set, but not in a folder named like its parts; to use it, pass --data.root"
     return chosen, [Skipped(path.name, str(path), problem) for path in passed_over]
 
 
 def find_same_named(parts: Collection[Part], own: str) -> list[list[ImageLocation]]:
-    """Images that may be one picture: of one file name and size, in several splits or classes, in either part.
+    """Possible copies: images of one file name and size in several splits or classes, in either part.
 
-    Only where the part `own` is concerned. No file is read.
+    Only groups with an image of the part `own`. No file is read.
     """
     locations: dict[tuple[str, int], list[ImageLocation]] = defaultdict(list)
     for part in parts:
@@ -116,9 +116,9 @@ def find_same_named(parts: Collection[Part], own: str) -> list[list[ImageLocatio
 
 
 def name_groups(alike: Collection[Collection[ImageLocation]]) -> dict[Path, str]:
-    """Group names of the images that are one picture indeed, byte by byte; the same name whichever part is read.
+    """Group names of images with equal bytes; independent of the part that is read.
 
-    The first id alone would not do: where the other part has it, it may belong to another picture here.
+    The name includes a hash, as the first id may belong to the other part and name another image in this one.
     """
     names = {}
     for places in alike:
@@ -133,9 +133,9 @@ def name_groups(alike: Collection[Collection[ImageLocation]]) -> dict[Path, str]
 
 
 def _all_parts(root: Path) -> list[Part]:
-    """Every folder that holds a split that holds a class; folders of images are not listed."""
+    """All folders with a split folder that has a class folder; folders of images are not listed."""
     parts: dict[Path, Part] = {}
-    for place, folders, _ in walk(root, _refuse):
+    for place, folders, _ in walk(root):
         split, class_name = _spelled(place.parent.name, SPLITS), _spelled(place.name, COVID_CLASSES)
         if split is None or class_name is None or len(place.relative_to(root).parts) < 2:
             continue
@@ -158,30 +158,26 @@ def _name_of(root: Path, base: Path) -> str:
 
 
 def _spelled(name: str, published: Collection[str]) -> str | None:
-    """The name as published, whatever its case and however its words are joined."""
+    """The published name that equals `name` up to case and underscores."""
     plain = name.casefold().replace("_", " ")
     return next((right for right in published if right.casefold() == plain), None)
 
 
-def _refuse(error: OSError) -> None:
-    raise UserError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
-
-
 def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
-    """Name and size of each image file; what is no file, or a link to nothing, is like no other."""
+    """Name and size of each image file; anything else is left out."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
-                    with contextlib.suppress(OSError):  # its reader will speak of it
+                    with contextlib.suppress(OSError):  # reported when the image is read
                         if entry.is_file():
                             yield entry.name, entry.stat().st_size
     except OSError as error:
-        _refuse(error)
+        refuse_folder(error)
 
 
 def _content_fingerprint(path: Path) -> str:
-    """SHA-256 (hex) of the content; of the path where it cannot be read, which its reader will say."""
+    """SHA-256 (hex) of the content; of the path where the file cannot be read."""
     try:
         sha256 = hashlib.sha256()
         with path.open("rb") as file:

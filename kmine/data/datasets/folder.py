@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from numpy.typing import NDArray
 from kmine.config import DataConfig
 from kmine.data.datasets.folder_csv import read_folder_csv
 from kmine.data.datasets.folder_index import Item, pair_folders
-from kmine.data.datasets.lits_index import stop_or_skip
 from kmine.data.io.dicom import Header, read_dicom, read_header
 from kmine.data.io.find_files import named
+from kmine.data.io.image_file import image_shape
 from kmine.data.io.nifti import (
     Geometry,
     VolumeCache,
@@ -27,29 +26,30 @@ from kmine.data.io.pictures import (
     class_ids,
     read_mask_picture,
     read_picture,
+    require_size,
 )
-from kmine.data.source import fingerprint_files, image_shape, size_and_time
+from kmine.data.io.windowing import LIVER_WINDOW, grey_as_rgb
+from kmine.data.source import SliceLocation, fingerprint_files, size_and_time, stop_or_skip
 from kmine.errors import SampleError, UserError
-from kmine.types import SampleRef, Skipped
+from kmine.types import SLICE_ID, SampleRef, Skipped, slice_id
 
 VERSION = 1
-"""Goes into the fingerprint: raise it when the same files and settings give other pixels."""
-SLICE_ID = re.compile(r"(.*)/slice-(\d{4,})", re.DOTALL)
+"""Part of the fingerprint: increase it when the same files and settings give other pixels."""
 
 
 class Folder:
-    """Images of a user's own, 8-bit grey or RGB, or windowed to 8 bits; masks for some or all of them.
+    """Images of 8-bit grey or RGB, or windowed to 8 bits, with masks for some or all of them.
 
-    A picture or DICOM file is a sample, named by its path without suffix; of a NIfTI volume each axial slice is one
-    (`PATH/slice-0042`). Groups are those of the table, else the series of a DICOM file, the volume, or the picture
-    alone: nothing is read out of names, so that several pictures of a patient need the table.
+    A PNG, JPEG, TIFF or DICOM file is one sample, named by its path without suffix; each axial slice of a NIfTI volume
+    is one (`PATH/slice-0042`). The group is that of the table, else the DICOM series, the volume or the single image.
+    Names are not interpreted: several images of a patient need the table.
 
     Args:
-        cfg: images and masks, or csv; class_names, window, every_nth and on_error. The latter says whether a mask
-            without an image, a row without its file and a damaged header stop, or are listed in `skipped`.
+        cfg: images and masks, or csv; class_names, window, every_nth and on_error (whether a mask without an image, a
+            row without its file and a damaged header stop, or are listed in `skipped`).
 
     Raises:
-        UserError: when no files are named, found or fit together; and for volumes without a window.
+        UserError: when files are not named, not found or do not fit together; for volumes without a window.
         SampleError: for a damaged header.
     """
 
@@ -64,7 +64,7 @@ class Folder:
         if volumes and cfg.window is None:
             raise UserError(
                 f"data.window: expected the values shown as black and as white, for {named(volumes)}, got nothing; "
-                f"{WINDOW_CURE}, for the liver in CT [-160,240]"
+                f"{WINDOW_CURE}, for the liver in CT [{LIVER_WINDOW[0]:g},{LIVER_WINDOW[1]:g}]"
             )
         self._headers: dict[str, Geometry | Header] = {}
         damaged = [skipped for item in items if (skipped := self._read_header(item)) is not None]
@@ -78,11 +78,11 @@ class Folder:
         self._fingerprint = self._sign(root)
 
     def refs(self) -> tuple[SampleRef, ...]:
-        """Every picture and slice, sorted by id; one without a mask can only be unlabeled."""
+        """All images and slices, sorted by id."""
         return self._refs
 
     def image(self, sample_id: str) -> NDArray[np.uint8]:
-        """(H, W, 3) RGB, [0, 255]; grey three times. Raises `SampleError`."""
+        """(H, W, 3) RGB, [0, 255]; grey as three equal channels. Raises `SampleError`."""
         item, number = self._locate(sample_id)
         if item.kind == "picture":
             return read_picture(item.image, self.cfg.window)
@@ -90,54 +90,51 @@ class Folder:
             return read_dicom(item.image, self.cfg.window)
         geometry, window = self._geometry(item), self.cfg.window
         assert window is not None, "refused when opened"
-        grey = self._volumes.read(
-            item.image,
-            lambda: read_windowed(item.image, geometry, window),
-            lambda slices: slices[number].copy(),
+        return grey_as_rgb(
+            self._volumes.read_slice(item.image, lambda: read_windowed(item.image, geometry, window), number)
         )
-        return np.repeat(grey[..., None], 3, axis=2)
 
     def mask(self, sample_id: str) -> NDArray[np.uint8]:
-        """(H, W) class ids, 255 to be ignored. Raises `SampleError`, also for another size than the image's."""
+        """(H, W) class ids, 255 is ignored. Raises `SampleError`, also for another size than the image's."""
         item, number = self._locate(sample_id)
         if item.mask is None:
             raise SampleError(str(item.image), "expected a mask of the same name, found none")
-        path, mask = item.mask, None
+        path = item.mask
         if item.kind == "nifti":
             geometry = self._geometry(item)
-            mask = self._labels.read(
-                path,
-                lambda: class_ids(path, read_integers(path, geometry), self.class_names),
-                lambda slices: slices[number].copy(),
+            mask = self._labels.read_slice(
+                path, lambda: class_ids(path, read_integers(path, geometry), self.class_names), number
             )
         else:
             mask = read_mask_picture(path, self.class_names)
             header = self._headers.get(item.name)
-            shape = header.shape if isinstance(header, Header) else image_shape(item.image)
-            if mask.shape != shape:
-                raise SampleError(
-                    str(path),
-                    f"expected the image's size {_size(shape)}, got {_size(mask.shape)}; "
-                    "export the mask anew in the image's own size",
-                )
+            require_size(path, mask, header.shape if isinstance(header, Header) else image_shape(item.image))
         if item.label == 0 and ((mask != 0) & (mask != 255)).any():
             raise SampleError(str(path), "expected an empty mask, as the label in data.csv is 0, got one with objects")
         return mask
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of settings, table and of names, sizes and modification times, as they were indexed."""
+        """SHA-256 (hex) of settings, table, and names, sizes and modification times at indexing."""
         return self._fingerprint
 
+    def slice_location(self, sample_id: str) -> SliceLocation | None:
+        """Volume and slice of a sample; None for other images and for an unknown id."""
+        match = SLICE_ID.fullmatch(sample_id)
+        item = self._items.get(match[1]) if match else None
+        if match is None or item is None or item.kind != "nifti":
+            return None
+        number, num_slices = int(match[2]), self._geometry(item).stack_shape[0]
+        return SliceLocation(item.name, item.image, number) if number < num_slices else None
+
     def _locate(self, sample_id: str) -> tuple[Item, int]:
-        """The file a sample is in, and the number of its slice (0 for pictures)."""
+        """Item of a sample, and number of its slice (0 for other images)."""
         item = self._items.get(sample_id)
         if item is not None and item.kind != "nifti":
             return item, 0
-        match = SLICE_ID.fullmatch(sample_id)
-        item = self._items.get(match[1]) if match else None
-        if match is None or item is None or int(match[2]) >= self._geometry(item).sliced[0]:
+        location = self.slice_location(sample_id)
+        if location is None:
             raise KeyError(f"no sample {sample_id!r} among {len(self._refs)}")
-        return item, int(match[2])
+        return self._items[location.volume], location.number
 
     def _geometry(self, item: Item) -> Geometry:
         geometry = self._headers[item.name]
@@ -157,8 +154,8 @@ class Folder:
     def _refs_of(self, item: Item) -> Iterable[SampleRef]:
         header, group, has_mask = self._headers.get(item.name), item.group or item.name, item.mask is not None
         if isinstance(header, Geometry):
-            for number in range(0, header.sliced[0], self.cfg.every_nth):
-                sample_id = f"{item.name}/slice-{number:04}"
+            for number in range(0, header.stack_shape[0], self.cfg.every_nth):
+                sample_id = slice_id(item.name, number)
                 yield SampleRef(sample_id, group, has_mask, item.label, header.spacing, item.split)
         elif isinstance(header, Header):
             group = item.group or header.series or item.name
@@ -167,7 +164,7 @@ class Folder:
             yield SampleRef(item.name, group, has_mask, item.label, split=item.split)
 
     def _check_refs(self) -> None:
-        """What can only be seen with the headers: slices named like a picture, series in two splits."""
+        """Checks that need the headers: slices with the name of an image, series in two splits."""
         if not self._refs:
             raise UserError(f"data: expected images, got none that can be read ({len(self.skipped)} left out)")
         for first, other in zip(self._refs, self._refs[1:], strict=False):
@@ -197,7 +194,7 @@ class Folder:
 
 
 def _find(cfg: DataConfig) -> tuple[Path, list[Item], tuple[Skipped, ...]]:
-    """The folder that names are relative to, the images, and files left out."""
+    """Root folder of the names, images, and files left out."""
     if cfg.csv is not None:
         if cfg.images is not None or cfg.masks is not None:
             raise UserError("data.csv: expected either a table or data.images (and data.masks), got both; drop one")
@@ -215,7 +212,3 @@ def _find(cfg: DataConfig) -> tuple[Path, list[Item], tuple[Skipped, ...]]:
 
 def _stat(path: Path) -> list[str | int]:
     return [path.name, *size_and_time(path)]
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]} x {shape[0]} (width x height)"

@@ -1,4 +1,4 @@
-"""A user's table of images: CSV of image,mask,group,label,split, checked line by line."""
+"""Table of a user's images: CSV with columns image, mask, group, label, split, checked line by line."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 from kmine.data.datasets.folder_index import (
     KINDS,
     Item,
-    OnError,
     file_kind,
     mismatch,
     split_suffix,
 )
-from kmine.data.source import is_file, require_table
+from kmine.data.source import OnError, is_file, require_table
 from kmine.errors import UserError
 from kmine.types import Skipped
 
@@ -28,14 +27,14 @@ def read_folder_csv(path: Path, on_error: OnError) -> tuple[list[Item], tuple[Sk
     """Read the table; no image is opened.
 
     Args:
-        path: of the CSV file, with a header; of its columns only image is required. Paths are relative to its folder.
-        on_error: whether a file that is not there stops, or is listed.
+        path: CSV file with a header; only the column image is required. Paths are relative to its folder.
+        on_error: whether a missing file stops, or is listed.
 
     Returns:
-        The images by name, and rows left out.
+        Images sorted by name, and rows left out.
 
     Raises:
-        UserError: naming the line, for everything that is not as `data.csv` says.
+        UserError: with the line number, for any deviation from the format of `data.csv`.
     """
     items: dict[str, Item] = {}
     lines: dict[str, int] = {}
@@ -67,7 +66,7 @@ def read_folder_csv(path: Path, on_error: OnError) -> tuple[list[Item], tuple[Sk
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and values by column of each row that is not empty."""
+    """Line number and values by column of each non-empty row."""
     require_table(path, "data.csv")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -97,7 +96,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _item(where: str, row: dict[str, str], folder: Path) -> Item:
-    """What a row says."""
+    """Checked item of a row."""
     if not row["image"]:
         raise UserError(f"{where}: expected an image, got an empty value; fill it in or remove the line")
     image, mask = folder / row["image"], folder / row["mask"] if row["mask"] else None

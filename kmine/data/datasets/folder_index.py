@@ -1,4 +1,4 @@
-"""A user's own files: which there are, of what kind, and which mask belongs to which image."""
+"""Files of a user's own folders: their kinds, and pairs of image and mask."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from kmine.data.io.find_files import (
     printable,
     walk,
 )
-from kmine.data.source import is_folder, require_file
+from kmine.data.source import OnError, is_folder, require_file
 from kmine.errors import SampleError, UserError
 from kmine.types import Skipped
 
 Kind = Literal["picture", "nifti", "dicom"]
-OnError = Literal["stop", "skip"]
 SUFFIXES: dict[str, Kind] = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff"), "picture"),
     **dict.fromkeys((".nii", ".nii.gz"), "nifti"),
@@ -30,15 +29,15 @@ SUFFIXES: dict[str, Kind] = {
 KINDS = "PNG, JPEG, TIFF, DICOM (.dcm, or no suffix) or NIfTI (.nii, .nii.gz)"
 PREAMBLE, MAGIC = 128, b"DICM"
 DIRECTORY = "DICOMDIR"
-"""A table of contents, no image."""
+"""Name of DICOM's table of contents, which is no image."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image file with what the user says of it; of a NIfTI volume, of all its slices."""
+    """One image file with its mask, group, label and split; for a NIfTI volume they apply to all slices."""
 
     name: str
-    """Its path relative to the folder (or the table's folder), without suffix."""
+    """Path relative to the folder (or to the folder of the table), without suffix."""
     image: Path
     mask: Path | None
     group: str | None = None
@@ -47,16 +46,16 @@ class Item:
 
     @cached_property
     def kind(self) -> Kind:
-        """How the image is read."""
+        """Kind of the image file."""
         kind = file_kind(self.image)
         assert kind is not None, "other files are not indexed"
         return kind
 
 
 def split_suffix(name: str) -> tuple[str, Kind | None]:
-    """`a/scan.1.nii.gz` -> `a/scan.1`, nifti; the kind is None for files of no known kind.
+    """`a/scan.1.nii.gz` -> `a/scan.1`, nifti; the kind is None for an unknown suffix.
 
-    Names are compared in Unicode's composed form: macOS stores an umlaut as two characters.
+    The name is normalized (NFC), as macOS stores an umlaut as two characters.
     """
     name = unicodedata.normalize("NFC", name)
     for suffix, kind in SUFFIXES.items():
@@ -66,12 +65,12 @@ def split_suffix(name: str) -> tuple[str, Kind | None]:
 
 
 def file_kind(path: Path) -> Kind | None:
-    """By the suffix; DICOM files often have none, and are known by their first bytes (PS3.10, 7.1)."""
+    """Kind by suffix, else DICOM by the first bytes (PS3.10, 7.1), as DICOM files often have no suffix."""
     kind = split_suffix(path.name)[1]
     if kind is not None or path.name.upper() == DIRECTORY:
         return kind
     try:
-        require_file(path, "an image")  # whoever opens a pipe may wait for ever
+        require_file(path, "an image")  # opening a pipe may block for ever
         with path.open("rb") as file:
             return "dicom" if file.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC else None
     except (OSError, SampleError):
@@ -79,19 +78,19 @@ def file_kind(path: Path) -> Kind | None:
 
 
 def pair_folders(images: Path, masks: Path | None, on_error: OnError) -> tuple[list[Item], tuple[Skipped, ...]]:
-    """Pair by relative path without suffix; an image without a mask is an unlabeled one.
+    """Pair images and masks by relative path without suffix; images without a mask are unlabeled.
 
     Args:
-        images: folder of images, searched to the bottom.
-        masks: folder of masks, likewise, if any; it may lie inside the other.
+        images: folder of images, searched with all its subfolders.
+        masks: folder of masks, likewise, if any; may lie inside the other.
         on_error: whether a mask without an image stops, or is listed.
 
     Returns:
-        The images by name, and files that are of no use.
+        Images sorted by name, and files left out.
 
     Raises:
         UserError: for a folder that is missing, unreadable or without images, for two files of one name, for masks
-            none of which has an image's name, and for a mask of a kind that does not go with its image.
+            without any pair, and for a mask of another kind than its image.
     """
     image_paths, strays = _index(images, "data.images", on_error, excluded=masks)
     if masks is not None and is_folder(masks) and masks.resolve() == images.resolve():
@@ -121,7 +120,7 @@ def pair_folders(images: Path, masks: Path | None, on_error: OnError) -> tuple[l
 
 
 def mismatch(image: Path, mask: Path | None) -> str | None:
-    """What is wrong with a mask's kind of file, if anything."""
+    """Problem with the file kind of a mask; None where it fits the image."""
     if mask is None:
         return None
     expected: Kind = "nifti" if file_kind(image) == "nifti" else "picture"
@@ -134,7 +133,7 @@ def mismatch(image: Path, mask: Path | None) -> str | None:
 def _index(
     folder: Path, setting: str, on_error: OnError, excluded: Path | None
 ) -> tuple[dict[str, Path], list[Skipped]]:
-    """Files by name, and those of no known kind; the folder `excluded` is not entered."""
+    """Files by name, and those of unknown kind; the folder `excluded` is not entered."""
     if not is_folder(folder):
         actual = "a file" if os.path.lexists(folder) else "nothing"
         raise UserError(f"{setting}: expected a folder, found {actual} at {folder}; check the path")
@@ -159,7 +158,7 @@ def _index(
 
 
 def _files(root: Path, setting: str, excluded: Path | None) -> Iterable[Path]:
-    """All files below a folder, and folders named like an image that hold nothing: those were to be files."""
+    """All files below a folder, and empty folders with the suffix of an image, left by a failed extraction."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{setting}: {error.filename} cannot be read ({error.strerror}); check it") from error

@@ -7,54 +7,46 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.io.find_files import (
-    FOREGROUND_ABOVE,
     KINDS,
     index_images,
     named,
-    read_foreground,
 )
-from kmine.data.source import (
-    fingerprint_files,
-    is_folder,
-    read_rgb,
-    size_and_time,
-)
+from kmine.data.io.image_file import read_rgb
+from kmine.data.io.pictures import FOREGROUND_ABOVE, read_foreground
+from kmine.data.source import OnError, fingerprint_files, is_folder, size_and_time
 from kmine.errors import SampleError, UserError
 from kmine.types import SampleRef, Skipped
 
 URL = "https://datasets.simula.no/downloads/kvasir-seg.zip"
 NORMAL = "normal/"
-"""How the ids of images without a polyp begin; a file stem holds no slash."""
+"""Prefix of the ids of images without a polyp; a file stem holds no slash."""
 
 
 class KvasirSeg:
-    """A folder laid out as Kvasir-SEG; one sample a file stem, and nobody knows the patient.
+    """A folder with the layout of Kvasir-SEG; one sample per file stem. Patients are unknown.
 
-    With a second folder, of images without a polyp, every image has an image-level label: 1 for those of Kvasir-SEG,
-    0 for the others, which have no mask file and so are unlabeled images. Without it, no image has one.
+    With a second folder, of images without a polyp, every image has an image-level label: 1 in Kvasir-SEG, 0 in the
+    second folder, whose images have no masks and are unlabeled. Without it, no image has one.
 
     Args:
-        root: the folder that holds `images/` and `masks/`, or the folder that holds `Kvasir-SEG/`.
+        root: folder that holds `images/` and `masks/`, or folder that holds `Kvasir-SEG/`.
         on_error: whether a mask without an image stops, or is listed in `skipped`.
         normal_images: the second folder, if any; its sample ids begin with `normal/`.
 
     Raises:
-        UserError: when a folder is missing, unreadable, laid out otherwise, or holds no pair or no image, and for an
-            image that is in both.
+        UserError: when a folder is missing, unreadable, of another layout, or holds no pair or no image, and for an
+            image in both folders.
     """
 
     name = "kvasir_seg"
     class_names = ("background", "polyp")
 
-    def __init__(
-        self, root: Path, on_error: Literal["stop", "skip"] = "stop", normal_images: Path | None = None
-    ) -> None:
+    def __init__(self, root: Path, on_error: OnError = "stop", normal_images: Path | None = None) -> None:
         self.root = _find_root(root)
         self._images, strays = index_images(self.root / "images", on_error)
         self._masks, mask_strays = index_images(self.root / "masks", on_error)
@@ -73,7 +65,7 @@ class KvasirSeg:
         self._fingerprint = fingerprint_files(settings, self.root, files)
 
     def refs(self) -> tuple[SampleRef, ...]:
-        """Every image, sorted by id; one without a mask can only be unlabeled."""
+        """All images, sorted by id."""
         label = 1 if self._normals else None
         polyps = [SampleRef(stem, stem, has_mask=stem in self._masks, image_label=label) for stem in self._images]
         normals = [SampleRef(name, name, has_mask=False, image_label=0) for name in self._normals]
@@ -98,8 +90,11 @@ class KvasirSeg:
         return mask
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of names, sizes and modification times, as they were when indexed."""
+        """SHA-256 (hex) of names, sizes and modification times at indexing."""
         return self._fingerprint
+
+    def slice_location(self, sample_id: str) -> None:
+        """None: no image is a slice of a volume."""
 
     def _path(self, sample_id: str) -> Path:
         return self._normals[sample_id] if sample_id in self._normals else self._images[sample_id]
@@ -113,8 +108,8 @@ class KvasirSeg:
                 f"{len(self._masks)} masks but no pair; give each mask its image's name"
             )
 
-    def _drop_orphans(self, on_error: Literal["stop", "skip"]) -> list[Skipped]:
-        """Masks without an image hint at lost or renamed files."""
+    def _drop_orphans(self, on_error: OnError) -> list[Skipped]:
+        """Remove masks without an image: a sign of lost or renamed files."""
         orphans = sorted(self._masks.keys() - self._images.keys())
         if orphans and on_error == "stop":
             names = named(self._masks[stem].name for stem in orphans)
@@ -126,7 +121,7 @@ class KvasirSeg:
 
 
 def _find_root(root: Path) -> Path:
-    """The folder that holds images/ and masks/."""
+    """Folder that holds images/ and masks/."""
     root = root.expanduser()
     if not os.path.lexists(root):
         raise UserError(f"{root}: expected the Kvasir-SEG folder, found nothing; pass --data.root (published at {URL})")
@@ -145,9 +140,9 @@ def _find_root(root: Path) -> Path:
 
 
 def _index_normals(
-    folder: Path, polyps: Mapping[str, Path], on_error: Literal["stop", "skip"]
+    folder: Path, polyps: Mapping[str, Path], on_error: OnError
 ) -> tuple[dict[str, Path], list[Skipped]]:
-    """Images without a polyp by stem, and what else lies there; none may be among those with one."""
+    """Images without a polyp by stem, and other files; refuses copies of images with a polyp."""
     if not is_folder(folder):
         actual = "a file" if os.path.lexists(folder) else "nothing"
         raise UserError(f"data.normal_images: expected a folder of images without a polyp, found {actual} at {folder}")
@@ -172,7 +167,7 @@ def _index_normals(
 
 
 def _is_copy(path: Path, other: Path) -> bool:
-    """Byte by byte; what is no file, or cannot be read, is no copy: its reader will speak of it."""
+    """Whether the bytes are equal; False for a file that cannot be read, which its reader reports."""
     try:
         return filecmp.cmp(path, other, shallow=False)
     except OSError:

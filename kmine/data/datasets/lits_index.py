@@ -1,4 +1,4 @@
-"""The files of LiTS, gzipped or not: `volume-N.nii` and `segmentation-N.nii`, paired by N wherever they lie."""
+"""Files of LiTS, gzipped or not: `volume-N.nii` and `segmentation-N.nii`, paired by N in any folder."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kmine.data.cache.sample_cache import SKIP_HINT
 from kmine.data.io.find_files import named, printable, walk
 from kmine.data.io.nifti import Geometry, read_geometry
-from kmine.data.source import is_folder
+from kmine.data.source import OnError, is_folder, stop_or_skip
 from kmine.errors import SampleError, UserError
 from kmine.types import Skipped
 
@@ -20,12 +19,11 @@ URL = "https://competitions.codalab.org/competitions/17094"
 FILE_NAME = re.compile(r"(volume|segmentation)-(\d+)\.nii(\.gz)?", re.IGNORECASE)
 
 Kind = Literal["volume", "segmentation"]
-OnError = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True)
 class Volume:
-    """One scan: its number N, its files and what the header of its image says."""
+    """One scan: its number N, its files and the geometry of its image."""
 
     number: int
     image: Path
@@ -34,32 +32,32 @@ class Volume:
 
     @property
     def group_id(self) -> str:
-        """volume-003."""
+        """`volume-003`."""
         return group_name(self.number)
 
     @property
     def num_slices(self) -> int:
-        """How many axial slices it has."""
-        return self.geometry.sliced[0]
+        """Number of axial slices."""
+        return self.geometry.stack_shape[0]
 
 
 def group_name(number: int) -> str:
-    """volume-003."""
+    """`volume-003`."""
     return f"volume-{number:03}"
 
 
 def find_volumes(root: Path, on_error: OnError) -> tuple[dict[int, Volume], tuple[Skipped, ...], list[Path]]:
-    """Index the folder, headers of volumes included; no mask is opened.
+    """Index a folder and read the headers of its volumes; no mask is opened.
 
     Args:
-        root: searched to the bottom.
+        root: searched with all its subfolders.
         on_error: whether a segmentation without a volume and a damaged header stop, or are listed.
 
     Returns:
-        The volumes by number, what was left out, and all files that were not.
+        Volumes by number, files left out, and all indexed files.
 
     Raises:
-        UserError: when the folder is missing, unreadable or holds no volume, or two files claim one number.
+        UserError: when the folder is missing, unreadable or holds no volume, or two files have one number.
         SampleError: for a damaged header, if `on_error` is "stop".
     """
     paths, strays = _find(root)
@@ -94,12 +92,12 @@ def _find(root: Path) -> tuple[dict[Kind, dict[int, Path]], list[Skipped]]:
                 Skipped(printable(path.name), printable(path), "not named volume-N.nii or segmentation-N.nii")
             )
             continue
-        numbered = paths[match[1].lower()]  # type: ignore[index]  # the pattern lets nothing else pass
+        numbered = paths[match[1].lower()]  # type: ignore[index]  # the pattern matches `Kind` only
         number = int(match[2])
         if number in numbered:
             raise UserError(
-                f"{root}: expected one {match[1].lower()} of number {number}, found {numbered[number].relative_to(root)} "
-                f"and {path.relative_to(root)}; keep one of them"
+                f"{root}: expected one {match[1].lower()} of number {number}, found "
+                f"{numbered[number].relative_to(root)} and {path.relative_to(root)}; keep one of them"
             )
         numbered[number] = path
     if not paths["volume"]:
@@ -108,19 +106,15 @@ def _find(root: Path) -> tuple[dict[Kind, dict[int, Path]], list[Skipped]]:
 
 
 def _nifti_files(root: Path) -> Iterable[Path]:
-    """All below a folder, and folders named like a file of LiTS that hold nothing: those were to be files."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
-
-    for folder, folders, names in walk(root, refuse):
+    """All NIfTI files, and empty folders with the name of one, which a failed extraction leaves behind."""
+    for folder, folders, names in walk(root):
         if not folders and not names and FILE_NAME.fullmatch(folder.name):
             yield folder
         yield from (folder / name for name in names if name.lower().endswith((".nii", ".nii.gz")))
 
 
 def _drop_orphans(paths: dict[Kind, dict[int, Path]], on_error: OnError) -> list[Skipped]:
-    """Segmentations without a volume hint at lost or renamed files."""
+    """Remove segmentations without a volume from `paths`: a sign of lost or renamed files."""
     masks = paths["segmentation"]
     orphans = sorted(masks.keys() - paths["volume"].keys())
     if orphans and on_error == "stop":
@@ -136,10 +130,3 @@ def _read_header(number: int, path: Path, mask: Path | None, on_error: OnError) 
         return Volume(number, path, mask, read_geometry(path))
     except SampleError as error:
         return stop_or_skip(group_name(number), error, on_error)
-
-
-def stop_or_skip(sample_id: str, error: SampleError, on_error: OnError) -> Skipped:
-    """The row for `skipped`; or the error again, with the way to skip it."""
-    if on_error == "stop":
-        raise SampleError(error.path, f"{error.problem}; or {SKIP_HINT}") from error
-    return Skipped(sample_id, error.path, error.problem)

@@ -1,4 +1,4 @@
-"""What is known of a slice before any pixel of training is read: from its mask, once, or from the user's table."""
+"""Image-level labels of slices: from their masks, read once and cached, or from a table of the user."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ from kmine.data.source import require_table, size_and_time
 from kmine.errors import UserError
 
 FORMAT = 1
-"""Raise it when the facts change their meaning."""
+"""Increase it when the stored facts change their meaning."""
 HEADER = ["sample_id", "label"]
-SLICE_ID = re.compile(r"volume-(\d{1,255})/slice-(\d{1,255})")
-"""No file name has more digits, and int() refuses thousands of them."""
+TYPED_ID = re.compile(r"volume-(\d{1,255})/slice-(\d{1,255})")
+"""A slice id as a user may write it, without leading zeros. int() refuses thousands of digits."""
 
 
 @dataclass(frozen=True)
 class SliceFacts:
-    """Numbers of the slices of one mask that show liver (tumour included), and tumour."""
+    """Numbers of the slices of a mask that show liver (tumour included), and those that show tumour."""
 
     liver: frozenset[int]
     tumour: frozenset[int]
 
 
 def facts_of(mask: NDArray[np.uint8]) -> SliceFacts:
-    """The facts of a decoded mask, (D, H, W) of 0 background, 1 liver, 2 tumour."""
+    """Facts of a (D, H, W) mask of 0 background, 1 liver, 2 tumour."""
     liver, tumour = ((mask >= label).any(axis=(1, 2)) for label in (1, 2))
     return SliceFacts(*(frozenset(np.flatnonzero(shown).tolist()) for shown in (liver, tumour)))
 
 
 def facts_path(folder: Path, mask: Path, *cut: object) -> Path:
-    """Where the facts of a mask file lie: another size, modification time or way to cut it is another file."""
+    """Cache file for the facts of a mask; its name depends on size, modification time and `cut`, the geometry."""
     key = hashlib.sha256(json.dumps([FORMAT, mask.name, *size_and_time(mask), *cut]).encode()).hexdigest()
     return folder / f"{mask.name.partition('.')[0]}-{key[:16]}.json"
 
 
 def load_facts(path: Path) -> SliceFacts | None:
-    """What `save_facts` wrote; None where it is missing or damaged."""
+    """Facts written by `save_facts`; None where the file is missing or damaged."""
     try:
         content = json.loads(path.read_text())
         return SliceFacts(frozenset(map(int, content["liver"])), frozenset(map(int, content["tumour"])))
-    except (OSError, ValueError, TypeError, KeyError):  # no file; no text or JSON; JSON of something else
+    except (OSError, ValueError, TypeError, KeyError):  # no file, no JSON, other JSON
         return None
 
 
 def save_facts(path: Path, facts: SliceFacts) -> None:
-    """Write the facts, whole or not at all. Raises `UserError` where nothing can be stored."""
+    """Write the facts atomically. Raises `UserError` where nothing can be stored."""
     temp = path.with_name(f".{path.name}.{os.getpid()}")
     with cache_errors(path.parent.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,18 +66,18 @@ def save_facts(path: Path, facts: SliceFacts) -> None:
 def read_image_labels(
     path: Path, num_slices: Mapping[int, int], unread: Collection[str] = ()
 ) -> dict[int, dict[int, int]]:
-    """The user's image-level labels.
+    """Read image-level labels.
 
     Args:
         path: CSV with the columns sample_id (volume-003/slice-0042) and label (0 or 1).
-        num_slices: of each volume, by its number.
-        unread: volumes (volume-003) that could not be read; their rows are passed over.
+        num_slices: number of slices by volume number.
+        unread: volumes (volume-003) that could not be read; their rows are ignored.
 
     Returns:
-        Label by slice number by volume number.
+        Volume number -> slice number -> label.
 
     Raises:
-        UserError: with the line number, for an id that is unknown or there twice, and for another label than 0 or 1.
+        UserError: with the line number, for an unknown or repeated id and for another label than 0 or 1.
     """
     labels: dict[int, dict[int, int]] = {}
     for line, row in _rows(path):
@@ -104,7 +104,7 @@ def read_image_labels(
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and values of each row below the header that is not empty."""
+    """Line number and values of each non-empty row below the header."""
     require_table(path, "data.image_labels")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -122,8 +122,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _parse_slice_id(path: Path, line: int, sample_id: str) -> tuple[int, int]:
-    """Numbers of the volume and of the slice."""
-    match = SLICE_ID.fullmatch(sample_id.strip())
+    """Numbers of volume and slice."""
+    match = TYPED_ID.fullmatch(sample_id.strip())
     if not match:
         raise UserError(f"{path}, line {line}: expected a sample_id like volume-003/slice-0042, got {sample_id!r}")
     return int(match[1]), int(match[2])

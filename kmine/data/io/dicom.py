@@ -1,4 +1,4 @@
-"""DICOM files of one frame as 8-bit grey or colour; sole home of pydicom."""
+"""DICOM files of one frame as 8-bit grey or colour."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kmine.data.io.windowing import windowed
-from kmine.data.source import BLOCK_BYTES, refuse_size, require_file
+from kmine.data.io.image_file import refuse_size
+from kmine.data.io.windowing import grey_as_rgb, windowed
+from kmine.data.source import BLOCK_BYTES, require_file
 from kmine.errors import SampleError
 
 if TYPE_CHECKING:
@@ -26,23 +27,23 @@ HEADER_TAGS = ["Rows", "Columns", "NumberOfFrames", "SeriesInstanceUID", "PixelS
 POSITION_TAGS = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"]
 GREY = ("MONOCHROME1", "MONOCHROME2")
 MAX_BYTES = 2**29
-"""Of a file, and of what a deflated one unpacks to: no picture of one frame that can be read has more."""
+"""Limit for a file and for the content of a deflated file: no readable image of one frame has more."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the index wants to know of a file."""
+    """Header fields that the index needs."""
 
     shape: tuple[int, int]
     """(H, W)."""
     series: str | None
     """SeriesInstanceUID."""
     spacing: tuple[float, float] | None
-    """Millimetres per pixel (row, column), where the file says so."""
+    """Millimetres per pixel (row, column), None where the file has none."""
 
 
 def read_header(path: Path) -> Header:
-    """Read a file's header alone. Raises `SampleError` for a missing or foreign one, and for several frames."""
+    """Read the header only. Raises `SampleError` for a missing or foreign file, and for several frames."""
     data = _open(path, stop_before_pixels=True, specific_tags=HEADER_TAGS)
     try:
         frames = int(data.get("NumberOfFrames") or 1)
@@ -50,7 +51,7 @@ def read_header(path: Path) -> Header:
         spacing = data.get("PixelSpacing")
         spacing = (float(spacing[0]), float(spacing[1])) if spacing else None
         series = str(data.get("SeriesInstanceUID") or "") or None
-    except Exception as error:  # values are parsed when they are asked for, and fail in as many ways as there are kinds
+    except Exception as error:  # pydicom parses values on access and raises any type
         raise _damaged(path, error) from error
     if frames != 1:
         raise SampleError(str(path), f"expected a DICOM file of one frame, got {frames}; store one frame a file")
@@ -62,17 +63,17 @@ def read_header(path: Path) -> Header:
 
 @dataclass(frozen=True)
 class SlicePosition:
-    """Where a slice lies in the patient (DICOM PS3.3, C.7.6.2): millimetres to the left, to the back, up."""
+    """Position of a slice in the patient (DICOM PS3.3, C.7.6.2), in mm to the left, to the back and up."""
 
     series: str
     position: tuple[float, float, float]
-    """Of the centre of the first pixel."""
+    """Centre of the first pixel."""
     orientation: tuple[float, float, float, float, float, float]
-    """Direction of a row (where columns grow), then of a column (where rows grow)."""
+    """Unit vector along which columns grow, then the one along which rows grow."""
 
 
 def read_slice_position(path: Path) -> SlicePosition | None:
-    """Where the slice of a file lies, from its header; None where it does not say. Raises `SampleError`."""
+    """Position from the header of a file; None where a field is missing. Raises `SampleError`."""
     data = _open(path, stop_before_pixels=True, specific_tags=POSITION_TAGS)
     try:
         series = str(data.get("SeriesInstanceUID") or "")
@@ -87,19 +88,19 @@ def read_slice_position(path: Path) -> SlicePosition | None:
 def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uint8]:
     """Decode a file.
 
-    Stored values are rescaled by the file's slope and intercept, windowed, and with MONOCHROME1 inverted.
+    Stored values are rescaled by the slope and intercept of the file, windowed, and inverted for MONOCHROME1.
 
     Args:
-        path: of the file.
-        window: rescaled values at the lower and the upper end of the grey scale; None takes the file's own first window
-            (`own_window`). Colour is read as it is.
+        path: the file.
+        window: rescaled values at the lower and the upper end of the grey scale; None uses the first window of the file
+            (`own_window`). Not used for colour.
 
     Returns:
-        (H, W, 3) RGB, [0, 255]; grey three times.
+        (H, W, 3) RGB, [0, 255]; grey as three equal channels.
 
     Raises:
-        SampleError: for a damaged file, one of several frames, a compression or colours that cannot be read, and where
-            no window is known.
+        SampleError: for a damaged file, several frames, an unsupported compression or colour space, and where no
+            window is known.
     """
     shape = read_header(path).shape
     data = _open(path)
@@ -109,7 +110,7 @@ def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uin
         kind = str(data.PhotometricInterpretation)
         slope, intercept = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
         bits = int(data.BitsStored)
-    except Exception as error:  # as above, and whatever decoders say; MemoryError is among them
+    except Exception as error:  # as above; decoders raise any type, MemoryError included
         raise _damaged(path, error) from error
     if stored.shape[:2] != shape:
         raise _damaged(path, f"pixels of shape {stored.shape} for {shape}")
@@ -132,15 +133,15 @@ def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uin
             f"{ends[1]:g}); say which values are black and white with --data.window [LOW,HIGH]",
         )
     grey = windowed(stored, window, slope, intercept)
-    return np.repeat((255 - grey if kind == "MONOCHROME1" else grey)[..., None], 3, axis=2)
+    return grey_as_rgb(255 - grey if kind == "MONOCHROME1" else grey)
 
 
 def _check_frame(data: pydicom.Dataset, shape: tuple[int, int]) -> None:
-    """Refuse a compressed frame of another size than the file's, which its decoder would unpack before it compares."""
+    """Refuse a compressed frame of another size than the header's: the decoder unpacks it before it compares."""
     from pydicom.encaps import get_frame
     from pydicom.uid import JPEG2000TransferSyntaxes, JPEGTransferSyntaxes
 
-    # Frames of these are pictures of their own, with a size of their own.
+    # A frame of these is a complete JPEG file with its own size.
     if data.file_meta.TransferSyntaxUID in (*JPEGTransferSyntaxes, *JPEG2000TransferSyntaxes):
         with Image.open(io.BytesIO(get_frame(data.PixelData, 0, number_of_frames=1))) as frame:
             if (frame.height, frame.width) != shape:
@@ -148,10 +149,10 @@ def _check_frame(data: pydicom.Dataset, shape: tuple[int, int]) -> None:
 
 
 def own_window(path: Path, data: pydicom.Dataset) -> tuple[float, float] | None:
-    """The first window of a file as its two ends; None where it has none.
+    """First window of a file as (low, high); None where it has none.
 
-    DICOM PS3.3, C.11.2.1.2: LINEAR reaches black at center - width / 2 and white at center + width / 2 - 1,
-    LINEAR_EXACT at center +- width / 2. Raises `SampleError` for other functions and for an empty window.
+    DICOM PS3.3, C.11.2.1.2: LINEAR is black at center - width / 2 and white at center + width / 2 - 1, LINEAR_EXACT
+    at center +- width / 2. Raises `SampleError` for other functions and for an empty window.
     """
     try:
         center, width = _first(data.get("WindowCenter")), _first(data.get("WindowWidth"))
@@ -183,19 +184,19 @@ def _open(path: Path, **options: Any) -> pydicom.Dataset:
         raise SampleError(str(path), f"expected a DICOM file of at most {MAX_BYTES:,} bytes, got {size:,}; split it")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's remarks on values that are not used here
+            warnings.simplefilter("ignore")  # warnings of pydicom about unused values
             _refuse_bomb(path)
             return pydicom.dcmread(path, **options)
     except PermissionError as error:
         raise SampleError(str(path), f"cannot be read ({error.strerror}); check its permissions") from error
     except pydicom.errors.InvalidDicomError as error:
         raise SampleError(str(path), "expected a DICOM file, got something else; copy it again") from error
-    except Exception as error:  # pydicom has no one kind of its own for damaged bytes
+    except Exception as error:  # pydicom raises any type on damaged bytes
         raise _damaged(path, error) from error
 
 
 def _refuse_bomb(path: Path) -> None:
-    """Of a deflated file, count what it unpacks to: pydicom unpacks all of it at once, whatever it comes to."""
+    """Count the bytes that a deflated file unpacks to: pydicom unpacks everything at once."""
     from pydicom.filereader import read_dataset, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 

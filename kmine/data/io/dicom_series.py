@@ -1,4 +1,4 @@
-"""A DICOM series as a volume: its slices in order, and the affine that puts a mask of them into the patient."""
+"""A DICOM series as a volume: slices in order, and the affine from voxels to the patient."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ MIN_SLICES = 2
 SAME_DIRECTION = 1e-3
 SAME_MM = 0.01
 UNEVEN = 0.05
-"""Share of the usual distance by which one between two slices may differ."""
+"""Largest relative deviation of a slice distance from the median."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Files of one series from the lowest slice along its normal to the highest."""
+    """Files of one series, ordered along the normal of the slices."""
 
     files: tuple[Path, ...]
     shape: tuple[int, int]
     """(H, W) of every slice."""
     affine: NDArray[np.float64]
-    """(4, 4): (column, row, slice) to millimetres to the right, to the front and up, as NIfTI has them."""
+    """(4, 4): (column, row, slice) to mm to the right, to the front and up, as in NIfTI."""
     spacing: tuple[float, float] | None
     """Millimetres per pixel (row, column)."""
     thickness: float
-    """Millimetres from slice to slice."""
+    """Distance of two slices in mm."""
     warning: str = ""
 
 
 def group_series(files: Sequence[Path]) -> tuple[list[tuple[Path, ...]], list[Path]]:
-    """The files of one folder as series, and those that stand alone.
+    """Group the files of one folder into series; returns the series and the remaining single files.
 
-    A series is two or more files of one SeriesInstanceUID that say where in the patient they lie, all cut in one
-    direction. Files whose header cannot be read stand alone: whoever reads them says what is wrong.
+    A series is two or more files of one SeriesInstanceUID with positions and one orientation. Files with an unreadable
+    header are single files; reading them reports the fault.
     """
     by_series: dict[str, list[tuple[Path, SlicePosition]]] = defaultdict(list)
     single_files = []
@@ -65,10 +65,10 @@ def group_series(files: Sequence[Path]) -> tuple[list[tuple[Path, ...]], list[Pa
 
 
 def open_series(files: Sequence[Path]) -> Series:
-    """The series of these files, by their headers alone.
+    """Order the slices by the headers of their files.
 
     Raises:
-        SampleError: for damaged files, slices of several sizes or spacings, and two in one place.
+        SampleError: for damaged files, slices of several sizes or spacings, and two slices in one position.
     """
     placed = [(path, _require_position(path), read_header(path)) for path in files]
     first = placed[0]
@@ -87,7 +87,7 @@ def open_series(files: Sequence[Path]) -> Series:
     if steps.min() < SAME_MM:
         path = placed[int(steps.argmin()) + 1][0]
         raise SampleError(
-            str(path), "expected one slice a place, got two in the same; put other series into folders of their own"
+            str(path), "expected one slice a position, got two in one; put other series into folders of their own"
         )
     usual = float(np.median(steps))
     gaps = int(np.count_nonzero(np.abs(steps - usual) > UNEVEN * usual))
@@ -96,14 +96,14 @@ def open_series(files: Sequence[Path]) -> Series:
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = row * (spacing[1] if spacing else 1), column * (spacing[0] if spacing else 1)
     affine[:3, 2], affine[:3, 3] = (end - start) / (len(placed) - 1), start
-    affine[:2] *= -1  # DICOM counts to the left and to the back, NIfTI to the right and to the front
+    affine[:2] *= -1  # DICOM axes point to the left and to the back, those of NIfTI to the right and to the front
     return Series(
         files=tuple(path for path, _, _ in placed),
         shape=first[2].shape,
         affine=affine,
         spacing=spacing,
         thickness=float(np.linalg.norm(affine[:3, 2])),
-        warning=f"{gaps} of {len(steps)} distances between slices unlike the usual {usual:.3g} mm; slices missing?"
+        warning=f"{gaps} of {len(steps)} distances between slices differ from the usual {usual:.3g} mm; slices missing?"
         if gaps
         else "",
     )
@@ -112,5 +112,7 @@ def open_series(files: Sequence[Path]) -> Series:
 def _require_position(path: Path) -> SlicePosition:
     position = read_slice_position(path)
     if position is None:
-        raise SampleError(str(path), "expected a slice that says where in the patient it lies; copy the series again")
+        raise SampleError(
+            str(path), "expected a slice with its position in the patient, got none; copy the series again"
+        )
     return position

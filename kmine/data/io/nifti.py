@@ -1,9 +1,9 @@
-"""NIfTI volumes as stacks of axial slices, decoded whole, never trusted; sole home of nibabel.
+"""NIfTI volumes as stacks of axial slices, with strict checks of header and content.
 
-Which way slices come out: the array is turned by its affine so that, on screen, the patient's right is on the left and
-the front on top, as radiologists look at it; slice 0 is the lowest one. Nothing is resampled: an oblique volume is cut
-along the stored axis nearest to the body's. Where the affine is wrong about the body (the identity affines of LiTS 28
-to 47 say nothing of it), slices come out turned, image and mask alike.
+D slices of height H and width W, in radiological orientation: columns grow to the patient's left, rows to the back;
+slice 0 is the lowest. Axes are permuted and flipped by the affine, never resampled: an oblique volume is cut along the
+stored axis nearest to the body's. Where the affine is wrong (LiTS 28 to 47 have identity affines), image and mask come
+out rotated alike.
 """
 
 from __future__ import annotations
@@ -21,38 +21,39 @@ from typing import Any, BinaryIO, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.data.io.image_file import MAX_PIXELS
 from kmine.data.io.windowing import windowed
-from kmine.data.source import MAX_PIXELS, require_file
+from kmine.data.source import BLOCK_BYTES, require_file
 from kmine.errors import SampleError
 
 MAX_VOXELS = 2**30
-"""1024 x 1024 x 1024. No CT has as many: a header that says so is damaged, or a trap."""
+"""1024 x 1024 x 1024, more than any CT: a header that claims more is damaged or hostile."""
 MAX_GZIP = 1032
-"""Bytes that deflate can unpack from one: a header that claims more from its file need not be tried."""
+"""Largest ratio of deflate: a header that claims more bytes than this times the file's cannot be true."""
 MAX_OFFSET = 2**26
-"""Bytes before the first voxel: header and extensions, which are passed over."""
+"""Limit for the bytes before the first voxel: header and extensions, which are skipped."""
 AXES = "LPS"
-"""Where columns, rows and slice numbers grow: to the patient's left, to the back, up."""
+"""Directions in which columns, rows and slice numbers grow: to the patient's left, to the back (posterior), up."""
 SAME_MM = 1e-4
-BLOCK_BYTES = 2**20
-"""Bytes read at once of what is passed over."""
 HEADERS = {348: "Nifti1Header", 540: "Nifti2Header"}
-"""Of NIfTI-1 and NIfTI-2, nibabel's classes by their size in bytes."""
+"""nibabel's header classes by size in bytes."""
 MAGIC = {348: (344, b"n+1\0"), 540: (4, b"n+2\0\r\n\x1a\n")}
-"""Where it stands, and that voxels follow in the same file."""
+"""Offset and value of the magic string of a single file (header and voxels), by header size."""
 GRACE = 0.05
-"""Seconds; a thread that has its task in hand is at its slice by then."""
+"""Seconds to wait for other readers of the cached volume before it is dropped."""
 LABELS = (0, 1, 2)
 """Background, liver, tumour."""
 
+Orientation = tuple[tuple[int, int], ...]
+"""Per stored axis: index of the axis in `AXES` that it becomes, and 1 or -1 (reversed)."""
 ResultT = TypeVar("ResultT")
 Convert = Callable[[NDArray[Any], int], NDArray[Any]]
-"""Takes a plane of stored voxels (first two axes) with its number along the third; gives it as bytes."""
+"""From a plane of stored voxels (first two axes) and its number along the third to a plane of uint8."""
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What a header says, as nibabel understands it."""
+    """Fields of a NIfTI header, as nibabel reads them."""
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
@@ -60,38 +61,48 @@ class _Header:
     offset: int
     """Bytes before the first voxel."""
     slope: float
-    """Stored values times this, plus `inter`, are HU or labels."""
+    """HU or labels are stored values * `slope` + `inter`."""
     inter: float
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a volume's header says: all that it takes to cut another array of its shape into the same slices."""
+    """Shape and orientation of a volume: cuts any array of its shape into the same slices."""
 
     shape: tuple[int, int, int]
     """As stored."""
-    turn: tuple[tuple[int, int], ...]
-    """Per stored axis: which of `AXES` it becomes, and 1 or -1 (reversed)."""
+    orientation: Orientation
     spacing: tuple[float, float] | None
-    """Millimetres per pixel (row, column) of a slice; None where the header has the unit spacing of an unknown one."""
+    """Millimetres per pixel (row, column) of a slice; None for a header with unit spacing, which means unknown."""
 
     @property
-    def sliced(self) -> tuple[int, int, int]:
-        """(D, H, W): number, height and width of the slices."""
-        sizes = {axis: size for size, (axis, _) in zip(self.shape, self.turn, strict=True)}
+    def stack_shape(self) -> tuple[int, int, int]:
+        """(D, H, W)."""
+        sizes = {axis: size for size, (axis, _) in zip(self.shape, self.orientation, strict=True)}
         return sizes[2], sizes[1], sizes[0]
 
 
-class VolumeCache:
-    """The volume that was decoded last; whoever asks for another one makes it forget this one.
+def to_stored_axes(slices: NDArray[Any], orientation: Orientation) -> NDArray[Any]:
+    """(D, H, W) slices in the axis order of the file: a view of the same memory."""
+    view = slices.T.transpose([axis for axis, _ in orientation])
+    return view[tuple(slice(None, None, flip) for _, flip in orientation)]
 
-    Safe to use from threads, which may come a little out of order: before another volume is decoded, those that wait
-    for this one are served, and stragglers among its readers are given `GRACE`. A damaged volume is remembered, too.
-    Pickled, it comes back empty.
+
+def to_slice_axes(stored: NDArray[Any], orientation: Orientation) -> NDArray[Any]:
+    """Inverse of `to_stored_axes`, also a view."""
+    view = stored[tuple(slice(None, None, flip) for _, flip in orientation)]
+    return view.transpose(np.argsort([axis for axis, _ in orientation])).T
+
+
+class VolumeCache:
+    """Thread-safe cache of one decoded volume; a damaged volume is cached as its error.
+
+    Threads read neighbouring slices slightly out of order. Before another volume is decoded, threads that wait for the
+    present one are served, and its other readers are given `GRACE` seconds. Unpickled, the cache is empty.
     """
 
     def __init__(self) -> None:
-        self._turn = threading.Condition()
+        self._changed = threading.Condition()
         self._requests: Counter[Path | None] = Counter()
         self._readers: set[int] = set()
         self._decoding = False
@@ -104,17 +115,17 @@ class VolumeCache:
     def read(
         self, path: Path, decode: Callable[[], NDArray[np.uint8]], take: Callable[[NDArray[np.uint8]], ResultT]
     ) -> ResultT:
-        """What `take` finds in the volume of `path`, which `decode` gives where it is not in memory.
+        """Result of `take` on the volume of `path`, decoded by `decode` unless cached.
 
-        `take` may not keep a view. Raises the `SampleError` of `decode`.
+        `take` must return a copy, not a view. Raises the `SampleError` of `decode`.
         """
         thread_id = threading.get_ident()
-        with self._turn:
+        with self._changed:
             self._requests[path] += 1
             try:
                 if self._path != path and self._readers - {thread_id}:
-                    self._turn.wait_for(lambda: self._path == path, GRACE)
-                self._turn.wait_for(
+                    self._changed.wait_for(lambda: self._path == path, GRACE)
+                self._changed.wait_for(
                     lambda: not self._decoding and (self._path == path or not self._requests[self._path])
                 )
                 if self._path != path:
@@ -122,32 +133,36 @@ class VolumeCache:
                 self._readers.add(thread_id)
                 if isinstance(self._volume, SampleError):
                     raise SampleError(self._volume.path, self._volume.problem)
-                assert self._volume is not None, "decoded just now"
+                assert self._volume is not None, "decoded above"
                 return take(self._volume)
             finally:
                 self._requests[path] -= 1
-                self._turn.notify_all()
+                self._changed.notify_all()
+
+    def read_slice(self, path: Path, decode: Callable[[], NDArray[np.uint8]], number: int) -> NDArray[np.uint8]:
+        """(H, W) copy of one slice of the volume of `path`, see `read`."""
+        return self.read(path, decode, lambda slices: slices[number].copy())
 
     def _exchange(self, path: Path, decode: Callable[[], NDArray[np.uint8]]) -> None:
-        """Decode without the lock, so that others can come and wait."""
+        """Replace the cached volume; decodes without the lock, so that other threads can queue."""
         self._decoding, self._path, self._volume = True, None, None
         self._readers.clear()
-        self._turn.release()
+        self._changed.release()
         try:
             volume: NDArray[np.uint8] | SampleError = decode()
         except SampleError as error:
             volume = error
         finally:
-            self._turn.acquire()
+            self._changed.acquire()
             self._decoding = False
         self._path, self._volume = path, volume
 
 
 def read_geometry(path: Path) -> Geometry:
-    """Read the header alone.
+    """Read the header only.
 
     Raises:
-        SampleError: for a missing, empty or foreign file, and for a shape, an affine or a type that no CT has.
+        SampleError: for a missing, empty or foreign file, and for an impossible shape, affine or data type.
     """
     from nibabel.affines import voxel_sizes
     from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
@@ -155,38 +170,38 @@ def read_geometry(path: Path) -> Geometry:
     header = _read_header(path)
     try:
         with np.errstate(all="ignore"):
-            turn = ornt_transform(io_orientation(header.affine), axcodes2ornt(AXES))
+            orientation = ornt_transform(io_orientation(header.affine), axcodes2ornt(AXES))
             sizes = voxel_sizes(header.affine)
-        has_axes = bool(np.isfinite(turn).all() and np.isfinite(sizes).all())
-    except ValueError:  # of a matrix with values that are no numbers, or too large
+        has_axes = bool(np.isfinite(orientation).all() and np.isfinite(sizes).all())
+    except ValueError:  # the matrix holds NaN, or overflows
         has_axes = False
     if not has_axes:
         raise SampleError(
-            str(path), "expected an affine that tells the axes of the body, got a singular one; convert the scan anew"
+            str(path), "expected an affine that gives the axes of the body, got a singular one; convert the scan anew"
         )
-    turn = turn.astype(int)
-    by_axis = {int(axis): float(size) for size, (axis, _) in zip(sizes, turn, strict=True)}
+    orientation = orientation.astype(int)
+    by_axis = {int(axis): float(size) for size, (axis, _) in zip(sizes, orientation, strict=True)}
     unknown = np.allclose(sizes, 1, rtol=0, atol=SAME_MM)
     return Geometry(
         shape=header.shape,
-        turn=tuple((int(axis), int(flip)) for axis, flip in turn),
+        orientation=tuple((int(axis), int(flip)) for axis, flip in orientation),
         spacing=None if unknown else (by_axis[1], by_axis[0]),
     )
 
 
 def read_windowed(path: Path, geometry: Geometry, window: tuple[float, float]) -> NDArray[np.uint8]:
-    """(D, H, W) grey: black at and below the window's first value in HU, white at and above its second.
+    """(D, H, W) grey, [0, 255]: 0 at and below the first value of the window in HU, 255 at and above the second.
 
-    Values that are no number are black. Raises `SampleError`.
+    NaN becomes 0. Raises `SampleError`.
     """
     header = _header_of(path, geometry)
     return _convert(path, geometry, header, lambda values, _: windowed(values, window, header.slope, header.inter))
 
 
 def read_labels(path: Path, geometry: Geometry) -> NDArray[np.uint8]:
-    """(D, H, W) of `LABELS`, cut as `geometry`, the volume's, says: the mask's own affine is not asked.
+    """(D, H, W) of `LABELS`, cut by the geometry of the volume; the affine of the mask is ignored.
 
-    Labels stored as floating point numbers are rounded first. Raises `SampleError`, also for another shape or label.
+    Floating point labels are rounded first. Raises `SampleError`, also for another shape or label.
     """
     return _read_ids(
         path,
@@ -197,17 +212,17 @@ def read_labels(path: Path, geometry: Geometry) -> NDArray[np.uint8]:
 
 
 def read_integers(path: Path, geometry: Geometry) -> NDArray[np.uint8]:
-    """(D, H, W) of a mask's values as they are, cut as `geometry`, the image's, says.
+    """(D, H, W) values of a mask, cut by the geometry of its image.
 
     Raises:
-        SampleError: also for another shape or orientation than the image's, and for values that are no whole numbers
-            from 0 to 255.
+        SampleError: also for another shape or orientation than the image's, and for values that are no integers in
+            [0, 255].
     """
     own = read_geometry(path)
-    if own.shape == geometry.shape and own.turn != geometry.turn:  # another shape is named below
+    if own.shape == geometry.shape and own.orientation != geometry.orientation:  # another shape is refused below
         raise SampleError(
             str(path),
-            "expected a mask whose axes point where its image's do, got others; save it with the image's affine",
+            "expected a mask with the axis directions of its image, got others; save it with the image's affine",
         )
     return _read_ids(path, geometry, lambda values: (values >= 0) & (values <= 255), "class ids from 0 to 255")
 
@@ -227,7 +242,7 @@ def _read_ids(
             first = (*np.argwhere(foreign)[0], plane)
             number = next(
                 int(first[n]) if flip == 1 else geometry.shape[n] - 1 - int(first[n])
-                for n, (axis, flip) in enumerate(geometry.turn)
+                for n, (axis, flip) in enumerate(geometry.orientation)
                 if axis == 2
             )
             raise SampleError(
@@ -239,14 +254,12 @@ def _read_ids(
 
 
 def _convert(path: Path, geometry: Geometry, header: _Header, convert: Convert) -> NDArray[np.uint8]:
-    """(D, H, W): decode a file plane by plane; besides the result, one plane is in memory."""
+    """(D, H, W): decode a file plane by plane; memory holds the result and one plane."""
     planes = _stored(path, header.offset, header.dtype, header.shape)
     try:
-        first = next(planes)  # before memory is taken for all that a header claims
-        out = np.empty(geometry.sliced, np.uint8)
-        # The same memory, its axes where the file has them.
-        view = out.T.transpose([axis for axis, _ in geometry.turn])
-        view = view[tuple(slice(None, None, flip) for _, flip in geometry.turn)]
+        first = next(planes)  # checks the size of the file before memory for the claimed shape is allocated
+        out = np.empty(geometry.stack_shape, np.uint8)
+        view = to_stored_axes(out, geometry.orientation)
         view[:, :, 0] = convert(first, 0)
         for number, values in enumerate(planes, 1):
             view[:, :, number] = convert(values, number)
@@ -258,7 +271,7 @@ def _convert(path: Path, geometry: Geometry, header: _Header, convert: Convert) 
 
 
 def _header_of(path: Path, geometry: Geometry) -> _Header:
-    """The header of an array that must have the volume's shape."""
+    """Header of a file that must have the shape of the volume."""
     header = _read_header(path)
     if header.shape != geometry.shape:
         raise SampleError(
@@ -270,10 +283,10 @@ def _header_of(path: Path, geometry: Geometry) -> _Header:
 
 
 def _stored(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, int, int]) -> Iterator[NDArray[Any]]:
-    """The values as stored, plane by plane along the third axis.
+    """Stored values, plane by plane along the third axis.
 
-    Not by nibabel, which takes the memory that a header claims and asks no checksum. Less than a plane may follow: more
-    means that the header tells of another volume.
+    Not by nibabel, which allocates the memory that a header claims and ignores the checksum. Up to a plane of extra
+    bytes is tolerated; more means that the header belongs to another volume.
     """
     plane = shape[0] * shape[1] * dtype.itemsize
     num_bytes = offset + plane * shape[2]
@@ -289,12 +302,12 @@ def _stored(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, int
                 if len(content) < plane:
                     raise _damaged(path, f"{offset + number * plane + len(content):,} of {num_bytes:,} bytes")
                 yield np.frombuffer(content, dtype).reshape(shape[:2], order="F")
-            # At the end of a gzip file its checksum is compared.
+            # gzip compares the checksum at the end of the file.
             if len(file.read(plane)) == plane:
                 raise _damaged(path, f"more than the {num_bytes:,} bytes of its header")
     except SampleError:
         raise
-    except Exception as error:  # what is wrong with a compressed stream has many names
+    except Exception as error:  # decompression raises many types
         raise _damaged(path, error) from error
 
 
@@ -307,7 +320,7 @@ def _is_gzip(path: Path) -> bool:
 
 
 def _read_header(path: Path) -> _Header:
-    """Read and check the header. Of nibabel only this much: its loading unpacks whatever extensions claim to hold."""
+    """Read and check the header. Not `nibabel.load`, which unpacks extensions of any claimed size."""
     import nibabel
 
     require_file(path, "a NIfTI file")
@@ -331,7 +344,7 @@ def _read_header(path: Path) -> _Header:
         shape, dtype = tuple(map(int, header.get_data_shape())), header.get_data_dtype()
         slope, inter = header.get_slope_inter()
         affine, offset = np.asarray(header.get_best_affine(), np.float64), int(header.get_data_offset())
-    except Exception as error:  # nibabel's own kinds, and those of numbers that are none
+    except Exception as error:  # errors of nibabel, and of fields that are NaN or too large
         raise _damaged(path, error) from error
     if dtype.kind not in "iuf":
         raise SampleError(str(path), f"expected plain numbers, got values of type {dtype}; store HU or labels")
@@ -343,7 +356,7 @@ def _read_header(path: Path) -> _Header:
 
 
 def _three_sides(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """The three sides of a volume; axes of length 1 beyond the third do not count."""
+    """Shape without axes of length 1 beyond the third."""
     if len(shape) < 3 or any(side != 1 for side in shape[3:]) or min(shape) < 1:
         raise SampleError(str(path), f"expected a volume of three axes, got {_size(shape)}; store one scan a file")
     if math.prod(shape) > MAX_VOXELS or math.prod(sorted(shape)[-2:]) > MAX_PIXELS:

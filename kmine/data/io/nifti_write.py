@@ -1,4 +1,7 @@
-"""Masks of volumes as NIfTI files in the volume's own geometry, written whole or not at all."""
+"""Masks and probabilities of a volume as NIfTI files in the geometry of the volume, written atomically.
+
+D slices of height H and width W, K classes.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.io.dicom_series import Series
-from kmine.data.io.nifti import HEADERS, Geometry
+from kmine.data.io.nifti import HEADERS, Geometry, Orientation, to_slice_axes, to_stored_axes
 
 NO_EXTENSIONS = bytes(4)
 QUICK = 1
-"""Compression level: masks are flat, and more takes longer than predicting them."""
+"""Compression level: masks compress well, and higher levels take longer than the prediction."""
 PART = ".part"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """How slices lie in the file that is written."""
+    """Geometry of a file to write."""
 
     header: Any
-    """nibabel's, with the affine in it."""
-    turn: tuple[tuple[int, int], ...]
-    """As in `Geometry`."""
+    """Header of nibabel, with the affine."""
+    orientation: Orientation
     thickness: float | None
-    """Millimetres from slice to slice, where known."""
+    """Distance of two slices in mm, where known."""
 
 
 def frame_of_nifti(path: Path, geometry: Geometry) -> Frame:
-    """The frame of a volume whose `geometry` was read: its own header, affines and units unchanged."""
+    """Frame of a volume: its own header, with affines and units unchanged."""
     import nibabel
     from nibabel.affines import voxel_sizes
 
@@ -43,12 +45,12 @@ def frame_of_nifti(path: Path, geometry: Geometry) -> Frame:
     size = next(n for n in HEADERS if n in (int.from_bytes(raw[:4], "little"), int.from_bytes(raw[:4], "big")))
     header = getattr(nibabel, HEADERS[size]).from_fileobj(io.BytesIO(raw[:size]), check=False)
     sizes = voxel_sizes(header.get_best_affine())
-    across = next(n for n, (axis, _) in enumerate(geometry.turn) if axis == 2)
-    return Frame(header, geometry.turn, float(sizes[across]) if geometry.spacing else None)
+    across = next(n for n, (axis, _) in enumerate(geometry.orientation) if axis == 2)
+    return Frame(header, geometry.orientation, float(sizes[across]) if geometry.spacing else None)
 
 
 def frame_of_series(series: Series) -> Frame:
-    """The frame of a DICOM series: columns, rows, slices, and the affine of its headers."""
+    """Frame of a DICOM series: axes columns, rows, slices, and the affine of its headers."""
     import nibabel
 
     header = nibabel.Nifti1Header()
@@ -59,15 +61,9 @@ def frame_of_series(series: Series) -> Frame:
     return Frame(header, ((0, 1), (1, 1), (2, 1)), series.thickness if series.spacing else None)
 
 
-def to_stored_axes(slices: NDArray[Any], frame: Frame) -> NDArray[Any]:
-    """(D, H, W) slices in the order of the file's axes: a view of the same memory."""
-    view = slices.T.transpose([axis for axis, _ in frame.turn])
-    return view[tuple(slice(None, None, flip) for _, flip in frame.turn)]
-
-
 def encode_mask(mask: NDArray[np.uint8], frame: Frame) -> bytes:
-    """(D, H, W) class ids as the bytes of a .nii.gz file, uint8."""
-    stored = to_stored_axes(mask, frame)
+    """Bytes of a .nii.gz file of uint8 for (D, H, W) class ids."""
+    stored = to_stored_axes(mask, frame.orientation)
     start = _start(frame, stored.shape, np.dtype(np.uint8))
     out = io.BytesIO()
     with gzip.GzipFile("", "wb", QUICK, out, mtime=0) as file:
@@ -78,17 +74,17 @@ def encode_mask(mask: NDArray[np.uint8], frame: Frame) -> bytes:
 
 
 class ProbabilityFile:
-    """A .nii file of (three axes, K) float32 probabilities, filled slice by slice; memory holds none of it.
+    """A .nii file of (three axes, K) float32 probabilities, filled slice by slice on disk.
 
-    Plain, not compressed: that could not be filled in any order. It has its name only once `finish` was called.
+    Uncompressed, as slices are written in any order. The file gets its name in `finish`.
     """
 
     def __init__(self, path: Path, frame: Frame, shape: tuple[int, int, int, int]) -> None:
         depth, num_classes, height, width = shape
         self.path, self._part = path, path.with_name(f".{path.name}.{os.getpid()}{PART}")
-        self._turned = to_stored_axes(np.empty((depth, height, width), bool), frame).shape
+        self._stored_shape = to_stored_axes(np.empty((depth, height, width), bool), frame.orientation).shape
         self.frame = frame
-        start = _start(frame, (*self._turned, num_classes), np.dtype(np.float32))
+        start = _start(frame, (*self._stored_shape, num_classes), np.dtype(np.float32))
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._part.open("wb") as file:
             file.write(start)
@@ -96,27 +92,25 @@ class ProbabilityFile:
         self._start = len(start)
 
     def write(self, first: int, probs: NDArray[np.float32]) -> None:
-        """(N, K, H, W) of the slices from `first` on."""
+        """Write (N, K, H, W) probabilities of the slices from `first` on."""
         num_classes = probs.shape[1]
-        values = np.memmap(self._part, "<f4", "r+", self._start, (*self._turned, num_classes), order="F")
+        values = np.memmap(self._part, "<f4", "r+", self._start, (*self._stored_shape, num_classes), order="F")
         for class_id in range(num_classes):
-            # The same turn as `to_stored_axes`, backwards: a view (D, H, W) of the file.
-            back = values[..., class_id][tuple(slice(None, None, flip) for _, flip in self.frame.turn)]
-            back = back.transpose(np.argsort([axis for axis, _ in self.frame.turn])).T
-            back[first : first + len(probs)] = probs[:, class_id]
+            slices = to_slice_axes(values[..., class_id], self.frame.orientation)
+            slices[first : first + len(probs)] = probs[:, class_id]
         values.flush()
 
     def finish(self) -> None:
-        """All slices are written: the file gets its name."""
+        """Rename the complete file to its path."""
         self._part.replace(self.path)
 
     def drop(self) -> None:
-        """Remove what is not finished."""
+        """Remove the incomplete file."""
         self._part.unlink(missing_ok=True)
 
 
 def _start(frame: Frame, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """Header and empty extension of a file of little-endian values, scaled by nothing."""
+    """Header and empty extension of a file of little-endian values with slope 1 and intercept 0."""
     header = frame.header.as_byteswapped("<")
     header.set_data_dtype(dtype)
     header.set_data_shape(shape)

@@ -1,4 +1,4 @@
-"""Pixels of a user's own pictures and masks: any depth and range, nothing guessed."""
+"""Images and masks stored as PNG, JPEG or TIFF: windowing of deep images, class ids of mask values."""
 
 from __future__ import annotations
 
@@ -9,23 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.io.find_files import FOREGROUND_ABOVE
-from kmine.data.io.windowing import windowed
-from kmine.data.source import (
-    DEEP_MODES,
-    GREY_MODES,
-    as_rgb,
-    read_stored,
-)
+from kmine.data.io.image_file import DEEP_MODES, GREY_MODES, as_rgb, image_shape, read_grey, read_stored
+from kmine.data.io.windowing import grey_as_rgb, windowed
 from kmine.errors import SampleError
 from kmine.types import IGNORE_INDEX
 
 WINDOW_CURE = "say which values are black and white with --data.window [LOW,HIGH]"
+FOREGROUND_ABOVE = 127
+"""Threshold of a black-and-white mask. JPEG compression spreads values around 0 and 255."""
 LOSSY = (".jpg", ".jpeg")
 COLOUR_NOISE = 32
-"""How far the channels of a grey JPEG stored in colour may lie apart."""
+"""Largest difference between the channels of a grey JPEG stored in colour."""
 BETWEEN, MOST_BETWEEN = (64, 192), 0.5
-"""A JPEG with more of its pixels in this range is a photograph, not a mask."""
+"""A JPEG with a larger share of its pixels in this range is a photograph, not a mask."""
 MAX_NAMED = 6
 
 
@@ -33,14 +29,14 @@ def read_picture(path: Path, window: tuple[float, float] | None) -> NDArray[np.u
     """Read a PNG, JPEG or TIFF file.
 
     Args:
-        path: of the file.
-        window: for grey of more than 8 bits, the values shown as black and as white; 8-bit pictures are read as is.
+        path: the file.
+        window: for grey of more than 8 bits, the values shown as black and as white; 8-bit images ignore it.
 
     Returns:
-        (H, W, 3) RGB, [0, 255]; grey three times.
+        (H, W, 3) RGB, [0, 255]; grey as three equal channels.
 
     Raises:
-        SampleError: for the faults that `read_stored` names, for more than 8 bits without a window, and for CMYK.
+        SampleError: for the faults of `read_stored`, for more than 8 bits without a window, and for CMYK.
     """
     image = read_stored(path)
     if image.mode.startswith(DEEP_MODES):
@@ -51,21 +47,50 @@ def read_picture(path: Path, window: tuple[float, float] | None) -> NDArray[np.u
                 f"expected 8 bits per pixel or a window, got more (mode {image.mode}, values {values.min():g} to "
                 f"{values.max():g}); {WINDOW_CURE}",
             )
-        return np.repeat(windowed(values, window)[..., None], 3, axis=2)
+        return grey_as_rgb(windowed(values, window))
     if image.mode not in (*GREY_MODES, "RGB", "P"):
         raise SampleError(str(path), f"expected a grey or RGB image, got mode {image.mode}; convert it to 8-bit RGB")
     return as_rgb(image)
+
+
+def read_foreground(path: Path, image: Path) -> NDArray[np.uint8]:
+    """Read a mask of one class.
+
+    Args:
+        path: the mask.
+        image: file of its image, for the expected size.
+
+    Returns:
+        (H, W), 1 above `FOREGROUND_ABOVE` and 0 elsewhere; may be all 0.
+
+    Raises:
+        SampleError: for the faults of `read_grey`, another size, and foreground stored as 1.
+    """
+    grey = read_grey(path)
+    require_size(path, grey, image_shape(image))
+    if grey.max() == 1:
+        raise SampleError(str(path), "expected a mask of 0 and 255, got 0 and 1; store the foreground as 255 (not 1)")
+    return (grey > FOREGROUND_ABOVE).astype(np.uint8)
+
+
+def require_size(path: Path, mask: NDArray[np.uint8], shape: tuple[int, int]) -> None:
+    """Refuse a mask of another size than (height, width) of its image. Raises `SampleError`."""
+    if mask.shape != shape:
+        expected, actual = (f"{size[1]} x {size[0]} (width x height)" for size in (shape, mask.shape))
+        raise SampleError(
+            str(path), f"expected the image's size {expected}, got {actual}; export the mask anew in the image's size"
+        )
 
 
 def read_mask_picture(path: Path, class_names: Sequence[str]) -> NDArray[np.uint8]:
     """Read a mask stored as PNG, TIFF or, of two classes only, JPEG.
 
     Returns:
-        (H, W) class ids, see `class_ids`; in a JPEG, compression blurs the values, so that what is brighter than
-        `FOREGROUND_ABOVE` is the object.
+        (H, W) class ids, see `class_ids`. In a JPEG, compression blurs the values: those above `FOREGROUND_ABOVE` are
+        the object.
 
     Raises:
-        SampleError: for the faults that `read_stored` names, for colours, and for values that are no class ids.
+        SampleError: for the faults of `read_stored`, for colours, and for values that are no class ids.
     """
     values = _mask_values(path)
     if path.suffix.lower() not in LOSSY:
@@ -83,10 +108,10 @@ def read_mask_picture(path: Path, class_names: Sequence[str]) -> NDArray[np.uint
 
 
 def class_ids(path: Path, values: NDArray[Any], class_names: Sequence[str]) -> NDArray[np.uint8]:
-    """Class ids of a mask's values, of any shape.
+    """Class ids of the values of a mask, of any shape.
 
-    With two classes: 255 is the object where there is no 1; with 1 it is ignored. With more: values are class ids,
-    255 is ignored. Raises `SampleError` for every other value, with the cure.
+    Two classes: 255 is the object if no 1 occurs, else it is ignored. More classes: values are class ids, 255 is
+    ignored. Raises `SampleError` for any other value.
     """
     present = set(np.unique(values).tolist())
     if len(class_names) == 2 and present <= {0, IGNORE_INDEX}:
@@ -100,8 +125,9 @@ def class_ids(path: Path, values: NDArray[Any], class_names: Sequence[str]) -> N
     if len(class_names) == 2:
         raise SampleError(
             str(path),
-            f"expected a mask of 0 and 255, or of 0 and 1 ({names}), got also the values {foreign_text}; store the object as "
-            "255 and nothing between, or, if they are classes, name each in --data.class_names [background,...]",
+            f"expected a mask of 0 and 255, or of 0 and 1 ({names}), got also the values {foreign_text}; store the "
+            "object as 255 and nothing between, or, if they are classes, name each in --data.class_names "
+            "[background,...]",
         )
     raise SampleError(
         str(path),
@@ -111,7 +137,7 @@ def class_ids(path: Path, values: NDArray[Any], class_names: Sequence[str]) -> N
 
 
 def _mask_values(path: Path) -> NDArray[Any]:
-    """(H, W) values: of a palette picture in colour the indices, of a grey one the grey values."""
+    """(H, W) values: indices of a colour palette, else grey values."""
     image = read_stored(path)
     if image.mode == "P":
         palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)

@@ -1,4 +1,4 @@
-"""Masks of slices as volumes: written in the geometry of the scan they were cut from, and cut again as they return."""
+"""Masks of slices as NIfTI volumes in the geometry of the scan that the slices were cut from."""
 
 from __future__ import annotations
 
@@ -8,49 +8,30 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.datasets.folder import Folder
-from kmine.data.datasets.lits import Lits
-from kmine.data.io.nifti import Geometry, read_geometry, read_integers
-from kmine.data.source import Source
+from kmine.data.io.nifti import read_geometry, read_integers, to_stored_axes
 from kmine.types import IGNORE_INDEX
-
-SliceLocation = tuple[str, Path, int]
-"""Name of a volume, its file, and the number of a slice in it."""
-
-
-def slice_location(source: Source, sample_id: str) -> SliceLocation | None:
-    """Where a sample was cut from; None for a picture of its own, and for one that the source does not have."""
-    try:
-        if isinstance(source, Lits):
-            volume, number = source._locate(sample_id)
-            return volume.group_id, volume.image, number
-        if isinstance(source, Folder):
-            item, number = source._locate(sample_id)
-            return (item.name, item.image, number) if item.kind == "nifti" else None
-    except KeyError:
-        return None
-    return None
 
 
 def write_mask_volume(path: Path, scan: Path, slices: Mapping[int, NDArray[np.uint8]]) -> None:
-    """Class ids as .nii.gz: shape, axes and affine of the scan; `IGNORE_INDEX` in slices that are not given.
+    """Write class ids as .nii.gz with shape, axes and affine of the scan; `IGNORE_INDEX` in all other slices.
 
     Args:
-        path: of the new file, ending in .nii.gz.
-        scan: the NIfTI file that the slices were cut from.
-        slices: (H, W) by number.
+        path: the new file, ending in .nii.gz; replaced atomically.
+        scan: NIfTI file that the slices were cut from.
+        slices: (H, W) class ids by slice number.
     """
     import nibabel
 
     geometry = read_geometry(scan)
-    stack = np.full(geometry.sliced, IGNORE_INDEX, np.uint8)
+    stack = np.full(geometry.stack_shape, IGNORE_INDEX, np.uint8)
     for number, mask in slices.items():
         stack[number] = mask
     path.parent.mkdir(parents=True, exist_ok=True)
     header = nibabel.load(scan).header.copy()
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
-    image = nibabel.Nifti1Image(np.ascontiguousarray(to_scan_axes(stack, geometry)), header.get_best_affine(), header)
+    stored = np.ascontiguousarray(to_stored_axes(stack, geometry.orientation))
+    image = nibabel.Nifti1Image(stored, header.get_best_affine(), header)
     temp = path.with_name(f".{path.name[: -len('.nii.gz')]}.part.nii.gz")
     try:
         nibabel.save(image, temp)
@@ -59,14 +40,8 @@ def write_mask_volume(path: Path, scan: Path, slices: Mapping[int, NDArray[np.ui
         temp.unlink(missing_ok=True)
 
 
-def to_scan_axes(stack: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
-    """(D, H, W) slices as the file has them; a view. The inverse of how `volumes` cuts."""
-    view = stack.T.transpose([axis for axis, _ in geometry.turn])
-    return view[tuple(slice(None, None, flip) for _, flip in geometry.turn)]
-
-
 def read_mask_volume(path: Path, scan: Path) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Number and (H, W) class ids of each slice of a mask file that is not ignored as a whole.
+    """Number and (H, W) class ids of each slice that is not all `IGNORE_INDEX`.
 
     Raises:
         SampleError: another shape or orientation than the scan's, values that are no class ids, or a damaged file.

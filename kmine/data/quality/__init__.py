@@ -1,1 +1,1 @@
-"""Checks of images and masks: intensity, duplicates, alignment."""
+"""Checks of images and masks: statistics, duplicates, pairing, intensity."""

@@ -1,4 +1,4 @@
-"""How bright images are, so that one unlike those of training can be told: measured as the local model sees them."""
+"""Intensity ranges of the training images, to detect unusual images; measured at the input size S."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 MEASURES = ("red", "green", "blue", "contrast")
-"""Mean of each channel, and standard deviation of the grey values; on [0, 255]."""
+"""Mean of each channel, and standard deviation of the grey values; in [0, 255]."""
 MAX_IMAGES = 500
-"""More are not looked at, spread evenly: the fences below do not move any more."""
+"""Limit for the measured images, evenly spaced; more do not change the fences."""
 FENCE = 1.5
-"""Quartile ranges beyond the quartiles: Tukey's fence."""
+"""Tukey's fence: multiples of the interquartile range beyond the quartiles."""
 LEAST_RANGE = 4.0
-"""Of the quartiles, in grey values: pictures of one and the same brightness are no reason to warn of another."""
+"""Smallest interquartile range in grey values, for images of nearly equal brightness."""
 
 
 def measure(image: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -26,9 +26,9 @@ def measure(image: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def intensity_ranges(images: Iterable[NDArray[np.uint8]]) -> dict[str, Any]:
-    """What run.json keeps of the training images: for each measure, the range outside of which an image is far.
+    """Range of each measure over the training images, for run.json.
 
-    The range holds every image that was looked at, and reaches to the fence where that lies further out.
+    The range contains all given images and extends at least to the fences.
     """
     rows = np.array([measure(image) for image in images])
     if not len(rows):
@@ -36,13 +36,13 @@ def intensity_ranges(images: Iterable[NDArray[np.uint8]]) -> dict[str, Any]:
     first, third = np.percentile(rows, [25, 75], axis=0)
     reach = FENCE * np.maximum(third - first, LEAST_RANGE)
     low, high = np.minimum(rows.min(axis=0), first - reach), np.maximum(rows.max(axis=0), third + reach)
-    low, high = np.floor(100 * low) / 100, np.ceil(100 * high) / 100  # outwards, so that rounding shuts nobody out
+    low, high = np.floor(100 * low) / 100, np.ceil(100 * high) / 100  # outwards, so that rounding excludes no image
     ranges = {name: [float(a), float(b)] for name, a, b in zip(MEASURES, low, high, strict=True)}
     return {"num_images": len(rows), "ranges": ranges}
 
 
 def out_of_range_text(training: Mapping[str, Any] | None, image: NDArray[np.uint8]) -> str:
-    """In what an image (S, S, 3) lies outside of the ranges, as in "contrast 3 (training: 12 to 80)"; else empty."""
+    """Measures of an image (S, S, 3) outside the ranges, as in "contrast 3 (training: 12 to 80)"; else empty."""
     ranges = (training or {}).get("ranges", {})
     values = zip(MEASURES, measure(image), strict=True) if ranges else ()
     far = [

@@ -1,4 +1,7 @@
-"""Do masks belong to their images? Outlines held against the edges of one's own image and of others."""
+"""Pairing of masks and images: compares mask outlines with the edges of their own and of other images.
+
+N masks in the order of the files.
+"""
 
 from __future__ import annotations
 
@@ -12,48 +15,48 @@ from numpy.typing import NDArray
 from kmine.types import IGNORE_INDEX, Finding
 
 MIN_PAIRS, MIN_Z = 20, 2.0
-"""Masks that belong to their images must say so with this z, asked of at least so many pairs."""
+"""Smallest number of pairs for the test, and smallest z of correctly paired masks."""
 EDGE_SIDE = 128
-"""Side in pixels at which mask outlines are held against image edges."""
+"""Side in pixels at which outlines and edges are compared."""
 CHANCE = 1e-3
-"""A stretch of shifted masks is one that chance would show in so many data sets at the most."""
+"""Significance level of a run of shifted masks, per data set."""
 MIN_RUN, MAX_RUNS = 8, 5
 MIN_REST, REST_Z = 20, 3.0
-"""So many masks outside of a stretch must say with this z that they belong to their images."""
+"""Smallest number of masks outside a run, and smallest z of their pairing."""
 MAX_RATIO = 1.5
-"""Of two edge strengths, as a logarithm: no single mask decides."""
+"""Limit for the log ratio of two edge strengths, so that no single mask decides."""
 
 
 @dataclass(frozen=True)
 class MaskAlignment:
-    """How much better mask outlines follow the edges of their own image than those of the other images."""
+    """Edge strength along mask outlines on their own images and on all others."""
 
     num_pairs: int
     own: float
-    """Mean gradient along the outline over the image's mean gradient, masks on their own image."""
+    """Mean gradient along the outline over the mean gradient of the image, on own images."""
     others: float
     """The same on all other images."""
     z: float
-    """Of the difference, image and mask effects taken out; NaN with fewer than two pairs."""
+    """z of the difference, without image and mask effects; NaN with fewer than three pairs."""
     better_shift: int
-    """Where z is too small: -1 or 1 if masks fit the image one place before or after better; else 0."""
+    """If z is too small: -1 or 1 where masks fit the previous or next image better; else 0."""
 
 
 @dataclass(frozen=True)
 class AlignmentScore:
-    """How well one mask follows the edges of its own image and of those of the files beside it."""
+    """Edge strength along one outline on its own image and on the neighbouring files."""
 
     sample_id: str
     own: float
     """As in `MaskAlignment`."""
     before: float
-    """On the image one place before; NaN where there is none."""
+    """On the previous image; NaN where there is none."""
     after: float
 
 
 @dataclass(frozen=True)
 class ShiftedRun:
-    """Masks one after the other that fit the images one place before (-1) or after (1) better than their own."""
+    """Consecutive masks that fit the previous (-1) or next (1) image better than their own."""
 
     first: str
     last: str
@@ -62,7 +65,7 @@ class ShiftedRun:
 
 
 class NeighbourAlignment:
-    """Holds each mask against its own image and the two beside it, as samples come by in order; keeps three."""
+    """Scores each mask on its own image and its two neighbours in a stream of samples; holds three images."""
 
     def __init__(self) -> None:
         self._images: list[NDArray[np.float32] | None] = [None, None]
@@ -70,7 +73,7 @@ class NeighbourAlignment:
         self.scores: list[AlignmentScore] = []
 
     def add(self, sample_id: str, image: NDArray[np.float32] | None, at: NDArray[np.intp] | None) -> None:
-        """The next sample: `edges` of its image and `outline` of its mask, None for what it lacks."""
+        """Add the next sample: `edges` of its image and `outline` of its mask, None where missing."""
         before, own = self._images
         held, outline_of_held = self._held
         if own is not None and outline_of_held is not None and len(outline_of_held):
@@ -79,7 +82,7 @@ class NeighbourAlignment:
         self._images, self._held = [own, image], (sample_id, at)
 
     def finish(self) -> list[AlignmentScore]:
-        """No more come; what was found, in order."""
+        """Scores of all masks, in order, after the last sample."""
         self.add("", None, None)
         return self.scores
 
@@ -89,7 +92,7 @@ def _strength(image: NDArray[np.float32] | None, at: NDArray[np.intp]) -> float:
 
 
 def edges(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(H, W, 3) to (EDGE_SIDE, EDGE_SIDE): gradient magnitude of the squashed grey image over its mean."""
+    """(H, W, 3) -> (EDGE_SIDE, EDGE_SIDE): gradient magnitude of the resized grey image over its mean."""
     small = cv2.resize(image, (EDGE_SIDE, EDGE_SIDE), interpolation=cv2.INTER_AREA)
     grey = cv2.GaussianBlur(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1.0)
     size = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
@@ -97,7 +100,7 @@ def edges(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def outline(mask: NDArray[np.uint8]) -> NDArray[np.intp]:
-    """Flat indices, in the frame of `edges`, of the pixels beside the outline of the foreground; none on the rim."""
+    """Flat indices, in the frame of `edges`, of the pixels along the outline of the foreground, without the rim."""
     inside = ((mask != 0) & (mask != IGNORE_INDEX)).astype(np.uint8)
     small = cv2.resize(inside, (EDGE_SIDE, EDGE_SIDE), interpolation=cv2.INTER_NEAREST_EXACT)
     band = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
@@ -106,14 +109,14 @@ def outline(mask: NDArray[np.uint8]) -> NDArray[np.intp]:
 
 
 def measure_alignment(images: Sequence[NDArray[np.float32]], outlines: Sequence[NDArray[np.intp]]) -> MaskAlignment:
-    """Hold every outline against every image; only those with an outline count.
+    """Compare every outline with every image; pairs without an outline are left out.
 
-    The alternative to the true pairing is the mean over all other images, which is what many random permutations
-    would come to; the means of each image and of each mask are taken out, so that a busy image helps nobody.
+    The reference is the mean over all other images, the limit of many random permutations. Image and mask means are
+    subtracted, so that an image with many edges has no advantage.
 
     Args:
-        images: as `edges` returns them, in the order of the files.
-        outlines: as `outline` returns them, one an image.
+        images: results of `edges`, in the order of the files.
+        outlines: results of `outline`, one per image.
     """
     indices = [n for n, at in enumerate(outlines) if len(at)]
     count = len(indices)
@@ -135,11 +138,11 @@ def _z(values: NDArray[np.float64]) -> float:
 
 
 def find_shifted_runs(alignment_scores: Sequence[AlignmentScore]) -> list[ShiftedRun]:
-    """Where masks are off by one file, if only from one file to another; in the order of the files.
+    """Find runs of masks that are shifted by one file, in the order of the files.
 
-    A mask whose neighbour's image fits better than its own scores above 0; the stretch of the highest sum is looked
-    for. How high a sum chance gives is known of sums that fall on average (Karlin and Altschul 1990): more than x in
-    at most n exp(-rate x) cases, the rate being that of the scores outside of the stretch.
+    A mask that fits its neighbour's image better than its own scores above 0; the run of the highest sum is tested. For
+    scores with a negative mean, a sum above x occurs by chance in at most n exp(-rate x) cases (Karlin and Altschul
+    1990), with the rate of the scores outside the run.
     """
     runs: list[tuple[int, ShiftedRun]] = []
     free = np.ones(len(alignment_scores), bool)
@@ -167,14 +170,14 @@ def find_shifted_runs(alignment_scores: Sequence[AlignmentScore]) -> list[Shifte
 
 
 def _log_ratio(alignment_scores: Sequence[AlignmentScore], side: str) -> NDArray[np.float64]:
-    """(N,) of the neighbour's strength to the own one, bounded; 0 where there is no neighbour."""
+    """(N,) log ratio of the strength on the neighbour to that on the own image, clipped; 0 without a neighbour."""
     own, other = np.array([(fit.own, getattr(fit, side)) for fit in alignment_scores], float).reshape(-1, 2).T
     ratio = np.log(np.maximum(other, 1e-3) / np.maximum(own, 1e-3))
     return np.clip(np.nan_to_num(ratio, nan=0.0), -MAX_RATIO, MAX_RATIO)
 
 
 def _best_run(scores: NDArray[np.float64]) -> tuple[float, int, int]:
-    """Highest sum of neighbours, and where they start and stop."""
+    """Highest sum of consecutive scores, start and stop."""
     best, start, stop = 0.0, 0, 0
     total, begin = 0.0, 0
     for n, score in enumerate(scores.tolist()):
@@ -187,7 +190,7 @@ def _best_run(scores: NDArray[np.float64]) -> tuple[float, int, int]:
 
 
 def _rate(scores: NDArray[np.float64]) -> float:
-    """The positive r with mean(exp(r * score)) = 1, by bisection; scores fall on average."""
+    """The positive r with mean(exp(r * score)) = 1, by bisection; the mean of the scores is negative."""
     low, high = 0.0, 50.0
     for _ in range(50):
         middle = (low + high) / 2
@@ -199,7 +202,7 @@ def _rate(scores: NDArray[np.float64]) -> float:
 
 
 def check_shifted_runs(runs: Sequence[ShiftedRun], alignment: MaskAlignment) -> list[Finding]:
-    """Parts that are off by one file; where everything is, `check_alignment` says so already."""
+    """Report shifted runs, unless `check_alignment` reports a shift of all masks."""
     if alignment.better_shift or not runs:
         return []
     which: Mapping[int, str] = {-1: "before", 1: "after"}
@@ -213,12 +216,10 @@ def check_shifted_runs(runs: Sequence[ShiftedRun], alignment: MaskAlignment) -> 
 
 
 def check_alignment(alignment: MaskAlignment) -> list[Finding]:
-    """Whether masks belong to their images more than to others."""
+    """Report whether masks fit their own images better than others."""
     n, z = alignment.num_pairs, alignment.z
     if n < MIN_PAIRS:
-        return [
-            Finding("pairing_unknown", "note", f"{n} masks are too few to tell whether they belong to their images")
-        ]
+        return [Finding("pairing_unknown", "note", f"{n} masks are too few to test whether they fit their images")]
     figures = (
         f"outlines on {n} images: edge strength {alignment.own:.2f} on their own, {alignment.others:.2f} on others"
     )

@@ -1,49 +1,152 @@
-"""Do two images show the same picture, cropped, rescaled or recompressed? Which of many may, and which do.
+"""Search for near-duplicates: images with the same content, cropped, rescaled or recompressed.
 
-Legend: N images, D = 2 * 16 * 16 numbers that describe one.
+N images, D = 2 * 16 * 16 values of the descriptor of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.data.quality.image_stats import FLAT, ImageStats
+from kmine.data.splits import near_pairs
+from kmine.io.threads import thread_pool
+
+MAX_PAIRS = 30_000
+"""Limit for the pairs that are aligned, the most similar first; one to two milliseconds each."""
+SAME_PICTURE = 0.9
+"""Similarity from which two images are duplicates; see experiments/data_doctor.
+
+Of 600 copies (phantoms, Kvasir-SEG, X-rays; 2 or 4 % off each side or 4 % off two, saved as JPEG of quality 60) 598 had
+.91 or more; the most similar of different images, X-ray phantoms, .87."""
 DETAIL = 4.0
-"""Blur (sigma in pixels of the small picture) that is subtracted: what all X-rays share does not count."""
+"""Sigma in pixels of the thumbnail of the blur that is subtracted, as all X-rays share coarse structure."""
 BAND = (1.0, 3.0)
-"""Blurs between which a picture of half that side is described: crops, which move all of it a little, change little."""
+"""Sigmas of the band-pass of the descriptor, in pixels of half the thumbnail; robust to the shift of a crop."""
 SIDE = 16
 BLANK = 0.5
-"""Small pictures whose grey values vary less show nothing."""
+"""Standard deviation of grey values below which a thumbnail is blank."""
 FLOOR = 0.7
-"""Pairs whose descriptions correlate less, in the part and in the whole, are not looked at."""
+"""Correlation of descriptors, of the part or the whole, from which a pair is a candidate."""
 WORTH = 0.3
-"""The parts of such a pair are aligned where they correlate so much."""
+"""Correlation of the parts from which they are aligned."""
 WHOLE_LESS = 0.05
-"""Whole images share a frame, and so correlate more, copies or not."""
+"""Subtracted from the correlation of whole images, which share a frame."""
 BLOCK = 500_000
-"""Pairs looked at at a time: three arrays of 2 MB."""
+"""Pairs per block: three arrays of 2 MB."""
 SMOOTH, STEPS, PRECISION = 5, 30, 1e-4
 MAX_SCALE, MAX_SHEAR, MAX_SHIFT = 1.18, 0.06, 12.0
-"""What a crop may do to a picture; an alignment that asks for more has found something else. Shift in small pixels."""
+"""Limits of a crop; an alignment beyond them is spurious. Shift in pixels of the thumbnail."""
 
 
 @dataclass(frozen=True)
 class SimilarPairs:
-    """Pairs of images that may show the same."""
+    """Candidate pairs."""
 
     pairs: NDArray[np.intp]
-    """(P, 2), first below second, the most alike first."""
+    """(P, 2) indices, first < second, the most similar pairs first."""
     complete: bool
-    """False where there were more than could be taken."""
+    """False where there are more pairs than the limit."""
+
+
+@dataclass(frozen=True)
+class DuplicatePair:
+    """Two images that are duplicates, or near by hash."""
+
+    first: str
+    second: str
+    bits: int
+    """Hamming distance of the 64-bit hashes."""
+    correlation: float
+    """See `similarity`."""
+    exact: bool
+    """Whether all pixels are equal."""
+
+    @property
+    def same_picture(self) -> bool:
+        """Whether the content is the same, not only the hash."""
+        return self.exact or self.correlation >= SAME_PICTURE
+
+    def __str__(self) -> str:
+        return f"{self.first} = {self.second}"
+
+
+@dataclass(frozen=True)
+class DuplicateSearch:
+    """Extent of a search for duplicates."""
+
+    num_compared: int
+    """Number of aligned pairs."""
+    complete: bool
+    """False where there were more candidates than the limit."""
+
+
+def find_duplicates(
+    stats: Sequence[ImageStats], groups: Mapping[str, str], distance: int
+) -> tuple[list[DuplicatePair], DuplicateSearch]:
+    """Find images of equal pixels, and similar images of different groups.
+
+    Images of equal pixels are each paired with the first of them. Of the other pairs, at most `MAX_PAIRS` candidates
+    are aligned. Duplicates among them are returned, and all pairs within `distance` bits, whatever their content. Blank
+    images are left out.
+
+    Args:
+        stats: statistics of all samples.
+        groups: group id by sample id; similar images of one group are expected.
+        distance: data.duplicate_distance; below 0 only equal pixels are searched for.
+    """
+    first: dict[bytes, ImageStats] = {}
+    exact = [
+        DuplicatePair(first[item.fingerprint].sample_id, item.sample_id, 0, 1.0, exact=True)
+        for item in stats
+        if first.setdefault(item.fingerprint, item) is not item
+    ]
+    unique = [item for item in first.values() if item.contrast >= FLAT]
+    if distance < 0 or len(unique) < 2:
+        return exact, DuplicateSearch(0, complete=distance >= 0)
+    group = np.unique([groups[item.sample_id] for item in unique], return_inverse=True)[1]
+    words = np.array([item.image_hash for item in unique], dtype=np.uint64)
+    descriptors = np.empty((len(unique), *compute_descriptor(unique[0].small, unique[0].whole).shape), np.float32)
+    for n, item in enumerate(unique):
+        descriptors[n] = compute_descriptor(item.small, item.whole)
+    similar = find_similar_pairs(descriptors, group, MAX_PAIRS)
+    hashed, all_hashed = _near_hashes(words, group, distance)
+    pairs = list(dict.fromkeys([*map(tuple, similar.pairs.tolist()), *hashed]))
+
+    def compare(pair: tuple[int, int]) -> DuplicatePair:
+        left, right = (unique[n] for n in pair)
+        bits = (left.image_hash ^ right.image_hash).bit_count()
+        correlation = similarity((left.small, left.whole), (right.small, right.whole), SAME_PICTURE)
+        return DuplicatePair(left.sample_id, right.sample_id, bits, correlation, exact=False)
+
+    with thread_pool() as threads:
+        near = [
+            duplicate
+            for duplicate in threads.map(compare, pairs)
+            if duplicate.same_picture or duplicate.bits <= distance
+        ]
+    return exact + near, DuplicateSearch(len(pairs), similar.complete and all_hashed)
+
+
+def _near_hashes(
+    words: NDArray[np.uint64], group: NDArray[np.int64], distance: int
+) -> tuple[list[tuple[int, int]], bool]:
+    """At most `MAX_PAIRS` pairs within `distance` bits, and whether these are all."""
+    pairs: list[tuple[int, int]] = []
+    for rows, cols in near_pairs(words, distance):
+        other = group[rows] != group[cols]
+        pairs += zip(rows[other][:MAX_PAIRS].tolist(), cols[other][:MAX_PAIRS].tolist(), strict=True)
+        if len(pairs) >= MAX_PAIRS:
+            return pairs[:MAX_PAIRS], False
+    return pairs, True
 
 
 def compute_descriptor(part: NDArray[np.uint8], whole: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(2, D / 2), each half of length 1, or 0 for a blank: scalar products are correlations."""
+    """(2, D / 2), rows of norm 1, or 0 for a blank image; dot products are correlations."""
     return np.stack([_descriptor_of(part), _descriptor_of(whole)])
 
 
@@ -57,17 +160,17 @@ def _descriptor_of(small: NDArray[np.uint8]) -> NDArray[np.float32]:
     return band / max(float(np.linalg.norm(band)), 1e-6)
 
 
-def find_similar_pairs(descriptions: NDArray[np.float32], groups: NDArray[np.int64], most: int) -> SimilarPairs:
-    """Pairs of images of different groups whose descriptions correlate by `FLOOR` or more.
+def find_similar_pairs(descriptors: NDArray[np.float32], groups: NDArray[np.int64], most: int) -> SimilarPairs:
+    """Pairs of images of different groups with a correlation of at least `FLOOR`.
 
-    All pairs are compared, a block of rows at a time; memory is that of one block.
+    All pairs are compared in blocks of rows; memory is that of one block.
 
     Args:
-        descriptions: (N, 2, D / 2).
-        groups: (N,).
-        most: pairs to return at the most: those of the highest correlation, mean of part and whole.
+        descriptors: (N, 2, D / 2).
+        groups: (N,) group numbers.
+        most: largest number of pairs; those of the highest correlation, mean of part and whole, are kept.
     """
-    part, whole = descriptions[:, 0], descriptions[:, 1]  # views: BLAS takes rows that lie apart
+    part, whole = descriptors[:, 0], descriptors[:, 1]  # views: BLAS accepts rows with a stride
     count, least, complete = len(part), -2.0, True
     value, first, second = np.zeros(0, np.float32), np.zeros(0, np.intp), np.zeros(0, np.intp)
     start = 0
@@ -91,15 +194,15 @@ def find_similar_pairs(descriptions: NDArray[np.float32], groups: NDArray[np.int
 
 
 def similarity(a: Sequence[NDArray[np.uint8]], b: Sequence[NDArray[np.uint8]], enough: float) -> float:
-    """How much two images show the same, near 1 for copies: the correlation of their parts, aligned.
+    """Similarity of two images, near 1 for copies: correlation of the aligned parts.
 
-    Or that of the whole images less `WHOLE_LESS`, where it is higher: a crop can make the dark surround, and with it
-    the part, come out otherwise.
+    If higher, the correlation of the aligned whole images minus `WHOLE_LESS`: a crop may change the detected surround
+    and thus the part.
 
     Args:
         a: part and whole of one image, (SMALL, SMALL) each.
-        b: of the other.
-        enough: a correlation of the parts that settles the matter.
+        b: part and whole of the other image.
+        enough: correlation of the parts from which the whole images are not aligned.
     """
     in_part, in_whole = (compute_descriptor(*a) * compute_descriptor(*b)).sum(axis=1)
     parts = aligned_correlation(a[0], b[0]) if in_part >= WORTH else 0.0
@@ -109,7 +212,7 @@ def similarity(a: Sequence[NDArray[np.uint8]], b: Sequence[NDArray[np.uint8]], e
 
 
 def aligned_correlation(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Correlation of the details of two small pictures where one is shifted and scaled as fits best; 0 for a blank."""
+    """Correlation of the details of two thumbnails after the best affine alignment (ECC); 0 for a blank image."""
     detail_a, detail_b = _detail(a), _detail(b)
     if min(float(detail_a.std()), float(detail_b.std())) < BLANK:
         return 0.0

@@ -236,7 +236,7 @@ def test_flipped_record_heals(tmp_path):
 
 def test_unwritable_cache_folder(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot store decoded images.*--data.cache_dir FOLDER"):
+    with pytest.raises(UserError, match=r"file stands where a folder is needed; pass --data.cache_dir FOLDER"):
         SampleCache(FakeSource(), 32, tmp_path / "file", "stop")
 
 

@@ -1,1 +1,1 @@
-"""Procedural images with true masks: polyps, CT slices, chest X-rays."""
+"""Procedural images with exact masks: polyps, CT slices, chest X-rays."""

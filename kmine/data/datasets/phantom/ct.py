@@ -1,10 +1,10 @@
 """Phantom CT: a slice of the upper abdomen with tumours in a liver-like organ.
 
-Tumours are darker than the liver around them, by little. Gall bladder, cysts, bowel and stomach hold blobs just as
-dark outside the liver, vessels run through it, and the phase of the contrast medium changes what is brighter than
-what: a threshold finds nothing.
+Tumours are slightly darker than the surrounding liver. Gall bladder, cysts, bowel and stomach are as dark outside the
+liver, vessels run through it, and the phase of the contrast medium changes the order of brightness: a threshold does
+not separate tumours.
 
-Body frame: origin in the middle of the trunk, u to the right, v to the spine, half the trunk's width is 1.
+Body frame: origin in the middle of the trunk, u to the right, v to the spine, half the width of the trunk is 1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from kmine.data.datasets.phantom.texture import (
 
 @dataclass(frozen=True)
 class _Tissue:
-    """Grey values, 1.0 being white, as window and phase of the contrast medium make them."""
+    """Grey values (1.0 is white), which depend on the window and the phase of the contrast medium."""
 
     fat: float
     fluid: float
@@ -85,7 +85,7 @@ def render_ct(rng: np.random.Generator, size: int, has_lesion: bool) -> tuple[ND
 
 
 def _body_frame(rng: np.random.Generator, size: int) -> tuple[Plane, Plane, Plane, Plane]:
-    """Coordinates (u, v) of the body and (x, y) of the picture; orientation, zoom and tilt differ between scans."""
+    """Coordinates (u, v) of the body and (x, y) of the image; orientation, zoom and tilt differ between scans."""
     x, y = pixel_grid(size)
     if rng.random() < 0.25:
         y = 1 - y
@@ -135,13 +135,13 @@ def _gut(rng: np.random.Generator, slice_: Plane, u: Plane, v: Plane, cavity: Pl
         depth = _organ(slice_, blob.depth(u, v), cavity, wall)
         inner = tissue.fluid + (0.06 * speckle if content < 0.4 else rng.uniform(-0.05, 0.05))
         paint(slice_, inner, soft_step(depth - 0.03, 0.015))
-        if content > 0.6:  # gas rises to the front, whichever way the picture is turned
+        if content > 0.6:  # gas rises to the front, for either orientation of the image
             gas = np.minimum(depth - 0.03, level * radius - (v - place_v))
             paint(slice_, 0.0, soft_step(gas, 0.01))
 
 
 def _paired_organs(rng: np.random.Generator, slice_: Plane, u: Plane, v: Plane, cavity: Plane, tissue: _Tissue) -> None:
-    """Spleen, kidneys and their cysts: dark round blobs that are no tumours."""
+    """Spleen, kidneys and their cysts: dark round objects similar to tumours."""
     spleen = Blob.draw(rng, rng.uniform(0.55, 0.72), rng.uniform(-0.05, 0.25), rng.uniform(0.15, 0.28), 0.1, 2.0)
     organs = [(spleen, tissue.spleen)]
     for side in (-1, 1):
@@ -207,7 +207,7 @@ def _spine_and_vessels(rng: np.random.Generator, slice_: Plane, u: Plane, v: Pla
 
 
 def _gall_bladder(rng: np.random.Generator, slice_: Plane, u: Plane, v: Plane, lobe: Blob, tissue: _Tissue) -> None:
-    """A dark blob at the liver's medial edge: the tumour's double, told apart by its place."""
+    """A dark object at the medial edge of the liver, distinguished from a tumour by its place only."""
     place = lobe.point(rng.uniform(0.95, 1.15), lobe.angle + rng.uniform(-0.5, 0.5))
     blob = Blob.draw(rng, place[0], place[1], log_uniform(rng, 0.06, 0.14), wobble=0.06, max_aspect=2.0)
     present, value = rng.random() < 0.3, tissue.fluid + rng.uniform(-0.05, 0.05)
@@ -239,7 +239,7 @@ def _tumours(
 
 
 def _table(rng: np.random.Generator, slice_: Plane, x: Plane, y: Plane) -> None:
-    """The patient table's bright arc below the back, outside the body."""
+    """Bright arc of the patient table below the back, outside the body."""
     present, level, bend = rng.random() < 0.6, rng.uniform(0.2, 0.7), rng.uniform(-0.3, 0.3)
     arc = level * bell(y - rng.uniform(0.93, 1.0) + bend * (x - 0.5) ** 2, 0.008)
     if present:
@@ -247,7 +247,7 @@ def _table(rng: np.random.Generator, slice_: Plane, x: Plane, y: Plane) -> None:
 
 
 def _scan(rng: np.random.Generator, slice_: Plane, v: Plane) -> NDArray[np.uint8]:
-    """Blur, streaks, window, grain."""
+    """Add streaks, blur, window and noise."""
     size = slice_.shape[0]
     streaky, hardness = rng.random() < 0.2, rng.uniform(0.01, 0.04)
     streaks = smooth_noise(rng, size, 48, 3) * bell(v - 0.2, 0.5)

@@ -1,6 +1,6 @@
-"""The built-in data: procedural endoscopy, CT and chest X-ray with exact masks, no files needed.
+"""Built-in data: procedural endoscopy, CT and chest X-ray images with exact masks, without files.
 
-Stand-ins to try, teach and test the loop on, not models of any disease: scores on them say nothing about patients.
+For demonstration and tests of the software, not models of a disease: scores on them do not carry over to patients.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from kmine.errors import UserError
 from kmine.types import SampleRef, Skipped
 
 GENERATOR_VERSION = 1
-"""Goes into every fingerprint: raise it with any change of what is drawn."""
+"""Part of the fingerprint: increase it with any change of the images."""
 
 _STREAM = 20_240_614
-"""First word of every image's seed, so that no other generator of a run shares its numbers."""
+"""First word of the seed of every image, which separates it from the other generators of a run."""
 _KINDS: dict[PhantomKind, int] = {"polyp": 0, "ct": 1, "xray": 2}
 _OBJECT: dict[PhantomKind, str] = {"polyp": "polyp", "ct": "tumour", "xray": "infection"}
 _LESION_SHARE: dict[PhantomKind, float] = {"polyp": 1.0, "ct": 0.6, "xray": 0.6}
@@ -30,12 +30,12 @@ _MIN_SIZE = 32
 
 
 class PhantomSource:
-    """As many procedural images as asked for, each fully determined by (kind, index, size)."""
+    """Procedural images, each determined by (kind, index, size)."""
 
     name = "phantom"
 
     def __init__(self, kind: PhantomKind, num_samples: int, size: int) -> None:
-        """Index `num_samples` images of one kind, drawn `size` pixels wide and high; nothing is rendered yet."""
+        """Index `num_samples` images of `size` x `size` pixels; none is rendered yet."""
         if kind not in _KINDS:
             raise UserError(f"data.kind: expected one of {', '.join(_KINDS)}, got {kind!r}")
         if num_samples < 1:
@@ -49,7 +49,7 @@ class PhantomSource:
         self.skipped: tuple[Skipped, ...] = ()
 
     def refs(self) -> tuple[SampleRef, ...]:
-        """All samples in the order of their ids; every one is a group of its own."""
+        """All samples, sorted by id; each is its own group."""
         return tuple(self._ref(index) for index in range(self.num_samples))
 
     def image(self, sample_id: str) -> NDArray[np.uint8]:
@@ -57,13 +57,16 @@ class PhantomSource:
         return _render(self.kind, self._index(sample_id), self.size)[0].copy()
 
     def mask(self, sample_id: str) -> NDArray[np.uint8]:
-        """(S, S) uint8, 1 where the object is, else 0."""
+        """(S, S) uint8, 1 inside the object, else 0."""
         return _render(self.kind, self._index(sample_id), self.size)[1].copy()
 
     def fingerprint(self) -> str:
-        """Hash of all that decides the pixels and how many samples there are."""
+        """SHA-256 (hex) of the settings and the version of the generator."""
         words = f"{self.name} v{GENERATOR_VERSION} {self.kind} {self.num_samples} {self.size}"
         return hashlib.sha256(words.encode()).hexdigest()
+
+    def slice_location(self, sample_id: str) -> None:
+        """None: no image is a slice of a volume."""
 
     def _ref(self, index: int) -> SampleRef:
         sample_id = f"{self.kind}_{index:06d}"
@@ -77,12 +80,12 @@ class PhantomSource:
 
 
 def _begin(kind: PhantomKind, index: int) -> tuple[np.random.Generator, bool]:
-    """Begin an image: its generator, and from the first draw whether it holds a lesion."""
+    """Generator of an image, and whether the image holds a lesion (its first draw)."""
     rng = np.random.default_rng([_STREAM, _KINDS[kind], index])
     return rng, rng.random() < _LESION_SHARE[kind]
 
 
-@lru_cache(maxsize=8)  # image and mask are asked for one after the other, by a few threads
+@lru_cache(maxsize=8)  # a few threads read image and mask in turn
 def _render(kind: PhantomKind, index: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     rng, has_lesion = _begin(kind, index)
     if kind == "polyp":

@@ -1,8 +1,8 @@
 """Phantom endoscopy: polyps on wet, folded mucosa.
 
-The mucosa is a height field lit from the tip of the endoscope. A polyp is a dome of it with a tint of its own,
-sometimes hardly any. Folds are long ridges, stool a dome too rough and brown, blood a tint without a dome, a
-diverticulum a pit: neither colour nor shading alone tells a polyp.
+The mucosa is a height field lit from the tip of the endoscope. A polyp is a dome with a tint, sometimes a faint one.
+Folds are long ridges, stool is a rough brown dome, blood a tint without a dome, a diverticulum a pit: neither colour
+nor shading alone identifies a polyp.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from kmine.data.datasets.phantom.texture import (
 )
 
 _MUCOSA = np.array([[0.84, 0.50, 0.45], [0.85, 0.48, 0.25], [0.66, 0.27, 0.22], [0.88, 0.68, 0.58], [0.72, 0.50, 0.33]])
-"""Rows of RGB that a mucosa's colour is mixed from: pink, orange, deep red, pale, brownish."""
+"""Rows of RGB, mixed to the colour of the mucosa: pink, orange, deep red, pale, brownish."""
 _TINTS = np.array([[0.15, -0.50, -0.40], [0.20, 0.35, 0.30], [-0.35, -0.50, -0.45], [0.10, 0.10, -0.25]])
 """Rows of log-RGB shifts: redder, paler, darker, yellower."""
 _TINT_WEIGHTS = (0.45, 0.3, 0.3, 0.12)
 """Dirichlet weights of the tints: low ones make one tint dominate, so that opposite ones seldom cancel."""
 _NARROW_BAND = np.array([[0.15, 0.05, 0.05], [0.75, 0.55, 0.15], [0.0, 0.45, 0.9]], np.float32)
-"""White light's RGB (rows) to what narrow-band imaging shows: a rare look, which few labels cover badly."""
+"""From RGB in white light (rows) to narrow-band imaging: a rare appearance, scarce among few labels."""
 _LOOKALIKES = (
     ((0.34, 0.28, 0.10), 0.4, 0.35, 1.8),  # stool: a rough brown lump
     ((0.10, 0.05, 0.04), -0.4, 0.05, 1.6),  # diverticulum: a dark pit
@@ -47,7 +47,7 @@ _LOOKALIKES = (
     ((0.55, 0.57, 0.60), 0.3, 0.03, 9.0),  # instrument: a long grey shaft
     ((0.70, 0.66, 0.30), 0.05, 0.30, 3.0),  # mucus
 )
-"""What is mistaken for a polyp: (RGB, rise of its dome, roughness, greatest aspect)."""
+"""Objects similar to a polyp: (RGB, rise of the dome, roughness, largest aspect)."""
 
 
 def render_polyp(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], Mask]:
@@ -84,7 +84,7 @@ def render_polyp(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8]
 
 
 def _frame(rng: np.random.Generator, x: Plane, y: Plane) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
-    """What the endoscope shows ((S, S) bool), and the inset lower left where there is one."""
+    """Field of view, (S, S) bool, and the inset at the lower left, or None."""
     kind, cut = rng.random(), rng.uniform(0.74, 0.9)
     with_inset, width, tall = rng.random() < 0.4, rng.uniform(0.26, 0.38), rng.uniform(0.26, 0.36)
     frame = np.ones(x.shape, bool)
@@ -96,7 +96,7 @@ def _frame(rng: np.random.Generator, x: Plane, y: Plane) -> tuple[NDArray[np.boo
 
 
 def _show_inset(rng: np.random.Generator, picture: Picture, inset: NDArray[np.bool_]) -> None:
-    """Black, or the green drawing of the endoscope's shape: the classic false object."""
+    """Draw the inset, in place: black, or the shape of the endoscope in green."""
     green, level = rng.random() < 0.5, rng.uniform(0.3, 0.8)
     line = ridges(smooth_noise(rng, picture.shape[0], 6), 4.0)
     colour = np.array([0.05, 0.9, 0.25], np.float32) * level
@@ -139,7 +139,7 @@ def _tint(rng: np.random.Generator, strength: float) -> NDArray[np.float32]:
 
 
 def _lookalikes(rng: np.random.Generator, height: Plane, albedo: Picture, x: Plane, y: Plane) -> None:
-    """Up to two things of a polyp's outline that are none, in place; each kind is rare, so few labels miss some."""
+    """Add up to two objects with the outline of a polyp, in place; each kind is rare, so few labels miss some."""
     for _ in range(int(rng.integers(0, 3))):
         colour, rise, roughness, stretch = _LOOKALIKES[int(rng.integers(len(_LOOKALIKES)))]
         place, alpha = rng.uniform(0.05, 0.95, 2).tolist(), rng.uniform(0.7, 0.95)
@@ -153,7 +153,7 @@ def _lookalikes(rng: np.random.Generator, height: Plane, albedo: Picture, x: Pla
 
 
 def _polyp_outlines(rng: np.random.Generator, with_inset: bool) -> list[Blob]:
-    """One to three outlines; the first one's centre lies in view, clear of corners and inset."""
+    """One to three outlines; the centre of the first is in view, clear of corners and inset."""
     count = int(rng.choice([1, 2, 3], p=[0.72, 0.2, 0.08]))
     reach, theta = 0.42 * math.sqrt(rng.random()), rng.uniform(0, 2 * math.pi)
     centre_x, centre_y = 0.5 + reach * math.cos(theta), 0.5 + reach * math.sin(theta)
@@ -168,7 +168,7 @@ def _polyp_outlines(rng: np.random.Generator, with_inset: bool) -> list[Blob]:
 
 
 def _grow(rng: np.random.Generator, blob: Blob, depth: Plane, height: Plane, albedo: Picture) -> None:
-    """Raise one polyp out of the mucosa and give it its skin, in place."""
+    """Add one polyp: dome, tint, pits and crease, in place."""
     size = depth.shape[0]
     softness, rise = log_uniform(rng, 0.004, 0.02), log_uniform(rng, 0.4, 1.1)
     strength = rng.uniform(0.3, 0.8) if rng.random() < 0.2 else rng.uniform(0.8, 1.6)
@@ -186,7 +186,7 @@ def _grow(rng: np.random.Generator, blob: Blob, depth: Plane, height: Plane, alb
 
 
 def _residue(rng: np.random.Generator, albedo: Picture, size: int) -> None:
-    """Stool and mucus lying on everything, now and then."""
+    """Patches of stool and mucus over everything, in one image of five, in place."""
     present, rarity, strength = rng.random() < 0.2, rng.uniform(1.2, 2.2), rng.uniform(0.3, 0.9)
     colour = np.array([0.62, 0.5, 0.16], np.float32) * rng.uniform(0.5, 1.3)
     patches = octave_noise(rng, size, 5, 4, gain=0.6)
@@ -196,7 +196,7 @@ def _residue(rng: np.random.Generator, albedo: Picture, size: int) -> None:
 
 
 def _light(rng: np.random.Generator, x: Plane, y: Plane, height: Plane, albedo: Picture, lumen: Plane) -> Picture:
-    """Light the height field from the endoscope's tip: shade, fall-off, gloss, over-exposure."""
+    """Light the height field from the tip of the endoscope: shade, fall-off, gloss, over-exposure."""
     lamp_x, lamp_y, lamp_z = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), rng.uniform(0.35, 1.0)
     ambient, falloff, gloss = rng.uniform(0.25, 0.5), rng.uniform(0.3, 1.3), rng.uniform(0.1, 0.6)
     power, wetness, vignette = rng.uniform(25, 90), rng.uniform(-0.8, 0.8), rng.uniform(0, 1.2)
@@ -207,7 +207,7 @@ def _light(rng: np.random.Generator, x: Plane, y: Plane, height: Plane, albedo: 
     near = 1 / np.sqrt(to_x**2 + to_y**2 + lamp_z**2)
     upright = 1 / np.sqrt(slope_x**2 + slope_y**2 + 1)
     facing = np.clip((lamp_z - slope_x * to_x - slope_y * to_y) * near * upright, 0, 1)
-    # The eye is at the lamp, about, so the mirror direction is the lamp's own.
+    # The camera is close to the lamp, so the mirror direction is that of the lamp.
     shine = gloss * facing**power * wet**2 * (0.2 + cv2.blur(wet, (3, 3)))
     spread = (x - 0.5) ** 2 + (y - 0.5) ** 2
     shade = (ambient + (1 - ambient) * facing) * exposure / (1 + falloff * (to_x**2 + to_y**2) + vignette * spread)

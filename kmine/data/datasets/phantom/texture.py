@@ -1,8 +1,8 @@
-"""What the three phantom painters share: noise, outlines, soft layers, the camera.
+"""Building blocks of the phantoms: noise, outlines, soft layers, the camera.
 
-Everything is drawn in coordinates relative to the picture, and every random draw but the sensor's happens before
-a pixel size matters, so that one scene looks the same at every size S. Functions that need chance take a
-`numpy.random.Generator` and draw a fixed number of values from it, whatever S is.
+Coordinates are relative to the image. All draws except the sensor noise are independent of the pixel size, so a scene
+looks the same at every size S. Functions that take a `numpy.random.Generator` draw a fixed number of values from it,
+independent of S.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Plane = NDArray[np.float32]
-"""(S, S) float32, one value a pixel."""
+"""(S, S) float32, one value per pixel."""
 Picture = NDArray[np.float32]
 """(S, S, 3) float32 RGB, 1.0 is white; may leave [0, 1] until the camera clips it."""
 Mask = NDArray[np.uint8]
-"""(S, S) uint8, 1 where the object is."""
+"""(S, S) uint8, 1 inside the object."""
 
 
 def pixel_grid(size: int) -> tuple[Plane, Plane]:
@@ -30,18 +30,18 @@ def pixel_grid(size: int) -> tuple[Plane, Plane]:
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """Draw a number whose logarithm is uniform: as many small lesions as large ones."""
+    """Draw a number with a uniform logarithm: as many small lesions as large ones."""
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
 def smooth_noise(rng: np.random.Generator, size: int, rows: int, cols: int | None = None) -> Plane:
-    """Noise of one scale, about mean 0 and deviation 1: a small random grid, enlarged to (S, S)."""
+    """Noise of one scale, mean about 0, deviation about 1: a small random grid, enlarged to (S, S)."""
     cells = rng.standard_normal((rows, cols or rows), dtype=np.float32)
     return cv2.resize(cells, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def octave_noise(rng: np.random.Generator, size: int, first: int, num_octaves: int, gain: float = 0.5) -> Plane:
-    """Sum of noises, each twice as fine and `gain` times as strong as the one before, about deviation 1."""
+    """Sum of noises, each twice as fine and `gain` times as strong as the previous one; deviation about 1."""
     total = np.zeros((size, size), np.float32)
     for octave in range(num_octaves):
         total += gain**octave * smooth_noise(rng, size, first * 2**octave)
@@ -59,7 +59,7 @@ def soft_step(depth: Plane, softness: float) -> Plane:
 
 
 def bell(offset: Plane, width: float) -> Plane:
-    """1 at offset 0, falling off over `width`: lines, rims, bands."""
+    """Gaussian of `offset`, 1 at 0: lines, rims, bands."""
     return np.exp(-((offset / width) ** 2))
 
 
@@ -69,7 +69,7 @@ def paint(plane: Plane, value: Plane | float, alpha: Plane) -> None:
 
 
 def mask_of(depth: Plane, visible: NDArray[np.bool_] | None = None) -> Mask:
-    """Where the depth is positive and visible; at least the deepest visible pixel, however coarse the picture."""
+    """Pixels of positive depth that are visible; at least the deepest visible pixel, at any resolution."""
     if visible is not None:
         depth = np.where(visible, depth, np.float32(-np.inf))
     return (depth >= min(0.0, float(depth.max()))).astype(np.uint8)
@@ -77,31 +77,31 @@ def mask_of(depth: Plane, visible: NDArray[np.bool_] | None = None) -> Mask:
 
 @dataclass(frozen=True)
 class Blob:
-    """An irregular closed outline: an ellipse whose radius wobbles with the angle."""
+    """An irregular closed outline: an ellipse with a radius that varies with the angle."""
 
     x: float
     y: float
     radius: float
-    """Of the circle of the same area, about."""
+    """Approximate radius of the circle of the same area."""
     aspect: float
     """Long axis over short axis, at least 1."""
     angle: float
-    """Of the long axis, radians."""
+    """Angle of the long axis in radians."""
     waves: tuple[tuple[int, float, float], ...]
-    """(periods round the outline, share of the radius, phase)."""
+    """(periods around the outline, share of the radius, phase)."""
 
     @classmethod
     def draw(
         cls, rng: np.random.Generator, x: float, y: float, radius: float, wobble: float = 0.1, max_aspect: float = 1.6
     ) -> Blob:
-        """Draw an outline at a given place; `wobble` is about the deviation of its radius."""
+        """Draw an outline at a given place; `wobble` is the approximate relative deviation of the radius."""
         aspect = log_uniform(rng, 1.0, max_aspect)
         angle = rng.uniform(0, math.pi)
         waves = tuple((k, wobble * rng.uniform(0.4, 1.0) * 1.6 / k, rng.uniform(0, 2 * math.pi)) for k in (2, 3, 4, 5))
         return cls(x, y, radius, aspect, angle, waves)
 
     def depth(self, x: Plane, y: Plane) -> Plane:
-        """Signed distance to the outline, about, in the units of x and y; positive inside."""
+        """Approximate signed distance to the outline, in the units of x and y; positive inside."""
         cos, sin, stretch = math.cos(self.angle), math.sin(self.angle), math.sqrt(self.aspect)
         u = ((x - self.x) * cos + (y - self.y) * sin) / stretch
         v = ((y - self.y) * cos - (x - self.x) * sin) * stretch
@@ -112,7 +112,7 @@ class Blob:
         return self.radius * outline - distance
 
     def point(self, share: float, theta: float) -> tuple[float, float]:
-        """(x, y) of the point `share` of the way from the centre to the outline."""
+        """(x, y) of the point at `share` of the distance from the centre to the outline."""
         reach = share * self.radius * (1 + sum(a * math.cos(k * theta + phase) for k, a, phase in self.waves))
         stretch = math.sqrt(self.aspect)
         u, v = reach * math.cos(theta) * stretch, reach * math.sin(theta) / stretch
@@ -121,7 +121,7 @@ class Blob:
 
 
 def slopes(height: Plane) -> tuple[Plane, Plane]:
-    """Gradient of a height field along x and y, in height per picture width."""
+    """Gradient of a height field along x and y, in height per image width."""
     scale = height.shape[0] / 8.0  # a Sobel kernel sums to 8 per pixel
     return (
         cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=scale, borderType=cv2.BORDER_REPLICATE),
@@ -130,22 +130,22 @@ def slopes(height: Plane) -> tuple[Plane, Plane]:
 
 
 def blur(picture: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Gaussian blur; `sigma` is a share of the picture's width."""
+    """Gaussian blur; `sigma` is a share of the image width."""
     pixels = sigma * picture.shape[0]
-    # Below a quarter pixel the kernel is a single weight.
+    # Below a quarter of a pixel the kernel is a single weight.
     return picture if pixels < 0.25 else cv2.GaussianBlur(picture, (0, 0), pixels)
 
 
 def photograph(rng: np.random.Generator, picture: Picture | Plane, grain: float, clump: float) -> NDArray[np.uint8]:
-    """Add the sensor's noise, clip to 8 bit, and now and then pass through JPEG.
+    """Add sensor noise, clip to 8 bits and, for half of the images, compress as JPEG.
 
-    Called last: its draws alone depend on S.
+    Called last, as only these draws depend on S.
 
     Args:
-        rng: The scene's generator.
-        picture: (S, S, 3), or (S, S) for a grey one; 1.0 is white.
-        grain: Deviation of the noise, 1.0 being white.
-        clump: Size of a grain as a share of the picture's width; 0 is a grain a pixel.
+        rng: generator of the scene.
+        picture: (S, S, 3), or (S, S) for grey; 1.0 is white.
+        grain: standard deviation of the noise; 1.0 is white.
+        clump: size of a grain as a share of the image width; 0 for one grain per pixel.
 
     Returns:
         (S, S, 3) uint8 RGB.

@@ -1,9 +1,9 @@
 """Phantom chest X-ray: hazy opacities in the lungs.
 
-Opacities are soft and grainy and lie among ribs, vessels, heart, breast shadows, pads and cables; lungs without any
-may be dull all over. Haze outside the lungs is no infection.
+Opacities are soft and grainy, among ribs, vessels, heart, breast shadows, pads and cables; lungs without opacities may
+be hazy all over. Haze outside the lungs is no infection.
 
-Chest frame: origin in the middle of the picture before zoom and tilt, u to the right, v down, both about [-1, 1].
+Chest frame: origin in the middle of the image before zoom and tilt, u to the right, v down, both about [-1, 1].
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _chest_frame(rng: np.random.Generator, size: int) -> tuple[Plane, Plane]:
 
 
 def _torso(rng: np.random.Generator, u: Plane, v: Plane) -> tuple[Plane, Plane]:
-    """Soft tissue, bright downwards and in the middle; returns the film and the depth below the skin."""
+    """Soft tissue, brighter downwards and in the middle; returns the film and the depth below the skin."""
     size = u.shape[0]
     base, belly, spine = rng.uniform(0.55, 0.75), rng.uniform(0.0, 0.2), rng.uniform(0.05, 0.25)
     shoulder, waist = rng.uniform(-0.95, -0.75), rng.uniform(0.86, 1.05)
@@ -78,7 +78,7 @@ def _torso(rng: np.random.Generator, u: Plane, v: Plane) -> tuple[Plane, Plane]:
     film = base + belly * soft_step(v - 0.5, 0.2) + 0.02 * blotch
     column = bell(u + 0.03 * np.sin(2 * v), 0.16)
     film += spine * column * (0.85 + 0.15 * np.cos(math.pi * segments * v))
-    film -= 0.7 * spine * bell(u - 0.02, 0.06) * soft_step(-0.25 - v, 0.1)  # the air of the trachea
+    film -= 0.7 * spine * bell(u - 0.02, 0.06) * soft_step(-0.25 - v, 0.1)  # air of the trachea
     return film, torso
 
 
@@ -105,7 +105,7 @@ def _lungs(rng: np.random.Generator, u: Plane, v: Plane) -> tuple[Plane, Plane]:
 
 
 def _dullness(rng: np.random.Generator, film: Plane, u: Plane, v: Plane) -> None:
-    """Breasts, shoulder blades, rolls of soft tissue: broad haze that belongs to no lung."""
+    """Breasts, shoulder blades, folds of soft tissue: broad haze outside the lungs."""
     breasts, blades, high = rng.uniform(0, 0.1), rng.uniform(0, 0.08), rng.uniform(0.2, 0.4)
     for side in (-1, 1):
         breast = Blob.draw(rng, side * rng.uniform(0.45, 0.6), high, rng.uniform(0.28, 0.42), wobble=0.05)
@@ -126,7 +126,7 @@ def _vessel_markings(rng: np.random.Generator, film: Plane, u: Plane, v: Plane, 
 
 
 def _infection(rng: np.random.Generator, film: Plane, u: Plane, v: Plane, air: Plane, dark: float) -> Plane:
-    """Cloud one lung or both, in place; returns the depth below the opacities' common outline."""
+    """Add opacities to one lung or both, in place; returns the depth below their common outline."""
     size = u.shape[0]
     strength, softness = log_uniform(rng, 0.6, 1.3), log_uniform(rng, 0.02, 0.07)
     grainy, ragged, wobble = rng.uniform(0.1, 0.4), rng.uniform(0.005, 0.03), rng.uniform(0.08, 0.2)
@@ -180,14 +180,14 @@ def _devices(rng: np.random.Generator, film: Plane, u: Plane, v: Plane) -> None:
 
 
 def _expose(rng: np.random.Generator, film: Plane, torso: Plane) -> NDArray[np.uint8]:
-    """Background, blur, exposure, grain."""
+    """Add background, blur, exposure and noise."""
     black, level, gamma = rng.uniform(0.0, 0.15), rng.uniform(-0.12, 0.12), log_uniform(rng, 0.7, 1.5)
     gain, cone = log_uniform(rng, 0.75, 1.35), rng.uniform(-0.1, 0.1)
     inverted = rng.random() < 0.15
     paint(film, black, soft_step(-torso, 0.02))
     film = blur(film, log_uniform(rng, 0.002, 0.012))
     film = np.clip((film - 0.5) * gain + 0.5 + level, 0, 1.1) ** gamma
-    if inverted:  # bones dark, as some stations show it: a rare look, which few labels cover badly
+    if inverted:  # dark bones, as some stations display them: a rare appearance, scarce among few labels
         film = 1 - film
     film += cone * (np.linspace(-1, 1, film.shape[0], dtype=np.float32)[:, None])
     return photograph(rng, film, log_uniform(rng, 0.005, 0.03), rng.uniform(0.0, 0.005))
