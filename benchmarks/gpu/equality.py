@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from kmine.config import FitConfig, ModelConfig
 from kmine.data.augment import Augment
-from kmine.data.batches import Batches
+from kmine.data.batches import Batches, BatchPlan
 from kmine.data.pool import Pool
 from kmine.models.build import build_model
 from kmine.ops.metrics import iou
@@ -37,7 +37,7 @@ def equal(kit: Kit) -> None:
     """CPU against GPU: loss curves, resuming, probabilities, masks of `tiny` and SAM."""
     size, steps = (32, 4) if kit.tiny else (96, 20)
     pool = open_pool(kit, size, 32)
-    batches = Batches(pool, None, Augment(size), batch_size=8, labeled_share=1.0, seed=0, round_idx=0)
+    batches = Batches(pool, None, BatchPlan(seed=0, round_idx=0, batch_size=8, augment=Augment(size)))
 
     def trained(device: str, precision: str, save: Callable[[FitState], None] | None = None,
                 resume: FitState | None = None) -> FitResult:  # fmt: skip

@@ -14,7 +14,7 @@ from kit import SMALL_ENCODER, Kit, open_pool
 
 from kmine.config import FitConfig, ModelConfig
 from kmine.data.augment import Augment
-from kmine.data.batches import Batches
+from kmine.data.batches import Batches, BatchPlan
 from kmine.models.build import build_model
 from kmine.seeding import derive_seed
 from kmine.store.run_folder import RunFolder
@@ -88,7 +88,7 @@ class CaseTimer:
         self.steps = 10 if kit.tiny else 60 if case.size > 200 else 150
         self.pool = open_pool(kit, case.size, 64)
         augment = Augment(case.size)
-        self.batches = Batches(self.pool, None, augment, batch_size=case.batch, labeled_share=1.0, seed=0, round_idx=0)
+        self.batches = Batches(self.pool, None, BatchPlan(seed=0, round_idx=0, batch_size=case.batch, augment=augment))
 
     def run(self) -> None:
         """All measurements; one that fails does not stop the others."""

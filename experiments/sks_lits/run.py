@@ -92,7 +92,7 @@ def cell(cfg: LoopConfig, path: Path) -> None:
     task = open_task(cfg, source, store, terminal)
     model = new_model(task)
     weights = train(task, model, round_idx=0).best
-    pool, model, how = open_for_test(cfg, source, store)
+    pool, model, _ = open_for_test(cfg, source, store)
     model.load_state_dict(weights)
     rows = pd.DataFrame(scores(model, pool, model.num_classes, by_group=cfg.data.name == "lits"))
     auc = store.read_json(store.root / "classifier" / "metrics.json")

@@ -10,13 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-<<<<<<< HEAD
 from kmine.audit.evidence import MaskReport
 from kmine.audit.rounds import AuditedRun
-from kmine.data.io.volume_masks import slice_location, write_mask_volume
-=======
 from kmine.data.io.volume_masks import write_mask_volume
->>>>>>> 68ff594 (Data: strict image reading, image statistics and slice locations in places of their own, BatchPlan; plain words)
 from kmine.data.source import Source
 from kmine.feedback import label_studio_rle
 from kmine.feedback.corrections import IGNORED, picture_name

@@ -10,15 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-<<<<<<< HEAD
 from kmine.audit.rounds import AuditedRun
-from kmine.data.io.volume_masks import read_mask_volume, slice_location
-from kmine.errors import UserError, first_names
-=======
-from kmine.audit.evidence import AuditedRun
 from kmine.data.io.volume_masks import read_mask_volume
-from kmine.errors import UserError
->>>>>>> 68ff594 (Data: strict image reading, image statistics and slice locations in places of their own, BatchPlan; plain words)
+from kmine.errors import UserError, first_names
 from kmine.feedback.corrections import ExpectedMasks, read_corrections
 from kmine.feedback.verdict_effects import read_mask
 from kmine.feedback.verdicts import (

@@ -20,7 +20,7 @@ def test_tables_agree_with_one_another(run):
     assert [result.round_idx for result in run.rounds] == [0, 1] == list(run.metrics["round"])
     unlabeled = set(run.splits.loc[run.splits["split"] == "unlabeled", "sample_id"])
     masks, decisions = run.pseudo_masks(1), run.decisions(1)
-    assert 0 < len(masks) and set(masks) <= unlabeled
+    assert len(masks) > 0 and set(masks) <= unlabeled
     assert set(decisions.loc[decisions["in_training"], "sample_id"]) == set(masks)
     assert {*run.prompts(1)["sample_id"]} <= unlabeled
     assert run.config.segmenter.name == "ellipse" and run.info["stopped_by"] == "rounds"

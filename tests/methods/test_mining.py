@@ -187,19 +187,12 @@ def fitted(task_of, monkeypatch):
     return both
 
 
-<<<<<<< HEAD
 EFFECTS = {
-    "strong_augment": (True, False, lambda cfg, batches: batches.pseudo_augment.strong and not batches.augment.strong),
-=======
-def decision(sample_id, estimated, reason="kept", object_idx=0):
-    kept = reason in ("kept", "lesion_free")
-    row = {"sample_id": sample_id, "object_idx": object_idx, "kept": kept, "reason": reason, "in_training": True}
-    return {**row, "estimated_dice": estimated}
-
-
-CONCERNS = {
-    "strong_augment": (True, False, lambda cfg, batches: batches.plan.strong.strong and not batches.plan.augment.strong),
->>>>>>> 68ff594 (Data: strict image reading, image statistics and slice locations in places of their own, BatchPlan; plain words)
+    "strong_augment": (
+        True,
+        False,
+        lambda cfg, batches: batches.plan.strong.strong and not batches.plan.augment.strong,
+    ),
     "feature_perturbation": (0.5, False, lambda cfg, batches: cfg.feature_perturbation == 0.5),
     "pseudo_weight": ("estimated", False, lambda cfg, batches: set(batches.pseudo.weights.values()) == {0.25}),
     "max_empty_share": (0.5, False, lambda cfg, batches: cfg.max_empty_share == 0.5),
