@@ -33,6 +33,7 @@ from kmine.training.distributed import (
 )
 from kmine.training.fit import fit
 from kmine.training.train_steps import Callbacks
+from kmine.types import PseudoLabel
 
 
 def process(rank: int, size: int) -> SimpleNamespace:
@@ -83,7 +84,7 @@ def test_a_process_of_rank_above_0_writes_only_the_batches_it_mined(tmp_path: Pa
     store.write_text("config.yaml", "a: 1")
     store.save_tensors(tmp_path / "model.safetensors", {"w": torch.zeros(1)}, "signature")
     assert list(tmp_path.iterdir()) == []
-    store.save_batch(1, "signature", 0, {"prompts": [], "decisions": []}, {"a": np.zeros((2, 2), np.uint8)})
+    store.save_batch(1, "signature", 0, [], [], {"a": PseudoLabel(np.zeros((2, 2), np.uint8))})
     assert store.pseudo_path(1, "a").exists()
     store.close()
 
