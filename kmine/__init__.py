@@ -16,7 +16,7 @@ _PUBLIC = {
     "Predictor": "kmine.api.predictor",
     "Run": "kmine.api.run",
     "open_run": "kmine.api.run",
-    "audit_run": "kmine.api.tables",
+    "audit_run": "kmine.audit.run",
     "compare_runs": "kmine.api.tables",
     "check_dataset": "kmine.check.findings",
     "find_label_issues": "kmine.audit.label_issues",

@@ -1,4 +1,4 @@
-"""The whole way round: run, audit, keys in a real browser, saved file, back into the run, the next run honours it."""
+"""Round trip: run, audit, keys in a real browser, saved file, import, effect on the next run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS = {**SMALL, **FEW_STEPS, **OPEN_GATE, "gate.mode": "thresholds", "data.
 
 
 def saved_in_browser(page_file: Path, downloads: Path, keys: str) -> Path:
-    """Opens the page as a person would, shows the pseudo masks alone, presses the keys and saves."""
+    """Open the page, press the keys and save; returns the file."""
     downloads.mkdir()
     with Browser() as browser:
         browser.downloads_to(downloads)
@@ -40,20 +40,20 @@ def saved_in_browser(page_file: Path, downloads: Path, keys: str) -> Path:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_what_a_person_presses_is_what_the_next_run_does(tmp_path):
+def test_verdicts_of_the_page_take_effect_in_the_next_run(tmp_path):
     first, cache = tmp_path / "first", tmp_path / "cache"
     assert run_loop(SETTINGS, first, cache) == 0
     assert audit.main([str(first), "--no-labeled", "--device", "cpu"]) == 0
     file = saved_in_browser(first / "audit" / "audit.html", tmp_path / "downloads", "aru")
-    said = {one["verdict"]: one["sample_id"] for one in json.loads(file.read_text("utf-8"))["verdicts"]}
-    assert set(said) == {"accept", "reject", "unsure"}
+    rated = {one["verdict"]: one["sample_id"] for one in json.loads(file.read_text("utf-8"))["verdicts"]}
+    assert set(rated) == {"accept", "reject", "unsure"}
     assert audit.main([str(first), "--verdicts", str(file), "--device", "cpu"]) == 0
     assert run_loop(SETTINGS, tmp_path / "second", cache, verdicts=first / "verdicts.json") == 0
     one, two = RunFolder(first), RunFolder(tmp_path / "second")
     reasons = {row.sample_id: row.reason for row in two.decisions(1)}
-    assert (reasons[said["accept"]], reasons[said["reject"]]) == ("accepted", "rejected")
-    assert reasons[said["unsure"]] not in ("accepted", "rejected")
-    assert np.array_equal(one.pseudo_mask(1, said["accept"]), two.pseudo_mask(1, said["accept"]))
-    assert not two.pseudo_path(1, said["reject"]).exists()
+    assert (reasons[rated["accept"]], reasons[rated["reject"]]) == ("accepted", "rejected")
+    assert reasons[rated["unsure"]] not in ("accepted", "rejected")
+    assert np.array_equal(one.pseudo_mask(1, rated["accept"]), two.pseudo_mask(1, rated["accept"]))
+    assert not two.pseudo_path(1, rated["reject"]).exists()
     assert two.run()["verdicts"]["accepted"] == two.run()["verdicts"]["rejected"] == 1
     one.close(), two.close()

@@ -66,18 +66,6 @@ def test_masks_survive_the_round_trip_bit_for_bit(how, tmp_path, found):
         assert back[name].dtype == np.uint8 and (back[name] == mask).all()
 
 
-def test_coco_is_valid_for_pycocotools(tmp_path):
-    from pycocotools.coco import COCO
-
-    mask = np.zeros((6, 8), np.uint8)
-    mask[1:3, 2:7], mask[5, 0] = 2, 255
-    coco = COCO(export("coco", tmp_path, {"a": mask, "empty": np.zeros((4, 4), np.uint8)}))
-    lesion, ignored = (coco.loadAnns(coco.getAnnIds(catIds=[k]))[0] for k in (2, 255))
-    assert (coco.annToMask(lesion) == (mask == 2)).all()
-    assert lesion["bbox"] == [2, 1, 5, 2] and lesion["area"] == 10 and ignored["iscrowd"] == 1
-    assert len(coco.getImgIds()) == 2 and coco.getAnnIds(imgIds=[2]) == []
-
-
 def test_polygons_of_another_tool_are_read_by_file_name(tmp_path):
     value = {
         "images": [{"id": 7, "file_name": "some/where/plain.jpg", "height": 10, "width": 10}],

@@ -18,8 +18,8 @@ from typing import Any
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in _NAMES if (found := shutil.which(name))), None)
 SECONDS = 120.0
-"""Patience with any one answer: machines that test may be busy."""
-# Without its sandbox, as containers allow none: it opens nothing but what a test wrote.
+"""Timeout of any one reply; generous, since test machines may be busy."""
+# Without sandbox, which containers do not allow: it opens only files written by the tests.
 _FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
           "--disable-extensions", "--disable-background-networking", "--disable-component-update",
           "--remote-debugging-pipe", "about:blank")  # fmt: skip
@@ -27,12 +27,12 @@ _START = (
     "import os, sys; i, o = int(sys.argv[1]), int(sys.argv[2]); "
     "os.dup2(i, 60); os.dup2(o, 61); os.dup2(60, 3); os.dup2(61, 4); os.execv(sys.argv[3], sys.argv[3:])"
 )
-"""Puts the pipes where the browser looks for them, in a process of its own: a function run after fork is less safe."""
+"""Moves the pipes to the descriptors of the browser, in its own process: safer than a function run after fork."""
 _CODES = {"End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Escape": 27}
 
 
 class Browser:
-    """One browser with one tab; `events` are what the tab reported."""
+    """One browser with one tab; `events` holds the events of the tab."""
 
     def __init__(self, width: int = 1280, height: int = 800) -> None:
         assert CHROMIUM is not None
@@ -75,7 +75,7 @@ class Browser:
         self._profile.cleanup()
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """The protocol's answer; RuntimeError where it refuses."""
+        """The result of a protocol call; RuntimeError on an error."""
         number = self._send(method, params)
         while True:
             message = self._read(SECONDS)
@@ -90,44 +90,44 @@ class Browser:
         self.wait("document.readyState === 'complete'")
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression, awaited; RuntimeError where it throws."""
+        """The awaited value of a JavaScript expression; RuntimeError if it throws."""
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in found:
             raise RuntimeError(found["exceptionDetails"].get("exception", {}).get("description", expression))
         return found["result"].get("value")
 
     def wait(self, expression: str, seconds: float = SECONDS / 2) -> Any:
-        """The first true value of an expression; TimeoutError."""
+        """Wait for an expression to become true; returns its value, raises TimeoutError."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
                 if found := self.evaluate(expression):
                     return found
-            except RuntimeError:  # the page is between two documents
+            except RuntimeError:  # while the page is being replaced
                 pass
             time.sleep(0.05)
-        raise TimeoutError(f"never came true: {expression}")
+        raise TimeoutError(f"not true in {seconds:.0f} seconds: {expression}")
 
     def key(self, key: str) -> None:
-        """Press and release a key, as a person does."""
+        """Press and release a key."""
         code = _CODES.get(key, ord(key.upper()) if len(key) == 1 else 0)
         text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     def type(self, text: str) -> None:
-        """Put text where the focus is."""
+        """Insert text at the focus."""
         self.call("Input.insertText", text=text)
 
     def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
-        """`mousePressed`, `mouseMoved`, `mouseReleased` or `mouseWheel` at a place of the window."""
+        """`mousePressed`, `mouseMoved`, `mouseReleased` or `mouseWheel` at (x, y) of the window."""
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
 
     def resize(self, width: int, height: int) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def colours(self, scheme: str) -> None:
-        """`light` or `dark`, as the reader's system would ask for."""
+        """Emulate the `light` or `dark` scheme of the system."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def downloads_to(self, folder: Path) -> None:
@@ -139,7 +139,7 @@ class Browser:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
     def seen(self, method: str) -> list[dict[str, Any]]:
-        """What the tab reported under a name so far."""
+        """Parameters of the events of a name so far."""
         self.evaluate("1")
         return [event["params"] for event in self.events if event.get("method") == method]
 
@@ -157,15 +157,15 @@ class Browser:
         end = time.monotonic() + seconds
         while b"\0" not in self._buffer:
             if not select.select([self._in], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise TimeoutError(f"the browser said nothing for {seconds:.0f} seconds")
+                raise TimeoutError(f"no message of the browser for {seconds:.0f} seconds")
             part = os.read(self._in, 1 << 20)
             if not part:
-                raise RuntimeError("the browser is gone")
+                raise RuntimeError("the browser has exited")
             self._buffer += part
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
     def _note(self, message: dict[str, Any]) -> None:
         self.events.append(message)
-        if message.get("method") == "Page.javascriptDialogOpening":  # a dialog would hold up all that follows
+        if message.get("method") == "Page.javascriptDialogOpening":  # an open dialog would block the tab
             self._send("Page.handleJavaScriptDialog", {"accept": True})

@@ -1,0 +1,55 @@
+"""Rounds read from a run folder: which one is audited, what its tables say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from kmine.audit.rounds import MinedRound, load_rounds, mean_known, open_audit, select_round
+from kmine.cli import Terminal
+from kmine.errors import UserError
+from kmine.store.run_folder import RunFolder
+from kmine.store.tables import RowsBySample
+
+
+def mined(number: int, adopted: bool, *ids: str) -> MinedRound:
+    return MinedRound(number, f"signature {number}", 0, adopted, RowsBySample(None), RowsBySample(None), list(ids))
+
+
+def test_the_last_adopted_round_with_masks_is_audited(tmp_path):
+    rounds = [mined(1, True, "a"), mined(2, True), mined(3, False, "b")]
+    assert select_round(rounds, None, tmp_path).round_idx == 1
+    assert select_round(rounds, 3, tmp_path).round_idx == 3
+    assert select_round([replace(rounds[0], adopted=False), rounds[2]], None, tmp_path).round_idx == 3
+    with pytest.raises(UserError, match="round 2 kept none"):
+        select_round(rounds, 2, tmp_path)
+    with pytest.raises(UserError, match="--round 4: expected one of 1, 2, 3"):
+        select_round(rounds, 4, tmp_path)
+    with pytest.raises(UserError, match="found no pseudo masks"):
+        select_round([], None, tmp_path)
+
+
+def test_rounds_agree_with_the_folder(audited_run):
+    store = RunFolder(audited_run, follows=True)
+    first, second = load_rounds(store)
+    assert (first.round_idx, second.round_idx, first.prompting_round) == (1, 2, 0)
+    assert second.prompting_round == (1 if first.adopted else 0) and first.signature != second.signature
+    files = {path.stem for path in (audited_run / "round_02" / "pseudo_masks").glob("*.png")}
+    assert set(second.pseudo_labeled) == files == {i for i in second.decisions if second.has_pseudo_mask(i)}
+    for sample_id in second.pseudo_labeled:
+        assert len(second.kept_objects(sample_id)) <= len(second.objects(sample_id))
+
+
+def test_the_signature_of_the_audited_masks_depends_on_the_round(audited_run):
+    signatures = []
+    for number in (1, 2, None):
+        with open_audit(audited_run, Terminal(quiet=True), round_idx=number, device="cpu") as audited:
+            signatures.append((audited.audited_round.round_idx, audited.signature))
+    assert signatures[0][1] != signatures[1][1] and signatures[2] in signatures[:2]
+
+
+def test_the_mean_leaves_out_unknown_values():
+    assert mean_known([0.5, None, math.nan, 1.0]) == 0.75
+    assert math.isnan(mean_known([None, math.nan])) and math.isnan(mean_known([]))
