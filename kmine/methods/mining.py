@@ -12,10 +12,11 @@ from kmine.mining.candidates import gate_batch, generate_prompts, predict_probs,
 from kmine.mining.pseudo_labels import PseudoLabels
 from kmine.mining.round import close_round, open_round, pending_batches, save_batch
 from kmine.models.base import LocalModel
+from kmine.training.checkpoints import Checkpoints
 from kmine.training.evaluation import evaluate_round
 from kmine.training.model_setup import new_model
 from kmine.training.rounds import trained_auxiliary_model
-from kmine.training.task import Checkpoints, Task
+from kmine.training.task import Task
 from kmine.training.trainer import train
 from kmine.types import RoundResult
 

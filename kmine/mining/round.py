@@ -16,8 +16,9 @@ from kmine.mining.tables import table_rows
 from kmine.mining.threshold import round_signature, select_threshold
 from kmine.models.base import LocalModel
 from kmine.store.tables import DecisionRow
+from kmine.training.checkpoints import Checkpoints
 from kmine.training.distributed import rank_zero_first, shard
-from kmine.training.task import Checkpoints, Task
+from kmine.training.task import Task
 from kmine.types import Candidate, Decision, Prompts, PseudoLabel
 
 

@@ -12,7 +12,8 @@ from kmine.mining.candidates import gate_batch, generate_prompts, predict_probs,
 from kmine.mining.context import ImageBatch, RoundContext
 from kmine.ops.calibrator import Calibration, describe_threshold
 from kmine.seeding import derive_seed
-from kmine.training.task import Checkpoints, Task
+from kmine.training.checkpoints import Checkpoints
+from kmine.training.task import Task
 from kmine.types import ESTIMATED
 
 NUM_PILOT_IMAGES = 64

@@ -7,8 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from kmine.store.run_folder import RunFolder
-from kmine.training.task import Checkpoints
 from kmine.training.train_steps import FitResult, FitState, StateDict
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Best and final weights of a training."""
+
+    signature: str
+    """Of everything the training depends on."""
+    best: StateDict
+    """Weights selected on validation."""
+    final: StateDict
+    """Weights after the last step."""
+    seconds: float
+    """Duration of the training."""
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from kmine.io.files import sign
 from kmine.models.base import LocalModel
 from kmine.ops.metrics import case_metrics, summarise
 from kmine.ops.statistics import is_fall, paired_change
+from kmine.training.checkpoints import Checkpoints
 from kmine.training.distributed import DeviceContext, gather_shards, shard
 from kmine.training.inference import infer, predict_resized
-from kmine.training.task import Checkpoints, Task
+from kmine.training.task import Task
 from kmine.types import CaseMetrics, Metrics, RoundResult, Sample
 
 

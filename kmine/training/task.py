@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-
-from torch import Tensor
 
 from kmine.config import LoopConfig, ModelConfig
 from kmine.data.pool import Pool
@@ -48,35 +44,12 @@ class Task:
     """Images that mining and calibration hold in memory and save together; an interruption costs at most as many."""
 
 
-@dataclass(frozen=True)
-class Checkpoints:
-    """Best and final weights of a training."""
-
-    signature: str
-    """Of everything the training depends on."""
-    best: dict[str, Tensor]
-    """Weights selected on validation."""
-    final: dict[str, Tensor]
-    """Weights after the last step."""
-    seconds: float
-    """Duration of the training."""
-
-
 @dataclass
 class StageTimer:
-    """Seconds per stage of a round."""
+    """Seconds per stage of a round, measured in laps."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     last: float = field(default_factory=time.perf_counter)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time spent in the block to stage `name`."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def lap(self, name: str) -> None:
         """Add the time since the last lap to stage `name`."""

@@ -15,10 +15,10 @@ from kmine.data.pool import Pool
 from kmine.io.files import sign
 from kmine.models.base import LocalModel
 from kmine.seeding import derive_seed
-from kmine.training.checkpoints import Checkpointer
+from kmine.training.checkpoints import Checkpointer, Checkpoints
 from kmine.training.evaluation import validation_dice
 from kmine.training.fit import Consistency, fit
-from kmine.training.task import Checkpoints, Task
+from kmine.training.task import Task
 from kmine.training.train_steps import Callbacks, show_progress
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from helpers.small import CFG
 
 from kmine.config import InferConfig
 from kmine.training import evaluation
+from kmine.training.checkpoints import Checkpoints
 from kmine.training.distributed import SingleDevice
 from kmine.training.evaluation import compute_metrics, evaluate_checkpoint, evaluate_round, validation_dice
 from kmine.training.model_setup import new_model
-from kmine.training.task import Checkpoints
 from kmine.types import Sample
 
 
