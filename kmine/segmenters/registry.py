@@ -75,11 +75,7 @@ def _open_sam(cfg: SegmenterConfig, device: str, offline: bool, log: LogFn) -> S
 SEGMENTERS: Registry[SegmenterFactory] = Registry(
     "segmenter.name",
     "kmine.segmenters",
-    {
-        "ellipse": _open_ellipse,
-        "tiny": _open_tiny,
-        **dict.fromkeys(("sam_vit_b", "sam_vit_l", "sam_vit_h"), _open_sam),
-    },
+    {"ellipse": _open_ellipse, "tiny": _open_tiny, **dict.fromkeys(("sam_vit_b", "sam_vit_l", "sam_vit_h"), _open_sam)},
 )
 
 
