@@ -1,9 +1,9 @@
-"""The words of kmine: what travels between its parts.
+"""Types that pass between the packages of kmine.
 
 Legend for every shape below: H, W height and width of the image in its own (native) frame, K classes with
-background 0, P points, M masks of one candidate, S the side of the square that the local model sees.
+background 0, P points, M masks of one candidate, S the side of the local model's square input.
 Arrays are (row, column); boxes and points are (x, y) in pixels, where pixel (row 0, column 0) is the point
-(0, 0). `kmine.mining.prompts` is the one place that converts.
+(0, 0). Only `kmine.mining.prompts` converts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 SLICE_ID = re.compile(r"(.+)/slice-(\d{4,255})", re.DOTALL)
 """Sample id of a slice: name of the volume, number of the slice; see `slice_id`."""
 IGNORE_INDEX = 255
-"""The class id that training and metrics leave out."""
+"""Class id of pixels that training and metrics leave out."""
 
 SplitName = Literal["labeled", "unlabeled", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("labeled", "unlabeled", "val", "test")
@@ -45,25 +45,25 @@ REASONS = (
     "contradicts_image_label",
     "low_estimated_dice",
 )
-"""Every reason a `Decision` may give. The gate asks in this order; the first threshold missed names the reason.
+"""Reasons of decisions, in the order in which the gate checks; the first failed check is the reason.
 
-`accepted`, `rejected`: a person said so in an earlier run's audit, and nobody was asked.
-`kept_local`: of two masks that disagree the local model's own is used, for the evidence speaks for it.
-`lesion_free`: the image-level label says so, the segmenter was not asked, the pseudo mask is empty."""
+`accepted`, `rejected`: by a reviewer, in the audit of an earlier run; the image is not segmented.
+`kept_local`: of two disagreeing masks the local model's own is used, as its estimated Dice is higher.
+`lesion_free`: by the image-level label; the image is not segmented, and its pseudo mask is empty."""
 
 
 STOPPED_BY = {
-    "rounds": "all rounds that were asked for are done",
-    "refused_twice": "two rounds in a row were refused, and the next would start from the same model once more",
-    "no_pseudo_masks": "no pseudo mask was kept, so there was nothing to learn from",
+    "rounds": "all rounds are done",
+    "refused_twice": "two rounds in a row were refused, so the next one would start from the same model again",
+    "no_pseudo_masks": "no pseudo mask was kept, so nothing was left to train on",
 }
-"""Why a finished run stopped: `stopped_by` of run.json, and what that means. Unfinished ones say `interrupted`."""
+"""Values of `stopped_by` in run.json with their meanings; an unfinished run has `interrupted`."""
 
 
 LESION_FREE = "lesion_free"
 """Reason of an image whose label excludes lesions: it is not segmented, and its pseudo mask is empty."""
 ESTIMATED = ("kept", "kept_local", "low_estimated_dice")
-"""The reasons that a calibrated gate gives by the estimated Dice, once nothing else speaks against a mask."""
+"""Reasons of a calibrated gate that depend on the estimated Dice alone; no other check failed."""
 
 
 def slice_id(volume: str, number: int) -> str:
@@ -73,24 +73,24 @@ def slice_id(volume: str, number: int) -> str:
 
 @dataclass(frozen=True)
 class SampleRef:
-    """What an index knows of a sample before any pixel is read."""
+    """Entry of a data set's index, made without reading a pixel."""
 
     sample_id: str
     group_id: str
-    """Patient, volume or near-duplicate group: never on two sides of a split."""
+    """Patient, volume or group of near-duplicates; a split never separates a group."""
     has_mask: bool = True
     """Whether a mask file exists; a sample without one can only be unlabeled."""
     image_label: int | None = None
-    """Image-level diagnosis (0: lesion-free), where one is known."""
+    """Image-level diagnosis (0: lesion-free), if known."""
     spacing: tuple[float, float] | None = None
-    """Millimetres per pixel (row, column), where known."""
+    """Millimetres per pixel (row, column), if known."""
     split: str | None = None
-    """The data set's own split, where it has one."""
+    """The data set's own split, if it has one."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, with its mask where the reader was granted masks."""
+    """One image, with its mask if its pool was opened with masks."""
 
     sample_id: str
     group_id: str
@@ -104,7 +104,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A sample that was left out, and why."""
+    """A sample that was left out, with its problem."""
 
     sample_id: str
     path: str
@@ -113,18 +113,18 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know: `fault` would spoil a result."""
+    """A finding about the data; a `fault` would invalidate results, a `note` does not."""
 
     code: str
     severity: Severity
     text: str
     samples: tuple[str, ...] = ()
-    """The first few samples, or pairs of samples ("a = b"), it is about."""
+    """The first few affected samples, or pairs of samples ("a = b")."""
 
 
 @dataclass(frozen=True)
 class Probs:
-    """The local model's belief about one image, in the image's own frame."""
+    """The local model's probabilities for one image, in the image's own frame."""
 
     sample_id: str
     probs: NDArray[np.float32]
@@ -150,44 +150,44 @@ class Prompts:
     point_labels: NDArray[np.int64] | None = None
     """(P,), 1 foreground, 0 background; None exactly when `point_coords` is."""
     mask_input: NDArray[np.float32] | None = None
-    """(H, W) logits of the hint in the image's own frame, or None; the segmenter takes it to its own frame."""
+    """(H, W) logits in the image's own frame, or None; the segmenter converts them to its own frame."""
     jittered_boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
-    """(J, 4) XYXY: the box again, shaken, for the consistency evidence of the gate."""
+    """(J, 4) XYXY: jittered copies of the box, whose masks measure consistency for the gate."""
     component: NDArray[np.bool_] | None = None
-    """(H, W), the local model's own mask of the object, where that is what the prompts came from."""
+    """(H, W), the local model's own mask of the object, if the prompts are of one."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A segmenter's answer to one `Prompts`."""
+    """A segmenter's masks for one `Prompts`."""
 
     masks: NDArray[np.bool_]
     """(M, H, W)."""
     predicted_iou: NDArray[np.float32]
-    """(M,) in [0, 1]; NaN where the segmenter has no opinion."""
+    """(M,) in [0, 1]; NaN from a segmenter that predicts none."""
     stability_score: NDArray[np.float32]
-    """(M,) in [0, 1]; NaN where it has none, or for an empty mask (0/0)."""
+    """(M,) in [0, 1]; NaN from a segmenter without logits, and for an empty mask (0/0)."""
     low_res_logits: NDArray[np.float32] | None
     """(M, h, w) in the segmenter's own padded frame, or None."""
     jittered_masks: NDArray[np.bool_]
-    """(J, H, W): the best answer to each jittered box."""
+    """(J, H, W): the best mask for each jittered box."""
 
     @property
     def best(self) -> int:
-        """Index of the mask with the highest predicted IoU (the first one where none is known)."""
+        """Index of the mask with the highest predicted IoU; 0 if all are NaN."""
         return 0 if np.isnan(self.predicted_iou).all() else int(np.nanargmax(self.predicted_iou))
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Every score a candidate is judged on; NaN where it could not be had. NaN is never judged."""
+    """Scores of a candidate for the gate; NaN where unknown, and NaN fails no check."""
 
     predicted_iou: float = float("nan")
     stability_score: float = float("nan")
     agreement_iou: float = float("nan")
     """IoU of the candidate with the local model's own component."""
     jitter_dice: float = float("nan")
-    """Mean pairwise Dice of the answers to the box and its jitters."""
+    """Mean pairwise Dice of the masks for the box and its jittered copies."""
     confidence_inside: float = float("nan")
     """Mean local probability of the class inside the candidate."""
     confidence_outside: float = float("nan")
@@ -206,19 +206,19 @@ EVIDENCE_COLUMNS = tuple("witness_dice" if f.name == "auxiliary_dice" else f.nam
 
 @dataclass(frozen=True)
 class Decision:
-    """The gate's verdict on one object of one image."""
+    """The gate's decision on one object of one image."""
 
     kept: bool
     reason: str
     evidence: Evidence
     estimated_dice: float = float("nan")
-    """Calibrated estimate of the Dice of the mask that is used; NaN where no calibrator was fitted."""
+    """Calibrated estimate of the Dice of the mask that is used; NaN without a calibration."""
     estimated_segmenter: float = float("nan")
-    """The same of the segmenter's mask."""
+    """Estimate for the segmenter's mask."""
     estimated_local: float = float("nan")
-    """The same of the local model's own component; NaN where there is none."""
+    """Estimate for the local model's own component; NaN if there is none."""
     source: Literal["both", "segmenter", "local"] = "both"
-    """Whose mask is used where they disagree; `both`: neither's, disagreement is ignored."""
+    """Which mask is used where the two disagree; `both`: neither, these pixels are ignored."""
 
     def __post_init__(self) -> None:
         if self.reason not in REASONS:
@@ -250,7 +250,7 @@ class PseudoLabel:
 
 @dataclass(frozen=True)
 class CaseMetrics:
-    """One case, averaged over the foreground classes that truth or prediction hold."""
+    """Metrics of one case, averaged over the foreground classes in truth or prediction."""
 
     sample_id: str
     dice: float
@@ -262,17 +262,17 @@ class CaseMetrics:
     num_missed: int
     """Foreground classes of the truth with an empty prediction."""
     counts: tuple[tuple[int, int, int], ...] = ()
-    """Pixels of each foreground class: in both, in the prediction, in the truth; so that the slices of a volume can be
-    counted as one case. Empty in metrics that were written before these were kept."""
+    """Pixels of each foreground class in both, in the prediction, in the truth; they combine slices of a volume into
+    one case. Empty in metrics of older runs."""
 
     def __post_init__(self) -> None:
-        # JSON knows lists only; a case read back equals the one that was written.
+        # JSON has lists only; a case that is read equals the one that was written.
         object.__setattr__(self, "counts", tuple(tuple(int(n) for n in row) for row in self.counts))
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Per-case metrics and their mean over the cases that have one."""
+    """Per-case metrics and their means over the cases with a value."""
 
     cases: tuple[CaseMetrics, ...]
     dice: float
@@ -296,7 +296,7 @@ class RoundResult:
     final_metrics: Metrics
     """On the validation split, of the last step's checkpoint."""
     adopted: bool
-    """False where validation Dice fell: the next round starts from the round before."""
+    """False if validation Dice fell: the next round starts from the last adopted one."""
     seconds: dict[str, float]
     """Per stage."""
     reason: str = "adopted"
@@ -310,7 +310,7 @@ class RoundResult:
 
     @property
     def has_no_pseudo_masks(self) -> bool:
-        """Of a round that learns from pseudo masks: it kept none and trained nothing."""
+        """Whether this round of mining kept no pseudo mask, so that nothing was trained."""
         return self.round_idx > 0 and self.num_pseudo == 0
 
     def without_training(self, round_idx: int, seconds: dict[str, float]) -> RoundResult:
@@ -328,7 +328,7 @@ class RoundResult:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> RoundResult:
-        """What was saved as the dictionary of its fields, NaN as null; a signature beside them is passed over."""
+        """From its fields as a dictionary with null for NaN; a `signature` among them is ignored."""
 
         def metrics(value: Mapping[str, Any]) -> Metrics:
             value = _null_to_nan(value)
@@ -343,7 +343,7 @@ def _null_to_nan(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stopped_by(mined: Sequence[RoundResult], rounds: int) -> str:
-    """Why mining ended, a key of `STOPPED_BY`, from the rounds it came to and the number it was asked for."""
+    """Why mining ended, a key of `STOPPED_BY`, from its results and the configured number of rounds."""
     if mined[-1].has_no_pseudo_masks:
         return "no_pseudo_masks"
     return "rounds" if mined[-1].round_idx == rounds else "refused_twice"

@@ -1,4 +1,4 @@
-"""Methods: one file and one signature each, `(task) -> Iterator[RoundResult]`: each round as it is done.
+"""Methods: one file and one function `(task) -> Iterator[RoundResult]` each; results are yielded round by round.
 
-What they share stands once in `kmine.rounds`. By name they are found in `kmine.methods.registry`.
+`kmine.methods.registry` finds them by name.
 """

@@ -1,7 +1,7 @@
-"""FixMatch for segmentation, as in UniMatch (arXiv 2208.09910): the weak view teaches the strong one where it is sure.
+"""FixMatch for segmentation, as in UniMatch (arXiv 2208.09910): confident weak-view labels supervise the strong view.
 
-Letters: U unlabeled images, K classes, H, W. Our reading, with one strong view instead of two; what is sure is asked of
-the model in eval mode; all images of a step pass the model in one batch.
+Letters: U unlabeled images, K classes, H, W. Differences to the paper: one strong view instead of two; weak views pass
+the model in eval mode; all images of a step pass it in one batch.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ METHOD_DIR = "fixmatch"
 
 
 def fixmatch(task: Task) -> Iterator[RoundResult]:
-    """Round 0 as the loop has it, then as many rounds and steps on the labels and on what the model is sure of.
+    """Round 0 of mining, then as many rounds and steps on labels and on confident predictions.
 
-    Of each unlabeled image the weak view says the classes; they are taught to its strong view, rectangles of other ones
-    in it, and to the weak view itself while it lacks channels. No mask, no pseudo mask made beforehand and no
-    image-level label of an unlabeled image is looked at. With weight 0 no unlabeled image takes part.
+    Predictions on the weak view of an unlabeled image are the labels of its strong view, which holds rectangles of
+    other images, and of the weak view with channels dropped. Masks, stored pseudo masks and image-level labels of
+    unlabeled images are not read. With weight 0 no unlabeled image takes part.
 
     Raises:
-        UserError: there is no place for unlabeled images in a batch (`fit.labeled_share`), or `fit.augment` is off.
+        UserError: no place for unlabeled images in a batch (`fit.labeled_share`), or `fit.augment` is off.
     """
     cfg = task.cfg.fixmatch
     if not task.cfg.fit.augment:
@@ -57,7 +57,7 @@ def fixmatch(task: Task) -> Iterator[RoundResult]:
 
 
 def fixmatch_consistency(cfg: FixmatchConfig) -> ConsistencyFn:
-    """What a model is asked: what it is sure of, of the strong view and of the weak one with channels dropped."""
+    """Loss on confident predictions, for the strong view and for the weak view with channels dropped."""
 
     def consistency_fn(net: nn.Module, views: UnlabeledViews, step: int, ema: EMA | None) -> ConsistencyTarget:
         confidence, classes = net(views.weak).float().softmax(dim=1).max(dim=1)
@@ -81,12 +81,12 @@ def fixmatch_consistency(cfg: FixmatchConfig) -> ConsistencyFn:
 
 
 def apply_cutmix(planes: Tensor, source: Tensor) -> Tensor:
-    """(U, H, W) planes of the weak views, mixed as the strong ones were: each pixel from image `source`, same place."""
+    """(U, H, W) planes of the weak views, mixed like the strong ones: each pixel from the same place in `source`."""
     return planes.gather(0, source.clamp_min(0))
 
 
 def masked_cross_entropy(logits: Tensor, classes: Tensor, confident: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy with `classes` where `confident`, as a mean over all known pixels: few sure ones weigh little.
+    """Cross-entropy with `classes` where `confident`, as a mean over all valid pixels: few confident ones weigh little.
 
     Args:
         logits: (U, K, H, W) float.

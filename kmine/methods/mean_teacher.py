@@ -1,4 +1,4 @@
-"""Mean teacher (Tarvainen and Valpola 2017, arXiv 1703.01780): agree with the running average of yourself.
+"""Mean teacher (Tarvainen and Valpola 2017, arXiv 1703.01780): consistency with the average of the model's weights.
 
 Letters: U unlabeled images, K classes, H, W.
 """
@@ -29,14 +29,14 @@ METHOD_DIR = "mean_teacher"
 
 
 def mean_teacher(task: Task) -> Iterator[RoundResult]:
-    """Round 0 as the loop has it, then as many rounds and steps on the labels and on agreement with the teacher.
+    """Round 0 of mining, then as many rounds and steps on labels and on consistency with the teacher.
 
-    The teacher is the running average of the model's weights in this round, put to eval; it sees each unlabeled image
-    at the same place, in unchanged colours. It is what is validated, chosen and kept, as in the paper. No mask, no
-    pseudo mask and no image-level label of an unlabeled image is looked at. With weight 0 none takes part.
+    The teacher is the exponential moving average of the model's weights in this round, in eval mode. Its input is each
+    unlabeled image at the same place, in unchanged colours. As in the paper, its weights are validated and kept.
+    Masks, pseudo masks and image-level labels of unlabeled images are not read. With weight 0 none takes part.
 
     Raises:
-        UserError: there is no place for unlabeled images in a batch (`fit.labeled_share`).
+        UserError: no place for unlabeled images in a batch (`fit.labeled_share`).
     """
     cfg = task.cfg.teacher
     if cfg.weight:
@@ -47,10 +47,10 @@ def mean_teacher(task: Task) -> Iterator[RoundResult]:
 
 
 def mean_teacher_consistency(cfg: TeacherConfig, steps: int) -> ConsistencyFn:
-    """What a model is asked in a round of `steps` steps: to say what its average says."""
+    """Loss against the teacher's probabilities, in a round of `steps` steps."""
 
     def consistency_fn(net: nn.Module, views: UnlabeledViews, step: int, ema: EMA | None) -> ConsistencyTarget:
-        assert ema is not None, "a mean teacher needs a running average"
+        assert ema is not None, "a mean teacher needs averaged weights"
         with ema.applied():
             teacher_probs = net(views.weak).float().softmax(dim=1)
         weight = cfg.weight * ramp_up(step, cfg.ramp_up * steps)
@@ -62,13 +62,13 @@ def mean_teacher_consistency(cfg: TeacherConfig, steps: int) -> ConsistencyFn:
 
 
 def ramp_up(step: int, length: float) -> float:
-    """exp(-5 (1 - t)^2), where t rises from 0 to 1 in `length` steps; 1 ever after."""
+    """exp(-5 (1 - t)^2), where t rises from 0 to 1 in `length` steps; then 1."""
     t = min(1.0, step / length) if length else 1.0
     return math.exp(-5 * (1 - t) ** 2)
 
 
 def squared_difference(logits: Tensor, teacher_probs: Tensor, valid: Tensor) -> Tensor:
-    """Mean over known pixels and classes of the squared difference in probability.
+    """Mean over valid pixels and classes of the squared difference in probability.
 
     Args:
         logits: (U, K, H, W) of the model.

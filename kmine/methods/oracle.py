@@ -1,4 +1,4 @@
-"""The ceiling: what the loop would come to if every pseudo mask were the true one. No method: it knows the answers."""
+"""The upper bound: mining if every pseudo mask were the true mask. Not a method, as it reads withheld masks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ REASON_PREFIX = "true masks of the unlabeled images; "
 
 
 def oracle(task: Task, truth: Pool) -> Iterator[RoundResult]:
-    """The rounds of mining with true masks for pseudo masks. **Sees masks that every other method is denied.**
+    """The rounds of mining with true masks as pseudo masks. **Reads masks that are withheld from every other method.**
 
-    The reason in the result of every round after round 0 says so.
+    The reason of every result after round 0 says so.
 
     Args:
-        task: as for every method; its unlabeled pool stays closed.
-        store: where artifacts go, in the arm `oracle`.
-        truth: the unlabeled images, or some of them, opened with their true masks. A `Task` does not have it: who
-            calls opens it, for this alone.
+        task: as for every method; its unlabeled pool withholds masks.
+        truth: unlabeled images, all or some, opened with their true masks for this method alone.
 
     Raises:
         WithheldMaskError: `truth` withholds its masks.
@@ -33,7 +31,7 @@ def oracle(task: Task, truth: Pool) -> Iterator[RoundResult]:
     others = set(truth.ids) - set(task.unlabeled.ids)
     if others or not len(truth):
         raise ValueError(f"expected true masks of unlabeled images, got {len(truth)}, {len(others)} of another split")
-    truth.mask_resized(truth.ids[0])  # a closed pool is refused now, not after round 0
+    truth.mask_resized(truth.ids[0])  # a pool without masks fails now, not after round 0
     return _rounds(task, truth)
 
 

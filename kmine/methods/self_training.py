@@ -10,9 +10,9 @@ from kmine.types import RoundResult
 
 
 def self_training(task: Task) -> Iterator[RoundResult]:
-    """Mining with an echo in the segmenter's place: the local model's own masks, by the same gate, rounds and training.
+    """Mining whose segmenter returns the local model's own masks; gate, rounds and training are those of mining.
 
-    A calibrated gate is calibrated with the echo. There is nothing to adapt, to propose or to ask a second time.
+    A calibrated gate is calibrated with that segmenter. Fine-tuning, proposals and a second pass do not apply.
     """
     from kmine.methods.mining import mine
     from kmine.mining.calibration.step import calibrate

@@ -1,4 +1,4 @@
-"""The baseline: the labels alone, for as many optimizer steps as mining had."""
+"""The baseline: training on labels alone, for as many optimizer steps as mining has."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ METHOD_DIR = "supervised"
 
 
 def supervised(task: Task) -> Iterator[RoundResult]:
-    """Round 0 as the loop has it, then `rounds` times `fit.round_steps` more steps on the same labels.
+    """Round 0 of mining, then `rounds` times `fit.round_steps` more steps on the same labels.
 
-    The same schedule, averaging, checkpoint choice and adoption rule as the loop's, so that only the pseudo masks
-    differ; CutMix mixes the labeled images with one another.
+    Schedule, averaging, checkpoint selection and adoption rule are those of mining, so only the pseudo masks differ.
+    CutMix mixes labeled images with one another.
     """
     return train_rounds(task, METHOD_DIR)

@@ -1,4 +1,4 @@
-"""Which candidates may teach: the evidence, and thresholds on it."""
+"""Which candidates become pseudo-labels: the evidence, and thresholds on it."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def gate(
     calibration: Calibration | None = None,
     auxiliary_probs: Probs | None = None,
 ) -> Decision:
-    """Judge one object's candidate.
+    """Keep or drop the candidate of one object.
 
-    With a calibration, what must not be (an empty answer, a contradiction to the image-level label) is dropped, and of
-    the rest what has too low an estimated Dice; the better supported of the segmenter's and the local model's mask is
-    used. Without one, the thresholds decide.
+    With a calibration, empty candidates and contradictions of the image-level label are dropped, and of the rest those
+    of too low an estimated Dice. The segmenter's or the local model's mask is used, by the higher estimate. Without a
+    calibration, thresholds on the evidence decide.
 
     Args:
-        probs: the local model's, of the whole image.
-        prompts: what was asked, with the local model's own component.
-        candidate: what the segmenter answered; its best mask is judged.
+        probs: of the local model, for the whole image.
+        prompts: of the object, with the local model's own component.
+        candidate: of the segmenter; its best mask counts.
         area_prior: per class, the median share of the image that one labeled object covers.
-        image_label: 0 says that the image holds no lesion: then nothing is kept.
+        image_label: 0: the image has no lesion, so nothing is kept.
         cfg: the thresholds.
-        calibration: what the evidence is worth.
-        auxiliary_probs: of a second local model, where there is one.
+        calibration: estimates Dice from the evidence.
+        auxiliary_probs: of the auxiliary model, if there is one.
 
     Returns:
-        The first threshold missed is the reason; every score is recorded whatever the verdict.
+        The decision; its reason is the first failed check, its evidence has every score in any case.
     """
     evidence = collect_evidence(probs, prompts, candidate, area_prior, auxiliary_probs)
     if calibration is None:
@@ -116,12 +116,12 @@ def _first_reason(e: Evidence, candidate: Candidate, image_label: int | None, cf
         ("high_tta_std", e.tta_std > cfg.max_tta_std),
         ("area_outlier", e.area_ratio > cfg.max_area_ratio or e.area_ratio < cfg.max_area_ratio**-2),
         ("contradicts_image_label", image_label == 0),
-    )  # a comparison with NaN is False: what could not be had is not judged
+    )  # comparisons with NaN are False, so unknown scores pass
     return next((reason for reason, failed in checks if failed), "kept")
 
 
 def _box_area(prompts: Prompts, best: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(H, W): the pixels of the prompt's box; of the mask's own box where no box was given."""
+    """(H, W): pixels of the prompt's box, or without one of the mask's own box."""
     inside = np.zeros(best.shape, bool)
     if prompts.box is None and not best.any():
         return inside

@@ -1,6 +1,6 @@
-"""Local probabilities to prompts: one object per connected component.
+"""Prompts from the local model's probabilities: one object per connected component.
 
-The one place where arrays (row, column) become boxes and points (x, y).
+Only this module converts (row, column) to boxes and points in (x, y).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from kmine.segmenters.base import MASK_INPUT_CLIP
 from kmine.types import Candidate, Probs, Prompts
 
 CAM_THRESHOLD = 0.5
-"""Share of its highest value from which on an activation map counts."""
+"""Share of its highest value above which an activation map is foreground."""
 MATCH_IOU = 0.3
-"""IoU from which on two masks of consecutive rounds are of one object."""
+"""Minimum IoU of two masks of the same object in consecutive rounds."""
 
 
 def prompts_from_probs(probs: Probs, cfg: PromptsConfig, *, seed: int, round_idx: int) -> list[Prompts]:
-    """Prompts for every object the local model sees, each with the component it came from.
+    """Prompts for every object of the local model's mask, each with its component.
 
     Objects are the connected components of the most probable class; those under `cfg.min_area_px` or
     `cfg.min_area_fraction` of the image are dropped. Jitter is drawn from (seed, round, sample id, object).
 
     Returns:
-        By class, largest component first; empty where the model sees nothing.
+        By class, largest component first; empty without foreground.
     """
     ids = probs.mask
     min_area = int(np.ceil(max(cfg.min_area_px, cfg.min_area_fraction * ids.size)))
@@ -50,18 +50,18 @@ def prompts_from_probs(probs: Probs, cfg: PromptsConfig, *, seed: int, round_idx
 def prompts_from_cam(
     cam: NDArray[np.float32], class_id: int, cfg: PromptsConfig, *, sample_id: str, seed: int, round_idx: int
 ) -> list[Prompts]:
-    """A prompt for the place where a classifier sees a lesion: the largest component above half of the highest value.
+    """A prompt from a class activation map: its largest component above half of the highest value.
 
     Args:
         cam: (H, W) in [0, 1], highest at 1.
         class_id: of the lesion.
-        cfg: what to prompt with; there is no hint, for an activation map is no mask.
+        cfg: kinds of prompts; there is no mask input, as an activation map is not a mask.
         sample_id: of the image.
         seed: of the run.
         round_idx: the round.
 
     Returns:
-        One, or none where the map is empty or the component too small; its `component` is the place itself.
+        One prompt whose `component` is that component, or none if it is too small.
     """
     min_area = int(np.ceil(max(cfg.min_area_px, cfg.min_area_fraction * cam.size)))
     components = masks.components(cam > CAM_THRESHOLD, min_area)[:1]
@@ -70,29 +70,28 @@ def prompts_from_cam(
 
 
 def reprompt_from_candidate(prompts: Prompts, candidate: Candidate, cfg: PromptsConfig, *, seed: int) -> Prompts:
-    """The prompt of a second pass: the box of the answer's best mask, points and hint from that mask.
+    """The prompt of a second pass: box, points and mask input of the candidate's best mask.
 
-    What was asked stays as it is where the answer is empty. `component` stays the local model's own: the gate compares
-    with it.
+    An empty candidate leaves the prompt unchanged. `component` stays the local model's own, for the gate to compare.
 
     Args:
         prompts: of the first pass.
-        candidate: to it.
-        cfg: what to prompt with.
-        seed: draws the jitter.
+        candidate: of the first pass.
+        cfg: kinds of prompts.
+        seed: of the jitter.
     """
     best = candidate.masks[candidate.best]
     return prompts_from_mask(prompts, best, cfg, seed=seed) if best.any() else prompts
 
 
 def prompts_from_mask(prompts: Prompts, mask: NDArray[np.bool_], cfg: PromptsConfig, *, seed: int) -> Prompts:
-    """The prompt of the same object by another mask of it: box, points and hint come from the mask.
+    """The prompt of the same object from another mask of it: box, points and mask input.
 
     Args:
-        prompts: gives class and component, which stay.
+        prompts: of the object; class and component stay.
         mask: (H, W), not empty.
-        cfg: what to prompt with.
-        seed: draws the jitter.
+        cfg: kinds of prompts.
+        seed: of the jitter.
     """
     reprompted = _prompts(None, prompts.class_id, mask, cfg, np.random.default_rng(seed))
     mask_input = _mask_input_of(mask) if cfg.mask_hint else None
@@ -102,14 +101,14 @@ def prompts_from_mask(prompts: Prompts, mask: NDArray[np.bool_], cfg: PromptsCon
 def blend_previous_mask(
     prompts: Sequence[Prompts], previous: Sequence[tuple[int, Callable[[], NDArray[np.bool_]]]]
 ) -> list[Prompts]:
-    """The prompts with the segmenter's masks of the round before in their hints.
+    """Blend the segmenter's masks of the round before into the mask inputs.
 
-    A prompt remembers the mask of its class that overlaps its component most, if their IoU is at least `MATCH_IOU`;
-    its hint is then the mean of its own logits (0 without a hint) and those of that mask.
+    Each prompt takes the mask of its class with the highest IoU with its component, if that is at least `MATCH_IOU`.
+    Its mask input becomes the mean of its own logits (0 without a mask input) and those of that mask.
 
     Args:
         prompts: this round's prompts of an image.
-        previous: class id and (H, W) mask, a call away, of the objects that the segmenter answered in the round before.
+        previous: class id and (H, W) mask, decoded when called, of the objects of the round before.
     """
     masks_by_class = [(class_id, mask()) for class_id, mask in previous] if prompts else []
     return [
@@ -129,7 +128,7 @@ def _blend_mask(prompt: Prompts, previous: Sequence[NDArray[np.bool_]]) -> Promp
 
 
 def _mask_input_of(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """(H, W) logits that are sure of the mask."""
+    """(H, W) logits of a certain mask: +-`MASK_INPUT_CLIP`."""
     return np.where(mask, MASK_INPUT_CLIP, -MASK_INPUT_CLIP).astype(np.float32)
 
 

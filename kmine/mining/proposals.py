@@ -1,4 +1,4 @@
-"""Which of a segmenter's unprompted masks the local model picks.
+"""Match a segmenter's unprompted masks to the objects of the local model.
 
 Legend: K classes with background 0, H, W the image's own frame, N proposals.
 """
@@ -17,12 +17,12 @@ from kmine.segmenters.base import Proposals
 from kmine.types import Probs, Prompts
 
 MIN_MATCH = 0.5
-"""Soft IoU from which on a proposal stands for a local object. An answer that agrees less with the object would not
-pass the gate (`gate.min_agreement`), so below, the object's own prompt has the better chance."""
+"""Minimum soft IoU of a local object and its proposal. The gate drops candidates that agree less
+(`gate.min_agreement`), so below it the object's own prompt is the better one."""
 NMS_IOU = 0.5
-"""IoU from which on two proposals are of one object."""
+"""Minimum IoU of two proposals of one object."""
 MIN_MEAN_PROB = 0.5
-"""Mean probability from which on the local model believes in a proposal where it has no object of its own."""
+"""Minimum mean probability of a proposal that becomes a new object."""
 
 Bool = NDArray[np.bool_]
 Plane = NDArray[np.float32]
@@ -30,36 +30,35 @@ Plane = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class MatchedProposal:
-    """One object: what the local model would ask, and the proposal that it picked."""
+    """One object: the local model's prompts and the matched proposal."""
 
     prompts: Prompts
-    """Its own prompt; without box, points and component where it had no object there."""
+    """Of the local object; without box, points and component for a new object."""
     mask: Bool | None
-    """(H, W), the proposal; None where none matches and its own prompt stands."""
+    """(H, W), the proposal; None if none matches and the local prompt is used."""
 
 
 def has_foreground(probs: Probs, local: Sequence[Prompts]) -> bool:
-    """Whether `match_proposals` could find anything; where not, no proposals have to be made. Arguments as of `match_proposals`."""
+    """Whether `match_proposals` can return anything; if not, no proposals are needed. Arguments as there."""
     return bool(local) or bool((probs.probs[1:] >= MIN_MEAN_PROB).any())
 
 
 def match_proposals(
     probs: Probs, local: Sequence[Prompts], proposals: Proposals, cfg: PromptsConfig
 ) -> list[MatchedProposal]:
-    """Proposals for the objects that the local model sees, one each at most.
+    """Match proposals to the local model's objects, at most one each, and add new objects.
 
-    Every local object gets the proposal with the highest soft IoU with its probabilities, the best pair of object and
-    proposal first, if that is at least `MIN_MATCH`; two proposals of one object (`NMS_IOU`) are not both picked.
-    Objects that get none keep the local prompt, so none is lost. One proposal an object and not more: a grid of
-    prompts answers an object also in parts and with its surroundings, and all of these would match. Then proposals
-    in which the local model believes beside its objects (mean probability at least `MIN_MEAN_PROB`, not counting its
-    objects), such as the scattered pieces that were too small to be one, become objects without a component.
+    Each local object gets the proposal with the highest soft IoU with its probabilities, best pair first, if that is at
+    least `MIN_MATCH`; of two proposals of one object (`NMS_IOU`) only one is used. Objects without a match keep their
+    local prompt. One proposal per object, because a grid of prompts also returns parts of an object and the object with
+    its surroundings, which would all match. Further proposals with a mean probability of at least `MIN_MEAN_PROB`
+    outside the local objects become new objects without a component, such as scattered pieces below the minimum area.
 
     Args:
-        probs: the local model's, of the image.
-        local: its own prompts, each with its component.
+        probs: of the local model, for the image.
+        local: the local model's prompts, each with its component.
         proposals: of the segmenter.
-        cfg: what counts as an object, and how far its box reaches.
+        cfg: minimum area of an object, and margin of its box.
 
     Returns:
         The local objects in their order, then the new ones by class.
@@ -81,18 +80,18 @@ def match_proposals(
 
 
 def soft_iou(mask: Bool, prob: Plane) -> float:
-    """Sum of the pixelwise minima over that of the maxima; IoU where the map is a mask, too.
+    """Sum of the pixelwise minima over that of the maxima; equals IoU if the map is a mask.
 
     Args:
         mask: (H, W).
-        prob: (H, W) in [0, 1]; one of the two is not empty.
+        prob: (H, W) in [0, 1]; not both are empty.
     """
     inside = float(prob[mask].sum())
     return inside / (np.count_nonzero(mask) + float(prob.sum()) - inside)
 
 
 def _object_map(prob: Plane, component: Bool, cfg: PromptsConfig) -> Plane:
-    """(H, W): the belief in one object; 0 outside its prompt's box, or the doubts of a whole image would add up."""
+    """(H, W): probability of one object; 0 outside its box, so that low values of a whole image do not add up."""
     x0, y0, x1, y1 = masks.grow_box(masks.tight_box(component), cfg.box_margin, *component.shape).astype(int)
     out = np.zeros(component.shape, np.float32)
     out[y0 : y1 + 1, x0 : x1 + 1] = prob[y0 : y1 + 1, x0 : x1 + 1]
@@ -100,7 +99,7 @@ def _object_map(prob: Plane, component: Bool, cfg: PromptsConfig) -> Plane:
 
 
 def _matches(maps: Sequence[Plane], proposals: Bool) -> Iterator[tuple[int, int]]:
-    """(object, proposal) that belong together, the best match first; no object and no proposal twice."""
+    """Pairs (object, proposal), best match first; no object and no proposal twice."""
     scores = np.array([[soft_iou(mask, prob) for mask in proposals] for prob in maps]).reshape(
         len(maps), len(proposals)
     )
@@ -117,7 +116,7 @@ def _matches(maps: Sequence[Plane], proposals: Bool) -> Iterator[tuple[int, int]
 def _unclaimed_proposals(
     prob: Plane, claimed: Bool, proposals: Bool, min_area: int, cfg: PromptsConfig
 ) -> Iterator[Bool]:
-    """The proposals that the local model believes in beside what is claimed; each claims its own pixels in turn."""
+    """Proposals that are probable outside the claimed pixels; each claims its pixels for the next."""
     remaining = [mask for mask in proposals if np.count_nonzero(mask) >= min_area]
     while remaining:
         unclaimed_prob = np.where(claimed, np.float32(0), prob)

@@ -96,7 +96,7 @@ def close_round(ctx: RoundContext) -> PseudoLabels:
     ctx.timer.lap("changes")
     labels = PseudoLabels(task, round_idx, signature, rows, ctx.timer.seconds)
     if not labels:
-        message = "no pseudo mask was kept, so there is nothing to learn from; stopping"
+        message = "no pseudo mask was kept, so the loop stops"
         task.progress.log(f"round {round_idx}: {message} ({labels.why_empty})")
     return labels
 

@@ -303,7 +303,7 @@ def test_a_run_that_keeps_nothing_ends_well_and_says_so(cache, tmp_path, capsys)
     out = tmp_path / "run"
     assert run(out, cache, gate__min_agreement=1.0, gate__min_confidence=1.0) == 0
     err = " ".join(capsys.readouterr().err.split())
-    assert "round 1: no pseudo mask was kept, so there is nothing to learn from; stopping" in err
+    assert "round 1: no pseudo mask was kept, so the loop stops" in err
     assert RunFolder(out).run()["stopped_by"] == "no_pseudo_masks"
     assert [(row["round"], row["num_pseudo"], row["adopted"]) for row in results(out)] == [
         ("0", "0", "True"),
