@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -13,19 +13,17 @@ from numpy.typing import NDArray
 
 from kmine.audit.evidence import MaskReport
 from kmine.audit.ranking import WEIGHTS
-from kmine.audit.rounds import AuditedRun, MinedRound, Row, mean_known, read_mask_of
+from kmine.audit.rounds import AuditedRun, MinedRound, mean_known, read_mask_of
 from kmine.data.pool import Pool
 from kmine.feedback.corrections import picture_name
 from kmine.io.files import write_atomic
 from kmine.ops import metrics
 from kmine.ops.masks import from_rle, to_rle
 from kmine.report.audit.page import AuditItem, Layer
-from kmine.types import IGNORE_INDEX, Prompts
+from kmine.store.tables import DecisionRow
+from kmine.types import EVIDENCE_COLUMNS, IGNORE_INDEX
 
-SCORES = (
-    *("predicted_iou", "stability_score", "agreement_iou", "jitter_dice", "confidence_inside", "confidence_outside"),
-    *("area_ratio", "tta_std", "witness_dice", "estimated_dice", "estimated_segmenter", "estimated_local"),
-)
+SCORES = (*EVIDENCE_COLUMNS, "estimated_dice", "estimated_segmenter", "estimated_local")
 """Scores of an object, from decisions.parquet; in audit.csv the mean over the kept objects."""
 COLUMNS = (
     *("sample_id", "kind", "rank", "suspicion", "causes", "group_id", "image_label", "classes", "height", "width"),
@@ -86,15 +84,16 @@ class MaskHistory:
         mined, kept = self._round, self._round.kept_objects(sample_id)
         training_rounds = [p for p in self._rounds_so_far() if p.has_pseudo_mask(sample_id)]
         signature, sha256 = self._models[mined.prompting_round]
+        scores = [row.to_arrow() for row in kept]
         return {
             "round": mined.round_idx,
             "entered": training_rounds[0].round_idx,
             "rounds_taught": " ".join(str(p.round_idx) for p in training_rounds),
             "num_objects": len(mined.objects(sample_id)),
             "num_kept": len(kept),
-            "reason": " ".join(dict.fromkeys(row["reason"] for row in kept)) or mined.first_reason(sample_id),
-            "source": " ".join(dict.fromkeys(str(row["source"]) for row in kept)),
-            **{name: mean_known([row[name] for row in kept]) for name in SCORES},
+            "reason": " ".join(dict.fromkeys(row.reason for row in kept)) or mined.first_reason(sample_id),
+            "source": " ".join(dict.fromkeys(str(row.source) for row in kept)),
+            **{name: mean_known([row[name] for row in scores]) for name in SCORES},
             "dice_with_round_before": self._dice_with_previous(sample_id, mined),
             "asked_by": f"round_{mined.prompting_round:02}",
             "made_by": mined.signature,
@@ -136,14 +135,13 @@ class MaskHistory:
             parts.append("mask unchanged" if dice == 1 else f"Dice {dice:.2f} with the mask of the previous round")
         return "; ".join(parts)
 
-    def _object_text(self, row: Row) -> str:
-        known = [name for name in REPORTED_SCORES if not math.isnan(mean_known([row[name]]))]
-        scores = ", ".join(f"{name.replace('_', ' ')} {row[name]:.2f}" for name in known)
-        owner = (
-            {"local": "the local model", "segmenter": "the segmenter"}.get(str(row["source"])) if row["kept"] else ""
-        )
+    def _object_text(self, row: DecisionRow) -> str:
+        values = row.to_arrow()
+        known = [name for name in REPORTED_SCORES if not math.isnan(mean_known([values[name]]))]
+        scores = ", ".join(f"{name.replace('_', ' ')} {values[name]:.2f}" for name in known)
+        owner = {"local": "the local model", "segmenter": "the segmenter"}.get(str(row.source)) if row.kept else ""
         used = f", mask of {owner}" if owner else ""
-        return f"object {row['object_idx']} ({self._class_names[row['class_id']]}): {row['reason']}{used} ({scores})"
+        return f"object {row.object_idx} ({self._class_names[row.class_id]}): {row.reason}{used} ({scores})"
 
     def items(
         self, reports: Sequence[MaskReport], folder: Path, truth: Truth | None, withheld: Pool | None
@@ -152,7 +150,7 @@ class MaskHistory:
         for report in reports:
             picture = f"pictures/{picture_name(report.sample_id)}.jpg"
             _write_picture(folder / picture, self._audited.pool(report.kind), report.sample_id)
-            row = self.row(report, truth)
+            facts = self.row(report, truth)
             prompts = self._round.prompts.get(report.sample_id, []) if report.kind == "pseudo" else []
             yield AuditItem(
                 sample_id=report.sample_id,
@@ -164,8 +162,8 @@ class MaskHistory:
                 height=report.height,
                 width=report.width,
                 layers=tuple(self._layers(report, withheld)),
-                prompts=tuple(_prompts(p) for p in prompts),
-                facts={name: row[name] for name in PAGE_COLUMNS},
+                prompts=tuple(row.to_prompts() for row in prompts),
+                facts={name: facts[name] for name in PAGE_COLUMNS},
                 history=self.lines(report),
                 mask_signature=report.signature,
             )
@@ -174,8 +172,8 @@ class MaskHistory:
         mined = report.kind == "pseudo"
         yield from _mask_layers("pseudo" if mined else "given", self._audited.read(report.kind)(report.sample_id))
         if mined:
-            for name in ("local", "segmenter"):
-                yield from _object_layers(name, self._round.objects(report.sample_id))
+            rows = self._round.objects(report.sample_id)
+            yield from (*_object_layers("local", rows), *_object_layers("segmenter", rows))
         size = self._audited.task.cfg.data.size
         for class_id, rle in report.predicted_rle.items():
             small = from_rle(rle, size, size).astype(np.uint8)
@@ -191,15 +189,14 @@ def _mask_layers(name: str, mask: NDArray[np.uint8]) -> Iterator[Layer]:
             yield Layer(name, class_id, to_rle(mask == class_id))
 
 
-def _object_layers(name: str, rows: Sequence[Row]) -> Iterator[Layer]:
+def _object_layers(name: Literal["local", "segmenter"], rows: Sequence[DecisionRow]) -> Iterator[Layer]:
     """The union of the objects of each class; a single object is passed on undecoded."""
-    for class_id in dict.fromkeys(row["class_id"] for row in rows):
-        own = [row for row in rows if row["class_id"] == class_id]
-        if len(own) == 1:
-            yield Layer(name, class_id, own[0][f"{name}_rle"])
-            continue
-        masks = [from_rle(row[f"{name}_rle"], row["height"], row["width"]) for row in own]
-        yield Layer(name, class_id, to_rle(np.any(masks, axis=0)))
+    for class_id in dict.fromkeys(row.class_id for row in rows):
+        own = [row for row in rows if row.class_id == class_id]
+        single = own[0].local_rle if name == "local" else own[0].segmenter_rle
+        yield Layer(
+            name, class_id, single if len(own) == 1 else to_rle(np.any([row.mask(name) for row in own], axis=0))
+        )
 
 
 def _write_picture(path: Path, pool: Pool, sample_id: str) -> None:
@@ -209,19 +206,6 @@ def _write_picture(path: Path, pool: Pool, sample_id: str) -> None:
     done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
     assert done, "8 bits, three channels"
     write_atomic(path, data.tobytes())
-
-
-def _prompts(row: Row) -> Prompts:
-    def array(name: str, dtype: Any) -> Any:
-        return None if row[name] is None else np.array(row[name], dtype)
-
-    return Prompts(
-        class_id=row["class_id"],
-        box=array("box", np.float32),
-        point_coords=array("point_coords", np.float32),
-        point_labels=array("point_labels", np.int64),
-        jittered_boxes=np.array(row["jittered_boxes"] or [], np.float32).reshape(-1, 4),
-    )
 
 
 def _csv_value(value: Any) -> Any:

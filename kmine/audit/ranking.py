@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from kmine.audit.label_issues import ConfidentDisagreement
 from kmine.ops.masks import components
-from kmine.types import IGNORE_INDEX
+from kmine.store.tables import DecisionRow
+from kmine.types import IGNORE_INDEX, Evidence
 
 Signals = Mapping[str, float]
 """Value by signal name (keys of `WEIGHTS`); higher is more suspicious, NaN where unknown."""
@@ -78,7 +79,7 @@ def held_out_models(models: Sequence[ReferenceModel], sample_id: str, round_idx:
     return [n for n in held_out if round_idx not in models[n].prompted_rounds] or held_out
 
 
-def uncertainty_of(rows: Iterable[Mapping[str, object]]) -> dict[str, float]:
+def uncertainty_of(rows: Iterable[DecisionRow]) -> dict[str, float]:
     """`doubt` and `disagreement` of a mask from the decision rows of its kept objects: the maximum over the objects.
 
     Doubt is 1 minus the estimated Dice. Disagreement is the mean of the known values among: 1 minus the IoU of the
@@ -87,9 +88,10 @@ def uncertainty_of(rows: Iterable[Mapping[str, object]]) -> dict[str, float]:
     """
     doubts, disagreements = [math.nan], [math.nan]
     for row in rows:
-        doubts.append(1 - _number(row.get("estimated_dice")))
-        parts = [1 - _number(row.get(name)) for name in ("agreement_iou", "jitter_dice", "witness_dice")]
-        parts = [value for value in (*parts, _number(row.get("tta_std"))) if not math.isnan(value)]
+        scores = row.evidence or Evidence()
+        doubts.append(math.nan if row.estimated_dice is None else 1 - row.estimated_dice)
+        parts = (1 - scores.agreement_iou, 1 - scores.jitter_dice, 1 - scores.auxiliary_dice, scores.tta_std)
+        parts = [value for value in parts if not math.isnan(value)]
         disagreements.append(float(np.mean(parts)) if parts else math.nan)
     return {"doubt": _largest(doubts), "disagreement": _largest(disagreements)}
 
@@ -218,10 +220,6 @@ def _explanation(name: str, value: float, conflict: ConfidentDisagreement | None
         "shape": f"unusual shape ({value:.1f} deviations)" if value > 1 else "",
         "edge": "its outline does not follow image edges",
     }.get(name, "")
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _largest(values: Sequence[float]) -> float:

@@ -20,11 +20,9 @@ from kmine.setup.finished import load_settings
 from kmine.setup.open import open_for_audit
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
-from kmine.store.tables import RowsBySample
+from kmine.store.tables import DecisionRow, PromptRow, RowsBySample
 from kmine.training.task import Task
 from kmine.types import ProgressReporter
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,31 +35,31 @@ class MinedRound:
     prompting_round: int
     """Round of the model that prompted: the last adopted one before."""
     adopted: bool
-    decisions: RowsBySample
-    prompts: RowsBySample
+    decisions: RowsBySample[DecisionRow]
+    prompts: RowsBySample[PromptRow]
     pseudo_labeled: list[str]
     """Samples with a pseudo mask, in the order of the table."""
 
-    def objects(self, sample_id: str) -> list[Row]:
+    def objects(self, sample_id: str) -> list[DecisionRow]:
         """Decisions on the objects of an image; empty if none was segmented."""
-        return [row for row in self.decisions[sample_id] if row["object_idx"] >= 0]
+        return [row for row in self.decisions[sample_id] if row.is_object]
 
-    def kept_objects(self, sample_id: str) -> list[Row]:
+    def kept_objects(self, sample_id: str) -> list[DecisionRow]:
         """Decisions on the kept objects of an image."""
-        return [row for row in self.objects(sample_id) if row["kept"]]
+        return [row for row in self.objects(sample_id) if row.kept]
 
     def first_reason(self, sample_id: str) -> str:
         """Reason of the first decision on an image."""
-        return str(self.decisions[sample_id][0]["reason"])
+        return self.decisions[sample_id][0].reason
 
     def has_pseudo_mask(self, sample_id: str) -> bool:
         """Whether the image was trained on with a pseudo mask in this round."""
         rows = self.decisions.get(sample_id)
-        return bool(rows and rows[0]["in_training"])
+        return bool(rows and rows[0].in_training)
 
     def mean_estimate(self, sample_id: str) -> float:
         """Mean estimated Dice of the kept objects of an image; NaN if unknown."""
-        return mean_known([row["estimated_dice"] for row in self.kept_objects(sample_id)])
+        return mean_known([row.estimated_dice for row in self.kept_objects(sample_id)])
 
 
 @dataclass(frozen=True)

@@ -355,8 +355,8 @@ class RunFolder:
 
     def by_sample(self, round_idx: int) -> tuple[RowsBySample[DecisionRow], RowsBySample[PromptRow]]:
         """Decisions and prompts of a round by sample; empty where there are none."""
-        decisions = read_by_sample(self._table_path(round_idx, "decisions"))
-        return decisions, read_by_sample(self._table_path(round_idx, "prompts"))
+        decisions = read_by_sample(self._table_path(round_idx, "decisions"), DecisionRow)
+        return decisions, read_by_sample(self._table_path(round_idx, "prompts"), PromptRow)
 
     def round_signature(self, round_idx: int) -> str:
         """Signature of what the masks of a round were made from; empty where nothing was mined."""

@@ -144,7 +144,7 @@ class RowsBySample(Mapping[str, list[R]], Generic[R]):
         row_type: of the rows.
     """
 
-    def __init__(self, table: Any, row_type: type[R] | None = None) -> None:
+    def __init__(self, table: Any, row_type: type[R]) -> None:
         self._table, self._row_type = table, row_type
         self._parts: dict[str, tuple[int, int]] = {}
         self._last: tuple[str, list[R]] | None = None
@@ -157,7 +157,7 @@ class RowsBySample(Mapping[str, list[R]], Generic[R]):
         first, length = self._parts[sample_id]
         if self._last is None or self._last[0] != sample_id:
             values = self._table.slice(first, length).to_pylist()
-            self._last = sample_id, [self._row_type.from_arrow(row) for row in values] if self._row_type else values
+            self._last = sample_id, [self._row_type.from_arrow(row) for row in values]
         return self._last[1]
 
     def __iter__(self) -> Iterator[str]:
@@ -189,7 +189,7 @@ def read_table(path: Path, row_type: type[R], signature: str | None) -> list[R] 
     return None if table is None else [row_type.from_arrow(values) for values in table.to_pylist()]
 
 
-def read_by_sample(path: Path, row_type: type[R] | None = None) -> RowsBySample[R]:
+def read_by_sample(path: Path, row_type: type[R]) -> RowsBySample[R]:
     """Rows of a table of any signature; none where it is missing or damaged."""
     return RowsBySample(_read(path, None), row_type)
 

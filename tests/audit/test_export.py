@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -29,7 +30,7 @@ def test_coco_is_valid_for_pycocotools(tmp_path):
     assert len(coco.getImgIds()) == 2 and coco.getAnnIds(imgIds=[2]) == []
 
 
-def test_slices_of_a_volume_are_written_together(tmp_path, monkeypatch):
+def test_slices_of_a_volume_are_written_together(tmp_path):
     for name in "uv":
         nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 3), np.int16), np.eye(4)), tmp_path / f"{name}.nii.gz")
     located = {
@@ -37,10 +38,9 @@ def test_slices_of_a_volume_are_written_together(tmp_path, monkeypatch):
         "u2": ("u", tmp_path / "u.nii.gz", 2),
         "v1": ("v", tmp_path / "v.nii.gz", 1),
     }
-    monkeypatch.setattr("kmine.audit.export.slice_location", lambda source, sample_id: located.get(sample_id))
     ones = np.ones((4, 4), np.uint8)
     masks = exported(u0=ones, u2=2 * ones, v1=ones, plain=np.eye(3, dtype=np.uint8))
-    write_masks(tmp_path / "out", masks, None)
+    write_masks(tmp_path / "out", masks, SimpleNamespace(slice_location=located.get))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"u.nii.gz", "v.nii.gz", "plain.png"}
     back = dict(read_mask_volume(tmp_path / "out" / "u.nii.gz", tmp_path / "u.nii.gz"))
     assert (back[0] == 1).all() and (back[2] == 2).all()

@@ -23,6 +23,8 @@ from kmine.audit.ranking import (
     shape_features,
     uncertainty_of,
 )
+from kmine.store.tables import DecisionRow
+from kmine.types import Evidence
 
 NONE = frozenset()
 
@@ -42,8 +44,11 @@ def test_only_held_out_models_score_a_mask():
 
 
 def test_the_worst_object_counts_and_unknown_scores_do_not():
-    good = {"estimated_dice": 0.9, "agreement_iou": 0.8, "jitter_dice": 1.0, "tta_std": None, "witness_dice": math.nan}
-    bad = {"estimated_dice": 0.5, "agreement_iou": 0.2, "jitter_dice": 0.6, "tta_std": 0.3}
+    scores = Evidence(agreement_iou=0.8, jitter_dice=1.0), Evidence(agreement_iou=0.2, jitter_dice=0.6, tta_std=0.3)
+    good, bad = (
+        DecisionRow("a", n, 1, True, "kept", evidence=evidence, estimated_dice=estimate)
+        for n, evidence, estimate in zip((0, 1), scores, (0.9, 0.5), strict=True)
+    )
     found = uncertainty_of([good, bad])
     assert found["doubt"] == pytest.approx(0.5)
     assert found["disagreement"] == pytest.approx((0.8 + 0.4 + 0.3) / 3)

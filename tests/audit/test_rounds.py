@@ -11,11 +11,12 @@ from kmine.audit.rounds import MinedRound, load_rounds, mean_known, open_audit, 
 from kmine.cli import Terminal
 from kmine.errors import UserError
 from kmine.store.run_folder import RunFolder
-from kmine.store.tables import RowsBySample
+from kmine.store.tables import DecisionRow, PromptRow, RowsBySample
 
 
 def mined(number: int, adopted: bool, *ids: str) -> MinedRound:
-    return MinedRound(number, f"signature {number}", 0, adopted, RowsBySample(None), RowsBySample(None), list(ids))
+    tables = RowsBySample(None, DecisionRow), RowsBySample(None, PromptRow)
+    return MinedRound(number, f"signature {number}", 0, adopted, *tables, list(ids))
 
 
 def test_the_last_adopted_round_with_masks_is_audited(tmp_path):

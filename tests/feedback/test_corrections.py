@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -44,7 +45,7 @@ def export(how: str, folder: Path, masks: dict[str, np.ndarray]) -> Path:
         return write_coco(folder / "coco.json", exported(masks), NAMES, "a test")
     if how == "labelstudio":
         return write_label_studio(folder / "ls.json", exported(masks), NAMES)
-    return write_masks(folder / "masks", exported(masks), None)
+    return write_masks(folder / "masks", exported(masks), SimpleNamespace(slice_location=lambda _: None))
 
 
 MASKS = st.tuples(
