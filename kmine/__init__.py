@@ -17,7 +17,7 @@ _PUBLIC = {
     "Run": "kmine.api.run",
     "open_run": "kmine.api.run",
     "audit_run": "kmine.audit.run",
-    "compare_runs": "kmine.api.tables",
+    "compare_runs": "kmine.compare.engine",
     "check_dataset": "kmine.check.findings",
     "find_label_issues": "kmine.audit.label_issues",
     "create_model": "kmine.models.build",

@@ -45,13 +45,13 @@ def parse(
         raise SystemExit(fail(prog, str(error))) from None
 
 
-def load_config(config_class: type[Config], path: Path) -> Config:
-    """Settings of a YAML file, as `to_dict` and a run's config.yaml hold them.
+def load_config(config_class: type[Config], path: Path, flags: Sequence[str] = ()) -> Config:
+    """Settings of a YAML file, as `to_dict` and a run's config.yaml hold them; `flags`, as on a command line, win.
 
     Raises:
         UserError: a missing or damaged file, an unknown setting or an unfit value.
     """
-    return _parsed(_parser(config_class, set()), config_class, ["--config", str(path)])
+    return _parsed(_parser(config_class, set()), config_class, ["--config", str(path), *flags])
 
 
 def _parsed(parser: ArgumentParser, config_class: type[Config], argv: Sequence[str], positional: str = "") -> Config:

@@ -58,6 +58,8 @@ STOPPED_BY = {
     "no_pseudo_masks": "no pseudo mask was kept, so nothing was left to train on",
 }
 """Values of `stopped_by` in run.json with their meanings; an unfinished run has `interrupted`."""
+ROUND_0, EQUAL_STEPS = "supervised, round 0", "supervised, equal steps"
+"""Names in tables of the supervised models of a run of kmine.loop: round 0, and with as many steps as mining."""
 
 
 LESION_FREE = "lesion_free"

@@ -99,14 +99,15 @@ def cells(args: argparse.Namespace, labels: int, seed: int, wanted: dict[str, Pa
     rounds = list(mine(task))  # the last of them is the arm `none`
     if not rounds[-1].num_pseudo:
         raise SystemExit(f"{labels} labels, seed {seed}: nothing was mined; more --steps, or another segmenter")
-    test, judge, how = open_for_test(cfg, source, store)
+    test = open_for_test(cfg, source, store)
+    settings = {"batch_size": test.batch_size, "fabric": test.fabric}
     for arm, path in wanted.items():
         best, final = trained(task, arm)
         rows = [
             {"split": split, "checkpoint": checkpoint, "sample_id": case.sample_id, "dice": case.dice}
-            for split, pool in (("val", task.val), ("test", test))
+            for split, pool in (("val", task.val), ("test", test.pool))
             for checkpoint, weights in (("chosen", best), ("final", final))
-            for case in evaluate_checkpoint(pool, judge, weights, **how).cases
+            for case in evaluate_checkpoint(pool, test.model, weights, **settings).cases
         ]
         about = {"labeled": len(task.labeled), "pseudo": rounds[-1].num_pseudo, "segmenter": task.segmenter.name}
         frame = pd.DataFrame(rows).assign(**about)

@@ -122,16 +122,16 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
     if calibrated and calibrated["promise"]:
         (folder / f"{arm}-promise.json").write_text(json.dumps(calibrated["promise"]), "utf-8")
     where = "supervised" if arm == "supervised" else arm if arm.startswith("oracle") else ""
-    test, model, how = open_for_test(cfg, source, store)
+    test = open_for_test(cfg, source, store)
     rows = []
     for checkpoint, file in (("chosen", "model"), ("final", "model_final")):
         path = store.round_dir(last.round_idx, where if last.round_idx else "") / f"{file}.safetensors"
         weights = store.load_tensors(path, None)[0]
-        model.load_state_dict(weights)
+        test.model.load_state_dict(weights)
         rows += [
             {"split": split, "checkpoint": checkpoint, "sample_id": unit, "dice": dice}
-            for split, pool in (("val", task.val), ("test", test))
-            for unit, dice in lesion_dice(model, pool, how["fabric"].device, by_group=args.set == "lits").items()
+            for split, pool in (("val", task.val), ("test", test.pool))
+            for unit, dice in lesion_dice(test.model, pool, test.fabric.device, by_group=args.set == "lits").items()
         ]
     about = {"labeled": len(task.labeled), "unlabeled": len(task.unlabeled), "adopted_round": last.round_idx}
     frame = pd.DataFrame(rows).assign(**about)

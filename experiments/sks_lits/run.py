@@ -92,9 +92,9 @@ def cell(cfg: LoopConfig, path: Path) -> None:
     task = open_task(cfg, source, store, terminal)
     model = new_model(task)
     weights = train(task, model, round_idx=0).best
-    pool, model, _ = open_for_test(cfg, source, store)
-    model.load_state_dict(weights)
-    rows = pd.DataFrame(scores(model, pool, model.num_classes, by_group=cfg.data.name == "lits"))
+    test = open_for_test(cfg, source, store)
+    test.model.load_state_dict(weights)
+    rows = pd.DataFrame(scores(test.model, test.pool, test.model.num_classes, by_group=cfg.data.name == "lits"))
     auc = store.read_json(store.root / "classifier" / "metrics.json")
     rows["auc"] = max(score for *_, score in auc["history"]) if auc else np.nan
     rows["labeled"], rows["unlabeled"] = len(task.labeled), len(task.unlabeled)

@@ -14,6 +14,7 @@ from kmine import cli
 from kmine.config import LoopConfig
 from kmine.errors import UserError
 from kmine.io.files import read_json
+from kmine.setup.finished import read_run_info
 from kmine.store.run_folder import RunFolder
 from kmine.types import RoundResult
 
@@ -114,7 +115,5 @@ def open_run(path: str | Path) -> Run:
         UserError: `path` is not a run folder.
     """
     root = Path(path).expanduser()
-    missing = [name for name in ("config.yaml", "run.json") if not (root / name).is_file()]
-    if missing:
-        raise UserError(f"{root}: expected a run folder, found no {missing[0]}; run kmine.loop first")
+    read_run_info(root)
     return Run(root)

@@ -16,7 +16,7 @@ from kmine.data.pool import MaskReader, Pool
 from kmine.data.source import Source
 from kmine.errors import UserError
 from kmine.io.files import sign
-from kmine.setup.finished import load_settings
+from kmine.setup.finished import open_finished_run
 from kmine.setup.open import open_for_audit
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
@@ -118,7 +118,7 @@ def open_audit(
     Raises:
         UserError: no finished run, no such round, missing pseudo masks, data that cannot be opened.
     """
-    cfg = _finished_settings(root, device, data_root)
+    cfg = open_finished_run(root, device=device, data_root=data_root).cfg
     store = RunFolder(root)
     try:
         rounds = load_rounds(store)
@@ -201,17 +201,6 @@ def mean_known(values: Sequence[float | None]) -> float:
     """Mean of the values that are neither None nor NaN; NaN without any."""
     known = [value for value in values if value is not None and not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
-
-
-def _finished_settings(root: Path, device: str, data_root: str | None) -> Any:
-    if not (root / "run.json").is_file() or not (root / "config.yaml").is_file():
-        raise UserError(f"{root}: expected a run folder with config.yaml and run.json, got none; run kmine.loop first")
-    store = RunFolder(root)
-    stopped_by = store.run().get("stopped_by")
-    store.close()
-    if stopped_by in (None, "interrupted"):
-        raise UserError(f"{root}: the run is not finished (stopped_by {stopped_by}); resume it first")
-    return load_settings(root, device=device, data_root=data_root, prog="kmine audit", description="")
 
 
 def _require_masks(store: RunFolder, mined: MinedRound) -> None:

@@ -1,31 +1,22 @@
-"""From the test figures of many runs to one table: cases, pairs, intervals, and the sentences that belong with them."""
+"""One table from the test figures of many runs: cases, pairs, intervals, and notes."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kmine.config.sweep import MINING, ORACLE
 from kmine.errors import UserError, unknown_name
 from kmine.ops.label_efficiency import LabelsNeeded, labels_to_match
 from kmine.ops.metrics import pool_cases, summarise
-from kmine.ops.statistics import (
-    Floats,
-    holm,
-    paired_difference,
-    score_empty_cases,
-)
+from kmine.ops.statistics import Floats, holm, paired_difference, score_empty_cases
 from kmine.report import Comparison, ComparisonRow
 from kmine.report.curve import CurvePoint
-from kmine.types import CaseMetrics, Metrics
+from kmine.types import EQUAL_STEPS, ROUND_0, SLICE_ID, CaseMetrics, Metrics
 
-ROUND_0, BASELINE, MINING = "supervised, round 0", "supervised, equal steps", "mining"
-"""The arms of a run of kmine.loop."""
-SUPERVISED, ORACLE = "supervised", "oracle"
-SLICE = re.compile(r"(.+)/slice-\d{4,}", re.DOTALL)
-"""How data sets name the slices of a volume."""
+SUPERVISED = "supervised"
 NAN = float("nan")
 
 Key = tuple[str, float, str]
@@ -34,7 +25,7 @@ Key = tuple[str, float, str]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method took; NaN where it is not known."""
+    """Costs of a method; NaN where unknown."""
 
     seconds: float = NAN
     peak_memory_mb: float = NAN
@@ -54,42 +45,42 @@ class Result:
     seed: int
     segmenter: str
     chosen: Metrics
-    """Of the checkpoint chosen on validation, a case an image."""
+    """Metrics of the checkpoint chosen on validation, one case per image."""
     final: Metrics
-    """Of the last step's checkpoint."""
+    """Metrics of the last step's checkpoint."""
     groups: Mapping[str, str]
     """Group by sample id."""
     cost: Cost = Cost()
 
     @property
     def key(self) -> Key:
-        """The row it belongs to."""
+        """Its row of the table."""
         return self.model, self.label_fraction, self.method
 
 
 @dataclass(frozen=True)
 class LabelsSaved:
-    """How many labels the baseline needs for what a method does with some."""
+    """Number of labels that the baseline needs for the Dice of a method."""
 
     method: str
     model: str
     label_fraction: float
     num_labels: float
-    """That the method has."""
+    """Labels of the method."""
     needed: LabelsNeeded
     fewest: float
-    """The baseline's curve begins here."""
+    """First number of labels of the baseline's curve."""
     most: float
-    """And ends here."""
+    """Last number of labels of the baseline's curve."""
     num_seeds: int
 
     @property
     def key(self) -> tuple[str, str, float]:
-        """The row of the table that it is about: method, model, label fraction."""
+        """Its row of the table: method, model, label fraction."""
         return self.method, self.model, self.label_fraction
 
     def words(self) -> str:
-        """`28 [≤ 20, 125]`: the number and its interval, with what the curve cannot say left open."""
+        """`28 [≤ 20, 125]`: the number and its interval, with ≤ and > beyond the ends of the curve."""
         low, needed, high = (self._count(n) for n in (self.needed.low, self.needed.needed, self.needed.high))
         return f"{needed} [{low}, {high}]"
 
@@ -100,7 +91,7 @@ class LabelsSaved:
 
 
 def with_labels_saved(table: Comparison, saved: Sequence[LabelsSaved]) -> Comparison:
-    """The table with a column for the labels saved, and a note that explains it; as it is where there are none."""
+    """The table with a column for the labels saved and a note on it; unchanged if `saved` is empty."""
     if not saved:
         return table
     note = (
@@ -112,16 +103,16 @@ def with_labels_saved(table: Comparison, saved: Sequence[LabelsSaved]) -> Compar
 
 
 def volume_of(sample_id: str) -> str | None:
-    """The volume that a slice is of; None for an image that is no slice."""
-    match = SLICE.fullmatch(sample_id)
+    """Volume of a slice; None for an image that is not a slice."""
+    match = SLICE_ID.fullmatch(sample_id)
     return match[1] if match else None
 
 
 def tabulate(results: Sequence[Result], baseline: str, extra_notes: Sequence[str] = ()) -> Comparison:
-    """The table of all results; `extra_notes` are sentences to add to its notes.
+    """Table of all results; `extra_notes` are appended to its notes.
 
     Raises:
-        UserError: an unknown baseline; two results of one method, model, label fraction and seed; no image in common.
+        UserError: an unknown baseline; two results of one method, model, label fraction and seed; different images.
     """
     cases, of_volumes = _cases(results)
     rows: dict[Key, dict[int, Result]] = {}
@@ -130,7 +121,7 @@ def tabulate(results: Sequence[Result], baseline: str, extra_notes: Sequence[str
         if existing is not result:
             raise UserError(
                 f"{existing.run} and {result.run} both hold {result.method} with {result.model}, label fraction "
-                f"{result.label_fraction:g}, seed {result.seed}; expected one run a seed: compare them one at a time"
+                f"{result.label_fraction:g}, seed {result.seed}; expected one run per seed: compare them one at a time"
             )
     base = _resolve(baseline, [result.method for result in cases])
     table = [_row(by_seed, rows.get((*key[:2], base)), key[2] == base) for key, by_seed in rows.items()]
@@ -141,9 +132,9 @@ def tabulate(results: Sequence[Result], baseline: str, extra_notes: Sequence[str
 
 
 def _cases(results: Sequence[Result]) -> tuple[list[Result], bool]:
-    """The results with a case a volume, where all cases are slices, and whether they are.
+    """The results, pooled to volumes if all cases are slices, and whether they are.
 
-    Mining goes by all the segmenters that it had (adapted under one seed, not under another): one name, one curve.
+    Mining is named after all its segmenters (one may be adapted under some seeds only), so it keeps one row and curve.
     """
     of_volumes = all(volume_of(case.sample_id) for result in results for case in result.chosen.cases)
     segmenters = ", ".join(sorted({result.segmenter for result in results if result.method == MINING}))
@@ -152,7 +143,7 @@ def _cases(results: Sequence[Result]) -> tuple[list[Result], bool]:
 
 
 def label_curve(results: Sequence[Result], baseline: str) -> tuple[list[CurvePoint], list[LabelsSaved]]:
-    """Points of the label-efficiency curve, and how many labels each method saves; empty with one label fraction."""
+    """Points of the label-efficiency curve, and the labels that each method saves; empty with one label fraction."""
     cases, _ = _cases(results)
     if len({result.label_fraction for result in cases}) < 2:
         return [], []
@@ -194,7 +185,7 @@ def _point(results: Sequence[Result]) -> CurvePoint:
 
 
 def _saved(own_by_seed: Mapping[int, Result], curve: Mapping[float, Mapping[int, Result]]) -> LabelsSaved | None:
-    """What the baseline would need for this row's Dice, over the seeds that all of them have; None without a curve."""
+    """Labels that the baseline needs for this row's Dice, over the seeds that all have; None without a curve."""
     seeds = sorted(set(own_by_seed).intersection(*curve.values())) if len(curve) > 1 else []
     if not seeds:
         return None
@@ -203,7 +194,7 @@ def _saved(own_by_seed: Mapping[int, Result], curve: Mapping[float, Mapping[int,
     points = [_point(row) for row in rows]
     own = [own_by_seed[s] for s in seeds]
     groups = [own[0].groups[i] for i in ids]
-    # Scores of all points and of the method in one stack: what is empty for all of them has no score.
+    # One stack of the scores of all points and of the method: cases without a score in any of them keep none.
     stack = np.stack([_dice(row, ids) for row in (*rows, own)])
     stack = np.where(np.isnan(stack) & np.isfinite(stack).any(axis=0), 1.0, stack)
     counts = [point.num_labels for point in points]
@@ -214,7 +205,7 @@ def _saved(own_by_seed: Mapping[int, Result], curve: Mapping[float, Mapping[int,
 
 
 def _by_volume(result: Result) -> Result:
-    """The same with a case a volume. Groups stay: a patient may have two."""
+    """The result with one case per volume. Groups stay: a patient may have two volumes."""
 
     def pooled(metrics: Metrics) -> Metrics:
         slices: dict[str, list[CaseMetrics]] = {}
@@ -227,8 +218,8 @@ def _by_volume(result: Result) -> Result:
 
 
 def _resolve(baseline: str, methods: Sequence[str]) -> str:
-    """The method that is meant: of a run of kmine.loop, `supervised` is the one at equal steps, if it was trained."""
-    candidates = [baseline, *([BASELINE, ROUND_0] if baseline == SUPERVISED else [])]
+    """Full name of the baseline: for runs of kmine.loop, `supervised` is that at equal steps, if it was trained."""
+    candidates = [baseline, *([EQUAL_STEPS, ROUND_0] if baseline == SUPERVISED else [])]
     for name in candidates:
         if name in methods:
             return name
@@ -238,7 +229,7 @@ def _resolve(baseline: str, methods: Sequence[str]) -> str:
 def _row(
     by_seed: Mapping[int, Result], baseline_by_seed: Mapping[int, Result] | None, is_baseline: bool
 ) -> ComparisonRow:
-    """One row; `by_seed` and the baseline's results `baseline_by_seed` are by seed."""
+    """One row from the results of a method and of the baseline, by seed."""
     results = list(by_seed.values())
     dice = [result.chosen.dice for result in results]
     first = results[0]
@@ -268,12 +259,12 @@ def _row(
 
 
 def _with_difference(row: ComparisonRow, before: Sequence[Result], after: Sequence[Result]) -> ComparisonRow:
-    """The same with its paired difference, seed by seed and case by case."""
+    """The row with its paired difference over seeds and cases."""
     ids = [case.sample_id for case in before[0].chosen.cases]
     a, b = score_empty_cases(_dice(before, ids), _dice(after, ids))
     if not np.isfinite(a).any():
         return row
-    # A table written today and one written tomorrow agree: the signs are drawn from a fixed seed.
+    # A fixed seed for the sign flips makes the table reproducible.
     gap = paired_difference(a, b, seed=0, groups=[before[0].groups[i] for i in ids])
     return replace(
         row,
@@ -291,13 +282,13 @@ def _dice(results: Sequence[Result], ids: Sequence[str]) -> Floats:
     for result, scores in zip(results, dice_by_id, strict=True):
         if scores.keys() != set(ids):
             raise UserError(
-                f"{result.run}: its test figures are of other images; compare it with runs of its own split"
+                f"{result.run}: its test figures are of other images; compare it with runs of the same split"
             )
     return np.array([[scores[i] for i in ids] for scores in dice_by_id], float)
 
 
 def _label(result: Result) -> str:
-    """How a row names its method: what mined, and that the oracle is none, is said there."""
+    """Name of the method in the table, with the segmenter of mining."""
     if result.method == MINING:
         return f"{MINING} ({result.segmenter})"
     return f"{ORACLE} (true masks: a ceiling)" if result.method == ORACLE else result.method
@@ -311,7 +302,7 @@ def _mean(values: Sequence[float]) -> float:
 def _notes(
     cases: Sequence[Result], rows: Sequence[ComparisonRow], baseline: str, segmenter: str, of_volumes: bool
 ) -> list[str]:
-    """What the figures are of, and how they were compared."""
+    """Notes on the test split and the statistics."""
     first, seeds = cases[0], {result.seed for result in cases}
     num_cases, unit = len(first.chosen.cases), "volume" if of_volumes else "image"
     units = {first.groups[case.sample_id] for case in first.chosen.cases}
@@ -332,9 +323,9 @@ def _notes(
     if grouped:
         notes.append(f"The {num_cases} {unit}s form {len(units)} groups; a group is one unit of interval and test.")
     if len(units) == 1:
-        notes.append(f"With a single {'group' if grouped else unit} there is neither interval nor test.")
+        notes.append(f"With a single {'group' if grouped else unit} there is neither an interval nor a test.")
     elif len(units) < 6:
-        notes.append(f"With {len(units)} units no p below {2 / 2 ** len(units):.2f} can come of a sign-flip test.")
+        notes.append(f"With {len(units)} units no p below {2 / 2 ** len(units):.2f} is possible in a sign-flip test.")
     if len(seeds) == 1:
-        notes.append("One seed: what another seed would give is in neither interval nor p.")
+        notes.append("One seed: neither interval nor p includes the variation between seeds.")
     return notes

@@ -1,4 +1,4 @@
-"""What a run came to: rows of results.csv, and everything the report shows, read back from the run folder."""
+"""Rows of results.csv and content of report.html, read from the run folder."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ from kmine.mining import round_changes as changes
 from kmine.mining.adaptation.step import adaptation_summary
 from kmine.mining.calibration import step as calibration
 from kmine.ops.calibrator import describe_threshold
-from kmine.report import (
-    CSV_COLUMNS,
-    Calibrated,
-    GalleryItem,
-    Report,
-    RoundRow,
-)
+from kmine.report import CSV_COLUMNS, Calibrated, Category, GalleryItem, Report, RoundRow
 from kmine.store.run_folder import RunFolder
 from kmine.store.tables import DecisionRow, class_map
 from kmine.training.task import Task
@@ -34,28 +28,33 @@ from kmine.types import (
 )
 
 GALLERY_SIZE = 4
-"""Images of each category."""
+"""Images per category."""
 NOT_SAM = {
-    "ellipse": "The segmenter is a stand-in (ellipse): it knows nothing about images. These are not SAM's figures.",
-    "tiny": "The segmenter is tiny, kmine's own, trained on procedural pictures alone. These are not SAM's figures.",
+    "ellipse": "The segmenter is a stand-in (ellipse) that does not read images. These are not SAM's figures.",
+    "tiny": "The segmenter is tiny, kmine's own, trained on procedural images only. These are not SAM's figures.",
 }
-"""What a reader must know of segmenters other than SAM, by the first word of their name."""
+"""Notes on segmenters other than SAM, by the first word of their name."""
+
+
+def segmenter_name(run: RunFolder) -> str:
+    """Name of the segmenter that mines, adapted or not; `none` without mining."""
+    return str(run.run().get("segmenter", "none"))
 
 
 def round_rows(task: Task, mined: Sequence[RoundResult], supervised: Sequence[RoundResult]) -> list[RoundRow]:
-    """One row a round, the supervised baseline at equal steps beside it."""
+    """One row a round, with the supervised baseline at equal steps."""
     baseline = {r.round_idx: r for r in supervised}
     return [_row(r, baseline.get(r.round_idx), len(task.unlabeled), task.run) for r in mined]
 
 
-def _changes(store: RunFolder, round_idx: int) -> changes.RoundChanges | None:
-    """What a round of mining changed; None of round 0."""
-    value = store.read_json(store.round_dir(round_idx) / "changes.json") if round_idx else None
+def _changes(run: RunFolder, round_idx: int) -> changes.RoundChanges | None:
+    """What a mining round changed; None for round 0."""
+    value = run.read_json(run.round_dir(round_idx) / "changes.json") if round_idx else None
     return changes.RoundChanges.from_json(value) if value else None
 
 
-def _row(result: RoundResult, baseline: RoundResult | None, num_unlabeled: int, store: RunFolder) -> RoundRow:
-    changes = _changes(store, result.round_idx)
+def _row(result: RoundResult, baseline: RoundResult | None, num_unlabeled: int, run: RunFolder) -> RoundRow:
+    round_changes = _changes(run, result.round_idx)
     return RoundRow(
         round_idx=result.round_idx,
         num_labeled=result.num_labeled,
@@ -70,8 +69,8 @@ def _row(result: RoundResult, baseline: RoundResult | None, num_unlabeled: int, 
         supervised_dice_final=baseline.final_metrics.dice if baseline else None,
         supervised_adopted=baseline.adopted if baseline else None,
         coverage=result.num_pseudo / num_unlabeled if num_unlabeled and result.round_idx else float("nan"),
-        reasons=dict(Counter(row.reason for row in store.decisions(result.round_idx))),
-        **(_change_columns(changes) if changes else {}),
+        reasons=dict(Counter(row.reason for row in run.decisions(result.round_idx))),
+        **(_change_columns(round_changes) if round_changes else {}),
         seconds=result.seconds,
         reason=result.reason,
         difference=result.difference,
@@ -80,27 +79,24 @@ def _row(result: RoundResult, baseline: RoundResult | None, num_unlabeled: int, 
     )
 
 
-def _change_columns(changes: changes.RoundChanges) -> dict[str, Any]:
+def _change_columns(round_changes: changes.RoundChanges) -> dict[str, Any]:
     return {
-        "num_new": len(changes.new),
-        "num_readmitted": len(changes.readmitted),
-        "num_removed": len(changes.removed),
-        "changed_pixels": changes.changed_pixels,
-        "changed_label_pixels": changes.changed_label_pixels,
-        "ignored_pixels": changes.ignored_pixels,
+        "num_new": len(round_changes.new),
+        "num_readmitted": len(round_changes.readmitted),
+        "num_removed": len(round_changes.removed),
+        "changed_pixels": round_changes.changed_pixels,
+        "changed_label_pixels": round_changes.changed_label_pixels,
+        "ignored_pixels": round_changes.ignored_pixels,
     }
 
 
-def write_results(store: RunFolder, rows: Sequence[RoundRow], segmenter: str) -> None:
-    """results.csv; empty cells where there is no number."""
+def write_results(run: RunFolder, rows: Sequence[RoundRow]) -> None:
+    """Write results.csv; NaN and None are empty cells."""
+    segmenter = segmenter_name(run)
     plain = [f.name for f in fields(RoundRow) if f.name not in ("reasons", "seconds", "coverage", "round_idx")]
     stages = sorted({name for row in rows for name in row.seconds})
-    header = [
-        "round",
-        *(CSV_COLUMNS.get(name, name) for name in plain),
-        "segmenter",
-        *(f"seconds_{name}" for name in stages),
-    ]
+    named = [CSV_COLUMNS.get(name, name) for name in plain]
+    header = ["round", *named, "segmenter", *(f"seconds_{name}" for name in stages)]
     table = [
         [
             row.round_idx,
@@ -110,7 +106,7 @@ def write_results(store: RunFolder, rows: Sequence[RoundRow], segmenter: str) ->
         ]
         for row in rows
     ]
-    store.write_csv("results.csv", header, table)
+    run.write_csv("results.csv", header, table)
 
 
 def _csv_value(value: Any) -> Any:
@@ -119,14 +115,13 @@ def _csv_value(value: Any) -> Any:
     return f"{value:.6f}" if isinstance(value, float) else value
 
 
-def build_report(task: Task, rows: list[RoundRow], config_yaml: str) -> Report:
-    """The report of a run from its folder."""
-    run = task.run.run()
-    segmenter = task.segmenter.name if task.segmenter else "none"
+def build_report(task: Task, rows: list[RoundRow]) -> Report:
+    """Content of report.html; figures come from the run folder, images from the unlabeled pool."""
+    run, segmenter = task.run.run(), segmenter_name(task.run)
     return Report(
         title=f"kmine run {task.run.root.name}",
         dataset=run["dataset"] + (f" ({task.cfg.data.kind})" if run["dataset"] == "phantom" else ""),
-        model=" and, as a witness, ".join(
+        model=" and, as auxiliary model, ".join(
             f"{model.name}, encoder {model.encoder}" for model in (task.cfg.model, task.auxiliary_model) if model
         ),
         segmenter=segmenter,
@@ -134,16 +129,16 @@ def build_report(task: Task, rows: list[RoundRow], config_yaml: str) -> Report:
         rounds=rows,
         gallery=_gallery(task.unlabeled, task.run, max((r.round_idx for r in rows), default=0)),
         provenance=_provenance(run),
-        config_yaml=config_yaml,
+        config_yaml=(task.run.root / "config.yaml").read_text(),
         notes=_notes(task, rows, segmenter),
         skipped=[Skipped(**s) for s in run.get("skipped", [])],
         validation_cases=len(task.val),
-        calibration=_calibrated(task.run) if task.calibration else None,
+        calibration=_calibrated(task.run) if task.cfg.rounds else None,
     )
 
 
-def _calibrated(store: RunFolder) -> Calibrated | None:
-    record = store.read_json(store.root / "calibration" / "calibration.json")
+def _calibrated(run: RunFolder) -> Calibrated | None:
+    record = run.read_json(run.root / "calibration" / "calibration.json")
     if not record or not record["promise"]:
         return None
     curves = ([tuple(row) for row in record[name]] for name in ("risk_coverage", "reliability"))
@@ -172,8 +167,8 @@ def _notes(task: Task, rows: Sequence[RoundRow], segmenter: str) -> list[str]:
         f"Round {n}: {describe_threshold(record)}." for n, path in paths.items() if (record := task.run.read_json(path))
     ]
     notes += [
-        f"Round {r.round_idx} was {r.reason}. That is validation Dice, image by image, against the last adopted round; "
-        f"up to {task.cfg.adopt_tolerance} is tolerated. The next round started from that one."
+        f"Round {r.round_idx} was {r.reason} in validation Dice, image by image, against the last adopted round; up to "
+        f"{task.cfg.adopt_tolerance} is tolerated. The next round started from the last adopted one."
         for r in rows
         if not r.adopted and r.num_pseudo
     ]
@@ -182,17 +177,17 @@ def _notes(task: Task, rows: Sequence[RoundRow], segmenter: str) -> list[str]:
     return [*notes, *_change_notes(task.run, rows), *_end(task.run, rows, task.cfg.rounds)]
 
 
-def _change_notes(store: RunFolder, rows: Sequence[RoundRow]) -> list[str]:
-    """What the last mined round changed, and of every round what makes it no mining."""
-    by_round = {row.round_idx: round_changes for row in rows if (round_changes := _changes(store, row.round_idx))}
+def _change_notes(run: RunFolder, rows: Sequence[RoundRow]) -> list[str]:
+    """Changes of the last mined round, and warnings of all rounds."""
+    by_round = {row.round_idx: round_changes for row in rows if (round_changes := _changes(run, row.round_idx))}
     last = [f"Round {max(by_round)}: {changes.summary_line(by_round[max(by_round)])}."] if by_round else []
     return last + [
         f"Round {n}: {warning}." for n, round_changes in by_round.items() for warning in changes.warnings(round_changes)
     ]
 
 
-def _end(store: RunFolder, rows: Sequence[RoundRow], rounds: int) -> list[str]:
-    reason = STOPPED_BY.get(store.run().get("stopped_by", ""))
+def _end(run: RunFolder, rows: Sequence[RoundRow], rounds: int) -> list[str]:
+    reason = STOPPED_BY.get(run.run().get("stopped_by", ""))
     return (
         [f"The loop stopped after round {rows[-1].round_idx} of {rounds}: {reason}."]
         if reason and rows and rounds
@@ -200,20 +195,20 @@ def _end(store: RunFolder, rows: Sequence[RoundRow], rounds: int) -> list[str]:
     )
 
 
-def _gallery(pool: Pool, store: RunFolder, round_idx: int) -> list[GalleryItem]:
-    """Best and worst kept images and dropped ones of the last round, by the gate's own scores: no truth is read."""
+def _gallery(pool: Pool, run: RunFolder, round_idx: int) -> list[GalleryItem]:
+    """Best and worst kept images and dropped ones of a round, by the gate's scores; no true mask is read."""
     by_image: dict[str, list[DecisionRow]] = {}
-    for row in store.decisions(round_idx):
+    for row in run.decisions(round_idx):
         if row.is_object:
             by_image.setdefault(row.sample_id, []).append(row)
     kept = sorted((i for i, rows in by_image.items() if rows[0].in_training), key=lambda i: -_score(by_image[i]))
     dropped = sorted((i for i, rows in by_image.items() if not rows[0].in_training), key=lambda i: _score(by_image[i]))
     best, worst = kept[:GALLERY_SIZE], kept[GALLERY_SIZE:][-GALLERY_SIZE:]
     prompts: dict[str, list[Prompts]] = {}
-    for row in store.prompts(round_idx):
+    for row in run.prompts(round_idx):
         prompts.setdefault(row.sample_id, []).append(row.to_prompts())
     return [
-        _item(pool, store, round_idx, category, sample_id, by_image[sample_id], prompts[sample_id])
+        _item(pool, run, round_idx, category, by_image[sample_id], prompts[sample_id])
         for category, ids in (("best", best), ("worst", worst), ("dropped", dropped[:GALLERY_SIZE]))
         for sample_id in ids
     ]
@@ -228,21 +223,20 @@ def _score(rows: Sequence[DecisionRow]) -> float:
 
 def _item(
     pool: Pool,
-    store: RunFolder,
+    run: RunFolder,
     round_idx: int,
-    category: Any,
-    sample_id: str,
+    category: Category,
     rows: Sequence[DecisionRow],
     prompts: list[Prompts],
 ) -> GalleryItem:
-    sample = pool.sample(sample_id)
+    sample = pool.sample(rows[0].sample_id)
     local, segmenter_mask = (class_map(rows, sample.image.shape[:2], source) for source in ("local", "segmenter"))
     has_auxiliary = not np.isnan(rows[0].evidence.auxiliary_dice)
     first = next((row for row in rows if not row.kept), rows[0])
     scores = dict(zip(EVIDENCE_COLUMNS, astuple(first.evidence), strict=True))
     return GalleryItem(
         category=category,
-        sample_id=sample_id,
+        sample_id=sample.sample_id,
         round_idx=round_idx,
         reason=first.reason,
         scores={name: score for name, score in scores.items() if name != "witness_dice" or has_auxiliary},
@@ -250,5 +244,5 @@ def _item(
         prompts=prompts,
         local_mask=local,
         segmenter_mask=segmenter_mask,
-        pseudo_mask=store.pseudo_mask(round_idx, sample_id) if rows[0].in_training else None,
+        pseudo_mask=run.pseudo_mask(round_idx, sample.sample_id) if rows[0].in_training else None,
     )

@@ -7,6 +7,7 @@ calibrated with whoever is asked, a promptable segmenter or nobody.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 from kmine.data.pool import Pool
@@ -20,15 +21,24 @@ ORACLE = "oracle"
 
 
 def prepare_and_mine(task: Task) -> Iterator[RoundResult]:
-    """Knowledge mining with all that comes before: the segmenter adapted, the gate calibrated.
+    """Knowledge mining after adaptation of the segmenter and calibration of the gate.
 
-    run.json then names what really mines.
+    The preparation is done when this returns; run.json then names the segmenter that mines. In a distributed launch
+    the first process does it for all.
     """
     from kmine.methods.mining import mine
     from kmine.mining.adaptation.step import adapt_segmenter
     from kmine.mining.calibration.step import calibrate
+    from kmine.training.distributed import rank_zero_first
+    from kmine.training.model_setup import new_model
+    from kmine.training.task import single_process
+    from kmine.training.trainer import train
 
-    prepared = calibrate(adapt_segmenter(task), task.segmenter)
+    fabric, base = task.fabric, task.segmenter
+    if fabric.world_size > 1:
+        train(task, new_model(task), round_idx=0)  # by all processes; the first one reads it below
+    with rank_zero_first(fabric):
+        prepared = replace(calibrate(adapt_segmenter(single_process(task)), base), fabric=fabric)
     if prepared.segmenter:
         task.run.update_run(segmenter=prepared.segmenter.name, segmenter_sha256=prepared.segmenter.signature)
     return mine(prepared)

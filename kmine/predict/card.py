@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from kmine import __version__
-from kmine.compare.table import MINING, ROUND_0
+from kmine.config.sweep import MINING
 from kmine.mining.calibration import local_quality as alone
 from kmine.ops.metrics import summarise
 from kmine.ops.statistics import paired_difference
 from kmine.predict.run_model import RunModel
 from kmine.report.card import Card, Figures, render_card
-from kmine.types import SPLIT_NAMES, CaseMetrics, Metrics
+from kmine.types import ROUND_0, SPLIT_NAMES, CaseMetrics, Metrics
 
 NAN = float("nan")
 

@@ -62,9 +62,9 @@ class TorchNetwork:
         import torch
 
         from kmine.models.fuse import fuse_conv_bn
-        from kmine.predict.run_model import choose_device
+        from kmine.setup.device import resolve_device
 
-        device, model = choose_device(self._device), self._load()
+        device, model = resolve_device(self._device), self._load()
         fuse_conv_bn(model)
         return model.to(device, memory_format=torch.channels_last), device
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from kmine.io.download import sha256_of
 from kmine.io.files import sign
 from kmine.predict.estimates import estimator_of_run
 from kmine.predict.metadata import ModelMetadata
+from kmine.setup.finished import read_run_info, require_finished
 
 if TYPE_CHECKING:
     from kmine.models.base import LocalModel
@@ -43,15 +43,13 @@ def open_run_model(root: Path, round_idx: int | None, checkpoint: str) -> RunMod
     Raises:
         UserError: no run folder, a run that is not finished (a round that is named is enough then), no such round.
     """
-    run = _read_run(root)
-    words = ["--config", str(root / "config.yaml")]
-    cfg = cli.parse(LoopConfig, words, prog="kmine predict", description="")
+    run = read_run_info(root)
+    if not isinstance(run.get("class_names"), list):
+        raise UserError(f"{root / 'run.json'}: expected a run that has begun, found no class names; resume the run")
+    cfg = cli.load_config(LoopConfig, root / "config.yaml")
     method_dir = run.get("arm", "")
     if round_idx is None:
-        if run.get("stopped_by") in (None, "interrupted") or "adopted_round" not in run:
-            raise UserError(
-                f"{root}: the run has no model yet, for it is not finished; resume it, or name a round with --round N"
-            )
+        require_finished(root, run, "resume it, or name a round with --round N")
         round_idx = int(run["adopted_round"])
     folder = next((f for f in _folders(root, method_dir, round_idx) if (f / CHECKPOINTS[checkpoint]).is_file()), None)
     if folder is None:
@@ -82,35 +80,6 @@ def load_model(run_model: RunModel) -> LocalModel:
         raise UserError(
             f"{run_model.weights}: damaged, or not of this run's model ({first_line}); run the loop's command again"
         ) from error
-
-
-def choose_device(name: str) -> Any:
-    """The torch device of auto, cpu, cuda or cuda:N. Raises `UserError` for one that is not there."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise UserError(f"device: expected a GPU for {name!r}, none of that number is there; use --device cpu or auto")
-    return torch.device(name)
-
-
-def _read_run(root: Path) -> dict[str, Any]:
-    if (root / "sweep.csv").is_file():
-        raise UserError(f"{root}: this is a sweep; name one of its runs, as {root}/CELL: sweep.csv lists them")
-    if not (root / "run.json").is_file() or not (root / "config.yaml").is_file():
-        actual = "a folder without them" if root.is_dir() else "something else" if root.exists() else "nothing"
-        raise UserError(
-            f"{root}: expected a run folder with config.yaml and run.json, or a file FILE.onnx, found {actual}; "
-            "run kmine.loop first"
-        )
-    try:
-        run = json.loads((root / "run.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{root / 'run.json'}: cannot be read ({error}); restore it, or resume the run") from error
-    if not isinstance(run, dict) or not isinstance(run.get("class_names"), list):
-        raise UserError(f"{root / 'run.json'}: expected a run that has begun, found no class names; resume the run")
-    return run
 
 
 def _folders(root: Path, method_dir: str, round_idx: int) -> list[Path]:

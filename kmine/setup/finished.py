@@ -1,40 +1,96 @@
-"""The settings of a finished run, for commands that look at it once more; its data may have moved since."""
+"""Run folders that are opened again after training; the data may have been moved since."""
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kmine import cli
 from kmine.config import LoopConfig
+from kmine.errors import UserError
 
 OWN_FILES = ("images", "masks", "csv")
-"""Settings of `data` that name a user's own files."""
+"""Settings of `data` with paths to a user's own files."""
 
 
-def load_settings(folder: Path, *, device: str, data_root: str | None, prog: str, description: str) -> LoopConfig:
-    """What config.yaml of a run folder says, on this machine.
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run folder; neither changed nor locked."""
+
+    root: Path
+    info: dict[str, Any]
+    """Content of run.json."""
+    cfg: LoopConfig
+
+
+def open_finished_run(root: Path, *, device: str = "auto", data_root: str | None = None) -> FinishedRun:
+    """Read run.json and the settings of a finished run.
 
     Args:
-        folder: of the run.
-        device: instead of the run's.
-        data_root: where the data lie now, if not where the run found them: instead of data.root, and of a user's own
-            files instead of the folder that holds all that the run named.
-        prog: name of the command, for its messages.
-        description: what it does.
+        root: the run folder.
+        device: replaces the run's device.
+        data_root: see `load_settings`.
+
+    Raises:
+        UserError: no run folder, an unfinished run, damaged settings.
     """
-    words = ["--config", str(folder / "config.yaml"), "--device", device]
+    info = read_run_info(root)
+    require_finished(root, info)
+    return FinishedRun(root, info, load_settings(root, device=device, data_root=data_root))
+
+
+def read_run_info(root: Path) -> dict[str, Any]:
+    """Content of run.json, of a finished or unfinished run.
+
+    Raises:
+        UserError: no run folder, or a damaged run.json.
+    """
+    if (root / "sweep.csv").is_file():
+        raise UserError(f"{root}: expected a run folder, found a sweep; give one of the runs in its sweep.csv")
+    if not (root / "run.json").is_file() or not (root / "config.yaml").is_file():
+        actual = "a folder without them" if root.is_dir() else "another file" if root.exists() else "nothing"
+        raise UserError(
+            f"{root}: expected a run folder with config.yaml and run.json, found {actual}; run kmine.loop first"
+        )
+    try:
+        info = json.loads((root / "run.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{root / 'run.json'}: cannot be read ({error}); restore it, or resume the run") from error
+    if not isinstance(info, dict):
+        raise UserError(f"{root / 'run.json'}: expected a JSON object; restore it, or resume the run")
+    return info
+
+
+def require_finished(root: Path, info: dict[str, Any], cure: str = "resume it first") -> None:
+    """Raise `UserError`, with `cure`, if run.json (`info`) is that of a run without a final model."""
+    if info.get("stopped_by") in (None, "interrupted") or "adopted_round" not in info:
+        raise UserError(f"{root}: the run is not finished (stopped_by {info.get('stopped_by')}); {cure}")
+
+
+def load_settings(root: Path, *, device: str, data_root: str | None) -> LoopConfig:
+    """Settings of a run's config.yaml, adapted to this machine.
+
+    Args:
+        root: the run folder.
+        device: replaces the run's device.
+        data_root: folder that holds the data now; None: where the run found them. Replaces data.root; of a user's own
+            files it replaces their common parent folder.
+
+    Raises:
+        UserError: a damaged file, an unknown setting or an unfit value.
+    """
+    flags = ["--device", device]
     if data_root:
-        data = (yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}).get("data", {})
-        words += [word for name, path in _moved(data, data_root).items() for word in (f"--data.{name}", path)]
-    return cli.parse(LoopConfig, words, prog=prog, description=description)
+        data = cli.to_dict(cli.load_config(LoopConfig, root / "config.yaml").data)
+        flags += [word for name, path in _moved(data, data_root).items() for word in (f"--data.{name}", path)]
+    return cli.load_config(LoopConfig, root / "config.yaml", flags)
 
 
 def _moved(data: dict[str, Any], data_root: str) -> dict[str, str]:
-    """The settings that say where the data lie, by name."""
+    """Settings that locate the data below `data_root`, by name."""
     own = {name: Path(data[name]).expanduser().absolute() for name in OWN_FILES if data.get(name)}
     if not own:
         return {"root": data_root}

@@ -1,14 +1,19 @@
-"""From settings to a task: data opened, decoded, split; segmenter and device made ready. Shared by the commands."""
+"""From settings to a task ready to run: data decoded and split, verdicts applied, segmenter and device opened."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from kmine import cli
 from kmine.config import LoopConfig
+from kmine.config.sweep import MINING
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.pool import MaskReader, Pool
 from kmine.data.quality.intensity import MAX_IMAGES, intensity_ranges
@@ -16,134 +21,194 @@ from kmine.data.source import Source
 from kmine.data.split_file import GivenSplit, read_split, resolve_splits
 from kmine.data.splits import Splits
 from kmine.errors import UserError
-from kmine.feedback.verdict_effects import (
-    NO_VERDICTS,
-    VerdictEffects,
-    read_mask,
-    resolve_verdicts,
-)
+from kmine.feedback.verdict_effects import NO_VERDICTS, VerdictEffects, read_mask, resolve_verdicts
 from kmine.io.files import sign
 from kmine.models.base import LocalModel
 from kmine.models.build import build_model
 from kmine.segmenters import open_segmenter
+from kmine.segmenters.base import Segmenter
 from kmine.setup.data_check import check_before_training, find_issues
+from kmine.setup.device import resolve_device
+from kmine.setup.provenance import provenance
 from kmine.store.run_folder import RunFolder
 from kmine.training.distributed import DeviceContext, SingleDevice, make_fabric
+from kmine.training.evaluation import evaluate_checkpoint
 from kmine.training.task import Task
-from kmine.types import Finding, ProgressReporter
+from kmine.types import Metrics, ProgressReporter
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 
-def open_cache(cfg: LoopConfig, source: Source) -> SampleCache:
-    """The decoded images, decoded now where no run has done so before."""
-    folder = Path(cfg.data.cache_dir).expanduser() if cfg.data.cache_dir else None
-    return SampleCache(source, cfg.data.size, folder, cfg.data.on_error)
+@dataclass(frozen=True)
+class OpenedData:
+    """Decoded images of a run, their splits, and the ids whose masks can be read."""
+
+    cache: SampleCache
+    splits: Splits
+    given_split: GivenSplit | None
+    """Split of data.split_file."""
+    labeled: list[str]
+    val: list[str]
 
 
-def open_splits(cfg: LoopConfig, cache: SampleCache, store: RunFolder, given_split: GivenSplit | None = None) -> Splits:
-    """The run's splits: read where they were settled before, else settled and written.
+def begin_run(
+    cfg: LoopConfig,
+    source: Source,
+    run: RunFolder,
+    progress: ProgressReporter,
+    fabric: DeviceContext | None = None,
+    *,
+    method: str = MINING,
+) -> Task:
+    """Claim the run folder for `cfg`, open the task, and record in run.json what made the run.
 
-    `given_split` is what data.split_file says, where that was read already.
+    `fabric` is that of processes that share the run. Only mining opens a segmenter and needs unlabeled images.
+
+    Raises:
+        UserError: the folder belongs to other settings or data, or the task cannot be opened (`open_task`).
     """
-    saved = store.read_csv("splits.csv")
-    if saved is not None:
-        return Splits.from_rows((r["sample_id"], r["group_id"], r["split"]) for r in saved)
-    given_split = given_split or read_split(cfg.data.split_file, cache.source)
-    splits = resolve_splits(cfg.data, cfg.seed, cache.refs, cache.hashes, given_split)
-    store.write_csv("splits.csv", ("sample_id", "group_id", "split"), splits.rows())
-    return splits
 
+    def contents() -> dict[str, str]:
+        progress.log("the data files have other times than when this run began: comparing their content")
+        return content_fingerprints(cfg, source, run)
 
-def content_fingerprints(cfg: LoopConfig, source: Source, store: RunFolder) -> dict[str, str]:
-    """What the images, and the masks of labeled and validation ones, are; see `SampleCache.content_fingerprints`."""
-    cache = open_cache(cfg, source)
-    splits = open_splits(cfg, cache, store)
-    return cache.content_fingerprints((*splits.labeled, *splits.val))
+    if not run.follows:
+        run.claim(cli.to_dict(cfg), source.fingerprint(), contents)
+    task = open_task(cfg, source, run, progress, fabric, mines=method == MINING)
+    data_contents = content_fingerprints(cfg, source, run)
+    run.update_run(**provenance(cfg, task, source, data_contents), stopped_by="interrupted")
+    return task
 
 
 def open_task(
     cfg: LoopConfig,
     source: Source,
-    store: RunFolder,
+    run: RunFolder,
     progress: ProgressReporter,
     fabric: DeviceContext | None = None,
     *,
     mines: bool = True,
 ) -> Task:
-    """Everything a method needs. Masks of labeled and validation images are read here, so that a bad one stops early.
+    """Open everything that a method needs; the unlabeled pool without masks, the test split not at all.
 
-    Where `mines` is false no segmenter is opened, and there may be nothing unlabeled.
+    Masks of labeled and validation images are read here, and `kmine.setup.data_check` looks for faults, so that bad
+    data stop a run before training. Without `mines` no segmenter is opened, and nothing need be unlabeled.
 
-    The unlabeled pool is opened without masks, the test split not at all. What can be seen at once to spoil the result
-    stops here, too (`kmine.setup.data_check`). `fabric` is that of processes that share the run, where they do.
+    Raises:
+        UserError: damaged or missing data, verdicts that do not fit, a missing segmenter or device.
     """
-    given_split = read_split(cfg.data.split_file, source)
-    store.claim_split(given_split.fingerprint if given_split else "")
-    cache = open_cache(cfg, source)
-    splits = open_splits(cfg, cache, store, given_split)
-    bad_masks = cache.decode_masks((*splits.labeled, *splits.val))
-    bad_ids = {s.sample_id for s in bad_masks}
-    labeled, val = ([i for i in ids if i not in bad_ids] for ids in (splits.labeled, splits.val))
-    skipped = [*source.skipped, *cache.skipped, *bad_masks]
-    store.update_run(skipped=[asdict(s) for s in skipped], num_skipped=len(skipped))
-    if skipped:
-        progress.log(
-            f"{len(skipped)} files skipped, listed in run.json; the first: {skipped[0].path}: {skipped[0].problem}"
-        )
-    review = _resolve_review(cfg, splits, cache, store, progress)
-    labeled = [i for i in labeled if i not in review.dropped_labels]
-    labeled += [i for i in splits.unlabeled if i in review.corrected]
-    for name, ids in (("labeled", labeled), ("validation", val)):
-        if not ids:
-            raise UserError(f"no readable {name} image remains; mend the files listed in run.json, or label more")
-    corrected_masks = {i: _reader(path) for i, path in review.corrected.items()}
-    with_masks = [Pool(cache, ids, splits.groups, "true", corrected=corrected_masks) for ids in (labeled, val)]
-    store.update_run(intensity=_intensity(cache, (*splits.labeled, *splits.unlabeled)))
+    data = open_data(cfg, source, run, progress)
+    review = apply_verdicts(cfg, data, run, progress)
+    labeled, unlabeled, val = _open_pools(data, review)
+    run.update_run(intensity=_intensity(data.cache, (*data.splits.labeled, *data.splits.unlabeled)))
     num_classes = len(source.class_names)
-    review_signature = [review.signature] if review.signature else []
-    fingerprint = store.run().get("data_fingerprint") or source.fingerprint()  # of data that were copied since, the old
-    signature = sign(fingerprint, cfg.data.size, cfg.seed, splits.rows(), labeled, val, *review_signature)
-
+    # A run on data that were copied keeps the fingerprint that it began with.
+    fingerprint = run.run().get("data_fingerprint") or source.fingerprint()
+    verdicts = [review.signature] if review.signature else []
+    signature = sign(
+        fingerprint, cfg.data.size, cfg.seed, data.splits.rows(), list(labeled.ids), list(val.ids), *verdicts
+    )
+    examine = partial(find_issues, cfg.data, data.cache, data.splits, data.given_split, num_classes, labeled, val)
+    check_before_training(cfg.data, run, progress, signature, examine)
     model, auxiliary_model = cfg.model.split()
-
-    def examine() -> list[Finding]:
-        return find_issues(cfg.data, cache, splits, given_split, num_classes, *with_masks)
-
-    check_before_training(cfg.data, store, progress, signature, examine)
     return Task(
         cfg=replace(cfg, model=model),
         num_classes=num_classes,
-        labeled=with_masks[0],
-        unlabeled=Pool(cache, [i for i in splits.unlabeled if i not in review.corrected], splits.groups, "withheld"),
-        val=with_masks[1],
-        segmenter=_open_segmenter(cfg, bool(splits.unlabeled), progress) if mines else None,
+        labeled=labeled,
+        unlabeled=unlabeled,
+        val=val,
+        segmenter=_open_segmenter(cfg, bool(data.splits.unlabeled), progress) if mines else None,
         fabric=fabric or open_fabric(cfg),
         signature=signature,
         progress=progress,
-        run=store,
+        run=run,
         auxiliary_model=auxiliary_model,
         review=review,
     )
 
 
-def _resolve_review(
-    cfg: LoopConfig, splits: Splits, cache: SampleCache, store: RunFolder, progress: ProgressReporter
-) -> VerdictEffects:
-    """What the verdicts that the run was given mean for it; a run that has begun is held to them."""
+def open_data(cfg: LoopConfig, source: Source, run: RunFolder, progress: ProgressReporter) -> OpenedData:
+    """Decode all images and the masks of labeled and validation ones, and split; skipped files go to run.json."""
+    given_split = read_split(cfg.data.split_file, source)
+    run.claim_split(given_split.fingerprint if given_split else "")
+    cache = open_cache(cfg, source)
+    splits = open_splits(cfg, cache, run, given_split)
+    bad_masks = cache.decode_masks((*splits.labeled, *splits.val))
+    bad_ids = {s.sample_id for s in bad_masks}
+    labeled, val = ([i for i in ids if i not in bad_ids] for ids in (splits.labeled, splits.val))
+    skipped = [*source.skipped, *cache.skipped, *bad_masks]
+    run.update_run(skipped=[asdict(s) for s in skipped], num_skipped=len(skipped))
+    if skipped:
+        progress.log(
+            f"{len(skipped)} files skipped, listed in run.json; the first: {skipped[0].path}: {skipped[0].problem}"
+        )
+    return OpenedData(cache, splits, given_split, labeled, val)
+
+
+def open_cache(cfg: LoopConfig, source: Source) -> SampleCache:
+    """Decoded images; they are decoded now unless an earlier run did."""
+    folder = Path(cfg.data.cache_dir).expanduser() if cfg.data.cache_dir else None
+    return SampleCache(source, cfg.data.size, folder, cfg.data.on_error)
+
+
+def open_splits(cfg: LoopConfig, cache: SampleCache, run: RunFolder, given_split: GivenSplit | None = None) -> Splits:
+    """Splits of the run's splits.csv; without that file they are drawn and written.
+
+    `given_split` is the split of data.split_file, if it was read before.
+    """
+    saved = run.read_csv("splits.csv")
+    if saved is not None:
+        return Splits.from_rows((r["sample_id"], r["group_id"], r["split"]) for r in saved)
+    given_split = given_split or read_split(cfg.data.split_file, cache.source)
+    splits = resolve_splits(cfg.data, cfg.seed, cache.refs, cache.hashes, given_split)
+    run.write_csv("splits.csv", ("sample_id", "group_id", "split"), splits.rows())
+    return splits
+
+
+def content_fingerprints(cfg: LoopConfig, source: Source, run: RunFolder) -> dict[str, str]:
+    """Fingerprints of images and of labeled and validation masks: `SampleCache.content_fingerprints`."""
+    cache = open_cache(cfg, source)
+    splits = open_splits(cfg, cache, run)
+    return cache.content_fingerprints((*splits.labeled, *splits.val))
+
+
+def apply_verdicts(cfg: LoopConfig, data: OpenedData, run: RunFolder, progress: ProgressReporter) -> VerdictEffects:
+    """Effects of the verdicts file on this run, recorded in run.json; a trained run refuses other verdicts.
+
+    Raises:
+        UserError: verdicts that cannot be read or do not fit, a mask of another size than its image.
+    """
     if cfg.verdicts is None:
         return NO_VERDICTS
+    splits = data.splits
     review = resolve_verdicts(Path(cfg.verdicts), splits.labeled, splits.unlabeled, (*splits.val, *splits.test))
     for sample_id, path in (review.accepted | review.corrected).items():
-        shape, expected = read_mask(path).shape, cache.native_shape(sample_id)
+        shape, expected = read_mask(path).shape, data.cache.native_shape(sample_id)
         if shape != expected:
-            raise UserError(f"{path}: expected a mask of {expected} for {sample_id}, got {shape}; correct it anew")
-    store.claim_verdicts(review.signature)
-    store.update_run(verdicts={"file": cfg.verdicts, **review.summary()})
+            raise UserError(f"{path}: expected a mask of {expected} for {sample_id}, got {shape}; correct it again")
+    run.claim_verdicts(review.signature)
+    run.update_run(verdicts={"file": cfg.verdicts, **review.summary()})
     counts = ", ".join(f"{count} {kind}" for kind, count in review.summary().items() if count)
-    progress.log(f"verdicts of {cfg.verdicts}: {counts or 'none that says anything'}")
+    progress.log(f"verdicts of {cfg.verdicts}: {counts or 'none with an effect'}")
     return review
+
+
+def _open_pools(data: OpenedData, review: VerdictEffects) -> tuple[Pool, Pool, Pool]:
+    """Labeled, unlabeled and validation images; the unlabeled ones without masks."""
+    labeled = [i for i in data.labeled if i not in review.dropped_labels]
+    labeled += [i for i in data.splits.unlabeled if i in review.corrected]
+    for name, ids in (("labeled", labeled), ("validation", data.val)):
+        if not ids:
+            raise UserError(f"no readable {name} image remains; mend the files listed in run.json, or label more")
+    corrected = {i: _reader(path) for i, path in review.corrected.items()}
+    unlabeled = [i for i in data.splits.unlabeled if i not in review.corrected]
+    groups = data.splits.groups
+    return (
+        Pool(data.cache, labeled, groups, "true", corrected=corrected),
+        Pool(data.cache, unlabeled, groups, "withheld"),
+        Pool(data.cache, data.val, groups, "true", corrected=corrected),
+    )
 
 
 def _reader(path: Path) -> MaskReader:
@@ -151,39 +216,52 @@ def _reader(path: Path) -> MaskReader:
 
 
 def _intensity(cache: SampleCache, ids: Sequence[str]) -> dict[str, Any]:
-    """How bright the training images are: `kmine.predict` warns of those that are far from it."""
+    """Brightness ranges of the training images; `kmine.predict` warns of images outside them."""
     every = -(-len(ids) // MAX_IMAGES)
     return intensity_ranges(cache.image_resized(sample_id) for sample_id in sorted(ids)[:: max(1, every)])
 
 
-def open_for_test(cfg: LoopConfig, source: Source, store: RunFolder) -> tuple[Pool, LocalModel, dict[str, Any]]:
-    """The test split with its masks, a model to load weights into, and further arguments of `evaluate_checkpoint`.
+@dataclass(frozen=True)
+class Evaluator:
+    """Test split of a run with its masks, and its local model, into which any checkpoint is loaded."""
 
-    For `kmine.compare` alone. Damaged masks stop it, or are left out with `--data.on_error skip`, as in training.
+    pool: Pool
+    model: LocalModel
+    batch_size: int
+    fabric: SingleDevice
+
+    def evaluate(self, weights: Mapping[str, Tensor]) -> Metrics:
+        """Metrics of a checkpoint, a case an image, in the frames of the images."""
+        return evaluate_checkpoint(self.pool, self.model, weights, batch_size=self.batch_size, fabric=self.fabric)
+
+
+def open_for_test(cfg: LoopConfig, source: Source, run: RunFolder) -> Evaluator:
+    """Open the test split, for `kmine.compare` only. `--data.on_error skip` leaves out damaged masks, as in training.
+
+    Raises:
+        UserError: the run has no test split, or a damaged mask.
     """
     cache = open_cache(cfg, source)
-    splits = open_splits(cfg, cache, store)
+    splits = open_splits(cfg, cache, run)
     if not splits.test:
-        raise UserError(
-            f"{store.root}: the run has no test split (data.test_fraction 0); there is nothing to compare on"
-        )
+        raise UserError(f"{run.root}: the run has no test split (data.test_fraction 0); nothing to compare on")
     bad = {s.sample_id for s in cache.decode_masks(splits.test)}
     pool = Pool(cache, [i for i in splits.test if i not in bad], splits.groups, "true")
-    fabric = _single_device(cfg)
+    fabric = SingleDevice(resolve_device(cfg.device))
     model = build_model(cfg.model.split()[0], len(source.class_names), cfg.seed, pretrained=False).to(fabric.device)
-    return pool, model, {"batch_size": cfg.infer.batch_size, "fabric": fabric}
+    return Evaluator(pool, model, cfg.infer.batch_size, fabric)
 
 
-def open_for_audit(cfg: LoopConfig, source: Source, store: RunFolder, progress: ProgressReporter) -> Task:
-    """A finished run once more, without a segmenter: nobody is asked. The unlabeled pool withholds its masks."""
-    return open_task(replace(cfg, rounds=0), source, store, progress, _single_device(cfg))
+def open_for_audit(cfg: LoopConfig, source: Source, run: RunFolder, progress: ProgressReporter) -> Task:
+    """Task of a finished run without a segmenter; the unlabeled pool withholds its masks."""
+    return open_task(replace(cfg, rounds=0), source, run, progress, SingleDevice(resolve_device(cfg.device)))
 
 
 def open_withheld(task: Task, source: Source) -> Pool:
-    """The unlabeled images that have a mask, with it. For `kmine.audit` alone, where it was asked to; run.json says so.
+    """Masked unlabeled images with their masks, for `kmine.audit --with_withheld` only; run.json logs the opening.
 
     Raises:
-        UserError: when none of them has a mask.
+        UserError: no unlabeled image has a mask.
     """
     pool = open_truth(task, source)
     if not len(pool):
@@ -194,10 +272,9 @@ def open_withheld(task: Task, source: Source) -> Pool:
 
 
 def open_truth(task: Task, source: Source) -> Pool:
-    """The unlabeled images of a task that have a mask, with their true masks: for the oracle and for audits alone.
+    """Masked unlabeled images of a task with their true masks, for the oracle and for audits only.
 
-    Nothing below this floor can call it, so no method can. Damaged masks stop it, or are left out with
-    `--data.on_error skip`.
+    Methods import only from lower layers, so none can call it. `--data.on_error skip` leaves out damaged masks.
     """
     cache = open_cache(task.cfg, source)
     masked = [i for i in task.unlabeled.ids if cache.ref(i).has_mask]
@@ -206,10 +283,15 @@ def open_truth(task: Task, source: Source) -> Pool:
     return Pool(cache, ids, {i: task.unlabeled.group_of(i) for i in ids}, "true")
 
 
-def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool, progress: ProgressReporter) -> Any:
+def open_fabric(cfg: LoopConfig) -> Fabric:
+    """Device and precision; processes that share the run are joined."""
+    return make_fabric(str(resolve_device(cfg.device)), cfg.fit.precision)
+
+
+def _open_segmenter(cfg: LoopConfig, has_unlabeled: bool, progress: ProgressReporter) -> Segmenter | None:
     if cfg.rounds == 0:
         return None
-    if not anything_to_mine:
+    if not has_unlabeled:
         if cfg.data.split_file is not None:
             raise UserError(
                 f"nothing to mine: the splits of data.split_file {cfg.data.split_file} leave no unlabeled image; make "
@@ -220,28 +302,5 @@ def _open_segmenter(cfg: LoopConfig, anything_to_mine: bool, progress: ProgressR
             f"nothing to mine: data.{drawn_by} {getattr(cfg.data, drawn_by)} leaves no unlabeled image; "
             "lower it, or train on the labels alone with --rounds 0"
         )
-    return open_segmenter(cfg.segmenter, device=_device(cfg.device), offline=cfg.offline, log=progress.log)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device: expected a GPU for {name!r}, none is there; use --device cpu or auto")
-    number = name.partition(":")[2]
-    if number and int(number) >= torch.cuda.device_count():
-        raise UserError(f"device: expected one of {torch.cuda.device_count()} GPUs, cuda:0 first, got {name!r}")
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
-
-
-def open_fabric(cfg: LoopConfig) -> Fabric:
-    """Device and precision; where several processes share a run, this one joins the others."""
-    return make_fabric(_device(cfg.device), cfg.fit.precision)
-
-
-def _single_device(cfg: LoopConfig) -> SingleDevice:
-    import torch
-
-    return SingleDevice(torch.device(_device(cfg.device)))
+    device = str(resolve_device(cfg.device))
+    return open_segmenter(cfg.segmenter, device=device, offline=cfg.offline, log=progress.log)

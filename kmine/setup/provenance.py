@@ -1,4 +1,4 @@
-"""What made a run: versions, commit, memory, parameters."""
+"""Provenance of a run for run.json: command, versions, commit, data; time, memory and parameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typing import Any
 from kmine.config import LoopConfig
 from kmine.data.source import Source
 from kmine.models.build import build_model
-from kmine.setup.open import content_fingerprints
 from kmine.store.run_folder import FOLD_TRAININGS, RunFolder
 from kmine.training.task import Task
 
@@ -34,33 +33,33 @@ PACKAGES = (
     "pydicom",
     "monai",
 )
-"""Whose versions run.json records."""
+"""Packages whose versions run.json records."""
 
 
 def count_parameters(task: Task) -> int:
-    """Of the local model."""
+    """Number of parameters of the task's local model."""
     model = build_model(task.cfg.model, task.num_classes, task.cfg.seed, pretrained=False)
     return sum(p.numel() for p in model.parameters())
 
 
 @contextmanager
-def preparing(store: RunFolder) -> Iterator[None]:
-    """Book in run.json the seconds of what is prepared inside: adapting, calibrating. Trainings book their own.
+def preparing(run: RunFolder) -> Iterator[None]:
+    """Add the seconds of the block (adaptation, calibration) to run.json, without those of trainings inside it.
 
-    They add up over the sessions of a run; what an earlier session left unfinished is not in them.
+    Trainings record their own. Seconds add up over the sessions of a run; interrupted sessions do not count.
     """
 
     def trained() -> float:
-        return sum(store.training_seconds(pattern) for pattern in (*FOLD_TRAININGS, "round_00"))
+        return sum(run.training_seconds(pattern) for pattern in (*FOLD_TRAININGS, "round_00"))
 
-    before, began, earlier = trained(), time.perf_counter(), store.run().get("preparation_seconds", 0.0)
+    before, began, earlier = trained(), time.perf_counter(), run.run().get("preparation_seconds", 0.0)
     yield
     spent = time.perf_counter() - began - (trained() - before)
-    store.update_run(preparation_seconds=round(earlier + max(0.0, spent), 1))
+    run.update_run(preparation_seconds=round(earlier + max(0.0, spent), 1))
 
 
-def provenance(cfg: LoopConfig, task: Task, source: Source) -> dict[str, Any]:
-    """What run.json says of where the numbers come from."""
+def provenance(cfg: LoopConfig, task: Task, source: Source, data_contents: dict[str, str]) -> dict[str, Any]:
+    """Fields of run.json on the origin of the run; `data_contents` are the fingerprints of images and masks."""
     import torch
 
     return {
@@ -75,14 +74,14 @@ def provenance(cfg: LoopConfig, task: Task, source: Source) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "data_contents": content_fingerprints(cfg, source, task.run),
+        "data_contents": data_contents,
         "splits": {"labeled": len(task.labeled), "unlabeled": len(task.unlabeled), "val": len(task.val)},
     }
 
 
 def git_commit() -> str:
-    """Commit of kmine's own checkout, `+` appended where files differ from it; `none` outside one."""
-    package_dir = Path(__file__).parents[1]  # the package
+    """Commit of kmine's own checkout, with `+` if files differ from it; `none` outside a checkout."""
+    package_dir = Path(__file__).parents[1]
     try:
         git = ["git", "-C", str(package_dir)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
@@ -95,13 +94,13 @@ def git_commit() -> str:
 
 
 def forget_peak_memory() -> None:
-    """Let the peak begin anew at what is held now, where the system can (Linux)."""
+    """Reset the peak to the memory in use, on systems that support it (Linux)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_mb() -> int:
-    """Peak resident memory of this process so far, or since `forget_peak_memory`, in MB."""
+    """Peak resident memory of this process in MB, since its start or `forget_peak_memory`."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 

@@ -1,4 +1,4 @@
-"""`python -m kmine.sweep`: methods, models, label fractions and seeds, each in a run folder; one table, sweep.csv."""
+"""`python -m kmine.sweep`: a run folder per method, model, label fraction and seed; one table, sweep.csv."""
 
 from __future__ import annotations
 
@@ -10,35 +10,25 @@ from pathlib import Path
 from kmine import cli
 from kmine.config.sweep import MINING, SweepConfig
 from kmine.segmenters import fetch_weights
-from kmine.sweep.plan import (
-    claim,
-    describe,
-    make_plan,
-    write_table,
-)
-from kmine.sweep.trials import (
-    Trial,
-    config_of,
-    is_finished,
-    state_of,
-)
+from kmine.sweep.plan import claim, describe, make_plan, write_table
+from kmine.sweep.trials import Trial, config_of, is_finished, state_of
 from kmine.sweep.workers import work, work_in_processes
 
 DESCRIPTION = """Train every method with every model, label fraction and seed at equal optimizer steps, each into a run
-folder of its own, and keep one table, sweep.csv, which kmine.compare takes to the test split. The same command again
-goes on where it stopped and tries failed cells once more; started twice, it shares the work. Every setting of
-kmine.loop is one of the sweep, too. Exit code 1: some cells failed."""
+folder of its own, and keep one table, sweep.csv, which kmine.compare evaluates on the test split. The same command
+again resumes and retries failed trials; started twice, it shares the work. Every setting of kmine.loop is also a
+setting of the sweep. Exit code 1: some trials failed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; returns its exit code."""
     prog = "kmine sweep"
     cfg = cli.parse(SweepConfig, sys.argv[1:] if argv is None else argv, prog=prog, description=DESCRIPTION)
     return cli.guarded(prog, lambda: run_sweep(cfg))
 
 
 def run_sweep(cfg: SweepConfig) -> int:
-    """Do what is left of the sweep that `cfg` describes; 1 where a cell failed, else 0."""
+    """Run or resume the sweep of `cfg`; returns 1 if a trial failed, else 0."""
     terminal, since = cli.Terminal(), time.time()
     plan, source = make_plan(cfg)
 
@@ -70,8 +60,8 @@ def run_sweep(cfg: SweepConfig) -> int:
 
 
 def _fetch_weights(cfg: SweepConfig, trials: Sequence[Trial]) -> None:
-    """Before any cell is begun: several processes would fetch one file, and a missing one would fail cell by cell."""
-    if cfg.backend == "ray":  # its machines have weights of their own
+    """Download weights before the first trial; parallel trials would download one file at the same time."""
+    if cfg.backend == "ray":  # its nodes have their own weights
         return
     mining = {trial.model: trial for trial in trials if trial.method == MINING}
     for trial in mining.values():
@@ -85,11 +75,11 @@ def _summarize(cfg: SweepConfig, trials: Sequence[Trial], terminal: cli.Terminal
     failed = {trial: state for trial, state in states.items() if state.get("status") == "failed"}
     for trial, state in failed.items():
         terminal.log(f"failed: {trial}: {state['error']}")
-    terminal.log(f"{len(trials) - len(failed)} of {len(trials)} cells done; table: {Path(cfg.out) / 'sweep.csv'}")
+    terminal.log(f"{len(trials) - len(failed)} of {len(trials)} trials done; table: {Path(cfg.out) / 'sweep.csv'}")
     if failed:
-        terminal.log("the same command tries the failed cells once more")
+        terminal.log("the same command retries the failed trials")
     terminal.log(f"on the test split: python -m kmine.compare {cfg.out}")
-    assert all(is_finished(state, 0) for state in states.values()), "nothing is left when the work has ended"
+    assert all(is_finished(state, 0) for state in states.values()), "every trial is finished when the workers end"
     return int(bool(failed))
 
 

@@ -1,8 +1,8 @@
-"""What a sweep has to do, what is done of it, and its table: sweep.csv, written from the cells' own files.
+"""Plan of a sweep, its folder and its table sweep.csv, which is written from the states of the trials.
 
-SWEEP/config.yaml   the settings
-      sweep.json    the data's fingerprint; the cells, in the order of the plan
-      sweep.csv     one row a cell that is done or failed, in that order
+SWEEP/config.yaml   settings
+      sweep.json    fingerprint of the data; trials in the order of the plan
+      sweep.csv     a row for each trial that is done or failed, in that order
       cells/        see kmine.sweep.trials
 """
 
@@ -33,15 +33,7 @@ from kmine.io.files import UNFINISHED, read_json, write_atomic, write_json
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
 from kmine.store.settings import RESUMABLE_CHANGES
-from kmine.sweep.trials import (
-    State,
-    Trial,
-    config_of,
-    data_of,
-    is_finished,
-    state_of,
-    trial_dir,
-)
+from kmine.sweep.trials import State, Trial, config_of, data_of, is_finished, state_of, trial_dir
 
 COLUMNS = (
     *("method", "model", "label_fraction", "seed", "status", "error", "run", "num_labeled", "num_unlabeled", "steps"),
@@ -49,28 +41,28 @@ COLUMNS = (
 )
 VARIED = ("methods", "models", "fractions", "seeds", "set", "seed", "baseline", "model.name", "data.label_fraction")
 EXECUTION_SETTINGS = ("processes", "backend", "address", "dry_run")
-"""Settings that may differ when a sweep is taken up again: more cells may come, and how they are done changes none."""
+"""Settings of the execution; they and `VARIED` may differ when a sweep is resumed."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done."""
+    """Trials of a command."""
 
     trials: list[Trial]
-    """In the order of the work: seed by seed, so that early rows are a small sweep of their own."""
+    """In the order of training: seed by seed, so that the first rows are a complete small sweep."""
     skipped: list[tuple[Trial, str]]
-    """Cells that cannot be, and why."""
+    """Impossible trials and the reason."""
     sizes: dict[tuple[float, int], tuple[int, int]]
     """(label fraction, seed) -> numbers of labeled and unlabeled images."""
 
 
 def make_plan(cfg: SweepConfig) -> tuple[Plan, Source]:
-    """The plan of a sweep and its data set; every image is decoded (once, ever), no mask.
+    """Plan a sweep and open its data set; images are decoded unless they are cached, masks are not.
 
     Raises:
-        UserError: whatever is wrong for all cells alike: names, settings, data, splits.
+        UserError: names, settings, data or splits that would fail every trial.
     """
-    source = _refused_early(cfg)
+    source = _preflight_all(cfg)
     splits = dict(_splits(cfg, source))
     trials, skipped = [], []
     masked = {ref.sample_id for ref in source.refs() if ref.has_mask}
@@ -78,9 +70,9 @@ def make_plan(cfg: SweepConfig) -> tuple[Plan, Source]:
         trial, unlabeled = Trial(method, model, fraction, seed), splits[fraction, seed].unlabeled
         reason = ""
         if method != "supervised" and not unlabeled:
-            reason = "nothing is unlabeled, so there is nothing but supervised"
+            reason = "nothing is unlabeled, so only supervised is possible"
         elif method == ORACLE and masked.isdisjoint(unlabeled):
-            reason = "no unlabeled image has a mask, so the oracle knows nothing"
+            reason = "no unlabeled image has a mask for the oracle"
         if reason:
             skipped.append((trial, reason))
         else:
@@ -91,8 +83,8 @@ def make_plan(cfg: SweepConfig) -> tuple[Plan, Source]:
     return Plan(trials, skipped, sizes), source
 
 
-def _refused_early(cfg: SweepConfig) -> Source:
-    """The data set, once names and settings of all methods and models were looked at."""
+def _preflight_all(cfg: SweepConfig) -> Source:
+    """Check names and settings of all methods and models; returns the data set."""
     own, source = cfg.own_settings(), None
     for method, model in product(cfg.methods, cfg.models):
         loop = config_of(cfg, Trial(method, model, cfg.fractions[0], cfg.seeds[0]))
@@ -103,17 +95,17 @@ def _refused_early(cfg: SweepConfig) -> Source:
 
 
 def _splits(cfg: SweepConfig, source: Source) -> Iterator[tuple[tuple[float, int], Splits]]:
-    """The splits of each fraction and seed, as each cell will draw them."""
+    """Splits of each fraction and seed, as the trials will draw them."""
     data = cfg.data
     given_split = read_split(data.split_file, source)
     if given_split is not None and given_split.rows is not None:
         raise UserError(
-            f"data.split_file {data.split_file}: expected who is for training, validation and test, got the splits of "
-            "a run, which say who is labeled, too; a sweep draws that: give a table of sample_id,split"
+            f"data.split_file {data.split_file}: expected training, validation and test images, got the splits of a "
+            "run with its labeled images, which a sweep draws itself; give a table of sample_id,split"
         )
     cache = SampleCache(source, data.size, Path(data.cache_dir).expanduser() if data.cache_dir else None, data.on_error)
     refs = [ref for ref in cache.refs if given_split is None or ref.sample_id in given_split.sides]
-    refs = list(merge_duplicates(refs, cache.hashes, data.duplicate_distance))  # slow for many images: once for all
+    refs = list(merge_duplicates(refs, cache.hashes, data.duplicate_distance))  # slow for many images
     for fraction, seed in product(cfg.fractions, cfg.seeds):
         drawn = replace(data_of(cfg, fraction), duplicate_distance=-1)
         yield (fraction, seed), resolve_splits(drawn, seed, refs, cache.hashes, given_split)
@@ -124,7 +116,7 @@ def _splits(cfg: SweepConfig, source: Source) -> Iterator[tuple[tuple[float, int
 
 @contextmanager
 def _locked(out: str | Path) -> Iterator[Path]:
-    """The folder of the sweep, while no other process writes its table or takes it."""
+    """Lock the folder of the sweep against other processes that claim it or write its table."""
     root = Path(out)
     with user_errors(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -135,18 +127,18 @@ def _locked(out: str | Path) -> Iterator[Path]:
 
 
 def claim(cfg: SweepConfig, plan: Plan, source: Source) -> list[Trial]:
-    """Take the folder for these settings and data, or refuse; all cells of the folder, those of earlier commands first.
+    """Claim the folder for these settings and data; returns all its trials, those of earlier commands first.
 
-    More methods, models, fractions and seeds may come to a sweep. One in which nothing was trained yet gives way.
+    Methods, models, fractions and seeds may be added. If nothing was trained yet, changed settings overwrite the old.
 
     Raises:
-        UserError: naming the field that differs.
+        UserError: other settings or data; names the field that differs.
     """
     with _locked(cfg.out) as root:
         if (root / "run.json").exists():
             raise UserError(f"{root} holds a run of kmine.loop; choose another --out")
         for path in root.glob(f".*{UNFINISHED}"):
-            path.unlink()  # what a killed process left of a file it was writing
+            path.unlink()  # unfinished writes of a killed process
         previous, trials, fingerprint = read_json(root / "sweep.json") or {}, [], source.fingerprint()
         if any(root.glob("cells/**/*.safetensors")):
             trials = [Trial(*values) for values in previous.get("cells", [])]
@@ -161,7 +153,7 @@ def claim(cfg: SweepConfig, plan: Plan, source: Source) -> list[Trial]:
 
 
 def _refuse_other(cfg: SweepConfig, root: Path, previous: Mapping[str, Any], trials: Sequence[Trial]) -> None:
-    """Refuse settings that are not those of the cells that are there."""
+    """Raise `UserError` if the settings differ from those of the existing trials."""
     try:
         before = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
         old, new = cli.flat(before), cli.flat(cli.to_dict(cfg))
@@ -184,7 +176,7 @@ def _refuse_other(cfg: SweepConfig, root: Path, previous: Mapping[str, Any], tri
 
 
 def _same_data(cfg: SweepConfig, root: Path, previous: str, source: Source, trials: Sequence[Trial]) -> str:
-    """The fingerprint that the sweep began with, where the files are the same or were copied; else refuse."""
+    """Fingerprint that the sweep began with, if the data are the same or copies; else raises `UserError`."""
     if previous == source.fingerprint():
         return previous
     for trial in trials:
@@ -193,7 +185,7 @@ def _same_data(cfg: SweepConfig, root: Path, previous: str, source: Source, tria
         if stored_contents is not None:
             from kmine.setup.open import content_fingerprints
 
-            # It is read, not held: another process may be at it.
+            # Without a lock: another process may be training there.
             if content_fingerprints(config_of(cfg, trial), source, RunFolder(folder, follows=True)) == stored_contents:
                 return previous
             break
@@ -204,7 +196,7 @@ def _same_data(cfg: SweepConfig, root: Path, previous: str, source: Source, tria
 
 
 def write_table(out: str | Path, trials: Sequence[Trial]) -> None:
-    """Write sweep.csv anew, from what every cell says of itself: whoever writes last, no row is lost."""
+    """Write sweep.csv from the states of all trials, so that concurrent writers lose no row."""
     with _locked(out) as root:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -217,16 +209,16 @@ def write_table(out: str | Path, trials: Sequence[Trial]) -> None:
         write_atomic(root / "sweep.csv", text.getvalue().encode())
 
 
-# -- in words
+# -- text
 
 
 def describe(plan: Plan, states: Mapping[Trial, State], since: float, processes: int) -> Iterator[str]:
-    """The plan, line by line; `states` of its cells."""
+    """Lines that describe the plan; `states` are those of its trials."""
     done = sum(state.get("status") == "done" for state in states.values())
     failed = sum(state.get("status") == "failed" for state in states.values())
     yield (
-        f"{len(plan.trials)} cells, {done} of them done"
-        + (f", {failed} failed before and tried again" if failed else "")
+        f"{len(plan.trials)} trials, {done} of them done"
+        + (f", {failed} failed before and are retried" if failed else "")
         + (f"; {len(plan.skipped)} skipped" if plan.skipped else "")
     )
     fractions: dict[float, list[tuple[int, int]]] = {}
@@ -240,12 +232,12 @@ def describe(plan: Plan, states: Mapping[Trial, State], since: float, processes:
         seeds = " ".join(dict.fromkeys(str(trial.seed) for trial in matching))
         shares = " ".join(dict.fromkeys(f"{trial.label_fraction:g}" for trial in matching))
         finished = sum(states[trial].get("status") == "done" for trial in matching)
-        yield f"  {method}, {model}: fractions {shares}, seeds {seeds}: {len(matching)} cells, {finished} done"
+        yield f"  {method}, {model}: fractions {shares}, seeds {seeds}: {len(matching)} trials, {finished} done"
     for method, fraction, reason in dict.fromkeys(
         (trial.method, trial.label_fraction, reason) for trial, reason in plan.skipped
     ):
         yield f"  skipped: {method} at {fraction:g} of the labels: {reason}"
-    yield f"time to go: {time_left(plan.trials, states, since, processes)}"
+    yield f"time left: {time_left(plan.trials, states, since, processes)}"
 
 
 def _span(numbers: Sequence[int]) -> str:
@@ -254,7 +246,7 @@ def _span(numbers: Sequence[int]) -> str:
 
 
 def time_left(trials: Sequence[Trial], states: Mapping[Trial, State], since: float, processes: int) -> str:
-    """How long the rest will take, from what done cells of the same method took; in words."""
+    """Remaining time as text, estimated from finished trials of the same methods."""
     took: dict[str, list[float]] = {}
     for trial in trials:
         if states[trial].get("status") == "done":
@@ -265,7 +257,7 @@ def time_left(trials: Sequence[Trial], states: Mapping[Trial, State], since: flo
     if not remaining:
         return "none"
     if len(unknown) == len({trial.method for trial in remaining}):
-        return "not known yet, no cell like them is done"
+        return "not known yet, no trial of these methods is done"
     estimate = f"about {_duration(seconds / min(processes, len(remaining)))}"
     return f"{estimate} without {', '.join(unknown)}, not known yet" if unknown else estimate
 

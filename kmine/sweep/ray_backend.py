@@ -1,4 +1,4 @@
-"""Cells spread over a Ray cluster; sole home of ray. All nodes see the folder of the sweep, the data and kmine."""
+"""Trials on a Ray cluster; the only module that imports ray. All nodes share the sweep's folder, the data and kmine."""
 
 from __future__ import annotations
 
@@ -16,16 +16,7 @@ from kmine.errors import UserError
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import BusyError, RunFolder
 from kmine.sweep.plan import write_table
-from kmine.sweep.trials import (
-    Trial,
-    TrialLog,
-    config_of,
-    is_finished,
-    run_trial,
-    save_failure,
-    state_of,
-    trial_dir,
-)
+from kmine.sweep.trials import Trial, config_of, is_finished, save_failure, state_of, trial_dir
 from kmine.sweep.workers import POLL_SECONDS, report_finished, siblings
 
 BUSY = "busy"
@@ -34,19 +25,19 @@ BUSY = "busy"
 def work_on_ray(
     cfg: SweepConfig, trials: Sequence[Trial], table_trials: Sequence[Trial], since: float, terminal: cli.Terminal
 ) -> None:
-    """Do what is left of `trials` as tasks of one CPU (and one GPU, where the cluster has any and it is wanted) each.
+    """Train the unfinished of `trials` as Ray tasks of one CPU each, and one GPU if the cluster has any.
 
-    Without `cfg.address` a cluster of `cfg.processes` workers is started here, and ended with the work. Arguments as of
+    Without `cfg.address` a cluster of `cfg.processes` workers is started, and stopped at the end. Arguments: see
     `kmine.sweep.workers.work`.
 
     Raises:
-        UserError: ray is not installed, or there is no cluster at the address.
+        UserError: ray is not installed, or no cluster at the address.
     """
     ray = _ray()
     started = _connect(ray, cfg)
     cfg = replace(cfg, out=str(Path(cfg.out).resolve()))
     gpus = 1 if cfg.device != "cpu" and ray.cluster_resources().get("GPU") else 0
-    # A cell that takes its process down would do so again; the next command tries it once more.
+    # No retries: a trial that crashes its process would crash again; the next command retries it.
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_remote_trial)
     remaining = [trial for trial in trials if not is_finished(state_of(cfg.out, trial), since)]
     finished, count = set(trials) - set(remaining), max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -74,7 +65,7 @@ def work_on_ray(
 
 
 def interleave(trials: Sequence[Trial]) -> list[Trial]:
-    """The first cell of each kin, then the second of each, and so on: what is shared is made before it is wanted."""
+    """First trials of all groups of siblings, then second ones, and so on, so that round 0 is ready to be shared."""
     num_seen: dict[Any, int] = {}
     turns = []
     for trial in trials:
@@ -84,23 +75,25 @@ def interleave(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def run_remote_trial(cfg: SweepConfig, trial: Trial, siblings: list[Trial], since: float, folder: str) -> str:
-    """One cell on some node; `folder` is where relative paths of the settings begin. Returns how it ended."""
+    """Train one trial on a node; returns its status. Relative paths of the settings start at `folder`."""
+    from kmine.sweep.training import TrialLog, run_trial
+
     os.chdir(folder)
     try:
-        store = RunFolder(trial_dir(cfg.out, trial))
+        run = RunFolder(trial_dir(cfg.out, trial))
     except BusyError:
         return BUSY
     try:
         if not is_finished(state_of(cfg.out, trial), since):
             source = preflight(config_of(cfg, trial))
-            run_trial(cfg, trial, siblings, store, source, TrialLog(store.root / "log.txt"))
+            run_trial(cfg, trial, siblings, run, source, TrialLog(run.root / "log.txt"))
     finally:
-        store.close()
+        run.close()
     return state_of(cfg.out, trial).get("status", "")
 
 
 def _outcome(ray: Any, done: Any, cfg: SweepConfig, trial: Trial) -> str:
-    """How a task ended; where it broke off, the cell is booked as failed."""
+    """Result of a task; a crashed one is recorded as a failed trial."""
     try:
         return ray.get(done)
     except ray.exceptions.RayError as error:
@@ -112,7 +105,7 @@ def _outcome(ray: Any, done: Any, cfg: SweepConfig, trial: Trial) -> str:
 
 
 def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing reaches the network unasked
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no network access unless requested
     try:
         import ray
     except ImportError as error:
@@ -123,23 +116,23 @@ def _ray() -> Any:
 
 
 def _connect(ray: Any, cfg: SweepConfig) -> bool:
-    """Whether a cluster was started or joined here, which is then to be left."""
+    """Start or join a cluster; False if this process is already connected."""
     if ray.is_initialized():
         return False
     local = {} if cfg.address else {"num_cpus": cfg.processes, "include_dashboard": False}
     try:
-        _refuse_silence(cfg.address or "")
+        _check_reachable(cfg.address or "")
         ray.init(address=cfg.address or "local", log_to_driver=False, logging_level="error", **local)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"address: expected a Ray cluster at {cfg.address or 'this machine'}, cannot reach it ({error}); start one "
-            "with `ray start --head`, or leave --address out"
+            "with `ray start --head`, or omit --address"
         ) from error
     return True
 
 
-def _refuse_silence(address: str) -> None:
-    """Ray itself tries for minutes, where nobody answers at HOST:PORT. Raises `OSError`."""
+def _check_reachable(address: str) -> None:
+    """Raise `OSError` if nothing listens at HOST:PORT; ray itself would retry for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()

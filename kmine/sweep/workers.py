@@ -1,4 +1,4 @@
-"""Cells one after another in this process, or in several: each takes the next cell that nobody is at."""
+"""Trials one after another in this process, or in several; each claims the next free trial."""
 
 from __future__ import annotations
 
@@ -18,19 +18,10 @@ from kmine.data.source import Source
 from kmine.errors import UserError
 from kmine.setup.preflight import preflight
 from kmine.sweep.plan import time_left, write_table
-from kmine.sweep.trials import (
-    Trial,
-    TrialLog,
-    claim_next,
-    config_of,
-    is_finished,
-    record_crash,
-    run_trial,
-    state_of,
-)
+from kmine.sweep.trials import State, Trial, claim_next, config_of, is_finished, record_crash, state_of
 
 POLL_SECONDS = 2.0
-"""Seconds between two looks at cells that another command is at."""
+"""Interval of polling for trials that run in other processes."""
 
 
 def work(
@@ -41,14 +32,14 @@ def work(
     terminal: cli.Terminal,
     source: Source,
 ) -> None:
-    """Do in this process what is left of `trials`; cells that another process is at are waited for.
+    """Train the unfinished of `trials` in this process; wait for those that run in other processes.
 
     Args:
-        cfg: of the sweep.
-        trials: what is to be done.
-        table_trials: all cells of the table.
-        since: when the command began, seconds of the epoch: what failed later is not tried again.
-        terminal: shows the plan's progress and the rounds'.
+        cfg: settings of the sweep.
+        trials: trials of the plan.
+        table_trials: all trials of the table.
+        since: start of the command, epoch seconds; trials that failed later are not retried.
+        terminal: shows progress.
         source: the data set.
     """
     waiting = False
@@ -56,32 +47,34 @@ def work(
         claimed = claim_next(cfg.out, trials, since)
         if claimed is None:
             if not waiting:
-                terminal.log(f"{len(remaining)} cells are in the hands of another process; waiting for it")
+                terminal.log(f"{len(remaining)} trials are running in another process; waiting")
             waiting = True
             time.sleep(POLL_SECONDS)
             continue
-        waiting, (trial, store) = False, claimed
+        from kmine.sweep.training import run_trial
+
+        waiting, (trial, run) = False, claimed
         states = {other: state_of(cfg.out, other) for other in trials}
         terminal.log(
-            f"cell {len(trials) - len(remaining) + 1} of {len(trials)}: {trial}; time to go: "
+            f"trial {len(trials) - len(remaining) + 1} of {len(trials)}: {trial}; time left: "
             f"{time_left(trials, states, since, 1)}"
         )
         try:
-            state = run_trial(cfg, trial, siblings(trial, table_trials), store, source, terminal)
+            state = run_trial(cfg, trial, siblings(trial, table_trials), run, source, terminal)
         finally:
             terminal.stop()
-            store.close()
+            run.close()
         write_table(cfg.out, table_trials)
         terminal.log(f"{trial}: {outcome(state)}")
 
 
 def siblings(trial: Trial, trials: Sequence[Trial]) -> list[Trial]:
-    """The others with the same round 0."""
+    """Other trials that share round 0 with `trial`."""
     return [other for other in trials if other.share_key == trial.share_key and other != trial]
 
 
-def outcome(state: dict[str, Any]) -> str:
-    """How a cell ended, in words."""
+def outcome(state: State) -> str:
+    """Result of a finished trial as text."""
     if state.get("status") != "done":
         return f"failed: {state.get('error', 'unknown')}"
     dice = state.get("val_dice")
@@ -94,9 +87,9 @@ def outcome(state: dict[str, Any]) -> str:
 def work_in_processes(
     cfg: SweepConfig, trials: Sequence[Trial], table_trials: Sequence[Trial], since: float, terminal: cli.Terminal
 ) -> None:
-    """The same in `cfg.processes` workers; one that crashes costs its cell, and another takes its place.
+    """`work` in `cfg.processes` workers; a crash fails one trial, and a new worker replaces the crashed one.
 
-    Where there are several GPUs, and none is named, the workers are dealt out among them.
+    Workers are spread over the GPUs unless `device` names one.
     """
     context = multiprocessing.get_context("spawn")
     count = min(cfg.processes, len(trials))
@@ -105,8 +98,8 @@ def work_in_processes(
 
     def begin() -> None:
         gpu = least_used(gpus, list(workers.values()))
-        surroundings = {"OMP_NUM_THREADS": str(max(1, _all_threads() // count))}
-        with _environment(surroundings | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})):
+        environment = {"OMP_NUM_THREADS": str(max(1, _all_threads() // count))}
+        with _environment(environment | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})):
             worker = context.Process(target=_worker, args=(cfg, list(trials), list(table_trials), since))
             worker.start()
         workers[worker] = gpu
@@ -130,20 +123,20 @@ def work_in_processes(
 
 
 def _crashed(cfg: SweepConfig, trials: Sequence[Trial], table_trials: Sequence[Trial], worker: Any) -> bool:
-    """Book the death of a worker on the cell that it was at; whether to begin another.
+    """Record the crash of a worker on its trial; returns True: start another worker.
 
     Raises:
-        UserError: it was at none, so the next would fare no better.
+        UserError: the worker had no trial yet, so another would crash as well.
     """
     trial = record_crash(cfg.out, trials, worker.pid, ended_by(worker.exitcode))
     if trial is None:
-        raise UserError(f"a worker ended before it began a cell ({ended_by(worker.exitcode)}); try --processes 1")
+        raise UserError(f"a worker ended before its first trial ({ended_by(worker.exitcode)}); try --processes 1")
     write_table(cfg.out, table_trials)
     return True
 
 
 def ended_by(exitcode: int) -> str:
-    """How a process came to its end, in words."""
+    """Exit code of a process, negative for a signal, as text."""
     if exitcode >= 0:
         return f"its process ended with exit code {exitcode}"
     name = signal.Signals(-exitcode).name
@@ -158,20 +151,22 @@ def report_finished(
     finished: set[Trial],
     processes: int,
 ) -> set[Trial]:
-    """Say which cells came to an end since `finished` did; all that have by now."""
+    """Log trials that are finished but not in `finished`; returns all finished ones."""
     states = {trial: state_of(cfg.out, trial) for trial in trials}
     ended = {trial for trial in trials if is_finished(states[trial], since)}
     for trial in trials:
         if trial in ended - finished:
             terminal.log(
-                f"{trial}: {outcome(states[trial])}; {len(ended)} of {len(trials)} cells, time to go: "
+                f"{trial}: {outcome(states[trial])}; {len(ended)} of {len(trials)} trials, time left: "
                 f"{time_left(trials, states, since, processes)}"
             )
     return ended
 
 
 def _worker(cfg: SweepConfig, trials: list[Trial], table_trials: list[Trial], since: float) -> None:
-    """One process: cells as long as there are any. Ctrl-C is the parent's business, and so is its death."""
+    """Main function of a worker: train trials until none is left. Its parent handles Ctrl-C; it ends with the parent."""
+    from kmine.sweep.training import TrialLog, run_trial
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     source = None
@@ -180,10 +175,10 @@ def _worker(cfg: SweepConfig, trials: list[Trial], table_trials: list[Trial], si
         if claimed is None:
             time.sleep(POLL_SECONDS)
             continue
-        trial, store = claimed
+        trial, run = claimed
         source = source or preflight(config_of(cfg, remaining[0]))
-        run_trial(cfg, trial, siblings(trial, table_trials), store, source, TrialLog(store.root / "log.txt"))
-        store.close()
+        run_trial(cfg, trial, siblings(trial, table_trials), run, source, TrialLog(run.root / "log.txt"))
+        run.close()
         write_table(cfg.out, table_trials)
 
 
@@ -195,7 +190,7 @@ def _die_with_parent() -> None:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
@@ -205,13 +200,13 @@ def visible_gpus() -> list[str]:
 
 
 def least_used(gpus: Sequence[str], taken: Sequence[str | None]) -> str | None:
-    """The GPU that the fewest of the workers at `taken` have, the first of several; None where there is none."""
+    """The GPU with the fewest entries in `taken`, the first of several; None without GPUs."""
     return min(gpus, key=list(taken).count, default=None)
 
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """What a process that is started now finds in its environment, beside the rest."""
+    """Set environment variables inside the block, for processes started there."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

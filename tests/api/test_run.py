@@ -41,5 +41,5 @@ def test_reading_changes_no_file(run):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"expected a run folder, found no config\.yaml"):
+    with pytest.raises(UserError, match=r"expected a run folder with config\.yaml and run\.json"):
         open_run(tmp_path)

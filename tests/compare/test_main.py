@@ -11,7 +11,9 @@ import pytest
 from helpers.loop_command import OPEN_GATE, SMALL, run_loop
 
 from kmine.compare import __main__ as compare
-from kmine.compare.table import BASELINE, MINING, ROUND_0
+from kmine.compare.evaluation import _can_be_pooled
+from kmine.config.sweep import MINING
+from kmine.types import EQUAL_STEPS, ROUND_0
 
 TINY = {
     **SMALL,
@@ -56,7 +58,7 @@ def test_the_table_has_the_three_arms_on_the_test_split_and_the_opening_is_logge
     test_ids = {r["sample_id"] for r in table(two_runs[0], "splits.csv") if r["split"] == "test"}
     assert {r["sample_id"] for r in rows} == test_ids
     assert {(r["arm"], r["checkpoint"]) for r in rows} == {
-        (arm, checkpoint) for arm in (ROUND_0, BASELINE, MINING) for checkpoint in ("chosen", "final")
+        (arm, checkpoint) for arm in (ROUND_0, EQUAL_STEPS, MINING) for checkpoint in ("chosen", "final")
     }
 
 
@@ -89,7 +91,7 @@ def test_the_table_is_written_in_every_format(two_runs, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert (tmp_path / "test_table.md").read_text() == shown and f"*{ROUND_0}*" in shown
     rows = table(str(tmp_path), "test_table.csv")
-    assert [row["method"] for row in rows] == [ROUND_0, BASELINE, "mining (ellipse)"]
+    assert [row["method"] for row in rows] == [ROUND_0, EQUAL_STEPS, "mining (ellipse)"]
     assert [row["is_baseline"] for row in rows] == ["True", "False", "False"]
     assert all(float(row["seconds"]) > 0 and float(row["num_parameters"]) > 1e4 for row in rows)
     assert float(rows[2]["seconds"]) > float(rows[0]["seconds"])
@@ -141,7 +143,7 @@ def test_a_sweep_is_a_table_of_its_finished_cells(two_runs, tmp_path, capsys):
     folder = sweep(tmp_path, rows)
     assert compare.main([folder]) == 0
     shown = capsys.readouterr().out
-    assert "1 of 3 cells" in shown and "*supervised*" in shown and "fixmatch" not in shown.replace("1 of 3", "")
+    assert "1 of 3 trials" in shown and "*supervised*" in shown and "fixmatch" not in shown.replace("1 of 3", "")
     supervised, teacher = table(folder, "test_table.csv")
     assert (supervised["seconds"], supervised["peak_memory_mb"], teacher["seconds"]) == ("12.5", "321.0", "")
     assert len(opened(str(one))) == len(opened(str(two))) == 1
@@ -159,7 +161,7 @@ def figures(folder: Path) -> dict:
 def test_what_is_wrong_with_a_sweep_is_one_clear_error(two_runs, tmp_path, capsys):
     copied(two_runs[0], tmp_path / "a", method="mining")
     for rows, said in (
-        ([cell("mining", "a", status="failed")], "none of the 1 cells of sweep.csv is done"),
+        ([cell("mining", "a", status="failed")], "none of the 1 trials of sweep.csv is done"),
         ([cell("supervised", "a")], "expected a run of supervised, as sweep.csv says; run.json says mining"),
         ([cell("mining", "b")], "expected a run folder"),
         ([cell("mining", "a", seed="x")], "sweep.csv: expected numbers for label_fraction and seed"),
@@ -209,4 +211,4 @@ def test_figures_written_before_counts_were_kept_are_read(two_runs, tmp_path, ca
     assert compare.main([str(old)]) == 0
     assert len(opened(str(old))) == len(opened(two_runs[0])), "read, not computed anew"
     slices = {a: {w: {"cases": [{"sample_id": "v/slice-0001"}]} for w in ("chosen", "final")} for a in saved["arms"]}
-    assert not compare._can_be_pooled(slices), "a volume needs them"
+    assert not _can_be_pooled(slices), "a volume needs them"

@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 
 from kmine.compare.table import (
-    BASELINE,
-    MINING,
-    ROUND_0,
     Cost,
     Result,
     label_curve,
@@ -18,10 +15,11 @@ from kmine.compare.table import (
     volume_of,
     with_labels_saved,
 )
+from kmine.config.sweep import MINING
 from kmine.errors import UserError
 from kmine.ops.metrics import case_metrics, summarise
 from kmine.report import comparison
-from kmine.types import CaseMetrics
+from kmine.types import EQUAL_STEPS, ROUND_0, CaseMetrics
 
 NAN = float("nan")
 
@@ -49,7 +47,7 @@ def test_means_over_cases_and_seeds_by_hand():
     assert row.is_baseline and np.isnan(row.difference) and row.seconds == 60.0
 
 
-@pytest.mark.parametrize(("there", "base"), [((ROUND_0, BASELINE), BASELINE), ((ROUND_0,), ROUND_0)])
+@pytest.mark.parametrize(("there", "base"), [((ROUND_0, EQUAL_STEPS), EQUAL_STEPS), ((ROUND_0,), ROUND_0)])
 def test_supervised_of_a_loop_is_the_arm_at_equal_steps_where_there_is_one(there, base):
     table = tabulate([result(name, [0.5, 0.6]) for name in (*there, MINING)], "supervised")
     assert table.baseline == base

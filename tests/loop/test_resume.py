@@ -342,8 +342,8 @@ def test_no_pool_of_a_task_holds_the_test_split_and_only_two_have_masks(tmp_path
     tasks = []
     real_open, real_image = setup_open.open_task, PhantomSource.image
 
-    def opened(*args):
-        task = real_open(*args)
+    def opened(*args, **more):
+        task = real_open(*args, **more)
         native.clear()  # what was decoded for the cache, test images included
         tasks.append(task)
         return task
@@ -378,7 +378,7 @@ def test_a_run_goes_on_with_data_that_were_copied_elsewhere(tmp_path, capsys):
     before, fingerprint = times(out), RunFolder(out).run()["data_fingerprint"]
     move_pictures(tmp_path / "here", tmp_path / "there")
     assert go_on(tmp_path / "there", 2) == 0
-    assert "comparing what they hold" in capsys.readouterr().err
+    assert "comparing their content" in capsys.readouterr().err
     assert before.items() <= times(out).items() and (out / "round_02" / "model.safetensors").exists()
     assert RunFolder(out).run()["data_fingerprint"] == fingerprint
     labeled = next(r["sample_id"] for r in RunFolder(out).read_csv("splits.csv") if r["split"] == "labeled")

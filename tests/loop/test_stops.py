@@ -17,9 +17,8 @@ from helpers.loop_command import (
 )
 
 from kmine.compare import __main__ as compare
-from kmine.loop import __main__ as loop
 from kmine.training import evaluation as scoring
-from kmine.types import STOPPED_BY, Metrics, RoundResult
+from kmine.types import STOPPED_BY, Metrics, RoundResult, stopped_by
 
 TINY = SMALL | UNET | FEW_STEPS | OPEN_GATE | {"adopt_tolerance": 1, "refine.ask_local": "false"}
 
@@ -60,7 +59,7 @@ def of(*rounds: tuple[int, bool]) -> list[RoundResult]:
     ],
 )
 def test_the_reason_is_told_from_the_rounds(rounds, asked, reason):
-    assert loop.stopped_by(of(*rounds), asked) == reason
+    assert stopped_by(of(*rounds), asked) == reason
 
 
 def test_two_refused_rounds_end_the_run_the_baseline_trains_as_many_and_compare_takes_it(tmp_path, capsys, monkeypatch):

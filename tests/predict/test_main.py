@@ -216,7 +216,7 @@ def test_a_run_that_is_not_finished_has_no_model_unless_a_round_is_named(tmp_pat
     run = make_run(tmp_path / "run", stopped_by="interrupted")
     save(tmp_path / "a.png", picture())
     assert main(run, tmp_path / "a.png", "--out", tmp_path / "out") == 2
-    assert "no model yet" in capsys.readouterr().err
+    assert "not finished" in capsys.readouterr().err
     assert main(run, tmp_path / "a.png", "--out", tmp_path / "out", "--round", 1) == 0
 
 

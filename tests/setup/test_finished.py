@@ -14,7 +14,7 @@ from kmine.setup.finished import load_settings
 
 def settings(folder: Path, data: DataConfig, data_root: str | None) -> LoopConfig:
     (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(LoopConfig(data=data, device="cuda", seed=3))))
-    return load_settings(folder, device="cpu", data_root=data_root, prog="kmine test", description="")
+    return load_settings(folder, device="cpu", data_root=data_root)
 
 
 def test_all_but_the_machine_is_as_it_was(tmp_path):

@@ -26,8 +26,7 @@ from kmine.errors import UserError
 from kmine.methods import registry as arms
 from kmine.store.run_folder import RunFolder
 from kmine.sweep import __main__ as sweep
-from kmine.sweep import trials as cells
-from kmine.sweep import workers as sweep_workers
+from kmine.sweep import training
 from kmine.sweep.plan import COLUMNS
 
 BOTH = ("--fractions", "0.3", "1", "--seeds", "0", "--methods", "supervised", "mining", "oracle")
@@ -87,10 +86,10 @@ def test_labels_are_nested_and_validation_and_test_are_the_same(swept):
 
 
 def test_labels_of_every_fraction_are_nested_for_each_seed_and_the_test_split_is_one(swept, tmp_path):
-    from kmine.sweep.plan import _refused_early, _splits
+    from kmine.sweep.plan import _preflight_all, _splits
 
     cfg = settings(tmp_path, swept[1], "--fractions", "0.1", "0.25", "0.5", "1", "--seeds", "0", "1", "2")
-    drawn = dict(_splits(cfg, _refused_early(cfg)))
+    drawn = dict(_splits(cfg, _preflight_all(cfg)))
     for seed in (0, 1, 2):
         labeled = [set(drawn[fraction, seed].labeled) for fraction in (0.1, 0.25, 0.5, 1.0)]
         assert labeled[0] < labeled[1] < labeled[2] < labeled[3]
@@ -124,16 +123,16 @@ def test_compare_takes_it_to_the_test_split(swept, tmp_path, capsys):
 
 def test_the_same_command_again_trains_nothing(swept, monkeypatch, capsys):
     before = (swept[0] / "sweep.csv").read_bytes()
-    monkeypatch.setattr(sweep_workers, "run_trial", None)
+    monkeypatch.setattr(training, "run_trial", None)
     assert run_sweep(*swept[:2], *BOTH) == 0
     assert (swept[0] / "sweep.csv").read_bytes() == before
-    assert "4 cells, 4 of them done; 2 skipped" in capsys.readouterr().err
+    assert "4 trials, 4 of them done; 2 skipped" in capsys.readouterr().err
 
 
 def test_cells_of_one_kin_share_round_0_and_nothing_is_changed_by_it(swept, tmp_path, monkeypatch):
     names = [swept[0] / "cells" / f"unetpp-0.3-0-{m}" / "round_00" / "model.safetensors" for m in METHODS]
     assert len({name.stat().st_ino for name in names if name.exists()}) == 1
-    monkeypatch.setattr(cells, "link_shared_artifacts", lambda lender, root: None)
+    monkeypatch.setattr(training, "link_shared_artifacts", lambda lender, root: None)
     assert run_sweep(tmp_path / "alone", swept[1], *BOTH) == 0
     assert table(tmp_path / "alone", MEASURED) == table(swept[0], MEASURED)
     for name in swept[0].glob("cells/*/*/round_01/*.safetensors"):
@@ -155,7 +154,7 @@ def test_what_is_borrowed_is_not_written_into_and_what_stands_there_stays(tmp_pa
     (tmp_path / "a" / "fold_1" / "round_00" / "metrics.json").write_text("a")
     (tmp_path / "b" / "round_00").mkdir(parents=True)
     (tmp_path / "b" / "round_00" / "model.safetensors").write_text("b")
-    cells.link_shared_artifacts(tmp_path / "a", tmp_path / "b")
+    training.link_shared_artifacts(tmp_path / "a", tmp_path / "b")
     found = {
         p.relative_to(tmp_path / "b").as_posix(): p.read_text() for p in (tmp_path / "b").rglob("*") if p.is_file()
     }
@@ -220,7 +219,7 @@ def test_a_failed_cell_is_a_row_and_the_next_command_tries_it_again(swept, tmp_p
     assert {path.parent.name for path in folder.glob("cells/*/error.txt")} == {"unetpp-0.3-0-self_training"}
     assert "failed: fixmatch, unetpp, 0.3 of the labels, seed 0: a mistake\n" in capsys.readouterr().err
     assert compare.main([str(folder), "--out", str(tmp_path / "table")]) == 0
-    assert "3 of 7 cells" in capsys.readouterr().out
+    assert "3 of 7 trials" in capsys.readouterr().out
     assert run_sweep(folder, swept[1], *words) == 0
     assert [row["status"] for row in table(folder)] == ["done"] * 7
     assert not list(folder.glob("cells/*/error.txt"))
@@ -254,13 +253,13 @@ def test_ctrl_c_leaves_the_table_whole(swept, tmp_path, monkeypatch, capsys):
         (["--fractions", "x"], "fractions: expected float, got 'x'"),
         (["--seeds", "0", "0"], "seeds: expected one or more, each once, got [0, 0]"),
         (["--fractions", "1", "--methods", "mining"], "nothing to do: nothing is unlabeled"),
-        (["--set", "mining.fit.steps=9"], "set: fit.steps cannot be mining's own"),
-        (["--set", "mining.data.size=64"], "set: data.size cannot be mining's own"),
+        (["--set", "mining.fit.steps=9"], "set: fit.steps cannot differ for mining"),
+        (["--set", "mining.data.size=64"], "set: data.size cannot differ for mining"),
         (["--set", "mining.fit.lrr=9"], "set: mining, unetpp: unknown setting fit.lrr; did you mean fit.lr?"),
         (["--set", "mining.fit.lr=x"], "set: mining, unetpp: fit.lr: expected float, got 'x'"),
         (["--set", "miming.fit.lr=1"], "set: unknown name 'miming'; did you mean mining?"),
         (["--set", "fit.lr"], "set: expected NAME.SETTING=VALUE"),
-        (["--address", "auto"], "address: expected it with --backend ray alone"),
+        (["--address", "auto"], "address: expected none without --backend ray"),
         (["--processes", "0"], "processes: expected at least 1"),
         (["--device", "gpu"], "device: expected auto, cpu"),
         (["--data.name", "kvasir_seg"], "data.root"),
@@ -291,7 +290,7 @@ def test_the_folder_of_a_loop_is_refused(swept, tmp_path, capsys):
 def test_a_dry_run_says_the_plan_and_writes_nothing(swept, tmp_path, capsys):
     assert run_sweep(tmp_path / "out", swept[1], *BOTH, "--dry_run") == 0
     err = capsys.readouterr().err
-    assert "4 cells, 0 of them done; 2 skipped" in err and "not known yet" in err
+    assert "4 trials, 0 of them done; 2 skipped" in err and "not known yet" in err
     assert "0.3 of the labels: 4 labeled, 9 unlabeled images" in err
     assert "skipped: mining at 1 of the labels: nothing is unlabeled" in err
     assert not (tmp_path / "out").exists()

@@ -24,11 +24,11 @@ from kmine.sweep.ray_backend import (
     interleave,
     run_remote_trial,
 )
+from kmine.sweep.training import num_steps
 from kmine.sweep.trials import (
     Trial,
     claim_next,
     config_of,
-    num_steps,
     record_crash,
     save_failure,
     state_of,
@@ -161,7 +161,7 @@ def test_what_another_command_is_at_is_waited_for(tmp_path, monkeypatch):
     cfg = SimpleNamespace(out=str(tmp_path))
     sweep_workers.work(cfg, [A0], [A0], 0.0, SimpleNamespace(log=said.append), None)
     thread.join()
-    assert len(said) == 1 and "in the hands of another process" in said[0]
+    assert len(said) == 1 and "1 trials are running in another process" in said[0]
 
 
 def test_a_crash_is_booked_on_the_cell_of_that_process(tmp_path):

@@ -80,7 +80,7 @@ def test_a_killed_worker_costs_its_cell_and_no_more(undisturbed, tmp_path, capsy
     assert [(row["status"], row["error"]) for row in table(tmp_path / "out")] == [
         ("failed", "its process was killed (SIGKILL): out of memory?")
     ]
-    assert "the same command tries the failed cells once more" in capsys.readouterr().err
+    assert "the same command retries the failed trials" in capsys.readouterr().err
     assert run_sweep(tmp_path / "out", cache, *words[:-2]) == 0
     assert table(tmp_path / "out", MEASURED) == rows[:1]
 

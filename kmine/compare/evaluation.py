@@ -1,0 +1,150 @@
+"""Test figures and costs of a run, per method; figures are kept in test_metrics.json of its run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Any
+
+from kmine.compare.runs import ComparedRun
+from kmine.compare.table import NAN, Cost, Result, volume_of
+from kmine.config.sweep import MINING
+from kmine.errors import UserError
+from kmine.io.files import none_to_nan, sign
+from kmine.ops.metrics import summarise
+from kmine.setup.open import Evaluator, open_for_test
+from kmine.setup.preflight import preflight
+from kmine.store.run_folder import RunFolder
+from kmine.types import EQUAL_STEPS, ROUND_0, CaseMetrics, Metrics, ProgressReporter
+
+RoundsByMethod = dict[str, tuple[int, str]]
+"""Method -> (adopted round, folder of the method within the run folder)."""
+
+
+def evaluate_run(compared: ComparedRun, progress: ProgressReporter) -> list[Result]:
+    """Results of every method of a run on its test split, read from its folder or computed now.
+
+    Raises:
+        UserError: no test split, missing or damaged weights, data that are not there.
+    """
+    groups = {row["sample_id"]: row["group_id"] for row in compared.splits}
+    model, label_fraction, seed = compared.model_fraction_seed
+    with closing(RunFolder(compared.root)) as run:
+        rounds = _rounds_to_evaluate(run, compared)
+        saved = _test_figures(run, compared, rounds, progress)
+        return [
+            Result(
+                run=str(compared.root),
+                method=method,
+                model=model,
+                label_fraction=label_fraction,
+                num_labeled=compared.info.get("splits", {}).get("labeled"),
+                seed=seed,
+                segmenter=compared.info.get("segmenter", "none"),
+                chosen=_metrics(saved["arms"][method]["chosen"]),
+                final=_metrics(saved["arms"][method]["final"]),
+                groups=groups,
+                cost=_cost(compared, run, method, method_dir, saved.get("num_parameters")),
+            )
+            for method, (_, method_dir) in rounds.items()
+        ]
+
+
+def _metrics(saved: Mapping[str, Any]) -> Metrics:
+    return summarise(CaseMetrics(**none_to_nan(case)) for case in saved["cases"])
+
+
+def _rounds_to_evaluate(run: RunFolder, compared: ComparedRun) -> RoundsByMethod:
+    """The last adopted round of each method."""
+    info = compared.info
+    if "method" in info:
+        return {info["method"]: (info["adopted_round"], info.get("arm", ""))}
+    rounds = {ROUND_0: (0, "")}
+    adopted = [
+        n
+        for n in range(1, compared.cfg.rounds + 1)
+        if (run.read_json(run.round_dir(n, "supervised") / "metrics.json") or {}).get("adopted")
+    ]
+    if (run.root / "supervised").is_dir():
+        rounds[EQUAL_STEPS] = (adopted[-1], "supervised") if adopted else (0, "")
+    if compared.cfg.rounds:
+        rounds[MINING] = (info["adopted_round"], "")
+    return rounds
+
+
+def _test_figures(
+    run: RunFolder, compared: ComparedRun, rounds: RoundsByMethod, progress: ProgressReporter
+) -> dict[str, Any]:
+    """Content of test_metrics.json: read, or computed and saved, with the opening logged in run.json."""
+    path, info = run.root / "test_metrics.json", compared.info
+    signature = sign(
+        *((name, round_idx, method_dir) for name, (round_idx, method_dir) in rounds.items()), info["adopted_round"]
+    )
+    saved = run.load_json(path, signature)
+    if saved and _can_be_pooled(saved["arms"]):
+        return saved
+    evaluator = open_for_test(compared.cfg, preflight(compared.cfg, mines=False), run)
+    progress.start(f"{run.root.name}: test split", len(rounds))
+    figures = {}
+    for done, (name, (round_idx, method_dir)) in enumerate(rounds.items(), start=1):
+        figures[name] = _both_checkpoints(run, round_idx, method_dir, evaluator)
+        progress.advance(done)
+    opened = [*info.get("test_opened", []), datetime.now(timezone.utc).isoformat(timespec="seconds")]
+    run.update_run(test_opened=opened)
+    value = {"num_parameters": sum(p.numel() for p in evaluator.model.parameters()), "arms": figures}
+    run.save_json(path, value, signature)
+    return run.load_json(path, signature) or value
+
+
+def _can_be_pooled(by_method: Mapping[str, Any]) -> bool:
+    """Whether slices have pixel counts, which pool them to volumes; older figures without counts are recomputed."""
+    cases = [
+        case for checkpoints in by_method.values() for metrics in checkpoints.values() for case in metrics["cases"]
+    ]
+    return all(case.get("counts") or volume_of(case["sample_id"]) is None for case in cases)
+
+
+def _both_checkpoints(run: RunFolder, round_idx: int, method_dir: str, evaluator: Evaluator) -> dict[str, Any]:
+    out = {}
+    for checkpoint, name in (("chosen", "model"), ("final", "model_final")):
+        path = run.round_dir(round_idx, method_dir) / f"{name}.safetensors"
+        weights = run.load_tensors(path, None)
+        if weights is None:
+            raise UserError(f"{path}: missing or damaged; the loop's command makes it again")
+        out[checkpoint] = asdict(evaluator.evaluate(weights[0]))
+    return out
+
+
+def _cost(compared: ComparedRun, run: RunFolder, method: str, method_dir: str, num_parameters: int | None) -> Cost:
+    """Costs of a trial as the sweep measured them; of a method of kmine.loop the sum over its rounds.
+
+    The peak memory of a run of kmine.loop is that of mining, which needs most.
+    """
+    if compared.trial is not None:
+        costs = {name: _number(compared.trial.get(name)) for name in ("seconds", "peak_memory_mb", "num_parameters")}
+        if costs["num_parameters"] != costs["num_parameters"] and num_parameters is not None:
+            costs["num_parameters"] = float(num_parameters)
+        return Cost(**costs)
+    memory = float(compared.info.get("peak_memory_mb") or NAN) if method == MINING else NAN
+    return Cost(_seconds(run, method, method_dir), memory, NAN if num_parameters is None else float(num_parameters))
+
+
+def _seconds(run: RunFolder, method: str, method_dir: str) -> float:
+    """Seconds of all rounds of a method, refused ones included, and of its preparation; NaN if unknown."""
+    folders = [run.round_dir(0)]
+    if method != ROUND_0:
+        folders += sorted((run.root / ("supervised" if method == EQUAL_STEPS else method_dir)).glob("round_*"))
+    metrics = [run.read_json(folder / "metrics.json") or {} for folder in dict.fromkeys(folders)]
+    if not all(metrics):
+        return NAN
+    before = run.preparation_seconds() if method == MINING else 0.0
+    return before + float(sum(sum(m.get("seconds", {}).values()) for m in metrics))
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text) if text else NAN
+    except ValueError:
+        return NAN

@@ -1,0 +1,96 @@
+"""The loop in a run folder: settings in; rounds, tables and the report out. Needs no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kmine.config import LoopConfig
+from kmine.data.source import Source
+from kmine.loop.summary import build_report, round_rows, segmenter_name, write_results
+from kmine.methods.registry import prepare_and_mine
+from kmine.methods.supervised import supervised
+from kmine.report import RoundRow, write_report
+from kmine.setup.open import begin_run, open_fabric
+from kmine.setup.preflight import preflight
+from kmine.setup.provenance import peak_memory_mb, preparing
+from kmine.store.run_folder import RunFolder
+from kmine.training.distributed import rank_zero_first
+from kmine.training.task import Task
+from kmine.types import ProgressReporter, RoundResult, stopped_by
+
+
+@dataclass(frozen=True)
+class LoopResults:
+    """Results of a finished run."""
+
+    mined: list[RoundResult]
+    """Rounds of mining, round 0 first."""
+    supervised: list[RoundResult]
+    """Rounds of the supervised baseline at equal optimizer steps; empty without it."""
+    rows: list[RoundRow]
+    """Rows of results.csv."""
+    segmenter: str
+    stopped_by: str
+    """Key of `kmine.types.STOPPED_BY`."""
+
+
+def run_rounds(cfg: LoopConfig, progress: ProgressReporter, source: Source | None = None) -> LoopResults | None:
+    """Run all rounds that `cfg` describes into the run folder `cfg.out`, or resume them.
+
+    In a distributed launch only the first process writes files of the run as a whole. It opens the data, adapts the
+    segmenter and calibrates the gate before the others, which read the results.
+
+    Args:
+        cfg: settings of the loop.
+        progress: receives the progress.
+        source: the data set of `cfg.data`, if it is open already.
+
+    Returns:
+        The results; None in all processes but the first.
+
+    Raises:
+        UserError: settings or data that cannot work, or a run folder of other settings or data.
+    """
+    began, fabric = time.perf_counter(), open_fabric(cfg)
+    with rank_zero_first(fabric):
+        source = source or preflight(cfg)
+    with closing(RunFolder(Path(cfg.out), follows=fabric.global_rank > 0)) as run:
+        with rank_zero_first(fabric):
+            task = begin_run(cfg, source, run, progress, fabric)
+        progress.log(
+            f"{source.name}: {len(task.labeled)} labeled, {len(task.unlabeled)} unlabeled, {len(task.val)} validation "
+            f"images; segmenter {segmenter_name(run)}; run folder {cfg.out}"
+        )
+        mined = list(_published(task))
+        num_trained = mined[-1].round_idx - mined[-1].has_no_pseudo_masks
+        baseline_task = replace(task, cfg=replace(task.cfg, rounds=num_trained))
+        baseline = list(supervised(baseline_task)) if cfg.baseline and num_trained else []
+        if run.follows:
+            return None
+        reason = stopped_by(mined, cfg.rounds)
+        run.update_run(
+            stopped_by=reason,
+            adopted_round=max(r.round_idx for r in mined if r.adopted),
+            peak_memory_mb=peak_memory_mb(),
+            seconds_of_last_session=round(time.perf_counter() - began, 1),
+        )
+        rows = round_rows(task, mined, baseline)
+        write_results(run, rows)
+        write_report(run.root / "report.html", build_report(task, rows))
+        return LoopResults(mined, baseline, rows, segmenter_name(run), reason)
+
+
+def _published(task: Task) -> Iterator[RoundResult]:
+    """Rounds of mining; results.csv is rewritten after each."""
+    with preparing(task.run):  # adaptation and calibration end before the first round is requested
+        rounds = prepare_and_mine(task)
+    mined: list[RoundResult] = []
+    for result in rounds:
+        mined.append(result)
+        if not task.run.follows:
+            write_results(task.run, round_rows(task, mined, []))
+        yield result
