@@ -15,7 +15,7 @@ from generate import VIEW
 from torch import Generator, Tensor
 
 from kmine.segmenters.base import MASK_INPUT_CLIP
-from kmine.segmenters.tiny.finetune import repainted
+from kmine.segmenters.tiny.finetune import color_jitter
 from kmine.segmenters.tiny.network import NetworkInput
 from kmine.segmenters.tiny.window import MARGIN, MAX_ASPECT, MIN_WINDOW
 
@@ -64,7 +64,7 @@ def make_batch(
     hint, has_hint = truth.new_zeros(truth.shape), truth.new_zeros(count)
     points, labels = truth.new_zeros(count, 0, 2), torch.zeros(count, 0, dtype=torch.long, device=truth.device)
     if train:
-        image = repainted(image, rng)
+        image = color_jitter(image, rng)
         rough = _degraded(truth, rng)
         has_hint = (_uniform(rng, truth, count) < HINT_SHARE).float()
         hint = rough * has_hint[:, None, None, None]

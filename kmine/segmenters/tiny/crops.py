@@ -71,7 +71,7 @@ def network_input(queries: Sequence[CropQuery], device: torch.device | str) -> N
             count = _num_points(query.prompts)
             points[index, :count] = query.window.to_crop(query.prompts.point_coords)
             labels[index, :count] = query.prompts.point_labels
-    crops = np.stack([query.window.take(query.embedding.image) for query in queries])
+    crops = np.stack([query.window.crop(query.embedding.image) for query in queries])
     has_mask_input = np.array([query.prompts.mask_input is not None for query in queries], np.float32)
     return NetworkInput(
         image=tensor(crops).permute(0, 3, 1, 2).float(),
@@ -100,5 +100,5 @@ def _mask_input(query: CropQuery) -> NDArray[np.float32]:
     side, mask_input = query.window.side, query.prompts.mask_input
     if mask_input is None:
         return np.zeros((side, side), np.float32)
-    crop = query.window.take(np.clip(mask_input, -MASK_INPUT_CLIP, MASK_INPUT_CLIP, dtype=np.float32))
+    crop = query.window.crop(np.clip(mask_input, -MASK_INPUT_CLIP, MASK_INPUT_CLIP, dtype=np.float32))
     return np.where(valid_region(query), crop, np.float32(-MASK_INPUT_CLIP))

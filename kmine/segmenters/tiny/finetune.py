@@ -22,7 +22,7 @@ from kmine.segmenters.tiny.network import NetworkInput, TinyNet, ellipse_logits,
 SCORE_WEIGHT = 2.0
 """Weight of the predicted IoU's squared error; BCE and Dice have weight 1."""
 AUGMENT_STRENGTH = 0.3
-"""Strength of `repainted` for labeled images, which resemble the images to segment more than procedural ones do."""
+"""Strength of `color_jitter` for labeled images, which resemble the images to segment more than procedural ones do."""
 MASK_INPUT_DROPOUT = 0.3
 """Share of mask inputs that are left out, so that the segmenter also works without one."""
 
@@ -33,19 +33,19 @@ def predict_masks(net: TinyNet, inputs: NetworkInput) -> tuple[Tensor, Tensor]:
     return ellipse_logits(inputs.boxes, net.side, net.side) + added, score
 
 
-def iou_of(mask: Tensor, truth: Tensor, unseen: Tensor | float = 0.0) -> Tensor:
+def iou_of(mask: Tensor, truth: Tensor, area_outside: Tensor | float = 0.0) -> Tensor:
     """(B,) IoU of (B, 1, S, S) masks in {0, 1}; 0 for two empty ones.
 
     Args:
         mask: predicted.
         truth: the part inside the crop.
-        unseen: (B,) area of the true objects outside the crop, in pixels of the crop, which no prediction covers.
+        area_outside: (B,) area of the true objects outside the crop, in pixels of the crop, which no prediction covers.
     """
     both = (mask * truth).sum((1, 2, 3))
-    return both / (mask.sum((1, 2, 3)) + truth.sum((1, 2, 3)) - both + unseen).clamp_min(1)
+    return both / (mask.sum((1, 2, 3)) + truth.sum((1, 2, 3)) - both + area_outside).clamp_min(1)
 
 
-def tiny_loss(logits: Tensor, score: Tensor, truth: Tensor, unseen: Tensor | float = 0.0) -> Tensor:
+def tiny_loss(logits: Tensor, score: Tensor, truth: Tensor, area_outside: Tensor | float = 0.0) -> Tensor:
     """BCE + soft Dice + squared error of the predicted IoU, the mean over B crops, a scalar.
 
     A crop with an empty truth has a loss of the predicted IoU only, whose target is 0.
@@ -54,14 +54,14 @@ def tiny_loss(logits: Tensor, score: Tensor, truth: Tensor, unseen: Tensor | flo
         logits: (B, 1, S, S).
         score: (B,) predicted IoU.
         truth: (B, 1, S, S) in [0, 1], the object's share of a pixel; the IoU counts pixels of at least 1/2.
-        unseen: see `iou_of`.
+        area_outside: see `iou_of`.
     """
     has_object = (truth.sum((1, 2, 3)) > 0).to(logits.dtype)
     bce = F.binary_cross_entropy_with_logits(logits, truth, weight=has_object[:, None, None, None])
     prob = logits.sigmoid()
     overlap = 2 * (prob * truth).sum((1, 2, 3)) + 1
     dice = 1 - overlap / (prob.sum((1, 2, 3)) + truth.sum((1, 2, 3)) + 1)
-    true_iou = iou_of((logits.detach() > 0).float(), (truth >= 0.5).float(), unseen)
+    true_iou = iou_of((logits.detach() > 0).float(), (truth >= 0.5).float(), area_outside)
     return bce + (dice * has_object).mean() + SCORE_WEIGHT * F.mse_loss(score, true_iou)
 
 
@@ -81,7 +81,7 @@ class TinyFineTuner:
     def loss(self, examples: Sequence[PromptedExample], seed: int) -> Tensor:
         """Mean `tiny_loss` over at least one example, a scalar with gradient; jittered boxes are ignored.
 
-        The network's input is that of `Tiny.decode`, augmented (`augmented`). `seed` draws the augmentation on the CPU,
+        The network's input is that of `Tiny.decode`, augmented (`augment`). `seed` draws the augmentation on the CPU,
         so that it is the same on every device.
 
         Raises:
@@ -92,12 +92,12 @@ class TinyFineTuner:
         if not examples:
             raise ValueError("examples: expected at least one, got none")
         queries = [self._query(example) for example in examples]
-        truths = [truth_of(query, example.mask) for query, example in zip(queries, examples, strict=True)]
+        truths = [truth_in_crop(query, example.mask) for query, example in zip(queries, examples, strict=True)]
         truth = torch.from_numpy(np.stack([crop for crop, _ in truths]))[:, None]
-        unseen = torch.tensor([area for _, area in truths], dtype=torch.float32)
-        inputs, truth = augmented(network_input(queries, "cpu"), truth, torch.Generator().manual_seed(seed))
+        area_outside = torch.tensor([area for _, area in truths], dtype=torch.float32)
+        inputs, truth = augment(network_input(queries, "cpu"), truth, torch.Generator().manual_seed(seed))
         inputs = NetworkInput(*(tensor.to(self._device) for tensor in inputs))
-        return tiny_loss(*predict_masks(self._net, inputs), truth.to(self._device), unseen.to(self._device))
+        return tiny_loss(*predict_masks(self._net, inputs), truth.to(self._device), area_outside.to(self._device))
 
     def state(self) -> dict[str, Tensor]:
         """Copies of all tensors on the CPU."""
@@ -112,7 +112,7 @@ class TinyFineTuner:
         return next(crop_queries(example.embedding, example.prompts, side=self._net.side, name=self._name))
 
 
-def truth_of(query: CropQuery, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], float]:
+def truth_in_crop(query: CropQuery, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], float]:
     """A row's part of an (H, W) mask.
 
     Returns:
@@ -120,18 +120,18 @@ def truth_of(query: CropQuery, mask: NDArray[np.bool_]) -> tuple[NDArray[np.floa
         in pixels of the crop.
     """
     window = query.window
-    crop = np.where(valid_region(query), window.take(mask.astype(np.float32)), np.float32(0))
+    crop = np.where(valid_region(query), window.crop(mask.astype(np.float32)), np.float32(0))
     shown = mask[max(window.top, 0) : window.top + window.height, max(window.left, 0) : window.left + window.width]
-    unseen = np.count_nonzero(mask) - np.count_nonzero(shown)
-    return crop, float(unseen) * window.side**2 / (window.width * window.height)
+    area_outside = np.count_nonzero(mask) - np.count_nonzero(shown)
+    return crop, float(area_outside) * window.side**2 / (window.width * window.height)
 
 
-def augmented(inputs: NetworkInput, truth: Tensor, rng: Generator) -> tuple[NetworkInput, Tensor]:
+def augment(inputs: NetworkInput, truth: Tensor, rng: Generator) -> tuple[NetworkInput, Tensor]:
     """Inputs and truth (B, 1, S, S), randomly flipped and transposed, recoloured, some without their mask input."""
     count = len(truth)
-    inputs, truth = turned(inputs, truth, *(torch.rand(3, count, generator=rng) < 0.5))
+    inputs, truth = flip_and_transpose(inputs, truth, *(torch.rand(3, count, generator=rng) < 0.5))
     kept = (torch.rand(count, generator=rng) >= MASK_INPUT_DROPOUT).float()
-    image = repainted(inputs.image, rng, AUGMENT_STRENGTH)
+    image = color_jitter(inputs.image, rng, AUGMENT_STRENGTH)
     return inputs._replace(
         image=image,
         mask_input=inputs.mask_input * kept[:, None, None, None],
@@ -139,7 +139,7 @@ def augmented(inputs: NetworkInput, truth: Tensor, rng: Generator) -> tuple[Netw
     ), truth
 
 
-def turned(
+def flip_and_transpose(
     inputs: NetworkInput, truth: Tensor, across: Tensor, down: Tensor, swap: Tensor
 ) -> tuple[NetworkInput, Tensor]:
     """Flip and transpose image, prompts and truth together.
@@ -177,7 +177,7 @@ def turned(
     return inputs, planes(truth)
 
 
-def repainted(image: Tensor, rng: Generator, strength: float = 1.0) -> Tensor:
+def color_jitter(image: Tensor, rng: Generator, strength: float = 1.0) -> Tensor:
     """Random gains, gamma, desaturation, inversion, uneven light, blur and noise.
 
     Args:

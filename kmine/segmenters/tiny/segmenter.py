@@ -158,7 +158,7 @@ def open_tiny(path: Path, *, name: str = "tiny", device: str = "cpu", batch_size
 def _in_image(query: CropQuery, added: NDArray[np.float32], score: float, low_res: NDArray[np.float32]) -> _Output:
     """A row's output in the image's frame; the ellipse is drawn there, at the image's resolution."""
     size = query.embedding.size
-    visible, where = query.window.put(added, size)
+    visible, where = query.window.paste(added, size)
     corner = [where[1].start, where[0].start] * 2
     # float64: rounding could put a border pixel of a large image on either side.
     box = torch.from_numpy(query.box.astype(np.float64) - corner)[None]

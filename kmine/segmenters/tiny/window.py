@@ -43,7 +43,7 @@ class Window:
         height, width = size
         return self.to_crop(np.array([[-0.5, -0.5], [width - 0.5, height - 0.5]])).ravel()
 
-    def take(self, plane: NDArray[np.generic]) -> NDArray[np.generic]:
+    def crop(self, plane: NDArray[np.generic]) -> NDArray[np.generic]:
         """(H, W) or (H, W, C) in the image's frame to (S, S) or (S, S, C), of the same dtype."""
         height, width = plane.shape[:2]
         top, bottom, left, right = self._visible((height, width))
@@ -53,7 +53,9 @@ class Window:
             visible = cv2.copyMakeBorder(visible, *pads, cv2.BORDER_REPLICATE)
         return _resize(np.ascontiguousarray(visible), self.side, self.side)
 
-    def put(self, plane: NDArray[np.float32], size: tuple[int, int]) -> tuple[NDArray[np.float32], tuple[slice, slice]]:
+    def paste(
+        self, plane: NDArray[np.float32], size: tuple[int, int]
+    ) -> tuple[NDArray[np.float32], tuple[slice, slice]]:
         """(S, S) to the image's frame: the part inside an image of `size` = (H, W), and its rows and columns there."""
         top, bottom, left, right = self._visible(size)
         full = _resize(plane, self.width, self.height)

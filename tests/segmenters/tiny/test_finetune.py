@@ -16,12 +16,12 @@ from kmine.segmenters.base import AutomaticMaskGenerator, Embedding, FineTunable
 from kmine.segmenters.tiny import finetune
 from kmine.segmenters.tiny.crops import crop_queries, network_input
 from kmine.segmenters.tiny.finetune import (
-    augmented,
+    augment,
+    color_jitter,
+    flip_and_transpose,
     iou_of,
-    repainted,
     tiny_loss,
-    truth_of,
-    turned,
+    truth_in_crop,
 )
 from kmine.segmenters.tiny.network import NetworkInput, planes_of
 from kmine.segmenters.tiny.segmenter import Tiny
@@ -57,7 +57,7 @@ def wedge(seed: int = 0) -> PromptedExample:
 def input_of(example: PromptedExample) -> tuple[NetworkInput, torch.Tensor]:
     """The network's input for an example, and its truth."""
     row = next(crop_queries(example.embedding, example.prompts, side=SIDE, name="tiny"))
-    return network_input([row], "cpu"), torch.from_numpy(truth_of(row, example.mask)[0])[None, None]
+    return network_input([row], "cpu"), torch.from_numpy(truth_in_crop(row, example.mask)[0])[None, None]
 
 
 def turned_by_hand(example: PromptedExample, across: bool, down: bool, swap: bool) -> PromptedExample:
@@ -91,7 +91,7 @@ def test_turning_a_batch_equals_turning_each_image_with_its_prompts() -> None:
     turns = list(product([False, True], repeat=3))
     inputs, truth = input_of(example)
     batch = NetworkInput(*(tensor.repeat(8, *[1] * (tensor.ndim - 1)) for tensor in inputs))
-    ours, our_truth = turned(batch, truth.repeat(8, 1, 1, 1), *torch.tensor(turns).T)
+    ours, our_truth = flip_and_transpose(batch, truth.repeat(8, 1, 1, 1), *torch.tensor(turns).T)
     for index, turn in enumerate(turns):
         expected, expected_truth = input_of(turned_by_hand(example, *turn))
         # OpenCV rounds grey values after resizing.
@@ -109,7 +109,7 @@ def test_augmentation_is_decided_by_its_seed_and_drops_some_mask_inputs() -> Non
         NetworkInput(*(tensor.repeat(300, *[1] * (tensor.ndim - 1)) for tensor in inputs)),
         truth.repeat(300, 1, 1, 1),
     )
-    (first, truths), (again, _), (other, _) = (augmented(*batch, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    (first, truths), (again, _), (other, _) = (augment(*batch, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     for a, b in zip(first, again, strict=True):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
     assert (first.image != other.image).any()
@@ -127,7 +127,7 @@ def test_recolouring_grows_with_its_strength() -> None:
     ramp = torch.linspace(0, 255, SIDE).expand(64, 3, SIDE, SIDE)
     changes = []
     for strength in (0.0, 0.3, 1.0):
-        image = repainted(ramp, torch.Generator().manual_seed(0), strength)
+        image = color_jitter(ramp, torch.Generator().manual_seed(0), strength)
         assert image.min() >= 0
         assert image.max() <= 255
         changes.append((image - ramp).abs().mean())
@@ -159,19 +159,19 @@ def test_the_part_of_an_object_in_a_crop_by_hand() -> None:
     everywhere = np.ones((40, 60), np.bool_)
     # The window of a box of 4 x 4 round (12, 12) is the 17 x 17 pixels from 4 to 20.
     small = next(crop_queries(*_embedded((10, 10, 14, 14)), side=SIDE, name="tiny"))
-    crop, unseen = truth_of(small, everywhere)
+    crop, area_outside = truth_in_crop(small, everywhere)
     np.testing.assert_allclose(crop, 1, atol=1e-6)
-    assert unseen == pytest.approx((2400 - 17**2) * SIDE**2 / 17**2, rel=1e-4)
+    assert area_outside == pytest.approx((2400 - 17**2) * SIDE**2 / 17**2, rel=1e-4)
     # The image as a box: no object beyond the border, and none outside the crop.
     whole = next(crop_queries(*_embedded((0, 0, 60, 40)), side=SIDE, name="tiny"))
-    crop, unseen = truth_of(whole, everywhere)
-    assert (crop[0, 0], unseen) == (0, 0)
+    crop, area_outside = truth_in_crop(whole, everywhere)
+    assert (crop[0, 0], area_outside) == (0, 0)
     assert crop[16, 16] == pytest.approx(1)
     assert crop.mean() == pytest.approx(2400 / (whole.window.width * whole.window.height), rel=0.1)
     # One pixel keeps its area: 32 / 17 crop pixels in each direction.
     dot = np.zeros((40, 60), np.bool_)
     dot[12, 12] = True
-    assert truth_of(small, dot)[0].sum() == pytest.approx((SIDE / 17) ** 2, rel=0.1)
+    assert truth_in_crop(small, dot)[0].sum() == pytest.approx((SIDE / 17) ** 2, rel=0.1)
 
 
 def _embedded(box) -> tuple[Embedding, Prompts]:
@@ -179,7 +179,7 @@ def _embedded(box) -> tuple[Embedding, Prompts]:
 
 
 def test_without_augmentation_the_loss_is_that_of_the_decoded_logits(tiny, monkeypatch) -> None:
-    monkeypatch.setattr(finetune, "augmented", lambda inputs, truth, rng: (inputs, truth))
+    monkeypatch.setattr(finetune, "augment", lambda inputs, truth, rng: (inputs, truth))
     examples = [wedge(), replace(wedge(1), prompts=replace(wedge(1).prompts, mask_input=None, point_coords=None,
                                                           point_labels=None))]  # fmt: skip
     candidates = tiny.decode([example.embedding for example in examples], [[example.prompts] for example in examples])

@@ -33,7 +33,7 @@ def test_pixels_of_a_crop_lie_where_converted_points_lie() -> None:
     image = np.zeros((40, 90, 3), np.uint8)
     image[25, 30] = 255
     window = Window(left=10, top=20, width=48, height=24, side=96)
-    crop = window.take(image)[..., 0].astype(float)
+    crop = window.crop(image)[..., 0].astype(float)
     x, y = window.to_crop(np.array([30, 25]))
     rows, columns = np.indices(crop.shape)
     assert (crop * columns).sum() / crop.sum() == pytest.approx(x, abs=0.05)
@@ -44,6 +44,6 @@ def test_a_linear_ramp_survives_crop_and_inverse() -> None:
     rows, columns = np.mgrid[:40, :60].astype(np.float32)
     slope = 2 * rows - columns
     window = Window(left=20, top=-8, width=64, height=30, side=96)
-    part, where = window.put(window.take(slope), slope.shape)
+    part, where = window.paste(window.crop(slope), slope.shape)
     assert where == (slice(0, 22), slice(20, 60))
     np.testing.assert_allclose(part[2:-2, 2:-2], slope[where][2:-2, 2:-2], atol=0.1)
