@@ -167,7 +167,7 @@ def _method(arm: str, folder: Path, source: Any) -> Method:
         return lambda task, store: oracle_kept(task, open_truth(task, source), folder)
     if arm == "simulated":
         return lambda task, store: _mine_with(_simulated(task, source), task)
-    return arms.METHODS[arm.split("_")[0] if arm.startswith("mining") else arm]
+    return arms.method(arm.split("_")[0] if arm.startswith("mining") else arm)
 
 
 def _mine_with(segmenter: Segmenter, task: Task) -> Iterator[RoundResult]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from kmine.config import LoopConfig
 from kmine.config.checks import fraction, require
 from kmine.errors import UserError, unknown_name
+from kmine.io.plugins import Registry
 
 MINING, ORACLE = "mining", "oracle"
-METHODS = ("supervised", "self_training", "mean_teacher", "fixmatch", MINING, ORACLE)
-"""Methods that a sweep can compare; implemented in `kmine.methods.registry`."""
+METHODS: Registry[str | Callable[..., Any]] = Registry(
+    "methods",
+    "kmine.methods",
+    {name: f"kmine.methods.{name}:{name}" for name in ("supervised", "self_training", "mean_teacher", "fixmatch")}
+    | {MINING: "kmine.methods.mining:prepare_and_mine", ORACLE: "kmine.methods.oracle:oracle"},
+)
+"""Methods that a sweep can compare. kmine's own are MODULE:FUNCTION, imported by `kmine.methods.registry`."""
 VARIED = ("out", "seed", "rounds", "baseline", "model.name", "fit.steps", "fit.round_steps")
 """Settings that `--set` may not change, beside all of data: those varied, and the budget, which is equal for all."""
 
@@ -61,8 +68,8 @@ class SweepConfig(LoopConfig):
         for seed in self.seeds:
             require(0 <= seed < 2**31, "seeds", "0 to 2**31 - 1", seed)
         for method in self.methods:
-            if method not in METHODS:
-                raise unknown_name("methods", method, METHODS)
+            if method not in METHODS.names():
+                raise unknown_name("methods", method, METHODS.names())
         require(self.processes >= 1, "processes", "at least 1", self.processes)
         require(self.address is None or self.backend == "ray", "address", "none without --backend ray", self.address)
         self.own_settings()
@@ -81,8 +88,8 @@ class SweepConfig(LoopConfig):
                 raise UserError(
                     f"set: expected NAME.SETTING=VALUE, as in mining.gate.target_dice=0.9, got {assignment!r}"
                 )
-            if name not in (*METHODS, *self.models):
-                raise unknown_name("set", name, (*METHODS, *self.models))
+            if name not in (*METHODS.names(), *self.models):
+                raise unknown_name("set", name, (*METHODS.names(), *self.models))
             if setting in VARIED or setting.startswith("data."):
                 raise UserError(
                     f"set: {setting} cannot differ for {name}: data, budget and varied settings are the same for all "

@@ -11,7 +11,7 @@ from pathlib import Path
 from kmine.config import LoopConfig
 from kmine.data.source import Source
 from kmine.loop.summary import build_report, round_rows, segmenter_name, write_results
-from kmine.methods.registry import prepare_and_mine
+from kmine.methods.mining import prepare_and_mine
 from kmine.methods.supervised import supervised
 from kmine.report import RoundRow, write_report
 from kmine.setup.open import begin_run, open_fabric

@@ -7,16 +7,20 @@ candidates into pseudo-labels, on which the local model of the next round is tra
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+from kmine.mining.adaptation.step import adapt_segmenter
+from kmine.mining.calibration.step import calibrate
 from kmine.mining.candidates import gate_batch, generate_prompts, predict_probs, refine_batch, segment_prompts
 from kmine.mining.pseudo_labels import PseudoLabels
 from kmine.mining.round import close_round, open_round, pending_batches, save_batch
 from kmine.models.base import LocalModel
 from kmine.training.checkpoints import Checkpoints
+from kmine.training.distributed import rank_zero_first
 from kmine.training.evaluation import evaluate_round
 from kmine.training.model_setup import new_model
 from kmine.training.rounds import trained_auxiliary_model
-from kmine.training.task import Task
+from kmine.training.task import Task, single_process
 from kmine.training.trainer import train
 from kmine.types import RoundResult
 
@@ -63,3 +67,18 @@ def pseudo_label(
         masks = refine_batch(ctx, batch, probs, prompts, candidates, decisions)
         save_batch(ctx, batch, prompts, candidates, decisions, masks)
     return close_round(ctx)
+
+
+def prepare_and_mine(task: Task) -> Iterator[RoundResult]:
+    """Mining after adaptation of the segmenter and calibration of the gate, which are done when this returns.
+
+    run.json then names the segmenter that mines. Of several processes the first prepares, and the others read it.
+    """
+    fabric, base = task.fabric, task.segmenter
+    if fabric.world_size > 1:
+        train(task, new_model(task), round_idx=0)  # by all processes; the first one reads it below
+    with rank_zero_first(fabric):
+        prepared = replace(calibrate(adapt_segmenter(single_process(task)), base), fabric=fabric)
+    if prepared.segmenter:
+        prepared.run.update_run(segmenter=prepared.segmenter.name, segmenter_sha256=prepared.segmenter.signature)
+    return mine(prepared)

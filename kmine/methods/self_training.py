@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from kmine.methods.mining import mine
+from kmine.mining.calibration.step import calibrate
+from kmine.segmenters.identity import IdentitySegmenter
 from kmine.training.task import Task
 from kmine.types import RoundResult
 
@@ -14,10 +17,6 @@ def self_training(task: Task) -> Iterator[RoundResult]:
 
     A calibrated gate is calibrated with that segmenter. Fine-tuning, proposals and a second pass do not apply.
     """
-    from kmine.methods.mining import mine
-    from kmine.mining.calibration.step import calibrate
-    from kmine.segmenters.identity import IdentitySegmenter
-
     if not task.cfg.rounds:
         return mine(task)
     prompts = replace(task.cfg.prompts, source="local", passes=1)

@@ -33,6 +33,14 @@ from kmine.training.task import Task
 from kmine.types import Candidate, Decision, Probs, Prompts, PseudoLabel
 
 
+def read_batch(ctx: RoundContext, ids: Sequence[str], batch_idx: int = 0) -> ImageBatch:
+    """Read the images `ids`; those with a reviewer's verdict are listed alone."""
+    reviewed = [i for i in ids if i in ctx.task.review]
+    batch = ImageBatch([ctx.pool.sample(i) for i in ids if i not in reviewed], reviewed, batch_idx)
+    ctx.timer.lap("read")
+    return batch
+
+
 def predict_probs(ctx: RoundContext, batch: ImageBatch) -> list[Probs]:
     """The local model's probabilities."""
     task = ctx.task

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from kmine.io.files import sign
-from kmine.mining.candidates import median_object_area, previous_masks
+from kmine.mining.candidates import median_object_area, previous_masks, read_batch
 from kmine.mining.context import ImageBatch, RoundContext
 from kmine.mining.pseudo_labels import PseudoLabels, reviewed_labels
 from kmine.mining.round_changes import MaskComparison, RoundChanges, compare_rounds, summary_line, warnings
@@ -62,9 +62,7 @@ def pending_batches(ctx: RoundContext) -> Iterator[ImageBatch]:
     """This process's share of the batches left to mine; progress is reported when the next one is drawn."""
     task = ctx.task
     for batch_idx, ids in shard(ctx.pending, task.fabric):
-        images = [task.unlabeled.sample(i) for i in ids if i not in task.review]
-        ctx.timer.lap("read")
-        yield ImageBatch(images, [i for i in ids if i in task.review], batch_idx)
+        yield read_batch(ctx, ids, batch_idx)
         task.progress.advance(min((batch_idx + 1) * task.mining_batch_size, len(task.unlabeled)))
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from kmine.io.files import sign
 from kmine.mining.calibration.fit import threshold_for_mean_estimate
-from kmine.mining.candidates import gate_batch, generate_prompts, predict_probs, segment_prompts
-from kmine.mining.context import ImageBatch, RoundContext
+from kmine.mining.candidates import gate_batch, generate_prompts, predict_probs, read_batch, segment_prompts
+from kmine.mining.context import RoundContext
 from kmine.ops.calibrator import Calibration, describe_threshold
 from kmine.seeding import derive_seed
 from kmine.training.checkpoints import Checkpoints
@@ -51,7 +51,7 @@ def _pilot_estimates(ctx: RoundContext, ids: list[str]) -> list[float]:
     task.progress.start(f"round {ctx.round_idx}: selecting the gate's threshold", len(ids))
     estimates: list[float] = []
     for first in range(0, len(ids), size):
-        batch = ImageBatch([task.unlabeled.sample(i) for i in ids[first : first + size]])
+        batch = read_batch(ctx, ids[first : first + size])
         probs = predict_probs(ctx, batch)
         prompts, candidates = segment_prompts(ctx, batch, generate_prompts(ctx, batch, probs))
         decisions = gate_batch(ctx, batch, probs, prompts, candidates)

@@ -1,8 +1,9 @@
-"""A task small enough for a test, on a phantom of 24 images."""
+"""A task small enough for a test, on a phantom of 24 images, and parts to build others from."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from kmine.config import (
     DataConfig,
@@ -13,9 +14,12 @@ from kmine.config import (
     ModelConfig,
     RefineConfig,
 )
+from kmine.data.pool import Pool
 from kmine.mining.context import RoundContext
 from kmine.store.run_folder import RunFolder
 from kmine.store.tables import DecisionRow
+from kmine.training import trainer
+from kmine.training.fit import UnlabeledViews
 
 ANYTHING_GOES = GateConfig(
     min_predicted_iou=0,
@@ -39,7 +43,7 @@ CFG = LoopConfig(
 
 
 class Silent:
-    """A watcher that only remembers what was said."""
+    """A `ProgressReporter` that keeps the logged lines in `said`."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -69,3 +73,42 @@ def weights(store: RunFolder, round_idx: int, arm: str = "", name: str = "model_
 
 def same(a, b) -> bool:
     return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def truth_of(task, ids=None) -> Pool:
+    """The unlabeled images of a task, or some of them, with their true masks."""
+    pool = task.unlabeled
+    return Pool(pool._cache, ids or pool.ids, pool._groups, "true")
+
+
+def record_steps(monkeypatch) -> list[int]:
+    """The optimizer steps of each training from now on."""
+    steps, real = [], trainer.fit
+
+    def fit(model, batches, cfg, **kwargs):
+        steps.append(cfg.steps)
+        return real(model, batches, cfg, **kwargs)
+
+    monkeypatch.setattr(trainer, "fit", fit)
+    return steps
+
+
+class ChannelModel(nn.Module):
+    """Logits of class 1 are the image's first channel times a weight, those of class 0 are zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        first = images[:, :1].float() * self.scale
+        return torch.cat([torch.zeros_like(first), first], dim=1)
+
+
+def views_of(weak, strong, valid=None, source=None) -> UnlabeledViews:
+    """Views of one-channel values (U, H, W)."""
+    weak, strong = (torch.as_tensor(v)[:, None].repeat(1, 3, 1, 1) for v in (weak, strong))
+    shape = (len(weak), *weak.shape[2:])
+    own = torch.arange(len(weak))[:, None, None].expand(shape)
+    valid = torch.ones(shape, dtype=torch.bool) if valid is None else torch.as_tensor(valid)
+    return UnlabeledViews(weak, strong, valid, own if source is None else torch.as_tensor(source))

@@ -23,7 +23,6 @@ from kmine.compare import __main__ as compare
 from kmine.config.sweep import METHODS, SweepConfig
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.errors import UserError
-from kmine.methods import registry as arms
 from kmine.store.run_folder import RunFolder
 from kmine.sweep import __main__ as sweep
 from kmine.sweep import training
@@ -130,7 +129,7 @@ def test_the_same_command_again_trains_nothing(swept, monkeypatch, capsys):
 
 
 def test_cells_of_one_kin_share_round_0_and_nothing_is_changed_by_it(swept, tmp_path, monkeypatch):
-    names = [swept[0] / "cells" / f"unetpp-0.3-0-{m}" / "round_00" / "model.safetensors" for m in METHODS]
+    names = [swept[0] / "cells" / f"unetpp-0.3-0-{m}" / "round_00" / "model.safetensors" for m in METHODS.names()]
     assert len({name.stat().st_ino for name in names if name.exists()}) == 1
     monkeypatch.setattr(training, "link_shared_artifacts", lambda lender, root: None)
     assert run_sweep(tmp_path / "alone", swept[1], *BOTH) == 0
@@ -205,9 +204,9 @@ def test_a_failed_cell_is_a_row_and_the_next_command_tries_it_again(swept, tmp_p
         return method
 
     with monkeypatch.context() as patch:
-        patch.setitem(arms.METHODS, "fixmatch", fails(UserError("a\nmistake")))
-        patch.setitem(arms.METHODS, "mean_teacher", fails(MemoryError("none left")))
-        patch.setitem(arms.METHODS, "self_training", fails(RuntimeError("a bug")))
+        patch.setitem(METHODS._builtin, "fixmatch", fails(UserError("a\nmistake")))
+        patch.setitem(METHODS._builtin, "mean_teacher", fails(MemoryError("none left")))
+        patch.setitem(METHODS._builtin, "self_training", fails(RuntimeError("a bug")))
         assert run_sweep(folder, swept[1], *words) == 1
     rows = {row["method"]: row for row in table(folder)[4:]}
     assert {name: (row["status"], row["error"]) for name, row in rows.items()} == {
@@ -232,7 +231,7 @@ def test_ctrl_c_leaves_the_table_whole(swept, tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setitem(arms.METHODS, "fixmatch", interrupted)
+        patch.setitem(METHODS._builtin, "fixmatch", interrupted)
         assert run_sweep(tmp_path / "out", swept[1], *words) == 130
     assert "the same command resumes" in capsys.readouterr().err
     assert [row["method"] for row in table(tmp_path / "out")] == ["supervised"]
@@ -301,10 +300,6 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(swept, tmp_path, capsys):
 
 def test_every_setting_is_explained():
     assert {name for name, text in documented("SweepConfig").items() if text} >= SweepConfig.__annotations__.keys()
-
-
-def test_the_methods_are_those_there_are():
-    assert {*METHODS} == {*arms.METHODS, arms.ORACLE}
 
 
 def test_help_is_there(capsys):

@@ -1,0 +1,93 @@
+"""The supervised baseline, and the two methods on unlabeled images that reduce to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from helpers.small import CFG, record_steps, same, weights
+
+from kmine.config import FixmatchConfig, TeacherConfig
+from kmine.data.pool import Pool
+from kmine.errors import UserError
+from kmine.methods.fixmatch import fixmatch
+from kmine.methods.mean_teacher import mean_teacher
+from kmine.methods.supervised import supervised
+from kmine.segmenters.identity import IdentitySegmenter
+from kmine.training.checkpoints import Checkpointer
+
+ONE = replace(CFG, rounds=1)
+LOW_THRESHOLD = FixmatchConfig(threshold=0.5)
+"""After a few steps a model has no higher confidence."""
+
+
+@pytest.mark.parametrize("method", [fixmatch, mean_teacher])
+def test_equal_steps_from_one_round_0_without_masks_or_labels(task_of, monkeypatch, method):
+    steps, labels_read, real = record_steps(monkeypatch), [], Pool.image_label
+    monkeypatch.setattr(Pool, "image_label", lambda pool, i: (labels_read.append(i), real(pool, i))[1])
+    task, store = task_of(replace(CFG, fixmatch=LOW_THRESHOLD), segmenter=IdentitySegmenter())
+    assert task.unlabeled._masks == "withheld"
+    rounds, counted = list(method(task)), list(steps)
+    assert not labels_read and counted == [12, 6, 6] and [r.round_idx for r in rounds] == [0, 1, 2]
+    baseline = list(supervised(task))
+    assert steps[3:] == [6, 6], "round 0 is shared"
+    assert rounds[0].metrics == baseline[0].metrics and all(r.num_pseudo == 0 for r in rounds)
+    method_dir = method.__name__
+    assert not same(weights(store, 1, method_dir), weights(store, 1, "supervised")), "unlabeled images have an effect"
+
+
+@pytest.mark.parametrize(
+    ("method", "off"), [(fixmatch, {"fixmatch": FixmatchConfig(0.0)}), (mean_teacher, {"teacher": TeacherConfig(0.0)})]
+)
+def test_with_weight_0_the_training_is_supervised_bit_for_bit(task_of, method, off):
+    task, store = task_of(replace(ONE, **off))
+    last = [list(m(task))[-1] for m in (method, supervised)]
+    assert last[0].metrics == last[1].metrics
+    for name in ("model", "model_final"):
+        assert same(weights(store, 1, method.__name__, name), weights(store, 1, "supervised", name))
+
+
+@pytest.mark.parametrize("method", [fixmatch, mean_teacher])
+def test_an_interrupted_method_resumes_bit_for_bit(task_of, monkeypatch, method):
+    cfg = replace(ONE, fit=replace(CFG.fit, val_every=2), fixmatch=LOW_THRESHOLD)
+    task, store = task_of(cfg)
+    list(method(task))
+    other, other_store = task_of(cfg, "interrupted")
+    rounds = method(other)
+    next(rounds)
+    real = Checkpointer.save_state
+
+    def save_and_stop(*args):
+        real(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "save_state", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            next(rounds)
+    assert (other_store.round_dir(1, method.__name__) / "fit_state.safetensors").exists()
+    list(method(other))
+    for name in ("model", "model_final"):
+        assert same(weights(store, 1, method.__name__, name), weights(other_store, 1, method.__name__, name))
+
+
+def test_a_changed_setting_affects_only_the_training_of_its_method(task_of, monkeypatch):
+    steps = record_steps(monkeypatch)
+    task, _ = task_of(replace(ONE, fixmatch=LOW_THRESHOLD))
+    for method in (fixmatch, mean_teacher):
+        list(method(task))
+    steps.clear()
+    other = replace(task, cfg=replace(task.cfg, fixmatch=replace(LOW_THRESHOLD, cutmix=0.9)))
+    list(mean_teacher(other))
+    assert steps == []
+    list(fixmatch(other))
+    assert steps == [6]
+
+
+@pytest.mark.parametrize("method", [fixmatch, mean_teacher])
+def test_without_room_for_unlabeled_images_nothing_is_trained(task_of, monkeypatch, method):
+    steps = record_steps(monkeypatch)
+    task, _ = task_of(replace(ONE, fit=replace(CFG.fit, labeled_share=1.0)))
+    with pytest.raises(UserError, match=r"fit\.labeled_share"):
+        list(method(task))
+    assert steps == []
