@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kmine import cli
-from kmine.data import SOURCES
+from kmine.data import DATASETS
 from kmine.errors import UserError, unknown_name
 from kmine.io.download import download, sha256_of
 from kmine.io.errors import storage_errors
@@ -112,8 +112,8 @@ def run_fetch(cfg: FetchConfig) -> int:
     if len(cfg.name) != 1:
         raise UserError(f"expected the name of one data set, got {', '.join(cfg.name)}; fetch one at a time")
     (name,) = cfg.name
-    if name not in SOURCES:
-        raise unknown_name("data set", name, SOURCES)
+    if name not in DATASETS.names():
+        raise unknown_name("data set", name, DATASETS.names())
     if name not in DOWNLOADS | MANUAL_SOURCES:
         return _nothing_to_fetch(name)
     published = DOWNLOADS[name]() if name in DOWNLOADS else None

@@ -16,7 +16,7 @@ from helpers.sources import loaded_by
 
 from kmine import __main__ as dispatcher
 from kmine import fetch
-from kmine.data import SOURCES
+from kmine.data import DATASETS
 from kmine.data.datasets.covid_qu_ex_index import PUBLISHED
 from kmine.data.datasets.kvasir_seg import URL as KVASIR_URL
 from kmine.data.datasets.lits_index import URL as LITS_URL
@@ -367,7 +367,7 @@ def test_bad_flags_are_one_line(argv, capsys):
 
 
 def test_every_data_set_has_an_answer():
-    assert set(SOURCES) == {*fetch.DOWNLOADS, *fetch.MANUAL_SOURCES, "phantom", "folder"}
+    assert set(DATASETS.names()) == {*fetch.DOWNLOADS, *fetch.MANUAL_SOURCES, "phantom", "folder"}
 
 
 def test_the_address_is_the_published_one():

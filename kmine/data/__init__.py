@@ -1,4 +1,4 @@
-"""Data sets, by the name they have in the config."""
+"""Data sets by the name they have in the config. Importing this package loads no data set."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kmine.config import DataConfig
-from kmine.errors import UserError, unknown_name
+from kmine.errors import UserError
+from kmine.io.plugins import Registry
 
 if TYPE_CHECKING:
     from kmine.data.source import Source
 
-# Factories import what they need when called: `--help` needs none of it.
+# The factories import lazily, so that `--help` loads no data set.
 
 
 def _phantom(cfg: DataConfig) -> Source:
@@ -24,36 +25,22 @@ def _phantom(cfg: DataConfig) -> Source:
 def _kvasir_seg(cfg: DataConfig) -> Source:
     from kmine.data.datasets.kvasir_seg import URL, KvasirSeg
 
-    if cfg.root is None:
-        raise UserError(
-            "data.root: expected the folder that holds Kvasir-SEG, got nothing; "
-            f"pass --data.root FOLDER (published at {URL})"
-        )
     normals = Path(cfg.normal_images) if cfg.normal_images is not None else None
-    return KvasirSeg(Path(cfg.root), cfg.on_error, normals)
+    return KvasirSeg(_root(cfg, "that holds Kvasir-SEG", f"published at {URL}"), cfg.on_error, normals)
 
 
 def _lits(cfg: DataConfig) -> Source:
     from kmine.data.datasets.lits import Lits
     from kmine.data.datasets.lits_index import URL
 
-    if cfg.root is None:
-        raise UserError(
-            "data.root: expected the folder that holds the volumes of LiTS, got nothing; "
-            f"pass --data.root FOLDER (published at {URL})"
-        )
-    return Lits(Path(cfg.root), cfg)
+    return Lits(_root(cfg, "that holds the volumes of LiTS", f"published at {URL}"), cfg)
 
 
 def _covid_qu_ex(cfg: DataConfig) -> Source:
     from kmine.data.datasets.covid_qu_ex import CovidQuEx
     from kmine.data.datasets.covid_qu_ex_index import PUBLISHED
 
-    if cfg.root is None:
-        raise UserError(
-            f"data.root: expected the folder that holds COVID-QU-Ex, got nothing; pass --data.root FOLDER ({PUBLISHED})"
-        )
-    return CovidQuEx(Path(cfg.root), cfg)
+    return CovidQuEx(_root(cfg, "that holds COVID-QU-Ex", PUBLISHED), cfg)
 
 
 def _folder(cfg: DataConfig) -> Source:
@@ -62,22 +49,40 @@ def _folder(cfg: DataConfig) -> Source:
     return Folder(cfg)
 
 
-SOURCES: dict[str, Callable[[DataConfig], Source]] = {
-    "phantom": _phantom,
-    "kvasir_seg": _kvasir_seg,
-    "lits": _lits,
-    "covid_qu_ex": _covid_qu_ex,
-    "folder": _folder,
-}
-"""A new data set is one file and one line here."""
+def _root(cfg: DataConfig, expected: str, where: str) -> Path:
+    if cfg.root is None:
+        raise UserError(f"data.root: expected the folder {expected}, got nothing; pass --data.root FOLDER ({where})")
+    return Path(cfg.root)
+
+
+DatasetFactory = Callable[[DataConfig], "Source"]
+DATASETS: Registry[DatasetFactory] = Registry(
+    "data.name",
+    "kmine.datasets",
+    {"phantom": _phantom, "kvasir_seg": _kvasir_seg, "lits": _lits, "covid_qu_ex": _covid_qu_ex, "folder": _folder},
+)
+
+
+def register_dataset(name: str, factory: DatasetFactory) -> None:
+    """Add a data set for `data.name`, in this process.
+
+    For all commands, a package adds it by an entry point of the group `kmine.datasets`.
+
+    Args:
+        name: a new name.
+        factory: opens a `kmine.data.source.Source` from the settings `data.*`. Reads no pixel; a mistake of the user is
+            a `kmine.UserError`.
+
+    Raises:
+        UserError: for an empty or built-in name.
+    """
+    DATASETS.register(name, factory)
 
 
 def open_source(cfg: DataConfig) -> Source:
-    """Index the data set that the config names.
+    """Index the data set of the config.
 
     Raises:
-        UserError: for a name that nobody has, and for whatever the data set finds wrong with its folder.
+        UserError: for an unknown name, a plug-in that cannot be imported, and the faults of the data set.
     """
-    if cfg.name not in SOURCES:
-        raise unknown_name("data.name", cfg.name, SOURCES)
-    return SOURCES[cfg.name](cfg)
+    return DATASETS.get(cfg.name)(cfg)

@@ -1,4 +1,4 @@
-"""Laws of augmentation: the seed decides all, masks move with their images, ids are never blended."""
+"""Augmentation: determined by the seed, masks follow their images, class ids are never blended."""
 
 import pickle
 import subprocess
@@ -14,7 +14,7 @@ SIZE = 64
 NO_NETWORK = """
 import socket, sys
 def refuse(*args, **kwargs):
-    raise SystemExit("the network was asked")
+    raise SystemExit("the network was used")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 import numpy as np
 from kmine.data.augment import Augment
@@ -38,18 +38,18 @@ def pair():
     return image, mask
 
 
-def test_seed_decides_all_whatever_came_before(augment, pair):
+def test_the_seed_determines_the_change(augment, pair):
     first = [augment(*pair, seed) for seed in range(20)]
     again = [augment(*pair, seed) for seed in reversed(range(20))][::-1]
     other = [Augment(SIZE)(*pair, seed) for seed in range(0, 20, 7)]
-    for one, two in zip(first, again, strict=True):
-        np.testing.assert_array_equal(one[0], two[0])
-        np.testing.assert_array_equal(one[1], two[1])
-    for one, two in zip(first[::7], other, strict=True):
-        np.testing.assert_array_equal(one[0], two[0])
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(a[1], b[1])
+    for a, b in zip(first[::7], other, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
 
 
-def test_global_seeds_play_no_part_and_are_left_alone(augment, pair):
+def test_global_seeds_are_neither_used_nor_changed(augment, pair):
     np.random.seed(0)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     image, _ = augment(*pair, 11)
@@ -64,7 +64,7 @@ def test_different_seeds_differ(augment, pair):
 
 
 def test_flips_are_drawn_independently(augment):
-    """One stream shared by all transforms, not one copy each: a flip along one axis must not force the other."""
+    """Transforms share one random stream: a flip along one axis must not imply the other."""
     mask = np.zeros((SIZE, SIZE), np.uint8)
     mask[:20, :20] = 1
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
@@ -76,7 +76,7 @@ def test_flips_are_drawn_independently(augment):
     assert len(corners) == 4
 
 
-def test_shapes_types_and_inputs_unchanged(augment, pair):
+def test_shapes_and_types_are_kept_and_inputs_not_modified(augment, pair):
     image, mask = pair[0].copy(), pair[1].copy()
     for seed in range(20):
         new_image, new_mask = augment(image, mask, seed)
@@ -91,20 +91,20 @@ def test_ids_are_never_blended(augment, pair):
         assert set(np.unique(augment(*pair, seed)[1])) <= {0, 1, 2, 255}
 
 
-def test_outside_is_ignored_and_ignore_is_kept(augment):
+def test_pixels_from_outside_and_ignored_pixels_are_ignored(augment):
     image = np.full((SIZE, SIZE, 3), 200, np.uint8)
     known, unknown = np.zeros((SIZE, SIZE), np.uint8), np.full((SIZE, SIZE), 255, np.uint8)
-    came_in = 0
+    num_outside = 0
     for seed in range(40):
         new_image, new_mask = augment(image, known, seed)
         black = new_image.max(axis=2) < 20
         assert (new_mask[black] == 255).mean() > 0.9 if black.any() else True
-        came_in += bool((new_mask == 255).any())
+        num_outside += bool((new_mask == 255).any())
         assert (augment(image, unknown, seed)[1] == 255).all()
-    assert came_in > 10
+    assert num_outside > 10
 
 
-def test_mask_stays_on_its_object(augment):
+def test_the_mask_follows_its_object(augment):
     mask = np.zeros((SIZE, SIZE), np.uint8)
     mask[18:40, 12:30] = 1
     image = np.where(mask[..., None] > 0, 220, 60).astype(np.uint8).repeat(3, axis=2)
@@ -116,15 +116,15 @@ def test_mask_stays_on_its_object(augment):
         assert overlap > 0.9, seed
 
 
-def test_grey_stays_grey(augment):
+def test_grey_images_stay_grey(augment):
     grey = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 1), dtype=np.uint8).repeat(3, axis=2)
     for seed in range(30):
         image = augment(grey, np.zeros((SIZE, SIZE), np.uint8), seed)[0].astype(int)
         assert np.abs(image - image[..., :1]).max() <= 2, seed
 
 
-def test_the_strong_view_moves_alike_and_changes_more(augment):
-    """Same seed, same place; colour and sharpness far off. Nothing is erased: the object is where its mask is."""
+def test_the_strong_view_has_the_same_geometry_and_larger_changes(augment):
+    """Nothing is erased: the object is visible where its mask is."""
     strong = Augment(SIZE, strong=True)
     rng = np.random.default_rng(0)
     mask = np.zeros((SIZE, SIZE), np.uint8)
@@ -147,39 +147,39 @@ def test_the_strong_view_moves_alike_and_changes_more(augment):
     assert 4 <= greys <= 24
 
 
-def test_the_strong_view_leaves_grey_images_grey_and_is_decided_by_the_seed():
+def test_the_strong_view_keeps_grey_images_grey():
     grey = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 1), dtype=np.uint8).repeat(3, axis=2)
-    nothing, one, other = np.zeros((SIZE, SIZE), np.uint8), Augment(SIZE, strong=True), Augment(SIZE, strong=True)
+    blank, strong, other = np.zeros((SIZE, SIZE), np.uint8), Augment(SIZE, strong=True), Augment(SIZE, strong=True)
     for seed in range(30):
-        image = one(grey, nothing, seed)[0]
+        image = strong(grey, blank, seed)[0]
         assert np.ptp(image.astype(int), axis=2).max() <= 2, seed
-        np.testing.assert_array_equal(image, other(grey, nothing, seed)[0])
-    copy = pickle.loads(pickle.dumps(one))
-    assert copy.strong and np.array_equal(copy(grey, nothing, 3)[0], one(grey, nothing, 3)[0])
+        np.testing.assert_array_equal(image, other(grey, blank, seed)[0])
+    copy = pickle.loads(pickle.dumps(strong))
+    assert copy.strong and np.array_equal(copy(grey, blank, 3)[0], strong(grey, blank, 3)[0])
 
 
-def test_place_alone_moves_like_the_others_and_leaves_every_colour(augment):
+def test_geometric_changes_are_the_same_and_keep_colours(augment):
     plain, strong = Augment(SIZE, geometric_only=True), Augment(SIZE, strong=True)
     mask = np.zeros((SIZE, SIZE), np.uint8)
     mask[18:40, 12:30] = 1
     image = np.full((SIZE, SIZE, 3), (200, 90, 60), np.uint8)
     for seed in range(30):
-        seen, placed = plain(image, mask, seed)
+        changed, moved = plain(image, mask, seed)
         for other in (augment, strong, pickle.loads(pickle.dumps(plain))):
-            np.testing.assert_array_equal(other(image, mask, seed)[1], placed)
-        known = placed != 255
-        colours = seen[known].reshape(-1, 3)
+            np.testing.assert_array_equal(other(image, mask, seed)[1], moved)
+        known = moved != 255
+        colours = changed[known].reshape(-1, 3)
         assert np.median(np.abs(colours.astype(int) - (200, 90, 60)).max(axis=1)) == 0, seed
     assert pickle.loads(pickle.dumps(plain)).geometric_only and not pickle.loads(pickle.dumps(strong)).geometric_only
 
 
-def test_disabled_is_the_identity(pair):
+def test_a_disabled_augmentation_is_the_identity(pair):
     image, mask = Augment(SIZE, enabled=False)(*pair, 3)
     np.testing.assert_array_equal(image, pair[0])
     np.testing.assert_array_equal(mask, pair[1])
 
 
-def test_pickles_after_use(augment, pair):
+def test_a_pickled_augmentation_gives_the_same_images(augment, pair):
     expected = augment(*pair, 9)
     copy = pickle.loads(pickle.dumps(augment))
     np.testing.assert_array_equal(copy(*pair, 9)[0], expected[0])
@@ -194,6 +194,6 @@ def test_wrong_arrays_are_refused(augment, pair, wrong):
         augment(*arguments, 0)
 
 
-def test_imported_late_and_without_network():
+def test_albumentations_is_imported_at_first_use_without_network():
     done = subprocess.run([sys.executable, "-c", NO_NETWORK], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

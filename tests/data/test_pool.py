@@ -123,7 +123,7 @@ def test_empty_pool(tmp_path):
 
 def test_strangers_are_refused(tmp_path):
     cache = SampleCache(TrapSource(), 32, tmp_path, "stop")
-    with pytest.raises(UserError, match=r"1 are not in the data set .*gone for one"):
+    with pytest.raises(UserError, match=r"1 are missing in the data set, such as gone"):
         Pool(cache, ("s01", "gone"), {"s01": "g", "gone": "g"})
     with pytest.raises(KeyError, match="not in this pool"):
         pool(tmp_path).image_resized("s05")

@@ -1,4 +1,4 @@
-"""Given splits: three kinds of file, told apart by content; what they say is what the run gets, or one clear line."""
+"""Given splits: three formats detected by content, used unchanged, or refused in one line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def source_of(refs: list[SampleRef], *skipped: str) -> SimpleNamespace:
 
 PLAIN = [SampleRef(name, name) for name in IDS]
 FAR = {name: derive_seed("hash", name) for name in IDS}
-"""Hashes of which no two are near."""
+"""Hashes far from one another."""
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def lines(*names: str) -> str:
     return "".join(f"{name}\n" for name in names)
 
 
-def settled(given: str, refs=PLAIN, hashes=FAR, skipped: tuple[str, ...] = (), **settings) -> Splits:
+def resolved(given: str, refs=PLAIN, hashes=FAR, skipped: tuple[str, ...] = (), **settings) -> Splits:
     cfg = DataConfig(**({"label_fraction": 0.5} | settings))
     return resolve_splits(cfg, 0, refs, hashes, read_split(given, source_of(refs, *skipped)))
 
@@ -58,7 +58,7 @@ def refusal(given: str, refs=PLAIN) -> str:
     return str(caught.value)
 
 
-def test_the_hashes_of_these_tests_are_far_apart():
+def test_without_a_setting_there_is_no_given_split():
     assert min((FAR[a] ^ FAR[b]).bit_count() for a in IDS for b in IDS if a < b) > 12
     assert read_split(None, source_of(PLAIN)) is None
     with pytest.raises(UserError, match=r"data\.split_file: expected"):
@@ -71,24 +71,24 @@ HEADER = "sample_id,group_id,split\n"
 OF_A_RUN = HEADER + "s00,s00,labeled\ns01,pair,unlabeled\ns02,pair,labeled\ns03,s03,val\ns04,s04,test\n"
 
 
-def test_splits_of_a_run_are_taken_as_they_are_and_what_they_lack_is_left_out(put):
-    same = dict.fromkeys(IDS, 0)  # near duplicates are not asked about
-    found = settled(put("splits.csv", OF_A_RUN), hashes=same, label_fraction=1, fine_groups=3)
+def test_splits_of_a_run_are_used_unchanged(put):
+    same = dict.fromkeys(IDS, 0)  # near-duplicates do not change the splits of a run
+    found = resolved(put("splits.csv", OF_A_RUN), hashes=same, label_fraction=1, fine_groups=3)
     assert (found.labeled, found.unlabeled) == (("s00", "s02"), ("s01",))
     assert (found.val, found.test) == (("s03",), ("s04",))
     assert found.groups == {"s00": "s00", "s01": "pair", "s02": "pair", "s03": "s03", "s04": "s04"}
     again = HEADER + "".join(f"{','.join(row)}\n" for row in found.rows())
-    assert settled(put("other name.txt", again)) == found
+    assert resolved(put("other name.txt", again)) == found
 
 
-def test_images_that_cannot_be_read_now_leave_the_splits_of_a_run(put):
+def test_unreadable_images_are_removed_from_the_splits_of_a_run(put):
     given = read_split(put("splits.csv", OF_A_RUN), source_of(PLAIN[1:], "s00"))
     found = resolve_splits(DataConfig(), 0, PLAIN[1:], FAR, given)
     assert found.labeled == ("s02",) and "s00" not in found.groups
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "problem"),
     [
         (OF_A_RUN + "s05,pair,val\n", "expected each group on one side, got pair in train and val"),
         (OF_A_RUN + "s05,s05,train\n", "line 7: expected the split labeled, unlabeled, val, test (with a column"),
@@ -103,12 +103,12 @@ def test_images_that_cannot_be_read_now_leave_the_splits_of_a_run(put):
         (HEADER, "got none below the header"),
     ],
 )
-def test_a_bad_splits_csv_is_one_line_with_its_place(put, text, said):
+def test_an_invalid_splits_csv_is_one_line_with_its_position(put, text, problem):
     line = refusal(put("splits.csv", text))
-    assert "splits.csv" in line and said in line and "\n" not in line
+    assert "splits.csv" in line and problem in line and "\n" not in line
 
 
-def test_a_labeled_sample_of_a_run_must_have_a_mask(put):
+def test_a_labeled_sample_of_a_run_needs_a_mask(put):
     refs = [replace(ref, has_mask=ref.sample_id not in ("s00", "s01")) for ref in PLAIN]
     assert "for labeled, val and test, found none for s00;" in refusal(put("splits.csv", OF_A_RUN), refs)
 
@@ -128,78 +128,84 @@ def as_folder(put, sides: dict[str, list[str]], name: str = "lists", suffix: str
     return str(Path(given).parent)
 
 
-def test_table_and_lists_say_the_same_and_labels_are_drawn_from_train(put):
-    found = settled(put("anything", as_table(LISTS)))
+def test_a_table_and_lists_give_the_same_splits(put):
+    found = resolved(put("anything", as_table(LISTS)))
     assert (list(found.val), list(found.test)) == (LISTS["val"], LISTS["test"])
     assert len(found.labeled) == 6 and sorted(found.labeled + found.unlabeled) == LISTS["train"]
     for folder in (as_folder(put, LISTS), as_folder(put, LISTS, "suffix", ".JPG")):
-        assert settled(folder) == found
+        assert resolved(folder) == found
     files = [put(f"one {side}_ids.txt", lines(*ids)) for side, ids in LISTS.items()]
-    assert settled(", ".join(files)) == found
+    assert resolved(", ".join(files)) == found
 
 
-def test_a_given_split_stands_in_the_place_of_the_data_sets_own(put):
+def test_a_given_split_replaces_the_official_one(put):
     own = [replace(ref, split="test" if n < 10 else "train") for n, ref in enumerate(PLAIN)]
-    assert settled(as_folder(put, LISTS), refs=own) == settled(as_folder(put, LISTS))
+    assert resolved(as_folder(put, LISTS), refs=own) == resolved(as_folder(put, LISTS))
 
 
-def test_a_missing_side_is_drawn_from_train_and_images_in_no_list_take_no_part(put):
-    found = settled(as_folder(put, {"train": IDS[:12], "test": IDS[15:]}), val_fraction=0.2)
+def test_a_missing_side_is_drawn_from_train(put):
+    found = resolved(as_folder(put, {"train": IDS[:12], "test": IDS[15:]}), val_fraction=0.2)
     assert list(found.test) == IDS[15:] and len(found.val) == 3 and set(found.val) < set(IDS[:12])
     assert set(found.groups) == {*IDS[:12], *IDS[15:]}
-    found = settled(as_folder(put, {"train": IDS[:12], "val": IDS[15:]}, "b"), test_fraction=0.2)
+    found = resolved(as_folder(put, {"train": IDS[:12], "val": IDS[15:]}, "b"), test_fraction=0.2)
     assert list(found.val) == IDS[15:] and len(found.test) == 3 and set(found.test) < set(IDS[:12])
 
 
 @pytest.mark.parametrize("as_file", [True, False])
-def test_without_a_train_list_everything_else_is_train(put, as_file):
+def test_without_a_train_list_all_other_samples_are_train(put, as_file):
     given = as_folder(put, {"val": IDS[:4]})
-    found = settled(f"{given}/val.txt" if as_file else given, test_fraction=0)
+    found = resolved(f"{given}/val.txt" if as_file else given, test_fraction=0)
     assert list(found.val) == IDS[:4]
     assert sorted(found.labeled + found.unlabeled) == IDS[4:]
 
 
-def test_the_name_of_a_group_stands_for_its_samples(put):
+def test_a_group_id_selects_all_its_samples(put):
     refs = [SampleRef(f"volume-{n // 4}/slice-{n % 4}", f"volume-{n // 4}") for n in range(20)]
     hashes = {ref.sample_id: FAR[IDS[n]] for n, ref in enumerate(refs)}
     given = as_folder(put, {"val": ["volume-1"], "test": ["volume-2.nii.gz"]})
-    found = settled(given, refs, hashes, duplicate_distance=-1)
+    found = resolved(given, refs, hashes, duplicate_distance=-1)
     assert found.val == tuple(f"volume-1/slice-{n}" for n in range(4))
     assert found.test == tuple(f"volume-2/slice-{n}" for n in range(4))
     put("lists/val.txt", "volume-1\nvolume-1/slice-2\n")
     assert "got volume-1/slice-2 (val) again" in refusal(given, refs)
 
 
-def test_copies_that_straddle_the_lists_keep_the_test_side_then_the_validation(put):
+def test_copies_in_several_lists_stay_in_test_else_in_validation(put):
     hashes = FAR | {"s00": FAR["s15"], "s01": FAR["s12"], "s13": FAR["s16"], "s03": FAR["s04"]}
-    found = settled(as_folder(put, LISTS), hashes=hashes, duplicate_distance=0)
+    found = resolved(as_folder(put, LISTS), hashes=hashes, duplicate_distance=0)
     assert set(IDS) - set(found.groups) == {"s00", "s01", "s13"}
     assert found.groups["s04"] == "s03"
 
 
-def test_what_the_index_left_out_may_be_named(put):
-    found = settled(as_folder(put, LISTS), PLAIN[1:-1], skipped=("s00", "s19"))
+def test_entries_of_skipped_samples_are_ignored(put):
+    found = resolved(as_folder(put, LISTS), PLAIN[1:-1], skipped=("s00", "s19"))
     assert len(found.groups) == 18
     slices = [SampleRef(f"v{n}/slice-0", f"v{n}") for n in range(9)]
     given = as_folder(put, {"train": ["v0", "v1", "v9/slice-3"], "val": ["v2"], "test": ["v8", "v9/slice-0"]}, "v")
-    found = settled(given, slices, {r.sample_id: FAR[IDS[n]] for n, r in enumerate(slices)}, ("v9",))
+    found = resolved(given, slices, {r.sample_id: FAR[IDS[n]] for n, r in enumerate(slices)}, ("v9",))
     assert found.test == ("v8/slice-0",)
 
 
-def test_only_what_a_file_says_changes_its_digest(put):
-    def digest(given: str) -> str:
+def test_only_the_content_changes_the_fingerprint(put):
+    def fingerprint(given: str) -> str:
         return read_split(given, source_of(PLAIN)).fingerprint
 
-    same = {digest(put("a.csv", as_table(LISTS))), digest(as_folder(put, LISTS)), digest(as_folder(put, LISTS, "b"))}
+    same = {
+        fingerprint(put("a.csv", as_table(LISTS))),
+        fingerprint(as_folder(put, LISTS)),
+        fingerprint(as_folder(put, LISTS, "b")),
+    }
     moved = LISTS | {"val": LISTS["val"][1:], "test": [*LISTS["test"], LISTS["val"][0]]}
-    assert len(same) == 1 and digest(as_folder(put, moved, "c")) not in same
+    assert len(same) == 1 and fingerprint(as_folder(put, moved, "c")) not in same
     shuffled = HEADER + "\n\n".join(OF_A_RUN.splitlines()[:0:-1])
-    assert digest(put("one.csv", OF_A_RUN)) == digest(put("two.csv", shuffled))
-    assert digest(put("three.csv", OF_A_RUN.replace("s01,pair,un", "s01,pair,"))) != digest(put("one.csv", OF_A_RUN))
+    assert fingerprint(put("one.csv", OF_A_RUN)) == fingerprint(put("two.csv", shuffled))
+    assert fingerprint(put("three.csv", OF_A_RUN.replace("s01,pair,un", "s01,pair,"))) != fingerprint(
+        put("one.csv", OF_A_RUN)
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "problem"),
     [
         ("a.csv", "sample_id,split\ns00,train\ns01,valid\n", "line 3: expected the split train, val, test (without"),
         ("a.csv", "sample_id,split\ns00,labeled\n", "got 'labeled'"),
@@ -219,7 +225,7 @@ def test_only_what_a_file_says_changes_its_digest(put):
         ("a.csv", "sample_id,split\n" + "".join(f"{i},val\n" for i in IDS), "samples to train on, got none"),
         ("a.csv", "", "got an empty file"),
         ("val.txt", " \n\n", "got an empty file"),
-        ("val.txt", b"\xff\xd8\xff\xe0 a picture", "expected a text file in UTF-8, got other bytes"),
+        ("val.txt", b"\xff\xd8\xff\xe0 an image", "expected a text file in UTF-8, got other bytes"),
         ("val.txt", b"s00\0\0\0", "expected a text file in UTF-8, got other bytes"),
         ("val.txt", "s00\ns01\n\ns00\n", "line 4: expected each sample once, got s00 (val) again, as in "),
         (
@@ -227,27 +233,27 @@ def test_only_what_a_file_says_changes_its_digest(put):
             "s00\nx1\nx2\n",
             "line 2: expected sample ids of the data set, got 2 that it does not have: x1,",
         ),
-        ("ids.txt", "s00\n", "whose file name says train, val or test"),
-        ("train_val.txt", "s00\n", "whose file name says train, val or test"),
+        ("ids.txt", "s00\n", "with train, val or test in its file name"),
+        ("train_val.txt", "s00\n", "with train, val or test in its file name"),
     ],
 )
-def test_a_bad_file_is_one_line_that_names_it(put, name, text, said):
+def test_an_invalid_file_is_one_line_that_names_it(put, name, text, problem):
     line = refusal(put(name, text))
-    assert name in line and said in line and "\n" not in line
+    assert name in line and problem in line and "\n" not in line
 
 
-def test_one_id_in_two_lists(put):
+def test_an_id_in_two_lists_is_refused(put):
     line = refusal(as_folder(put, {"train": ["s00", "s01"], "val": ["s02", "s01"]}))
     assert "val.txt, line 4: expected each sample once, got s01 (val) again, as in " in line
     assert "train.txt, line 4 (train)" in line
 
 
-def test_many_unknown_ids_are_counted_and_the_first_named(put):
+def test_unknown_ids_are_counted_and_the_first_named(put):
     line = refusal(put("val.txt", lines(*(f"x{n}" for n in range(90)))))
     assert "got 90 that it does not have: x0, x1, x2, x3, x4 and 85 more" in line
 
 
-def test_missing_files_and_folders_without_lists(put, tmp_path):
+def test_missing_files_and_folders_without_lists_are_refused(put, tmp_path):
     assert "nowhere.txt cannot be read (No such file or directory); give" in refusal(str(tmp_path / "nowhere.txt"))
     both = f"{put('train.txt', lines('s00'))},{tmp_path}/gone/val.txt"
     assert "gone/val.txt cannot be read" in refusal(both)
@@ -261,7 +267,7 @@ def test_missing_files_and_folders_without_lists(put, tmp_path):
 
 
 @needs_data
-def test_lists_as_published_for_kvasir(put):
+def test_lists_as_published_for_kvasir_are_read(put):
     source = KvasirSeg(Path(DATA) / "kvasir_seg")
     ids = [ref.sample_id for ref in source.refs()]
     given = read_split(as_folder(put, {"train": ids[36:], "test": ids[:36]}), source)

@@ -1,4 +1,4 @@
-"""Pictures, DICOM and NIfTI files written byte by byte, and what reading a folder of them comes to."""
+"""PNG, DICOM and NIfTI files written byte by byte, and the result of reading a folder of them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pydicom
+from helpers.image_files import dicom_dataset
 from PIL import Image
-from pydicom.uid import (
-    ExplicitVRLittleEndian,
-)
+from pydicom.uid import ExplicitVRLittleEndian
 
 from kmine.config import DataConfig
 from kmine.data import open_source
 from kmine.data.cache.sample_cache import SampleCache
 
 SHAPE = (24, 20)
-
-
 WINDOW = (0.0, 255.0)
 
 
@@ -35,7 +32,7 @@ def settings(root: Path, on_error="skip", masks=False) -> DataConfig:
 
 
 def place(root: Path, name: str, content: bytes) -> Path:
-    """The file, beside a good one."""
+    """Write the file beside a valid one."""
     path = root / "images" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise()).save(path.parent / "good.png")
@@ -44,7 +41,7 @@ def place(root: Path, name: str, content: bytes) -> Path:
 
 
 def outcome(cfg: DataConfig) -> tuple[list[str], list[str]]:
-    """Ids of what was read, and problems of what was skipped."""
+    """Ids of the samples read, and problems of those skipped."""
     source = open_source(cfg)
     cache = SampleCache(source, 32, Path(str(cfg.cache_dir)), cfg.on_error)
     for ref in cache.refs:
@@ -71,18 +68,10 @@ def nifti(shape: tuple[int, ...], body: bytes, dtype: type = np.uint8, offset=35
 
 
 def dicom(syntax: str = ExplicitVRLittleEndian, pixels: bytes | None = None, **tags: object) -> bytes:
-    data = pydicom.Dataset()
-    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data = dicom_dataset(noise(), **tags)
     data.file_meta.TransferSyntaxUID = syntax
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
-    data.Rows, data.Columns, data.SamplesPerPixel = *SHAPE, 1
-    data.PhotometricInterpretation, data.PixelRepresentation = "MONOCHROME2", 0
-    data.BitsAllocated = data.BitsStored = 8
-    data.HighBit, data.PixelData = 7, noise().tobytes() if pixels is None else pixels
-    data["PixelData"].VR = "OB"
-    for name, value in tags.items():
-        setattr(data, name, value)
+    if pixels is not None:
+        data.PixelData = pixels
     out = io.BytesIO()
     pydicom.dcmwrite(out, data, implicit_vr=False, little_endian=True, enforce_file_format=True)
     return out.getvalue()

@@ -144,7 +144,7 @@ def test_missing_and_doubled_slices_are_told(tmp_path):
     files = sorted(tmp_path.glob("*.dcm"))
     assert "1 of 4 distances between slices differ from the usual 2 mm" in open_series(files).warning
     save_slice(tmp_path / "9.dcm", np.zeros((4, 5)), position=(0, 0, 4))
-    with pytest.raises(SampleError, match="two in the same"):
+    with pytest.raises(SampleError, match="two in one"):
         open_series([*files, tmp_path / "9.dcm"])
     save_slice(tmp_path / "9.dcm", np.zeros((4, 6)), position=(0, 0, 12))
     with pytest.raises(SampleError, match="one size and spacing"):

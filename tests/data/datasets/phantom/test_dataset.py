@@ -1,4 +1,4 @@
-"""Laws of the phantom: fully determined, as many as asked for, masks and labels that agree."""
+"""The phantom: images determined by kind, index and size; masks and labels agree."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ KINDS = ("polyp", "ct", "xray")
 
 @pytest.fixture(autouse=True)
 def _render_afresh():
-    """Forget rendered images, so that no test compares an image with itself."""
+    """Clear the cache, so that no test compares an image with itself."""
     phantom._render.cache_clear()
 
 
@@ -23,7 +23,7 @@ def _pair(kind, index, size=32, num_samples=1000):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_index_same_pixels_whatever_number_and_order(kind):
+def test_an_image_does_not_depend_on_number_and_order(kind):
     few, many = PhantomSource(kind, 6, 48), PhantomSource(kind, 60, 48)
     ids = [ref.sample_id for ref in few.refs()]
     assert ids == [ref.sample_id for ref in many.refs()][:6]
@@ -36,7 +36,7 @@ def test_same_index_same_pixels_whatever_number_and_order(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_global_seed_plays_no_part(kind):
+def test_global_seeds_are_neither_used_nor_changed(kind):
     np.random.seed(0)  # noqa: NPY002
     image, _ = _pair(kind, 3)
     state = np.random.get_state()[1].copy()  # noqa: NPY002
@@ -49,7 +49,7 @@ def test_global_seed_plays_no_part(kind):
 
 @pytest.mark.parametrize("size", [32, 96, 130])
 @pytest.mark.parametrize("kind", KINDS)
-def test_shapes_types_values(kind, size):
+def test_images_and_masks_have_their_shapes_types_and_values(kind, size):
     for index in range(4):
         image, mask = _pair(kind, index, size)
         assert image.shape == (size, size, 3) and image.dtype == np.uint8
@@ -59,20 +59,20 @@ def test_shapes_types_values(kind, size):
 
 
 @pytest.mark.parametrize("kind", ["ct", "xray"])
-def test_grey_kinds_are_grey(kind):
+def test_ct_and_xray_are_grey(kind):
     image, _ = _pair(kind, 0, 64)
     assert (image == image[..., :1]).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_image_label_agrees_with_mask(kind):
+def test_the_image_label_agrees_with_the_mask(kind):
     source = PhantomSource(kind, 150, 32)
     for ref in source.refs():
         assert ref.image_label == int(source.mask(ref.sample_id).any()), ref.sample_id
 
 
 @pytest.mark.parametrize(("kind", "low", "high"), [("polyp", 0.0, 0.0), ("ct", 0.35, 0.45), ("xray", 0.35, 0.45)])
-def test_lesion_free_share(kind, low, high):
+def test_the_share_of_lesion_free_images(kind, low, high):
     labels = [ref.image_label for ref in PhantomSource(kind, 2000, 32).refs()]
     assert low <= 1 - np.mean(labels) <= high
 
@@ -88,15 +88,15 @@ def test_images_differ_widely(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_lesions_stay_lesions(kind):
+def test_lesions_have_plausible_areas(kind):
     source = PhantomSource(kind, 40, 96)
     areas = np.array([source.mask(ref.sample_id).mean() for ref in source.refs() if ref.image_label])
     assert np.median(areas) > 0.01 and areas.max() < 0.6
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_scene_at_another_size(kind):
-    """Halved, a picture shows the objects of the small one in the same places."""
+def test_a_scene_is_the_same_at_another_size(kind):
+    """A large image, halved, has the mask of the small one."""
     indices = [ref for ref in range(12) if PhantomSource(kind, 12, 32).refs()[ref].image_label]
     for index in indices:
         small, large = _pair(kind, index, 96)[1], _pair(kind, index, 192)[1]
@@ -105,7 +105,7 @@ def test_same_scene_at_another_size(kind):
         assert overlap > 0.85, index
 
 
-def test_kinds_have_names_ids_and_groups():
+def test_names_ids_and_groups_of_the_kinds():
     for kind, name in zip(KINDS, ("polyp", "tumour", "infection"), strict=True):
         source = PhantomSource(kind, 3, 32)
         assert source.name == "phantom" and source.class_names == ("background", name) and source.skipped == ()
@@ -114,14 +114,14 @@ def test_kinds_have_names_ids_and_groups():
         assert all(ref.group_id == ref.sample_id and ref.has_mask for ref in source.refs())
 
 
-def test_fingerprint_tells_settings_apart():
+def test_the_fingerprint_follows_the_settings():
     settings = [("polyp", 4, 32), ("ct", 4, 32), ("polyp", 5, 32), ("polyp", 4, 33)]
-    prints = [PhantomSource(*one).fingerprint() for one in settings]
+    prints = [PhantomSource(*values).fingerprint() for values in settings]
     assert len(set(prints)) == 4
     assert prints[0] == PhantomSource(*settings[0]).fingerprint()
 
 
-def test_a_caller_cannot_spoil_the_next_one():
+def test_images_are_copies():
     source = PhantomSource("polyp", 1, 32)
     image = source.image("polyp_000000")
     before = image.copy()

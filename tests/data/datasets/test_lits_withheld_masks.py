@@ -1,4 +1,4 @@
-"""Ground rule 2 on LiTS: masks of volumes with image-level labels only are never opened, whatever they hold."""
+"""Masks of volumes that have image-level labels only, and of test volumes, are never opened by a run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from helpers.small import Silent
 
 from kmine.config import (
     DataConfig,
@@ -26,16 +27,8 @@ NUM_VOLUMES, NUM_SLICES = 9, 4
 FINE = 2
 
 
-class Silent:
-    def start(self, title: str, total: int) -> None: ...
-
-    def advance(self, done: int, text: str = "") -> None: ...
-
-    def log(self, text: str) -> None: ...
-
-
 def write_volumes(root: Path) -> dict[str, int]:
-    """Make the volumes; the tumour is in the odd slices. Returns the image-level label of each slice."""
+    """Write volumes with a tumour in the odd slices; returns the image-level label of each slice."""
     root.mkdir()
     affine = np.diag([-0.7, -0.7, 2.5, 1])
     mask = np.zeros((40, 40, NUM_SLICES), np.uint8)
@@ -71,8 +64,8 @@ def cfg(tmp_path) -> LoopConfig:
     )
 
 
-def set_traps(cfg: LoopConfig) -> set[str]:
-    """Put garbage into every mask that training has no business with; the names of these files."""
+def damage_withheld_masks(cfg: LoopConfig) -> set[str]:
+    """Overwrite the masks that must not be opened; returns their names."""
     data = cfg.data
     splits = make_splits(
         open_source(data).refs(),
@@ -86,13 +79,13 @@ def set_traps(cfg: LoopConfig) -> set[str]:
     closed = {splits.groups[i] for i in (*splits.unlabeled, *splits.test)}
     names = {f"segmentation-{int(group.removeprefix('volume-'))}.nii.gz" for group in closed}
     for name in names:
-        (Path(data.root or "") / name).write_bytes(b"a trap")
+        (Path(data.root or "") / name).write_bytes(b"damaged")
     return names
 
 
-def test_masks_of_coarse_and_test_volumes_are_never_opened(cfg, tmp_path, monkeypatch):
-    traps = set_traps(cfg)
-    assert len(traps) == NUM_VOLUMES - FINE - 2
+def test_withheld_masks_are_never_opened(cfg, tmp_path, monkeypatch):
+    withheld = damage_withheld_masks(cfg)
+    assert len(withheld) == NUM_VOLUMES - FINE - 2
     opened: set[str] = set()
     original = volumes._open
 
@@ -103,7 +96,7 @@ def test_masks_of_coarse_and_test_volumes_are_never_opened(cfg, tmp_path, monkey
     monkeypatch.setattr(volumes, "_open", recording)
     source = open_source(cfg.data)
     task = open_task(cfg, source, RunFolder(tmp_path / "run"), Silent())
-    assert len(task.labeled) == FINE * NUM_SLICES and len(task.unlabeled) == (len(traps) - 2) * NUM_SLICES
+    assert len(task.labeled) == FINE * NUM_SLICES and len(task.unlabeled) == (len(withheld) - 2) * NUM_SLICES
     for sample_id in task.unlabeled.ids:
         sample = task.unlabeled.sample(sample_id)
         assert sample.mask is None and sample.image.shape == (40, 40, 3)
@@ -113,13 +106,13 @@ def test_masks_of_coarse_and_test_volumes_are_never_opened(cfg, tmp_path, monkey
             task.unlabeled.mask_resized(sample_id)
     for pool in (task.labeled, task.val):
         assert {int(pool.sample(i).mask.any()) - int(i[-1]) % 2 for i in pool.ids} == {0}
-    assert opened & traps == set()
-    assert sum(name.startswith("segmentation") for name in opened) == NUM_VOLUMES - len(traps)
+    assert opened & withheld == set()
+    assert sum(name.startswith("segmentation") for name in opened) == NUM_VOLUMES - len(withheld)
     with pytest.raises(SampleError, match=r"segmentation-\d.nii.gz: expected a whole NIfTI file"):
         source.mask(task.unlabeled.ids[0])
 
 
-def test_more_fine_volumes_keep_the_fewer_and_no_volume_has_two_sides(cfg, tmp_path):
+def test_labeled_volumes_are_nested_and_on_one_side(cfg, tmp_path):
     before: set[str] = set()
     for fine_groups in (1, 2, 4):
         run = replace(cfg, data=replace(cfg.data, fine_groups=fine_groups))

@@ -1,0 +1,110 @@
+"""A source without files works like any other; checks of files that all data sets share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.memory_source import MemorySource, noise_source
+
+from kmine.data import source as module
+from kmine.data.cache.sample_cache import SampleCache
+from kmine.data.pool import Pool
+from kmine.data.source import (
+    Source,
+    choose_task,
+    fingerprint_files,
+    is_file,
+    is_folder,
+    require_file,
+    require_table,
+    size_and_time,
+    stop_or_skip,
+)
+from kmine.data.splits import make_splits
+from kmine.errors import SampleError, UserError
+
+
+def test_arrays_in_memory_are_split_cached_and_read(tmp_path):
+    source: Source = noise_source(10)
+    cache = SampleCache(source, 16, tmp_path)
+    splits = make_splits(cache.refs, label_fraction=0.5, val_fraction=0.2, test_fraction=0, split_seed=0, seed=0)
+    pool = Pool(cache, splits.labeled, splits.groups, "true")
+    sample = pool.sample(pool.ids[0])
+    np.testing.assert_array_equal(sample.image, source.image(sample.sample_id))
+    np.testing.assert_array_equal(sample.mask, source.mask(sample.sample_id))
+    assert pool.image_resized(pool.ids[0]).shape == (16, 16, 3)
+    assert source.slice_location(pool.ids[0]) is None
+
+
+def test_arrays_in_memory_are_cached_by_their_content(tmp_path):
+    image = np.zeros((4, 5, 3), np.uint8)
+    sources = [MemorySource({"a": array}, {}) for array in (image, image.copy(), image + 1)]
+    first, equal, other = (SampleCache(source, 8, tmp_path) for source in sources)
+    assert first.folder == equal.folder != other.folder
+    assert sources[1].reads == [] and other.image_resized("a").min() == 1
+
+
+def test_auto_is_the_first_task():
+    assert choose_task("auto", "lits", ("tumour", "liver")) == "tumour"
+    assert choose_task("liver", "lits", ("tumour", "liver")) == "liver"
+    with pytest.raises(UserError, match="expected auto or one of tumour, liver for lits, got 'lung'"):
+        choose_task("lung", "lits", ("tumour", "liver"))
+
+
+def test_fingerprints_follow_settings_names_sizes_and_times_but_not_order(tmp_path):
+    files = [tmp_path / name for name in "ab"]
+    for file in files:
+        file.write_text("x")
+    first = fingerprint_files({"k": 1}, tmp_path, files)
+    assert fingerprint_files({"k": 1}, tmp_path, files[::-1]) == first
+    seen = {first, fingerprint_files({"k": 2}, tmp_path, files), fingerprint_files({"k": 1}, tmp_path, files[:1])}
+    os.utime(files[0], ns=(1, 1))
+    seen.add(fingerprint_files({"k": 1}, tmp_path, files))
+    files[0].write_text("xy")
+    os.utime(files[0], ns=(1, 1))
+    seen.add(fingerprint_files({"k": 1}, tmp_path, files))
+    assert len(seen) == 5 and size_and_time(files[0]) == (2, 1) and size_and_time(tmp_path / "c") == (-1, -1)
+
+
+def test_only_a_file_with_content_may_be_opened(tmp_path):
+    good = tmp_path / "good"
+    good.write_text("123")
+    assert require_file(good, "an image") == 3
+    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "broken").symlink_to(tmp_path / "gone")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    os.mkfifo(tmp_path / "pipe")
+    for name, problem in {
+        "empty": "got an empty file (0 bytes)",
+        "folder": "got a folder",
+        "broken": "found a link to nothing",
+        "circle": "cannot be read",
+        "pipe": "got a pipe, socket or device",
+        "gone": "found no such file",
+    }.items():
+        with pytest.raises(SampleError) as error:
+            require_file(tmp_path / name, "an image")
+        assert str(error.value).startswith(f"{tmp_path / name}: ") and problem in str(error.value)
+    assert is_file(good) and is_folder(tmp_path / "folder")
+    impossible = Path("a\0b")
+    assert not is_file(impossible) and not is_folder(impossible)
+
+
+def test_a_table_has_a_limited_size(tmp_path, monkeypatch):
+    path = tmp_path / "table.csv"
+    path.write_text("image\n")
+    require_table(path, "data.csv")
+    monkeypatch.setattr(module, "MAX_TABLE", 5)
+    with pytest.raises(UserError, match=r"data.csv: .*: expected a table of at most 5 bytes, got 6; split it"):
+        require_table(path, "data.csv")
+
+
+def test_a_damaged_sample_stops_or_is_listed():
+    error = SampleError("a.png", "expected an image")
+    assert stop_or_skip("a", error, "skip").problem == "expected an image"
+    with pytest.raises(SampleError, match=r"a\.png: expected an image; or pass --data\.on_error skip"):
+        stop_or_skip("a", error, "stop")
