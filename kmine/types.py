@@ -16,6 +16,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.io.files import none_to_nan
+
 SLICE_ID = re.compile(r"(.+)/slice-(\d{4,255})", re.DOTALL)
 """Sample id of a slice: name of the volume, number of the slice; see `slice_id`."""
 IGNORE_INDEX = 255
@@ -333,15 +335,10 @@ class RoundResult:
         """From its fields as a dictionary with null for NaN; a `signature` among them is ignored."""
 
         def metrics(value: Mapping[str, Any]) -> Metrics:
-            value = _null_to_nan(value)
-            return Metrics(cases=tuple(CaseMetrics(**_null_to_nan(case)) for case in value.pop("cases")), **value)
+            return Metrics(**value | {"cases": tuple(CaseMetrics(**case) for case in value["cases"])})
 
-        value = {k: v for k, v in _null_to_nan(saved).items() if k != "signature"}
+        value = none_to_nan({k: v for k, v in saved.items() if k != "signature"})
         return cls(**value | {name: metrics(value[name]) for name in ("metrics", "final_metrics")})
-
-
-def _null_to_nan(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: float("nan") if v is None else v for k, v in value.items()}
 
 
 def stopped_by(mined: Sequence[RoundResult], rounds: int) -> str:

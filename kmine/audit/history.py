@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kmine.audit.evidence import MaskReport
 from kmine.audit.ranking import WEIGHTS
-from kmine.audit.rounds import AuditedRun, MinedRound, mean_known, read_mask_of
+from kmine.audit.rounds import AuditedRun, MinedRound, read_mask_of
 from kmine.data.pool import Pool
 from kmine.feedback.corrections import picture_name
 from kmine.io.files import write_atomic
@@ -93,7 +93,7 @@ class MaskHistory:
             "num_kept": len(kept),
             "reason": " ".join(dict.fromkeys(row.reason for row in kept)) or mined.first_reason(sample_id),
             "source": " ".join(dict.fromkeys(str(row.source) for row in kept)),
-            **{name: mean_known([row[name] for row in scores]) for name in SCORES},
+            **{name: metrics.nanmean([row[name] for row in scores]) for name in SCORES},
             "dice_with_round_before": self._dice_with_previous(sample_id, mined),
             "asked_by": f"round_{mined.prompting_round:02}",
             "made_by": mined.signature,
@@ -137,7 +137,7 @@ class MaskHistory:
 
     def _object_text(self, row: DecisionRow) -> str:
         values = row.to_arrow()
-        known = [name for name in REPORTED_SCORES if not math.isnan(mean_known([values[name]]))]
+        known = [name for name in REPORTED_SCORES if not math.isnan(metrics.nanmean([values[name]]))]
         scores = ", ".join(f"{name.replace('_', ' ')} {values[name]:.2f}" for name in known)
         owner = {"local": "the local model", "segmenter": "the segmenter"}.get(str(row.source)) if row.kept else ""
         used = f", mask of {owner}" if owner else ""

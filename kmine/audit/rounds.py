@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from kmine.data.pool import MaskReader, Pool
 from kmine.data.source import Source
 from kmine.errors import UserError
 from kmine.io.files import sign
+from kmine.ops.metrics import nanmean
 from kmine.setup.finished import open_finished_run
 from kmine.setup.open import open_for_audit
 from kmine.setup.preflight import preflight
@@ -59,7 +59,7 @@ class MinedRound:
 
     def mean_estimate(self, sample_id: str) -> float:
         """Mean estimated Dice of the kept objects of an image; NaN if unknown."""
-        return mean_known([row.estimated_dice for row in self.kept_objects(sample_id)])
+        return nanmean([row.estimated_dice for row in self.kept_objects(sample_id)])
 
 
 @dataclass(frozen=True)
@@ -195,12 +195,6 @@ def read_mask_of(pool: Pool, sample_id: str) -> NDArray[np.uint8]:
     mask = pool.sample(sample_id).mask
     assert mask is not None, "opened with masks"
     return mask
-
-
-def mean_known(values: Sequence[float | None]) -> float:
-    """Mean of the values that are neither None nor NaN; NaN without any."""
-    known = [value for value in values if value is not None and not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan
 
 
 def _require_masks(store: RunFolder, mined: MinedRound) -> None:

@@ -14,9 +14,10 @@ from kmine.audit.evidence import MaskReport, rank_all_masks
 from kmine.audit.export import export_masks
 from kmine.audit.history import COLUMNS, MaskHistory
 from kmine.audit.ranking import MIN_NAMED_RANK, WEIGHTS, ranks
-from kmine.audit.rounds import AuditedRun, mean_known, open_audit
+from kmine.audit.rounds import AuditedRun, open_audit
 from kmine.audit.truth import Stratum, figures, withheld_dice
 from kmine.io.files import atomic_open
+from kmine.ops.metrics import nanmean
 from kmine.report.audit.figures import explanations_chart
 from kmine.report.audit.page import write_page
 from kmine.setup.open import open_withheld
@@ -136,8 +137,8 @@ def _explanations_chart(pseudo: Sequence[MaskReport]) -> str:
 def _summary(
     audited: AuditedRun, pseudo: Sequence[MaskReport], given: Sequence[MaskReport], truth: Mapping[str, float] | None
 ) -> dict[str, str | int | float]:
-    estimate = mean_known([audited.audited_round.mean_estimate(report.sample_id) for report in pseudo])
-    true_dice = mean_known([*(truth or {}).values()])
+    estimate = nanmean([audited.audited_round.mean_estimate(report.sample_id) for report in pseudo])
+    true_dice = nanmean([*(truth or {}).values()])
     summary: dict[str, str | int | float] = {
         "pseudo masks": len(pseudo),
         "given masks": len(given),

@@ -12,12 +12,12 @@ from kmine.compare.runs import ComparedRun
 from kmine.compare.table import NAN, Cost, Result, volume_of
 from kmine.config.sweep import MINING
 from kmine.errors import UserError
-from kmine.io.files import none_to_nan, sign
-from kmine.ops.metrics import summarise
+from kmine.io.files import sign
+from kmine.ops.metrics import metrics_from_json
 from kmine.setup.open import Evaluator, open_for_test
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
-from kmine.types import EQUAL_STEPS, ROUND_0, CaseMetrics, Metrics, ProgressReporter
+from kmine.types import EQUAL_STEPS, ROUND_0, ProgressReporter
 
 RoundsByMethod = dict[str, tuple[int, str]]
 """Method -> (adopted round, folder of the method within the run folder)."""
@@ -43,17 +43,13 @@ def evaluate_run(compared: ComparedRun, progress: ProgressReporter) -> list[Resu
                 num_labeled=compared.info.get("splits", {}).get("labeled"),
                 seed=seed,
                 segmenter=compared.info.get("segmenter", "none"),
-                chosen=_metrics(saved["arms"][method]["chosen"]),
-                final=_metrics(saved["arms"][method]["final"]),
+                chosen=metrics_from_json(saved["arms"][method]["chosen"]),
+                final=metrics_from_json(saved["arms"][method]["final"]),
                 groups=groups,
                 cost=_cost(compared, run, method, method_dir, saved.get("num_parameters")),
             )
             for method, (_, method_dir) in rounds.items()
         ]
-
-
-def _metrics(saved: Mapping[str, Any]) -> Metrics:
-    return summarise(CaseMetrics(**none_to_nan(case)) for case in saved["cases"])
 
 
 def _rounds_to_evaluate(run: RunFolder, compared: ComparedRun) -> RoundsByMethod:

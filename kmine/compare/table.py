@@ -10,7 +10,7 @@ import numpy as np
 from kmine.config.sweep import MINING, ORACLE
 from kmine.errors import UserError, unknown_name
 from kmine.ops.label_efficiency import LabelsNeeded, labels_to_match
-from kmine.ops.metrics import pool_cases, summarise
+from kmine.ops.metrics import nanmean, pool_cases, summarise
 from kmine.ops.statistics import Floats, holm, paired_difference, score_empty_cases
 from kmine.report import Comparison, ComparisonRow
 from kmine.report.curve import CurvePoint
@@ -177,7 +177,7 @@ def _point(results: Sequence[Result]) -> CurvePoint:
         model=first.model,
         label_fraction=first.label_fraction,
         num_labels=first.label_fraction if None in labels else float(np.mean([n for n in labels if n is not None])),
-        dice=_mean([result.chosen.dice for result in results]),
+        dice=nanmean([result.chosen.dice for result in results]),
         low=low,
         high=high,
         num_seeds=len(results),
@@ -239,16 +239,16 @@ def _row(
         label_fraction=first.label_fraction,
         num_labeled=first.num_labeled,
         seeds=tuple(sorted(by_seed)),
-        dice=_mean(dice),
+        dice=nanmean(dice),
         dice_sd=float(np.std(dice, ddof=1)) if len(dice) > 1 else NAN,
-        dice_final=_mean([result.final.dice for result in results]),
-        iou=_mean([result.chosen.iou for result in results]),
-        hd95=_mean([result.chosen.hd95 for result in results]),
-        num_missed=_mean([float(result.chosen.num_missed) for result in results]),
+        dice_final=nanmean([result.final.dice for result in results]),
+        iou=nanmean([result.chosen.iou for result in results]),
+        hd95=nanmean([result.chosen.hd95 for result in results]),
+        num_missed=nanmean([float(result.chosen.num_missed) for result in results]),
         is_baseline=is_baseline,
-        seconds=_mean([result.cost.seconds for result in results]),
-        peak_memory_mb=_mean([result.cost.peak_memory_mb for result in results]),
-        num_parameters=_mean([result.cost.num_parameters for result in results]),
+        seconds=nanmean([result.cost.seconds for result in results]),
+        peak_memory_mb=nanmean([result.cost.peak_memory_mb for result in results]),
+        num_parameters=nanmean([result.cost.num_parameters for result in results]),
     )
     seeds = [] if is_baseline or baseline_by_seed is None else sorted(by_seed.keys() & baseline_by_seed.keys())
     return (
@@ -292,11 +292,6 @@ def _label(result: Result) -> str:
     if result.method == MINING:
         return f"{MINING} ({result.segmenter})"
     return f"{ORACLE} (true masks: a ceiling)" if result.method == ORACLE else result.method
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if np.isfinite(value)]
-    return float(np.mean(known)) if known else NAN
 
 
 def _notes(

@@ -28,7 +28,7 @@ def select_threshold(ctx: RoundContext) -> Calibration | None:
     unlabeled images and saved as threshold.json.
     """
     task, calibration = ctx.task, ctx.calibration
-    if calibration is None or calibration.guarantee.kept:
+    if calibration is None or calibration.guarantee.holds:
         return calibration
     path = task.run.round_dir(ctx.round_idx) / "threshold.json"
     signature = sign("threshold", NUM_PILOT_IMAGES, ctx.signature)

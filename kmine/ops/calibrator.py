@@ -1,4 +1,7 @@
-"""A fitted calibrator of the gate, applied: evidence -> estimated Dice; `stages/calibrate.py` fits it."""
+"""A fitted calibrator of the gate, applied: evidence -> estimated Dice. `kmine.mining.calibration.fit` fits it.
+
+Letters: N objects, F features (fields of `Evidence`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.io.files import none_to_nan
 from kmine.types import EVIDENCE_COLUMNS, Evidence
 
 FEATURES = EVIDENCE_COLUMNS
@@ -17,16 +21,16 @@ FEATURES = EVIDENCE_COLUMNS
 
 @dataclass(frozen=True)
 class Calibrator:
-    """Evidence -> estimated Dice: a line through standardised scores, then a rising staircase with straight ramps."""
+    """Evidence -> estimated Dice: a linear model of standardised scores, then a non-decreasing piecewise-linear map."""
 
     fill: tuple[float, ...]
-    """Per feature, what stands for a score that could not be had: the median."""
+    """Per feature, its median; replaces a missing score."""
     scale: tuple[float, ...]
-    """Per feature, its standard deviation; 0 where it never varied: then it says nothing."""
+    """Per feature, its standard deviation; a constant feature has 0 and is ignored."""
     weights: tuple[float, ...]
     intercept: float
     knots: tuple[tuple[float, float], ...]
-    """(regression value, estimated Dice), rising in both."""
+    """(linear predictor, estimated Dice), non-decreasing in both."""
 
     def estimate(self, evidence: Evidence) -> float:
         """Estimated Dice in [0, 1]."""
@@ -50,41 +54,45 @@ class Calibrator:
 
 @dataclass(frozen=True)
 class RiskGuarantee:
-    """What can be said beforehand about the masks that pass the gate."""
+    """Bound on the mean Dice of the masks that pass the gate at a threshold."""
 
     threshold: float
-    """Of estimated Dice: masks below are dropped."""
-    kept: bool
-    """Whether the target is promised at this threshold; False: nothing at that target can be."""
+    """Threshold of estimated Dice; masks below are dropped."""
+    holds: bool
+    """Whether the target is guaranteed at this threshold; False: at no threshold."""
     lower_bound: float
-    """Mean Dice of the accepted that holds with the stated confidence."""
+    """Mean Dice of the accepted masks that is guaranteed with the stated confidence."""
     mean: float
-    """Mean Dice of the accepted calibration objects, estimates made without them; NaN where there is none."""
+    """Mean Dice of the accepted calibration objects, by out-of-fold estimates; NaN without any."""
     coverage: float
     """Share of the calibration objects at or above the threshold."""
     num_objects: int
-    """Of the calibration, accepted or not."""
+    """Calibration objects, accepted or not."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` is the inverse. On disk `holds` is called `kept`."""
+        return {"kept" if name == "holds" else name: value for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RiskGuarantee:
-        """From plain values, as `dataclasses.asdict` gives them; a mean of nothing is null in JSON."""
-        return cls(**{**value, "mean": float("nan") if value["mean"] is None else value["mean"]})
+        """See `to_json`; a mean of None, as read from JSON, is NaN."""
+        return cls(**{"holds" if name == "kept" else name: entry for name, entry in none_to_nan(value).items()})
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the gate goes by: an estimate for the segmenter's mask, one for the local model's, and the threshold."""
+    """Calibration of the gate: an estimator for the segmenter's mask, one for the local model's, and the threshold."""
 
     segmenter: Calibrator
     local: Calibrator
     guarantee: RiskGuarantee
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` is the inverse."""
+        """Plain values; `from_json` is the inverse. On disk the guarantee is called `promise`."""
         return {
             "segmenter": self.segmenter.to_json(),
             "local": self.local.to_json(),
-            "promise": asdict(self.guarantee),
+            "promise": self.guarantee.to_json(),
         }
 
     @classmethod
@@ -95,35 +103,43 @@ class Calibration:
 
 
 def describe_threshold(record: Mapping[str, Any]) -> str:
-    """What a round keeps where nothing is promised, in one sentence; `record` is the content of its threshold.json."""
-    mean, threshold = record["mean_estimate"], f"estimated Dice {record['threshold']:.2f}"
-    sample_size = f"{record['num_objects']} objects in {record['num_images']} unlabeled images"
-    if mean is None or math.isnan(mean):
-        return f"masks from {threshold} on are kept, none of {sample_size}"
-    return f"masks from {threshold} on are kept: {record['coverage']:.0%} of {sample_size}, with a mean estimate of {mean:.2f}"
+    """One sentence on what a round keeps without a guarantee; `record` is the content of its threshold.json."""
+    mean, threshold = none_to_nan(record["mean_estimate"]), f"estimated Dice {record['threshold']:.2f}"
+    sample = f"{record['num_objects']} objects in {record['num_images']} unlabeled images"
+    if math.isnan(mean):
+        return f"masks from {threshold} on are kept, none of {sample}"
+    return f"masks from {threshold} on are kept: {record['coverage']:.0%} of {sample}, mean estimate {mean:.2f}"
+
+
+def evidence_row(evidence: Evidence) -> dict[str, float]:
+    """Scores by feature name; `evidence_from_row` is the inverse."""
+    return dict(zip(FEATURES, astuple(evidence), strict=True))
+
+
+def evidence_from_row(row: Mapping[str, Any]) -> Evidence:
+    """See `evidence_row`; other columns are ignored, None is NaN."""
+    return Evidence(*(none_to_nan(row[name]) for name in FEATURES))
 
 
 def feature_rows(evidence: Sequence[Evidence]) -> NDArray[np.float64]:
-    """(N, F): the scores as the regression takes them; NaN where there is none."""
+    """(N, F) inputs of the regression; NaN for missing scores."""
     rows = np.array([astuple(e) for e in evidence], float).reshape(len(evidence), len(FEATURES))
     area = FEATURES.index("area_ratio")
     with np.errstate(divide="ignore"):
-        # How far from the usual size, in either direction; a thousandth stands for nothing at all.
+        # Deviation from the usual size in either direction; empty masks count as a thousandth of it.
         rows[:, area] = np.abs(np.log(np.maximum(rows[:, area], 1e-3)))
     return rows
 
 
 def linear_predictor(rows: NDArray[np.float64], calibrator: Calibrator) -> NDArray[np.float64]:
-    """(N, F) features -> (N,) values of the regression, before the staircase."""
-    return (
-        standardised(rows, np.array(calibrator.fill), np.array(calibrator.scale)) @ np.array(calibrator.weights)
-        + calibrator.intercept
-    )
+    """(N, F) features -> (N,) values of the regression, before the isotonic map."""
+    x = standardised(rows, np.array(calibrator.fill), np.array(calibrator.scale))
+    return x @ np.array(calibrator.weights) + calibrator.intercept
 
 
 def standardised(
     rows: NDArray[np.float64], fill: NDArray[np.float64], scale: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(N, F) -> (N, F): from the usual value, in deviations; 0 where nothing is known or nothing varies."""
+    """(N, F) -> (N, F): distance from the median in standard deviations; 0 for missing and constant features."""
     filled = np.where(np.isfinite(rows), rows, fill)
     return np.where(scale > 1e-9, (filled - fill) / np.maximum(scale, 1e-9), 0.0)

@@ -1,6 +1,6 @@
-"""How many labels one method needs to do as well as another: read off its label-efficiency curve.
+"""Number of labels that one method needs to match another, read from its label-efficiency curve.
 
-Legend: R runs (seeds), N images, G groups of images that belong together, F label fractions.
+Letters: R runs (seeds), N images, G groups of dependent images, F label fractions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NUM_DRAWS = 2000
 
 @dataclass(frozen=True)
 class LabelsNeeded:
-    """A number of labels with its 95 % interval; infinite where the curve never comes that high."""
+    """Number of labels with its 95 % interval; infinite if the curve stays below the target."""
 
     needed: float
     low: float
@@ -26,17 +26,17 @@ class LabelsNeeded:
 
 
 def labels_needed(counts: Sequence[float], scores: Floats, target: float) -> float:
-    """Where a label-efficiency curve reaches `target`, interpolated over the logarithm of the number of labels.
+    """Number of labels at which a label-efficiency curve reaches `target`, interpolated over its logarithm.
 
-    The curve is first made to rise throughout (isotonic regression): noise makes a method worse, more labels do not.
+    Isotonic regression makes the curve non-decreasing first: a drop with more labels is taken as noise.
 
     Args:
-        counts: (F,) numbers of labels, rising.
+        counts: (F,) numbers of labels, increasing.
         scores: (F,) mean score at each.
-        target: the score to reach.
+        target: score to reach.
 
     Returns:
-        A number of labels; the first one where the curve begins above the target, infinity where it ends below.
+        A number of labels: `counts[0]` if the curve starts above the target, infinity if it ends below.
     """
     from sklearn.isotonic import isotonic_regression
 
@@ -45,7 +45,7 @@ def labels_needed(counts: Sequence[float], scores: Floats, target: float) -> flo
         return float(counts[0])
     if target > rising[-1]:
         return float("inf")
-    above = int(np.searchsorted(rising, target))  # the first place that reaches the target
+    above = int(np.searchsorted(rising, target))  # first index at or above the target
     share = (target - rising[above - 1]) / (rising[above] - rising[above - 1])
     first, last = np.log(counts[above - 1]), np.log(counts[above])
     return float(np.exp(first + share * (last - first)))
@@ -54,17 +54,17 @@ def labels_needed(counts: Sequence[float], scores: Floats, target: float) -> flo
 def labels_to_match(
     counts: Sequence[float], curve: Sequence[Floats], other: Floats, groups: Sequence[str], *, seed: int
 ) -> LabelsNeeded:
-    """How many labels the method of `curve` needs for the mean score of `other`, with a bootstrap interval.
+    """Number of labels that the method of `curve` needs for the mean score of `other`, with a bootstrap interval.
 
-    Groups and seeds are drawn anew, with replacement, the same ones for all scores. With a few seeds such an interval
-    is somewhat too narrow.
+    Groups and seeds are resampled with replacement, the same ones for all scores. With few seeds the interval is
+    somewhat too narrow.
 
     Args:
-        counts: (F,) numbers of labels, rising.
-        curve: F times (R, N), the score of each image in each run; NaN where there is none.
-        other: (R, N), of the same images and seeds.
-        groups: (N,) the group of each image.
-        seed: of the draws.
+        counts: (F,) numbers of labels, increasing.
+        curve: F arrays (R, N), scores of the images in the runs; NaN where there is none.
+        other: (R, N) scores of the same images and seeds.
+        groups: (N,) group of each image.
+        seed: seed of the resampling.
     """
     rng = np.random.default_rng(seed)
     stack = np.stack([*curve, other])
@@ -77,13 +77,13 @@ def labels_to_match(
         means = _means(stack[:, rng.integers(0, stack.shape[1], stack.shape[1])][:, :, images])
         if np.isfinite(means).all():
             drawn.append(labels_needed(counts, means[:-1], float(means[-1])))
-    # `inverted_cdf`: a quantile between a number and infinity is one of the two, never a mean of them.
+    # `inverted_cdf` picks drawn values: interpolation between a number and infinity would give infinity or NaN.
     low, high = np.quantile(drawn, (0.025, 0.975), method="inverted_cdf") if drawn else (np.nan, np.nan)
     return LabelsNeeded(needed, float(low), float(high))
 
 
 def _means(stack: Floats) -> Floats:
-    """(F + 1, R, N) -> (F + 1,), over the pairs that have a score."""
+    """(F + 1, R, N) -> (F + 1,) means over the finite scores."""
     finite = np.isfinite(stack)
     with np.errstate(invalid="ignore"):
         return np.where(finite, stack, 0.0).sum(axis=(1, 2)) / finite.sum(axis=(1, 2))

@@ -1,7 +1,7 @@
 """Mask arithmetic: components, boxes, points, votes, lossless run lengths.
 
-Letters: H, W height and width, M masks, J jitters. Masks are (H, W) bool unless said otherwise. Boxes are XYXY in
-pixels with both ends inclusive, as in segment-anything: one pixel at row 3, column 4 has the tight box (4, 3, 4, 3).
+Letters: H, W height and width, M masks. Masks are (H, W) bool unless noted otherwise. Boxes are XYXY in pixels with
+both ends inclusive, as in segment-anything: one pixel at row 3, column 4 has the tight box (4, 3, 4, 3).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def components(mask: Bool, min_area: int = 1) -> list[Bool]:
 
 
 def tight_box(mask: Bool) -> NDArray[np.float32]:
-    """(4,) XYXY of a mask, ends inclusive; ValueError for an empty one."""
+    """(4,) XYXY of a mask, ends inclusive. Raises `ValueError` for an empty mask."""
     rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
         raise ValueError("tight_box: expected a mask with foreground, got an empty one")
@@ -38,7 +38,7 @@ def clip_box(box: NDArray[np.float32], height: int, width: int) -> NDArray[np.fl
 def grow_box(
     box: NDArray[np.float32], share: float, height: int, width: int, min_px: float = 2.0
 ) -> NDArray[np.float32]:
-    """A box grown on every side by `share` of that side's length, at least `min_px`, clipped to the image."""
+    """Grow a box on every side by `share` of that side's length, at least `min_px`; clip it to the image."""
     dx = max(share * float(box[2] - box[0]), min_px)
     dy = max(share * float(box[3] - box[1]), min_px)
     return clip_box(box + np.array([-dx, -dy, dx, dy], np.float32), height, width)
@@ -56,8 +56,8 @@ def jitter_boxes(
 ) -> NDArray[np.float32]:
     """(count, 4): the box with each edge moved uniformly by up to `share` of its side.
 
-    A move is at most `max_move` of the image's long side (as SAM was trained; `inf` for no such limit). An edge never
-    passes the box's middle while `share` is below a half.
+    A move is at most `max_move` of the image's long side, as in SAM's training; `inf` removes the limit. With `share`
+    below 0.5 no edge passes the centre of the box.
     """
     sides = np.array([box[2] - box[0], box[3] - box[1]] * 2, np.float32)
     reach = np.minimum(sides * share, max_move * max(height, width))
@@ -67,8 +67,8 @@ def jitter_boxes(
 def inner_point(mask: Bool) -> NDArray[np.float32]:
     """(2,) as (x, y): the pixel deepest inside the mask.
 
-    The distance is taken with one pixel of zeros around the image, so that an object cut by the border is deepest
-    away from it. The centroid would not do: that of a crescent lies outside.
+    The image is padded with zeros first, so that an object cut by the border is deepest away from it. The centroid is
+    no alternative: that of a crescent lies outside.
     """
     depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
     row, col = np.unravel_index(int(depth.argmax()), mask.shape)
@@ -87,7 +87,7 @@ def outer_point(mask: Bool, box: NDArray[np.float32], min_px: float = 3.0) -> ND
 
 
 def vote(masks: Bool, min_vote: float) -> NDArray[np.int8]:
-    """(H, W): 1 where at least `min_vote` of the (M, H, W) masks say yes, 0 where that many say no, -1 in between."""
+    """(H, W): 1 where at least a share `min_vote` of the (M, H, W) masks is set, 0 where as many are unset, else -1."""
     share = masks.mean(axis=0)
     out = np.full(share.shape, -1, np.int8)
     out[share >= min_vote - 1e-9] = 1
@@ -96,14 +96,14 @@ def vote(masks: Bool, min_vote: float) -> NDArray[np.int8]:
 
 
 def to_rle(mask: Bool) -> str:
-    """COCO's compressed run lengths (column-major) as text; lossless."""
+    """Encode as COCO's compressed run lengths (column-major, lossless), as text."""
     from pycocotools import mask as coco
 
     return coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
 
 
 def from_rle(counts: str, height: int, width: int) -> Bool:
-    """(height, width) mask from `to_rle`'s text."""
+    """Decode text of `to_rle` to a (height, width) mask."""
     from pycocotools import mask as coco
 
     return coco.decode({"size": [height, width], "counts": counts.encode("ascii")}).astype(bool)

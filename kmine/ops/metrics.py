@@ -1,29 +1,31 @@
 """Dice, IoU, HD95 and missed lesions, per case, from counts.
 
-Rules, for one class of one case:
-- truth and prediction empty: not a number; left out of means, and counted (`Metrics.num_empty`).
+Rules for one class of one case:
+- truth and prediction empty: NaN; excluded from means and counted (`Metrics.num_empty`).
 - truth present, prediction empty (a miss): Dice 0, IoU 0, HD95 = the image diagonal, `num_missed` + 1.
 - truth empty, prediction present (a false alarm): Dice 0, IoU 0, HD95 = the image diagonal.
-A case is an image, or a volume: then the pixels of all its slices are counted before anything is divided.
+A case is an image or a volume; for a volume the pixels of all slices are counted before division.
 A case's figure is the mean over the foreground classes that have one; a table's figure is the mean over cases.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.io.files import none_to_nan
 from kmine.types import IGNORE_INDEX, CaseMetrics, Metrics
 
 Bool = NDArray[np.bool_]
 
 
 def diagonal(shape: tuple[int, int], spacing: tuple[float, float] | None = None) -> float:
-    """Length of the image diagonal, in mm where the spacing (row, column) is known, else in pixels."""
+    """Length of the image diagonal, in mm with a spacing (row, column), else in pixels."""
     row, col = spacing or (1.0, 1.0)
     return float(np.hypot(shape[0] * row, shape[1] * col))
 
@@ -34,7 +36,7 @@ def iou(a: Bool, b: Bool) -> float:
 
 
 def dice(a: Bool, b: Bool) -> float:
-    """2 |a b| / (|a| + |b|); NaN where both are empty."""
+    """2 |a & b| / (|a| + |b|); NaN where both are empty."""
     return _dice(*_count(a, b))
 
 
@@ -55,17 +57,15 @@ def _dice(both: int, in_a: int, in_b: int) -> float:
 
 def mean_pairwise_dice(masks: Bool) -> float:
     """Mean Dice over the pairs of (M, H, W) masks; NaN for fewer than two masks or where no pair has foreground."""
-    values = [dice(a, b) for a, b in combinations(masks, 2)]
-    finite = [v for v in values if not np.isnan(v)]
-    return float(np.mean(finite)) if finite else float("nan")
+    return nanmean(dice(a, b) for a, b in combinations(masks, 2))
 
 
 def hd95(pred: Bool, truth: Bool, spacing: tuple[float, float] | None = None) -> float:
     """95th percentile Hausdorff distance between two (H, W) masks.
 
-    The larger of the two directed 95th percentiles of surface distances (edges and distances are MONAI's), in mm
-    where `spacing` (row, column) is given, else in pixels. NaN where both are empty; the image diagonal where one is,
-    so that missing a lesion costs.
+    The larger of the two directed 95th percentiles of surface distances (edges and distances by MONAI), in mm with a
+    `spacing` (row, column), else in pixels. NaN where both are empty. The image diagonal where one is, so that a
+    missed lesion is penalised.
     """
     if not pred.any() and not truth.any():
         return float("nan")
@@ -74,14 +74,14 @@ def hd95(pred: Bool, truth: Bool, spacing: tuple[float, float] | None = None) ->
     import torch
     from monai.metrics.utils import get_edge_surface_distance
 
-    # Both masks are cropped to their common box (with a margin): the distance is the same, the work is not.
+    # Cropping both masks to their common box leaves the distances unchanged and saves time.
     rows, cols = np.flatnonzero((pred | truth).any(axis=1)), np.flatnonzero((pred | truth).any(axis=0))
     window = (slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1))
     pair = [torch.from_numpy(np.pad(m[window], 1)) for m in (pred, truth)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI warns of an argument that it passes itself
         _, distances, _ = get_edge_surface_distance(*pair, spacing=list(spacing or (1.0, 1.0)), symmetric=True)
-    # MONAI's own percentile reckons the place between two distances in single precision.
+    # MONAI's own percentile interpolates in single precision.
     return max(float(np.percentile(d.numpy().astype(float), 95)) for d in distances)
 
 
@@ -94,9 +94,9 @@ def case_metrics(
     *,
     with_hd95: bool = True,
 ) -> CaseMetrics:
-    """Metrics of one case from (H, W) class ids; pixels where the truth is 255 are left out on both sides.
+    """Metrics of one case from (H, W) class ids; pixels where the truth is 255 are excluded on both sides.
 
-    `with_hd95=False` leaves HD95 not a number: the distance is what costs, and choosing a checkpoint needs none.
+    `with_hd95=False` sets HD95 to NaN: distances are slow, and the choice of a checkpoint needs none.
     """
     if pred.shape != truth.shape:
         raise ValueError(f"{sample_id}: prediction {pred.shape} and truth {truth.shape} must have the same shape")
@@ -111,12 +111,12 @@ def case_metrics(
 
 
 def pool_cases(case_id: str, slices: Sequence[CaseMetrics]) -> CaseMetrics:
-    """The slices of one volume as one case: Dice, IoU and misses from the pixels of all slices together.
+    """Slices of one volume as one case: Dice, IoU and misses from the pixels of all slices together.
 
-    HD95 stays that of the slices, in their planes: the mean over those that have one.
+    HD95 remains a distance within slices: the mean over those that have one.
 
     Raises:
-        ValueError: parts without counts, or of other numbers of classes.
+        ValueError: slices without counts, or with different numbers of classes.
     """
     if not slices or not all(case.counts and len(case.counts) == len(slices[0].counts) for case in slices):
         raise ValueError(f"{case_id}: expected slices that all have counts of the same classes")
@@ -127,27 +127,33 @@ def pool_cases(case_id: str, slices: Sequence[CaseMetrics]) -> CaseMetrics:
 def _case(case_id: str, counts: Sequence[tuple[int, int, int]], distances: Sequence[float]) -> CaseMetrics:
     return CaseMetrics(
         case_id,
-        dice=_nanmean([_dice(*row) for row in counts]),
-        iou=_nanmean([_iou(*row) for row in counts]),
-        hd95=_nanmean(distances),
+        dice=nanmean([_dice(*row) for row in counts]),
+        iou=nanmean([_iou(*row) for row in counts]),
+        hd95=nanmean(distances),
         num_missed=sum(in_truth > 0 and in_pred == 0 for _, in_pred, in_truth in counts),
         counts=tuple(counts),
     )
 
 
 def summarise(cases: Iterable[CaseMetrics]) -> Metrics:
-    """Mean over the cases; those that are empty on both sides are counted, not averaged."""
+    """Mean over the cases; those empty on both sides are counted, not averaged."""
     cases = tuple(cases)
     return Metrics(
         cases=cases,
-        dice=_nanmean([c.dice for c in cases]),
-        iou=_nanmean([c.iou for c in cases]),
-        hd95=_nanmean([c.hd95 for c in cases]),
+        dice=nanmean([c.dice for c in cases]),
+        iou=nanmean([c.iou for c in cases]),
+        hd95=nanmean([c.hd95 for c in cases]),
         num_missed=sum(c.num_missed for c in cases),
         num_empty=sum(bool(np.isnan(c.dice)) for c in cases),
     )
 
 
-def _nanmean(values: Sequence[float]) -> float:
-    finite = [v for v in values if not np.isnan(v)]
-    return float(np.mean(finite)) if finite else float("nan")
+def metrics_from_json(saved: Mapping[str, Any]) -> Metrics:
+    """Metrics from their JSON form, in which NaN is null; means are computed from the cases again."""
+    return summarise(CaseMetrics(**case) for case in none_to_nan(saved["cases"]))
+
+
+def nanmean(values: Iterable[float | None]) -> float:
+    """Mean of the values that are neither None nor NaN; NaN if there is none (without NumPy's warning)."""
+    known = [value for value in values if value is not None and not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")

@@ -1,11 +1,11 @@
 """Paired comparison of two methods, or of two rounds, over the same images.
 
-Legend: R runs (seeds), N images, G groups of images that belong together (volumes, patients; else each image is one).
+Letters: R runs (seeds), N images, G groups of dependent images (volumes, patients; by default each image is one).
 
-Images and seeds are both a sample, for a table speaks of other images and other seeds: both are random, and crossed. A
-gap is taken as mean + what its seed does to all images + what its group does under all seeds + the rest; the variance
-of the mean comes from the three mean squares of a two-way analysis of variance (Searle, Casella, McCulloch: Variance
-Components, 1992). That a few seeds say little of how seeds vary is in the degrees of freedom (Satterthwaite 1946).
+Results are to generalise to other images and other seeds, so both are crossed random effects. A difference is modelled
+as mean + seed effect + group effect + residual. The variance of the mean comes from the three mean squares of a two-way
+analysis of variance (Searle, Casella, McCulloch: Variance Components, 1992). The degrees of freedom (Satterthwaite
+1946) account for a small number of seeds.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 SMALL_SPLIT = 20
-"""With fewer images than this, the mean of a paired difference is taken as it is."""
+"""Number of images below which the mean of a paired difference is used without its interval."""
 MAX_SIGNS = 2**22
-"""Signs that are drawn at once."""
+"""Largest number of signs drawn at once (memory)."""
 
 
 @dataclass(frozen=True)
@@ -31,23 +31,23 @@ class Paired:
     difference: float
     """Mean of b - a."""
     low: float
-    """Lower end of the interval; NaN where a single group is all there is."""
+    """Lower end of the interval; NaN with a single group."""
     high: float
     """Upper end, likewise."""
     num_pairs: int
     p_value: float = float("nan")
-    """Two-sided, of the sign-flip test; NaN where a single group is all there is."""
+    """Two-sided p of the sign-flip test; NaN with a single group."""
 
 
 @dataclass(frozen=True)
 class _Spread:
-    """Variance of a mean gap: what images and what seeds put into it."""
+    """Variance of a mean difference, by source."""
 
     of_groups: float
     of_seeds: float
-    """0 with a single run: then the statement is about that run alone."""
+    """0 with a single run: the result then holds for that run only."""
     degrees: float
-    """Of freedom, of the sum of both."""
+    """Degrees of freedom of the sum of both."""
 
 
 def paired_difference(
@@ -59,22 +59,21 @@ def paired_difference(
     num_flips: int = 9999,
     confidence: float = 0.95,
 ) -> Paired:
-    """Mean of b - a over pairs, with a t-interval (95 % unless told) over seeds and groups, and a sign-flip p.
+    """Mean of b - a over pairs, with a two-sided t-interval over seeds and groups, and a sign-flip p.
 
     Args:
-        a, b: (R, N), a score of each of N images in each of R runs (seeds) on one test split; a pair with a NaN on
-            either side is left out.
-        seed: of the signs.
-        groups: (N,) of each image, the group that is one unit (volume, patient); None: each image is its own.
-        num_flips: sign vectors drawn; 0 spares the test.
-        confidence: of the two-sided interval, below 1.
+        a, b: (R, N) scores of N images in R runs (seeds) on one test split; a pair with NaN on either side is excluded.
+        seed: seed of the signs.
+        groups: (N,) independent unit of each image (volume, patient); None: each image is its own.
+        num_flips: sign vectors drawn; 0 skips the test.
+        confidence: confidence of the interval, below 1.
 
     Raises:
-        ValueError: other shapes, or no pair at all.
+        ValueError: different shapes, or no pair.
     """
     if a.shape != b.shape or a.ndim != 2 or (groups is not None and len(groups) != a.shape[1]):
         raise ValueError(
-            f"expected two arrays (runs, images) of one shape and a group an image, got {a.shape} and {b.shape}"
+            f"expected two arrays (runs, images) of one shape and one group per image, got {a.shape} and {b.shape}"
             + ("" if groups is None else f" and {len(groups)} groups")
         )
     gap = b - a
@@ -87,7 +86,7 @@ def paired_difference(
     num_pairs = int(total)
     if sums.shape[1] < 2:
         return Paired(mean, np.nan, np.nan, num_pairs)
-    # A ratio, linearised: groups may differ in size, and pairs may be missing.
+    # Linearised ratio estimate: groups may differ in size, and pairs may be missing.
     scale = sums.size / total
     spread = _spread((sums - mean * counts) * scale)
     half = _t_quantile(spread.degrees, confidence) * np.sqrt(spread.of_groups + spread.of_seeds)
@@ -96,7 +95,7 @@ def paired_difference(
 
 
 def _by_group(gap: Floats, finite: NDArray[np.bool_], groups: Sequence[str] | None) -> tuple[Floats, Floats]:
-    """(R, G) sums of the gaps and numbers of pairs; groups and runs without any pair are left out."""
+    """(R, G) sums of the gaps and numbers of pairs; groups and runs without any pair are dropped."""
     num_runs, num_images = gap.shape
     index = np.arange(num_images) if groups is None else np.unique(list(groups), return_inverse=True)[1]
     sums, counts = np.zeros((2, num_runs, int(index.max()) + 1))
@@ -108,7 +107,7 @@ def _by_group(gap: Floats, finite: NDArray[np.bool_], groups: Sequence[str] | No
 
 
 def _spread(gap: Floats) -> _Spread:
-    """Of (R, G) gaps. A share of seeds that comes out below 0 counts as 0, never as less."""
+    """Variance components of (R, G) gaps; a negative estimate for seeds is set to 0."""
     num_runs, num_groups = gap.shape
     cells = gap.size
     by_run, by_group, mean = gap.mean(axis=1), gap.mean(axis=0), gap.mean()
@@ -134,9 +133,9 @@ def _t_quantile(degrees: float, confidence: float) -> float:
 def _sign_flip_p(gaps: Floats, num_runs: int, seed_variance: float, seed: int, num_flips: int) -> float:
     """Two-sided p of no difference, from (G,) gaps averaged over the runs.
 
-    The sign of each group is drawn for all its runs at once: images are the same under every seed, so their gaps are
-    not R independent ones. Signs of seeds are not drawn: 5 seeds have 32 signs, whose least p is 0.06. What seeds put
-    into the mean is added to every draw, as t with R - 1 degrees of freedom; else a lucky seed would be a difference.
+    One sign per group applies to all its runs: under different seeds the gaps of one image are not independent. Signs
+    of seeds are not drawn: 5 seeds have 32 sign vectors, so the smallest p would be 0.06. The seeds' variance enters
+    every draw as t noise with R - 1 degrees of freedom; without it a lucky seed would count as a difference.
     """
     if not num_flips:
         return float("nan")
@@ -146,7 +145,7 @@ def _sign_flip_p(gaps: Floats, num_runs: int, seed_variance: float, seed: int, n
     for first in range(0, num_flips, rows):
         count = min(rows, num_flips - first)
         signs = rng.integers(0, 2, (count, len(gaps)), np.int8)
-        # A sign of -1 takes twice the gap away.
+        # A sign of -1 subtracts twice the gap.
         drawn = gaps.mean() - 2 * (signs @ gaps) / len(gaps)
         if seed_variance > 0:
             drawn = drawn + np.sqrt(seed_variance) * rng.standard_t(num_runs - 1, count)
@@ -155,7 +154,7 @@ def _sign_flip_p(gaps: Floats, num_runs: int, seed_variance: float, seed: int, n
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (1979) of a family of p, in the order given; NaN stays NaN and is not counted."""
+    """Holm's step-down adjustment (1979) of a family of p, in the given order; NaN stays NaN and is not counted."""
     adjusted = [float("nan")] * len(p_values)
     order = sorted((p, n) for n, p in enumerate(p_values) if not np.isnan(p))
     least = 0.0
@@ -166,9 +165,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def score_empty_cases(a: Floats, b: Floats) -> tuple[Floats, Floats]:
-    """Scores of one shape in which an image that is empty in truth and prediction counts as 1 beside a number.
+    """Replace NaN (truth and prediction empty) by 1 where the other side has a number; both of one shape.
 
-    A new false alarm is then a loss, and one that is gone a gain. Where both sides have none, NaN stays.
+    A new false alarm is then a loss, and a removed one a gain. Where both sides are NaN, NaN stays.
     """
     empty = np.isnan(a) & np.isnan(b)
     first, second = (np.where(np.isnan(values) & ~empty, 1.0, values) for values in (a, b))
@@ -176,10 +175,9 @@ def score_empty_cases(a: Floats, b: Floats) -> tuple[Floats, Floats]:
 
 
 def paired_change(before: Sequence[float], after: Sequence[float]) -> Paired:
-    """Mean of after - before over images, with a two-sided 90 % interval: each end is a one-sided bound of 95 %.
+    """Mean of after - before over images, with a two-sided 90 % interval: each end is a one-sided 95 % bound.
 
-    An image without a number, because truth and prediction are empty, is answered as well as can be
-    (`score_empty_cases`). Where both sides have none the image is left out; where no image remains, all is NaN.
+    NaN is scored by `score_empty_cases`; images with NaN on both sides are excluded. All is NaN if none remains.
 
     Args:
         before, after: Dice of the same images, in the same order.
@@ -191,8 +189,8 @@ def paired_change(before: Sequence[float], after: Sequence[float]) -> Paired:
 
 
 def is_fall(change: Paired, tolerance: float) -> bool:
-    """Whether a change is a fall by more than `tolerance`, and one beyond noise.
+    """Whether a change is a fall by more than `tolerance` that noise does not explain.
 
-    With fewer than `SMALL_SPLIT` images no interval can be trusted: there the mean alone decides.
+    Intervals of fewer than `SMALL_SPLIT` images are unreliable, so only the mean counts there.
     """
     return change.difference < -tolerance and (change.num_pairs < SMALL_SPLIT or change.high < 0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kmine.io.files import none_to_nan
 from kmine.report.inputs import Calibrated, RoundRow
 from kmine.report.table import has_baseline
 from kmine.types import REASONS
@@ -58,8 +59,8 @@ def dice_chart(rows: Sequence[RoundRow], segmenter: str) -> str:
     ]
     if has_baseline(rows):
         series += [
-            ("supervised, chosen on validation", SUPERVISED, "-", [_float(row.supervised_dice) for row in rows]),
-            ("supervised, last step", SUPERVISED, "--", [_float(row.supervised_dice_final) for row in rows]),
+            ("supervised, chosen on validation", SUPERVISED, "-", [none_to_nan(row.supervised_dice) for row in rows]),
+            ("supervised, last step", SUPERVISED, "--", [none_to_nan(row.supervised_dice_final) for row in rows]),
         ]
 
     def draw(axes: Axes) -> None:
@@ -133,10 +134,6 @@ def reliability_chart(calibration: Calibrated | None) -> str | None:
         axes.grid()
 
     return _svg("reliability", "Labeled objects treated as unlabeled: estimated and true Dice", draw, height=3.6)
-
-
-def _float(value: float | None) -> float:
-    return float("nan") if value is None else value
 
 
 def _stacked(name: str, title: str, labels: list[str], parts: list[tuple[str, str, list[Any]]], unit: str) -> str:

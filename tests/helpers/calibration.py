@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from helpers.small import CFG
 
 from kmine.config import AdaptConfig, GateConfig
-from kmine.mining.calibration.step import FEATURES
+from kmine.ops.calibrator import FEATURES
 
 SMALL = replace(
     CFG,
@@ -20,11 +21,12 @@ SMALL = replace(
 )
 
 
-def rows(count: int) -> list[dict]:
-    rng = np.random.default_rng(0)
-    found = []
-    for n in range(count):
-        agreement = rng.uniform(0.5, 1)
-        row = dict.fromkeys(FEATURES, None) | {"agreement_iou": agreement, "group_id": str(n)}
-        found.append(row | {"dice_segmenter": agreement, "dice_local": agreement - 0.2})
-    return found
+def rows(count: int) -> list[dict[str, Any]]:
+    """Objects, each in a group of its own, whose segmenter's Dice is their agreement; other scores are missing."""
+    agreements = np.random.default_rng(0).uniform(0.5, 1, count)
+    missing = dict.fromkeys(FEATURES)
+    return [
+        missing
+        | {"agreement_iou": agreement, "group_id": str(n), "dice_segmenter": agreement, "dice_local": agreement - 0.2}
+        for n, agreement in enumerate(agreements)
+    ]

@@ -14,11 +14,14 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cdist
 from sklearn.metrics import f1_score, jaccard_score
 
+from kmine.io.files import nan_to_none
 from kmine.ops import metrics
 from kmine.ops.metrics import (
     case_metrics,
     diagonal,
     hd95,
+    metrics_from_json,
+    nanmean,
     pool_cases,
     summarise,
 )
@@ -198,3 +201,15 @@ def test_a_case_read_back_from_json_equals_itself():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="same shape"):
         case_metrics("a", ids([1, 1]), ids([1]), 2)
+
+
+def test_nanmean_skips_missing_values():
+    assert nanmean([1.0, None, float("nan"), 2.0]) == 1.5
+    assert np.isnan(nanmean([None, float("nan")]))
+
+
+def test_metrics_survive_json():
+    truth, empty = np.ones((4, 4), np.uint8), np.zeros((4, 4), np.uint8)
+    summary = summarise([case_metrics("a", truth, truth, 2), case_metrics("b", empty, empty, 2)])
+    saved = json.loads(json.dumps(nan_to_none(asdict(summary))))
+    assert repr(metrics_from_json(saved)) == repr(summary)

@@ -1,14 +1,14 @@
-"""Adapt a segmenter to the labeled images, on prompts that look like those it will get.
+"""Fine-tune a segmenter on the labeled images, with prompts like those of mining.
 
-What it is asked while it learns: boxes and hints of the local model on images that it was not trained on, and true
-boxes shaken as much as the local model's boxes are off. Each image is encoded once. Images that nobody was trained on
-decide when to stop, and whether the adapted segmenter is used at all. (Ours: docs/method.md.)
+Training prompts are boxes and mask inputs of local models that were not trained on the image, and true boxes jittered
+as much as the local models' boxes are off. Each image is encoded once. Held-out images, unknown to all models, decide
+when to stop and whether the adapted segmenter is used. (Ours: docs/method.md.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,68 +16,77 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kmine.config import AdaptConfig
+from kmine.mining.calibration.fit import MIN_OVERLAP
 from kmine.ops import masks, metrics
 from kmine.seeding import derive_seed
-from kmine.segmenters.base import (
-    Embedding,
-    FineTunable,
-    PromptedExample,
-    Segmenter,
-)
+from kmine.segmenters.base import Embedding, FineTunable, PromptedExample, Segmenter
 from kmine.types import Prompts, Sample
 
 MIN_OBJECT = 20
-"""Pixels of the smallest true object that is taught."""
-MIN_OVERLAP = 0.1
-"""IoU of a local component with a true object from which on the prompt is taken to mean that object."""
+"""Pixels of the smallest true object used."""
 JITTER_RANGE = (0.05, 0.3)
 """Limits of the measured jitter, as a share of the box's side."""
 LOCAL_SHARE = 0.5
-"""Of the lessons, those with a prompt of the local model; the others shake the true box."""
+"""Share of training examples with a prompt of the local model; the others have a jittered true box."""
 WARMUP = 0.1
 ENCODE_AT_ONCE = 8
 
 Example = tuple[Sample, Sequence[Prompts]]
-"""A labeled image and the local model's prompts for it; the model must not have been trained on the image."""
+"""A labeled image and prompts of a local model that was not trained on it."""
+Progress = Callable[[int, float, float], None]
+"""Called after each step with (steps done, loss, held-out IoU or NaN where it was not measured)."""
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What came of it; IoU is the mean over the held-out objects."""
+    """Result of `adapt`; IoU is the mean over the held-out objects."""
 
     segmenter: Segmenter
-    """The adapted one where it is better by `min_gain`, else the one that was given."""
+    """The adapted segmenter if it is better by `min_gain`, else the original one."""
     state: dict[str, Tensor] | None
-    """The learnt tensors; None where they are not used."""
+    """The fine-tuned tensors; None where they are not used."""
     iou_before: float
     iou_after: float
     """At the best check, whether it is used or not."""
     best_step: int
     jitter: float
-    """Given, or measured: shake of the local model's boxes, as a share of the side."""
+    """Jitter of true boxes, given or measured, as a share of the side."""
     num_objects: int
+    """Objects of the training images."""
     num_held_out: int
-    """Objects asked for at every check."""
+    """Objects of the held-out images, prompted at every check."""
     held_out_prompts: str
-    """`local`, or `shaken` where the local model found none of the held-out objects."""
+    """`local`, or `shaken` (jittered true boxes) where the local model found none of the held-out objects."""
     history: tuple[tuple[int, float, float], ...]
-    """(step, mean loss since the check before, IoU) of every check."""
+    """(step, mean loss since the previous check, IoU) of every check."""
 
     @property
     def used(self) -> bool:
-        """Whether the adapted segmenter won."""
+        """Whether the adapted segmenter is used."""
         return self.state is not None
 
 
 @dataclass(frozen=True)
+class FineTuneResult:
+    """Outcome of the optimisation: its best check."""
+
+    state: dict[str, Tensor] | None
+    """None if no check was better than the original segmenter."""
+    iou: float
+    step: int
+    history: tuple[tuple[int, float, float], ...] = ()
+    """See `Adaptation.history`."""
+
+
+@dataclass(frozen=True)
 class _TrainImage:
-    """One labeled image: its embedding, its true objects, and the local model's prompts with what they mean."""
+    """One labeled image: its embedding, its true objects, and the local model's prompts with the matched objects."""
 
     embedding: Embedding
     objects: list[tuple[int, NDArray[np.bool_]]]
     """(class id, (H, W) mask)."""
     local: list[tuple[Prompts, NDArray[np.bool_]]]
-    """Prompts and the true object; an empty mask for a false alarm."""
+    """Prompts and the matched true object; an empty mask for a false alarm."""
 
 
 def adapt(
@@ -88,21 +97,20 @@ def adapt(
     *,
     seed: int,
     jitter: float | None = None,
-    progress: Callable[[int, float, float], None] = lambda done, loss, iou: None,
+    progress: Progress = lambda done, loss, iou: None,
 ) -> Adaptation:
-    """Teach a copy of `segmenter` the objects of `train`; `held_out` decides.
+    """Fine-tune a copy of `segmenter` on the objects of `train`; keep it if it is better on `held_out`.
+
+    Without an object on either side the segmenter stays as it is.
 
     Args:
-        segmenter: stays as it is.
+        segmenter: not modified.
         train: labeled images.
         held_out: labeled images that neither the local model nor this training has seen.
-        cfg: see `AdaptConfig`; what it leaves open, the segmenter's own plan says.
-        seed: draws objects, shakes and augmentation.
-        jitter: how far true boxes are shaken, as a share of the side; measured on the local prompts where not given.
-        progress: called after each step with (steps done, loss, held-out IoU or NaN where it was not measured).
-
-    Returns:
-        See `Adaptation`. With no object on either side there is nothing to learn or to judge by: not used.
+        cfg: see `AdaptConfig`; open settings are filled by the segmenter's `fine_tune_defaults`.
+        seed: seed of objects, jitter and augmentation.
+        jitter: largest shift of an edge of a true box, as a share of the side; None: measured on the local prompts.
+        progress: see `Progress`.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -113,31 +121,32 @@ def adapt(
         jitter = measured_jitter([pair for image in train_images for pair in image.local])
     prompt_source, val_examples = _validation_prompts(val_images, jitter, seed)
     before = mean_iou(segmenter, val_examples)
-    num_objects = sum(len(image.objects) for image in train_images)
-    if not train_images or not val_examples:
-        return Adaptation(segmenter, None, before, before, 0, jitter, num_objects, len(val_examples), prompt_source, ())
-    best, history = _optimize(segmenter, train_images, val_examples, before, jitter, cfg, seed, progress)
-    state, after, step = best
-    used = state is not None and after - before >= cfg.min_gain
+    result = FineTuneResult(None, before, 0)
+    if train_images and val_examples:
+        result = _optimize(segmenter, train_images, val_examples, before, jitter, cfg, seed, progress)
+    used = result.state is not None and result.iou - before >= cfg.min_gain
     return Adaptation(
-        segmenter=segmenter.with_weights(state) if used else segmenter,
-        state=state if used else None,
+        segmenter=segmenter.with_weights(result.state) if used else segmenter,
+        state=result.state if used else None,
         iou_before=before,
-        iou_after=after,
-        best_step=step,
+        iou_after=result.iou,
+        best_step=result.step,
         jitter=jitter,
-        num_objects=num_objects,
+        num_objects=sum(len(image.objects) for image in train_images),
         num_held_out=len(val_examples),
         held_out_prompts=prompt_source,
-        history=tuple(history),
+        history=result.history,
     )
 
 
 def measured_jitter(pairs: Sequence[tuple[Prompts, NDArray[np.bool_]]]) -> float:
-    """How far the edges of local boxes lie from those of the objects meant, as a share of the object's side.
+    """Jitter that moves the edges of true boxes as far as those of the local boxes lie off, as a share of the side.
 
-    Uniform jitter in +-j moves an edge by j / 2 on average, so j is twice the mean; within `JITTER_RANGE`, and in its
-    middle where nothing could be measured.
+    Uniform jitter in +-j moves an edge by j / 2 on average, so j is twice the mean distance. It is clipped to
+    `JITTER_RANGE`, whose middle is used if nothing could be measured.
+
+    Args:
+        pairs: prompts and the (H, W) mask of the matched object.
     """
     distances = []
     for prompts, truth in pairs:
@@ -146,23 +155,18 @@ def measured_jitter(pairs: Sequence[tuple[Prompts, NDArray[np.bool_]]]) -> float
         true_box = masks.tight_box(truth)
         sides = np.maximum(true_box[2:] - true_box[:2], 1)
         distances.append(np.abs(prompts.box - true_box) / np.tile(sides, 2))
-    # The median over objects: a box around two polyps at once is no shaken box.
-    shake = 2 * float(np.median([row.mean() for row in distances])) if distances else float(np.mean(JITTER_RANGE))
-    return float(np.clip(shake, *JITTER_RANGE))
+    # The median over objects ignores outliers, such as one box around two polyps.
+    jitter = 2 * float(np.median([row.mean() for row in distances])) if distances else float(np.mean(JITTER_RANGE))
+    return float(np.clip(jitter, *JITTER_RANGE))
 
 
 def mean_iou(segmenter: Segmenter, examples: Sequence[PromptedExample]) -> float:
-    """Mean IoU of the best masks with the true objects; NaN without lessons."""
+    """Mean IoU of the best masks with the true objects; NaN without examples."""
     if not examples:
         return float("nan")
-    candidates = segmenter.decode(
-        [example.embedding for example in examples], [[example.prompts] for example in examples]
-    )
-    return float(
-        np.mean(
-            [metrics.iou(c.masks[c.best], example.mask) for (c,), example in zip(candidates, examples, strict=True)]
-        )
-    )
+    embeddings, prompts = [e.embedding for e in examples], [[e.prompts] for e in examples]
+    pairs = zip(segmenter.decode(embeddings, prompts), examples, strict=True)
+    return float(np.mean([metrics.iou(c.masks[c.best], example.mask) for (c,), example in pairs]))
 
 
 def _optimize(
@@ -173,15 +177,15 @@ def _optimize(
     jitter: float,
     cfg: AdaptConfig,
     seed: int,
-    progress: Callable[[int, float, float], None],
-) -> tuple[tuple[dict[str, Tensor] | None, float, int], list[tuple[int, float, float]]]:
-    """((best state, its IoU, its step), history); no state where no check was above `before`."""
+    progress: Progress,
+) -> FineTuneResult:
+    """Train with AdamW; the best check, if its IoU is above `before`."""
     defaults = segmenter.fine_tune_defaults
     steps, size, peak = cfg.steps or defaults.steps, cfg.batch_size or defaults.batch_size, cfg.lr or defaults.lr
     tuner = segmenter.fine_tuner()
     optimizer = torch.optim.AdamW(tuner.parameters(), lr=peak, weight_decay=0.01)
-    best: tuple[dict[str, Tensor] | None, float, int] = (None, before, 0)
-    history: list[tuple[int, float, float]] = [(0, float("nan"), before)]
+    best = FineTuneResult(None, before, 0)
+    history = [(0, float("nan"), before)]
     losses: list[float] = []
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -201,14 +205,14 @@ def _optimize(
             iou = mean_iou(segmenter.with_weights(state), val_examples)
             history.append((step + 1, float(np.mean(losses)), iou))
             losses = []
-            if iou > best[1]:
-                best = (state, iou, step + 1)
+            if iou > best.iou:
+                best = FineTuneResult(state, iou, step + 1)
         progress(step + 1, float(loss.detach()), iou)
-    return best, history
+    return replace(best, history=tuple(history))
 
 
 def _sample_example(train_images: Sequence[_TrainImage], jitter: float, rng: np.random.Generator) -> PromptedExample:
-    """One lesson: an image, then one of its objects, asked for by the local model or by a shaken true box."""
+    """Draw an image, then a prompt of the local model or a jittered box of one of its objects."""
     image = train_images[int(rng.integers(len(train_images)))]
     if image.local and rng.random() < LOCAL_SHARE:
         prompts, mask = image.local[int(rng.integers(len(image.local)))]
@@ -219,7 +223,7 @@ def _sample_example(train_images: Sequence[_TrainImage], jitter: float, rng: np.
 
 def _jittered_box(class_id: int, mask: NDArray[np.bool_], jitter: float, rng: np.random.Generator) -> Prompts:
     """The object's box with every edge moved by up to `jitter` of its side."""
-    # Half a pixel to the pixels' outer edges: an object one pixel wide has a box with area, too.
+    # Half a pixel outwards, to the outer edges of the pixels: the box of a one-pixel object then has an area.
     box = masks.grow_box(masks.tight_box(mask), 0.0, *mask.shape, min_px=0.5)
     return Prompts(class_id, masks.jitter_boxes(box, 1, jitter, *mask.shape, rng, max_move=np.inf)[0])
 
@@ -227,7 +231,7 @@ def _jittered_box(class_id: int, mask: NDArray[np.bool_], jitter: float, rng: np
 def _validation_prompts(
     val_images: Sequence[_TrainImage], jitter: float, seed: int
 ) -> tuple[str, list[PromptedExample]]:
-    """The held-out questions, the same at every check: the local model's, or shaken boxes where it found nothing."""
+    """`Adaptation.held_out_prompts` and the examples, the same at every check."""
     local = [
         PromptedExample(image.embedding, prompts, mask)
         for image in val_images
@@ -245,7 +249,6 @@ def _validation_prompts(
 
 
 def _encode_images(segmenter: Segmenter, examples: Sequence[Example]) -> list[_TrainImage]:
-    """Images encoded once each, a few at a time."""
     out = []
     for first in range(0, len(examples), ENCODE_AT_ONCE):
         batch = examples[first : first + ENCODE_AT_ONCE]
@@ -266,12 +269,11 @@ def _train_image(embedding: Embedding, sample: Sample, prompts: Sequence[Prompts
 
 
 def _matched_object(prompts: Prompts, objects: Sequence[tuple[int, NDArray[np.bool_]]]) -> NDArray[np.bool_]:
-    """The true object of the prompt's class that its component covers best; an empty mask where there is none."""
+    """The true object of the prompt's class with the highest IoU with its component; empty if below `MIN_OVERLAP`."""
+    # A single object, as SAM was trained to segment one object per prompt. `true_dice` scores finished masks instead
+    # and unites all objects that lie mostly in the region, since one mask may correctly cover several.
     component = prompts.component
-    assert component is not None, "prompts of the local model carry their component"
+    assert component is not None, "prompts of the local model have their component"
     same_class = [mask for class_id, mask in objects if class_id == prompts.class_id]
     best = max(same_class, key=lambda mask: metrics.iou(component, mask), default=None)
     return best if best is not None and metrics.iou(component, best) >= MIN_OVERLAP else np.zeros_like(component)
-
-
-__all__ = ["Adaptation", "Example", "adapt", "mean_iou", "measured_jitter"]

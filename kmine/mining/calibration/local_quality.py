@@ -1,8 +1,8 @@
-"""How good the local model's own masks are when nobody is asked: their evidence, and what it was found to be worth.
+"""Quality estimation for the local model's masks without a segmenter.
 
-`kmine predict` has no segmenter. What its evidence can be without one (how sure the model is inside of an object and
-around it, how large the object is, how much flips disagree) is gathered here, for learning and for predicting alike.
-Imports no torch: an exported model is judged without it.
+`kmine predict` has no segmenter. The evidence available without one is the model's confidence inside and around an
+object, its size and the spread over flips; it is collected here for fitting and prediction alike. Imports no torch:
+exported models are predicted from without it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from kmine.config import PromptsConfig
+from kmine.io.files import none_to_nan
 from kmine.mining.gate import collect_evidence
 from kmine.mining.prompts import prompts_from_probs
 from kmine.ops.calibrator import Calibrator, feature_rows
@@ -20,11 +23,11 @@ from kmine.segmenters.identity import IdentitySegmenter
 from kmine.types import Evidence, Probs, Prompts
 
 PROMPT_SETTINGS = ("box", "points", "min_area_px", "min_area_fraction", "box_margin")
-"""Of the prompts: all that the evidence depends on when nobody is asked."""
+"""Settings of the prompts that affect the evidence when there is no segmenter."""
 
 
 class ScoredObject(NamedTuple):
-    """An object that the local model sees."""
+    """An object found by the local model."""
 
     prompts: Prompts
     """With its component and class."""
@@ -33,26 +36,24 @@ class ScoredObject(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalQualityEstimator:
-    """What was learnt of the local model's own masks, with all that it takes to judge others."""
+    """Estimates the Dice of the local model's own masks."""
 
     calibrators: Mapping[str, Calibrator]
-    """By test-time augmentation (`infer.tta`): flips change the evidence, so each has one of its own."""
+    """By test-time augmentation (`infer.tta`): flips change the evidence, so each has its own."""
     area_prior: Mapping[int, float]
     """Per class, the median share of the image that one labeled object covers."""
     prompts: PromptsConfig
     """See `local_only`."""
 
     def estimates(self, probs: Probs, tta: str) -> list[tuple[Prompts, float]]:
-        """Each object that is seen, with its estimated Dice; by class, largest first.
+        """Each object found, with its estimated Dice in [0, 1]; by class, largest first.
 
         Args:
             probs: of one image (or slice), predicted with `tta`.
             tta: a key of `calibrators`.
         """
         objects = score_local_objects(probs, self.prompts, self.area_prior)
-        values = (
-            self.calibrators[tta].estimates(feature_rows([scored.evidence for scored in objects])) if objects else []
-        )
+        values = self.calibrators[tta].estimates(feature_rows([scored.evidence for scored in objects]))
         return [(scored.prompts, float(value)) for scored, value in zip(objects, values, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +66,7 @@ class LocalQualityEstimator:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> LocalQualityEstimator:
-        """From `to_json`, or from what calibration.json has under `alone`, which says more of each calibrator."""
+        """From `to_json`, or from `alone` of calibration.json, which has more fields per calibrator."""
         return cls(
             {tta: Calibrator.from_json(entry["calibrator"]) for tta, entry in value["by_tta"].items()},
             {int(class_id): float(area) for class_id, area in value["labeled_area"].items()},
@@ -74,14 +75,14 @@ class LocalQualityEstimator:
 
 
 def local_only(cfg: PromptsConfig) -> PromptsConfig:
-    """The prompts without what only a segmenter reads: hints, shaken boxes, a second pass."""
+    """Prompt settings without those that only a segmenter uses: mask inputs, jittered boxes, a second pass."""
     return replace(cfg, source="local", passes=1, points=not cfg.box, mask_hint=False, num_jitters=0)
 
 
 def score_local_objects(probs: Probs, cfg: PromptsConfig, area_prior: Mapping[int, float]) -> list[ScoredObject]:
-    """The objects that mining would ask about, each with the evidence of its own component.
+    """The objects that mining would prompt for, each with the evidence of its own component.
 
-    Scores of a segmenter are NaN. So is `witness_dice`: predicting has one local model.
+    Scores of a segmenter and of an auxiliary model are NaN.
     """
     prompts = prompts_from_probs(probs, cfg, seed=0, round_idx=0)
     (candidates,) = IdentitySegmenter().decode([Embedding(size=probs.probs.shape[1:])], [prompts])
@@ -90,19 +91,18 @@ def score_local_objects(probs: Probs, cfg: PromptsConfig, area_prior: Mapping[in
 
 
 def local_quality_summary(record: Mapping[str, Any]) -> str:
-    """What the estimates rest on; `record` is what calibration.json has under that name."""
+    """Basis of the estimates in one sentence; `record` is the content of `alone` in calibration.json."""
     by_tta = [
         f"with tta {tta}: {entry['num_objects']} objects of labeled images, rank correlation with true Dice "
-        f"{_format_number(entry['rank_correlation'])}, mean estimate {_format_number(entry['mean']['estimate'])} where mean Dice was "
-        f"{_format_number(entry['mean']['dice'])}"
+        f"{_format_number(entry['rank_correlation'])}, mean estimate {_format_number(entry['mean']['estimate'])}, "
+        f"mean Dice {_format_number(entry['mean']['dice'])}"
         for tta, entry in record["by_tta"].items()
     ]
     return (
-        f"estimated_dice was learnt on {record['num_parts']} models that had not seen these objects and knew fewer "
-        "labels than the final one, whose masks it may order less well than theirs; by estimates made without the "
-        f"object, {'; '.join(by_tta)}"
+        f"estimated_dice was fitted on masks of {record['num_parts']} models trained without these objects, on fewer "
+        f"labels than the final model, whose masks it may rank less well; out-of-fold: {'; '.join(by_tta)}"
     )
 
 
 def _format_number(value: float | None) -> str:
-    return "unknown" if value is None or value != value else f"{value:.2f}"
+    return "unknown" if np.isnan(none_to_nan(value)) else f"{value:.2f}"

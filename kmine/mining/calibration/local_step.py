@@ -1,58 +1,53 @@
-"""Before round 1: what the local model's own masks can be estimated by, when nobody is asked.
+"""Before round 1: calibrate quality estimation for the local model's own masks, without a segmenter.
 
-The models of the parts are at hand, so this costs inference and nothing else. The gate does not read it: it is there
-for `kmine predict`.
+It reuses the fold models, so it costs only inference. Only `kmine predict` reads it, the gate does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from kmine.io.files import sign
-from kmine.mining.calibration.fit import fit_calibrator, reliability, true_dice
+from kmine.mining.calibration.fit import fit_calibrator, rank_correlation, reliability, true_dice
 from kmine.mining.calibration.local_quality import LocalQualityEstimator, local_only, score_local_objects
 from kmine.mining.candidates import median_object_area
-from kmine.mining.crossfit import fold_model
+from kmine.mining.crossfit import fold_model, remaining_labels
 from kmine.models.base import LocalModel
-from kmine.ops.calibrator import FEATURES
+from kmine.ops.calibrator import evidence_from_row, evidence_row
 from kmine.training.inference import infer
 from kmine.training.task import Task
-from kmine.types import Evidence
 
 VERSION = 1
-"""Of the rows: raised when the same models and images give others."""
+"""Version of the rows: raised when the same models and images yield other ones."""
 Row = dict[str, Any]
 
 
 def calibrate_local_quality(task: Task, fold_ids: Sequence[Sequence[str]]) -> Row | None:
-    """What calibration.json has under `alone`; None where the objects are too few.
+    """Content of `alone` in calibration.json; None with too few objects.
 
-    Evidence and Dice of each part are artifacts of their own (`calibration/alone_N.json`), so those of the gate stay as
-    they are, and a run from before this was measured only adds them. No segmenter is asked, and none signs them.
+    Evidence and Dice of each fold are separate artifacts (`calibration/alone_N.json`), signed without the segmenter. An
+    older run that lacks them keeps its other files.
 
     Args:
-        task: its local models of the parts are made, or read back.
-        store: where artifacts go.
-        fold_ids: the labeled ids of each.
+        task: its fold models are trained, or read back.
+        fold_ids: labeled ids of each fold.
     """
     cfg, prompts = task.cfg, local_only(task.cfg.prompts)
     settings = [asdict(section) for section in (cfg.model, cfg.classifier, prompts)]
-    ttas = list(dict.fromkeys(("none", cfg.infer.tta)))  # as `kmine predict` does unless told, and as mining does
-    signature = sign(
-        "alone", VERSION, task.signature, cfg.fit.signed_fields(), settings, ttas, cfg.adapt.folds, cfg.adapt.fold_steps
-    )
+    ttas = list(dict.fromkeys(("none", cfg.infer.tta)))  # the default of `kmine predict`, and that of mining
+    fold_settings = (cfg.adapt.folds, cfg.adapt.fold_steps)
+    signature = sign("alone", VERSION, task.signature, cfg.fit.signed_fields(), settings, ttas, *fold_settings)
     rows: dict[str, list[Row]] = {tta: [] for tta in ttas}
     for fold_idx, held_out_ids in enumerate(fold_ids):
         path = task.run.root / "calibration" / f"alone_{fold_idx}.json"
         saved = task.run.load_json(path, signature)
         if saved is None:
             model = fold_model(task, fold_idx, held_out_ids)
-            rest = task.labeled.subset([i for i in task.labeled.ids if i not in set(held_out_ids)])
-            area_prior = median_object_area(rest, task.num_classes)
+            area_prior = median_object_area(remaining_labels(task, held_out_ids), task.num_classes)
             saved = {"objects": {tta: list(_rows(task, model, held_out_ids, area_prior, tta)) for tta in ttas}}
             task.run.save_json(path, saved, signature)
         for tta in ttas:
@@ -65,43 +60,31 @@ def calibrate_local_quality(task: Task, fold_ids: Sequence[Sequence[str]]) -> Ro
 
 
 def fit_local_calibrator(rows: Sequence[Row], seed: int) -> Row | None:
-    """A calibrator of the objects' evidence, and how good it was on objects it was not fitted with; None: too few."""
-    # Where nothing but ignored pixels is left, there is no Dice.
-    rows = [row for row in rows if row["dice"] is not None]
-    evidence = [Evidence(*(np.nan if row[name] is None else row[name] for name in FEATURES)) for row in rows]
+    """A calibrator of the objects' evidence, with its out-of-fold quality; None with too few objects."""
     dice = np.array([row["dice"] for row in rows], float)
-    fitted = fit_calibrator(evidence, dice, [row["group_id"] for row in rows], seed=seed)
+    fitted = fit_calibrator(list(map(evidence_from_row, rows)), dice, [row["group_id"] for row in rows], seed=seed)
     if fitted is None:
         return None
-    calibrator, out_of_fold = fitted
     return {
-        "calibrator": calibrator.to_json(),
+        "calibrator": fitted.calibrator.to_json(),
         "num_objects": len(rows),
-        "rank_correlation": rank_correlation(out_of_fold, dice),
-        "mean": {"estimate": float(out_of_fold.mean()), "dice": float(dice.mean())},
-        "reliability": reliability(out_of_fold, dice),
+        "rank_correlation": rank_correlation(fitted.out_of_fold, dice),
+        "mean": {"estimate": float(fitted.out_of_fold.mean()), "dice": float(dice.mean())},
+        "reliability": reliability(fitted.out_of_fold, dice),
     }
-
-
-def rank_correlation(a: Any, b: Any) -> float:
-    """Spearman's; NaN where one of them is constant."""
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(a, b).statistic) if np.ptp(a) > 0 and np.ptp(b) > 0 else float("nan")
 
 
 def _rows(
     task: Task, model: LocalModel, ids: Sequence[str], area_prior: Mapping[int, float], tta: str
 ) -> Iterator[Row]:
-    """One row an object that the model sees in images it does not know."""
+    """One row per object that the model finds in images on which it was not trained."""
     prompts, infer_settings = local_only(task.cfg.prompts), {**asdict(task.cfg.infer), "tta": tta}
     for probs in infer(model, task.labeled, ids, device=task.fabric.device, **infer_settings):
         sample = task.labeled.sample(probs.sample_id)
         for prompt, evidence in score_local_objects(probs, prompts, area_prior):
-            dice = true_dice(prompt.component, prompt, sample.mask)
             yield {
                 "sample_id": sample.sample_id,
                 "group_id": task.labeled.group_of(sample.sample_id),
-                **dict(zip(FEATURES, astuple(evidence), strict=True)),
-                "dice": None if np.isnan(dice) else dice,
+                **evidence_row(evidence),
+                "dice": true_dice(prompt.component, prompt, sample.mask),
             }

@@ -1,4 +1,4 @@
-"""The calibrator and its promise: laws, hand-computed cases, and simulations with a known answer."""
+"""The fitted calibrator and the guarantee: laws, hand-computed cases, simulations with a known result."""
 
 from __future__ import annotations
 
@@ -10,23 +10,18 @@ from kmine.mining.calibration.fit import (
     choose_threshold,
     fit_calibrator,
     mean_lower_bound,
+    rank_correlation,
     reliability,
     risk_coverage,
     threshold_for_mean_estimate,
     true_dice,
 )
-from kmine.ops.calibrator import (
-    FEATURES,
-    Calibration,
-    Calibrator,
-    RiskGuarantee,
-    feature_rows,
-)
+from kmine.ops.calibrator import FEATURES, feature_rows
 from kmine.types import Evidence, Prompts
 
 
 def objects(count: int, seed: int = 0, noise: float = 0.05) -> tuple[list[Evidence], np.ndarray, list[str]]:
-    """Objects whose Dice is their agreement, and noise; predicted IoU says nothing, the rest is unknown."""
+    """Objects whose Dice is their agreement plus noise; predicted IoU is random, other scores are missing."""
     rng = np.random.default_rng(seed)
     agreement = rng.uniform(0.2, 1, count)
     dice = np.clip(agreement + rng.normal(0, noise, count), 0, 1)
@@ -37,7 +32,7 @@ def objects(count: int, seed: int = 0, noise: float = 0.05) -> tuple[list[Eviden
 # -- the calibrator
 
 
-def test_it_finds_the_score_that_tells_and_leaves_the_others():
+def test_the_informative_score_gets_the_weight():
     evidence, dice, groups = objects(60)
     calibrator, _ = fit_calibrator(evidence, dice, groups, seed=0)
     weights = dict(zip(FEATURES, calibrator.weights, strict=True))
@@ -49,7 +44,7 @@ def test_it_finds_the_score_that_tells_and_leaves_the_others():
     assert np.corrcoef(estimates, truth)[0, 1] > 0.9
 
 
-def test_a_score_that_could_not_be_had_counts_as_the_usual_one():
+def test_a_missing_score_counts_as_the_median():
     evidence, dice, groups = objects(60)
     calibrator, _ = fit_calibrator(evidence, dice, groups, seed=0)
     usual = float(np.median([e.agreement_iou for e in evidence]))
@@ -59,7 +54,7 @@ def test_a_score_that_could_not_be_had_counts_as_the_usual_one():
     )
 
 
-def test_estimates_apart_never_know_their_own_group():
+def test_out_of_fold_estimates_do_not_depend_on_their_own_group():
     evidence, dice, groups = objects(40)
     _, before = fit_calibrator(evidence, dice, groups, seed=0)
     changed = dice.copy()
@@ -69,32 +64,23 @@ def test_estimates_apart_never_know_their_own_group():
     assert not np.array_equal(before[2:], after[2:])
 
 
-def test_estimates_stay_within_0_and_1_and_survive_json():
-    evidence, dice, groups = objects(40)
-    calibrator, _ = fit_calibrator(evidence, dice, groups, seed=0)
-    wild = [Evidence(agreement_iou=v, area_ratio=a) for v in (-50, 0, 50) for a in (0, 1e9)]
-    estimates = calibrator.estimates(feature_rows(wild))
-    assert ((estimates >= 0) & (estimates <= 1)).all()
-    both = Calibration(calibrator, calibrator, RiskGuarantee(0.5, True, 0.8, 0.9, 1.0, 40))
-    assert Calibration.from_json(both.to_json()) == both
-    assert Calibrator.from_json(calibrator.to_json()).estimate(evidence[0]) == calibrator.estimate(evidence[0])
-
-
-def test_too_few_objects_or_a_single_group_are_no_calibration():
+def test_too_few_objects_or_a_single_group_give_no_calibrator():
     evidence, dice, groups = objects(MIN_OBJECTS)
     assert fit_calibrator(evidence, dice, groups, seed=0) is not None
     assert fit_calibrator(evidence[1:], dice[1:], groups[1:], seed=0) is None
     assert fit_calibrator(evidence, dice, ["one"] * MIN_OBJECTS, seed=0) is None
 
 
-def test_evidence_that_never_varies_gives_the_mean():
+def test_constant_evidence_gives_the_mean():
     dice = np.linspace(0.5, 0.9, 20)
-    calibrator, apart = fit_calibrator([Evidence(predicted_iou=0.5)] * 20, dice, [str(n) for n in range(20)], seed=0)
+    calibrator, out_of_fold = fit_calibrator(
+        [Evidence(predicted_iou=0.5)] * 20, dice, [str(n) for n in range(20)], seed=0
+    )
     assert calibrator.estimate(Evidence(predicted_iou=0.9)) == pytest.approx(dice.mean())
-    assert np.allclose(apart, dice.mean(), atol=0.05)
+    assert np.allclose(out_of_fold, dice.mean(), atol=0.05)
 
 
-# -- the threshold by estimates alone
+# -- the threshold by estimates only
 
 
 @pytest.mark.parametrize(
@@ -102,22 +88,22 @@ def test_evidence_that_never_varies_gives_the_mean():
     [
         ([0.9, 0.8, 0.7, 0.6, 0.2], 0.8, 0.7, 3 / 5),  # means .9 .85 .8 .75
         ([0.6, 0.9, 0.2, 0.8, 0.7], 0.75, 0.6, 4 / 5),
-        ([0.9, 0.7, 0.7, 0.7], 0.76, 0.9, 1 / 4),  # equal ones come together: .9, then .75
+        ([0.9, 0.7, 0.7, 0.7], 0.76, 0.9, 1 / 4),  # equal ones count together: .9, then .75
         ([1.0, 1.0, 1.0, 0.4], 0.8, 1.0, 3 / 4),  # .85 with the last, but it is more likely wrong than right
-        ([1.0, 1.0, 0.35, 0.2], 0.3, 0.35, 3 / 4),  # unless so little is asked for
-        ([0.5, 0.4], 0.8, 0.95, 0.0),  # out of reach: what is given otherwise
+        ([1.0, 1.0, 0.35, 0.2], 0.3, 0.35, 3 / 4),  # unless the target is that low
+        ([0.5, 0.4], 0.8, 0.95, 0.0),  # out of reach: `otherwise`
         ([], 0.8, 0.95, 0.0),
     ],
 )
-def test_the_loosest_threshold_whose_mean_estimate_reaches_the_target(estimates, target, threshold, coverage):
-    found = threshold_for_mean_estimate(estimates, target, 0.95)
-    assert found.threshold == pytest.approx(threshold)
-    assert found.coverage == pytest.approx(coverage) and found.num_objects == len(estimates)
+def test_the_lowest_threshold_whose_mean_estimate_reaches_the_target(estimates, target, threshold, coverage):
+    fit = threshold_for_mean_estimate(estimates, target, 0.95)
+    assert fit.threshold == pytest.approx(threshold)
+    assert fit.coverage == pytest.approx(coverage) and fit.num_objects == len(estimates)
     kept = [value for value in estimates if value >= threshold]
-    assert found.mean_estimate == pytest.approx(np.mean(kept)) if kept else np.isnan(found.mean_estimate)
+    assert fit.mean_estimate == pytest.approx(np.mean(kept)) if kept else np.isnan(fit.mean_estimate)
 
 
-# -- the promise
+# -- the guarantee
 
 
 def test_lower_bound_by_hand():
@@ -137,7 +123,7 @@ def test_lower_bound_grows_with_the_values_and_falls_with_confidence():
 
 
 @pytest.mark.parametrize("shape", ["beta", "rare zeros", "coins"])
-def test_the_bound_is_above_the_mean_no_oftener_than_it_says(shape):
+def test_the_bound_exceeds_the_mean_in_at_most_the_stated_share(shape):
     rng, wrong, runs = np.random.default_rng(1), 0, 200
     for _ in range(runs):
         if shape == "beta":
@@ -150,41 +136,41 @@ def test_the_bound_is_above_the_mean_no_oftener_than_it_says(shape):
     assert wrong / runs <= 0.2
 
 
-def test_the_promise_is_kept_as_often_as_it_says():
+def test_the_guarantee_fails_in_at_most_the_stated_share():
     broken, runs = 0, 100
     for seed in range(runs):
         rng = np.random.default_rng(seed)
         score = rng.random(80)
         dice = np.where(rng.random(80) < 0.3 + 0.7 * score, rng.beta(20, 2, 80), 0.3)
-        found = choose_threshold(score, dice, target=0.75, confidence=0.8)
-        if found.kept:
-            fresh = rng.uniform(found.threshold, 1, 4000)
+        fit = choose_threshold(score, dice, target=0.75, confidence=0.8)
+        if fit.holds:
+            fresh = rng.uniform(fit.threshold, 1, 4000)
             good = rng.random(4000) < 0.3 + 0.7 * fresh
             broken += np.where(good, 20 / 22, 0.3).mean() < 0.75
     assert broken / runs <= 0.2
 
 
-def test_the_loosest_threshold_that_holds_is_taken():
+def test_the_lowest_threshold_with_a_guarantee_is_chosen():
     estimates = np.repeat([0.95, 0.75, 0.3], [100, 100, 100])
     dice = np.repeat([0.95, 0.85, 0.2], [100, 100, 100])
-    found = choose_threshold(estimates, dice, target=0.8, confidence=0.9)
-    assert found.kept and found.threshold == 0.5 and found.coverage == pytest.approx(2 / 3)
-    assert found.mean == pytest.approx(0.9) and 0.8 <= found.lower_bound < 0.9
+    fit = choose_threshold(estimates, dice, target=0.8, confidence=0.9)
+    assert fit.holds and fit.threshold == 0.5 and fit.coverage == pytest.approx(2 / 3)
+    assert fit.mean == pytest.approx(0.9) and 0.8 <= fit.lower_bound < 0.9
     assert choose_threshold(estimates, dice, target=0.5, confidence=0.9).threshold == 0
 
 
-def test_what_cannot_be_promised_is_not_and_the_bound_says_what_can():
+def test_without_a_guarantee_the_bound_is_below_the_target():
     estimates, dice = np.repeat([0.95, 0.4], [6, 14]), np.repeat([0.95, 0.4], [6, 14])
-    found = choose_threshold(estimates, dice, target=0.9, confidence=0.9)
-    assert not found.kept and found.threshold == 0.5 and found.mean == pytest.approx(0.95)
-    assert 0 < found.lower_bound < 0.9
+    fit = choose_threshold(estimates, dice, target=0.9, confidence=0.9)
+    assert not fit.holds and fit.threshold == 0.5 and fit.mean == pytest.approx(0.95)
+    assert 0 < fit.lower_bound < 0.9
     hopeless = choose_threshold(estimates, dice / 2, target=0.9, confidence=0.9)
-    assert not hopeless.kept and hopeless.threshold == 0.9
+    assert not hopeless.holds and hopeless.threshold == 0.9
 
 
-def test_masks_that_are_all_bad_are_not_let_through_for_want_of_better_ones():
+def test_bad_masks_are_not_kept_for_lack_of_better_ones():
     poor = choose_threshold(np.full(20, 0.3), np.full(20, 0.3), target=0.85, confidence=0.9)
-    assert not poor.kept and poor.threshold == 0.5 and poor.coverage == 0 and poor.lower_bound == 0
+    assert not poor.holds and poor.threshold == 0.5 and poor.coverage == 0 and poor.lower_bound == 0
 
 
 # -- curves
@@ -203,10 +189,10 @@ def test_reliability_by_hand():
     ]
 
 
-# -- what an object should have been
+# -- true Dice
 
 
-def test_true_dice_is_with_the_objects_that_were_meant():
+def test_true_dice_is_taken_with_the_matched_objects():
     truth = np.zeros((20, 20), np.uint8)
     truth[2:6, 2:6] = truth[2:6, 8:12] = 1
     truth[15:19, 15:19] = 2
@@ -223,3 +209,9 @@ def test_true_dice_is_with_the_objects_that_were_meant():
     assert true_dice(far, Prompts(1, component=far), truth) == 0
     truth[2:6, 2:4] = 255
     assert true_dice(one, prompts, truth) == 1
+
+
+def test_rank_correlation_by_hand():
+    # Ranks 1 2 3 4 and 1 3 2 4: 1 - 6 * 2 / (4 * 15).
+    assert rank_correlation([0.1, 0.2, 0.3, 0.9], [1, 3, 2, 4]) == pytest.approx(0.8)
+    assert np.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
