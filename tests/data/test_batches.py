@@ -1,4 +1,4 @@
-"""Batches are a function of (seed, round, step) alone."""
+"""Batches: determined by seed, round and step; composition, CutMix, views, image-level labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kmine.errors import UserError, WithheldMaskError
 
 
 class FakePool:
-    """Images whose every pixel is the sample's number."""
+    """Images in which every pixel is the number of the sample."""
 
     def __init__(self, first: int, count: int, mask: int, weights=(), empty=()) -> None:
         self.ids = tuple(str(first + n) for n in range(count))
@@ -53,7 +53,7 @@ def numbers(batch) -> list[int]:
     return batch.images[:, 0, 0, 0].tolist()
 
 
-def test_each_batch_holds_the_fixed_share_with_the_masks_of_its_pool():
+def test_batches_have_the_labeled_share_and_the_masks_of_each_pool():
     for step in range(20):
         batch = batches()[step]
         assert batch.images.shape == (4, 8, 8, 3) and batch.masks.shape == (4, 8, 8)
@@ -64,7 +64,7 @@ def test_each_batch_holds_the_fixed_share_with_the_masks_of_its_pool():
 
 
 @pytest.mark.parametrize("num_pseudo", [0, 7])
-def test_every_image_is_seen_equally_often(num_pseudo):
+def test_every_image_occurs_equally_often(num_pseudo):
     made = batches(num_pseudo=num_pseudo)
     seen = Counter(n for step in range(35) for n in numbers(made[step]))
     for low, high in ((0, 100), (100, 200)):
@@ -72,39 +72,39 @@ def test_every_image_is_seen_equally_often(num_pseudo):
         assert not counts or max(counts) - min(counts) <= 1
 
 
-def test_seed_round_and_step_decide_and_nothing_else():
+def test_batches_are_determined_by_seed_round_and_step():
     whole = [numbers(b) for b in batches().stream(0, 12, 0)]
     assert [numbers(b) for b in batches().stream(5, 12, 0)] == whole[5:]
     assert whole != [numbers(b) for b in batches(seed=1).stream(0, 12, 0)]
     assert whole != [numbers(b) for b in batches(round_idx=2).stream(0, 12, 0)]
 
 
-def test_worker_processes_change_nothing():
+def test_worker_processes_give_the_same_batches():
     a, b = list(batches().stream(2, 8, 0)), list(batches().stream(2, 8, 2))
     assert len(a) == len(b) == 6
     for x, y in zip(a, b, strict=True):
         assert np.array_equal(x.images, y.images) and np.array_equal(x.masks, y.masks)
 
 
-def test_an_empty_stream_ends_at_once_and_a_small_share_keeps_one_labeled_image():
+def test_an_empty_stream_ends_and_a_small_share_is_one_image():
     assert list(batches().stream(3, 3, 0)) == []
     assert batches(share=0.01, batch_size=8).num_labeled == 1
 
 
-def test_a_pseudo_mask_carries_its_weight_and_a_given_one_counts_as_one():
+def test_pseudo_masks_have_their_weights_and_given_ones_weight_1():
     for step in range(10):
         batch = batches(weights={"100": 0.25, "103": 0.5}, share=0.25)[step]
         expected = [1.0, *({100: 0.25, 103: 0.5}.get(n, 1.0) for n in numbers(batch)[1:])]
         assert batch.weights.tolist() == expected and batch.weights.dtype == np.float32
 
 
-def test_an_image_of_weight_0_is_as_good_as_absent():
-    """Not even through batch norm may it say anything."""
-    silent = batches(num_pseudo=8, weights={"107": 0.0})
+def test_an_image_of_weight_0_is_left_out():
+    """Else it would influence batch norm."""
+    weightless = batches(num_pseudo=8, weights={"107": 0.0})
     for step in range(20):
-        assert numbers(silent[step]) == numbers(batches(num_pseudo=7)[step])
-    alone = batches(num_pseudo=1, weights={"100": 0.0})
-    assert alone.num_labeled == 4 and not alone[0].pseudo.any()
+        assert numbers(weightless[step]) == numbers(batches(num_pseudo=7)[step])
+    labeled_only = batches(num_pseudo=1, weights={"100": 0.0})
+    assert labeled_only.num_labeled == 4 and not labeled_only[0].pseudo.any()
 
 
 EMPTY = tuple(str(n) for n in range(101, 113))
@@ -116,7 +116,7 @@ def num_empty(batch) -> int:
 
 
 @pytest.mark.parametrize(("share", "most"), [(0.0, 0), (0.25, 1), (0.5, 2), (0.4, 2), (1.0, 4)])
-def test_empty_masks_get_no_more_than_their_share_of_the_places(share, most):
+def test_empty_masks_get_at_most_their_share_of_the_places(share, most):
     made = batches(num_pseudo=13, batch_size=8, empty=EMPTY, max_empty_share=share)
     counts = [num_empty(made[step]) for step in range(50)]
     assert max(counts) <= most
@@ -124,39 +124,39 @@ def test_empty_masks_get_no_more_than_their_share_of_the_places(share, most):
     assert all(len(numbers(made[step])) == 8 and made[step].pseudo.sum() == 4 for step in range(3))
 
 
-def test_a_share_of_less_than_one_place_is_kept_over_the_steps():
+def test_a_share_below_one_place_holds_on_average():
     made = batches(num_pseudo=13, batch_size=4, empty=EMPTY, max_empty_share=0.25)
     assert [num_empty(made[step]) for step in range(8)] == [0, 1] * 4
 
 
-def test_few_empty_masks_are_seen_as_often_as_any_other():
+def test_few_empty_masks_occur_as_often_as_others():
     made = batches(num_pseudo=10, batch_size=8, empty=("100", "101"), max_empty_share=0.25)
     seen = Counter(n for step in range(25) for n in numbers(made[step]) if n >= 100)
     assert len(seen) == 10 and set(seen.values()) == {10}
 
 
-def test_where_all_masks_are_empty_they_get_all_the_places():
+def test_empty_masks_get_all_places_if_all_are_empty():
     made = batches(num_pseudo=5, empty=[str(n) for n in range(100, 105)], max_empty_share=0.0)
     assert all(made[step].pseudo.sum() == 2 for step in range(5))
 
 
-def test_without_empty_masks_the_share_changes_nothing():
+def test_without_empty_masks_the_share_has_no_effect():
     for step in range(12):
         a, b = batches()[step], batches(max_empty_share=0.0)[step]
         assert np.array_equal(a.images, b.images)
 
 
-def test_rationed_and_mixed_batches_are_a_function_of_the_step_too():
-    how = {"num_pseudo": 13, "batch_size": 8, "empty": EMPTY, "max_empty_share": 0.3, "cutmix": 0.7}
-    whole = list(batches(**how).stream(0, 9, 0))
-    for other in (batches(**how).stream(4, 9, 0), batches(**how).stream(4, 9, 2)):
+def test_limited_and_mixed_batches_do_not_depend_on_earlier_steps():
+    plan = {"num_pseudo": 13, "batch_size": 8, "empty": EMPTY, "max_empty_share": 0.3, "cutmix": 0.7}
+    whole = list(batches(**plan).stream(0, 9, 0))
+    for other in (batches(**plan).stream(4, 9, 0), batches(**plan).stream(4, 9, 2)):
         for x, y in zip(whole[4:], other, strict=True):
             assert np.array_equal(x.images, y.images) and np.array_equal(x.masks, y.masks)
             assert np.array_equal(x.weights, y.weights)
 
 
 class Grey:
-    """An augmentation that paints an image with one number."""
+    """An augmentation that fills an image with one value."""
 
     def __init__(self, value: int) -> None:
         self.value = value
@@ -165,7 +165,7 @@ class Grey:
         return np.full_like(image, self.value), mask
 
 
-def test_pseudo_labeled_images_alone_get_the_strong_view():
+def test_only_pseudo_labeled_images_are_augmented_strongly():
     made = batches(strong=Grey(77))
     for step in range(5):
         assert [n == 77 for n in numbers(made[step])] == [False, False, True, True]
@@ -175,7 +175,7 @@ def test_pseudo_labeled_images_alone_get_the_strong_view():
 
 
 def coded(weights=(1.0, 1.0, 1.0)) -> Batch:
-    """Three images whose every pixel tells image and place; the mask says the same, 255 in a corner."""
+    """Three images; each pixel encodes image and position, the mask its image, with 255 in a corner."""
     places = np.arange(400, dtype=np.uint16).reshape(20, 20) % 250
     images = np.stack([np.stack([places, np.full_like(places, n), places], axis=-1) for n in range(3)]).astype(np.uint8)
     masks = np.repeat(np.arange(3, dtype=np.uint8)[:, None, None], 20, 1).repeat(20, 2)
@@ -183,50 +183,50 @@ def coded(weights=(1.0, 1.0, 1.0)) -> Batch:
     return Batch(images, masks, np.array(weights, np.float32), np.array([False, True, True]))
 
 
-def test_every_pixel_keeps_its_place_its_class_and_its_weight():
-    mixed_ones = 0
+def test_every_pixel_keeps_its_position_class_and_weight():
+    num_mixed = 0
     for key in range(40):
         before = coded((1.0, 0.5, 0.25))
         batch = cutmix(before, 0.6, (key,))
-        came_from = batch.images[..., 1]
+        origin = batch.images[..., 1]
         corner = np.zeros((3, 20, 20), bool)
         corner[:, :4, :4] = True
-        assert np.array_equal(batch.images[..., 0], before.images[..., 0]), "a pixel stays in its place"
-        assert np.array_equal(batch.masks, np.where(corner, 255, came_from)), "255 travels like any class"
-        assert np.array_equal(batch.weights, np.array([1.0, 0.5, 0.25], np.float32)[came_from])
+        assert np.array_equal(batch.images[..., 0], before.images[..., 0]), "pixels keep their positions"
+        assert np.array_equal(batch.masks, np.where(corner, 255, origin)), "255 is pasted like any class"
+        assert np.array_equal(batch.weights, np.array([1.0, 0.5, 0.25], np.float32)[origin])
         assert batch.pseudo is before.pseudo
-        mixed_ones += sum((came_from[n] != n).any() for n in range(3))
-    assert 0.45 < mixed_ones / 120 < 0.75
+        num_mixed += sum((origin[n] != n).any() for n in range(3))
+    assert 0.45 < num_mixed / 120 < 0.75
 
 
-def test_what_is_pasted_is_one_rectangle_of_one_other_image_of_2_to_40_percent():
+def test_cutmix_pastes_one_rectangle_of_2_to_40_percent():
     shares, sides = [], []
     for key in range(60):
-        came_from = cutmix(coded(), 1.0, (key,)).images[..., 1]
+        origin = cutmix(coded(), 1.0, (key,)).images[..., 1]
         for n in range(3):
-            foreign = came_from[n] != n
+            foreign = origin[n] != n
             rows, cols = np.flatnonzero(foreign.any(axis=1)), np.flatnonzero(foreign.any(axis=0))
             assert foreign[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].all(), "a full rectangle"
-            assert foreign.sum() == len(rows) * len(cols) and len(set(came_from[n][foreign])) == 1
+            assert foreign.sum() == len(rows) * len(cols) and len(set(origin[n][foreign])) == 1
             shares.append(foreign.mean())
             sides.append((rows[0], cols[0], rows[-1], cols[-1]))
     assert min(shares) >= 0.01 and max(shares) <= 0.45 and max(shares) - min(shares) > 0.2
     low, high = np.min(sides, axis=0), np.max(sides, axis=0)
-    assert low[:2].tolist() == [0, 0] and high[2:].tolist() == [19, 19], "it reaches every border"
+    assert low[:2].tolist() == [0, 0] and high[2:].tolist() == [19, 19], "rectangles reach every border"
 
 
-def test_cutmix_off_is_the_batch_itself_and_equal_weights_stay_one_number_an_image():
+def test_cutmix_off_is_the_identity_and_equal_weights_stay_scalar():
     before = coded()
     off = cutmix(before, 0.0, (0,))
     assert np.array_equal(off.images, before.images) and np.array_equal(off.masks, before.masks)
     on = cutmix(before, 1.0, (0,))
     assert on.weights.shape == (3,) and not np.array_equal(on.images, before.images)
-    assert np.array_equal(before.images, coded().images), "the batch that came in is left alone"
+    assert np.array_equal(before.images, coded().images), "the input is not modified"
     for step in range(5):
         assert np.array_equal(batches(cutmix=0.0)[step].images, batches()[step].images)
 
 
-def test_labels_alone_are_mixed_with_labels_alone():
+def test_without_pseudo_masks_labeled_images_are_mixed():
     made = batches(num_pseudo=0, cutmix=1.0)
     for step in range(5):
         batch = made[step]
@@ -234,7 +234,7 @@ def test_labels_alone_are_mixed_with_labels_alone():
     assert any(len(np.unique(made[step].images[0])) == 2 for step in range(5))
 
 
-def test_labeled_and_pseudo_labeled_images_mix_with_one_another():
+def test_labeled_and_pseudo_labeled_images_are_mixed():
     made = batches(cutmix=1.0)
     pairs = {
         (slot < 2, other < 100)
@@ -246,13 +246,13 @@ def test_labeled_and_pseudo_labeled_images_mix_with_one_another():
 
 
 class LabeledPool(FakePool):
-    """Images of even number are lesion-free, those that 5 divides of unknown label; a mask must not be asked for."""
+    """Even numbers are lesion-free, multiples of 5 have no label; masks must not be read."""
 
     def image_label(self, sample_id: str) -> int | None:
         return None if int(sample_id) % 5 == 0 else int(sample_id) % 2
 
     def mask_resized(self, sample_id: str) -> np.ndarray:
-        raise AssertionError("a mask was asked for")
+        raise AssertionError("a mask was read")
 
 
 def label_batches(seed=0, batch_size=4) -> LabelBatches:
@@ -261,14 +261,14 @@ def label_batches(seed=0, batch_size=4) -> LabelBatches:
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [(4, [1, 1, 0, 0]), (5, [1, 1, 0, 0, 0])])
-def test_label_batches_are_balanced_and_never_ask_for_a_mask(batch_size, expected):
+def test_label_batches_are_balanced_and_read_no_mask(batch_size, expected):
     for step in range(10):
         batch = label_batches(batch_size=batch_size)[step]
         assert batch.images.shape == (batch_size, 8, 8, 3) and batch.labels.dtype == np.float32
         assert batch.labels.tolist() == expected == [n % 2 for n in numbers(batch)]
 
 
-def test_every_labeled_image_of_every_pool_is_seen_equally_often_among_its_like():
+def test_images_of_one_label_occur_equally_often():
     made = label_batches()
     seen = Counter(n for step in range(24) for n in numbers(made[step]))
     assert set(seen) == {n for n in (*range(1, 5), *range(100, 113)) if n % 5}
@@ -277,13 +277,13 @@ def test_every_labeled_image_of_every_pool_is_seen_equally_often_among_its_like(
         assert max(counts) - min(counts) <= 1
 
 
-def test_label_batches_are_a_function_of_seed_and_step():
+def test_label_batches_are_determined_by_seed_and_step():
     whole = [numbers(b) for b in label_batches().stream(0, 8, 0)]
     assert [numbers(b) for b in label_batches().stream(3, 8, 2)] == whole[3:]
     assert whole != [numbers(b) for b in label_batches(seed=1).stream(0, 8, 0)]
 
 
-def test_images_of_one_label_alone_teach_nothing():
+def test_images_of_one_label_only_are_refused():
     with pytest.raises(UserError, match="got 1 with, 0 without and 1 of unknown label; a classifier needs both"):
         pool = LabeledPool(1, 5, 0)
         pool.ids = ("1", "5")
@@ -294,7 +294,7 @@ def test_images_of_one_label_alone_teach_nothing():
 
 
 class ClosedPool(FakePool):
-    """Images of noise around their number; their masks are nobody's."""
+    """Images of noise around their number, without masks."""
 
     def image_resized(self, sample_id: str) -> np.ndarray:
         noise = np.random.default_rng(int(sample_id)).integers(0, 30, (32, 32, 3))
@@ -320,17 +320,18 @@ def same_views(a: Batch, b: Batch) -> bool:
     return all(np.array_equal(getattr(a.views, name), getattr(b.views, name)) for name in names)
 
 
-def test_beside_unlabeled_images_stand_the_labeled_ones_that_stand_beside_pseudo_labeled_ones():
+def test_labeled_images_are_those_of_batches_with_pseudo_masks():
     plan = BatchPlan(0, 1, 6, Augment(32), labeled_share=0.5)
     mixed = Batches(OpenPool(1, 5, 1), OpenPool(100, 7, 0), plan)
     for step in range(4):
-        seen, ours = view_batches()[step], mixed[step]
-        assert np.array_equal(seen.images, ours.images[:3]) and np.array_equal(seen.masks, ours.masks[:3])
-        assert len(seen.weights) == 3 and not seen.pseudo.any()
-        assert seen.views.weak.shape == seen.views.strong.shape == (3, 32, 32, 3)
+        with_views, with_pseudo = view_batches()[step], mixed[step]
+        assert np.array_equal(with_views.images, with_pseudo.images[:3])
+        assert np.array_equal(with_views.masks, with_pseudo.masks[:3])
+        assert len(with_views.weights) == 3 and not with_views.pseudo.any()
+        assert with_views.views.weak.shape == with_views.views.strong.shape == (3, 32, 32, 3)
 
 
-def test_both_views_show_one_place_and_what_lies_outside_is_known_by_neither():
+def test_both_views_have_the_same_geometry_and_valid_pixels():
     drawn = [view_batches()[step].views for step in range(6)]
     assert any((views.weak != views.strong).any() for views in drawn)
     assert any(not views.valid.all() for views in drawn)
@@ -341,16 +342,18 @@ def test_both_views_show_one_place_and_what_lies_outside_is_known_by_neither():
     assert np.array_equal(views.weak, views.strong) and views.valid.all()
 
 
-def test_a_mixed_strong_view_says_which_weak_view_shows_its_pixels():
+def test_source_gives_the_weak_view_of_each_strong_pixel():
     views = view_batches(enabled=False, view_cutmix=1.0)[0].views
     assert all(len(np.unique(source)) == 2 for source in views.source)
     rows, columns = np.indices((32, 32))
     for strong, source in zip(views.strong, views.source, strict=True):
         assert np.array_equal(strong, views.weak[source, rows, columns])
-    assert view_batches(batch_size=2, view_cutmix=1.0, cutmix=1.0)[0].views.source.max() == 0, "nobody to mix with"
+    assert view_batches(batch_size=2, view_cutmix=1.0, cutmix=1.0)[0].views.source.max() == 0, (
+        "one image cannot be mixed"
+    )
 
 
-def test_views_are_a_function_of_seed_round_and_step():
+def test_views_are_determined_by_seed_round_and_step():
     made = {"view_cutmix": 0.5}
     whole = list(view_batches(**made).stream(0, 6, 0))
     assert all(map(same_views, view_batches(**made).stream(3, 6, 2), whole[3:]))
@@ -358,13 +361,15 @@ def test_views_are_a_function_of_seed_round_and_step():
         assert not same_views(view_batches(**made, **other)[0], whole[0])
 
 
-def test_every_unlabeled_image_is_seen_equally_often():
+def test_every_unlabeled_image_occurs_equally_often():
     made = view_batches(enabled=False)
     seen = Counter(views.weak[n].tobytes() for step in range(14) for views in [made[step].views] for n in range(3))
     assert sorted(seen.values()) == [6] * 7
 
 
-@pytest.mark.parametrize(("changed", "said"), [({"share": 1.0}, "fit.labeled_share"), ({"num_unlabeled": 0}, "none")])
-def test_a_batch_without_room_for_unlabeled_images_is_refused(changed, said):
-    with pytest.raises(UserError, match=said):
+@pytest.mark.parametrize(
+    ("changed", "problem"), [({"share": 1.0}, "fit.labeled_share"), ({"num_unlabeled": 0}, "none")]
+)
+def test_a_batch_without_unlabeled_images_is_refused(changed, problem):
+    with pytest.raises(UserError, match=problem):
         view_batches(**changed)

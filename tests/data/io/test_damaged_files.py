@@ -1,7 +1,7 @@
-"""No file brings a reader down: one clear error that names it, or a counted skip beside which the rest is read.
+"""A damaged file is one error that names it, or a counted skip; all other files are read.
 
-Every case goes the way of the loop: index, decode cache, masks. A good data set of each layout is built once; each case
-copies it and damages one file, the victim.
+Each case goes through index, decode cache and masks. A valid data set of each layout is built once; each case copies it
+and damages one file.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import nibabel
 import numpy as np
-import pydicom
 import pytest
-from PIL import Image
-from pydicom.uid import ExplicitVRLittleEndian
+from helpers.image_files import save_dicom, save_image, save_volume
 
 from kmine.config import DataConfig
 from kmine.data import open_source
@@ -27,7 +24,7 @@ SHAPE = (24, 20)
 WINDOW = (0.0, 255.0)
 FLIPS = 25
 
-# -- good data sets
+# -- valid data sets
 
 
 def rng(*key: object) -> np.random.Generator:
@@ -43,40 +40,15 @@ def disc() -> np.ndarray:
 def picture(path: Path, mode="RGB", **options) -> None:
     depth = np.uint16 if mode == "I;16" else np.uint8
     channels = (3,) if mode == "RGB" else ()
-    pixels = rng(path.name).integers(0, 256, (*SHAPE, *channels)).astype(depth)
-    store(path, Image.fromarray(pixels), **options)
+    save_image(path, rng(path.name).integers(0, 256, (*SHAPE, *channels)).astype(depth), **options)
 
 
-def store(path: Path, image: Image.Image, **options) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, **options)
-
-
-def volume(path: Path, labels: tuple[int, ...] = (), dtype: type = np.int16) -> None:
-    """Three slices of SHAPE, stored along left, back and up; noise, or a disc of a label each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = rng(path.name).integers(0, 256, (*SHAPE[::-1], 3)).astype(dtype)
+def volume(path: Path, labels: tuple[int, ...] = ()) -> None:
+    """Three slices of SHAPE: noise, or a disc of one label each."""
     if labels:
-        values = ((disc() > 0).T[..., None] * np.array(labels)).astype(np.uint8)
-    nibabel.save(nibabel.Nifti1Image(values, np.diag([-0.7, -0.8, 2.5, 1])), path)
-
-
-def dicom(path: Path, values: np.ndarray | None = None, **tags) -> pydicom.Dataset:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = rng(path.name).integers(0, 256, SHAPE).astype(np.uint16) if values is None else values
-    data = pydicom.Dataset()
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = f"1.2.3.{len(path.name)}"
-    data.Rows, data.Columns = values.shape
-    data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
-    data.BitsAllocated = data.BitsStored = 8 * values.dtype.itemsize
-    data.HighBit, data.PixelData = data.BitsStored - 1, values.tobytes()
-    for name, value in tags.items():
-        setattr(data, name, value)
-    data.save_as(path, enforce_file_format=True)
-    return data
+        save_volume(path, ((disc() > 0) * np.array(labels)[:, None, None]).astype(np.uint8))
+    else:
+        save_volume(path, rng(path.name).integers(0, 256, (3, *SHAPE)).astype(np.int16))
 
 
 def build_folder(root: Path) -> None:
@@ -85,8 +57,8 @@ def build_folder(root: Path) -> None:
         for kind, (suffix, options) in {**pictures, "deep": ("tif", {"mode": "I;16"})}.items():
             picture(root / "images" / f"{name}-{kind}.{suffix}", **options)
             mask = root / "masks" / f"{name}-{kind}.{'tif' if suffix == 'tif' else 'png'}"
-            store(mask, Image.fromarray(disc()))
-        dicom(root / "images" / f"{name}-dcm.dcm")
+            save_image(mask, disc())
+        save_dicom(root / "images" / f"{name}-dcm.dcm", rng(name).integers(0, 256, SHAPE).astype(np.uint16))
         for kind, suffix in (("nii", "nii"), ("gz", "nii.gz")):
             volume(root / "images" / f"{name}-{kind}.{suffix}")
             volume(root / "masks" / f"{name}-{kind}.{suffix}", labels=(1, 1, 0))
@@ -95,7 +67,7 @@ def build_folder(root: Path) -> None:
 def build_kvasir(root: Path) -> None:
     for name in ("good", "victim"):
         picture(root / "images" / f"{name}.jpg")
-        store(root / "masks" / f"{name}.jpg", Image.fromarray(disc()), quality=90)
+        save_image(root / "masks" / f"{name}.jpg", disc(), quality=90)
         picture(root / "normals" / f"{name}-normal.png")
 
 
@@ -103,10 +75,8 @@ def build_covid(root: Path) -> None:
     for split in ("Train", "Val", "Test"):
         for name in ("good", "victim"):
             folder = root / "Infection Segmentation Data/Infection Segmentation Data" / split / "COVID-19"
-            store(
-                folder / "images" / f"{name}.png", Image.fromarray(rng(split, name).integers(0, 256, SHAPE, np.uint8))
-            )
-            store(folder / "infection masks" / f"{name}.png", Image.fromarray(disc()))
+            save_image(folder / "images" / f"{name}.png", rng(split, name).integers(0, 256, SHAPE, np.uint8))
+            save_image(folder / "infection masks" / f"{name}.png", disc())
 
 
 def build_lits(root: Path) -> None:
@@ -133,9 +103,9 @@ VICTIMS = [
     *(("lits", f"Training Batch 1/{kind}-1.nii", "volume-001") for kind in ("volume", "segmentation")),
     *(("lits", f"Training Batch 2/{kind}-2.nii.gz", "volume-002") for kind in ("volume", "segmentation")),
 ]
-"""Data set, file, and what the ids of its samples contain."""
+"""Data set, file, and a part of the ids of its samples."""
 CHECKED = (".png", ".gz")
-"""Kinds whose bytes carry checksums."""
+"""Suffixes of formats with checksums."""
 
 
 def settings(name: str, root: Path, on_error: str) -> DataConfig:
@@ -152,7 +122,7 @@ Read = dict[str, tuple[np.ndarray, np.ndarray | None]]
 
 
 def read_all(cfg: DataConfig) -> tuple[Read, list[str]]:
-    """Image and mask by sample id, and the paths of what was skipped; by the cache, as the loop does."""
+    """Image and mask by sample id, and the paths of skipped files; read through the cache."""
     source = open_source(cfg)
     cache = SampleCache(source, 32, Path(str(cfg.cache_dir)), cfg.on_error)
     with_mask = [ref.sample_id for ref in cache.refs if ref.has_mask]
@@ -172,7 +142,7 @@ def read_all(cfg: DataConfig) -> tuple[Read, list[str]]:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> dict[str, tuple[Path, Read]]:
-    """Root and content of each data set, undamaged."""
+    """Root and content of each undamaged data set."""
     made = {}
     for name, build in BUILD.items():
         root = tmp_path_factory.mktemp(name) / "data"
@@ -184,19 +154,16 @@ def good(tmp_path_factory) -> dict[str, tuple[Path, Read]]:
 
 
 @pytest.fixture
-def ends_well(good, tmp_path) -> Callable[..., None]:
-    """The law: one error, or a counted skip and all else as it was.
+def check_damage(good, tmp_path) -> Callable[..., None]:
+    """Damage one file: expects one error, or a counted skip and all other samples unchanged."""
 
-    `either` lets a file pass whose damage no checksum can tell.
-    """
-
-    def check(victim: tuple[str, str, str], damage: Callable[[Path], object], said="", either=False) -> None:
+    def check(victim: tuple[str, str, str], damage: Callable[[Path], object]) -> None:
         name, file, own = victim
         root, (origin, before) = tmp_path / "data", good[name]
         shutil.copytree(origin, root, copy_function=os.link)
         path = root / file
         content = path.read_bytes()
-        path.unlink()  # the other end of the link stays whole
+        path.unlink()  # the linked original stays intact
         path.write_bytes(content)
         damage(path)
         stopped = False
@@ -205,10 +172,10 @@ def ends_well(good, tmp_path) -> Callable[..., None]:
         except UserError as error:
             stopped = True
             assert str(path) in str(error) and "\n" not in str(error), "one line that names the file"
-            assert said in str(error) and ("expected" in str(error) or "cannot be read" in str(error))
-        assert stopped or either, "damage went unnoticed"
+            assert "expected" in str(error) or "cannot be read" in str(error)
+        assert stopped, "damage went unnoticed"
         found, skipped = read_all(settings(name, root, "skip"))
-        assert set(skipped) == ({str(path)} if stopped else set()), "it is counted, and nothing else is"
+        assert set(skipped) == {str(path)}, "only the damaged file is counted"
         others = {sample_id for sample_id in before if own not in sample_id}
         assert others and others <= found.keys() <= before.keys()
         for sample_id in others:
@@ -222,7 +189,7 @@ def ids(value: object) -> str | None:
     return f"{value[0]}-{value[1].split(TRAIN)[-1]}".replace("/", "-") if isinstance(value, tuple) else None
 
 
-# -- damage of any kind of file
+# -- damage
 
 
 def flip(content: bytes, at: int, bit: int) -> bytes:
@@ -250,7 +217,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "all zeros": rewritten(lambda b: bytes(len(b))),
     "wrong magic": rewritten(lambda b: bytes(8) + b[8:] if b[128:132] != b"DICM" else b[:128] + b"MCID" + b[132:]),
     "a folder": replaced(Path.mkdir),
-    "a link to nothing": replaced(lambda path: path.symlink_to(path.parent / "nobody")),
+    "a link to nothing": replaced(lambda path: path.symlink_to(path.parent / "gone")),
     "a link to itself": replaced(lambda path: path.symlink_to(path)),
     "a pipe": replaced(os.mkfifo),
     "a device": replaced(lambda path: path.symlink_to("/dev/zero")),
@@ -259,20 +226,20 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize("victim", VICTIMS, ids=ids)
-def test_damage_of_any_kind(ends_well, victim, kind):
-    ends_well(victim, DAMAGE[kind])
+def test_a_damaged_file_is_one_error_or_one_skip(check_damage, victim, kind):
+    check_damage(victim, DAMAGE[kind])
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
 @pytest.mark.parametrize("victim", VICTIMS, ids=ids)
-def test_no_permission(ends_well, victim):
-    ends_well(victim, lambda path: path.chmod(0))
+def test_an_unreadable_file_is_one_error_or_one_skip(check_damage, victim):
+    check_damage(victim, lambda path: path.chmod(0))
 
 
 @pytest.mark.parametrize("where", ["header", "body"])
 @pytest.mark.parametrize("victim", VICTIMS, ids=ids)
-def test_flipped_bits(good, tmp_path, victim, where):
-    """`FLIPS` files with one bit flipped: never anything but the one error, or arrays as promised."""
+def test_a_flipped_bit_is_an_error_or_gives_valid_arrays(good, tmp_path, victim, where):
+    """`FLIPS` files with one bit flipped each."""
     name, file, own = victim
     origin, before = good[name]
     root = tmp_path / "data"
@@ -293,5 +260,5 @@ def test_flipped_bits(good, tmp_path, victim, where):
                         same &= np.array_equal(mask, before.get(ref.sample_id, (0, 0))[1])
                         assert mask.shape == image.shape[:2] and {*np.unique(mask)} <= {0, 1, 255}
                     assert same or where == "header" or not file.endswith(CHECKED), "no checksum was compared"
-        except UserError as error:  # of another size than its mask now, it is the mask that is named
+        except UserError as error:  # may name the mask, if the size of the image changed
             assert Path(file).name.partition(".")[0].split("-")[-1] in str(error)

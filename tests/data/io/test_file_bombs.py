@@ -1,4 +1,4 @@
-"""Files made to take all memory or all time: refused in bounds, with one error; a good file beside them is read."""
+"""Hostile files that claim all memory or time: refused within bounds with one error; a valid file is read."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from kmine.config import DataConfig
 from kmine.errors import UserError
 
 MAX_SECONDS, MAX_MB, ADDRESSES = 30, 300, 3 * 2**30
-"""Of one bomb: on a busy machine; resident memory more than before; bytes of address space more than before."""
+"""Limits of one file: seconds on a busy machine, additional resident memory, additional bytes of address space."""
 
 
-def apart(work: Callable[[], object]) -> tuple[object, float]:
-    """What `work` gives in a process of its own, in bounds of time and memory, and the megabytes it took."""
+def in_subprocess(work: Callable[[], object]) -> tuple[object, float]:
+    """Result of `work` in a child process with limited time and memory, and the megabytes that it used."""
     readable, writable = os.pipe()
     child = os.fork()
     if child == 0:
@@ -57,15 +57,15 @@ def apart(work: Callable[[], object]) -> tuple[object, float]:
             os._exit(0)
     os.close(writable)
     with os.fdopen(readable, "rb") as file:
-        answer = file.read()
+        content = file.read()
     _, status = os.waitpid(child, 0)
-    assert answer, f"died of signal {os.WTERMSIG(status)}: too long, or killed"
-    return tuple(json.loads(answer))
+    assert content, f"killed by signal {os.WTERMSIG(status)}"
+    return tuple(json.loads(content))
 
 
 @functools.cache
-def squeezed(num_bytes: int, wbits=15, start=b"") -> bytes:
-    """So many zeros after `start`, compressed."""
+def compressed_zeros(num_bytes: int, wbits=15, start=b"") -> bytes:
+    """`start` and `num_bytes` zeros, compressed."""
     packer = zlib.compressobj(1, zlib.DEFLATED, wbits)
     parts = [packer.compress(start)] + [packer.compress(bytes(2**20)) for _ in range(num_bytes >> 20)]
     return b"".join([*parts, packer.flush()])
@@ -86,14 +86,14 @@ def plain_tiff(width=4, height=4, following=0, **changes: tuple[int, int, int]) 
 
 
 def long_chain(count: int) -> bytes:
-    """A TIFF file of `count` directories of one tag, after that of the picture."""
+    """A TIFF file of `count` directories of one tag, after that of the image."""
     start = len(plain_tiff(following=1))
     each = [struct.pack("<HHHIII", 1, 254, 4, 1, 0, start + 18 * (n + 1)) for n in range(count)]
     return plain_tiff(following=start) + b"".join(each)
 
 
 def spliced(content: bytes, element: bytes) -> bytes:
-    """A DICOM file with raw bytes before its Rows."""
+    """A DICOM file with raw bytes inserted before its Rows."""
     at = content.index(b"\x28\x00\x10\x00US")
     return content[:at] + element + content[at:]
 
@@ -105,7 +105,7 @@ def jpeg(shape: tuple[int, ...], **options) -> bytes:
 
 
 def many_scans(side: int, count: int) -> bytes:
-    """A progressive JPEG whose last scan comes `count` times."""
+    """A progressive JPEG with its last scan repeated `count` times."""
     content = jpeg((side, side), progressive=True)
     last = content.rindex(b"\xff\xda")
     return content[:last] + content[last:-2] * count + b"\xff\xd9"
@@ -114,17 +114,17 @@ def many_scans(side: int, count: int) -> bytes:
 SEQUENCE = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff"
 ITEM = b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
 BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
-    "a PNG header of 60000 x 60000": ("a.png", lambda: png(60000, 60000, squeezed(2**20))),
-    "a PNG header of 9000 x 9000": ("a.png", lambda: png(9000, 9000, squeezed(2**26))),
-    "a PNG header of 2 billion": ("a.png", lambda: png(2**31 - 1, 2**31 - 1, squeezed(2**20))),
-    "a PNG of 8000 x 8000 cut short": ("a.png", lambda: png(8000, 8000, squeezed(2**20))),
+    "a PNG header of 60000 x 60000": ("a.png", lambda: png(60000, 60000, compressed_zeros(2**20))),
+    "a PNG header of 9000 x 9000": ("a.png", lambda: png(9000, 9000, compressed_zeros(2**26))),
+    "a PNG header of 2 billion": ("a.png", lambda: png(2**31 - 1, 2**31 - 1, compressed_zeros(2**20))),
+    "a PNG of 8000 x 8000 cut short": ("a.png", lambda: png(8000, 8000, compressed_zeros(2**20))),
     "a PNG text that unpacks to 64 MB": (
         *("a.png",),
-        lambda: png(4, 4, squeezed(52), chunk(b"zTXt", b"a\0\0" + squeezed(2**26))),
+        lambda: png(4, 4, compressed_zeros(52), chunk(b"zTXt", b"a\0\0" + compressed_zeros(2**26))),
     ),
     "a PNG profile that unpacks to 64 MB": (
         *("a.png",),
-        lambda: png(4, 4, zlib.compress(bytes(51)), chunk(b"iCCP", b"a\0\0" + squeezed(2**26))),
+        lambda: png(4, 4, zlib.compress(bytes(51)), chunk(b"iCCP", b"a\0\0" + compressed_zeros(2**26))),
     ),
     "a TIFF of 100000 x 100000": ("a.tif", lambda: plain_tiff(100000, 100000)),
     "a TIFF of 8000 x 8000 cut short": ("a.tif", lambda: plain_tiff(8000, 8000)),
@@ -155,17 +155,17 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "a NIfTI header of 16 GB": ("a.nii", lambda: nifti((1024, 1024, 1024), bytes(99), np.float64, 352)),
     "a NIfTI header of 30000 x 30000 x 30000": ("a.nii", lambda: nifti((30000,) * 3, bytes(99))),
     "a gzipped header of 1 GB": ("a.nii.gz", lambda: gzip.compress(nifti((1024, 1024, 1024), bytes(99)))),
-    "a gzipped header of 1 GB, 100 MB there": (
+    "a gzipped header of 1 GB with 100 MB": (
         *("a.nii.gz",),
-        lambda: squeezed(100 * 2**20, 31, nifti((1024, 1024, 1024), b"", np.uint8)),
+        lambda: compressed_zeros(100 * 2**20, 31, nifti((1024, 1024, 1024), b"", np.uint8)),
     ),
     "a gzip stream of 400 MB for a small volume": (
         *("a.nii.gz",),
-        lambda: squeezed(400 * 2**20, 31, nifti((40, 40, 3), bytes(4800))),
+        lambda: compressed_zeros(400 * 2**20, 31, nifti((40, 40, 3), bytes(4800))),
     ),
     "a NIfTI extension of 400 MB": (
         *("a.nii.gz",),
-        lambda: squeezed(
+        lambda: compressed_zeros(
             *(400 * 2**20, 31),
             nifti((4, 4, 3), b"", start=b"\1\0\0\0" + struct.pack("<ii", 2**29, 6), offset=2**29 + 352),
         ),
@@ -182,30 +182,37 @@ def deflated(num_bytes: int) -> bytes:
     meta_end = content.index(b"\x08\x00\x16\x00UI")
     own = content[:meta_end].replace(ExplicitVRLittleEndian.encode() + b"\0", DeflatedExplicitVRLittleEndian.encode())
     element = b"\x7f\xe0\x10\x00OB\0\0" + struct.pack("<I", num_bytes)
-    grown = len(own) - meta_end  # the length of the group stands at its start
+    grown = len(own) - meta_end  # the group starts with its length
     length = struct.unpack_from("<I", own, 140)[0] + grown
-    return own[:140] + struct.pack("<I", length) + own[144:] + squeezed(num_bytes, -15, content[meta_end:-12] + element)
+    return (
+        own[:140]
+        + struct.pack("<I", length)
+        + own[144:]
+        + compressed_zeros(num_bytes, -15, content[meta_end:-12] + element)
+    )
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_a_bomb_is_one_counted_skip(tmp_path, kind):
+def test_a_hostile_file_is_refused_within_bounds(tmp_path, kind):
     name, make = BOMBS[kind]
     place(tmp_path, name, make())
     started = time.perf_counter()
-    (found, problems), more = apart(lambda: outcome(settings(tmp_path)))
+    (found, problems), more = in_subprocess(lambda: outcome(settings(tmp_path)))
     assert found == ["good"] and len(set(problems)) == 1 and "expected" in problems[0]
     assert more < MAX_MB, f"{more:.0f} MB"
     assert time.perf_counter() - started < MAX_SECONDS
-    (stopped, _) = apart(lambda: outcome(settings(tmp_path, "stop")))
+    (stopped, _) = in_subprocess(lambda: outcome(settings(tmp_path, "stop")))
     assert stopped.startswith(f"UserError {tmp_path}/images/{name}: ")
 
 
-def test_a_table_of_one_endless_line(tmp_path):
+def test_a_table_of_one_huge_line_is_refused_within_bounds(tmp_path):
     path = tmp_path / "table.csv"
     with path.open("wb") as file:
         file.truncate(2**31)
     for name, setting in (("folder", "csv"), ("lits", "image_labels")):
         nibabel.save(nibabel.Nifti1Image(noise((4, 4, 3)), np.eye(4)), tmp_path / "volume-1.nii")
         cfg = DataConfig(name=name, root=str(tmp_path), **{setting: str(path)})
-        said, more = apart(lambda cfg=cfg: outcome(cfg))
-        assert str(said).startswith(f"UserError data.{setting}: {path}: expected a table of at most") and more < MAX_MB
+        problem, more = in_subprocess(lambda cfg=cfg: outcome(cfg))
+        assert (
+            str(problem).startswith(f"UserError data.{setting}: {path}: expected a table of at most") and more < MAX_MB
+        )
