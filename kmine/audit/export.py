@@ -76,12 +76,7 @@ def write_coco(path: Path, masks: Iterable[ExportedMask], class_names: Sequence[
         file.write('"images": [')
         for number, exported in enumerate(masks, start=1):
             height, width = exported.mask.shape
-            extra = {
-                "sample_id": exported.sample_id,
-                "kind": exported.kind,
-                "suspicion": exported.suspicion,
-                "rank": exported.rank,
-            }
+            extra = {name: getattr(exported, name) for name in ("sample_id", "kind", "suspicion", "rank")}
             image = {"id": number, "file_name": exported.picture, "height": height, "width": width, **extra}
             file.write(f"{',' * (number > 1)}\n{json.dumps(image)}")
             for class_id, region in _class_masks(exported.mask):
@@ -165,18 +160,9 @@ def _task(exported: ExportedMask, names: dict[int, str]) -> dict[str, Any]:
         }
         for class_id, region in _class_masks(exported.mask)
     ]
-    data = {
-        "image": exported.picture,
-        "sample_id": exported.sample_id,
-        "kind": exported.kind,
-        "suspicion": exported.suspicion,
-    }
-    prediction = {
-        "model_version": exported.signature or "given",
-        "score": round(1 - exported.suspicion, 4),
-        "result": strokes,
-    }
-    return {"data": data, "predictions": [prediction]}
+    keys = {name: getattr(exported, name) for name in ("sample_id", "kind", "suspicion")}
+    score = {"model_version": exported.signature or "given", "score": round(1 - exported.suspicion, 4)}
+    return {"data": {"image": exported.picture, **keys}, "predictions": [{**score, "result": strokes}]}
 
 
 def _class_masks(mask: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.bool_]]]:

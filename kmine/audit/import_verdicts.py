@@ -38,8 +38,7 @@ def import_verdicts(
         UserError: verdicts of another run, on unknown images or in another format; corrected masks that do not fit.
             Nothing is stored then.
     """
-    store = audited.store
-    target = store.root / FILE
+    target = audited.store.root / FILE
     previous = read_verdicts(target) if target.exists() else Verdicts("", "", ())
     incoming = read_verdicts(verdicts) if verdicts is not None else Verdicts("", "", ())
     origin = verdicts or target
@@ -47,7 +46,7 @@ def import_verdicts(
     current, stale = _split_stale(audited, incoming)
     if incoming.all and not current and incoming.run_signature not in ("", audited.signature):
         raise UserError(
-            f"{origin}: expected verdicts on masks of {store.root}, got those of another run "
+            f"{origin}: expected verdicts on masks of {audited.store.root}, got those of another run "
             f"({incoming.run or 'unnamed'}); import them into that run"
         )
     masks = dict(previous.corrected)
@@ -62,7 +61,7 @@ def import_verdicts(
     )
     entries = _entries(masks, FOLDER)
     value = to_json(result, entries, _entries(accepted, ACCEPTED))
-    store.save_json(target, value, sign("verdicts", value["verdicts"], value["corrected"], value["accepted"]))
+    audited.store.save_json(target, value, sign("verdicts", value["verdicts"], value["corrected"], value["accepted"]))
     if stale:
         log(
             f"warning: {len(stale)} verdicts on masks that have changed or are no longer used were left out: "
@@ -93,11 +92,7 @@ def _store_accepted(audited: AuditedRun, previous: Verdicts, current: Sequence[V
 
 def _refuse_unknown(audited: AuditedRun, incoming: Verdicts, path: Path) -> None:
     known_ids = {"pseudo": set(audited.task.unlabeled.ids), "labeled": set(audited.task.labeled.ids)}
-    unknown = [
-        f"{verdict.sample_id} ({verdict.kind})"
-        for verdict in incoming.all
-        if verdict.sample_id not in known_ids[verdict.kind]
-    ]
+    unknown = [f"{v.sample_id} ({v.kind})" for v in incoming.all if v.sample_id not in known_ids[v.kind]]
     if unknown:
         raise UserError(
             f"{path}: expected verdicts on images of {audited.store.root}, got {first_names(unknown)}, which it does "
@@ -112,19 +107,15 @@ def _split_stale(audited: AuditedRun, incoming: Verdicts) -> tuple[list[Verdict]
     verdict is never transferred to a mask that was not reviewed.
     """
     pseudo_labeled = set(audited.audited_round.pseudo_labeled)
-    current: list[Verdict] = []
-    stale: list[str] = []
-    for verdict in incoming.all:
-        exists = verdict.kind == "labeled" or verdict.sample_id in pseudo_labeled
-        is_current = exists and verdict.mask_signature in (
-            "",
-            mask_signature(audited.read(verdict.kind)(verdict.sample_id)),
-        )
-        if is_current:
-            current.append(verdict)
-        else:
-            stale.append(verdict.sample_id)
-    return current, stale
+
+    def is_current(verdict: Verdict) -> bool:
+        if verdict.kind == "pseudo" and verdict.sample_id not in pseudo_labeled:
+            return False
+        mask = audited.read(verdict.kind)(verdict.sample_id)
+        return verdict.mask_signature in ("", mask_signature(mask))
+
+    current = [verdict for verdict in incoming.all if is_current(verdict)]
+    return current, [verdict.sample_id for verdict in incoming.all if verdict not in current]
 
 
 def _store_corrected(audited: AuditedRun, path: Path, log: Callable[[str], None]) -> dict[str, Path]:
@@ -142,9 +133,8 @@ def _store_corrected(audited: AuditedRun, path: Path, log: Callable[[str], None]
         scan, ids = scans[name]
         return ((ids.get(number, ""), mask) for number, mask in read_mask_volume(file, scan))
 
-    expected = ExpectedMasks(
-        {i: pool.native_shape(i) for i, pool in pools.items()}, audited.source.class_names, volumes
-    )
+    shapes = {i: pool.native_shape(i) for i, pool in pools.items()}
+    expected = ExpectedMasks(shapes, audited.source.class_names, volumes)
     # Read all once before storing any: corrections are stored completely or not at all.
     for _ in read_corrections(path, expected):
         pass

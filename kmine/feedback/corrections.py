@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,20 +78,14 @@ def read_corrections(path: Path, expected: ExpectedMasks) -> Iterator[tuple[str,
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(
-            f"{path}: expected corrected masks, cannot be read ({error.strerror}); check the path"
-        ) from error
+        raise UserError(f"{path}: expected corrected masks, cannot be read ({error.strerror}); check it") from error
     except ValueError as error:
-        raise UserError(
-            f"{path}: expected a folder of masks, or COCO or Label Studio as JSON, got something else ({error})"
-        ) from error
+        raise UserError(f"{path}: expected a folder of masks, COCO or Label Studio as JSON, got neither") from error
     if isinstance(value, dict) and isinstance(value.get("images"), list):
         return _from_coco(path, value, expected)
     if isinstance(value, list) and all(isinstance(task, dict) for task in value):
         return _from_label_studio(path, value, expected)
-    raise UserError(
-        f"{path}: expected COCO (an object with images) or a Label Studio export (a list of tasks); export again"
-    )
+    raise UserError(f"{path}: expected COCO (object with images) or Label Studio (list of tasks); export again")
 
 
 def picture_name(sample_id: str) -> str:
@@ -110,9 +106,7 @@ def _from_folder(folder: Path, expected: ExpectedMasks) -> Iterator[tuple[str, M
         raise UserError(f"{folder}: expected masks as PNG or NIfTI, found none; check the path")
     pictures = {p: names.get(_stem(p)) or names.get(_stem(p, folder)) for p in files if p.suffix.lower() == ".png"}
     _refuse_unknown(folder, [p.name for p, sample_id in pictures.items() if sample_id is None])
-    duplicate = _first_duplicate([i for i in pictures.values() if i])
-    if duplicate:
-        raise UserError(f"{folder}: expected one mask an image, got two for {duplicate}; move one away")
+    _refuse_duplicates(folder, pictures.values(), "one mask an image")
     return _read_files(folder, files, pictures, expected)
 
 
@@ -169,26 +163,20 @@ def _from_coco(path: Path, value: Mapping[str, Any], expected: ExpectedMasks) ->
     ids = {key: _sample_id(names, image.get("sample_id"), image.get("file_name")) for key, image in images.items()}
     _refuse_unknown(path, [str(images[key].get("file_name")) for key, sample_id in ids.items() if sample_id is None])
     _refuse_unknown(path, [f"image {key}" for key in of_image if key not in images])
-    if duplicate := _first_duplicate([i for i in ids.values() if i]):
-        raise UserError(f"{path}: expected one image a sample, got two for {duplicate}; drop one")
+    _refuse_duplicates(path, ids.values(), "one image a sample")
     return (
-        expected.check(
-            str(path), str(ids[key]), _mask_from_coco(path, str(ids[key]), image, of_image.get(key, []), classes)
-        )
+        expected.check(str(path), name, _mask_from_coco(f"{path}: {name}", image, of_image.get(key, []), classes))
         for key, image in images.items()
+        for name in [str(ids[key])]
     )
 
 
 def _mask_from_coco(
-    path: Path,
-    sample_id: str,
-    image: Mapping[str, Any],
-    annotations: Sequence[Mapping[str, Any]],
-    classes: dict[Any, int],
+    where: str, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], classes: Mapping[Any, int]
 ) -> Mask:
     from pycocotools import mask as coco
 
-    try:
+    with _format_errors(where, "COCO segmentations"):
         height, width = int(image["height"]), int(image["width"])
         out = np.zeros((height, width), np.uint8)
         for annotation in annotations:
@@ -199,15 +187,9 @@ def _mask_from_coco(
                 shape = {**shape, "counts": shape["counts"].encode("ascii")}
             segment = coco.decode(coco.merge(shape) if isinstance(shape, list) else shape).astype(bool)
             if segment.shape != out.shape:
-                raise UserError(
-                    f"{path}: expected a segmentation of {_size(out.shape)} for {sample_id}, got {_size(segment.shape)}"
-                )
+                raise UserError(f"{where}: expected a segmentation of {_size(out.shape)}, got {_size(segment.shape)}")
             out[segment] = classes[annotation["category_id"]]
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"{path}: {sample_id}: expected COCO segmentations, got something else ({error})") from error
-    return out
+        return out
 
 
 # -- Label Studio
@@ -220,22 +202,14 @@ def _from_label_studio(
     annotated = [task for task in tasks if _annotations(task)] or [task for task in tasks if task.get("predictions")]
     if not annotated:
         raise UserError(f"{path}: expected tasks with annotations, got none of {len(tasks)}; export as JSON")
-    ids = []
-    for task in annotated:
-        data = task.get("data") if isinstance(task.get("data"), dict) else {}
-        ids.append(_sample_id(names, data.get("sample_id"), data.get("image")))
-    unknown = [
-        str((task.get("data") or {}).get("image"))
-        for task, sample_id in zip(annotated, ids, strict=True)
-        if not sample_id
-    ]
-    _refuse_unknown(path, unknown)
-    if duplicate := _first_duplicate([i for i in ids if i]):
-        raise UserError(f"{path}: expected one task a sample, got two for {duplicate}; drop one")
+    data = [task["data"] if isinstance(task.get("data"), dict) else {} for task in annotated]
+    ids = [_sample_id(names, entry.get("sample_id"), entry.get("image")) for entry in data]
+    _refuse_unknown(path, [str(entry.get("image")) for entry, name in zip(data, ids, strict=True) if name is None])
+    _refuse_duplicates(path, ids, "one task a sample")
     classes = _classes(path, {name: name for name in (*expected.class_names[1:], IGNORED)}, expected)
     return (
-        expected.check(str(path), str(name), _mask_from_strokes(path, str(name), task, classes, expected))
-        for name, task in zip(ids, annotated, strict=True)
+        expected.check(str(path), name, _mask_from_strokes(f"{path}: {name}", task, classes, expected.shapes[name]))
+        for name, task in zip(map(str, ids), annotated, strict=True)
     )
 
 
@@ -243,34 +217,36 @@ def _annotations(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [annotation for annotation in task.get("annotations") or [] if not annotation.get("was_cancelled")]
 
 
-def _mask_from_strokes(
-    path: Path, sample_id: str, task: Mapping[str, Any], classes: Mapping[str, int], expected: ExpectedMasks
-) -> Mask:
+def _mask_from_strokes(where: str, task: Mapping[str, Any], classes: Mapping[str, int], shape: tuple[int, int]) -> Mask:
     """Strokes of the latest annotation, later ones on top."""
-    try:
+    with _format_errors(where, "brush strokes"):
         annotations = _annotations(task) or task["predictions"]
-        latest = max(
-            annotations, key=lambda annotation: str(annotation.get("updated_at") or annotation.get("created_at") or "")
-        )
-        out = np.zeros(expected.shapes[sample_id], np.uint8)
+        latest = max(annotations, key=lambda a: str(a.get("updated_at") or a.get("created_at") or ""))
+        out = np.zeros(shape, np.uint8)
         for stroke in latest["result"]:
             if stroke.get("type") != "brushlabels":
                 continue
             height, width = int(stroke["original_height"]), int(stroke["original_width"])
             if (height, width) != out.shape:
                 raise UserError(
-                    f"{path}: expected strokes of {_size(out.shape)} for {sample_id}, got {_size((height, width))}; "
-                    "label the image in its own size"
+                    f"{where}: expected strokes of {_size(out.shape)}, got {_size((height, width))}; keep the image's size"
                 )
             label = stroke["value"]["brushlabels"][0]
             if label not in classes:
-                raise UserError(f"{path}: {sample_id}: expected labels {', '.join(classes)}, got {label!r}; rename it")
+                raise UserError(f"{where}: expected labels {', '.join(classes)}, got {label!r}; rename it")
             out[label_studio_rle.decode(stroke["value"]["rle"], height, width)] = classes[label]
+        return out
+
+
+@contextmanager
+def _format_errors(where: str, expected: str) -> Iterator[None]:
+    """Turn errors of a malformed value into one `UserError`."""
+    try:
+        yield
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"{path}: {sample_id}: expected brush strokes, got something else ({error})") from error
-    return out
+        raise UserError(f"{where}: expected {expected}, got something else ({error})") from error
 
 
 # -- names
@@ -312,13 +288,10 @@ def _refuse_unknown(where: Path, names: Sequence[str]) -> None:
         )
 
 
-def _first_duplicate(names: Iterable[str]) -> str | None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
+def _refuse_duplicates(where: Path, names: Iterable[str | None], expected: str) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{where}: expected {expected}, got two for {twice[0]}; remove one")
 
 
 def _size(shape: Sequence[int]) -> str:

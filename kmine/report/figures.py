@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ WIDTH = 5.6
 
 # Placeholder colours, replaced by CSS variables: one drawing serves light and dark pages.
 _INK, _GRID = "#010203", "#040506"
-_REASON_COLOURS = (
+REASON_COLOURS = (
     "#2f9e6e", "#6cc3a0", "#1f6f4d", "#7a2320", "#b9e4d0", "#8d99a6", "#5c6773", "#d97b1f", "#f0b93a", "#c8443f",
     "#e58aa7", "#8b5fbf", "#b9a1e0", "#2f80c9", "#7fb6e6", "#8a5a3c", "#c9a58c",
 )  # fmt: skip
@@ -75,7 +75,7 @@ def dice_chart(rows: Sequence[RoundRow], segmenter: str) -> str:
         axes.set(xlabel="round", ylabel="Dice", xticks=at)
         axes.grid(axis="y")
 
-    return _svg("dice", f"Validation Dice (segmenter: {segmenter})", draw, height=4.9, legend_columns=1)
+    return svg_chart("dice", f"Validation Dice (segmenter: {segmenter})", draw, height=4.9, legend_columns=1)
 
 
 def reasons_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
@@ -84,7 +84,7 @@ def reasons_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
     if not mined:
         return None
     present = [reason for reason in REASONS if any(row.reasons.get(reason) for row in mined)]
-    shades = dict(zip(REASONS, _REASON_COLOURS, strict=True))
+    shades = dict(zip(REASONS, REASON_COLOURS, strict=True))
     parts = [(r.replace("_", " "), shades[r], [row.reasons.get(r, 0) for row in mined]) for r in present]
     labels = [f"round {row.round_idx}" for row in mined]
     title = f"Objects by the gate's reason (segmenter: {segmenter})"
@@ -118,22 +118,28 @@ def coverage_chart(calibration: Calibrated | None) -> str | None:
         axes.set(xlabel="share of the objects accepted", ylabel="Dice", xlim=(0, 1.02))
         axes.grid(axis="y")
 
-    return _svg("coverage", "Labeled objects treated as unlabeled: quality against coverage", draw, height=3.6)
+    return svg_chart("coverage", "Labeled objects treated as unlabeled: quality against coverage", draw, height=3.6)
 
 
 def reliability_chart(calibration: Calibrated | None) -> str | None:
     """True against estimated Dice, in bins of about equal counts; None if the gate is not calibrated."""
     if calibration is None:
         return None
+    title = "Labeled objects treated as unlabeled: estimated and true Dice"
+    return reliability_svg("reliability", title, calibration.reliability, "objects")
+
+
+def reliability_svg(name: str, title: str, bins: Sequence[tuple[float, float, int]], noun: str) -> str:
+    """True against estimated Dice: (mean estimate, mean Dice, count) of bins of `noun`."""
 
     def draw(axes: Axes) -> None:
         axes.plot((0, 1), (0, 1), ":", color=_INK, label="perfect calibration")
-        estimates, means, counts = zip(*calibration.reliability, strict=True)
-        axes.plot(estimates, means, "o-", color=MINING, label=f"bins of {min(counts)} to {max(counts)} objects")
+        estimates, means, counts = zip(*bins, strict=True)
+        axes.plot(estimates, means, "o-", color=MINING, label=f"bins of {min(counts)} to {max(counts)} {noun}")
         axes.set(xlabel="estimated Dice", ylabel="true Dice", xlim=(0, 1), ylim=(0, 1))
         axes.grid()
 
-    return _svg("reliability", "Labeled objects treated as unlabeled: estimated and true Dice", draw, height=3.6)
+    return svg_chart(name, title, draw, height=3.6)
 
 
 def _stacked(name: str, title: str, labels: list[str], parts: list[tuple[str, str, list[Any]]], unit: str) -> str:
@@ -150,10 +156,11 @@ def _stacked(name: str, title: str, labels: list[str], parts: list[tuple[str, st
         axes.grid(axis="x")
 
     rows_of_legend = (len(parts) + 2) // 3
-    return _svg(name, title, draw, height=1.3 + 0.42 * len(labels) + 0.22 * rows_of_legend, legend_columns=3)
+    return svg_chart(name, title, draw, height=1.3 + 0.42 * len(labels) + 0.22 * rows_of_legend, legend_columns=3)
 
 
-def _svg(name: str, title: str, draw: Any, height: float, legend_columns: int = 2) -> str:
+def svg_chart(name: str, title: str, draw: Callable[[Axes], None], height: float, legend_columns: int = 2) -> str:
+    """The chart that `draw` makes on its axes, as inline SVG; `name` prefixes its ids, `height` is in inches."""
     import matplotlib
     from matplotlib.figure import Figure
 

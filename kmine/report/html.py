@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kmine.report.figures import (
-    coverage_chart,
-    dice_chart,
-    reasons_chart,
-    reliability_chart,
-    seconds_chart,
-)
+from kmine.report.figures import coverage_chart, dice_chart, reasons_chart, reliability_chart, seconds_chart
 from kmine.report.inputs import CATEGORIES, Report, RoundRow
 from kmine.report.panels import panels
 from kmine.report.table import number, round_columns
