@@ -229,7 +229,7 @@ def _mask_from_strokes(where: str, task: Mapping[str, Any], classes: Mapping[str
             height, width = int(stroke["original_height"]), int(stroke["original_width"])
             if (height, width) != out.shape:
                 raise UserError(
-                    f"{where}: expected strokes of {_size(out.shape)}, got {_size((height, width))}; keep the image's size"
+                    f"{where}: expected strokes of {_size(out.shape)}, got {_size((height, width))}; keep that size"
                 )
             label = stroke["value"]["brushlabels"][0]
             if label not in classes:
