@@ -1,4 +1,4 @@
-"""True quality of the pseudo masks, from withheld masks that the audit was told to open."""
+"""True quality of the pseudo masks, from withheld masks that the audit opened on request."""
 
 from __future__ import annotations
 

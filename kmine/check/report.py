@@ -147,7 +147,7 @@ def render_text(report: Mapping[str, Any], folder: Path) -> str:
         f"mask values: {values or 'none'}; {masks['num_empty']} of {report['num_pairs']} empty"
         + ("" if share is None else f"; median foreground of the others {share:.1%} of the image"),
         f"groups: {groups['count']}, the largest of {groups['largest']}; duplicates: {len(duplicates['exact'])} exact, "
-        f"{len(duplicates['near'])} near, {len(duplicates['hash_alone'])} by hash alone",
+        f"{len(duplicates['near'])} near, {len(duplicates['hash_alone'])} by hash only",
         *_finding_lines(report["findings"]),
     ]
     faults = sum(finding["severity"] == "fault" for finding in report["findings"])

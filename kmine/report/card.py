@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kmine.report.html import environment
 
 STAND_INS = {
-    "tiny": "kmine's own small segmenter, trained on procedural pictures alone; not SAM",
+    "tiny": "kmine's own small segmenter, trained on procedural pictures only; not SAM",
     "ellipse": "the ellipse inscribed in the box, a stand-in that ignores the image",
     "none": "nothing was mined",
 }

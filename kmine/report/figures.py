@@ -52,7 +52,7 @@ _STYLE: dict[str, Any] = {
 
 def dice_chart(rows: Sequence[RoundRow], segmenter: str) -> str:
     """Validation Dice per round, with the supervised baseline at equal optimizer steps."""
-    series_name = f"mining ({segmenter})" if any(row.round_idx for row in rows) else "labels alone"
+    series_name = f"mining ({segmenter})" if any(row.round_idx for row in rows) else "labels only"
     series = [
         (f"{series_name}, chosen on validation", MINING, "-", [row.dice for row in rows]),
         (f"{series_name}, last step", MINING, "--", [row.dice_final for row in rows]),

@@ -333,7 +333,7 @@ def test_labels_that_contradict_their_masks_are_named(root):
 @pytest.mark.parametrize("value", [1, 2, 3])
 def test_class_ids_outside_the_names_and_classes_that_never_occur(root, value):
     for path in pictures(root, "masks"):
-        save(path, np.array(Image.open(path)) // 255)  # class 1 alone
+        save(path, np.array(Image.open(path)) // 255)  # class 1 only
     path = pictures(root, "masks")[4]
     save(path, np.array(Image.open(path)) * value)
     names = "--data.class_names=[background,polyp,tool]"

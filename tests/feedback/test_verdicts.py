@@ -1,4 +1,4 @@
-"""verdicts.json is read strictly; a mask's signature depends on shape and pixels alone."""
+"""verdicts.json is read strictly; a mask's signature depends on shape and pixels only."""
 
 from __future__ import annotations
 
