@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 
 from kmine.data.augment import Augment
-from kmine.data.batches import (
-    Batch,
-    Batches,
-    BatchPlan,
-    LabelBatches,
-    ViewBatches,
-    cutmix,
-)
+from kmine.data.batches import Batch, Batches, BatchPlan, LabelBatches, ViewBatches, cutmix
 from kmine.errors import UserError, WithheldMaskError
 
 

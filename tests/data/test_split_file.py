@@ -209,11 +209,7 @@ def test_only_the_content_changes_the_fingerprint(put):
     [
         ("a.csv", "sample_id,split\ns00,train\ns01,valid\n", "line 3: expected the split train, val, test (without"),
         ("a.csv", "sample_id,split\ns00,labeled\n", "got 'labeled'"),
-        (
-            "a.csv",
-            "sample_id,split\ns00,train\ns00.png,val\n",
-            "line 3: expected each sample once, got s00 (val)",
-        ),
+        ("a.csv", "sample_id,split\ns00,train\ns00.png,val\n", "line 3: expected each sample once, got s00 (val)"),
         ("a.csv", "sample_id,split\ns00,train\nx,val\n", "line 3: expected sample ids of the data set, got 1 that"),
         ("a.csv", "sample_id,split\n", "expected rows of sample_id,split, got none below the header"),
         ("a.csv", "sample_id,split\ns00,val,1\n", "line 2: expected 2 values (sample_id,split), got 3"),
@@ -228,11 +224,7 @@ def test_only_the_content_changes_the_fingerprint(put):
         ("val.txt", b"\xff\xd8\xff\xe0 an image", "expected a text file in UTF-8, got other bytes"),
         ("val.txt", b"s00\0\0\0", "expected a text file in UTF-8, got other bytes"),
         ("val.txt", "s00\ns01\n\ns00\n", "line 4: expected each sample once, got s00 (val) again, as in "),
-        (
-            "val.txt",
-            "s00\nx1\nx2\n",
-            "line 2: expected sample ids of the data set, got 2 that it does not have: x1,",
-        ),
+        ("val.txt", "s00\nx1\nx2\n", "line 2: expected sample ids of the data set, got 2 that it does not have: x1,"),
         ("ids.txt", "s00\n", "with train, val or test in its file name"),
         ("train_val.txt", "s00\n", "with train, val or test in its file name"),
     ],

@@ -11,16 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from kmine.data.cache.files import (
-    Entry,
-    Index,
-    allocate,
-    cache_errors,
-    locked,
-    read_index,
-    write_index,
-    write_record,
-)
+from kmine.data.cache.files import Entry, Index, allocate, cache_errors, locked, read_index, write_index, write_record
 from kmine.data.perceptual_hash import perceptual_hash
 from kmine.data.resize import resize_image
 from kmine.data.source import Source

@@ -18,11 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.cache.build import open_index
-from kmine.data.cache.files import (
-    cache_errors,
-    read_record,
-    write_record,
-)
+from kmine.data.cache.files import cache_errors, read_record, write_record
 from kmine.data.resize import resize_image, resize_mask
 from kmine.data.source import SKIP_HINT, OnError, Source
 from kmine.errors import SampleError, UserError

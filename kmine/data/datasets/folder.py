@@ -14,20 +14,8 @@ from kmine.data.datasets.folder_index import Item, pair_folders
 from kmine.data.io.dicom import Header, read_dicom, read_header
 from kmine.data.io.find_files import named
 from kmine.data.io.image_file import image_shape
-from kmine.data.io.nifti import (
-    Geometry,
-    VolumeCache,
-    read_geometry,
-    read_integers,
-    read_windowed,
-)
-from kmine.data.io.pictures import (
-    WINDOW_CURE,
-    class_ids,
-    read_mask_picture,
-    read_picture,
-    require_size,
-)
+from kmine.data.io.nifti import Geometry, VolumeCache, read_geometry, read_integers, read_windowed
+from kmine.data.io.pictures import WINDOW_CURE, class_ids, read_mask_picture, read_picture, require_size
 from kmine.data.io.windowing import LIVER_WINDOW, grey_as_rgb
 from kmine.data.source import SliceLocation, fingerprint_files, size_and_time, stop_or_skip
 from kmine.errors import SampleError, UserError

@@ -12,14 +12,7 @@ from rich.progress import track
 
 from kmine.config import DataConfig
 from kmine.data.datasets.lits_index import Volume, find_volumes
-from kmine.data.datasets.slice_labels import (
-    SliceFacts,
-    facts_of,
-    facts_path,
-    load_facts,
-    read_image_labels,
-    save_facts,
-)
+from kmine.data.datasets.slice_labels import SliceFacts, facts_of, facts_path, load_facts, read_image_labels, save_facts
 from kmine.data.io.find_files import named
 from kmine.data.io.nifti import VolumeCache, read_labels, read_windowed
 from kmine.data.io.windowing import LIVER_WINDOW, grey_as_rgb
@@ -93,9 +86,7 @@ class Lits:
         """(H, W, 3), three equal channels, [0, 255]. Raises `SampleError`."""
         volume, number = self._locate(sample_id)
         path, geometry = volume.image, volume.geometry
-        return grey_as_rgb(
-            self._images.read_slice(path, lambda: read_windowed(path, geometry, self.window), number),
-        )
+        return grey_as_rgb(self._images.read_slice(path, lambda: read_windowed(path, geometry, self.window), number))
 
     def mask(self, sample_id: str) -> NDArray[np.uint8]:
         """(H, W) class ids; all 0 in most slices. Raises `SampleError`, also for a volume without a mask."""

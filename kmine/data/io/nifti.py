@@ -204,10 +204,7 @@ def read_labels(path: Path, geometry: Geometry) -> NDArray[np.uint8]:
     Floating point labels are rounded first. Raises `SampleError`, also for another shape or label.
     """
     return _read_ids(
-        path,
-        geometry,
-        lambda values: np.isin(values, LABELS),
-        "the labels 0 (background), 1 (liver) and 2 (tumour)",
+        path, geometry, lambda values: np.isin(values, LABELS), "the labels 0 (background), 1 (liver) and 2 (tumour)"
     )
 
 

@@ -10,12 +10,7 @@ import numpy as np
 
 from kmine.data.quality.image_stats import FLAT, ImageStats, MaskStats
 from kmine.data.quality.near_duplicates import DuplicatePair
-from kmine.types import (
-    IGNORE_INDEX,
-    Finding,
-    SampleRef,
-    Severity,
-)
+from kmine.types import IGNORE_INDEX, Finding, SampleRef, Severity
 
 MAX_NAMED = 20
 """Limit for the samples, or pairs of samples, named in one finding."""

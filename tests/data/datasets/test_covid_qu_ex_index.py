@@ -5,16 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.covid_files import (
-    COVID_IMAGE,
-    INFECTION,
-    LUNG,
-    NAMES,
-    build_both_parts,
-    build_part,
-    copy_file,
-    grey_noise,
-)
+from helpers.covid_files import COVID_IMAGE, INFECTION, LUNG, NAMES, build_both_parts, build_part, copy_file, grey_noise
 from helpers.image_files import save_image
 
 from kmine.data.datasets import covid_qu_ex_index

@@ -10,12 +10,7 @@ import numpy as np
 import pytest
 from helpers.small import Silent
 
-from kmine.config import (
-    DataConfig,
-    FitConfig,
-    LoopConfig,
-    ModelConfig,
-)
+from kmine.config import DataConfig, FitConfig, LoopConfig, ModelConfig
 from kmine.data import open_source
 from kmine.data.io import nifti as volumes
 from kmine.data.splits import make_splits

@@ -21,12 +21,7 @@ import pytest
 from helpers.odd_files import chunk, dicom, nifti, noise, outcome, place, png, settings
 from PIL import Image
 from pydicom.encaps import encapsulate
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    JPEGBaseline8Bit,
-    RLELossless,
-)
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
 
 from kmine.config import DataConfig
 from kmine.errors import UserError

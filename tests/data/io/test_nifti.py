@@ -10,17 +10,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from helpers.lits_files import (
-    SHAPE,
-    affine_of,
-    grey,
-    header_bytes,
-    labels,
-    rewrite,
-    save_nifti,
-    scan,
-    stored,
-)
+from helpers.lits_files import SHAPE, affine_of, grey, header_bytes, labels, rewrite, save_nifti, scan, stored
 
 from kmine.data.io.nifti import (
     VolumeCache,
@@ -64,8 +54,7 @@ def test_an_oblique_volume_is_cut_along_its_nearest_axes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("diagonal", "spacing"),
-    [((1, 1, 1, 1), None), ((-1, -1, 1, 1), None), ((1, 1, 2.5, 1), (1.0, 1.0))],
+    ("diagonal", "spacing"), [((1, 1, 1, 1), None), ((-1, -1, 1, 1), None), ((1, 1, 2.5, 1), (1.0, 1.0))]
 )
 def test_unit_spacing_means_unknown(tmp_path, diagonal, spacing):
     """Volumes 28 to 47 of LiTS have identity affines."""

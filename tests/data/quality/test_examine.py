@@ -7,13 +7,7 @@ import pytest
 from helpers.image_stats import own_groups, phantom_image, severities, square_mask, stats_of
 
 from kmine.data.perceptual_hash import grey_of
-from kmine.data.quality.examine import (
-    check_classes,
-    check_duplicates,
-    check_groups,
-    check_identical_masks,
-    check_masks,
-)
+from kmine.data.quality.examine import check_classes, check_duplicates, check_groups, check_identical_masks, check_masks
 from kmine.data.quality.image_stats import compute_stats
 from kmine.data.quality.near_duplicates import DuplicatePair
 from kmine.types import SampleRef
