@@ -175,7 +175,7 @@ def _check_user_archive(archive: Path, published: Published | None) -> str:
         actual = sha256_of(archive)
     if published is not None and actual != published.sha256:
         raise UserError(
-            f"--archive {archive}: expected {published.filename} as published, SHA-256 {published.sha256}, got {actual}; "
+            f"--archive {archive}: expected {published.filename} as published, SHA-256 {published.sha256}, got {actual}; "  # noqa: E501
             f"download it again from {published.url}; if it is packed anew on purpose, unpack it yourself and name the "
             "folder with --data.root"
         )

@@ -83,7 +83,8 @@ class PredictedFiles(NamedTuple):
 def predict_files(
     cfg: PredictConfig, metadata: ModelMetadata, network: Network, inputs: Inputs, progress: ProgressReporter
 ) -> PredictedFiles:
-    """Write masks, predictions.csv, objects.csv and classes.json into `cfg.out`; finished inputs are not predicted again.
+    """Write masks, predictions.csv, objects.csv and classes.json into `cfg.out`; finished inputs are not predicted
+    again.
 
     Raises:
         UserError: none of the inputs is readable, or `cfg.out` cannot be written or holds other files.

@@ -58,7 +58,7 @@ def open_run_model(root: Path, round_idx: int | None, checkpoint: str) -> RunMod
         )
         available_text = f"there are {', '.join(available)}" if available else "no round has one"
         raise UserError(
-            f"{root}: no {checkpoint} model of round {round_idx}; {available_text}: name another with --round, or run the "
+            f"{root}: no {checkpoint} model of round {round_idx}; {available_text}: name another with --round, or run the "  # noqa: E501
             "loop's command again"
         )
     weights = folder / CHECKPOINTS[checkpoint]

@@ -164,7 +164,8 @@ def report_finished(
 
 
 def _worker(cfg: SweepConfig, trials: list[Trial], table_trials: list[Trial], since: float) -> None:
-    """Main function of a worker: train trials until none is left. Its parent handles Ctrl-C; it ends with the parent."""
+    """Main function of a worker: train trials until none is left. Its parent handles Ctrl-C; it ends with the
+    parent."""
     from kmine.sweep.training import TrialLog, run_trial
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
