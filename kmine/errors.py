@@ -37,4 +37,4 @@ def first_names(names: Sequence[str], limit: int = 5) -> str:
 
 
 class WithheldMaskError(RuntimeError):
-    """A mask was asked for where masks are withheld: a mistake of kmine's own, never of the user's."""
+    """Access to a withheld mask: a fault of kmine itself, never a user error."""

@@ -64,7 +64,7 @@ class Published:
         return self.url.rsplit("/", 1)[-1]
 
 
-# Data sets are imported when asked for: `--help` needs none of them.
+# Data sets are imported at first use: `--help` needs none of them.
 
 
 def _kvasir_seg() -> Published:

@@ -40,7 +40,6 @@ class KnowledgeMiner:
         device: auto, cpu, cuda or cuda:N.
         out: run folder; None makes a temporary one, named by `run_.root`.
         config: further settings: a `LoopConfig`, or a YAML file as of `kmine loop --config`.
-        progress: receives the progress; None is silent.
         **settings: settings of `kmine loop` with `__` for the dot, such as `fit__steps=600`.
 
     Attributes after `fit`:
@@ -66,16 +65,15 @@ class KnowledgeMiner:
         device: str = "auto",
         out: str | Path | None = None,
         config: LoopConfig | str | Path | None = None,
-        progress: ProgressReporter | None = None,
         **settings: Any,
     ) -> None:
         self.segmenter, self.model, self.rounds, self.seed = segmenter, model, rounds, seed
-        self.device, self.out, self.config, self.progress = device, out, config, progress
+        self.device, self.out, self.config = device, out, config
         self.settings = settings
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Arguments of the constructor by name, `settings` among them; `deep` changes nothing."""
-        names = ("segmenter", "model", "rounds", "seed", "device", "out", "config", "progress")
+        names = ("segmenter", "model", "rounds", "seed", "device", "out", "config")
         return {**{name: getattr(self, name) for name in names}, **self.settings}
 
     def set_params(self, **params: Any) -> KnowledgeMiner:
@@ -83,12 +81,13 @@ class KnowledgeMiner:
         self.__init__(**{**self.get_params(), **params})  # type: ignore[misc]
         return self
 
-    def fit(self, data: DataConfig | ArrayDataset) -> KnowledgeMiner:
+    def fit(self, data: DataConfig | ArrayDataset, *, progress: ProgressReporter | None = None) -> KnowledgeMiner:
         """Run all rounds, or resume them in `out`; returns the estimator itself.
 
         Args:
             data: images and masks in memory, or the settings of a data set on disk. All masks of an `ArrayDataset` are
                 used: a part for validation, none for a test split, unless `data__...` settings differ.
+            progress: receives the progress; None is silent.
 
         Raises:
             UserError: settings or data that cannot work; the message holds the cure.
@@ -96,7 +95,7 @@ class KnowledgeMiner:
         from kmine.loop.engine import run_rounds
 
         root = Path(self.out).expanduser() if self.out is not None else Path(tempfile.mkdtemp(prefix="kmine-"))
-        run_rounds(self._loop_config(data, root), self.progress or cli.Terminal(quiet=True))
+        run_rounds(self._loop_config(data, root), progress or cli.Terminal(quiet=True))
         self.run_ = Run(root)
         self.rounds_: list[RoundResult] = self.run_.rounds
         self.termination_condition_: str = self.run_.info["stopped_by"]

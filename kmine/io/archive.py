@@ -31,7 +31,7 @@ UNFINISHED = ".kmine-unpacking-"
 JUNK = "__MACOSX/"
 """macOS adds this folder beside the data; it is left out."""
 RATIO_FROM_BYTES = 1 << 20
-"""The ratio is not judged below this: a small file may be all zeros."""
+"""The ratio is not checked below this: a small file may be all zeros."""
 MAX_DEPTH = 32
 """Folders within folders."""
 MAX_TAIL = 22 + (1 << 16)

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_predict(cfg: PredictConfig) -> int:
-    """Open the model, then do what is asked: export, card, masks."""
+    """Open the model, then export it, write its card, predict masks."""
     terminal = cli.Terminal()
     first, *words = cfg.run_inputs
     path = Path(first).expanduser()

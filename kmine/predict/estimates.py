@@ -1,4 +1,4 @@
-"""How good a prediction is thought to be: the run's own calibration of masks that no segmenter was asked about.
+"""Estimated Dice of predictions, by the run's calibration of the local model's own masks.
 
 Letters: K classes, S the side of the square.
 """

@@ -35,7 +35,7 @@ class PredictConfig:
     run_inputs: list[str] = field(default_factory=list)
     """The run folder, or a model exported as FILE.onnx; then images, volumes and folders."""
     out: str = "predictions"
-    """Folder for masks/, predictions.csv, objects.csv, classes.json and, where asked for, probs/ and overlays/."""
+    """Folder for masks/, predictions.csv, objects.csv, classes.json and, on request, probs/ and overlays/."""
     round: int | None = None
     """Which round of the run; default: the one it adopted last."""
     checkpoint: Literal["best", "final"] = "best"

@@ -94,7 +94,7 @@ def _inputs(root: Path, folder: Path, kinds: dict[Path, Kind]) -> Iterator[Input
     inside = folder.relative_to(root).as_posix()
     name = folder.resolve().name if inside == "." else inside
     for number, files in enumerate(series, 1):
-        # Descriptions are not asked: they may hold what the patient is called.
+        # Descriptions are not used: they may hold the patient's name.
         yield Input(name if len(series) == 1 else f"{name}/series-{number}", "series", files)
 
 

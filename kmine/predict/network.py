@@ -1,4 +1,4 @@
-"""A network that answers: PyTorch's or ONNX's, asked in the same words.
+"""Networks of PyTorch and of ONNX behind one protocol.
 
 Letters: B images, K classes, S the side of the square.
 """
@@ -44,7 +44,7 @@ class Network(Protocol):
 
 
 class TorchNetwork:
-    """The network of a run, on a device (auto, cpu, cuda or cuda:N); loaded when it is first asked."""
+    """The network of a run, on a device (auto, cpu, cuda or cuda:N); loaded at first use."""
 
     def __init__(self, load: Callable[[], LocalModel], device: str) -> None:
         self._load, self._device = load, device

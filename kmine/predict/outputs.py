@@ -126,8 +126,8 @@ def prediction_row(
 ) -> Row:
     """What predictions.csv says of an image: pixels (voxels) of each class, mm2 or mm3 where the spacing is known.
 
-    Its estimated Dice is the mean over its objects by area, empty where there is none: what was not found is not
-    judged. `objects` holds the rows of objects.csv.
+    Its estimated Dice is the mean over its objects by area, empty where there is none: missed objects are not
+    rated. `objects` holds the rows of objects.csv.
     """
     dice = prediction.estimated_dice
     row: Row = {

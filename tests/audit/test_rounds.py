@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from kmine.audit.rounds import MinedRound, load_rounds, mean_known, open_audit, select_round
+from kmine.audit.rounds import MinedRound, load_rounds open_audit, select_round
 from kmine.cli import Terminal
 from kmine.errors import UserError
 from kmine.store.run_folder import RunFolder
@@ -51,6 +51,3 @@ def test_the_signature_of_the_audited_masks_depends_on_the_round(audited_run):
     assert signatures[0][1] != signatures[1][1] and signatures[2] in signatures[:2]
 
 
-def test_the_mean_leaves_out_unknown_values():
-    assert mean_known([0.5, None, math.nan, 1.0]) == 0.75
-    assert math.isnan(mean_known([None, math.nan])) and math.isnan(mean_known([]))
