@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
 
-from kmine.audit.rounds import MinedRound, load_rounds open_audit, select_round
+from kmine.audit.rounds import MinedRound, load_rounds, open_audit, select_round
 from kmine.cli import Terminal
 from kmine.errors import UserError
 from kmine.store.run_folder import RunFolder
@@ -49,5 +48,3 @@ def test_the_signature_of_the_audited_masks_depends_on_the_round(audited_run):
         with open_audit(audited_run, Terminal(quiet=True), round_idx=number, device="cpu") as audited:
             signatures.append((audited.audited_round.round_idx, audited.signature))
     assert signatures[0][1] != signatures[1][1] and signatures[2] in signatures[:2]
-
-
