@@ -67,8 +67,9 @@ def test_folders_without_volumes_are_refused(tmp_path):
         (".nii", b""),
         (".nii", header_bytes((7, 6))),
         (".nii.gz", b"garbage"),
-        (".nii.gz", gzip.compress(header_bytes((7, 6)))),
+        (".nii.gz", gzip.compress(header_bytes((7, 6)), mtime=0)),
     ],
+    ids=["empty", "header", "no_gzip", "short_gzip"],
 )
 def test_a_damaged_header_stops_or_is_listed(tmp_path, suffix, content):
     save_pair(tmp_path, 0)
