@@ -28,6 +28,7 @@ from kmine.config import SegmenterConfig
 from kmine.io.files import sign
 from kmine.seeding import derive_seed
 from kmine.segmenters import open_segmenter
+from kmine.types import EVIDENCE_COLUMNS, REASONS, STOPPED_BY
 
 FIXTURES = Path(__file__).with_name("fixtures")
 PACKAGE = Path(__file__).resolve().parents[1] / "kmine"
@@ -190,6 +191,12 @@ def test_seeds_and_signatures_of_given_keys_stay():
     assert sign("threshold", 64, {"b": [1, 2.5, None], "a": "é"}, (True, Path("x"))) == "f45738a2c77797c0"
     ellipse = open_segmenter(SegmenterConfig(name="ellipse"), device="cpu", offline=True)
     assert ellipse.signature == "329bf3266c8d136907d3346c75e3109f55e457b3de6b59be44c8f87e5c79dc0a"
+
+
+def test_evidence_reasons_and_ends_of_a_run_keep_their_names_and_order():
+    assert EVIDENCE_COLUMNS == EVIDENCE
+    assert REASONS == GATE_REASONS
+    assert set(STOPPED_BY) == {"rounds", "refused_twice", "no_pseudo_masks"}
 
 
 # -- commands

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from helpers.loop_command import SMALL, run_loop
 
+from kmine.mining import crossfit
 from kmine.mining.adaptation import finetune as stage
+from kmine.mining.adaptation import step as adaptation
 
 SETTINGS = {
     **SMALL,
@@ -76,3 +78,25 @@ def test_switched_off_it_leaves_no_trace(tmp_path):
     assert run(out, adapt__enabled="false") == 0
     assert read(out, "run.json")["segmenter"] == "tiny"
     assert not (out / "segmenter").exists() and not list(out.glob("fold_*"))
+
+
+@pytest.mark.parametrize(("module", "name"), [(crossfit, "train"), (adaptation, "adapt")])
+def test_interrupted_anywhere_it_ends_the_same(tmp_path, monkeypatch, module, name):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert run(whole) == 0
+    with monkeypatch.context() as patch:
+        real, count = getattr(module, name), [0]
+
+        def counted(*args, **kwargs):
+            value = real(*args, **kwargs)
+            count[0] += 1
+            if count[0] == 1:
+                raise KeyboardInterrupt
+            return value
+
+        patch.setattr(module, name, counted)
+        assert run(broken) == 130
+    assert run(broken) == 0
+    assert read(whole, "segmenter/adaptation.json") == read(broken, "segmenter/adaptation.json")
+    assert results(whole) == results(broken)
+    assert read(whole, "run.json")["segmenter_sha256"] == read(broken, "run.json")["segmenter_sha256"]

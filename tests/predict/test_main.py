@@ -228,6 +228,33 @@ def test_damaged_weights_are_named(tmp_path, capsys):
     assert "model.safetensors: damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("tta", ["none", "hflip"])
+def test_a_calibrated_run_estimates_the_dice_of_each_object(judged, tmp_path, tta):
+    image = picture(40, 50, 1)
+    save(tmp_path / "a.png", image)
+    out = tmp_path / "out"
+    assert main(judged, tmp_path / "a.png", "--out", out, "--tta", tta, "--card") == 0
+    small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
+    found = load_model(open_run_model(judged, None, "best"))
+    probs = predict_resized(found, small[None], tta, torch.device("cpu"))[0][0]
+    inside = cv2.resize(probs[1], (50, 40), interpolation=cv2.INTER_LINEAR)
+    mask = np.asarray(Image.open(out / "masks" / "a.png"))
+    count, labels = cv2.connectedComponents(mask, connectivity=8)
+    share = {"none": 1.0, "hflip": 0.5}[tta]
+    parts = [labels == n for n in range(1, count) if (labels == n).sum() >= 5]
+    expected = {int(part.sum()): share * float(inside[part].mean()) for part in parts}
+    with (out / "objects.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert parts and {int(r["px"]): float(r["estimated_dice"]) for r in rows} == pytest.approx(expected, abs=1e-4)
+    assert {(r["file"], r["class"], r["slice"]) for r in rows} == {(str(tmp_path / "a.png"), "polyp", "")}
+    row = table(out)["a.png"]
+    mean = share * float(inside[np.any(parts, axis=0)].mean())  # each pixel counts once: by area
+    assert int(row["num_objects"]) == len(parts) and float(row["estimated_dice"]) == pytest.approx(mean, abs=1e-4)
+    assert "41 objects of labeled images" in json.loads((out / "classes.json").read_text())["estimated_dice"]
+    card = (out / "model_card.md").read_text()
+    assert "rank correlation with true Dice 0.62" in card and "fewer labels than the final model" in card
+
+
 def test_where_nothing_estimates_it_is_said_why(run, judged, tmp_path, capsys):
     save(tmp_path / "a.png", picture())
     out = tmp_path / "out"
