@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -36,7 +37,7 @@ class Predictor:
     @classmethod
     def from_run(
         cls,
-        run: str | Path,
+        run: str | PathLike[str],
         *,
         round: int | None = None,
         checkpoint: Literal["best", "final"] = "best",
@@ -45,7 +46,7 @@ class Predictor:
         """Open the model of a run folder.
 
         Args:
-            run: the run folder.
+            run: the run folder, or a `kmine.Run`.
             round: round of the model; None is the adopted one.
             checkpoint: "best" was chosen on validation, "final" is that of the last step.
             device: auto, cpu, cuda or cuda:N.

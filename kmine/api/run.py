@@ -43,11 +43,14 @@ class PseudoMasks(Mapping[str, NDArray[np.uint8]]):
 
 
 class Run:
-    """A run folder, opened for reading: nothing in it is changed or locked."""
+    """A run folder, opened for reading: nothing in it is changed or locked. Usable wherever a path is expected."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._folder = RunFolder(root, follows=True)
+
+    def __fspath__(self) -> str:
+        return str(self.root)
 
     def __repr__(self) -> str:
         return f"Run({str(self.root)!r})"

@@ -6,6 +6,7 @@ import csv
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ NUM_LOGGED = 5
 
 
 def audit_run(
-    run: str | Path,
+    run: str | PathLike[str],
     *,
     labeled: bool = True,
     round_idx: int | None = None,
@@ -45,7 +46,7 @@ def audit_run(
     Withheld masks are not opened. Fold models that the run lacks are trained for `labeled` and kept in the run folder.
 
     Args:
-        run: the run folder.
+        run: the run folder, or a `kmine.Run`.
         labeled: rank the given masks too.
         round_idx: round of the pseudo masks; None: the last adopted one.
         device: auto, cpu, cuda or cuda:N.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from helpers.loop_command import FEW_STEPS, OPEN_GATE, SMALL, run_loop
 
@@ -43,3 +45,7 @@ def test_reading_changes_no_file(run):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"expected a run folder with config\.yaml and run\.json"):
         open_run(tmp_path)
+
+
+def test_a_run_stands_wherever_a_path_is_expected(run):
+    assert Path(run) == run.root and open_run(run).root == run.root
