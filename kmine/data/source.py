@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -127,14 +128,31 @@ def require_file(path: Path, expected: str) -> int:
     return status.st_size
 
 
-def require_table(path: Path, setting: str) -> None:
-    """`require_file` for the CSV file of a setting, of at most `MAX_TABLE` bytes. Raises `UserError`."""
+def read_table(path: Path, setting: str) -> Iterator[tuple[int, list[str]]]:
+    """Line number and stripped values of each non-empty row of a CSV file, header included.
+
+    Args:
+        path: the file.
+        setting: setting that names it, for messages.
+
+    Raises:
+        UserError: for a missing file, one of more than `MAX_TABLE` bytes, and one that is not CSV in UTF-8.
+    """
     try:
         size = require_file(path, "a CSV file")
     except SampleError as error:
         raise UserError(f"{setting}: {error}") from error
     if size > MAX_TABLE:
         raise UserError(f"{setting}: {path}: expected a table of at most {MAX_TABLE:,} bytes, got {size:,}; split it")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            rows = ([value.strip() for value in row] for row in reader)
+            yield from ((reader.line_num, row) for row in rows if any(row))
+    except OSError as error:
+        raise UserError(f"{setting}: {path} cannot be read ({error.strerror}); give a CSV file") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: expected a CSV file in UTF-8, got something else ({error}); save it anew") from error
 
 
 def stop_or_skip(sample_id: str, error: SampleError, on_error: OnError) -> Skipped:

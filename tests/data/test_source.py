@@ -18,8 +18,8 @@ from kmine.data.source import (
     fingerprint_files,
     is_file,
     is_folder,
+    read_table,
     require_file,
-    require_table,
     size_and_time,
     stop_or_skip,
 )
@@ -94,13 +94,23 @@ def test_only_a_file_with_content_may_be_opened(tmp_path):
     assert not is_file(impossible) and not is_folder(impossible)
 
 
-def test_a_table_has_a_limited_size(tmp_path, monkeypatch):
+def test_rows_of_a_table_are_read_with_their_lines(tmp_path):
     path = tmp_path / "table.csv"
-    path.write_text("image\n")
-    require_table(path, "data.csv")
-    monkeypatch.setattr(module, "MAX_TABLE", 5)
-    with pytest.raises(UserError, match=r"data.csv: .*: expected a table of at most 5 bytes, got 6; split it"):
-        require_table(path, "data.csv")
+    path.write_bytes(b'\xef\xbb\xbfa, b\r\n\r\n , \r\n"x, y",1\r\n')
+    assert list(read_table(path, "data.csv")) == [(1, ["a", "b"]), (4, ["x, y", "1"])]
+
+
+def test_a_table_is_limited_in_size_and_csv_in_utf_8(tmp_path, monkeypatch):
+    path = tmp_path / "table.csv"
+    for content in (b"gr\xf6", b'a,"b'):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"table.csv: expected a CSV file in UTF-8, got something else"):
+            list(read_table(path, "data.csv"))
+    with pytest.raises(UserError, match=r"data.csv: .*gone: expected a CSV file, found no such file"):
+        list(read_table(tmp_path / "gone", "data.csv"))
+    monkeypatch.setattr(module, "MAX_TABLE", 3)
+    with pytest.raises(UserError, match=r"data.csv: .*: expected a table of at most 3 bytes, got 4; split it"):
+        list(read_table(path, "data.csv"))
 
 
 def test_a_damaged_sample_stops_or_is_listed():

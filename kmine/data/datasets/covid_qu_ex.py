@@ -22,7 +22,7 @@ from kmine.data.datasets.covid_qu_ex_index import (
     id_of,
     name_groups,
 )
-from kmine.data.io.find_files import index_images, named
+from kmine.data.io.find_files import drop_orphans, index_images
 from kmine.data.io.image_file import read_rgb
 from kmine.data.io.pictures import FOREGROUND_ABOVE, read_foreground
 from kmine.data.source import choose_task, fingerprint_files
@@ -71,7 +71,8 @@ class CovidQuEx:
         self._images, strays = self._index(part, IMAGES)
         self._masks, mask_strays = self._index(part, MASKS[self.task])
         self._refuse_missing(part)
-        self.skipped = (*passed_over, *strays, *mask_strays, *self._drop_orphans(part))
+        orphans = drop_orphans(self._masks, self._images, str(part.root), cfg.on_error)
+        self.skipped = (*passed_over, *strays, *mask_strays, *orphans)
         self._alike = find_same_named(parts.values(), part.kind)
         copies = {place.path for places in self._alike for place in places}
         files = {*self._images.values(), *self._masks.values(), *copies}
@@ -153,13 +154,3 @@ class CovidQuEx:
                 f"{part.root}: expected folders of {MASKS[self.task]} beside those of images, with PNG files of the "
                 f"same names, found none; unpack it again ({PUBLISHED})"
             )
-
-    def _drop_orphans(self, part: Part) -> list[Skipped]:
-        """Remove masks without an image: a sign of lost or renamed files."""
-        orphans = sorted(self._masks.keys() - self._images.keys())
-        if orphans and self.cfg.on_error == "stop":
-            raise UserError(
-                f"{part.root}: expected an image for each of the {MASKS[self.task]}, found none for {named(orphans)}; "
-                "restore the images, or pass --data.on_error skip to leave these masks out"
-            )
-        return [Skipped(name, str(self._masks.pop(name)), "a mask without an image") for name in orphans]

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from kmine.data.datasets.folder_index import (
-    KINDS,
-    Item,
-    file_kind,
-    mismatch,
-    split_suffix,
-)
-from kmine.data.source import OnError, is_file, require_table
+from kmine.data.datasets.folder_index import KINDS, Item, file_kind, mismatch, split_suffix
+from kmine.data.source import OnError, is_file, read_table
 from kmine.errors import UserError
 from kmine.types import Skipped
 
@@ -67,32 +60,21 @@ def read_folder_csv(path: Path, on_error: OnError) -> tuple[list[Item], tuple[Sk
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and values by column of each non-empty row."""
-    require_table(path, "data.csv")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip().lower() for name in next(reader, [])]
-            if "image" not in header or set(header) - set(COLUMNS) or len(set(header)) < len(header):
-                raise UserError(
-                    f"{path}, line 1: expected a header of image and any of {', '.join(COLUMNS[1:])}, separated by "
-                    f"commas, got {','.join(header)!r}; mend that line, and remove other columns"
-                )
-            for row in reader:
-                if not any(value.strip() for value in row):
-                    continue
-                if len(row) != len(header):
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: expected {len(header)} values ({','.join(header)}), got "
-                        f"{len(row)}; mend that line, with quotes around values that hold commas"
-                    )
-                yield (
-                    reader.line_num,
-                    dict.fromkeys(COLUMNS, "") | {name: value.strip() for name, value in zip(header, row, strict=True)},
-                )
-    except OSError as error:
-        raise UserError(f"data.csv: {path} cannot be read ({error.strerror}); give a CSV file") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: expected a CSV file in UTF-8, got something else ({error}); save it anew") from error
+    rows = read_table(path, "data.csv")
+    first, names = next(rows, (1, []))
+    header = [name.lower() for name in names]
+    if "image" not in header or set(header) - set(COLUMNS) or len(set(header)) < len(header):
+        raise UserError(
+            f"{path}, line {first}: expected a header of image and any of {', '.join(COLUMNS[1:])}, separated by "
+            f"commas, got {','.join(header)!r}; mend that line, and remove other columns"
+        )
+    for line, row in rows:
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}, line {line}: expected {len(header)} values ({','.join(header)}), got {len(row)}; mend that "
+                "line, with quotes around values that hold commas"
+            )
+        yield line, dict.fromkeys(COLUMNS, "") | dict(zip(header, row, strict=True))
 
 
 def _item(where: str, row: dict[str, str], folder: Path) -> Item:

@@ -10,12 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from kmine.data.io.find_files import (
-    UNWRITABLE,
-    named,
-    printable,
-    walk,
-)
+from kmine.data.io.find_files import UNWRITABLE, drop_orphans, printable, walk
 from kmine.data.source import OnError, is_folder, require_file
 from kmine.errors import SampleError, UserError
 from kmine.types import Skipped
@@ -104,19 +99,12 @@ def pair_folders(images: Path, masks: Path | None, on_error: OnError) -> tuple[l
             f"{_first(image_paths, images)}, masks such as {_first(mask_paths, masks or images)}; "
             "rename the masks, or pair the files with --data.csv FILE"
         )
-    orphans = sorted(mask_paths.keys() - image_paths.keys())
-    if orphans and on_error == "stop":
-        raise UserError(
-            f"data.masks: expected an image for each mask, found none for "
-            f"{named(str(mask_paths[name]) for name in orphans)}; "
-            "restore the images, or pass --data.on_error skip to leave these masks out"
-        )
+    orphans = drop_orphans(mask_paths, image_paths, "data.masks", on_error)
     items = [Item(name, path, mask_paths.get(name)) for name, path in sorted(image_paths.items())]
     for item in items:
         if problem := mismatch(item.image, item.mask):
             raise UserError(f"{item.mask}: {problem}")
-    lost = [Skipped(name, str(mask_paths[name]), "a mask without an image") for name in orphans]
-    return items, (*strays, *mask_strays, *lost)
+    return items, (*strays, *mask_strays, *orphans)
 
 
 def mismatch(image: Path, mask: Path | None) -> str | None:

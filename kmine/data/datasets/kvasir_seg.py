@@ -11,11 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.io.find_files import (
-    KINDS,
-    index_images,
-    named,
-)
+from kmine.data.io.find_files import KINDS, drop_orphans, index_images, named
 from kmine.data.io.image_file import read_rgb
 from kmine.data.io.pictures import FOREGROUND_ABOVE, read_foreground
 from kmine.data.source import OnError, fingerprint_files, is_folder, size_and_time
@@ -51,7 +47,7 @@ class KvasirSeg:
         self._images, strays = index_images(self.root / "images", on_error)
         self._masks, mask_strays = index_images(self.root / "masks", on_error)
         self._check_pairs()
-        orphans = self._drop_orphans(on_error)
+        orphans = drop_orphans(self._masks, self._images, str(self.root / "masks"), on_error)
         files = (*self._images.values(), *self._masks.values())
         settings: dict[str, object] = {"source": self.name, "above": FOREGROUND_ABOVE}
         self._normals: dict[str, Path] = {}
@@ -107,17 +103,6 @@ class KvasirSeg:
                 f"{self.root}: expected masks named like their images, found {len(self._images)} images and "
                 f"{len(self._masks)} masks but no pair; give each mask its image's name"
             )
-
-    def _drop_orphans(self, on_error: OnError) -> list[Skipped]:
-        """Remove masks without an image: a sign of lost or renamed files."""
-        orphans = sorted(self._masks.keys() - self._images.keys())
-        if orphans and on_error == "stop":
-            names = named(self._masks[stem].name for stem in orphans)
-            raise UserError(
-                f"{self.root / 'masks'}: expected an image for each mask, found none for {names}; "
-                "restore the images, or pass --data.on_error skip to leave these masks out"
-            )
-        return [Skipped(stem, str(self._masks.pop(stem)), "a mask without an image") for stem in orphans]
 
 
 def _find_root(root: Path) -> Path:

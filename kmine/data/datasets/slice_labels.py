@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.cache.files import cache_errors
-from kmine.data.source import require_table, size_and_time
+from kmine.data.source import read_table, size_and_time
 from kmine.errors import UserError
 
 FORMAT = 1
@@ -80,7 +79,11 @@ def read_image_labels(
         UserError: with the line number, for an unknown or repeated id and for another label than 0 or 1.
     """
     labels: dict[int, dict[int, int]] = {}
-    for line, row in _rows(path):
+    rows = read_table(path, "data.image_labels")
+    first, header = next(rows, (1, []))
+    if header != HEADER:
+        raise UserError(f"{path}, line {first}: expected the header sample_id,label, got {','.join(header)!r}")
+    for line, row in rows:
         if len(row) != len(HEADER):
             raise UserError(f"{path}, line {line}: expected sample_id,label, got {len(row)} values; mend that line")
         volume, number = _parse_slice_id(path, line, row[0])
@@ -93,7 +96,7 @@ def read_image_labels(
                 else "no such volume"
             )
             raise UserError(f"{path}, line {line}: unknown sample_id {row[0]!r} ({has}); remove or mend that line")
-        if row[1].strip() not in ("0", "1"):
+        if row[1] not in ("0", "1"):
             raise UserError(f"{path}, line {line}: expected the label 0 (no lesion) or 1 (lesion), got {row[1]!r}")
         if number in labels.setdefault(volume, {}):
             raise UserError(f"{path}, line {line}: expected each slice once, got {row[0]} again; remove one line")
@@ -103,27 +106,9 @@ def read_image_labels(
     return labels
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and values of each non-empty row below the header."""
-    require_table(path, "data.image_labels")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            if [name.strip() for name in header] != HEADER:
-                raise UserError(f"{path}, line 1: expected the header sample_id,label, got {','.join(header)!r}")
-            yield from ((reader.line_num, row) for row in reader if row)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); data.image_labels expects a CSV file of sample_id,label"
-        ) from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: expected a CSV file of sample_id,label, got something else ({error})") from error
-
-
 def _parse_slice_id(path: Path, line: int, sample_id: str) -> tuple[int, int]:
     """Numbers of volume and slice."""
-    match = TYPED_ID.fullmatch(sample_id.strip())
+    match = TYPED_ID.fullmatch(sample_id)
     if not match:
         raise UserError(f"{path}, line {line}: expected a sample_id like volume-003/slice-0042, got {sample_id!r}")
     return int(match[1]), int(match[2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,6 +53,17 @@ def index_images(folder: Path, on_error: OnError) -> tuple[dict[str, Path], list
         else:
             paths[path.stem] = path
     return paths, strays
+
+
+def drop_orphans(masks: dict[str, Path], images: Mapping[str, Path], place: str, on_error: OnError) -> list[Skipped]:
+    """Remove masks without an image, a sign of lost or renamed files; `place` begins the `UserError` of "stop"."""
+    orphans = sorted(masks.keys() - images.keys())
+    if orphans and on_error == "stop":
+        raise UserError(
+            f"{place}: expected an image for each mask, found none for {named(str(masks[name]) for name in orphans)}; "
+            "restore the images, or pass --data.on_error skip to leave these masks out"
+        )
+    return [Skipped(name, str(masks.pop(name)), "a mask without an image") for name in orphans]
 
 
 def walk(root: Path, refuse: Callable[[OSError], None] = refuse_folder) -> Iterator[tuple[Path, list[str], list[str]]]:

@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 from helpers.lits_files import labels
 
-from kmine.data.datasets.slice_labels import (
-    SliceFacts,
-    facts_of,
-    facts_path,
-    load_facts,
-    read_image_labels,
-    save_facts,
-)
+from kmine.data.datasets.slice_labels import SliceFacts, facts_of, facts_path, load_facts, read_image_labels, save_facts
 from kmine.errors import UserError
 
 FACTS = SliceFacts(liver=frozenset({1, 2, 3, 4}), tumour=frozenset({2, 3}))
@@ -93,5 +86,5 @@ def test_a_wrong_table_is_one_error(table, tmp_path):
     with pytest.raises(UserError, match=r"data.image_labels: .*none.csv: expected a CSV file, found no such file"):
         read_image_labels(tmp_path / "none.csv", {0: 5})
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"expected a CSV file of sample_id,label, got something else"):
+    with pytest.raises(UserError, match=r"expected a CSV file in UTF-8, got something else"):
         read_image_labels(tmp_path / "binary.csv", {0: 5})
