@@ -1,4 +1,4 @@
-"""`kmine <command>`: one word, then that command's own flags."""
+"""`kmine COMMAND`: dispatch to the commands."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from kmine.cli import fail
 from kmine.errors import unknown_name
 
 COMMANDS = {
-    "fetch": "download a data set, or say where to get it",
-    "loop": "train on the few masks, mine pseudo masks, retrain, go round again",
-    "sweep": "methods, models, label fractions and seeds, each in a run of its own; resumes",
+    "fetch": "download a data set, or print where to get it",
+    "loop": "train on the few masks, mine pseudo masks, retrain, repeat",
+    "sweep": "methods, models, label fractions and seeds, a run each; resumes",
     "compare": "mining against its supervised baseline on the test split, with paired intervals",
     "audit": "pseudo masks, the most suspicious first; verdicts and corrected masks back into the run",
-    "predict": "masks of new images by the model a run came to; export it, with a model card",
+    "predict": "masks of new images by the model of a run; export it, with a model card",
     "weights": "checkpoints of the segmenters: list, download, verify, carry to a machine without network",
-    "check": "what would spoil a result in a data set: leaks, damage, masks that do not fit their images",
+    "check": "faults of a data set: leaks, damage, masks that do not fit their images",
 }
 
 

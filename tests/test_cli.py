@@ -12,7 +12,8 @@ import pytest
 from helpers.sources import documented
 
 from kmine import cli
-from kmine.config import LoopConfig
+from kmine.config import DataConfig, LoopConfig
+from kmine.config.sweep import SweepConfig
 from kmine.errors import UserError
 from kmine.loop import __main__ as loop
 
@@ -108,6 +109,27 @@ def test_a_switch_may_stand_alone(words, offline):
 
 def test_a_value_that_ends_like_a_switch_stays_as_it_is():
     assert parsed("--out", "myoffline").out == "myoffline"
+
+
+def test_lists_on_the_command_line_and_in_yaml_are_equal(tmp_path):
+    file = written(tmp_path / "c.yaml", "seeds: [3, 4]\nfractions: [0.5]\nmethods: [mining]\nset: [mining.fit.lr=1]\n")
+
+    def sweep(*argv: str) -> SweepConfig:
+        return cli.parse(SweepConfig, argv, prog="kmine sweep", description="words")
+
+    words = "--seeds 3 --fractions [0.5] --methods mining --set mining.fit.lr=1 --seeds=4"
+    assert sweep(*words.split()) == sweep("--config", file)
+    assert sweep("--seeds", "5", "--config", file).seeds == [5]
+
+
+def test_override_changes_the_named_settings_only():
+    before = DataConfig(size=64, window=(-1.0, 2.0))
+    assert cli.override(DataConfig, cli.to_dict(before), {"val_fraction": "0.3"}, "here") == replace(
+        before, val_fraction=0.3
+    )
+    for name, message in (("sise", "here: unknown setting sise; did you mean size?"), ("size", "here: size: expected")):
+        with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+            cli.override(DataConfig, cli.to_dict(before), {name: "1"}, "here")
 
 
 # -- refusals

@@ -1,7 +1,7 @@
-"""What the loop itself looks at before it trains: what it holds in hand anyway, so that it costs a moment.
+"""Checks of the data before training, on what is decoded anyway.
 
-Index, splits and hashes of all images; and at the size they were decoded to, the masks of the labeled and the
-validation images alone. `kmine.check` opens everything and sees more.
+Covers index, splits and hashes of all images, and labeled and validation masks at the size of training. `kmine.check`
+opens every file and finds more.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ from kmine.store.run_folder import RunFolder
 from kmine.types import Finding, ProgressReporter, SampleRef
 
 MAX_ALIGNED = 120
-"""Masks held against images: the time grows with the square."""
+"""Images whose masks are compared with all their images: the time grows with the square."""
 ENOUGH_PAIRS, SURE_Z = 100, 1.0
-"""Masks stop a run as those of other images only from so many pairs, and below this z.
+"""Misaligned masks stop a run only with at least this number of pairs, and below this z.
 
 Measured at 96 pixels, 30 draws each. The lowest z of 100 true pairs was 2.6 for LiTS tumours (median 3.5), and 6.4 to
-20 for phantoms, polyps, lungs and livers; of 50 true pairs of LiTS tumours it was 0.5 (median 2.1). Of shuffled masks z
-is about a standard normal: at most 2.9 in 990 draws."""
+20 for phantoms, polyps, lungs and livers; of 50 true pairs of LiTS tumours it was 0.5 (median 2.1). For shuffled masks
+z is about standard normal: at most 2.9 in 990 draws."""
 MAX_SHOWN = 3
 LEAKS = ("group_on_two_sides", "exact_duplicates_across")
 IGNORED_WHEN_RESIZED = ("label_1_empty_mask",)
-"""What says nothing of shrunk masks: a small lesion may be gone."""
+"""Findings that do not apply to shrunk masks, where a small lesion may be lost."""
 
 
 def check_before_training(
     cfg: DataConfig, store: RunFolder, progress: ProgressReporter, signature: str, examine: Callable[[], list[Finding]]
 ) -> None:
-    """Examine, say every finding and keep all in run.json under `check`; nothing where this was passed before.
+    """Examine the data, log every finding and record all in run.json under `check`; skipped if passed before.
 
     Args:
         cfg: on_fault.
-        store: the run.
-        progress: is told the findings, one a line.
-        signature: of data and splits; what was passed counts for the same ones alone.
-        examine: what to do.
+        store: the run folder.
+        progress: receives the findings, one per line.
+        signature: of data and splits; a passed check is valid for the same signature only.
+        examine: returns the findings.
 
     Raises:
-        UserError: for the first fault, with its cure, unless `data.on_fault` is "say".
+        UserError: the first fault with its cure, unless `data.on_fault` is "say".
     """
     previous = store.run().get("check") or {}
     if previous.get("passed") and previous.get("made_from") == signature:
@@ -98,16 +98,16 @@ def find_issues(
     labeled: Pool,
     val: Pool,
 ) -> list[Finding]:
-    """Every finding, in no order. Masks are read through the two pools; no file is decoded that was not before.
+    """All findings, unordered. Masks are read through the two pools; no further file is decoded.
 
     Args:
         cfg: allow_leaks.
-        cache: of all images.
-        splits: of the run.
-        given_split: what data.split_file says, if anything.
-        num_classes: with the background.
-        labeled: with its masks.
-        val: with its masks.
+        cache: all decoded images.
+        splits: splits of the run.
+        given_split: split of data.split_file, or None.
+        num_classes: number of classes, background included.
+        labeled: labeled images with masks.
+        val: validation images with masks.
     """
     names = {sample_id: name for sample_id, _, name in splits.rows()}
     sides = {sample_id: name if name in ("val", "test") else "train" for sample_id, name in names.items()}
@@ -122,7 +122,7 @@ def find_issues(
 def _check_left_out(
     refs: Sequence[SampleRef], sides: Mapping[str, str], given_split: GivenSplit | None
 ) -> Iterator[Finding]:
-    """Readable images that are in no split, by the reason."""
+    """Readable images outside all splits, by reason."""
     requested_sides = given_split.sides if given_split else {ref.sample_id: ref.split or "" for ref in refs}
     out: dict[str, list[str]] = defaultdict(list)
     for ref in refs:
@@ -141,7 +141,7 @@ def _check_left_out(
 
 
 def _check_copies(cache: SampleCache, sides: Mapping[str, str], *, allow_leaks: bool) -> list[Finding]:
-    """The same pixels on two sides; only decoded images that share hash and size with one elsewhere are read."""
+    """Equal images on two sides of the split; only images with equal hash and size are read."""
     alike: dict[tuple[int, int, int], list[str]] = defaultdict(list)
     for sample_id, image_hash in cache.hashes.items():
         if sample_id in sides:
@@ -153,7 +153,7 @@ def _check_copies(cache: SampleCache, sides: Mapping[str, str], *, allow_leaks: 
 
 
 def _check_masks(cache: SampleCache, labeled: Pool, val: Pool, num_classes: int) -> Iterator[Finding]:
-    """Emptiness, convention and pairing of the masks that training may see."""
+    """Findings on labeled and validation masks: empty, inverted, foreign values, absent classes, alignment."""
     pool_of = {sample_id: pool for pool in (labeled, val) for sample_id in pool.ids}
     stats = [_mask_stats(sample_id, pool_of[sample_id]) for sample_id in sorted(pool_of)]
     refs = {sample_id: cache.ref(sample_id) for sample_id in pool_of}
@@ -169,9 +169,9 @@ def _check_masks(cache: SampleCache, labeled: Pool, val: Pool, num_classes: int)
 
 
 def _check_absent_classes(stats: Sequence[ImageStats], labeled: Collection[str], num_classes: int) -> Iterator[Finding]:
-    """Of several classes those that no labeled image shows, at the size of training, though it shows another.
+    """Classes that no labeled mask shows at the size of training, although another class is shown.
 
-    A note: a rare class may have missed a draw. Nothing teaches it, and what the model calls so is chance.
+    A note, as a rare class can be absent from a small draw. The model cannot learn such a class.
     """
     shown = {n for item in stats if item.mask and item.sample_id in labeled for n in item.mask.pixels}
     absent = [str(n) for n in range(1, num_classes) if n not in shown]
@@ -181,7 +181,7 @@ def _check_absent_classes(stats: Sequence[ImageStats], labeled: Collection[str],
 
 
 def _mask_stats(sample_id: str, pool: Pool) -> ImageStats:
-    """The mask alone, counted; images are not read for this."""
+    """Statistics of a mask; the image is not read."""
     mask = pool.mask_resized(sample_id)
     height, width = mask.shape
     no_view = np.zeros((0, 0), np.uint8)
@@ -201,12 +201,12 @@ def _mask_stats(sample_id: str, pool: Pool) -> ImageStats:
 
 
 def _check_pairing(pool_of: Mapping[str, Pool]) -> Iterator[Finding]:
-    """Whether masks belong to their images, where there are enough to tell; a fault only where that is sure."""
+    """Whether masks are aligned with their images; a fault only with enough pairs and a low z."""
     ids = list(pool_of)
     sampled = [ids[n * len(ids) // MAX_ALIGNED] for n in range(MAX_ALIGNED)] if len(ids) > MAX_ALIGNED else ids
     images = [edges(pool_of[sample_id].image_resized(sample_id)) for sample_id in sampled]
     outlines = [outline(pool_of[sample_id].mask_resized(sample_id)) for sample_id in sampled]
-    # These images are no neighbours in their folder, so that places mean nothing.
+    # These images are not neighbours in their folder, so a shift by position has no meaning.
     alignment = replace(measure_alignment(images, outlines), better_shift=0)
     if alignment.num_pairs < MIN_PAIRS:
         return

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kmine import cli
 from kmine.config.sweep import MINING, SweepConfig
 from kmine.segmenters import fetch_weights
 from kmine.sweep.plan import claim, describe, make_plan, write_table
-from kmine.sweep.trials import Trial, config_of, is_finished, state_of
+from kmine.sweep.trials import Session, Trial, config_of
 from kmine.sweep.workers import work, work_in_processes
 
 DESCRIPTION = """Train every method with every model, label fraction and seed at equal optimizer steps, each into a run
@@ -32,31 +33,32 @@ def run_sweep(cfg: SweepConfig) -> int:
     terminal, since = cli.Terminal(), time.time()
     plan, source = make_plan(cfg)
 
+    session = Session(cfg, plan.trials, plan.trials, since)
+
     def describe_now() -> None:
-        states = {trial: state_of(cfg.out, trial) for trial in plan.trials}
-        for line in describe(plan, states, since, cfg.processes):
+        for line in describe(plan, session.states(), since, cfg.processes):
             terminal.log(line)
 
     if cfg.dry_run:
         describe_now()
         return 0
     _fetch_weights(cfg, plan.trials)
-    trials = claim(cfg, plan, source)
-    write_table(cfg.out, trials)
+    session = replace(session, table_trials=claim(cfg, plan, source))
+    write_table(cfg.out, session.table_trials)
     describe_now()
     try:
         if cfg.backend == "ray":
             from kmine.sweep.ray_backend import work_on_ray
 
-            work_on_ray(cfg, plan.trials, trials, since, terminal)
+            work_on_ray(session, terminal)
         elif cfg.processes > 1:
-            work_in_processes(cfg, plan.trials, trials, since, terminal)
+            work_in_processes(session, terminal)
         else:
-            work(cfg, plan.trials, trials, since, terminal, source)
+            work(session, source, terminal)
     finally:
         terminal.stop()
-        write_table(cfg.out, trials)
-    return _summarize(cfg, plan.trials, terminal)
+        write_table(cfg.out, session.table_trials)
+    return _summarize(session, terminal)
 
 
 def _fetch_weights(cfg: SweepConfig, trials: Sequence[Trial]) -> None:
@@ -70,16 +72,16 @@ def _fetch_weights(cfg: SweepConfig, trials: Sequence[Trial]) -> None:
             fetch_weights(loop.segmenter, offline=loop.offline)
 
 
-def _summarize(cfg: SweepConfig, trials: Sequence[Trial], terminal: cli.Terminal) -> int:
-    states = {trial: state_of(cfg.out, trial) for trial in trials}
+def _summarize(session: Session, terminal: cli.Terminal) -> int:
+    states, out = session.states(), session.cfg.out
     failed = {trial: state for trial, state in states.items() if state.get("status") == "failed"}
     for trial, state in failed.items():
         terminal.log(f"failed: {trial}: {state['error']}")
-    terminal.log(f"{len(trials) - len(failed)} of {len(trials)} trials done; table: {Path(cfg.out) / 'sweep.csv'}")
+    terminal.log(f"{len(states) - len(failed)} of {len(states)} trials done; table: {Path(out) / 'sweep.csv'}")
     if failed:
         terminal.log("the same command retries the failed trials")
-    terminal.log(f"on the test split: python -m kmine.compare {cfg.out}")
-    assert all(is_finished(state, 0) for state in states.values()), "every trial is finished when the workers end"
+    terminal.log(f"on the test split: python -m kmine.compare {out}")
+    assert not replace(session, since=0).remaining(), "every trial is finished when the workers end"
     return int(bool(failed))
 
 

@@ -237,7 +237,7 @@ def describe(plan: Plan, states: Mapping[Trial, State], since: float, processes:
         (trial.method, trial.label_fraction, reason) for trial, reason in plan.skipped
     ):
         yield f"  skipped: {method} at {fraction:g} of the labels: {reason}"
-    yield f"time left: {time_left(plan.trials, states, since, processes)}"
+    yield f"time left: {time_left(states, since, processes)}"
 
 
 def _span(numbers: Sequence[int]) -> str:
@@ -245,13 +245,13 @@ def _span(numbers: Sequence[int]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def time_left(trials: Sequence[Trial], states: Mapping[Trial, State], since: float, processes: int) -> str:
+def time_left(states: Mapping[Trial, State], since: float, processes: int) -> str:
     """Remaining time as text, estimated from finished trials of the same methods."""
     took: dict[str, list[float]] = {}
-    for trial in trials:
-        if states[trial].get("status") == "done":
-            took.setdefault(trial.method, []).append(states[trial].get("took", 0.0))
-    remaining = [trial for trial in trials if not is_finished(states[trial], since)]
+    for trial, state in states.items():
+        if state.get("status") == "done":
+            took.setdefault(trial.method, []).append(state.get("took", 0.0))
+    remaining = [trial for trial, state in states.items() if not is_finished(state, since)]
     unknown = dict.fromkeys(trial.method for trial in remaining if trial.method not in took)
     seconds = sum(sum(took[trial.method]) / len(took[trial.method]) for trial in remaining if trial.method in took)
     if not remaining:

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,47 +17,41 @@ from kmine.errors import UserError
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import BusyError, RunFolder
 from kmine.sweep.plan import write_table
-from kmine.sweep.trials import Trial, config_of, is_finished, save_failure, state_of, trial_dir
-from kmine.sweep.workers import POLL_SECONDS, report_finished, siblings
+from kmine.sweep.trials import Session, Trial, config_of, is_finished, save_failure, state_of, trial_dir
+from kmine.sweep.workers import POLL_SECONDS, report_finished
 
 BUSY = "busy"
 
 
-def work_on_ray(
-    cfg: SweepConfig, trials: Sequence[Trial], table_trials: Sequence[Trial], since: float, terminal: cli.Terminal
-) -> None:
-    """Train the unfinished of `trials` as Ray tasks of one CPU each, and one GPU if the cluster has any.
+def work_on_ray(session: Session, terminal: cli.Terminal) -> None:
+    """Train the unfinished trials as Ray tasks of one CPU each, and one GPU if the cluster has any.
 
-    Without `cfg.address` a cluster of `cfg.processes` workers is started, and stopped at the end. Arguments: see
-    `kmine.sweep.workers.work`.
+    Without `cfg.address` a cluster of `cfg.processes` workers is started, and stopped at the end.
 
     Raises:
         UserError: ray is not installed, or no cluster at the address.
     """
-    ray = _ray()
+    ray, cfg = _ray(), session.cfg
     started = _connect(ray, cfg)
-    cfg = replace(cfg, out=str(Path(cfg.out).resolve()))
+    session = replace(session, cfg=replace(cfg, out=str(Path(cfg.out).resolve())))
     gpus = 1 if cfg.device != "cpu" and ray.cluster_resources().get("GPU") else 0
     # No retries: a trial that crashes its process would crash again; the next command retries it.
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_remote_trial)
-    remaining = [trial for trial in trials if not is_finished(state_of(cfg.out, trial), since)]
-    finished, count = set(trials) - set(remaining), max(1, int(ray.cluster_resources().get("CPU", 1)))
+    remaining, count = session.remaining(), max(1, int(ray.cluster_resources().get("CPU", 1)))
     running: dict[Any, Trial] = {}
     try:
-        running |= {
-            remote.remote(cfg, trial, siblings(trial, table_trials), since, str(Path.cwd())): trial
-            for trial in interleave(remaining)
-        }
+        for trial in interleave(remaining):
+            running[remote.remote(session, trial, str(Path.cwd()))] = trial
         while running:
             ready, _ = ray.wait(list(running), timeout=POLL_SECONDS)
             for done in ready:
                 trial = running.pop(done)
-                if _outcome(ray, done, cfg, trial) == BUSY:
+                if _outcome(ray, done, session, trial) == BUSY:
                     time.sleep(POLL_SECONDS)
-                    running[remote.remote(cfg, trial, siblings(trial, table_trials), since, str(Path.cwd()))] = trial
+                    running[remote.remote(session, trial, str(Path.cwd()))] = trial
             if ready:
-                write_table(cfg.out, table_trials)
-                finished = report_finished(cfg, trials, since, terminal, finished, count)
+                write_table(session.cfg.out, session.table_trials)
+                remaining = report_finished(session, remaining, count, terminal)
     finally:
         for unfinished in running:
             ray.cancel(unfinished, force=True)
@@ -74,25 +69,23 @@ def interleave(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for _, trial in sorted(zip(turns, trials, strict=True), key=lambda pair: pair[0])]
 
 
-def run_remote_trial(cfg: SweepConfig, trial: Trial, siblings: list[Trial], since: float, folder: str) -> str:
+def run_remote_trial(session: Session, trial: Trial, folder: str) -> str:
     """Train one trial on a node; returns its status. Relative paths of the settings start at `folder`."""
     from kmine.sweep.training import TrialLog, run_trial
 
     os.chdir(folder)
+    cfg = session.cfg
     try:
         run = RunFolder(trial_dir(cfg.out, trial))
     except BusyError:
         return BUSY
-    try:
-        if not is_finished(state_of(cfg.out, trial), since):
-            source = preflight(config_of(cfg, trial))
-            run_trial(cfg, trial, siblings, run, source, TrialLog(run.root / "log.txt"))
-    finally:
-        run.close()
+    with closing(run):
+        if not is_finished(state_of(cfg.out, trial), session.since):
+            run_trial(session, trial, run, preflight(config_of(cfg, trial)), TrialLog(run.root / "log.txt"))
     return state_of(cfg.out, trial).get("status", "")
 
 
-def _outcome(ray: Any, done: Any, cfg: SweepConfig, trial: Trial) -> str:
+def _outcome(ray: Any, done: Any, session: Session, trial: Trial) -> str:
     """Result of a task; a crashed one is recorded as a failed trial."""
     try:
         return ray.get(done)
@@ -100,7 +93,7 @@ def _outcome(ray: Any, done: Any, cfg: SweepConfig, trial: Trial) -> str:
         cause = getattr(error, "cause", None)
         lines = str(cause or error).strip().splitlines() or [type(error).__name__]
         message = lines[0] if isinstance(cause, UserError) else f"{type(cause or error).__name__}: {lines[0]}"
-        save_failure(cfg.out, trial, message)
+        save_failure(session.cfg.out, trial, message)
         return "failed"
 
 

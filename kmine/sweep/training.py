@@ -7,25 +7,25 @@ import platform
 import shutil
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from kmine.config.sweep import ORACLE, SweepConfig
+from kmine.config.sweep import ORACLE
 from kmine.data.source import Source
 from kmine.errors import UserError
 from kmine.io.files import UNFINISHED, write_json
 from kmine.methods.registry import ROOT_METHODS, method, method_dir_of
 from kmine.setup.open import begin_run, open_truth
 from kmine.setup.provenance import count_parameters, forget_peak_memory, peak_memory_mb, preparing
-from kmine.store.run_folder import RunFolder
-from kmine.sweep.trials import STATE, State, Trial, config_of, save_failure, state_of, trial_dir
+from kmine.store.run_folder import FOLD_TRAININGS, RunFolder
+from kmine.sweep.trials import STATE, Session, State, Trial, config_of, save_failure, state_of, trial_dir
 from kmine.training.task import Task
 from kmine.types import ProgressReporter, RoundResult, stopped_by
 
 EXPECTED = (UserError, FloatingPointError, MemoryError)
 """Errors with a sufficient message; of others the traceback is kept."""
-SHARED_ARTIFACTS = ("round_00", "fold_*/round_00", "classifier", "witness/round_00", "witness_fold_*/round_00")
+SHARED_ARTIFACTS = ("round_00", "classifier", "witness/round_00", *FOLD_TRAININGS)
 """Artifacts that trials of one model, fraction and seed share. All are signed: one that does not fit is made again."""
 
 
@@ -48,22 +48,14 @@ class TrialLog:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
-def run_trial(
-    cfg: SweepConfig,
-    trial: Trial,
-    siblings: Iterable[Trial],
-    run: RunFolder,
-    source: Source,
-    progress: ProgressReporter,
-) -> State:
+def run_trial(session: Session, trial: Trial, run: RunFolder, source: Source, progress: ProgressReporter) -> State:
     """Train a trial, or resume it, and record its state in cell.json; returns that state.
 
     Every exception is recorded as a failure of the trial. `KeyboardInterrupt` passes and leaves it unfinished.
 
     Args:
-        cfg: settings of the sweep.
+        session: the command; finished artifacts of the trial's siblings are shared.
         trial: the trial.
-        siblings: trials of the same model, fraction and seed, whose finished artifacts are shared.
         run: its run folder, locked.
         source: the data set.
         progress: receives the progress.
@@ -73,32 +65,25 @@ def run_trial(
     write_json(path, {**asdict(trial), **running})
     (run.root / "error.txt").unlink(missing_ok=True)
     try:
-        row = _train(cfg, trial, siblings, run, source, progress)
+        row = _train(session, trial, run, source, progress)
         ended = time.time()
         write_json(path, {**asdict(trial), **row, "status": "done", "ended": ended, "took": round(ended - began, 1)})
     except Exception as error:
         if not isinstance(error, EXPECTED):
             (run.root / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         has_cure = isinstance(error, UserError | FloatingPointError)
-        save_failure(cfg.out, trial, str(error) if has_cure else f"{type(error).__name__}: {error}")
-    return state_of(cfg.out, trial)
+        save_failure(session.cfg.out, trial, str(error) if has_cure else f"{type(error).__name__}: {error}")
+    return state_of(session.cfg.out, trial)
 
 
-def _train(
-    cfg: SweepConfig,
-    trial: Trial,
-    siblings: Iterable[Trial],
-    run: RunFolder,
-    source: Source,
-    progress: ProgressReporter,
-) -> State:
+def _train(session: Session, trial: Trial, run: RunFolder, source: Source, progress: ProgressReporter) -> State:
     """Train a trial, or resume it; returns the fields of its row in sweep.csv. Arguments: see `run_trial`."""
     forget_peak_memory()
-    loop = config_of(cfg, trial)
+    loop = config_of(session.cfg, trial)
     task = begin_run(loop, source, run, progress, method=trial.method)
     run.update_run(method=trial.method)
-    for other in siblings:
-        link_shared_artifacts(trial_dir(cfg.out, other), run.root)
+    for other in session.siblings(trial):
+        link_shared_artifacts(trial_dir(session.cfg.out, other), run.root)
     truth = open_truth(task, source) if trial.method == ORACLE else None
     with preparing(run):  # adaptation and calibration end before the first round is requested
         rounds = method(trial.method, truth)(task)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,38 +100,62 @@ def save_failure(out: str | Path, trial: Trial, error: str) -> None:
     write_json(trial_dir(out, trial) / STATE, {**asdict(trial), **ended})
 
 
-def claim_next(out: str | Path, trials: Sequence[Trial], since: float) -> tuple[Trial, RunFolder] | None:
+@dataclass(frozen=True)
+class Session:
+    """Trials of one command."""
+
+    cfg: SweepConfig
+    trials: Sequence[Trial]
+    """In the order of training."""
+    table_trials: Sequence[Trial]
+    """All trials of the sweep's folder, in the order of sweep.csv."""
+    since: float
+    """Start of the command, epoch seconds; earlier failures are retried."""
+
+    def states(self) -> dict[Trial, State]:
+        """State of each trial."""
+        return {trial: state_of(self.cfg.out, trial) for trial in self.trials}
+
+    def remaining(self) -> list[Trial]:
+        """Trials that are not finished."""
+        return [trial for trial, state in self.states().items() if not is_finished(state, self.since)]
+
+    def siblings(self, trial: Trial) -> list[Trial]:
+        """Other trials that share round 0 with `trial`."""
+        return [other for other in self.table_trials if other.share_key == trial.share_key and other != trial]
+
+
+def claim_next(session: Session) -> tuple[Trial, RunFolder] | None:
     """Claim the next unfinished trial that no other process has locked; returns it with its locked folder, or None.
 
     Trials whose sibling is training round 0 now come last, as they can share it later.
     """
-    states = {trial: state_of(out, trial) for trial in trials}
-    remaining = [trial for trial in trials if not is_finished(states[trial], since)]
-    running = [trial for trial in remaining if states[trial].get("status") == "running"]
+    out, remaining = session.cfg.out, session.remaining()
     in_round0 = [
-        trial for trial in running if not all((trial_dir(out, trial) / name).exists() for name in ROUND0_FILES)
-    ]
-    blocked = [
         trial
         for trial in remaining
-        if any(trial.share_key == other.share_key and trial != other for other in in_round0)
+        if state_of(out, trial).get("status") == "running"
+        and not all((trial_dir(out, trial) / name).exists() for name in ROUND0_FILES)
     ]
-    for trial in [*(trial for trial in remaining if trial not in blocked), *blocked]:
+
+    def is_blocked(trial: Trial) -> bool:
+        return any(trial.share_key == other.share_key and trial != other for other in in_round0)
+
+    for trial in sorted(remaining, key=is_blocked):
         try:
             run = RunFolder(trial_dir(out, trial))
         except BusyError:
             continue
-        if not is_finished(state_of(out, trial), since):
+        if not is_finished(state_of(out, trial), session.since):
             return trial, run
         run.close()
     return None
 
 
-def record_crash(out: str | Path, trials: Iterable[Trial], pid: int, error: str) -> Trial | None:
+def record_crash(session: Session, pid: int, error: str) -> Trial | None:
     """Record the failure of the trial that the dead process `pid` of this machine was training; returns it, or None."""
-    for trial in trials:
-        state = state_of(out, trial)
+    for trial, state in session.states().items():
         if (state.get("status"), state.get("pid"), state.get("host")) == ("running", pid, platform.node()):
-            save_failure(out, trial, error)
+            save_failure(session.cfg.out, trial, error)
             return trial
     return None

@@ -8,69 +8,46 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
 from kmine import cli
-from kmine.config.sweep import SweepConfig
 from kmine.data.source import Source
 from kmine.errors import UserError
 from kmine.setup.preflight import preflight
 from kmine.sweep.plan import time_left, write_table
-from kmine.sweep.trials import State, Trial, claim_next, config_of, is_finished, record_crash, state_of
+from kmine.sweep.trials import Session, State, Trial, claim_next, config_of, record_crash
 
 POLL_SECONDS = 2.0
 """Interval of polling for trials that run in other processes."""
 
 
-def work(
-    cfg: SweepConfig,
-    trials: Sequence[Trial],
-    table_trials: Sequence[Trial],
-    since: float,
-    terminal: cli.Terminal,
-    source: Source,
-) -> None:
-    """Train the unfinished of `trials` in this process; wait for those that run in other processes.
+def work(session: Session, source: Source | None = None, terminal: cli.Terminal | None = None) -> None:
+    """Train all unfinished trials; wait for those that run in other processes.
 
-    Args:
-        cfg: settings of the sweep.
-        trials: trials of the plan.
-        table_trials: all trials of the table.
-        since: start of the command, epoch seconds; trials that failed later are not retried.
-        terminal: shows progress.
-        source: the data set.
+    `source` is the data set, if it is open. Without a terminal, progress goes to the log.txt of each trial.
     """
-    waiting = False
-    while remaining := [trial for trial in trials if not is_finished(state_of(cfg.out, trial), since)]:
-        claimed = claim_next(cfg.out, trials, since)
+    cfg, waiting = session.cfg, False
+    log = terminal.log if terminal else lambda text: None
+    while remaining := session.remaining():
+        claimed = claim_next(session)
         if claimed is None:
             if not waiting:
-                terminal.log(f"{len(remaining)} trials are running in another process; waiting")
+                log(f"{len(remaining)} trials are running in another process; waiting")
             waiting = True
             time.sleep(POLL_SECONDS)
             continue
-        from kmine.sweep.training import run_trial
+        from kmine.sweep.training import TrialLog, run_trial
 
         waiting, (trial, run) = False, claimed
-        states = {other: state_of(cfg.out, other) for other in trials}
-        terminal.log(
-            f"trial {len(trials) - len(remaining) + 1} of {len(trials)}: {trial}; time left: "
-            f"{time_left(trials, states, since, 1)}"
-        )
-        try:
-            state = run_trial(cfg, trial, siblings(trial, table_trials), run, source, terminal)
-        finally:
-            terminal.stop()
-            run.close()
-        write_table(cfg.out, table_trials)
-        terminal.log(f"{trial}: {outcome(state)}")
-
-
-def siblings(trial: Trial, trials: Sequence[Trial]) -> list[Trial]:
-    """Other trials that share round 0 with `trial`."""
-    return [other for other in trials if other.share_key == trial.share_key and other != trial]
+        done, count = len(session.trials) - len(remaining), len(session.trials)
+        log(f"trial {done + 1} of {count}: {trial}; time left: {time_left(session.states(), session.since, 1)}")
+        with closing(run):
+            source = source or preflight(config_of(cfg, trial))
+            state = run_trial(session, trial, run, source, terminal or TrialLog(run.root / "log.txt"))
+        write_table(cfg.out, session.table_trials)
+        log(f"{trial}: {outcome(state)}")
 
 
 def outcome(state: State) -> str:
@@ -84,15 +61,13 @@ def outcome(state: State) -> str:
 # -- several processes
 
 
-def work_in_processes(
-    cfg: SweepConfig, trials: Sequence[Trial], table_trials: Sequence[Trial], since: float, terminal: cli.Terminal
-) -> None:
+def work_in_processes(session: Session, terminal: cli.Terminal) -> None:
     """`work` in `cfg.processes` workers; a crash fails one trial, and a new worker replaces the crashed one.
 
     Workers are spread over the GPUs unless `device` names one.
     """
-    context = multiprocessing.get_context("spawn")
-    count = min(cfg.processes, len(trials))
+    context, cfg = multiprocessing.get_context("spawn"), session.cfg
+    count = min(cfg.processes, len(session.trials))
     gpus = visible_gpus() if cfg.device in ("auto", "cuda") else []
     workers: dict[Any, str | None] = {}
 
@@ -100,11 +75,11 @@ def work_in_processes(
         gpu = least_used(gpus, list(workers.values()))
         environment = {"OMP_NUM_THREADS": str(max(1, _all_threads() // count))}
         with _environment(environment | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})):
-            worker = context.Process(target=_worker, args=(cfg, list(trials), list(table_trials), since))
+            worker = context.Process(target=_worker, args=(session,))
             worker.start()
         workers[worker] = gpu
 
-    finished: set[Trial] = {trial for trial in trials if is_finished(state_of(cfg.out, trial), since)}
+    remaining = session.remaining()
     try:
         for _ in range(count):
             begin()
@@ -112,9 +87,10 @@ def work_in_processes(
             wait([worker.sentinel for worker in workers], timeout=1)
             for worker in [worker for worker in workers if not worker.is_alive()]:
                 del workers[worker]
-                if worker.exitcode and _crashed(cfg, trials, table_trials, worker):
+                if worker.exitcode:
+                    _record_crash(session, worker)
                     begin()
-            finished = report_finished(cfg, trials, since, terminal, finished, count)
+            remaining = report_finished(session, remaining, count, terminal)
     finally:
         for worker in workers:
             worker.kill()
@@ -122,17 +98,16 @@ def work_in_processes(
             worker.join()
 
 
-def _crashed(cfg: SweepConfig, trials: Sequence[Trial], table_trials: Sequence[Trial], worker: Any) -> bool:
-    """Record the crash of a worker on its trial; returns True: start another worker.
+def _record_crash(session: Session, worker: Any) -> None:
+    """Record the crash of a worker on its trial.
 
     Raises:
         UserError: the worker had no trial yet, so another would crash as well.
     """
-    trial = record_crash(cfg.out, trials, worker.pid, ended_by(worker.exitcode))
-    if trial is None:
-        raise UserError(f"a worker ended before its first trial ({ended_by(worker.exitcode)}); try --processes 1")
-    write_table(cfg.out, table_trials)
-    return True
+    reason = ended_by(worker.exitcode)
+    if record_crash(session, worker.pid, reason) is None:
+        raise UserError(f"a worker ended before its first trial ({reason}); try --processes 1")
+    write_table(session.cfg.out, session.table_trials)
 
 
 def ended_by(exitcode: int) -> str:
@@ -144,43 +119,22 @@ def ended_by(exitcode: int) -> str:
 
 
 def report_finished(
-    cfg: SweepConfig,
-    trials: Sequence[Trial],
-    since: float,
-    terminal: cli.Terminal,
-    finished: set[Trial],
-    processes: int,
-) -> set[Trial]:
-    """Log trials that are finished but not in `finished`; returns all finished ones."""
-    states = {trial: state_of(cfg.out, trial) for trial in trials}
-    ended = {trial for trial in trials if is_finished(states[trial], since)}
-    for trial in trials:
-        if trial in ended - finished:
-            terminal.log(
-                f"{trial}: {outcome(states[trial])}; {len(ended)} of {len(trials)} trials, time left: "
-                f"{time_left(trials, states, since, processes)}"
-            )
-    return ended
+    session: Session, remaining: Sequence[Trial], processes: int, terminal: cli.Terminal
+) -> list[Trial]:
+    """Log which of `remaining` are finished now; returns those that are not."""
+    states, now = session.states(), session.remaining()
+    count = len(session.trials)
+    for trial in (trial for trial in remaining if trial not in now):
+        time_text = time_left(states, session.since, processes)
+        terminal.log(f"{trial}: {outcome(states[trial])}; {count - len(now)} of {count} trials, time left: {time_text}")
+    return now
 
 
-def _worker(cfg: SweepConfig, trials: list[Trial], table_trials: list[Trial], since: float) -> None:
-    """Main function of a worker: train trials until none is left. Its parent handles Ctrl-C; it ends with the
-    parent."""
-    from kmine.sweep.training import TrialLog, run_trial
-
+def _worker(session: Session) -> None:
+    """Main function of a worker. Its parent handles Ctrl-C, and it ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    source = None
-    while remaining := [trial for trial in trials if not is_finished(state_of(cfg.out, trial), since)]:
-        claimed = claim_next(cfg.out, trials, since)
-        if claimed is None:
-            time.sleep(POLL_SECONDS)
-            continue
-        trial, run = claimed
-        source = source or preflight(config_of(cfg, remaining[0]))
-        run_trial(cfg, trial, siblings(trial, table_trials), run, source, TrialLog(run.root / "log.txt"))
-        run.close()
-        write_table(cfg.out, table_trials)
+    work(session)
 
 
 def _die_with_parent() -> None:

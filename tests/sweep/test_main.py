@@ -1,4 +1,4 @@
-"""sweep: equal budgets, nested labels, one test split; nothing twice, and nothing lost."""
+"""`kmine sweep`: equal budgets, one test split, shared round 0, resumed and failed trials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from helpers.sweep_command import (
     MEASURED,
     TINY,
     run_sweep,
-    settings,
     table,
 )
 from PIL import Image
@@ -24,7 +23,6 @@ from kmine.config.sweep import METHODS, SweepConfig
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.errors import UserError
 from kmine.store.run_folder import RunFolder
-from kmine.sweep import __main__ as sweep
 from kmine.sweep import training
 from kmine.sweep.plan import COLUMNS
 
@@ -33,18 +31,18 @@ BOTH = ("--fractions", "0.3", "1", "--seeds", "0", "--methods", "supervised", "m
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory) -> tuple[Path, Path, set[str]]:
-    """A finished sweep, its cache, and the ids of all masks that it opened."""
-    base, asked = tmp_path_factory.mktemp("sweep"), set()
+    """A finished sweep, its cache, and the ids of all masks that it read."""
+    base, read_ids = tmp_path_factory.mktemp("sweep"), set()
     read = SampleCache.mask_resized
 
     def reading(self: SampleCache, sample_id: str):
-        asked.add(sample_id)
+        read_ids.add(sample_id)
         return read(self, sample_id)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SampleCache, "mask_resized", reading)
         assert run_sweep(base / "out", base / "cache", *BOTH) == 0
-    return base / "out", base / "cache", asked
+    return base / "out", base / "cache", read_ids
 
 
 def splits(folder: Path) -> dict[str, set[str]]:
@@ -59,47 +57,35 @@ def run_json(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text())
 
 
-# -- what comes of it
+# -- results
 
 
-def test_every_cell_is_a_row_at_the_same_budget(swept):
+def test_every_trial_is_a_row_with_the_same_number_of_steps(swept):
     rows = table(swept[0])
     assert tuple(rows[0]) == COLUMNS
     assert [(row["method"], row["label_fraction"]) for row in rows] == [
         *(("supervised", "0.3"), ("mining", "0.3"), ("oracle", "0.3"), ("supervised", "1.0"))
     ]
     for row in rows:
-        told = run_json(swept[0] / row["run"])
+        info = run_json(swept[0] / row["run"])
         assert (row["status"], row["error"], row["seed"], row["steps"]) == ("done", "", "0", "7")
-        assert (told["method"], told["stopped_by"], told["steps"]) == (row["method"], "rounds", 7)
+        assert (info["method"], info["stopped_by"], info["steps"]) == (row["method"], "rounds", 7)
         assert 0 <= float(row["val_dice"]) <= 1 and float(row["seconds"]) > 0 and int(row["num_parameters"]) > 1e4
         drawn = splits(swept[0] / row["run"])
         assert int(row["num_labeled"]) == len(drawn["labeled"])
         assert int(row["num_unlabeled"]) == len(drawn.get("unlabeled", ()))
 
 
-def test_labels_are_nested_and_validation_and_test_are_the_same(swept):
+def test_trials_share_validation_and_test_images_and_labels_are_nested(swept):
     few, all_labels = (splits(swept[0] / "cells" / f"unetpp-{n}-0-supervised") for n in ("0.3", "1.0"))
     assert few["labeled"] < all_labels["labeled"]
     assert few["test"] == all_labels["test"] and few["val"] == all_labels["val"]
 
 
-def test_labels_of_every_fraction_are_nested_for_each_seed_and_the_test_split_is_one(swept, tmp_path):
-    from kmine.sweep.plan import _preflight_all, _splits
-
-    cfg = settings(tmp_path, swept[1], "--fractions", "0.1", "0.25", "0.5", "1", "--seeds", "0", "1", "2")
-    drawn = dict(_splits(cfg, _preflight_all(cfg)))
-    for seed in (0, 1, 2):
-        labeled = [set(drawn[fraction, seed].labeled) for fraction in (0.1, 0.25, 0.5, 1.0)]
-        assert labeled[0] < labeled[1] < labeled[2] < labeled[3]
-    assert drawn[0.25, 0].labeled != drawn[0.25, 1].labeled
-    assert len({(split.val, split.test) for split in drawn.values()}) == 1
-
-
-def test_the_test_split_is_not_opened_and_only_the_oracle_sees_unlabeled_masks(swept, tmp_path, monkeypatch):
-    out, cache, asked = swept
+def test_no_trial_reads_test_masks_and_only_the_oracle_reads_unlabeled_ones(swept, tmp_path, monkeypatch):
+    out, cache, read_ids = swept
     drawn = splits(out / "cells" / "unetpp-0.3-0-oracle")
-    assert asked == drawn["labeled"] | drawn["val"] | drawn["unlabeled"]
+    assert read_ids == drawn["labeled"] | drawn["val"] | drawn["unlabeled"]
     assert not [path for path in out.glob("cells/*/run.json") if "test_opened" in path.read_text()]
     seen = set()
     read = SampleCache.mask_resized
@@ -108,7 +94,7 @@ def test_the_test_split_is_not_opened_and_only_the_oracle_sees_unlabeled_masks(s
     assert seen == drawn["labeled"] | drawn["val"]
 
 
-def test_compare_takes_it_to_the_test_split(swept, tmp_path, capsys):
+def test_compare_evaluates_a_sweep_on_the_test_split(swept, tmp_path, capsys):
     folder = shutil.copytree(swept[0], tmp_path / "copy")
     assert compare.main([str(folder)]) == 0
     shown = capsys.readouterr().out
@@ -117,7 +103,7 @@ def test_compare_takes_it_to_the_test_split(swept, tmp_path, capsys):
     )
 
 
-# -- nothing twice
+# -- resumed
 
 
 def test_the_same_command_again_trains_nothing(swept, monkeypatch, capsys):
@@ -128,14 +114,14 @@ def test_the_same_command_again_trains_nothing(swept, monkeypatch, capsys):
     assert "4 trials, 4 of them done; 2 skipped" in capsys.readouterr().err
 
 
-def test_cells_of_one_kin_share_round_0_and_nothing_is_changed_by_it(swept, tmp_path, monkeypatch):
+def test_siblings_share_round_0_and_results_are_those_without_sharing(swept, tmp_path, monkeypatch):
     names = [swept[0] / "cells" / f"unetpp-0.3-0-{m}" / "round_00" / "model.safetensors" for m in METHODS.names()]
     assert len({name.stat().st_ino for name in names if name.exists()}) == 1
-    monkeypatch.setattr(training, "link_shared_artifacts", lambda lender, root: None)
-    assert run_sweep(tmp_path / "alone", swept[1], *BOTH) == 0
-    assert table(tmp_path / "alone", MEASURED) == table(swept[0], MEASURED)
+    monkeypatch.setattr(training, "link_shared_artifacts", lambda source, target: None)
+    assert run_sweep(tmp_path / "unshared", swept[1], *BOTH) == 0
+    assert table(tmp_path / "unshared", MEASURED) == table(swept[0], MEASURED)
     for name in swept[0].glob("cells/*/*/round_01/*.safetensors"):
-        other = tmp_path / "alone" / name.relative_to(swept[0])
+        other = tmp_path / "unshared" / name.relative_to(swept[0])
         assert weights(name) == weights(other)
 
 
@@ -145,32 +131,17 @@ def weights(path: Path) -> bytes:
     return data[8 + int.from_bytes(data[:8], "little") :]
 
 
-def test_what_is_borrowed_is_not_written_into_and_what_stands_there_stays(tmp_path):
-    for name in ("round_00/model.safetensors", "round_00/fit_state.safetensors", "round_00/.x.kmine-tmp", "round_01/a"):
-        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "a" / name).write_text("a")
-    (tmp_path / "a" / "fold_1" / "round_00").mkdir(parents=True)
-    (tmp_path / "a" / "fold_1" / "round_00" / "metrics.json").write_text("a")
-    (tmp_path / "b" / "round_00").mkdir(parents=True)
-    (tmp_path / "b" / "round_00" / "model.safetensors").write_text("b")
-    training.link_shared_artifacts(tmp_path / "a", tmp_path / "b")
-    found = {
-        p.relative_to(tmp_path / "b").as_posix(): p.read_text() for p in (tmp_path / "b").rglob("*") if p.is_file()
-    }
-    assert found == {"round_00/model.safetensors": "b", "fold_1/round_00/metrics.json": "a"}
-
-
-def test_more_cells_may_come_and_rows_of_earlier_ones_stay(swept, tmp_path):
+def test_added_trials_leave_earlier_rows_unchanged(swept, tmp_path):
     folder = Path(shutil.copytree(swept[0], tmp_path / "more"))
     assert run_sweep(folder, swept[1], "--fractions", "0.3", "--seeds", "0", "--methods", "mean_teacher") == 0
     assert table(folder)[:4] == table(swept[0])
     assert [row["method"] for row in table(folder)[4:]] == ["mean_teacher"]
 
 
-# -- what goes wrong in a cell, and what is wrong for all
+# -- failures
 
 
-def test_a_sweep_goes_on_with_data_that_were_copied_elsewhere(tmp_path, capsys):
+def test_a_sweep_resumes_with_copied_data_and_refuses_changed_ones(tmp_path, capsys):
     write_pictures(tmp_path / "here", 24)
 
     def go_on(name: str, *seeds: str) -> int:
@@ -185,7 +156,7 @@ def test_a_sweep_goes_on_with_data_that_were_copied_elsewhere(tmp_path, capsys):
     assert go_on("there", "0", "1") == 0
     assert table(tmp_path / "sweep")[0] == first and len(table(tmp_path / "sweep")) == 2
     moved = ("--data_root", str(tmp_path / "there"))
-    assert compare.main([str(tmp_path / "sweep"), *moved]) == 0, "cells of both times go into one table"
+    assert compare.main([str(tmp_path / "sweep"), *moved]) == 0, "trials before and after the move are compared"
     for mask in (tmp_path / "there" / "masks").iterdir():
         Image.fromarray(np.zeros((32, 32), np.uint8)).save(mask)
     capsys.readouterr()
@@ -193,7 +164,7 @@ def test_a_sweep_goes_on_with_data_that_were_copied_elsewhere(tmp_path, capsys):
     assert "the data are not those this sweep began with" in capsys.readouterr().err
 
 
-def test_a_failed_cell_is_a_row_and_the_next_command_tries_it_again(swept, tmp_path, monkeypatch, capsys):
+def test_a_failed_trial_is_a_row_and_the_next_command_retries_it(swept, tmp_path, monkeypatch, capsys):
     folder, which = Path(shutil.copytree(swept[0], tmp_path / "failing")), ("--fractions", "0.3", "--seeds", "0")
     words = (*which, "--methods", "fixmatch", "mean_teacher", "self_training", "supervised")
 
@@ -204,19 +175,19 @@ def test_a_failed_cell_is_a_row_and_the_next_command_tries_it_again(swept, tmp_p
         return method
 
     with monkeypatch.context() as patch:
-        patch.setitem(METHODS._builtin, "fixmatch", fails(UserError("a\nmistake")))
+        patch.setitem(METHODS._builtin, "fixmatch", fails(UserError("two\nlines")))
         patch.setitem(METHODS._builtin, "mean_teacher", fails(MemoryError("none left")))
         patch.setitem(METHODS._builtin, "self_training", fails(RuntimeError("a bug")))
         assert run_sweep(folder, swept[1], *words) == 1
     rows = {row["method"]: row for row in table(folder)[4:]}
     assert {name: (row["status"], row["error"]) for name, row in rows.items()} == {
-        "fixmatch": ("failed", "a mistake"),
+        "fixmatch": ("failed", "two lines"),
         "mean_teacher": ("failed", "MemoryError: none left"),
         "self_training": ("failed", "RuntimeError: a bug"),
     }
     assert rows["fixmatch"]["val_dice"] == rows["fixmatch"]["steps"] == ""
     assert {path.parent.name for path in folder.glob("cells/*/error.txt")} == {"unetpp-0.3-0-self_training"}
-    assert "failed: fixmatch, unetpp, 0.3 of the labels, seed 0: a mistake\n" in capsys.readouterr().err
+    assert "failed: fixmatch, unetpp, 0.3 of the labels, seed 0: two lines\n" in capsys.readouterr().err
     assert compare.main([str(folder), "--out", str(tmp_path / "table")]) == 0
     assert "3 of 7 trials" in capsys.readouterr().out
     assert run_sweep(folder, swept[1], *words) == 0
@@ -224,7 +195,7 @@ def test_a_failed_cell_is_a_row_and_the_next_command_tries_it_again(swept, tmp_p
     assert not list(folder.glob("cells/*/error.txt"))
 
 
-def test_ctrl_c_leaves_the_table_whole(swept, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_leaves_a_complete_table(swept, tmp_path, monkeypatch, capsys):
     words = ("--fractions", "0.3", "--seeds", "0", "--methods", "supervised", "fixmatch")
 
     def interrupted(task):
@@ -240,7 +211,7 @@ def test_ctrl_c_leaves_the_table_whole(swept, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--fit.steps", "5"], "holds a sweep with fit.steps = 4, this command has 5"),
         (["--data.num_samples", "30"], "holds a sweep with data.num_samples = 24"),
@@ -266,8 +237,10 @@ def test_ctrl_c_leaves_the_table_whole(swept, tmp_path, monkeypatch, capsys):
         (["--set", "mining.segmenter.name=sam_vit_b", "--offline", "true"], "the weights of sam_vit_b are missing"),
     ],
 )
-def test_what_is_wrong_for_all_cells_is_one_line_before_any_is_begun(swept, tmp_path, monkeypatch, capsys, words, said):
-    monkeypatch.setenv("KMINE_CACHE", str(tmp_path))  # no weights there, whoever runs this
+def test_settings_that_fail_every_trial_are_refused_before_the_first(
+    swept, tmp_path, monkeypatch, capsys, words, message
+):
+    monkeypatch.setenv("KMINE_CACHE", str(tmp_path))  # a cache without weights
     before = {path: path.stat().st_mtime_ns for path in swept[0].rglob("*.json")}
     usual = {"--fractions": ["0.3"], "--seeds": ["0"], "--methods": ["supervised", "mining"]}
     others = [word for flag, values in usual.items() if flag not in words for word in (flag, *values)]
@@ -276,17 +249,17 @@ def test_what_is_wrong_for_all_cells_is_one_line_before_any_is_begun(swept, tmp_
     except SystemExit as stop:
         code = stop.code
     err = capsys.readouterr().err
-    assert code == 2 and err.startswith("kmine sweep: error: ") and said in err and err.count("\n") == 1
+    assert code == 2 and err.startswith("kmine sweep: error: ") and message in err and err.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in swept[0].rglob("*.json")} == before
 
 
-def test_the_folder_of_a_loop_is_refused(swept, tmp_path, capsys):
+def test_the_folder_of_a_run_is_refused(swept, tmp_path, capsys):
     run_loop(TINY, tmp_path / "run", swept[1], rounds=0)
     assert run_sweep(tmp_path / "run", swept[1], "--fractions", "0.3") == 2
     assert "holds a run of kmine.loop" in capsys.readouterr().err
 
 
-def test_a_dry_run_says_the_plan_and_writes_nothing(swept, tmp_path, capsys):
+def test_a_dry_run_prints_the_plan_and_writes_nothing(swept, tmp_path, capsys):
     assert run_sweep(tmp_path / "out", swept[1], *BOTH, "--dry_run") == 0
     err = capsys.readouterr().err
     assert "4 trials, 0 of them done; 2 skipped" in err and "not known yet" in err
@@ -298,11 +271,5 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(swept, tmp_path, capsys):
 # -- settings
 
 
-def test_every_setting_is_explained():
+def test_every_setting_has_a_help_text():
     assert {name for name, text in documented("SweepConfig").items() if text} >= SweepConfig.__annotations__.keys()
-
-
-def test_help_is_there(capsys):
-    with pytest.raises(SystemExit) as stop:
-        sweep.main(["--help"])
-    assert stop.value.code == 0 and "--fractions" in capsys.readouterr().out
