@@ -130,7 +130,7 @@ def test_unreadable_files_are_listed_and_the_code_says_so(run, tmp_path, capsys)
     rows = table(tmp_path / "out")
     assert rows["bad.png"]["error"].startswith("expected an image") and rows["good.png"]["error"] == ""
     said = capsys.readouterr().err
-    assert "1 predicted, 1 unreadable" in said and "1 files of other kinds left alone" in said
+    assert "1 predicted, 1 unreadable" in said and "1 files of other kinds skipped" in said
     (tmp_path / "in" / "good.png").unlink()
     assert main(run, tmp_path / "in", "--out", tmp_path / "other") == 2
     assert "none of 1 images could be read" in capsys.readouterr().err
@@ -252,7 +252,7 @@ def test_a_calibrated_run_estimates_the_dice_of_each_object(judged, tmp_path, tt
     assert int(row["num_objects"]) == len(parts) and float(row["estimated_dice"]) == pytest.approx(mean, abs=1e-4)
     assert "41 objects of labeled images" in json.loads((out / "classes.json").read_text())["estimated_dice"]
     card = (out / "model_card.md").read_text()
-    assert "rank correlation with true Dice 0.62" in card and "knew fewer labels" in card
+    assert "rank correlation with true Dice 0.62" in card and "fewer labels than the final model" in card
 
 
 def test_where_nothing_estimates_it_is_said_why(run, judged, tmp_path, capsys):
