@@ -64,7 +64,7 @@ class Published:
         return self.url.rsplit("/", 1)[-1]
 
 
-# Data sets are imported when asked for: `--help` needs none of them.
+# Modules of data sets are imported on use: `--help` needs none of them.
 
 
 def _kvasir_seg() -> Published:
@@ -175,7 +175,7 @@ def _check_user_archive(archive: Path, published: Published | None) -> str:
         actual = sha256_of(archive)
     if published is not None and actual != published.sha256:
         raise UserError(
-            f"--archive {archive}: expected {published.filename} as published, SHA-256 {published.sha256}, got {actual}; "
+            f"--archive {archive}: expected {published.filename} of SHA-256 {published.sha256}, got {actual}; "
             f"download it again from {published.url}; if it is packed anew on purpose, unpack it yourself and name the "
             "folder with --data.root"
         )

@@ -8,6 +8,7 @@ Arrays are (row, column); boxes and points are (x, y) in pixels, where pixel (ro
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -15,8 +16,6 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from kmine.io.files import none_to_nan
 
 SLICE_ID = re.compile(r"(.+)/slice-(\d{4,255})", re.DOTALL)
 """Sample id of a slice: name of the volume, number of the slice; see `slice_id`."""
@@ -339,6 +338,15 @@ class RoundResult:
 
         value = none_to_nan({k: v for k, v in saved.items() if k != "signature"})
         return cls(**value | {name: metrics(value[name]) for name in ("metrics", "final_metrics")})
+
+
+def none_to_nan(value: Any) -> Any:
+    """Copy of a nested value with NaN in place of None: inverse of `nan_to_none` where only numbers are None."""
+    if isinstance(value, Mapping):
+        return {k: none_to_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [none_to_nan(v) for v in value]
+    return math.nan if value is None else value
 
 
 def stopped_by(mined: Sequence[RoundResult], rounds: int) -> str:

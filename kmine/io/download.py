@@ -136,7 +136,7 @@ def _continue(url: str, part: Path, progress: Progress) -> None:
             offset = 0  # A server that does not know Range sends the whole file.
         elif _first_byte(response, offset) != offset:
             part.write_bytes(b"")  # Asked from the start, it cannot send a wrong part again.
-            raise requests.ConnectionError("the server sent another part of the file than it was asked for")
+            raise requests.ConnectionError("the server sent another part of the file than the requested one")
         length = response.headers.get("Content-Length", "")
         total = offset + int(length) if length.isdecimal() else None
         if total is not None:

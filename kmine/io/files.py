@@ -96,15 +96,6 @@ def nan_to_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def none_to_nan(value: Any) -> Any:
-    """Copy of a nested value with NaN in place of None: the inverse of `nan_to_none` where only numbers are None."""
-    if isinstance(value, Mapping):
-        return {k: none_to_nan(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [none_to_nan(v) for v in value]
-    return math.nan if value is None else value
-
-
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON atomically; NaN becomes null."""
     write_atomic(path, json.dumps(nan_to_none(value), indent=1, allow_nan=False).encode())

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.io.files import none_to_nan
-from kmine.types import EVIDENCE_COLUMNS, Evidence
+from kmine.types import EVIDENCE_COLUMNS, Evidence, none_to_nan
 
 FEATURES = EVIDENCE_COLUMNS
 

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.io.files import none_to_nan
-from kmine.types import IGNORE_INDEX, CaseMetrics, Metrics
+from kmine.types import IGNORE_INDEX, CaseMetrics, Metrics, none_to_nan
 
 Bool = NDArray[np.bool_]
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kmine.io.files import none_to_nan
 from kmine.report.inputs import Calibrated, RoundRow
 from kmine.report.table import has_baseline
-from kmine.types import REASONS
+from kmine.types import REASONS, none_to_nan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

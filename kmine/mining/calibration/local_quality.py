@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kmine.config import PromptsConfig
-from kmine.io.files import none_to_nan
 from kmine.mining.gate import collect_evidence
 from kmine.mining.prompts import prompts_from_probs
 from kmine.ops.calibrator import Calibrator, feature_rows
 from kmine.segmenters.base import Embedding
 from kmine.segmenters.identity import IdentitySegmenter
-from kmine.types import Evidence, Probs, Prompts
+from kmine.types import Evidence, Probs, Prompts, none_to_nan
 
 PROMPT_SETTINGS = ("box", "points", "min_area_px", "min_area_fraction", "box_margin")
 """Settings of the prompts that affect the evidence when there is no segmenter."""
