@@ -1,2 +1,4 @@
-"""`kmine predict`: a trained local model applied to new images, exported, described. Nothing here imports torch before
-a run's own network is opened, so an ONNX file is predicted from without it."""
+"""`kmine predict`: a trained local model applied to new images, exported, described.
+
+torch is imported only when the network of a run is loaded: predicting from an ONNX file works without it.
+"""

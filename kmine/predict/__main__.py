@@ -1,4 +1,4 @@
-"""`python -m kmine.predict RUN INPUT...`: masks of new images, by the local model of a run."""
+"""`python -m kmine.predict RUN INPUT...`: masks of new images by the local model of a run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from kmine.predict.network import Network
 
 DESCRIPTION = """Predict masks of new images with the local model of a run (its adopted round, the checkpoint chosen on
-validation), or with a model that was exported. RUN_INPUTS: first the run folder or FILE.onnx, then images (PNG, JPEG,
-TIFF, DICOM), volumes (NIfTI), DICOM series (their folders), and folders of all these. The same command goes on where it
-stopped. Exit code 1: some could not be read. Not a medical device."""
+validation), or with an exported model. RUN_INPUTS: first the run folder or FILE.onnx, then images (PNG, JPEG, TIFF,
+DICOM), volumes (NIfTI), DICOM series (their folders), and folders of all these. The same command resumes an interrupted
+one. Exit code 1: some files are unreadable. Not a medical device."""
 
 CARD = "model_card.md"
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_predict(cfg: PredictConfig) -> int:
-    """Open the model, then export it, write its card, predict masks."""
+    """Open the model; write the requested export, card and masks. Returns the exit code."""
     terminal = cli.Terminal()
     first, *words = cfg.run_inputs
     path = Path(first).expanduser()
@@ -46,8 +46,8 @@ def run_predict(cfg: PredictConfig) -> int:
         )
     is_exported = path.suffix.lower() == ".onnx" and not path.is_dir()
     if is_exported and (cfg.export or cfg.round is not None or cfg.checkpoint != "best"):
-        raise UserError(f"{first}: --export, --round and --checkpoint want a run folder, got an exported model")
-    # What can be refused without the network comes before it is loaded.
+        raise UserError(f"{first}: --export, --round and --checkpoint need a run folder, got an exported model")
+    # Inputs are checked before the network is loaded, which takes seconds.
     run_model = None if is_exported else open_run_model(path, cfg.round, cfg.checkpoint)
     inputs = find_inputs(words, Path(cfg.out))
     if words and not inputs.readable and not inputs.unreadable:
@@ -67,7 +67,7 @@ def run_predict(cfg: PredictConfig) -> int:
 
 
 def _network_of_run(run_model: RunModel, cfg: PredictConfig, terminal: cli.Terminal) -> tuple[ModelMetadata, Network]:
-    """The network of a run; the export and its card are written here."""
+    """The network of a run; writes the export and its card."""
     metadata = run_model.metadata
     if cfg.card or cfg.export:
         from kmine.predict.card import model_card

@@ -1,8 +1,7 @@
-"""What the model card says, gathered from a run folder; `kmine.report.card` writes it down."""
+"""Content of the model card, collected from a run folder; `kmine.report.card` renders it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,25 @@ import numpy as np
 
 from kmine import __version__
 from kmine.config.sweep import MINING
-from kmine.mining.calibration import local_quality as alone
-from kmine.ops.metrics import summarise
+from kmine.io.files import read_json
+from kmine.mining.calibration.local_quality import local_quality_summary
+from kmine.mining.calibration.step import calibration_summary
+from kmine.ops.metrics import metrics_from_json
 from kmine.ops.statistics import paired_difference
 from kmine.predict.run_model import RunModel
 from kmine.report.card import Card, Figures, render_card
-from kmine.types import ROUND_0, SPLIT_NAMES, CaseMetrics, Metrics
-
-NAN = float("nan")
+from kmine.store.run_folder import RunFolder
+from kmine.types import ROUND_0, SPLIT_NAMES
 
 
 def model_card(run_model: RunModel) -> str:
-    """Markdown. Test figures only where `kmine.compare` has opened the test split.
+    """The card as Markdown; figures on the test split only if `kmine.compare` has opened it.
 
-    The run's command is not in it: it holds paths, and cards are passed on.
+    It omits the run's command, which contains paths: cards are published.
     """
     run, cfg, metadata = run_model.run, run_model.cfg, run_model.metadata
-    splits = _splits(run_model.root)
-    counts = [(name, n) for name in SPLIT_NAMES if (n := sum(split == name for _, split in splits.values()))]
+    splits = RunFolder(run_model.root, follows=True).read_csv("splits.csv") or []
+    counts = [(name, n) for name in SPLIT_NAMES if (n := sum(row["split"] == name for row in splits))]
     model = cfg.model.split()[0]
     weights_source = {None: "random weights", "none": "random weights", "hub": "ImageNet weights"}
     return render_card(
@@ -47,10 +47,10 @@ def model_card(run_model: RunModel) -> str:
             round_idx=metadata.round_idx,
             checkpoint=metadata.checkpoint,
             seed=cfg.seed,
-            figures=list(_figures(run_model, {name: group for name, (group, _) in splits.items()})),
+            figures=list(_figures(run_model, {row["sample_id"]: row["group_id"] for row in splits})),
             guarantee=_guarantee(run_model.root).rstrip("."),
             estimates=_capitalised(
-                alone.local_quality_summary(metadata.alone) if metadata.alone else metadata.no_estimate
+                local_quality_summary(metadata.local_quality) if metadata.local_quality else metadata.no_estimate
             ),
             signatures=_signatures(run, metadata.signature),
             versions=[("kmine", __version__), *((k, v) for k, v in run.get("versions", {}).items() if k != "kmine")],
@@ -80,10 +80,10 @@ def _signatures(run: Mapping[str, Any], signature: str) -> list[tuple[str, str]]
 
 def _figures(run_model: RunModel, groups: Mapping[str, str]) -> Iterator[Figures]:
     which = "metrics" if run_model.metadata.checkpoint == "best" else "final_metrics"
-    saved = _read(run_model.weights.parent / "metrics.json")
+    saved = read_json(run_model.weights.parent / "metrics.json") or {}
     if which in saved:
         yield _row("validation", saved[which], groups)
-    methods = _read(run_model.root / "test_metrics.json").get("arms", {})
+    methods = (read_json(run_model.root / "test_metrics.json") or {}).get("arms", {})
     if run_model.metadata.round_idx == run_model.run.get("adopted_round"):
         method = run_model.run.get("method", MINING)
     else:
@@ -94,44 +94,20 @@ def _figures(run_model: RunModel, groups: Mapping[str, str]) -> Iterator[Figures
 
 
 def _row(split: str, saved: Mapping[str, Any], groups: Mapping[str, str]) -> Figures:
-    cases = [CaseMetrics(**{k: NAN if v is None else v for k, v in case.items()}) for case in saved["cases"]]
-    metrics: Metrics = summarise(cases)
-    dice = np.array([[case.dice for case in cases]], float)
-    low = high = NAN
+    metrics = metrics_from_json(saved)
+    dice = np.array([[case.dice for case in metrics.cases]], float)
+    low = high = float("nan")
     if np.isfinite(dice).any():
-        of_each = [groups.get(case.sample_id, case.sample_id) for case in cases]
-        spread = paired_difference(np.zeros_like(dice), dice, seed=0, groups=of_each, num_flips=0)
+        group_of_case = [groups.get(case.sample_id, case.sample_id) for case in metrics.cases]
+        spread = paired_difference(np.zeros_like(dice), dice, seed=0, groups=group_of_case, num_flips=0)
         low, high = max(0.0, spread.low), min(1.0, spread.high)
-    return Figures(split, len(cases), metrics.dice, low, high, metrics.iou, metrics.hd95, metrics.num_missed)
+    return Figures(split, len(metrics.cases), metrics.dice, low, high, metrics.iou, metrics.hd95, metrics.num_missed)
 
 
 def _guarantee(root: Path) -> str:
-    saved = _read(root / "calibration" / "calibration.json")
-    if not saved:
-        return "Nothing: the run has no calibrated gate."
-    from kmine.mining.calibration.step import calibration_summary
-
-    return _capitalised(calibration_summary(saved))
+    saved = read_json(root / "calibration" / "calibration.json")
+    return _capitalised(calibration_summary(saved)) if saved else "None: the run has no calibrated gate."
 
 
 def _capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _splits(root: Path) -> dict[str, tuple[str, str]]:
-    """Sample id -> group, split."""
-    import csv
-
-    path = root / "splits.csv"
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row["sample_id"]: (row["group_id"], row["split"]) for row in csv.DictReader(file)}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

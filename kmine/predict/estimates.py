@@ -1,6 +1,6 @@
-"""Estimated Dice of predictions, by the run's calibration of the local model's own masks.
+"""Estimated Dice of predictions, by the run's calibration of masks without a segmenter.
 
-Letters: K classes, S the side of the square.
+Letters: K classes, S the side of the square, H and W of the native frame.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kmine.predict.metadata import ModelMetadata
 from kmine.types import Probs
 
 OBJECT_COLUMNS = ("file", "slice", "class", "px", "x0", "y0", "x1", "y1", "estimated_dice")
-"""Of objects.csv."""
+"""Columns of objects.csv."""
 
 
 class ObjectEstimate(NamedTuple):
@@ -30,13 +30,13 @@ class ObjectEstimate(NamedTuple):
     area: int
     """Pixels."""
     box: tuple[int, int, int, int]
-    """XYXY, ends inclusive."""
+    """XYXY pixels, ends inclusive."""
     estimate: float
-    """Of its Dice, in [0, 1]."""
+    """Estimated Dice in [0, 1]."""
 
 
-def estimator_of_run(root: Path) -> tuple[Mapping[str, Any] | None, str]:
-    """What calibration.json has under `alone`, and where it has nothing, why."""
+def local_quality_of_run(root: Path) -> tuple[Mapping[str, Any] | None, str]:
+    """`alone` of calibration.json, and the reason if there is none."""
     path = root / "calibration" / "calibration.json"
     try:
         saved = json.loads(path.read_text("utf-8"))
@@ -45,22 +45,25 @@ def estimator_of_run(root: Path) -> tuple[Mapping[str, Any] | None, str]:
     except ValueError:
         saved = None
     if not isinstance(saved, dict):
-        return None, f"{path.name} is damaged, so no Dice can be estimated; the loop's command makes it anew"
+        return None, f"{path.name} is damaged, so no Dice can be estimated; run the loop's command again to restore it"
     if "alone" not in saved:
-        return None, "the run is older than estimates without a segmenter; the loop's command, once more, adds them"
+        return None, "the run is older than estimates without a segmenter; run the loop's command again to add them"
     if not saved["alone"]:
-        return None, "too few labeled objects were found to learn an estimate of Dice from"
+        return None, "too few labeled objects were found to fit an estimator of Dice"
     return saved["alone"], ""
 
 
 def load_estimator(metadata: ModelMetadata, tta: str) -> tuple[LocalQualityEstimator | None, str]:
-    """What estimates Dice of predictions made with `tta`, and where nothing does, why.
+    """The estimator of Dice for predictions with `tta`, and the reason if there is none.
 
-    Flips change how sure a model seems, so what was learnt with other flips is not used.
+    Flips change the confidence of a model, so an estimator fitted with other flips is not used.
     """
-    if metadata.alone is None:
-        return None, metadata.no_estimate or "this model was exported without what estimates Dice; export the run again"
-    estimator = LocalQualityEstimator.from_json(metadata.alone)
+    if metadata.local_quality is None:
+        return (
+            None,
+            metadata.no_estimate or "this model was exported without an estimator of Dice; export the run again",
+        )
+    estimator = LocalQualityEstimator.from_json(metadata.local_quality)
     if tta not in estimator.calibrators:
         return None, f"Dice can be estimated with --tta {' or '.join(estimator.calibrators)}, not with {tta}"
     return estimator, ""
@@ -73,14 +76,14 @@ def estimate_objects(
     std: NDArray[np.float32] | None,
     mask: NDArray[np.uint8],
 ) -> list[ObjectEstimate]:
-    """The objects of an image or slice, by class, largest first; those too small for prompts are left out.
+    """The objects of an image or slice, by class, largest first; those too small for prompts are excluded.
 
     Args:
-        estimator: as `load_estimator` gives it for `tta`.
-        tta: how it was predicted.
+        estimator: from `load_estimator` with the same `tta`.
+        tta: test-time augmentation of the prediction.
         probs: (K, S, S).
-        std: (1, S, S), deviation of the foreground's over flips; None without flips.
-        mask: (H, W), what is written: without an object nothing else is looked at.
+        std: (1, S, S) standard deviation of the foreground probability over flips; None without flips.
+        mask: (H, W) class ids of the prediction; without foreground the result is empty.
     """
     if not mask.any():
         return []
@@ -95,7 +98,7 @@ def estimate_objects(
 
 
 def image_estimate(objects: Sequence[ObjectEstimate]) -> float | None:
-    """Mean of the estimates by area, of all objects of an image or volume; None without any."""
+    """Mean of the objects' estimates, weighted by area; None without objects."""
     if not objects:
         return None
     return float(np.average([obj.estimate for obj in objects], weights=[obj.area for obj in objects]))
@@ -104,7 +107,7 @@ def image_estimate(objects: Sequence[ObjectEstimate]) -> float | None:
 def object_rows(
     objects: Sequence[tuple[int | str, ObjectEstimate]], class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Rows of objects.csv, but for the name of the file; objects come with the number of their slice."""
+    """Rows of objects.csv without the column `file`, from pairs of slice number and object."""
     return [
         {
             "slice": number,

@@ -1,9 +1,8 @@
-"""Prediction of files into a folder of masks and tables; the same call goes on where it stopped."""
+"""Prediction of files into a folder of masks and tables; a repeated call resumes."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,8 @@ from kmine.predict.metadata import ModelMetadata, colours
 from kmine.predict.network import Network
 from kmine.predict.outputs import prediction_columns
 from kmine.predict.reader import file_stamps
-from kmine.predict.stream import PredictJob, PredictResult, predict_stream
+from kmine.predict.stream import PredictJob, predict_stream
+from kmine.setup.device import require_device_name
 from kmine.types import ProgressReporter
 
 VERSION = 3
@@ -35,18 +35,18 @@ class PredictConfig:
     run_inputs: list[str] = field(default_factory=list)
     """The run folder, or a model exported as FILE.onnx; then images, volumes and folders."""
     out: str = "predictions"
-    """Folder for masks/, predictions.csv, objects.csv, classes.json and, on request, probs/ and overlays/."""
+    """Folder for masks/, predictions.csv, objects.csv, classes.json and, with their flags, probs/ and overlays/."""
     round: int | None = None
-    """Which round of the run; default: the one it adopted last."""
+    """Round of the run; default: the last adopted one."""
     checkpoint: Literal["best", "final"] = "best"
     """best: chosen on validation; final: of the round's last step."""
     tta: Literal["none", "hflip", "flips"] = "none"
-    """Average over the mirror image (hflip), or all four flips (flips): slower by 2 and 4. Dice is estimated
-    with none and with the run's infer.tta alone."""
+    """Average over the mirror image (hflip), or all four flips (flips): slower by 2 and 4. Dice is estimated only
+    with none and with the run's infer.tta."""
     probs: bool = False
     """Also write probabilities of all classes: (K, H, W) float16 as .npz, of volumes (X, Y, Z, K) float32 as .nii."""
     overlay: bool = False
-    """Also draw each mask over its image, as JPEG; of a volume the slice that shows most of it."""
+    """Also draw each mask over its image, as JPEG; of a volume the slice with the largest mask."""
     window: tuple[float, float] | None = None
     """Stored values shown as black and as white, as in [-160, 240]; default: those of the run's data.window."""
     batch_size: int | None = None
@@ -54,9 +54,9 @@ class PredictConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     export: str | None = None
-    """Also write the model as this file, FILE.onnx, with all it takes to predict from it without PyTorch."""
+    """Also write the model to this file, FILE.onnx, which predicts without PyTorch; its model card lies beside it."""
     card: bool = False
-    """Also write the model card, model_card.md, into the folder of outputs; beside an export there always is one."""
+    """Also write the model card, model_card.md, into the folder of outputs."""
 
     def __post_init__(self) -> None:
         if self.round is not None and self.round < 0:
@@ -67,8 +67,7 @@ class PredictConfig:
             raise UserError(f"window: expected two rising numbers, got {list(self.window)}")
         if self.export is not None and Path(self.export).suffix.lower() != ".onnx":
             raise UserError(f"export: expected a name that ends in .onnx, got {self.export!r}")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {self.device!r}")
+        require_device_name(self.device)
 
 
 class PredictedFiles(NamedTuple):
@@ -83,8 +82,7 @@ class PredictedFiles(NamedTuple):
 def predict_files(
     cfg: PredictConfig, metadata: ModelMetadata, network: Network, inputs: Inputs, progress: ProgressReporter
 ) -> PredictedFiles:
-    """Write masks, predictions.csv, objects.csv and classes.json into `cfg.out`; finished inputs are not predicted
-    again.
+    """Write masks, predictions.csv, objects.csv and classes.json into `cfg.out`; skip finished inputs.
 
     Raises:
         UserError: none of the inputs is readable, or `cfg.out` cannot be written or holds other files.
@@ -94,15 +92,9 @@ def predict_files(
     estimator, no_estimate_reason = load_estimator(metadata, cfg.tta)
     batch_size = cfg.batch_size or metadata.batch_size
     job = PredictJob(network, metadata, out, window, cfg.tta, batch_size, cfg.probs, cfg.overlay, estimator)
-    made_from = (
-        metadata.signature,
-        window,
-        cfg.tta,
-        cfg.probs,
-        cfg.overlay,
-        estimator.to_json() if estimator else None,
-    )
-    signatures = {item.name: sign(VERSION, *made_from, file_stamps(item)) for item in inputs.readable}
+    estimator_json = estimator.to_json() if estimator else None
+    settings = (metadata.signature, window, cfg.tta, cfg.probs, cfg.overlay, estimator_json)
+    signatures = {item.name: sign(VERSION, *settings, file_stamps(item)) for item in inputs.readable}
     output_log = OutputLog(out)
     try:
         output_log.refuse_foreign(name for item in inputs.readable for name in job.names(item).values())
@@ -141,13 +133,13 @@ def _predict_pending(
     rows: dict[str, Row],
     progress: ProgressReporter,
 ) -> list[str]:
-    """Predict the inputs without a row and add theirs to `rows`; returns the errors of those that are unreadable."""
+    """Predict the inputs without a row and add theirs to `rows`; returns the errors of unreadable ones."""
     pending = [item for item in inputs.readable if item.name not in rows]
     errors: list[str] = []
     progress.start("predicting", len(pending))
     for count, result in enumerate(predict_stream(job, pending), 1):
-        name, row = result.item.name, _printable_row(result)
-        rows[name] = row
+        name = result.item.name
+        rows[name] = row = {**result.row, "file": printable(result.row["file"])}
         if result.error:
             errors.append(result.error)
         else:
@@ -156,24 +148,20 @@ def _predict_pending(
     return errors
 
 
-def _printable_row(result: PredictResult) -> Row:
-    return {**result.row, "file": printable(result.row["file"])}
-
-
 def _write_classes(out: Path, metadata: ModelMetadata, no_estimate_reason: str) -> None:
     """Write classes.json: mask values, overlay colours, and the basis of estimated_dice."""
     of_each = zip(metadata.class_names, colours(len(metadata.class_names)).tolist(), strict=True)
     classes = [{"id": n, "name": name, "overlay_rgb": colour} for n, (name, colour) in enumerate(of_each)]
     values = {"classes": classes, "model": metadata.name, "round": metadata.round_idx, "signature": metadata.signature}
-    values["estimated_dice"] = no_estimate_reason or local_quality_summary(metadata.alone or {})
+    values["estimated_dice"] = no_estimate_reason or local_quality_summary(metadata.local_quality or {})
     write_atomic(out / "classes.json", json.dumps(values, indent=1).encode())
 
 
 def files_summary(predicted: PredictedFiles, inputs: Inputs, out: Path) -> list[str]:
-    """Lines for the terminal: how many inputs were predicted, unreadable, warned of."""
+    """Lines for the terminal: numbers of predicted and unreadable inputs and of warnings."""
     rows, errors = predicted
     num_warned = sum(bool(row.get("warning")) for row in rows)
     text = f"{len(rows) - len(errors)} predicted, {len(errors)} unreadable, {num_warned} with a warning; {out / TABLE}"
-    others = f"; {inputs.num_others} files of other kinds left alone" if inputs.num_others else ""
+    others = f"; {inputs.num_others} files of other kinds skipped" if inputs.num_others else ""
     more = f" and {len(errors) - MAX_NAMED} more" if len(errors) > MAX_NAMED else ""
     return [text + others, *([f"unreadable: {'; '.join(errors[:MAX_NAMED])}{more}"] if errors else [])]

@@ -1,4 +1,4 @@
-"""Images to predict, as the user names them: files, folders, volumes, DICOM series; and their names in the output."""
+"""Find the images to predict: files, folders, volumes, DICOM series; and name their outputs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kmine.data.datasets.folder_index import (
-    KINDS,
-    Kind,
-    file_kind,
-    split_suffix,
-)
+from kmine.data.datasets.folder_index import KINDS, Kind, file_kind, split_suffix
 from kmine.data.io.dicom_series import group_series
 from kmine.data.io.find_files import UNWRITABLE, printable, walk
 from kmine.data.source import is_folder
@@ -28,10 +23,10 @@ class Input:
     """One image or volume to predict."""
 
     name: str
-    """Of its outputs: the path below the folder that was named, without suffix."""
+    """Name of its outputs: the path below the folder given by the user, without suffix."""
     kind: InputKind
     files: tuple[Path, ...]
-    """One, or those of a series."""
+    """One file, or those of a series."""
 
     @property
     def is_volume(self) -> bool:
@@ -40,26 +35,26 @@ class Input:
 
     @property
     def path(self) -> Path:
-        """What to call it: the file, or the folder of the series."""
+        """The file, or the folder of the series."""
         return self.files[0].parent if self.kind == "series" else self.files[0]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was found."""
+    """Result of the search."""
 
     readable: tuple[Input, ...]
     unreadable: tuple[Skipped, ...]
-    """Files whose names no table could hold."""
+    """Files with names that are not UTF-8, which no table can hold."""
     num_others: int
-    """Files of other kinds, which are left alone."""
+    """Skipped files of other kinds."""
 
 
 def find_inputs(words: Sequence[str], closed: Path) -> Inputs:
-    """Files as they are named, folders to the bottom; the folder `closed`, where outputs go, is not entered.
+    """Find inputs among files and, recursively, folders; `closed`, the folder of outputs, is skipped.
 
     Raises:
-        UserError: for what is not there, a file of no known kind, and two inputs of one name: their masks would be one.
+        UserError: a missing path, a file of no known kind, or two inputs whose masks would have the same name.
     """
     inputs: list[Input] = []
     unreadable: list[Skipped] = []
@@ -77,7 +72,7 @@ def find_inputs(words: Sequence[str], closed: Path) -> Inputs:
             else:
                 inputs.append(Input(name, kind, (path,)))
             continue
-        for folder, files in _files(path, closed):
+        for folder, files in _walk_outside(path, closed):
             kinds = {file: kind for file in files if (kind := file_kind(file)) is not None}
             num_others += len(files) - len(kinds)
             unwritable = [file for file in kinds if printable(file) != str(file)]
@@ -94,7 +89,7 @@ def _inputs(root: Path, folder: Path, kinds: dict[Path, Kind]) -> Iterator[Input
     inside = folder.relative_to(root).as_posix()
     name = folder.resolve().name if inside == "." else inside
     for number, files in enumerate(series, 1):
-        # Descriptions are not used: they may hold the patient's name.
+        # Not named after series descriptions: these may contain the patient's name.
         yield Input(name if len(series) == 1 else f"{name}/series-{number}", "series", files)
 
 
@@ -102,26 +97,22 @@ def _name(root: Path, file: Path) -> str:
     return split_suffix(file.relative_to(root).as_posix())[0]
 
 
-def _files(root: Path, closed: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Folders below `root`, each with its files."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
-
+def _walk_outside(root: Path, closed: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Folders from `root` down, without `closed`, each with its files."""
     excluded = closed.resolve()
-    for folder, folders, names in walk(root, refuse):
+    for folder, folders, names in walk(root):
         folders[:] = [name for name in folders if (folder / name).resolve() != excluded]
         if folder.resolve() != excluded:
             yield folder, [folder / name for name in sorted(names)]
 
 
 def _refuse_collisions(inputs: Sequence[Input]) -> None:
-    # Some file systems take A and a for one.
+    # Some file systems ignore case.
     by_name: dict[str, Input] = {}
     for item in inputs:
         other = by_name.setdefault(item.name.casefold(), item)
         if other is not item:
             raise UserError(
-                f"expected one image a name, found {other.path} and {item.path}, whose masks would both be called "
+                f"expected one image per name, found {other.path} and {item.path}, whose masks would both be named "
                 f"{item.name}; rename one, or predict them into two folders"
             )

@@ -1,4 +1,4 @@
-"""Networks of PyTorch and of ONNX behind one protocol.
+"""Networks of PyTorch and ONNX behind one interface.
 
 Letters: B images, K classes, S the side of the square.
 """
@@ -20,31 +20,35 @@ if TYPE_CHECKING:
     from kmine.models.base import LocalModel
 
 FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {"none": ((),), "hflip": ((2,),), "flips": ((2,), (1,), (1, 2))}
-"""Axes of (B, S, S, 3), beside the image as it is."""
+"""Flipped axes of (B, S, S, 3) views, beside the unflipped one."""
 
 
 class BatchProbs(NamedTuple):
-    """What a network says of a batch."""
+    """Prediction of a batch."""
 
     probs: NDArray[np.float32]
     """(B, K, S, S), sums to 1 over K."""
     std: NDArray[np.float32] | None
-    """(B, 1, S, S), deviation of the foreground's over the flips; None without flips."""
+    """(B, 1, S, S) standard deviation of the foreground probability over the flips; None without flips."""
 
     def per_image(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
-        """(K, S, S) and (1, S, S) of image after image."""
+        """(K, S, S) and (1, S, S) of each image."""
         return zip(self.probs, [None] * len(self.probs) if self.std is None else self.std, strict=True)
 
 
 class Network(Protocol):
-    """What the stream asks."""
+    """A network ready to predict."""
 
     def predict(self, images: NDArray[np.uint8], tta: str) -> BatchProbs:
-        """(B, S, S, 3) RGB -> probabilities, averaged over the flips of `tta`, and how far these are apart."""
+        """(B, S, S, 3) RGB in [0, 255] -> probabilities, averaged over the flips of `tta`, and their deviation.
+
+        Raises:
+            FloatingPointError: the probabilities are not finite.
+        """
 
 
 class TorchNetwork:
-    """The network of a run, on a device (auto, cpu, cuda or cuda:N); loaded at first use."""
+    """The network of a run, on a device (auto, cpu, cuda or cuda:N); loaded at the first prediction."""
 
     def __init__(self, load: Callable[[], LocalModel], device: str) -> None:
         self._load, self._device = load, device
@@ -79,7 +83,7 @@ class OnnxNetwork:
 
     @property
     def metadata_json(self) -> str:
-        """What kmine wrote into the file; empty where it did not."""
+        """Metadata of kmine in the file; empty if there is none."""
         return self.session.get_modelmeta().custom_metadata_map.get("kmine", "")
 
     def predict(self, images: NDArray[np.uint8], tta: str) -> BatchProbs:
@@ -94,7 +98,7 @@ class OnnxNetwork:
         yield self._run(images)
         for axes in FLIPS[tta] if tta != "none" else ():
             flipped = self._run(np.ascontiguousarray(np.flip(images, axes)))
-            # Classes come before rows and columns in what it says.
+            # Outputs have the class axis before rows and columns.
             yield np.flip(flipped, tuple(axis + 1 for axis in axes))
 
     def _run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -102,7 +106,7 @@ class OnnxNetwork:
 
 
 def open_onnx(path: Path, device: str) -> tuple[ModelMetadata, OnnxNetwork]:
-    """An exported model. Raises `UserError` for a file that is missing, damaged or not kmine's."""
+    """Open an exported model. Raises `UserError` for a file that is missing, damaged or not written by kmine."""
     if not path.is_file():
         raise UserError(f"{path}: expected an exported model, found no such file; export one with --export FILE.onnx")
     network = OnnxNetwork(path, device)

@@ -1,4 +1,4 @@
-"""From probabilities to what is written of an image: mask, probabilities, overlay, and a row of the table.
+"""Write the outputs of an image or volume: mask, probabilities, overlay; and make its row of the table.
 
 Letters: K classes, S the side of the square, D slices, H and W of the native frame.
 """
@@ -23,13 +23,13 @@ from kmine.io.errors import user_errors
 from kmine.io.files import UNFINISHED
 from kmine.predict.estimates import ObjectEstimate, image_estimate, object_rows
 from kmine.predict.inputs import Input
-from kmine.predict.metadata import ModelMetadata, colours
+from kmine.predict.metadata import colours
 from kmine.predict.reader import Loaded
 
 FILL = 0.35
-"""How much of an overlay's colour lies on the image inside of a mask; its border is drawn in full."""
+"""Opacity of an overlay's colour inside a mask; the border is opaque."""
 LONG_SIDE = 1024
-"""Of an overlay: more cannot be seen, and takes longer than predicting."""
+"""Longest side of an overlay in pixels; larger ones take longer than the prediction."""
 
 Row = dict[str, Any]
 
@@ -41,13 +41,13 @@ class Prediction:
     mask: NDArray[np.uint8]
     """(H, W), or (D, H, W) of a volume: class ids."""
     mean_max_probability: float
-    """Mean over all pixels, at the size of training, of the highest probability."""
+    """Mean over all pixels, at training size, of the highest probability."""
     warning: str
-    """Why the image differs from the training images; empty where it does not."""
+    """Difference of the image from the training images; empty if there is none."""
     objects: Sequence[tuple[int, ObjectEstimate]] | None = None
-    """Each with its slice number (0 for an image); None where the model holds no estimator of Dice."""
+    """Objects with their slice number (0 for an image); None without an estimator of Dice."""
     probs: NDArray[np.float32] | None = None
-    """(K, H, W), sums to 1 over K; kept where requested, of images only."""
+    """(K, H, W), sums to 1 over K; only of images, and only if requested."""
 
     @property
     def estimated_dice(self) -> float | None:
@@ -56,20 +56,20 @@ class Prediction:
 
 
 def class_mask(probs: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
-    """(K, S, S) -> (height, width): the most probable class, after probabilities were resized (bilinear)."""
+    """(K, S, S) -> (height, width) class ids: the most probable class of the resized (bilinear) probabilities."""
     if len(probs) == 2:
-        # One plane says the same: resizing is linear.
+        # Resizing is linear, so the difference of the two classes can be resized instead.
         return (to_frame(probs[1:] - probs[:1], height, width)[0] > 0).astype(np.uint8)
     return to_frame(probs, height, width).argmax(axis=0).astype(np.uint8)
 
 
 def mean_max_probability(probs: NDArray[np.float32]) -> float:
-    """(K, S, S) -> mean over the pixels of the highest probability."""
+    """(K, S, S) -> highest probability, averaged over the pixels."""
     return float(reduce(np.maximum, probs).mean())
 
 
 def output_names(item: Input, probs: bool, overlay: bool) -> dict[str, str]:
-    """Kind of output -> its path below the folder of outputs."""
+    """Kind of output (mask, probs, overlay) -> its path below the folder of outputs."""
     names = {"mask": f"masks/{item.name}{'.nii.gz' if item.is_volume else '.png'}"}
     if probs:
         names["probs"] = f"probs/{item.name}{'.nii' if item.is_volume else '.npz'}"
@@ -79,55 +79,47 @@ def output_names(item: Input, probs: bool, overlay: bool) -> dict[str, str]:
 
 
 def write_image_outputs(
-    item: Input,
-    loaded: Loaded,
-    prediction: Prediction,
-    probs: NDArray[np.float32],
-    metadata: ModelMetadata,
-    out: Path,
-    names: Mapping[str, str],
-) -> Row:
-    """Write what is wanted of an image; its row. `probs` is (K, S, S)."""
+    loaded: Loaded, prediction: Prediction, out: Path, names: Mapping[str, str], num_classes: int
+) -> None:
+    """Write the outputs of an image in `names`; `prediction` has `probs` if these are among them."""
     _write(out / names["mask"], _png(prediction.mask))
     if "probs" in names:
+        assert prediction.probs is not None, "requested"
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, probabilities=to_frame(probs, *loaded.shape).astype(np.float16))
+        np.savez_compressed(buffer, probabilities=prediction.probs.astype(np.float16))
         _write(out / names["probs"], buffer.getvalue())
     if "overlay" in names:
         assert loaded.native is not None, "kept for the overlay"
-        _write(out / names["overlay"], overlay(loaded.native[0], prediction.mask, len(metadata.class_names)))
-    return prediction_row(item, loaded, prediction, metadata, names)
+        _write(out / names["overlay"], overlay(loaded.native[0], prediction.mask, num_classes))
 
 
 def write_volume_outputs(
-    item: Input, loaded: Loaded, prediction: Prediction, metadata: ModelMetadata, out: Path, names: Mapping[str, str]
-) -> Row:
-    """Write the mask of a volume, and of the slice that shows most of it an overlay; its row."""
+    loaded: Loaded, prediction: Prediction, out: Path, names: Mapping[str, str], num_classes: int
+) -> None:
+    """Write the mask of a volume, and an overlay of the slice with the largest mask; `ProbabilityFile` has the rest."""
     assert loaded.frame is not None, "of a volume"
     _write(out / names["mask"], encode_mask(prediction.mask, loaded.frame))
     if "overlay" in names:
         assert loaded.native is not None, "kept for the overlay"
         areas = np.array([np.count_nonzero(slice_mask) for slice_mask in prediction.mask])
         number = int(areas.argmax()) if areas.any() else len(areas) // 2
-        drawn = overlay(loaded.native[number], prediction.mask[number], len(metadata.class_names))
-        _write(out / names["overlay"], drawn)
-    return prediction_row(item, loaded, prediction, metadata, names)
+        _write(out / names["overlay"], overlay(loaded.native[number], prediction.mask[number], num_classes))
 
 
 def prediction_columns(class_names: Sequence[str]) -> list[str]:
-    """Of predictions.csv."""
+    """Columns of predictions.csv."""
     per_class = [f"{name}_{what}" for name in class_names[1:] for what in ("px", "mm2", "mm3", "components")]
     first = ["file", "mask", "kind", "width", "height", "slices", *per_class]
     return [*first, "num_objects", "estimated_dice", "mean_max_probability", "warning", "error"]
 
 
 def prediction_row(
-    item: Input, loaded: Loaded, prediction: Prediction, metadata: ModelMetadata, names: Mapping[str, str]
+    item: Input, loaded: Loaded, prediction: Prediction, class_names: Sequence[str], names: Mapping[str, str]
 ) -> Row:
-    """What predictions.csv says of an image: pixels (voxels) of each class, mm2 or mm3 where the spacing is known.
+    """Row of predictions.csv: pixels (voxels) of each class, mm2 or mm3 if the spacing is known.
 
-    Its estimated Dice is the mean over its objects by area, empty where there is none: missed objects are not
-    rated. `objects` holds the rows of objects.csv.
+    The estimated Dice is the mean over the objects by area; it is empty without objects, since missed ones have no
+    estimate. `objects` has the rows of objects.csv.
     """
     dice = prediction.estimated_dice
     row: Row = {
@@ -142,25 +134,22 @@ def prediction_row(
         "mean_max_probability": round(prediction.mean_max_probability, 4),
         "warning": prediction.warning,
         "error": "",
-        "objects": object_rows(
-            [(_slice_number(loaded, n), obj) for n, obj in prediction.objects or ()], metadata.class_names
-        ),
+        "objects": object_rows([(_slice_number(loaded, n), obj) for n, obj in prediction.objects or ()], class_names),
     }
     area = loaded.spacing[0] * loaded.spacing[1] if loaded.spacing else None
     depth = loaded.frame.thickness if loaded.frame else None
-    for class_id, name in enumerate(metadata.class_names[1:], 1):
+    for class_id, name in enumerate(class_names[1:], 1):
         region = prediction.mask == class_id
         count = int(np.count_nonzero(region))
-        flat, deep = area and not item.is_volume, area and depth
         row[f"{name}_px"] = count
-        row[f"{name}_mm2"] = round(count * area, 3) if flat and area else ""
-        row[f"{name}_mm3"] = round(count * area * depth, 3) if deep and area and depth else ""
+        row[f"{name}_mm2"] = round(count * area, 3) if area and not item.is_volume else ""
+        row[f"{name}_mm3"] = round(count * area * depth, 3) if area and depth else ""
         row[f"{name}_components"] = num_components(region) if count else 0
     return row
 
 
 def _slice_number(loaded: Loaded, number: int) -> int | str:
-    """The number of a slice from 0 as it lies in the file; empty for an image."""
+    """Index of a slice in the order of the file; empty for an image."""
     if loaded.frame is None:
         return ""
     backwards = dict(loaded.frame.orientation)[2] == -1
@@ -168,7 +157,7 @@ def _slice_number(loaded: Loaded, number: int) -> int | str:
 
 
 def num_components(mask: NDArray[np.bool_]) -> int:
-    """Connected parts of an (H, W) or (D, H, W) mask; corners connect."""
+    """Number of connected components of an (H, W) or (D, H, W) mask; corners connect."""
     if mask.ndim == 2:
         return cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
     from scipy import ndimage
@@ -177,7 +166,7 @@ def num_components(mask: NDArray[np.bool_]) -> int:
 
 
 def overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], num_classes: int) -> bytes:
-    """JPEG bytes: an (H, W) or (H, W, 3) image with its mask laid over it, at most `LONG_SIDE` long."""
+    """JPEG bytes: an (H, W) or (H, W, 3) image with its mask drawn over it, reduced to `LONG_SIDE`."""
     picture = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image.copy()
     share = LONG_SIDE / max(picture.shape[:2])
     if share < 1:
@@ -193,14 +182,14 @@ def overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], num_classes: int)
         border = inside & ~cv2.erode(region, np.ones((3, 3), np.uint8), borderValue=0).astype(bool)
         picture[border] = colour
     done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
-    assert done, "any 8-bit picture can be a JPEG"
+    assert done, "any 8-bit image can be encoded as JPEG"
     return data.tobytes()
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all, as `store.write_atomic`, but without waiting for the disk, which takes longer than all else.
+    """Write atomically as `write_atomic`, but without fsync, which takes longer than the prediction.
 
-    What a power cut leaves of it has another size than the ledger says, and is made again.
+    A file damaged by a power cut has another size than `OutputLog` recorded and is written again.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     with user_errors(path):
@@ -214,5 +203,5 @@ def _write(path: Path, data: bytes) -> None:
 
 def _png(mask: NDArray[np.uint8]) -> bytes:
     done, data = cv2.imencode(".png", mask)
-    assert done, "any 8-bit picture can be a PNG"
+    assert done, "any 8-bit image can be encoded as PNG"
     return data.tobytes()

@@ -1,8 +1,10 @@
-"""Inputs decoded as in training: windowed to 8 bits, squashed to the square that the local model sees."""
+"""Decode inputs as in training: windowed to 8 bits and resized to the square input of the local model.
+
+Letters: N slices (1 for an image), S the side of the square, H and W of the native frame.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,23 +21,23 @@ from kmine.errors import SampleError
 from kmine.predict.inputs import Input
 
 ValueWindow = tuple[float, float]
-NO_WINDOW = "expected the values shown as black and as white, which the model does not bring; pass --window [LOW,HIGH]"
+NO_WINDOW = "expected the values shown as black and as white, which the model does not have; pass --window [LOW,HIGH]"
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """One image (N = 1), or the N slices of a volume."""
+    """One image, or the slices of a volume."""
 
     small: NDArray[np.uint8]
-    """(N, S, S, 3) RGB, what the local model sees."""
+    """(N, S, S, 3) RGB, input of the local model."""
     shape: tuple[int, int]
-    """(H, W) in the native frame."""
+    """(H, W)."""
     spacing: tuple[float, float] | None
     """Millimetres per pixel (row, column)."""
     frame: Frame | None
-    """Of a volume."""
+    """Geometry of a volume; None for an image."""
     native: NDArray[np.uint8] | None
-    """(N, H, W) grey or (N, H, W, 3) RGB where pictures of it are to be drawn."""
+    """(N, H, W) grey or (N, H, W, 3) RGB, for overlays; None if not requested."""
     warning: str = ""
 
 
@@ -45,11 +47,11 @@ def load(item: Input, size: int, window: ValueWindow | None, *, keep: bool) -> L
     Args:
         item: the input.
         size: S.
-        window: the model's, or the user's; DICOM files may bring their own instead.
+        window: stored values shown as black and as white; None: DICOM files use their own.
         keep: keep the native image.
 
     Raises:
-        SampleError: damaged, unfit, or without the window that it needs.
+        SampleError: a damaged or unfit file, or a missing window.
     """
     try:
         return _LOADERS[item.kind](item, size, window, keep)
@@ -62,13 +64,12 @@ def load(item: Input, size: int, window: ValueWindow | None, *, keep: bool) -> L
 
 
 def file_stamps(item: Input) -> list[list[object]]:
-    """Names, sizes and modification times of an input's files: what its prediction was made from."""
+    """Names, sizes and modification times of an input's files, for its signature."""
     return [[file.name, *size_and_time(file)] for file in item.files]
 
 
 def _picture(item: Input, size: int, window: ValueWindow | None, keep: bool) -> Loaded:
-    image = read_picture(item.files[0], window)
-    return _single(image, size, None, keep)
+    return _single(read_picture(item.files[0], window), size, None, keep)
 
 
 def _dicom(item: Input, size: int, window: ValueWindow | None, keep: bool) -> Loaded:
@@ -97,11 +98,8 @@ def _series(item: Input, size: int, window: ValueWindow | None, keep: bool) -> L
     series = open_series(item.files)
     small = np.empty((len(series.files), size, size, 3), np.uint8)
     native = np.empty((len(series.files), *series.shape), np.uint8) if keep else None
-
-    def images() -> Iterator[NDArray[np.uint8]]:
-        yield from (read_dicom(path, window) for path in series.files)
-
-    for number, image in enumerate(images()):
+    for number, path in enumerate(series.files):
+        image = read_dicom(path, window)
         small[number] = resize_image(image, size)
         if native is not None:
             native[number] = image[..., 0]

@@ -1,4 +1,4 @@
-"""The local model of a run folder: which round, which checkpoint, and what it was trained on."""
+"""The local model of a run folder: a checkpoint of a round and its metadata."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kmine.data.io.windowing import LIVER_WINDOW
 from kmine.errors import UserError
 from kmine.io.download import sha256_of
 from kmine.io.files import sign
-from kmine.predict.estimates import estimator_of_run
+from kmine.predict.estimates import local_quality_of_run
 from kmine.predict.metadata import ModelMetadata
 from kmine.setup.finished import read_run_info, require_finished
 
@@ -35,38 +35,43 @@ class RunModel:
 
 
 def open_run_model(root: Path, round_idx: int | None, checkpoint: str) -> RunModel:
-    """The model that a run came to, or one of its rounds; nothing of the run is written, and torch is not needed yet.
+    """Locate a model of a run; the folder is not changed, torch is not loaded.
 
-    Without `round_idx` it is the adopted round, as for `kmine.compare`. A cell of a sweep says in run.json where its
-    rounds are.
+    Args:
+        root: the run folder; `arm` in the run.json of a trial of a sweep locates its rounds.
+        round_idx: round of the model; None: the last adopted one.
+        checkpoint: a key of `CHECKPOINTS`.
 
     Raises:
-        UserError: no run folder, a run that is not finished (a round that is named is enough then), no such round.
+        UserError: no run folder, an unfinished run without a given round, or no such round.
     """
     run = read_run_info(root)
     if not isinstance(run.get("class_names"), list):
-        raise UserError(f"{root / 'run.json'}: expected a run that has begun, found no class names; resume the run")
+        raise UserError(f"{root / 'run.json'}: expected class names, found none; resume the run")
     cfg = cli.load_config(LoopConfig, root / "config.yaml")
     method_dir = run.get("arm", "")
     if round_idx is None:
         require_finished(root, run, "resume it, or name a round with --round N")
         round_idx = int(run["adopted_round"])
-    folder = next((f for f in _folders(root, method_dir, round_idx) if (f / CHECKPOINTS[checkpoint]).is_file()), None)
-    if folder is None:
-        available = sorted(
-            {path.parent.name for path in (root / method_dir).glob(f"round_*/{CHECKPOINTS[checkpoint]}")}
-        )
-        available_text = f"there are {', '.join(available)}" if available else "no round has one"
+    name, file = f"round_{round_idx:02d}", CHECKPOINTS[checkpoint]
+    # Round 0 of a compared method is that of the loop.
+    folders = [root / method_dir / name, *([root / name] if round_idx == 0 else [])]
+    weights = next((folder / file for folder in folders if (folder / file).is_file()), None)
+    if weights is None:
+        available = ", ".join(sorted(path.parent.name for path in (root / method_dir).glob(f"round_*/{file}")))
         raise UserError(
-            f"{root}: no {checkpoint} model of round {round_idx}; {available_text}: name another with --round, or run the "  # noqa: E501
-            "loop's command again"
+            f"{root}: no {checkpoint} model of round {round_idx}; there are {available or 'none'}: choose another with "
+            "--round, or run the loop's command again"
         )
-    weights = folder / CHECKPOINTS[checkpoint]
     return RunModel(root, weights, cfg, run, _metadata(root, run, cfg, round_idx, checkpoint, weights))
 
 
 def load_model(run_model: RunModel) -> LocalModel:
-    """The network with the checkpoint's weights, on the CPU. Raises `UserError` for damaged or foreign weights."""
+    """The network with the checkpoint's weights, on the CPU.
+
+    Raises:
+        UserError: damaged weights, or those of another network.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -82,19 +87,13 @@ def load_model(run_model: RunModel) -> LocalModel:
         ) from error
 
 
-def _folders(root: Path, method_dir: str, round_idx: int) -> list[Path]:
-    """Where a round may be: round 0 of a comparison is the loop's own."""
-    name = f"round_{round_idx:02d}"
-    return [root / method_dir / name, *([root / name] if round_idx == 0 else [])]
-
-
 def _metadata(
     root: Path, run: Mapping[str, Any], cfg: LoopConfig, round_idx: int, checkpoint: str, weights: Path
 ) -> ModelMetadata:
     window = cfg.data.window or (LIVER_WINDOW if cfg.data.name == "lits" else None)
     model = cfg.model.split()[0]
     signed = [sha256_of(weights), cfg.data.size, window, run["class_names"], model.name, model.normalization]
-    estimator, no_estimate = estimator_of_run(root)
+    local_quality, no_estimate = local_quality_of_run(root)
     return ModelMetadata(
         name=root.resolve().name,
         dataset=str(run.get("dataset", cfg.data.name)),
@@ -108,6 +107,6 @@ def _metadata(
         checkpoint=checkpoint,
         signature=sign(*signed),
         intensity=run.get("intensity"),
-        alone=estimator,
+        local_quality=local_quality,
         no_estimate=no_estimate,
     )

@@ -1,6 +1,6 @@
-"""Images through a network: the next ones are read and the last ones written while it works.
+"""Stream inputs through a network: reading, prediction and writing overlap.
 
-Memory holds a batch and as many images read ahead, or a volume and the next one, however many there are.
+Memory holds a few batches of images, or two volumes, whatever the number of inputs.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ from kmine.predict.outputs import (
     class_mask,
     mean_max_probability,
     output_names,
+    prediction_row,
     write_image_outputs,
     write_volume_outputs,
 )
 from kmine.predict.reader import Loaded, ValueWindow, load
 
 THREADS = 2
-"""That read, and that write; both spend their time in libraries that let others work meanwhile."""
+"""Threads that read, and threads that write; their libraries release the GIL."""
 
 ItemT, ResultT = TypeVar("ItemT"), TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
 class PredictJob:
-    """How images are predicted."""
+    """Settings of a prediction."""
 
     network: Network
     metadata: ModelMetadata
@@ -54,35 +55,42 @@ class PredictJob:
     probs: bool
     overlay: bool
     estimator: LocalQualityEstimator | None = None
-    """What estimates Dice; None: nothing does."""
+    """Estimates Dice; None: no estimates."""
 
     def estimate_objects(
         self, probs: NDArray[np.float32], std: NDArray[np.float32] | None, mask: NDArray[np.uint8]
     ) -> list[ObjectEstimate] | None:
-        """The objects of an image or slice with their estimates; None where nothing estimates them."""
+        """The objects of an image or slice with their estimates; None without an estimator."""
         return None if self.estimator is None else estimate_objects(self.estimator, self.tta, probs, std, mask)
 
     def names(self, item: Input) -> dict[str, str]:
-        """The outputs of an image."""
+        """See `output_names`."""
         return output_names(item, self.probs, self.overlay)
+
+    def write_result(self, item: Input, loaded: Loaded, prediction: Prediction) -> PredictResult:
+        """Write all outputs but the probabilities of volumes."""
+        class_names, names = self.metadata.class_names, self.names(item)
+        write = write_volume_outputs if item.is_volume else write_image_outputs
+        write(loaded, prediction, self.out, names, len(class_names))
+        return PredictResult(item, prediction_row(item, loaded, prediction, class_names, names))
 
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What became of one input."""
+    """Outcome for one input."""
 
     item: Input
     row: Row
     error: str = ""
-    """Why there is no mask."""
+    """Reason for a missing mask."""
 
 
 def predict_stream(job: PredictJob, inputs: Iterable[Input]) -> Iterator[PredictResult]:
-    """Predict and write; each input as it is done, images in order, then volumes.
+    """Predict and write; yields each finished input, images in order, then volumes.
 
     Raises:
-        FloatingPointError: the network gave numbers that are none.
-        UserError: nothing can be written.
+        FloatingPointError: the network's probabilities are not finite.
+        UserError: the outputs cannot be written.
     """
     inputs = list(inputs)
     readers, writers = ThreadPoolExecutor(THREADS, "read"), ThreadPoolExecutor(THREADS, "write")
@@ -132,7 +140,7 @@ def _volumes(
             yield _failed(item, error)
             continue
         del future
-        prediction, file = _slices(job, item, loaded, writers)
+        prediction, file = _predict_slices(job, item, loaded, writers)
         if writing is not None:
             yield writing.result()
         writing = writers.submit(_write_volume, job, item, loaded, prediction, file)
@@ -141,10 +149,10 @@ def _volumes(
         yield writing.result()
 
 
-def _slices(
+def _predict_slices(
     job: PredictJob, item: Input, loaded: Loaded, writers: ThreadPoolExecutor
 ) -> tuple[Prediction, ProbabilityFile | None]:
-    """What came of a volume, and the file of probabilities, where it is wanted."""
+    """Prediction of a volume, and the file of its probabilities if requested."""
     depth, max_probs = len(loaded.small), []
     objects: list[list[ObjectEstimate] | None] = [None] * depth
     mask = np.empty((depth, *loaded.shape), np.uint8)
@@ -189,9 +197,9 @@ def _write_single(
     mask = class_mask(probs, *loaded.shape)
     estimates = job.estimate_objects(probs, std, mask)
     objects = None if estimates is None else [(0, obj) for obj in estimates]
-    prediction = Prediction(mask, mean_max_probability(probs), loaded.warning, objects)
-    return PredictResult(
-        item, write_image_outputs(item, loaded, prediction, probs, job.metadata, job.out, job.names(item))
+    native_probs = to_frame(probs, *loaded.shape) if job.probs else None
+    return job.write_result(
+        item, loaded, Prediction(mask, mean_max_probability(probs), loaded.warning, objects, native_probs)
     )
 
 
@@ -200,13 +208,13 @@ def _write_volume(
 ) -> PredictResult:
     if file is not None:
         file.finish()
-    return PredictResult(item, write_volume_outputs(item, loaded, prediction, job.metadata, job.out, job.names(item)))
+    return job.write_result(item, loaded, prediction)
 
 
 def _load(job: PredictJob, item: Input) -> Loaded:
     loaded = load(item, job.metadata.size, job.window, keep=job.overlay)
     out_of_range = [text for image in loaded.small if (text := out_of_range_text(job.metadata.intensity, image))]
-    # Slices at the ends of a volume differ from those in the middle, and from training: half of them are a reason.
+    # The end slices of a volume often differ from the training images, so half of all slices must.
     if not out_of_range or 2 * len(out_of_range) < len(loaded.small):
         return loaded
     which = f"{len(out_of_range)} of {len(loaded.small)} slices, the first: " if item.is_volume else ""
@@ -222,7 +230,7 @@ def _failed(item: Input, error: SampleError) -> PredictResult:
 def _ahead(
     pool: ThreadPoolExecutor, work: Callable[[ItemT], ResultT], items: Iterable[ItemT], depth: int
 ) -> Iterator[tuple[ItemT, Future[ResultT]]]:
-    """Items in order, each with its work under way, that of at most `depth` of them."""
+    """Items in order with the future of their work, at most `depth` of them submitted ahead."""
     waiting: deque[tuple[ItemT, Future[ResultT]]] = deque()
     for item in items:
         waiting.append((item, pool.submit(work, item)))

@@ -60,7 +60,7 @@ def test_folders_are_searched_to_the_bottom_and_the_output_is_not(tmp_path):
 def test_two_of_one_name_are_refused(tmp_path, other):
     save_png(tmp_path / "in" / "x.png")
     (tmp_path / "in" / other).write_bytes(b"x")
-    with pytest.raises(UserError, match="one image a name"):
+    with pytest.raises(UserError, match="one image per name"):
         find_inputs([str(tmp_path / "in")], tmp_path / "out")
 
 

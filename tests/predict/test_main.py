@@ -130,7 +130,7 @@ def test_unreadable_files_are_listed_and_the_code_says_so(run, tmp_path, capsys)
     rows = table(tmp_path / "out")
     assert rows["bad.png"]["error"].startswith("expected an image") and rows["good.png"]["error"] == ""
     said = capsys.readouterr().err
-    assert "1 predicted, 1 unreadable" in said and "1 files of other kinds left alone" in said
+    assert "1 predicted, 1 unreadable" in said and "1 files of other kinds skipped" in said
     (tmp_path / "in" / "good.png").unlink()
     assert main(run, tmp_path / "in", "--out", tmp_path / "other") == 2
     assert "none of 1 images could be read" in capsys.readouterr().err

@@ -189,7 +189,7 @@ def test_colours_of_classes_differ_and_columns_name_every_class():
 
 
 def test_what_is_known_of_a_model_survives_its_file():
-    about = replace(ABOUT, window=(-1.0, 2.5), intensity={"num_images": 0}, card="# ü", alone=ALONE)
+    about = replace(ABOUT, window=(-1.0, 2.5), intensity={"num_images": 0}, card="# ü", local_quality=ALONE)
     assert ModelMetadata.from_json(about.to_json(), "x") == about
 
 
