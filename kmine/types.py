@@ -317,16 +317,8 @@ class RoundResult:
 
     def without_training(self, round_idx: int, seconds: dict[str, float]) -> RoundResult:
         """The result of a later round that found no pseudo mask: metrics of this one, not adopted."""
-        return RoundResult(
-            round_idx,
-            self.num_labeled,
-            0,
-            self.metrics,
-            self.final_metrics,
-            adopted=False,
-            seconds=seconds,
-            reason="refused: no pseudo mask",
-        )
+        metrics, reason = (self.metrics, self.final_metrics), "refused: no pseudo mask"
+        return RoundResult(round_idx, self.num_labeled, 0, *metrics, adopted=False, seconds=seconds, reason=reason)
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> RoundResult:

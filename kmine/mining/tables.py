@@ -47,19 +47,7 @@ def _decision_row(
 ) -> DecisionRow:
     best = candidate.masks[candidate.best]
     local = prompt.component if prompt.component is not None else np.zeros_like(best)
-    return DecisionRow(
-        sample_id,
-        object_idx,
-        prompt.class_id,
-        decision.kept,
-        decision.reason,
-        decision.source,
-        in_training,
-        decision.evidence,
-        decision.estimated_dice,
-        decision.estimated_segmenter,
-        decision.estimated_local,
-        *best.shape,
-        local_rle=to_rle(local),
-        segmenter_rle=to_rle(best),
-    )
+    gated = decision.kept, decision.reason, decision.source, in_training, decision.evidence
+    estimates = decision.estimated_dice, decision.estimated_segmenter, decision.estimated_local
+    masks = *best.shape, to_rle(local), to_rle(best)
+    return DecisionRow(sample_id, object_idx, prompt.class_id, *gated, *estimates, *masks)

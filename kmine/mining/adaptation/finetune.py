@@ -18,12 +18,7 @@ from torch import Tensor
 from kmine.config import AdaptConfig
 from kmine.ops import masks, metrics
 from kmine.seeding import derive_seed
-from kmine.segmenters.base import (
-    Embedding,
-    FineTunable,
-    PromptedExample,
-    Segmenter,
-)
+from kmine.segmenters.base import Embedding, FineTunable, PromptedExample, Segmenter
 from kmine.types import Prompts, Sample
 
 MIN_OBJECT = 20

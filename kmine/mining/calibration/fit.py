@@ -22,13 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.ops import masks, metrics
-from kmine.ops.calibrator import (
-    Calibrator,
-    RiskGuarantee,
-    feature_rows,
-    linear_predictor,
-    standardised,
-)
+from kmine.ops.calibrator import Calibrator, RiskGuarantee, feature_rows, linear_predictor, standardised
 from kmine.seeding import derive_seed
 from kmine.types import IGNORE_INDEX, Evidence, Prompts
 

@@ -32,13 +32,7 @@ from kmine.mining.candidates import (
     segment_prompts,
 )
 from kmine.mining.context import ImageBatch, RoundContext
-from kmine.mining.crossfit import (
-    fold_auxiliary_model,
-    fold_model,
-    folds,
-    sample_ids,
-    with_prompts,
-)
+from kmine.mining.crossfit import fold_auxiliary_model, fold_model, folds, sample_ids, with_prompts
 from kmine.mining.gate import collect_evidence
 from kmine.ops.calibrator import FEATURES, Calibration, RiskGuarantee
 from kmine.ops.masks import components
