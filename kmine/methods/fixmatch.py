@@ -18,12 +18,7 @@ from kmine.data.batches import places_for_unlabeled
 from kmine.errors import UserError
 from kmine.io.files import sign
 from kmine.training.ema import EMA
-from kmine.training.fit import (
-    Consistency,
-    ConsistencyFn,
-    ConsistencyTarget,
-    UnlabeledViews,
-)
+from kmine.training.fit import Consistency, ConsistencyFn, ConsistencyTarget, UnlabeledViews
 from kmine.training.rounds import train_rounds
 from kmine.training.task import Task
 from kmine.types import RoundResult

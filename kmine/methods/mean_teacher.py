@@ -15,12 +15,7 @@ from kmine.config import TeacherConfig
 from kmine.data.batches import places_for_unlabeled
 from kmine.io.files import sign
 from kmine.training.ema import EMA
-from kmine.training.fit import (
-    Consistency,
-    ConsistencyFn,
-    ConsistencyTarget,
-    UnlabeledViews,
-)
+from kmine.training.fit import Consistency, ConsistencyFn, ConsistencyTarget, UnlabeledViews
 from kmine.training.rounds import train_rounds
 from kmine.training.task import Task
 from kmine.types import RoundResult

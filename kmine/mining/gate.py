@@ -10,13 +10,7 @@ from numpy.typing import NDArray
 from kmine.config import GateConfig
 from kmine.ops import masks, metrics
 from kmine.ops.calibrator import Calibration
-from kmine.types import (
-    Candidate,
-    Decision,
-    Evidence,
-    Probs,
-    Prompts,
-)
+from kmine.types import Candidate, Decision, Evidence, Probs, Prompts
 
 
 def gate(

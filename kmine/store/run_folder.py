@@ -27,15 +27,7 @@ from numpy.typing import NDArray
 
 from kmine.errors import UserError
 from kmine.io.errors import user_errors
-from kmine.io.files import (
-    UNFINISHED,
-    encode_png,
-    is_whole_png,
-    read_json,
-    safe_name,
-    write_atomic,
-    write_json,
-)
+from kmine.io.files import UNFINISHED, encode_png, is_whole_png, read_json, safe_name, write_atomic, write_json
 from kmine.store.settings import settings_changes
 from kmine.store.tables import (
     DecisionRow,
@@ -140,11 +132,11 @@ class RunFolder:
         path = self.root / "config.yaml"
         if path.exists():
             try:
-                before = yaml.safe_load(path.read_text())
-                changes = settings_changes(before, config)
+                changes = settings_changes(yaml.safe_load(path.read_text()), config)
             except (AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
                 raise UserError(f"{path}: expected a run's settings, found none; choose another --out") from error
-            for key, old, new in changes:
+            if changes:
+                key, old, new = changes[0]
                 raise UserError(
                     f"{self.root} holds a run with {key} = {old!r}, this command has {new!r}; "
                     "choose another --out, or give the same settings to resume"
@@ -244,31 +236,27 @@ class RunFolder:
 
     def training_seconds(self, pattern: str) -> float:
         """Sum over the trainings in the round folders that match `pattern` below the run folder."""
-        return sum(self._meta(path).get("seconds", 0.0) for path in self.root.glob(f"{pattern}/model.safetensors"))
+        headers = map(self._header, self.root.glob(f"{pattern}/model.safetensors"))
+        return sum(json.loads(header.get("meta", "{}")).get("seconds", 0.0) for header in headers)
 
     def preparation_seconds(self) -> float:
         """Seconds before the rounds of mining, including fold models, even if another run of a sweep trained them."""
         return self.run().get("preparation_seconds", 0.0) + sum(map(self.training_seconds, FOLD_TRAININGS))
 
-    def _meta(self, path: Path) -> dict[str, Any]:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                return json.loads((file.metadata() or {}).get("meta", "{}"))
-        except (FileNotFoundError, SafetensorError):
-            return {}
-
     def weights_signature(self, path: Path) -> tuple[str, str]:
         """Signature of weights, and the SHA-256 (hex) of their file; empty where they are missing or damaged."""
+        header = self._header(path)
+        return (header.get("signature", ""), hashlib.sha256(path.read_bytes()).hexdigest()) if header else ("", "")
+
+    def _header(self, path: Path) -> dict[str, str]:
+        """Metadata of a safetensors file; empty where it is missing or damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, framework="pt") as file:
-                signature = (file.metadata() or {}).get("signature", "")
-            return signature, hashlib.sha256(path.read_bytes()).hexdigest()
+                return file.metadata() or {}
         except (FileNotFoundError, SafetensorError):
-            return "", ""
+            return {}
 
     def save_json(self, path: Path, value: Mapping[str, Any], signature: str) -> None:
         """Write JSON with its signature; NaN becomes null."""

@@ -1,4 +1,4 @@
-"""A second local model: trained on the labels alone, once, and heard as evidence."""
+"""The auxiliary model: trained once on labels alone; its agreement is evidence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kmine.training.rounds import trained_auxiliary_model
 TWO = replace(CFG, model=replace(CFG.model, name="unetpp+unet"))
 
 
-def test_the_first_is_the_local_model_and_the_second_speaks_in_every_decision(task_of):
+def test_the_second_model_is_evidence_in_every_decision(task_of):
     task, store = task_of(TWO, segmenter=Ellipse())
     assert (task.cfg.model.name, task.auxiliary_model.name) == ("unetpp", "unet")
     list(mine(task))
@@ -24,11 +24,11 @@ def test_the_first_is_the_local_model_and_the_second_speaks_in_every_decision(ta
         assert rows and all(0 <= row.evidence.auxiliary_dice <= 1 for row in rows)
 
 
-def test_the_local_model_is_what_it_would_be_alone_until_the_witness_is_heard(task_of):
+def test_without_a_calibration_the_auxiliary_model_changes_no_weight(task_of):
     task, store = task_of(replace(TWO, rounds=1), segmenter=Ellipse())
     alone, alone_store = task_of(replace(CFG, rounds=1), "alone", segmenter=Ellipse())
     list(mine(task)), list(mine(alone))
-    # By thresholds nothing judges by the witness, so not even round 1 differs.
+    # No threshold is on auxiliary_dice, so not even round 1 differs.
     assert all(same(weights(store, n), weights(alone_store, n)) for n in (0, 1))
     assert all(np.isnan(row.evidence.auxiliary_dice or np.nan) for row in alone_store.decisions(1))
 
@@ -44,13 +44,13 @@ def test_it_is_trained_once_and_never_on_a_pseudo_mask(task_of, monkeypatch):
     monkeypatch.setattr(training, "fit", fit)
     list(mine(task))
     (pseudo,) = [pseudo for name, pseudo in trained if name == "Unet"]
-    assert pseudo is None and len(trained) == 4  # rounds 0, 1, 2 and the witness
+    assert pseudo is None and len(trained) == 4  # rounds 0, 1, 2 and the auxiliary model
     found, signature = trained_auxiliary_model(task)
     assert len(trained) == 4, "read back"
     assert same(found.state_dict(), {**found.state_dict(), **weights(store, 0, "witness", "model")}) and signature
 
 
-def test_another_witness_mines_anew(task_of):
+def test_another_auxiliary_model_makes_another_round(task_of):
     task, store = task_of(replace(TWO, rounds=1), segmenter=Ellipse())
     list(mine(task))
     other = replace(task, auxiliary_model=replace(task.auxiliary_model, decoder_channels=16))

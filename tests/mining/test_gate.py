@@ -1,4 +1,4 @@
-"""The gate: each piece of evidence by hand, each reason, and what a stricter gate may do."""
+"""The gate: each score by hand, each reason, and the law of stricter thresholds."""
 
 from __future__ import annotations
 
@@ -53,25 +53,25 @@ def case() -> tuple[Probs, Prompts, Candidate]:
     return probs, prompts, candidate
 
 
-def judge(case, cfg=NO_LIMITS, image_label=None, candidate=None):
+def decide(case, cfg=NO_LIMITS, image_label=None, candidate=None):
     probs, prompts, own = case
     return gate(probs, prompts, candidate or own, area_prior={1: 0.125}, image_label=image_label, cfg=cfg)
 
 
 def test_auxiliary_dice_compares_the_components_that_touch_the_object(case):
-    def seen(*parts):
+    def auxiliary(*parts):
         p = np.where(np.any(parts, axis=0), 0.9, 0.1).astype(np.float32)
         return Probs("a", np.stack([1 - p, p]))
 
     far = square(28, 28)
-    # The answer is the square at (10, 12); the witness sees it shifted by 5 rows, half of it, and something far away.
-    assert collect_evidence(*case, {}, seen(square(15, 12), far)).auxiliary_dice == pytest.approx(2 * 50 / 200)
-    # What touches the local model's own component counts as well: the answer at columns 12-21, the witness at 4-10.
-    assert collect_evidence(*case, {}, seen(square(10, 4, 7))).auxiliary_dice == pytest.approx(0)
-    assert collect_evidence(*case, {}, seen(square(10, 12), square(10, 4, 7))).auxiliary_dice == pytest.approx(
+    # The candidate is the square at (10, 12); the auxiliary model has it shifted by 5 rows, and an object far away.
+    assert collect_evidence(*case, {}, auxiliary(square(15, 12), far)).auxiliary_dice == pytest.approx(2 * 50 / 200)
+    # Components that touch the local one count as well: the candidate at columns 12-21, the auxiliary one at 4-10.
+    assert collect_evidence(*case, {}, auxiliary(square(10, 4, 7))).auxiliary_dice == pytest.approx(0)
+    assert collect_evidence(*case, {}, auxiliary(square(10, 12), square(10, 4, 7))).auxiliary_dice == pytest.approx(
         2 * 100 / (100 + 149)
     )
-    assert collect_evidence(*case, {}, seen(far)).auxiliary_dice == 0
+    assert collect_evidence(*case, {}, auxiliary(far)).auxiliary_dice == 0
     assert np.isnan(collect_evidence(*case, {}).auxiliary_dice)
 
 
@@ -101,26 +101,26 @@ def test_every_score_of_the_best_mask_by_hand(case):
         ("max_area_ratio", 1.2, "area_outlier"),
     ],
 )
-def test_each_threshold_has_its_reason_and_is_the_only_one_asked(case, limit, value, reason):
-    assert judge(case).reason == "kept"
-    assert judge(case, replace(NO_LIMITS, **{limit: value})).reason == reason
+def test_each_threshold_has_its_own_reason(case, limit, value, reason):
+    assert decide(case).reason == "kept"
+    assert decide(case, replace(NO_LIMITS, **{limit: value})).reason == reason
 
 
-def test_a_lesion_free_diagnosis_keeps_nothing(case):
-    assert judge(case, image_label=0).reason == "contradicts_image_label"
-    assert judge(case, image_label=1).kept
+def test_a_lesion_free_image_keeps_nothing(case):
+    assert decide(case, image_label=0).reason == "contradicts_image_label"
+    assert decide(case, image_label=1).kept
 
 
 def test_an_empty_candidate_is_dropped_whatever_the_limits(case):
     empty = replace(case[2], masks=np.zeros((1, 40, 40), bool), predicted_iou=np.ones(1, np.float32))
-    decision = judge(case, candidate=replace(empty, stability_score=np.full(1, np.nan, np.float32)))
+    decision = decide(case, candidate=replace(empty, stability_score=np.full(1, np.nan, np.float32)))
     assert (decision.kept, decision.reason) == (False, "empty_candidate")
 
 
-def test_what_could_not_be_had_is_not_judged(case):
-    silent = replace(case[2], predicted_iou=np.full(2, np.nan), stability_score=np.full(2, np.nan))
+def test_unknown_scores_fail_no_threshold(case):
+    without_scores = replace(case[2], predicted_iou=np.full(2, np.nan), stability_score=np.full(2, np.nan))
     strict = replace(NO_LIMITS, min_predicted_iou=1.0, min_stability=1.0)
-    decision = judge(case, strict, candidate=silent)
+    decision = decide(case, strict, candidate=without_scores)
     assert decision.kept
     assert np.isnan(decision.evidence.predicted_iou) and np.isnan(decision.estimated_dice)
 
@@ -135,7 +135,7 @@ def test_a_stricter_gate_never_keeps_more(changes):
     p = np.where(component, 0.9, 0.1).astype(np.float32)
     probs = Probs("a", np.stack([1 - p, p]), np.full((40, 40), 0.05, np.float32))
     prompts = Prompts(1, np.array([8, 8, 21, 21], np.float32), component=component)
-    answer = Candidate(square(10, 12)[None], np.array([0.8]), np.array([0.9]), None, square(10, 13)[None])
+    candidate = Candidate(square(10, 12)[None], np.array([0.8]), np.array([0.9]), None, square(10, 13)[None])
     loose = {k: (1 + 9 * v if k == "max_area_ratio" and v > 0 else v) for k, v in changes.items()}
     loose = {k: v for k, v in loose.items() if not (k == "max_area_ratio" and v <= 1)}
     a = GateConfig(**{**asdict(NO_LIMITS), **loose})
@@ -147,7 +147,9 @@ def test_a_stricter_gate_never_keeps_more(changes):
         if k in LIMITS
     }
     b = replace(a, **tighter)
-    kept_a, kept_b = (gate(probs, prompts, answer, area_prior={1: 0.1}, image_label=None, cfg=c).kept for c in (a, b))
+    kept_a, kept_b = (
+        gate(probs, prompts, candidate, area_prior={1: 0.1}, image_label=None, cfg=c).kept for c in (a, b)
+    )
     assert kept_a or not kept_b
 
 
@@ -161,9 +163,9 @@ def always(dice: float) -> Calibrator:
 
 def calibrated(case, segmenter: float, local: float, threshold: float = 0.6, image_label=None, candidate=None):
     probs, prompts, own = case
-    goes_by = Calibration(always(segmenter), always(local), RiskGuarantee(threshold, True, 0.7, 0.8, 1.0, 30))
-    how = {"area_prior": {1: 0.125}, "image_label": image_label, "cfg": GateConfig(margin=0.05)}
-    return gate(probs, prompts, candidate or own, calibration=goes_by, **how)
+    calibration = Calibration(always(segmenter), always(local), RiskGuarantee(threshold, True, 0.7, 0.8, 1.0, 30))
+    settings = {"area_prior": {1: 0.125}, "image_label": image_label, "cfg": GateConfig(margin=0.05)}
+    return gate(probs, prompts, candidate or own, calibration=calibration, **settings)
 
 
 @pytest.mark.parametrize(
@@ -179,19 +181,19 @@ def calibrated(case, segmenter: float, local: float, threshold: float = 0.6, ima
     ],
 )
 def test_the_better_supported_mask_is_used(case, segmenter, local, reason, source, estimated):
-    verdict = calibrated(case, segmenter, local)
-    assert (verdict.reason, verdict.source, verdict.estimated_dice) == (reason, source, pytest.approx(estimated))
-    assert (verdict.estimated_segmenter, verdict.estimated_local) == (pytest.approx(segmenter), pytest.approx(local))
-    assert verdict.evidence.agreement_iou == pytest.approx(80 / 120), "every score is recorded"
+    decision = calibrated(case, segmenter, local)
+    assert (decision.reason, decision.source, decision.estimated_dice) == (reason, source, pytest.approx(estimated))
+    assert (decision.estimated_segmenter, decision.estimated_local) == (pytest.approx(segmenter), pytest.approx(local))
+    assert decision.evidence.agreement_iou == pytest.approx(80 / 120), "every score is recorded"
 
 
-def test_an_empty_answer_is_dropped_unless_the_local_mask_is_supported(case):
+def test_an_empty_candidate_is_dropped_unless_the_local_mask_is_supported(case):
     empty = replace(case[2], masks=np.zeros((2, 40, 40), bool))
     assert calibrated(case, 0.9, 0.9, candidate=empty).reason == "kept_local"
-    bare = (case[0], replace(case[1], component=None), empty)
-    verdict = calibrated(bare, 0.9, 0.9)
-    assert verdict.reason == "empty_candidate" and np.isnan(verdict.estimated_local)
-    assert calibrated(bare, 0.9, 0.9, candidate=case[2]).source == "segmenter"
+    without_component = (case[0], replace(case[1], component=None), empty)
+    decision = calibrated(without_component, 0.9, 0.9)
+    assert decision.reason == "empty_candidate" and np.isnan(decision.estimated_local)
+    assert calibrated(without_component, 0.9, 0.9, candidate=case[2]).source == "segmenter"
 
 
 def test_an_image_level_label_outweighs_every_estimate(case):

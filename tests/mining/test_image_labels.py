@@ -1,4 +1,4 @@
-"""Laws of image-level labels in the loop, and of the classifier that learns from them."""
+"""Laws of image-level labels in mining, and of the classifier that is trained on them."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ SKS = replace(
 )
 
 
-class Asked(Ellipse):
-    """Remembers how many prompts each image had."""
+class Counting(Ellipse):
+    """Counts the prompts of each image."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: list[int] = []
 
     def decode(self, embeddings, prompts):
-        self.counts += [len(asked) for asked in prompts]
+        self.counts += [len(image_prompts) for image_prompts in prompts]
         return super().decode(embeddings, prompts)
 
 
 @pytest.fixture
 def sks_task(task_of):
-    return task_of(SKS, segmenter=Asked())
+    return task_of(SKS, segmenter=Counting())
 
 
 def labels(task) -> dict[str, int]:
     return {i: task.unlabeled.image_label(i) for i in task.unlabeled.ids}
 
 
-def test_a_lesion_free_image_gets_an_empty_mask_and_is_not_asked_about(sks_task):
+def test_a_lesion_free_image_gets_an_empty_mask_and_is_not_prompted(sks_task):
     task, store = sks_task
     list(mine(task))
     rows = {r.sample_id: r for r in store.decisions(1)}
@@ -74,18 +74,18 @@ def test_a_lesion_image_never_gets_an_empty_mask(sks_task):
         assert (store.pseudo_mask(1, sample_id) == 1).any()
 
 
-def test_where_the_model_finds_nothing_the_classifier_is_asked_where_it_looks(sks_task):
+def test_a_missed_lesion_is_prompted_by_the_activation_map(sks_task):
     task, _store = sks_task
     batch = ImageBatch([task.unlabeled.sample(i) for i in task.unlabeled.ids])
     images, ctx = batch.images, context(task, new_model(task))
     found = Prompts(1, np.array([1, 1, 9, 9], np.float32))
-    heeded = apply_image_labels(ctx, batch, [[] for _ in images])
-    assert any(heeded)
-    for image, asked in zip(images, heeded, strict=True):
-        assert len(asked) <= image.image_label
-        assert all(one.mask_input is None and one.component.any() for one in asked)
+    prompts = apply_image_labels(ctx, batch, [[] for _ in images])
+    assert any(prompts)
+    for image, added in zip(images, prompts, strict=True):
+        assert len(added) <= image.image_label
+        assert all(prompt.mask_input is None and prompt.component.any() for prompt in added)
     kept = apply_image_labels(ctx, batch, [[found] for _ in images])
-    assert [len(asked) for asked in kept] == [image.image_label for image in images]
+    assert [len(image_prompts) for image_prompts in kept] == [image.image_label for image in images]
     off = replace(task, cfg=replace(task.cfg, prompts=replace(task.cfg.prompts, seed_from_activation=False)))
     assert not any(apply_image_labels(replace(ctx, task=off), batch, [[] for _ in images]))
 
@@ -100,7 +100,7 @@ def test_an_unknown_label_changes_nothing(sks_task):
 
 
 def test_of_three_classes_the_last_is_the_lesion(task_of):
-    task, _ = task_of(replace(CFG, data=replace(CFG.data, kind="ct")), segmenter=Asked())
+    task, _ = task_of(replace(CFG, data=replace(CFG.data, kind="ct")), segmenter=Counting())
     task = replace(task, num_classes=3)
     image = replace(task.unlabeled.sample(task.unlabeled.ids[0]), image_label=0)
     organ, lesion = (Prompts(c, np.array([1, 1, 9, 9], np.float32)) for c in (1, 2))
@@ -119,7 +119,7 @@ def test_the_classifier_is_trained_once_and_read_back(sks_task, monkeypatch):
     assert about["num_images"] == len(task.labeled) + len(task.unlabeled)
 
 
-def test_it_differs_from_an_untrained_one_and_from_a_shuffled_one(task_of):
+def test_the_classifier_differs_from_an_untrained_and_from_a_shuffled_one(task_of):
     plain, _store = task_of(SKS)
     shuffled, _other = task_of(replace(SKS, classifier=replace(SKS.classifier, shuffle=True)), "other")
     trained = [new_model(plain).classifier.state_dict(), new_model(shuffled).classifier.state_dict()]
@@ -134,18 +134,18 @@ def test_with_every_skip_off_no_classifier_is_trained(task_of):
     assert not (store.root / "classifier").exists()
 
 
-def test_shuffled_labels_are_the_same_labels_on_other_images(task_of):
+def test_shuffling_moves_the_labels_to_other_images(task_of):
     task, _ = task_of(SKS)
     settings = {"batch_size": 4, "seed": 0}
-    plain, dealt = (
+    plain, shuffled = (
         LabelBatches([task.labeled, task.unlabeled], Augment(64, False), shuffle=shuffle, **settings)
         for shuffle in (False, True)
     )
-    assert len(plain.positive) == len(dealt.positive) and len(plain.negative) == len(dealt.negative)
-    assert {i for _, i in plain.positive} != {i for _, i in dealt.positive}
+    assert len(plain.positive) == len(shuffled.positive) and len(plain.negative) == len(shuffled.negative)
+    assert {i for _, i in plain.positive} != {i for _, i in shuffled.positive}
 
 
-def test_the_frozen_classifier_stays_as_it_was_through_the_rounds(sks_task):
+def test_the_frozen_classifier_is_unchanged_by_the_rounds(sks_task):
     task, store = sks_task
     list(mine(task))
     classifier = store.load_tensors(store.root / "classifier" / "model.safetensors", None)[0]

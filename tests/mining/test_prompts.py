@@ -1,4 +1,4 @@
-"""Prompts from hand-made probabilities."""
+"""Prompts from hand-made probabilities, activation maps, candidates and previous masks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_minimum_area_is_the_larger_of_pixels_and_share(two_objects):
     assert len(find(probs_of(two_objects), min_area_px=1, min_area_fraction=0.0)) == 3
 
 
-def test_an_image_in_which_nothing_is_seen_gets_no_prompt():
+def test_without_foreground_there_is_no_prompt():
     assert find(probs_of(np.full((40, 40), 0.2))) == []
 
 
@@ -69,12 +69,12 @@ def test_points_are_xy_foreground_inside_background_outside_the_object():
     assert find(probs_of(solid), points=True, box_margin=0.0)[0].point_labels.tolist() == [1]
 
 
-def test_hint_is_the_clipped_logit_with_other_objects_as_background(two_objects):
+def test_the_mask_input_is_the_clipped_logit_with_other_objects_as_background(two_objects):
     two_objects[0, 0] = 0.5
-    hint = find(probs_of(two_objects))[0].mask_input
-    assert hint.shape == two_objects.shape and hint.dtype == np.float32
-    assert hint[15, 40] == pytest.approx(np.log(9), rel=1e-4)
-    assert hint[45, 8] == -MASK_INPUT_CLIP
+    mask_input = find(probs_of(two_objects))[0].mask_input
+    assert mask_input.shape == two_objects.shape and mask_input.dtype == np.float32
+    assert mask_input[15, 40] == pytest.approx(np.log(9), rel=1e-4)
+    assert mask_input[45, 8] == -MASK_INPUT_CLIP
     assert np.abs(find(probs_of(np.where(two_objects > 0.5, 1.0, 0.0)))[0].mask_input).max() == MASK_INPUT_CLIP
 
 
@@ -104,27 +104,27 @@ def test_points_alone_have_no_box_and_no_jitter(two_objects):
         PromptsConfig(box=False, points=False)
 
 
-def test_an_activation_map_gives_one_prompt_around_its_largest_hot_place():
-    heat = np.zeros((40, 60), np.float32)
-    heat[5:15, 10:30] = 0.8
-    heat[30:36, 40:46] = 1.0
-    heat[20:25, 0:5] = 0.5  # at half the highest value, not above
+def test_an_activation_map_gives_one_prompt_for_its_largest_component():
+    cam = np.zeros((40, 60), np.float32)
+    cam[5:15, 10:30] = 0.8
+    cam[30:36, 40:46] = 1.0
+    cam[20:25, 0:5] = 0.5  # at half the highest value, not above
     key = {"sample_id": "a", "seed": 0, "round_idx": 1}
-    (found,) = prompts_from_cam(heat, 2, PromptsConfig(num_jitters=2), **key)
+    (found,) = prompts_from_cam(cam, 2, PromptsConfig(num_jitters=2), **key)
     assert found.class_id == 2 and found.mask_input is None
     assert found.component.sum() == 200
     np.testing.assert_array_equal(found.box, [8, 3, 31, 16])  # two pixels around the tight box, at least
     assert found.jittered_boxes.shape == (2, 4)
-    (again,) = prompts_from_cam(heat, 2, PromptsConfig(num_jitters=2), **key)
+    (again,) = prompts_from_cam(cam, 2, PromptsConfig(num_jitters=2), **key)
     np.testing.assert_array_equal(found.jittered_boxes, again.jittered_boxes)
 
 
-def test_an_empty_or_tiny_activation_gives_none():
+def test_an_activation_map_without_a_large_component_gives_no_prompt():
     key = {"sample_id": "a", "seed": 0, "round_idx": 1}
     assert prompts_from_cam(np.zeros((40, 60), np.float32), 1, PromptsConfig(), **key) == []
-    heat = np.zeros((40, 60), np.float32)
-    heat[3:6, 3:6] = 1
-    assert prompts_from_cam(heat, 1, PromptsConfig(), **key) == []
+    cam = np.zeros((40, 60), np.float32)
+    cam[3:6, 3:6] = 1
+    assert prompts_from_cam(cam, 1, PromptsConfig(), **key) == []
 
 
 # -- a second pass, and the round before
@@ -136,35 +136,41 @@ def rectangle(top: int, left: int, bottom: int, right: int) -> np.ndarray:
     return mask
 
 
-def answer(mask: np.ndarray) -> Candidate:
+def candidate(mask: np.ndarray) -> Candidate:
     return Candidate(np.stack([~mask, mask]), np.array([0.1, 0.9]), np.array([0.9, 0.9]), None, mask[None][:0])
 
 
-def test_a_second_pass_asks_for_the_box_and_the_mask_of_the_answer(two_objects):
-    asked = find(probs_of(two_objects))[0]
-    again = reprompt_from_candidate(asked, answer(rectangle(12, 34, 24, 60)), PromptsConfig(num_jitters=2), seed=0)
+def test_a_second_pass_prompts_with_box_and_mask_of_the_candidate(two_objects):
+    prompt = find(probs_of(two_objects))[0]
+    again = reprompt_from_candidate(prompt, candidate(rectangle(12, 34, 24, 60)), PromptsConfig(num_jitters=2), seed=0)
     assert again.box.tolist() == [32, 10, 61, 25], "2 px around columns 34-59, rows 12-23"
     assert (again.mask_input == np.where(rectangle(12, 34, 24, 60), MASK_INPUT_CLIP, -MASK_INPUT_CLIP)).all()
-    assert again.component is asked.component and again.class_id == 1 and len(again.jittered_boxes) == 2
+    assert again.component is prompt.component and again.class_id == 1 and len(again.jittered_boxes) == 2
 
 
-def test_an_empty_answer_changes_no_question(two_objects):
-    asked = find(probs_of(two_objects))[0]
-    assert reprompt_from_candidate(asked, answer(np.zeros((60, 100), bool)), PromptsConfig(), seed=0) is asked
+def test_an_empty_candidate_leaves_the_prompt_unchanged(two_objects):
+    prompt = find(probs_of(two_objects))[0]
+    assert reprompt_from_candidate(prompt, candidate(np.zeros((60, 100), bool)), PromptsConfig(), seed=0) is prompt
     assert (
-        reprompt_from_candidate(asked, answer(rectangle(0, 0, 9, 9)), PromptsConfig(mask_hint=False), seed=0).mask_input
+        reprompt_from_candidate(
+            prompt, candidate(rectangle(0, 0, 9, 9)), PromptsConfig(mask_hint=False), seed=0
+        ).mask_input
         is None
     )
 
 
-def test_the_hint_remembers_the_same_object_of_the_same_class(two_objects):
+def test_the_previous_mask_of_the_same_object_and_class_is_blended_in(two_objects):
     near, far = find(probs_of(two_objects))
-    before = [(1, lambda: rectangle(10, 30, 20, 60)), (2, lambda: near.component), (1, lambda: rectangle(0, 60, 9, 99))]
-    remembered, left = blend_previous_mask([near, far], before)
-    assert left is far
+    previous = [
+        (1, lambda: rectangle(10, 30, 20, 60)),
+        (2, lambda: near.component),
+        (1, lambda: rectangle(0, 60, 9, 99)),
+    ]
+    blended, unchanged = blend_previous_mask([near, far], previous)
+    assert unchanged is far
     mask = rectangle(10, 30, 20, 60)
-    assert np.allclose(remembered.mask_input, (near.mask_input + np.where(mask, MASK_INPUT_CLIP, -MASK_INPUT_CLIP)) / 2)
-    assert remembered.box is near.box
-    (bare,) = blend_previous_mask([Prompts(1, near.box, component=near.component)], before[:1])
-    assert np.allclose(bare.mask_input, np.where(mask, MASK_INPUT_CLIP, -MASK_INPUT_CLIP) / 2)
+    assert np.allclose(blended.mask_input, (near.mask_input + np.where(mask, MASK_INPUT_CLIP, -MASK_INPUT_CLIP)) / 2)
+    assert blended.box is near.box
+    (without_input,) = blend_previous_mask([Prompts(1, near.box, component=near.component)], previous[:1])
+    assert np.allclose(without_input.mask_input, np.where(mask, MASK_INPUT_CLIP, -MASK_INPUT_CLIP) / 2)
     assert blend_previous_mask([near], []) == [near]

@@ -118,9 +118,9 @@ def test_changed_pixels_are_counted_over_all_images_not_averaged():
 
 def test_changed_label_pixels_differ_from_the_local_mask_and_are_not_ignored():
     # Local 1111, segmenter ..1111: of six pixels two are new object pixels, two lost ones are ignored.
-    one = image(local="1111......", used="..1111....", pseudo="??1111....")
-    assert changes_of(one).changed_label_pixels == pytest.approx(2 / 6)
-    where_both_agree = replace(one, pseudo=mask("??11??...."))
+    overlap = image(local="1111......", used="..1111....", pseudo="??1111....")
+    assert changes_of(overlap).changed_label_pixels == pytest.approx(2 / 6)
+    where_both_agree = replace(overlap, pseudo=mask("??11??...."))
     assert changes_of(where_both_agree).changed_label_pixels == 0 and changes_of(
         where_both_agree
     ).ignored_pixels == pytest.approx(4 / 10)
@@ -149,21 +149,26 @@ def test_with_empty_masks_alone_the_segmenter_changed_nothing():
 
 def test_kept_objects_are_compared_and_the_local_mask_holds_all():
     rows = [row("11......", ".11....."), row("....1...", "....11..", kept=False), row("......1.", "......1.", 2)]
-    one = MaskComparison.from_rows(rows, mask(".11..?2."))
+    comparison = MaskComparison.from_rows(rows, mask(".11..?2."))
     for name, text in {"local": "11..1.2.", "local_kept": "11....2.", "used_mask": ".11...2."}.items():
-        assert np.array_equal(getattr(one, name), mask(text)), name
-    assert not one.lesion_free and one.previous is None
+        assert np.array_equal(getattr(comparison, name), mask(text)), name
+    assert not comparison.lesion_free and comparison.previous is None
 
 
 def test_where_the_gate_chose_the_local_mask_nothing_is_changed():
-    one = MaskComparison.from_rows([row("11..", "..11", source="local")], mask("11.."))
-    assert np.array_equal(one.local_kept, one.used_mask)
+    comparison = MaskComparison.from_rows([row("11..", "..11", source="local")], mask("11.."))
+    assert np.array_equal(comparison.local_kept, comparison.used_mask)
 
 
 def test_a_lesion_free_image_has_no_objects():
     nothing = DecisionRow("a", -1, 0, True, "lesion_free", in_training=True)
-    one = MaskComparison.from_rows([nothing], mask("...."), mask("...."))
-    assert one.lesion_free and not one.local.any() and not one.used_mask.any() and one.previous is not None
+    comparison = MaskComparison.from_rows([nothing], mask("...."), mask("...."))
+    assert (
+        comparison.lesion_free
+        and not comparison.local.any()
+        and not comparison.used_mask.any()
+        and comparison.previous is not None
+    )
 
 
 def test_where_two_objects_overlap_the_later_class_counts():
@@ -196,9 +201,9 @@ def test_a_class_shown_by_pseudo_masks_or_labels_alone_is_warned_of():
 def test_json_round_trips_through_a_file_with_the_frozen_keys():
     changes = changes_of(image("a", pseudo="????", previous=mask("....")), image("b"), earlier=[{"a", "x"}])
     empty = changes_of(image(pseudo="....", local="....", lesion_free=True), labeled=[])
-    for one in (changes, empty):
-        value = json.loads(json.dumps(nan_to_none(one.to_json()), allow_nan=False))
-        assert repr(RoundChanges.from_json(value)) == repr(one)
+    for written in (changes, empty):
+        value = json.loads(json.dumps(nan_to_none(written.to_json()), allow_nan=False))
+        assert repr(RoundChanges.from_json(value)) == repr(written)
     kept = changes.to_json()
     assert (kept["num_teaching"], kept["num_new"], kept["num_kept_on"], kept["num_expelled"]) == (2, 1, 1, 1)
     assert kept["noop"] and kept["segmenter_changed_nothing"] and not kept["training_set_unchanged"]
@@ -226,9 +231,9 @@ def test_one_image_is_in_memory_at_a_time():
     def images():
         for n in range(6):
             assert sum(ref() is not None for ref in alive) <= 1
-            one = image(f"i{n}")
-            alive.append(weakref.ref(one))
-            yield one
-            del one
+            comparison = image(f"i{n}")
+            alive.append(weakref.ref(comparison))
+            yield comparison
+            del comparison
 
     assert len(compare_rounds(images(), [], [], num_unlabeled=6, num_classes=2).new) == 6

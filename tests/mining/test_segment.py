@@ -1,4 +1,4 @@
-"""The segmenter is asked once for the images that have prompts, and not at all for the others."""
+"""The segmenter encodes prompted images once, and no others; in two passes as in one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Counting(Ellipse):
         return super().encode(images)
 
 
-def test_images_without_prompts_are_not_encoded_and_answers_stay_in_place():
+def test_images_without_prompts_are_not_encoded_and_candidates_stay_in_place():
     samples = [Sample(str(n), str(n), np.full((20, 30, 3), n, np.uint8)) for n in range(4)]
     prompts = [
         [],
@@ -30,13 +30,13 @@ def test_images_without_prompts_are_not_encoded_and_answers_stay_in_place():
         [Prompts(1, np.array([0, 0, 29, 19], np.float32))] * 2,
     ]
     segmenter = Counting()
-    answers = segment(segmenter, samples, prompts)
-    assert [len(a) for a in answers] == [0, 1, 0, 2]
+    candidates = segment(segmenter, samples, prompts)
+    assert [len(a) for a in candidates] == [0, 1, 0, 2]
     assert segmenter.encoded == [2]
-    assert answers[1][0].masks.sum() < answers[3][0].masks.sum()
+    assert candidates[1][0].masks.sum() < candidates[3][0].masks.sum()
 
 
-def test_nothing_to_ask_is_fine():
+def test_no_prompt_at_all_gives_no_candidate():
     samples = [Sample("a", "a", np.zeros((5, 5, 3), np.uint8))]
     assert segment(Counting(), samples, [[]]) == [[]]
 
@@ -45,44 +45,46 @@ def box(*corners: float) -> Prompts:
     return Prompts(1, np.array(corners, np.float32))
 
 
-def test_the_second_pass_asks_about_the_first_answer_on_embeddings_made_once():
+def test_the_second_pass_is_prompted_by_the_first_on_the_same_embeddings():
     samples = [Sample(str(n), str(n), np.zeros((20, 30, 3), np.uint8)) for n in range(3)]
     segmenter, seen = Counting(), []
 
-    def again(image, number, asked, answer):
-        seen.append((image, number, int(answer.masks[answer.best].sum())))
-        return replace(asked, box=asked.box + 5)
+    def reprompt(image, number, prompt, candidate):
+        seen.append((image, number, int(candidate.masks[candidate.best].sum())))
+        return replace(prompt, box=prompt.box + 5)
 
     prompts = [[box(2, 2, 8, 8)], [], [box(0, 0, 9, 9), box(1, 1, 4, 4)]]
-    asked, answers = segment_twice(segmenter, samples, prompts, again)
+    reprompted, candidates = segment_twice(segmenter, samples, prompts, reprompt)
     once = segment(segmenter, samples, prompts)
-    moved = segment(segmenter, samples, asked)
+    moved = segment(segmenter, samples, reprompted)
     assert [(n, k) for n, k, _ in seen] == [(0, 0), (2, 0), (2, 1)] and segmenter.encoded == [2, 2, 2]
-    assert [area for *_, area in seen] == [int(a.masks[a.best].sum()) for some in once for a in some]
-    assert asked[2][1].box.tolist() == [6, 6, 9, 9]
+    assert [area for *_, area in seen] == [int(a.masks[a.best].sum()) for image in once for a in image]
+    assert reprompted[2][1].box.tolist() == [6, 6, 9, 9]
     assert all(
-        np.array_equal(a.masks, b.masks) for x, y in zip(answers, moved, strict=True) for a, b in zip(x, y, strict=True)
+        np.array_equal(a.masks, b.masks)
+        for x, y in zip(candidates, moved, strict=True)
+        for a, b in zip(x, y, strict=True)
     )
 
 
-class Fading(Ellipse):
-    """Answers boxes that are right of column 10 with nothing."""
+class EmptyOnTheRight(Ellipse):
+    """Empty masks for boxes right of column 10."""
 
     def decode(self, embeddings, prompts):
-        answers = super().decode(embeddings, prompts)
-        for some, asked in zip(answers, prompts, strict=True):
-            for k, one in enumerate(asked):
-                if one.box[0] > 10:
-                    some[k] = replace(some[k], masks=np.zeros_like(some[k].masks))
-        return answers
+        candidates = super().decode(embeddings, prompts)
+        for image, image_prompts in zip(candidates, prompts, strict=True):
+            for k, prompt in enumerate(image_prompts):
+                if prompt.box[0] > 10:
+                    image[k] = replace(image[k], masks=np.zeros_like(image[k].masks))
+        return candidates
 
 
-def test_an_empty_second_answer_leaves_the_first_one():
+def test_an_empty_second_candidate_leaves_the_first_one():
     samples = [Sample("a", "a", np.zeros((20, 30, 3), np.uint8))]
     first = [[box(2, 2, 8, 8), box(3, 3, 9, 9)]]
     moves = (9.0, 1.0)
-    asked, answers = segment_twice(
-        Fading(), samples, first, lambda n, k, one, answer: replace(one, box=one.box + moves[k])
+    reprompted, candidates = segment_twice(
+        EmptyOnTheRight(), samples, first, lambda n, k, prompt, candidate: replace(prompt, box=prompt.box + moves[k])
     )
-    assert asked[0][0].box.tolist() == [2, 2, 8, 8] and asked[0][1].box.tolist() == [4, 4, 10, 10]
-    assert all(answer.masks.any() for answer in answers[0])
+    assert reprompted[0][0].box.tolist() == [2, 2, 8, 8] and reprompted[0][1].box.tolist() == [4, 4, 10, 10]
+    assert all(candidate.masks.any() for candidate in candidates[0])

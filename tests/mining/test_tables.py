@@ -29,8 +29,8 @@ def test_an_object_is_a_row_of_either_table_with_the_masks_that_were_compared():
     prompts = [[Prompts(1, box=box, component=component), Prompts(2, box=box)]]
     candidates = [[candidate((0, 1)), candidate((1, 2))]]
     label = PseudoLabel(np.zeros((2, 3), np.uint8))
-    asked, rows = table_rows([sample("a")], prompts, candidates, [[KEPT, DROPPED]], [label])
-    assert [(row.sample_id, row.object_idx, row.class_id) for row in asked] == [("a", 0, 1), ("a", 1, 2)]
+    prompt_rows, rows = table_rows([sample("a")], prompts, candidates, [[KEPT, DROPPED]], [label])
+    assert [(row.sample_id, row.object_idx, row.class_id) for row in prompt_rows] == [("a", 0, 1), ("a", 1, 2)]
     assert [(row.kept, row.reason, row.source) for row in rows] == [
         (True, "kept_local", "local"),
         (False, "low_agreement", "both"),
@@ -45,8 +45,8 @@ def test_an_object_is_a_row_of_either_table_with_the_masks_that_were_compared():
 
 def test_an_image_without_objects_is_one_decision():
     free = PseudoLabel(np.zeros((2, 3), np.uint8), "lesion_free")
-    asked, rows = table_rows([sample("a"), sample("b")], [[], []], [[], []], [[], []], [None, free])
-    assert asked == []
+    prompt_rows, rows = table_rows([sample("a"), sample("b")], [[], []], [[], []], [[], []], [None, free])
+    assert prompt_rows == []
     assert [(row.sample_id, row.object_idx, row.reason, row.kept, row.in_training) for row in rows] == [
         ("a", -1, "no_component", False, False),
         ("b", -1, "lesion_free", True, True),

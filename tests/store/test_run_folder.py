@@ -1,4 +1,4 @@
-"""The run folder: whole or absent, signed, one owner, and nothing that was there is lost."""
+"""The run folder: files complete or absent, signed, locked, and never overwritten by another run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from kmine.cli import to_dict
 from kmine.config import DataConfig, LoopConfig
 from kmine.errors import UserError
 from kmine.io import files
-from kmine.io.files import sign, write_atomic
 from kmine.setup import provenance
 from kmine.store import run_folder as run_store
 from kmine.store.run_folder import RunFolder
@@ -45,17 +44,6 @@ def failing(number: int):
 # -- atomic writes
 
 
-@pytest.mark.parametrize("broken", ["os.fsync", "pathlib.Path.replace"])
-def test_a_write_that_breaks_off_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch, broken):
-    path = tmp_path / "a.json"
-    write_atomic(path, b"old")
-    monkeypatch.setattr(broken, failing(errno.EIO))
-    with pytest.raises(OSError, match="Input/output"):
-        write_atomic(path, b"new and longer")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-
-
 @pytest.mark.parametrize(
     ("number", "cure"),
     [
@@ -65,7 +53,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file_and_no_rest(tmp_path, monke
         (errno.EROFS, "read-only; choose another --out"),
     ],
 )
-def test_a_write_that_is_refused_names_the_cure_and_keeps_what_was_there(store, monkeypatch, number, cure):
+def test_a_refused_write_names_the_cure_and_keeps_the_old_file(store, monkeypatch, number, cure):
     path = store.root / "round_00" / "model.safetensors"
     store.save_tensors(path, {"w": torch.ones(3)}, "s")
     with monkeypatch.context() as patch:
@@ -76,24 +64,28 @@ def test_a_write_that_is_refused_names_the_cure_and_keeps_what_was_there(store, 
     assert store.load_tensors(path, "s")[0]["w"].tolist() == [1, 1, 1]
 
 
-def test_rests_of_a_killed_write_are_swept_and_nothing_else(store):
-    rests = [
+def test_unfinished_files_of_a_killed_write_are_removed_and_no_others(store):
+    unfinished = [
         store.root / f"{folder}.model.safetensors.4711{files.UNFINISHED}"
         for folder in ("", "round_00/", "round_01/pseudo_masks/", "supervised/round_01/")
     ]
-    others = [store.root / "notes.tmp", store.root / ".mine.tmp", store.root / "deep" / "er" / f".a{rests[0].suffix}"]
-    for path in (*rests, *others):
+    others = [
+        store.root / "notes.tmp",
+        store.root / ".mine.tmp",
+        store.root / "deep" / "er" / f".a{unfinished[0].suffix}",
+    ]
+    for path in (*unfinished, *others):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     store.claim({"rounds": 1}, "f")
-    assert not any(path.exists() for path in rests)
+    assert not any(path.exists() for path in unfinished)
     assert all(path.exists() for path in others)
 
 
-# -- one owner
+# -- the lock
 
 
-def test_a_second_process_is_refused_until_the_first_lets_go(store):
+def test_a_second_process_is_refused_until_the_lock_is_released(store):
     code = "import sys, pathlib; from kmine.store.run_folder import RunFolder; RunFolder(pathlib.Path(sys.argv[1]))"
     first = subprocess.run([sys.executable, "-c", code, str(store.root)], capture_output=True, text=True)
     assert "another process is working in this run folder; choose another --out" in first.stderr
@@ -101,7 +93,7 @@ def test_a_second_process_is_refused_until_the_first_lets_go(store):
     assert subprocess.run([sys.executable, "-c", code, str(store.root)], check=False).returncode == 0
 
 
-def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+def test_a_file_at_the_path_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "taken").write_text("mine")
     for path in (tmp_path / "taken", tmp_path / "taken" / "below"):
         with pytest.raises(UserError, match="a file stands where a folder is needed; choose another --out"):
@@ -109,7 +101,7 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="too long for this file system; choose another --out"):
         RunFolder(tmp_path / ("n" * 300))
     monkeypatch.setattr(Path, "mkdir", failing(errno.EACCES))
@@ -121,7 +113,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
 
 
 def begin(store: RunFolder, config: dict, fingerprint: str = "f" * 64) -> None:
-    """A run that has trained something."""
+    """A run with a training."""
     store.claim(config, fingerprint)
     store.write_csv("splits.csv", ("sample_id", "group_id", "split"), [("a", "a", "labeled")])
     store.save_tensors(store.round_dir(0) / "fit_state.safetensors", {"w": torch.ones(1)}, "s")
@@ -134,7 +126,7 @@ def config(**changes) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "text"),
     [
         ({"seed": 1}, "seed = 0, this command has 1"),
         ({"data_size": 64}, "data.size = 96, this command has 64"),
@@ -142,12 +134,12 @@ def config(**changes) -> dict:
         ({"rounds": 2}, "rounds = 3, this command has 2"),
     ],
 )
-def test_another_config_is_refused_by_the_field_and_both_values(store, changes, said):
+def test_another_config_is_an_error_with_the_setting_and_both_values(store, changes, text):
     begin(store, config())
     before = {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()}
     with pytest.raises(UserError) as error:
         store.claim(config(**changes), "f" * 64)
-    assert said in str(error.value) and "choose another --out" in str(error.value)
+    assert text in str(error.value) and "choose another --out" in str(error.value)
     assert {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()} == before
 
 
@@ -158,10 +150,10 @@ def test_another_config_is_refused_by_the_field_and_both_values(store, changes, 
         {"rounds": 5},
         {"out": "elsewhere", "device": "cpu", "offline": True, "baseline": False},
         {"data_root": "moved", "data_cache_dir": "cache", "data_on_error": "skip"},
-        {"data_task": "tumour", "data_normal_images": "moved"},  # which data these mean, the fingerprint tells
+        {"data_task": "tumour", "data_normal_images": "moved"},  # covered by the fingerprint of the data
     ],
 )
-def test_what_changes_no_result_may_differ_and_rounds_may_grow(store, changes):
+def test_settings_that_change_no_result_may_differ_and_rounds_may_grow(store, changes):
     begin(store, config())
     store.claim(config(**changes), "f" * 64)
     assert (store.root / "splits.csv").exists()
@@ -173,19 +165,19 @@ def test_other_data_are_refused(store):
         store.claim(config(), "e" * 64)
 
 
-def test_data_that_were_copied_go_by_the_fingerprint_they_had(store):
+def test_copied_data_keep_the_fingerprint_of_the_run(store):
     begin(store, config(), "f" * 64)
-    held = {"images": "i" * 64, "masks": "m" * 64}
+    contents = {"images": "i" * 64, "masks": "m" * 64}
     with pytest.raises(UserError, match="the data are not those this run began with"):
-        store.claim(config(), "e" * 64, lambda: held)  # a run of which nobody knows what its data held
-    store.update_run(data_contents=held)
+        store.claim(config(), "e" * 64, lambda: contents)  # without recorded contents
+    store.update_run(data_contents=contents)
     with pytest.raises(UserError, match="the data are not those this run began with"):
-        store.claim(config(), "e" * 64, lambda: held | {"masks": "n" * 64})
-    store.claim(config(), "e" * 64, lambda: held)
+        store.claim(config(), "e" * 64, lambda: contents | {"masks": "n" * 64})
+    store.claim(config(), "e" * 64, lambda: contents)
     assert store.run()["data_fingerprint"] == "f" * 64 and (store.root / "splits.csv").exists()
 
 
-def test_what_the_data_hold_is_asked_only_where_it_matters(store):
+def test_contents_are_compared_only_when_needed(store):
     def never() -> dict[str, str]:
         raise AssertionError("reads every image")
 
@@ -196,7 +188,7 @@ def test_what_the_data_hold_is_asked_only_where_it_matters(store):
 
 
 @pytest.mark.parametrize(("changes", "fingerprint"), [({"data_label_fraction": 0.5}, "f" * 64), ({}, "e" * 64)])
-def test_a_run_that_trained_nothing_yet_gives_way_to_the_mended_command(store, changes, fingerprint):
+def test_before_a_training_changed_settings_or_data_replace_the_old_ones(store, changes, fingerprint):
     store.claim(config(), "f" * 64)
     store.write_csv("splits.csv", ("sample_id", "group_id", "split"), [])
     store.claim(config(**changes), fingerprint)
@@ -204,7 +196,7 @@ def test_a_run_that_trained_nothing_yet_gives_way_to_the_mended_command(store, c
     assert store.run()["data_fingerprint"] == fingerprint
 
 
-def test_splits_laid_into_a_new_folder_stay(store):
+def test_splits_put_into_a_new_folder_are_kept(store):
     store.write_text("splits.csv", "sample_id,group_id,split\n")
     store.claim(config(), "f" * 64)
     store.claim(config(), "f" * 64)
@@ -212,17 +204,17 @@ def test_splits_laid_into_a_new_folder_stay(store):
 
 
 @pytest.mark.parametrize("text", ["- a\n", "", "a: [1\n", "name: another tool\n"])
-def test_a_config_that_is_not_a_runs_is_left_alone(store, text):
+def test_a_config_of_another_tool_is_not_overwritten(store, text):
     (store.root / "config.yaml").write_text(text)
     with pytest.raises(UserError, match="choose another --out"):
         store.claim(config(), "f" * 64)
     assert (store.root / "config.yaml").read_text() == text
 
 
-# -- tensors, JSON, tables of the top level
+# -- tensors, JSON, CSV
 
 
-def test_tensors_and_their_metadata_come_back_bit_for_bit(store):
+def test_tensors_and_their_metadata_round_trip_bit_for_bit(store):
     path = store.root / "a.safetensors"
     tensors = {"w": torch.randn(3, 4).t(), "n": torch.tensor(7), "half": torch.randn(2).bfloat16()}
     store.save_tensors(path, tensors, "s", seconds=1.5, history=[[1, 0.1 + 0.2]])
@@ -269,7 +261,7 @@ def test_nan_and_infinity_become_null_at_any_depth(store):
     assert strict == {"signature": "s", "a": None, "b": [1.0, None, {"c": None}], "d": [0.1, None]}
 
 
-def test_run_json_gathers_fields(store):
+def test_updates_of_run_json_keep_other_fields(store):
     store.update_run(a=1, b=2)
     store.update_run(b=3)
     assert store.run() == {"a": 1, "b": 3}
@@ -279,13 +271,6 @@ def test_csv_round_trip(store):
     assert store.read_csv("t.csv") is None
     store.write_csv("t.csv", ("id", "x"), [('a,"b"\nc', 1), ("ä", "")])
     assert store.read_csv("t.csv") == [{"id": 'a,"b"\nc', "x": "1"}, {"id": "ä", "x": ""}]
-
-
-def test_signatures_tell_values_types_and_order_apart():
-    values = [(1,), ("1",), (1.5,), (None,), ([1, 2],), ([2, 1],), ({"a": 1},), (1, 2), ()]
-    assert len({sign(*v) for v in values}) == len(values)
-    assert sign({"a": 1, "b": 2}) == sign({"b": 2, "a": 1})
-    assert len(sign()) == 16
 
 
 # -- mining
@@ -317,20 +302,20 @@ def save_batch(
     store.save_batch(1, signature, batch_idx, *rows, {i: label_of(i) for i in ids if i in kept})
 
 
-def test_pseudo_masks_come_back_bit_for_bit_under_any_id(store):
+def test_pseudo_masks_round_trip_bit_for_bit_under_any_id(store):
     save_batch(store, 0, list(IDS))
     store.close_round(1, "s", 1)
     for sample_id in IDS:
         back = store.pseudo_mask(1, sample_id)
         assert back.dtype == np.uint8 and np.array_equal(back, mask_of(sample_id))
     files = list((store.round_dir(1) / "pseudo_masks").iterdir())
-    assert len(files) == len(IDS), "one file an id, all in the one folder"
+    assert len(files) == len(IDS), "one file per id, in one folder"
     assert all(len(file.name.encode()) < 220 for file in files)
 
 
-def test_overlong_ids_that_differ_in_the_tail_alone_stay_apart(store):
-    one, other = ("long id " * 40 + tail for tail in "ab")
-    names = {store.pseudo_path(1, i).name for i in (one, other)}
+def test_long_ids_that_differ_at_the_end_have_different_files(store):
+    first, second = ("long id " * 40 + tail for tail in "ab")
+    names = {store.pseudo_path(1, i).name for i in (first, second)}
     assert len(names) == 2 and all(name.startswith("long id long id") for name in names)
 
 
@@ -377,8 +362,8 @@ def test_a_batch_with_a_damaged_artifact_is_pending(store, share, victim, finish
     path.write_bytes(whole[: int(len(whole) * share)])
     todo = list(store.pending_batches(1, "s", ids, 2))
     assert todo == ([(0, ids[:2])] if finished else []) + [(1, ids[2:])]
-    for part, some in todo:
-        save_batch(store, part, some)
+    for batch_idx, batch_ids in todo:
+        save_batch(store, batch_idx, batch_ids)
     assert [r.sample_id for r in store.close_round(1, "s", 2)] == ids
     assert [r.sample_id for r in store.prompts(1)] == ids
     assert all(np.array_equal(store.pseudo_mask(1, i), mask_of(i)) for i in ids)
@@ -436,7 +421,7 @@ def test_a_full_disk_costs_only_the_batch_being_saved(store, monkeypatch):
     assert list(store.pending_batches(1, "s", ids, 1)) == [(1, ["b"])]
 
 
-def test_rounds_and_arms_have_folders_of_their_own(store):
+def test_rounds_and_methods_have_separate_folders(store):
     folders = [store.round_dir(0), store.round_dir(1), store.round_dir(1, "supervised"), store.round_dir(100)]
     assert [f.relative_to(store.root).as_posix() for f in folders] == [
         "round_00",
@@ -446,11 +431,13 @@ def test_rounds_and_arms_have_folders_of_their_own(store):
     ]
 
 
-def test_what_preparation_took_is_its_own_time_and_that_of_the_folds(store, monkeypatch):
-    """A fold of 40 s was there, one of 50 s and round 0 of 60 s are trained inside, 125 s pass: 15 s are left."""
+def test_preparation_seconds_are_those_of_the_block_and_of_the_folds(store, monkeypatch):
+    """A fold took 40 s before; a fold of 50 s and round 0 of 60 s are trained in a block of 125 s: 15 s remain."""
 
-    def train(arm, seconds):
-        store.save_tensors(store.round_dir(0, arm) / "model.safetensors", {"w": torch.zeros(1)}, "s", seconds=seconds)
+    def train(method_dir, seconds):
+        store.save_tensors(
+            store.round_dir(0, method_dir) / "model.safetensors", {"w": torch.zeros(1)}, "s", seconds=seconds
+        )
 
     clock = iter([1000.0, 1125.0, 2000.0, 2002.0])
     monkeypatch.setattr(provenance.time, "perf_counter", lambda: next(clock))
@@ -461,26 +448,13 @@ def test_what_preparation_took_is_its_own_time_and_that_of_the_folds(store, monk
         train("", 60.0)
     assert store.run()["preparation_seconds"] == 15
     assert store.preparation_seconds() == 15 + 40 + 50
-    with provenance.preparing(store):  # a later session adds its own
+    with provenance.preparing(store):  # a later session adds its seconds
         pass
     assert store.preparation_seconds() == 17 + 40 + 50
     (store.round_dir(0, "fold_0") / "model.safetensors").write_bytes(b"damaged")
     assert store.training_seconds("fold_*/round_00") == 50
 
 
-def test_a_round_that_was_not_mined_has_no_rows_by_sample(store):
+def test_a_round_without_tables_has_no_rows_by_sample(store):
     decisions, prompts = store.by_sample(1)
     assert not decisions and not prompts and decisions.firsts("in_training") == {} and "a" not in prompts
-
-
-@pytest.mark.parametrize("mode", ["w", "wb"])
-def test_what_fails_while_it_is_written_leaves_the_old_file(tmp_path, mode):
-    path = tmp_path / "deep" / "file"
-    write_atomic(path, b"old\n")
-    with pytest.raises(ValueError, match="no more rows"), files.atomic_open(path, mode) as file:
-        file.write("new\n" if mode == "w" else b"new\n")
-        raise ValueError("no more rows")
-    assert path.read_bytes() == b"old\n" and list(path.parent.iterdir()) == [path]
-    with files.atomic_open(path, mode) as file:
-        file.write("né\r\n" if mode == "w" else "né\r\n".encode())
-    assert path.read_bytes() == "né\r\n".encode()

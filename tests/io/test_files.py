@@ -1,0 +1,48 @@
+"""Files written whole or not at all, and signatures."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from kmine.io.files import atomic_open, sign, write_atomic
+
+
+def failing(number: int):
+    def fail(*_args, **_kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("broken", ["os.fsync", "pathlib.Path.replace"])
+def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, broken):
+    path = tmp_path / "a.json"
+    write_atomic(path, b"old")
+    monkeypatch.setattr(broken, failing(errno.EIO))
+    with pytest.raises(OSError, match="Input/output"):
+        write_atomic(path, b"new and longer")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("mode", ["w", "wb"])
+def test_an_error_while_writing_leaves_the_old_file(tmp_path, mode):
+    path = tmp_path / "deep" / "file"
+    write_atomic(path, b"old\n")
+    with pytest.raises(ValueError, match="no more rows"), atomic_open(path, mode) as file:
+        file.write("new\n" if mode == "w" else b"new\n")
+        raise ValueError("no more rows")
+    assert path.read_bytes() == b"old\n" and list(path.parent.iterdir()) == [path]
+    with atomic_open(path, mode) as file:
+        file.write("né\r\n" if mode == "w" else "né\r\n".encode())
+    assert path.read_bytes() == "né\r\n".encode()
+
+
+def test_signatures_differ_by_value_type_and_order():
+    values = [(1,), ("1",), (1.5,), (None,), ([1, 2],), ([2, 1],), ({"a": 1},), (1, 2), ()]
+    assert len({sign(*v) for v in values}) == len(values)
+    assert sign({"a": 1, "b": 2}) == sign({"b": 2, "a": 1})
+    assert len(sign()) == 16
