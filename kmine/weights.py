@@ -18,11 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from kmine import cli
 from kmine.errors import UserError, unknown_name
-from kmine.io.download import (
-    check_space,
-    download,
-    sha256_of,
-)
+from kmine.io.download import check_space, download, sha256_of
 from kmine.io.errors import storage_errors
 
 if TYPE_CHECKING:

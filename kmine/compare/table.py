@@ -267,12 +267,7 @@ def _with_difference(row: ComparisonRow, before: Sequence[Result], after: Sequen
     # A fixed seed for the sign flips makes the table reproducible.
     gap = paired_difference(a, b, seed=0, groups=[before[0].groups[i] for i in ids])
     return replace(
-        row,
-        difference=gap.difference,
-        low=gap.low,
-        high=gap.high,
-        p_value=gap.p_value,
-        num_pairs=gap.num_pairs,
+        row, difference=gap.difference, low=gap.low, high=gap.high, p_value=gap.p_value, num_pairs=gap.num_pairs
     )
 
 

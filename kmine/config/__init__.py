@@ -10,19 +10,8 @@ from dataclasses import dataclass, field
 from kmine.config.checks import require
 from kmine.config.data import COVID_CLASSES, DataConfig, PhantomKind
 from kmine.config.methods import FixmatchConfig, TeacherConfig
-from kmine.config.mining import (
-    AdaptConfig,
-    GateConfig,
-    PromptsConfig,
-    RefineConfig,
-    SegmenterConfig,
-)
-from kmine.config.model import (
-    ClassifierConfig,
-    FitConfig,
-    InferConfig,
-    ModelConfig,
-)
+from kmine.config.mining import AdaptConfig, GateConfig, PromptsConfig, RefineConfig, SegmenterConfig
+from kmine.config.model import ClassifierConfig, FitConfig, InferConfig, ModelConfig
 
 __all__ = [
     "AdaptConfig",

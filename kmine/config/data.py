@@ -5,12 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from kmine.config.checks import (
-    fraction,
-    is_count,
-    is_range,
-    require,
-)
+from kmine.config.checks import fraction, is_count, is_range, require
 
 PhantomKind = Literal["polyp", "ct", "xray"]
 COVID_CLASSES = ("COVID-19", "Non-COVID", "Normal")

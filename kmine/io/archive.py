@@ -84,10 +84,7 @@ def read_contents(archive: Path, limits: Limits = DEFAULT) -> Contents:
 
 
 def unpack(
-    archive: Path,
-    target: Path,
-    limits: Limits = DEFAULT,
-    advance: Callable[[int], None] = lambda done: None,
+    archive: Path, target: Path, limits: Limits = DEFAULT, advance: Callable[[int], None] = lambda done: None
 ) -> Contents:
     """Unpack a zip archive into a folder, all of it or nothing; what is there already is never touched.
 

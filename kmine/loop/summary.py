@@ -19,13 +19,7 @@ from kmine.report import CSV_COLUMNS, Calibrated, Category, GalleryItem, Report,
 from kmine.store.run_folder import RunFolder
 from kmine.store.tables import DecisionRow, class_map
 from kmine.training.task import Task
-from kmine.types import (
-    EVIDENCE_COLUMNS,
-    STOPPED_BY,
-    Prompts,
-    RoundResult,
-    Skipped,
-)
+from kmine.types import EVIDENCE_COLUMNS, STOPPED_BY, Prompts, RoundResult, Skipped
 
 GALLERY_SIZE = 4
 """Images per category."""
@@ -222,12 +216,7 @@ def _score(rows: Sequence[DecisionRow]) -> float:
 
 
 def _item(
-    pool: Pool,
-    run: RunFolder,
-    round_idx: int,
-    category: Category,
-    rows: Sequence[DecisionRow],
-    prompts: list[Prompts],
+    pool: Pool, run: RunFolder, round_idx: int, category: Category, rows: Sequence[DecisionRow], prompts: list[Prompts]
 ) -> GalleryItem:
     sample = pool.sample(rows[0].sample_id)
     local, segmenter_mask = (class_map(rows, sample.image.shape[:2], source) for source in ("local", "segmenter"))

@@ -17,13 +17,7 @@ from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.pool import Pool
 from kmine.data.quality.examine import MAX_NAMED, check_duplicates, check_groups, check_masks, count
 from kmine.data.quality.image_stats import ImageStats, compute_mask_stats, compute_stats
-from kmine.data.quality.mask_alignment import (
-    MIN_PAIRS,
-    check_alignment,
-    edges,
-    measure_alignment,
-    outline,
-)
+from kmine.data.quality.mask_alignment import MIN_PAIRS, check_alignment, edges, measure_alignment, outline
 from kmine.data.quality.near_duplicates import find_duplicates
 from kmine.data.split_file import GivenSplit
 from kmine.data.splits import Splits

@@ -29,9 +29,7 @@ def trained_auxiliary_model(task: Task, method_dir: str = "witness") -> tuple[Lo
 
 
 def train_rounds(
-    task: Task,
-    method_dir: str,
-    round_inputs: Callable[[int], dict[str, Any] | None] = lambda round_idx: {},
+    task: Task, method_dir: str, round_inputs: Callable[[int], dict[str, Any] | None] = lambda round_idx: {}
 ) -> Iterator[RoundResult]:
     """Round 0 as in the loop, then `rounds` times `fit.round_steps` steps, each from the last adopted round.
 

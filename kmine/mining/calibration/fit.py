@@ -91,12 +91,7 @@ def mean_lower_bound(values: Sequence[float] | Floats, confidence: float) -> flo
 
 
 def choose_threshold(
-    estimates: Floats,
-    dice: Floats,
-    *,
-    target: float,
-    confidence: float,
-    thresholds: Sequence[float] = THRESHOLD_GRID,
+    estimates: Floats, dice: Floats, *, target: float, confidence: float, thresholds: Sequence[float] = THRESHOLD_GRID
 ) -> RiskGuarantee:
     """Choose the lowest threshold at which the mean Dice of accepted masks is at least `target` with `confidence`.
 
