@@ -1,7 +1,7 @@
-"""`python -m kmine.fetch NAME`: data sets that anyone may download, and where to get the others.
+"""`python -m kmine.fetch NAME`: downloads and unpacks data sets, or prints where to get them.
 
-What belongs to this command lies in the hidden folder `.kmine-fetch` of the folder it fills: a download that is not
-yet whole, a lock, and for each archive that was unpacked a record (JSON) of its files, their sizes and CRC-32.
+The hidden folder `.kmine-fetch` of the output folder holds an incomplete download, a lock, and for each unpacked
+archive a record (JSON) of its files, their sizes and CRC-32.
 """
 
 from __future__ import annotations
@@ -15,17 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kmine import cli
 from kmine.data import DATASETS
 from kmine.errors import UserError, unknown_name
+from kmine.io.archive import Contents, differences, drop_leftovers, read_contents, top_names, unpack
 from kmine.io.download import download, sha256_of
 from kmine.io.errors import storage_errors
 from kmine.io.files import write_atomic
-
-if TYPE_CHECKING:
-    from kmine.io.archive import Contents
 
 DESCRIPTION = """Fetch a data set, check it and unpack it; a download that broke off goes on where it did, and what is
 there and whole is left alone. kvasir_seg is downloaded. For lits and covid_qu_ex, which ask for an account or a
@@ -37,7 +34,7 @@ MAX_NAMED = 3
 
 @dataclass(frozen=True)
 class FetchConfig:
-    """Everything `python -m kmine.fetch` can be told."""
+    """Settings of `python -m kmine.fetch`."""
 
     name: list[str]
     """The data set."""
@@ -51,12 +48,12 @@ class FetchConfig:
 
 @dataclass(frozen=True)
 class Published:
-    """An archive that anyone may download."""
+    """An archive with public access."""
 
     url: str
     sha256: str
     top: str
-    """The folder it unpacks to."""
+    """Top folder in the archive."""
 
     @property
     def filename(self) -> str:
@@ -64,9 +61,7 @@ class Published:
         return self.url.rsplit("/", 1)[-1]
 
 
-# Data sets are imported at first use: `--help` needs none of them.
-
-
+# Data sets are imported at first use, not for `--help`.
 def _kvasir_seg() -> Published:
     from kmine.data.datasets.kvasir_seg import URL
 
@@ -93,7 +88,7 @@ def _covid_qu_ex() -> str:
 
 DOWNLOADS: dict[str, Callable[[], Published]] = {"kvasir_seg": _kvasir_seg}
 MANUAL_SOURCES: dict[str, Callable[[], str]] = {"lits": _lits, "covid_qu_ex": _covid_qu_ex}
-"""Where people get what kmine may not download for them, and what --data.root has to point at."""
+"""Texts for data sets without public access: where to get them, and the folder for --data.root."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,11 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_fetch(cfg: FetchConfig) -> int:
-    """Fetch the data set of `cfg` and print the command that uses it.
-
-    Raises:
-        UserError: for a data set that is unknown or not to be fetched, and for whatever goes wrong on the way.
-    """
+    """Fetch the data set of `cfg` and print the command that uses it. Raises `UserError`."""
     if len(cfg.name) != 1:
         raise UserError(f"expected the name of one data set, got {', '.join(cfg.name)}; fetch one at a time")
     (name,) = cfg.name
@@ -125,8 +116,8 @@ def run_fetch(cfg: FetchConfig) -> int:
         )
     archive = Path(cfg.archive).expanduser() if cfg.archive is not None else None
     is_new = _obtain(name, published, archive, out, cfg.offline)
-    news = "is now in" if is_new else "is there and whole, nothing was done:"
-    sys.stdout.write(f"{name} {news} {out}\n{_usage(name, str(out))}\n")
+    result = "is now in" if is_new else "is there and whole, nothing was done:"
+    sys.stdout.write(f"{name} {result} {out}\n{_usage(name, str(out))}\n")
     return 0
 
 
@@ -145,12 +136,10 @@ def _usage(name: str, root: str) -> str:
 
 
 def _obtain(name: str, published: Published | None, user_archive: Path | None, out: Path, offline: bool) -> bool:
-    """Unpack the archive into `out`, downloaded if none was given; False where all of it is there already.
+    """Unpack the archive into `out`, downloaded unless `user_archive` is given; False if all files exist already.
 
     One of `published` and `user_archive` is not None.
     """
-    from kmine.io.archive import drop_leftovers
-
     sha256 = _check_user_archive(user_archive, published) if user_archive is not None else published.sha256  # type: ignore[union-attr]
     if _is_whole(out, sha256):
         return False
@@ -161,13 +150,13 @@ def _obtain(name: str, published: Published | None, user_archive: Path | None, o
         assert published is not None
         archive = own / published.filename
         _download(name, published, archive, out, offline)
-        news = _unpack(archive, out, own / f"{sha256}.json")
+        is_new = _unpack(archive, out, own / f"{sha256}.json")
         archive.unlink()
-        return news
+        return is_new
 
 
 def _check_user_archive(archive: Path, published: Published | None) -> str:
-    """SHA-256 (hex) of the user's archive, which is that of the published one if it is known."""
+    """SHA-256 (hex) of the user's archive. Raises `UserError` if it differs from that of the published archive."""
     if not archive.is_file():
         actual = "a folder" if archive.is_dir() else "nothing"
         raise UserError(f"--archive {archive}: expected a zip file, found {actual}; name the file as it was downloaded")
@@ -183,7 +172,7 @@ def _check_user_archive(archive: Path, published: Published | None) -> str:
 
 
 def _download(name: str, published: Published, archive: Path, out: Path, offline: bool) -> None:
-    """Leave the whole archive at `archive`, a place of our own, unless it is there."""
+    """Download to `archive`, a file in the state folder, unless it is complete."""
     if archive.is_file() and sha256_of(archive) == published.sha256:
         return
     archive.unlink(missing_ok=True)
@@ -200,9 +189,7 @@ def _download(name: str, published: Published, archive: Path, out: Path, offline
 
 
 def _unpack(archive: Path, out: Path, record: Path) -> bool:
-    """Unpack and write the record; only the record where the files are there, as a kill in between leaves them."""
-    from kmine.io.archive import differences, read_contents, unpack
-
+    """Unpack and write the record; only the record if all files exist, as after a kill between the two steps."""
     contents = read_contents(archive)
     is_new = bool(differences(contents, out))
     if is_new:
@@ -218,13 +205,11 @@ def _unpack(archive: Path, out: Path, record: Path) -> bool:
 
 
 def _is_whole(out: Path, sha256: str) -> bool:
-    """Whether all files of an archive that was unpacked before are there, byte for byte.
+    """Whether all files of an archive unpacked before exist unchanged; False also if all are gone.
 
     Raises:
-        UserError: where some are missing or changed; all of them gone counts as never fetched.
+        UserError: if some are missing or changed.
     """
-    from kmine.io.archive import differences, top_names
-
     contents = _read_record(out / STATE_DIR / f"{sha256}.json")
     if contents is None:
         return False
@@ -239,7 +224,7 @@ def _is_whole(out: Path, sha256: str) -> bool:
 
 
 def _read_record(path: Path) -> Contents | None:
-    """The files of an archive; None where there is no record, or none that can be read."""
+    """The files of an archive; None if the record is missing or unreadable."""
     try:
         return {str(name): (int(size), int(crc)) for name, (size, crc) in json.loads(path.read_bytes()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
@@ -248,7 +233,7 @@ def _read_record(path: Path) -> Contents | None:
 
 @contextmanager
 def _locked_state_dir(out: Path) -> Iterator[Path]:
-    """Our own folder in `out`, held by one process at a time; whatever of both holds nothing afterwards is removed."""
+    """State folder in `out`, locked by one process; removed if empty in the end, as is an `out` created here."""
     own, was_there = out / STATE_DIR, out.exists()
     with storage_errors(own):
         own.mkdir(parents=True, exist_ok=True)
@@ -257,9 +242,8 @@ def _locked_state_dir(out: Path) -> Iterator[Path]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield own
     except BlockingIOError as error:
-        raise UserError(
-            f"{out}: another process is fetching into this folder; wait, or choose another --out"
-        ) from error
+        problem = "another process is fetching into this folder; wait, or choose another --out"
+        raise UserError(f"{out}: {problem}") from error
     finally:
         os.close(handle)
         with suppress(OSError):  # not empty

@@ -1,7 +1,7 @@
-"""`python -m kmine.weights list|get|verify|bundle|unbundle`: the checkpoints of segmenters, here and elsewhere.
+"""`python -m kmine.weights list|get|verify|bundle|unbundle`: checkpoints of segmenters, downloaded or in bundles.
 
-A bundle is a plain tar file of checkpoints and of `kmine-weights.json`, which lists their SHA-256. Whoever unpacks one
-trusts neither: only names that kmine itself knows are written, and only once their content has the sum kmine knows.
+A bundle is a plain tar file of checkpoints and of `kmine-weights.json` with their SHA-256. Unpacking trusts neither:
+only files that kmine knows are written, and only with the SHA-256 that kmine knows.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO
 
 from kmine import cli
 from kmine.errors import UserError, unknown_name
 from kmine.io.download import check_space, download, sha256_of
 from kmine.io.errors import storage_errors
-
-if TYPE_CHECKING:
-    from kmine.segmenters.weights import Weights
+from kmine.segmenters import tiny
+from kmine.segmenters.weights import OFFICIAL_WEIGHTS, default_cache_dir, download_weights
 
 DESCRIPTION = """The checkpoints that kmine may download. `list`: all of them, where they lie, whether they are whole.
 `get NAME ...`: download (resumed, SHA-256 checked). `verify [FILE ...]`: whether files are the official ones; without
@@ -38,7 +39,7 @@ SHIPPED = "tiny"
 
 @dataclass(frozen=True)
 class WeightsConfig:
-    """Everything `python -m kmine.weights` can be told."""
+    """Settings of `python -m kmine.weights`."""
 
     action: list[str] = field(default_factory=list)
     """list, get NAME ..., verify [FILE ...], bundle FILE.tar NAME ... or unbundle FILE.tar."""
@@ -56,9 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_weights(cfg: WeightsConfig) -> int:
-    """Do what the first word says."""
-    from kmine.segmenters.weights import default_cache_dir
-
+    """Run the action named by the first word."""
     action, *words = cfg.action
     if action not in ACTIONS:
         raise unknown_name("action", action, ACTIONS)
@@ -66,14 +65,11 @@ def run_weights(cfg: WeightsConfig) -> int:
     return ACTIONS[action](words, folder, cfg.offline)
 
 
-# -- what is here
-
-
 def _list(words: Sequence[str], folder: Path, offline: bool) -> int:
-    """One line a file; a name after `list` is a mistake."""
+    """Print size, state, path and SHA-256 of every checkpoint."""
     _expect(not words, f"list: expected nothing after it, got {' '.join(words)}")
     lines = [f"{SHIPPED:<10}  {_shipped()}"]
-    for name, checkpoint in _checkpoints().items():
+    for name, checkpoint in OFFICIAL_WEIGHTS.items():
         path = folder / checkpoint.filename
         lines.append(f"{name:<10}  {_size(SIZES.get(name)):>8}  {_state(path, checkpoint.sha256)}")
         lines.append(f"{'':<10}  {'':>8}  {path}  sha256 {checkpoint.sha256}")
@@ -93,9 +89,8 @@ def _state(path: Path, sha256: str) -> str:
 
 
 def _shipped() -> str:
-    """What became of the weights that kmine brings."""
-    from kmine.segmenters.tiny import SHIPPED as path
-
+    """Size and state of the weights that kmine ships with."""
+    path = tiny.SHIPPED
     try:
         expected = json.loads(path.with_suffix(".json").read_text("utf-8"))["sha256"]
         state = "here, whole" if sha256_of(path) == expected else "damaged; reinstall kmine"
@@ -105,12 +100,10 @@ def _shipped() -> str:
 
 
 def _verify(words: Sequence[str], folder: Path, offline: bool) -> int:
-    """Files by path, or all that are in the folder; exit code 1 where one is not official."""
-    by_sum = {checkpoint.sha256: name for name, checkpoint in _checkpoints().items()}
-    paths = [Path(word).expanduser() for word in words]
-    paths = paths or [
-        path for checkpoint in _checkpoints().values() if (path := folder / checkpoint.filename).is_file()
-    ]
+    """Compare files by path, or all in the folder; exit code 1 if one is not official."""
+    by_sum = {checkpoint.sha256: name for name, checkpoint in OFFICIAL_WEIGHTS.items()}
+    known_paths = (folder / checkpoint.filename for checkpoint in OFFICIAL_WEIGHTS.values())
+    paths = [Path(word).expanduser() for word in words] or [path for path in known_paths if path.is_file()]
     for path in paths:
         _expect(path.is_file(), f"{path}: expected a file of weights, found none; check the path")
     bad = 0
@@ -126,30 +119,18 @@ def _verify(words: Sequence[str], folder: Path, offline: bool) -> int:
     return 1 if bad else 0
 
 
-# -- getting them
-
-
 def _get(words: Sequence[str], folder: Path, offline: bool) -> int:
-    from kmine.segmenters.weights import download_weights
-
     for name in _names(words, "get"):
-        path = folder / _checkpoints()[name].filename
+        path = folder / OFFICIAL_WEIGHTS[name].filename
         existed = path.is_file()
         if existed or offline:
-            download_weights(name, folder, offline)  # checks what is there
+            download_weights(name, folder, offline)  # checks an existing file
         else:
-            _download_one(name, path)
+            checkpoint = OFFICIAL_WEIGHTS[name]
+            otherwise = "fetch it on another machine and carry it here: kmine weights bundle, kmine weights unbundle"
+            download(checkpoint.url, checkpoint.sha256, path, otherwise=otherwise)
         sys.stdout.write(f"{name} {'is there and whole' if existed else 'is now there'}: {path}\n")
     return 0
-
-
-def _download_one(name: str, path: Path) -> None:
-    checkpoint = _checkpoints()[name]
-    otherwise = "fetch it on another machine and carry it here: kmine weights bundle, kmine weights unbundle"
-    download(checkpoint.url, checkpoint.sha256, path, otherwise=otherwise)
-
-
-# -- carrying them
 
 
 def _bundle(words: Sequence[str], folder: Path, offline: bool) -> int:
@@ -157,25 +138,18 @@ def _bundle(words: Sequence[str], folder: Path, offline: bool) -> int:
     target, names = Path(words[0]).expanduser(), _names(words[1:], "bundle")
     _expect(not target.exists(), f"{target}: expected no file there yet, found one; choose another name")
     _get(names, folder, offline)
-    files = {name: folder / _checkpoints()[name].filename for name in names}
-    manifest = json.dumps({name: _checkpoints()[name].sha256 for name in names}, indent=1).encode()
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        check_space(target.parent, sum(path.stat().st_size for path in files.values()), "the bundle")
-        try:
-            with tarfile.open(part, "w") as tar:
-                entry = tarfile.TarInfo(MANIFEST)
-                entry.size = len(manifest)
-                tar.addfile(entry, io.BytesIO(manifest))
-                for path in files.values():
-                    entry = tarfile.TarInfo(path.name)
-                    entry.size = path.stat().st_size
-                    with path.open("rb") as file:
-                        tar.addfile(entry, file)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+    files = [folder / OFFICIAL_WEIGHTS[name].filename for name in names]
+    manifest = json.dumps({name: OFFICIAL_WEIGHTS[name].sha256 for name in names}, indent=1).encode()
+    total = sum(path.stat().st_size for path in files)
+    with _replacing(target, total, "the bundle") as part, tarfile.open(part, "w") as tar:
+        entry = tarfile.TarInfo(MANIFEST)
+        entry.size = len(manifest)
+        tar.addfile(entry, io.BytesIO(manifest))
+        for path in files:
+            entry = tarfile.TarInfo(path.name)
+            entry.size = path.stat().st_size
+            with path.open("rb") as file:
+                tar.addfile(entry, file)
     sys.stdout.write(f"{target}: {', '.join(names)}; there: kmine weights unbundle {target.name}\n")
     return 0
 
@@ -184,14 +158,14 @@ def _unbundle(words: Sequence[str], folder: Path, offline: bool) -> int:
     _expect(len(words) == 1, f"unbundle: expected one file, got {len(words)}")
     path = Path(words[0]).expanduser()
     _expect(path.is_file(), f"{path}: expected a bundle of weights, found no such file; check the path")
-    by_file = {checkpoint.filename: (name, checkpoint) for name, checkpoint in _checkpoints().items()}
+    by_file = {checkpoint.filename: (name, checkpoint) for name, checkpoint in OFFICIAL_WEIGHTS.items()}
     unpacked = []
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 if member.name == MANIFEST and member.isreg() and member.size <= MAX_MANIFEST:
                     continue
-                # Names are looked up, never used: nothing can be written but the files that kmine knows.
+                # Names are looked up, never used as paths: only files that kmine knows can be written.
                 match = by_file.get(member.name) if member.isreg() else None
                 stream = tar.extractfile(member) if match else None
                 if match is None or stream is None:
@@ -208,25 +182,31 @@ def _unbundle(words: Sequence[str], folder: Path, offline: bool) -> int:
     return 0
 
 
-def _unpack(bundle: Path, stream: BinaryIO | io.BufferedReader, size: int, target: Path, sha256: str) -> None:
-    """Write a member under its name, which appears only once its SHA-256 agreed."""
+def _unpack(bundle: Path, stream: IO[bytes], size: int, target: Path, sha256: str) -> None:
+    """Write a member, which gets its name once its SHA-256 is verified."""
     if target.is_file() and sha256_of(target) == sha256:
         return
     _expect(not target.exists(), f"{target}: expected the official file or nothing, found another; move it away")
+    with _replacing(target, size, "the checkpoint") as part:
+        with part.open("wb") as file:
+            shutil.copyfileobj(stream, file, BLOCK_BYTES)
+        actual = sha256_of(part)
+        _expect(
+            actual == sha256,
+            f"{bundle}: expected SHA-256 {sha256} of {target.name}, got {actual}; it was not unpacked: copy the "
+            "bundle again, or make it anew",
+        )
+
+
+@contextmanager
+def _replacing(target: Path, num_bytes: int, what: str) -> Iterator[Path]:
+    """A temporary path that replaces `target` on success; `what` and its size are for the check of free space."""
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        check_space(target.parent, size, "the checkpoint")
+        check_space(target.parent, num_bytes, what)
         try:
-            with part.open("wb") as file:
-                while block := stream.read(BLOCK_BYTES):
-                    file.write(block)
-            actual = sha256_of(part)
-            _expect(
-                actual == sha256,
-                f"{bundle}: expected SHA-256 {sha256} of {target.name}, got {actual}; it was not unpacked: copy the "
-                "bundle again, or make it anew",
-            )
+            yield part
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
@@ -234,19 +214,12 @@ def _unpack(bundle: Path, stream: BinaryIO | io.BufferedReader, size: int, targe
 
 def _names(words: Sequence[str], action: str) -> list[str]:
     """Names of checkpoints. Raises `UserError` for none, for an unknown one, and for what ships with kmine."""
-    checkpoints = _checkpoints()
-    _expect(bool(words), f"{action}: expected a name, got none; known: {', '.join(checkpoints)}")
+    _expect(bool(words), f"{action}: expected a name, got none; known: {', '.join(OFFICIAL_WEIGHTS)}")
     for word in words:
         _expect(word != SHIPPED, f"{SHIPPED} ships with kmine: there is nothing to {action}")
-        if word not in checkpoints:
-            raise unknown_name(action, word, checkpoints)
+        if word not in OFFICIAL_WEIGHTS:
+            raise unknown_name(action, word, OFFICIAL_WEIGHTS)
     return list(dict.fromkeys(words))
-
-
-def _checkpoints() -> dict[str, Weights]:
-    from kmine.segmenters.weights import OFFICIAL_WEIGHTS
-
-    return OFFICIAL_WEIGHTS
 
 
 def _size(count: int | None) -> str:
@@ -258,13 +231,8 @@ def _expect(is_so: bool, otherwise: str) -> None:
         raise UserError(otherwise)
 
 
-ACTIONS: dict[str, Callable[[Sequence[str], Path, bool], int]] = {
-    "list": _list,
-    "get": _get,
-    "verify": _verify,
-    "bundle": _bundle,
-    "unbundle": _unbundle,
-}
+Action = Callable[[Sequence[str], Path, bool], int]
+ACTIONS: dict[str, Action] = {"list": _list, "get": _get, "verify": _verify, "bundle": _bundle, "unbundle": _unbundle}
 
 
 if __name__ == "__main__":

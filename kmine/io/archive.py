@@ -1,7 +1,6 @@
-"""Zip archives that somebody else made: unpacked whole or not at all, and nowhere but below one folder.
+"""Zip archives from untrusted sources: unpacked whole or not at all, and only below one folder.
 
-What an archive says of itself is a claim. Names and kinds of all members are looked at before the first byte is
-written, sizes while they are written, and only what was unpacked without a fault is moved to where it belongs.
+Names and kinds of all members are checked before the first byte is written, sizes during writing.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+from zipfile import ZipFile, ZipInfo
 
 from kmine.errors import UserError
 from kmine.io.download import check_space
@@ -27,85 +27,62 @@ from kmine.io.errors import storage_errors
 
 CHUNK_BYTES = 1 << 20
 UNFINISHED = ".kmine-unpacking-"
-"""How the name of a folder begins in which an archive is being unpacked."""
+"""Prefix of the temporary folder into which an archive is unpacked."""
 JUNK = "__MACOSX/"
-"""macOS adds this folder beside the data; it is left out."""
+"""Folder that macOS adds beside the data; not unpacked."""
 RATIO_FROM_BYTES = 1 << 20
 """The ratio is not checked below this: a small file may be all zeros."""
 MAX_DEPTH = 32
-"""Folders within folders."""
 MAX_TAIL = 22 + (1 << 16)
-"""Bytes of the record that ends a zip file, its comment included."""
+"""Largest size in bytes of the record at the end of a zip file, comment included."""
 CURE = "nothing was unpacked; download the archive again from where it is published"
 
 Contents = dict[str, tuple[int, int]]
 """Files by their path below the target, with "/": size in bytes and CRC-32."""
+Advance = Callable[[int], None]
 
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    OverflowError,
-)
-"""What zipfile raises for damaged bytes; which of them depends on the byte."""
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, LookupError, OverflowError)
+"""Errors of zipfile for damaged bytes."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive may unpack to.
+    """Limits of an archive's content.
 
-    COVID-QU-Ex has 85,000 files; LiTS, 58,638 slices of 512 x 512, takes 61 GB at two bytes a pixel of image and mask.
+    COVID-QU-Ex has 85,000 files; LiTS, 58,638 slices of 512 x 512, takes 61 GB at two bytes per pixel.
     """
 
     members: int = 300_000
-    """Files and folders."""
+    """Number of files and folders."""
     total_bytes: int = 200 * 2**30
-    """Of all files together."""
     ratio: int = 100
-    """Unpacked bytes for each byte of the archive."""
+    """Unpacked bytes per byte of the archive."""
 
 
 DEFAULT = Limits()
 
 
 def read_contents(archive: Path, limits: Limits = DEFAULT) -> Contents:
-    """The files of a zip archive, by its own directory; none is unpacked.
-
-    Raises:
-        UserError: for whatever `unpack` refuses before it writes.
-    """
+    """Files listed in the directory of a zip archive. Raises `UserError` for what `unpack` refuses before it writes."""
     with _opened(archive) as opened:
         return _contents(_checked(archive, opened.infolist(), limits))
 
 
-def unpack(
-    archive: Path, target: Path, limits: Limits = DEFAULT, advance: Callable[[int], None] = lambda done: None
-) -> Contents:
-    """Unpack a zip archive into a folder, all of it or nothing; what is there already is never touched.
+def unpack(archive: Path, target: Path, limits: Limits = DEFAULT, advance: Advance = lambda done: None) -> Contents:
+    """Unpack a zip archive into a folder, completely or not at all; existing files are not touched.
 
-    Args:
-        archive: regular files and folders, stored or deflated, not encrypted.
-        target: made if it is missing.
-        limits: beyond which the archive is refused, as it says of itself or as it turns out.
-        advance: told after each file how many are done.
-
-    Returns:
-        The files that are now there.
+    Members are regular files and folders, stored or deflated, not encrypted. `limits` are checked against the directory
+    and during unpacking. `advance` is called after each file with the number of files done.
 
     Raises:
         UserError: for an archive that is no zip, damaged or truncated, encrypted, hostile (see `_checked`), or too
-            large; for a member that is in `target` already; for a full disk. Nothing is left behind then.
+            large; for a member that exists in `target`; for a full disk. Nothing is left behind.
     """
     with _opened(archive) as opened:
         members = _checked(archive, opened.infolist(), limits)
         contents = _contents(members)
         refuse_clash(contents, target)
-        with storage_errors(target), _workshop(target) as folder:
+        with storage_errors(target), _temporary_folder(target) as folder:
             check_space(target, sum(size for size, _ in contents.values()), f"unpacking {archive.name}")
             _write(archive, opened, members, folder, limits, advance)
             _publish(folder, target)
@@ -113,12 +90,12 @@ def unpack(
 
 
 def top_names(contents: Iterable[str]) -> list[str]:
-    """The first parts of paths, each once, sorted."""
+    """First parts of the paths, unique and sorted."""
     return sorted({name.split("/")[0] for name in contents})
 
 
 def refuse_clash(contents: Iterable[str], target: Path) -> None:
-    """Raises `UserError` where something in `target` already has the name of a file or folder to come."""
+    """Raise `UserError` if `target` holds a file or folder of the same name as a new one."""
     present = [name for name in top_names(contents) if os.path.lexists(target / name)]
     if present:
         raise UserError(
@@ -128,12 +105,12 @@ def refuse_clash(contents: Iterable[str], target: Path) -> None:
 
 
 def differences(contents: Mapping[str, tuple[int, int]], folder: Path) -> list[str]:
-    """Which of the files are missing below `folder`, or not what they were; every byte is read."""
+    """Files that are missing below `folder` or differ in size or CRC-32; reads every byte."""
     return [name for name, (size, crc) in contents.items() if not _is_same(folder / name, size, crc)]
 
 
 def drop_leftovers(target: Path) -> None:
-    """Remove what a killed process left half unpacked; only while no other process unpacks into `target`."""
+    """Remove temporary folders of killed processes; only while no other process unpacks into `target`."""
     for folder in target.glob(f"{UNFINISHED}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -151,24 +128,23 @@ def _is_same(path: Path, size: int, crc: int) -> bool:
     return crc_read == crc
 
 
-def _contents(members: Iterable[zipfile.ZipInfo]) -> Contents:
+def _contents(members: Iterable[ZipInfo]) -> Contents:
     return {info.filename: (info.file_size, info.CRC) for info in members if not info.is_dir()}
 
 
 @contextmanager
-def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
+def _opened(archive: Path) -> Iterator[ZipFile]:
     if not archive.is_file():
         actual = "a folder" if archive.is_dir() else "nothing"
         raise UserError(f"{archive}: expected a zip archive, found {actual}; name the file as it was downloaded")
     with storage_errors(archive), archive.open("rb") as stream:
-        begins_well = stream.read(4) == b"PK\x03\x04"
+        has_magic = stream.read(4) == b"PK\x03\x04"
         try:
-            opened = zipfile.ZipFile(stream)
-        except (*_DAMAGE, OSError) as error:  # OSError: it seeks to where a damaged directory points
-            actual = "one that is truncated or damaged" if begins_well else "another kind of file, or a damaged one"
-            raise UserError(
-                f"{archive}: expected a zip archive, got {actual} ({_first_line(error)}); {CURE}"
-            ) from error
+            opened = ZipFile(stream)
+        except (*_DAMAGE, OSError) as error:  # OSError: seeks to the offset in a damaged directory
+            actual = "one that is truncated or damaged" if has_magic else "another kind of file, or a damaged one"
+            problem = f"expected a zip archive, got {actual} ({_first_line(error)})"
+            raise UserError(f"{archive}: {problem}; {CURE}") from error
         if not _is_complete(stream, len(opened.infolist())):
             raise UserError(f"{archive}: its directory is damaged (members are missing in it); {CURE}")
         with opened:
@@ -176,24 +152,22 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _is_complete(stream: BinaryIO, num_members: int) -> bool:
-    """Whether the directory of a zip file counts as many members as were found in it, which zipfile does not ask."""
+    """Whether the number of members in the end record is that of the directory; zipfile does not check it."""
     stream.seek(max(stream.seek(0, os.SEEK_END) - MAX_TAIL, 0))
     tail = stream.read()
     (count,) = struct.unpack_from("<H", tail, tail.rindex(b"PK\x05\x06") + 10)
-    return count in (num_members % (1 << 16), 0xFFFF)  # 0xFFFF: it is counted elsewhere, in the zip64 format
+    return count in (num_members % (1 << 16), 0xFFFF)  # 0xFFFF: stored in the zip64 record
 
 
-def _checked(archive: Path, members: Sequence[zipfile.ZipInfo], limits: Limits) -> list[zipfile.ZipInfo]:
-    """The members worth unpacking, if there is nothing wrong with any by what the directory says of them."""
+def _checked(archive: Path, members: Sequence[ZipInfo], limits: Limits) -> list[ZipInfo]:
+    """Members to unpack. Raises `UserError` for names, kinds, clashes and sizes that the directory shows as unfit."""
     if len(members) > limits.members:
         raise _refusal(archive, f"{len(members):,} members, at most {limits.members:,} are unpacked")
     chosen = [info for info in members if not info.orig_filename.startswith(JUNK)]
     for info in chosen:
-        fault = _name_fault(info.orig_filename) or _kind_fault(info)
-        if fault:
+        if fault := _name_fault(info.orig_filename) or _kind_fault(info):
             raise _refusal(archive, f"{info.orig_filename!r}: {fault}")
-    clash = _find_clash(info.filename for info in chosen)
-    if clash:
+    if clash := _find_clash(info.filename for info in chosen):
         raise _refusal(archive, clash)
     if all(info.is_dir() for info in chosen):
         raise UserError(f"{archive}: expected files, found none in it; name another archive")
@@ -202,7 +176,7 @@ def _checked(archive: Path, members: Sequence[zipfile.ZipInfo], limits: Limits) 
 
 
 def _name_fault(name: str) -> str | None:
-    """What is wrong with the name of a member, if anything."""
+    """Fault of a member's name, or None."""
     parts = name.removesuffix("/").split("/")
     if "\\" in name:
         return "a backslash, which some systems take for a folder"
@@ -217,8 +191,8 @@ def _name_fault(name: str) -> str | None:
     return f"more than {MAX_DEPTH} folders deep" if len(parts) > MAX_DEPTH else None
 
 
-def _kind_fault(info: zipfile.ZipInfo) -> str | None:
-    """Why a member is not unpacked, whatever its name, if so."""
+def _kind_fault(info: ZipInfo) -> str | None:
+    """Fault of a member apart from its name, or None."""
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind == stat.S_IFLNK:
         return "a symbolic link"
@@ -234,7 +208,7 @@ def _kind_fault(info: zipfile.ZipInfo) -> str | None:
 
 
 def _find_clash(names: Iterable[str]) -> str | None:
-    """Two members that would be one file on some system, if there are any: by case, by spelling, or file and folder."""
+    """Two members that are one file on some file system (by case, Unicode form, or file and folder), or None."""
     seen: dict[str, tuple[str, bool]] = {}
     for name in names:
         parts = name.removesuffix("/").split("/")
@@ -255,7 +229,7 @@ def _find_clash(names: Iterable[str]) -> str | None:
 
 
 def _check_total(archive: Path, total: int, limits: Limits) -> None:
-    """Refuse more unpacked bytes than an archive of its size may have."""
+    """Raise `UserError` for more unpacked bytes than the limits allow for an archive of this size."""
     if total > limits.total_bytes:
         raise _refusal(archive, f"it unpacks to more than {limits.total_bytes:,} bytes")
     if total > max(limits.ratio * archive.stat().st_size, RATIO_FROM_BYTES):
@@ -263,8 +237,8 @@ def _check_total(archive: Path, total: int, limits: Limits) -> None:
 
 
 @contextmanager
-def _workshop(target: Path) -> Iterator[Path]:
-    """A folder in `target`, so on its file system, that is gone afterwards; so is `target` if made here for nothing."""
+def _temporary_folder(target: Path) -> Iterator[Path]:
+    """Temporary folder in `target`, on the same file system; an empty `target` created here is removed, too."""
     existed = target.exists()
     target.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=target))
@@ -273,17 +247,12 @@ def _workshop(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if not existed:
-            with suppress(OSError):  # where all went well it is not empty
+            with suppress(OSError):  # not empty on success
                 target.rmdir()
 
 
 def _write(
-    archive: Path,
-    opened: zipfile.ZipFile,
-    members: Iterable[zipfile.ZipInfo],
-    folder: Path,
-    limits: Limits,
-    advance: Callable[[int], None],
+    archive: Path, opened: ZipFile, members: Iterable[ZipInfo], folder: Path, limits: Limits, advance: Advance
 ) -> None:
     total = done = 0
     for info in members:
@@ -304,8 +273,8 @@ def _write(
         advance(done)
 
 
-def _blocks(archive: Path, opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
-    """The content of a member; zipfile compares its CRC at the end."""
+def _blocks(archive: Path, opened: ZipFile, info: ZipInfo) -> Iterator[bytes]:
+    """Content of a member in blocks; zipfile compares the CRC at the end."""
     try:
         with opened.open(info) as source:
             while block := source.read(CHUNK_BYTES):
@@ -315,7 +284,7 @@ def _blocks(archive: Path, opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> It
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Move all that is in `folder` to `target`, or, where that fails, back again."""
+    """Move the content of `folder` to `target`; moved back on failure."""
     names = sorted(child.name for child in folder.iterdir())
     refuse_clash(names, target)
     try:
@@ -332,7 +301,7 @@ def _refusal(archive: Path, fault: str) -> UserError:
     return UserError(f"{archive}: expected an archive of plain files and folders, found {fault}; {CURE}")
 
 
-def _damaged(archive: Path, info: zipfile.ZipInfo, problem: str) -> UserError:
+def _damaged(archive: Path, info: ZipInfo, problem: str) -> UserError:
     return UserError(f"{archive}: {info.filename!r} is damaged ({problem}); {CURE}")
 
 

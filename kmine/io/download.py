@@ -1,7 +1,6 @@
-"""Files from the network, whole or not at all; sole home of requests.
+"""Downloads of files, complete or not at all; the only module that uses requests.
 
-pooch is not used: its HTTP downloader starts over after every break and cannot tell an answer to a Range request
-(206) from the whole file (200), and a file may have gigabytes. So `requests` does it here.
+pooch restarts after every break and takes the answer to a Range request (206) for the whole file (200).
 """
 
 from __future__ import annotations
@@ -24,25 +23,20 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 16
 MAX_FAILURES = 4
-"""Breaks in a row, without one byte gained, after which a download gives up."""
+"""Limit for consecutive breaks without a received byte."""
 RETRY_WAIT_S = 1.0
-"""Pause after the first break; doubles with each further one."""
+"""Pause after the first break; doubled after each further one."""
 TIMEOUT_S = 30.0
 
 
 def download(url: str, sha256: str, target: Path, *, otherwise: str) -> None:
-    """Fetch a file into `target`, which appears only once its SHA-256 agreed.
+    """Download a file to `target`, which appears once its SHA-256 (hex) is verified.
 
-    Until then it is `target` with `.part` added; a broken download leaves it, and the next call goes on from there.
-
-    Args:
-        url: where from.
-        sha256: what the whole file must have (hex).
-        target: the file to make; its folder is made, too.
-        otherwise: what else the user can do; error messages end with it.
+    A broken download leaves `target` with `.part` added, which the next call continues. `otherwise` ends the error
+    messages: what else the user can do.
 
     Raises:
-        UserError: the server failed, the content is another, the disk is full, or another process fetches the same.
+        UserError: for a failing server, other content, a full disk, or another process that downloads the same file.
     """
     part = target.with_name(target.name + ".part")
     with storage_errors(part):
@@ -71,13 +65,7 @@ def sha256_of(path: Path) -> str:
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Refuse what does not fit on the disk that holds `folder`, before any of it is written.
-
-    Args:
-        folder: an existing folder.
-        needed: bytes still to be written.
-        what: subject of the message, such as "the download".
-    """
+    """Raise `UserError` if `needed` bytes do not fit on the disk of the existing `folder`; `what` opens the message."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
@@ -89,8 +77,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
 def _verify(part: Path, url: str, sha256: str, otherwise: str) -> None:
     actual = sha256_of(part)
     if actual != sha256:
-        # Kept, it would be continued for ever.
-        part.unlink()
+        part.unlink()  # else every further call would continue it
         raise UserError(
             f"{url}: expected SHA-256 {sha256}, got {actual}; the download was discarded: run the command again, or "
             f"{otherwise}"
@@ -98,7 +85,7 @@ def _verify(part: Path, url: str, sha256: str, otherwise: str) -> None:
 
 
 def _fill(part: Path, url: str, otherwise: str) -> None:
-    """Fill `part` from where it ends; breaks are retried as long as bytes keep coming."""
+    """Continue `part` at its end; breaks are retried as long as bytes are received."""
     import requests
 
     failures = 0
@@ -118,7 +105,7 @@ def _fill(part: Path, url: str, otherwise: str) -> None:
 
 
 def _is_transient(error: requests.RequestException) -> bool:
-    """Whether trying again makes sense: lost connections and server faults (5xx), not refusals (4xx)."""
+    """Whether to retry: after lost connections and server errors (5xx), not after client errors (4xx)."""
     return error.response is None or error.response.status_code >= 500
 
 
@@ -126,16 +113,16 @@ def _continue(url: str, part: Path, progress: Progress) -> None:
     import requests
 
     offset = _size(part)
-    # Compressed transfer would make offsets count other bytes than those on disk.
+    # With compressed transfer, offsets would not count the bytes on disk.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
         if offset and response.status_code == requests.codes.requested_range_not_satisfiable:
-            return  # Nothing is left to fetch; the hash decides whether what is there is right.
+            return  # complete; the checksum is compared next
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
-            offset = 0  # A server that does not know Range sends the whole file.
+            offset = 0  # a server without support of Range sends the whole file
         elif _first_byte(response, offset) != offset:
-            part.write_bytes(b"")  # Asked from the start, it cannot send a wrong part again.
+            part.write_bytes(b"")  # start over without Range
             raise requests.ConnectionError("the server sent another part of the file than requested")
         length = response.headers.get("Content-Length", "")
         total = offset + int(length) if length.isdecimal() else None
@@ -146,13 +133,13 @@ def _continue(url: str, part: Path, progress: Progress) -> None:
             stack.callback(progress.remove_task, task)
             for chunk in response.iter_content(CHUNK_BYTES):
                 progress.advance(task, stream.write(chunk))
-    # urllib3 before 2.0 takes an early end of the connection for the end of the file.
+    # urllib3 before 2.0 reports no error for a connection that ends early.
     if total is not None and _size(part) < total and "Content-Encoding" not in response.headers:
         raise requests.ConnectionError(f"the connection ended after {_size(part)} of {total} bytes")
 
 
 def _first_byte(response: requests.Response, expected: int) -> int:
-    """Where the content of a partial answer begins; a server that does not say is trusted: the hash will tell."""
+    """Offset of a partial answer; `expected` if the server sends none, as the checksum is compared in the end."""
     match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     return int(match[1]) if match else expected
 
