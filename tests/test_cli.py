@@ -127,7 +127,10 @@ def test_override_changes_the_named_settings_only():
     assert cli.override(DataConfig, cli.to_dict(before), {"val_fraction": "0.3"}, "here") == replace(
         before, val_fraction=0.3
     )
-    for name, message in (("sise", "here: unknown setting sise; did you mean size?"), ("size", "here: size: expected")):
+    for name, message in (
+        ("sise", "here: unknown setting sise; did you mean size?"),
+        ("size", "here: data.size: expected"),
+    ):
         with pytest.raises(UserError, match=f"^{re.escape(message)}"):
             cli.override(DataConfig, cli.to_dict(before), {name: "1"}, "here")
 

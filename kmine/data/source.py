@@ -128,7 +128,7 @@ def require_file(path: Path, expected: str) -> int:
     return status.st_size
 
 
-def read_table(path: Path, setting: str) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(path: Path, setting: str) -> Iterator[tuple[int, list[str]]]:
     """Line number and stripped values of each non-empty row of a CSV file, header included.
 
     Args:

@@ -104,7 +104,7 @@ def test_no_pairs(root, capsys):
 def test_a_mask_without_an_image_stops_or_is_listed(root, capsys):
     (root / "images" / "p03.jpg").unlink()
     said = refused(capsys, root)
-    assert "expected an image for each mask, found none for p03.jpg" in said and "--data.on_error skip" in said
+    assert "expected an image for each mask" in said and "p03.jpg; restore" in said and "--data.on_error skip" in said
     assert run(root, data__on_error="skip", rounds=0) == 0
     assert skipped(root) == [("p03", "a mask without an image")]
 

@@ -34,9 +34,8 @@ def test_an_interrupted_round_continues_with_the_batches_that_are_left(mined):
     task, model, student = mined
     ctx = open_round(task, model, student, None, 1)
     ids = list(task.unlabeled.ids)
-    assert [i for _, batch in ctx.pending for i in batch] == ids and len(ids) > 10
-    for batch in (next(pending_batches(ctx)),):
-        save_empty(ctx, batch)
+    assert [i for _, batch in ctx.pending for i in batch] == ids and len(ctx.pending) > 1
+    save_empty(ctx, next(pending_batches(ctx)))
     again = open_round(task, model, student, None, 1)
     assert again.pending == ctx.pending[1:] and again.signature == ctx.signature
     for batch in pending_batches(again):

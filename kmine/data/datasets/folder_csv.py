@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kmine.data.datasets.folder_index import KINDS, Item, file_kind, mismatch, split_suffix
-from kmine.data.source import OnError, is_file, read_table
+from kmine.data.source import OnError, is_file, csv_rows
 from kmine.errors import UserError
 from kmine.types import Skipped
 
@@ -60,7 +60,7 @@ def read_folder_csv(path: Path, on_error: OnError) -> tuple[list[Item], tuple[Sk
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and values by column of each non-empty row."""
-    rows = read_table(path, "data.csv")
+    rows = csv_rows(path, "data.csv")
     first, names = next(rows, (1, []))
     header = [name.lower() for name in names]
     if "image" not in header or set(header) - set(COLUMNS) or len(set(header)) < len(header):

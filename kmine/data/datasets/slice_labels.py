@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.cache.files import cache_errors
-from kmine.data.source import read_table, size_and_time
+from kmine.data.source import csv_rows, size_and_time
 from kmine.errors import UserError
 
 FORMAT = 1
@@ -79,7 +79,7 @@ def read_image_labels(
         UserError: with the line number, for an unknown or repeated id and for another label than 0 or 1.
     """
     labels: dict[int, dict[int, int]] = {}
-    rows = read_table(path, "data.image_labels")
+    rows = csv_rows(path, "data.image_labels")
     first, header = next(rows, (1, []))
     if header != HEADER:
         raise UserError(f"{path}, line {first}: expected the header sample_id,label, got {','.join(header)!r}")
