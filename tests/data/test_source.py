@@ -15,10 +15,10 @@ from kmine.data.pool import Pool
 from kmine.data.source import (
     Source,
     choose_task,
+    csv_rows,
     fingerprint_files,
     is_file,
     is_folder,
-    read_table,
     require_file,
     size_and_time,
     stop_or_skip,
@@ -97,7 +97,7 @@ def test_only_a_file_with_content_may_be_opened(tmp_path):
 def test_rows_of_a_table_are_read_with_their_lines(tmp_path):
     path = tmp_path / "table.csv"
     path.write_bytes(b'\xef\xbb\xbfa, b\r\n\r\n , \r\n"x, y",1\r\n')
-    assert list(read_table(path, "data.csv")) == [(1, ["a", "b"]), (4, ["x, y", "1"])]
+    assert list(csv_rows(path, "data.csv")) == [(1, ["a", "b"]), (4, ["x, y", "1"])]
 
 
 def test_a_table_is_limited_in_size_and_csv_in_utf_8(tmp_path, monkeypatch):
@@ -105,12 +105,12 @@ def test_a_table_is_limited_in_size_and_csv_in_utf_8(tmp_path, monkeypatch):
     for content in (b"gr\xf6", b'a,"b'):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"table.csv: expected a CSV file in UTF-8, got something else"):
-            list(read_table(path, "data.csv"))
+            list(csv_rows(path, "data.csv"))
     with pytest.raises(UserError, match=r"data.csv: .*gone: expected a CSV file, found no such file"):
-        list(read_table(tmp_path / "gone", "data.csv"))
+        list(csv_rows(tmp_path / "gone", "data.csv"))
     monkeypatch.setattr(module, "MAX_TABLE", 3)
     with pytest.raises(UserError, match=r"data.csv: .*: expected a table of at most 3 bytes, got 4; split it"):
-        list(read_table(path, "data.csv"))
+        list(csv_rows(path, "data.csv"))
 
 
 def test_a_damaged_sample_stops_or_is_listed():

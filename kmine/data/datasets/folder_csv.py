@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kmine.data.datasets.folder_index import KINDS, Item, file_kind, mismatch, split_suffix
-from kmine.data.source import OnError, is_file, csv_rows
+from kmine.data.source import OnError, csv_rows, is_file
 from kmine.errors import UserError
 from kmine.types import Skipped
 
