@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -16,6 +16,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.errors import UserError
 from kmine.io.errors import user_errors
 
 UNFINISHED = ".kmine-tmp"
@@ -52,6 +53,18 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path`: a reader sees the old file or the whole new one, also after a crash."""
     with atomic_open(path) as file:
         file.write(data)
+
+
+def refuse_links(paths: Iterable[Path]) -> None:
+    """Raise `UserError` if one of `paths`, or anything below it, is a symbolic link: writes would leave the folder."""
+    for path in paths:
+        if path.is_symlink():
+            raise UserError(
+                f"{path}: expected a file or folder of kmine's own, got a symbolic link to {path.readlink()}; replace "
+                "it by what it names, or choose another folder"
+            )
+        if path.is_dir():
+            refuse_links(path.iterdir())
 
 
 def safe_name(sample_id: str) -> str:

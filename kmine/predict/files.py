@@ -97,7 +97,7 @@ def predict_files(
     signatures = {item.name: sign(VERSION, *settings, file_stamps(item)) for item in inputs.readable}
     output_log = OutputLog(out)
     try:
-        output_log.refuse_foreign(name for item in inputs.readable for name in job.names(item).values())
+        output_log.claim(name for item in inputs.readable for name in job.names(item).values())
         rows = {
             item.name: row for item in inputs.readable if (row := output_log.done(item.name, signatures[item.name]))
         }

@@ -6,49 +6,66 @@ import csv
 import fcntl
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kmine.errors import UserError, first_names
-from kmine.io.files import write_atomic
+from kmine.io.errors import user_errors
+from kmine.io.files import UNFINISHED, refuse_links, sign, write_atomic
 
 LOG_FILE = ".kmine-predict.jsonl"
 TABLE = "predictions.csv"
 OBJECTS = "objects.csv"
+FOLDERS = ("masks", "probs", "overlays")
 Row = dict[str, Any]
 
 
 class OutputLog:
     """The folder of outputs, locked by one process at a time.
 
-    A line has the name of an image, the signature of its outputs, their sizes in bytes, and its row. It is written
-    after the outputs, so they are complete; the last line of a name counts.
+    A line names either files that are about to be written (`claimed`), or an image with the signature of its outputs,
+    their sizes in bytes, and its row; the latter is written after the outputs, so they are complete. The last line of
+    an image counts. Each line carries its own signature (`check`): of a damaged one only the file names count.
     """
 
     def __init__(self, out: Path) -> None:
         self.out = out
         try:
             out.mkdir(parents=True, exist_ok=True)
-            self._file = (out / LOG_FILE).open("a+", encoding="utf-8")
+            refuse_links(out / name for name in (LOG_FILE, *FOLDERS))
+            self._file = (out / LOG_FILE).open("a+", encoding="utf-8", errors="replace")
         except OSError as error:
             raise UserError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"{out}: another process is predicting into this folder; choose another --out") from error
-        self._lines = self._read()
+        self._lines: dict[str, Mapping[str, Any]] = {}
+        self._ours: set[str] = set()
+        self._read()
         self._end_last_line()
+        for path in (path for name in FOLDERS for path in (out / name).rglob(f".*{UNFINISHED}")):
+            path.unlink(missing_ok=True)  # left by a killed process
 
-    def refuse_foreign(self, names: Iterable[str]) -> None:
-        """Raise `UserError` if outputs would replace files that kmine predict did not write."""
-        ours = {name for line in self._lines.values() for name in line["files"]}
-        foreign = [name for name in names if name not in ours and (self.out / name).exists()]
+    def claim(self, names: Iterable[str]) -> None:
+        """Record that the files `names` (relative paths) are about to be written by kmine predict.
+
+        Raises:
+            UserError: some of them exist and were written by something else.
+        """
+        new = [name for name in names if name not in self._ours]
+        foreign = [name for name in new if os.path.lexists(self.out / name)]
         if foreign:
             raise UserError(
                 f"{self.out}: expected no other files there, found {first_names(foreign)}, which kmine predict did not "
                 "write; choose another --out, or move them away"
             )
+        if new:
+            self._append({"claimed": new})
+            os.fsync(self._file.fileno())
+            self._ours.update(new)
 
     def done(self, name: str, signature: str) -> Row | None:
         """The row of an image if its outputs are complete and have this signature, else None."""
@@ -61,9 +78,8 @@ class OutputLog:
         """Record the written outputs `files` of an image."""
         sizes = {file: _size(self.out / file) for file in files}
         line = {"name": name, "signature": signature, "files": sizes, "row": row}
+        self._append(line)
         self._lines[name] = line
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
 
     def write_table(self, header: Sequence[str], rows: Iterable[Row], name: str = TABLE) -> None:
         """Write a table; columns that a row lacks are empty."""
@@ -77,10 +93,17 @@ class OutputLog:
         """Release the folder."""
         self._file.close()
 
-    def _read(self) -> dict[str, Mapping[str, Any]]:
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with user_errors(self.out / LOG_FILE):
+            self._file.write(json.dumps({**line, "check": sign(line)}) + "\n")
+            self._file.flush()
+
+    def _read(self) -> None:
         self._file.seek(0)
-        lines = filter(None, map(_line, self._file))
-        return {line["name"]: line for line in lines}
+        for line in map(_parsed, self._file):
+            self._ours.update(name for key in ("claimed", "files") for name in _names(line.get(key)))
+            if line.pop("check", None) == sign(line) and "name" in line:
+                self._lines[line["name"]] = line
 
     def _end_last_line(self) -> None:
         """Terminate a line that a kill cut short, so that the next one starts on its own line."""
@@ -94,10 +117,15 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
 
 
-def _line(text: str) -> dict[str, Any] | None:
-    """Parse a line; None for one that a kill cut short."""
+def _parsed(text: str) -> dict[str, Any]:
+    """A line of the log; empty for one that a kill cut short or that is damaged."""
     try:
         line = json.loads(text)
-        return {name: line[name] for name in ("name", "signature", "files", "row")}
-    except (ValueError, KeyError, TypeError):
-        return None
+    except (ValueError, RecursionError):
+        return {}
+    return line if isinstance(line, dict) else {}
+
+
+def _names(value: Any) -> list[str]:
+    """The file names of a list, or of a mapping from names to sizes."""
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list | dict) else []

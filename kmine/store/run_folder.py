@@ -27,7 +27,16 @@ from numpy.typing import NDArray
 
 from kmine.errors import UserError
 from kmine.io.errors import user_errors
-from kmine.io.files import UNFINISHED, encode_png, is_whole_png, read_json, safe_name, write_atomic, write_json
+from kmine.io.files import (
+    UNFINISHED,
+    encode_png,
+    is_whole_png,
+    read_json,
+    refuse_links,
+    safe_name,
+    write_atomic,
+    write_json,
+)
 from kmine.store.settings import settings_changes
 from kmine.store.tables import (
     DecisionRow,
@@ -72,6 +81,7 @@ class RunFolder:
             return
         with user_errors(root):
             root.mkdir(parents=True, exist_ok=True)
+            refuse_links(root.iterdir() if (root / "run.json").exists() else [root / ".lock"])
             self._lock = (root / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -57,9 +57,42 @@ def test_a_line_that_a_kill_cut_short_costs_that_image_alone(out):
 def test_files_of_others_are_not_replaced(out):
     (out / "theirs.png").write_bytes(b"photo")
     with reopened(out) as ledger:
-        ledger.refuse_foreign(["a.png", "new.png"])
+        ledger.claim(["a.png", "new.png"])
         with pytest.raises(UserError, match=r"theirs\.png, which kmine predict did not write"):
-            ledger.refuse_foreign(["a.png", "theirs.png"])
+            ledger.claim(["a.png", "theirs.png"])
+
+
+def test_files_written_before_a_kill_are_kmines_own(out):
+    with reopened(out) as ledger:
+        ledger.claim(["new.png"])
+    (out / "new.png").write_bytes(b"mask without a line")
+    with reopened(out) as ledger:
+        ledger.claim(["new.png"])
+        assert ledger.done("new", "s1") is None
+
+
+@pytest.mark.parametrize("line", ["\x00", "[1]", "7", "[" * 20_000, '{"name": ["a"], "check": ""}', '{"files": 3}'])
+def test_a_damaged_line_is_not_read(out, line):
+    with (out / LOG_FILE).open("a") as file:
+        file.write(line + "\n")
+    assert done(out, "a", "s1") == {"file": "a"}
+
+
+def test_a_changed_line_no_longer_counts_but_its_files_stay_kmines_own(out):
+    log = out / LOG_FILE
+    log.write_text(log.read_text().replace('{"file": "a"}', '{"file": "b"}'))
+    assert done(out, "a", "s1") is None
+    with reopened(out) as ledger:
+        ledger.claim(["a.png"])
+
+
+@pytest.mark.parametrize("name", [LOG_FILE, "masks"])
+def test_a_link_out_of_the_folder_is_refused(out, tmp_path, name):
+    (tmp_path / "elsewhere").mkdir()
+    (out / name).unlink(missing_ok=True)
+    (out / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"{name}.*symbolic link to .*elsewhere"):
+        OutputLog(out)
 
 
 def test_one_process_at_a_time(out):

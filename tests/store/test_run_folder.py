@@ -458,3 +458,16 @@ def test_preparation_seconds_are_those_of_the_block_and_of_the_folds(store, monk
 def test_a_round_without_tables_has_no_rows_by_sample(store):
     decisions, prompts = store.by_sample(1)
     assert not decisions and not prompts and decisions.firsts("in_training") == {} and "a" not in prompts
+
+
+@pytest.mark.parametrize("name", [".lock", "run.json", "report.html", "round_01", "audit/audit.csv"])
+def test_a_link_in_a_run_is_refused_and_what_it_names_stays(tmp_path, name):
+    RunFolder(tmp_path / "run").update_run(seed=0)
+    outside, link = tmp_path / "precious", tmp_path / "run" / name
+    outside.write_text("years of work")
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(outside)
+    with pytest.raises(UserError, match=f"{name}: .*symbolic link to .*precious"):
+        RunFolder(tmp_path / "run")
+    assert outside.read_text() == "years of work"
