@@ -8,28 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kmine.config.checks import require
-from kmine.config.data import COVID_CLASSES, DataConfig, PhantomKind
+from kmine.config.data import DataConfig
 from kmine.config.methods import FixmatchConfig, TeacherConfig
 from kmine.config.mining import AdaptConfig, GateConfig, PromptsConfig, RefineConfig, SegmenterConfig
 from kmine.config.model import ClassifierConfig, FitConfig, InferConfig, ModelConfig
-
-__all__ = [
-    "AdaptConfig",
-    "COVID_CLASSES",
-    "ClassifierConfig",
-    "DataConfig",
-    "FitConfig",
-    "FixmatchConfig",
-    "GateConfig",
-    "InferConfig",
-    "LoopConfig",
-    "ModelConfig",
-    "PhantomKind",
-    "PromptsConfig",
-    "RefineConfig",
-    "SegmenterConfig",
-    "TeacherConfig",
-]
 
 
 @dataclass(frozen=True)
@@ -49,12 +31,10 @@ class LoopConfig:
     baseline: bool = True
     """Also train the supervised baseline for the same number of steps."""
     adopt_tolerance: float = 0.01
-    """A round is refused if validation Dice, paired by image, falls by more than this and by more than noise.
-
-    Noise is estimated from 20 validation images on; with fewer, only the mean counts."""
+    """A round is refused if validation Dice, paired by image, falls by more than this and by more than noise. Noise is
+    estimated from 20 validation images on; with fewer, only the mean counts."""
     verdicts: str | None = None
     """verdicts.json of an earlier run on the same split, as `kmine audit RUN --verdicts FILE` left it in that run.
-
     Rejected pseudo masks are not used in training, accepted ones in every round, corrected masks are labels."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

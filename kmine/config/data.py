@@ -26,7 +26,6 @@ class DataConfig:
     """Folder only: masks of the same names (suffixes apart), for some or all of the images."""
     csv: str | None = None
     """Folder only, instead of images and masks: CSV of image,mask,group,label,split, paths relative to its own folder.
-
     Only image is required. group: patient or volume; label: 0 (lesion-free) or 1; split: train, val or test."""
     class_names: tuple[str, ...] = ("background", "object")
     """Folder only: names by class id. Two: masks of 0 and 255, or 0 and 1. More: pixels are ids, 255 is ignored."""
@@ -45,7 +44,6 @@ class DataConfig:
     """LiTS, and NIfTI files of folder: use only slices 0, n, 2n, ... of each volume."""
     window: tuple[float, float] | None = None
     """Stored values (in CT Hounsfield units) shown as black and as white, as in [-160, 240]; the same for every image.
-
     LiTS: [-160, 240] if not given. Folder: needed for NIfTI and 16-bit images; DICOM files may bring their own."""
     image_labels: str | None = None
     """LiTS only: CSV of sample_id,label (0: lesion-free, 1: lesion). Masks of volumes listed there are not opened."""
@@ -56,9 +54,8 @@ class DataConfig:
     label_fraction: float = 0.05
     """Share of the training images whose masks are used; nested: the images of 0.1 are part of those of 0.25."""
     fine_groups: float | None = None
-    """Instead of label_fraction: number of labeled training groups (volumes), or below 1 their share.
-
-    All other training images keep only their image-level label."""
+    """Instead of label_fraction: number of labeled training groups (volumes), or below 1 their share. All other
+    training images keep only their image-level label."""
     val_fraction: float = 0.1
     """Share of the images with masks used for validation."""
     test_fraction: float = 0.25
@@ -68,19 +65,15 @@ class DataConfig:
     split_file: str | None = None
     """A given split: splits.csv of an earlier run (used as it is, labeled images included; label_fraction and
     fine_groups do not apply); a table of sample_id,split (train, val or test); or a folder of id lists train.txt,
-    val.txt, test.txt, or such files separated by commas.
-
-    Tables and lists: a missing val or test is drawn from train. Images not named are train if no train list is given,
-    otherwise unused. An id may be that of a group (a volume)."""
+    val.txt, test.txt, or such files separated by commas. Tables and lists: a missing val or test is drawn from train.
+    Images not named are train if no train list is given, otherwise unused. An id may be that of a group (a volume)."""
     duplicate_distance: int = 6
-    """Images whose 64-bit perceptual hashes differ in at most this many bits form one group; -1: off.
-
-    Finds re-exported images, not images of the same patient."""
+    """Images whose 64-bit perceptual hashes differ in at most this many bits form one group; -1: off. Finds re-exported
+    images, not images of the same patient."""
     allow_leaks: bool = False
     """Report duplicates and groups across splits as notes instead of faults."""
     on_fault: Literal["stop", "say"] = "stop"
     """Faults found in the data before training (empty, inverted or mismatched masks): stop, or say (report and go on).
-
     kmine.check finds more."""
     on_error: Literal["stop", "skip"] = "stop"
     """Damaged files: stop with one error, or skip them, counted and listed in run.json."""
@@ -97,33 +90,20 @@ class DataConfig:
         for name in ("images", "masks", "csv"):
             require(getattr(self, name) != "", f"data.{name}", "a CSV file" if name == "csv" else "a folder", "")
         names = self.class_names
-        require(
-            2 <= len(names) <= 255 and names[0] == "background" and len({*names, ""}) == len(names) + 1,
-            "data.class_names",
-            "background and at least one class more, each named once, as in [background, polyp]",
-            names,
-        )
+        are_valid = 2 <= len(names) <= 255 and names[0] == "background" and len({*names, ""}) == len(names) + 1
+        expected = "background and at least one class more, each named once, as in [background, polyp]"
+        require(are_valid, "data.class_names", expected, names)
         require(self.image_labels != "", "data.image_labels", "a CSV file", self.image_labels)
         require(self.split_file != "", "data.split_file", "a file or a folder of lists", self.split_file)
         require(self.normal_images != "", "data.normal_images", "a folder", self.normal_images)
         are_valid = set(self.classes) <= set(COVID_CLASSES) and 0 < len(self.classes) == len(set(self.classes))
         require(are_valid, "data.classes", f"some of {', '.join(COVID_CLASSES)}, each once", self.classes)
-        require(
-            self.fine_groups is None or 0 < self.fine_groups < 1 or is_count(self.fine_groups),
-            "data.fine_groups",
-            "a whole number of groups from 1, or a share between 0 and 1",
-            self.fine_groups,
-        )
+        groups, expected = self.fine_groups, "a whole number of groups from 1, or a share between 0 and 1"
+        require(groups is None or 0 < groups < 1 or is_count(groups), "data.fine_groups", expected, groups)
         fraction(self.label_fraction, "data.label_fraction")
         for name in ("val_fraction", "test_fraction"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"data.{name}", "a fraction in [0, 1)", value)
-        require(
-            self.val_fraction + self.test_fraction < 1,
-            "data.val_fraction + data.test_fraction",
-            "less than 1, so that training images remain",
-            self.val_fraction + self.test_fraction,
-        )
-        require(
-            -1 <= self.duplicate_distance <= 63, "data.duplicate_distance", "-1 to 63 bits", self.duplicate_distance
-        )
+            require(0 <= getattr(self, name) < 1, f"data.{name}", "a fraction in [0, 1)", getattr(self, name))
+        held_out, expected = self.val_fraction + self.test_fraction, "less than 1, so that training images remain"
+        require(held_out < 1, "data.val_fraction + data.test_fraction", expected, held_out)
+        bits = self.duplicate_distance
+        require(-1 <= bits <= 63, "data.duplicate_distance", "-1 to 63 bits", bits)

@@ -1,7 +1,6 @@
 """Settings of the methods that mining is compared with; the loop and its baseline use none of them.
 
-Defaults are the papers' numbers, with one exception, which is named.
-"""
+Defaults are the papers' numbers, with one exception, which is named."""
 
 from __future__ import annotations
 
@@ -46,9 +45,5 @@ class FixmatchConfig:
         require(0 <= self.weight < float("inf"), "fixmatch.weight", "0 or more", self.weight)
         for name in ("threshold", "cutmix"):
             fraction(getattr(self, name), f"fixmatch.{name}", closed_low=True)
-        require(
-            0 <= self.feature_perturbation < 1,
-            "fixmatch.feature_perturbation",
-            "0 to below 1",
-            self.feature_perturbation,
-        )
+        share = self.feature_perturbation
+        require(0 <= share < 1, "fixmatch.feature_perturbation", "0 to below 1", share)

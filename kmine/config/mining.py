@@ -39,9 +39,8 @@ class PromptsConfig:
     """Jitter of each box edge, as a share of the side; at most 20 px of an image 1024 px long."""
 
     def __post_init__(self) -> None:
-        require(
-            self.box or self.points, "prompts.box, prompts.points", "at least one of them true", (self.box, self.points)
-        )
+        kinds = (self.box, self.points)
+        require(any(kinds), "prompts.box, prompts.points", "at least one of them true", kinds)
         require(self.passes in (1, 2), "prompts.passes", "1 or 2", self.passes)
         require(self.min_area_px >= 1, "prompts.min_area_px", "at least 1", self.min_area_px)
         fraction(self.min_area_fraction, "prompts.min_area_fraction", closed_low=True)
@@ -75,8 +74,8 @@ class SegmenterConfig:
         require(self.batch_size >= 1, "segmenter.batch_size", "at least 1", self.batch_size)
         require(self.cache_dir != "", "segmenter.cache_dir", "a folder", self.cache_dir)
         require(0 <= self.cache_gb <= 1e6, "segmenter.cache_gb", "0 to a million gigabytes", self.cache_gb)
-        dtypes = ("float16", "float32")
-        require(self.cache_dtype in dtypes, "segmenter.cache_dtype", "float16 or float32", self.cache_dtype)
+        dtype = self.cache_dtype
+        require(dtype in ("float16", "float32"), "segmenter.cache_dtype", "float16 or float32", dtype)
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,7 @@ class AdaptConfig:
 class GateConfig:
     """Selection of pseudo masks: calibrated by estimated Dice, or by thresholds on the evidence.
 
-    A missing score (NaN) passes its threshold.
-    """
+    A missing score (NaN) passes its threshold."""
 
     mode: Literal["thresholds", "calibrated"] = "calibrated"
     """calibrated: estimate Dice from the evidence, fitted by cross-fitting on labeled images. thresholds: use the
@@ -153,9 +151,8 @@ class GateConfig:
         require(0 < self.target_dice < 1, "gate.target_dice", "between 0 and 1", self.target_dice)
         require(0.5 <= self.confidence < 1, "gate.confidence", "0.5 to below 1", self.confidence)
         require(0 <= self.margin <= 1, "gate.margin", "0 to 1", self.margin)
-        for name in ("min_predicted_iou", "min_stability", "min_agreement", "min_jitter_dice", "min_confidence"):
-            fraction(getattr(self, name), f"gate.{name}", closed_low=True)
-        for name in ("max_confidence_outside", "max_tta_std"):
+        limits = ("min_predicted_iou", "min_stability", "min_agreement", "min_jitter_dice", "min_confidence")
+        for name in (*limits, "max_confidence_outside", "max_tta_std"):
             fraction(getattr(self, name), f"gate.{name}", closed_low=True)
         require(self.max_area_ratio > 1, "gate.max_area_ratio", "a factor above 1", self.max_area_ratio)
 

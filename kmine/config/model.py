@@ -13,15 +13,13 @@ class ModelConfig:
     """The local model."""
 
     name: str = "unetpp"
-    """Local model: unetpp, unet or sks (a U-Net guided by a classifier of image-level labels).
-
-    Two joined by +, as in unetpp+sks: the second is an auxiliary model, trained once on the labels only; its agreement
-    is evidence for the gate. encoder and encoder_weights may then be pairs, too: A+B."""
+    """Local model: unetpp, unet or sks (a U-Net guided by a classifier of image-level labels). Two joined by +, as in
+    unetpp+sks: the second is an auxiliary model, trained once on the labels only; its agreement is evidence for the
+    gate. encoder and encoder_weights may then be pairs, too: A+B."""
     encoder: str = ""
-    """Any encoder of segmentation-models-pytorch by name, or tu-NAME for a timm encoder; default: mobilenet_v2.
-
-    sks takes timm names, with or without tu-; default: swinv2_tiny_window8_256, as in its paper, for a GPU.
-    For a CPU: mobilenetv2_050 or mobilenetv3_small_050."""
+    """Any encoder of segmentation-models-pytorch by name, or tu-NAME for a timm encoder; default: mobilenet_v2. sks
+    takes timm names, with or without tu-; default: swinv2_tiny_window8_256, as in its paper, for a GPU. For a CPU:
+    mobilenetv2_050 or mobilenetv3_small_050."""
     encoder_weights: str | None = None
     """Initial weights of the encoder: null (random), hub (ImageNet, downloaded) or a local .safetensors file."""
     encoder_depth: int = 4
@@ -45,8 +43,7 @@ class ModelConfig:
         require(3 <= self.encoder_depth <= 5, "model.encoder_depth", "3, 4 or 5", self.encoder_depth)
         require(self.decoder_channels >= 8, "model.decoder_channels", "at least 8", self.decoder_channels)
         require(self.levels in (3, 4), "model.levels", "3 or 4", self.levels)
-        for name in ("name", "encoder") if self.has_auxiliary else ("name",):
-            value = getattr(self, name)
+        for name, value in {"name": self.name, "encoder": self.encoder if self.has_auxiliary else ""}.items():
             require(value.count("+") <= 1, f"model.{name}", "one, or two joined by +", value)
 
     @property
@@ -58,13 +55,10 @@ class ModelConfig:
         """Settings of the local model and of the auxiliary model, if any; single values apply to both."""
         if not self.has_auxiliary:
             return self, None
-        pairs = {}
+        first, second = {}, {}
         for name in ("name", "encoder", "encoder_weights"):
-            first, plus, second = (getattr(self, name) or "").partition("+")
-            pairs[name] = (first, second if plus else first)
-        if self.encoder_weights is None:
-            pairs["encoder_weights"] = (None, None)
-        first, second = ({name: pair[n] for name, pair in pairs.items()} for n in (0, 1))
+            parts = [None] if getattr(self, name) is None else getattr(self, name).split("+", 1)
+            first[name], second[name] = parts[0], parts[-1]
         return replace(self, **first), replace(self, **second)
 
     def resolved(self) -> ModelConfig:
@@ -148,12 +142,8 @@ class FitConfig:
         require(self.weight_decay >= 0, "fit.weight_decay", "0 or more", self.weight_decay)
         require(0 <= self.warmup < 1, "fit.warmup", "a share in [0, 1)", self.warmup)
         require(self.dice_weight >= 0, "fit.dice_weight", "0 or more", self.dice_weight)
-        require(
-            self.augment or not self.strong_augment,
-            "fit.strong_augment",
-            "false where fit.augment is false",
-            self.strong_augment,
-        )
+        strong = self.strong_augment
+        require(self.augment or not strong, "fit.strong_augment", "false where fit.augment is false", strong)
         for name in ("cutmix", "max_empty_share"):
             fraction(getattr(self, name), f"fit.{name}", closed_low=True)
         for name in ("feature_perturbation", "ema_decay"):

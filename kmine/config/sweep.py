@@ -33,9 +33,8 @@ class SweepConfig(LoopConfig):
     out: str = "runs/sweep"
     """Folder of the sweep; the same command again resumes there, and the same command started twice shares the work."""
     fractions: list[float] = field(default_factory=lambda: [0.1, 0.25, 0.5, 1.0])
-    """Shares of the training images whose masks are used; nested: each set is part of the next.
-
-    With data.fine_groups, shares of the training groups (volumes)."""
+    """Shares of the training images whose masks are used; nested: each set is part of the next. With data.fine_groups,
+    shares of the training groups (volumes)."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds; each draws its own labeled images. Test and validation split are the same for all."""
     methods: list[str] = field(default_factory=lambda: ["supervised", "mining"])

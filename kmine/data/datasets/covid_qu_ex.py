@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.config import COVID_CLASSES, DataConfig
+from kmine.config.data import COVID_CLASSES, DataConfig
 from kmine.data.datasets.covid_qu_ex_index import (
     IMAGES,
     INFECTION_MASKS,

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kmine.config import COVID_CLASSES
+from kmine.config.data import COVID_CLASSES
 from kmine.data.io.find_files import SUFFIXES, refuse_folder, walk
 from kmine.data.source import BLOCK_BYTES, is_folder
 from kmine.errors import UserError

@@ -24,7 +24,7 @@ from helpers.covid_files import (
 )
 from helpers.image_files import save_image
 
-from kmine.config import COVID_CLASSES, DataConfig
+from kmine.config.data import COVID_CLASSES, DataConfig
 from kmine.data import open_source
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.datasets import covid_qu_ex_index

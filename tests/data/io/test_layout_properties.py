@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from PIL import Image
 
-from kmine.config import COVID_CLASSES, DataConfig
+from kmine.config.data import COVID_CLASSES, DataConfig
 from kmine.data import open_source
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.splits import Splits, make_splits

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.config import PhantomKind
+from kmine.config.data import PhantomKind
 from kmine.data.datasets.phantom.ct import render_ct
 from kmine.data.datasets.phantom.polyp import render_polyp
 from kmine.data.datasets.phantom.xray import render_xray
