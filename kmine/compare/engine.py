@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from kmine import cli
 from kmine.compare.runs import find_runs, refuse_mixtures
 from kmine.compare.table import LabelsSaved, Result, label_curve, tabulate, with_labels_saved
-from kmine.report import Comparison, comparison
+from kmine.report import comparison
+from kmine.report.comparison import Comparison
 from kmine.report.curve import CurvePoint, label_efficiency
 from kmine.types import ProgressReporter
 

@@ -12,7 +12,7 @@ from kmine.errors import UserError, unknown_name
 from kmine.ops.label_efficiency import LabelsNeeded, labels_to_match
 from kmine.ops.metrics import nanmean, pool_cases, summarise
 from kmine.ops.statistics import Floats, holm, paired_difference, score_empty_cases
-from kmine.report import Comparison, ComparisonRow
+from kmine.report.comparison import Comparison, ComparisonRow
 from kmine.report.curve import CurvePoint
 from kmine.types import EQUAL_STEPS, ROUND_0, SLICE_ID, CaseMetrics, Metrics
 

@@ -31,7 +31,7 @@ def run_loop(cfg: LoopConfig) -> int:
     source = None if is_distributed else preflight(cfg)
     terminal = cli.Terminal(quiet=is_distributed and os.environ.get("RANK", "0") != "0")
     from kmine.loop.engine import run_rounds
-    from kmine.report import render_table
+    from kmine.report.table import RoundsTable
 
     try:
         results = run_rounds(cfg, terminal, source)
@@ -39,7 +39,7 @@ def run_loop(cfg: LoopConfig) -> int:
         terminal.stop()
     if results is None:
         return 0
-    terminal.console.print(render_table(results.rows, results.segmenter))
+    terminal.console.print(RoundsTable(results.rows, results.segmenter))
     terminal.log(f"stopped after round {results.mined[-1].round_idx} of {cfg.rounds}: {STOPPED_BY[results.stopped_by]}")
     terminal.log(f"results: {Path(cfg.out) / 'results.csv'}   report: {Path(cfg.out) / 'report.html'}")
     return 0

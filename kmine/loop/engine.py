@@ -13,7 +13,8 @@ from kmine.data.source import Source
 from kmine.loop.summary import build_report, round_rows, segmenter_name, write_results
 from kmine.methods.mining import prepare_and_mine
 from kmine.methods.supervised import supervised
-from kmine.report import RoundRow, write_report
+from kmine.report.html import write_report
+from kmine.report.inputs import RoundRow
 from kmine.setup.open import begin_run, open_fabric
 from kmine.setup.preflight import preflight
 from kmine.setup.provenance import peak_memory_mb, preparing

@@ -15,7 +15,7 @@ from kmine.mining import round_changes as changes
 from kmine.mining.adaptation.step import adaptation_summary
 from kmine.mining.calibration import step as calibration
 from kmine.ops.calibrator import describe_threshold
-from kmine.report import CSV_COLUMNS, Calibrated, Category, GalleryItem, Report, RoundRow
+from kmine.report.inputs import CSV_COLUMNS, Calibrated, Category, GalleryItem, Report, RoundRow
 from kmine.store.run_folder import RunFolder
 from kmine.store.tables import DecisionRow, class_map
 from kmine.training.task import Task

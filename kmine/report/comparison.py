@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields
 
+from markupsafe import Markup
+
 from kmine.report.html import environment
 from kmine.report.table import DASH, duration, number
 
@@ -132,8 +134,7 @@ def _millions(row: ComparisonRow) -> str:
 
 def _cells(table: Comparison) -> Iterator[list[str]]:
     used = comparison_columns(table)
-    for row in table.rows:
-        yield [column.cell(row) for column in used]
+    return ([column.cell(row) for column in used] for row in table.rows)
 
 
 def markdown(table: Comparison) -> str:
@@ -186,9 +187,7 @@ def latex(table: Comparison) -> str:
 
 def html(table: Comparison) -> str:
     """A self-contained page; all text of the table is escaped."""
-    from markupsafe import Markup
-
-    rows = [(row, cells) for row, cells in zip(table.rows, _cells(table), strict=True)]
+    rows = list(zip(table.rows, _cells(table), strict=True))
     chart = Markup(table.chart[table.chart.find("<svg") :])  # matplotlib escapes the text in it
     page = environment().get_template("comparison.jinja")
     return page.render(table=table, columns=comparison_columns(table), rows=rows, chart=chart)

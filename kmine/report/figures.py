@@ -85,9 +85,7 @@ def reasons_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
     present = [reason for reason in REASONS if any(row.reasons.get(reason) for row in mined)]
     shades = dict(zip(REASONS, REASON_COLOURS, strict=True))
     parts = [(r.replace("_", " "), shades[r], [row.reasons.get(r, 0) for row in mined]) for r in present]
-    labels = [f"round {row.round_idx}" for row in mined]
-    title = f"Objects by the gate's reason (segmenter: {segmenter})"
-    return _stacked("reasons", title, labels, parts, "objects")
+    return _stacked("reasons", f"Objects by the gate's reason (segmenter: {segmenter})", mined, parts, "objects")
 
 
 def seconds_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
@@ -100,8 +98,7 @@ def seconds_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
         (stage, _STAGE_COLOURS[i % len(_STAGE_COLOURS)], [row.seconds.get(stage, 0.0) for row in timed])
         for i, stage in enumerate(stages)
     ]
-    labels = [f"round {row.round_idx}" for row in timed]
-    return _stacked("seconds", f"Seconds per stage (segmenter: {segmenter})", labels, parts, "seconds")
+    return _stacked("seconds", f"Seconds per stage (segmenter: {segmenter})", timed, parts, "seconds")
 
 
 def coverage_chart(calibration: Calibrated | None) -> str | None:
@@ -122,10 +119,8 @@ def coverage_chart(calibration: Calibrated | None) -> str | None:
 
 def reliability_chart(calibration: Calibrated | None) -> str | None:
     """True against estimated Dice, in bins of about equal counts; None if the gate is not calibrated."""
-    if calibration is None:
-        return None
     title = "Labeled objects treated as unlabeled: estimated and true Dice"
-    return reliability_svg("reliability", title, calibration.reliability, "objects")
+    return calibration and reliability_svg("reliability", title, calibration.reliability, "objects")
 
 
 def reliability_svg(name: str, title: str, bins: Sequence[tuple[float, float, int]], noun: str) -> str:
@@ -141,8 +136,11 @@ def reliability_svg(name: str, title: str, bins: Sequence[tuple[float, float, in
     return svg_chart(name, title, draw, height=3.6)
 
 
-def _stacked(name: str, title: str, labels: list[str], parts: list[tuple[str, str, list[Any]]], unit: str) -> str:
-    """Stacked horizontal bars, one per label, parts in the given order."""
+def _stacked(
+    name: str, title: str, rows: Sequence[RoundRow], parts: list[tuple[str, str, list[Any]]], unit: str
+) -> str:
+    """Stacked horizontal bars, one per round: (label, colour, value by round) of the parts, in the given order."""
+    labels = [f"round {row.round_idx}" for row in rows]
 
     def draw(axes: Axes) -> None:
         left = np.zeros(len(labels))
@@ -175,15 +173,11 @@ def svg_chart(name: str, title: str, draw: Callable[[Axes], None], height: float
 def _inline(figure: Figure, name: str, title: str) -> str:
     """The figure as an `<svg>` element that fills its column, with ids unique on the page."""
     buffer = io.StringIO()
-    blank = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=blank)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    svg = buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    svg = re.sub(r'<metadata>.*?</metadata>|\sxmlns(:\w+)?="[^"]*"', "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r'\1 class="chart" aria-hidden="true"', svg, count=1)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    svg = re.sub(r'\bid="|url\(#|href="#', rf"\g<0>{name}-", svg)
     return svg.replace(_INK, "var(--ink)").replace(_GRID, "var(--line)").strip()

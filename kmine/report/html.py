@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jinja2
 import numpy as np
+from markupsafe import Markup
 
+from kmine.io.files import write_atomic
 from kmine.report.figures import coverage_chart, dice_chart, reasons_chart, reliability_chart, seconds_chart
 from kmine.report.inputs import CATEGORIES, Report, RoundRow
 from kmine.report.panels import panels
 from kmine.report.table import number, round_columns
-
-if TYPE_CHECKING:
-    import jinja2
 
 _HEADINGS = {
     "best": ("Most trusted", "kept, with the highest scores"),
@@ -27,26 +26,14 @@ _HEADINGS = {
 
 def write_report(path: Path, report: Report) -> None:
     """Write the page atomically."""
-    page = render_html(report).encode("utf-8", "replace")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temp.write_bytes(page)
-        temp.replace(path)
-    finally:
-        temp.unlink(missing_ok=True)
+    write_atomic(path, render_html(report).encode("utf-8", "replace"))
 
 
 def environment() -> jinja2.Environment:
     """Environment of this folder's templates: text is escaped, missing values are errors."""
-    import jinja2
-
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     env.filters["number"] = number
     return env
@@ -54,17 +41,14 @@ def environment() -> jinja2.Environment:
 
 def render_html(report: Report) -> str:
     """Render the page; all text of the report is escaped."""
-    return (
-        environment()
-        .get_template("report.jinja")
-        .render(
-            report=report,
-            verdict=headline(report),
-            columns=round_columns(report.rounds, report.segmenter),
-            charts=_charts(report),
-            gallery=_gallery(report),
-            refused=[row.round_idx for row in report.rounds if not row.adopted],
-        )
+    template = environment().get_template("report.jinja")
+    return template.render(
+        report=report,
+        verdict=headline(report),
+        columns=round_columns(report.rounds, report.segmenter),
+        charts=_charts(report),
+        gallery=_gallery(report),
+        refused=[row.round_idx for row in report.rounds if not row.adopted],
     )
 
 
@@ -75,10 +59,9 @@ def headline(report: Report) -> str:
     """
     if not report.rounds:
         return "No round has finished yet, so there is nothing to compare."
-    last = report.rounds[-1]
-    kept = _last_adopted(report.rounds)
+    kept = next((row for row in reversed(report.rounds) if row.adopted), report.rounds[0])
     on = f"on {report.validation_cases} validation case{'' if report.validation_cases == 1 else 's'}"
-    if last.round_idx == 0:
+    if report.rounds[-1].round_idx == 0:
         labels = f"{kept.num_labeled} label{'' if kept.num_labeled == 1 else 's'}"
         return f"Supervised training on {labels} reached Dice {number(kept.dice)} {on}; nothing was mined."
     mined = f"Mining with {report.segmenter} reached Dice {number(kept.dice)} {on} (round {kept.round_idx})"
@@ -89,11 +72,6 @@ def headline(report: Report) -> str:
         )
     baseline_text = f"supervised training with as many optimizer steps reached {number(baseline)}"
     return f"{mined}; {baseline_text}: {_difference(kept.dice - baseline)}."
-
-
-def _last_adopted(rounds: Sequence[RoundRow]) -> RoundRow:
-    """The last adopted round; its model is the result."""
-    return next((row for row in reversed(rounds) if row.adopted), rounds[0])
 
 
 def _baseline(rounds: Sequence[RoundRow]) -> float | None:
@@ -116,19 +94,14 @@ def _difference(gain: float) -> str:
 
 
 def _charts(report: Report) -> list[dict[str, Any]]:
-    from markupsafe import Markup
-
     if not report.rounds:
         return []
-    name = report.segmenter
+    name, calibration = report.segmenter, report.calibration
     drawn = [
         ("Dice per round; the supervised baseline took as many optimizer steps.", dice_chart(report.rounds, name)),
         ("Objects kept, and dropped, by the gate's reason.", reasons_chart(report.rounds, name)),
-        (
-            "Mean Dice of the masks above a threshold of the gate against their share.",
-            coverage_chart(report.calibration),
-        ),
-        ("Reliability of the gate's estimates.", reliability_chart(report.calibration)),
+        ("Mean Dice of the masks above a threshold of the gate against their share.", coverage_chart(calibration)),
+        ("Reliability of the gate's estimates.", reliability_chart(calibration)),
         ("Seconds per stage.", seconds_chart(report.rounds, name)),
     ]
     # matplotlib escapes the text in its SVG.

@@ -65,9 +65,7 @@ def draw_mask(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.u
     small = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
     canvas = image.copy()
     _hatch(canvas, small == IGNORE_INDEX)
-    for class_id in np.unique(small):
-        if class_id in (0, IGNORE_INDEX):
-            continue
+    for class_id in np.setdiff1d(small, (0, IGNORE_INDEX)):
         region = small == class_id
         colour = CLASS_COLOURS[(int(class_id) - 1) % len(CLASS_COLOURS)]
         canvas[region] = (0.8 * canvas[region] + 0.2 * np.array(colour)).astype(np.uint8)
@@ -84,13 +82,17 @@ def draw_prompts(image: NDArray[np.uint8], prompts: Sequence[Prompts], native: t
     """
     canvas = image.copy()
     scale = np.array([image.shape[1] / native[1], image.shape[0] / native[0]])
+
+    def draw_box(box: NDArray[np.floating], colour: tuple[int, int, int], thickness: int) -> None:
+        cv2.rectangle(canvas, _pixel(box[:2], scale), _pixel(box[2:], scale), colour, thickness, cv2.LINE_AA)
+
     for prompt in prompts:
         colour = CLASS_COLOURS[(prompt.class_id - 1) % len(CLASS_COLOURS)]
         for box in prompt.jittered_boxes:
-            _box(canvas, box, scale, colour, 1)
+            draw_box(box, colour, 1)
         if prompt.box is not None:
-            _box(canvas, prompt.box, scale, _HALO, 4)
-            _box(canvas, prompt.box, scale, colour, 2)
+            draw_box(prompt.box, _HALO, 4)
+            draw_box(prompt.box, colour, 2)
         if prompt.point_coords is not None and prompt.point_labels is not None:
             for point, label in zip(prompt.point_coords, prompt.point_labels, strict=True):
                 _point(canvas, _pixel(point, scale), positive=bool(label))
@@ -101,16 +103,6 @@ def _pixel(point: NDArray[np.floating], scale: NDArray[np.float64]) -> tuple[int
     """(x, y) of the native frame -> nearest pixel of the picture; pixel centres are integers in both."""
     x, y = np.rint((np.asarray(point, float) + 0.5) * scale - 0.5).astype(int)
     return int(x), int(y)
-
-
-def _box(
-    canvas: NDArray[np.uint8],
-    box: NDArray[np.floating],
-    scale: NDArray[np.float64],
-    colour: tuple[int, int, int],
-    thickness: int,
-) -> None:
-    cv2.rectangle(canvas, _pixel(box[:2], scale), _pixel(box[2:], scale), colour, thickness, cv2.LINE_AA)
 
 
 def _point(canvas: NDArray[np.uint8], at: tuple[int, int], *, positive: bool) -> None:
@@ -130,7 +122,13 @@ def _hatch(canvas: NDArray[np.uint8], region: NDArray[np.bool_]) -> None:
 
 
 def _uri(image: NDArray[np.uint8]) -> str:
-    ok, encoded = cv2.imencode(".webp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
+    data = encode_picture(image, ".webp", (cv2.IMWRITE_WEBP_QUALITY, QUALITY))
+    return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
+
+
+def encode_picture(image: NDArray[np.uint8], suffix: str, options: Sequence[int] = ()) -> bytes:
+    """File of an (H, W, 3) RGB image in the format of `suffix`, with options of `cv2.imencode`."""
+    ok, encoded = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     if not ok:
-        raise RuntimeError(f"cv2 could not encode a picture of shape {image.shape} as WebP")
-    return "data:image/webp;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
+        raise RuntimeError(f"cv2 could not encode a picture of shape {image.shape} as {suffix}")
+    return encoded.tobytes()

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.report.panels import SIDE, draw_mask, thumbnail
+from kmine.report.panels import SIDE, draw_mask, encode_picture, thumbnail
 
 COLUMNS = 6
 _CAPTION, _GAP = 34, 6
@@ -44,10 +44,7 @@ def contact_sheet(tiles: Sequence[Tile], columns: int = COLUMNS) -> bytes:
         sheet[y : y + height, x : x + width] = picture
         for line, text in enumerate((tile.title, tile.subtitle)):
             _write(sheet, text, (left + 2, top + SIDE + 13 + 15 * line))
-    ok, encoded = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
-    if not ok:
-        raise RuntimeError(f"cv2 could not encode a picture of shape {sheet.shape} as PNG")
-    return encoded.tobytes()
+    return encode_picture(sheet, ".png")
 
 
 def _write(sheet: NDArray[np.uint8], text: str, at: tuple[int, int]) -> None:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 DASH = "–"
 """Shown for an unknown number."""
-
 WIDEST = 1000
 """Terminal width at which the full table is measured."""
 
@@ -60,6 +59,10 @@ def has_baseline(rows: Sequence[RoundRow]) -> bool:
 
 def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
     """Columns that apply to these rows; round 0, trained on the labels only, has no segmenter."""
+    changed = "share of the kept objects' pixels that the segmenter changed"
+    unit = "mm where the spacing of every image is known, else pixels"
+    gain = "Dice, image by image, over the last adopted round, with its 90 % interval"
+    compared = any(math.isfinite(row.difference) for row in rows)
     used = [
         Column("round", "0 is trained on the labels only", lambda row: str(row.round_idx)),
         Column("segmenter", "the promptable model", lambda row: segmenter if row.round_idx else DASH, False),
@@ -67,12 +70,7 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
         Column("pseudo", "images with a mined mask", lambda row: str(row.num_pseudo)),
         Column("cover", "share of the unlabeled images with one", lambda row: percent(row.coverage), detail=True),
         Column("in, out", "pseudo-labeled images added (new or again) and removed", _moved, detail=True),
-        Column(
-            "changed",
-            "share of the kept objects' pixels that the segmenter changed",
-            lambda row: percent(row.changed_pixels),
-            detail=True,
-        ),
+        Column("changed", changed, lambda row: percent(row.changed_pixels), detail=True),
         Column("Dice", "checkpoint chosen on validation", lambda row: number(row.dice)),
         Column("Dice last", "checkpoint of the last step", lambda row: number(row.dice_final)),
     ]
@@ -81,18 +79,11 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
             Column("sup.", "supervised, equal steps, chosen on validation", lambda row: number(row.supervised_dice)),
             Column("sup. last", "supervised, equal steps, last step", lambda row: number(row.supervised_dice_final)),
         ]
-    gain = "Dice, image by image, over the last adopted round, with its 90 % interval"
-    compared = any(math.isfinite(row.difference) for row in rows)
     return [
         *used,
         *([Column("gain", gain, _gain, detail=True)] if compared else []),
         Column("IoU", "checkpoint chosen on validation", lambda row: number(row.iou), detail=True),
-        Column(
-            "HD95",
-            "mm where the spacing of every image is known, else pixels",
-            lambda row: number(row.hd95, 1),
-            detail=True,
-        ),
+        Column("HD95", unit, lambda row: number(row.hd95, 1), detail=True),
         Column("missed", "true objects without any prediction", lambda row: str(row.num_missed)),
         Column("adopted", "unless Dice fell by more than the tolerance and more than noise", _adopted, False),
         Column("time", "all stages", lambda row: duration(sum(row.seconds.values())) if row.seconds else DASH),
@@ -118,7 +109,7 @@ def _adopted(row: RoundRow) -> str:
 
 @dataclass(frozen=True)
 class RoundsTable:
-    """The table for the terminal: all columns if they fit, else the essential ones."""
+    """The table for a rich console: all columns if they fit, else the essential ones."""
 
     rows: Sequence[RoundRow]
     segmenter: str
@@ -133,21 +124,12 @@ class RoundsTable:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(
-            title=Text(f"validation, per round (segmenter: {self.segmenter})"),
-            caption=Text("Checkpoints were chosen on validation; kmine.compare gives test figures."),
-            box=None,
-            pad_edge=False,
-            collapse_padding=True,
-        )
+        title = Text(f"validation, per round (segmenter: {self.segmenter})")
+        caption = Text("Checkpoints were chosen on validation; kmine.compare gives test figures.")
+        table = Table(title=title, caption=caption, box=None, pad_edge=False, collapse_padding=True)
         used = [column for column in round_columns(self.rows, self.segmenter) if detail or not column.detail]
         for column in used:
             table.add_column(Text(column.heading.replace(" ", "\n")), justify="right" if column.numeric else "left")
         for row in self.rows:
             table.add_row(*(Text(column.cell(row)) for column in used), style=None if row.adopted else "dim")
         return table
-
-
-def render_table(rows: Sequence[RoundRow], segmenter: str) -> RoundsTable:
-    """The table for the terminal, to be printed by a rich console."""
-    return RoundsTable(rows, segmenter)

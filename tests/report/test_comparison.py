@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from kmine.report import Comparison, ComparisonRow
 from kmine.report.comparison import (
+    Comparison,
+    ComparisonRow,
     comparison_columns,
     escape_latex,
     html,

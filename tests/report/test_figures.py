@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kmine.report import Calibrated, RoundRow
 from kmine.report.figures import coverage_chart, dice_chart, reasons_chart, reliability_chart, seconds_chart
+from kmine.report.inputs import Calibrated, RoundRow
 from kmine.types import REASONS
 
 NAN = float("nan")

@@ -10,13 +10,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from kmine.report import (
-    GalleryItem,
-    Report,
-    RoundRow,
-    write_report,
-)
-from kmine.report.html import headline, render_html
+from kmine.report.html import headline, render_html, write_report
+from kmine.report.inputs import GalleryItem, Report, RoundRow
 from kmine.types import Prompts, Skipped
 
 EVIL = "<script>alert(1)</script>"

@@ -7,7 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from kmine.report import CSV_COLUMNS, GalleryItem, RoundRow
+from kmine.report.inputs import CSV_COLUMNS, GalleryItem, RoundRow
 
 
 def black(height: int, width: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kmine.report import GalleryItem
+from kmine.report.inputs import GalleryItem
 from kmine.report.panels import CLASS_COLOURS, SIDE, draw_mask, draw_prompts, panels, thumbnail
 from kmine.types import Prompts
 

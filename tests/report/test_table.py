@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from kmine.report import RoundRow, render_table
-from kmine.report.table import duration, number, percent
+from kmine.report.inputs import RoundRow
+from kmine.report.table import RoundsTable, duration, number, percent
 
 NAN = float("nan")
 ROWS = [
@@ -20,7 +20,7 @@ ROWS = [
 
 def shown(rows: list[RoundRow], segmenter: str, width: int) -> str:
     out = io.StringIO()
-    Console(file=out, width=width).print(render_table(rows, segmenter))
+    Console(file=out, width=width).print(RoundsTable(rows, segmenter))
     return out.getvalue()
 
 

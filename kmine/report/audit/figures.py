@@ -29,13 +29,11 @@ def true_coverage_chart(by: Mapping[str, Curve]) -> str:
 
 def true_reliability_chart(bins: Sequence[tuple[float, float, int]]) -> str:
     """True against estimated Dice of the pseudo masks: (mean estimate, mean Dice, count) of bins."""
-
     return reliability_svg("audit-reliability", "Withheld masks: estimated and true Dice", bins, "masks")
 
 
 def strata_chart(strata: Sequence[tuple[str, float, int]]) -> str:
     """Mean true Dice by stratum: (name, mean, count)."""
-
     bars = [(f"{name} ({count})", mean) for name, mean, count in strata]
     title = "Withheld masks: quality by kind of image"
     return _bars("audit-strata", title, bars, MINING, "mean true Dice", xlabel="true Dice", xlim=(0, 1))

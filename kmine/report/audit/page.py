@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import quote
 
+from markupsafe import Markup
+
 from kmine.report.html import environment
 from kmine.types import Prompts
 
@@ -91,14 +93,9 @@ def write_page(
 ) -> Path:
     """Write `folder/audit.html` and `folder/audit_data/`; return the path of the page.
 
-    An earlier page is replaced once all items were read; other files in the folder are kept.
-
-    Args:
-        folder: created if missing.
-        items: read once, a few at a time. The list opens with the highest suspicion; ties keep this order.
-        title, run_name, summary: text, escaped.
-        run_signature: browsers keep verdicts under it.
-        figures: SVG by caption, as drawn by `kmine.report.audit.figures`.
+    An earlier page is replaced once all items were read; other files in the folder are kept. Items are read once, a few
+    at a time; the list opens with the highest suspicion, ties keep their order. Browsers keep verdicts under
+    `run_signature`. `figures`: SVG by caption. All other text is escaped.
 
     Raises:
         ValueError: two items of one sample and kind, an unknown kind or layer, or an absolute picture path.
@@ -110,13 +107,8 @@ def write_page(
         count = _write_data(temp, items)
         for asset in ("audit.css", *_SCRIPTS):
             shutil.copyfile(Path(__file__).parent / asset, temp / asset)
-        page = {
-            "run": run_name,
-            "run_signature": run_signature,
-            "count": count,
-            "index_files": math.ceil(count / INDEX_ROWS),
-            "detail_rows": DETAIL_ROWS,
-        }
+        page = {"run": run_name, "run_signature": run_signature, "count": count}
+        page |= {"index_files": math.ceil(count / INDEX_ROWS), "detail_rows": DETAIL_ROWS}
         (temp / "audit.html").write_bytes(_render(page, title, summary, figures).encode("utf-8", "replace"))
         _put(temp, folder)
     return folder / "audit.html"
@@ -130,23 +122,16 @@ def script_json(value: Any) -> str:
 def _render(
     page: Mapping[str, Any], title: str, summary: Mapping[str, str | int | float], figures: Mapping[str, str]
 ) -> str:
-    from markupsafe import Markup
-
-    shown = {name: _round(value) for name, value in summary.items()}
-    return (
-        environment()
-        .get_template("audit/audit.jinja")
-        .render(
-            page=Markup(script_json(page)),
-            title=title,
-            run_name=page["run"],
-            data=DATA,
-            count=page["count"],
-            scripts=_SCRIPTS,
-            summary=shown,
-            # matplotlib escapes the text in its SVG.
-            figures={caption: Markup(svg) for caption, svg in figures.items()},
-        )
+    template = environment().get_template("audit/audit.jinja")
+    return template.render(
+        page=Markup(script_json(page)),
+        title=title,
+        run_name=page["run"],
+        data=DATA,
+        count=page["count"],
+        scripts=_SCRIPTS,
+        summary={name: _round(value) for name, value in summary.items()},
+        figures={caption: Markup(svg) for caption, svg in figures.items()},  # matplotlib escapes the text in its SVG
     )
 
 
@@ -209,8 +194,7 @@ def _row(item: AuditItem, names: Sequence[str]) -> list[Any]:
         int(item.rank),
         _plain(item.suspicion),
         list(item.explanations),
-        # Quoted by its bytes: names may be invalid UTF-8.
-        quote(os.fsencode(item.picture)),
+        quote(os.fsencode(item.picture)),  # by its bytes: names may be invalid UTF-8
         int(item.height),
         int(item.width),
         item.mask_signature,
@@ -224,14 +208,10 @@ def _detail(item: AuditItem) -> list[Any]:
         item.sample_id,
         item.kind,
         item.mask_signature,
-        [_layer(layer) for layer in item.layers],
+        [[layer.name, int(layer.class_id), layer.rle] for layer in item.layers],
         [_prompt(prompt) for prompt in item.prompts],
         list(item.history),
     ]
-
-
-def _layer(layer: Layer) -> list[Any]:
-    return [layer.name, int(layer.class_id), layer.rle]
 
 
 def _prompt(prompt: Prompts) -> list[Any]:
