@@ -70,19 +70,15 @@ def run_audit(cfg: AuditConfig) -> int:
     from kmine.audit.run import write_audit
 
     root, terminal = Path(cfg.run[0]), cli.Terminal()
+    log, out = terminal.log, Path(cfg.out) if cfg.out else root / "audit"
     verdicts, corrected = (None if name is None else Path(name) for name in (cfg.verdicts, cfg.corrected))
     try:
         with open_audit(root, terminal, round_idx=cfg.round, device=cfg.device, data_root=cfg.data_root) as audited:
             if verdicts or corrected:
-                import_verdicts(audited, verdicts, corrected, terminal.log)
+                import_verdicts(audited, verdicts, corrected, log)
                 return 0
             write_audit(
-                audited,
-                Path(cfg.out) if cfg.out else root / "audit",
-                terminal.log,
-                labeled=not cfg.no_labeled,
-                with_withheld=cfg.with_withheld,
-                export=cfg.export,
+                audited, out, log, labeled=not cfg.no_labeled, with_withheld=cfg.with_withheld, export=cfg.export
             )
     finally:
         terminal.stop()

@@ -9,20 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.audit.label_issues import ConfidentDisagreement, ConfidentThresholds, confident_disagreement
-from kmine.audit.ranking import (
-    GIVEN_WEIGHTS,
-    WEIGHTS,
-    ReferenceModel,
-    contradicts_image_label,
-    explanations,
-    held_out_models,
-    label_issue_scores,
-    outliers,
-    rank_order,
-    shape_features,
-    uncertainty_of,
-)
+from kmine.audit import ranking
+from kmine.audit.label_issues import ConfidentDisagreement, confident_disagreement, confident_thresholds
+from kmine.audit.ranking import ReferenceModel
 from kmine.audit.rounds import MinedRound, read_mask_of, read_pseudo_mask
 from kmine.data.pool import MaskReader, Pool
 from kmine.data.quality import mask_alignment
@@ -110,12 +99,8 @@ def rank_all_masks(
 ) -> tuple[list[MaskReport], list[MaskReport]]:
     """Reports on the pseudo masks of a round and on the given masks, each most suspicious first.
 
-    Args:
-        task: of the run.
-        rounds: all rounds of mining.
-        audited_round: the round of the pseudo masks.
-        with_labeled: report on given masks; missing fold models are trained for that.
-        labeled: labeled images with other masks than those of the task.
+    With `with_labeled`, missing fold models are trained; without, there are no reports on given masks. `labeled`:
+    labeled images with other masks than those of the task.
     """
     labeled = labeled or task.labeled
     references = load_reference_models(task, rounds, audited_round.pseudo_labeled, train_folds=with_labeled)
@@ -142,11 +127,9 @@ def load_reference_models(
     """
     loaded = [*_fold_models(task, train_folds=train_folds), *_round_models(task, rounds, audited_ids)]
     references, models = [reference for reference, _ in loaded], [model for _, model in loaded]
-    confident = ConfidentThresholds(task.num_classes)
-    for sample_id, probs in mean_probabilities(task, models, task.val, task.val.ids):
-        if probs is not None:
-            confident.add(probs, task.val.mask_resized(sample_id))
-    return ReferenceModels(references, models, confident.thresholds())
+    validation = mean_probabilities(task, models, task.val, task.val.ids)
+    pairs = ((probs, task.val.mask_resized(sample_id)) for sample_id, probs in validation if probs is not None)
+    return ReferenceModels(references, models, confident_thresholds(pairs, task.num_classes))
 
 
 def _fold_models(task: Task, *, train_folds: bool) -> Iterator[tuple[ReferenceModel, LocalModel]]:
@@ -203,7 +186,7 @@ def score_masks(task: Task, references: ReferenceModels, masks: MaskSet) -> Iter
     round_idx = masks.mined_round.round_idx if masks.mined_round else 0
     ids_by_models: dict[tuple[int, ...], list[str]] = {}
     for sample_id in masks.pool.ids:
-        indices = tuple(held_out_models(references.references, sample_id, round_idx))
+        indices = tuple(ranking.held_out_models(references.references, sample_id, round_idx))
         ids_by_models.setdefault(indices, []).append(sample_id)
     done = 0
     for indices, ids in ids_by_models.items():
@@ -224,22 +207,22 @@ def _score_mask(
     conflict = None if mean is None else confident_disagreement(mean, resized, held_out.thresholds)
     signals = {} if conflict is None else {"conflict": conflict.conflict, "unlike": conflict.soft_dice_distance}
     signals["edge"] = _edge(masks.pool.image_resized(sample_id), resized)
-    signals |= uncertainty_of(masks.mined_round.kept_objects(sample_id)) if masks.mined_round else {}
+    signals |= ranking.uncertainty_of(masks.mined_round.kept_objects(sample_id)) if masks.mined_round else {}
     return MaskReport(
         sample_id=sample_id,
         kind=masks.kind,
         signature=mask_signature(mask),
         height=mask.shape[0],
         width=mask.shape[1],
-        shape=shape_features(resized),
-        classes=tuple(int(k) for k in np.unique(mask) if k not in (0, IGNORE_INDEX)),
+        shape=ranking.shape_features(resized),
+        classes=tuple(k for k, _ in class_masks(mask) if k != IGNORE_INDEX),
         area=float(((mask != 0) & (mask != IGNORE_INDEX)).mean()),
         ignored=float((mask == IGNORE_INDEX).mean()),
         signals=signals,
         conflict=conflict,
         model_names=tuple(reference.name for reference in held_out.references),
-        contradicted=contradicts_image_label(mask, masks.pool.image_label(sample_id), task.num_classes),
-        predicted_rle={} if mean is None else _predicted_rle(mean),
+        contradicted=ranking.contradicts_image_label(mask, masks.pool.image_label(sample_id), task.num_classes),
+        predicted_rle={} if mean is None else {k: to_rle(region) for k, region in class_masks(mean.argmax(axis=0))},
     )
 
 
@@ -248,17 +231,17 @@ def rank_masks(reports: Sequence[MaskReport], other_shapes: Sequence[tuple[float
     if not reports:
         return []
     shapes = np.array([report.shape for report in reports])
-    scores = outliers(shapes, shapes, *([np.array(other_shapes)] if other_shapes else []))
+    scores = ranking.outliers(shapes, shapes, *([np.array(other_shapes)] if other_shapes else []))
     signals = [
         report.signals | {name: float(values[n]) for name, values in scores.items()} for n, report in enumerate(reports)
     ]
     contradicted = [report.contradicted for report in reports]
-    weights = WEIGHTS if reports[0].kind == "pseudo" else GIVEN_WEIGHTS
-    values, signal_ranks = label_issue_scores(signals, contradicted, weights)
+    weights = ranking.WEIGHTS if reports[0].kind == "pseudo" else ranking.GIVEN_WEIGHTS
+    values, signal_ranks = ranking.label_issue_scores(signals, contradicted, weights)
     out = []
-    for rank, n in enumerate(rank_order(values, [report.sample_id for report in reports]), start=1):
+    for rank, n in enumerate(ranking.rank_order(values, [report.sample_id for report in reports]), start=1):
         own_ranks = {name: float(ranks[n]) for name, ranks in signal_ranks.items()}
-        texts = explanations(signals[n], own_ranks, contradicted[n], reports[n].conflict, weights)
+        texts = ranking.explanations(signals[n], own_ranks, contradicted[n], reports[n].conflict, weights)
         out.append(replace(reports[n], signals=signals[n], rank=rank, suspicion=float(values[n]), explanations=texts))
     return out
 
@@ -271,6 +254,6 @@ def _edge(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float:
     return -math.log(max(float(mask_alignment.edges(image).ravel()[at].mean()), 1e-3))
 
 
-def _predicted_rle(probs: NDArray[np.float32]) -> dict[int, str]:
-    predicted = probs.argmax(axis=0)
-    return {k: to_rle(predicted == k) for k in range(1, len(probs)) if (predicted == k).any()}
+def class_masks(mask: NDArray[np.integer]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """(class id, its pixels) of the classes present in (H, W) class ids, ignored pixels (255) included."""
+    yield from ((class_id, mask == class_id) for class_id in np.unique(mask).tolist() if class_id)

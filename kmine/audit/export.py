@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.audit.evidence import MaskReport
+from kmine.audit.evidence import MaskReport, class_masks
 from kmine.audit.rounds import AuditedRun
 from kmine.data.io.volume_masks import write_mask_volume
 from kmine.data.source import Source
@@ -79,11 +80,9 @@ def write_coco(path: Path, masks: Iterable[ExportedMask], class_names: Sequence[
             extra = {name: getattr(exported, name) for name in ("sample_id", "kind", "suspicion", "rank")}
             image = {"id": number, "file_name": exported.picture, "height": height, "width": width, **extra}
             file.write(f"{',' * (number > 1)}\n{json.dumps(image)}")
-            for class_id, region in _class_masks(exported.mask):
+            for class_id, region in class_masks(exported.mask):
                 annotations.append(json.dumps(_annotation(len(annotations) + 1, number, class_id, region)))
-        file.write('],\n"annotations": [\n')
-        file.write(",\n".join(annotations))
-        file.write("]}\n")
+        file.write('],\n"annotations": [\n' + ",\n".join(annotations) + "]}\n")
     return path
 
 
@@ -103,29 +102,19 @@ def _annotation(number: int, image_id: int, class_id: int, region: NDArray[np.bo
 def write_masks(folder: Path, masks: Iterable[ExportedMask], source: Source) -> Path:
     """Write ID.png of class ids and 255; slices of a volume together as NAME.nii.gz in the geometry of the scan.
 
-    Slices without a mask are ignored (255) as a whole. The masks of a volume must be in sequence: a volume is written
-    when the next one begins.
+    Slices without a mask are ignored (255) as a whole. The masks of a volume must be in sequence.
     """
-    held: dict[str, tuple[Path, dict[int, NDArray[np.uint8]]]] = {}
-    for exported in masks:
-        location = source.slice_location(exported.sample_id)
-        if location is None:
-            data = encode_png(exported.mask, exported.signature, exported.round_idx)
-            write_atomic(folder / f"{safe_name(exported.sample_id)}.png", data)
+    located = ((source.slice_location(exported.sample_id), exported) for exported in masks)
+    for volume, parts in groupby(located, key=lambda pair: pair[0] and pair[0][:2]):
+        if volume is None:
+            for _, exported in parts:
+                data = encode_png(exported.mask, exported.signature, exported.round_idx)
+                write_atomic(folder / f"{safe_name(exported.sample_id)}.png", data)
             continue
-        name, scan, number = location
-        if name not in held:
-            _flush(folder, held)
-        held.setdefault(name, (scan, {}))[1][number] = exported.mask
-    _flush(folder, held)
-    return folder
-
-
-def _flush(folder: Path, held: dict[str, tuple[Path, dict[int, NDArray[np.uint8]]]]) -> None:
-    for name, (scan, slices) in held.items():
+        name, scan = volume
         with user_errors(folder):
-            write_mask_volume(folder / f"{safe_name(name)}.nii.gz", scan, slices)
-    held.clear()
+            write_mask_volume(folder / f"{safe_name(name)}.nii.gz", scan, {at[2]: mined.mask for at, mined in parts})
+    return folder
 
 
 def write_label_studio(path: Path, masks: Iterable[ExportedMask], class_names: Sequence[str]) -> Path:
@@ -146,26 +135,13 @@ def write_label_studio(path: Path, masks: Iterable[ExportedMask], class_names: S
 
 def _task(exported: ExportedMask, names: dict[int, str]) -> dict[str, Any]:
     height, width = exported.mask.shape
-    strokes = [
-        {
-            "id": f"class{class_id}",
-            "type": "brushlabels",
-            "from_name": "tag",
-            "to_name": "image",
-            "origin": "manual",
-            "image_rotation": 0,
-            "original_width": width,
-            "original_height": height,
-            "value": {"format": "rle", "rle": label_studio_rle.encode(region), "brushlabels": [names[class_id]]},
-        }
-        for class_id, region in _class_masks(exported.mask)
-    ]
+    fixed = {"type": "brushlabels", "from_name": "tag", "to_name": "image", "origin": "manual", "image_rotation": 0}
+    fixed |= {"original_width": width, "original_height": height}
+    values = {
+        class_id: {"format": "rle", "rle": label_studio_rle.encode(region), "brushlabels": [names[class_id]]}
+        for class_id, region in class_masks(exported.mask)
+    }
+    strokes = [{"id": f"class{class_id}", **fixed, "value": value} for class_id, value in values.items()]
     keys = {name: getattr(exported, name) for name in ("sample_id", "kind", "suspicion")}
     score = {"model_version": exported.signature or "given", "score": round(1 - exported.suspicion, 4)}
     return {"data": {"image": exported.picture, **keys}, "predictions": [{**score, "result": strokes}]}
-
-
-def _class_masks(mask: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    for class_id in np.unique(mask).tolist():
-        if class_id:
-            yield class_id, mask == class_id

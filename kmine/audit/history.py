@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.audit.evidence import MaskReport
+from kmine.audit.evidence import MaskReport, class_masks
 from kmine.audit.ranking import WEIGHTS
 from kmine.audit.rounds import AuditedRun, MinedRound, read_mask_of
 from kmine.data.pool import Pool
@@ -20,6 +20,7 @@ from kmine.io.files import write_atomic
 from kmine.ops import metrics
 from kmine.ops.masks import from_rle, to_rle
 from kmine.report.audit.page import AuditItem, Layer
+from kmine.report.panels import encode_picture
 from kmine.store.tables import DecisionRow
 from kmine.types import EVIDENCE_COLUMNS, IGNORE_INDEX
 
@@ -61,10 +62,7 @@ class MaskHistory:
         """Values by the names of `COLUMNS`; None if unknown."""
         pool = self._audited.pool(report.kind)
         values = {
-            "sample_id": report.sample_id,
-            "kind": report.kind,
-            "rank": report.rank,
-            "suspicion": report.suspicion,
+            **{name: getattr(report, name) for name in ("sample_id", "kind", "rank", "suspicion")},
             "causes": "; ".join(report.explanations),
             "group_id": pool.group_of(report.sample_id),
             "image_label": pool.image_label(report.sample_id),
@@ -184,9 +182,7 @@ class MaskHistory:
 
 
 def _mask_layers(name: str, mask: NDArray[np.uint8]) -> Iterator[Layer]:
-    for class_id in np.unique(mask).tolist():
-        if class_id:
-            yield Layer(name, class_id, to_rle(mask == class_id))
+    yield from (Layer(name, class_id, to_rle(region)) for class_id, region in class_masks(mask))
 
 
 def _object_layers(name: Literal["local", "segmenter"], rows: Sequence[DecisionRow]) -> Iterator[Layer]:
@@ -194,18 +190,13 @@ def _object_layers(name: Literal["local", "segmenter"], rows: Sequence[DecisionR
     for class_id in dict.fromkeys(row.class_id for row in rows):
         own = [row for row in rows if row.class_id == class_id]
         single = own[0].local_rle if name == "local" else own[0].segmenter_rle
-        yield Layer(
-            name, class_id, single if len(own) == 1 else to_rle(np.any([row.mask(name) for row in own], axis=0))
-        )
+        rle = single if len(own) == 1 else to_rle(np.any([row.mask(name) for row in own], axis=0))
+        yield Layer(name, class_id, rle)
 
 
 def _write_picture(path: Path, pool: Pool, sample_id: str) -> None:
-    if path.exists():
-        return
-    image = pool.sample(sample_id).image
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
-    assert done, "8 bits, three channels"
-    write_atomic(path, data.tobytes())
+    if not path.exists():
+        write_atomic(path, encode_picture(pool.sample(sample_id).image, ".jpg", (cv2.IMWRITE_JPEG_QUALITY, 90)))
 
 
 def _csv_value(value: Any) -> Any:

@@ -13,19 +13,10 @@ from numpy.typing import NDArray
 from kmine.audit.rounds import AuditedRun
 from kmine.data.io.volume_masks import read_mask_volume
 from kmine.errors import UserError, first_names
+from kmine.feedback import verdicts as stored
 from kmine.feedback.corrections import ExpectedMasks, read_corrections
 from kmine.feedback.verdict_effects import read_mask
-from kmine.feedback.verdicts import (
-    ACCEPTED,
-    FILE,
-    FOLDER,
-    VERDICTS,
-    Verdict,
-    Verdicts,
-    mask_signature,
-    read_verdicts,
-    to_json,
-)
+from kmine.feedback.verdicts import ACCEPTED, FOLDER, Verdict, Verdicts, mask_signature
 from kmine.io.files import encode_png, safe_name, sign, write_atomic
 
 
@@ -38,9 +29,9 @@ def import_verdicts(
         UserError: verdicts of another run, on unknown images or in another format; corrected masks that do not fit.
             Nothing is stored then.
     """
-    target = audited.store.root / FILE
-    previous = read_verdicts(target) if target.exists() else Verdicts("", "", ())
-    incoming = read_verdicts(verdicts) if verdicts is not None else Verdicts("", "", ())
+    target = audited.store.root / stored.FILE
+    previous = stored.read_verdicts(target) if target.exists() else Verdicts("", "", ())
+    incoming = stored.read_verdicts(verdicts) if verdicts is not None else Verdicts("", "", ())
     origin = verdicts or target
     _refuse_unknown(audited, incoming, origin)
     current, stale = _split_stale(audited, incoming)
@@ -60,7 +51,7 @@ def import_verdicts(
         incoming, run=audited.name, run_signature=audited.signature, all=merged, corrected=masks, masks=accepted
     )
     entries = _entries(masks, FOLDER)
-    value = to_json(result, entries, _entries(accepted, ACCEPTED))
+    value = stored.to_json(result, entries, _entries(accepted, ACCEPTED))
     audited.store.save_json(target, value, sign("verdicts", value["verdicts"], value["corrected"], value["accepted"]))
     if stale:
         log(
@@ -68,7 +59,7 @@ def import_verdicts(
             f"{first_names(stale)}; review these again"
         )
     counts = Counter(verdict.verdict for verdict in merged)
-    log(f"{target}: {', '.join(f'{counts[word]} {word}' for word in VERDICTS)}, {len(entries)} corrected masks")
+    log(f"{target}: {', '.join(f'{counts[word]} {word}' for word in stored.VERDICTS)}, {len(entries)} corrected masks")
     return result
 
 

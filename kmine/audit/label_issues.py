@@ -9,6 +9,7 @@ Legend: N images, K classes with background 0, H, W height and width.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -30,22 +31,20 @@ class ConfidentDisagreement(NamedTuple):
     """1 minus the soft Dice of the mask and the probabilities."""
 
 
-class ConfidentThresholds:
-    """Per class, the mean probability of that class where it is correct: the threshold of a confident prediction."""
+def confident_thresholds(
+    pairs: Iterable[tuple[NDArray[np.floating], NDArray[np.integer]]], num_classes: int
+) -> NDArray[np.float64]:
+    """(K,) in [0, 1]: per class, its mean probability where it is correct; 0.5 for a class without pixels.
 
-    def __init__(self, num_classes: int) -> None:
-        self._sums, self._counts = np.zeros(num_classes), np.zeros(num_classes)
-
-    def add(self, probs: NDArray[np.floating], truth: NDArray[np.integer]) -> None:
-        """Add an image: (K, H, W) probabilities of models not trained on it, (H, W) true class ids."""
-        for class_id in range(len(self._sums)):
+    `pairs`: by image, (K, H, W) probabilities of models not trained on it, and (H, W) true class ids.
+    """
+    sums, counts = np.zeros(num_classes), np.zeros(num_classes)
+    for probs, truth in pairs:
+        for class_id in range(num_classes):
             is_class = truth == class_id
-            self._sums[class_id] += float(probs[class_id][is_class].sum(dtype=float))
-            self._counts[class_id] += int(is_class.sum())
-
-    def thresholds(self) -> NDArray[np.float64]:
-        """(K,) in [0, 1]; 0.5 for a class without pixels."""
-        return np.where(self._counts > 0, self._sums / np.maximum(self._counts, 1), 0.5)
+            sums[class_id] += float(probs[class_id][is_class].sum(dtype=float))
+            counts[class_id] += int(is_class.sum())
+    return np.where(counts > 0, sums / np.maximum(counts, 1), 0.5)
 
 
 def confident_classes(probs: NDArray[np.floating], thresholds: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -107,10 +106,7 @@ def find_label_issues(
     if len(foreign):
         raise ValueError(f"labels: expected class ids below {num_classes} or {IGNORE_INDEX}, got {foreign[0]}")
     if thresholds is None:
-        by_class = ConfidentThresholds(num_classes)
-        for probs, mask in zip(pred_probs, labels, strict=True):
-            by_class.add(probs, mask)
-        thresholds = by_class.thresholds()
+        thresholds = confident_thresholds(zip(pred_probs, labels, strict=True), num_classes)
     limits = np.asarray(thresholds, float)
     if limits.shape != (num_classes,):
         raise ValueError(f"thresholds: expected {num_classes} values, got shape {limits.shape}")

@@ -23,32 +23,20 @@ from numpy.typing import NDArray
 
 from kmine.audit.label_issues import ConfidentDisagreement
 from kmine.ops.masks import components
+from kmine.ops.metrics import nanmean
 from kmine.store.tables import DecisionRow
 from kmine.types import IGNORE_INDEX, Evidence
 
 Signals = Mapping[str, float]
 """Value by signal name (keys of `WEIGHTS`); higher is more suspicious, NaN where unknown."""
 WEIGHTS: dict[str, float] = {
-    "conflict": 8.0,
-    "unlike": 2.0,
-    "doubt": 2.0,
-    "disagreement": 1.0,
-    "area": 1.0,
-    "position": 0.5,
-    "shape": 0.5,
-    "edge": 4.0,
-}
+    "conflict": 8.0, "unlike": 2.0, "doubt": 2.0, "disagreement": 1.0,
+    "area": 1.0, "position": 0.5, "shape": 0.5, "edge": 4.0,
+}  # fmt: skip
 """Weights of the signals' ranks in their mean, for pseudo masks; chosen on planted faults
 (experiments/pseudo_label_audit), most of which are found by conflict. Doubt and disagreement add little there, but
 indicate most of the masks that mining itself gets wrong."""
-GIVEN_WEIGHTS: dict[str, float] = {
-    "conflict": 6.0,
-    "unlike": 0.0,
-    "area": 1.0,
-    "position": 0.5,
-    "shape": 0.5,
-    "edge": 3.0,
-}
+GIVEN_WEIGHTS = {"conflict": 6.0, "unlike": 0.0, "area": 1.0, "position": 0.5, "shape": 0.5, "edge": 3.0}
 """Weights for given masks. Only one held-out model, trained on part of a few labels, is available for each. Its soft
 Dice with a mask (`unlike`) depends more on that model than on the mask."""
 MIN_NAMED_RANK = 0.8
@@ -86,14 +74,14 @@ def uncertainty_of(rows: Iterable[DecisionRow]) -> dict[str, float]:
     local model's and the segmenter's mask, 1 minus the Dice of the masks of jittered boxes, 1 minus the Dice with the
     auxiliary model, and the standard deviation over test-time flips.
     """
-    doubts, disagreements = [math.nan], [math.nan]
+    largest = {"doubt": math.nan, "disagreement": math.nan}
     for row in rows:
         scores = row.evidence or Evidence()
-        doubts.append(math.nan if row.estimated_dice is None else 1 - row.estimated_dice)
+        doubt = math.nan if row.estimated_dice is None else 1 - row.estimated_dice
         parts = (1 - scores.agreement_iou, 1 - scores.jitter_dice, 1 - scores.auxiliary_dice, scores.tta_std)
-        parts = [value for value in parts if not math.isnan(value)]
-        disagreements.append(float(np.mean(parts)) if parts else math.nan)
-    return {"doubt": _largest(doubts), "disagreement": _largest(disagreements)}
+        new = {"doubt": doubt, "disagreement": nanmean(parts)}
+        largest = {name: float(np.fmax(largest[name], new[name])) for name in largest}
+    return largest
 
 
 def shape_features(mask: NDArray[np.uint8]) -> tuple[float, ...]:
@@ -198,9 +186,9 @@ def explanations(
     prominent = [
         name for name, rank in signal_ranks.items() if rank >= MIN_NAMED_RANK and not math.isnan(signals[name])
     ]
-    for name in sorted(prominent, key=lambda name: -weights[name] * (signal_ranks[name] - 0.5)):
-        texts += [text for text in [_explanation(name, signals[name], conflict)] if text]
-    return tuple(dict.fromkeys(texts))
+    prominent.sort(key=lambda name: -weights[name] * (signal_ranks[name] - 0.5))
+    texts += [_explanation(name, signals[name], conflict) for name in prominent]
+    return tuple(filter(None, dict.fromkeys(texts)))
 
 
 def _explanation(name: str, value: float, conflict: ConfidentDisagreement | None) -> str:
@@ -220,8 +208,3 @@ def _explanation(name: str, value: float, conflict: ConfidentDisagreement | None
         "shape": f"unusual shape ({value:.1f} deviations)" if value > 1 else "",
         "edge": "its outline does not follow image edges",
     }.get(name, "")
-
-
-def _largest(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return max(known) if known else math.nan

@@ -106,14 +106,9 @@ def open_audit(
     device: str = "auto",
     data_root: str | None = None,
 ) -> Iterator[AuditedRun]:
-    """Open a finished run and its data, with withheld masks closed; the run folder is locked meanwhile.
+    """Open the finished run in `root` and its data, with withheld masks closed; the folder is locked meanwhile.
 
-    Args:
-        root: the run folder.
-        progress: receives the progress.
-        round_idx: the audited round; None: the last adopted one.
-        device: auto, cpu, cuda or cuda:N.
-        data_root: where the data lie now, if they were moved.
+    `round_idx`: the audited round, None: the last adopted one. `data_root`: where the data lie now, if they were moved.
 
     Raises:
         UserError: no finished run, no such round, missing pseudo masks, data that cannot be opened.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kmine.audit import find_label_issues, label_issues
-from kmine.audit.label_issues import ConfidentThresholds, confident_disagreement
+from kmine.audit.label_issues import confident_disagreement, confident_thresholds
 
 
 def probs(foreground: list[float]) -> np.ndarray:
@@ -45,9 +45,8 @@ def test_another_foreground_class_is_a_conflict():
 
 
 def test_a_threshold_is_the_mean_probability_of_a_class_where_it_is_correct():
-    by_class = ConfidentThresholds(3)
-    by_class.add(np.array([[[0.9, 0.3]], [[0.1, 0.7]], [[0.0, 0.0]]], np.float32), np.array([[0, 1]], np.uint8))
-    assert by_class.thresholds() == pytest.approx([0.9, 0.7, 0.5])
+    image = np.array([[[0.9, 0.3]], [[0.1, 0.7]], [[0.0, 0.0]]], np.float32), np.array([[0, 1]], np.uint8)
+    assert confident_thresholds([image], 3) == pytest.approx([0.9, 0.7, 0.5])
 
 
 def test_label_issues_by_hand():
