@@ -124,6 +124,10 @@ class Finding:
     samples: tuple[str, ...] = ()
     """The first few affected samples, or pairs of samples ("a = b")."""
 
+    def __str__(self) -> str:
+        names = "; ".join(self.samples[:3]) + ("; ..." if len(self.samples) > 3 else "")
+        return f"{self.text} [{names}]" if names else self.text
+
 
 @dataclass(frozen=True)
 class Probs:

@@ -5,17 +5,14 @@ Opens every image and every mask, those of the test split included; nothing that
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kmine import cli
 from kmine.config import LoopConfig
-
-if TYPE_CHECKING:
-    from kmine.data.source import Source
+from kmine.data.source import Source
+from kmine.io.files import write_atomic, write_json
 
 DESCRIPTION = """Examine a data set: counts, sizes, masks, duplicates, leaks between splits, and whether masks belong to
 their images. Writes check.json and check.png (samples with their masks) into the folder --out. Takes the settings of
@@ -29,24 +26,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.guarded(prog, lambda: run_check(cfg))
 
 
-def run_check(cfg: LoopConfig) -> int:
-    """Examine the data of `cfg`, print and write the result; returns 1 if there is a fault."""
-    from kmine.check.findings import open_despite_damage
-
-    return check_source(cfg, *open_despite_damage(cfg.data))
-
-
-def check_source(cfg: LoopConfig, source: Source, refusals: Sequence[str] = ()) -> int:
-    """`run_check` of an open source; `refusals` are errors that stop `kmine loop`."""
-    from kmine.check.findings import examine_source
+def run_check(cfg: LoopConfig, source: Source | None = None) -> int:
+    """Examine the data of `cfg` (`source`, if open), print and write the result; returns 1 if there is a fault."""
+    from kmine.check.findings import examine_source, open_despite_damage
     from kmine.check.report import contact_sheet_png, render_text, report_values
-    from kmine.io.files import nan_to_none, write_atomic
 
+    source, refusals = open_despite_damage(cfg.data) if source is None else (source, [])
     out, terminal = Path(cfg.out), cli.Terminal()
     try:
         checked = examine_source(cfg.data, cfg.seed, source, refusals, terminal)
         report = report_values(cfg.data, source, checked)
-        write_atomic(out / "check.json", json.dumps(nan_to_none(report), indent=1, allow_nan=False).encode())
+        write_json(out / "check.json", report)
         write_atomic(out / "check.png", contact_sheet_png(source, checked))
     finally:
         terminal.stop()

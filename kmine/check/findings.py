@@ -19,14 +19,13 @@ from kmine.data.quality.image_stats import ImageStats, compute_stats
 from kmine.data.quality.mask_alignment import AlignmentScore, MaskAlignment, NeighbourAlignment, edges, outline
 from kmine.data.quality.near_duplicates import DuplicatePair, DuplicateSearch, find_duplicates
 from kmine.data.source import Source
-from kmine.data.split_file import read_split, resolve_splits
+from kmine.data.split_file import SIDES, read_split, resolve_splits
 from kmine.errors import SampleError, UserError
 from kmine.io.threads import thread_pool
-from kmine.types import Finding, ProgressReporter, SampleRef, Skipped
+from kmine.types import Finding, ProgressReporter, SampleRef, Severity, Skipped
 
 ItemT, ResultT = TypeVar("ItemT"), TypeVar("ResultT")
 
-SIDES = ("train", "val", "test")
 NUM_ALIGNED, RUN = 200, 20
 """Masked images whose alignment is tested, in runs of neighbours, so that masks shifted by one file are recognized."""
 AHEAD = 64
@@ -119,7 +118,7 @@ def examine_source(
     runs = mask_alignment.find_shifted_runs(scan.alignment_scores)
     findings: list[Finding] = [
         *(Finding("refused", "fault", f"kmine.loop would stop: {text}") for text in refusals),
-        *_damage_findings(scan.damaged, data.on_error),
+        *_file_findings("damaged", "note" if data.on_error == "skip" else "fault", "damaged or unfit", scan.damaged),
         *examine.check_masks(scan.stats, scan.refs, len(source.class_names)),
         *examine.check_classes(scan.stats, source.class_names),
         *examine.check_identical_masks(scan.stats, groups, duplicates),
@@ -129,7 +128,7 @@ def examine_source(
         *mask_alignment.check_alignment(alignment),
         *mask_alignment.check_shifted_runs(runs, alignment),
         *([Finding("splits", "fault", f"kmine.loop would stop: {split_problem}")] if split_problem else []),
-        *_left_out_findings(source.skipped),
+        *_file_findings("left_out", "note", "left out", source.skipped),
     ]
     return DataCheck(scan, sides, duplicates, alignment, findings)
 
@@ -139,17 +138,16 @@ def _scan(source: Source, progress: ProgressReporter) -> DatasetScan:
     refs = source.refs()
 
     def read(ref: SampleRef) -> _ScannedSample:
+        image = mask = damaged = None
         try:
             image = source.image(ref.sample_id)
-        except SampleError as error:
-            return _ScannedSample(damaged=Skipped(ref.sample_id, error.path, error.problem))
-        try:
             mask = source.mask(ref.sample_id) if ref.has_mask else None
         except SampleError as error:
             damaged = Skipped(ref.sample_id, error.path, error.problem)
-            return _ScannedSample(compute_stats(ref.sample_id, image, None), damaged, edges(image))
+        if image is None:
+            return _ScannedSample(damaged=damaged)
         stats = compute_stats(ref.sample_id, image, mask)
-        return _ScannedSample(stats, None, edges(image), None if mask is None else outline(mask))
+        return _ScannedSample(stats, damaged, edges(image), None if mask is None else outline(mask))
 
     stats, damaged, neighbours = [], [], NeighbourAlignment()
     progress.start(f"{source.name}: reading", len(refs))
@@ -201,12 +199,11 @@ def _measure_alignment(source: Source, scan: DatasetScan, progress: ProgressRepo
     filled = [item.sample_id for item in scan.stats if item.mask is not None and 0 < item.mask.foreground_share < 1]
     sampled = list(_runs(filled))
     progress.start("masks against images", len(sampled))
-    images, outlines = [], []
-    for done, (image, at) in enumerate(_in_order(read, sampled), start=1):
-        images.append(image)
-        outlines.append(at)
+    pairs = []
+    for done, pair in enumerate(_in_order(read, sampled), start=1):
+        pairs.append(pair)
         progress.advance(done)
-    return mask_alignment.measure_alignment(images, outlines)
+    return mask_alignment.measure_alignment([image for image, _ in pairs], [at for _, at in pairs])
 
 
 def _runs(ids: Sequence[str]) -> Iterator[str]:
@@ -214,32 +211,21 @@ def _runs(ids: Sequence[str]) -> Iterator[str]:
     if len(ids) <= NUM_ALIGNED:
         yield from ids
         return
-    num_runs = NUM_ALIGNED // RUN
-    for n in range(num_runs):
-        start = n * (len(ids) - RUN) // (num_runs - 1)
+    for n in range(NUM_ALIGNED // RUN):
+        start = n * (len(ids) - RUN) // (NUM_ALIGNED // RUN - 1)
         yield from ids[start : start + RUN]
 
 
-def _damage_findings(damaged: Sequence[Skipped], on_error: str) -> list[Finding]:
-    if not damaged:
-        return []
-    text = f"{count(damaged, 'file')} damaged or unfit; the first: {damaged[0].path}: {damaged[0].problem}"
-    names = tuple(skipped.sample_id for skipped in damaged[:MAX_NAMED])
-    return [Finding("damaged", "note" if on_error == "skip" else "fault", text, names)]
+def _file_findings(code: str, severity: Severity, what: str, files: Sequence[Skipped]) -> Iterator[Finding]:
+    if files:
+        text = f"{count(files, 'file')} {what}; the first: {files[0].path}: {files[0].problem}"
+        yield Finding(code, severity, text, tuple(file.sample_id for file in files[:MAX_NAMED]))
 
 
-def _truncation_findings(search: DuplicateSearch, distance: int) -> list[Finding]:
+def _truncation_findings(search: DuplicateSearch, distance: int) -> Iterator[Finding]:
     """A note if near duplicates were not searched, or not among all similar images."""
     if distance < 0:
-        return [Finding("near_unsearched", "note", "data.duplicate_distance -1: near duplicates were not searched")]
-    if search.complete:
-        return []
-    text = f"many images are similar: the {search.num_compared} most similar pairs were compared, others were not"
-    return [Finding("near_cut_short", "note", text)]
-
-
-def _left_out_findings(skipped: Sequence[Skipped]) -> list[Finding]:
-    if not skipped:
-        return []
-    text = f"{count(skipped, 'file')} left out; the first: {skipped[0].path}: {skipped[0].problem}"
-    return [Finding("left_out", "note", text, tuple(s.sample_id for s in skipped[:MAX_NAMED]))]
+        yield Finding("near_unsearched", "note", "data.duplicate_distance -1: near duplicates were not searched")
+    elif not search.complete:
+        text = f"many images are similar: the {search.num_compared} most similar pairs were compared, others were not"
+        yield Finding("near_cut_short", "note", text)

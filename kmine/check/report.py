@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 from kmine import cli
-from kmine.check.findings import SIDES, DataCheck, DatasetScan
+from kmine.check.findings import DataCheck, DatasetScan
 from kmine.config import DataConfig
 from kmine.data.quality.image_stats import ImageStats
 from kmine.data.source import Source
+from kmine.data.split_file import SIDES
 from kmine.report.sheet import Tile, contact_sheet
 from kmine.seeding import derive_seed
-from kmine.types import IGNORE_INDEX, SampleRef
+from kmine.types import IGNORE_INDEX, Finding, SampleRef
 
-MAX_SHOWN = 3
-"""Samples named for each finding in the text; check.json names more."""
 NUM_TILES = 24
 
 
@@ -30,10 +29,9 @@ def report_values(data: DataConfig, source: Source, checked: DataCheck) -> dict[
     masks = [item.mask for item in stats if item.mask is not None]
     groups = Counter(refs[item.sample_id].group_id for item in stats)
     images_with = Counter(value for mask in masks for value in mask.pixels)
-    pixels = Counter[int]()
-    for mask in masks:
-        pixels.update(mask.pixels)
+    pixels = {value: sum(mask.pixels.get(value, 0) for mask in masks) for value in sorted(images_with)}
     own = {ref.split in SIDES for ref in refs.values()} == {True}
+    drawn = "the data set's own" if own else "as kmine.loop draws them"
     shares = sorted(mask.foreground_share for mask in masks if mask.foreground_share)
     return {
         "dataset": source.name,
@@ -41,10 +39,10 @@ def report_values(data: DataConfig, source: Source, checked: DataCheck) -> dict[
         "data": cli.to_dict(data),
         "num_samples": len(refs),
         "num_pairs": len(masks),
-        "splits": _origin(data, own),
+        "splits": drawn if data.split_file is None else f"of {data.split_file}",
         "counts": _counts(scan, sides),
         "images": {
-            "sizes": _most_common(Counter(f"{item.shape[1]} x {item.shape[0]}" for item in stats)),
+            "sizes": dict(Counter(f"{item.shape[1]} x {item.shape[0]}" for item in stats).most_common(5)),
             "num_sizes": len({item.shape for item in stats}),
             "shortest_side": min((min(item.shape) for item in stats), default=None),
             "longest_side": max((max(item.shape) for item in stats), default=None),
@@ -53,7 +51,7 @@ def report_values(data: DataConfig, source: Source, checked: DataCheck) -> dict[
             "mean_value": sum(item.mean for item in stats) / len(stats) if stats else None,
         },
         "masks": {
-            "values": {str(value): {"masks": images_with[value], "pixels": n} for value, n in sorted(pixels.items())},
+            "values": {str(value): {"masks": images_with[value], "pixels": n} for value, n in pixels.items()},
             "class_names": list(source.class_names),
             "num_empty": sum(mask.foreground_share == 0 for mask in masks),
             "median_share_of_filled": shares[len(shares) // 2] if shares else None,
@@ -71,17 +69,6 @@ def report_values(data: DataConfig, source: Source, checked: DataCheck) -> dict[
     }
 
 
-def _origin(data: DataConfig, own: bool) -> str:
-    """Origin of the splits, in words."""
-    if data.split_file is not None:
-        return f"of {data.split_file}"
-    return "the data set's own" if own else "as kmine.loop draws them"
-
-
-def _most_common(counter: Counter[str], num: int = 5) -> dict[str, int]:
-    return dict(counter.most_common(num))
-
-
 def _counts(scan: DatasetScan, sides: Mapping[str, str]) -> dict[str, dict[str, int]]:
     """By split, the number of samples: in all, with a mask, of each class, of each image-level label."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -94,11 +81,10 @@ def _counts(scan: DatasetScan, sides: Mapping[str, str]) -> dict[str, dict[str, 
             row["empty mask"] += item.mask.foreground_share == 0
             row.update(f"class {value}" for value in item.mask.pixels if value not in (0, IGNORE_INDEX))
         row[f"image label {ref.image_label}" if ref.image_label is not None else "no image label"] += 1
-    order = (*SIDES, "left out")
     first = ("samples", "with a mask", "without a mask", "empty mask")
     return {
         side: {k: counts[side][k] for k in dict.fromkeys((*first, *sorted(counts[side]))) if counts[side][k]}
-        for side in order
+        for side in (*SIDES, "left out")
         if side in counts
     }
 
@@ -148,16 +134,9 @@ def render_text(report: Mapping[str, Any], folder: Path) -> str:
         + ("" if share is None else f"; median foreground of the others {share:.1%} of the image"),
         f"groups: {groups['count']}, the largest of {groups['largest']}; duplicates: {len(duplicates['exact'])} exact, "
         f"{len(duplicates['near'])} near, {len(duplicates['hash_alone'])} by hash only",
-        *_finding_lines(report["findings"]),
+        *(f"{f['severity'].upper()} {f['code']}: {Finding(**f)}" for f in report["findings"]),
     ]
     faults = sum(finding["severity"] == "fault" for finding in report["findings"])
     result = f"{faults} fault{'' if faults == 1 else 's'}" if faults else "no fault"
     lines.append(f"{result}; written: {folder / 'check.json'}   {folder / 'check.png'}")
     return "\n".join(lines) + "\n"
-
-
-def _finding_lines(findings: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    for finding in findings:
-        names = finding["samples"]
-        named = f" [{'; '.join(names[:MAX_SHOWN])}{'; ...' if len(names) > MAX_SHOWN else ''}]" if names else ""
-        yield f"{finding['severity'].upper()} {finding['code']}: {finding['text']}{named}"

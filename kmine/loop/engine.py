@@ -45,13 +45,7 @@ def run_rounds(cfg: LoopConfig, progress: ProgressReporter, source: Source | Non
     In a distributed launch only the first process writes files of the run as a whole. It opens the data, adapts the
     segmenter and calibrates the gate before the others, which read the results.
 
-    Args:
-        cfg: settings of the loop.
-        progress: receives the progress.
-        source: the data set of `cfg.data`, if it is open already.
-
-    Returns:
-        The results; None in all processes but the first.
+    `source` is the data set of `cfg.data`, if it is open already. Returns None in all processes but the first.
 
     Raises:
         UserError: settings or data that cannot work, or a run folder of other settings or data.

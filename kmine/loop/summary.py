@@ -13,7 +13,7 @@ import numpy as np
 from kmine.data.pool import Pool
 from kmine.mining import round_changes as changes
 from kmine.mining.adaptation.step import adaptation_summary
-from kmine.mining.calibration import step as calibration
+from kmine.mining.calibration.step import calibration_summary
 from kmine.ops.calibrator import describe_threshold
 from kmine.report.inputs import CSV_COLUMNS, Calibrated, Category, GalleryItem, Report, RoundRow
 from kmine.store.run_folder import RunFolder
@@ -49,39 +49,27 @@ def _changes(run: RunFolder, round_idx: int) -> changes.RoundChanges | None:
 
 def _row(result: RoundResult, baseline: RoundResult | None, num_unlabeled: int, run: RunFolder) -> RoundRow:
     round_changes = _changes(run, result.round_idx)
+    same = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in ("metrics", "final_metrics")}
     return RoundRow(
-        round_idx=result.round_idx,
-        num_labeled=result.num_labeled,
-        num_pseudo=result.num_pseudo,
+        **same,
         dice=result.metrics.dice,
         iou=result.metrics.iou,
         hd95=result.metrics.hd95,
         num_missed=result.metrics.num_missed,
         dice_final=result.final_metrics.dice,
-        adopted=result.adopted,
         supervised_dice=baseline.metrics.dice if baseline else None,
         supervised_dice_final=baseline.final_metrics.dice if baseline else None,
         supervised_adopted=baseline.adopted if baseline else None,
         coverage=result.num_pseudo / num_unlabeled if num_unlabeled and result.round_idx else float("nan"),
         reasons=dict(Counter(row.reason for row in run.decisions(result.round_idx))),
         **(_change_columns(round_changes) if round_changes else {}),
-        seconds=result.seconds,
-        reason=result.reason,
-        difference=result.difference,
-        difference_low=result.difference_low,
-        difference_high=result.difference_high,
     )
 
 
 def _change_columns(round_changes: changes.RoundChanges) -> dict[str, Any]:
-    return {
-        "num_new": len(round_changes.new),
-        "num_readmitted": len(round_changes.readmitted),
-        "num_removed": len(round_changes.removed),
-        "changed_pixels": round_changes.changed_pixels,
-        "changed_label_pixels": round_changes.changed_label_pixels,
-        "ignored_pixels": round_changes.ignored_pixels,
-    }
+    counts = {f"num_{name}": len(getattr(round_changes, name)) for name in ("new", "readmitted", "removed")}
+    shares = ("changed_pixels", "changed_label_pixels", "ignored_pixels")
+    return counts | {name: getattr(round_changes, name) for name in shares}
 
 
 def write_results(run: RunFolder, rows: Sequence[RoundRow]) -> None:
@@ -91,15 +79,11 @@ def write_results(run: RunFolder, rows: Sequence[RoundRow]) -> None:
     stages = sorted({name for row in rows for name in row.seconds})
     named = [CSV_COLUMNS.get(name, name) for name in plain]
     header = ["round", *named, "segmenter", *(f"seconds_{name}" for name in stages)]
-    table = [
-        [
-            row.round_idx,
-            *(_csv_value(getattr(row, name)) for name in plain),
-            segmenter if row.round_idx else "",
-            *(_csv_value(row.seconds.get(name)) for name in stages),
-        ]
-        for row in rows
-    ]
+    table = []
+    for row in rows:
+        values = [_csv_value(getattr(row, name)) for name in plain]
+        seconds = [_csv_value(row.seconds.get(name)) for name in stages]
+        table.append([row.round_idx, *values, segmenter if row.round_idx else "", *seconds])
     run.write_csv("results.csv", header, table)
 
 
@@ -112,12 +96,11 @@ def _csv_value(value: Any) -> Any:
 def build_report(task: Task, rows: list[RoundRow]) -> Report:
     """Content of report.html; figures come from the run folder, images from the unlabeled pool."""
     run, segmenter = task.run.run(), segmenter_name(task.run)
+    models = [model for model in (task.cfg.model, task.auxiliary_model) if model]
     return Report(
         title=f"kmine run {task.run.root.name}",
         dataset=run["dataset"] + (f" ({task.cfg.data.kind})" if run["dataset"] == "phantom" else ""),
-        model=" and, as auxiliary model, ".join(
-            f"{model.name}, encoder {model.encoder}" for model in (task.cfg.model, task.auxiliary_model) if model
-        ),
+        model=" and, as auxiliary model, ".join(f"{model.name}, encoder {model.encoder}" for model in models),
         segmenter=segmenter,
         command=run["command"],
         rounds=rows,
@@ -140,26 +123,20 @@ def _calibrated(run: RunFolder) -> Calibrated | None:
 
 
 def _provenance(run: dict[str, Any]) -> dict[str, str]:
-    hidden = ("skipped", "command", "versions")
-    out = {k: str(v) for k, v in run.items() if k not in hidden}
-    return out | {f"version of {k}": str(v) for k, v in run.get("versions", {}).items()}
+    versions = {f"version of {name}": version for name, version in run.get("versions", {}).items()}
+    shown = {name: value for name, value in run.items() if name not in ("skipped", "command", "versions")}
+    return {name: str(value) for name, value in (shown | versions).items()}
 
 
 def _notes(task: Task, rows: Sequence[RoundRow], segmenter: str) -> list[str]:
-    notes = []
-    plain = re.split(r"[:+]", segmenter)[0]
-    if plain in NOT_SAM:
-        notes.append(NOT_SAM[plain])
-    record = task.run.read_json(task.run.root / "segmenter" / "adaptation.json")
-    if record and task.cfg.rounds:
+    run, plain = task.run, re.split(r"[:+]", segmenter)[0]
+    notes = [NOT_SAM[plain]] if plain in NOT_SAM else []
+    if task.cfg.rounds and (record := run.read_json(run.root / "segmenter" / "adaptation.json")):
         notes.append(f"The segmenter: {adaptation_summary(record)}.")
-    calibration_record = task.run.read_json(task.run.root / "calibration" / "calibration.json")
-    if calibration_record and task.cfg.rounds:
-        notes.append(f"The gate: {calibration.calibration_summary(calibration_record)}.")
-    paths = {row.round_idx: task.run.round_dir(row.round_idx) / "threshold.json" for row in rows}
-    notes += [
-        f"Round {n}: {describe_threshold(record)}." for n, path in paths.items() if (record := task.run.read_json(path))
-    ]
+    if task.cfg.rounds and (record := run.read_json(run.root / "calibration" / "calibration.json")):
+        notes.append(f"The gate: {calibration_summary(record)}.")
+    records = {row.round_idx: run.read_json(run.round_dir(row.round_idx) / "threshold.json") for row in rows}
+    notes += [f"Round {n}: {describe_threshold(record)}." for n, record in records.items() if record]
     notes += [
         f"Round {r.round_idx} was {r.reason} in validation Dice, image by image, against the last adopted round; up to "
         f"{task.cfg.adopt_tolerance} is tolerated. The next round started from the last adopted one."
@@ -168,25 +145,18 @@ def _notes(task: Task, rows: Sequence[RoundRow], segmenter: str) -> list[str]:
     ]
     if len(task.val) < 20:
         notes.append(f"Validation holds only {len(task.val)} images: differences of a few points are noise.")
-    return [*notes, *_change_notes(task.run, rows), *_end(task.run, rows, task.cfg.rounds)]
+    notes += _change_notes(run, rows)
+    reason = STOPPED_BY.get(run.run().get("stopped_by", ""))
+    if reason and rows and task.cfg.rounds:
+        notes.append(f"The loop stopped after round {rows[-1].round_idx} of {task.cfg.rounds}: {reason}.")
+    return notes
 
 
 def _change_notes(run: RunFolder, rows: Sequence[RoundRow]) -> list[str]:
     """Changes of the last mined round, and warnings of all rounds."""
     by_round = {row.round_idx: round_changes for row in rows if (round_changes := _changes(run, row.round_idx))}
     last = [f"Round {max(by_round)}: {changes.summary_line(by_round[max(by_round)])}."] if by_round else []
-    return last + [
-        f"Round {n}: {warning}." for n, round_changes in by_round.items() for warning in changes.warnings(round_changes)
-    ]
-
-
-def _end(run: RunFolder, rows: Sequence[RoundRow], rounds: int) -> list[str]:
-    reason = STOPPED_BY.get(run.run().get("stopped_by", ""))
-    return (
-        [f"The loop stopped after round {rows[-1].round_idx} of {rounds}: {reason}."]
-        if reason and rows and rounds
-        else []
-    )
+    return last + [f"Round {n}: {warning}." for n, found in by_round.items() for warning in changes.warnings(found)]
 
 
 def _gallery(pool: Pool, run: RunFolder, round_idx: int) -> list[GalleryItem]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,6 @@ ENOUGH_PAIRS, SURE_Z = 100, 1.0
 Measured at 96 pixels, 30 draws each. The lowest z of 100 true pairs was 2.6 for LiTS tumours (median 3.5), and 6.4 to
 20 for phantoms, polyps, lungs and livers; of 50 true pairs of LiTS tumours it was 0.5 (median 2.1). For shuffled masks
 z is about standard normal: at most 2.9 in 990 draws."""
-MAX_SHOWN = 3
 LEAKS = ("group_on_two_sides", "exact_duplicates_across")
 IGNORED_WHEN_RESIZED = ("label_1_empty_mask",)
 """Findings that do not apply to shrunk masks, where a small lesion may be lost."""
@@ -42,14 +42,9 @@ IGNORED_WHEN_RESIZED = ("label_1_empty_mask",)
 def check_before_training(
     cfg: DataConfig, store: RunFolder, progress: ProgressReporter, signature: str, examine: Callable[[], list[Finding]]
 ) -> None:
-    """Examine the data, log every finding and record all in run.json under `check`; skipped if passed before.
+    """Examine the data, log every finding and record all in run.json under `check`.
 
-    Args:
-        cfg: on_fault.
-        store: the run folder.
-        progress: receives the findings, one per line.
-        signature: of data and splits; a passed check is valid for the same signature only.
-        examine: returns the findings.
+    Skipped if a check of the same `signature` (of data and splits) has passed. `examine` returns the findings.
 
     Raises:
         UserError: the first fault with its cure, unless `data.on_fault` is "say".
@@ -62,15 +57,9 @@ def check_before_training(
     stops = bool(faults) and cfg.on_fault == "stop"
     store.update_run(check={"made_from": signature, "passed": not stops, "findings": [asdict(f) for f in findings]})
     for finding in findings[1:] if stops else findings:
-        progress.log(f"check: {finding.severity}: {_line(finding)}")
+        progress.log(f"check: {finding.severity}: {finding}")
     if stops:
         raise UserError(_refusal(faults))
-
-
-def _line(finding: Finding) -> str:
-    names = finding.samples
-    more = "; ..." if len(names) > MAX_SHOWN else ""
-    return f"{finding.text} [{'; '.join(names[:MAX_SHOWN])}{more}]" if names else finding.text
 
 
 def _refusal(faults: Sequence[Finding]) -> str:
@@ -80,28 +69,15 @@ def _refusal(faults: Sequence[Finding]) -> str:
         if faults[0].code in LEAKS
         else "mend them, or if they are right pass --data.on_fault say"
     )
-    return f"{_line(faults[0])}{more}; look the data over with kmine.check and the same settings, {going_on}"
+    return f"{faults[0]}{more}; look the data over with kmine.check and the same settings, {going_on}"
 
 
 def find_issues(
-    cfg: DataConfig,
-    cache: SampleCache,
-    splits: Splits,
-    given_split: GivenSplit | None,
-    num_classes: int,
-    labeled: Pool,
-    val: Pool,
+    cfg: DataConfig, cache: SampleCache, splits: Splits, given_split: GivenSplit | None, labeled: Pool, val: Pool
 ) -> list[Finding]:
     """All findings, unordered. Masks are read through the two pools; no further file is decoded.
 
-    Args:
-        cfg: allow_leaks.
-        cache: all decoded images.
-        splits: splits of the run.
-        given_split: split of data.split_file, or None.
-        num_classes: number of classes, background included.
-        labeled: labeled images with masks.
-        val: validation images with masks.
+    `given_split` is the split of data.split_file.
     """
     names = {sample_id: name for sample_id, _, name in splits.rows()}
     sides = {sample_id: name if name in ("val", "test") else "train" for sample_id, name in names.items()}
@@ -109,7 +85,7 @@ def find_issues(
         *_check_left_out(cache.refs, sides, given_split),
         *check_groups(cache.refs, sides, allow_leaks=cfg.allow_leaks),
         *_check_copies(cache, sides, allow_leaks=cfg.allow_leaks),
-        *_check_masks(cache, labeled, val, num_classes),
+        *_check_masks(cache, labeled, val, len(cache.source.class_names)),
     ]
 
 
@@ -178,20 +154,9 @@ def _mask_stats(sample_id: str, pool: Pool) -> ImageStats:
     """Statistics of a mask; the image is not read."""
     mask = pool.mask_resized(sample_id)
     height, width = mask.shape
+    rest: dict[str, Any] = {"low": 0, "high": 255, "mean": 0.0, "contrast": np.inf, "fingerprint": b"", "image_hash": 0}
     no_view = np.zeros((0, 0), np.uint8)
-    return ImageStats(
-        sample_id=sample_id,
-        shape=(height, width),
-        low=0,
-        high=255,
-        mean=0.0,
-        contrast=np.inf,
-        fingerprint=b"",
-        image_hash=0,
-        small=no_view,
-        whole=no_view,
-        mask=compute_mask_stats(mask),
-    )
+    return ImageStats(sample_id, (height, width), **rest, small=no_view, whole=no_view, mask=compute_mask_stats(mask))
 
 
 def _check_pairing(pool_of: Mapping[str, Pool]) -> Iterator[Finding]:
@@ -207,6 +172,6 @@ def _check_pairing(pool_of: Mapping[str, Pool]) -> Iterator[Finding]:
     (finding,) = check_alignment(alignment)
     is_certain = alignment.num_pairs >= ENOUGH_PAIRS and alignment.z < SURE_Z
     if finding.severity == "fault" and not is_certain:
-        text = f"{finding.text}; perhaps by chance: kmine.check looks at more of them"
-        finding = Finding("pairing_unsure", "note", text)
+        more = "perhaps by chance: kmine.check looks at more of them"
+        finding = Finding("pairing_unsure", "note", f"{finding.text}; {more}")
     yield finding

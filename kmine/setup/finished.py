@@ -27,12 +27,7 @@ class FinishedRun:
 
 
 def open_finished_run(root: Path, *, device: str = "auto", data_root: str | None = None) -> FinishedRun:
-    """Read run.json and the settings of a finished run.
-
-    Args:
-        root: the run folder.
-        device: replaces the run's device.
-        data_root: see `load_settings`.
+    """Read run.json and the settings of a finished run; `device` and `data_root` as in `load_settings`.
 
     Raises:
         UserError: no run folder, an unfinished run, damaged settings.
@@ -43,11 +38,7 @@ def open_finished_run(root: Path, *, device: str = "auto", data_root: str | None
 
 
 def read_run_info(root: Path) -> dict[str, Any]:
-    """Content of run.json, of a finished or unfinished run.
-
-    Raises:
-        UserError: no run folder, or a damaged run.json.
-    """
+    """Content of run.json of any run; `UserError` if `root` is no run folder or run.json is damaged."""
     if (root / "sweep.csv").is_file():
         raise UserError(f"{root}: expected a run folder, found a sweep; give one of the runs in its sweep.csv")
     if not (root / "run.json").is_file() or not (root / "config.yaml").is_file():
@@ -76,8 +67,8 @@ def load_settings(root: Path, *, device: str, data_root: str | None) -> LoopConf
     Args:
         root: the run folder.
         device: replaces the run's device.
-        data_root: folder that holds the data now; None: where the run found them. Replaces data.root; of a user's own
-            files it replaces their common parent folder.
+        data_root: folder that holds the data now, None where the run found them. Replaces data.root, or the common
+            parent folder of a user's own files.
 
     Raises:
         UserError: a damaged file, an unknown setting or an unfit value.

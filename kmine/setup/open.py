@@ -76,8 +76,7 @@ def begin_run(
     if not run.follows:
         run.claim(cli.to_dict(cfg), source.fingerprint(), contents)
     task = open_task(cfg, source, run, progress, fabric, mines=method == MINING)
-    data_contents = content_fingerprints(cfg, source, run)
-    run.update_run(**provenance(cfg, task, source, data_contents), stopped_by="interrupted")
+    run.update_run(**provenance(cfg, task, source, content_fingerprints(cfg, source, run)), stopped_by="interrupted")
     return task
 
 
@@ -102,19 +101,17 @@ def open_task(
     review = apply_verdicts(cfg, data, run, progress)
     labeled, unlabeled, val = _open_pools(data, review)
     run.update_run(intensity=_intensity(data.cache, (*data.splits.labeled, *data.splits.unlabeled)))
-    num_classes = len(source.class_names)
     # A run on data that were copied keeps the fingerprint that it began with.
     fingerprint = run.run().get("data_fingerprint") or source.fingerprint()
     verdicts = [review.signature] if review.signature else []
-    signature = sign(
-        fingerprint, cfg.data.size, cfg.seed, data.splits.rows(), list(labeled.ids), list(val.ids), *verdicts
-    )
-    examine = partial(find_issues, cfg.data, data.cache, data.splits, data.given_split, num_classes, labeled, val)
+    ids = (data.splits.rows(), list(labeled.ids), list(val.ids))
+    signature = sign(fingerprint, cfg.data.size, cfg.seed, *ids, *verdicts)
+    examine = partial(find_issues, cfg.data, data.cache, data.splits, data.given_split, labeled, val)
     check_before_training(cfg.data, run, progress, signature, examine)
     model, auxiliary_model = cfg.model.split()
     return Task(
         cfg=replace(cfg, model=model),
-        num_classes=num_classes,
+        num_classes=len(source.class_names),
         labeled=labeled,
         unlabeled=unlabeled,
         val=val,
@@ -140,16 +137,14 @@ def open_data(cfg: LoopConfig, source: Source, run: RunFolder, progress: Progres
     skipped = [*source.skipped, *cache.skipped, *bad_masks]
     run.update_run(skipped=[asdict(s) for s in skipped], num_skipped=len(skipped))
     if skipped:
-        progress.log(
-            f"{len(skipped)} files skipped, listed in run.json; the first: {skipped[0].path}: {skipped[0].problem}"
-        )
+        first = f"{skipped[0].path}: {skipped[0].problem}"
+        progress.log(f"{len(skipped)} files skipped, listed in run.json; the first: {first}")
     return OpenedData(cache, splits, given_split, labeled, val)
 
 
 def open_cache(cfg: LoopConfig, source: Source) -> SampleCache:
     """Decoded images; they are decoded now unless an earlier run did."""
-    folder = Path(cfg.data.cache_dir).expanduser() if cfg.data.cache_dir else None
-    return SampleCache(source, cfg.data.size, folder, cfg.data.on_error)
+    return SampleCache(source, cfg.data.size, cfg.data.cache_dir, cfg.data.on_error)
 
 
 def open_splits(cfg: LoopConfig, cache: SampleCache, run: RunFolder, given_split: GivenSplit | None = None) -> Splits:
@@ -217,8 +212,8 @@ def _reader(path: Path) -> MaskReader:
 
 def _intensity(cache: SampleCache, ids: Sequence[str]) -> dict[str, Any]:
     """Brightness ranges of the training images; `kmine.predict` warns of images outside them."""
-    every = -(-len(ids) // MAX_IMAGES)
-    return intensity_ranges(cache.image_resized(sample_id) for sample_id in sorted(ids)[:: max(1, every)])
+    step = max(1, -(-len(ids) // MAX_IMAGES))
+    return intensity_ranges(cache.image_resized(sample_id) for sample_id in sorted(ids)[::step])
 
 
 @dataclass(frozen=True)
@@ -236,7 +231,7 @@ class Evaluator:
 
 
 def open_for_test(cfg: LoopConfig, source: Source, run: RunFolder) -> Evaluator:
-    """Open the test split, for `kmine.compare` only. `--data.on_error skip` leaves out damaged masks, as in training.
+    """Open the test split, for `kmine.compare` only; `--data.on_error skip` leaves out damaged masks, as in training.
 
     Raises:
         UserError: the run has no test split, or a damaged mask.
@@ -293,14 +288,10 @@ def _open_segmenter(cfg: LoopConfig, has_unlabeled: bool, progress: ProgressRepo
         return None
     if not has_unlabeled:
         if cfg.data.split_file is not None:
-            raise UserError(
-                f"nothing to mine: the splits of data.split_file {cfg.data.split_file} leave no unlabeled image; make "
-                "some unlabeled, or train on the labels alone with --rounds 0"
-            )
-        drawn_by = "label_fraction" if cfg.data.fine_groups is None else "fine_groups"
-        raise UserError(
-            f"nothing to mine: data.{drawn_by} {getattr(cfg.data, drawn_by)} leaves no unlabeled image; "
-            "lower it, or train on the labels alone with --rounds 0"
-        )
+            cause = f"the splits of data.split_file {cfg.data.split_file} leave no unlabeled image; make some unlabeled"
+        else:
+            drawn_by = "label_fraction" if cfg.data.fine_groups is None else "fine_groups"
+            cause = f"data.{drawn_by} {getattr(cfg.data, drawn_by)} leaves no unlabeled image; lower it"
+        raise UserError(f"nothing to mine: {cause}, or train on the labels alone with --rounds 0")
     device = str(resolve_device(cfg.device))
     return open_segmenter(cfg.segmenter, device=device, offline=cfg.offline, log=progress.log)

@@ -19,20 +19,8 @@ from kmine.models.build import build_model
 from kmine.store.run_folder import FOLD_TRAININGS, RunFolder
 from kmine.training.task import Task
 
-PACKAGES = (
-    "kmine",
-    "torch",
-    "lightning",
-    "segment-anything",
-    "timm",
-    "segmentation-models-pytorch",
-    "albumentations",
-    "opencv-python-headless",
-    "numpy",
-    "nibabel",
-    "pydicom",
-    "monai",
-)
+PACKAGES = ("kmine", "torch", "lightning", "segment-anything", "timm", "segmentation-models-pytorch", "albumentations")
+PACKAGES += ("opencv-python-headless", "numpy", "nibabel", "pydicom", "monai")
 """Packages whose versions run.json records."""
 
 
@@ -81,16 +69,15 @@ def provenance(cfg: LoopConfig, task: Task, source: Source, data_contents: dict[
 
 def git_commit() -> str:
     """Commit of kmine's own checkout, with `+` if files differ from it; `none` outside a checkout."""
-    package_dir = Path(__file__).parents[1]
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parents[1]), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     try:
-        git = ["git", "-C", str(package_dir)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, timeout=10, check=True
-        )
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return "none"
-    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
 def forget_peak_memory() -> None:

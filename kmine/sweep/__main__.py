@@ -32,20 +32,15 @@ def run_sweep(cfg: SweepConfig) -> int:
     """Run or resume the sweep of `cfg`; returns 1 if a trial failed, else 0."""
     terminal, since = cli.Terminal(), time.time()
     plan, source = make_plan(cfg)
-
     session = Session(cfg, plan.trials, plan.trials, since)
-
-    def describe_now() -> None:
-        for line in describe(plan, session.states(), since, cfg.processes):
-            terminal.log(line)
-
+    if not cfg.dry_run:
+        _fetch_weights(cfg, plan.trials)
+        session = replace(session, table_trials=claim(cfg, plan, source))
+        write_table(cfg.out, session.table_trials)
+    for line in describe(plan, session.states(), since, cfg.processes):
+        terminal.log(line)
     if cfg.dry_run:
-        describe_now()
         return 0
-    _fetch_weights(cfg, plan.trials)
-    session = replace(session, table_trials=claim(cfg, plan, source))
-    write_table(cfg.out, session.table_trials)
-    describe_now()
     try:
         if cfg.backend == "ray":
             from kmine.sweep.ray_backend import work_on_ray
@@ -65,8 +60,7 @@ def _fetch_weights(cfg: SweepConfig, trials: Sequence[Trial]) -> None:
     """Download weights before the first trial; parallel trials would download one file at the same time."""
     if cfg.backend == "ray":  # its nodes have their own weights
         return
-    mining = {trial.model: trial for trial in trials if trial.method == MINING}
-    for trial in mining.values():
+    for trial in {trial.model: trial for trial in trials if trial.method == MINING}.values():
         loop = config_of(cfg, trial)
         if loop.rounds:
             fetch_weights(loop.segmenter, offline=loop.offline)

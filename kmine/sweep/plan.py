@@ -12,6 +12,7 @@ import csv
 import fcntl
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
@@ -53,7 +54,7 @@ class Plan:
     skipped: list[tuple[Trial, str]]
     """Impossible trials and the reason."""
     sizes: dict[tuple[float, int], tuple[int, int]]
-    """(label fraction, seed) -> numbers of labeled and unlabeled images."""
+    """Numbers of labeled and unlabeled images by (label fraction, seed)."""
 
 
 def make_plan(cfg: SweepConfig) -> tuple[Plan, Source]:
@@ -103,7 +104,7 @@ def _splits(cfg: SweepConfig, source: Source) -> Iterator[tuple[tuple[float, int
             f"data.split_file {data.split_file}: expected training, validation and test images, got the splits of a "
             "run with its labeled images, which a sweep draws itself; give a table of sample_id,split"
         )
-    cache = SampleCache(source, data.size, Path(data.cache_dir).expanduser() if data.cache_dir else None, data.on_error)
+    cache = SampleCache(source, data.size, data.cache_dir, data.on_error)
     refs = [ref for ref in cache.refs if given_split is None or ref.sample_id in given_split.sides]
     refs = list(merge_duplicates(refs, cache.hashes, data.duplicate_distance))  # slow for many images
     for fraction, seed in product(cfg.fractions, cfg.seeds):
@@ -145,9 +146,8 @@ def claim(cfg: SweepConfig, plan: Plan, source: Source) -> list[Trial]:
             _refuse_other(cfg, root, previous, trials)
             fingerprint = _same_data(cfg, root, str(previous.get("data_fingerprint")), source, trials)
         trials += [trial for trial in plan.trials if trial not in trials]
-        write_json(
-            root / "sweep.json", {"data_fingerprint": fingerprint, "cells": [astuple(trial) for trial in trials]}
-        )
+        cells = [astuple(trial) for trial in trials]
+        write_json(root / "sweep.json", {"data_fingerprint": fingerprint, "cells": cells})
         write_atomic(root / "config.yaml", yaml.safe_dump(cli.to_dict(cfg), sort_keys=False).encode())
     return trials
 
@@ -157,16 +157,14 @@ def _refuse_other(cfg: SweepConfig, root: Path, previous: Mapping[str, Any], tri
     try:
         before = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
         old, new = cli.flat(before), cli.flat(cli.to_dict(cfg))
-        own = replace(
-            cfg, set=before["set"], models=list(dict.fromkeys(trial.model for trial in trials))
-        ).own_settings()
+        models = list(dict.fromkeys(trial.model for trial in trials))
+        own = replace(cfg, set=before["set"], models=models).own_settings()
     except (OSError, AttributeError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{root}: expected the settings of a sweep in config.yaml; choose another --out") from error
     existing = {name for trial in trials for name in (trial.method, trial.model)}
-    for name, settings in [*own.items(), *cfg.own_settings().items()]:
-        for key in settings if name in existing else ():
-            old[f"set {name}.{key}"] = own.get(name, {}).get(key)
-            new[f"set {name}.{key}"] = cfg.own_settings().get(name, {}).get(key)
+    for values, settings in ((old, own), (new, cfg.own_settings())):
+        own_values = {name: value for name, value in settings.items() if name in existing}
+        values |= {f"set {name}": value for name, value in cli.flat(own_values).items()}
     for key in sorted(set(old) | set(new)):
         if key not in (*RESUMABLE_CHANGES, *VARIED, *EXECUTION_SETTINGS) and old.get(key) != new.get(key):
             raise UserError(
@@ -214,18 +212,13 @@ def write_table(out: str | Path, trials: Sequence[Trial]) -> None:
 
 def describe(plan: Plan, states: Mapping[Trial, State], since: float, processes: int) -> Iterator[str]:
     """Lines that describe the plan; `states` are those of its trials."""
-    done = sum(state.get("status") == "done" for state in states.values())
-    failed = sum(state.get("status") == "failed" for state in states.values())
-    yield (
-        f"{len(plan.trials)} trials, {done} of them done"
-        + (f", {failed} failed before and are retried" if failed else "")
-        + (f"; {len(plan.skipped)} skipped" if plan.skipped else "")
-    )
-    fractions: dict[float, list[tuple[int, int]]] = {}
-    for (fraction, _), numbers in plan.sizes.items():
-        fractions.setdefault(fraction, []).append(numbers)
-    for fraction, numbers in fractions.items():
-        labeled, unlabeled = (_span([number[n] for number in numbers]) for n in (0, 1))
+    count = Counter(state.get("status") for state in states.values())
+    failed = f", {count['failed']} failed before and are retried" if count["failed"] else ""
+    skipped = f"; {len(plan.skipped)} skipped" if plan.skipped else ""
+    yield f"{len(plan.trials)} trials, {count['done']} of them done{failed}{skipped}"
+    for fraction in dict.fromkeys(fraction for fraction, _ in plan.sizes):
+        numbers = [numbers for key, numbers in plan.sizes.items() if key[0] == fraction]
+        labeled, unlabeled = map(_span, zip(*numbers, strict=True))
         yield f"  {fraction:g} of the labels: {labeled} labeled, {unlabeled} unlabeled images"
     for method, model in dict.fromkeys((trial.method, trial.model) for trial in plan.trials):
         matching = [trial for trial in plan.trials if (trial.method, trial.model) == (method, model)]
@@ -251,14 +244,14 @@ def time_left(states: Mapping[Trial, State], since: float, processes: int) -> st
     for trial, state in states.items():
         if state.get("status") == "done":
             took.setdefault(trial.method, []).append(state.get("took", 0.0))
-    remaining = [trial for trial, state in states.items() if not is_finished(state, since)]
-    unknown = dict.fromkeys(trial.method for trial in remaining if trial.method not in took)
-    seconds = sum(sum(took[trial.method]) / len(took[trial.method]) for trial in remaining if trial.method in took)
+    remaining = [trial.method for trial, state in states.items() if not is_finished(state, since)]
     if not remaining:
         return "none"
-    if len(unknown) == len({trial.method for trial in remaining}):
+    seconds = [sum(took[method]) / len(took[method]) for method in remaining if method in took]
+    if not seconds:
         return "not known yet, no trial of these methods is done"
-    estimate = f"about {_duration(seconds / min(processes, len(remaining)))}"
+    estimate = f"about {_duration(sum(seconds) / min(processes, len(remaining)))}"
+    unknown = dict.fromkeys(method for method in remaining if method not in took)
     return f"{estimate} without {', '.join(unknown)}, not known yet" if unknown else estimate
 
 

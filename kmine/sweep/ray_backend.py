@@ -114,7 +114,9 @@ def _connect(ray: Any, cfg: SweepConfig) -> bool:
         return False
     local = {} if cfg.address else {"num_cpus": cfg.processes, "include_dashboard": False}
     try:
-        _check_reachable(cfg.address or "")
+        host, colon, port = (cfg.address or "").removeprefix("ray://").rpartition(":")
+        if colon and port.isdigit():  # ray itself would retry an unreachable address for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=cfg.address or "local", log_to_driver=False, logging_level="error", **local)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
@@ -122,10 +124,3 @@ def _connect(ray: Any, cfg: SweepConfig) -> bool:
             "with `ray start --head`, or omit --address"
         ) from error
     return True
-
-
-def _check_reachable(address: str) -> None:
-    """Raise `OSError` if nothing listens at HOST:PORT; ray itself would retry for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=10).close()

@@ -49,16 +49,10 @@ class TrialLog:
 
 
 def run_trial(session: Session, trial: Trial, run: RunFolder, source: Source, progress: ProgressReporter) -> State:
-    """Train a trial, or resume it, and record its state in cell.json; returns that state.
+    """Train a trial, or resume it, in its locked folder `run` and record its state in cell.json; returns that state.
 
-    Every exception is recorded as a failure of the trial. `KeyboardInterrupt` passes and leaves it unfinished.
-
-    Args:
-        session: the command; finished artifacts of the trial's siblings are shared.
-        trial: the trial.
-        run: its run folder, locked.
-        source: the data set.
-        progress: receives the progress.
+    Finished artifacts of the trial's siblings are shared. Every exception is recorded as a failure of the trial;
+    `KeyboardInterrupt` passes and leaves it unfinished.
     """
     path, began = run.root / STATE, time.time()
     running = {"status": "running", "pid": os.getpid(), "host": platform.node()}
@@ -77,7 +71,7 @@ def run_trial(session: Session, trial: Trial, run: RunFolder, source: Source, pr
 
 
 def _train(session: Session, trial: Trial, run: RunFolder, source: Source, progress: ProgressReporter) -> State:
-    """Train a trial, or resume it; returns the fields of its row in sweep.csv. Arguments: see `run_trial`."""
+    """Train a trial, or resume it; returns the fields of its row in sweep.csv."""
     forget_peak_memory()
     loop = config_of(session.cfg, trial)
     task = begin_run(loop, source, run, progress, method=trial.method)

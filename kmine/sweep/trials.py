@@ -71,8 +71,7 @@ def config_of(cfg: SweepConfig, trial: Trial) -> LoopConfig:
     Raises:
         UserError: an unknown setting or an unfit value in `set`.
     """
-    values = cli.to_dict(cfg)
-    values = {name: values[name] for name in LoopConfig.__dataclass_fields__}
+    values = {name: value for name, value in cli.to_dict(cfg).items() if name in LoopConfig.__dataclass_fields__}
     values |= {"seed": trial.seed, "out": str(trial_dir(cfg.out, trial)), "baseline": False}
     values["model"]["name"] = trial.model
     values["data"] = cli.to_dict(data_of(cfg, trial.label_fraction))

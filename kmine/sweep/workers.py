@@ -65,6 +65,9 @@ def work_in_processes(session: Session, terminal: cli.Terminal) -> None:
     """`work` in `cfg.processes` workers; a crash fails one trial, and a new worker replaces the crashed one.
 
     Workers are spread over the GPUs unless `device` names one.
+
+    Raises:
+        UserError: a worker ended before it had a trial.
     """
     context, cfg = multiprocessing.get_context("spawn"), session.cfg
     count = min(cfg.processes, len(session.trials))
@@ -88,7 +91,10 @@ def work_in_processes(session: Session, terminal: cli.Terminal) -> None:
             for worker in [worker for worker in workers if not worker.is_alive()]:
                 del workers[worker]
                 if worker.exitcode:
-                    _record_crash(session, worker)
+                    reason = ended_by(worker.exitcode)
+                    if record_crash(session, worker.pid, reason) is None:  # another would crash as well
+                        raise UserError(f"a worker ended before its first trial ({reason}); try --processes 1")
+                    write_table(cfg.out, session.table_trials)
                     begin()
             remaining = report_finished(session, remaining, count, terminal)
     finally:
@@ -96,18 +102,6 @@ def work_in_processes(session: Session, terminal: cli.Terminal) -> None:
             worker.kill()
         for worker in workers:
             worker.join()
-
-
-def _record_crash(session: Session, worker: Any) -> None:
-    """Record the crash of a worker on its trial.
-
-    Raises:
-        UserError: the worker had no trial yet, so another would crash as well.
-    """
-    reason = ended_by(worker.exitcode)
-    if record_crash(session, worker.pid, reason) is None:
-        raise UserError(f"a worker ended before its first trial ({reason}); try --processes 1")
-    write_table(session.cfg.out, session.table_trials)
 
 
 def ended_by(exitcode: int) -> str:
@@ -122,8 +116,7 @@ def report_finished(
     session: Session, remaining: Sequence[Trial], processes: int, terminal: cli.Terminal
 ) -> list[Trial]:
     """Log which of `remaining` are finished now; returns those that are not."""
-    states, now = session.states(), session.remaining()
-    count = len(session.trials)
+    states, now, count = session.states(), session.remaining(), len(session.trials)
     for trial in (trial for trial in remaining if trial not in now):
         time_text = time_left(states, session.since, processes)
         terminal.log(f"{trial}: {outcome(states[trial])}; {count - len(now)} of {count} trials, time left: {time_text}")
@@ -162,16 +155,14 @@ def least_used(gpus: Sequence[str], taken: Sequence[str | None]) -> str | None:
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables inside the block, for processes started there."""
-    before = {name: os.environ.get(name) for name in values}
+    before = {name: os.environ[name] for name in values if name in os.environ}
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in values.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _all_threads() -> int:

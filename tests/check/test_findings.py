@@ -177,10 +177,10 @@ def test_an_exact_copy_on_two_official_sides_is_a_fault_unless_allowed(root, cap
     Image.open(image).save(root / "images/another.png", compress_level=1)  # other bytes on disk, the same pixels
     shutil.copy(pictures(root, "masks")[0], root / "masks/another.png")
     source = Official(KvasirSeg(root), lambda i: "test" if i == "another" else "train")
-    assert check.check_source(config(root), source) == 1
+    assert check.run_check(config(root), source) == 1
     assert faults(root)["exact_duplicates_across"]["samples"] == [f"another = {image.stem}"]
     assert "FAULT exact_duplicates_across: 1 pair of images" in capsys.readouterr().out
-    assert check.check_source(config(root, "--data.allow_leaks", "true"), source) == 0
+    assert check.run_check(config(root, "--data.allow_leaks", "true"), source) == 0
     assert "exact_duplicates_across" in notes(root)
 
 
@@ -190,7 +190,7 @@ def test_cropped_recompressed_copies_on_another_side_are_a_fault(tmp_path, kind,
     phantom = PhantomSource(kind, NUM, 96)
     ids = [ref.sample_id for ref in phantom.refs()]
     cfg = config(tmp_path / "data", "--data.duplicate_distance=0")
-    assert check.check_source(cfg, WithCopies(phantom, ids, ids[::4], share)) == 1
+    assert check.run_check(cfg, WithCopies(phantom, ids, ids[::4], share)) == 1
     assert set(faults(tmp_path / "data")) == {"near_duplicates_across"}
     assert {(t["first"], t["second"]) for t in report(tmp_path / "data")["duplicates"]["near"]} == {
         (f"copy of {i}", i) for i in ids[::4]
@@ -210,9 +210,9 @@ def test_a_group_on_two_official_sides_is_a_fault_unless_allowed(root):
     ids = [path.stem for path in pictures(root, "images")[:2]]
     sides = {ids[0]: "test", ids[1]: "train"}
     source = Official(KvasirSeg(root), lambda i: sides.get(i, by_thirds(i)), **dict.fromkeys(ids, "one_patient"))
-    assert check.check_source(config(root), source) == 1
+    assert check.run_check(config(root), source) == 1
     assert faults(root)["group_on_two_sides"]["samples"] == ["one_patient"]
-    assert check.check_source(config(root, "--data.allow_leaks"), source) == 0
+    assert check.run_check(config(root, "--data.allow_leaks"), source) == 0
 
 
 # -- masks
@@ -231,7 +231,7 @@ def test_masks_of_another_size_are_found_if_the_source_does_not_check(root):
         def mask(self, sample_id):
             return self._source.mask(sample_id)[:-1]
 
-    assert check.check_source(config(root), Careless(KvasirSeg(root), by_thirds)) == 1
+    assert check.run_check(config(root), Careless(KvasirSeg(root), by_thirds)) == 1
     assert len(faults(root)["mask_size"]["samples"]) == 20  # of 40: as many as are named
 
 
@@ -322,11 +322,11 @@ class Labeled:
 
 def test_labels_that_contradict_their_masks_are_named(root):
     source = Labeled(KvasirSeg(root), polyp_000001=0)
-    assert check.check_source(config(root), source) == 1
+    assert check.run_check(config(root), source) == 1
     assert faults(root).keys() == {"label_0_with_mask"}
     assert faults(root)["label_0_with_mask"]["samples"] == ["polyp_000001"]
     assert notes(root)["label_1_empty_mask"]["samples"] == ["polyp_000002"]
-    assert check.check_source(config(root), Labeled(KvasirSeg(root), polyp_000002=0)) == 0
+    assert check.run_check(config(root), Labeled(KvasirSeg(root), polyp_000002=0)) == 0
     assert "label_1_empty_mask" not in notes(root)
 
 
@@ -358,7 +358,7 @@ def test_masks_that_are_all_empty_are_a_fault(tmp_path):
             save(folder / f"lung masks/{n}.png", np.zeros((40, 40), np.uint8))
     argv = ["--data.name=covid_qu_ex", "--data.classes=[COVID-19]"]
     cfg = config(root, *argv)
-    assert check.check_source(cfg, CovidQuEx(root, cfg.data)) == 1
+    assert check.run_check(cfg, CovidQuEx(root, cfg.data)) == 1
     assert set(faults(root)) == {"masks_empty"}
     assert report(root)["splits"] == "the data set's own"
     assert "label_1_empty_mask" in notes(root)
@@ -402,8 +402,8 @@ def test_a_slow_file_does_not_queue_more_results_than_the_limit():
 def test_kvasir_masks_belong_to_their_images_and_shifted_ones_do_not(tmp_path):
     cfg = config(tmp_path / "data", f"--data.root={DATA}/kvasir_seg")
     source = KvasirSeg(Path(DATA) / "kvasir_seg")
-    assert check.check_source(cfg, source) == 0
-    assert check.check_source(cfg, Shifted(source)) == 1
+    assert check.run_check(cfg, source) == 0
+    assert check.run_check(cfg, Shifted(source)) == 1
     assert set(faults(tmp_path / "data")) == {"pairing"}
 
 
@@ -413,7 +413,7 @@ def test_kvasir_masks_belong_to_their_images_and_shifted_ones_do_not(tmp_path):
 def test_cropped_recompressed_kvasir_images_are_recognized(tmp_path, share):
     source = KvasirSeg(Path(DATA) / "kvasir_seg")
     ids = [ref.sample_id for ref in source.refs()][::8]
-    assert check.check_source(config(tmp_path / "data"), WithCopies(source, ids, ids[::2], share)) == 1
+    assert check.run_check(config(tmp_path / "data"), WithCopies(source, ids, ids[::2], share)) == 1
     assert set(faults(tmp_path / "data")) == {"near_duplicates_across"}
     found = {frozenset((t["first"], t["second"])) for t in report(tmp_path / "data")["duplicates"]["near"]}
     assert found == {frozenset((i, f"copy of {i}")) for i in ids[::2]}
@@ -424,7 +424,7 @@ def test_cropped_recompressed_kvasir_images_are_recognized(tmp_path, share):
 def test_the_known_leak_of_the_x_rays_is_the_only_finding(tmp_path):
     argv = ["--data.name=covid_qu_ex", "--data.task=lung", f"--data.root={DATA}/covid_qu_ex"]
     cfg = config(tmp_path / "data", *argv)
-    assert check.check_source(cfg, CovidQuEx(Path(cfg.data.root), cfg.data)) == 1
+    assert check.run_check(cfg, CovidQuEx(Path(cfg.data.root), cfg.data)) == 1
     assert set(faults(tmp_path / "data")) == {"near_duplicates_across"}
     leak = faults(tmp_path / "data")["near_duplicates_across"]["samples"]
     assert leak == ["Test/COVID-19/covid_46 = Train/COVID-19/covid_23"]

@@ -44,10 +44,10 @@ class SampleCache:
         UserError: when nothing can be stored in the cache folder, or no image is left.
     """
 
-    def __init__(self, source: Source, size: int, cache_dir: Path | None = None, on_error: OnError = "stop") -> None:
-        self.source = source
-        self.size = size
-        self.on_error = on_error
+    def __init__(
+        self, source: Source, size: int, cache_dir: Path | str | None = None, on_error: OnError = "stop"
+    ) -> None:
+        self.source, self.size, self.on_error = source, size, on_error
         refs = source.refs()
         fingerprint = source.fingerprint()
         self.folder = cache_root(cache_dir) / f"{source.name}-{fingerprint[:16]}-{size}"
