@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -35,8 +36,7 @@ def parse(
         SystemExit: code 2 after one line on stderr; code 0 after `--help`.
     """
     usage = f"{prog} {positional.upper()}{' ' if positional else ''}[--config FILE.yaml] [--SETTING VALUE ...]"
-    skip = {positional} if positional else set()
-    parser = _parser(config_class, skip, prog=prog, usage=usage, description=description)
+    parser = _parser(config_class, {positional} - {""}, prog=prog, usage=usage, description=description)
     if positional:
         parser.add_argument(positional, nargs="+", type=str)
     try:
@@ -58,9 +58,9 @@ def _parsed(parser: ArgumentParser, config_class: type[Config], argv: Sequence[s
     from jsonargparse import ArgumentError
 
     parser.add_argument("--config", action="config", help="YAML file of settings; flags after it win.")
-    names, switches = set(_names(config_class)), set(_switches(config_class))
-    lists = {name: kind for name, kind in get_type_hints(config_class).items() if get_origin(kind) is list}
-    lists.pop(positional, None)
+    kinds = _kinds(config_class)
+    names, switches = set(kinds), {f"--{name}" for name, kind in kinds.items() if kind is bool}
+    lists = {name: kind for name, kind in kinds.items() if get_origin(kind) is list and name != positional}
     try:
         for path in _config_files(argv):
             _check_file(path, names)
@@ -78,7 +78,7 @@ def override(config_class: type[Config], values: Mapping[str, Any], changes: Map
     """
     from jsonargparse import ArgumentError
 
-    parser, names = _parser(config_class, set()), set(_names(config_class))
+    parser, names = _parser(config_class, set()), set(_kinds(config_class))
     unknown = [name for name in changes if name not in names]
     if unknown:
         raise UserError(f"{where}: {_unknown(unknown[0], names)}")
@@ -141,41 +141,29 @@ def _joined_lists(argv: Sequence[str], lists: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def _names(config_class: type[Any], prefix: str = "") -> Iterator[str]:
-    """Names of all settings and sections."""
+def _kinds(config_class: type[Any], prefix: str = "") -> dict[str, Any]:
+    """Types of all settings and sections by name."""
+    kinds: dict[str, Any] = {}
     for name, kind in get_type_hints(config_class).items():
-        yield prefix + name
+        kinds[prefix + name] = kind
         if is_dataclass(kind):
-            yield from _names(kind, f"{prefix}{name}.")
-
-
-def _switches(config_class: type[Any], prefix: str = "") -> Iterator[str]:
-    """Names of the boolean settings."""
-    for name, kind in get_type_hints(config_class).items():
-        if kind is bool:
-            yield prefix + name
-        elif is_dataclass(kind):
-            yield from _switches(kind, f"{prefix}{name}.")
+            kinds |= _kinds(kind, f"{prefix}{name}.")
+    return kinds
 
 
 def _bare_switches(argv: Sequence[str], switches: set[str]) -> list[str]:
     """Turn a bare `--offline` into `--offline=true`."""
-    out: list[str] = []
-    for n, word in enumerate(argv):
-        following = argv[n + 1] if n + 1 < len(argv) else "--"
-        out.append(
-            f"{word}=true" if word.startswith("--") and word[2:] in switches and following.startswith("-") else word
-        )
-    return out
+    pairs = pairwise([*argv, "--"])
+    return [f"{word}=true" if word in switches and following.startswith("-") else word for word, following in pairs]
 
 
 def _config_files(argv: Sequence[str]) -> Iterator[str]:
     """Files given by `--config FILE` and `--config=FILE`."""
-    for n, word in enumerate(argv):
-        if word == "--config" and n + 1 < len(argv):
-            yield argv[n + 1]
-        elif word.startswith("--config="):
+    for word, following in pairwise([*argv, None]):
+        if word.startswith("--config="):
             yield word.removeprefix("--config=")
+        elif word == "--config" and following is not None:
+            yield following
 
 
 def _check_file(path: str, names: set[str]) -> None:
@@ -205,9 +193,8 @@ def _check_keys(path: str, content: dict[Any, Any], names: set[str], prefix: str
             raise UserError(f"--config {path}: {_unknown(name, names)}")
         is_section = any(other.startswith(f"{name}.") for other in names)
         if is_section and not isinstance(value, dict):
-            raise UserError(
-                f"--config {path}: {name}: expected settings indented below it, got {_kind(value)}; see --help"
-            )
+            expected = f"expected settings indented below it, got {_kind(value)}; see --help"
+            raise UserError(f"--config {path}: {name}: {expected}")
         if is_section:
             _check_keys(path, value, names, f"{name}.")
 
@@ -231,8 +218,7 @@ def _plain(message: str, names: Iterable[str]) -> str:
         key = f"{group[1]}.{group[2]}" if group else flag[1].split()[0].split("=")[0].lstrip("-")  # type: ignore[index]
         return _unknown(key, names)
     message = re.sub(_OPTIONAL_TUPLE, _as_plain_tuple, message, flags=re.DOTALL)
-    value = re.search(r'Parser key "([\w.]+)":\s*Expected a (.*?)\. Got value: (.*)', message, re.DOTALL)
-    if value:
+    if value := re.search(r'Parser key "([\w.]+)":\s*Expected a (.*?)\. Got value: (.*)', message, re.DOTALL):
         expected, actual = value[2].replace("<class '", "").replace("'>", ""), value[3].strip()
         expected = re.sub(r"^tuple(?: with (\d+) elements)?$", _brackets, expected)
         choices = re.findall(r"'([^']*)'", expected) if expected.startswith("typing.Literal") else []
@@ -243,11 +229,9 @@ def _plain(message: str, names: Iterable[str]) -> str:
     if union:
         kinds = [kind.replace("NoneType", "null") for kind in re.findall(r"<class '(\w+)'>", union[2])]
         return f"{union[1]}: expected {' or '.join(kinds)}, got {union[3].strip()!r}"
-    section = re.search(r'Parser key "([\w.]+)":\s*Unable to load config', message)
-    if section:
+    if section := re.search(r'Parser key "([\w.]+)":\s*Unable to load config', message):
         return f"{section[1]}: it is a section, not a setting; set one of its own, as in --{section[1]}.NAME VALUE"
-    bare = re.search(r"argument (--[\w.]+): expected one argument", message)
-    if bare:
+    if bare := re.search(r"argument (--[\w.]+): expected one argument", message):
         return f"{bare[1]}: expected a value after it, got none"
     return " ".join(message.split())
 
@@ -294,13 +278,11 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Settings as nested plain values for YAML, tuples as lists."""
-    return {k: _listed(v) for k, v in asdict(config).items()}
 
+    def section(fields_: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields_}
 
-def _listed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _listed(v) for k, v in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return asdict(config, dict_factory=section)
 
 
 class Terminal:

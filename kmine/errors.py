@@ -30,10 +30,10 @@ def unknown_name(field_name: str, value: str, choices: Iterable[str]) -> UserErr
     return UserError(f"{field_name}: unknown name {value!r}; {suggestion}Known: {', '.join(names)}")
 
 
-def first_names(names: Sequence[str], limit: int = 5) -> str:
+def first_names(names: Sequence[str], limit: int = 5, separator: str = ", ") -> str:
     """The first `limit` names, and the number of the others: `a, b and 3 more`."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
+    return separator.join(names[:limit]) + rest
 
 
 class WithheldMaskError(RuntimeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import replace
@@ -53,7 +54,8 @@ class ArrayDataset:
             if values is not None and len(values) != len(images):
                 raise UserError(f"{name}: expected one entry for each of {len(images)} images, got {len(values)}")
         self.class_names = tuple(class_names)
-        self.images = [_rgb(image, f"images[{n}]") for n, image in enumerate(images)]
+        cure = "; scale it to [0, 255] and convert it with .astype(numpy.uint8)"
+        self.images = [rgb_image(image, f"images[{n}]", cure) for n, image in enumerate(images)]
         self.masks = [
             None if mask is None else _class_ids(mask, image.shape[:2], len(self.class_names), f"masks[{n}]")
             for n, (image, mask) in enumerate(zip(self.images, masks, strict=True))
@@ -97,8 +99,6 @@ class ArrayDataset:
 
 
 def _content(array: NDArray[np.uint8] | None) -> str:
-    import hashlib
-
     return "" if array is None else f"{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
 
 
@@ -110,13 +110,12 @@ def _png(array: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _rgb(image: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+def rgb_image(image: NDArray[np.uint8], name: str, cure: str = "") -> NDArray[np.uint8]:
+    """(H, W, 3) or (H, W) uint8 -> (H, W, 3). Raises `UserError` with `name` and `cure` for another shape or type."""
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)) or not array.size:
-        raise UserError(
-            f"{name}: expected (H, W, 3) RGB or (H, W) grey of uint8 in [0, 255], got {array.shape} of {array.dtype}; "
-            "scale it to [0, 255] and convert it with .astype(numpy.uint8)"
-        )
+        expected = "expected (H, W, 3) RGB or (H, W) grey of uint8 in [0, 255]"
+        raise UserError(f"{name}: {expected}, got {array.shape} of {array.dtype}{cure}")
     return np.ascontiguousarray(array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2))
 
 

@@ -132,21 +132,16 @@ class KnowledgeMiner:
 
     def _loop_config(self, data: DataConfig | ArrayDataset, root: Path) -> LoopConfig:
         """The settings of a run; arrays are written below its folder."""
-        base = self.config
-        if base is None:
-            base = LoopConfig()
-        elif not isinstance(base, LoopConfig):
+        base = LoopConfig() if self.config is None else self.config
+        if not isinstance(base, LoopConfig):
             base = cli.load_config(LoopConfig, Path(base))
         if isinstance(data, ArrayDataset):
-            arrays_cfg = replace(base.data, label_fraction=1.0, test_fraction=0.0)
-            base = replace(base, data=data.write(root / "data", arrays_cfg))
-        else:
-            base = replace(base, data=data)
+            data = data.write(root / "data", replace(base.data, label_fraction=1.0, test_fraction=0.0))
         changes: dict[str, Any] = {"rounds": self.rounds, "seed": self.seed, "device": self.device, "out": str(root)}
         changes |= {"model.name": self.model, "segmenter.name": self._segmenter_name()}
         changes |= {name.replace("__", "."): value for name, value in self.settings.items()}
         written = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changes.items()}
-        return cli.override(LoopConfig, cli.to_dict(base), written, "KnowledgeMiner")
+        return cli.override(LoopConfig, cli.to_dict(replace(base, data=data)), written, "KnowledgeMiner")
 
     def _segmenter_name(self) -> str:
         if isinstance(self.segmenter, str):

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from kmine import cli
+from kmine.api.arrays import rgb_image
 from kmine.data.quality.intensity import out_of_range_text
 from kmine.data.resize import resize_image, to_frame
-from kmine.errors import UserError
 from kmine.predict.estimates import estimate_objects, load_estimator
 from kmine.predict.files import PredictConfig, predict_files
 from kmine.predict.inputs import find_inputs
@@ -21,9 +22,6 @@ from kmine.predict.metadata import ModelMetadata
 from kmine.predict.network import Network, TorchNetwork, open_onnx
 from kmine.predict.outputs import Prediction, class_mask, mean_max_probability, prediction_columns
 from kmine.predict.run_model import load_model, open_run_model
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TTA = Literal["none", "hflip", "flips"]
 
@@ -86,25 +84,16 @@ class Predictor:
         Raises:
             UserError: an image of another shape or type.
         """
-        array = np.asarray(image)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)) or not array.size:
-            raise UserError(
-                f"image: expected (H, W, 3) RGB or (H, W) grey of uint8 in [0, 255], got {array.shape} of {array.dtype}"
-            )
-        rgb = array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
+        rgb = rgb_image(image, "image")
         height, width = rgb.shape[:2]
         resized = resize_image(rgb, self.metadata.size)
         probs, std = next(self._network.predict(resized[None], tta).per_image())
         mask = class_mask(probs, height, width)
         estimator, _ = load_estimator(self.metadata, tta)
-        objects = None if estimator is None else estimate_objects(estimator, tta, probs, std, mask)
-        return Prediction(
-            mask,
-            mean_max_probability(probs),
-            out_of_range_text(self.metadata.intensity, resized) or "",
-            None if objects is None else [(0, obj) for obj in objects],
-            to_frame(probs, height, width),
-        )
+        objects = estimate_objects(estimator, tta, probs, std, mask)
+        pairs = None if objects is None else [(0, obj) for obj in objects]
+        warning = out_of_range_text(self.metadata.intensity, resized)
+        return Prediction(mask, mean_max_probability(probs), warning, pairs, to_frame(probs, height, width))
 
     def predict_files(
         self,
@@ -132,8 +121,6 @@ class Predictor:
         Raises:
             UserError: no readable input, or an output folder that cannot be used.
         """
-        import pandas as pd
-
         words = [str(path) for path in inputs]
         cfg = PredictConfig([str(self.path), *words], str(out), tta=tta, probs=probs, overlay=overlay, window=window)
         found = find_inputs(words, Path(out))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from kmine import cli
@@ -17,9 +18,6 @@ from kmine.io.files import read_json
 from kmine.setup.finished import read_run_info
 from kmine.store.run_folder import RunFolder
 from kmine.types import RoundResult
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class PseudoMasks(Mapping[str, NDArray[np.uint8]]):
@@ -84,14 +82,10 @@ class Run:
 
     def decisions(self, round_idx: int | None = None) -> pd.DataFrame:
         """The gate's decisions of a round, a row an object; without `round_idx` of the adopted one."""
-        import pandas as pd
-
         return pd.DataFrame([row.to_arrow() for row in self._folder.decisions(self._adopted(round_idx))])
 
     def prompts(self, round_idx: int | None = None) -> pd.DataFrame:
         """The prompts of a round, a row an object; without `round_idx` of the adopted one."""
-        import pandas as pd
-
         return pd.DataFrame([row.to_arrow() for row in self._folder.prompts(self._adopted(round_idx))])
 
     def pseudo_masks(self, round_idx: int | None = None) -> PseudoMasks:
@@ -104,8 +98,6 @@ class Run:
         return max((result.round_idx for result in self.rounds if result.adopted), default=0)
 
     def _table(self, name: str) -> pd.DataFrame:
-        import pandas as pd
-
         if not (self.root / name).is_file():
             raise UserError(f"{self.root}: expected {name}, which a run writes with its first round; resume the run")
         return pd.read_csv(self.root / name)

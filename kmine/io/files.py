@@ -31,10 +31,10 @@ def sign(*parts: object) -> str:
 
 
 @contextmanager
-def atomic_open(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]]:
+def atomic_open(path: Path, mode: Literal["w", "wb"] = "wb", *, sync: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file that replaces `path` on success: a reader sees the old file or the whole new one.
 
-    Text (mode "w") is UTF-8 with unchanged line ends.
+    Text (mode "w") is UTF-8 with unchanged line ends. Without `sync` a power failure may damage the file.
     """
     temp = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     with user_errors(path):
@@ -43,7 +43,8 @@ def atomic_open(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]
             with temp.open(mode, **({} if mode == "wb" else {"encoding": "utf-8", "newline": ""})) as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             temp.replace(path)
         finally:
             temp.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kmine import cli
 from kmine.errors import UserError
@@ -14,11 +13,8 @@ from kmine.io.files import write_atomic
 from kmine.predict.files import PredictConfig, files_summary, predict_files
 from kmine.predict.inputs import find_inputs
 from kmine.predict.metadata import ModelMetadata
-from kmine.predict.network import TorchNetwork, open_onnx
+from kmine.predict.network import Network, TorchNetwork, open_onnx
 from kmine.predict.run_model import RunModel, load_model, open_run_model
-
-if TYPE_CHECKING:
-    from kmine.predict.network import Network
 
 DESCRIPTION = """Predict masks of new images with the local model of a run (its adopted round, the checkpoint chosen on
 validation), or with an exported model. RUN_INPUTS: first the run folder or FILE.onnx, then images (PNG, JPEG, TIFF,
@@ -41,9 +37,8 @@ def run_predict(cfg: PredictConfig) -> int:
     first, *words = cfg.run_inputs
     path = Path(first).expanduser()
     if not words and not (cfg.export or cfg.card):
-        raise UserError(
-            f"{first}: expected images after it, got none; name files or folders, or pass --export FILE.onnx"
-        )
+        cure = "name files or folders, or pass --export FILE.onnx"
+        raise UserError(f"{first}: expected images after it, got none; {cure}")
     is_exported = path.suffix.lower() == ".onnx" and not path.is_dir()
     if is_exported and (cfg.export or cfg.round is not None or cfg.checkpoint != "best"):
         raise UserError(f"{first}: --export, --round and --checkpoint need a run folder, got an exported model")

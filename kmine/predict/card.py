@@ -20,6 +20,9 @@ from kmine.report.card import Card, Figures, render_card
 from kmine.store.run_folder import RunFolder
 from kmine.types import ROUND_0, SPLIT_NAMES
 
+COPIED = ("name", "dataset", "class_names", "size", "window", "method", "segmenter", "round_idx", "checkpoint")
+"""Fields of the card with the values of the metadata."""
+
 
 def model_card(run_model: RunModel) -> str:
     """The card as Markdown; figures on the test split only if `kmine.compare` has opened it.
@@ -33,19 +36,11 @@ def model_card(run_model: RunModel) -> str:
     weights_source = {None: "random weights", "none": "random weights", "hub": "ImageNet weights"}
     return render_card(
         Card(
-            name=metadata.name,
-            dataset=metadata.dataset,
-            class_names=metadata.class_names,
+            **{name: getattr(metadata, name) for name in COPIED},
             counts=counts,
             split_rule=_split_rule(run_model),
-            size=metadata.size,
-            window=metadata.window,
-            method=metadata.method,
             model=f"{model.name}, encoder {model.encoder}, from "
             + weights_source.get(model.encoder_weights, "weights of a file, for its encoder"),
-            segmenter=metadata.segmenter,
-            round_idx=metadata.round_idx,
-            checkpoint=metadata.checkpoint,
             seed=cfg.seed,
             figures=list(_figures(run_model, {row["sample_id"]: row["group_id"] for row in splits})),
             guarantee=_guarantee(run_model.root).rstrip("."),
@@ -62,20 +57,15 @@ def _split_rule(run_model: RunModel) -> str:
     data = run_model.cfg.data
     if data.split_file is not None:
         return "The split was given; no group (patient, volume, near duplicates) is on two sides of it."
-    used = f"{data.label_fraction:g} of the training images"
-    if data.fine_groups is not None:
-        used = f"{data.fine_groups:g} of the training groups"
+    groups = data.fine_groups
+    used = f"{data.label_fraction:g} of the training images" if groups is None else f"{groups:g} of the training groups"
     return f"Split by group (patient, volume, near duplicates): no group is on two sides. Masks were used of {used}."
 
 
 def _signatures(run: Mapping[str, Any], signature: str) -> list[tuple[str, str]]:
-    values = [
-        ("model", signature),
-        ("data", run.get("data_fingerprint")),
-        ("segmenter", run.get("segmenter_sha256")),
-        ("commit", run.get("git_commit")),
-    ]
-    return [(name, str(value)) for name, value in values if value]
+    keys = {"data": "data_fingerprint", "segmenter": "segmenter_sha256", "commit": "git_commit"}
+    values = {"model": signature, **{name: run.get(key) for name, key in keys.items()}}
+    return [(name, str(value)) for name, value in values.items() if value]
 
 
 def _figures(run_model: RunModel, groups: Mapping[str, str]) -> Iterator[Figures]:

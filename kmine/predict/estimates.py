@@ -5,7 +5,6 @@ Letters: K classes, S the side of the square, H and W of the native frame.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.resize import to_frame
+from kmine.io.files import read_json
 from kmine.mining.calibration.local_quality import LocalQualityEstimator
 from kmine.ops import masks
 from kmine.predict.metadata import ModelMetadata
@@ -38,13 +38,10 @@ class ObjectEstimate(NamedTuple):
 def local_quality_of_run(root: Path) -> tuple[Mapping[str, Any] | None, str]:
     """`alone` of calibration.json, and the reason if there is none."""
     path = root / "calibration" / "calibration.json"
-    try:
-        saved = json.loads(path.read_text("utf-8"))
-    except OSError:
+    if not path.is_file():
         return None, "the run has no calibrated gate, so no Dice can be estimated"
-    except ValueError:
-        saved = None
-    if not isinstance(saved, dict):
+    saved = read_json(path)
+    if saved is None:
         return None, f"{path.name} is damaged, so no Dice can be estimated; run the loop's command again to restore it"
     if "alone" not in saved:
         return None, "the run is older than estimates without a segmenter; run the loop's command again to add them"
@@ -59,10 +56,8 @@ def load_estimator(metadata: ModelMetadata, tta: str) -> tuple[LocalQualityEstim
     Flips change the confidence of a model, so an estimator fitted with other flips is not used.
     """
     if metadata.local_quality is None:
-        return (
-            None,
-            metadata.no_estimate or "this model was exported without an estimator of Dice; export the run again",
-        )
+        missing = "this model was exported without an estimator of Dice; export the run again"
+        return None, metadata.no_estimate or missing
     estimator = LocalQualityEstimator.from_json(metadata.local_quality)
     if tta not in estimator.calibrators:
         return None, f"Dice can be estimated with --tta {' or '.join(estimator.calibrators)}, not with {tta}"
@@ -70,23 +65,23 @@ def load_estimator(metadata: ModelMetadata, tta: str) -> tuple[LocalQualityEstim
 
 
 def estimate_objects(
-    estimator: LocalQualityEstimator,
+    estimator: LocalQualityEstimator | None,
     tta: str,
     probs: NDArray[np.float32],
     std: NDArray[np.float32] | None,
     mask: NDArray[np.uint8],
-) -> list[ObjectEstimate]:
+) -> list[ObjectEstimate] | None:
     """The objects of an image or slice, by class, largest first; those too small for prompts are excluded.
 
     Args:
-        estimator: from `load_estimator` with the same `tta`.
+        estimator: from `load_estimator` with the same `tta`; without one the result is None.
         tta: test-time augmentation of the prediction.
         probs: (K, S, S).
         std: (1, S, S) standard deviation of the foreground probability over flips; None without flips.
-        mask: (H, W) class ids of the prediction; without foreground the result is empty.
+        mask: (H, W) predicted class ids.
     """
-    if not mask.any():
-        return []
+    if estimator is None or not mask.any():
+        return None if estimator is None else []
     native_probs = Probs("", to_frame(probs, *mask.shape), None if std is None else to_frame(std, *mask.shape)[0])
     return [
         ObjectEstimate(
@@ -95,13 +90,6 @@ def estimate_objects(
         for prompt, estimate in estimator.estimates(native_probs, tta)
         if (component := prompt.component) is not None
     ]
-
-
-def image_estimate(objects: Sequence[ObjectEstimate]) -> float | None:
-    """Mean of the objects' estimates, weighted by area; None without objects."""
-    if not objects:
-        return None
-    return float(np.average([obj.estimate for obj in objects], weights=[obj.area for obj in objects]))
 
 
 def object_rows(

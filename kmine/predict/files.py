@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from kmine.config.checks import require
 from kmine.data.io.find_files import printable
-from kmine.errors import UserError
+from kmine.errors import UserError, first_names
 from kmine.io.files import sign, write_atomic
 from kmine.mining.calibration.local_quality import local_quality_summary
 from kmine.predict.estimates import OBJECT_COLUMNS, load_estimator
@@ -25,7 +27,6 @@ from kmine.types import ProgressReporter
 
 VERSION = 3
 """Version of the outputs: raised when the same model and image yield other ones."""
-MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,12 @@ class PredictConfig:
     """Also write the model card, model_card.md, into the folder of outputs."""
 
     def __post_init__(self) -> None:
-        if self.round is not None and self.round < 0:
-            raise UserError(f"round: expected 0 or more, got {self.round}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"batch_size: expected at least 1, got {self.batch_size}")
-        if self.window is not None and not self.window[0] < self.window[1]:
-            raise UserError(f"window: expected two rising numbers, got {list(self.window)}")
-        if self.export is not None and Path(self.export).suffix.lower() != ".onnx":
-            raise UserError(f"export: expected a name that ends in .onnx, got {self.export!r}")
+        require(self.round is None or self.round >= 0, "round", "0 or more", self.round)
+        require(self.batch_size is None or self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        low, high = self.window or (0, 1)
+        require(low < high, "window", "two rising numbers", [low, high])
+        is_onnx = self.export is None or Path(self.export).suffix.lower() == ".onnx"
+        require(is_onnx, "export", "a name that ends in .onnx", self.export)
         require_device_name(self.device)
 
 
@@ -95,8 +94,7 @@ def predict_files(
     estimator_json = estimator.to_json() if estimator else None
     settings = (metadata.signature, window, cfg.tta, cfg.probs, cfg.overlay, estimator_json)
     signatures = {item.name: sign(VERSION, *settings, file_stamps(item)) for item in inputs.readable}
-    output_log = OutputLog(out)
-    try:
+    with closing(OutputLog(out)) as output_log:
         output_log.claim(name for item in inputs.readable for name in job.names(item).values())
         rows = {
             item.name: row for item in inputs.readable if (row := output_log.done(item.name, signatures[item.name]))
@@ -118,8 +116,6 @@ def predict_files(
             objects = ({"file": row["file"], **object_row} for row in table for object_row in row.get("objects", ()))
             output_log.write_table(OBJECT_COLUMNS, objects, OBJECTS)
         _write_classes(out, metadata, no_estimate_reason)
-    finally:
-        output_log.close()
     if len(errors) == len(table):
         raise UserError(f"none of {len(table)} images could be read, the first: {errors[0]}")
     return PredictedFiles(table, errors)
@@ -163,5 +159,4 @@ def files_summary(predicted: PredictedFiles, inputs: Inputs, out: Path) -> list[
     num_warned = sum(bool(row.get("warning")) for row in rows)
     text = f"{len(rows) - len(errors)} predicted, {len(errors)} unreadable, {num_warned} with a warning; {out / TABLE}"
     others = f"; {inputs.num_others} files of other kinds skipped" if inputs.num_others else ""
-    more = f" and {len(errors) - MAX_NAMED} more" if len(errors) > MAX_NAMED else ""
-    return [text + others, *([f"unreadable: {'; '.join(errors[:MAX_NAMED])}{more}"] if errors else [])]
+    return [text + others, *([f"unreadable: {first_names(errors, separator='; ')}"] if errors else [])]

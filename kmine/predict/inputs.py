@@ -63,21 +63,16 @@ def find_inputs(words: Sequence[str], closed: Path) -> Inputs:
         path = Path(word).expanduser()
         if not os.path.lexists(path):
             raise UserError(f"{word}: expected an image or a folder, found nothing there; check the path")
-        if not is_folder(path):
-            name, kind = split_suffix(path.name)[0], file_kind(path)
-            if kind is None:
-                raise UserError(f"{word}: expected {KINDS}, or a folder of these; convert the file")
-            if printable(path) != str(path):
-                unreadable.append(Skipped(printable(name), printable(path), UNWRITABLE))
-            else:
-                inputs.append(Input(name, kind, (path,)))
-            continue
-        for folder, files in _walk_outside(path, closed):
+        is_file = not is_folder(path)
+        if is_file and file_kind(path) is None:
+            raise UserError(f"{word}: expected {KINDS}, or a folder of these; convert the file")
+        root = path.parent if is_file else path
+        for folder, files in [(root, [path])] if is_file else _walk_outside(root, closed):
             kinds = {file: kind for file in files if (kind := file_kind(file)) is not None}
             num_others += len(files) - len(kinds)
             unwritable = [file for file in kinds if printable(file) != str(file)]
             unreadable += [Skipped(printable(file.stem), printable(file), UNWRITABLE) for file in unwritable]
-            inputs += _inputs(path, folder, {file: kind for file, kind in kinds.items() if file not in unwritable})
+            inputs += _inputs(root, folder, {file: kind for file, kind in kinds.items() if file not in unwritable})
     _refuse_collisions(inputs)
     return Inputs(tuple(sorted(inputs, key=lambda item: (item.is_volume, item.name))), tuple(unreadable), num_others)
 

@@ -45,7 +45,6 @@ class OutputLog:
         self._lines: dict[str, Mapping[str, Any]] = {}
         self._ours: set[str] = set()
         self._read()
-        self._end_last_line()
         for path in (path for name in FOLDERS for path in (out / name).rglob(f".*{UNFINISHED}")):
             path.unlink(missing_ok=True)  # left by a killed process
 
@@ -77,9 +76,8 @@ class OutputLog:
     def add(self, name: str, signature: str, files: Iterable[str], row: Row) -> None:
         """Record the written outputs `files` of an image."""
         sizes = {file: _size(self.out / file) for file in files}
-        line = {"name": name, "signature": signature, "files": sizes, "row": row}
+        self._lines[name] = line = {"name": name, "signature": signature, "files": sizes, "row": row}
         self._append(line)
-        self._lines[name] = line
 
     def write_table(self, header: Sequence[str], rows: Iterable[Row], name: str = TABLE) -> None:
         """Write a table; columns that a row lacks are empty."""
@@ -99,18 +97,15 @@ class OutputLog:
             self._file.flush()
 
     def _read(self) -> None:
-        self._file.seek(0)
-        for line in map(_parsed, self._file):
-            self._ours.update(name for key in ("claimed", "files") for name in _names(line.get(key)))
-            if line.pop("check", None) == sign(line) and "name" in line:
-                self._lines[line["name"]] = line
-
-    def _end_last_line(self) -> None:
-        """Terminate a line that a kill cut short, so that the next one starts on its own line."""
+        """Read all lines; one that a kill cut short is terminated, so that the next one starts on its own line."""
         self._file.seek(0)
         text = self._file.read()
         if text and not text.endswith("\n"):
             self._file.write("\n")
+        for line in map(_parsed, text.split("\n")):
+            self._ours.update(name for key in ("claimed", "files") for name in _names(line.get(key)))
+            if line.pop("check", None) == sign(line) and "name" in line:
+                self._lines[line["name"]] = line
 
 
 def _size(path: Path) -> int:

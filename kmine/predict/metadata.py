@@ -82,6 +82,6 @@ class ModelMetadata:
 
 def colours(num_classes: int) -> NDArray[np.uint8]:
     """(K, 3) RGB, one colour per class at equal distances in hue; the background is black."""
-    hues = np.linspace(0, 180, max(2, num_classes), endpoint=False)[: num_classes - 1]
+    hues = np.linspace(0, 180, num_classes, endpoint=False)[:-1]
     hsv = np.array([[[hue, 230, 255] for hue in hues]], np.uint8)
     return np.concatenate([np.zeros((1, 3), np.uint8), cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]])

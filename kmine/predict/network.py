@@ -19,8 +19,8 @@ from kmine.predict.metadata import ModelMetadata
 if TYPE_CHECKING:
     from kmine.models.base import LocalModel
 
-FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {"none": ((),), "hflip": ((2,),), "flips": ((2,), (1,), (1, 2))}
-"""Flipped axes of (B, S, S, 3) views, beside the unflipped one."""
+FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {"none": ((),), "hflip": ((), (2,)), "flips": ((), (2,), (1,), (1, 2))}
+"""Flipped axes of the (B, S, S, 3) views."""
 
 
 class BatchProbs(NamedTuple):
@@ -81,28 +81,17 @@ class OnnxNetwork:
 
         self.session = open_session(path, device)
 
-    @property
-    def metadata_json(self) -> str:
-        """Metadata of kmine in the file; empty if there is none."""
-        return self.session.get_modelmeta().custom_metadata_map.get("kmine", "")
-
     def predict(self, images: NDArray[np.uint8], tta: str) -> BatchProbs:
         """See `Network`."""
-        views = list(self._views(images, tta))
-        mean = views[0] if len(views) == 1 else np.mean(views, axis=0)
+        views = [self._view(images, axes) for axes in FLIPS[tta]]
+        mean = np.mean(views, axis=0)
         if not np.isfinite(mean).all():
             raise FloatingPointError("the network gave NaN or infinite probabilities; export the run again")
         return BatchProbs(mean, np.std([1 - view[:, :1] for view in views], axis=0) if len(views) > 1 else None)
 
-    def _views(self, images: NDArray[np.uint8], tta: str) -> Iterator[NDArray[np.float32]]:
-        yield self._run(images)
-        for axes in FLIPS[tta] if tta != "none" else ():
-            flipped = self._run(np.ascontiguousarray(np.flip(images, axes)))
-            # Outputs have the class axis before rows and columns.
-            yield np.flip(flipped, tuple(axis + 1 for axis in axes))
-
-    def _run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self.session.run(None, {"images": images})[0]
+    def _view(self, images: NDArray[np.uint8], axes: tuple[int, ...]) -> NDArray[np.float32]:
+        flipped = self.session.run(None, {"images": np.ascontiguousarray(np.flip(images, axes))})[0]
+        return np.flip(flipped, tuple(axis + 1 for axis in axes))  # the class axis is before rows and columns
 
 
 def open_onnx(path: Path, device: str) -> tuple[ModelMetadata, OnnxNetwork]:
@@ -110,4 +99,5 @@ def open_onnx(path: Path, device: str) -> tuple[ModelMetadata, OnnxNetwork]:
     if not path.is_file():
         raise UserError(f"{path}: expected an exported model, found no such file; export one with --export FILE.onnx")
     network = OnnxNetwork(path, device)
-    return ModelMetadata.from_json(network.metadata_json or "null", str(path)), network
+    metadata_json = network.session.get_modelmeta().custom_metadata_map.get("kmine") or "null"
+    return ModelMetadata.from_json(metadata_json, str(path)), network

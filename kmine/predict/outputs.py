@@ -6,12 +6,10 @@ Letters: K classes, S the side of the square, D slices, H and W of the native fr
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,10 +17,10 @@ from numpy.typing import NDArray
 
 from kmine.data.io.nifti_write import encode_mask
 from kmine.data.resize import to_frame
-from kmine.io.errors import user_errors
-from kmine.io.files import UNFINISHED
-from kmine.predict.estimates import ObjectEstimate, image_estimate, object_rows
+from kmine.io.files import atomic_open
+from kmine.predict.estimates import ObjectEstimate, object_rows
 from kmine.predict.inputs import Input
+from kmine.predict.log import Row
 from kmine.predict.metadata import colours
 from kmine.predict.reader import Loaded
 
@@ -30,8 +28,6 @@ FILL = 0.35
 """Opacity of an overlay's colour inside a mask; the border is opaque."""
 LONG_SIDE = 1024
 """Longest side of an overlay in pixels; larger ones take longer than the prediction."""
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,8 @@ class Prediction:
     @property
     def estimated_dice(self) -> float | None:
         """Mean of the objects' estimates by area; None without an object or an estimator."""
-        return image_estimate([obj for _, obj in self.objects or ()])
+        objects = [obj for _, obj in self.objects or ()]
+        return float(np.average([o.estimate for o in objects], weights=[o.area for o in objects])) if objects else None
 
 
 def class_mask(probs: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
@@ -78,32 +75,26 @@ def output_names(item: Input, probs: bool, overlay: bool) -> dict[str, str]:
     return names
 
 
-def write_image_outputs(
+def write_outputs(
     loaded: Loaded, prediction: Prediction, out: Path, names: Mapping[str, str], num_classes: int
 ) -> None:
-    """Write the outputs of an image in `names`; `prediction` has `probs` if these are among them."""
-    _write(out / names["mask"], _png(prediction.mask))
-    if "probs" in names:
+    """Write the outputs in `names`, but not the probabilities of a volume, which are in its `ProbabilityFile`.
+
+    The overlay of a volume shows the slice with the largest mask.
+    """
+    mask = prediction.mask
+    _write(out / names["mask"], _encode(".png", mask) if loaded.frame is None else encode_mask(mask, loaded.frame))
+    if "probs" in names and loaded.frame is None:
         assert prediction.probs is not None, "requested"
         buffer = io.BytesIO()
         np.savez_compressed(buffer, probabilities=prediction.probs.astype(np.float16))
         _write(out / names["probs"], buffer.getvalue())
     if "overlay" in names:
         assert loaded.native is not None, "kept for the overlay"
-        _write(out / names["overlay"], overlay(loaded.native[0], prediction.mask, num_classes))
-
-
-def write_volume_outputs(
-    loaded: Loaded, prediction: Prediction, out: Path, names: Mapping[str, str], num_classes: int
-) -> None:
-    """Write the mask of a volume, and an overlay of the slice with the largest mask; `ProbabilityFile` has the rest."""
-    assert loaded.frame is not None, "of a volume"
-    _write(out / names["mask"], encode_mask(prediction.mask, loaded.frame))
-    if "overlay" in names:
-        assert loaded.native is not None, "kept for the overlay"
-        areas = np.array([np.count_nonzero(slice_mask) for slice_mask in prediction.mask])
+        masks = mask if mask.ndim == 3 else mask[None]
+        areas = np.array([np.count_nonzero(slice_mask) for slice_mask in masks])
         number = int(areas.argmax()) if areas.any() else len(areas) // 2
-        _write(out / names["overlay"], overlay(loaded.native[number], prediction.mask[number], num_classes))
+        _write(out / names["overlay"], overlay(loaded.native[number], masks[number], num_classes))
 
 
 def prediction_columns(class_names: Sequence[str]) -> list[str]:
@@ -173,35 +164,24 @@ def overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], num_classes: int)
         side = (max(1, round(picture.shape[1] * share)), max(1, round(picture.shape[0] * share)))
         picture = cv2.resize(picture, side, interpolation=cv2.INTER_AREA)
         mask = cv2.resize(mask, side, interpolation=cv2.INTER_NEAREST)
-    for class_id, colour in enumerate(colours(num_classes).tolist()):
-        region = (mask == class_id).astype(np.uint8)
-        if class_id == 0 or not region.any():
-            continue
-        inside = region.astype(bool)
-        picture[inside] = (picture[inside] * (1 - FILL) + np.array(colour) * FILL).astype(np.uint8)
-        border = inside & ~cv2.erode(region, np.ones((3, 3), np.uint8), borderValue=0).astype(bool)
-        picture[border] = colour
-    done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
-    assert done, "any 8-bit image can be encoded as JPEG"
-    return data.tobytes()
+    for class_id, colour in enumerate(colours(num_classes)[1:], 1):
+        inside = mask == class_id
+        picture[inside] = (picture[inside] * (1 - FILL) + colour * FILL).astype(np.uint8)
+        core = cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0)
+        picture[inside & (core == 0)] = colour
+    return _encode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write atomically as `write_atomic`, but without fsync, which takes longer than the prediction.
+    """Write atomically, but without fsync, which takes longer than the prediction.
 
     A file damaged by a power cut has another size than `OutputLog` recorded and is written again.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
-    with user_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(data)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+    with atomic_open(path, sync=False) as file:
+        file.write(data)
 
 
-def _png(mask: NDArray[np.uint8]) -> bytes:
-    done, data = cv2.imencode(".png", mask)
-    assert done, "any 8-bit image can be encoded as PNG"
+def _encode(suffix: str, image: NDArray[np.uint8], options: Sequence[int] = ()) -> bytes:
+    done, data = cv2.imencode(suffix, image, options)
+    assert done, f"any 8-bit image can be encoded as {suffix}"
     return data.tobytes()

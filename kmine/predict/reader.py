@@ -42,13 +42,9 @@ class Loaded:
 
 
 def load(item: Input, size: int, window: ValueWindow | None, *, keep: bool) -> Loaded:
-    """Decode an input.
+    """Decode an input to S = `size`; `keep` keeps the native image, too.
 
-    Args:
-        item: the input.
-        size: S.
-        window: stored values shown as black and as white; None: DICOM files use their own.
-        keep: keep the native image.
+    `window` has the stored values shown as black and as white; without it DICOM files use their own.
 
     Raises:
         SampleError: a damaged or unfit file, or a missing window.
@@ -68,17 +64,11 @@ def file_stamps(item: Input) -> list[list[object]]:
     return [[file.name, *size_and_time(file)] for file in item.files]
 
 
-def _picture(item: Input, size: int, window: ValueWindow | None, keep: bool) -> Loaded:
-    return _single(read_picture(item.files[0], window), size, None, keep)
-
-
-def _dicom(item: Input, size: int, window: ValueWindow | None, keep: bool) -> Loaded:
-    return _single(read_dicom(item.files[0], window), size, read_header(item.files[0]).spacing, keep)
-
-
-def _single(image: NDArray[np.uint8], size: int, spacing: tuple[float, float] | None, keep: bool) -> Loaded:
-    native = image[None] if keep else None
-    return Loaded(resize_image(image, size)[None], image.shape[:2], spacing, None, native)
+def _image(item: Input, size: int, window: ValueWindow | None, keep: bool) -> Loaded:
+    path, is_dicom = item.files[0], item.kind == "dicom"
+    image = read_dicom(path, window) if is_dicom else read_picture(path, window)
+    spacing = read_header(path).spacing if is_dicom else None
+    return Loaded(resize_image(image, size)[None], image.shape[:2], spacing, None, image[None] if keep else None)
 
 
 def _nifti(item: Input, size: int, window: ValueWindow | None, keep: bool) -> Loaded:
@@ -106,4 +96,4 @@ def _series(item: Input, size: int, window: ValueWindow | None, keep: bool) -> L
     return Loaded(small, series.shape, series.spacing, frame_of_series(series), native, series.warning)
 
 
-_LOADERS = {"picture": _picture, "dicom": _dicom, "nifti": _nifti, "series": _series}
+_LOADERS = {"picture": _image, "dicom": _image, "nifti": _nifti, "series": _series}

@@ -92,7 +92,7 @@ def _metadata(
 ) -> ModelMetadata:
     window = cfg.data.window or (LIVER_WINDOW if cfg.data.name == "lits" else None)
     model = cfg.model.split()[0]
-    signed = [sha256_of(weights), cfg.data.size, window, run["class_names"], model.name, model.normalization]
+    signed = (sha256_of(weights), cfg.data.size, window, run["class_names"], model.name, model.normalization)
     local_quality, no_estimate = local_quality_of_run(root)
     return ModelMetadata(
         name=root.resolve().name,

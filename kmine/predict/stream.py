@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor as Pool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -22,17 +23,16 @@ from kmine.errors import SampleError
 from kmine.mining.calibration.local_quality import LocalQualityEstimator
 from kmine.predict.estimates import ObjectEstimate, estimate_objects
 from kmine.predict.inputs import Input
+from kmine.predict.log import Row
 from kmine.predict.metadata import ModelMetadata
 from kmine.predict.network import BatchProbs, Network
 from kmine.predict.outputs import (
     Prediction,
-    Row,
     class_mask,
     mean_max_probability,
     output_names,
     prediction_row,
-    write_image_outputs,
-    write_volume_outputs,
+    write_outputs,
 )
 from kmine.predict.reader import Loaded, ValueWindow, load
 
@@ -57,21 +57,18 @@ class PredictJob:
     estimator: LocalQualityEstimator | None = None
     """Estimates Dice; None: no estimates."""
 
-    def estimate_objects(
-        self, probs: NDArray[np.float32], std: NDArray[np.float32] | None, mask: NDArray[np.uint8]
-    ) -> list[ObjectEstimate] | None:
-        """The objects of an image or slice with their estimates; None without an estimator."""
-        return None if self.estimator is None else estimate_objects(self.estimator, self.tta, probs, std, mask)
-
     def names(self, item: Input) -> dict[str, str]:
         """See `output_names`."""
         return output_names(item, self.probs, self.overlay)
 
-    def write_result(self, item: Input, loaded: Loaded, prediction: Prediction) -> PredictResult:
-        """Write all outputs but the probabilities of volumes."""
+    def write_result(
+        self, item: Input, loaded: Loaded, prediction: Prediction, file: ProbabilityFile | None = None
+    ) -> PredictResult:
+        """Write all outputs; `file` holds the probabilities of a volume."""
+        if file is not None:
+            file.finish()
         class_names, names = self.metadata.class_names, self.names(item)
-        write = write_volume_outputs if item.is_volume else write_image_outputs
-        write(loaded, prediction, self.out, names, len(class_names))
+        write_outputs(loaded, prediction, self.out, names, len(class_names))
         return PredictResult(item, prediction_row(item, loaded, prediction, class_names, names))
 
 
@@ -93,7 +90,7 @@ def predict_stream(job: PredictJob, inputs: Iterable[Input]) -> Iterator[Predict
         UserError: the outputs cannot be written.
     """
     inputs = list(inputs)
-    readers, writers = ThreadPoolExecutor(THREADS, "read"), ThreadPoolExecutor(THREADS, "write")
+    readers, writers = Pool(THREADS, "read"), Pool(THREADS, "write")
     try:
         yield from _singles(job, [item for item in inputs if not item.is_volume], readers, writers)
         yield from _volumes(job, [item for item in inputs if item.is_volume], readers, writers)
@@ -102,9 +99,7 @@ def predict_stream(job: PredictJob, inputs: Iterable[Input]) -> Iterator[Predict
         writers.shutdown(wait=True, cancel_futures=True)
 
 
-def _singles(
-    job: PredictJob, inputs: list[Input], readers: ThreadPoolExecutor, writers: ThreadPoolExecutor
-) -> Iterator[PredictResult]:
+def _singles(job: PredictJob, inputs: list[Input], readers: Pool, writers: Pool) -> Iterator[PredictResult]:
     writing: deque[Future[PredictResult]] = deque()
     batch: list[tuple[Input, Loaded]] = []
 
@@ -129,9 +124,7 @@ def _singles(
         yield writing.popleft().result()
 
 
-def _volumes(
-    job: PredictJob, inputs: list[Input], readers: ThreadPoolExecutor, writers: ThreadPoolExecutor
-) -> Iterator[PredictResult]:
+def _volumes(job: PredictJob, inputs: list[Input], readers: Pool, writers: Pool) -> Iterator[PredictResult]:
     writing: Future[PredictResult] | None = None
     for item, future in _ahead(readers, lambda item: _load(job, item), inputs, 2):
         try:
@@ -143,14 +136,14 @@ def _volumes(
         prediction, file = _predict_slices(job, item, loaded, writers)
         if writing is not None:
             yield writing.result()
-        writing = writers.submit(_write_volume, job, item, loaded, prediction, file)
+        writing = writers.submit(job.write_result, item, loaded, prediction, file)
         del loaded, prediction
     if writing is not None:
         yield writing.result()
 
 
 def _predict_slices(
-    job: PredictJob, item: Input, loaded: Loaded, writers: ThreadPoolExecutor
+    job: PredictJob, item: Input, loaded: Loaded, writers: Pool
 ) -> tuple[Prediction, ProbabilityFile | None]:
     """Prediction of a volume, and the file of its probabilities if requested."""
     depth, max_probs = len(loaded.small), []
@@ -165,7 +158,7 @@ def _predict_slices(
     def fill(first: int, predicted: BatchProbs) -> None:
         for number, (probs, std) in enumerate(predicted.per_image(), first):
             mask[number] = class_mask(probs, *loaded.shape)
-            objects[number] = job.estimate_objects(probs, std, mask[number])
+            objects[number] = estimate_objects(job.estimator, job.tta, probs, std, mask[number])
         if file is not None:
             file.write(first, np.stack([to_frame(image_probs, *loaded.shape) for image_probs in predicted.probs]))
 
@@ -183,31 +176,19 @@ def _predict_slices(
         if file is not None:
             file.drop()
         raise
-    estimates = (
-        None
-        if job.estimator is None
-        else [(n, obj) for n, slice_objects in enumerate(objects) for obj in slice_objects or ()]
-    )
-    return Prediction(mask, float(np.mean(max_probs)), loaded.warning, estimates), file
+    estimates = [(n, obj) for n, slice_objects in enumerate(objects) for obj in slice_objects or ()]
+    has_estimates = job.estimator is not None
+    return Prediction(mask, float(np.mean(max_probs)), loaded.warning, estimates if has_estimates else None), file
 
 
 def _write_single(
     job: PredictJob, item: Input, loaded: Loaded, probs: NDArray[np.float32], std: NDArray[np.float32] | None
 ) -> PredictResult:
     mask = class_mask(probs, *loaded.shape)
-    estimates = job.estimate_objects(probs, std, mask)
+    estimates = estimate_objects(job.estimator, job.tta, probs, std, mask)
     objects = None if estimates is None else [(0, obj) for obj in estimates]
     native_probs = to_frame(probs, *loaded.shape) if job.probs else None
-    return job.write_result(
-        item, loaded, Prediction(mask, mean_max_probability(probs), loaded.warning, objects, native_probs)
-    )
-
-
-def _write_volume(
-    job: PredictJob, item: Input, loaded: Loaded, prediction: Prediction, file: ProbabilityFile | None
-) -> PredictResult:
-    if file is not None:
-        file.finish()
+    prediction = Prediction(mask, mean_max_probability(probs), loaded.warning, objects, native_probs)
     return job.write_result(item, loaded, prediction)
 
 
@@ -228,7 +209,7 @@ def _failed(item: Input, error: SampleError) -> PredictResult:
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[ItemT], ResultT], items: Iterable[ItemT], depth: int
+    pool: Pool, work: Callable[[ItemT], ResultT], items: Iterable[ItemT], depth: int
 ) -> Iterator[tuple[ItemT, Future[ResultT]]]:
     """Items in order with the future of their work, at most `depth` of them submitted ahead."""
     waiting: deque[tuple[ItemT, Future[ResultT]]] = deque()

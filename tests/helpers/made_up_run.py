@@ -19,6 +19,7 @@ from kmine.config import (
 )
 from kmine.models.build import build_model
 from kmine.ops.calibrator import FEATURES, Calibrator
+from kmine.predict.metadata import ModelMetadata
 
 UNET = ModelConfig(name="unet", encoder="tu-resnet10t", encoder_depth=3, decoder_channels=8)
 NAMES = ("background", "polyp")
@@ -47,6 +48,21 @@ ALONE: dict[str, Any] = {
     },
 }
 """What calibration.json has under `alone`."""
+ABOUT = ModelMetadata(
+    name="m",
+    dataset="d",
+    class_names=("background", "a"),
+    size=4,
+    window=None,
+    batch_size=3,
+    method="mining",
+    segmenter="ellipse",
+    round_idx=0,
+    checkpoint="best",
+    signature="s",
+    intensity=None,
+)
+"""Metadata of a model of two classes with an input of 4 x 4."""
 
 
 def calibrated(run: Path, alone: dict[str, Any] | None = ALONE) -> Path:

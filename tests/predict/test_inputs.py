@@ -167,21 +167,3 @@ def test_masks_and_probabilities_of_a_series_agree_with_its_voxels(tmp_path):
     assert not (tmp_path / "p.nii").exists()
     file.finish()
     assert np.array_equal(np.asarray(nibabel.load(tmp_path / "p.nii").dataobj), probs.transpose(3, 2, 0, 1))
-
-
-@pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "SLA"])
-def test_masks_of_a_turned_volume_come_back_to_the_voxels_they_are_of(tmp_path, axes):
-    import nibabel
-    from nibabel.orientations import axcodes2ornt, inv_ornt_aff
-
-    values = np.random.default_rng(0).integers(0, 256, (5, 6, 7)).astype(np.int16)
-    affine = inv_ornt_aff(axcodes2ornt(axes), values.shape)
-    affine[:3, :3] *= 2
-    nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "v.nii.gz")
-    (one,) = find_inputs([str(tmp_path / "v.nii.gz")], tmp_path / "out").readable
-    loaded = load(one, 8, (0, 255), keep=True)
-    # The grey values, taken for a mask, must be the volume.
-    (tmp_path / "back.nii.gz").write_bytes(encode_mask(loaded.native, loaded.frame))
-    back = nibabel.load(tmp_path / "back.nii.gz")
-    assert np.array_equal(np.asarray(back.dataobj), values) and np.array_equal(back.affine, affine)
-    assert loaded.frame.thickness == 2

@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
-from helpers.made_up_run import ALONE
+from helpers.made_up_run import ABOUT, ALONE
 
 from kmine.errors import SampleError
 from kmine.mining.calibration.local_quality import LocalQualityEstimator
 from kmine.predict import stream
 from kmine.predict.inputs import Input
-from kmine.predict.metadata import ModelMetadata, colours
 from kmine.predict.network import BatchProbs
-from kmine.predict.outputs import (
-    class_mask,
-    num_components,
-    overlay,
-    prediction_columns,
-)
 from kmine.predict.reader import Loaded
 from kmine.predict.stream import PredictJob, predict_stream
-
-ABOUT = ModelMetadata(
-    name="m",
-    dataset="d",
-    class_names=("background", "a"),
-    size=4,
-    window=None,
-    batch_size=3,
-    method="mining",
-    segmenter="ellipse",
-    round_idx=0,
-    checkpoint="best",
-    signature="s",
-    intensity=None,
-)
 
 
 class Threshold:
@@ -152,48 +128,3 @@ def test_a_network_that_gives_no_numbers_stops_the_stream(job, tmp_path, monkeyp
     job.network.predict = predict
     with pytest.raises(FloatingPointError):
         list(predict_stream(job, inputs(tmp_path, 4)))
-
-
-@pytest.mark.parametrize("num_classes", [2, 3])
-def test_the_mask_is_the_most_probable_class_of_the_resized_probabilities(num_classes):
-    rng = np.random.default_rng(0)
-    probs = rng.dirichlet(np.ones(num_classes), (8, 8)).astype(np.float32).transpose(2, 0, 1)
-    grown = np.stack([cv2.resize(p, (31, 17), interpolation=cv2.INTER_LINEAR) for p in probs])
-    assert (class_mask(probs, 17, 31) == grown.argmax(axis=0)).mean() > 0.998
-    assert np.array_equal(class_mask(probs, 8, 8), probs.argmax(axis=0))
-
-
-def test_components_connect_at_corners_in_two_and_three_dimensions():
-    flat = np.zeros((4, 4), bool)
-    flat[0, 0] = flat[1, 1] = flat[3, 3] = True
-    assert num_components(flat) == 2
-    deep = np.zeros((3, 4, 4), bool)
-    deep[0, 0, 0] = deep[1, 1, 1] = deep[2, 3, 3] = True
-    assert num_components(deep) == 2
-
-
-def test_an_overlay_shows_the_class_colour_and_leaves_the_rest():
-    image, mask = np.full((64, 64), 100, np.uint8), np.zeros((64, 64), np.uint8)
-    mask[16:48, 16:48] = 1
-    drawn = cv2.imdecode(np.frombuffer(overlay(image, mask, 2), np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
-    assert np.abs(drawn[4, 4] - 100).max() < 10
-    expected = 100 * 0.65 + colours(2)[1] * 0.35
-    assert np.abs(drawn[32, 32] - expected).max() < 12
-    huge = overlay(np.zeros((3000, 1000), np.uint8), np.zeros((3000, 1000), np.uint8), 2)
-    assert cv2.imdecode(np.frombuffer(huge, np.uint8), cv2.IMREAD_COLOR).shape[:2] == (1024, 341)
-
-
-def test_colours_of_classes_differ_and_columns_name_every_class():
-    assert len({tuple(c) for c in colours(6).tolist()}) == 6
-    assert {"liver_px", "tumour_mm3"} <= set(prediction_columns(("background", "liver", "tumour")))
-
-
-def test_what_is_known_of_a_model_survives_its_file():
-    about = replace(ABOUT, window=(-1.0, 2.5), intensity={"num_images": 0}, card="# ü", local_quality=ALONE)
-    assert ModelMetadata.from_json(about.to_json(), "x") == about
-
-
-def test_a_file_from_before_estimates_is_read():
-    older = json.loads(ABOUT.to_json()) | {"format": 1}
-    del older["alone"], older["no_estimate"]
-    assert ModelMetadata.from_json(json.dumps(older), "x") == ABOUT
