@@ -75,9 +75,7 @@ def _test_figures(
 ) -> dict[str, Any]:
     """Content of test_metrics.json: read, or computed and saved, with the opening logged in run.json."""
     path, info = run.root / "test_metrics.json", compared.info
-    signature = sign(
-        *((name, round_idx, method_dir) for name, (round_idx, method_dir) in rounds.items()), info["adopted_round"]
-    )
+    signature = sign(*((name, *where) for name, where in rounds.items()), info["adopted_round"])
     saved = run.load_json(path, signature)
     if saved and _can_be_pooled(saved["arms"]):
         return saved
@@ -96,10 +94,8 @@ def _test_figures(
 
 def _can_be_pooled(by_method: Mapping[str, Any]) -> bool:
     """Whether slices have pixel counts, which pool them to volumes; older figures without counts are recomputed."""
-    cases = [
-        case for checkpoints in by_method.values() for metrics in checkpoints.values() for case in metrics["cases"]
-    ]
-    return all(case.get("counts") or volume_of(case["sample_id"]) is None for case in cases)
+    metrics = [metrics for checkpoints in by_method.values() for metrics in checkpoints.values()]
+    return all(case.get("counts") or volume_of(case["sample_id"]) is None for m in metrics for case in m["cases"])
 
 
 def _both_checkpoints(run: RunFolder, round_idx: int, method_dir: str, evaluator: Evaluator) -> dict[str, Any]:

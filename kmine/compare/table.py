@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -115,14 +115,7 @@ def tabulate(results: Sequence[Result], baseline: str, extra_notes: Sequence[str
         UserError: an unknown baseline; two results of one method, model, label fraction and seed; different images.
     """
     cases, of_volumes = _cases(results)
-    rows: dict[Key, dict[int, Result]] = {}
-    for result in cases:
-        existing = rows.setdefault(result.key, {}).setdefault(result.seed, result)
-        if existing is not result:
-            raise UserError(
-                f"{existing.run} and {result.run} both hold {result.method} with {result.model}, label fraction "
-                f"{result.label_fraction:g}, seed {result.seed}; expected one run per seed: compare them one at a time"
-            )
+    rows = _by_row(cases)
     base = _resolve(baseline, [result.method for result in cases])
     table = [_row(by_seed, rows.get((*key[:2], base)), key[2] == base) for key, by_seed in rows.items()]
     corrected = holm([row.p_value for row in table])
@@ -142,23 +135,31 @@ def _cases(results: Sequence[Result]) -> tuple[list[Result], bool]:
     return [_by_volume(result) if of_volumes else result for result in named], of_volumes
 
 
+def _by_row(cases: Sequence[Result]) -> dict[Key, dict[int, Result]]:
+    """The results by row of the table and by seed."""
+    rows: dict[Key, dict[int, Result]] = {}
+    for result in cases:
+        existing = rows.setdefault(result.key, {}).setdefault(result.seed, result)
+        if existing is not result:
+            raise UserError(
+                f"{existing.run} and {result.run} both hold {result.method} with {result.model}, label fraction "
+                f"{result.label_fraction:g}, seed {result.seed}; expected one run per seed: compare them one at a time"
+            )
+    return rows
+
+
 def label_curve(results: Sequence[Result], baseline: str) -> tuple[list[CurvePoint], list[LabelsSaved]]:
     """Points of the label-efficiency curve, and the labels that each method saves; empty with one label fraction."""
     cases, _ = _cases(results)
     if len({result.label_fraction for result in cases}) < 2:
         return [], []
-    base = _resolve(baseline, [result.method for result in cases])
-    rows: dict[Key, dict[int, Result]] = {}
-    for result in cases:
-        rows.setdefault(result.key, {})[result.seed] = result
+    base, rows = _resolve(baseline, [result.method for result in cases]), _by_row(cases)
     points = [_point(list(by_seed.values())) for by_seed in rows.values()]
-    saved = [
-        _saved(
-            by_seed, {fraction: row for (model, fraction, name), row in rows.items() if (model, name) == (key[0], base)}
-        )
-        for key, by_seed in rows.items()
-        if key[2] not in (base, ORACLE, ROUND_0, SUPERVISED)
-    ]
+    saved = []
+    for (model, _, method), by_seed in rows.items():
+        if method not in (base, ORACLE, ROUND_0, SUPERVISED):
+            curve = {key[1]: row for key, row in rows.items() if (key[0], key[2]) == (model, base)}
+            saved.append(_saved(by_seed, curve))
     return points, [saving for saving in saved if saving]
 
 
@@ -219,8 +220,7 @@ def _by_volume(result: Result) -> Result:
 
 def _resolve(baseline: str, methods: Sequence[str]) -> str:
     """Full name of the baseline: for runs of kmine.loop, `supervised` is that at equal steps, if it was trained."""
-    candidates = [baseline, *([EQUAL_STEPS, ROUND_0] if baseline == SUPERVISED else [])]
-    for name in candidates:
+    for name in (baseline, *((EQUAL_STEPS, ROUND_0) if baseline == SUPERVISED else ())):
         if name in methods:
             return name
     raise unknown_name("baseline", baseline, set(methods))
@@ -231,31 +231,27 @@ def _row(
 ) -> ComparisonRow:
     """One row from the results of a method and of the baseline, by seed."""
     results = list(by_seed.values())
-    dice = [result.chosen.dice for result in results]
-    first = results[0]
+    dice, first = [result.chosen.dice for result in results], results[0]
+    metrics = {
+        name: nanmean([getattr(r.chosen, name) for r in results]) for name in ("dice", "iou", "hd95", "num_missed")
+    }
+    costs = {cost.name: nanmean([getattr(r.cost, cost.name) for r in results]) for cost in fields(Cost)}
     row = ComparisonRow(
         method=_label(first),
         model=first.model,
         label_fraction=first.label_fraction,
         num_labeled=first.num_labeled,
         seeds=tuple(sorted(by_seed)),
-        dice=nanmean(dice),
         dice_sd=float(np.std(dice, ddof=1)) if len(dice) > 1 else NAN,
         dice_final=nanmean([result.final.dice for result in results]),
-        iou=nanmean([result.chosen.iou for result in results]),
-        hd95=nanmean([result.chosen.hd95 for result in results]),
-        num_missed=nanmean([float(result.chosen.num_missed) for result in results]),
         is_baseline=is_baseline,
-        seconds=nanmean([result.cost.seconds for result in results]),
-        peak_memory_mb=nanmean([result.cost.peak_memory_mb for result in results]),
-        num_parameters=nanmean([result.cost.num_parameters for result in results]),
+        **metrics,
+        **costs,
     )
-    seeds = [] if is_baseline or baseline_by_seed is None else sorted(by_seed.keys() & baseline_by_seed.keys())
-    return (
-        _with_difference(row, [baseline_by_seed[s] for s in seeds], [by_seed[s] for s in seeds])
-        if baseline_by_seed and seeds
-        else row
-    )
+    if is_baseline or not baseline_by_seed or not by_seed.keys() & baseline_by_seed.keys():
+        return row
+    seeds = sorted(by_seed.keys() & baseline_by_seed.keys())
+    return _with_difference(row, [baseline_by_seed[s] for s in seeds], [by_seed[s] for s in seeds])
 
 
 def _with_difference(row: ComparisonRow, before: Sequence[Result], after: Sequence[Result]) -> ComparisonRow:
@@ -307,9 +303,7 @@ def _notes(
         "this table.",
     ]
     if of_volumes:
-        notes.append(
-            "Dice, IoU and missed from the pixels of all slices of a volume; HD95 is the mean over its slices."
-        )
+        notes += ["Dice, IoU and missed from the pixels of all slices of a volume; HD95 is the mean over its slices."]
     if grouped:
         notes.append(f"The {num_cases} {unit}s form {len(units)} groups; a group is one unit of interval and test.")
     if len(units) == 1:

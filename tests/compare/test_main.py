@@ -11,7 +11,6 @@ import pytest
 from helpers.loop_command import OPEN_GATE, SMALL, run_loop
 
 from kmine.compare import __main__ as compare
-from kmine.compare.evaluation import _can_be_pooled
 from kmine.config.sweep import MINING
 from kmine.types import EQUAL_STEPS, ROUND_0
 
@@ -210,5 +209,3 @@ def test_figures_written_before_counts_were_kept_are_read(two_runs, tmp_path, ca
     capsys.readouterr()
     assert compare.main([str(old)]) == 0
     assert len(opened(str(old))) == len(opened(two_runs[0])), "read, not computed anew"
-    slices = {a: {w: {"cases": [{"sample_id": "v/slice-0001"}]} for w in ("chosen", "final")} for a in saved["arms"]}
-    assert not _can_be_pooled(slices), "a volume needs them"
