@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from kmine.errors import UserError
 from kmine.io.errors import FREE_SPACE, FULL
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 Config = TypeVar("Config")
 
@@ -55,8 +54,6 @@ def load_config(config_class: type[Config], path: Path, flags: Sequence[str] = (
 
 
 def _parsed(parser: ArgumentParser, config_class: type[Config], argv: Sequence[str], positional: str = "") -> Config:
-    from jsonargparse import ArgumentError
-
     parser.add_argument("--config", action="config", help="YAML file of settings; flags after it win.")
     kinds = _kinds(config_class)
     names, switches = set(kinds), {f"--{name}" for name, kind in kinds.items() if kind is bool}
@@ -76,8 +73,6 @@ def override(config_class: type[Config], values: Mapping[str, Any], changes: Map
     Raises:
         UserError: an unknown name or an unfit value; the message begins with `where`.
     """
-    from jsonargparse import ArgumentError
-
     parser, names = _parser(config_class, set()), set(_kinds(config_class))
     unknown = [name for name in changes if name not in names]
     if unknown:
@@ -90,8 +85,6 @@ def override(config_class: type[Config], values: Mapping[str, Any], changes: Map
 
 
 def _parser(config_class: type[Any], skip: set[str], **options: Any) -> ArgumentParser:
-    from jsonargparse import ArgumentParser, set_parsing_settings
-
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     _resolve_annotations(config_class)
     parser = ArgumentParser(exit_on_error=False, default_meta=False, allow_abbrev=False, **options)
@@ -124,17 +117,14 @@ def _joined_lists(argv: Sequence[str], lists: Mapping[str, Any]) -> list[str]:
     """Turn `--seeds 0 1 2` into `--seeds=[0, 1, 2]`; values of a repeated flag are joined."""
     values_by_name: dict[str, list[str]] = {}
     out: list[str] = []
-    taking: list[str] | None = None
+    taking = out
     for word in argv:
         name, equals, value = word.removeprefix("--").partition("=")
+        is_list = word.startswith("--") and name in lists
         if word.startswith("--"):
-            taking = values_by_name.setdefault(name, []) if name in lists else None
-            if taking is None:
-                out.append(word)
-            elif equals:
-                taking.append(value)
-        else:
-            (out if taking is None else taking).append(word)
+            taking = values_by_name.setdefault(name, []) if is_list else out
+        if equals or not is_list:
+            taking.append(value if is_list else word)
     for name, words in values_by_name.items():
         written = words[0] if len(words) == 1 and words[0].startswith("[") else json.dumps(words)
         out.append(f"--{name}={written if get_args(lists[name]) == (str,) else written.replace(chr(34), '')}")

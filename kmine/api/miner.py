@@ -19,6 +19,7 @@ from kmine.api.predictor import Predictor
 from kmine.api.run import PseudoMasks, Run
 from kmine.config import DataConfig, LoopConfig
 from kmine.errors import UserError
+from kmine.predict.run_model import load_model, open_run_model
 from kmine.segmenters import SEGMENTERS, Segmenter, register_segmenter
 from kmine.types import ProgressReporter, RoundResult
 
@@ -117,8 +118,6 @@ class KnowledgeMiner:
     @property
     def model_(self) -> LocalModel:
         """The local model of the adopted round, in evaluation mode on the CPU."""
-        from kmine.predict.run_model import load_model, open_run_model
-
         return load_model(open_run_model(self._fitted_root(), None, "best"))
 
     @cached_property

@@ -83,10 +83,8 @@ class SweepConfig(LoopConfig):
         for assignment in self.set:
             key, equals, value = assignment.partition("=")
             name, _, setting = key.partition(".")
-            if not (equals and setting):
-                raise UserError(
-                    f"set: expected NAME.SETTING=VALUE, as in mining.gate.target_dice=0.9, got {assignment!r}"
-                )
+            expected = "NAME.SETTING=VALUE, as in mining.gate.target_dice=0.9"
+            require(bool(equals and setting), "set", expected, assignment)
             if name not in (*METHODS.names(), *self.models):
                 raise unknown_name("set", name, (*METHODS.names(), *self.models))
             if setting in VARIED or setting.startswith("data."):

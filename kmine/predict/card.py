@@ -32,6 +32,7 @@ def model_card(run_model: RunModel) -> str:
     run, cfg, metadata = run_model.run, run_model.cfg, run_model.metadata
     splits = RunFolder(run_model.root, follows=True).read_csv("splits.csv") or []
     counts = [(name, n) for name in SPLIT_NAMES if (n := sum(row["split"] == name for row in splits))]
+    estimates = local_quality_summary(metadata.local_quality) if metadata.local_quality else metadata.no_estimate
     model = cfg.model.split()[0]
     weights_source = {None: "random weights", "none": "random weights", "hub": "ImageNet weights"}
     return render_card(
@@ -44,9 +45,7 @@ def model_card(run_model: RunModel) -> str:
             seed=cfg.seed,
             figures=list(_figures(run_model, {row["sample_id"]: row["group_id"] for row in splits})),
             guarantee=_guarantee(run_model.root).rstrip("."),
-            estimates=_capitalised(
-                local_quality_summary(metadata.local_quality) if metadata.local_quality else metadata.no_estimate
-            ),
+            estimates=_capitalised(estimates),
             signatures=_signatures(run, metadata.signature),
             versions=[("kmine", __version__), *((k, v) for k, v in run.get("versions", {}).items() if k != "kmine")],
         )

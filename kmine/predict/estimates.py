@@ -96,13 +96,5 @@ def object_rows(
     objects: Sequence[tuple[int | str, ObjectEstimate]], class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Rows of objects.csv without the column `file`, from pairs of slice number and object."""
-    return [
-        {
-            "slice": number,
-            "class": class_names[obj.class_id],
-            "px": obj.area,
-            **dict(zip(("x0", "y0", "x1", "y1"), obj.box, strict=True)),
-            "estimated_dice": round(obj.estimate, 4),
-        }
-        for number, obj in objects
-    ]
+    rows = ((number, class_names[obj.class_id], obj.area, *obj.box, round(obj.estimate, 4)) for number, obj in objects)
+    return [dict(zip(OBJECT_COLUMNS[1:], row, strict=True)) for row in rows]

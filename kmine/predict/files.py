@@ -96,9 +96,8 @@ def predict_files(
     signatures = {item.name: sign(VERSION, *settings, file_stamps(item)) for item in inputs.readable}
     with closing(OutputLog(out)) as output_log:
         output_log.claim(name for item in inputs.readable for name in job.names(item).values())
-        rows = {
-            item.name: row for item in inputs.readable if (row := output_log.done(item.name, signatures[item.name]))
-        }
+        done = {name: output_log.done(name, signature) for name, signature in signatures.items()}
+        rows = {name: row for name, row in done.items() if row}
         progress.log(
             f"{len(inputs.readable)} images and volumes, {len(rows)} of them done before; model {metadata.name}, round "
             f"{metadata.round_idx}, trained with segmenter {metadata.segmenter}"

