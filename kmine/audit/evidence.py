@@ -119,11 +119,10 @@ def rank_all_masks(
 def load_reference_models(
     task: Task, rounds: Sequence[MinedRound], audited_ids: Sequence[str], *, train_folds: bool
 ) -> ReferenceModels:
-    """Load the models not trained on at least one audited mask, and their confidence thresholds.
+    """Load the models not trained on at least one audited mask, and their confidence thresholds on validation images.
 
     Fold models come first: each is trained on given masks without one fold, and has prompted no segmenter. Missing ones
-    are trained now if `train_folds`, or their training is resumed. Thresholds are measured on validation images, which
-    no model was trained on.
+    are trained now if `train_folds`, or their training is resumed.
     """
     loaded = [*_fold_models(task, train_folds=train_folds), *_round_models(task, rounds, audited_ids)]
     references, models = [reference for reference, _ in loaded], [model for _, model in loaded]
@@ -161,9 +160,7 @@ def _round_models(
 
 def _load(task: Task, *, number: int, method_dir: str = "") -> LocalModel | None:
     weights = task.run.load_tensors(task.run.round_dir(number, method_dir) / "model.safetensors", None)
-    if weights is None:
-        return None
-    return load_checkpoint(task.cfg.model, task.num_classes, weights[0]).to(task.fabric.device)
+    return weights and load_checkpoint(task.cfg.model, task.num_classes, weights[0]).to(task.fabric.device)
 
 
 def mean_probabilities(
@@ -249,9 +246,7 @@ def rank_masks(reports: Sequence[MaskReport], other_shapes: Sequence[tuple[float
 def _edge(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float:
     """Minus the log of the mean edge strength of the image along the outline; NaN without an outline."""
     at = mask_alignment.outline(mask)
-    if not len(at):
-        return math.nan
-    return -math.log(max(float(mask_alignment.edges(image).ravel()[at].mean()), 1e-3))
+    return -math.log(max(float(mask_alignment.edges(image).ravel()[at].mean()), 1e-3)) if len(at) else math.nan
 
 
 def class_masks(mask: NDArray[np.integer]) -> Iterator[tuple[int, NDArray[np.bool_]]]:

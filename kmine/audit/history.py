@@ -43,6 +43,8 @@ PAGE_COLUMNS = (
 """Columns shown on the page."""
 REPORTED_SCORES = ("predicted_iou", "stability_score", "agreement_iou", "jitter_dice", "tta_std", "estimated_dice")
 """Scores in a line of the history."""
+SHARED_FIELDS = ("sample_id", "kind", "rank", "suspicion", "explanations", "height", "width")
+"""Fields that an item of the page has from the report on its mask."""
 Truth = Mapping[str, float]
 """Dice with the withheld mask by sample id."""
 
@@ -55,6 +57,7 @@ class MaskHistory:
         self._class_names = audited.source.class_names
         self._segmenter = str(audited.info.get("segmenter", "the segmenter"))
         store, prompting_rounds = audited.store, {mined.prompting_round for mined in audited.rounds}
+        self._rounds_so_far = [mined for mined in audited.rounds if mined.round_idx <= self._round.round_idx]
         # By round: signature of the training, and SHA-256 of the weights file.
         self._models = {n: store.weights_signature(store.round_dir(n) / "model.safetensors") for n in prompting_rounds}
 
@@ -80,7 +83,7 @@ class MaskHistory:
 
     def _mined_values(self, sample_id: str) -> dict[str, Any]:
         mined, kept = self._round, self._round.kept_objects(sample_id)
-        training_rounds = [p for p in self._rounds_so_far() if p.has_pseudo_mask(sample_id)]
+        training_rounds = [p for p in self._rounds_so_far if p.has_pseudo_mask(sample_id)]
         signature, sha256 = self._models[mined.prompting_round]
         scores = [row.to_arrow() for row in kept]
         return {
@@ -89,7 +92,7 @@ class MaskHistory:
             "rounds_taught": " ".join(str(p.round_idx) for p in training_rounds),
             "num_objects": len(mined.objects(sample_id)),
             "num_kept": len(kept),
-            "reason": " ".join(dict.fromkeys(row.reason for row in kept)) or mined.first_reason(sample_id),
+            "reason": " ".join(dict.fromkeys(row.reason for row in kept)) or mined.decisions[sample_id][0].reason,
             "source": " ".join(dict.fromkeys(str(row.source) for row in kept)),
             **{name: metrics.nanmean([row[name] for row in scores]) for name in SCORES},
             "dice_with_round_before": self._dice_with_previous(sample_id, mined),
@@ -100,9 +103,6 @@ class MaskHistory:
             "segmenter": self._segmenter,
             "segmenter_sha256": str(self._audited.info.get("segmenter_sha256", "")),
         }
-
-    def _rounds_so_far(self) -> list[MinedRound]:
-        return [p for p in self._audited.rounds if p.round_idx <= self._round.round_idx]
 
     def _dice_with_previous(self, sample_id: str, mined: MinedRound) -> float:
         """Dice of a pseudo mask with that of the previous round; NaN without either."""
@@ -117,7 +117,7 @@ class MaskHistory:
         """One line per round for a pseudo mask; the models compared with for a given mask."""
         if report.kind != "pseudo":
             return (f"given; compared with: {', '.join(report.model_names) or 'no model, all were trained on it'}",)
-        return tuple(self._line(p, report.sample_id) for p in self._rounds_so_far() if report.sample_id in p.decisions)
+        return tuple(self._line(p, report.sample_id) for p in self._rounds_so_far if report.sample_id in p.decisions)
 
     def _line(self, mined: MinedRound, sample_id: str) -> str:
         signature, sha256 = self._models[mined.prompting_round]
@@ -125,7 +125,7 @@ class MaskHistory:
         parts = [
             f"round {mined.round_idx}: {num_prompts} prompted object(s) by the model of round {mined.prompting_round} "
             f"({signature[:8]}, weights {sha256[:8]}), segmenter {self._segmenter}",
-            *([self._object_text(row) for row in rows] or [mined.first_reason(sample_id)]),
+            *([self._object_text(row) for row in rows] or [mined.decisions[sample_id][0].reason]),
             "used in training" if mined.has_pseudo_mask(sample_id) else "not used in training",
         ]
         dice = self._dice_with_previous(sample_id, mined)
@@ -151,14 +151,8 @@ class MaskHistory:
             facts = self.row(report, truth)
             prompts = self._round.prompts.get(report.sample_id, []) if report.kind == "pseudo" else []
             yield AuditItem(
-                sample_id=report.sample_id,
-                kind=report.kind,
-                rank=report.rank,
-                suspicion=report.suspicion,
-                explanations=report.explanations,
+                **{name: getattr(report, name) for name in SHARED_FIELDS},
                 picture=picture,
-                height=report.height,
-                width=report.width,
                 layers=tuple(self._layers(report, withheld)),
                 prompts=tuple(row.to_prompts() for row in prompts),
                 facts={name: facts[name] for name in PAGE_COLUMNS},

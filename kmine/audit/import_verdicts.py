@@ -40,9 +40,7 @@ def import_verdicts(
             f"{origin}: expected verdicts on masks of {audited.store.root}, got those of another run "
             f"({incoming.run or 'unnamed'}); import them into that run"
         )
-    masks = dict(previous.corrected)
-    if corrected is not None:
-        masks |= _store_corrected(audited, corrected, log)
+    masks = {**previous.corrected, **(_store_corrected(audited, corrected, log) if corrected is not None else {})}
     latest = {verdict.sample_id: verdict for verdict in (*previous.all, *current)}
     merged = tuple(latest[sample_id] for sample_id in sorted(latest))
     accepted = _store_accepted(audited, previous, current)
@@ -102,8 +100,7 @@ def _split_stale(audited: AuditedRun, incoming: Verdicts) -> tuple[list[Verdict]
     def is_current(verdict: Verdict) -> bool:
         if verdict.kind == "pseudo" and verdict.sample_id not in pseudo_labeled:
             return False
-        mask = audited.read(verdict.kind)(verdict.sample_id)
-        return verdict.mask_signature in ("", mask_signature(mask))
+        return verdict.mask_signature in ("", mask_signature(audited.read(verdict.kind)(verdict.sample_id)))
 
     current = [verdict for verdict in incoming.all if is_current(verdict)]
     return current, [verdict.sample_id for verdict in incoming.all if verdict not in current]

@@ -60,8 +60,7 @@ class ReferenceModel(NamedTuple):
 def held_out_models(models: Sequence[ReferenceModel], sample_id: str, round_idx: int) -> list[int]:
     """Indices of the models to compare with the mask of a sample mined in round `round_idx` (0: a given mask).
 
-    Models trained on the mask are excluded. Models that prompted the segmenter for it are used only if there is no
-    other.
+    None is trained on the mask; models that prompted the segmenter for it are used only if there is no other.
     """
     held_out = [n for n, model in enumerate(models) if sample_id not in model.trained_on]
     return [n for n in held_out if round_idx not in models[n].prompted_rounds] or held_out
@@ -94,11 +93,9 @@ def shape_features(mask: NDArray[np.uint8]) -> tuple[float, ...]:
     area = int(inside.sum())
     if not area:
         return (math.nan,) * len(SHAPE_FEATURES)
-    rows, cols = np.nonzero(inside)
-    height, width = mask.shape
+    (rows, cols), (height, width) = np.nonzero(inside), mask.shape
     spread = np.linalg.eigvalsh(np.cov(np.stack([rows, cols]).astype(float), bias=True) + np.eye(2) / 12)
-    grid = inside.astype(np.uint8)
-    contours, _ = cv2.findContours(grid, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     outline = sum(cv2.arcLength(contour, True) for contour in contours) + 4
     return (
         math.log(area / mask.size),
@@ -158,9 +155,7 @@ def label_issue_scores(
     A score is the weighted mean of the ranks, or 1 if the image-level label is contradicted. Signals that are NaN for
     all masks are left out.
     """
-    by_name = {
-        name: np.array([mask_signals.get(name, math.nan) for mask_signals in signals], float) for name in weights
-    }
+    by_name = {name: np.array([own.get(name, math.nan) for own in signals], float) for name in weights}
     available = {name: values for name, values in by_name.items() if len(values) and not np.isnan(values).all()}
     signal_ranks = {name: ranks(values) for name, values in available.items()}
     total = sum(weights[name] for name in signal_ranks)
@@ -183,11 +178,9 @@ def explanations(
 ) -> tuple[str, ...]:
     """Reasons why a mask is suspicious, as text, the most important first; `signal_ranks`: rank by signal name."""
     texts = ["contradicts the image-level label"] if contradicted else []
-    prominent = [
-        name for name, rank in signal_ranks.items() if rank >= MIN_NAMED_RANK and not math.isnan(signals[name])
-    ]
-    prominent.sort(key=lambda name: -weights[name] * (signal_ranks[name] - 0.5))
-    texts += [_explanation(name, signals[name], conflict) for name in prominent]
+    high = [name for name, rank in signal_ranks.items() if rank >= MIN_NAMED_RANK and not math.isnan(signals[name])]
+    high.sort(key=lambda name: -weights[name] * (signal_ranks[name] - 0.5))
+    texts += [_explanation(name, signals[name], conflict) for name in high]
     return tuple(filter(None, dict.fromkeys(texts)))
 
 

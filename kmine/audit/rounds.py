@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,6 @@ class MinedRound:
     def kept_objects(self, sample_id: str) -> list[DecisionRow]:
         """Decisions on the kept objects of an image."""
         return [row for row in self.objects(sample_id) if row.kept]
-
-    def first_reason(self, sample_id: str) -> str:
-        """Reason of the first decision on an image."""
-        return self.decisions[sample_id][0].reason
 
     def has_pseudo_mask(self, sample_id: str) -> bool:
         """Whether the image was trained on with a pseudo mask in this round."""
@@ -114,8 +110,7 @@ def open_audit(
         UserError: no finished run, no such round, missing pseudo masks, data that cannot be opened.
     """
     cfg = open_finished_run(root, device=device, data_root=data_root).cfg
-    store = RunFolder(root)
-    try:
+    with closing(RunFolder(root)) as store:
         rounds = load_rounds(store)
         audited_round = select_round(rounds, round_idx, root)
         _require_masks(store, audited_round)
@@ -128,8 +123,6 @@ def open_audit(
                 "restore splits.csv, or run kmine.loop again"
             )
         yield AuditedRun(store, store.run(), source, task, rounds, audited_round)
-    finally:
-        store.close()
 
 
 def load_rounds(store: RunFolder) -> list[MinedRound]:

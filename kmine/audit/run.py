@@ -123,10 +123,8 @@ def write_audit(
 def _explanations_chart(pseudo: Sequence[MaskReport]) -> str:
     """How often each signal is prominent in the most suspicious fifth."""
     top = max(len(pseudo) // 5, 1)
-    counts: Counter[str] = Counter()
-    for name in WEIGHTS:
-        signal_ranks = ranks([report.signals.get(name, float("nan")) for report in pseudo])
-        counts[name] = int((signal_ranks[:top] >= MIN_NAMED_RANK).sum())
+    signals = {name: ranks([report.signals.get(name, float("nan")) for report in pseudo]) for name in WEIGHTS}
+    counts = Counter({name: int((values[:top] >= MIN_NAMED_RANK).sum()) for name, values in signals.items()})
     return explanations_chart(counts.most_common())
 
 

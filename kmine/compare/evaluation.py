@@ -137,6 +137,6 @@ def _seconds(run: RunFolder, method: str, method_dir: str) -> float:
 
 def _number(text: str | None) -> float:
     try:
-        return float(text) if text else NAN
+        return float(text or NAN)
     except ValueError:
         return NAN

@@ -124,10 +124,7 @@ def _differing_data(reference: ComparedRun, other: ComparedRun) -> str:
 
 
 def _differing_setting(reference: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """First differing setting as text; settings of a model count only if both runs have that model.
-
-    Settings that an older run does not have are skipped.
-    """
+    """First differing setting of both as text; settings of a model count only if both runs have that model."""
     other_model = reference.get("model.name") != other.get("model.name")
     for name in sorted(reference.keys() & other.keys() - MAY_DIFFER):
         own = name.startswith(("model.", "classifier.")) and other_model

@@ -149,15 +149,10 @@ def _line(cells: Iterator[str]) -> str:
 
 
 _LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "≤": r"$\leq$",
-    DASH: "--",
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "≤": r"$\leq$", DASH: "--",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-}
+}  # fmt: skip
 
 
 def escape_latex(text: str) -> str:

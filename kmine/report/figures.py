@@ -31,22 +31,12 @@ _STAGE_COLOURS = (
     "#2f80c9", "#d97b1f", "#2f9e6e", "#8b5fbf", "#c8443f", "#f0b93a", "#5c6773", "#e58aa7", "#7fb6e6", "#8a5a3c",
 )  # fmt: skip
 _STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _GRID,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
+    "svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.size": 10,
+    "axes.titlesize": 10, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.edgecolor": _GRID, "axes.axisbelow": True, "grid.color": _GRID, "grid.linewidth": 0.6,
+    "legend.frameon": False, "legend.fontsize": 9,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), _INK),
-}
+}  # fmt: skip
 
 
 def dice_chart(rows: Sequence[RoundRow], segmenter: str) -> str:

@@ -53,10 +53,7 @@ def render_html(report: Report) -> str:
 
 
 def headline(report: Report) -> str:
-    """One sentence on the validation result of mining and of the baseline, each by its last adopted round.
-
-    Both are trained for the optimizer steps of every round.
-    """
+    """One sentence on the validation result of mining and of the baseline, each by its last adopted round."""
     if not report.rounds:
         return "No round has finished yet, so there is nothing to compare."
     kept = next((row for row in reversed(report.rounds) if row.adopted), report.rounds[0])
@@ -112,8 +109,8 @@ def _gallery(report: Report) -> list[dict[str, Any]]:
     groups = []
     for category in CATEGORIES:
         items = [item for item in report.gallery if item.category == category]
-        heading, meaning = _HEADINGS[category]
         cards = [{"item": item, "panels": panels(item, report.segmenter)} for item in items]
+        heading, meaning = _HEADINGS[category]
         if cards:
             groups.append({"heading": heading, "meaning": meaning, "cards": cards})
     return groups

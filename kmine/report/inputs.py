@@ -46,11 +46,9 @@ class RoundRow:
     reason: str = "adopted"
     """`adopted`, or `refused: ` with the cause; for mining, not for the baseline."""
     difference: float = float("nan")
-    """Mean difference in Dice to the last adopted round, over the validation images."""
+    """Mean difference in Dice to the last adopted round, over the validation images; its 90 % interval follows."""
     difference_low: float = float("nan")
-    """Lower end of its 90 % interval."""
     difference_high: float = float("nan")
-    """Upper end of it."""
     num_new: int | None = None
     """Images pseudo-labeled for the first time; None in round 0, likewise the next two."""
     num_readmitted: int | None = None
@@ -92,10 +90,10 @@ class GalleryItem:
             raise ValueError(f"category must be one of {CATEGORIES}, got {self.category!r}")
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
             raise ValueError(f"image must be (H, W, 3) uint8, got {self.image.shape} {self.image.dtype}")
+        expected = self.image.shape[:2]
         for name in ("local_mask", "segmenter_mask", "pseudo_mask"):
             mask = getattr(self, name)
-            if mask is not None and (mask.shape != self.image.shape[:2] or mask.dtype != np.uint8):
-                expected = self.image.shape[:2]
+            if mask is not None and (mask.shape != expected or mask.dtype != np.uint8):
                 raise ValueError(f"{name} must be {expected} uint8 like the image, got {mask.shape} {mask.dtype}")
 
 

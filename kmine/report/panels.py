@@ -61,8 +61,7 @@ def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def draw_mask(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The picture (h, w, 3) with the contours of all classes of `mask` (H, W); ignored pixels are hatched grey."""
-    height, width = image.shape[:2]
-    small = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+    small = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     canvas = image.copy()
     _hatch(canvas, small == IGNORE_INDEX)
     for class_id in np.setdiff1d(small, (0, IGNORE_INDEX)):
