@@ -42,15 +42,15 @@ class PhantomSource:
             raise UserError(f"data.num_samples: expected at least 1, got {num_samples}")
         if size < _MIN_SIZE:
             raise UserError(f"data.size: expected at least {_MIN_SIZE} pixels for the phantom, got {size}")
-        self.kind = kind
-        self.num_samples = num_samples
-        self.size = size
+        self.kind, self.num_samples, self.size = kind, num_samples, size
         self.class_names = ("background", _OBJECT[kind])
         self.skipped: tuple[Skipped, ...] = ()
 
     def refs(self) -> tuple[SampleRef, ...]:
         """All samples, sorted by id; each is its own group."""
-        return tuple(self._ref(index) for index in range(self.num_samples))
+        ids = [f"{self.kind}_{index:06d}" for index in range(self.num_samples)]
+        labels = [int(_begin(self.kind, index)[1]) for index in range(self.num_samples)]
+        return tuple(SampleRef(i, group_id=i, image_label=label) for i, label in zip(ids, labels, strict=True))
 
     def image(self, sample_id: str) -> NDArray[np.uint8]:
         """(S, S, 3) uint8 RGB, [0, 255]."""
@@ -67,10 +67,6 @@ class PhantomSource:
 
     def slice_location(self, sample_id: str) -> None:
         """None: no image is a slice of a volume."""
-
-    def _ref(self, index: int) -> SampleRef:
-        sample_id = f"{self.kind}_{index:06d}"
-        return SampleRef(sample_id, group_id=sample_id, image_label=int(_begin(self.kind, index)[1]))
 
     def _index(self, sample_id: str) -> int:
         kind, _, digits = sample_id.rpartition("_")

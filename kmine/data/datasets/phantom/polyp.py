@@ -1,9 +1,4 @@
-"""Phantom endoscopy: polyps on wet, folded mucosa.
-
-The mucosa is a height field lit from the tip of the endoscope. A polyp is a dome with a tint, sometimes a faint one.
-Folds are long ridges, stool is a rough brown dome, blood a tint without a dome, a diverticulum a pit: neither colour
-nor shading alone identifies a polyp.
-"""
+"""Phantom endoscopy: polyps, tinted domes on a folded height field; neither colour nor shading alone identifies one."""
 
 from __future__ import annotations
 
@@ -13,23 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.datasets.phantom.texture import (
-    Blob,
-    Mask,
-    Picture,
-    Plane,
-    bell,
-    blur,
-    log_uniform,
-    mask_of,
-    octave_noise,
-    photograph,
-    pixel_grid,
-    ridges,
-    slopes,
-    smooth_noise,
-    soft_step,
-)
+from kmine.data.datasets.phantom import texture as tx
+from kmine.data.datasets.phantom.texture import Blob, Mask, Picture, Plane
 
 _MUCOSA = np.array([[0.84, 0.50, 0.45], [0.85, 0.48, 0.25], [0.66, 0.27, 0.22], [0.88, 0.68, 0.58], [0.72, 0.50, 0.33]])
 """Rows of RGB, mixed to the colour of the mucosa: pink, orange, deep red, pale, brownish."""
@@ -51,12 +31,8 @@ _LOOKALIKES = (
 
 
 def render_polyp(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], Mask]:
-    """Render one scene with one to three polyps.
-
-    Returns:
-        The image, (S, S, 3) uint8 RGB, and the mask, (S, S) uint8 in {0, 1}.
-    """
-    x, y = pixel_grid(size)
+    """One scene with one to three polyps: (S, S, 3) uint8 RGB, and its mask, (S, S) uint8 in {0, 1}."""
+    x, y = tx.pixel_grid(size)
     frame, inset = _frame(rng, x, y)
     height, lumen = _folds(rng, x, y)
     albedo = _mucosa(rng, size)
@@ -65,12 +41,12 @@ def render_polyp(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8]
     for blob in _polyp_outlines(rng, inset is not None):
         own = blob.depth(x, y)
         _grow(rng, blob, own, height, albedo)
-        lumen *= 1 - 0.8 * soft_step(own, 0.01)
+        lumen *= 1 - 0.8 * tx.soft_step(own, 0.01)
         np.maximum(depth, own, out=depth)
     _residue(rng, albedo, size)
     picture = _light(rng, x, y, height, albedo, lumen)
     _bubbles(rng, picture, x, y)
-    picture = blur(picture, log_uniform(rng, 0.002, 0.007))
+    picture = tx.blur(picture, tx.log_uniform(rng, 0.002, 0.007))
     grade = np.array(rng.uniform(0.9, 1.1, 3), np.float32) * rng.uniform(0.8, 1.15)
     if rng.random() < 0.15:
         picture = picture @ _NARROW_BAND
@@ -79,8 +55,7 @@ def render_polyp(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8]
     picture *= frame[..., None]
     if inset is not None:
         _show_inset(rng, picture, inset)
-    grain = log_uniform(rng, 0.005, 0.02)
-    return photograph(rng, picture, grain, 0.004), mask_of(depth, visible)
+    return tx.photograph(rng, picture, tx.log_uniform(rng, 0.005, 0.02), 0.004), tx.mask_of(depth, visible)
 
 
 def _frame(rng: np.random.Generator, x: Plane, y: Plane) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
@@ -98,7 +73,7 @@ def _frame(rng: np.random.Generator, x: Plane, y: Plane) -> tuple[NDArray[np.boo
 def _show_inset(rng: np.random.Generator, picture: Picture, inset: NDArray[np.bool_]) -> None:
     """Draw the inset, in place: black, or the shape of the endoscope in green."""
     green, level = rng.random() < 0.5, rng.uniform(0.3, 0.8)
-    line = ridges(smooth_noise(rng, picture.shape[0], 6), 4.0)
+    line = tx.ridges(tx.smooth_noise(rng, picture.shape[0], 6), 4.0)
     colour = np.array([0.05, 0.9, 0.25], np.float32) * level
     picture[inset] = (0.15 + 0.85 * line[inset])[:, None] * colour if green else 0.01
 
@@ -108,16 +83,16 @@ def _folds(rng: np.random.Generator, x: Plane, y: Plane) -> tuple[Plane, Plane]:
     size = x.shape[0]
     centre_x, centre_y = rng.uniform(-0.1, 1.1, 2).tolist()
     rings, angle = rng.random() < 0.65, rng.uniform(0, math.pi)
-    squeeze, frequency, sharp = rng.uniform(0.7, 1.4), log_uniform(rng, 1.5, 6.0), rng.uniform(1.5, 4.5)
-    amount, swell = log_uniform(rng, 0.005, 0.03), log_uniform(rng, 0.005, 0.03)
+    squeeze, frequency, sharp = rng.uniform(0.7, 1.4), tx.log_uniform(rng, 1.5, 6.0), rng.uniform(1.5, 4.5)
+    amount, swell = tx.log_uniform(rng, 0.005, 0.03), tx.log_uniform(rng, 0.005, 0.03)
     open_lumen, lumen_radius, lumen_edge = rng.random() < 0.6, rng.uniform(0.06, 0.24), rng.uniform(0.02, 0.08)
-    warp = 0.06 * octave_noise(rng, size, 3, 2)
+    warp = 0.06 * tx.octave_noise(rng, size, 3, 2)
     distance = np.hypot(x - centre_x, (y - centre_y) * squeeze) + warp
     travel = distance if rings else x * math.cos(angle) + y * math.sin(angle) + warp
-    crest = bell(np.sin(math.pi * frequency * travel), 1 / sharp)
-    broken = soft_step(smooth_noise(rng, size, 4) + 0.2, 0.3)
-    height = amount * crest * broken + swell * octave_noise(rng, size, 3, 3, gain=0.35)
-    return height, soft_step(lumen_radius - distance, lumen_edge) * float(open_lumen)
+    crest = tx.bell(np.sin(math.pi * frequency * travel), 1 / sharp)
+    broken = tx.soft_step(tx.smooth_noise(rng, size, 4) + 0.2, 0.3)
+    height = amount * crest * broken + swell * tx.octave_noise(rng, size, 3, 3, gain=0.35)
+    return height, tx.soft_step(lumen_radius - distance, lumen_edge) * float(open_lumen)
 
 
 def _mucosa(rng: np.random.Generator, size: int) -> Picture:
@@ -125,9 +100,9 @@ def _mucosa(rng: np.random.Generator, size: int) -> Picture:
     mixture = rng.dirichlet(np.full(len(_MUCOSA), 0.6))
     colour = (mixture @ _MUCOSA).astype(np.float32)
     blotch, vessel = rng.uniform(0.03, 0.12), rng.uniform(0, 0.5) * (rng.random() < 0.7)
-    lines = ridges(octave_noise(rng, size, int(rng.integers(4, 9)), 3), rng.uniform(4, 8))
-    lines *= soft_step(smooth_noise(rng, size, 3), 0.5)
-    tone = np.exp(blotch * octave_noise(rng, size, 4, 4, gain=0.7))
+    lines = tx.ridges(tx.octave_noise(rng, size, int(rng.integers(4, 9)), 3), rng.uniform(4, 8))
+    lines *= tx.soft_step(tx.smooth_noise(rng, size, 3), 0.5)
+    tone = np.exp(blotch * tx.octave_noise(rng, size, 4, 4, gain=0.7))
     albedo = tone[..., None] * colour
     albedo *= np.exp(-vessel * lines[..., None] * np.array([0.3, 1.0, 0.8], np.float32))
     return albedo
@@ -143,10 +118,10 @@ def _lookalikes(rng: np.random.Generator, height: Plane, albedo: Picture, x: Pla
     for _ in range(int(rng.integers(0, 3))):
         colour, rise, roughness, stretch = _LOOKALIKES[int(rng.integers(len(_LOOKALIKES)))]
         place, alpha = rng.uniform(0.05, 0.95, 2).tolist(), rng.uniform(0.7, 0.95)
-        blob = Blob.draw(rng, *place, log_uniform(rng, 0.06, 0.2), wobble=0.12, max_aspect=stretch)
-        tone = np.exp(rng.uniform(-0.25, 0.25) + roughness * octave_noise(rng, x.shape[0], 12, 3, gain=0.8))
+        blob = Blob.draw(rng, *place, tx.log_uniform(rng, 0.06, 0.2), wobble=0.12, max_aspect=stretch)
+        tone = np.exp(rng.uniform(-0.25, 0.25) + roughness * tx.octave_noise(rng, x.shape[0], 12, 3, gain=0.8))
         depth = blob.depth(x, y)
-        cover = alpha * soft_step(depth, log_uniform(rng, 0.006, 0.02))
+        cover = alpha * tx.soft_step(depth, tx.log_uniform(rng, 0.006, 0.02))
         albedo += cover[..., None] * (tone[..., None] * np.array(colour, np.float32) - albedo)
         inner = np.clip(depth / blob.radius, 0, 1)
         height += rise * blob.radius * (1 - (1 - inner) ** 2)
@@ -160,28 +135,28 @@ def _polyp_outlines(rng: np.random.Generator, with_inset: bool) -> list[Blob]:
     if with_inset and centre_x < 0.42 and centre_y > 0.6:
         centre_x = 1 - centre_x
     wobble = rng.uniform(0.03, 0.13)
-    blobs = [Blob.draw(rng, centre_x, centre_y, log_uniform(rng, 0.12, 0.33), wobble, max_aspect=2.0)]
+    blobs = [Blob.draw(rng, centre_x, centre_y, tx.log_uniform(rng, 0.12, 0.33), wobble, max_aspect=2.0)]
     for _ in range(count - 1):
         place = rng.uniform(0.05, 0.95, 2).tolist()
-        blobs.append(Blob.draw(rng, *place, log_uniform(rng, 0.09, 0.18), wobble, max_aspect=1.8))
+        blobs.append(Blob.draw(rng, *place, tx.log_uniform(rng, 0.09, 0.18), wobble, max_aspect=1.8))
     return blobs
 
 
 def _grow(rng: np.random.Generator, blob: Blob, depth: Plane, height: Plane, albedo: Picture) -> None:
     """Add one polyp: dome, tint, pits and crease, in place."""
     size = depth.shape[0]
-    softness, rise = log_uniform(rng, 0.004, 0.02), log_uniform(rng, 0.4, 1.1)
+    softness, rise = tx.log_uniform(rng, 0.004, 0.02), tx.log_uniform(rng, 0.4, 1.1)
     strength = rng.uniform(0.3, 0.8) if rng.random() < 0.2 else rng.uniform(0.8, 1.6)
     tint, shade = _tint(rng, strength), rng.uniform(0.2, 0.6) * (rng.random() < 0.9)
-    flatness = log_uniform(rng, 1.2, 3.0)
+    flatness = tx.log_uniform(rng, 1.2, 3.0)
     pits, lobes = rng.uniform(0, 0.12), rng.uniform(0, 0.25)
     inner = np.clip(depth / blob.radius, 0, 1)
     dome = 1 - (1 - inner) ** flatness
-    dome *= 1 + lobes * smooth_noise(rng, size, 12) * inner
-    alpha = soft_step(depth, softness)
+    dome *= 1 + lobes * tx.smooth_noise(rng, size, 12) * inner
+    alpha = tx.soft_step(depth, softness)
     height += rise * blob.radius * 0.6 * dome - alpha * (height - float(height.mean())) * 0.5
-    skin = tint + (pits * octave_noise(rng, size, 16, 2))[..., None]
-    crease = -shade * bell(depth + 0.01, 0.02)
+    skin = tint + (pits * tx.octave_noise(rng, size, 16, 2))[..., None]
+    crease = -shade * tx.bell(depth + 0.01, 0.02)
     albedo *= np.exp(alpha[..., None] * skin + crease[..., None])
 
 
@@ -189,9 +164,9 @@ def _residue(rng: np.random.Generator, albedo: Picture, size: int) -> None:
     """Patches of stool and mucus over everything, in one image of five, in place."""
     present, rarity, strength = rng.random() < 0.2, rng.uniform(1.2, 2.2), rng.uniform(0.3, 0.9)
     colour = np.array([0.62, 0.5, 0.16], np.float32) * rng.uniform(0.5, 1.3)
-    patches = octave_noise(rng, size, 5, 4, gain=0.6)
+    patches = tx.octave_noise(rng, size, 5, 4, gain=0.6)
     if present:
-        alpha = (strength * soft_step(patches - rarity, 0.15))[..., None]
+        alpha = (strength * tx.soft_step(patches - rarity, 0.15))[..., None]
         albedo += alpha * (colour - albedo)
 
 
@@ -200,9 +175,9 @@ def _light(rng: np.random.Generator, x: Plane, y: Plane, height: Plane, albedo: 
     lamp_x, lamp_y, lamp_z = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), rng.uniform(0.35, 1.0)
     ambient, falloff, gloss = rng.uniform(0.25, 0.5), rng.uniform(0.3, 1.3), rng.uniform(0.1, 0.6)
     power, wetness, vignette = rng.uniform(25, 90), rng.uniform(-0.8, 0.8), rng.uniform(0, 1.2)
-    exposure, smoothness = log_uniform(rng, 0.9, 1.6), rng.uniform(0.003, 0.01)
-    wet = soft_step(octave_noise(rng, x.shape[0], 8, 3, gain=0.8) + wetness, 0.3)
-    slope_x, slope_y = slopes(blur(height, smoothness))
+    exposure, smoothness = tx.log_uniform(rng, 0.9, 1.6), rng.uniform(0.003, 0.01)
+    wet = tx.soft_step(tx.octave_noise(rng, x.shape[0], 8, 3, gain=0.8) + wetness, 0.3)
+    slope_x, slope_y = tx.slopes(tx.blur(height, smoothness))
     to_x, to_y = lamp_x - x, lamp_y - y
     near = 1 / np.sqrt(to_x**2 + to_y**2 + lamp_z**2)
     upright = 1 / np.sqrt(slope_x**2 + slope_y**2 + 1)
@@ -221,7 +196,7 @@ def _bubbles(rng: np.random.Generator, picture: Picture, x: Plane, y: Plane) -> 
     centre = rng.uniform(0.1, 0.9, 2)
     for _ in range(count):
         bubble_x, bubble_y = (centre + rng.normal(0, 0.12, 2)).tolist()
-        radius = log_uniform(rng, 0.012, 0.05)
+        radius = tx.log_uniform(rng, 0.012, 0.05)
         distance = np.hypot(x - bubble_x, y - bubble_y)
         glint = np.hypot(x - bubble_x + 0.4 * radius, y - bubble_y + 0.4 * radius)
-        picture += (strength * bell(distance - radius, 0.005) + 0.5 * bell(glint, 0.006))[..., None]
+        picture += (strength * tx.bell(distance - radius, 0.005) + 0.5 * tx.bell(glint, 0.006))[..., None]

@@ -1,8 +1,6 @@
-"""Building blocks of the phantoms: noise, outlines, soft layers, the camera.
+"""Building blocks of the phantoms: noise, outlines, soft layers, the camera, in coordinates relative to the image.
 
-Coordinates are relative to the image. All draws except the sensor noise are independent of the pixel size, so a scene
-looks the same at every size S. Functions that take a `numpy.random.Generator` draw a fixed number of values from it,
-independent of S.
+All draws except the sensor noise are independent of the size S in pixels: a scene looks the same at every size.
 """
 
 from __future__ import annotations
@@ -68,6 +66,11 @@ def paint(plane: Plane, value: Plane | float, alpha: Plane) -> None:
     plane += alpha * (value - plane)
 
 
+def fill(plane: Plane, value: Plane | float, depth: Plane, softness: float) -> None:
+    """Blend `value` over the plane where `depth` is positive, in place, with an edge `softness` wide."""
+    paint(plane, value, soft_step(depth, softness))
+
+
 def mask_of(depth: Plane, visible: NDArray[np.bool_] | None = None) -> Mask:
     """Pixels of positive depth that are visible; at least the deepest visible pixel, at any resolution."""
     if visible is not None:
@@ -95,8 +98,7 @@ class Blob:
         cls, rng: np.random.Generator, x: float, y: float, radius: float, wobble: float = 0.1, max_aspect: float = 1.6
     ) -> Blob:
         """Draw an outline at a given place; `wobble` is the approximate relative deviation of the radius."""
-        aspect = log_uniform(rng, 1.0, max_aspect)
-        angle = rng.uniform(0, math.pi)
+        aspect, angle = log_uniform(rng, 1.0, max_aspect), rng.uniform(0, math.pi)
         waves = tuple((k, wobble * rng.uniform(0.4, 1.0) * 1.6 / k, rng.uniform(0, 2 * math.pi)) for k in (2, 3, 4, 5))
         return cls(x, y, radius, aspect, angle, waves)
 
@@ -122,11 +124,8 @@ class Blob:
 
 def slopes(height: Plane) -> tuple[Plane, Plane]:
     """Gradient of a height field along x and y, in height per image width."""
-    scale = height.shape[0] / 8.0  # a Sobel kernel sums to 8 per pixel
-    return (
-        cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=scale, borderType=cv2.BORDER_REPLICATE),
-        cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=scale, borderType=cv2.BORDER_REPLICATE),
-    )
+    options = {"scale": height.shape[0] / 8.0, "borderType": cv2.BORDER_REPLICATE}  # a Sobel kernel sums to 8 per pixel
+    return cv2.Sobel(height, cv2.CV_32F, 1, 0, **options), cv2.Sobel(height, cv2.CV_32F, 0, 1, **options)
 
 
 def blur(picture: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
@@ -137,18 +136,15 @@ def blur(picture: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
 
 def photograph(rng: np.random.Generator, picture: Picture | Plane, grain: float, clump: float) -> NDArray[np.uint8]:
-    """Add sensor noise, clip to 8 bits and, for half of the images, compress as JPEG.
+    """Add sensor noise, clip to (S, S, 3) uint8 RGB and, for half of the images, compress as JPEG.
 
     Called last, as only these draws depend on S.
 
     Args:
         rng: generator of the scene.
-        picture: (S, S, 3), or (S, S) for grey; 1.0 is white.
+        picture: (S, S, 3), or (S, S) for grey.
         grain: standard deviation of the noise; 1.0 is white.
         clump: size of a grain as a share of the image width; 0 for one grain per pixel.
-
-    Returns:
-        (S, S, 3) uint8 RGB.
     """
     quality = int(rng.integers(35, 95)) if rng.random() < 0.5 else None
     noise = rng.standard_normal(picture.shape, dtype=np.float32)
