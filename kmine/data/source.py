@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.errors import SampleError, UserError
-from kmine.types import SampleRef, Skipped
+from kmine.types import SLICE_ID, SampleRef, Skipped
 
 BLOCK_BYTES = 2**20
 """Bytes read at once."""
@@ -22,6 +23,8 @@ MAX_TABLE = 2**26
 """Bytes of a CSV file. Tables are read line by line, but a file without line ends is a single line."""
 OnError = Literal["stop", "skip"]
 SKIP_HINT = "pass --data.on_error skip to list and leave out such files"
+is_file, is_folder = os.path.isfile, os.path.isdir
+"""False also for names that no file system accepts, for which the methods of `Path` may raise."""
 
 
 class SliceLocation(NamedTuple):
@@ -37,10 +40,8 @@ class SliceLocation(NamedTuple):
 class Source(Protocol):
     """A data set: an index built without reading a pixel, and readers for one sample at a time.
 
-    Files are not required. A source of arrays in memory returns them from `image` and `mask`, hashes their content in
-    `fingerprint` and returns None from `slice_location`. Its decoded images are cached on disk like any other's.
-
-    Readers are called from several threads and, after pickling, from other processes.
+    Files are not required: a source may return arrays in memory, which are cached on disk like decoded images. Readers
+    are called from several threads and, after pickling, from other processes.
     """
 
     @property
@@ -65,13 +66,30 @@ class Source(Protocol):
         """(H, W) class ids, size of the image. Raises `SampleError` for a damaged, unsuitable or missing file."""
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) that changes with the settings and the data.
-
-        For files: names, sizes and modification times. Without files: content of images and masks.
-        """
+        """SHA-256 (hex) of settings and names, sizes and times of files; without files, of images and masks."""
 
     def slice_location(self, sample_id: str) -> SliceLocation | None:
         """Volume and slice of a sample; None for an image that is no slice of a NIfTI volume and for an unknown id."""
+
+
+class IndexedSource:
+    """What the built-in data sets share."""
+
+    _fingerprint: str
+    _stacks: Mapping[str, tuple[Path, int]] = {}
+    """File and number of slices of each NIfTI volume, by name."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the settings and, at indexing, of names, sizes and modification times."""
+        return self._fingerprint
+
+    def slice_location(self, sample_id: str) -> SliceLocation | None:
+        """Volume and slice of a sample; None for other images and for an unknown id."""
+        match = SLICE_ID.fullmatch(sample_id)
+        stack = self._stacks.get(match[1]) if match else None
+        if match is None or stack is None or int(match[2]) >= stack[1]:
+            return None
+        return SliceLocation(match[1], stack[0], int(match[2]))
 
 
 def choose_task(requested: str, name: str, tasks: Sequence[str]) -> str:
@@ -162,17 +180,9 @@ def stop_or_skip(sample_id: str, error: SampleError, on_error: OnError) -> Skipp
     return Skipped(sample_id, error.path, error.problem)
 
 
-def is_file(path: Path) -> bool:
-    """Whether the path is a file; False for names that no file system accepts."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def is_folder(path: Path) -> bool:
-    """Whether the path is a folder; False for names that no file system accepts."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
+def require_root(root: Path, name: str, where: str) -> None:
+    """Refuse a root of the data set `name`, published at `where`, that is no folder. Raises `UserError`."""
+    if not is_folder(root):
+        nothing = f"nothing; pass --data.root ({where})"
+        actual = "a file; unpack it and pass the folder" if os.path.lexists(root) else nothing
+        raise UserError(f"{root}: expected the {name} folder, found {actual}")

@@ -25,7 +25,7 @@ from kmine.data.datasets.covid_qu_ex_index import (
 from kmine.data.io.find_files import drop_orphans, index_images
 from kmine.data.io.image_file import read_rgb
 from kmine.data.io.pictures import FOREGROUND_ABOVE, read_foreground
-from kmine.data.source import choose_task, fingerprint_files
+from kmine.data.source import IndexedSource, choose_task, fingerprint_files
 from kmine.errors import SampleError, UserError
 from kmine.types import SampleRef, Skipped
 
@@ -38,7 +38,7 @@ INFECTED = {"COVID-19": 1, "Non-COVID": 0, "Normal": 0}
 _log = logging.getLogger(__name__)
 
 
-class CovidQuEx:
+class CovidQuEx(IndexedSource):
     """Images of one part, with the official split; a sample is `Train/COVID-19/NAME`.
 
     Task infection reads the infection part. Task lung reads the lung part or, if absent, the lung masks of the
@@ -93,13 +93,6 @@ class CovidQuEx:
         if sample_id not in self._masks:
             raise SampleError(str(image), f"expected a mask of the same name in {MASKS[self.task]}, found none")
         return read_foreground(self._masks[sample_id], image)
-
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of settings and of names, sizes and modification times at indexing."""
-        return self._fingerprint
-
-    def slice_location(self, sample_id: str) -> None:
-        """None: no image is a slice of a volume."""
 
     @cached_property
     def _refs(self) -> tuple[SampleRef, ...]:

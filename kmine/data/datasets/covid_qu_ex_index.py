@@ -13,8 +13,9 @@ from pathlib import Path
 
 from kmine.config.data import COVID_CLASSES
 from kmine.data.io.find_files import SUFFIXES, refuse_folder, walk
-from kmine.data.source import BLOCK_BYTES, is_folder
+from kmine.data.source import require_root
 from kmine.errors import UserError
+from kmine.io.download import sha256_of
 from kmine.types import Skipped
 
 PUBLISHED = (
@@ -68,13 +69,7 @@ def find_parts(root: Path) -> tuple[dict[str, Part], list[Skipped]]:
     Raises:
         UserError: when the folder is missing or unreadable, holds no part, or several candidates for one.
     """
-    if not is_folder(root):
-        actual = (
-            "a file; unpack it and pass the folder"
-            if os.path.lexists(root)
-            else f"nothing; pass --data.root ({PUBLISHED})"
-        )
-        raise UserError(f"{root}: expected the COVID-QU-Ex folder, found {actual}")
+    require_root(root, "COVID-QU-Ex", PUBLISHED)
     parts = [part for part in _all_parts(root) if part.holds(IMAGES)]
     if not parts:
         raise UserError(
@@ -179,10 +174,6 @@ def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
 def _content_fingerprint(path: Path) -> str:
     """SHA-256 (hex) of the content; of the path where the file cannot be read."""
     try:
-        sha256 = hashlib.sha256()
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(BLOCK_BYTES), b""):
-                sha256.update(block)
-        return sha256.hexdigest()
+        return sha256_of(path)
     except OSError:
         return hashlib.sha256(os.fsencode(path)).hexdigest()

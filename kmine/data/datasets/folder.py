@@ -17,15 +17,15 @@ from kmine.data.io.image_file import image_shape
 from kmine.data.io.nifti import Geometry, VolumeCache, read_geometry, read_integers, read_windowed
 from kmine.data.io.pictures import WINDOW_CURE, class_ids, read_mask_picture, read_picture, require_size
 from kmine.data.io.windowing import LIVER_WINDOW, grey_as_rgb
-from kmine.data.source import SliceLocation, fingerprint_files, size_and_time, stop_or_skip
+from kmine.data.source import IndexedSource, fingerprint_files, size_and_time, stop_or_skip
 from kmine.errors import SampleError, UserError
-from kmine.types import SLICE_ID, SampleRef, Skipped, slice_id
+from kmine.types import SampleRef, Skipped, slice_id
 
 VERSION = 1
 """Part of the fingerprint: increase it when the same files and settings give other pixels."""
 
 
-class Folder:
+class Folder(IndexedSource):
     """Images of 8-bit grey or RGB, or windowed to 8 bits, with masks for some or all of them.
 
     A PNG, JPEG, TIFF or DICOM file is one sample, named by its path without suffix; each axial slice of a NIfTI volume
@@ -59,6 +59,8 @@ class Folder:
         lost = {skipped.sample_id for skipped in damaged}
         self._items = {item.name: item for item in items if item.name not in lost}
         self.skipped = (*left_out, *damaged)
+        stacks = {name: head.stack_shape[0] for name, head in self._headers.items() if isinstance(head, Geometry)}
+        self._stacks = {name: (self._items[name].image, num_slices) for name, num_slices in stacks.items()}
         self._refs = tuple(
             sorted((r for i in self._items.values() for r in self._refs_of(i)), key=lambda r: r.sample_id)
         )
@@ -100,19 +102,6 @@ class Folder:
         if item.label == 0 and ((mask != 0) & (mask != 255)).any():
             raise SampleError(str(path), "expected an empty mask, as the label in data.csv is 0, got one with objects")
         return mask
-
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of settings, table, and names, sizes and modification times at indexing."""
-        return self._fingerprint
-
-    def slice_location(self, sample_id: str) -> SliceLocation | None:
-        """Volume and slice of a sample; None for other images and for an unknown id."""
-        match = SLICE_ID.fullmatch(sample_id)
-        item = self._items.get(match[1]) if match else None
-        if match is None or item is None or item.kind != "nifti":
-            return None
-        number, num_slices = int(match[2]), self._geometry(item).stack_shape[0]
-        return SliceLocation(item.name, item.image, number) if number < num_slices else None
 
     def _locate(self, sample_id: str) -> tuple[Item, int]:
         """Item of a sample, and number of its slice (0 for other images)."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kmine.data.io.find_files import KINDS, drop_orphans, index_images, named
 from kmine.data.io.image_file import read_rgb
 from kmine.data.io.pictures import FOREGROUND_ABOVE, read_foreground
-from kmine.data.source import OnError, fingerprint_files, is_folder, size_and_time
+from kmine.data.source import IndexedSource, OnError, fingerprint_files, is_folder, size_and_time
 from kmine.errors import SampleError, UserError
 from kmine.types import SampleRef, Skipped
 
@@ -23,7 +23,7 @@ NORMAL = "normal/"
 """Prefix of the ids of images without a polyp; a file stem holds no slash."""
 
 
-class KvasirSeg:
+class KvasirSeg(IndexedSource):
     """A folder with the layout of Kvasir-SEG; one sample per file stem. Patients are unknown.
 
     With a second folder, of images without a polyp, every image has an image-level label: 1 in Kvasir-SEG, 0 in the
@@ -84,13 +84,6 @@ class KvasirSeg:
                 "store the foreground as 255 (not 1), or remove the pair if it shows none",
             )
         return mask
-
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of names, sizes and modification times at indexing."""
-        return self._fingerprint
-
-    def slice_location(self, sample_id: str) -> None:
-        """None: no image is a slice of a volume."""
 
     def _path(self, sample_id: str) -> Path:
         return self._normals[sample_id] if sample_id in self._normals else self._images[sample_id]

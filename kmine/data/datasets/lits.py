@@ -16,10 +16,10 @@ from kmine.data.datasets.slice_labels import SliceFacts, facts_of, facts_path, l
 from kmine.data.io.find_files import named
 from kmine.data.io.nifti import VolumeCache, read_labels, read_windowed
 from kmine.data.io.windowing import LIVER_WINDOW, grey_as_rgb
-from kmine.data.source import SliceLocation, choose_task, fingerprint_files, stop_or_skip
+from kmine.data.source import IndexedSource, choose_task, fingerprint_files, stop_or_skip
 from kmine.errors import SampleError, UserError
 from kmine.io.files import cache_root
-from kmine.types import SLICE_ID, SampleRef, Skipped, slice_id
+from kmine.types import SampleRef, Skipped, slice_id
 
 VERSION = 1
 """Part of the fingerprint: increase it when the same files and settings give other pixels."""
@@ -31,7 +31,7 @@ CLASS_NAMES = {
 }
 
 
-class Lits:
+class Lits(IndexedSource):
     """Volumes in a folder, paired with masks by number.
 
     The image-level label of a slice is 1 if it shows the lesion of the task (tumour; with task liver, any liver). For
@@ -61,9 +61,10 @@ class Lits:
         self._images, self._masks = VolumeCache(), VolumeCache()
         self._volumes, self._skipped, files = find_volumes(self.root, cfg.on_error)
         self._by_name = {volume.group_id: volume for volume in self._volumes.values()}
+        self._stacks = {volume.group_id: (volume.image, volume.num_slices) for volume in self._volumes.values()}
         self._listed: dict[int, dict[int, int]] = {}
         if cfg.image_labels is not None:
-            sizes = {volume.number: volume.num_slices for volume in self._volumes.values()}
+            sizes = {number: volume.num_slices for number, volume in self._volumes.items()}
             unread = {skipped.sample_id for skipped in self._skipped}
             self._listed = read_image_labels(Path(cfg.image_labels).expanduser(), sizes, unread)
         self._refuse_unknown()
@@ -98,18 +99,6 @@ class Lits:
         if self.task == "both":
             return labels
         return (labels == TUMOUR if self.task == "tumour" else labels >= LIVER).astype(np.uint8)
-
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of settings, image labels, and names, sizes and modification times at indexing."""
-        return self._fingerprint
-
-    def slice_location(self, sample_id: str) -> SliceLocation | None:
-        """Volume and slice of a sample; None for an unknown id."""
-        match = SLICE_ID.fullmatch(sample_id)
-        volume = self._by_name.get(match[1]) if match else None
-        if match is None or volume is None or int(match[2]) >= volume.num_slices:
-            return None
-        return SliceLocation(volume.group_id, volume.image, int(match[2]))
 
     def _locate(self, sample_id: str) -> tuple[Volume, int]:
         location = self.slice_location(sample_id)

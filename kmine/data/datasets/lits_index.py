@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from kmine.data.io.find_files import named, printable, walk
 from kmine.data.io.nifti import Geometry, read_geometry
-from kmine.data.source import OnError, is_folder, stop_or_skip
+from kmine.data.source import OnError, require_root, stop_or_skip
 from kmine.errors import SampleError, UserError
 from kmine.types import Skipped
 
 URL = "https://competitions.codalab.org/competitions/17094"
 FILE_NAME = re.compile(r"(volume|segmentation)-(\d+)\.nii(\.gz)?", re.IGNORECASE)
-
-Kind = Literal["volume", "segmentation"]
 
 
 @dataclass(frozen=True)
@@ -60,49 +56,37 @@ def find_volumes(root: Path, on_error: OnError) -> tuple[dict[int, Volume], tupl
         UserError: when the folder is missing, unreadable or holds no volume, or two files have one number.
         SampleError: for a damaged header, if `on_error` is "stop".
     """
-    paths, strays = _find(root)
-    orphans = _drop_orphans(paths, on_error)
-    read = [
-        _read_header(number, path, paths["segmentation"].get(number), on_error)
-        for number, path in sorted(paths["volume"].items())
-    ]
+    images, masks, strays = _find(root)
+    orphans = _drop_orphans(images, masks, on_error)
+    read = [_read_header(number, path, masks.get(number), on_error) for number, path in sorted(images.items())]
     damaged = [skipped for skipped in read if isinstance(skipped, Skipped)]
     volumes = {volume.number: volume for volume in read if isinstance(volume, Volume)}
     if not volumes:
         raise UserError(f"{root}: expected volumes, got none that can be read ({len(damaged)} are damaged)")
-    files = [path for by_number in paths.values() for path in by_number.values()]
-    return volumes, (*strays, *orphans, *damaged), files
+    return volumes, (*strays, *orphans, *damaged), [*images.values(), *masks.values()]
 
 
-def _find(root: Path) -> tuple[dict[Kind, dict[int, Path]], list[Skipped]]:
+def _find(root: Path) -> tuple[dict[int, Path], dict[int, Path], list[Skipped]]:
     """Volumes and segmentations by number, and NIfTI files of other names."""
-    if not is_folder(root):
-        actual = (
-            "a file; unpack it and pass the folder"
-            if os.path.lexists(root)
-            else f"nothing; pass --data.root (see {URL})"
-        )
-        raise UserError(f"{root}: expected the LiTS folder, found {actual}")
-    paths: dict[Kind, dict[int, Path]] = {"volume": {}, "segmentation": {}}
+    require_root(root, "LiTS", f"see {URL}")
+    paths: dict[str, dict[int, Path]] = {"volume": {}, "segmentation": {}}
     strays = []
+    unknown = "not named volume-N.nii or segmentation-N.nii"
     for path in sorted(_nifti_files(root)):
         match = FILE_NAME.fullmatch(path.name)
         if not match:
-            strays.append(
-                Skipped(printable(path.name), printable(path), "not named volume-N.nii or segmentation-N.nii")
-            )
+            strays.append(Skipped(printable(path.name), printable(path), unknown))
             continue
-        numbered = paths[match[1].lower()]  # type: ignore[index]  # the pattern matches `Kind` only
-        number = int(match[2])
-        if number in numbered:
+        kind, number = match[1].lower(), int(match[2])
+        first = paths[kind].setdefault(number, path)
+        if first != path:
             raise UserError(
-                f"{root}: expected one {match[1].lower()} of number {number}, found "
-                f"{numbered[number].relative_to(root)} and {path.relative_to(root)}; keep one of them"
+                f"{root}: expected one {kind} of number {number}, found {first.relative_to(root)} and "
+                f"{path.relative_to(root)}; keep one of them"
             )
-        numbered[number] = path
     if not paths["volume"]:
         raise UserError(f"{root}: expected volume-N.nii or volume-N.nii.gz in it or below, found none; check data.root")
-    return paths, strays
+    return paths["volume"], paths["segmentation"], strays
 
 
 def _nifti_files(root: Path) -> Iterable[Path]:
@@ -113,10 +97,9 @@ def _nifti_files(root: Path) -> Iterable[Path]:
         yield from (folder / name for name in names if name.lower().endswith((".nii", ".nii.gz")))
 
 
-def _drop_orphans(paths: dict[Kind, dict[int, Path]], on_error: OnError) -> list[Skipped]:
-    """Remove segmentations without a volume from `paths`: a sign of lost or renamed files."""
-    masks = paths["segmentation"]
-    orphans = sorted(masks.keys() - paths["volume"].keys())
+def _drop_orphans(images: dict[int, Path], masks: dict[int, Path], on_error: OnError) -> list[Skipped]:
+    """Remove segmentations without a volume from `masks`: a sign of lost or renamed files."""
+    orphans = sorted(masks.keys() - images.keys())
     if orphans and on_error == "stop":
         raise UserError(
             f"expected a volume for each segmentation, found none for {named(str(masks[n]) for n in orphans)}; "

@@ -15,6 +15,7 @@ from kmine.config.data import PhantomKind
 from kmine.data.datasets.phantom.ct import render_ct
 from kmine.data.datasets.phantom.polyp import render_polyp
 from kmine.data.datasets.phantom.xray import render_xray
+from kmine.data.source import IndexedSource
 from kmine.errors import UserError
 from kmine.types import SampleRef, Skipped
 
@@ -29,7 +30,7 @@ _LESION_SHARE: dict[PhantomKind, float] = {"polyp": 1.0, "ct": 0.6, "xray": 0.6}
 _MIN_SIZE = 32
 
 
-class PhantomSource:
+class PhantomSource(IndexedSource):
     """Procedural images, each determined by (kind, index, size)."""
 
     name = "phantom"
@@ -45,6 +46,8 @@ class PhantomSource:
         self.kind, self.num_samples, self.size = kind, num_samples, size
         self.class_names = ("background", _OBJECT[kind])
         self.skipped: tuple[Skipped, ...] = ()
+        words = f"{self.name} v{GENERATOR_VERSION} {kind} {num_samples} {size}"
+        self._fingerprint = hashlib.sha256(words.encode()).hexdigest()
 
     def refs(self) -> tuple[SampleRef, ...]:
         """All samples, sorted by id; each is its own group."""
@@ -59,14 +62,6 @@ class PhantomSource:
     def mask(self, sample_id: str) -> NDArray[np.uint8]:
         """(S, S) uint8, 1 inside the object, else 0."""
         return _render(self.kind, self._index(sample_id), self.size)[1].copy()
-
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of the settings and the version of the generator."""
-        words = f"{self.name} v{GENERATOR_VERSION} {self.kind} {self.num_samples} {self.size}"
-        return hashlib.sha256(words.encode()).hexdigest()
-
-    def slice_location(self, sample_id: str) -> None:
-        """None: no image is a slice of a volume."""
 
     def _index(self, sample_id: str) -> int:
         kind, _, digits = sample_id.rpartition("_")
