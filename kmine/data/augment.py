@@ -1,7 +1,4 @@
-"""Training augmentation with albumentations.
-
-Importing albumentations takes seconds, so it is imported at the first use.
-"""
+"""Training augmentation with albumentations, imported at the first use, as that takes seconds."""
 
 from __future__ import annotations
 
@@ -34,10 +31,7 @@ class Augment:
     def __init__(self, size: int, enabled: bool = True, strong: bool = False, *, geometric_only: bool = False) -> None:
         """For images of `size` x `size`; `enabled=False` returns them unchanged."""
         assert not (strong and geometric_only)
-        self.size = size
-        self.enabled = enabled
-        self.strong = strong
-        self.geometric_only = geometric_only
+        self.size, self.enabled, self.strong, self.geometric_only = size, enabled, strong, geometric_only
         self._pipeline: albumentations.Compose | None = None
         # The pipeline keeps random state between drawing and applying, so calls must not overlap.
         self._lock = threading.Lock()

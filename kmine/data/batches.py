@@ -1,14 +1,10 @@
-"""Training batches, read ahead of the training.
-
-A batch is a function of (seed, round, step) and independent of workers and earlier steps. A training killed at step 300
-resumes at step 300 with the same batches.
+"""Training batches, read ahead: a function of (seed, round, step), independent of workers and earlier steps.
 
 B images of a batch, U unlabeled images, S the side of an image in pixels.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -88,21 +84,16 @@ class BatchPlan:
     view_cutmix: float = 0.0
     """Probability of CutMix for each strong view."""
 
-    @property
-    def num_others(self) -> int:
-        """Images of a batch that are not labeled."""
-        return self.batch_size - max(1, round(self.labeled_share * self.batch_size))
 
-
-class _Stream(ABC, Generic[B]):
+class _Stream(Generic[B]):
     """Batches by step, read ahead."""
 
     keys: tuple[int | str, ...]
     """Seed keys of all draws."""
 
-    @abstractmethod
     def __getitem__(self, step: int) -> B:
         """The batch of `step` (0, 1, ...)."""
+        raise NotImplementedError
 
     def _draw(self, items: Sequence[T], name: str, step: int, count: int) -> list[T]:
         """The `count` items of `step`; items are drawn in shuffled epochs."""
@@ -121,13 +112,8 @@ class _Stream(ABC, Generic[B]):
             return
         from torch.utils.data import DataLoader
 
-        yield from DataLoader(
-            self,  # type: ignore[arg-type]  # map-style by protocol: __getitem__ is all the loader needs
-            sampler=range(start, stop),
-            batch_size=None,
-            num_workers=num_workers,
-            collate_fn=_as_is,
-        )
+        options = {"sampler": range(start, stop), "batch_size": None, "num_workers": num_workers, "collate_fn": _as_is}
+        yield from DataLoader(self, **options)  # type: ignore[arg-type]  # the loader needs __getitem__ only
 
     def _stream_thread(self, start: int, stop: int) -> Iterator[B]:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kmine-batches") as executor:
@@ -151,14 +137,12 @@ class Batches(_Stream[Batch]):
     """
 
     def __init__(self, labeled: Pool, pseudo: Pool | None, plan: BatchPlan) -> None:
-        self.labeled = labeled
-        self.pseudo = pseudo
-        self.plan = plan
+        self.labeled, self.pseudo, self.plan = labeled, pseudo, plan
         self.keys = (plan.seed, plan.round_idx)
         counted = [i for i in pseudo.ids if pseudo.weight(i) > 0] if pseudo is not None else []
         self._empty = [i for i in counted if i in pseudo.empty]
         self._full = [i for i in counted if i not in pseudo.empty]
-        self.num_pseudo = plan.num_others if counted else 0
+        self.num_pseudo = _num_others(plan.batch_size, plan.labeled_share) if counted else 0
         self.num_labeled = plan.batch_size - self.num_pseudo
         self._empty_rate = Fraction(0)
         """Mean number of empty masks per batch."""
@@ -175,7 +159,7 @@ class Batches(_Stream[Batch]):
         drawn = [(self.labeled, plan.augment, i) for i in labeled_ids]
         drawn += [(self.pseudo, plan.strong or plan.augment, i) for i in pseudo_ids]
         pairs = [self._read(*image, step, slot) for slot, image in enumerate(drawn)]
-        images, masks = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
+        images, masks = map(np.stack, zip(*pairs, strict=True))
         weights = np.array([1.0] * len(labeled_ids) + [self.pseudo.weight(i) for i in pseudo_ids], np.float32)
         batch = Batch(images, masks, weights, np.arange(len(pairs)) >= len(labeled_ids))
         return cutmix(batch, plan.cutmix, (*self.keys, step, "cutmix")) if plan.cutmix else batch
@@ -227,7 +211,7 @@ class ViewBatches(Batches):
     def _views(self, step: int) -> Views:
         drawn = self._draw(self.unlabeled.ids, "unlabeled", step, self.num_unlabeled)
         pairs = [self._two_views(i, step, slot) for slot, i in enumerate(drawn, self.num_labeled)]
-        weak, strong, valid = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
+        weak, strong, valid = map(np.stack, zip(*pairs, strict=True))
         source = np.where(valid, np.arange(len(drawn))[:, None, None], -1)
         keys = (*self.keys, step, "cutmix of views")
         mixed = cutmix(Batch(strong, source, np.ones(len(drawn), np.float32)), self.view_cutmix, keys)
@@ -241,9 +225,14 @@ class ViewBatches(Batches):
         return weak, self.strong(image, blank, seed)[0], outside == 0
 
 
+def _num_others(batch_size: int, labeled_share: float) -> int:
+    """Images of a batch that are not labeled."""
+    return batch_size - max(1, round(labeled_share * batch_size))
+
+
 def places_for_unlabeled(unlabeled: Pool, batch_size: int, labeled_share: float) -> int:
     """Number of unlabeled images in a batch; raises `UserError` for 0."""
-    places = batch_size - max(1, round(labeled_share * batch_size))
+    places = _num_others(batch_size, labeled_share)
     if not len(unlabeled):
         raise UserError("expected unlabeled images to train on, got none; label fewer, or use a method that needs none")
     if not places:
@@ -321,8 +310,7 @@ class LabelBatches(_Stream[LabelBatch]):
                 f"{sum(label is None for *_, label in images)} of unknown label; a classifier needs both"
             )
         self.augment = augment
-        self.num_positive = batch_size // 2
-        self.num_negative = batch_size - self.num_positive
+        self.num_positive, self.num_negative = batch_size // 2, batch_size - batch_size // 2
         self.keys = (seed, "image_label")
 
     def __getitem__(self, step: int) -> LabelBatch:

@@ -84,15 +84,8 @@ class Pool:
 
     def subset(self, ids: Sequence[str]) -> Pool:
         """Pool of the samples `ids` of this pool, with the same masks and weights."""
-        return Pool(
-            self._cache,
-            ids,
-            self._groups,
-            self._masks,
-            weights=self.weights,
-            empty=self.empty,
-            corrected=self._corrected,
-        )
+        options = {"weights": self.weights, "empty": self.empty, "corrected": self._corrected}
+        return Pool(self._cache, ids, self._groups, self._masks, **options)
 
     def weight(self, sample_id: str) -> float:
         """Weight of the mask of a sample in training, [0, 1]."""
@@ -121,11 +114,10 @@ class Pool:
 
     def mask_resized(self, sample_id: str) -> NDArray[np.uint8]:
         """(S, S) class ids or 255. Raises `WithheldMaskError` where withheld, `SampleError` for a bad file."""
-        if sample_id in self._corrected:
-            return resize_mask(self._read_mask(sample_id), self._cache.size)
-        if self._masks == "withheld":
+        read = self._corrected.get(sample_id, self._masks)
+        if read == "withheld":
             raise WithheldMaskError(f"the mask of {sample_id} was requested, but this pool withholds masks")
-        if self._masks == "true":
+        if read == "true":
             return self._cache.mask_resized(self._checked_id(sample_id))
         return resize_mask(self._read_mask(sample_id), self._cache.size)
 

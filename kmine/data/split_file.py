@@ -21,7 +21,7 @@ from kmine.config import DataConfig
 from kmine.data.datasets.folder_index import split_suffix
 from kmine.data.io.find_files import named
 from kmine.data.source import Source
-from kmine.data.splits import Splits, make_splits, merge_duplicates
+from kmine.data.splits import Splits, make_splits, merge_duplicates, side_of
 from kmine.errors import UserError
 from kmine.types import SPLIT_NAMES, SampleRef
 
@@ -90,18 +90,14 @@ def resolve_splits(
         seed: draws the labeled images.
         refs: samples with a readable image.
         hashes: perceptual hash by sample id.
-        given_split: result of `read_split`; replaces the official split of the data set.
-
-    Raises:
-        UserError: as in `make_splits`.
+        given_split: replaces the official split of the data set.
     """
     if given_split is not None and given_split.rows is not None:
         readable = {ref.sample_id for ref in refs}
         return Splits.from_rows(row for row in given_split.rows if row[0] in readable)
     if given_split is not None:
-        refs = [
-            replace(ref, split=given_split.sides[ref.sample_id]) for ref in refs if ref.sample_id in given_split.sides
-        ]
+        sides = given_split.sides
+        refs = [replace(ref, split=sides[ref.sample_id]) for ref in refs if ref.sample_id in sides]
     return make_splits(
         merge_duplicates(refs, hashes, cfg.duplicate_distance),
         label_fraction=cfg.label_fraction,
@@ -111,9 +107,6 @@ def resolve_splits(
         seed=seed,
         fine_groups=cfg.fine_groups,
     )
-
-
-# -- files
 
 
 def _text(path: Path) -> str:
@@ -181,9 +174,6 @@ def _rows(path: Path, text: str) -> tuple[tuple[str, ...], list[_Entry]]:
     return tuple(sorted(header)), entries
 
 
-# -- content
-
-
 def _of_table(path: Path, text: str, source: Source) -> GivenSplit:
     columns, entries = _rows(path, text)
     of_a_run = columns != TABLE_COLUMNS
@@ -216,14 +206,14 @@ def _of_a_run(path: Path, entries: Sequence[_Entry], source: Source) -> GivenSpl
     for name in ("labeled", "val"):
         if not getattr(splits, name):
             raise UserError(f"{path}: expected samples of every split that is needed, got none of {name}; add some")
-    maskless = [e.sample_id for e in entries if e.split != "unlabeled" and e.sample_id in refs]
-    maskless = [sample_id for sample_id in maskless if not refs[sample_id].has_mask]
+    needed = [refs[e.sample_id] for e in entries if e.split != "unlabeled" and e.sample_id in refs]
+    maskless = [ref.sample_id for ref in needed if not ref.has_mask]
     if maskless:
         raise UserError(
             f"{path}: expected masks for labeled, val and test, found none for {named(maskless)}; "
             "restore the masks, or make these samples unlabeled"
         )
-    sides = {row[0]: row[2] if row[2] in ("val", "test") else "train" for row in rows if row[0] in refs}
+    sides = {sample_id: side_of(split) for sample_id, _, split in rows if sample_id in refs}
     return GivenSplit(sides, rows, _fingerprint("run", rows))
 
 
@@ -252,11 +242,8 @@ def _each_once(
 ) -> dict[str, str]:
     """Split by sample id.
 
-    Args:
-        entries: entries of all files.
-        spellings: candidate names of an entry in the data set, the most likely first.
-        members: sample ids by name of a sample or group.
-        left_out: samples and volumes that the index left out; entries for them are ignored.
+    `spellings`: candidate names of an entry, the most likely first. `members`: sample ids by name of a sample or group.
+    `left_out`: samples and volumes that the index left out; entries for them are ignored.
     """
     entry_of: dict[str, _Entry] = {}
     unknown: list[_Entry] = []

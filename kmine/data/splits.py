@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,17 +33,9 @@ class Splits:
     groups: dict[str, str]
     """Group id by sample id."""
 
-    @cached_property
-    def _split_by_id(self) -> dict[str, SplitName]:
-        return {sample_id: name for name in SPLIT_NAMES for sample_id in getattr(self, name)}
-
-    def split_of(self, sample_id: str) -> SplitName:
-        """Split of a sample; `KeyError` where it is in none."""
-        return self._split_by_id[sample_id]
-
     def rows(self) -> list[tuple[str, str, SplitName]]:
         """(sample_id, group_id, split), sorted by sample_id: the rows of splits.csv."""
-        return [(sample_id, self.groups[sample_id], name) for sample_id, name in sorted(self._split_by_id.items())]
+        return sorted((i, self.groups[i], name) for name in SPLIT_NAMES for i in getattr(self, name))
 
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[str, str, str]]) -> Splits:
@@ -61,7 +52,7 @@ class Splits:
                 raise UserError(f"splits: expected one of {', '.join(SPLIT_NAMES)}, got {name!r} for {sample_id}")
             if sample_id in groups:
                 raise UserError(f"splits: expected each sample once, got {sample_id} twice; remove one of its rows")
-            side = name if name in ("val", "test") else "train"
+            side = side_of(name)
             if sides.setdefault(group_id, side) != side:
                 raise UserError(
                     f"splits: expected each group on one side, got {group_id} in {sides[group_id]} and {side}; "
@@ -70,6 +61,11 @@ class Splits:
             groups[sample_id] = group_id
             members[name].append(sample_id)
         return cls(**{name: tuple(sorted(ids)) for name, ids in members.items()}, groups=groups)
+
+
+def side_of(split: str) -> str:
+    """train, val or test: labeled and unlabeled samples are in train."""
+    return split if split in ("val", "test") else "train"
 
 
 def merge_duplicates(refs: Sequence[SampleRef], hashes: Mapping[str, int], distance: int) -> tuple[SampleRef, ...]:
@@ -171,7 +167,10 @@ def _official(refs: Sequence[SampleRef]) -> tuple[list[SampleRef], dict[str, str
 
 def _draw(refs: Sequence[SampleRef], sides: dict[str, str], side: str, target: float, seed: int) -> None:
     """Move groups from train to `side` in seeded order, each if it brings the number of masks closer to `target`."""
-    sizes = _mask_counts(ref for ref in refs if sides[ref.group_id] == "train")
+    sizes = Counter[str]()
+    for ref in refs:
+        if sides[ref.group_id] == "train":
+            sizes[ref.group_id] += ref.has_mask
     maskless = {ref.group_id for ref in refs if not ref.has_mask}
     order = [group for group in _order(sizes, side, seed) if group not in maskless]
     count = 0
@@ -225,13 +224,6 @@ def _num_fine(fine_groups: float, num_groups: int) -> int:
             f"{fine_groups:g}; {'choose fewer, or add masks' if count else smallest}"
         )
     return count
-
-
-def _mask_counts(refs: Iterable[SampleRef]) -> dict[str, int]:
-    sizes: dict[str, int] = defaultdict(int)
-    for ref in refs:
-        sizes[ref.group_id] += ref.has_mask
-    return sizes
 
 
 def _order(groups: Iterable[str], purpose: str, seed: int) -> list[str]:

@@ -23,16 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 def open_index(folder: Path, signature: dict[str, object], source: Source, refs: tuple[SampleRef, ...]) -> Index:
-    """Read the index of a cache, or build the cache while other processes wait.
+    """Read the index of a cache, or build the cache, with a record per sample of `refs`, while other processes wait.
 
-    Args:
-        folder: folder of this cache.
-        signature: `fingerprint` of the source and `size` S; a cache with another signature is rebuilt.
-        source: the data set.
-        refs: the samples, one record each, in this order.
-
-    Raises:
-        UserError: when nothing can be stored there.
+    `signature`: `fingerprint` of the source and `size` S; a cache with another signature is rebuilt. Raises `UserError`
+    when nothing can be stored in `folder`.
     """
     size = int(str(signature["size"]))
     sizes = {"images.u8": len(refs) * size**2 * 3, "masks.u8": len(refs) * size**2, "masks.flags": len(refs) * 4}
@@ -100,12 +94,8 @@ def _decode_all(images: Path, size: int, source: Source, refs: tuple[SampleRef, 
         return Entry(sample_id, row, *image.shape[:2], perceptual_hash(image), zlib.crc32(small))
 
     console = Console(stderr=True)
+    bar = {"console": console, "transient": True, "disable": not console.is_terminal}
     with thread_pool() as threads:
-        results = threads.map(decode, range(len(refs)))
-        done = list(
-            track(results, "Decoding", len(refs), console=console, transient=True, disable=not console.is_terminal)
-        )
-    return Index(
-        {entry.sample_id: entry for entry in done if isinstance(entry, Entry)},
-        tuple(skipped for skipped in done if isinstance(skipped, Skipped)),
-    )
+        done = list(track(threads.map(decode, range(len(refs))), "Decoding", len(refs), **bar))
+    entries = {entry.sample_id: entry for entry in done if isinstance(entry, Entry)}
+    return Index(entries, tuple(skipped for skipped in done if isinstance(skipped, Skipped)))

@@ -48,25 +48,13 @@ class Index:
 
 def write_index(folder: Path, signature: dict[str, object], index: Index) -> None:
     """Write `index.json`: a line with the SHA-256 of the body, then the body."""
-    body = json.dumps(
-        {
-            "format": FORMAT,
-            **signature,
-            "entries": [astuple(entry) for entry in index.entries.values()],
-            "skipped": [astuple(skipped) for skipped in index.skipped],
-        }
-    ).encode()
+    entries, skipped = (list(map(astuple, items)) for items in (index.entries.values(), index.skipped))
+    body = json.dumps({"format": FORMAT, **signature, "entries": entries, "skipped": skipped}).encode()
     (folder / "index.json").write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
 
 
 def read_index(folder: Path, signature: dict[str, object], sizes: dict[str, int]) -> Index | str:
-    """Index of a complete cache, or the problem with it.
-
-    Args:
-        folder: the cache.
-        signature: expected signature, see `write_index`.
-        sizes: expected bytes of each record file.
-    """
+    """Index of a complete cache with this signature and these bytes of each record file, or the problem with it."""
     try:
         sha256, _, body = (folder / "index.json").read_bytes().partition(b"\n")
         file_sizes = {name: (folder / name).stat().st_size for name in sizes}

@@ -118,15 +118,11 @@ class SampleCache:
 
         `images`: index entry and record of every sample. `masks`: records of the samples `with_masks`.
         """
-        images = [
-            [*astuple(self._refs[i]), entry.height, entry.width, entry.image_crc]
-            for i, entry in sorted(self._entries.items())
-        ]
-        masks = [[i, self._mask_crc(i)] for i in sorted(with_masks)]
-        parts = {"images": images, "masks": masks}
-        return {
-            name: hashlib.sha256(json.dumps([self.size, rows]).encode()).hexdigest() for name, rows in parts.items()
-        }
+        entries = sorted(self._entries.items())
+        images = [[*astuple(self._refs[i]), entry.height, entry.width, entry.image_crc] for i, entry in entries]
+        parts = {"images": images, "masks": [[i, self._mask_crc(i)] for i in sorted(with_masks)]}
+        content = {name: json.dumps([self.size, rows]).encode() for name, rows in parts.items()}
+        return {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
 
     def _mask_crc(self, sample_id: str) -> int | None:
         """CRC-32 of the record of a mask; None for a damaged mask or an unknown sample."""
