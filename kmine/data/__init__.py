@@ -68,21 +68,12 @@ def register_dataset(name: str, factory: DatasetFactory) -> None:
 
     For all commands, a package adds it by an entry point of the group `kmine.datasets`.
 
-    Args:
-        name: a new name.
-        factory: opens a `kmine.data.source.Source` from the settings `data.*`. Reads no pixel; a mistake of the user is
-            a `kmine.UserError`.
-
-    Raises:
-        UserError: for an empty or built-in name.
+    `factory` opens a `kmine.data.source.Source` from the settings `data.*`. It reads no pixel; a mistake of the user is
+    a `kmine.UserError`. An empty or built-in name raises it as well.
     """
     DATASETS.register(name, factory)
 
 
 def open_source(cfg: DataConfig) -> Source:
-    """Index the data set of the config.
-
-    Raises:
-        UserError: for an unknown name, a plug-in that cannot be imported, and the faults of the data set.
-    """
+    """Index the data set of the config. Raises `UserError`, also for an unknown name and a plug-in that fails."""
     return DATASETS.get(cfg.name)(cfg)

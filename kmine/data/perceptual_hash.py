@@ -26,13 +26,8 @@ are close, and re-encoded copies with another surround are not.
 def perceptual_hash(image: NDArray[np.uint8]) -> int:
     """Hash the content inside the black surround, without the margins that devices draw on.
 
-    Encodings, sizes and brightnesses of one image differ in few bits; compare by Hamming distance.
-
-    Args:
-        image: (H, W, 3) RGB, [0, 255].
-
-    Returns:
-        An unsigned 64-bit integer.
+    From (H, W, 3) RGB, [0, 255], to an unsigned 64-bit integer. Encodings, sizes and brightnesses of one image differ
+    in few bits; compare by Hamming distance.
     """
     return int(str(imagehash.phash(_picture_crop(grey_of(image)))), 16)
 
@@ -45,9 +40,7 @@ def grey_of(image: NDArray[np.uint8]) -> Image.Image:
 def hash_views(grey: Image.Image) -> tuple[int, NDArray[np.uint8], NDArray[np.uint8]]:
     """The hash, and thumbnails (SMALL, SMALL) of the hashed part and of the whole image, to verify copies."""
     crop = _picture_crop(grey)
-    small, whole = (
-        cv2.resize(np.asarray(picture), (SMALL, SMALL), interpolation=cv2.INTER_AREA) for picture in (crop, grey)
-    )
+    small, whole = (cv2.resize(np.asarray(p), (SMALL, SMALL), interpolation=cv2.INTER_AREA) for p in (crop, grey))
     return int(str(imagehash.phash(crop)), 16), np.asarray(small, np.uint8), np.asarray(whole, np.uint8)
 
 
@@ -67,10 +60,6 @@ def _picture_box(grey: Image.Image) -> tuple[int, int, int, int]:
     cols = np.flatnonzero(bright.mean(axis=0) > MIN_BRIGHT)
     if len(rows) < THUMBNAIL // 4 or len(cols) < THUMBNAIL // 4:
         return 0, 0, *grey.size
+    (x0, x1), (y0, y1) = (((int(n[0]), int(n[-1]) + 1)) for n in (cols, rows))
     width, height = grey.size
-    return (
-        int(cols[0]) * width // THUMBNAIL,
-        int(rows[0]) * height // THUMBNAIL,
-        (int(cols[-1]) + 1) * width // THUMBNAIL,
-        (int(rows[-1]) + 1) * height // THUMBNAIL,
-    )
+    return x0 * width // THUMBNAIL, y0 * height // THUMBNAIL, x1 * width // THUMBNAIL, y1 * height // THUMBNAIL

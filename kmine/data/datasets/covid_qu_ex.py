@@ -10,18 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.config.data import COVID_CLASSES, DataConfig
-from kmine.data.datasets.covid_qu_ex_index import (
-    IMAGES,
-    INFECTION_MASKS,
-    LUNG_MASKS,
-    PUBLISHED,
-    SPLITS,
-    Part,
-    find_parts,
-    find_same_named,
-    id_of,
-    name_groups,
-)
+from kmine.data.datasets import covid_qu_ex_index as index
+from kmine.data.datasets.covid_qu_ex_index import IMAGES, PUBLISHED, Part
 from kmine.data.io.find_files import drop_orphans, index_images
 from kmine.data.io.image_file import read_rgb
 from kmine.data.io.pictures import FOREGROUND_ABOVE, read_foreground
@@ -31,7 +21,7 @@ from kmine.types import SampleRef, Skipped
 
 VERSION = 1
 """Part of the fingerprint: increase it when the same files and settings give other pixels."""
-MASKS = {"infection": INFECTION_MASKS, "lung": LUNG_MASKS}
+MASKS = {"infection": index.INFECTION_MASKS, "lung": index.LUNG_MASKS}
 """Folder of the masks by task."""
 INFECTED = {"COVID-19": 1, "Non-COVID": 0, "Normal": 0}
 
@@ -66,14 +56,14 @@ class CovidQuEx(IndexedSource):
         self.root, self.cfg = root.expanduser(), cfg
         self.task = choose_task(cfg.task, self.name, tuple(MASKS))
         self.class_names = ("background", self.task)
-        parts, passed_over = find_parts(self.root)
+        parts, passed_over = index.find_parts(self.root)
         part = self._choose(parts)
         self._images, strays = self._index(part, IMAGES)
         self._masks, mask_strays = self._index(part, MASKS[self.task])
         self._refuse_missing(part)
         orphans = drop_orphans(self._masks, self._images, str(part.root), cfg.on_error)
         self.skipped = (*passed_over, *strays, *mask_strays, *orphans)
-        self._alike = find_same_named(parts.values(), part.kind)
+        self._alike = index.find_same_named(parts.values(), part.kind)
         copies = {place.path for places in self._alike for place in places}
         files = {*self._images.values(), *self._masks.values(), *copies}
         settings = {"source": [self.name, VERSION, self.task, sorted(cfg.classes), FOREGROUND_ABOVE]}
@@ -96,7 +86,7 @@ class CovidQuEx(IndexedSource):
 
     @cached_property
     def _refs(self) -> tuple[SampleRef, ...]:
-        groups = name_groups(self._alike)
+        groups = index.name_groups(self._alike)
         return tuple(
             SampleRef(
                 sample_id=sample_id,
@@ -123,12 +113,12 @@ class CovidQuEx(IndexedSource):
     def _index(self, part: Part, leaf: str) -> tuple[dict[str, Path], list[Skipped]]:
         """Files of the selected classes by sample id, and other files."""
         paths, strays = {}, []
-        for split in SPLITS:
+        for split in index.SPLITS:
             for class_name in self.cfg.classes:
                 folder = part.folders.get((split, class_name, leaf))
                 if folder is not None:
                     files, others = index_images(folder, self.cfg.on_error)
-                    paths |= {id_of(split, class_name, stem): path for stem, path in files.items()}
+                    paths |= {index.id_of(split, class_name, stem): path for stem, path in files.items()}
                     strays += others
         return paths, strays
 

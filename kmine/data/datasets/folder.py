@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +61,8 @@ class Folder(IndexedSource):
         self.skipped = (*left_out, *damaged)
         stacks = {name: head.stack_shape[0] for name, head in self._headers.items() if isinstance(head, Geometry)}
         self._stacks = {name: (self._items[name].image, num_slices) for name, num_slices in stacks.items()}
-        self._refs = tuple(
-            sorted((r for i in self._items.values() for r in self._refs_of(i)), key=lambda r: r.sample_id)
-        )
+        refs = (ref for item in self._items.values() for ref in self._refs_of(item))
+        self._refs = tuple(sorted(refs, key=lambda ref: ref.sample_id))
         self._check_refs()
         self._fingerprint = self._sign(root)
 
@@ -80,9 +79,8 @@ class Folder(IndexedSource):
             return read_dicom(item.image, self.cfg.window)
         geometry, window = self._geometry(item), self.cfg.window
         assert window is not None, "refused when opened"
-        return grey_as_rgb(
-            self._volumes.read_slice(item.image, lambda: read_windowed(item.image, geometry, window), number)
-        )
+        read = partial(read_windowed, item.image, geometry, window)
+        return grey_as_rgb(self._volumes.read_slice(item.image, read, number))
 
     def mask(self, sample_id: str) -> NDArray[np.uint8]:
         """(H, W) class ids, 255 is ignored. Raises `SampleError`, also for another size than the image's."""
@@ -128,17 +126,14 @@ class Folder(IndexedSource):
             return stop_or_skip(item.name, error, self.cfg.on_error)
         return None
 
-    def _refs_of(self, item: Item) -> Iterable[SampleRef]:
-        header, group, has_mask = self._headers.get(item.name), item.group or item.name, item.mask is not None
+    def _refs_of(self, item: Item) -> list[SampleRef]:
+        header, ids, series = self._headers.get(item.name), [item.name], None
         if isinstance(header, Geometry):
-            for number in range(0, header.stack_shape[0], self.cfg.every_nth):
-                sample_id = slice_id(item.name, number)
-                yield SampleRef(sample_id, group, has_mask, item.label, header.spacing, item.split)
-        elif isinstance(header, Header):
-            group = item.group or header.series or item.name
-            yield SampleRef(item.name, group, has_mask, item.label, header.spacing, item.split)
-        else:
-            yield SampleRef(item.name, group, has_mask, item.label, split=item.split)
+            ids = [slice_id(item.name, number) for number in range(0, header.stack_shape[0], self.cfg.every_nth)]
+        elif header is not None:
+            series = header.series
+        group, spacing = item.group or series or item.name, header.spacing if header else None
+        return [SampleRef(i, group, item.mask is not None, item.label, spacing, item.split) for i in ids]
 
     def _check_refs(self) -> None:
         """Checks that need the headers: slices with the name of an image, series in two splits."""
@@ -161,13 +156,8 @@ class Folder(IndexedSource):
             [item.name, _stat(item.image), item.mask and _stat(item.mask), item.group, item.label, item.split]
             for _, item in sorted(self._items.items())
         ]
-        cfg = self.cfg
-        settings = {
-            "source": [self.name, VERSION, cfg.every_nth, *(map(float, cfg.window) if cfg.window else ())],
-            "class_names": list(cfg.class_names),
-            "rows": rows,
-        }
-        return fingerprint_files(settings, root, ())
+        source = [self.name, VERSION, self.cfg.every_nth, *map(float, self.cfg.window or ())]
+        return fingerprint_files({"source": source, "class_names": list(self.class_names), "rows": rows}, root, ())
 
 
 def _find(cfg: DataConfig) -> tuple[Path, list[Item], tuple[Skipped, ...]]:

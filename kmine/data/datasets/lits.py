@@ -24,11 +24,8 @@ from kmine.types import SampleRef, Skipped, slice_id
 VERSION = 1
 """Part of the fingerprint: increase it when the same files and settings give other pixels."""
 LIVER, TUMOUR = 1, 2
-CLASS_NAMES = {
-    "tumour": ("background", "tumour"),
-    "liver": ("background", "liver"),
-    "both": ("background", "liver", "tumour"),
-}
+OBJECTS = {"tumour": ("tumour",), "liver": ("liver",), "both": ("liver", "tumour")}
+"""Classes by task."""
 
 
 class Lits(IndexedSource):
@@ -55,8 +52,8 @@ class Lits(IndexedSource):
 
     def __init__(self, root: Path, cfg: DataConfig) -> None:
         self.root, self.cfg = root.expanduser(), cfg
-        self.task = choose_task(cfg.task, self.name, tuple(CLASS_NAMES))
-        self.class_names = CLASS_NAMES[self.task]
+        self.task = choose_task(cfg.task, self.name, tuple(OBJECTS))
+        self.class_names = ("background", *OBJECTS[self.task])
         self.window = LIVER_WINDOW if cfg.window is None else cfg.window
         self._images, self._masks = VolumeCache(), VolumeCache()
         self._volumes, self._skipped, files = find_volumes(self.root, cfg.on_error)

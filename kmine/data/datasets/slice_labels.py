@@ -65,15 +65,12 @@ def save_facts(path: Path, facts: SliceFacts) -> None:
 def read_image_labels(
     path: Path, num_slices: Mapping[int, int], unread: Collection[str] = ()
 ) -> dict[int, dict[int, int]]:
-    """Read image-level labels.
+    """Read image-level labels: volume number -> slice number -> label.
 
     Args:
         path: CSV with the columns sample_id (volume-003/slice-0042) and label (0 or 1).
         num_slices: number of slices by volume number.
         unread: volumes (volume-003) that could not be read; their rows are ignored.
-
-    Returns:
-        Volume number -> slice number -> label.
 
     Raises:
         UserError: with the line number, for an unknown or repeated id and for another label than 0 or 1.
@@ -84,31 +81,24 @@ def read_image_labels(
     if header != HEADER:
         raise UserError(f"{path}, line {first}: expected the header sample_id,label, got {','.join(header)!r}")
     for line, row in rows:
+        where = f"{path}, line {line}"
         if len(row) != len(HEADER):
-            raise UserError(f"{path}, line {line}: expected sample_id,label, got {len(row)} values; mend that line")
-        volume, number = _parse_slice_id(path, line, row[0])
+            raise UserError(f"{where}: expected sample_id,label, got {len(row)} values; mend that line")
+        match = TYPED_ID.fullmatch(row[0])
+        if not match:
+            raise UserError(f"{where}: expected a sample_id like volume-003/slice-0042, got {row[0]!r}")
+        volume, number = int(match[1]), int(match[2])
         if f"volume-{volume:03}" in unread:
             continue
-        if not 0 <= number < num_slices.get(volume, 0):
-            has = (
-                f"volume {volume} has slices 0 to {num_slices[volume] - 1}"
-                if volume in num_slices
-                else "no such volume"
-            )
-            raise UserError(f"{path}, line {line}: unknown sample_id {row[0]!r} ({has}); remove or mend that line")
+        count = num_slices.get(volume)
+        if number >= (count or 0):
+            has = "no such volume" if count is None else f"volume {volume} has slices 0 to {count - 1}"
+            raise UserError(f"{where}: unknown sample_id {row[0]!r} ({has}); remove or mend that line")
         if row[1] not in ("0", "1"):
-            raise UserError(f"{path}, line {line}: expected the label 0 (no lesion) or 1 (lesion), got {row[1]!r}")
+            raise UserError(f"{where}: expected the label 0 (no lesion) or 1 (lesion), got {row[1]!r}")
         if number in labels.setdefault(volume, {}):
-            raise UserError(f"{path}, line {line}: expected each slice once, got {row[0]} again; remove one line")
+            raise UserError(f"{where}: expected each slice once, got {row[0]} again; remove one line")
         labels[volume][number] = int(row[1])
     if not labels:
         raise UserError(f"{path}: expected rows sample_id,label, got none of a volume that can be read")
     return labels
-
-
-def _parse_slice_id(path: Path, line: int, sample_id: str) -> tuple[int, int]:
-    """Numbers of volume and slice."""
-    match = TYPED_ID.fullmatch(sample_id)
-    if not match:
-        raise UserError(f"{path}, line {line}: expected a sample_id like volume-003/slice-0042, got {sample_id!r}")
-    return int(match[1]), int(match[2])
