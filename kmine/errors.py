@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -16,9 +17,9 @@ class UserError(ValueError):
 class SampleError(UserError):
     """One damaged or unfit sample; `--data.on_error skip` counts and lists it instead of stopping."""
 
-    def __init__(self, path: str, problem: str) -> None:
+    def __init__(self, path: Path | str, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
-        self.path = path
+        self.path = str(path)
         self.problem = problem
 
 

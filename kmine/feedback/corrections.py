@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,11 +45,7 @@ class ExpectedMasks:
     volumes: Volumes = lambda name, path: None
 
     def check(self, where: str, sample_id: str, mask: Mask) -> tuple[str, Mask]:
-        """Return `(sample_id, mask)` if the mask fits; `where` opens the message.
-
-        Raises:
-            UserError: another size than the image's, or unknown class ids.
-        """
+        """Return `(sample_id, mask)`; `where` opens the message. Raises `UserError` for another size or unknown ids."""
         shape = self.shapes[sample_id]
         if mask.shape != shape:
             raise UserError(
@@ -91,12 +88,8 @@ def read_corrections(path: Path, expected: ExpectedMasks) -> Iterator[tuple[str,
 def picture_name(sample_id: str) -> str:
     """File name, without suffix, of a sample's picture; the same in a path and in a URL."""
     name = safe_name(sample_id)
-    if "%" not in name:
-        return name
-    return f"{name.replace('%', '_')}-{hashlib.sha256(sample_id.encode()).hexdigest()[:8]}"
-
-
-# -- a folder
+    suffix = f"-{hashlib.sha256(sample_id.encode()).hexdigest()[:8]}" if "%" in name else ""
+    return name.replace("%", "_") + suffix
 
 
 def _from_folder(folder: Path, expected: ExpectedMasks) -> Iterator[tuple[str, Mask]]:
@@ -134,9 +127,9 @@ def _read_png(path: Path, num_classes: int) -> Mask:
             if image.mode not in ("L", "P", "1", "I;16", "I"):
                 raise UserError(f"{path}: expected one channel of class ids, got {image.mode}; export it as grey")
             values = np.asarray(image.convert("L") if image.mode == "1" else image)
+    except UserError:
+        raise
     except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path}: expected a mask as PNG, cannot be read ({error}); export it again") from error
     if values.size and (values.min() < 0 or values.max() > IGNORE_INDEX):
         raise UserError(f"{path}: expected class ids up to {IGNORE_INDEX}, got {values.max()}; export 8 bits")
@@ -145,9 +138,6 @@ def _read_png(path: Path, num_classes: int) -> Mask:
     if not own and num_classes == 2 and set(np.unique(mask).tolist()) <= {0, 255}:
         mask = (mask == 255).astype(np.uint8)
     return mask
-
-
-# -- COCO
 
 
 def _from_coco(path: Path, value: Mapping[str, Any], expected: ExpectedMasks) -> Iterator[tuple[str, Mask]]:
@@ -190,9 +180,6 @@ def _mask_from_coco(
                 raise UserError(f"{where}: expected a segmentation of {_size(out.shape)}, got {_size(segment.shape)}")
             out[segment] = classes[annotation["category_id"]]
         return out
-
-
-# -- Label Studio
 
 
 def _from_label_studio(
@@ -249,9 +236,6 @@ def _format_errors(where: str, expected: str) -> Iterator[None]:
         raise UserError(f"{where}: expected {expected}, got something else ({error})") from error
 
 
-# -- names
-
-
 def _classes(path: Path, names: Mapping[Any, str], expected: ExpectedMasks) -> dict[Any, int]:
     own = {name: n for n, name in enumerate(expected.class_names) if n} | {IGNORED: IGNORE_INDEX}
     foreign = [name for name in names.values() if name not in own]
@@ -274,10 +258,7 @@ def _sample_id(names: Mapping[str, str], stored_id: object, file_name: object) -
 
 def _stem(path: Path, folder: Path | None = None) -> str:
     name = path.relative_to(folder).as_posix() if folder else path.name
-    for suffix in sorted(SUFFIXES, key=len, reverse=True):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
+    return re.sub(r"(\.nii\.gz|\.nii|\.png)$", "", name, flags=re.IGNORECASE)
 
 
 def _refuse_unknown(where: Path, names: Sequence[str]) -> None:

@@ -61,10 +61,8 @@ def resolve_verdicts(
 ) -> VerdictEffects:
     """Read the verdicts.json of a run folder and resolve its effects on a run with these images.
 
-    Args:
-        path: verdicts.json.
-        labeled, unlabeled: sample ids of this run.
-        other_ids: validation and test ids; verdicts on them are ignored, since they must not be trained on.
+    `labeled` and `unlabeled` are sample ids of this run. Verdicts on `other_ids` (validation, test) are ignored,
+    since they must not be trained on.
 
     Raises:
         UserError: verdicts that cannot be read, are on images that the data set lacks or on none that this run labels

@@ -135,9 +135,8 @@ def _verdict(path: Path, number: int, row: Any) -> Verdict:
 
 
 def _beside(path: Path, entries: Any, name: str) -> dict[str, Path]:
-    if not isinstance(entries, dict) or not all(
-        isinstance(entry, dict) and "file" in entry for entry in entries.values()
-    ):
+    values = entries.values() if isinstance(entries, dict) else [None]
+    if not all(isinstance(entry, dict) and "file" in entry for entry in values):
         raise UserError(f"{path}: expected {name} masks with a file each, got something else; import them again")
     files = {sample_id: path.parent / str(entry["file"]) for sample_id, entry in entries.items()}
     missing = [name for name, file in files.items() if not file.is_file()]

@@ -1,4 +1,4 @@
-"""What the file system refuses, as one line with the cure."""
+"""Errors of the file system as one line with the cure."""
 
 from __future__ import annotations
 
@@ -23,15 +23,10 @@ _REFUSED = {
 
 @contextmanager
 def user_errors(path: Path, *, cure: str = "choose another --out", otherwise: str | None = None) -> Iterator[None]:
-    """Turn an `OSError` into one clear error; files already written are not touched.
+    """Turn an `OSError` into a `UserError` on `path`; files already written are not touched.
 
-    Args:
-        path: subject of the message.
-        cure: what to do about anything but a full disk.
-        otherwise: problem reported for errors not listed here, such as "cannot be read"; without it they pass through.
-
-    Raises:
-        UserError: for a full disk, a missing permission, a read-only file system, a file in place of a folder.
+    `cure` is for all errors but a full disk. `otherwise` is the problem reported for errors not listed here, such as
+    "cannot be read"; without it they pass through.
     """
     try:
         yield

@@ -1,6 +1,6 @@
 """Implementations by name: kmine's own, those registered in this process, and those of installed packages.
 
-A package adds one by an entry point, which is imported when its name is used:
+A package adds a name by an entry point, which is imported at first use:
 
     [project.entry-points."kmine.segmenters"]
     my_sam = "my_package.segmenter:open_my_sam"
@@ -18,25 +18,15 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names and what they stand for, such as factories; kmine's own names cannot be replaced."""
+    """Values, such as factories, by name; kmine's own names cannot be replaced."""
 
     def __init__(self, setting: str, group: str, builtin: Mapping[str, T]) -> None:
-        """A registry.
-
-        Args:
-            setting: the setting that holds such a name, for errors: `segmenter.name`.
-            group: of entry points: `kmine.segmenters`.
-            builtin: kmine's own.
-        """
+        """A registry of `builtin` names and entry points of `group`; `setting`, as segmenter.name, opens messages."""
         self._setting, self._group = setting, group
         self._builtin, self._registered = dict(builtin), dict[str, T]()
 
     def register(self, name: str, value: T) -> None:
-        """Add a name for this process, or replace an added one. Other processes find entry points only.
-
-        Raises:
-            UserError: an empty name, or one of kmine's own.
-        """
+        """Add a name for this process only, or replace an added one. Raises `UserError` for kmine's own or no name."""
         if not name or name in self._builtin:
             raise UserError(f"{self._setting}: expected a new name, got {name!r}, empty or kmine's own; choose another")
         self._registered[name] = value
@@ -50,11 +40,7 @@ class Registry(Generic[T]):
         return sorted({*self._builtin, *self._registered, *self._entry_points()})
 
     def get(self, name: str) -> T:
-        """The value of a name; a package that adds it is imported now.
-
-        Raises:
-            UserError: an unknown name, or a package that cannot be imported.
-        """
+        """The value of a name; imports the package that adds it. Raises `UserError` if unknown or not importable."""
         for known in (self._builtin, self._registered):
             if name in known:
                 return known[name]

@@ -12,7 +12,7 @@ MAX_THREADS = 8
 
 @contextlib.contextmanager
 def thread_pool() -> Iterator[ThreadPoolExecutor]:
-    """A pool that drops what has not begun when something fails."""
+    """A pool that drops pending work on exit."""
     executor = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
     try:
         yield executor

@@ -54,7 +54,7 @@ def read_header(path: Path) -> Header:
     except Exception as error:  # pydicom parses values on access and raises any type
         raise _damaged(path, error) from error
     if frames != 1:
-        raise SampleError(str(path), f"expected a DICOM file of one frame, got {frames}; store one frame a file")
+        raise SampleError(path, f"expected a DICOM file of one frame, got {frames}; store one frame a file")
     refuse_size(path, *shape)
     if spacing is not None and not all(math.isfinite(size) and size > 0 for size in spacing):
         raise _damaged(path, f"a pixel spacing of {spacing}")
@@ -86,17 +86,10 @@ def read_slice_position(path: Path) -> SlicePosition | None:
 
 
 def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uint8]:
-    """Decode a file.
+    """(H, W, 3) RGB, [0, 255]; grey as three equal channels.
 
-    Stored values are rescaled by the slope and intercept of the file, windowed, and inverted for MONOCHROME1.
-
-    Args:
-        path: the file.
-        window: rescaled values at the lower and the upper end of the grey scale; None uses the first window of the file
-            (`own_window`). Not used for colour.
-
-    Returns:
-        (H, W, 3) RGB, [0, 255]; grey as three equal channels.
+    Stored values are rescaled by the slope and intercept of the file, windowed, and inverted for MONOCHROME1. `window`
+    holds the rescaled values at the ends of the grey scale; None uses `own_window`. Not used for colour.
 
     Raises:
         SampleError: for a damaged file, several frames, an unsupported compression or colour space, and where no
@@ -120,7 +113,7 @@ def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uin
         return np.ascontiguousarray(stored)
     if kind not in GREY or stored.ndim != 2:
         raise SampleError(
-            str(path), f"expected grey (MONOCHROME1, MONOCHROME2) or 8-bit RGB, got {kind} of {bits} bits; convert it"
+            path, f"expected grey (MONOCHROME1, MONOCHROME2) or 8-bit RGB, got {kind} of {bits} bits; convert it"
         )
     window = window or own_window(path, data)
     if window is None and stored.dtype == np.uint8 and (slope, intercept) == (1, 0):
@@ -128,7 +121,7 @@ def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uin
     if window is None:
         ends = sorted(float(end) * slope + intercept for end in (stored.min(), stored.max()))
         raise SampleError(
-            str(path),
+            path,
             f"expected a window, got a file without WindowCenter and WindowWidth (values {ends[0]:g} to "
             f"{ends[1]:g}); say which values are black and white with --data.window [LOW,HIGH]",
         )
@@ -164,7 +157,7 @@ def own_window(path: Path, data: pydicom.Dataset) -> tuple[float, float] | None:
     low, high = center - width / 2, center + width / 2 - (1 if function == "LINEAR" else 0)
     if function not in ("LINEAR", "LINEAR_EXACT") or not -math.inf < low < high < math.inf:
         raise SampleError(
-            str(path),
+            path,
             f"expected a linear window of some width, got {function} of width {width:g}; pass --data.window [LOW,HIGH]",
         )
     return low, high
@@ -181,16 +174,16 @@ def _open(path: Path, **options: Any) -> pydicom.Dataset:
 
     size = require_file(path, "a DICOM file")
     if size > MAX_BYTES:
-        raise SampleError(str(path), f"expected a DICOM file of at most {MAX_BYTES:,} bytes, got {size:,}; split it")
+        raise SampleError(path, f"expected a DICOM file of at most {MAX_BYTES:,} bytes, got {size:,}; split it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of pydicom about unused values
             _refuse_bomb(path)
             return pydicom.dcmread(path, **options)
     except PermissionError as error:
-        raise SampleError(str(path), f"cannot be read ({error.strerror}); check its permissions") from error
+        raise SampleError(path, f"cannot be read ({error.strerror}); check its permissions") from error
     except pydicom.errors.InvalidDicomError as error:
-        raise SampleError(str(path), "expected a DICOM file, got something else; copy it again") from error
+        raise SampleError(path, "expected a DICOM file, got something else; copy it again") from error
     except Exception as error:  # pydicom raises any type on damaged bytes
         raise _damaged(path, error) from error
 
@@ -217,7 +210,7 @@ def _refuse_bomb(path: Path) -> None:
 def _damaged(path: Path, error: object) -> SampleError:
     problem = " ".join(str(error).split()) or type(error).__name__
     return SampleError(
-        str(path),
+        path,
         f"expected a whole DICOM file, uncompressed or of a compression that pydicom can undo, got: {problem}; "
         "copy it again, or decompress it",
     )

@@ -78,7 +78,7 @@ def open_series(files: Sequence[Path]) -> Series:
     for path, _, header in placed:
         if (header.shape, header.spacing) != (first[2].shape, first[2].spacing):
             raise SampleError(
-                str(path),
+                path,
                 f"expected slices of one size and spacing, got {header.shape} at {header.spacing} mm beside "
                 f"{first[2].shape} at {first[2].spacing} mm; put other series into folders of their own",
             )
@@ -87,7 +87,7 @@ def open_series(files: Sequence[Path]) -> Series:
     if steps.min() < SAME_MM:
         path = placed[int(steps.argmin()) + 1][0]
         raise SampleError(
-            str(path), "expected one slice a position, got two in one; put other series into folders of their own"
+            path, "expected one slice a position, got two in one; put other series into folders of their own"
         )
     usual = float(np.median(steps))
     gaps = int(np.count_nonzero(np.abs(steps - usual) > UNEVEN * usual))
@@ -112,7 +112,5 @@ def open_series(files: Sequence[Path]) -> Series:
 def _require_position(path: Path) -> SlicePosition:
     position = read_slice_position(path)
     if position is None:
-        raise SampleError(
-            str(path), "expected a slice with its position in the patient, got none; copy the series again"
-        )
+        raise SampleError(path, "expected a slice with its position in the patient, got none; copy the series again")
     return position

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from kmine.data.source import OnError
-from kmine.errors import SampleError, UserError
+from kmine.errors import SampleError, UserError, first_names
 from kmine.types import Skipped
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -69,14 +69,8 @@ def drop_orphans(masks: dict[str, Path], images: Mapping[str, Path], place: str,
 def walk(root: Path, refuse: Callable[[OSError], None] = refuse_folder) -> Iterator[tuple[Path, list[str], list[str]]]:
     """`os.walk` from the top, sorted, without hidden names (`._a.jpg` of macOS); removing folder names prunes it.
 
-    Links are followed, except into a folder that contains them.
-
-    Args:
-        root: first folder.
-        refuse: called for each folder that cannot be read.
-
-    Raises:
-        UserError: for links that lead to one folder over and over.
+    Links are followed, except into a folder that contains them. `refuse` is called for each unreadable folder. Raises
+    `UserError` for links that lead to one folder over and over.
     """
     inside: dict[str, tuple[tuple[int, int], ...]] = {}
     visits: Counter[tuple[int, int]] = Counter()
@@ -104,7 +98,5 @@ def printable(path: Path | str) -> str:
 
 
 def named(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    first, *rest = list(names)
-    shown, more = [first, *rest[: MAX_NAMED - 1]], len(rest) - MAX_NAMED + 1
-    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+    """The first few names, and the number of the others."""
+    return first_names(list(names), MAX_NAMED)

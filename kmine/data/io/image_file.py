@@ -33,14 +33,7 @@ ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
 def read_rgb(path: Path, *, allow_grey: bool = False) -> NDArray[np.uint8]:
-    """Decode an 8-bit colour image.
-
-    Args:
-        path: the file.
-        allow_grey: also read a grey image, as three equal channels; for modalities without colour.
-
-    Returns:
-        (H, W, 3) RGB, [0, 255].
+    """(H, W, 3) RGB, [0, 255], of an 8-bit colour image or, with `allow_grey`, of a grey one as three equal channels.
 
     Raises:
         SampleError: for a missing, empty, truncated, foreign, too large, 16-bit, grey, transparent or rotated file,
@@ -51,11 +44,9 @@ def read_rgb(path: Path, *, allow_grey: bool = False) -> NDArray[np.uint8]:
         if image.mode in GREY_MODES and allow_grey:
             return as_rgb(_load(path, image))
         if image.mode in GREY_MODES:
-            raise SampleError(
-                str(path), f"expected a colour image (RGB), got a grey one ({image.mode}); convert it to RGB"
-            )
+            raise SampleError(path, f"expected a colour image (RGB), got a grey one ({image.mode}); convert it to RGB")
         if image.mode not in ("RGB", "P"):
-            raise SampleError(str(path), f"expected an RGB image, got mode {image.mode}; convert it to 8-bit RGB")
+            raise SampleError(path, f"expected an RGB image, got mode {image.mode}; convert it to 8-bit RGB")
         return as_rgb(_load(path, image))
 
 
@@ -65,20 +56,11 @@ def as_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def read_grey(path: Path) -> NDArray[np.uint8]:
-    """Decode a mask file, stored grey or in colour, as grey values.
-
-    Returns:
-        (H, W), [0, 255].
-
-    Raises:
-        SampleError: as in `read_rgb`, except for grey.
-    """
+    """(H, W) grey values, [0, 255], of a mask stored grey or in colour. Raises `SampleError` as `read_rgb` does."""
     with _open(path) as image:
         _refuse_unsuitable(path, image)
         if image.mode not in (*GREY_MODES, "RGB", "P"):
-            raise SampleError(
-                str(path), f"expected a grey or RGB mask, got mode {image.mode}; convert it to 8-bit grey"
-            )
+            raise SampleError(path, f"expected a grey or RGB mask, got mode {image.mode}; convert it to 8-bit grey")
         return np.array(_load(path, image).convert("L"))
 
 
@@ -93,7 +75,7 @@ def read_stored(path: Path) -> Image.Image:
         _refuse_unsuitable(path, image, allow_deep_grey=True)
         if image.mode.startswith(DEEP_MODES) and getattr(image, "tag_v2", {}).get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO:
             # Pillow inverts 8-bit files of this kind, but not deeper ones.
-            raise SampleError(str(path), "expected a TIFF file in which 0 is black, got 0 as white; invert it")
+            raise SampleError(path, "expected a TIFF file in which 0 is black, got 0 as white; invert it")
         return _load(path, image).copy()
 
 
@@ -109,24 +91,22 @@ def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise SampleError(
-            str(path), "expected an image (PNG, JPEG or TIFF), got something else or a destroyed header; copy it again"
-        ) from error
+        problem = "expected an image (PNG, JPEG or TIFF), got something else or a destroyed header; copy it again"
+        raise SampleError(path, problem) from error
     except Image.DecompressionBombError as error:
         claimed = re.search(r"\d+", str(error))
         raise _too_large(path, f"{int(claimed[0]):,}" if claimed else "many more") from error
     except OSError as error:
         if error.errno is None:  # raised by Pillow itself, for a file cut within its header
             raise _damaged(path, error) from error
-        raise SampleError(str(path), f"cannot be read ({error.strerror}); check its permissions") from error
+        raise SampleError(path, f"cannot be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # decoders raise any type on foreign bytes
         raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: object) -> SampleError:
-    return SampleError(
-        str(path), f"expected a whole image, got a truncated or damaged file ({error}); copy or download it again"
-    )
+    problem = f"expected a whole image, got a truncated or damaged file ({error}); copy or download it again"
+    return SampleError(path, problem)
 
 
 def _load(path: Path, image: Image.Image) -> Image.Image:
@@ -147,10 +127,8 @@ def _load(path: Path, image: Image.Image) -> Image.Image:
 
 def _refuse_rotated(path: Path, orientation: object) -> None:
     if orientation not in (None, 0, 1):
-        raise SampleError(
-            str(path),
-            f"expected pixels stored upright, got EXIF orientation {orientation}; rotate the pixels and clear the tag",
-        )
+        problem = f"expected pixels stored upright, got EXIF orientation {orientation}"
+        raise SampleError(path, f"{problem}; rotate the pixels and clear the tag")
 
 
 def _check_bytes(path: Path, image: Image.Image) -> None:
@@ -165,7 +143,7 @@ def _check_bytes(path: Path, image: Image.Image) -> None:
             scans = sum(block.count(b"\xff\xda") for block in iter(lambda: file.read(BLOCK_BYTES), b""))
         if scans * image.width * image.height > MAX_SCANNED:
             raise SampleError(
-                str(path),
+                path,
                 f"expected pixels times scans of at most {MAX_SCANNED:,}, got {scans} scans of "
                 f"{image.width} x {image.height}; save it as baseline JPEG or PNG",
             )
@@ -197,31 +175,29 @@ def _refuse_unsuitable(path: Path, image: Image.Image, *, allow_deep_grey: bool 
     refuse_size(path, image.height, image.width)
     # An MPO file of a camera holds its image first, then previews.
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise SampleError(str(path), "expected one image, got several pages or frames; store one a file")
+        raise SampleError(path, "expected one image, got several pages or frames; store one a file")
     # Pillow silently reads 16-bit RGB as 8-bit; only the decoder's raw mode shows it.
     if not (deep_grey and allow_deep_grey) and (
         deep_grey or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     ):
         raise SampleError(
-            str(path),
+            path,
             f"expected 8 bits per channel, got 16 or more (mode {image.mode}); window or scale it to 8 bits yourself",
         )
     if image.mode in ALPHA_MODES or "transparency" in image.info:
         raise SampleError(
-            str(path), f"expected an image without transparency, got mode {image.mode} with alpha; save it as plain RGB"
+            path, f"expected an image without transparency, got mode {image.mode} with alpha; save it as plain RGB"
         )
 
 
 def refuse_size(path: Path, height: int, width: int) -> None:
     """Refuse an image without pixels or with more than `MAX_PIXELS`. Raises `SampleError`."""
     if height < 1 or width < 1:
-        raise SampleError(str(path), f"expected an image with pixels, got {width} x {height}; export it again")
+        raise SampleError(path, f"expected an image with pixels, got {width} x {height}; export it again")
     if height * width > MAX_PIXELS:
         raise _too_large(path, f"{width} x {height}")
 
 
 def _too_large(path: Path, actual: str) -> SampleError:
-    return SampleError(
-        str(path),
-        f"expected an image of sane size, at most {MAX_PIXELS:,} pixels, got {actual}; crop, tile or shrink it",
-    )
+    problem = f"expected an image of sane size, at most {MAX_PIXELS:,} pixels, got {actual}; crop, tile or shrink it"
+    return SampleError(path, problem)

@@ -177,7 +177,7 @@ def read_geometry(path: Path) -> Geometry:
         has_axes = False
     if not has_axes:
         raise SampleError(
-            str(path), "expected an affine that gives the axes of the body, got a singular one; convert the scan anew"
+            path, "expected an affine that gives the axes of the body, got a singular one; convert the scan anew"
         )
     orientation = orientation.astype(int)
     by_axis = {int(axis): float(size) for size, (axis, _) in zip(sizes, orientation, strict=True)}
@@ -218,8 +218,7 @@ def read_integers(path: Path, geometry: Geometry) -> NDArray[np.uint8]:
     own = read_geometry(path)
     if own.shape == geometry.shape and own.orientation != geometry.orientation:  # another shape is refused below
         raise SampleError(
-            str(path),
-            "expected a mask with the axis directions of its image, got others; save it with the image's affine",
+            path, "expected a mask with the axis directions of its image, got others; save it with the image's affine"
         )
     return _read_ids(path, geometry, lambda values: (values >= 0) & (values <= 255), "class ids from 0 to 255")
 
@@ -242,9 +241,7 @@ def _read_ids(
                 for n, (axis, flip) in enumerate(geometry.orientation)
                 if axis == 2
             )
-            raise SampleError(
-                str(path), f"expected {expected}, got {examples} in slice {number}; map the labels to these"
-            )
+            raise SampleError(path, f"expected {expected}, got {examples} in slice {number}; map the labels to these")
         return rounded
 
     return _convert(path, geometry, header, ids)
@@ -262,7 +259,7 @@ def _convert(path: Path, geometry: Geometry, header: _Header, convert: Convert) 
             view[:, :, number] = convert(values, number)
     except MemoryError as error:
         raise SampleError(
-            str(path), f"expected a volume that fits into memory, got {_size(header.shape)} voxels; crop it"
+            path, f"expected a volume that fits into memory, got {_size(header.shape)} voxels; crop it"
         ) from error
     return out
 
@@ -272,7 +269,7 @@ def _header_of(path: Path, geometry: Geometry) -> _Header:
     header = _read_header(path)
     if header.shape != geometry.shape:
         raise SampleError(
-            str(path),
+            path,
             f"expected the volume's shape {_size(geometry.shape)}, got {_size(header.shape)}; "
             "it may belong to another volume, or be resampled: get the original pair",
         )
@@ -325,7 +322,7 @@ def _read_header(path: Path) -> _Header:
         with _open(path) as file:
             raw = file.read(max(HEADERS))
     except PermissionError as error:
-        raise SampleError(str(path), f"cannot be read ({error.strerror}); check its permissions") from error
+        raise SampleError(path, f"cannot be read ({error.strerror}); check its permissions") from error
     except Exception as error:
         raise _damaged(path, error) from error
     size = next((n for n in HEADERS if n in (int.from_bytes(raw[:4], "little"), int.from_bytes(raw[:4], "big"))), None)
@@ -334,7 +331,7 @@ def _read_header(path: Path) -> _Header:
     start, magic = MAGIC[size]
     if raw[start : start + len(magic)] != magic:
         raise SampleError(
-            str(path), "expected a NIfTI volume in one file, got another format, or a header alone; convert it"
+            path, "expected a NIfTI volume in one file, got another format, or a header alone; convert it"
         )
     try:
         header = getattr(nibabel, HEADERS[size]).from_fileobj(io.BytesIO(raw[:size]))
@@ -344,7 +341,7 @@ def _read_header(path: Path) -> _Header:
     except Exception as error:  # errors of nibabel, and of fields that are NaN or too large
         raise _damaged(path, error) from error
     if dtype.kind not in "iuf":
-        raise SampleError(str(path), f"expected plain numbers, got values of type {dtype}; store HU or labels")
+        raise SampleError(path, f"expected plain numbers, got values of type {dtype}; store HU or labels")
     sides = _three_sides(path, shape)
     if not size <= offset <= MAX_OFFSET:
         raise _damaged(path, f"voxels from byte {offset:,}, expected {size} to {MAX_OFFSET:,}")
@@ -355,10 +352,10 @@ def _read_header(path: Path) -> _Header:
 def _three_sides(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Shape without axes of length 1 beyond the third."""
     if len(shape) < 3 or any(side != 1 for side in shape[3:]) or min(shape) < 1:
-        raise SampleError(str(path), f"expected a volume of three axes, got {_size(shape)}; store one scan a file")
+        raise SampleError(path, f"expected a volume of three axes, got {_size(shape)}; store one scan a file")
     if math.prod(shape) > MAX_VOXELS or math.prod(sorted(shape)[-2:]) > MAX_PIXELS:
         raise SampleError(
-            str(path),
+            path,
             f"expected a volume of sane size, got {_size(shape)} voxels, limit {MAX_VOXELS:,}, {MAX_PIXELS:,} a slice; "
             "the header may be damaged",
         )
@@ -366,9 +363,8 @@ def _three_sides(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _damaged(path: Path, problem: object) -> SampleError:
-    return SampleError(
-        str(path), f"expected a whole NIfTI file, got a truncated or damaged one ({problem}); copy or download it again"
-    )
+    text = f"expected a whole NIfTI file, got a truncated or damaged one ({problem}); copy or download it again"
+    return SampleError(path, text)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kmine.data.io.image_file import DEEP_MODES, GREY_MODES, as_rgb, image_shape, read_grey, read_stored
 from kmine.data.io.windowing import grey_as_rgb, windowed
-from kmine.errors import SampleError
+from kmine.errors import SampleError, first_names
 from kmine.types import IGNORE_INDEX
 
 WINDOW_CURE = "say which values are black and white with --data.window [LOW,HIGH]"
@@ -26,14 +26,9 @@ MAX_NAMED = 6
 
 
 def read_picture(path: Path, window: tuple[float, float] | None) -> NDArray[np.uint8]:
-    """Read a PNG, JPEG or TIFF file.
+    """(H, W, 3) RGB, [0, 255], of a PNG, JPEG or TIFF file; grey as three equal channels.
 
-    Args:
-        path: the file.
-        window: for grey of more than 8 bits, the values shown as black and as white; 8-bit images ignore it.
-
-    Returns:
-        (H, W, 3) RGB, [0, 255]; grey as three equal channels.
+    For grey of more than 8 bits, `window` holds the values shown as black and as white.
 
     Raises:
         SampleError: for the faults of `read_stored`, for more than 8 bits without a window, and for CMYK.
@@ -43,25 +38,18 @@ def read_picture(path: Path, window: tuple[float, float] | None) -> NDArray[np.u
         values = np.asarray(image)
         if window is None:
             raise SampleError(
-                str(path),
+                path,
                 f"expected 8 bits per pixel or a window, got more (mode {image.mode}, values {values.min():g} to "
                 f"{values.max():g}); {WINDOW_CURE}",
             )
         return grey_as_rgb(windowed(values, window))
     if image.mode not in (*GREY_MODES, "RGB", "P"):
-        raise SampleError(str(path), f"expected a grey or RGB image, got mode {image.mode}; convert it to 8-bit RGB")
+        raise SampleError(path, f"expected a grey or RGB image, got mode {image.mode}; convert it to 8-bit RGB")
     return as_rgb(image)
 
 
 def read_foreground(path: Path, image: Path) -> NDArray[np.uint8]:
-    """Read a mask of one class.
-
-    Args:
-        path: the mask.
-        image: file of its image, for the expected size.
-
-    Returns:
-        (H, W), 1 above `FOREGROUND_ABOVE` and 0 elsewhere; may be all 0.
+    """(H, W) mask of one class, 1 above `FOREGROUND_ABOVE` and 0 elsewhere, of the size of the file `image`.
 
     Raises:
         SampleError: for the faults of `read_grey`, another size, and foreground stored as 1.
@@ -69,7 +57,7 @@ def read_foreground(path: Path, image: Path) -> NDArray[np.uint8]:
     grey = read_grey(path)
     require_size(path, grey, image_shape(image))
     if grey.max() == 1:
-        raise SampleError(str(path), "expected a mask of 0 and 255, got 0 and 1; store the foreground as 255 (not 1)")
+        raise SampleError(path, "expected a mask of 0 and 255, got 0 and 1; store the foreground as 255 (not 1)")
     return (grey > FOREGROUND_ABOVE).astype(np.uint8)
 
 
@@ -78,16 +66,14 @@ def require_size(path: Path, mask: NDArray[np.uint8], shape: tuple[int, int]) ->
     if mask.shape != shape:
         expected, actual = (f"{size[1]} x {size[0]} (width x height)" for size in (shape, mask.shape))
         raise SampleError(
-            str(path), f"expected the image's size {expected}, got {actual}; export the mask anew in the image's size"
+            path, f"expected the image's size {expected}, got {actual}; export the mask anew in the image's size"
         )
 
 
 def read_mask_picture(path: Path, class_names: Sequence[str]) -> NDArray[np.uint8]:
-    """Read a mask stored as PNG, TIFF or, of two classes only, JPEG.
+    """(H, W) class ids of a PNG, TIFF or, for two classes only, JPEG file; see `class_ids`.
 
-    Returns:
-        (H, W) class ids, see `class_ids`. In a JPEG, compression blurs the values: those above `FOREGROUND_ABOVE` are
-        the object.
+    In a JPEG file, compression blurs the values: those above `FOREGROUND_ABOVE` are the object.
 
     Raises:
         SampleError: for the faults of `read_stored`, for colours, and for values that are no class ids.
@@ -96,11 +82,11 @@ def read_mask_picture(path: Path, class_names: Sequence[str]) -> NDArray[np.uint
     if path.suffix.lower() not in LOSSY:
         return class_ids(path, values, class_names)
     if len(class_names) > 2:
-        raise SampleError(str(path), "expected class ids, got a JPEG file, which blurs them; store the mask as PNG")
+        raise SampleError(path, "expected class ids, got a JPEG file, which blurs them; store the mask as PNG")
     between = ((values >= BETWEEN[0]) & (values < BETWEEN[1])).mean()
     if between > MOST_BETWEEN or 0 < values.max() <= FOREGROUND_ABOVE:
         raise SampleError(
-            str(path),
+            path,
             f"expected a mask of 0 and 255, got values {values.min()} to {values.max()}, {between:.0%} of them in the "
             "middle; is this an image? Store masks as PNG of 0 and 255",
         )
@@ -119,18 +105,17 @@ def class_ids(path: Path, values: NDArray[Any], class_names: Sequence[str]) -> N
     foreign = sorted(present - {*range(len(class_names)), IGNORE_INDEX})
     if not foreign:
         return values.astype(np.uint8)
-    foreign_text = ", ".join(f"{value:g}" for value in foreign[:MAX_NAMED])
-    foreign_text += f" and {len(foreign) - MAX_NAMED} more" if len(foreign) > MAX_NAMED else ""
+    foreign_text = first_names([f"{value:g}" for value in foreign], MAX_NAMED)
     names = ", ".join(f"{n} {name}" for n, name in enumerate(class_names))
     if len(class_names) == 2:
         raise SampleError(
-            str(path),
+            path,
             f"expected a mask of 0 and 255, or of 0 and 1 ({names}), got also the values {foreign_text}; store the "
             "object as 255 and nothing between, or, if they are classes, name each in --data.class_names "
             "[background,...]",
         )
     raise SampleError(
-        str(path),
+        path,
         f"expected the class ids {names}, and {IGNORE_INDEX} for ignored pixels, got also the values {foreign_text}; "
         "map them to these, or name every class in data.class_names",
     )
@@ -148,12 +133,12 @@ def _mask_values(path: Path) -> NDArray[Any]:
     if image.mode == "L" or image.mode.startswith(DEEP_MODES):
         return np.asarray(image)
     if image.mode != "RGB":
-        raise SampleError(str(path), f"expected a grey mask, got mode {image.mode}; convert it to 8-bit grey")
+        raise SampleError(path, f"expected a grey mask, got mode {image.mode}; convert it to 8-bit grey")
     channels = np.asarray(image)
     spread = int((channels.max(axis=2) - channels.min(axis=2)).max())
     if spread > (COLOUR_NOISE if path.suffix.lower() in LOSSY else 0):
         raise SampleError(
-            str(path),
+            path,
             "expected a grey mask, got colours; store 0 and 255, or class ids, as a grey PNG (or one with a palette)",
         )
     return np.array(image.convert("L"))

@@ -15,10 +15,7 @@ from kmine.types import IGNORE_INDEX
 def write_mask_volume(path: Path, scan: Path, slices: Mapping[int, NDArray[np.uint8]]) -> None:
     """Write class ids as .nii.gz with shape, axes and affine of the scan; `IGNORE_INDEX` in all other slices.
 
-    Args:
-        path: the new file, ending in .nii.gz; replaced atomically.
-        scan: NIfTI file that the slices were cut from.
-        slices: (H, W) class ids by slice number.
+    Replaces `path` (.nii.gz) atomically. `slices` holds (H, W) class ids by slice number in `scan`, a NIfTI file.
     """
     import nibabel
 

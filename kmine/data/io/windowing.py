@@ -21,8 +21,6 @@ def windowed(
     Args:
         values: (H, W) as stored; NaN becomes 0.
         window: (low, high) in units of `values * slope + intercept`, low < high.
-        slope: rescale slope.
-        intercept: rescale intercept.
 
     Returns:
         (H, W), [0, 255].

@@ -52,9 +52,8 @@ def check_masks(stats: Sequence[ImageStats], refs: Mapping[str, SampleRef], num_
         *_check_convention(filled),
     ]
     if with_mask and not filled:
-        findings.append(
-            _fault("masks_empty", [i.sample_id for i, _ in with_mask], f"all {len(with_mask)} masks are empty")
-        )
+        empty = [item.sample_id for item, _ in with_mask]
+        findings.append(_fault("masks_empty", empty, f"all {len(with_mask)} masks are empty"))
     return [finding for finding in findings if finding.samples]
 
 
@@ -67,9 +66,7 @@ def _check_convention(filled: Sequence[tuple[ImageStats, MaskStats]]) -> list[Fi
             "look swapped; store the foreground as the class, the background as 0"
         )
         return [_fault("masks_inverted", inverted, text)]
-    certain = [
-        item.sample_id for item, m in filled if m.maybe_inverted and m.rim_share >= RIM and m.foreground_share < 1
-    ]
+    certain = [i.sample_id for i, m in filled if m.maybe_inverted and m.rim_share >= RIM and m.foreground_share < 1]
     unsure = [sample_id for sample_id in inverted if sample_id not in set(certain)]
     few = "unlike the others, on most of the image and"
     return [
@@ -132,10 +129,7 @@ def check_duplicates(
 ) -> list[Finding]:
     """Report copies across train, val and test, and within one of them.
 
-    Args:
-        duplicates: result of `find_duplicates`.
-        sides: train, val or test by sample id; samples in no split cannot leak.
-        allow_leaks: data.allow_leaks.
+    Samples that `sides` (train, val or test by sample id) lacks cannot leak. `allow_leaks` is data.allow_leaks.
     """
 
     def across(pair: DuplicatePair) -> bool:
@@ -143,14 +137,10 @@ def check_duplicates(
         return a is not None and b is not None and a != b
 
     findings = []
-    for code, kind, pairs in (
-        ("exact", "the same pixels", _reanchored(sides, [t for t in duplicates if t.exact])),
-        (
-            "near",
-            "nearly the same content (cropped, recompressed)",
-            [t for t in duplicates if t.same_picture and not t.exact],
-        ),
-    ):
+    exact = _reanchored(sides, [t for t in duplicates if t.exact])
+    near = [t for t in duplicates if t.same_picture and not t.exact]
+    kinds = (("exact", "the same pixels", exact), ("near", "nearly the same content (cropped, recompressed)", near))
+    for code, kind, pairs in kinds:
         leaks = [str(t) for t in pairs if across(t)]
         within = [str(t) for t in pairs if not across(t)]
         between = Counter(" and ".join(sorted((sides[t.first], sides[t.second]))) for t in pairs if across(t))

@@ -69,13 +69,7 @@ class ImageStats:
 
 
 def compute_stats(sample_id: str, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> ImageStats:
-    """Compute the statistics of one sample.
-
-    Args:
-        sample_id: id of the sample.
-        image: (H, W, 3) RGB, [0, 255].
-        mask: class ids, also of another size than the image.
-    """
+    """Statistics of an (H, W, 3) RGB image, [0, 255], and of its class ids, also of another size than the image."""
     height, width = image.shape[:2]
     grey = grey_of(image)
     image_hash, small, whole = hash_views(grey)

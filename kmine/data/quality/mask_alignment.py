@@ -114,9 +114,7 @@ def measure_alignment(images: Sequence[NDArray[np.float32]], outlines: Sequence[
     The reference is the mean over all other images, the limit of many random permutations. Image and mask means are
     subtracted, so that an image with many edges has no advantage.
 
-    Args:
-        images: results of `edges`, in the order of the files.
-        outlines: results of `outline`, one per image.
+    `images` are results of `edges`, `outlines` of `outline`, one per image, in the order of the files.
     """
     indices = [n for n, at in enumerate(outlines) if len(at)]
     count = len(indices)
@@ -148,8 +146,7 @@ def find_shifted_runs(alignment_scores: Sequence[AlignmentScore]) -> list[Shifte
     free = np.ones(len(alignment_scores), bool)
     scores = {-1: _log_ratio(alignment_scores, "before"), 1: _log_ratio(alignment_scores, "after")}
     while len(runs) < MAX_RUNS:
-        best = max((*_best_run(np.where(free, scores[side], -MAX_RATIO)), side) for side in scores)
-        total, start, stop, shift = best
+        total, start, stop, shift = max((*_best_run(np.where(free, scores[side], -MAX_RATIO)), side) for side in scores)
         rest = free.copy()
         rest[start:stop] = False
         outside_scores = scores[shift][rest]
@@ -157,14 +154,8 @@ def find_shifted_runs(alignment_scores: Sequence[AlignmentScore]) -> list[Shifte
             break
         if _rate(outside_scores) * total < np.log(len(alignment_scores) / CHANCE):
             break
-        runs.append(
-            (
-                start,
-                ShiftedRun(
-                    alignment_scores[start].sample_id, alignment_scores[stop - 1].sample_id, stop - start, shift
-                ),
-            )
-        )
+        first, last = alignment_scores[start].sample_id, alignment_scores[stop - 1].sample_id
+        runs.append((start, ShiftedRun(first, last, stop - start, shift)))
         free = rest
     return [run for _, run in sorted(runs, key=lambda pair: pair[0])]
 
@@ -220,17 +211,13 @@ def check_alignment(alignment: MaskAlignment) -> list[Finding]:
     n, z = alignment.num_pairs, alignment.z
     if n < MIN_PAIRS:
         return [Finding("pairing_unknown", "note", f"{n} masks are too few to test whether they fit their images")]
-    figures = (
-        f"outlines on {n} images: edge strength {alignment.own:.2f} on their own, {alignment.others:.2f} on others"
-    )
+    strengths = f"edge strength {alignment.own:.2f} on their own, {alignment.others:.2f} on others"
+    figures = f"outlines on {n} images: {strengths}"
     if z >= MIN_Z:
         return [Finding("pairing", "note", f"masks follow their own images' edges: {figures} (z {z:.1f})")]
     shift = {0: "", -1: "; they fit the image one place before", 1: "; they fit the image one place after"}
-    return [
-        Finding(
-            "pairing",
-            "fault",
-            f"masks fit their own images no better than others: {figures} (z {z:.1f}, expected {MIN_Z:g} or more)"
-            f"{shift[alignment.better_shift]}; pair images and masks by name",
-        )
-    ]
+    text = (
+        f"masks fit their own images no better than others: {figures} (z {z:.1f}, expected {MIN_Z:g} or more)"
+        f"{shift[alignment.better_shift]}; pair images and masks by name"
+    )
+    return [Finding("pairing", "fault", text)]

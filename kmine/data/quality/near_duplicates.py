@@ -44,16 +44,6 @@ MAX_SCALE, MAX_SHEAR, MAX_SHIFT = 1.18, 0.06, 12.0
 
 
 @dataclass(frozen=True)
-class SimilarPairs:
-    """Candidate pairs."""
-
-    pairs: NDArray[np.intp]
-    """(P, 2) indices, first < second, the most similar pairs first."""
-    complete: bool
-    """False where there are more pairs than the limit."""
-
-
-@dataclass(frozen=True)
 class DuplicatePair:
     """Two images that are duplicates, or near by hash."""
 
@@ -113,9 +103,9 @@ def find_duplicates(
     descriptors = np.empty((len(unique), *compute_descriptor(unique[0].small, unique[0].whole).shape), np.float32)
     for n, item in enumerate(unique):
         descriptors[n] = compute_descriptor(item.small, item.whole)
-    similar = find_similar_pairs(descriptors, group, MAX_PAIRS)
+    similar, all_similar = find_similar_pairs(descriptors, group, MAX_PAIRS)
     hashed, all_hashed = _near_hashes(words, group, distance)
-    pairs = list(dict.fromkeys([*map(tuple, similar.pairs.tolist()), *hashed]))
+    pairs = list(dict.fromkeys([*map(tuple, similar.tolist()), *hashed]))
 
     def compare(pair: tuple[int, int]) -> DuplicatePair:
         left, right = (unique[n] for n in pair)
@@ -124,12 +114,9 @@ def find_duplicates(
         return DuplicatePair(left.sample_id, right.sample_id, bits, correlation, exact=False)
 
     with thread_pool() as threads:
-        near = [
-            duplicate
-            for duplicate in threads.map(compare, pairs)
-            if duplicate.same_picture or duplicate.bits <= distance
-        ]
-    return exact + near, DuplicateSearch(len(pairs), similar.complete and all_hashed)
+        compared = list(threads.map(compare, pairs))
+    near = [pair for pair in compared if pair.same_picture or pair.bits <= distance]
+    return exact + near, DuplicateSearch(len(pairs), all_similar and all_hashed)
 
 
 def _near_hashes(
@@ -160,8 +147,10 @@ def _descriptor_of(small: NDArray[np.uint8]) -> NDArray[np.float32]:
     return band / max(float(np.linalg.norm(band)), 1e-6)
 
 
-def find_similar_pairs(descriptors: NDArray[np.float32], groups: NDArray[np.int64], most: int) -> SimilarPairs:
-    """Pairs of images of different groups with a correlation of at least `FLOOR`.
+def find_similar_pairs(
+    descriptors: NDArray[np.float32], groups: NDArray[np.int64], most: int
+) -> tuple[NDArray[np.intp], bool]:
+    """Pairs of images of different groups with a correlation of at least `FLOOR`, and whether these are all.
 
     All pairs are compared in blocks of rows; memory is that of one block.
 
@@ -169,6 +158,9 @@ def find_similar_pairs(descriptors: NDArray[np.float32], groups: NDArray[np.int6
         descriptors: (N, 2, D / 2).
         groups: (N,) group numbers.
         most: largest number of pairs; those of the highest correlation, mean of part and whole, are kept.
+
+    Returns:
+        (P, 2) indices, first < second, the most similar pairs first; False if there are more than `most`.
     """
     part, whole = descriptors[:, 0], descriptors[:, 1]  # views: BLAS accepts rows with a stride
     count, least, complete = len(part), -2.0, True
@@ -190,19 +182,15 @@ def find_similar_pairs(descriptors: NDArray[np.float32], groups: NDArray[np.int6
             least, complete = float(value[-1]), False
         start = stop
     order = np.argsort(-value, kind="stable")
-    return SimilarPairs(np.stack([first[order], second[order]], axis=1), complete)
+    return np.stack([first[order], second[order]], axis=1), complete
 
 
 def similarity(a: Sequence[NDArray[np.uint8]], b: Sequence[NDArray[np.uint8]], enough: float) -> float:
     """Similarity of two images, near 1 for copies: correlation of the aligned parts.
 
     If higher, the correlation of the aligned whole images minus `WHOLE_LESS`: a crop may change the detected surround
-    and thus the part.
-
-    Args:
-        a: part and whole of one image, (SMALL, SMALL) each.
-        b: part and whole of the other image.
-        enough: correlation of the parts from which the whole images are not aligned.
+    and thus the part. `a` and `b` hold part and whole, (SMALL, SMALL) each. From a correlation of `enough` of the parts
+    on, the whole images are not aligned.
     """
     in_part, in_whole = (compute_descriptor(*a) * compute_descriptor(*b)).sum(axis=1)
     parts = aligned_correlation(a[0], b[0]) if in_part >= WORTH else 0.0

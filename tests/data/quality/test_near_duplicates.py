@@ -69,12 +69,12 @@ def test_of_too_many_pairs_the_most_similar_are_compared(monkeypatch):
     stats = [stats_of(str(i), i) for i in range(20)] + [compute_stats("copy", phantom_image(0)[2:-2, 2:-2], None)]
     descriptors = np.stack([compute_descriptor(item.small, item.whole) for item in stats])
     monkeypatch.setattr(near_duplicates, "FLOOR", -1.0)
-    all_pairs = find_similar_pairs(descriptors, np.arange(21), 1000)
-    assert all_pairs.complete and len(all_pairs.pairs) == 21 * 20 // 2 and tuple(all_pairs.pairs[0]) == (0, 20)
+    all_pairs, complete = find_similar_pairs(descriptors, np.arange(21), 1000)
+    assert complete and len(all_pairs) == 21 * 20 // 2 and tuple(all_pairs[0]) == (0, 20)
     for block in (1, 50, 1000):
         monkeypatch.setattr(near_duplicates, "BLOCK", block)
-        limited = find_similar_pairs(descriptors, np.arange(21), 5)
-        assert not limited.complete and limited.pairs.tolist() == all_pairs.pairs[:5].tolist()
+        limited, complete = find_similar_pairs(descriptors, np.arange(21), 5)
+        assert not complete and limited.tolist() == all_pairs[:5].tolist()
     monkeypatch.setattr(near_duplicates, "MAX_PAIRS", 5)
     pairs, search = find_duplicates(stats, own_groups(stats), 0)
     assert [str(pair) for pair in pairs] == ["0 = copy"] and search == DuplicateSearch(5, complete=False)
