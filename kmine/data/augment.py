@@ -43,16 +43,14 @@ class Augment:
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8], seed: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Augment one image and its mask together.
+        """Augment one image and its mask together; neither is modified in place.
+
+        Class ids are never blended. Pixels from outside the image are black, and `IGNORE_INDEX` in the mask.
 
         Args:
-            image: (S, S, 3) uint8 RGB, not modified.
-            mask: (S, S) uint8 class ids, `IGNORE_INDEX` where unknown, not modified.
+            image: (S, S, 3) uint8 RGB.
+            mask: (S, S) uint8 class ids, `IGNORE_INDEX` where unknown.
             seed: at least 0; the same seed gives the same change.
-
-        Returns:
-            Image and mask of the same shapes and types. Class ids are never blended. Pixels from outside the image are
-            black, and `IGNORE_INDEX` in the mask.
 
         Raises:
             ValueError: for another shape or type.

@@ -130,10 +130,7 @@ class Batches(_Stream[Batch]):
     images: those of weight 0 are left out, and empty ones get at most `plan.max_empty_share` of the places (in a single
     batch, that share rounded up), unless all are empty.
 
-    Args:
-        labeled: images with given masks, each of weight 1.
-        pseudo: images with pseudo masks, or None.
-        plan: composition of a batch; `view_cutmix` is not used.
+    Images of `labeled` have weight 1; `plan.view_cutmix` is not used.
     """
 
     def __init__(self, labeled: Pool, pseudo: Pool | None, plan: BatchPlan) -> None:
@@ -182,12 +179,8 @@ class ViewBatches(Batches):
     """Labeled images, and unlabeled images in two views in place of the pseudo-labeled ones of `Batches`.
 
     The labeled images are those of `Batches` with the same plan. Unlabeled images are drawn in shuffled epochs; their
-    masks are not read. Weak and strong view share the geometric change.
-
-    Args:
-        labeled: images with given masks.
-        unlabeled: images; the pool may withhold masks.
-        plan: composition of a batch; `max_empty_share` is not used.
+    masks are not read and may be withheld. Weak and strong view share the geometric change. `plan.max_empty_share` is
+    not used.
 
     Raises:
         UserError: `labeled_share` leaves no place for unlabeled images, or there are none.

@@ -52,10 +52,8 @@ class Pool:
                 f"data: expected {len(ids)} samples of the split, {len(missing)} are missing in the data set, such as "
                 f"{missing[0]}; restore them or start a new run folder with --out"
             )
-        self.ids = tuple(ids)
-        self._cache = cache
+        self.ids, self._cache, self._masks = tuple(ids), cache, masks
         self._groups = {sample_id: groups[sample_id] for sample_id in ids}
-        self._masks = masks
         self.weights = {i: float(weights[i]) for i in self.ids if i in weights} if weights else {}
         """Weight by sample id, for samples with an explicit weight."""
         self.empty = frozenset(empty).intersection(self.ids)

@@ -93,11 +93,7 @@ class IndexedSource:
 
 
 def choose_task(requested: str, name: str, tasks: Sequence[str]) -> str:
-    """Task of the data set `name` for the setting `data.task`; "auto" selects the first.
-
-    Raises:
-        UserError: the task is not among `tasks`.
-    """
+    """Task of the data set `name` for `data.task`; "auto" selects the first. Raises `UserError` for any other."""
     if requested != "auto" and requested not in tasks:
         raise UserError(f"data.task: expected auto or one of {', '.join(tasks)} for {name}, got {requested!r}")
     return tasks[0] if requested == "auto" else requested
@@ -119,14 +115,9 @@ def size_and_time(path: Path) -> tuple[int, int]:
 
 
 def require_file(path: Path, expected: str) -> int:
-    """Refuse a path that is no file with content before it is opened: opening a pipe may block for ever.
+    """Size in bytes; refuses a path that is no file with content, as opening a pipe may block for ever.
 
-    Args:
-        path: the file.
-        expected: expected content for the message, as in "an image".
-
-    Returns:
-        Size in bytes.
+    `expected` names the content in the message, as in "an image".
 
     Raises:
         SampleError: for a missing or empty file, a broken or circular link, a folder, a pipe, socket or device.

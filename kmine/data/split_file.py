@@ -56,11 +56,9 @@ def read_split(setting: str | None, source: Source) -> GivenSplit | None:
     """Read `data.split_file`; no pixel is read.
 
     Tables and lists accept ids with the suffix of the image, and group ids (of a volume) for all samples of the group.
-    If they have no train side, all other samples are train.
+    If they have no train side, all other samples are train. Entries for samples in `source.skipped` are ignored.
 
-    Args:
-        setting: a file, a folder with lists, or lists separated by commas; None returns None.
-        source: the data set. Entries for samples that its index left out (`skipped`) are ignored.
+    `setting`: a file, a folder with lists, or lists separated by commas; None returns None.
 
     Raises:
         UserError: with file and line, for a file that is missing, empty, no text or of another format, for an unknown

@@ -72,10 +72,7 @@ def merge_duplicates(refs: Sequence[SampleRef], hashes: Mapping[str, int], dista
     """Merge the groups of samples whose 64-bit hashes differ in at most `distance` bits.
 
     Transitive: if a is near b and b near c, all three are one group. It is named after the group of its first sample by
-    id. `distance` -1 changes nothing.
-
-    Returns:
-        The samples in the same order, with new `group_id`.
+    id. `distance` -1 changes nothing. Returns the samples in the same order, with new `group_id`.
     """
     if distance < 0 or not refs:
         return tuple(refs)
@@ -176,8 +173,7 @@ def _draw(refs: Sequence[SampleRef], sides: dict[str, str], side: str, target: f
     count = 0
     for group in order:
         if abs(count + sizes[group] - target) < abs(count - target):
-            sides[group] = side
-            count += sizes[group]
+            sides[group], count = side, count + sizes[group]
     if not count and order:
         smallest = min(order, key=sizes.__getitem__)
         sides[smallest], count = side, sizes[smallest]

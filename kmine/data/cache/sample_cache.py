@@ -48,8 +48,7 @@ class SampleCache:
         self, source: Source, size: int, cache_dir: Path | str | None = None, on_error: OnError = "stop"
     ) -> None:
         self.source, self.size, self.on_error = source, size, on_error
-        refs = source.refs()
-        fingerprint = source.fingerprint()
+        refs, fingerprint = source.refs(), source.fingerprint()
         self.folder = cache_root(cache_dir) / f"{source.name}-{fingerprint[:16]}-{size}"
         index = open_index(self.folder, {"fingerprint": fingerprint, "size": size}, source, refs)
         self._entries = index.entries

@@ -17,14 +17,11 @@ LABELS = {"": None, "0": 0, "1": 1}
 
 
 def read_folder_csv(path: Path, on_error: OnError) -> tuple[list[Item], tuple[Skipped, ...]]:
-    """Read the table; no image is opened.
+    """Images of the table, sorted by name, and rows left out; no image is opened.
 
     Args:
         path: CSV file with a header; only the column image is required. Paths are relative to its folder.
         on_error: whether a missing file stops, or is listed.
-
-    Returns:
-        Images sorted by name, and rows left out.
 
     Raises:
         UserError: with the line number, for any deviation from the format of `data.csv`.
@@ -44,11 +41,10 @@ def read_folder_csv(path: Path, on_error: OnError) -> tuple[list[Item], tuple[Sk
         lines[item.name] = line
         if not is_file(item.image):
             skipped.append(_missing(where, item.name, item.image, "image", on_error))
-            continue
-        if item.mask is not None and not is_file(item.mask):
+        elif item.mask is not None and not is_file(item.mask):
             skipped.append(_missing(where, item.name, item.mask, "mask", on_error))
-            continue
-        items[item.name] = item
+        else:
+            items[item.name] = item
     if not first:
         raise UserError(f"{path}: expected rows of {','.join(COLUMNS)}, got none below the header")
     if not items:

@@ -73,15 +73,12 @@ def file_kind(path: Path) -> Kind | None:
 
 
 def pair_folders(images: Path, masks: Path | None, on_error: OnError) -> tuple[list[Item], tuple[Skipped, ...]]:
-    """Pair images and masks by relative path without suffix; images without a mask are unlabeled.
+    """Images sorted by name, with masks of the same relative path without suffix, if any, and files left out.
 
     Args:
         images: folder of images, searched with all its subfolders.
         masks: folder of masks, likewise, if any; may lie inside the other.
         on_error: whether a mask without an image stops, or is listed.
-
-    Returns:
-        Images sorted by name, and files left out.
 
     Raises:
         UserError: for a folder that is missing, unreadable or without images, for two files of one name, for masks

@@ -45,9 +45,7 @@ def group_name(number: int) -> str:
 def find_volumes(root: Path, on_error: OnError) -> tuple[dict[int, Volume], tuple[Skipped, ...], list[Path]]:
     """Index a folder and read the headers of its volumes; no mask is opened.
 
-    Args:
-        root: searched with all its subfolders.
-        on_error: whether a segmentation without a volume and a damaged header stop, or are listed.
+    `on_error`: whether a segmentation without a volume and a damaged header stop, or are listed.
 
     Returns:
         Volumes by number, files left out, and all indexed files.
