@@ -44,17 +44,13 @@ def export_masks(audited: AuditedRun, what: str, out: Path, reports: Sequence[Ma
 
     def masks() -> Iterator[ExportedMask]:
         for report in sorted(reports, key=lambda report: report.sample_id):  # slices of a volume in sequence
-            is_mined = report.kind == "pseudo"
-            yield ExportedMask(
-                report.sample_id,
-                report.kind,
+            mask, picture = (
                 audited.read(report.kind)(report.sample_id),
                 f"pictures/{picture_name(report.sample_id)}.jpg",
-                round(report.suspicion, 4),
-                report.rank,
-                mined.signature if is_mined else "",
-                mined.round_idx if is_mined else 0,
             )
+            score = round(report.suspicion, 4), report.rank
+            origin = (mined.signature, mined.round_idx) if report.kind == "pseudo" else ("", 0)
+            yield ExportedMask(report.sample_id, report.kind, mask, picture, *score, *origin)
 
     if what == "coco":
         return write_coco(out / "coco.json", masks(), names, f"kmine audit of {audited.store.root.name}")

@@ -74,13 +74,7 @@ def audit_run(
 
 
 def write_audit(
-    audited: AuditedRun,
-    out: Path,
-    log: Callable[[str], None],
-    *,
-    labeled: bool = True,
-    with_withheld: bool = False,
-    export: str = "none",
+    audited: AuditedRun, out: Path, log: Callable[[str], None], *, labeled: bool, with_withheld: bool, export: str
 ) -> None:
     """Write audit.csv, audit.html with its folders, strata.csv with `with_withheld`, and the export into `out`.
 

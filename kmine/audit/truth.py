@@ -76,11 +76,8 @@ def strata(
     reports: Sequence[MaskReport], truth: NDArray[np.float64], groups: Mapping[str, str], class_names: Sequence[str]
 ) -> list[Stratum]:
     """Mean true Dice by size of the mask's foreground (thirds), by class, and by group of several images."""
-    return [
-        Stratum(stratum, value, len(dice), round(float(np.mean(dice)), 4))
-        for stratum, value, dice in _strata(reports, truth, groups, class_names)
-        if len(dice)
-    ]
+    found = _strata(reports, truth, groups, class_names)
+    return [Stratum(kind, value, len(dice), round(float(np.mean(dice)), 4)) for kind, value, dice in found if len(dice)]
 
 
 def _strata(

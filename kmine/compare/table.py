@@ -226,9 +226,7 @@ def _resolve(baseline: str, methods: Sequence[str]) -> str:
     raise unknown_name("baseline", baseline, set(methods))
 
 
-def _row(
-    by_seed: Mapping[int, Result], baseline_by_seed: Mapping[int, Result] | None, is_baseline: bool
-) -> ComparisonRow:
+def _row(by_seed: Mapping[int, Result], baseline: Mapping[int, Result] | None, is_baseline: bool) -> ComparisonRow:
     """One row from the results of a method and of the baseline, by seed."""
     results = list(by_seed.values())
     dice, first = [result.chosen.dice for result in results], results[0]
@@ -248,10 +246,10 @@ def _row(
         **metrics,
         **costs,
     )
-    if is_baseline or not baseline_by_seed or not by_seed.keys() & baseline_by_seed.keys():
+    if is_baseline or not baseline or not by_seed.keys() & baseline.keys():
         return row
-    seeds = sorted(by_seed.keys() & baseline_by_seed.keys())
-    return _with_difference(row, [baseline_by_seed[s] for s in seeds], [by_seed[s] for s in seeds])
+    seeds = sorted(by_seed.keys() & baseline.keys())
+    return _with_difference(row, [baseline[s] for s in seeds], [by_seed[s] for s in seeds])
 
 
 def _with_difference(row: ComparisonRow, before: Sequence[Result], after: Sequence[Result]) -> ComparisonRow:
@@ -262,9 +260,7 @@ def _with_difference(row: ComparisonRow, before: Sequence[Result], after: Sequen
         return row
     # A fixed seed for the sign flips makes the table reproducible.
     gap = paired_difference(a, b, seed=0, groups=[before[0].groups[i] for i in ids])
-    return replace(
-        row, difference=gap.difference, low=gap.low, high=gap.high, p_value=gap.p_value, num_pairs=gap.num_pairs
-    )
+    return replace(row, **{name: getattr(gap, name) for name in ("difference", "low", "high", "p_value", "num_pairs")})
 
 
 def _dice(results: Sequence[Result], ids: Sequence[str]) -> Floats:

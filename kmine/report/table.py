@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from rich.console import Console, ConsoleOptions
+from rich.table import Table
+from rich.text import Text
 
 from kmine.report.inputs import RoundRow
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions
-    from rich.table import Table
 
 DASH = "–"
 """Shown for an unknown number."""
@@ -121,9 +120,6 @@ class RoundsTable:
         yield full if fits else self._table(detail=False)
 
     def _table(self, *, detail: bool) -> Table:
-        from rich.table import Table
-        from rich.text import Text
-
         title = Text(f"validation, per round (segmenter: {self.segmenter})")
         caption = Text("Checkpoints were chosen on validation; kmine.compare gives test figures.")
         table = Table(title=title, caption=caption, box=None, pad_edge=False, collapse_padding=True)
