@@ -1,4 +1,4 @@
-"""Why a run ended, said in the terminal, in run.json and in the report; small and odd data end well."""
+"""The engine: the reason of the end in terminal, run.json and report; small and odd data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def results(out: Path) -> list[dict[str, str]]:
 
 
 def ended(out: Path, capsys: pytest.CaptureFixture[str], reason: str) -> str:
-    """What the terminal said of a run that ended for `reason`, which run.json and the report say too."""
+    """Output on stderr of a run that ended for `reason`, which run.json and the report name too."""
     assert json.loads((out / "run.json").read_text())["stopped_by"] == reason
     assert STOPPED_BY[reason] in (out / "report.html").read_text()
     err = capsys.readouterr().err
@@ -48,7 +48,7 @@ def of(*rounds: tuple[int, bool]) -> list[RoundResult]:
 
 
 @pytest.mark.parametrize(
-    ("rounds", "asked", "reason"),
+    ("rounds", "requested", "reason"),
     [
         ([(0, True)], 0, "rounds"),
         ([(0, True), (4, True)], 1, "rounds"),
@@ -58,17 +58,17 @@ def of(*rounds: tuple[int, bool]) -> list[RoundResult]:
         ([(0, True), (4, False), (0, False)], 3, "no_pseudo_masks"),
     ],
 )
-def test_the_reason_is_told_from_the_rounds(rounds, asked, reason):
-    assert stopped_by(of(*rounds), asked) == reason
+def test_the_reason_follows_from_the_rounds(rounds, requested, reason):
+    assert stopped_by(of(*rounds), requested) == reason
 
 
-def test_two_refused_rounds_end_the_run_the_baseline_trains_as_many_and_compare_takes_it(tmp_path, capsys, monkeypatch):
+def test_two_refused_rounds_end_the_run_and_the_baseline_trains_as_many(tmp_path, capsys, monkeypatch):
     out, real = tmp_path / "run", scoring.evaluate_checkpoint
-    claims = iter([0.5] * 2 + [0.1] * 4 + [0.5] * 100)  # round 0, the two refused ones, the baseline
+    scores = iter([0.5] * 2 + [0.1] * 4 + [0.5] * 100)  # round 0, the two refused ones, the baseline
 
     def evaluate_on(*args, **more):
-        found, claim = real(*args, **more), next(claims)
-        return replace(found, dice=claim, cases=tuple(replace(case, dice=claim) for case in found.cases))
+        found, score = real(*args, **more), next(scores)
+        return replace(found, dice=score, cases=tuple(replace(case, dice=score) for case in found.cases))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "evaluate_checkpoint", evaluate_on)
@@ -79,7 +79,7 @@ def test_two_refused_rounds_end_the_run_the_baseline_trains_as_many_and_compare_
     assert compare.main([str(out)]) == 0
 
 
-def test_a_run_to_its_end_says_so_and_results_say_who_came_and_went(tmp_path, capsys):
+def test_results_count_the_images_that_were_added_and_removed(tmp_path, capsys):
     assert run(tmp_path / "run", rounds=2) == 0
     said = ended(tmp_path / "run", capsys, "rounds")
     first, second, third = results(tmp_path / "run")
@@ -93,7 +93,7 @@ def test_a_run_to_its_end_says_so_and_results_say_who_came_and_went(tmp_path, ca
     assert f"Round 2: {third['num_pseudo']} of " in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_where_the_local_model_finds_no_object_anywhere_the_cure_is_said(tmp_path, capsys):
+def test_a_model_that_finds_no_object_ends_the_run_with_a_cure(tmp_path, capsys):
     out = tmp_path / "run"
     assert run(out, prompts__min_area_px=10**6) == 0
     said = ended(out, capsys, "no_pseudo_masks")
@@ -101,7 +101,7 @@ def test_where_the_local_model_finds_no_object_anywhere_the_cure_is_said(tmp_pat
     assert [row["num_pseudo"] for row in results(out)] == ["0", "0"]
 
 
-def test_one_labeled_image_is_enough_for_a_run(tmp_path, capsys):
+def test_one_labeled_image_suffices(tmp_path, capsys):
     out = tmp_path / "run"
     assert run(out, data__label_fraction=0.07) == 0
     assert "phantom: 1 labeled" in ended(out, capsys, "rounds")

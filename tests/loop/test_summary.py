@@ -1,0 +1,89 @@
+"""Rows of results.csv and the notes and gallery of report.html, by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from kmine.loop import summary
+from kmine.store.run_folder import RunFolder
+from kmine.types import Evidence, Metrics, RoundResult
+
+METRICS = Metrics((), 0.5, 0.4, 3.0, 2, 9)
+FIRST = RoundResult(0, 4, 0, METRICS, replace(METRICS, dice=0.45), True, {"training": 1.5})
+SECOND = RoundResult(1, 4, 3, METRICS, METRICS, False, {"mining": 2.0}, "refused: fell by 0.1", -0.1, -0.2, 0.0)
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.update_run(segmenter="ellipse")
+    yield folder
+    folder.close()
+
+
+def task_of(run: RunFolder, num_val: int = 30):
+    cfg = SimpleNamespace(rounds=3, adopt_tolerance=0.01)
+    return SimpleNamespace(run=run, cfg=cfg, unlabeled=range(6), val=range(num_val))
+
+
+def test_a_row_has_the_figures_of_both_checkpoints_and_of_the_baseline(run):
+    baseline = replace(SECOND, metrics=replace(METRICS, dice=0.7), adopted=True)
+    first, second = summary.round_rows(task_of(run), [FIRST, SECOND], [baseline])
+    assert (first.dice, first.dice_final, first.iou, first.hd95, first.num_missed) == (0.5, 0.45, 0.4, 3.0, 2)
+    assert math.isnan(first.coverage) and first.supervised_dice is None and first.num_new is None
+    assert (second.coverage, second.supervised_dice, second.supervised_adopted) == (0.5, 0.7, True)
+    assert (second.reason, second.difference, second.difference_high) == ("refused: fell by 0.1", -0.1, 0.0)
+    assert (second.round_idx, second.num_labeled, second.num_pseudo, second.adopted) == (1, 4, 3, False)
+    assert second.seconds == {"mining": 2.0} and second.reasons == {}
+
+
+def test_unknown_values_are_empty_cells_of_results_csv(run):
+    summary.write_results(run, summary.round_rows(task_of(run), [FIRST, SECOND], []))
+    first, second = run.read_csv("results.csv")
+    assert (first["round"], first["segmenter"], second["segmenter"]) == ("0", "", "ellipse")
+    assert (first["dice"], first["supervised_dice"], first["difference"]) == ("0.500000", "", "")
+    assert (second["difference"], second["adopted"], second["num_expelled"]) == ("-0.100000", "False", "")
+    assert (first["seconds_training"], first["seconds_mining"]) == ("1.500000", "")
+    assert list(first)[-3:] == ["segmenter", "seconds_mining", "seconds_training"]
+
+
+def test_without_a_segmenter_its_name_is_none(tmp_path):
+    folder = RunFolder(tmp_path / "empty")
+    assert summary.segmenter_name(folder) == "none"
+    folder.close()
+
+
+def test_notes_name_stand_ins_refused_rounds_and_the_end(run):
+    run.update_run(stopped_by="refused_twice")
+    rows = summary.round_rows(task_of(run), [FIRST, SECOND], [])
+    notes = summary._notes(task_of(run, num_val=19), rows, "ellipse")
+    assert notes[0].startswith("The segmenter is a stand-in (ellipse)")
+    assert notes[1].startswith("Round 1 was refused: fell by 0.1 in validation Dice")
+    assert notes[2] == "Validation holds only 19 images: differences of a few points are noise."
+    assert notes[3].startswith("The loop stopped after round 1 of 3: ") and len(notes) == 4
+    assert summary._notes(task_of(run), rows[:1], "sam_vit_b")[0].startswith("The loop stopped after round 0 of 3")
+
+
+def test_a_calibration_without_a_promise_has_no_chart(run):
+    path = run.root / "calibration" / "calibration.json"
+    path.parent.mkdir()
+    assert summary._calibrated(run) is None
+    path.write_text(json.dumps({"promise": None}))
+    assert summary._calibrated(run) is None
+    curves = {"risk_coverage": [[0.5, 0.1]], "reliability": [[0.7, 0.6, 4]]}
+    path.write_text(json.dumps({"promise": {"coverage": 0.5}, "target": 0.8, **curves}))
+    chart = summary._calibrated(run)
+    assert (chart.coverage, chart.target) == (0.5, 0.8)
+
+
+def test_the_score_of_an_image_is_that_of_its_worst_object():
+    good = Evidence(predicted_iou=0.9, stability_score=0.7)
+    poor = Evidence(predicted_iou=0.4)
+    rows = [SimpleNamespace(evidence=evidence) for evidence in (good, poor)]
+    assert summary._score(rows[:1]) == pytest.approx(0.8) and summary._score(rows) == pytest.approx(0.4)
+    assert summary._score([SimpleNamespace(evidence=Evidence())]) == 0
