@@ -1,4 +1,4 @@
-"""The loop with a segmenter that learns from the labels: names, artifacts, interruption."""
+"""The loop with a segmenter fine-tuned on the labels: names, artifacts, interruption."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def read(out: Path, name: str) -> dict:
 
 
 @pytest.fixture
-def it_helps(monkeypatch):
-    """Every check of the adaptation says more than the one before."""
+def rising_iou(monkeypatch):
+    """Each validation of the adaptation has a higher IoU than the one before."""
     rising = itertools.count()
     monkeypatch.setattr(stage, "mean_iou", lambda segmenter, lessons: 0.1 + 0.1 * next(rising))
 
 
-def test_an_adapted_segmenter_is_named_everywhere(tmp_path, it_helps):
+def test_an_adapted_segmenter_is_named_everywhere(tmp_path, rising_iou):
     out = tmp_path / "run"
     assert run(out) == 0
     about, run_json = read(out, "segmenter/adaptation.json"), read(out, "run.json")
@@ -63,7 +63,7 @@ def test_an_adapted_segmenter_is_named_everywhere(tmp_path, it_helps):
     assert "tiny+adapted" in (out / "results.csv").read_text()
 
 
-def test_one_that_does_not_help_stays_tiny(tmp_path, monkeypatch):
+def test_an_adaptation_without_gain_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "mean_iou", lambda segmenter, lessons: 0.5)
     out = tmp_path / "run"
     assert run(out) == 0
@@ -73,7 +73,7 @@ def test_one_that_does_not_help_stays_tiny(tmp_path, monkeypatch):
     assert "not used" in (out / "report.html").read_text()
 
 
-def test_switched_off_it_leaves_no_trace(tmp_path):
+def test_without_adaptation_there_are_no_files_of_it(tmp_path):
     out = tmp_path / "run"
     assert run(out, adapt__enabled="false") == 0
     assert read(out, "run.json")["segmenter"] == "tiny"
@@ -81,7 +81,7 @@ def test_switched_off_it_leaves_no_trace(tmp_path):
 
 
 @pytest.mark.parametrize(("module", "name"), [(crossfit, "train"), (adaptation, "adapt")])
-def test_interrupted_anywhere_it_ends_the_same(tmp_path, monkeypatch, module, name):
+def test_an_interrupted_adaptation_resumes_to_the_same_result(tmp_path, monkeypatch, module, name):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert run(whole) == 0
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The loop with `prompts.source auto`, and prompts that a segmenter cannot answer: refused before anything is done."""
+"""The loop with `prompts.source auto`; prompts that a segmenter does not support are refused at the start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(out: Path, **changes: object) -> int:
 
 
 @pytest.mark.slow
-def test_a_round_on_what_tiny_proposes(tmp_path, monkeypatch):
+def test_a_round_mines_the_proposals_of_tiny(tmp_path, monkeypatch):
     counts, real = [], Tiny.propose
 
     def propose(self, embeddings):
@@ -47,8 +47,8 @@ def test_a_round_on_what_tiny_proposes(tmp_path, monkeypatch):
     assert sum(counts) >= len({row.sample_id for row in prompts})
     assert all(row.box is not None and len(row.jittered_boxes) == 3 for row in prompts)
     assert json.loads((out / "run.json").read_text())["segmenter"] == "tiny"
-    asked = sum(counts)
-    assert run(out) == 0 and sum(counts) == asked, "a finished run proposes nothing anew"
+    before = sum(counts)
+    assert run(out) == 0 and sum(counts) == before, "a finished run proposes nothing anew"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_round_on_what_tiny_proposes(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_what_cannot_be_asked_stops_before_anything_is_made(tmp_path, capsys, settings, words):
+def test_unsupported_prompts_are_refused_before_any_folder_is_created(tmp_path, capsys, settings, words):
     assert run(tmp_path / "run", **settings) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

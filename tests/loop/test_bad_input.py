@@ -1,4 +1,4 @@
-"""Whatever is wrong with the input: one line that says what came and the cure, exit code 2, nothing computed lost."""
+"""Wrong input ends in one line with the cure and exit code 2; nothing computed is lost."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def mask_in(root: Path, *splits: str) -> list[Path]:
     return [first[name] for name in splits]
 
 
-def test_the_folder_of_these_tests_is_sound(root):
+def test_the_unspoiled_folder_runs(root):
     assert run(root) == 0
 
 
@@ -163,7 +163,7 @@ BAD_IMAGES = [
 
 
 @pytest.mark.parametrize(("spoil", "said"), BAD_IMAGES, ids=lambda v: getattr(v, "__name__", ""))
-def test_a_bad_image_stops_with_its_name_and_a_cure_or_is_counted_and_listed(root, capsys, spoil, said):
+def test_a_damaged_image_stops_the_run_or_is_listed(root, capsys, spoil, said):
     spoil(root / "images" / "p05.jpg")
     line = refused(capsys, root)
     assert line.startswith(str(root / "images" / "p05.")) and said in line
@@ -199,7 +199,7 @@ BAD_MASKS = [
 
 @pytest.mark.parametrize("split", ["labeled", "val"])
 @pytest.mark.parametrize(("spoil", "said"), BAD_MASKS, ids=lambda v: getattr(v, "__name__", ""))
-def test_a_bad_mask_stops_with_its_name_and_a_cure_or_is_counted_and_listed(root, capsys, spoil, said, split):
+def test_a_damaged_mask_stops_the_run_or_is_listed(root, capsys, spoil, said, split):
     (path,) = mask_in(root, split)
     spoil(path)
     line = refused(capsys, root)
@@ -208,7 +208,7 @@ def test_a_bad_mask_stops_with_its_name_and_a_cure_or_is_counted_and_listed(root
     assert [(i, said in problem.lower()) for i, problem in skipped(root)] == [(path.stem, True)]
 
 
-def test_a_mended_file_needs_no_new_run_folder(root, capsys):
+def test_a_run_with_a_mended_file_resumes_in_its_folder(root, capsys):
     (path,) = mask_in(root, "labeled")
     whole = path.read_bytes()
     truncated(path)
@@ -217,7 +217,7 @@ def test_a_mended_file_needs_no_new_run_folder(root, capsys):
     assert run(root, rounds=0) == 0
 
 
-def test_a_bad_mask_of_an_unlabeled_or_test_image_is_not_even_opened(root):
+def test_masks_of_unlabeled_and_test_images_are_never_opened(root):
     for path in mask_in(root, "unlabeled", "test"):
         zero_bytes(path)
     assert run(root, rounds=0) == 0
@@ -354,7 +354,7 @@ def test_a_cache_folder_that_cannot_be_written(root, capsys):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS], ids=errno.errorcode.get)
-def test_a_disk_that_takes_no_more_in_the_middle_costs_nothing_computed(root, capsys, number):
+def test_a_run_resumes_after_a_failed_write_without_loss(root, capsys, number):
     out = root.parent / "run"
     with pytest.MonkeyPatch.context() as patch:
         real, writes = os.fsync, [0]
@@ -385,10 +385,10 @@ def test_a_disk_that_takes_no_more_in_the_middle_costs_nothing_computed(root, ca
         assert all(torch.equal(one[key], other[key]) for key in other)
 
 
-# -- the run folder of another
+# -- a run folder of other settings or data
 
 
-def test_another_config_in_the_same_folder_is_refused_and_nothing_is_touched(root, capsys):
+def test_other_settings_in_the_same_folder_are_refused_and_change_nothing(root, capsys):
     assert run(root, rounds=0) == 0
     out = root.parent / "run"
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
@@ -407,7 +407,7 @@ def test_data_that_changed_under_a_run_are_refused(root, capsys):
 # -- a training that diverges
 
 
-def test_a_training_that_diverges_is_a_line_with_a_cure(root, capsys):
+def test_a_diverged_training_is_one_line_with_a_cure(root, capsys):
     assert "lower fit.lr" in refused(capsys, root, fit__lr=1e30, fit__warmup=0, fit__steps=6)
     told = json.loads((root.parent / "run" / "run.json").read_text())
     assert told["stopped_by"] == "interrupted"

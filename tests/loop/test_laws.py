@@ -1,7 +1,6 @@
-"""What the loop makes of a segmenter of known quality: better answers, better pseudo masks; perfect ones, the oracle.
+"""Laws of mining with a simulated segmenter of known IoU: pseudo masks improve with it; a perfect one is the oracle.
 
-The loop runs as it is; of its parts only the local model's predictions are made up, where a law is about prompts that
-touch every object, and all of them.
+Only the local model's predictions are replaced, in laws that need prompts on every object.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from kmine.config import (
 from kmine.data import open_source
 from kmine.data.pool import Pool
 from kmine.methods import mining
-from kmine.mining import candidates as asking
+from kmine.mining import candidates
 from kmine.ops.masks import components
 from kmine.ops.metrics import dice
 from kmine.setup.open import open_cache, open_task
@@ -61,7 +60,7 @@ def opened(cfg: LoopConfig, folder: Path):
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    """A task whose local model is trained: every loop in its folder reads round 0 back."""
+    """A task with a trained local model; every loop in its folder reads round 0 back."""
     task, store, truth = opened(SMALL, tmp_path_factory.mktemp("learned"))
     training.train(task, new_model(task), round_idx=0)
     return task, store, truth
@@ -69,7 +68,7 @@ def learned(tmp_path_factory):
 
 @pytest.fixture
 def touching(monkeypatch):
-    """Makes the local model see every object of the pool, moved by some pixels: all are touched, nothing else is."""
+    """Makes the local model predict every object of the pool, shifted by some pixels, and nothing else."""
 
     def see(truth: Pool, by: int = 2) -> None:
         def infer(model, pool, ids, **how):
@@ -77,7 +76,7 @@ def touching(monkeypatch):
                 seen = np.pad(truth.mask_resized(sample_id), ((by, 0), (by, 0)))[:-by, :-by] == 1
                 yield Probs(sample_id, np.where([~seen, seen], 0.9, 0.1).astype(np.float32))
 
-        monkeypatch.setattr(asking, "infer", infer)
+        monkeypatch.setattr(candidates, "infer", infer)
 
     return see
 
@@ -111,19 +110,19 @@ def check_rising(found, truth) -> None:
 
 
 @pytest.mark.parametrize("ask_local", [False, True])
-def test_pseudo_masks_get_better_with_the_segmenter(learned, ask_local) -> None:
+def test_dice_of_pseudo_masks_rises_with_the_iou_of_the_segmenter(learned, ask_local) -> None:
     task, store, truth = learned
-    found, asked = [], []
+    found, prompts = [], []
     for level in LEVELS:
         found.append(mined(task, truth, level, refine=RefineConfig(ask_local=ask_local)))
-        asked.append(store.prompts(1))
-    assert asked[0] == asked[1] == asked[2], "one local model asks"
+        prompts.append(store.prompts(1))
+    assert prompts[0] == prompts[1] == prompts[2], "one local model, the same prompts"
     everywhere = set.intersection(*map(set, found))
     check_rising([{i: masks[i] for i in everywhere} for masks in found], truth)
 
 
 @pytest.mark.parametrize("ask_local", [False, True])
-def test_behind_the_thresholds_of_the_gate_they_get_better_and_more(learned, touching, ask_local) -> None:
+def test_dice_and_number_of_pseudo_masks_rise_behind_the_gate(learned, touching, ask_local) -> None:
     task, _store, truth = learned
     touching(truth, by=1)
     gate, refine = GateConfig(), RefineConfig(ask_local=ask_local)
@@ -136,7 +135,7 @@ EVERY_SIZE = PromptsConfig(min_area_px=1, min_area_fraction=0)
 
 
 def with_as_many_prompts_as_objects(store, truth) -> set[str]:
-    """Images of which every object is asked about: none left the image, no two became one."""
+    """Images with a prompt for every object: none left the image, no two merged."""
     counts: dict[str, int] = {}
     for row in store.prompts(1):
         counts[row.sample_id] = counts.get(row.sample_id, 0) + 1
@@ -144,7 +143,7 @@ def with_as_many_prompts_as_objects(store, truth) -> set[str]:
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_with_a_perfect_segmenter_pseudo_masks_are_the_true_masks(learned, touching, passes) -> None:
+def test_a_perfect_segmenter_gives_the_true_masks(learned, touching, passes) -> None:
     task, store, truth = learned
     touching(truth)
     prompts = replace(EVERY_SIZE, passes=passes)
@@ -155,13 +154,13 @@ def test_with_a_perfect_segmenter_pseudo_masks_are_the_true_masks(learned, touch
         assert np.array_equal(masks[sample_id], truth.mask_resized(sample_id)), sample_id
 
 
-def test_where_the_local_model_is_asked_they_are_true_where_it_agrees_and_ignored_elsewhere(learned, touching) -> None:
+def test_pixels_on_which_the_local_model_disagrees_are_ignored(learned, touching) -> None:
     task, store, truth = learned
     touching(truth)
     masks = mined(task, truth, 1.0, prompts=EVERY_SIZE, refine=RefineConfig(ask_local=True))
     ids = with_as_many_prompts_as_objects(store, truth) & set(masks)
     assert len(ids) >= 5
-    seen = {p.sample_id: p.mask for p in asking.infer(None, truth, sorted(ids))}
+    seen = {p.sample_id: p.mask for p in candidates.infer(None, truth, sorted(ids))}
     for sample_id in ids:
         true = truth.mask_resized(sample_id)
         ignored = masks[sample_id] == IGNORE_INDEX
@@ -173,7 +172,7 @@ def test_where_the_local_model_is_asked_they_are_true_where_it_agrees_and_ignore
     "settings",
     [{}, {"strong_augment": True, "cutmix": 0.5, "feature_perturbation": 0.3, "pseudo_weight": "estimated"}],
 )
-def test_training_on_perfect_pseudo_masks_is_the_oracle_s_training(tmp_path, touching, monkeypatch, settings) -> None:
+def test_training_on_perfect_pseudo_masks_equals_that_of_the_oracle(tmp_path, touching, monkeypatch, settings) -> None:
     cfg = replace(SMALL, prompts=EVERY_SIZE, fit=replace(CFG.fit, steps=2, round_steps=4, val_every=2, **settings))
     task, store, truth = opened(cfg, tmp_path)
     touching(truth)
@@ -183,7 +182,7 @@ def test_training_on_perfect_pseudo_masks_is_the_oracle_s_training(tmp_path, tou
     )
     masks = mined(task, truth, 1.0)
     ids = with_as_many_prompts_as_objects(store, truth) & set(masks)
-    assert ids == set(task.unlabeled.ids), "or the two would learn from different images"
+    assert ids == set(task.unlabeled.ids), "both train on the same images"
     loop = [weights(store, 1, name=name) for name in ("model", "model_final")]
 
     model = new_model(task)
@@ -199,4 +198,4 @@ def test_training_on_perfect_pseudo_masks_is_the_oracle_s_training(tmp_path, tou
     assert same(loop[0], oracle.best) and same(loop[1], oracle.final)
 
     mined(task, truth, 0.7)
-    assert not same(weights(store, 1), oracle.final), "worse pseudo masks are another training"
+    assert not same(weights(store, 1), oracle.final), "worse pseudo masks give other weights"

@@ -1,4 +1,4 @@
-"""A run is the same whatever happens on the way: killed, interrupted, resumed, extended, started twice."""
+"""Runs that are killed, interrupted, resumed, extended or repeated have the same results."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(cache, tmp_path_factory):
-    """A run that nothing happened to."""
+    """An uninterrupted run."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     with pytest.MonkeyPatch.context() as patch:
         set_batch_size(patch, 6)
@@ -81,7 +81,7 @@ def results(out: Path) -> list[dict[str, str]]:
 
 
 def content(out: Path) -> dict[str, str]:
-    """What was computed, by file: pseudo masks byte for byte, weights without the seconds beside them."""
+    """Hashes of the results by file: pseudo masks byte for byte, weights without their header, which holds seconds."""
     found = {}
     for path in sorted(p for p in out.rglob("*") if p.suffix in (".png", ".safetensors")):
         data = path.read_bytes()
@@ -131,7 +131,7 @@ def interrupt_after(patch: pytest.MonkeyPatch, owner: object, name: str, calls: 
 # -- a whole run
 
 
-def test_a_run_folder_holds_what_the_design_says(undisturbed):
+def test_a_finished_run_folder_has_exactly_the_documented_files(undisturbed):
     found = {p.relative_to(undisturbed).as_posix() for p in undisturbed.rglob("*") if p.is_file()} - {".lock"}
     masks = {f for f in found if f.endswith(".png")}
     trained = ("model.safetensors", "model_final.safetensors", "metrics.json")
@@ -219,10 +219,10 @@ def test_an_interrupted_run_resumed_equals_an_undisturbed_one(undisturbed, cache
     assert run(out, cache) == 0
     assert_same(out, undisturbed)
     after = times(out)
-    assert {f: after[f] for f in kept} == kept, "what was done is not done again"
+    assert {f: after[f] for f in kept} == kept, "finished files are not written again"
 
 
-def test_a_training_goes_on_from_its_last_validation(undisturbed, cache, tmp_path):
+def test_a_training_resumes_from_its_last_validation(undisturbed, cache, tmp_path):
     from kmine.training import train_steps as training
 
     out, steps = tmp_path / "run", []
@@ -238,7 +238,7 @@ def test_a_training_goes_on_from_its_last_validation(undisturbed, cache, tmp_pat
     assert_same(out, undisturbed)
 
 
-def test_a_damaged_checkpoint_is_trained_anew_and_nothing_else(undisturbed, cache, tmp_path):
+def test_only_a_damaged_checkpoint_is_trained_again(undisturbed, cache, tmp_path):
     out = tmp_path / "run"
     assert run(out, cache) == 0
     before = times(out)
@@ -278,7 +278,7 @@ def test_the_supervised_baseline_may_be_added_later(undisturbed, cache, tmp_path
     assert (out / "supervised" / "round_01" / "model.safetensors").exists()
 
 
-def test_kill_9_in_a_real_process(cache, tmp_path):
+def test_a_killed_process_resumes_to_the_same_results(cache, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "killed"
     with pytest.MonkeyPatch.context() as patch:
         set_batch_size(patch, 16)  # as the other process has it
@@ -299,7 +299,7 @@ def test_kill_9_in_a_real_process(cache, tmp_path):
 # -- nothing kept
 
 
-def test_a_run_that_keeps_nothing_ends_well_and_says_so(cache, tmp_path, capsys):
+def test_a_round_without_pseudo_masks_ends_the_run(cache, tmp_path, capsys):
     out = tmp_path / "run"
     assert run(out, cache, gate__min_agreement=1.0, gate__min_confidence=1.0) == 0
     err = " ".join(capsys.readouterr().err.split())
@@ -313,7 +313,7 @@ def test_a_run_that_keeps_nothing_ends_well_and_says_so(cache, tmp_path, capsys)
     assert not list(out.rglob("*.png"))
 
 
-def test_zero_rounds_is_round_zero_of_the_loop(undisturbed, cache, tmp_path):
+def test_a_run_of_zero_rounds_equals_round_0_of_a_longer_one(undisturbed, cache, tmp_path):
     out = tmp_path / "run"
     assert run(out, cache, rounds=0) == 0
     assert results(out) == [{**results(undisturbed)[0], "segmenter": ""}]
@@ -321,10 +321,10 @@ def test_zero_rounds_is_round_zero_of_the_loop(undisturbed, cache, tmp_path):
     assert content(out) == first
 
 
-# -- what a run may look at
+# -- masks and images that are read
 
 
-def test_withheld_masks_and_the_test_split_are_never_opened(tmp_path, monkeypatch):
+def test_masks_of_unlabeled_and_test_images_are_never_opened(tmp_path, monkeypatch):
     masks: set[str] = set()
     real = PhantomSource.mask
     monkeypatch.setattr(PhantomSource, "mask", lambda self, i: masks.add(i) or real(self, i))
@@ -366,7 +366,7 @@ def test_no_pool_of_a_task_holds_the_test_split_and_only_two_have_masks(tmp_path
 # -- the data were copied
 
 
-def test_a_run_goes_on_with_data_that_were_copied_elsewhere(tmp_path, capsys):
+def test_a_run_resumes_with_copied_data_and_refuses_changed_ones(tmp_path, capsys):
     out, cache = tmp_path / "run", tmp_path / "cache"
     write_pictures(tmp_path / "here", TINY["data.num_samples"])
 

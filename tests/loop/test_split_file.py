@@ -1,4 +1,4 @@
-"""The loop on a given split: the same splits as the run it comes from, held to what the file said, judged by check."""
+"""The loop and the check with data.split_file: splits of an earlier run, and lists of ids."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
     return err.splitlines()[-1]
 
 
-def test_the_splits_of_a_run_are_the_next_ones_and_are_held_to(earlier, cache, tmp_path, capsys):
+def test_splits_of_a_run_are_used_unchanged_and_may_not_change_later(earlier, cache, tmp_path, capsys):
     given, out = tmp_path / "given.csv", tmp_path / "run"
     shutil.copy(earlier / "splits.csv", given)
     other = {"data__split_file": given, "data__split_seed": 5, "data__label_fraction": 1, "seed": 3}
@@ -68,13 +68,13 @@ def test_the_splits_of_a_run_are_the_next_ones_and_are_held_to(earlier, cache, t
     del before[out / "config.yaml"]  # written anew, the same
     assert {p: p.read_bytes() for p in before} == before
     given.write_text(text + "\n\n")
-    assert run(out, cache, **other) == 0, "spaces say nothing"
+    assert run(out, cache, **other) == 0, "white space does not count"
     assert run(out, cache, **(other | {"data__split_file": earlier / "splits.csv"})) == 2
     assert "holds a run with data.split_file = " in last_line(capsys)
     given.unlink()
     assert run(out, cache, **other) == 2
     assert f"data.split_file: {given} cannot be read" in last_line(capsys)
-    assert compare.main([str(out), "--device", "cpu"]) == 0, "a finished run needs the file no more"
+    assert compare.main([str(out), "--device", "cpu"]) == 0, "a finished run does not need the file"
 
 
 def test_lists_are_the_sides_and_a_mended_list_needs_no_new_folder(earlier, cache, tmp_path, capsys):
@@ -96,7 +96,7 @@ def test_lists_are_the_sides_and_a_mended_list_needs_no_new_folder(earlier, cach
     assert "6 images that data.split_file does not name: left out of every split" in capsys.readouterr().err
 
 
-def test_check_judges_the_given_split(earlier, cache, tmp_path, capsys):
+def test_check_examines_the_given_split(earlier, cache, tmp_path, capsys):
     given = tmp_path / "given.csv"
     shutil.copy(earlier / "splits.csv", given)
     words = ["--data.num_samples=40", "--data.size=32", f"--data.split_file={given}", f"--out={tmp_path / 'out'}"]

@@ -1,4 +1,4 @@
-"""The loop with a person's verdicts on an earlier run: who never teaches, who always does, what becomes a label."""
+"""The loop with a reviewer's verdicts on an earlier run: rejected, accepted and corrected masks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def said(sample_id: str, verdict: str, kind: str = "pseudo") -> dict[str, str]:
 
 
 def page_file(path: Path, rows: list[dict[str, str]]) -> Path:
-    """What the audit's page saves."""
+    """A file as the audit page saves it."""
     path.write_text(json.dumps({"format": FORMAT, "run": "r", "run_signature": "", "verdicts": rows}))
     return path
 
@@ -73,14 +73,14 @@ def first(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def second(first) -> Path:
-    """The next run, which honours them."""
+    """The next run, with these verdicts."""
     run = first.parent / "second"
     more = {"rounds": 2, "adopt_tolerance": 1, "verdicts": first / "verdicts.json"}
     assert run_loop(SETTINGS | more, run, first.parent / "cache") == 0
     return run
 
 
-def test_a_rejected_mask_never_teaches_and_an_accepted_one_always_does(first, second):
+def test_rejected_masks_are_never_trained_on_and_accepted_ones_always(first, second):
     accepted, rejected, drawn, unsure = ids_of(first, "unlabeled")[:4]
     was = RunFolder(first).pseudo_mask(1, accepted)
     store = RunFolder(second)
@@ -90,13 +90,13 @@ def test_a_rejected_mask_never_teaches_and_an_accepted_one_always_does(first, se
         assert not store.pseudo_path(round_idx, rejected).exists()
         assert (rows[accepted].reason, rows[accepted].in_training) == ("accepted", True)
         assert np.array_equal(store.pseudo_mask(round_idx, accepted), was)
-        assert rejected not in {row.sample_id for row in store.prompts(round_idx)}  # and nobody is asked
+        assert rejected not in {row.sample_id for row in store.prompts(round_idx)}  # and no prompt is made
         assert rows[unsure].reason not in ("accepted", "rejected")
         assert drawn not in rows
     store.close()
 
 
-def test_a_corrected_mask_is_a_label_of_full_weight_and_a_rejected_label_is_none(first, second):
+def test_a_corrected_mask_becomes_a_label_and_a_rejected_label_is_dropped(first, second):
     task, drawn = task_of(second), ids_of(first, "unlabeled")[2]
     dropped, redrawn = ids_of(first, "labeled")[:2]
     assert drawn in task.labeled.ids and drawn not in task.unlabeled.ids
@@ -109,7 +109,7 @@ def test_a_corrected_mask_is_a_label_of_full_weight_and_a_rejected_label_is_none
         assert task.labeled.subset([sample_id]).sample(sample_id).mask.sum() == mask.sum()
 
 
-def test_the_run_says_what_it_was_told(first, second):
+def test_run_json_records_the_verdicts(first, second):
     about = json.loads((second / "run.json").read_text())
     counts = {"accepted": 1, "rejected": 1, "corrected": 2, "dropped": 1, "elsewhere": 0}
     assert about["verdicts"] == {"file": str(first / "verdicts.json"), **counts}
@@ -117,8 +117,8 @@ def test_the_run_says_what_it_was_told(first, second):
     assert [p.name for p in (first / "accepted").iterdir()] == [f"{safe_name(ids_of(first, 'unlabeled')[0])}.png"]
 
 
-def test_masks_nobody_judged_are_what_they_were(first, tmp_path):
-    """Verdicts that say nothing leave the run as it is, bit for bit."""
+def test_masks_without_verdict_are_unchanged(first, tmp_path):
+    """Verdicts without effect leave pseudo masks equal, bit for bit."""
     name = ids_of(first, "unlabeled")[0]
     file = page_file(tmp_path / "v.json", [said(name, "unsure")])
     assert run_loop(SETTINGS, tmp_path / "run", first.parent / "cache", verdicts=file) == 0
@@ -127,7 +127,7 @@ def test_masks_nobody_judged_are_what_they_were(first, tmp_path):
     one.close(), two.close()
 
 
-def test_other_verdicts_do_not_enter_a_run_that_has_begun(first, second, capsys):
+def test_a_begun_run_refuses_changed_verdicts(first, second, capsys):
     kept = (first / "verdicts.json").read_text()
     value = json.loads(kept)
     value["verdicts"] = [row for row in value["verdicts"] if row["verdict"] != "reject"]
@@ -140,8 +140,8 @@ def test_other_verdicts_do_not_enter_a_run_that_has_begun(first, second, capsys)
     assert "verdicts has changed since this run began" in capsys.readouterr().err
 
 
-def test_a_person_may_judge_every_image(first, tmp_path):
-    """Nothing is left to ask: the accepted masks alone teach."""
+def test_verdicts_on_all_images_leave_only_accepted_masks(first, tmp_path):
+    """No prompt is left; only the accepted masks are trained on."""
     mined = ids_of(first, "unlabeled")
     run = Path(shutil.copytree(first, tmp_path / "first"))
     file = page_file(tmp_path / "v.json", [said(i, "accept" if n < 3 else "reject") for n, i in enumerate(mined)])
@@ -162,7 +162,7 @@ def test_a_person_may_judge_every_image(first, tmp_path):
         ([said("MINED", "accept")], "first import the file with kmine audit RUN --verdicts FILE"),
     ],
 )
-def test_what_is_wrong_with_verdicts_is_one_clear_error(first, tmp_path, capsys, rows, error):
+def test_unfit_verdicts_are_refused_in_one_line(first, tmp_path, capsys, rows, error):
     places = {"VAL": "val", "TEST": "test", "MINED": "unlabeled"}
     rows = [
         row | {"sample_id": ids_of(first, places[row["sample_id"]])[0] if row["sample_id"] in places else "nowhere"}

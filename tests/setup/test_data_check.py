@@ -1,4 +1,4 @@
-"""The loop's own check: what is planted is found, what it may not see it does not, and it is done once."""
+"""The check before training: planted faults are found, no further mask is read, a passed check is not repeated."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def cycle(num: int = 40) -> dict[str, str]:
     return {f"polyp_{n:06}": ("labeled", "unlabeled", "val", "test")[n % 4] for n in range(num)}
 
 
-def test_a_sound_set_has_notes_alone_each_one_line(opened):
+def test_a_sound_data_set_has_notes_only_each_on_one_line(opened):
     _, check, said = opened(Planted(100))
     assert check["passed"] and codes(check) == {"pairing": "note"}
     assert [line for line in said if line.startswith("check: ")] == [f"check: note: {check['findings'][0]['text']}"]
@@ -81,7 +81,7 @@ def test_a_sound_set_has_notes_alone_each_one_line(opened):
     assert check["passed"] and not check["findings"] and not said
 
 
-def test_no_mask_is_opened_but_labeled_and_validation_and_nothing_is_decoded_for_it(opened):
+def test_only_labeled_and_validation_masks_are_read_and_nothing_is_decoded_twice(opened):
     source = Planted(60)
     task, check, _ = opened(source)
     assert source.opened == {*task.labeled.ids, *task.val.ids} < {ref.sample_id for ref in source.refs()}
@@ -93,7 +93,7 @@ def test_no_mask_is_opened_but_labeled_and_validation_and_nothing_is_decoded_for
     assert opened(trapped, "again")[1] == check
 
 
-def test_it_is_done_once_unless_it_stopped_the_run(opened, monkeypatch):
+def test_a_passed_check_is_not_repeated_and_a_failed_one_is(opened, monkeypatch):
     blank = Planted(mask=lambda source, sample_id: np.zeros((32, 32), np.uint8))
     calls = []
     real = runs.find_issues
@@ -116,7 +116,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("code", FAULTS)
-def test_faults_of_masks_stop_with_their_cures_or_are_said(opened, code):
+def test_faults_of_masks_stop_with_their_cures_or_are_logged(opened, code):
     mask, text = FAULTS[code]
     with pytest.raises(UserError, match=text) as caught:
         opened(Planted(mask=mask))
@@ -144,7 +144,7 @@ def test_a_class_that_no_labeled_image_shows_is_a_note_before_training(opened):
     assert any("no labeled image shows class 2: nothing teaches it" in line for line in said)
 
 
-def test_masks_of_other_images_stop_where_there_are_enough_of_them(opened):
+def test_masks_of_other_images_stop_if_there_are_enough_of_them(opened):
     data = {"label_fraction": 1, "test_fraction": 0}
     with pytest.raises(UserError, match=r"masks fit their own images no better.*by name"):
         opened(Planted(130, mask=following), **data)
@@ -163,7 +163,7 @@ def test_a_group_on_two_sides_stops_unless_leaks_are_allowed(opened, tmp_path):
 
 
 @pytest.mark.parametrize("other", [2, 3])
-def test_one_picture_on_two_sides_stops_unless_leaks_are_allowed(opened, tmp_path, other):
+def test_copies_on_two_sides_stop_unless_leaks_are_allowed(opened, tmp_path, other):
     source = Planted(image=lambda i: "polyp_000000" if i == f"polyp_{other:06}" else i)
     given = table(tmp_path, cycle())
     with pytest.raises(UserError, match="1 pair of images with the same pixels on two sides") as caught:
@@ -173,7 +173,7 @@ def test_one_picture_on_two_sides_stops_unless_leaks_are_allowed(opened, tmp_pat
     assert codes(check)["exact_duplicates_across"] == "note"
 
 
-def test_one_picture_on_one_side_and_one_that_takes_no_part_are_no_leak(opened, tmp_path):
+def test_copies_on_one_side_or_outside_the_splits_are_no_leak(opened, tmp_path):
     rows = cycle() | {"polyp_000005": "unlabeled"}
     del rows["polyp_000007"]
     source = Planted(image=lambda i: "polyp_000000" if i in ("polyp_000005", "polyp_000007") else i)
@@ -182,7 +182,7 @@ def test_one_picture_on_one_side_and_one_that_takes_no_part_are_no_leak(opened, 
     assert any("1 image that data.split_file does not name" in line and "[polyp_000007]" in line for line in said)
 
 
-def test_what_straddles_a_given_split_is_counted_and_named(opened, tmp_path):
+def test_groups_that_straddle_a_given_split_are_counted_and_named(opened, tmp_path):
     ids = [f"polyp_{n:06}" for n in range(40)]
     (tmp_path / "test.txt").write_text("\n".join(ids[:8]))
     source = Planted(groups={ids[0]: "patient", ids[20]: "patient", ids[21]: "patient"})

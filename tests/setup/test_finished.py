@@ -17,13 +17,13 @@ def settings(folder: Path, data: DataConfig, data_root: str | None) -> LoopConfi
     return load_settings(folder, device="cpu", data_root=data_root)
 
 
-def test_all_but_the_machine_is_as_it_was(tmp_path):
+def test_all_settings_but_the_device_are_those_of_the_run(tmp_path):
     data = DataConfig(name="kvasir_seg", root="/far/kvasir", size=64)
     found = settings(tmp_path, data, None)
     assert (found.data, found.device, found.seed) == (data, "cpu", 3)
 
 
-def test_a_data_set_lies_where_it_is_said_to(tmp_path):
+def test_data_root_replaces_the_folder_of_a_data_set(tmp_path):
     found = settings(tmp_path, DataConfig(name="kvasir_seg", root="/far/kvasir"), "/near")
     assert found.data.root == "/near"
 
@@ -37,6 +37,6 @@ def test_a_data_set_lies_where_it_is_said_to(tmp_path):
         ({"csv": "/far/x/table.csv"}, {"csv": "/near/table.csv"}),
     ],
 )
-def test_own_files_lie_below_it_as_they_lay(tmp_path, given, now):
+def test_data_root_replaces_the_common_parent_of_own_files(tmp_path, given, now):
     found = settings(tmp_path, DataConfig(name="folder", **given), "/near").data
     assert {name: getattr(found, name) for name in given} == now and found.root is None
