@@ -17,6 +17,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+Bool = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
 SLICE_ID = re.compile(r"(.+)/slice-(\d{4,255})", re.DOTALL)
 """Sample id of a slice: name of the volume, number of the slice; see `slice_id`."""
 IGNORE_INDEX = 255
@@ -52,7 +55,6 @@ REASONS = (
 `kept_local`: of two disagreeing masks the local model's own is used, as its estimated Dice is higher.
 `lesion_free`: by the image-level label; the image is not segmented, and its pseudo mask is empty."""
 
-
 STOPPED_BY = {
     "rounds": "all rounds are done",
     "refused_twice": "two rounds in a row were refused, so the next one would start from the same model again",
@@ -61,7 +63,6 @@ STOPPED_BY = {
 """Values of `stopped_by` in run.json with their meanings; an unfinished run has `interrupted`."""
 ROUND_0, EQUAL_STEPS = "supervised, round 0", "supervised, equal steps"
 """Names in tables of the supervised models of a run of kmine.loop: round 0, and with as many steps as mining."""
-
 
 LESION_FREE = "lesion_free"
 """Reason of an image whose label excludes lesions: it is not segmented, and its pseudo mask is empty."""
@@ -160,7 +161,7 @@ class Prompts:
     """(H, W) logits in the image's own frame, or None; the segmenter converts them to its own frame."""
     jittered_boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     """(J, 4) XYXY: jittered copies of the box, whose masks measure consistency for the gate."""
-    component: NDArray[np.bool_] | None = None
+    component: Bool | None = None
     """(H, W), the local model's own mask of the object, if the prompts are of one."""
 
 
@@ -168,7 +169,7 @@ class Prompts:
 class Candidate:
     """A segmenter's masks for one `Prompts`."""
 
-    masks: NDArray[np.bool_]
+    masks: Bool
     """(M, H, W)."""
     predicted_iou: NDArray[np.float32]
     """(M,) in [0, 1]; NaN from a segmenter that predicts none."""
@@ -176,7 +177,7 @@ class Candidate:
     """(M,) in [0, 1]; NaN from a segmenter without logits, and for an empty mask (0/0)."""
     low_res_logits: NDArray[np.float32] | None
     """(M, h, w) in the segmenter's own padded frame, or None."""
-    jittered_masks: NDArray[np.bool_]
+    jittered_masks: Bool
     """(J, H, W): the best mask for each jittered box."""
 
     @property
@@ -313,7 +314,6 @@ class RoundResult:
     difference_low: float = float("nan")
     """Lower end of its 90 % interval: a one-sided bound of 95 %."""
     difference_high: float = float("nan")
-    """Upper end, likewise."""
 
     @property
     def has_no_pseudo_masks(self) -> bool:
@@ -322,16 +322,8 @@ class RoundResult:
 
     def without_training(self, round_idx: int, seconds: dict[str, float]) -> RoundResult:
         """The result of a later round that found no pseudo mask: metrics of this one, not adopted."""
-        return RoundResult(
-            round_idx,
-            self.num_labeled,
-            0,
-            self.metrics,
-            self.final_metrics,
-            adopted=False,
-            seconds=seconds,
-            reason="refused: no pseudo mask",
-        )
+        refused = {"adopted": False, "seconds": seconds, "reason": "refused: no pseudo mask"}
+        return RoundResult(round_idx, self.num_labeled, 0, self.metrics, self.final_metrics, **refused)
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> RoundResult:

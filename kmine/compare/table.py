@@ -11,10 +11,10 @@ from kmine.config.sweep import MINING, ORACLE
 from kmine.errors import UserError, unknown_name
 from kmine.ops.label_efficiency import LabelsNeeded, labels_to_match
 from kmine.ops.metrics import nanmean, pool_cases, summarise
-from kmine.ops.statistics import Floats, holm, paired_difference, score_empty_cases
+from kmine.ops.statistics import holm, paired_difference, score_empty_cases
 from kmine.report.comparison import Comparison, ComparisonRow
 from kmine.report.curve import CurvePoint
-from kmine.types import EQUAL_STEPS, ROUND_0, SLICE_ID, CaseMetrics, Metrics
+from kmine.types import EQUAL_STEPS, ROUND_0, SLICE_ID, CaseMetrics, Floats, Metrics
 
 SUPERVISED = "supervised"
 NAN = float("nan")

@@ -41,13 +41,8 @@ def fixmatch(task: Task) -> Iterator[RoundResult]:
         raise UserError("fit.augment: expected true for fixmatch, got False; without it the two views are one")
     if cfg.weight:
         places_for_unlabeled(task.unlabeled, task.cfg.fit.batch_size, task.cfg.fit.labeled_share)
-    consistency = Consistency(
-        sign(METHOD_DIR, asdict(cfg)),
-        fixmatch_consistency(cfg),
-        strong=True,
-        cutmix=cfg.cutmix,
-        ema_decay=task.cfg.fit.ema_decay,
-    )
+    views = {"strong": True, "cutmix": cfg.cutmix, "ema_decay": task.cfg.fit.ema_decay}
+    consistency = Consistency(sign(METHOD_DIR, asdict(cfg)), fixmatch_consistency(cfg), **views)
     return train_rounds(task, METHOD_DIR, lambda _: {"consistency": consistency} if cfg.weight else {})
 
 
@@ -59,12 +54,8 @@ def fixmatch_consistency(cfg: FixmatchConfig) -> ConsistencyFn:
         confident, count = confidence > cfg.threshold, len(classes)
 
         def loss(logits: Tensor) -> Tensor:
-            strong = masked_cross_entropy(
-                logits[:count],
-                apply_cutmix(classes, views.source),
-                apply_cutmix(confident, views.source),
-                views.source >= 0,
-            )
+            mixed = [apply_cutmix(planes, views.source) for planes in (classes, confident)]
+            strong = masked_cross_entropy(logits[:count], *mixed, views.source >= 0)
             perturbed = masked_cross_entropy(logits[count:], classes, confident, views.valid)
             return cfg.weight * (strong + perturbed) / 2
 

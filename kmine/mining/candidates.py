@@ -67,11 +67,8 @@ def generate_prompts(ctx: RoundContext, batch: ImageBatch, probs: Sequence[Probs
     prompts = [prompts_from_probs(p, cfg, seed=seed, round_idx=ctx.round_idx) for p in probs]
     if cfg.source == "auto":
         _match_proposals(ctx, batch, probs, prompts)
-    prompts = apply_image_labels(ctx, batch, prompts)
-    prompts = [
-        blend_previous_mask(image_prompts, ctx.previous.get(sample_id, []))
-        for sample_id, image_prompts in zip(batch.ids, prompts, strict=True)
-    ]
+    pairs = zip(batch.ids, apply_image_labels(ctx, batch, prompts), strict=True)
+    prompts = [blend_previous_mask(image_prompts, ctx.previous.get(i, [])) for i, image_prompts in pairs]
     ctx.timer.lap("prompts")
     return prompts
 
@@ -91,11 +88,10 @@ def _match_proposals(
     embeddings = embed(segmenter, batch.images, indices, batch.embedded)
     for n, proposals in zip(indices, segmenter.propose(list(embeddings.values())), strict=True):
         key = (task.cfg.seed, ctx.round_idx, batch.images[n].sample_id)
+        matches = match_proposals(probs[n], prompts[n], proposals, task.cfg.prompts)
         prompts[n] = [
-            match.prompts
-            if match.mask is None
-            else prompts_from_mask(match.prompts, match.mask, task.cfg.prompts, seed=derive_seed(*key, k))
-            for k, match in enumerate(match_proposals(probs[n], prompts[n], proposals, task.cfg.prompts))
+            own if mask is None else prompts_from_mask(own, mask, task.cfg.prompts, seed=derive_seed(*key, k))
+            for k, (own, mask) in enumerate(matches)
         ]
 
 
@@ -156,15 +152,10 @@ def gate_batch(
     auxiliary_probs = predict_auxiliary(ctx, batch)
     ctx.timer.lap("infer")
     settings = {"area_prior": ctx.area_prior, "cfg": ctx.task.cfg.gate, "calibration": ctx.calibration}
-    decisions = [
-        [
-            gate(p, prompt, candidate, image_label=image.image_label, auxiliary_probs=auxiliary, **settings)
-            for prompt, candidate in zip(image_prompts, image_candidates, strict=True)
-        ]
-        for image, p, image_prompts, image_candidates, auxiliary in zip(
-            batch.images, probs, prompts, candidates, auxiliary_probs, strict=True
-        )
-    ]
+    decisions = []
+    for image, p, auxiliary, *objects in zip(batch.images, probs, auxiliary_probs, prompts, candidates, strict=True):
+        of_image = {"image_label": image.image_label, "auxiliary_probs": auxiliary, **settings}
+        decisions.append([gate(p, *pair, **of_image) for pair in zip(*objects, strict=True)])
     ctx.timer.lap("gate")
     return decisions
 

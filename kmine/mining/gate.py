@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from kmine.config import GateConfig
 from kmine.ops import masks, metrics
 from kmine.ops.calibrator import Calibration
-from kmine.types import Candidate, Decision, Evidence, Probs, Prompts
+from kmine.types import Bool, Candidate, Decision, Evidence, Probs, Prompts
 
 
 def gate(
@@ -32,8 +32,7 @@ def gate(
 
     Args:
         probs: of the local model, for the whole image.
-        prompts: of the object, with the local model's own component.
-        candidate: of the segmenter; its best mask counts.
+        prompts, candidate: of the object; the candidate's best mask counts.
         area_prior: per class, the median share of the image that one labeled object covers.
         image_label: 0: the image has no lesion, so nothing is kept.
         cfg: the thresholds.
@@ -72,25 +71,22 @@ def collect_evidence(
     auxiliary_probs: Probs | None = None,
 ) -> Evidence:
     """Every score of one candidate; see `Evidence`."""
-    best = candidate.masks[candidate.best]
-    prob = probs.probs[prompts.class_id]
-    candidate_masks = np.concatenate([best[None], candidate.jittered_masks])
+    best, prob = candidate.masks[candidate.best], probs.probs[prompts.class_id]
+    auxiliary = None if auxiliary_probs is None else auxiliary_probs.mask == prompts.class_id
     return Evidence(
         predicted_iou=float(candidate.predicted_iou[candidate.best]),
         stability_score=float(candidate.stability_score[candidate.best]),
         agreement_iou=metrics.iou(best, prompts.component) if prompts.component is not None else float("nan"),
-        jitter_dice=metrics.mean_pairwise_dice(candidate_masks),
+        jitter_dice=metrics.mean_pairwise_dice(np.concatenate([best[None], candidate.jittered_masks])),
         confidence_inside=_mean(prob[best]),
         confidence_outside=_mean(prob[_box_area(prompts, best) & ~best]),
         area_ratio=float(best.mean()) / area_prior[prompts.class_id] if prompts.class_id in area_prior else np.nan,
         tta_std=_mean(probs.tta_std[best]) if probs.tta_std is not None else float("nan"),
-        auxiliary_dice=_auxiliary_dice(auxiliary_probs.mask == prompts.class_id, best, prompts)
-        if auxiliary_probs
-        else float("nan"),
+        auxiliary_dice=_auxiliary_dice(auxiliary, best, prompts) if auxiliary is not None else float("nan"),
     )
 
 
-def _auxiliary_dice(auxiliary_mask: NDArray[np.bool_], best: NDArray[np.bool_], prompts: Prompts) -> float:
+def _auxiliary_dice(auxiliary_mask: Bool, best: Bool, prompts: Prompts) -> float:
     """Dice of the candidate with the auxiliary components that touch it or the local one; 0 without any."""
     region = best if prompts.component is None else best | prompts.component
     touching = [component for component in masks.components(auxiliary_mask) if (component & region).any()]
@@ -98,9 +94,8 @@ def _auxiliary_dice(auxiliary_mask: NDArray[np.bool_], best: NDArray[np.bool_], 
 
 
 def _first_reason(e: Evidence, candidate: Candidate, image_label: int | None, cfg: GateConfig) -> str:
-    empty = not candidate.masks[candidate.best].any()
     checks = (
-        ("empty_candidate", empty),
+        ("empty_candidate", not candidate.masks[candidate.best].any()),
         ("low_predicted_iou", e.predicted_iou < cfg.min_predicted_iou),
         ("low_stability", e.stability_score < cfg.min_stability),
         ("low_agreement", e.agreement_iou < cfg.min_agreement),
@@ -114,7 +109,7 @@ def _first_reason(e: Evidence, candidate: Candidate, image_label: int | None, cf
     return next((reason for reason, failed in checks if failed), "kept")
 
 
-def _box_area(prompts: Prompts, best: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _box_area(prompts: Prompts, best: Bool) -> Bool:
     """(H, W): pixels of the prompt's box, or without one of the mask's own box."""
     inside = np.zeros(best.shape, bool)
     if prompts.box is None and not best.any():

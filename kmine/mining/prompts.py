@@ -15,7 +15,7 @@ from kmine.config import PromptsConfig
 from kmine.ops import masks, metrics
 from kmine.seeding import derive_seed
 from kmine.segmenters.base import MASK_INPUT_CLIP
-from kmine.types import Candidate, Probs, Prompts
+from kmine.types import Bool, Candidate, Probs, Prompts
 
 CAM_THRESHOLD = 0.5
 """Share of its highest value above which an activation map is foreground."""
@@ -32,19 +32,17 @@ def prompts_from_probs(probs: Probs, cfg: PromptsConfig, *, seed: int, round_idx
     Returns:
         By class, largest component first; empty without foreground.
     """
-    ids = probs.mask
-    min_area = int(np.ceil(max(cfg.min_area_px, cfg.min_area_fraction * ids.size)))
-    objects = [
-        (class_id, component)
-        for class_id in range(1, len(probs.probs))
-        for component in masks.components(ids == class_id, min_area)
-    ]
-    return [
-        _prompts(
-            probs, class_id, component, cfg, np.random.default_rng(derive_seed(seed, round_idx, probs.sample_id, n))
-        )
-        for n, (class_id, component) in enumerate(objects)
-    ]
+    ids, min_area, prompts = probs.mask, min_object_area(cfg, probs.probs[0].size), []
+    for class_id in range(1, len(probs.probs)):
+        for component in masks.components(ids == class_id, min_area):
+            rng = np.random.default_rng(derive_seed(seed, round_idx, probs.sample_id, len(prompts)))
+            prompts.append(_prompts(probs, class_id, component, cfg, rng))
+    return prompts
+
+
+def min_object_area(cfg: PromptsConfig, num_pixels: int) -> int:
+    """Pixels of the smallest object that is prompted, in an image of `num_pixels`."""
+    return int(np.ceil(max(cfg.min_area_px, cfg.min_area_fraction * num_pixels)))
 
 
 def prompts_from_cam(
@@ -56,42 +54,29 @@ def prompts_from_cam(
         cam: (H, W) in [0, 1], highest at 1.
         class_id: of the lesion.
         cfg: kinds of prompts; there is no mask input, as an activation map is not a mask.
-        sample_id: of the image.
-        seed: of the run.
-        round_idx: the round.
+        sample_id, seed, round_idx: determine the jitter.
 
     Returns:
         One prompt whose `component` is that component, or none if it is too small.
     """
-    min_area = int(np.ceil(max(cfg.min_area_px, cfg.min_area_fraction * cam.size)))
-    components = masks.components(cam > CAM_THRESHOLD, min_area)[:1]
+    components = masks.components(cam > CAM_THRESHOLD, min_object_area(cfg, cam.size))[:1]
     rng = np.random.default_rng(derive_seed(seed, round_idx, sample_id, "activation"))
     return [_prompts(None, class_id, component, cfg, rng) for component in components]
 
 
 def reprompt_from_candidate(prompts: Prompts, candidate: Candidate, cfg: PromptsConfig, *, seed: int) -> Prompts:
-    """The prompt of a second pass: box, points and mask input of the candidate's best mask.
+    """The prompt of a second pass from prompt and candidate of the first: see `prompts_from_mask`.
 
-    An empty candidate leaves the prompt unchanged. `component` stays the local model's own, for the gate to compare.
-
-    Args:
-        prompts: of the first pass.
-        candidate: of the first pass.
-        cfg: kinds of prompts.
-        seed: of the jitter.
+    An empty candidate leaves the prompt unchanged.
     """
     best = candidate.masks[candidate.best]
     return prompts_from_mask(prompts, best, cfg, seed=seed) if best.any() else prompts
 
 
-def prompts_from_mask(prompts: Prompts, mask: NDArray[np.bool_], cfg: PromptsConfig, *, seed: int) -> Prompts:
+def prompts_from_mask(prompts: Prompts, mask: Bool, cfg: PromptsConfig, *, seed: int) -> Prompts:
     """The prompt of the same object from another mask of it: box, points and mask input.
 
-    Args:
-        prompts: of the object; class and component stay.
-        mask: (H, W), not empty.
-        cfg: kinds of prompts.
-        seed: of the jitter.
+    Class and `component` stay: the gate compares with the local model's own. `mask` is (H, W) and not empty.
     """
     reprompted = _prompts(None, prompts.class_id, mask, cfg, np.random.default_rng(seed))
     mask_input = _mask_input_of(mask) if cfg.mask_hint else None
@@ -99,7 +84,7 @@ def prompts_from_mask(prompts: Prompts, mask: NDArray[np.bool_], cfg: PromptsCon
 
 
 def blend_previous_mask(
-    prompts: Sequence[Prompts], previous: Sequence[tuple[int, Callable[[], NDArray[np.bool_]]]]
+    prompts: Sequence[Prompts], previous: Sequence[tuple[int, Callable[[], Bool]]]
 ) -> list[Prompts]:
     """Blend the segmenter's masks of the round before into the mask inputs.
 
@@ -110,14 +95,11 @@ def blend_previous_mask(
         prompts: this round's prompts of an image.
         previous: class id and (H, W) mask, decoded when called, of the objects of the round before.
     """
-    masks_by_class = [(class_id, mask()) for class_id, mask in previous] if prompts else []
-    return [
-        _blend_mask(prompt, [mask for class_id, mask in masks_by_class if class_id == prompt.class_id])
-        for prompt in prompts
-    ]
+    decoded = [(class_id, mask()) for class_id, mask in previous] if prompts else []
+    return [_blend_mask(prompt, [mask for k, mask in decoded if k == prompt.class_id]) for prompt in prompts]
 
 
-def _blend_mask(prompt: Prompts, previous: Sequence[NDArray[np.bool_]]) -> Prompts:
+def _blend_mask(prompt: Prompts, previous: Sequence[Bool]) -> Prompts:
     if prompt.component is None or not previous:
         return prompt
     nearest = max(previous, key=lambda mask: metrics.iou(mask, prompt.component))
@@ -127,13 +109,13 @@ def _blend_mask(prompt: Prompts, previous: Sequence[NDArray[np.bool_]]) -> Promp
     return replace(prompt, mask_input=((own + _mask_input_of(nearest)) / 2).astype(np.float32))
 
 
-def _mask_input_of(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _mask_input_of(mask: Bool) -> NDArray[np.float32]:
     """(H, W) logits of a certain mask: +-`MASK_INPUT_CLIP`."""
     return np.where(mask, MASK_INPUT_CLIP, -MASK_INPUT_CLIP).astype(np.float32)
 
 
 def _prompts(
-    probs: Probs | None, class_id: int, component: NDArray[np.bool_], cfg: PromptsConfig, rng: np.random.Generator
+    probs: Probs | None, class_id: int, component: Bool, cfg: PromptsConfig, rng: np.random.Generator
 ) -> Prompts:
     height, width = component.shape
     box = masks.grow_box(masks.tight_box(component), cfg.box_margin, height, width)
@@ -149,14 +131,14 @@ def _prompts(
     )
 
 
-def _points(component: NDArray[np.bool_], box: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _points(component: Bool, box: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     inside, outside = masks.inner_point(component), masks.outer_point(component, box)
     if outside is None:
         return inside[None], np.array([1], np.int64)
     return np.stack([inside, outside]), np.array([1, 0], np.int64)
 
 
-def _mask_input(prob: NDArray[np.float32], component: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _mask_input(prob: NDArray[np.float32], component: Bool) -> NDArray[np.float32]:
     """(H, W) logits of the class, limited to +-`MASK_INPUT_CLIP`; other components of the class count as background."""
     p = np.clip(prob, 1e-6, 1 - 1e-6)
     logits = np.clip(np.log(p / (1 - p)), -MASK_INPUT_CLIP, MASK_INPUT_CLIP).astype(np.float32)

@@ -6,15 +6,16 @@ Legend: K classes with background 0, H, W the image's own frame, N proposals.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kmine.config import PromptsConfig
+from kmine.mining.prompts import min_object_area
 from kmine.ops import masks, metrics
 from kmine.segmenters.base import Proposals
-from kmine.types import Probs, Prompts
+from kmine.types import Bool, Probs, Prompts
 
 MIN_MATCH = 0.5
 """Minimum soft IoU of a local object and its proposal. The gate drops candidates that agree less
@@ -24,18 +25,14 @@ NMS_IOU = 0.5
 MIN_MEAN_PROB = 0.5
 """Minimum mean probability of a proposal that becomes a new object."""
 
-Bool = NDArray[np.bool_]
 Plane = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class MatchedProposal:
-    """One object: the local model's prompts and the matched proposal."""
+class MatchedProposal(NamedTuple):
+    """Prompts of an object, without box, points and component if it is new; its (H, W) proposal, None without one."""
 
     prompts: Prompts
-    """Of the local object; without box, points and component for a new object."""
     mask: Bool | None
-    """(H, W), the proposal; None if none matches and the local prompt is used."""
 
 
 def has_foreground(probs: Probs, local: Sequence[Prompts]) -> bool:
@@ -64,7 +61,7 @@ def match_proposals(
         The local objects in their order, then the new ones by class.
     """
     out = [MatchedProposal(prompts, None) for prompts in local]
-    min_area = int(np.ceil(max(cfg.min_area_px, cfg.min_area_fraction * probs.probs[0].size)))
+    min_area = min_object_area(cfg, probs.probs[0].size)
     for class_id in range(1, len(probs.probs)):
         prob = probs.probs[class_id]
         own = [k for k, prompts in enumerate(local) if prompts.class_id == class_id and prompts.component is not None]
@@ -74,8 +71,8 @@ def match_proposals(
         for k, n in _matches(maps, proposals.masks):
             out[own[k]] = MatchedProposal(local[own[k]], proposals.masks[n])
             claimed = claimed | proposals.masks[n]
-        new = _unclaimed_proposals(prob, claimed, proposals.masks, min_area, cfg)
-        out += [MatchedProposal(Prompts(class_id), mask) for mask in new]
+        large = [mask for mask in proposals.masks if np.count_nonzero(mask) >= min_area]
+        out += [MatchedProposal(Prompts(class_id), mask) for mask in _unclaimed_proposals(prob, claimed, large, cfg)]
     return out
 
 
@@ -100,9 +97,8 @@ def _object_map(prob: Plane, component: Bool, cfg: PromptsConfig) -> Plane:
 
 def _matches(maps: Sequence[Plane], proposals: Bool) -> Iterator[tuple[int, int]]:
     """Pairs (object, proposal), best match first; no object and no proposal twice."""
-    scores = np.array([[soft_iou(mask, prob) for mask in proposals] for prob in maps]).reshape(
-        len(maps), len(proposals)
-    )
+    scores = np.array([[soft_iou(mask, prob) for mask in proposals] for prob in maps])
+    scores = scores.reshape(len(maps), len(proposals))
     taken: dict[int, int] = {}
     for flat in np.argsort(-scores, axis=None, kind="stable"):
         k, n = divmod(int(flat), len(proposals))
@@ -113,11 +109,8 @@ def _matches(maps: Sequence[Plane], proposals: Bool) -> Iterator[tuple[int, int]
             yield k, n
 
 
-def _unclaimed_proposals(
-    prob: Plane, claimed: Bool, proposals: Bool, min_area: int, cfg: PromptsConfig
-) -> Iterator[Bool]:
-    """Proposals that are probable outside the claimed pixels; each claims its pixels for the next."""
-    remaining = [mask for mask in proposals if np.count_nonzero(mask) >= min_area]
+def _unclaimed_proposals(prob: Plane, claimed: Bool, remaining: list[Bool], cfg: PromptsConfig) -> Iterator[Bool]:
+    """Those of `remaining` that are probable outside the claimed pixels; each claims its pixels for the next."""
     while remaining:
         unclaimed_prob = np.where(claimed, np.float32(0), prob)
         remaining = [mask for mask in remaining if unclaimed_prob[mask].mean() >= MIN_MEAN_PROB]

@@ -19,21 +19,15 @@ class PseudoLabels(Mapping[str, PseudoLabel]):
 
     Args:
         task: of the run.
-        round_idx: the round that made them.
-        signature: what they were made from.
+        round_idx, signature: the round that made them, and what it made them from.
         rows: decisions of the round.
         seconds: of mining, by stage.
     """
 
     def __init__(
-        self,
-        task: Task,
-        round_idx: int,
-        signature: str,
-        rows: Sequence[DecisionRow],
-        seconds: dict[str, float] | None = None,
+        self, task: Task, round_idx: int, signature: str, rows: Sequence[DecisionRow], seconds: dict[str, float]
     ) -> None:
-        self._run, self.round_idx, self.signature, self.seconds = task.run, round_idx, signature, seconds or {}
+        self._run, self.round_idx, self.signature, self.seconds = task.run, round_idx, signature, seconds
         groups = groupby((row for row in rows if row.in_training), key=lambda row: row.sample_id)
         origins = {sample_id: _reason_and_weight(list(group)) for sample_id, group in groups}
         self._origins = {i: origins[i] for i in task.unlabeled.ids if i in origins}
@@ -71,8 +65,6 @@ def reviewed_labels(
 ) -> tuple[list[DecisionRow], dict[str, PseudoLabel]]:
     """Decisions and pseudo-labels of the images `ids` that have a reviewer's verdict; they are not segmented."""
     accepted = [i for i in ids if i in review.accepted]
-    labels = {
-        i: PseudoLabel(read_mask(review.accepted[i]), "accepted", signature=signature, round_idx=round_idx)
-        for i in accepted
-    }
+    origin = {"reason": "accepted", "signature": signature, "round_idx": round_idx}
+    labels = {i: PseudoLabel(read_mask(review.accepted[i]), **origin) for i in accepted}
     return reviewed_rows([i for i in ids if i in review.rejected], accepted), labels

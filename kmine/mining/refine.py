@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kmine.config import RefineConfig
 from kmine.ops import masks
-from kmine.types import IGNORE_INDEX, LESION_FREE, Candidate, Decision, Probs, Prompts, PseudoLabel
+from kmine.types import IGNORE_INDEX, LESION_FREE, Bool, Candidate, Decision, Probs, Prompts, PseudoLabel
 
 
 def refine(
@@ -35,7 +35,7 @@ def refine(
     Args:
         probs: of the local model.
         prompts, candidates, decisions: one entry per object, in the same order.
-        cfg: see `RefineConfig`.
+        cfg: the minimum vote, and whether the local model's classes count.
         image_label: 0 lesion-free, 1 a lesion, None unknown.
     """
     lesion = len(probs.probs) - 1
@@ -44,12 +44,12 @@ def refine(
     kept = [decision for decision in decisions if decision.kept]
     if not kept:
         return None
-    mask, trusted = _merge_objects(probs.probs.shape[1:], prompts, candidates, decisions, cfg)
+    objects = zip(prompts, candidates, decisions, strict=True)
+    mask, trusted = _merge_objects(probs.probs.shape[1:], objects, cfg.min_vote)
     if cfg.ask_local:
         mask[(mask != probs.mask) & ~trusted] = IGNORE_INDEX
-    if image_label == 1 and not (mask == lesion).any():
-        return None
-    if not ((mask != 0) & (mask != IGNORE_INDEX)).any():
+    lesion_missed = image_label == 1 and not (mask == lesion).any()
+    if lesion_missed or not ((mask != 0) & (mask != IGNORE_INDEX)).any():
         return None
     return PseudoLabel(mask, kept[0].reason, mean_estimate(decision.estimated_dice for decision in kept))
 
@@ -61,21 +61,17 @@ def mean_estimate(values: Iterable[float | None]) -> float | None:
 
 
 def _merge_objects(
-    shape: tuple[int, ...],
-    prompts: Sequence[Prompts],
-    candidates: Sequence[Candidate],
-    decisions: Sequence[Decision],
-    cfg: RefineConfig,
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    shape: tuple[int, ...], objects: Iterable[tuple[Prompts, Candidate, Decision]], min_vote: float
+) -> tuple[NDArray[np.uint8], Bool]:
     """(H, W) class ids and 255 of all objects, and the pixels on which the segmenter was found better."""
     out, trusted = np.zeros(shape, np.uint8), np.zeros(shape, bool)
-    for prompt, candidate, decision in zip(prompts, candidates, decisions, strict=True):
+    for prompt, candidate, decision in objects:
         best, class_id = candidate.masks[candidate.best], prompt.class_id
         either = best if prompt.component is None else best | prompt.component
         if not decision.kept:
             out[either] = IGNORE_INDEX
             continue
-        votes = masks.vote(np.concatenate([best[None], candidate.jittered_masks]), cfg.min_vote)
+        votes = masks.vote(np.concatenate([best[None], candidate.jittered_masks]), min_vote)
         if decision.source == "local" and prompt.component is not None:
             votes = prompt.component.astype(votes.dtype)
         if decision.source == "segmenter":

@@ -27,30 +27,16 @@ def open_round(
 ) -> RoundContext:
     """Load the student's weights into `model`, find the batches left to mine, and select the gate's threshold.
 
-    Args:
-        task: of the run.
-        model: overwritten.
-        student: checkpoints of the last adopted round.
-        auxiliary: the auxiliary model and the signature of its training; None: none.
-        round_idx: from 1.
+    `student` are the checkpoints of the last adopted round; `auxiliary` is the auxiliary model with the signature of
+    its training, if there is one.
     """
     auxiliary_model, auxiliary_signature = auxiliary or (None, "")
     signature = round_signature(task, student, auxiliary_signature)
     model.load_state_dict(student.best)
     pending = tuple(task.run.pending_batches(round_idx, signature, task.unlabeled.ids, task.mining_batch_size))
-    ctx = RoundContext(
-        task,
-        model,
-        auxiliary_model,
-        task.segmenter,
-        task.unlabeled,
-        median_object_area(task.labeled, task.num_classes),
-        round_idx,
-        signature,
-        task.calibration,
-        previous_masks(task, round_idx),
-        pending,
-    )
+    area_prior = median_object_area(task.labeled, task.num_classes)
+    ctx = RoundContext(task, model, auxiliary_model, task.segmenter, task.unlabeled, area_prior, round_idx, signature)
+    ctx = replace(ctx, calibration=task.calibration, previous=previous_masks(task, round_idx), pending=pending)
     task.fabric.barrier()  # every process has read what is pending before one of them saves a batch
     with rank_zero_first(task.fabric):
         ctx = replace(ctx, calibration=select_threshold(ctx)) if pending else ctx
@@ -94,8 +80,7 @@ def close_round(ctx: RoundContext) -> PseudoLabels:
     ctx.timer.lap("changes")
     labels = PseudoLabels(task, round_idx, signature, rows, ctx.timer.seconds)
     if not labels:
-        message = "no pseudo mask was kept, so the loop stops"
-        task.progress.log(f"round {round_idx}: {message} ({labels.why_empty})")
+        task.progress.log(f"round {round_idx}: no pseudo mask was kept, so the loop stops ({labels.why_empty})")
     return labels
 
 

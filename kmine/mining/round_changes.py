@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.store.tables import DecisionRow, class_map
-from kmine.types import IGNORE_INDEX, LESION_FREE
+from kmine.types import IGNORE_INDEX, LESION_FREE, Floats
 
 Mask = NDArray[np.uint8]
 """(H, W) class ids."""
@@ -64,35 +64,19 @@ class MaskComparison:
             lesion_free=rows[0].reason == LESION_FREE,
         )
 
-
-@dataclass
-class Counts:
-    """Sums over the images of a round."""
-
-    num_mask_changed: int = 0
-    num_differing: int = 0
-    num_empty: int = 0
-    object_pixels: int = 0
-    """Covered by the local or the used mask of a kept object."""
-    changed_pixels: int = 0
-    """Where these two differ."""
-    changed_label_pixels: int = 0
-    """Object pixels that the pseudo mask labels otherwise than the local model."""
-    ignored_pixels: int = 0
-    pixels: int = 0
-
-    def add(self, image: MaskComparison, *, retained: bool) -> None:
-        """Add the counts of one image; `retained`: it had a pseudo mask in the round before."""
-        objects = (image.local_kept != 0) | (image.used_mask != 0)
-        ignored = image.pseudo == IGNORE_INDEX
-        self.num_mask_changed += retained and not np.array_equal(image.pseudo, image.previous)
-        self.num_differing += not np.array_equal(image.pseudo, image.local)
-        self.num_empty += image.lesion_free
-        self.object_pixels += int(objects.sum())
-        self.changed_pixels += int((image.local_kept != image.used_mask).sum())
-        self.changed_label_pixels += int((objects & ~ignored & (image.pseudo != image.local)).sum())
-        self.ignored_pixels += int(ignored.sum())
-        self.pixels += image.pseudo.size
+    def counts(self, *, retained: bool) -> dict[str, int]:
+        """Figures that are summed over a round; `retained`: the image had a pseudo mask in the round before."""
+        objects, ignored = (self.local_kept != 0) | (self.used_mask != 0), self.pseudo == IGNORE_INDEX
+        return {
+            "num_mask_changed": int(retained and not np.array_equal(self.pseudo, self.previous)),
+            "num_differing": int(not np.array_equal(self.pseudo, self.local)),
+            "num_empty": int(self.lesion_free),
+            "object_pixels": int(objects.sum()),
+            "changed_pixels": int((self.local_kept != self.used_mask).sum()),
+            "changed_label_pixels": int((objects & ~ignored & (self.pseudo != self.local)).sum()),
+            "ignored_pixels": int(ignored.sum()),
+            "pixels": self.pseudo.size,
+        }
 
 
 @dataclass(frozen=True)
@@ -182,36 +166,33 @@ def compare_rounds(
     """What a round changed; images and masks are read one by one, so that one is in memory at a time.
 
     Args:
-        images: the pseudo-labeled images of this round.
+        images: the pseudo-labeled images of this round, of the `num_unlabeled` that were mined.
         labeled: the given masks, at any size.
         earlier: ids of the pseudo-labeled images of each earlier round, first round first.
-        num_unlabeled: images that were mined.
-        num_classes: with background.
     """
     last, ever = set(earlier[-1]) if earlier else set(), {i for ids in earlier for i in ids}
     entered: dict[str, list[str]] = {"new": [], "retained": [], "readmitted": []}
-    counts, shares = Counts(), []
+    counts: Counter[str] = Counter()
+    shares = []
     for image in images:
         name = image.sample_id
         entered["retained" if name in last else "readmitted" if name in ever else "new"].append(name)
-        counts.add(image, retained=name in last)
+        counts.update(image.counts(retained=name in last))
         shares.append(class_shares(image.pseudo, num_classes))
     return RoundChanges(
         num_unlabeled=num_unlabeled,
         **{name: tuple(ids) for name, ids in entered.items()},
         removed=tuple(sorted(last.difference(entered["retained"]))),
-        num_mask_changed=counts.num_mask_changed,
-        num_differing=counts.num_differing,
-        num_empty=counts.num_empty,
-        changed_pixels=_share(counts.changed_pixels, counts.object_pixels),
-        changed_label_pixels=_share(counts.changed_label_pixels, counts.object_pixels),
-        ignored_pixels=_share(counts.ignored_pixels, counts.pixels),
+        **{name: counts[name] for name in ("num_mask_changed", "num_differing", "num_empty")},
+        changed_pixels=_share(counts["changed_pixels"], counts["object_pixels"]),
+        changed_label_pixels=_share(counts["changed_label_pixels"], counts["object_pixels"]),
+        ignored_pixels=_share(counts["ignored_pixels"], counts["pixels"]),
         labeled_shares=_mean((class_shares(mask, num_classes) for mask in labeled), num_classes),
         pseudo_shares=_mean(shares, num_classes),
     )
 
 
-def class_shares(mask: Mask, num_classes: int) -> NDArray[np.float64]:
+def class_shares(mask: Mask, num_classes: int) -> Floats:
     """(K - 1,): the share of the known pixels that each class of a mask covers; NaN where none is known."""
     counts = np.bincount(mask[mask != IGNORE_INDEX], minlength=num_classes)[:num_classes]
     return counts[1:] / counts.sum() if counts.sum() else np.full(num_classes - 1, np.nan)
@@ -221,10 +202,9 @@ def summary_line(changes: RoundChanges) -> str:
     """How many images have pseudo masks, what the segmenter changed, and the shares of the classes, in one line."""
     if not changes.pseudo_labeled:
         return f"0 of {changes.num_unlabeled} unlabeled images have a pseudo mask ({len(changes.removed)} removed)"
-    counts = [f"{len(changes.new)} new"]
-    counts += [f"{len(changes.retained)} retained"] if changes.retained else []
-    counts += [f"{len(changes.readmitted)} readmitted"] if changes.readmitted else []
-    counts += [f"{changes.num_empty} lesion-free by label"] if changes.num_empty else []
+    numbers = {"retained": len(changes.retained), "readmitted": len(changes.readmitted)}
+    numbers["lesion-free by label"] = changes.num_empty
+    counts = [f"{len(changes.new)} new", *(f"{number} {name}" for name, number in numbers.items() if number)]
     out = [
         f"{len(changes.pseudo_labeled)} of {changes.num_unlabeled} unlabeled images have a pseudo mask "
         f"({', '.join(counts)})" + (f", {len(changes.removed)} removed" if changes.removed else "")
@@ -234,11 +214,8 @@ def summary_line(changes: RoundChanges) -> str:
             f"the segmenter changed {_percent(changes.changed_pixels)} of the object pixels of the local masks, "
             f"{_percent(changes.changed_label_pixels)} are labeled otherwise"
         )
-    shares = enumerate(zip(changes.pseudo_shares, changes.labeled_shares, strict=True), start=1)
-    classes = [
-        f"class {n} covers {_percent(pseudo)} of a pseudo mask, {_percent(labeled)} of a label"
-        for n, (pseudo, labeled) in shares
-    ]
+    shares = enumerate(zip(map(_percent, changes.pseudo_shares), map(_percent, changes.labeled_shares), strict=True), 1)
+    classes = [f"class {n} covers {pseudo} of a pseudo mask, {labeled} of a label" for n, (pseudo, labeled) in shares]
     return "; ".join([*out, ", ".join(classes)])
 
 
@@ -263,10 +240,8 @@ def explain_empty_round(rows: Sequence[DecisionRow]) -> str:
     """Why no image has a pseudo mask, from the decisions of a round: the gate's reasons, or the cure."""
     reasons = Counter(row.reason for row in rows)
     if set(reasons) == {"no_component"}:
-        return (
-            "the local model found no object in any image: train it longer (--fit.steps) or begin with ImageNet "
-            "weights (--model.encoder_weights hub)"
-        )
+        remedy = "train it longer (--fit.steps) or begin with ImageNet weights (--model.encoder_weights hub)"
+        return f"the local model found no object in any image: {remedy}"
     return "objects by the gate's reason: " + ", ".join(f"{name} {number}" for name, number in reasons.most_common())
 
 
@@ -274,7 +249,7 @@ def _share(count: int, total: int) -> float:
     return count / total if total else math.nan
 
 
-def _mean(shares: Iterable[NDArray[np.float64]], num_classes: int) -> tuple[float, ...]:
+def _mean(shares: Iterable[Floats], num_classes: int) -> tuple[float, ...]:
     """Mean by class over the images that have a number; one at a time, so that masks need not be held."""
     finite = [share for share in shares if not np.isnan(share).any()]
     mean = np.mean(finite, axis=0) if finite else np.full(num_classes - 1, np.nan)

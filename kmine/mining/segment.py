@@ -28,11 +28,7 @@ def segment(
 ) -> list[list[Candidate]]:
     """One candidate per prompt, per image; images without a prompt are not encoded.
 
-    Args:
-        segmenter: encodes each image once, in batches.
-        samples: the images.
-        prompts: per image, one entry per object.
-        embedded: embeddings made before; gains the others.
+    `embedded` has the embeddings made before and gains the others: each image is encoded once, in batches.
     """
     prompted = [n for n, image_prompts in enumerate(prompts) if image_prompts]
     embeddings = embed(segmenter, samples, prompted, {} if embedded is None else embedded)
@@ -52,11 +48,8 @@ def segment_twice(
 ) -> tuple[list[list[Prompts]], list[list[Candidate]]]:
     """Two passes on the same embeddings; returns the prompts of the second pass and its candidates.
 
-    Where the second candidate is empty, prompt and candidate of the first pass stay.
-
-    Args:
-        segmenter, samples, prompts, embedded: as in `segment`.
-        reprompt: (image index, object index, prompt, candidate) of the first pass -> prompt of the second.
+    Where the second candidate is empty, prompt and candidate of the first pass stay. `reprompt` makes the prompt of the
+    second pass from (image index, object index, prompt, candidate) of the first.
     """
     embedded = {} if embedded is None else embedded
     first = segment(segmenter, samples, prompts, embedded)

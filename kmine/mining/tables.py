@@ -47,19 +47,6 @@ def _decision_row(
 ) -> DecisionRow:
     best = candidate.masks[candidate.best]
     local = prompt.component if prompt.component is not None else np.zeros_like(best)
-    return DecisionRow(
-        sample_id,
-        object_idx,
-        prompt.class_id,
-        decision.kept,
-        decision.reason,
-        decision.source,
-        in_training,
-        decision.evidence,
-        decision.estimated_dice,
-        decision.estimated_segmenter,
-        decision.estimated_local,
-        *best.shape,
-        local_rle=to_rle(local),
-        segmenter_rle=to_rle(best),
-    )
+    (height, width), lengths = best.shape, {"local_rle": to_rle(local), "segmenter_rle": to_rle(best)}
+    place = {"sample_id": sample_id, "object_idx": object_idx, "class_id": prompt.class_id, "in_training": in_training}
+    return DecisionRow(**place, **vars(decision), height=height, width=width, **lengths)

@@ -11,9 +11,8 @@ from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kmine.types import EVIDENCE_COLUMNS, Evidence, none_to_nan
+from kmine.types import EVIDENCE_COLUMNS, Evidence, Floats, none_to_nan
 
 FEATURES = EVIDENCE_COLUMNS
 
@@ -35,7 +34,7 @@ class Calibrator:
         """Estimated Dice in [0, 1]."""
         return float(self.estimates(feature_rows([evidence]))[0])
 
-    def estimates(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    def estimates(self, rows: Floats) -> Floats:
         """(N, F) features -> (N,) in [0, 1]."""
         x, y = np.array(self.knots).T
         return np.interp(linear_predictor(rows, self), x, y)
@@ -88,11 +87,8 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` is the inverse. On disk the guarantee is called `promise`."""
-        return {
-            "segmenter": self.segmenter.to_json(),
-            "local": self.local.to_json(),
-            "promise": self.guarantee.to_json(),
-        }
+        parts = {"segmenter": self.segmenter, "local": self.local, "promise": self.guarantee}
+        return {name: part.to_json() for name, part in parts.items()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Calibration:
@@ -120,7 +116,7 @@ def evidence_from_row(row: Mapping[str, Any]) -> Evidence:
     return Evidence(*(none_to_nan(row[name]) for name in FEATURES))
 
 
-def feature_rows(evidence: Sequence[Evidence]) -> NDArray[np.float64]:
+def feature_rows(evidence: Sequence[Evidence]) -> Floats:
     """(N, F) inputs of the regression; NaN for missing scores."""
     rows = np.array([astuple(e) for e in evidence], float).reshape(len(evidence), len(FEATURES))
     area = FEATURES.index("area_ratio")
@@ -130,15 +126,13 @@ def feature_rows(evidence: Sequence[Evidence]) -> NDArray[np.float64]:
     return rows
 
 
-def linear_predictor(rows: NDArray[np.float64], calibrator: Calibrator) -> NDArray[np.float64]:
+def linear_predictor(rows: Floats, calibrator: Calibrator) -> Floats:
     """(N, F) features -> (N,) values of the regression, before the isotonic map."""
     x = standardised(rows, np.array(calibrator.fill), np.array(calibrator.scale))
     return x @ np.array(calibrator.weights) + calibrator.intercept
 
 
-def standardised(
-    rows: NDArray[np.float64], fill: NDArray[np.float64], scale: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def standardised(rows: Floats, fill: Floats, scale: Floats) -> Floats:
     """(N, F) -> (N, F): distance from the median in standard deviations; 0 for missing and constant features."""
     filled = np.where(np.isfinite(rows), rows, fill)
     return np.where(scale > 1e-9, (filled - fill) / np.maximum(scale, 1e-9), 0.0)

@@ -10,7 +10,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Bool = NDArray[np.bool_]
+from kmine.types import Bool
+
+Box = NDArray[np.float32]
+MAX_MOVE = 20 / 1024
+"""Largest jitter of an edge in SAM's training, as a share of the image's long side."""
 
 
 def components(mask: Bool, min_area: int = 1) -> list[Bool]:
@@ -21,7 +25,7 @@ def components(mask: Bool, min_area: int = 1) -> list[Bool]:
     return [labels == i + 1 for i in order if areas[i] >= min_area]
 
 
-def tight_box(mask: Bool) -> NDArray[np.float32]:
+def tight_box(mask: Bool) -> Box:
     """(4,) XYXY of a mask, ends inclusive. Raises `ValueError` for an empty mask."""
     rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
@@ -29,35 +33,24 @@ def tight_box(mask: Bool) -> NDArray[np.float32]:
     return np.array([cols[0], rows[0], cols[-1], rows[-1]], np.float32)
 
 
-def clip_box(box: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+def clip_box(box: Box, height: int, width: int) -> Box:
     """(..., 4) XYXY limited to the image, ends inclusive."""
     limit = np.array([width - 1, height - 1, width - 1, height - 1], np.float32)
     return np.clip(box, 0, limit).astype(np.float32)
 
 
-def grow_box(
-    box: NDArray[np.float32], share: float, height: int, width: int, min_px: float = 2.0
-) -> NDArray[np.float32]:
+def grow_box(box: Box, share: float, height: int, width: int, min_px: float = 2.0) -> Box:
     """Grow a box on every side by `share` of that side's length, at least `min_px`; clip it to the image."""
-    dx = max(share * float(box[2] - box[0]), min_px)
-    dy = max(share * float(box[3] - box[1]), min_px)
+    dx, dy = (max(share * float(side), min_px) for side in box[2:] - box[:2])
     return clip_box(box + np.array([-dx, -dy, dx, dy], np.float32), height, width)
 
 
 def jitter_boxes(
-    box: NDArray[np.float32],
-    count: int,
-    share: float,
-    height: int,
-    width: int,
-    rng: np.random.Generator,
-    *,
-    max_move: float = 20 / 1024,
-) -> NDArray[np.float32]:
+    box: Box, count: int, share: float, height: int, width: int, rng: np.random.Generator, *, max_move: float = MAX_MOVE
+) -> Box:
     """(count, 4): the box with each edge moved uniformly by up to `share` of its side.
 
-    A move is at most `max_move` of the image's long side, as in SAM's training; `inf` removes the limit. With `share`
-    below 0.5 no edge passes the centre of the box.
+    A move is at most `max_move` of the image's long side; with `share` below 0.5 no edge passes the box's centre.
     """
     sides = np.array([box[2] - box[0], box[3] - box[1]] * 2, np.float32)
     reach = np.minimum(sides * share, max_move * max(height, width))
@@ -75,7 +68,7 @@ def inner_point(mask: Bool) -> NDArray[np.float32]:
     return np.array([col, row], np.float32)
 
 
-def outer_point(mask: Bool, box: NDArray[np.float32], min_px: float = 3.0) -> NDArray[np.float32] | None:
+def outer_point(mask: Bool, box: Box, min_px: float = 3.0) -> NDArray[np.float32] | None:
     """(2,) as (x, y): the background pixel in the box farthest from the mask; None if nearer than `min_px`."""
     x0, y0, x1, y1 = (int(v) for v in (np.floor(box[0]), np.floor(box[1]), np.ceil(box[2]), np.ceil(box[3])))
     distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)

@@ -18,9 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.types import IGNORE_INDEX, CaseMetrics, Metrics, none_to_nan
-
-Bool = NDArray[np.bool_]
+from kmine.types import IGNORE_INDEX, Bool, CaseMetrics, Metrics, none_to_nan
 
 
 def diagonal(shape: tuple[int, int], spacing: tuple[float, float] | None = None) -> float:
@@ -100,13 +98,9 @@ def case_metrics(
     if pred.shape != truth.shape:
         raise ValueError(f"{sample_id}: prediction {pred.shape} and truth {truth.shape} must have the same shape")
     valid = truth != IGNORE_INDEX
-    counts: list[tuple[int, int, int]] = []
-    distances: list[float] = []
-    for class_id in range(1, num_classes):
-        p, t = (pred == class_id) & valid, truth == class_id
-        counts.append(_count(p, t))
-        distances.append(hd95(p, t, spacing) if with_hd95 else float("nan"))
-    return _case(sample_id, counts, distances)
+    pairs = [((pred == class_id) & valid, truth == class_id) for class_id in range(1, num_classes)]
+    distances = [hd95(p, t, spacing) if with_hd95 else float("nan") for p, t in pairs]
+    return _case(sample_id, [_count(p, t) for p, t in pairs], distances)
 
 
 def pool_cases(case_id: str, slices: Sequence[CaseMetrics]) -> CaseMetrics:

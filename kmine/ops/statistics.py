@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from kmine.types import Bool, Floats
 
 SMALL_SPLIT = 20
 """Number of images below which the mean of a paired difference is used without its interval."""
@@ -31,23 +30,11 @@ class Paired:
     difference: float
     """Mean of b - a."""
     low: float
-    """Lower end of the interval; NaN with a single group."""
+    """Lower end of the interval; NaN with a single group, like `high`."""
     high: float
-    """Upper end, likewise."""
     num_pairs: int
     p_value: float = float("nan")
     """Two-sided p of the sign-flip test; NaN with a single group."""
-
-
-@dataclass(frozen=True)
-class _Spread:
-    """Variance of a mean difference, by source."""
-
-    of_groups: float
-    of_seeds: float
-    """0 with a single run: the result then holds for that run only."""
-    degrees: float
-    """Degrees of freedom of the sum of both."""
 
 
 def paired_difference(
@@ -71,6 +58,8 @@ def paired_difference(
     Raises:
         ValueError: different shapes, or no pair.
     """
+    from scipy.special import stdtrit
+
     if a.shape != b.shape or a.ndim != 2 or (groups is not None and len(groups) != a.shape[1]):
         raise ValueError(
             f"expected two arrays (runs, images) of one shape and one group per image, got {a.shape} and {b.shape}"
@@ -82,19 +71,18 @@ def paired_difference(
         raise ValueError("no image has a score under both methods")
     sums, counts = _by_group(np.where(finite, gap, 0.0), finite, groups)
     total = counts.sum()
-    mean = float(sums.sum() / total)
-    num_pairs = int(total)
+    mean, num_pairs = float(sums.sum() / total), int(total)
     if sums.shape[1] < 2:
         return Paired(mean, np.nan, np.nan, num_pairs)
     # Linearised ratio estimate: groups may differ in size, and pairs may be missing.
     scale = sums.size / total
-    spread = _spread((sums - mean * counts) * scale)
-    half = _t_quantile(spread.degrees, confidence) * np.sqrt(spread.of_groups + spread.of_seeds)
-    p_value = _sign_flip_p((sums * scale).mean(axis=0), len(sums), spread.of_seeds, seed, num_flips)
+    of_groups, of_seeds, degrees = _spread((sums - mean * counts) * scale)
+    half = stdtrit(max(degrees, 1.0), (1 + confidence) / 2) * np.sqrt(of_groups + of_seeds)
+    p_value = _sign_flip_p((sums * scale).mean(axis=0), len(sums), of_seeds, seed, num_flips)
     return Paired(mean, float(mean - half), float(mean + half), num_pairs, p_value)
 
 
-def _by_group(gap: Floats, finite: NDArray[np.bool_], groups: Sequence[str] | None) -> tuple[Floats, Floats]:
+def _by_group(gap: Floats, finite: Bool, groups: Sequence[str] | None) -> tuple[Floats, Floats]:
     """(R, G) sums of the gaps and numbers of pairs; groups and runs without any pair are dropped."""
     num_runs, num_images = gap.shape
     index = np.arange(num_images) if groups is None else np.unique(list(groups), return_inverse=True)[1]
@@ -106,28 +94,24 @@ def _by_group(gap: Floats, finite: NDArray[np.bool_], groups: Sequence[str] | No
     return sums[rows][:, columns], counts[rows][:, columns]
 
 
-def _spread(gap: Floats) -> _Spread:
-    """Variance components of (R, G) gaps; a negative estimate for seeds is set to 0."""
-    num_runs, num_groups = gap.shape
-    cells = gap.size
+def _spread(gap: Floats) -> tuple[float, float, float]:
+    """Variances of the mean of (R, G) gaps due to groups and to seeds, and the degrees of freedom of their sum.
+
+    With a single run, or a negative estimate, that of seeds is 0: the result then holds for these seeds only.
+    """
+    (num_runs, num_groups), cells = gap.shape, gap.size
     by_run, by_group, mean = gap.mean(axis=1), gap.mean(axis=0), gap.mean()
     of_groups = num_runs * ((by_group - mean) ** 2).sum() / (num_groups - 1) / cells
     if num_runs == 1:
-        return _Spread(float(of_groups), 0.0, num_groups - 1)
+        return float(of_groups), 0.0, num_groups - 1
     rest_degrees = (num_runs - 1) * (num_groups - 1)
     rest = ((gap - by_run[:, None] - by_group + mean) ** 2).sum() / rest_degrees / cells
     seeds = num_groups * ((by_run - mean) ** 2).sum() / (num_runs - 1) / cells
     if seeds <= rest:
-        return _Spread(float(of_groups), 0.0, num_groups - 1)
+        return float(of_groups), 0.0, num_groups - 1
     total = of_groups + seeds - rest
     variance_of_variance = of_groups**2 / (num_groups - 1) + seeds**2 / (num_runs - 1) + rest**2 / rest_degrees
-    return _Spread(float(of_groups), float(seeds - rest), float(total**2 / variance_of_variance))
-
-
-def _t_quantile(degrees: float, confidence: float) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(max(degrees, 1.0), (1 + confidence) / 2))
+    return float(of_groups), float(seeds - rest), float(total**2 / variance_of_variance)
 
 
 def _sign_flip_p(gaps: Floats, num_runs: int, seed_variance: float, seed: int, num_flips: int) -> float:

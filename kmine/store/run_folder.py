@@ -132,10 +132,8 @@ class RunFolder:
         """Whether run.json has another fingerprint of the file that a setting names; an error after a training."""
         previous = self.run().get(entry, "")
         if previous != fingerprint and self._has_weights():
-            raise UserError(
-                f"{self.root}: {setting} has changed since this run began (sha256 {fingerprint[:12]}, "
-                f"was {previous[:12]}); choose another --out, or restore the file"
-            )
+            difference = f"(sha256 {fingerprint[:12]}, was {previous[:12]}); choose another --out, or restore the file"
+            raise UserError(f"{self.root}: {setting} has changed since this run began {difference}")
         return previous != fingerprint
 
     def _refuse_others(self, config: Mapping[str, Any]) -> None:
@@ -147,22 +145,17 @@ class RunFolder:
                 raise UserError(f"{path}: expected a run's settings, found none; choose another --out") from error
             if changes:
                 key, old, new = changes[0]
-                raise UserError(
-                    f"{self.root} holds a run with {key} = {old!r}, this command has {new!r}; "
-                    "choose another --out, or give the same settings to resume"
-                )
+                differs = f"{self.root} holds a run with {key} = {old!r}, this command has {new!r}"
+                raise UserError(f"{differs}; choose another --out, or give the same settings to resume")
 
     def _same_data(self, fingerprint: str, content_fingerprints: Callable[[], Mapping[str, str]] | None) -> str:
         """The fingerprint that the run began with; an error where neither it nor the files' contents are the same."""
         run = self.run()
         previous, stored_contents = run.get("data_fingerprint", fingerprint), run.get("data_contents")
-        if previous != fingerprint and (
-            content_fingerprints is None or stored_contents is None or dict(content_fingerprints()) != stored_contents
-        ):
-            raise UserError(
-                f"{self.root}: the data are not those this run began with (fingerprint {fingerprint[:12]}, "
-                f"was {previous[:12]}); choose another --out"
-            )
+        known = content_fingerprints is not None and stored_contents is not None
+        if previous != fingerprint and not (known and dict(content_fingerprints()) == stored_contents):
+            difference = f"(fingerprint {fingerprint[:12]}, was {previous[:12]}); choose another --out"
+            raise UserError(f"{self.root}: the data are not those this run began with {difference}")
         return str(previous)
 
     def _has_weights(self) -> bool:
@@ -202,10 +195,8 @@ class RunFolder:
     def write_csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Write a CSV file at the top level of the run folder."""
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-        self._write(self.root / name, text.getvalue().encode())
+        csv.writer(text, lineterminator="\n").writerows([header, *rows])
+        self.write_text(name, text.getvalue())
 
     def read_csv(self, name: str) -> list[dict[str, str]] | None:
         """Rows of a CSV file at the top level; None if it does not exist."""
@@ -233,16 +224,12 @@ class RunFolder:
 
         `signature` None accepts any.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors.torch import load_file
 
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                if signature not in (None, header.get("signature")):
-                    return None
-                return {k: file.get_tensor(k) for k in file.keys()}, json.loads(header["meta"])  # noqa: SIM118
-        except (FileNotFoundError, SafetensorError):
+        header = self._header(path)
+        if not header or signature not in (None, header.get("signature")):
             return None
+        return load_file(path), json.loads(header["meta"])
 
     def training_seconds(self, pattern: str) -> float:
         """Sum over the trainings in the round folders that match `pattern` below the run folder."""
@@ -334,14 +321,12 @@ class RunFolder:
         self, round_idx: int, signature: str, batch_idx: int | None = None
     ) -> list[DecisionRow] | None:
         """Decisions of a round or of one batch; None unless both tables and every pseudo mask are complete."""
-        both = [
-            read_table(self._table_path(round_idx, name, batch_idx), row_type, signature)
-            for name, row_type in TABLES.items()
-        ]
-        if None in both:
+        paths = {name: self._table_path(round_idx, name, batch_idx) for name in TABLES}
+        prompts, decisions = (read_table(paths[name], row_type, signature) for name, row_type in TABLES.items())
+        if prompts is None or decisions is None:
             return None
-        masked = {row.sample_id for row in both[1] if row.in_training}
-        return both[1] if all(is_whole_png(self.pseudo_path(round_idx, i), signature) for i in masked) else None
+        masked = {row.sample_id for row in decisions if row.in_training}
+        return decisions if all(is_whole_png(self.pseudo_path(round_idx, i), signature) for i in masked) else None
 
     def decisions(self, round_idx: int) -> list[DecisionRow]:
         """The decisions of a round of any signature; empty where there are none."""
@@ -372,10 +357,9 @@ class RunFolder:
             return np.asarray(image, np.uint8).copy()
 
     def _drop_stale_masks(self, round_idx: int, kept: set[str]) -> None:
-        kept_names = {self.pseudo_path(round_idx, sample_id).name for sample_id in kept}
-        for path in (self.round_dir(round_idx) / "pseudo_masks").glob("*.png"):
-            if path.name not in kept_names:
-                path.unlink()
+        kept_paths = {self.pseudo_path(round_idx, sample_id) for sample_id in kept}
+        for path in {*(self.round_dir(round_idx) / "pseudo_masks").glob("*.png")} - kept_paths:
+            path.unlink()
 
     def _table_path(self, round_idx: int, name: str, batch_idx: int | None = None) -> Path:
         """Path of a table of a round, or of one of its batches."""

@@ -7,26 +7,11 @@ from typing import Any
 
 from kmine import cli
 
+SOURCES = ("cache_dir", "root", "images", "masks", "csv", "image_labels", "task", "classes", "normal_images")
+"""Settings of `data` that say where images and labels are."""
 RESUMABLE_CHANGES = (
-    "out",
-    "device",
-    "offline",
-    "baseline",
-    "data.cache_dir",
-    "data.root",
-    "data.images",
-    "data.masks",
-    "data.csv",
-    "data.image_labels",
-    "data.task",
-    "data.classes",
-    "data.normal_images",
-    "data.allow_leaks",
-    "data.on_fault",
-    "data.on_error",
-    "fit.num_workers",
-    "segmenter.cache_dir",
-    "segmenter.cache_gb",
+    *("out", "device", "offline", "baseline", "fit.num_workers", "segmenter.cache_dir", "segmenter.cache_gb"),
+    *(f"data.{name}" for name in (*SOURCES, "allow_leaks", "on_fault", "on_error")),
 )
 """Settings that may differ when a run is resumed, as none changes a result.
 

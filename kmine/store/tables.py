@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.ops.masks import from_rle
-from kmine.types import EVIDENCE_COLUMNS, Evidence, Prompts
+from kmine.types import EVIDENCE_COLUMNS, Bool, Evidence, Prompts, none_to_nan
+
+MaskName = Literal["local", "segmenter", "used"]
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,8 @@ class PromptRow:
         """The row of an object's prompts; mask input and component are not kept."""
         arrays = (prompts.box, prompts.point_coords, prompts.point_labels)
         plain = [None if array is None else array.tolist() for array in arrays]
-        return cls(
-            sample_id,
-            object_idx,
-            prompts.class_id,
-            *plain,
-            has_mask_input=prompts.mask_input is not None,
-            jittered_boxes=prompts.jittered_boxes.tolist(),
-        )
+        has_mask_input, jittered_boxes = prompts.mask_input is not None, prompts.jittered_boxes.tolist()
+        return cls(sample_id, object_idx, prompts.class_id, *plain, has_mask_input, jittered_boxes)
 
     def to_prompts(self) -> Prompts:
         """The prompts without mask input and component."""
@@ -98,37 +94,32 @@ class DecisionRow:
         """Whether the row is of an object, not of an image without one."""
         return self.object_idx >= 0
 
-    def mask(self, of: Literal["local", "segmenter", "used"]) -> NDArray[np.bool_]:
+    def mask(self, of: MaskName) -> Bool:
         """(H, W) mask of the object; `used` is the one that the pseudo mask was made from."""
         local = of == "local" or (of == "used" and self.source == "local")
         return from_rle(self.local_rle if local else self.segmenter_rle, self.height, self.width)
 
     def to_arrow(self) -> dict[str, Any]:
         """Values by column, in the order of the table."""
+        scores = astuple(self.evidence) if self.evidence else [None] * len(EVIDENCE_COLUMNS)
+        columns = dict(zip(EVIDENCE_COLUMNS, scores, strict=True))
         values: dict[str, Any] = {}
-        for f in fields(self):
-            if f.name == "evidence":
-                scores = astuple(self.evidence) if self.evidence else [None] * len(EVIDENCE_COLUMNS)
-                values |= zip(EVIDENCE_COLUMNS, scores, strict=True)
-            else:
-                values[f.name] = getattr(self, f.name)
+        for name, value in vars(self).items():
+            values |= columns if name == "evidence" else {name: value}
         return values
 
     @classmethod
     def from_arrow(cls, values: Mapping[str, Any]) -> DecisionRow:
         """From values by column; a missing column is null, and so is the evidence if all scores are."""
         scores = [values.get(name) for name in EVIDENCE_COLUMNS]
-        known = any(score is not None for score in scores)
-        evidence = Evidence(*(float("nan") if score is None else score for score in scores)) if known else None
+        evidence = None if scores == [None] * len(scores) else Evidence(*none_to_nan(scores))
         return cls(**{f.name: values.get(f.name) for f in fields(cls)} | {"evidence": evidence})
 
 
 R = TypeVar("R", PromptRow, DecisionRow)
 
 
-def class_map(
-    rows: Iterable[DecisionRow], shape: tuple[int, int], of: Literal["local", "segmenter", "used"]
-) -> NDArray[np.uint8]:
+def class_map(rows: Iterable[DecisionRow], shape: tuple[int, int], of: MaskName) -> NDArray[np.uint8]:
     """(H, W) class ids: the union of the objects' masks; where two overlap, the later one's class."""
     out = np.zeros(shape, np.uint8)
     for row in rows:

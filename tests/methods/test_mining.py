@@ -178,7 +178,7 @@ def fitted(task_of, monkeypatch):
 
     def both(**settings):
         varied = replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, **settings)))
-        pool = PseudoLabels(varied, 1, "x", [decision(i, 0.25) for i in task.unlabeled.ids[:2]]).pool
+        pool = PseudoLabels(varied, 1, "x", [decision(i, 0.25) for i in task.unlabeled.ids[:2]], {}).pool
         method_dir = f"settings{len(trainings)}"
         labels = train(varied, model, round_idx=1, method_dir=method_dir)
         mined = train(varied, model, round_idx=1, pseudo=pool, pseudo_signature="x", method_dir=method_dir)

@@ -18,6 +18,10 @@ def task(task_of):
     return task_of(CFG)[0]
 
 
+def labels_of(task, rows, round_idx: int = 1) -> PseudoLabels:
+    return PseudoLabels(task, round_idx, "s", rows, {})
+
+
 def estimated(task):
     return replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, pseudo_weight="estimated")))
 
@@ -28,18 +32,18 @@ def test_weights_are_mean_estimates_of_kept_objects_limited_to_one(task):
         decision(a, 0.4), decision(a, 0.8, object_idx=1), decision(a, 0.0, reason="low_agreement", object_idx=2),
         decision(b, float("nan")), decision(c, None, reason="lesion_free", object_idx=-1), decision(d, 1.2),
     ]  # fmt: skip
-    assert PseudoLabels(estimated(task), 1, "s", rows).pool.weights == {a: pytest.approx(0.6), d: 1.0}
-    assert PseudoLabels(task, 1, "s", rows).pool.weights == {}
+    assert labels_of(estimated(task), rows).pool.weights == {a: pytest.approx(0.6), d: 1.0}
+    assert labels_of(task, rows).pool.weights == {}
 
 
 def test_images_in_training_keep_the_order_of_the_pool(task):
     a, b, c = task.unlabeled.ids[:3]
     dropped = replace(decision(c, 0.9, reason="low_agreement"), in_training=False)
     rows = [decision(b, None, reason="lesion_free", object_idx=-1), dropped, decision(a, 0.5)]
-    labels = PseudoLabels(task, 1, "s", rows)
+    labels = labels_of(task, rows)
     assert list(labels) == [a, b] and labels.pool.ids == (a, b) and labels.pool.empty == {b}
-    assert not labels.why_empty and len(PseudoLabels(task, 1, "s", [dropped])) == 0
-    assert PseudoLabels(task, 1, "s", [dropped]).why_empty == "objects by the gate's reason: low_agreement 1"
+    assert not labels.why_empty and len(labels_of(task, [dropped])) == 0
+    assert labels_of(task, [dropped]).why_empty == "objects by the gate's reason: low_agreement 1"
 
 
 def test_a_label_is_the_saved_mask_with_its_origin(task):
@@ -48,7 +52,7 @@ def test_a_label_is_the_saved_mask_with_its_origin(task):
     path = task.run.pseudo_path(2, sample_id)
     path.parent.mkdir(parents=True)
     path.write_bytes(encode_png(mask, "s", 2))
-    labels = PseudoLabels(task, 2, "s", [decision(sample_id, 0.1, "low_agreement"), decision(sample_id, 0.5)])
+    labels = labels_of(task, [decision(sample_id, 0.1, "low_agreement"), decision(sample_id, 0.5)], 2)
     label = labels[sample_id]
     assert (label.reason, label.weight, label.signature, label.round_idx) == ("kept", 0.5, "s", 2)
     assert np.array_equal(label.mask, mask) and not label.lesion_free

@@ -8,11 +8,11 @@ when to stop and whether the adapted segmenter is used. (Ours: docs/method.md.)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from kmine.config import AdaptConfig
@@ -20,7 +20,7 @@ from kmine.mining.calibration.fit import MIN_OVERLAP
 from kmine.ops import masks, metrics
 from kmine.seeding import derive_seed
 from kmine.segmenters.base import Embedding, FineTunable, PromptedExample, Segmenter
-from kmine.types import Prompts, Sample
+from kmine.types import Bool, Prompts, Sample
 
 MIN_OBJECT = 20
 """Pixels of the smallest true object used."""
@@ -67,25 +67,13 @@ class Adaptation:
 
 
 @dataclass(frozen=True)
-class FineTuneResult:
-    """Outcome of the optimisation: its best check."""
-
-    state: dict[str, Tensor] | None
-    """None if no check was better than the original segmenter."""
-    iou: float
-    step: int
-    history: tuple[tuple[int, float, float], ...] = ()
-    """See `Adaptation.history`."""
-
-
-@dataclass(frozen=True)
 class _TrainImage:
     """One labeled image: its embedding, its true objects, and the local model's prompts with the matched objects."""
 
     embedding: Embedding
-    objects: list[tuple[int, NDArray[np.bool_]]]
+    objects: list[tuple[int, Bool]]
     """(class id, (H, W) mask)."""
-    local: list[tuple[Prompts, NDArray[np.bool_]]]
+    local: list[tuple[Prompts, Bool]]
     """Prompts and the matched true object; an empty mask for a false alarm."""
 
 
@@ -107,7 +95,7 @@ def adapt(
         segmenter: not modified.
         train: labeled images.
         held_out: labeled images that neither the local model nor this training has seen.
-        cfg: see `AdaptConfig`; open settings are filled by the segmenter's `fine_tune_defaults`.
+        cfg: open settings are filled by the segmenter's `fine_tune_defaults`.
         seed: seed of objects, jitter and augmentation.
         jitter: largest shift of an edge of a true box, as a share of the side; None: measured on the local prompts.
         progress: see `Progress`.
@@ -121,32 +109,31 @@ def adapt(
         jitter = measured_jitter([pair for image in train_images for pair in image.local])
     prompt_source, val_examples = _validation_prompts(val_images, jitter, seed)
     before = mean_iou(segmenter, val_examples)
-    result = FineTuneResult(None, before, 0)
+    state, after, best_step, history = None, before, 0, []
     if train_images and val_examples:
-        result = _optimize(segmenter, train_images, val_examples, before, jitter, cfg, seed, progress)
-    used = result.state is not None and result.iou - before >= cfg.min_gain
+        draw = partial(_sample_example, train_images, jitter)
+        state, after, best_step, history = _optimize(segmenter, draw, val_examples, before, cfg, seed, progress)
+    used = state is not None and after - before >= cfg.min_gain
     return Adaptation(
-        segmenter=segmenter.with_weights(result.state) if used else segmenter,
-        state=result.state if used else None,
+        segmenter=segmenter.with_weights(state) if used else segmenter,
+        state=state if used else None,
         iou_before=before,
-        iou_after=result.iou,
-        best_step=result.step,
+        iou_after=after,
+        best_step=best_step,
         jitter=jitter,
         num_objects=sum(len(image.objects) for image in train_images),
         num_held_out=len(val_examples),
         held_out_prompts=prompt_source,
-        history=result.history,
+        history=tuple(history),
     )
 
 
-def measured_jitter(pairs: Sequence[tuple[Prompts, NDArray[np.bool_]]]) -> float:
+def measured_jitter(pairs: Sequence[tuple[Prompts, Bool]]) -> float:
     """Jitter that moves the edges of true boxes as far as those of the local boxes lie off, as a share of the side.
 
     Uniform jitter in +-j moves an edge by j / 2 on average, so j is twice the mean distance. It is clipped to
-    `JITTER_RANGE`, whose middle is used if nothing could be measured.
-
-    Args:
-        pairs: prompts and the (H, W) mask of the matched object.
+    `JITTER_RANGE`, whose middle is used if nothing could be measured. `pairs` are prompts and the (H, W) mask of the
+    matched object.
     """
     distances = []
     for prompts, truth in pairs:
@@ -171,27 +158,25 @@ def mean_iou(segmenter: Segmenter, examples: Sequence[PromptedExample]) -> float
 
 def _optimize(
     segmenter: FineTunable,
-    train_images: Sequence[_TrainImage],
+    draw: Callable[[np.random.Generator], PromptedExample],
     val_examples: Sequence[PromptedExample],
     before: float,
-    jitter: float,
     cfg: AdaptConfig,
     seed: int,
     progress: Progress,
-) -> FineTuneResult:
-    """Train with AdamW; the best check, if its IoU is above `before`."""
+) -> tuple[dict[str, Tensor] | None, float, int, list[tuple[int, float, float]]]:
+    """Train with AdamW; state, IoU and step of the best check, and the history. No IoU above `before`: state None."""
     defaults = segmenter.fine_tune_defaults
     steps, size, peak = cfg.steps or defaults.steps, cfg.batch_size or defaults.batch_size, cfg.lr or defaults.lr
     tuner = segmenter.fine_tuner()
     optimizer = torch.optim.AdamW(tuner.parameters(), lr=peak, weight_decay=0.01)
-    best = FineTuneResult(None, before, 0)
-    history = [(0, float("nan"), before)]
-    losses: list[float] = []
+    best = (None, before, 0)
+    history, losses = [(0, float("nan"), before)], []
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = peak * min((step + 1) / (WARMUP * steps + 1), (steps - step) / steps)
         rng = np.random.default_rng(derive_seed(seed, "adapt", step))
-        loss = tuner.loss([_sample_example(train_images, jitter, rng) for _ in range(size)], int(rng.integers(2**62)))
+        loss = tuner.loss([draw(rng) for _ in range(size)], int(rng.integers(2**62)))
         if not torch.isfinite(loss):
             raise FloatingPointError(f"step {step} of the adaptation: the loss is not finite; lower adapt.lr")
         optimizer.zero_grad(set_to_none=True)
@@ -205,45 +190,37 @@ def _optimize(
             iou = mean_iou(segmenter.with_weights(state), val_examples)
             history.append((step + 1, float(np.mean(losses)), iou))
             losses = []
-            if iou > best.iou:
-                best = FineTuneResult(state, iou, step + 1)
+            if iou > best[1]:
+                best = (state, iou, step + 1)
         progress(step + 1, float(loss.detach()), iou)
-    return replace(best, history=tuple(history))
+    return *best, history
 
 
 def _sample_example(train_images: Sequence[_TrainImage], jitter: float, rng: np.random.Generator) -> PromptedExample:
     """Draw an image, then a prompt of the local model or a jittered box of one of its objects."""
     image = train_images[int(rng.integers(len(train_images)))]
     if image.local and rng.random() < LOCAL_SHARE:
-        prompts, mask = image.local[int(rng.integers(len(image.local)))]
-        return PromptedExample(image.embedding, prompts, mask)
+        return PromptedExample(image.embedding, *image.local[int(rng.integers(len(image.local)))])
     class_id, mask = image.objects[int(rng.integers(len(image.objects)))]
     return PromptedExample(image.embedding, _jittered_box(class_id, mask, jitter, rng), mask)
 
 
-def _jittered_box(class_id: int, mask: NDArray[np.bool_], jitter: float, rng: np.random.Generator) -> Prompts:
+def _jittered_box(class_id: int, mask: Bool, jitter: float, rng: np.random.Generator) -> Prompts:
     """The object's box with every edge moved by up to `jitter` of its side."""
     # Half a pixel outwards, to the outer edges of the pixels: the box of a one-pixel object then has an area.
     box = masks.grow_box(masks.tight_box(mask), 0.0, *mask.shape, min_px=0.5)
     return Prompts(class_id, masks.jitter_boxes(box, 1, jitter, *mask.shape, rng, max_move=np.inf)[0])
 
 
-def _validation_prompts(
-    val_images: Sequence[_TrainImage], jitter: float, seed: int
-) -> tuple[str, list[PromptedExample]]:
+def _validation_prompts(images: Sequence[_TrainImage], jitter: float, seed: int) -> tuple[str, list[PromptedExample]]:
     """`Adaptation.held_out_prompts` and the examples, the same at every check."""
-    local = [
-        PromptedExample(image.embedding, prompts, mask)
-        for image in val_images
-        for prompts, mask in image.local
-        if mask.any()
-    ]
+    local = [PromptedExample(image.embedding, *pair) for image in images for pair in image.local if pair[1].any()]
     if local:
         return "local", local
     rng = np.random.default_rng(derive_seed(seed, "adapt", "exam"))
     return "shaken", [
         PromptedExample(image.embedding, _jittered_box(class_id, mask, jitter, rng), mask)
-        for image in val_images
+        for image in images
         for class_id, mask in image.objects
     ]
 
@@ -268,7 +245,7 @@ def _train_image(embedding: Embedding, sample: Sample, prompts: Sequence[Prompts
     return _TrainImage(embedding, objects, [(prompt, _matched_object(prompt, objects)) for prompt in prompts])
 
 
-def _matched_object(prompts: Prompts, objects: Sequence[tuple[int, NDArray[np.bool_]]]) -> NDArray[np.bool_]:
+def _matched_object(prompts: Prompts, objects: Sequence[tuple[int, Bool]]) -> Bool:
     """The true object of the prompt's class with the highest IoU with its component; empty if below `MIN_OVERLAP`."""
     # A single object, as SAM was trained to segment one object per prompt. `true_dice` scores finished masks instead
     # and unites all objects that lie mostly in the region, since one mask may correctly cover several.

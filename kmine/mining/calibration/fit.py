@@ -25,9 +25,7 @@ from numpy.typing import NDArray
 from kmine.ops import masks, metrics
 from kmine.ops.calibrator import Calibrator, RiskGuarantee, feature_rows, linear_predictor, standardised
 from kmine.seeding import derive_seed
-from kmine.types import IGNORE_INDEX, Evidence, Prompts
-
-Floats = NDArray[np.float64]
+from kmine.types import IGNORE_INDEX, Bool, Evidence, Floats, Prompts
 
 THRESHOLD_GRID = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Thresholds of estimated Dice, fixed before any data is seen; the lowest one with a guarantee is chosen."""
@@ -104,8 +102,7 @@ def choose_threshold(
     for threshold in sorted(thresholds):
         accepted = dice[estimates >= threshold]
         mean = float(accepted.mean()) if len(accepted) else math.nan
-        bound = mean_lower_bound(accepted, per_threshold)
-        coverage = len(accepted) / max(len(dice), 1)
+        bound, coverage = mean_lower_bound(accepted, per_threshold), len(accepted) / max(len(dice), 1)
         guarantees.append(RiskGuarantee(threshold, bound >= target, bound, mean, coverage, len(dice)))
     guaranteed = [guarantee for guarantee in guarantees if guarantee.holds]
     reaching = [guarantee for guarantee in guarantees if guarantee.mean >= target]
@@ -161,16 +158,12 @@ def reliability(estimates: Floats, dice: Floats, num_bins: int = 5) -> list[tupl
     return [(float(estimates[members].mean()), float(dice[members].mean()), len(members)) for members in bins]
 
 
-def true_dice(mask: NDArray[np.bool_], prompts: Prompts, truth: NDArray[np.uint8]) -> float:
+def true_dice(mask: Bool, prompts: Prompts, truth: NDArray[np.uint8]) -> float:
     """Dice of one object's mask with the true objects that it covers, without ignored pixels; never NaN.
 
     These are the true objects of its class with at least half of their area in the mask or the local model's component,
-    else the one with the highest IoU with that region. Below `MIN_OVERLAP` none is matched, and Dice is 0.
-
-    Args:
-        mask: (H, W) of the object.
-        prompts: prompts of the object, with its component.
-        truth: (H, W) class ids, 255 = ignore.
+    else the one with the highest IoU with that region. Below `MIN_OVERLAP` none is matched, and Dice is 0. `mask` is
+    (H, W), `truth` (H, W) class ids with 255 = ignore.
     """
     region = mask if prompts.component is None else mask | prompts.component
     components = masks.components(truth == prompts.class_id)

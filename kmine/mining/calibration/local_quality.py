@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,14 +23,6 @@ from kmine.types import Evidence, Probs, Prompts, none_to_nan
 
 PROMPT_SETTINGS = ("box", "points", "min_area_px", "min_area_fraction", "box_margin")
 """Settings of the prompts that affect the evidence when there is no segmenter."""
-
-
-class ScoredObject(NamedTuple):
-    """An object found by the local model."""
-
-    prompts: Prompts
-    """With its component and class."""
-    evidence: Evidence
 
 
 @dataclass(frozen=True)
@@ -47,13 +39,11 @@ class LocalQualityEstimator:
     def estimates(self, probs: Probs, tta: str) -> list[tuple[Prompts, float]]:
         """Each object found, with its estimated Dice in [0, 1]; by class, largest first.
 
-        Args:
-            probs: of one image (or slice), predicted with `tta`.
-            tta: a key of `calibrators`.
+        `probs` are of one image or slice, predicted with `tta`, a key of `calibrators`.
         """
         objects = score_local_objects(probs, self.prompts, self.area_prior)
-        values = self.calibrators[tta].estimates(feature_rows([scored.evidence for scored in objects]))
-        return [(scored.prompts, float(value)) for scored, value in zip(objects, values, strict=True)]
+        values = self.calibrators[tta].estimates(feature_rows([evidence for _, evidence in objects]))
+        return [(prompts, float(value)) for (prompts, _), value in zip(objects, values, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` is the inverse."""
@@ -78,15 +68,16 @@ def local_only(cfg: PromptsConfig) -> PromptsConfig:
     return replace(cfg, source="local", passes=1, points=not cfg.box, mask_hint=False, num_jitters=0)
 
 
-def score_local_objects(probs: Probs, cfg: PromptsConfig, area_prior: Mapping[int, float]) -> list[ScoredObject]:
+def score_local_objects(
+    probs: Probs, cfg: PromptsConfig, area_prior: Mapping[int, float]
+) -> list[tuple[Prompts, Evidence]]:
     """The objects that mining would prompt for, each with the evidence of its own component.
 
     Scores of a segmenter and of an auxiliary model are NaN.
     """
     prompts = prompts_from_probs(probs, cfg, seed=0, round_idx=0)
     (candidates,) = IdentitySegmenter().decode([Embedding(size=probs.probs.shape[1:])], [prompts])
-    pairs = zip(prompts, candidates, strict=True)
-    return [ScoredObject(prompt, collect_evidence(probs, prompt, candidate, area_prior)) for prompt, candidate in pairs]
+    return [(pair[0], collect_evidence(probs, *pair, area_prior)) for pair in zip(prompts, candidates, strict=True)]
 
 
 def local_quality_summary(record: Mapping[str, Any]) -> str:

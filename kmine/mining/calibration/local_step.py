@@ -29,12 +29,8 @@ Row = dict[str, Any]
 def calibrate_local_quality(task: Task, fold_ids: Sequence[Sequence[str]]) -> Row | None:
     """Content of `alone` in calibration.json; None with too few objects.
 
-    Evidence and Dice of each fold are separate artifacts (`calibration/alone_N.json`), signed without the segmenter. An
-    older run that lacks them keeps its other files.
-
-    Args:
-        task: its fold models are trained, or read back.
-        fold_ids: labeled ids of each fold.
+    Evidence and Dice of each fold (labeled `fold_ids`) are separate artifacts (`calibration/alone_N.json`), signed
+    without the segmenter. An older run that lacks them keeps its other files.
     """
     cfg, prompts = task.cfg, local_only(task.cfg.prompts)
     settings = [asdict(section) for section in (cfg.model, cfg.classifier, prompts)]
@@ -81,10 +77,6 @@ def _rows(
     prompts, infer_settings = local_only(task.cfg.prompts), {**asdict(task.cfg.infer), "tta": tta}
     for probs in infer(model, task.labeled, ids, device=task.fabric.device, **infer_settings):
         sample = task.labeled.sample(probs.sample_id)
+        origin = {"sample_id": sample.sample_id, "group_id": task.labeled.group_of(sample.sample_id)}
         for prompt, evidence in score_local_objects(probs, prompts, area_prior):
-            yield {
-                "sample_id": sample.sample_id,
-                "group_id": task.labeled.group_of(sample.sample_id),
-                **evidence_row(evidence),
-                "dice": true_dice(prompt.component, prompt, sample.mask),
-            }
+            yield {**origin, **evidence_row(evidence), "dice": true_dice(prompt.component, prompt, sample.mask)}

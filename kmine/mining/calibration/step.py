@@ -14,15 +14,7 @@ import numpy as np
 from kmine.data.pool import Pool
 from kmine.io.files import sign
 from kmine.mining.adaptation.finetune import Example, adapt
-from kmine.mining.calibration.fit import (
-    MIN_OBJECTS,
-    choose_threshold,
-    fit_calibrator,
-    rank_correlation,
-    reliability,
-    risk_coverage,
-    true_dice,
-)
+from kmine.mining.calibration import fit
 from kmine.mining.calibration.local_step import Row, calibrate_local_quality
 from kmine.mining.candidates import (
     generate_prompts,
@@ -67,7 +59,7 @@ def calibrate(task: Task, base: Segmenter | None) -> Task:
     settings = [asdict(section) for section in (cfg.model, cfg.classifier, cfg.infer, cfg.prompts, cfg.adapt)]
     settings.append(asdict(task.auxiliary_model) if task.auxiliary_model else {})
     signature = sign(task.signature, task.segmenter.signature, cfg.fit.signed_fields(), settings)
-    if (count := _num_objects(task.labeled)) < MIN_OBJECTS or len(fold_ids) < 2:
+    if (count := _num_objects(task.labeled)) < fit.MIN_OBJECTS or len(fold_ids) < 2:
         # Mining hardly finds more objects than there are: no fold model is trained in vain.
         record: Row = {"num_objects": count, "num_parts": len(fold_ids), "promise": None, "alone": None}
     else:
@@ -82,12 +74,8 @@ def calibrate(task: Task, base: Segmenter | None) -> Task:
 def _num_objects(pool: Pool) -> int:
     """True objects of all classes, at training size."""
     masks = (pool.mask_resized(sample_id) for sample_id in pool.ids)
-    return sum(
-        len(components(mask == class_id))
-        for mask in masks
-        for class_id in np.unique(mask)
-        if class_id not in (0, IGNORE_INDEX)
-    )
+    pairs = ((mask, class_id) for mask in masks for class_id in np.unique(mask) if class_id not in (0, IGNORE_INDEX))
+    return sum(len(components(mask == class_id)) for mask, class_id in pairs)
 
 
 def fit_calibration(rows: Sequence[Row], target: float, confidence: float, margin: float, seed: int) -> Row:
@@ -95,35 +83,30 @@ def fit_calibration(rows: Sequence[Row], target: float, confidence: float, margi
     record = {"target": target, "confidence": confidence, "num_objects": len(rows)}
     evidence, groups = list(map(evidence_from_row, rows)), [row["group_id"] for row in rows]
     dice = {name: np.array([row[f"dice_{name}"] for row in rows], float) for name in ("segmenter", "local")}
-    segmenter, local = (fit_calibrator(evidence, values, groups, seed=seed) for values in dice.values())
+    segmenter, local = (fit.fit_calibrator(evidence, values, groups, seed=seed) for values in dice.values())
     if segmenter is None or local is None:
         return record | {"promise": None}
     # The gate's own choice between the two masks, here on out-of-fold estimates.
     use_local = local.out_of_fold >= segmenter.out_of_fold + margin
     estimates = np.where(use_local, local.out_of_fold, segmenter.out_of_fold)
     truth = np.where(use_local, dice["local"], dice["segmenter"])
-    guarantee = choose_threshold(estimates, truth, target=target, confidence=confidence)
+    guarantee = fit.choose_threshold(estimates, truth, target=target, confidence=confidence)
     return record | {
         **Calibration(segmenter.calibrator, local.calibrator, guarantee).to_json(),
-        "rank_correlation": rank_correlation(estimates, truth),
+        "rank_correlation": fit.rank_correlation(estimates, truth),
         "mean_dice": {name: float(values.mean()) for name, values in dice.items()},
-        "risk_coverage": risk_coverage(estimates, truth),
-        "reliability": reliability(estimates, truth),
+        "risk_coverage": fit.risk_coverage(estimates, truth),
+        "reliability": fit.reliability(estimates, truth),
     }
 
 
 def calibration_summary(record: Row) -> str:
     """Result of the calibration in one sentence; `record` is the content of calibration.json."""
-    if record.get("num_parts", 2) < 2:
-        return (
-            "the gate is not calibrated: with adapt.folds 1, or a single group, there is no model that was not trained "
-            "on an image; the thresholds of gate are used"
-        )
     if not record["promise"]:
-        return (
-            f"the gate is not calibrated: {record['num_objects']} objects of labeled images are too few; "
-            "the thresholds of gate are used"
-        )
+        reason = f"{record['num_objects']} objects of labeled images are too few"
+        if record.get("num_parts", 2) < 2:
+            reason = "with adapt.folds 1, or a single group, there is no model that was not trained on an image"
+        return f"the gate is not calibrated: {reason}; the thresholds of gate are used"
     guarantee = RiskGuarantee.from_json(record["promise"])
     target = f"a mean Dice of {record['target']:.2f} at {record['confidence']:.0%} confidence"
     masks = (
@@ -187,14 +170,8 @@ def _finetuned_without(
     if not (task.segmenter.name.endswith(ADAPTED) and isinstance(base, FineTunable)):
         return base
     task.progress.start(title, task.cfg.adapt.steps or base.fine_tune_defaults.steps)
-    return adapt(
-        base,
-        examples,
-        held_out,
-        task.cfg.adapt,
-        seed=task.cfg.seed,
-        progress=lambda done, loss, iou: task.progress.advance(done),
-    ).segmenter
+    settings = {"seed": task.cfg.seed, "progress": lambda done, loss, iou: task.progress.advance(done)}
+    return adapt(base, examples, held_out, task.cfg.adapt, **settings).segmenter
 
 
 def _evidence_rows(ctx: RoundContext, ids: Sequence[str]) -> Iterator[Row]:
@@ -205,18 +182,16 @@ def _evidence_rows(ctx: RoundContext, ids: Sequence[str]) -> Iterator[Row]:
         batch = ImageBatch([replace(sample, mask=None, image_label=None) for sample in samples])
         probs = predict_probs(ctx, batch)
         prompts, candidates = segment_prompts(ctx, batch, generate_prompts(ctx, batch, probs))
-        auxiliary = predict_auxiliary(ctx, batch)
-        for sample, p, image_prompts, image_candidates, auxiliary_probs in zip(
-            samples, probs, prompts, candidates, auxiliary, strict=True
-        ):
-            for prompt, candidate in zip(image_prompts, image_candidates, strict=True):
+        images = zip(samples, probs, predict_auxiliary(ctx, batch), prompts, candidates, strict=True)
+        for sample, p, auxiliary, *objects in images:
+            for prompt, candidate in zip(*objects, strict=True):
                 best = candidate.masks[candidate.best]
                 # Without a component the local model's mask is empty, as in the table of decisions.
                 local = prompt.component if prompt.component is not None else np.zeros_like(best)
                 yield {
                     "sample_id": sample.sample_id,
                     "group_id": task.labeled.group_of(sample.sample_id),
-                    **evidence_row(collect_evidence(p, prompt, candidate, ctx.area_prior, auxiliary_probs)),
-                    "dice_segmenter": true_dice(best, prompt, sample.mask),
-                    "dice_local": true_dice(local, prompt, sample.mask),
+                    **evidence_row(collect_evidence(p, prompt, candidate, ctx.area_prior, auxiliary)),
+                    "dice_segmenter": fit.true_dice(best, prompt, sample.mask),
+                    "dice_local": fit.true_dice(local, prompt, sample.mask),
                 }
