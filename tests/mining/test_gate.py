@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from helpers.small import ANYTHING_GOES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,17 +19,6 @@ from kmine.ops.calibrator import (
     RiskGuarantee,
 )
 from kmine.types import Candidate, Probs, Prompts
-
-NO_LIMITS = GateConfig(
-    min_predicted_iou=0,
-    min_stability=0,
-    min_agreement=0,
-    min_jitter_dice=0,
-    min_confidence=0,
-    max_confidence_outside=1,
-    max_tta_std=1,
-    max_area_ratio=1e6,
-)
 
 
 def square(top: int, left: int, side: int = 10, size: int = 40) -> np.ndarray:
@@ -53,7 +43,7 @@ def case() -> tuple[Probs, Prompts, Candidate]:
     return probs, prompts, candidate
 
 
-def decide(case, cfg=NO_LIMITS, image_label=None, candidate=None):
+def decide(case, cfg=ANYTHING_GOES, image_label=None, candidate=None):
     probs, prompts, own = case
     return gate(probs, prompts, candidate or own, area_prior={1: 0.125}, image_label=image_label, cfg=cfg)
 
@@ -103,7 +93,7 @@ def test_every_score_of_the_best_mask_by_hand(case):
 )
 def test_each_threshold_has_its_own_reason(case, limit, value, reason):
     assert decide(case).reason == "kept"
-    assert decide(case, replace(NO_LIMITS, **{limit: value})).reason == reason
+    assert decide(case, replace(ANYTHING_GOES, **{limit: value})).reason == reason
 
 
 def test_a_lesion_free_image_keeps_nothing(case):
@@ -119,13 +109,13 @@ def test_an_empty_candidate_is_dropped_whatever_the_limits(case):
 
 def test_unknown_scores_fail_no_threshold(case):
     without_scores = replace(case[2], predicted_iou=np.full(2, np.nan), stability_score=np.full(2, np.nan))
-    strict = replace(NO_LIMITS, min_predicted_iou=1.0, min_stability=1.0)
+    strict = replace(ANYTHING_GOES, min_predicted_iou=1.0, min_stability=1.0)
     decision = decide(case, strict, candidate=without_scores)
     assert decision.kept
     assert np.isnan(decision.evidence.predicted_iou) and np.isnan(decision.estimated_dice)
 
 
-LIMITS = sorted(name for name in asdict(NO_LIMITS) if name.startswith(("min_", "max_")))
+LIMITS = sorted(name for name in asdict(ANYTHING_GOES) if name.startswith(("min_", "max_")))
 
 
 @given(st.dictionaries(st.sampled_from(LIMITS), st.floats(0, 1), max_size=8))
@@ -138,7 +128,7 @@ def test_a_stricter_gate_never_keeps_more(changes):
     candidate = Candidate(square(10, 12)[None], np.array([0.8]), np.array([0.9]), None, square(10, 13)[None])
     loose = {k: (1 + 9 * v if k == "max_area_ratio" and v > 0 else v) for k, v in changes.items()}
     loose = {k: v for k, v in loose.items() if not (k == "max_area_ratio" and v <= 1)}
-    a = GateConfig(**{**asdict(NO_LIMITS), **loose})
+    a = GateConfig(**{**asdict(ANYTHING_GOES), **loose})
     tighter = {
         k: min(1.0, v + 0.1)
         if k.startswith("min_")

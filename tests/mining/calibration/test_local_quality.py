@@ -30,13 +30,13 @@ OBJECT = (slice(2, 6), slice(3, 8), 0.8)
 def test_the_evidence_of_an_object_is_that_of_its_own_pixels():
     cfg = local_only(PromptsConfig(min_area_px=2, min_area_fraction=0, box_margin=0))
     too_small = (slice(8, 9), slice(15, 16), 0.9)
-    (scored,) = score_local_objects(probs_of(OBJECT, too_small), cfg, {1: 0.05})
-    assert scored.prompts.component.sum() == 20
-    assert scored.evidence.area_ratio == pytest.approx(20 / 200 / 0.05)
-    assert scored.evidence.confidence_inside == pytest.approx(0.8)
+    ((prompts, evidence),) = score_local_objects(probs_of(OBJECT, too_small), cfg, {1: 0.05})
+    assert prompts.component.sum() == 20
+    assert evidence.area_ratio == pytest.approx(20 / 200 / 0.05)
+    assert evidence.confidence_inside == pytest.approx(0.8)
     # Even without a margin the box reaches 2 px beyond the object.
-    assert scored.evidence.confidence_outside == pytest.approx(0.1)
-    assert np.isnan([scored.evidence.tta_std, scored.evidence.predicted_iou]).all()
+    assert evidence.confidence_outside == pytest.approx(0.1)
+    assert np.isnan([evidence.tta_std, evidence.predicted_iou]).all()
     assert score_local_objects(probs_of(), cfg, {1: 0.05}) == []
 
 
