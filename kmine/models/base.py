@@ -55,21 +55,15 @@ class LocalModel(nn.Module):
 
     @contextmanager
     def caching_features(self, *, augmented: bool) -> Iterator[None]:
-        """Cache features of unchanged images within the block; this model has none to cache.
-
-        `augmented`: training images differ at every step.
-        """
+        """Cache features of unchanged images within the block (see `SksModel`); this model has none to cache."""
         yield
 
     @contextmanager
     def feature_dropout(self, images: Tensor | None, rate: float) -> Iterator[None]:
-        """Within the block, a model in train mode drops channels of its decoder's input for some images of a batch.
+        """Within the block, a model in train mode drops channels of its decoder's input for `images`, (B,) bool.
 
-        The feature perturbation of UniMatch (arXiv 2208.09910) in our reading, without a second stream.
-
-        Args:
-            images: (B,) bool, images with dropout; None: none.
-            rate: probability of each channel of each level to be dropped; the others are scaled by 1 / (1 - rate).
+        The feature perturbation of UniMatch (arXiv 2208.09910) in our reading, without a second stream. `rate` is the
+        probability of each channel of each level to be dropped; the others are scaled by 1 / (1 - rate).
         """
 
         def drop(features: Any) -> Any:

@@ -69,11 +69,7 @@ def build_model(
 
 
 def load_checkpoint(cfg: ModelConfig, num_classes: int, weights: Mapping[str, Tensor]) -> LocalModel:
-    """The network of `cfg` with the weights of a checkpoint, on the CPU, in eval mode.
-
-    Raises:
-        RuntimeError: `weights` are of another network.
-    """
+    """The network of `cfg` with a checkpoint's weights, in eval mode; `RuntimeError` for those of another network."""
     model = build_model(cfg, num_classes, seed=0, pretrained=False)
     model.load_state_dict(weights)
     return model.eval()

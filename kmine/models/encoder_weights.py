@@ -41,9 +41,8 @@ def encoder_errors(cfg: ModelConfig, settings: str, offline: bool) -> Iterator[N
 def load_encoder(encoder: nn.Module, weights: str | None, name: str) -> None:
     """Load the file `weights` into `encoder` in place, unless it is None, none or hub; other tensors are ignored.
 
-    Tensor names are normalized first: timm's `features_only` encoders write `layers_0` for the `layers.0` of its
-    checkpoints, and segmentation-models-pytorch adds the prefix `model.`. Weights of torchvision's MobileNetV2 also
-    fit timm's `mobilenetv2_100`, the same network with other names.
+    Tensor names are normalized first: timm's `features_only` encoders write `layers_0` for `layers.0`, and
+    segmentation-models-pytorch adds `model.`. Weights of torchvision's MobileNetV2 also fit timm's `mobilenetv2_100`.
 
     Raises:
         UserError: the file is missing, damaged, or of another encoder `name`.
@@ -58,10 +57,9 @@ def load_encoder(encoder: nn.Module, weights: str | None, name: str) -> None:
     missing = [k for k in needed if k not in matching]
     mismatched = [k for k in needed if k in matching and matching[k].shape != own[k].shape]
     if missing or mismatched:
-        first = (missing or mismatched)[0]
-        problem = (
-            "is missing" if missing else f"has shape {tuple(matching[first].shape)}, not {tuple(own[first].shape)}"
-        )
+        first, problem = (missing or mismatched)[0], "is missing"
+        if not missing:
+            problem = f"has shape {tuple(matching[first].shape)}, not {tuple(own[first].shape)}"
         raise UserError(
             f"model.encoder_weights: {path} is not a checkpoint of encoder {name}: {len(missing)} of {len(needed)} "
             f"tensors missing, {len(mismatched)} of another shape; {first} {problem}. "

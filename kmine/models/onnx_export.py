@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from kmine.errors import UserError
 from kmine.models.base import LocalModel
+from kmine.models.onnx_session import INSTALL
 
-INSTALL = "pip install 'kmine[onnx]'"
 OPSET = 18
 
 
@@ -31,12 +31,8 @@ class _Plain(nn.Module):
 def encode_onnx(model: LocalModel, size: int, notes: str) -> bytes:
     """Bytes of an ONNX file: input `images` (B, S, S, 3) uint8 RGB, output `probabilities` (B, K, S, S) float32.
 
-    B is dynamic, S is fixed: kmine resizes images to it. Input is uint8, as in image files, so no scaling can go wrong.
-
-    Args:
-        model: on the CPU; set to eval mode.
-        size: S.
-        notes: metadata, stored under the key `kmine`.
+    B is dynamic, S = `size` is fixed. Input is uint8, as in image files, so no scaling can go wrong. `model`, on the
+    CPU, is set to eval mode; `notes` are stored as metadata under the key `kmine`.
 
     Raises:
         UserError: onnx or onnxscript is not installed.
@@ -71,14 +67,12 @@ def encode_onnx(model: LocalModel, size: int, notes: str) -> bytes:
     proto = program.model_proto
     onnx.helper.set_model_props(proto, {"kmine": notes})
     # Names of modules and source lines of every node: private, and larger than the weights of a small network.
-    for node in proto.graph.node:
-        del node.metadata_props[:]
+    graph = proto.graph
+    for node in graph.node:
         node.doc_string = ""
-    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
-        del value.metadata_props[:]
-    del proto.graph.metadata_props[:]
-    for function in proto.functions:
-        del function.metadata_props[:]
+    values = (*graph.value_info, *graph.input, *graph.output, *graph.initializer)
+    for part in (graph, *graph.node, *values, *proto.functions):
+        del part.metadata_props[:]
     proto.producer_name = "kmine"
     onnx.checker.check_model(proto)
     return proto.SerializeToString()

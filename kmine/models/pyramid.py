@@ -1,8 +1,6 @@
 """A timm encoder split into stages, so that features can be changed between one stage and the next.
 
-timm's `features_only` encoders return the features of all levels at once. Two kinds of them are plain chains of
-modules and can be run stage by stage: those that timm wraps itself (Swin, Swin-v2, ResNet, ConvNeXt, PVT-v2, RegNet,
-...) and the EfficientNet and MobileNet families. Others are an error.
+Works for encoders that timm's `FeatureListNet` wraps (Swin, ResNet, ConvNeXt, ...), EfficientNets and MobileNets.
 """
 
 from __future__ import annotations
@@ -24,16 +22,10 @@ _PROBE = 64
 class Stage(nn.Module):
     """The modules between one level of features and the next; (B, C, H, W) in and out.
 
-    The attention windows of Swin-v2 have the encoder's side w (8 patches in `swinv2_tiny_window8_256`) at every input
-    size. If the grid of a level is smaller, a single window covers it and is not shifted. timm fixes windows and grids
-    for the size that an encoder is created for; here they follow the input.
-
-    - 256 px: the grids are 64, 32, 16 and 8; all windows are 8, a single one at the last level.
-    - 512 px: the grids are 128, 64, 32 and 16; all windows are 8. The last level has four of 256 px each, shifted in
-      every second block. timm's own `set_input_size` would double the windows: four times the cost per patch, and an
-      interpolated position bias.
-    - Below 256 px the deepest windows shrink (128 px: 4), and the learned position bias is interpolated.
-    - timm pads grids that are no multiple of w.
+    Swin-v2's attention windows keep the encoder's side w (8 patches in `swinv2_tiny_window8_256`) at every input size:
+    timm's own `set_input_size` would double them from 256 to 512 px, at four times the cost per patch and with an
+    interpolated position bias. A level with a smaller grid (the deepest below 256 px) has a single window of that size,
+    not shifted, with an interpolated bias. timm pads grids that are no multiple of w.
     """
 
     def __init__(self, modules: list[nn.Module], window: int, nhwc_in: bool, nhwc_out: bool) -> None:
@@ -85,8 +77,7 @@ class Pyramid(nn.Module):
         self.strides = tuple(strides[:count])
         """Pixels per feature, level by level."""
         self.channels = tuple(channels[:count])
-        nhwc = str(getattr(encoder, "output_fmt", "NCHW")).endswith("NHWC")
-        window = _window(encoder)
+        nhwc, window = str(getattr(encoder, "output_fmt", "NCHW")).endswith("NHWC"), _window(encoder)
         self.stages = nn.ModuleList(
             Stage(modules, window, nhwc_in=nhwc and n > 0, nhwc_out=nhwc) for n, modules in enumerate(groups[:count])
         )

@@ -2,29 +2,7 @@
 
 After "Skip and Skip: Segmenting Medical Images with Prompts" (arXiv 2406.14958), without access to its full text.
 
-Known from descriptions: few masks, many image-level diagnoses. Stage 1 trains a classifier (the coarse branch) on the
-diagnoses, stage 2 a segmentation network (the fine branch) on the masks, with the classifier's features as further
-input. Both are Swin-v2-T pyramids. A skip fuses features of the same level and size: `W (f_i + f_k) + b`, where + is
-concatenation of channels and W in R^{C x 2C}, a biased 1 x 1 convolution. *Feature Share Skip*: coarse features are
-fused into each layer of the fine branch. *Resolution Compensation Skip*: the fused features go to the decoder. A third
-skip is mentioned but not described.
-
-Our reading:
-- Levels are the features at strides 4, 8, 16 and 32 (`levels` 3: without 32). Features above them (stride 2) go to the
-  decoder unchanged. Both branches are the same timm encoder, any that can be run stage by stage.
-- `skip_feature_share`: the next stage of the fine encoder reads the fused features. Off: it reads its own.
-- `skip_resolution`: the decoder reads the fused features. Off: the fine encoder's own, which with feature share are
-  computed from the fused features of the stage before. On without feature share: only the decoder reads fused features.
-- `skip_coarse`, our third skip: the decoder's features are fused once more with the coarse ones, with other weights.
-- Fusions are linear, so some combinations are equivalent. Without feature share, `skip_resolution` alone and
-  `skip_coarse` alone are one network; both together add weights but no function. With feature share and `skip_coarse`,
-  `skip_resolution` is only another parametrization.
-- All skips off: a plain U-Net of the fine branch; the coarse branch is not run.
-- A fusion is initialized as pass-through (W = [0 | I], b = 0). SKS thus starts as its fine branch: exactly on a CPU,
-  rounded on a GPU that multiplies in TF32.
-- A frozen coarse branch (the default) is always in eval mode and has no gradient. Otherwise it is trained on the masks,
-  from the second step on, since a new fusion passes no gradient to it. Its head is not trained then and no longer fits
-  its features: `classify` and `activation_map` are those of stage 1 only while the branch is frozen.
+What is known, our reading of the rest, and which combinations of skips are equivalent: docs/method.md.
 """
 
 from __future__ import annotations
@@ -50,7 +28,10 @@ FEATURE_CACHE_BYTES = 1 << 30
 
 
 class Fusion(nn.Conv2d):
-    """Coarse and fine features of one level, C channels each -> C fused ones; initialized to pass the fine ones."""
+    """Coarse and fine features of one level, C channels each -> C fused ones.
+
+    Initialized as pass-through (W = [0 | I], b = 0): exactly the fine ones on a CPU, rounded on a GPU with TF32.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(2 * channels, channels, kernel_size=1)
@@ -79,8 +60,7 @@ class CoarseBranch(nn.Module):
     def activation(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, h, w) class activation map at the deepest level, scaled to a maximum of 1.
 
-        The head's weights applied to the features before pooling; negative evidence is set to 0. A map without
-        positive evidence is 0 everywhere.
+        The head's weights applied to the features before pooling; 0 where evidence is negative.
         """
         cam = torch.einsum("bchw,c->bhw", self.pyramid(x)[-1], self.head.weight[0]).relu()
         return cam / cam.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(cam.dtype).tiny)
@@ -121,7 +101,11 @@ class Decoder(nn.Module):
 
 
 class SksNet(nn.Module):
-    """Both branches, their skips and the decoder: (B, 3, H, W) scaled images -> (B, K, H, W) logits."""
+    """Both branches, their skips and the decoder: (B, 3, H, W) scaled images -> (B, K, H, W) logits.
+
+    A frozen coarse branch is always in eval mode and has no gradient. Otherwise it is trained on the masks, from the
+    second step on, since a new fusion passes no gradient to it, and no longer fits its head, which is not trained.
+    """
 
     def __init__(self, fine: Pyramid, coarse: Pyramid, cfg: ModelConfig, num_classes: int) -> None:
         super().__init__()
@@ -146,7 +130,7 @@ class SksNet(nn.Module):
         return self.depth > 0
 
     def train(self, mode: bool = True) -> SksNet:
-        """As in `nn.Module`, but a frozen coarse branch stays in eval mode."""
+        """See the class."""
         super().train(mode)
         if self.frozen:
             self.coarse.eval()
@@ -173,11 +157,9 @@ class SksNet(nn.Module):
 
 
 class FeatureCache:
-    """Coarse features by image content; those of a frozen branch do not change.
+    """Coarse features of a frozen branch by image content; images pass it one at a time, so batches do not matter.
 
-    Images pass the branch one at a time, so features do not depend on the other images of a batch. A full cache
-    (`FEATURE_CACHE_BYTES`) takes no further images: as they come in turn, evicting the oldest would always evict the
-    next one needed.
+    A full cache takes no further images: as they come in turn, evicting the oldest would evict the next one needed.
     """
 
     def __init__(self, features: Callable[[Tensor], list[Tensor]], *, augmented: bool) -> None:
@@ -195,10 +177,8 @@ class FeatureCache:
     def _lookup(self, image: Tensor) -> list[Tensor]:
         # Contiguous: a slice of a batch may have other strides than the same image in a batch of one.
         content = image.contiguous().cpu().numpy().tobytes()
-        mixed = bytes(
-            [torch.is_autocast_enabled(image.device.type)]
-        )  # precision may differ between training and validation
-        key = hashlib.blake2b(content + mixed, digest_size=16).digest()
+        mixed = torch.is_autocast_enabled(image.device.type)  # may differ between training and validation
+        key = hashlib.blake2b(content + bytes([mixed]), digest_size=16).digest()
         if key in self.entries:
             return self.entries[key]
         # Tensors created in inference mode could not be used in training later.
@@ -227,10 +207,7 @@ class Classifier(nn.Module):
 
 
 class SksModel(LocalModel):
-    """SKS on unscaled images of any size, with the classifier's predictions.
-
-    Images are padded for both branches, so the classifier's average pooling includes the padding.
-    """
+    """SKS on unscaled images of any size; they are padded for both branches, also for the classifier's pooling."""
 
     net: SksNet
 
@@ -267,15 +244,11 @@ class SksModel(LocalModel):
         finally:
             net.feature_cache = None
 
-    def classify(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 255] -> (B,) logits of the image-level label."""
-        return self.classifier(images)
-
     @torch.no_grad()
     def activation_map(self, images: Tensor) -> Tensor:
         """Class activation map: (B, 3, H, W) in [0, 255] -> (B, H, W) in [0, 1], resized (bilinear) to the image.
 
-        Scaled by the maximum of each image, so it shows a place but no confidence: that is `classify`.
+        Scaled by the maximum of each image, so it shows a place but no confidence: that is the classifier's logit.
         """
         height, width = images.shape[-2:]
         x = self.prepare(images)

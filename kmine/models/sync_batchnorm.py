@@ -22,12 +22,7 @@ class AllReduce(torch.autograd.Function):
         torch.distributed.all_reduce(total)
         return total
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """(...) -> (...)."""
-        total = grad.clone()
-        torch.distributed.all_reduce(total)
-        return total
+    backward = forward
 
 
 def sync_batchnorm(module: nn.Module, device: torch.device) -> None:

@@ -12,13 +12,5 @@ from kmine.segmenters.registry import (
     register_segmenter,
 )
 
-__all__ = [
-    "SEGMENTERS",
-    "Embedding",
-    "Segmenter",
-    "check_prompting",
-    "create_segmenter",
-    "fetch_weights",
-    "open_segmenter",
-    "register_segmenter",
-]
+__all__ = ["SEGMENTERS", "Embedding", "Segmenter", "check_prompting", "create_segmenter"]
+__all__ += ["fetch_weights", "open_segmenter", "register_segmenter"]

@@ -1,8 +1,6 @@
 """The protocol of a promptable segmenter, and the checks that all segmenters share.
 
-Legend: H, W height and width of an image in its own frame, P points, M masks of one candidate, N proposals of one
-image, J jittered boxes, C, h, w channels and sides of an embedding. Arrays are (row, column); boxes are XYXY and points
-(x, y), both in pixels of the image's own frame, where pixel (row 0, column 0) is the point (0, 0).
+Legend and frames as in `kmine.types`; N proposals of one image, C, h, w channels and sides of an embedding.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ from kmine.types import Candidate, Prompts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
 
 ADAPTED = "+adapted"
 """Suffix of a fine-tuned segmenter's name."""
@@ -44,9 +41,9 @@ class Embedding:
 class Segmenter(Protocol):
     """A model that turns prompts into masks.
 
-    Any class with these four members is a segmenter; `kmine.segmenters.register_segmenter` gives it a name in the
-    settings. `check_images`, `check_pairs` and `check_prompts` of this module are its input checks. Two optional
-    extensions: `AutomaticMaskGenerator` (prompts.source auto) and `FineTunable` (adapt.enabled).
+    `kmine.segmenters.register_segmenter` gives one a name in the settings; `check_images`, `check_pairs` and
+    `check_prompts` check its inputs. Extensions: `AutomaticMaskGenerator` (prompts.source auto), `FineTunable`
+    (adapt.enabled).
     """
 
     name: str
@@ -54,41 +51,29 @@ class Segmenter(Protocol):
 
     @property
     def signature(self) -> str:
-        """sha256, 64 hex digits, of architecture and weights: two segmenters with equal signatures give equal masks.
-
-        Run folders store it: masks are mined again where it differs.
-        """
-        ...
+        """sha256, 64 hex digits, of architecture and weights: equal signatures, equal masks; stored in run folders."""
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
-        """Embed images of any sizes.
-
-        Args:
-            images: each (H, W, 3) uint8 RGB in [0, 255].
-
-        Returns:
-            One embedding per image, in order.
+        """One embedding per image, in order; images are (H, W, 3) uint8 RGB in [0, 255] of any sizes.
 
         Raises:
             ValueError: an image is not (H, W, 3) uint8.
         """
-        ...
 
     def decode(self, embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
         """Segment the prompts of each image, jittered boxes included.
 
         Args:
             embeddings: from `encode`.
-            prompts: one list per embedding, possibly empty; boxes, points and mask inputs in the image's own frame.
+            prompts: one list per embedding, possibly empty; all in the image's own frame.
 
         Returns:
-            One list per embedding with one `Candidate` per `Prompts`, in order; masks (M, H, W) in the image's frame.
+            One list per embedding with one `Candidate` per `Prompts`, in order.
 
         Raises:
             UserError: prompts without a box, from a segmenter that needs one.
             ValueError: prompts that do not fit their image, see `check_prompts`.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -117,18 +102,12 @@ class FineTuner(Protocol):
 
     def parameters(self) -> list[nn.Parameter]:
         """Trainable parameters."""
-        ...
 
     def loss(self, examples: Sequence[PromptedExample], seed: int) -> Tensor:
-        """Mean loss over at least one example, a scalar with gradient. Embeddings are used as they are.
-
-        `seed` draws the augmentation, if there is one.
-        """
-        ...
+        """Mean loss over at least one example, a scalar with gradient; `seed` draws the augmentation, if any."""
 
     def state(self) -> dict[str, Tensor]:
         """Copies of the trainable tensors, on the CPU."""
-        ...
 
 
 @runtime_checkable
@@ -139,7 +118,6 @@ class FineTunable(Segmenter, Protocol):
 
     def fine_tuner(self) -> FineTuner:
         """A trainable copy."""
-        ...
 
     def with_weights(self, state: Mapping[str, Tensor]) -> Segmenter:
         """This segmenter with the tensors of `FineTuner.state`; its `name` ends in `+adapted`, its signature differs.
@@ -147,7 +125,6 @@ class FineTunable(Segmenter, Protocol):
         Raises:
             ValueError: tensors of another architecture.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -172,7 +149,14 @@ class AutomaticMaskGenerator(Segmenter, Protocol):
         Raises:
             ValueError: embeddings of another segmenter.
         """
-        ...
+
+
+def candidate_of(rows: Sequence[Candidate]) -> Candidate:
+    """The candidate of one `Prompts` from those of its own box and of its jittered boxes, each decoded alone."""
+    own, *jittered = rows
+    best = [row.masks[int(row.predicted_iou.argmax())] for row in jittered]
+    masks = np.array(best, np.bool_).reshape(-1, *own.masks.shape[1:])
+    return replace(own, predicted_iou=own.predicted_iou.clip(0, 1), jittered_masks=masks)
 
 
 def proposals_of(
@@ -186,7 +170,7 @@ def proposals_of(
     A distant speck would enlarge the box of the next prompt.
     """
     return Proposals(
-        masks=np.stack([_largest_component(mask) for mask in masks]) if len(masks) else np.zeros((0, *size), np.bool_),
+        masks=np.array([_largest_component(mask) for mask in masks], np.bool_).reshape(-1, *size),
         predicted_iou=np.clip(np.array(predicted_iou, np.float32), 0, 1),
         stability_score=np.array(stability, np.float32),
     )
@@ -214,11 +198,7 @@ def no_proposals_error(name: str) -> UserError:
 
 
 def check_logits(finite: bool, name: str) -> None:
-    """Refuse NaN and infinite logits, which would become an empty mask.
-
-    Raises:
-        UserError: `finite` is false.
-    """
+    """Raise `UserError` unless `finite`: NaN and infinite logits would become an empty mask."""
     if not finite:
         raise UserError(
             f"segmenter `{name}`: expected finite logits, got NaN or infinity: its weights are damaged, or fine-tuning "
@@ -227,14 +207,9 @@ def check_logits(finite: bool, name: str) -> None:
 
 
 def check_images(images: Sequence[NDArray[np.uint8]]) -> None:
-    """Refuse images that are not (H, W, 3) uint8: a float image would be normalised wrongly.
-
-    Raises:
-        ValueError: with the cure for the first unfit image.
-    """
+    """Raise `ValueError` for an image that is not (H, W, 3) uint8: a float image would be normalised wrongly."""
     for index, image in enumerate(images):
-        cure = _image_cure(image)
-        if cure:
+        if cure := _image_cure(image):
             raise ValueError(
                 f"image {index}: expected (H, W, 3) uint8 RGB in [0, 255], got {image.dtype} of shape "
                 f"{image.shape}; {cure}"
@@ -257,11 +232,7 @@ def _image_cure(image: NDArray[np.generic]) -> str:
 
 
 def check_pairs(embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prompts]]) -> None:
-    """Refuse arguments of `decode` that differ in length.
-
-    Raises:
-        ValueError: lengths differ.
-    """
+    """Raise `ValueError` for arguments of `decode` that differ in length."""
     if len(embeddings) != len(prompts):
         raise ValueError(
             f"expected one list of prompts per embedding, got {len(prompts)} lists for {len(embeddings)} embeddings; "
@@ -270,10 +241,9 @@ def check_pairs(embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prom
 
 
 def check_prompts(prompts: Prompts, size: tuple[int, int]) -> Prompts:
-    """Validated copy of prompts for an image of `size` = (H, W), boxes clipped to it.
+    """Validated copy of prompts for an image of `size` = (H, W), its boxes and jittered boxes clipped to it.
 
-    Boxes, jittered ones too, are clipped to x in [0, W], y in [0, H]: boxes with inclusive and with exclusive ends both
-    pass unchanged.
+    They are clipped to x in [0, W], y in [0, H]: inclusive and exclusive ends both pass unchanged.
 
     Raises:
         ValueError: neither box nor points, a box without area or outside the image, a point outside the image,
@@ -304,14 +274,9 @@ def clip_boxes(boxes: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np
     flat = ~((x0 < x1) & (y0 < y1)) | ~np.isfinite(boxes).all(axis=1)
     _refuse(boxes, flat, "expected XYXY with x0 < x1 and y0 < y1", "swap the corners, or grow the box by a pixel")
     outside = (x1 <= 0) | (y1 <= 0) | (x0 >= width) | (y0 >= height)
-    _refuse(
-        boxes,
-        outside,
-        f"it lies entirely outside the image, {width} wide and {height} high",
-        "boxes are XYXY in pixels of the image's own frame",
-    )
-    limits = np.array([width, height, width, height], np.float32)
-    return np.clip(np.asarray(boxes, np.float32), 0, limits)
+    problem = f"it lies entirely outside the image, {width} wide and {height} high"
+    _refuse(boxes, outside, problem, "boxes are XYXY in pixels of the image's own frame")
+    return np.clip(np.asarray(boxes, np.float32), 0, np.array([width, height, width, height], np.float32))
 
 
 def _refuse(boxes: NDArray[np.floating], bad: NDArray[np.bool_], problem: str, cure: str) -> None:
@@ -353,11 +318,7 @@ def _check_mask_input(mask_input: NDArray[np.float32] | None, size: tuple[int, i
 
 
 def check_example(example: PromptedExample) -> None:
-    """Refuse a mask of another size than its image: resizing it would hide a transposed mask.
-
-    Raises:
-        ValueError: sizes differ.
-    """
+    """Raise `ValueError` for a mask of another size than its image: resizing it would hide a transposed mask."""
     size, shape = example.embedding.size, example.mask.shape
     if shape != size:
         raise ValueError(f"example: expected a mask of the image's own (H, W) = {size}, got {shape}; resize neither")
@@ -366,15 +327,9 @@ def check_example(example: PromptedExample) -> None:
 def stability_from_logits(
     logits: NDArray[np.floating], threshold: float = 0.0, offset: float = 1.0
 ) -> NDArray[np.float32]:
-    """IoU of the masks at a higher and a lower threshold, segment-anything's definition of stability.
+    """IoU of the masks of (..., H, W) logits at `threshold` +- `offset`, segment-anything's definition of stability.
 
-    Args:
-        logits: (..., H, W).
-        threshold: of the mask.
-        offset: distance of the two thresholds from it.
-
-    Returns:
-        (...) in [0, 1]; NaN where the larger mask is empty (0/0).
+    Returns (...) in [0, 1]; NaN where the larger mask is empty (0/0).
     """
     inner = np.count_nonzero(logits > threshold + offset, axis=(-2, -1)).astype(np.float32)
     outer = np.count_nonzero(logits > threshold - offset, axis=(-2, -1)).astype(np.float32)

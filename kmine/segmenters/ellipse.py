@@ -1,7 +1,6 @@
-"""The ellipse inscribed in the box: a lower bound for every segmenter.
+"""The ellipse inscribed in the box, without use of the image: a lower bound for every segmenter.
 
-It does not use the image. On real polyps its IoU is well above that of the filled box, so it separates segmenters that
-use the image from those that round corners.
+On real polyps its IoU is well above that of the filled box: it separates use of the image from rounded corners.
 """
 
 from __future__ import annotations
@@ -30,21 +29,12 @@ class Ellipse:
         return hashlib.sha256(b"ellipse: inscribed in the box, pixel centres, border included").hexdigest()
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
-        """Sizes only: (H, W, 3) uint8 RGB images to embeddings without features.
-
-        Raises:
-            ValueError: an image is not (H, W, 3) uint8.
-        """
+        """See `Segmenter.encode`; embeddings have no features."""
         check_images(images)
         return [Embedding(size=(image.shape[0], image.shape[1])) for image in images]
 
     def decode(self, embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
-        """One ellipse per box, M = 1.
-
-        Raises:
-            UserError: prompts without a box.
-            ValueError: prompts that do not fit their image.
-        """
+        """See `Segmenter.decode`; one ellipse per box, M = 1."""
         check_pairs(embeddings, prompts)
         return [
             [_candidate(prompt, embedding.size) for prompt in of_image]
@@ -56,26 +46,13 @@ def _candidate(prompts: Prompts, size: tuple[int, int]) -> Candidate:
     checked = check_prompts(prompts, size)
     if checked.box is None:
         raise box_required_error(Ellipse.name)
-    jittered = [ellipse_mask(box, size) for box in checked.jittered_boxes]
-    return Candidate(
-        masks=ellipse_mask(checked.box, size)[None],
-        predicted_iou=np.full(1, np.nan, np.float32),
-        stability_score=np.full(1, np.nan, np.float32),
-        low_res_logits=None,
-        jittered_masks=np.stack(jittered) if jittered else np.zeros((0, *size), np.bool_),
-    )
+    masks = np.stack([ellipse_mask(box, size) for box in (checked.box, *checked.jittered_boxes)])
+    unknown = np.full(1, np.nan, np.float32)
+    return Candidate(masks[:1], unknown, unknown.copy(), None, jittered_masks=masks[1:])
 
 
 def ellipse_mask(box: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Rasterised ellipse inscribed in a box.
-
-    Args:
-        box: (4,) XYXY in pixels, with area.
-        size: (H, W) of the mask.
-
-    Returns:
-        (H, W): pixel (r, c) is inside if its centre, the point (x=c, y=r), lies in the ellipse or on its border.
-    """
+    """(H, W) ellipse inscribed in a box, (4,) XYXY in pixels with area; a centre on the border counts as inside."""
     # float64: in float32 rounding could put a border pixel of a large image on either side.
     x0, y0, x1, y1 = np.asarray(box, np.float64)
     rows = (np.arange(size[0]) - (y0 + y1) / 2) / ((y1 - y0) / 2)

@@ -1,11 +1,6 @@
-"""Embeddings of images on disk, shared by rounds, seeds, label fractions, commands and processes.
+"""Embeddings of images on disk, shared by runs and processes: one file each, `K0/KEY.emb`, K0 the first two digits.
 
-It never stops a run: unreadable embeddings are computed again, unwritable ones are not stored, with one warning each.
-
-One file per embedding, `K0/KEY.emb` with the first two digits of its key as folder: a line with the SHA-256 of the
-rest, a line of JSON (key, dtype, shape), the numbers. Files are written under another name and renamed, so processes
-never read a half-written one; where two write the same embedding, the later file replaces an equal one. A file's
-modification time is its last use; the least recently used are removed first.
+A file appears whole, by renaming. Its modification time is its last use; the least recently used are removed first.
 """
 
 from __future__ import annotations
@@ -40,16 +35,15 @@ def default_folder() -> Path:
 
 
 class EmbeddingCache:
-    """Arrays by key within a budget of bytes. The disk is not touched before the first `get` or `put`."""
+    """Arrays by key. Failures never stop a run: unreadable arrays are missing, unwritable ones are not stored.
+
+    Args:
+        folder: for this cache only; not touched before the first `get` or `put`, which creates it.
+        max_bytes: of all its files; several processes may exceed it by some 5 % each.
+        log: gets one line per kind of failure.
+    """
 
     def __init__(self, folder: Path, max_bytes: int, log: Callable[[str], None]) -> None:
-        """A cache in `folder`, which `put` creates.
-
-        Args:
-            folder: for this cache only.
-            max_bytes: of all its files; several processes may exceed it by some 5 % each.
-            log: gets one line per kind of failure.
-        """
         self.folder = folder
         self._max_bytes = max_bytes
         self._log = log
@@ -80,10 +74,7 @@ class EmbeddingCache:
 
     def put(self, key: str, features: NDArray[np.floating]) -> None:
         """Store a float16 or float32 array if it fits the budget; an array of the same key is replaced."""
-        if not self._writable:
-            return
-        content = packed(key, features)
-        if len(content) > self._max_bytes:
+        if not self._writable or len(content := packed(key, features)) > self._max_bytes:
             return
         path = self._path(key)
         temp = path.with_name(f".{key}.{os.getpid()}{UNFINISHED}")
@@ -98,10 +89,9 @@ class EmbeddingCache:
                 temp.unlink(missing_ok=True)
         except OSError as error:
             self._writable = False
+            problem = f"cannot be written ({error.strerror or error}); embeddings are not stored from here on"
             self._log_once(
-                "unwritable",
-                f"cannot be written ({error.strerror or error}); embeddings are not stored from here on: free some "
-                "space, or name another folder with --segmenter.cache_dir",
+                "unwritable", f"{problem}: free some space, or name another folder with --segmenter.cache_dir"
             )
 
     def _path(self, key: str) -> Path:
@@ -136,7 +126,7 @@ class EmbeddingCache:
 
 
 def packed(key: str, features: NDArray[np.floating]) -> bytes:
-    """The bytes of a file: checksum, header, numbers."""
+    """The bytes of a file: a line with the SHA-256 of the rest, a line of JSON (key, dtype, shape), the numbers."""
     header = {"key": key, "dtype": str(features.dtype), "shape": features.shape}
     rest = json.dumps(header).encode() + b"\n" + np.ascontiguousarray(features).tobytes()
     return hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest

@@ -1,7 +1,6 @@
-"""Identity segmenter: returns the local model's own mask. Mining with it is self-training.
+"""Identity segmenter: returns the local model's own mask. Mining with it is the method `self_training`.
 
-Rounds, evidence, gate, refinement and training are those of mining, so a comparison isolates the segmenter's effect.
-It is not a choice of `segmenter.name`; the method `self_training` uses it.
+Everything else is as in mining, so a comparison isolates the segmenter's effect. It is no choice of `segmenter.name`.
 """
 
 from __future__ import annotations
@@ -30,15 +29,11 @@ class IdentitySegmenter:
         return hashlib.sha256(b"echo: the component of the prompts").hexdigest()
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
-        """Sizes only: (H, W, 3) uint8 RGB images to embeddings without features."""
+        """See `Segmenter.encode`; embeddings have no features."""
         return [Embedding(size=(image.shape[0], image.shape[1])) for image in images]
 
     def decode(self, embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
-        """One candidate per prompt, M = 1, without jittered masks: they would all be equal.
-
-        Raises:
-            ValueError: prompts without a component.
-        """
+        """See `Segmenter.decode`; M = 1, no jittered masks: all would be equal. `ValueError` without a component."""
         return [[_identity_candidate(prompt) for prompt in of_image] for of_image in prompts]
 
 
@@ -46,5 +41,5 @@ def _identity_candidate(prompts: Prompts) -> Candidate:
     if prompts.component is None:
         raise ValueError("expected prompts with the local model's component, got none; set prompts.source local")
     unknown = np.full(1, np.nan, np.float32)
-    no_jittered = np.zeros((0, *prompts.component.shape), np.bool_)
-    return Candidate(prompts.component[None], unknown, unknown.copy(), None, no_jittered)
+    masks = prompts.component[None]
+    return Candidate(masks, unknown, unknown.copy(), None, jittered_masks=masks[:0])

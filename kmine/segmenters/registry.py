@@ -55,11 +55,11 @@ def _open_sam(cfg: SegmenterConfig, device: str, offline: bool, log: LogFn) -> S
 
     name = cfg.name
     if cfg.checkpoint is None:
-        path = download_weights(cfg.name, default_cache_dir(), offline)
+        path = download_weights(name, default_cache_dir(), offline)
     else:
         path = Path(cfg.checkpoint).expanduser()
-        if not is_official(cfg.name, path):
-            name = f"{cfg.name}:{path.stem}"
+        if not is_official(name, path):
+            name = f"{name}:{path.stem}"
     folder = Path(cfg.cache_dir).expanduser() if cfg.cache_dir else default_folder()
     return SamSegmenter(
         build_sam(cfg.name, path),
@@ -82,12 +82,8 @@ SEGMENTERS: Registry[SegmenterFactory] = Registry(
 def register_segmenter(name: str, factory: SegmenterFactory) -> None:
     """Add a segmenter to the choices of `segmenter.name` in this process.
 
-    Commands find segmenters of installed packages by entry points of the group `kmine.segmenters`, whose objects are
-    factories as here. `kmine.segmenters.base.Segmenter` describes what a factory returns.
-
-    Args:
-        name: not one of kmine's own; a name that was added before is replaced.
-        factory: see `SegmenterFactory`.
+    A name that was added before is replaced. Commands find the segmenters of installed packages by entry points of the
+    group `kmine.segmenters`, whose objects are factories. Factories return a `kmine.segmenters.base.Segmenter`.
 
     Raises:
         UserError: an empty name, or one of kmine's own.
@@ -144,26 +140,16 @@ def open_segmenter(cfg: SegmenterConfig, *, device: str, offline: bool, log: Log
     """The segmenter of the settings, with its weights loaded.
 
     Its `name` is that of the settings; a checkpoint that is not the official file is appended: `sam_vit_b:medsam`,
-    `tiny:mine`.
-
-    Args:
-        cfg: name, checkpoint, batch size, cache of embeddings.
-        device: a torch device: `cpu`, `cuda` or `cuda:1`, not `auto`.
-        offline: forbid the download of missing weights.
-        log: gets later warnings.
+    `tiny:mine`. `device` is a torch device, not `auto`; `log` gets later warnings.
 
     Raises:
-        UserError: an unknown name, weights that are missing, damaged or of another architecture, a failed download.
+        UserError: as `create_segmenter`.
     """
     return SEGMENTERS.get(cfg.name)(cfg, device, offline, log)
 
 
 def check_prompting(name: str, prompts: PromptsConfig) -> None:
-    """Refuse prompts that a built-in segmenter does not take, before anything is trained.
-
-    Raises:
-        UserError: points without a box, or proposals.
-    """
+    """Raise `UserError` for points without a box or proposals that a built-in segmenter cannot do, before training."""
     if name in NEEDS_BOX and not prompts.box:
         raise box_required_error(name)
     if name in NO_PROPOSALS and prompts.source == "auto":

@@ -1,9 +1,4 @@
-"""Checkpoints of segmenters: addresses of the official weights, download, and reading as a state dict.
-
-The digits in the official file names are the first six of the files' MD5, not of their SHA-256 (which torch.hub's
-`check_hash` needs). The SHA-256 sums below are those of micro-sam's registry (computational-cell-analytics/micro-sam,
-`micro_sam/util.py`); several other public projects check the same three. The largest file has 2.6 GB.
-"""
+"""Checkpoints of segmenters: addresses of the official weights, download, and reading as a state dict."""
 
 from __future__ import annotations
 
@@ -19,6 +14,7 @@ from kmine.io.files import cache_root
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 CHECKPOINT_FLAG = "--segmenter.checkpoint FILE"
 
@@ -36,17 +32,13 @@ class Weights:
         return self.url.rsplit("/", 1)[-1]
 
 
-_HOST = "https://dl.fbaipublicfiles.com/segment_anything/"
+_SAM = "https://dl.fbaipublicfiles.com/segment_anything/sam_"
+# The digits in the names are of the files' MD5. The SHA-256 are those of micro-sam's registry (`micro_sam/util.py` of
+# computational-cell-analytics/micro-sam). The largest file has 2.6 GB.
 OFFICIAL_WEIGHTS: dict[str, Weights] = {
-    "sam_vit_b": Weights(
-        _HOST + "sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"
-    ),
-    "sam_vit_l": Weights(
-        _HOST + "sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"
-    ),
-    "sam_vit_h": Weights(
-        _HOST + "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"
-    ),
+    "sam_vit_b": Weights(_SAM + "vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
+    "sam_vit_l": Weights(_SAM + "vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
+    "sam_vit_h": Weights(_SAM + "vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
 }
 
 
@@ -61,10 +53,7 @@ def is_official(name: str, path: Path) -> bool:
 
 
 def download_weights(name: str, cache_dir: Path, offline: bool) -> Path:
-    """Path of the official weights of a segmenter, downloaded unless they are in `cache_dir`.
-
-    An interrupted download leaves `FILE.part`, which the next call continues. The final name appears after the SHA-256
-    check; an existing file is checked, too.
+    """Path of the official weights of a segmenter, checked; downloaded, or the download continued, if not there yet.
 
     Raises:
         UserError: offline and the file is missing, the server failed, or the content is not the official one.
@@ -88,11 +77,7 @@ def download_weights(name: str, cache_dir: Path, offline: bool) -> Path:
 
 
 def require_checkpoint(path: Path) -> None:
-    """Refuse a checkpoint that is not a file.
-
-    Raises:
-        UserError: it is missing.
-    """
+    """Raise `UserError` for a checkpoint that is not a file."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected the weights of a segmenter, see {CHECKPOINT_FLAG}")
 
@@ -100,8 +85,8 @@ def require_checkpoint(path: Path) -> None:
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """The state dict of a checkpoint, on the CPU; code in the file is never executed.
 
-    Formats: `.safetensors`; under any other name a torch.save file with a plain state dict, or one under `model` or
-    `state_dict`. The prefix `module.` of distributed training is removed.
+    A `.safetensors` file, or one of torch.save with a state dict, plain or under `model` or `state_dict`. The prefix
+    `module.` of distributed training is removed.
 
     Raises:
         UserError: the file is missing, damaged, holds Python objects or no state dict.
@@ -147,6 +132,21 @@ def _read_torch(path: Path) -> object:
                 "save only the state dict, best as .safetensors"
             ) from error
         raise _damaged(path, error) from error
+
+
+def load_adapted(module: nn.Module, state: Mapping[str, torch.Tensor], expected: str) -> None:
+    """Load the tensors of a fine-tuned copy into `module`; `ValueError` where they do not fit `expected`."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected {expected}, got tensors that do not fit: {one_line(error)}; adapt this segmenter again"
+        ) from error
+
+
+def one_line(error: RuntimeError) -> str:
+    """The reasons of `load_state_dict`, cut after 400 characters."""
+    return " ".join(str(error).split())[:400]
 
 
 def update_digest(digest: hashlib._Hash, state: Mapping[str, torch.Tensor]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,11 +14,10 @@ from kmine.config import FitConfig
 from kmine.data.batches import LabelBatch, LabelBatches
 from kmine.data.pool import Pool
 from kmine.models.sks import Classifier, SksModel
+from kmine.training.distributed import Fabric
 from kmine.training.ema import EMA
+from kmine.training.inference import image_tensor
 from kmine.training.train_steps import Callbacks, FitResult, FitState, train_steps
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric  # a second and 260 MB to load; not needed without training
 
 EVAL_BATCH_SIZE = 16
 """Images per forward pass of `image_scores`."""
@@ -35,18 +33,15 @@ def fit_classifier(
     callbacks: Callbacks[Classifier],
     resume: FitState | None = None,
 ) -> FitResult:
-    """Train the classifier inside `model` in place for `cfg.steps` steps of binary cross-entropy.
+    """Train the classifier inside `model` in place with binary cross-entropy; other parts are unchanged.
 
-    Other parts of `model` are unchanged; a frozen coarse branch is frozen again afterwards. The other arguments are
-    those of `kmine.training.train_steps.train_steps`.
-
-    Returns:
-        Weights of the classifier: `model.classifier.load_state_dict(result.best)`.
+    A frozen coarse branch is frozen again afterwards. The other arguments are those of
+    `kmine.training.train_steps.train_steps`; the result has the weights of `model.classifier`.
     """
 
     def loss_fn(net: nn.Module, batch: LabelBatch, step: int, ema: EMA | None) -> Tensor:
         labels = torch.from_numpy(batch.labels).to(fabric.device, non_blocking=True)
-        return F.binary_cross_entropy_with_logits(net(_to_device(batch.images, fabric.device)).float(), labels)
+        return F.binary_cross_entropy_with_logits(net(image_tensor(batch.images, fabric.device)).float(), labels)
 
     model.to(fabric.device)
     with model.unfrozen() as classifier:
@@ -56,10 +51,7 @@ def fit_classifier(
 
 
 def image_auc(classifier: Classifier, pool: Pool, device: torch.device) -> float:
-    """Area under the ROC curve over the images of `pool` with a label; NaN unless both labels occur.
-
-    `classifier` should be in eval mode.
-    """
+    """Area under the ROC curve over the labeled images of `pool`, in eval mode; NaN unless both labels occur."""
     from sklearn.metrics import roc_auc_score
 
     labels = {i: label for i in pool.ids if (label := pool.image_label(i)) is not None}
@@ -81,13 +73,8 @@ def image_scores(classifier: Classifier, pool: Pool, ids: Sequence[str], device:
     logits = [torch.zeros(0, device=device)]
     for first in range(0, len(ids), EVAL_BATCH_SIZE):
         images = np.stack([pool.image_resized(i) for i in ids[first : first + EVAL_BATCH_SIZE]])
-        logits.append(classifier(_to_device(images, device)).float())
+        logits.append(classifier(image_tensor(images, device)).float())
     scores = torch.cat(logits)
     if not torch.isfinite(scores).all():
         raise FloatingPointError("the classifier gave NaN or infinite logits; lower fit.lr or use fit.precision 32")
     return scores.sigmoid().cpu().numpy()
-
-
-def _to_device(images: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """(B, S, S, 3) -> (B, 3, S, S) on `device`."""
-    return torch.from_numpy(images).to(device, non_blocking=True).permute(0, 3, 1, 2)

@@ -1,9 +1,7 @@
-"""Distributed training and mining: several processes on one run, started by `torchrun` or `fabric run`.
+"""Several processes on one run, started by `torchrun` or `fabric run`, each with the same program and settings.
 
-Every process runs the same program with the same settings. In training each process runs the network on its slice of
-every batch. The logits of all slices are gathered before the loss, so loss and gradient are those of the whole batch,
-as are batch norm's statistics (`kmine.models.sync_batchnorm`). Only process 0 writes files of the run as a whole.
-Random layers (dropout) draw different numbers in each process. With a single process every function here is trivial.
+In training each runs the network on its slice of every batch; loss, gradient and batch norm's statistics are those of
+the whole batch, but random layers draw different numbers. Only process 0 writes files of the run as a whole.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +21,8 @@ from kmine.models.sync_batchnorm import AllReduce
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+else:
+    Fabric = Any  # the class takes a second and 260 MB to load; not needed without training
 
 T = TypeVar("T")
 
@@ -125,20 +125,15 @@ def rank_zero_first(fabric: DeviceContext) -> Iterator[None]:
     if fabric.world_size == 1:
         yield
         return
-    with cast("Fabric", fabric).rank_zero_first():
+    with cast(Fabric, fabric).rank_zero_first():
         yield
 
 
 def forward(net: nn.Module, images: Tensor, fabric: DeviceContext) -> Tensor:
-    """Logits of all `images` in every process, each of which runs its slice; differentiable.
+    """Logits of all `images` (B, ...) in every process, each of which runs its slice; differentiable.
 
-    `DistributedDataParallel` averages parameter gradients over N processes. The all-reduce sums the N equal gradients
-    of the logits, which compensates for that: the result is the gradient of a single process.
-
-    Args:
-        net: as set up by Fabric.
-        images: (B, ...), the same in every process, at least one per process.
-        fabric: rank and number of processes.
+    Fabric's `DistributedDataParallel` around `net` averages parameter gradients over N processes. The all-reduce sums
+    the N equal gradients of the logits, which compensates for that.
 
     Raises:
         UserError: fewer images than processes.

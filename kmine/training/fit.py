@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kmine.config import FitConfig
 from kmine.data.batches import Batch, Batches, Views
 from kmine.models.base import LocalModel
-from kmine.training.distributed import DeviceContext, forward, rank_slice
+from kmine.training.distributed import DeviceContext, Fabric, forward, rank_slice
 from kmine.training.ema import EMA
+from kmine.training.inference import image_tensor
 from kmine.training.loss import segmentation_loss
-from kmine.training.train_steps import Callbacks, FitResult, FitState, LossFn, train_steps
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric  # a second and 260 MB to load; not needed without training
+from kmine.training.train_steps import Callbacks, FitResult, FitState, train_steps
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,8 @@ class Consistency:
 
 
 @dataclass(frozen=True)
-class SupervisedLoss:
-    """Cross-entropy + soft Dice on labeled and pseudo-labeled images.
+class _Loss:
+    """Cross-entropy + soft Dice on labels and pseudo masks; with `consistency_fn` also its loss on unlabeled images.
 
     With `cfg.feature_perturbation`, pseudo-labeled images lose channels on the way to the decoder.
     """
@@ -79,40 +78,30 @@ class SupervisedLoss:
     model: LocalModel
     cfg: FitConfig
     fabric: DeviceContext
+    consistency_fn: ConsistencyFn | None
 
     def __call__(self, net: nn.Module, batch: Batch, step: int, ema: EMA | None) -> Tensor:
         """Loss of `batch`; see `kmine.training.train_steps.LossFn`."""
-        device = self.fabric.device
-        images, masks, weights = to_device(batch, device)
-        has_pseudo = batch.pseudo is not None and batch.pseudo.any()
-        pseudo = torch.from_numpy(batch.pseudo).to(device, non_blocking=True) if has_pseudo else None
-        with self.model.feature_dropout(_rank_flags(pseudo, self.fabric), self.cfg.feature_perturbation):
-            logits = forward(net, images, self.fabric)
-        return segmentation_loss(logits, masks, weights, self.cfg.dice_weight)
-
-
-@dataclass(frozen=True)
-class ConsistencyLoss:
-    """Cross-entropy + soft Dice on the labeled images, plus a method's loss on views of the unlabeled ones."""
-
-    model: LocalModel
-    cfg: FitConfig
-    fabric: DeviceContext
-    consistency_fn: ConsistencyFn
-
-    def __call__(self, net: nn.Module, batch: Batch, step: int, ema: EMA | None) -> Tensor:
-        """Loss of `batch`; see `kmine.training.train_steps.LossFn`."""
-        device = self.fabric.device
+        images, masks, weights = to_device(batch, self.fabric.device)
+        if self.consistency_fn is None:
+            has_pseudo = batch.pseudo is not None and batch.pseudo.any()
+            pseudo = _tensor(batch.pseudo, self.fabric.device) if has_pseudo else None
+            logits = self._logits(net, images, pseudo, self.cfg.feature_perturbation)
+            return segmentation_loss(logits, masks, weights, self.cfg.dice_weight)
         self.model.eval()
         with torch.no_grad():
-            target = self.consistency_fn(net, _views_to_device(batch.views, device), step, ema)
+            target = self.consistency_fn(net, _views_to_device(batch.views, self.fabric.device), step, ema)
         self.model.train()
-        images, masks, weights = to_device(batch, device)
         count = len(images)
         perturbed = None if target.perturbed is None else F.pad(target.perturbed, (count, 0))
-        with self.model.feature_dropout(_rank_flags(perturbed, self.fabric), target.rate):
-            logits = forward(net, torch.cat([images, target.images]), self.fabric)
+        logits = self._logits(net, torch.cat([images, target.images]), perturbed, target.rate)
         return segmentation_loss(logits[:count], masks, weights, self.cfg.dice_weight) + target.loss(logits[count:])
+
+    def _logits(self, net: nn.Module, images: Tensor, perturbed: Tensor | None, rate: float) -> Tensor:
+        """Logits of `images`; those with a flag in `perturbed`, (B,) bool, have feature dropout."""
+        local_flags = None if perturbed is None else perturbed[rank_slice(len(perturbed), self.fabric)]
+        with self.model.feature_dropout(local_flags, rate):
+            return forward(net, images, self.fabric)
 
 
 def fit(
@@ -130,27 +119,20 @@ def fit(
 
     The other arguments are those of `kmine.training.train_steps.train_steps`.
     """
-    loss_fn: LossFn[Batch] = SupervisedLoss(model, cfg, fabric)
-    if consistency_fn:
-        loss_fn = ConsistencyLoss(model, cfg, fabric, consistency_fn)
+    loss_fn = _Loss(model, cfg, fabric, consistency_fn)
     return train_steps(model, batches, loss_fn, cfg, fabric=fabric, seed=seed, callbacks=callbacks, resume=resume)
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """(B, 3, S, S) uint8 images, (B, S, S) int64 masks, (B,) or (B, S, S) float32 weights on `device`."""
-    images = torch.from_numpy(batch.images).to(device, non_blocking=True).permute(0, 3, 1, 2)
-    masks = torch.from_numpy(batch.masks).to(device, non_blocking=True).long()
-    return images, masks, torch.from_numpy(batch.weights).to(device, non_blocking=True)
+    masks, weights = _tensor(batch.masks, device).long(), _tensor(batch.weights, device)
+    return image_tensor(batch.images, device), masks, weights
 
 
 def _views_to_device(views: Views, device: torch.device) -> UnlabeledViews:
-    weak, strong, valid, source = (
-        torch.from_numpy(array).to(device, non_blocking=True)
-        for array in (views.weak, views.strong, views.valid, views.source)
-    )
-    return UnlabeledViews(weak.permute(0, 3, 1, 2), strong.permute(0, 3, 1, 2), valid, source)
+    weak, strong = (image_tensor(images, device) for images in (views.weak, views.strong))
+    return UnlabeledViews(weak, strong, _tensor(views.valid, device), _tensor(views.source, device))
 
 
-def _rank_flags(flags: Tensor | None, fabric: DeviceContext) -> Tensor | None:
-    """Entries of (B,) `flags` for the images of this process."""
-    return None if flags is None else flags[rank_slice(len(flags), fabric)]
+def _tensor(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)

@@ -26,15 +26,8 @@ def infer(
 ) -> Iterator[Probs]:
     """Class probabilities of the images `ids`, in order, each (K, H, W) in the image's own frame.
 
-    Predicted at the square training size and resized (bilinear).
-
-    Args:
-        model: on `device`; set to eval mode.
-        pool: its images are read, its masks are not.
-        ids: sample ids.
-        batch_size: images per forward pass.
-        tta: none, hflip or flips; probabilities are averaged over the flips.
-        device: cpu or a GPU.
+    Predicted at the square training size, `batch_size` at a time, averaged over the flips `tta` (none, hflip or flips),
+    and resized (bilinear). `model`, on `device`, is set to eval mode.
 
     Raises:
         FloatingPointError: NaN or infinite logits.
@@ -56,7 +49,7 @@ def activations(
     model.eval()
     for first in range(0, len(ids), batch_size):
         batch = ids[first : first + batch_size]
-        x = torch.from_numpy(np.stack([pool.image_resized(i) for i in batch])).to(device).permute(0, 3, 1, 2)
+        x = image_tensor(np.stack([pool.image_resized(i) for i in batch]), device)
         for sample_id, cam in zip(batch, model.activation_map(x).float().cpu().numpy(), strict=True):
             yield sample_id, to_frame(cam[None], *pool.native_shape(sample_id))[0]
 
@@ -72,12 +65,17 @@ def predict_resized(
     Raises:
         FloatingPointError: NaN or infinite logits.
     """
-    x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+    x = image_tensor(images, device)
     views = torch.stack([_flipped(model(_flipped(x, dims)).float().softmax(dim=1), dims) for dims in _FLIPS[tta]])
     if not torch.isfinite(views).all():
         raise FloatingPointError("the local model gave NaN or infinite logits; lower fit.lr or use fit.precision 32")
     std = (1 - views[:, :, :1]).std(dim=0, unbiased=False)
     return views.mean(dim=0).cpu().numpy(), std.cpu().numpy()
+
+
+def image_tensor(images: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """(B, S, S, 3) -> (B, 3, S, S) on `device`."""
+    return torch.from_numpy(images).to(device, non_blocking=True).permute(0, 3, 1, 2)
 
 
 def _flipped(x: Tensor, dims: tuple[int, ...]) -> Tensor:

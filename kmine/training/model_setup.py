@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from torch import Tensor
 
@@ -15,12 +15,9 @@ from kmine.models.build import build_model
 from kmine.models.sks import SksModel
 from kmine.seeding import derive_seed
 from kmine.training.checkpoints import Checkpointer
-from kmine.training.distributed import rank_zero_first
+from kmine.training.distributed import Fabric, rank_zero_first
 from kmine.training.task import Task, single_process
 from kmine.training.train_steps import Callbacks, show_progress
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
 
 
 def new_model(task: Task) -> LocalModel:
@@ -59,7 +56,7 @@ def _train_classifier(task: Task, model: SksModel) -> dict[str, Tensor]:
         model,
         batches,
         fit_cfg,
-        fabric=cast("Fabric", task.fabric),
+        fabric=cast(Fabric, task.fabric),
         seed=derive_seed(task.cfg.seed, "classifier"),
         callbacks=Callbacks(
             validate=lambda classifier: image_auc(classifier, task.val, task.fabric.device),

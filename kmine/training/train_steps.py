@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +17,9 @@ from torch import Tensor, nn
 
 from kmine.config import FitConfig
 from kmine.models.sync_batchnorm import sync_batchnorm
+from kmine.training.distributed import Fabric
 from kmine.training.ema import EMA
 from kmine.types import ProgressReporter
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric  # a second and 260 MB to load; not needed without training
 
 StateDict = dict[str, Tensor]
 B = TypeVar("B")
@@ -66,18 +64,15 @@ class FitState:
     @classmethod
     def from_tensors(cls, tensors: StateDict, plain: dict[str, Any]) -> FitState:
         """The inverse of `to_tensors`."""
-        groups: dict[str, StateDict] = {"model": {}, "best": {}, "average": {}}
-        optimizer: dict[str, StateDict] = {}
+        groups: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}, "best": {}, "average": {}}
         for name, value in tensors.items():
             group, _, key = name.partition("/")
+            entry = groups[group]
             if group == "optimizer":
                 number, _, key = key.partition("/")
-                optimizer.setdefault(number, {})[key] = value
-            else:
-                groups[group][key] = value
-        history = [tuple(entry) for entry in plain["history"]]
-        score = {"best_score": plain["best_score"], "best_step": plain["best_step"]}
-        return cls(step=plain["step"], optimizer=optimizer, history=history, **score, **groups)
+                entry = entry.setdefault(number, {})
+            entry[key] = value
+        return cls(**groups, **plain | {"history": [tuple(row) for row in plain["history"]]})
 
 
 @dataclass(frozen=True)
@@ -126,14 +121,13 @@ def train_steps(
     callbacks: Callbacks[ModuleT],
     resume: FitState | None = None,
 ) -> FitResult:
-    """Train `module` in place for `cfg.steps` steps of AdamW with linear warm-up and cosine decay.
+    """Train `module` in place, from its current weights, for `cfg.steps` steps of AdamW.
 
     Validates every `cfg.val_every` steps and at the end. With `cfg.ema_decay` a running average of weights and buffers
-    is validated, selected and returned, as `final` too. It does not affect the trained weights, with which `module`
-    ends.
+    is validated, selected and returned, as `final` too; it does not affect the trained weights.
 
     Args:
-        module: starts from its current weights; checkpoints are its state dict.
+        module: checkpoints are its state dict.
         batches: batch of each step.
         loss_fn: see `LossFn`.
         cfg: steps, learning rate, weight decay, warm-up, decay of the average, validation interval, workers.

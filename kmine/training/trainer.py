@@ -6,7 +6,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from kmine.config import FitConfig
 from kmine.data.augment import Augment
@@ -16,13 +16,11 @@ from kmine.io.files import sign
 from kmine.models.base import LocalModel
 from kmine.seeding import derive_seed
 from kmine.training.checkpoints import Checkpointer, Checkpoints
+from kmine.training.distributed import Fabric
 from kmine.training.evaluation import validation_dice
 from kmine.training.fit import Consistency, fit
 from kmine.training.task import Task
 from kmine.training.train_steps import Callbacks, show_progress
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
 
 
 def train(
@@ -64,7 +62,7 @@ def train(
             model,
             _batches(task, cfg, round_idx, pseudo, consistency),
             cfg,
-            fabric=cast("Fabric", task.fabric),
+            fabric=cast(Fabric, task.fabric),
             seed=derive_seed(task.cfg.seed, "fit", round_idx),
             callbacks=Callbacks(
                 validate=partial(validation_dice, task),

@@ -56,6 +56,18 @@ def count_encoded(sam, monkeypatch) -> list[int]:
     return counts
 
 
+def record_prompts(sam, monkeypatch) -> list[dict]:
+    """Arguments of every later call of the prompt encoder."""
+    calls, forward = [], sam.prompt_encoder.forward
+
+    def recorded(**kwargs):
+        calls.append(kwargs)
+        return forward(**kwargs)
+
+    monkeypatch.setattr(sam.prompt_encoder, "forward", recorded)
+    return calls
+
+
 def disc(size, row: float, column: float, radius: float) -> np.ndarray:
     rows, columns = np.mgrid[: size[0], : size[1]]
     return np.hypot(rows - row, columns - column) <= radius

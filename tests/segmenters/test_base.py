@@ -7,20 +7,16 @@ from itertools import product
 
 import numpy as np
 import pytest
-from helpers.segmenter_suite import (
-    images,
-    random_sam,
-)
+from helpers.segmenter_suite import images, random_sam
 
 from kmine.config import PromptsConfig
 from kmine.errors import UserError
 from kmine.mining.prompts import prompts_from_probs, reprompt_from_candidate
-from kmine.segmenters import (
-    check_prompting,
-)
+from kmine.segmenters import check_prompting
 from kmine.segmenters.base import (
     Embedding,
     PromptedExample,
+    candidate_of,
     check_example,
     check_images,
     check_logits,
@@ -34,7 +30,7 @@ from kmine.segmenters.registry import NEEDS_BOX
 from kmine.segmenters.sam.segmenter import SamSegmenter
 from kmine.segmenters.tiny import SHIPPED
 from kmine.segmenters.tiny.segmenter import open_tiny
-from kmine.types import Probs, Prompts
+from kmine.types import Candidate, Probs, Prompts
 
 BOX = np.array([1, 1, 5, 5], np.float32)
 
@@ -106,6 +102,21 @@ def test_proposals_keep_the_largest_component() -> None:
     assert np.argwhere(proposals.masks[0]).max(axis=0).tolist() == [7, 8] and proposals.masks.sum() == 36
     assert proposals.predicted_iou.tolist() == [1] and np.isnan(proposals.stability_score[0])
     assert proposals_of((4, 5), [], [], []).masks.shape == (0, 4, 5)
+
+
+def test_a_candidate_has_its_own_masks_and_the_best_mask_of_each_jittered_box() -> None:
+    def row(fill: int, *scores: float) -> Candidate:
+        masks = np.zeros((len(scores), 2, 3), np.bool_)
+        masks[:, 0, fill] = masks[1:, 1] = True
+        return Candidate(masks, np.array(scores, np.float32), np.full(len(scores), np.nan), None, masks[:0])
+
+    # Both scores of the first jittered box exceed 1: clipping before the choice would make them equal.
+    own, first, second = row(0, 1.25, -0.5), row(1, 1.25, 1.5), row(2, 0.5, 0.25)
+    candidate = candidate_of([own, first, second])
+    assert candidate.masks is own.masks and candidate.predicted_iou.tolist() == [1, 0]
+    assert np.array_equal(candidate.jittered_masks, [first.masks[1], second.masks[0]])
+    alone = candidate_of([own]).jittered_masks
+    assert alone.shape == (0, 2, 3) and alone.dtype == candidate.jittered_masks.dtype == np.bool_
 
 
 def test_a_mask_of_another_size_is_refused_as_an_example() -> None:

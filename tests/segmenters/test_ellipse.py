@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers.segmenter_suite import (
-    SegmenterSuite,
-)
+from helpers.segmenter_suite import SegmenterSuite
 
 from kmine.errors import UserError
 from kmine.segmenters.ellipse import Ellipse, ellipse_mask

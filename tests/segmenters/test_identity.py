@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kmine.segmenters import (
-    SEGMENTERS,
-)
+from kmine.segmenters import SEGMENTERS
 from kmine.segmenters.identity import IdentitySegmenter
 from kmine.types import Prompts
 

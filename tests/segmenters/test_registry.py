@@ -9,11 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.segmenter_suite import (
-    SMALL,
-    random_net,
-    random_sam,
-)
+from helpers.segmenter_suite import SMALL, random_net, random_sam
 from safetensors.torch import save_file
 
 from kmine.config import PromptsConfig, SegmenterConfig
@@ -28,9 +24,7 @@ from kmine.segmenters import (
     registry,
     weights,
 )
-from kmine.segmenters.base import (
-    AutomaticMaskGenerator,
-)
+from kmine.segmenters.base import AutomaticMaskGenerator
 from kmine.segmenters.ellipse import Ellipse
 from kmine.segmenters.identity import IdentitySegmenter
 from kmine.segmenters.registry import NEEDS_BOX, NO_PROPOSALS

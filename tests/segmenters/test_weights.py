@@ -12,9 +12,7 @@ from helpers.local_server import serving
 from safetensors.torch import save_file
 
 from kmine.errors import UserError
-from kmine.segmenters import (
-    weights,
-)
+from kmine.segmenters import weights
 
 CONTENT = np.random.default_rng(0).bytes(700_000)
 
@@ -45,6 +43,17 @@ def test_a_digest_covers_names_dtypes_shapes_and_values() -> None:
     changed = [{"b": two}, {"a": two.double()}, {"a": two[None]}, {"a": two + 1}, {"a": two, "b": two}]
     assert len({digest(**state) for state in ({"a": two}, *changed)}) == 6
     assert digest(a=two, b=-two) == digest(b=-two, a=two)
+
+
+def test_adapted_tensors_that_do_not_fit_are_refused_in_one_line() -> None:
+    module, other = torch.nn.Linear(2, 1), torch.nn.Linear(3, 1)
+    fitting = {key: value + 1 for key, value in module.state_dict().items()}
+    weights.load_adapted(module, fitting, "a head")
+    assert all(torch.equal(value, fitting[key]) for key, value in module.state_dict().items())
+    with pytest.raises(ValueError, match=r"^expected a head, got tensors that do not fit: .*weight.*; adapt") as raised:
+        weights.load_adapted(module, other.state_dict(), "a head")
+    assert "\n" not in str(raised.value)
+    assert weights.one_line(RuntimeError("a\n\tb " + 400 * "c")) == "a b " + 396 * "c"
 
 
 def test_a_file_with_python_objects_is_refused(tmp_path) -> None:

@@ -23,14 +23,7 @@ from kmine.data.batches import Batch
 from kmine.errors import UserError
 from kmine.models.build import build_model
 from kmine.store.run_folder import RunFolder
-from kmine.training.distributed import (
-    forward,
-    gather_shards,
-    is_distributed_launch,
-    make_fabric,
-    rank_slice,
-    shard,
-)
+from kmine.training.distributed import forward, gather_shards, is_distributed_launch, make_fabric, rank_slice, shard
 from kmine.training.fit import fit
 from kmine.training.train_steps import Callbacks
 from kmine.types import PseudoLabel

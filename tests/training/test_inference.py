@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kmine.data.resize import to_frame
-from kmine.training.inference import infer, predict_resized
+from kmine.training.inference import image_tensor, infer, predict_resized
 
 CPU = torch.device("cpu")
 
@@ -44,6 +44,11 @@ class FakePool:
 
 def picture(seed: int, side: int = 8) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def test_an_image_tensor_has_its_channels_first():
+    image = picture(0)
+    assert torch.equal(image_tensor(image[None], CPU)[0, 2], torch.from_numpy(image[..., 2]))
 
 
 @pytest.mark.parametrize("tta", ["none", "hflip", "flips"])

@@ -10,7 +10,7 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from kmine.errors import UserError
-from kmine.segmenters.weights import read_checkpoint
+from kmine.segmenters.weights import one_line, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def build_sam(name: str, checkpoint: Path | None, image_size: int = 1024) -> Sam
 
     Args:
         name: a key of `ARCHITECTURES`.
-        checkpoint: weights to load; None: random weights from torch's global generator.
+        checkpoint: weights to load; None: random ones from torch's global generator.
         image_size: E, a multiple of 16; published weights fit 1024 only.
 
     Raises:
@@ -70,9 +70,8 @@ def build_sam(name: str, checkpoint: Path | None, image_size: int = 1024) -> Sam
         try:
             sam.load_state_dict(state)
         except RuntimeError as error:
-            reasons = " ".join(str(error).split())[:400]
             raise UserError(
-                f"{checkpoint}: expected the weights of {name}, got other tensors: {reasons}; "
+                f"{checkpoint}: expected the weights of {name}, got other tensors: {one_line(error)}; "
                 "use a checkpoint of the whole SAM"
             ) from error
     return sam
@@ -90,11 +89,9 @@ def _read(name: str, path: Path, image_size: int) -> dict[str, torch.Tensor]:
     width, expected = patches.shape[0], ARCHITECTURES[name].embed_dim
     if width != expected:
         same_width = [other for other, arch in ARCHITECTURES.items() if arch.embed_dim == width]
-        cure = (
-            f"it looks like {same_width[0]}: use --segmenter.name {same_width[0]}"
-            if same_width
-            else f"known: {sorted(ARCHITECTURES)}"
-        )
+        cure = f"known: {sorted(ARCHITECTURES)}"
+        if same_width:
+            cure = f"it looks like {same_width[0]}: use --segmenter.name {same_width[0]}"
         raise UserError(f"{path}: expected {name} with {expected} channels, got {width}; {cure}")
     positions = state.get("image_encoder.pos_embed")
     if positions is not None and positions.shape[1] * PATCH != image_size:

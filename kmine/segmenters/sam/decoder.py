@@ -1,10 +1,7 @@
 """SAM's prompt encoder and mask decoder: prompts in the image's frame to logits, for inference and fine-tuning.
 
-Legend: H, W the image's own frame; E the side of the padded square that the encoder takes (1024); S = E / 4 the side of
-logits and mask inputs (256); B prompts decoded in one batch, M masks of each, P points.
-
-Three frames: the image's own (H, W); the same resized so that its longest side is E (or S), by the official
-`ResizeLongestSide`, which also converts boxes and points; and that padded below and on the right to a square.
+The padded frame: the image's own (H, W), resized to the longest side E (1024; S = E / 4 for logits and mask inputs) by
+the official `ResizeLongestSide`, padded below and on the right. B prompts are decoded at once, with M masks of each.
 """
 
 from __future__ import annotations
@@ -23,6 +20,7 @@ from torch import Tensor
 
 from kmine.segmenters.base import MASK_INPUT_CLIP, Embedding, check_prompts
 from kmine.segmenters.sam.build import PROMPT_DIM
+from kmine.segmenters.weights import load_adapted
 from kmine.types import Prompts
 
 STATE_PREFIX = "mask_decoder."
@@ -84,14 +82,12 @@ class PromptDecoder:
         Raises:
             ValueError: tensors of another architecture.
         """
-        try:
-            self.mask_decoder.load_state_dict({_without_prefix(key): tensor for key, tensor in state.items()})
-        except RuntimeError as error:
-            reasons = " ".join(str(error).split())[:400]
-            raise ValueError(
-                f"expected the mask decoder of {self._name}, got tensors that do not fit: {reasons}; "
-                "adapt this segmenter again"
-            ) from error
+        # Keys without the prefix become names that loading refuses.
+        own = {
+            key.removeprefix(STATE_PREFIX) if key.startswith(STATE_PREFIX) else f"not {STATE_PREFIX}: {key}": tensor
+            for key, tensor in state.items()
+        }
+        load_adapted(self.mask_decoder, own, f"the mask decoder of {self._name}")
 
     def features(self, embedding: Embedding) -> Tensor:
         """(1, 256, E/16, E/16) float32 on the device; an embedding may hold float16.
@@ -100,8 +96,8 @@ class PromptDecoder:
             ValueError: features of another model.
         """
         expected = (PROMPT_DIM, *self.sam.prompt_encoder.image_embedding_size)
-        if embedding.features is None or embedding.features.shape != expected:
-            actual = None if embedding.features is None else embedding.features.shape
+        actual = None if embedding.features is None else embedding.features.shape
+        if actual != expected:
             raise ValueError(
                 f"embedding: expected features {expected} of {self._name}, got {actual}; encode the image again"
             )
@@ -185,8 +181,3 @@ class PromptDecoder:
 
     def _tensor(self, array: NDArray[np.generic], dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(array, dtype=dtype, device=self.sam.device)
-
-
-def _without_prefix(key: str) -> str:
-    """The mask decoder's own name of a tensor; other keys become names that loading refuses."""
-    return key.removeprefix(STATE_PREFIX) if key.startswith(STATE_PREFIX) else f"not {STATE_PREFIX}: {key}"

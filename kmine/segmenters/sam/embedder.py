@@ -1,7 +1,4 @@
-"""SAM's image encoder with preprocessing, batching that adapts to GPU memory, and a cache.
-
-Legend: H, W the image's own frame; E the side of the padded square that the encoder takes (1024).
-"""
+"""SAM's image encoder with preprocessing, batching that adapts to GPU memory, and a cache."""
 
 from __future__ import annotations
 
@@ -22,7 +19,17 @@ from kmine.segmenters.weights import update_digest
 
 
 class Embedder:
-    """Images to features. Segmenters that differ only in their mask decoder share one."""
+    """Images to features, with fused attention (`fast_encoder.py`), on the device of `sam`.
+
+    Segmenters that differ only in their mask decoder share one.
+
+    Args:
+        sam: its encoder's weights must not change any more.
+        batch_size: images per forward pass.
+        cache: of features; None encodes every time.
+        dtype: float32 or float16, to which features are rounded, so that results do not depend on what is cached.
+        log: gets a line when a batch is too large for the GPU.
+    """
 
     def __init__(
         self,
@@ -33,16 +40,6 @@ class Embedder:
         dtype: str = "float32",
         log: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Wrap the encoder of a model on its device and switch it to fused attention, see `fast_encoder.py`.
-
-        Args:
-            sam: its encoder's weights must not change any more.
-            batch_size: images per forward pass.
-            cache: of features; None encodes every time.
-            dtype: float32 or float16, to which features are rounded, cached or not: results must not depend on the
-                content of the cache.
-            log: gets a line when a batch is too large for the GPU.
-        """
         use_fused_attention(sam.image_encoder)
         self.batch_size = batch_size
         self._sam = sam
@@ -62,7 +59,7 @@ class Embedder:
 
     @torch.inference_mode()
     def features(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        """(256, E/16, E/16) float32 of each (H, W, 3) uint8 RGB image, rounded to `dtype`.
+        """(256, E/16, E/16) float32 of each (H, W, 3) uint8 RGB image, rounded to `dtype`; E is the encoder's side.
 
         Raises:
             UserError: the GPU's memory is too small for one image.

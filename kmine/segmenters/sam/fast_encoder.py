@@ -1,14 +1,4 @@
-"""SAM's official image encoder, several times faster, equal up to rounding.
-
-Structure and weights stay those of `segment_anything`; `use_fused_attention` replaces two operations inside it:
-
-Attention. The official code materialises all scores, scale * q k^T + q Rh + q Rw, and reads them several times. Here
-the two products with the relative positions are the mask of PyTorch's fused attention, a few heads at a time. (Equally
-exact without a mask: the products appended to the query, and one-hot codes of row and column to the key. At 1024 px
-vectors are then three times as wide, which took 2.5 times as long on a CPU.)
-
-Linear layers, on a CPU. As 1 x 1 convolutions they run in oneDNN, twice as fast as MKL's matrix product on an AMD
-processor; PyTorch uses oneDNN for float32 convolutions, not for float32 matrix products.
+"""SAM's official image encoder with two operations replaced: several times faster, equal up to rounding.
 
 Legend: B images or windows, H, W their tokens (64 x 64, or 14 x 14 in a window), L = H W, N = B x heads, C channels of
 one head.
@@ -46,7 +36,12 @@ def use_fused_attention(encoder: ImageEncoderViT) -> None:
 
 
 def attention(module: Attention, x: Tensor) -> Tensor:
-    """`Attention.forward` of the official encoder on (B, H, W, channels), without gradients."""
+    """`Attention.forward` of the official encoder on (B, H, W, channels), without gradients.
+
+    That materialises all scores, scale * q k^T + q Rh + q Rw. Here the two products with the relative positions are the
+    mask of PyTorch's fused attention, a few heads at a time. (Appended to the query, with one-hot codes of row and
+    column in the key, they are as exact without a mask, but took 2.5 times as long on a CPU at 1024 px.)
+    """
     batch, height, width, _ = x.shape
     tokens, heads = height * width, module.num_heads
     qkv = module.qkv(x).reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
@@ -87,10 +82,13 @@ def _at_once(tokens: int, device: str) -> int:
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """`Linear.forward` on (B, H, W, channels), on a CPU as a convolution."""
+    """`Linear.forward` on (B, H, W, channels); on a CPU as a 1 x 1 convolution, which PyTorch runs in oneDNN.
+
+    That is twice as fast as MKL's matrix product on an AMD processor.
+    """
     if x.device.type != "cpu":
         return F.linear(x, layer.weight, layer.bias)
-    # Rows of tokens become images one pixel high: PyTorch uses oneDNN only for 1 x 1 convolutions of many images.
+    # Rows of tokens become images one pixel high: PyTorch uses oneDNN only for convolutions of many images.
     rows = x.reshape(-1, 1, *x.shape[-2:]).permute(0, 3, 1, 2)
     out = F.conv2d(rows, layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1)
     return out.reshape(*x.shape[:-1], -1)

@@ -1,13 +1,4 @@
-"""Fine-tuning of SAM's mask decoder on precomputed embeddings.
-
-Legend: H, W the image's own frame; S the side of the decoder's logits, padded to a square; h, w the part of S x S that
-the image covers; B examples of one decoder call.
-
-The loss is that of Kirillov et al. 2023, "Segment Anything", appendix A: focal and Dice loss of the mask in the ratio
-20 : 1, and the squared error of the predicted IoU with weight 1. The paper gives no alpha and gamma; 0.25 and 2 are
-those of MaskFormer, which it follows, and of SAM 2's published training. Two differences: one mask a prompt (the paper
-trains three, with the loss of the best), and the frame in which the IoU is measured, see `_iou`.
-"""
+"""Fine-tuning of SAM's mask decoder on precomputed embeddings; B examples share a decoder call."""
 
 from __future__ import annotations
 
@@ -22,6 +13,10 @@ from torch import Tensor, nn
 from kmine.segmenters.base import PromptedExample, check_example
 from kmine.segmenters.sam.decoder import DecoderQuery, PromptDecoder
 
+# The loss is that of Kirillov et al. 2023, "Segment Anything", appendix A: focal and Dice loss of the mask, 20 : 1, and
+# the squared error of the predicted IoU, weight 1. The paper gives no alpha and gamma; these are those of MaskFormer,
+# which it follows, and of SAM 2. Two differences: one mask a prompt (the paper: the best of three), and the frame in
+# which the IoU is measured, see `_iou`.
 FOCAL_WEIGHT = 20.0
 FOCAL_GAMMA = 2.0
 FOCAL_ALPHA = 0.25

@@ -1,7 +1,4 @@
-"""SAM's official automatic mask generator on precomputed embeddings.
-
-Legend: H, W the image's own frame; E the side of the padded square that the encoder takes (1024).
-"""
+"""SAM's official automatic mask generator on precomputed embeddings."""
 
 from __future__ import annotations
 
@@ -37,13 +34,9 @@ class PrecomputedPredictor(SamPredictor):
 
 
 def propose(sam: Sam, features: torch.Tensor, size: tuple[int, int], *, points_at_once: int) -> Proposals:
-    """The official generator's masks of the whole image, without crops, which would have to be encoded.
+    """The official generator's masks of an image of `size` = (H, W), without crops: they would have to be encoded.
 
-    Args:
-        sam: on its device; its image encoder does not run.
-        features: (1, 256, E/16, E/16) of the image, on that device.
-        size: (H, W) of the image.
-        points_at_once: points in one decoder batch, three masks each.
+    `features` are (1, 256, E/16, E/16) on the device of `sam`; `points_at_once` are decoded in a batch, 3 masks each.
     """
     generator = SamAutomaticMaskGenerator(
         sam,

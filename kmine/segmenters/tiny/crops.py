@@ -1,7 +1,4 @@
-"""Prompts to the network's input: crops around boxes, for inference and fine-tuning.
-
-Legend: H, W the image's own frame; S the side of a crop in pixels.
-"""
+"""Prompts to the network's input: crops of S x S pixels around boxes, for inference and fine-tuning."""
 
 from __future__ import annotations
 
@@ -36,13 +33,7 @@ class CropQuery:
 
 
 def crop_queries(embedding: Embedding, prompts: Prompts, *, side: int, name: str) -> Iterator[CropQuery]:
-    """Rows of one `Prompts`: its box, then its jittered boxes in order.
-
-    Args:
-        embedding: of the image, with its pixels.
-        prompts: not yet checked.
-        side: S.
-        name: of the segmenter, for errors.
+    """Rows of one `Prompts`: its box, then its jittered boxes in order; `side` is S, `name` the segmenter's.
 
     Raises:
         UserError: prompts without a box.

@@ -1,6 +1,4 @@
-"""Fine-tuning of `tiny`: loss, augmentation, and the trainable copy.
-
-Legend: B crops, S side of a crop, P points, all in the crop's frame (`window.py`); H, W the image's own frame.
+"""Fine-tuning of `tiny`: loss, augmentation, and the trainable copy; B crops of side S in the crop's frame.
 
 Pretraining on procedural images (`experiments/tiny_segmenter`) uses the same loss and colour augmentation.
 """
@@ -36,10 +34,7 @@ def predict_masks(net: TinyNet, inputs: NetworkInput) -> tuple[Tensor, Tensor]:
 def iou_of(mask: Tensor, truth: Tensor, area_outside: Tensor | float = 0.0) -> Tensor:
     """(B,) IoU of (B, 1, S, S) masks in {0, 1}; 0 for two empty ones.
 
-    Args:
-        mask: predicted.
-        truth: the part inside the crop.
-        area_outside: (B,) area of the true objects outside the crop, in pixels of the crop, which no prediction covers.
+    `area_outside` (B,) is that of the true objects outside the crop, in pixels of the crop: no prediction covers it.
     """
     both = (mask * truth).sum((1, 2, 3))
     return both / (mask.sum((1, 2, 3)) + truth.sum((1, 2, 3)) - both + area_outside).clamp_min(1)
@@ -81,8 +76,7 @@ class TinyFineTuner:
     def loss(self, examples: Sequence[PromptedExample], seed: int) -> Tensor:
         """Mean `tiny_loss` over at least one example, a scalar with gradient; jittered boxes are ignored.
 
-        The network's input is that of `Tiny.decode`, augmented (`augment`). `seed` draws the augmentation on the CPU,
-        so that it is the same on every device.
+        The network's input is that of `Tiny.decode`, augmented on the CPU: the same for a `seed` on every device.
 
         Raises:
             UserError: prompts without a box.
@@ -113,16 +107,13 @@ class TinyFineTuner:
 
 
 def truth_in_crop(query: CropQuery, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], float]:
-    """A row's part of an (H, W) mask.
+    """A row's part of an (H, W) mask: (S, S) in [0, 1], the object's share of each pixel, 0 beyond the image.
 
-    Returns:
-        (S, S) in [0, 1], the object's share of each pixel, 0 beyond the image; and the object's area outside the crop,
-        in pixels of the crop.
+    Also the object's area outside the crop, in pixels of the crop.
     """
     window = query.window
     crop = np.where(valid_region(query), window.crop(mask.astype(np.float32)), np.float32(0))
-    shown = mask[max(window.top, 0) : window.top + window.height, max(window.left, 0) : window.left + window.width]
-    area_outside = np.count_nonzero(mask) - np.count_nonzero(shown)
+    area_outside = np.count_nonzero(mask) - np.count_nonzero(mask[window.visible(mask.shape)])
     return crop, float(area_outside) * window.side**2 / (window.width * window.height)
 
 
@@ -132,24 +123,16 @@ def augment(inputs: NetworkInput, truth: Tensor, rng: Generator) -> tuple[Networ
     inputs, truth = flip_and_transpose(inputs, truth, *(torch.rand(3, count, generator=rng) < 0.5))
     kept = (torch.rand(count, generator=rng) >= MASK_INPUT_DROPOUT).float()
     image = color_jitter(inputs.image, rng, AUGMENT_STRENGTH)
-    return inputs._replace(
-        image=image,
-        mask_input=inputs.mask_input * kept[:, None, None, None],
-        has_mask_input=inputs.has_mask_input * kept,
-    ), truth
+    mask_input, has_mask_input = inputs.mask_input * kept[:, None, None, None], inputs.has_mask_input * kept
+    return inputs._replace(image=image, mask_input=mask_input, has_mask_input=has_mask_input), truth
 
 
 def flip_and_transpose(
     inputs: NetworkInput, truth: Tensor, across: Tensor, down: Tensor, swap: Tensor
 ) -> tuple[NetworkInput, Tensor]:
-    """Flip and transpose image, prompts and truth together.
+    """Flip and transpose image, prompts and truth (B, 1, S, S) together.
 
-    Args:
-        inputs: of B crops.
-        truth: (B, 1, S, S).
-        across: (B,) bool, crops to flip left to right.
-        down: (B,) bool, crops to flip top to bottom.
-        swap: (B,) bool, crops to transpose after that.
+    Each (B,) bool: `across` flips left to right, `down` top to bottom, `swap` transposes after that.
     """
     side = truth.shape[-1]
     mirrored = torch.stack([across, down], 1)[:, None]  # (B, 1, x or y)
@@ -178,16 +161,10 @@ def flip_and_transpose(
 
 
 def color_jitter(image: Tensor, rng: Generator, strength: float = 1.0) -> Tensor:
-    """Random gains, gamma, desaturation, inversion, uneven light, blur and noise.
+    """Random gains, gamma, desaturation, inversion, uneven light, blur and noise on (B, 3, S, S) in [0, 255].
 
-    Args:
-        image: (B, 3, S, S) in [0, 255].
-        rng: on the image's device.
-        strength: in [0, 1]: 1 for procedural images, 0 for no visible change. Up to 1/2 no image is desaturated or
-            inverted.
-
-    Returns:
-        (B, 3, S, S) in [0, 255].
+    `rng` is on the image's device. `strength` is in [0, 1]: 1 for procedural images, 0 for no visible change; up to 1/2
+    no image is desaturated or inverted.
     """
 
     def uniform(*shape: int) -> Tensor:

@@ -1,9 +1,6 @@
-"""The network of the segmenter `tiny`: a small U-net on a crop around the box, with the prompts as extra planes.
+"""The network of `tiny`: a small U-net on crops of S x S around B boxes, with the prompts as extra planes.
 
-Legend: B boxes, S side of the crop in pixels, P points, all in the crop's frame (`window.py`).
-
-The mask logits are those of the ellipse inscribed in the box plus the network's output. The last layer starts at zero,
-so an untrained network gives exactly the ellipse, the lower bound for every segmenter.
+Mask logits are those of the ellipse inscribed in the box plus its output, which is zero in an untrained network.
 """
 
 from __future__ import annotations

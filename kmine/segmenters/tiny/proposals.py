@@ -1,7 +1,4 @@
-"""Automatic masks of an image from box prompts: a grid of boxes and non-maximum suppression.
-
-Legend: H, W the image's own frame, B boxes.
-"""
+"""Automatic masks of an image from box prompts: a grid of boxes and non-maximum suppression."""
 
 from __future__ import annotations
 
@@ -26,11 +23,7 @@ MAX_BOX_IOU = 0.7
 
 
 def propose(segmenter: Segmenter, embedding: Embedding) -> Proposals:
-    """Masks of the grid's boxes from a segmenter that predicts IoU, without empty masks and near-duplicates.
-
-    Raises:
-        ValueError: an embedding of another segmenter.
-    """
+    """Masks of the grid's boxes from a segmenter that predicts IoU, without empty masks and near-duplicates."""
     prompts = [Prompts(class_id=1, box=box) for box in grid_boxes(embedding.size)]
     (candidates,) = segmenter.decode([embedding], [prompts])
     candidates = [candidate for candidate in candidates if candidate.masks[candidate.best].any()]
@@ -44,10 +37,7 @@ def propose(segmenter: Segmenter, embedding: Embedding) -> Proposals:
 
 
 def grid_boxes(size: tuple[int, int]) -> NDArray[np.float32]:
-    """(B, 4) XYXY boxes over an image of `size` = (H, W), small ones first, row by row from left to right.
-
-    Each scale covers the image from border to border in steps of at most half a box.
-    """
+    """(B, 4) XYXY over an image of `size` = (H, W) in steps of at most half a box, small ones first, row by row."""
     height, width = size
     base = max(min(size), max(size) / MAX_ASPECT)
     boxes = []

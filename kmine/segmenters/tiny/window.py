@@ -1,8 +1,6 @@
 """The crop around a box: the only conversion between the image's own frame and the crop's frame.
 
-Both frames count pixel centres as integers: pixel (row 0, column 0) is the point (0, 0) and reaches from -0.5 to 0.5.
-A window is a rectangle of whole image pixels, resized to S x S with one factor per axis. It may reach over the image's
-border; there the crop repeats the last pixel, and `limits` marks the border.
+In both, pixel (row 0, column 0) is the point (0, 0) and reaches from -0.5 to 0.5.
 """
 
 from __future__ import annotations
@@ -24,7 +22,10 @@ MIN_WINDOW = 16.0
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of the image, and the side of its crop."""
+    """A rectangle of whole image pixels, resized to a crop of S x S with one factor per axis.
+
+    Beyond the image's border the crop repeats the last pixel, and `limits` marks the border.
+    """
 
     left: int
     top: int
@@ -45,32 +46,24 @@ class Window:
 
     def crop(self, plane: NDArray[np.generic]) -> NDArray[np.generic]:
         """(H, W) or (H, W, C) in the image's frame to (S, S) or (S, S, C), of the same dtype."""
-        height, width = plane.shape[:2]
-        top, bottom, left, right = self._visible((height, width))
-        visible = plane[top:bottom, left:right]
-        pads = top - self.top, self.top + self.height - bottom, left - self.left, self.left + self.width - right
-        if any(pads):
-            visible = cv2.copyMakeBorder(visible, *pads, cv2.BORDER_REPLICATE)
+        rows, columns = self.visible(plane.shape[:2])
+        above, below = rows.start - self.top, self.top + self.height - rows.stop
+        before, after = columns.start - self.left, self.left + self.width - columns.stop
+        visible = plane[rows, columns]
+        if above or below or before or after:
+            visible = cv2.copyMakeBorder(visible, above, below, before, after, cv2.BORDER_REPLICATE)
         return _resize(np.ascontiguousarray(visible), self.side, self.side)
 
-    def paste(
-        self, plane: NDArray[np.float32], size: tuple[int, int]
-    ) -> tuple[NDArray[np.float32], tuple[slice, slice]]:
-        """(S, S) to the image's frame: the part inside an image of `size` = (H, W), and its rows and columns there."""
-        top, bottom, left, right = self._visible(size)
+    def paste(self, plane: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        """(S, S) to the image's frame: the part that is `visible` in an image of `size` = (H, W)."""
+        rows, columns = self.visible(size)
         full = _resize(plane, self.width, self.height)
-        visible = full[top - self.top : bottom - self.top, left - self.left : right - self.left]
-        return visible, (slice(top, bottom), slice(left, right))
+        return full[rows.start - self.top : rows.stop - self.top, columns.start - self.left : columns.stop - self.left]
 
-    def _visible(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """(top, bottom, left, right), ends exclusive, of the part inside an image of `size`."""
-        height, width = size
-        return (
-            max(self.top, 0),
-            min(self.top + self.height, height),
-            max(self.left, 0),
-            min(self.left + self.width, width),
-        )
+    def visible(self, size: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns of the part inside an image of `size` = (H, W)."""
+        bottom, right = min(self.top + self.height, size[0]), min(self.left + self.width, size[1])
+        return slice(max(self.top, 0), bottom), slice(max(self.left, 0), right)
 
 
 def window_sides(width: float, height: float) -> tuple[float, float]:
@@ -81,12 +74,7 @@ def window_sides(width: float, height: float) -> tuple[float, float]:
 
 
 def window_of(box: NDArray[np.floating], side: int) -> Window:
-    """The window around a box.
-
-    Args:
-        box: (4,) XYXY in pixels, with area, at least partly inside the image.
-        side: S, pixels of the crop.
-    """
+    """The window around a box, (4,) XYXY in pixels, with area, at least partly inside the image; `side` is S."""
     x0, y0, x1, y1 = (float(value) for value in box)
     across, down = window_sides(x1 - x0, y1 - y0)
     left, right = _whole((x0 + x1 - across) / 2, (x0 + x1 + across) / 2)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.segmenter_suite import (
-    SMALL,
-    random_sam,
-)
+from helpers.segmenter_suite import SMALL, random_sam
 from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 

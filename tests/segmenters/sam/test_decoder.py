@@ -5,16 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.segmenter_suite import (
-    box_prompts,
-    images,
-    random_sam,
-)
+from helpers.segmenter_suite import box_prompts, images, random_sam, record_prompts
 
-from kmine.segmenters.base import (
-    MASK_INPUT_CLIP,
-    Embedding,
-)
+from kmine.segmenters.base import MASK_INPUT_CLIP, Embedding
 from kmine.segmenters.sam.decoder import PromptDecoder
 from kmine.segmenters.sam.segmenter import SamSegmenter
 from kmine.types import Prompts
@@ -27,15 +20,7 @@ def small():
 
 @pytest.fixture
 def spy(small, monkeypatch):
-    """Arguments of every call of the prompt encoder."""
-    calls, forward = [], small.prompt_encoder.forward
-
-    def recorded(**kwargs):
-        calls.append(kwargs)
-        return forward(**kwargs)
-
-    monkeypatch.setattr(small.prompt_encoder, "forward", recorded)
-    return calls
+    return record_prompts(small, monkeypatch)
 
 
 def test_boxes_and_points_reach_the_prompt_encoder_in_its_frame(small, spy) -> None:

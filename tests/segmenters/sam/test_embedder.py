@@ -7,12 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.segmenter_suite import (
-    count_encoded,
-    disc,
-    images,
-    random_sam,
-)
+from helpers.segmenter_suite import count_encoded, disc, images, random_sam
 
 from kmine.config import AdaptConfig
 from kmine.errors import UserError

@@ -5,16 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.segmenter_suite import (
-    ProposalSuite,
-    images,
-    random_sam,
-)
+from helpers.segmenter_suite import ProposalSuite, images, random_sam
 from segment_anything import SamAutomaticMaskGenerator
 
-from kmine.segmenters.base import (
-    proposals_of,
-)
+from kmine.segmenters.base import proposals_of
 from kmine.segmenters.sam import proposals as sam_proposals
 from kmine.segmenters.sam.segmenter import SamSegmenter
 

@@ -5,18 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.segmenter_suite import (
-    SegmenterSuite,
-    box_prompts,
-    images,
-    random_sam,
-)
+from helpers.segmenter_suite import SegmenterSuite, box_prompts, images, random_sam, record_prompts
 from segment_anything import SamPredictor
 
 from kmine.errors import UserError
-from kmine.segmenters.base import (
-    Embedding,
-)
+from kmine.segmenters.base import Embedding
 from kmine.segmenters.sam import segmenter as sam_segmenter
 from kmine.segmenters.sam.segmenter import SamSegmenter
 from kmine.types import Prompts
@@ -59,15 +52,7 @@ def small():
 
 @pytest.fixture
 def spy(small, monkeypatch):
-    """Arguments of every call of the prompt encoder."""
-    calls, forward = [], small.prompt_encoder.forward
-
-    def recorded(**kwargs):
-        calls.append(kwargs)
-        return forward(**kwargs)
-
-    monkeypatch.setattr(small.prompt_encoder, "forward", recorded)
-    return calls
+    return record_prompts(small, monkeypatch)
 
 
 def with_mask_input(prompts: Prompts, size) -> Prompts:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kmine.segmenters.base import (
-    MASK_INPUT_CLIP,
-    Embedding,
-)
+from kmine.segmenters.base import MASK_INPUT_CLIP, Embedding
 from kmine.segmenters.tiny.crops import crop_queries, network_input, valid_region
 from kmine.types import Prompts
 

@@ -15,14 +15,7 @@ from kmine.errors import UserError
 from kmine.segmenters.base import AutomaticMaskGenerator, Embedding, FineTunable, FineTuneDefaults, PromptedExample
 from kmine.segmenters.tiny import finetune
 from kmine.segmenters.tiny.crops import crop_queries, network_input
-from kmine.segmenters.tiny.finetune import (
-    augment,
-    color_jitter,
-    flip_and_transpose,
-    iou_of,
-    tiny_loss,
-    truth_in_crop,
-)
+from kmine.segmenters.tiny.finetune import augment, color_jitter, flip_and_transpose, iou_of, tiny_loss, truth_in_crop
 from kmine.segmenters.tiny.network import NetworkInput, planes_of
 from kmine.segmenters.tiny.segmenter import Tiny
 from kmine.segmenters.tiny.weights import signature_of

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.segmenter_suite import (
-    random_net,
-)
+from helpers.segmenter_suite import random_net
 
 from kmine.segmenters.tiny.network import NUM_PLANES, NetworkInput, TinyNet, ellipse_logits, planes_of
 

@@ -6,10 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.segmenter_suite import (
-    ProposalSuite,
-    disc,
-)
+from helpers.segmenter_suite import ProposalSuite, disc
 
 from kmine.segmenters.ellipse import Ellipse
 from kmine.segmenters.tiny import SHIPPED

@@ -5,19 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.segmenter_suite import (
-    SegmenterSuite,
-    assert_same,
-    box_prompts,
-    images,
-    random_net,
-)
+from helpers.segmenter_suite import SegmenterSuite, assert_same, box_prompts, images, random_net
 
 from kmine.config import SegmenterConfig
 from kmine.errors import UserError
-from kmine.segmenters import (
-    open_segmenter,
-)
+from kmine.segmenters import open_segmenter
 from kmine.segmenters.ellipse import Ellipse
 from kmine.segmenters.tiny.network import TinyNet
 from kmine.segmenters.tiny.segmenter import Tiny

@@ -7,19 +7,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers.segmenter_suite import (
-    box_prompts,
-    images,
-    random_net,
-)
+from helpers.segmenter_suite import box_prompts, images, random_net
 from safetensors.torch import save_file
 
 from kmine.config import SegmenterConfig
 from kmine.errors import UserError
 from kmine.ops.masks import tight_box
-from kmine.segmenters import (
-    open_segmenter,
-)
+from kmine.segmenters import open_segmenter
 from kmine.segmenters.ellipse import Ellipse
 from kmine.segmenters.tiny import SHIPPED
 from kmine.segmenters.tiny import weights as tiny_weights

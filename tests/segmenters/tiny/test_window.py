@@ -44,6 +44,6 @@ def test_a_linear_ramp_survives_crop_and_inverse() -> None:
     rows, columns = np.mgrid[:40, :60].astype(np.float32)
     slope = 2 * rows - columns
     window = Window(left=20, top=-8, width=64, height=30, side=96)
-    part, where = window.paste(window.crop(slope), slope.shape)
+    part, where = window.paste(window.crop(slope), slope.shape), window.visible(slope.shape)
     assert where == (slice(0, 22), slice(20, 60))
     np.testing.assert_allclose(part[2:-2, 2:-2], slope[where][2:-2, 2:-2], atol=0.1)
