@@ -44,13 +44,10 @@ def export_masks(audited: AuditedRun, what: str, out: Path, reports: Sequence[Ma
 
     def masks() -> Iterator[ExportedMask]:
         for report in sorted(reports, key=lambda report: report.sample_id):  # slices of a volume in sequence
-            mask, picture = (
-                audited.read(report.kind)(report.sample_id),
-                f"pictures/{picture_name(report.sample_id)}.jpg",
-            )
-            score = round(report.suspicion, 4), report.rank
-            origin = (mined.signature, mined.round_idx) if report.kind == "pseudo" else ("", 0)
-            yield ExportedMask(report.sample_id, report.kind, mask, picture, *score, *origin)
+            mask, suspicion = audited.read(report.kind)(report.sample_id), round(report.suspicion, 4)
+            picture = f"pictures/{picture_name(report.sample_id)}.jpg"
+            signature, number = (mined.signature, mined.round_idx) if report.kind == "pseudo" else ("", 0)
+            yield ExportedMask(report.sample_id, report.kind, mask, picture, suspicion, report.rank, signature, number)
 
     if what == "coco":
         return write_coco(out / "coco.json", masks(), names, f"kmine audit of {audited.store.root.name}")
