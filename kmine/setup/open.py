@@ -27,6 +27,7 @@ from kmine.models.base import LocalModel
 from kmine.models.build import build_model
 from kmine.segmenters import open_segmenter
 from kmine.segmenters.base import Segmenter
+from kmine.setup.contents import record_contents, refuse_changed_data
 from kmine.setup.data_check import check_before_training, find_issues
 from kmine.setup.device import resolve_device
 from kmine.setup.provenance import provenance
@@ -71,13 +72,23 @@ def begin_run(
 
     def contents() -> dict[str, str]:
         progress.log("the data files have other times than when this run began: comparing their content")
+        cache = open_cache(cfg, source)
+        refuse_changed_data(source, cache, run, _opened_masks(open_splits(cfg, cache, run)))
         return content_fingerprints(cfg, source, run)
 
     if not run.follows:
         run.claim(cli.to_dict(cfg), source.fingerprint(), contents)
     task = open_task(cfg, source, run, progress, fabric, mines=method == MINING)
     run.update_run(**provenance(cfg, task, source, content_fingerprints(cfg, source, run)), stopped_by="interrupted")
+    if not run.follows:
+        cache = open_cache(cfg, source)
+        record_contents(cache, run, _opened_masks(open_splits(cfg, cache, run)))
     return task
+
+
+def _opened_masks(splits: Splits) -> frozenset[str]:
+    """Samples whose masks training may read."""
+    return frozenset((*splits.labeled, *splits.val))
 
 
 def open_task(
@@ -165,7 +176,7 @@ def content_fingerprints(cfg: LoopConfig, source: Source, run: RunFolder) -> dic
     """Fingerprints of images and of labeled and validation masks: `SampleCache.content_fingerprints`."""
     cache = open_cache(cfg, source)
     splits = open_splits(cfg, cache, run)
-    return cache.content_fingerprints((*splits.labeled, *splits.val))
+    return cache.content_fingerprints(_opened_masks(splits))
 
 
 def apply_verdicts(cfg: LoopConfig, data: OpenedData, run: RunFolder, progress: ProgressReporter) -> VerdictEffects:
@@ -241,6 +252,9 @@ def open_for_test(cfg: LoopConfig, source: Source, run: RunFolder) -> Evaluator:
     if not splits.test:
         raise UserError(f"{run.root}: the run has no test split (data.test_fraction 0); nothing to compare on")
     bad = {s.sample_id for s in cache.decode_masks(splits.test)}
+    opened = _opened_masks(splits) | {*splits.test}
+    refuse_changed_data(source, cache, run, opened)
+    record_contents(cache, run, opened)
     pool = Pool(cache, [i for i in splits.test if i not in bad], splits.groups, "true")
     fabric = SingleDevice(resolve_device(cfg.device))
     model = build_model(cfg.model.split()[0], len(source.class_names), cfg.seed, pretrained=False).to(fabric.device)
@@ -248,7 +262,13 @@ def open_for_test(cfg: LoopConfig, source: Source, run: RunFolder) -> Evaluator:
 
 
 def open_for_audit(cfg: LoopConfig, source: Source, run: RunFolder, progress: ProgressReporter) -> Task:
-    """Task of a finished run without a segmenter; the unlabeled pool withholds its masks."""
+    """Task of a finished run without a segmenter; the unlabeled pool withholds its masks.
+
+    Raises:
+        UserError: the data are not those of the run, or cannot be opened.
+    """
+    cache = open_cache(cfg, source)
+    refuse_changed_data(source, cache, run, _opened_masks(open_splits(cfg, cache, run)))
     return open_task(replace(cfg, rounds=0), source, run, progress, SingleDevice(resolve_device(cfg.device)))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import astuple
 from pathlib import Path
 
@@ -122,6 +122,11 @@ class SampleCache:
         parts = {"images": images, "masks": [[i, self._mask_crc(i)] for i in sorted(with_masks)]}
         content = {name: json.dumps([self.size, rows]).encode() for name, rows in parts.items()}
         return {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
+
+    def checksums(self, with_masks: Collection[str]) -> dict[str, tuple[int, int | None]]:
+        """CRC-32 of the image of every sample and of the masks of the samples `with_masks`, at training size, by id."""
+        ids = sorted(self._entries)
+        return {i: (self._entries[i].image_crc, self._mask_crc(i) if i in with_masks else None) for i in ids}
 
     def _mask_crc(self, sample_id: str) -> int | None:
         """CRC-32 of the record of a mask; None for a damaged mask or an unknown sample."""
