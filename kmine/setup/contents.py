@@ -41,10 +41,16 @@ def refuse_changed_data(source: Source, cache: SampleCache, run: RunFolder, with
     changed = sorted(i for i in before.keys() | now.keys() if not _is_same(before.get(i), now.get(i)))
     if changed:
         raise UserError(
-            f"{run.root}: expected the data that this run was made from, the content of {len(changed)} of {len(before)} "
-            f"samples has changed: {first_names(changed)}; restore their files, or name the folder that holds the run's "
-            "data (--data_root; of kmine.loop the data settings with another --out)"
+            f"{run.root}: expected the data that this run was made from; {len(changed)} of {len(before)} samples have "
+            f"another content: {first_names(changed)}; restore their files, or name the folder that holds the run's data "
+            "(--data_root; of kmine.loop the data settings with another --out)"
         )
+
+
+def _checksums(cache: SampleCache, with_masks: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Image and mask (empty where it was not read) by id, as contents.csv holds them."""
+    rows = cache.checksums(with_masks).items()
+    return {i: (str(image), "" if mask is None else str(mask)) for i, (image, mask) in rows}
 
 
 def _is_same(before: tuple[str, str] | None, now: tuple[str, str] | None) -> bool:

@@ -6,6 +6,7 @@ import os
 import shutil
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from helpers.loop_command import write_pictures
@@ -53,7 +54,7 @@ def test_an_exchanged_file_is_named(begun, command, kind, split):
     open_as(command, cfg, run)
     target = ids(run, split)[0]
     exchange(cfg, kind, target, ids(run, "val")[0])
-    with pytest.raises(UserError, match=f"content of 1 of 16 samples has changed: {target};"):
+    with pytest.raises(UserError, match=f"1 of 16 samples have another content: {target};"):
         open_as(command, cfg, run)
 
 
@@ -65,14 +66,14 @@ def test_masks_of_test_images_are_recorded_when_they_are_first_opened(begun):
     open_as("compare", cfg, run)
     exchange(cfg, "masks", test[0], test[1])
     open_as("audit", cfg, run)
-    with pytest.raises(UserError, match=f"has changed: {test[0]};"):
+    with pytest.raises(UserError, match=f"another content: {test[0]};"):
         open_as("compare", cfg, run)
 
 
 def test_files_of_another_time_and_equal_content_are_the_same_data(begun):
     cfg, run = begun
-    for name in os.listdir(cfg.data.images):
-        os.utime(f"{cfg.data.images}/{name}", (1, 1))
+    for path in Path(cfg.data.images).iterdir():
+        os.utime(path, (1, 1))
     for command in ("compare", "audit"):
         open_as(command, cfg, run)
 
@@ -81,8 +82,8 @@ def test_a_missing_sample_is_named(begun):
     cfg, run = begun
     gone = ids(run, "unlabeled")[0]
     for folder in (cfg.data.images, cfg.data.masks):
-        os.unlink(f"{folder}/{gone}.png")
-    with pytest.raises(UserError, match=f"has changed: {gone};"):
+        Path(folder, f"{gone}.png").unlink()
+    with pytest.raises(UserError, match=f"another content: {gone};"):
         open_as("compare", cfg, run)
 
 
