@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from kmine.config import DataConfig
 from kmine.errors import UserError
-from kmine.io.files import read_json, sign, write_atomic, write_json
+from kmine.io.files import read_json, sign, write_atomic, write_csv, write_json
 from kmine.types import IGNORE_INDEX
 
 RECORD = "arrays.json"
@@ -85,17 +84,15 @@ class ArrayDataset:
         return replace(cfg, name="folder", csv=str(table), class_names=self.class_names)
 
     def _write_files(self, folder: Path, table: Path) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("image", "mask", "group", "label"))
+        rows = []
         for n, (image, mask) in enumerate(zip(self.images, self.masks, strict=True)):
             names = f"{n:06d}.png", f"masks/{n:06d}.png" if mask is not None else ""
             write_atomic(folder / names[0], _png(image))
             if mask is not None:  # a mask of two classes is stored as black and white
                 write_atomic(folder / names[1], _png(mask * np.uint8(255) if len(self.class_names) == 2 else mask))
             label = None if self.image_labels is None else self.image_labels[n]
-            writer.writerow((*names, self.groups[n] if self.groups else "", "" if label is None else label))
-        write_atomic(table, text.getvalue().encode())
+            rows.append((*names, self.groups[n] if self.groups else "", "" if label is None else label))
+        write_csv(table, ("image", "mask", "group", "label"), rows)
 
 
 def _content(array: NDArray[np.uint8] | None) -> str:

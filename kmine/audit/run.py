@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kmine import cli
 from kmine.audit.evidence import MaskReport, rank_all_masks
@@ -17,7 +16,7 @@ from kmine.audit.history import COLUMNS, MaskHistory
 from kmine.audit.ranking import MIN_NAMED_RANK, WEIGHTS, ranks
 from kmine.audit.rounds import AuditedRun, open_audit
 from kmine.audit.truth import Stratum, figures, withheld_dice
-from kmine.io.files import atomic_open
+from kmine.io.files import write_csv
 from kmine.ops.metrics import nanmean
 from kmine.report.audit.figures import explanations_chart
 from kmine.report.audit.page import write_page
@@ -90,9 +89,9 @@ def write_audit(
         truth = withheld_dice(audited, pseudo, withheld)
         true_charts, table = figures(audited, pseudo, truth)
         charts |= true_charts
-        _write_csv(out / "strata.csv", Stratum._fields, table)
+        write_csv(out / "strata.csv", Stratum._fields, table)
     rows = (history.row(report, truth) for report in reports)
-    _write_csv(out / "audit.csv", COLUMNS, ([row[name] for name in COLUMNS] for row in rows))
+    write_csv(out / "audit.csv", COLUMNS, ([row[name] for name in COLUMNS] for row in rows))
     if export != "none":
         log(f"exported: {export_masks(audited, export, out, reports)}")
     page = write_page(
@@ -136,10 +135,3 @@ def _summary(
     }
     means = {"mean estimated Dice": estimate, "mean true Dice (withheld masks)": true_dice}
     return summary | {name: round(value, 3) for name, value in means.items() if value == value}
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with atomic_open(path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)

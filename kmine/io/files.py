@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -54,6 +55,12 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path`: a reader sees the old file or the whole new one, also after a crash."""
     with atomic_open(path) as file:
         file.write(data)
+
+
+def write_csv(path: Path, header: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table to `path` as `write_atomic` does: UTF-8, lines end in a newline."""
+    with atomic_open(path, "w") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
 def refuse_links(paths: Iterable[Path]) -> None:

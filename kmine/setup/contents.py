@@ -42,7 +42,7 @@ def refuse_changed_data(source: Source, cache: SampleCache, run: RunFolder, with
     if changed:
         raise UserError(
             f"{run.root}: expected the data that this run was made from; {len(changed)} of {len(before)} samples have "
-            f"another content: {first_names(changed)}; restore their files, or name the folder that holds the run's data "
+            f"another content: {first_names(changed)}; restore their files, or name the folder that holds them "
             "(--data_root; of kmine.loop the data settings with another --out)"
         )
 

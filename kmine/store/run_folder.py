@@ -14,7 +14,6 @@ from __future__ import annotations
 import csv
 import fcntl
 import hashlib
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from kmine.io.files import (
     refuse_links,
     safe_name,
     write_atomic,
+    write_csv,
     write_json,
 )
 from kmine.store.settings import settings_changes
@@ -194,9 +194,8 @@ class RunFolder:
 
     def write_csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Write a CSV file at the top level of the run folder."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([header, *rows])
-        self.write_text(name, text.getvalue())
+        if not self.follows:
+            write_csv(self.root / name, header, rows)
 
     def read_csv(self, name: str) -> list[dict[str, str]] | None:
         """Rows of a CSV file at the top level; None if it does not exist."""

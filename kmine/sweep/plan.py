@@ -8,9 +8,7 @@ SWEEP/config.yaml   settings
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import io
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +28,7 @@ from kmine.data.split_file import read_split, resolve_splits
 from kmine.data.splits import Splits, merge_duplicates
 from kmine.errors import UserError
 from kmine.io.errors import user_errors
-from kmine.io.files import UNFINISHED, read_json, write_atomic, write_json
+from kmine.io.files import UNFINISHED, read_json, write_atomic, write_csv, write_json
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
 from kmine.store.settings import RESUMABLE_CHANGES
@@ -196,15 +194,13 @@ def _same_data(cfg: SweepConfig, root: Path, previous: str, source: Source, tria
 def write_table(out: str | Path, trials: Sequence[Trial]) -> None:
     """Write sweep.csv from the states of all trials, so that concurrent writers lose no row."""
     with _locked(out) as root:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        rows = []
         for trial in trials:
             state = state_of(root, trial)
             if state.get("status") in ("done", "failed"):
                 state |= {"run": trial_dir(root, trial).relative_to(root).as_posix()}
-                writer.writerow(["" if state.get(name) is None else state[name] for name in COLUMNS])
-        write_atomic(root / "sweep.csv", text.getvalue().encode())
+                rows.append(["" if state.get(name) is None else state[name] for name in COLUMNS])
+        write_csv(root / "sweep.csv", COLUMNS, rows)
 
 
 # -- text
