@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from kmine.errors import UserError
 from kmine.io.errors import user_errors
+from kmine.io.json_file import parse_json, read_regular
 
 UNFINISHED = ".kmine-tmp"
 """Suffix of a file that is being written."""
@@ -123,10 +124,17 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Content of a JSON file that holds an object; None where it is missing, damaged or of another type."""
+    """Content of a JSON file that holds an object; None where it is missing, damaged or of another type.
+
+    Raises:
+        UserError: a folder, pipe or device in its place, a file that may not be read or is too large.
+    """
+    if not os.path.lexists(path):
+        return None
+    data = read_regular(path, "a JSON file", "move it away")
     try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # not UTF-8, not JSON
+        value = parse_json(data, str(path), "a JSON file", "")
+    except UserError:
         return None
     return value if isinstance(value, dict) else None
 
