@@ -137,7 +137,8 @@ def test_a_finished_run_folder_has_exactly_the_documented_files(undisturbed):
     trained = ("model.safetensors", "model_final.safetensors", "metrics.json")
     mined = ("prompts.parquet", "decisions.parquet", "changes.json")
     assert found - masks == {
-        *("config.yaml", "run.json", "splits.csv", "results.csv", "report.html", "calibration/calibration.json"),
+        *("config.yaml", "run.json", "splits.csv", "contents.csv", "results.csv", "report.html"),
+        "calibration/calibration.json",
         *(f"round_{n:02d}/{name}" for n in range(3) for name in trained),
         *(f"round_{n:02d}/{name}" for n in (1, 2) for name in mined),
     }
@@ -384,4 +385,4 @@ def test_a_run_resumes_with_copied_data_and_refuses_changed_ones(tmp_path, capsy
     labeled = next(r["sample_id"] for r in RunFolder(out).read_csv("splits.csv") if r["split"] == "labeled")
     Image.fromarray(np.full((32, 32), 255, np.uint8)).save(tmp_path / "there" / "masks" / f"{labeled}.png")
     assert go_on(tmp_path / "there", 2) != 0
-    assert "the data are not those this run began with" in capsys.readouterr().err
+    assert f"samples have another content: {labeled};" in capsys.readouterr().err
