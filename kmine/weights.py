@@ -166,16 +166,19 @@ def _unbundle(words: Sequence[str], folder: Path, offline: bool) -> int:
                 if member.name == MANIFEST and member.isreg() and member.size <= MAX_MANIFEST:
                     continue
                 # Names are looked up, never used as paths: only files that kmine knows can be written.
-                match = by_file.get(member.name) if member.isreg() else None
+                is_whole = member.isreg() and member.size <= path.stat().st_size  # a sparse file may claim any size
+                match = by_file.get(member.name) if is_whole else None
                 stream = tar.extractfile(member) if match else None
                 if match is None or stream is None:
                     raise UserError(
-                        f"{path}: expected what `kmine weights bundle` writes, found {member.name!r} in it; nothing of "
-                        "that was unpacked: make the bundle anew"
+                        f"{path}: expected what `kmine weights bundle` writes, found {member.name[:200]!r} in it; "
+                        "nothing of that was unpacked: make the bundle anew"
                     )
                 _unpack(path, stream, member.size, folder / member.name, match[1].sha256)
                 unpacked.append(match[0])
-    except (tarfile.TarError, EOFError) as error:
+    except UserError:
+        raise
+    except (tarfile.TarError, EOFError, ValueError, ArithmeticError, LookupError) as error:  # damaged fields
         raise UserError(f"{path}: expected a whole tar file ({error}); copy it again") from error
     _expect(bool(unpacked), f"{path}: expected checkpoints, found none in it; make the bundle anew")
     sys.stdout.write(f"{', '.join(unpacked)}: whole, now in {folder}\n")
@@ -187,7 +190,7 @@ def _unpack(bundle: Path, stream: IO[bytes], size: int, target: Path, sha256: st
     if target.is_file() and sha256_of(target) == sha256:
         return
     _expect(not target.exists(), f"{target}: expected the official file or nothing, found another; move it away")
-    with _replacing(target, size, "the checkpoint") as part:
+    with _replacing(target, size, f"{target.name} of {bundle}") as part:
         with part.open("wb") as file:
             shutil.copyfileobj(stream, file, BLOCK_BYTES)
         actual = sha256_of(part)

@@ -141,6 +141,22 @@ def test_a_bundle_cut_short_leaves_nothing(server, main, folder, tmp_path, capsy
     assert not any(folder.glob("b.pth"))
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"GNU.sparse.map": "a,b"},
+        {"GNU.sparse.map": "0,10", "GNU.sparse.size": "x"},
+        {"GNU.sparse.map": "0,10", "GNU.sparse.size": str(10**15)},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1000"},
+        {"size": "9" * 20},
+    ],
+)
+def test_hostile_headers_of_a_bundle_are_one_error(server, main, folder, tmp_path, capsys, headers):
+    bundle_of(tmp_path / "w.tar", {"b.pth": CONTENT}, pax_headers=headers)
+    assert "w.tar" in refused(main, capsys, "unbundle", tmp_path / "w.tar")
+    assert not folder.exists()
+
+
 def test_mistakes_name_the_cure(server, main, folder, tmp_path, capsys):
     assert "did you mean get" in refused(main, capsys, "gett", "sam_vit_b")
     assert "did you mean sam_vit_b" in refused(main, capsys, "get", "sam_vitb")

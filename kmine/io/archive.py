@@ -23,7 +23,7 @@ from zipfile import ZipFile, ZipInfo
 
 from kmine.errors import UserError
 from kmine.io.download import check_space
-from kmine.io.errors import storage_errors
+from kmine.io.errors import storage_errors, user_errors
 
 CHUNK_BYTES = 1 << 20
 UNFINISHED = ".kmine-unpacking-"
@@ -32,7 +32,8 @@ JUNK = "__MACOSX/"
 """Folder that macOS adds beside the data; not unpacked."""
 RATIO_FROM_BYTES = 1 << 20
 """The ratio is not checked below this: a small file may be all zeros."""
-MAX_DEPTH = 32
+MAX_DEPTH, MAX_NAME, MAX_PATH = 32, 255, 1024
+"""Limits of a member's path: parts, bytes of each, letters of all; file systems allow little more."""
 MAX_TAIL = 22 + (1 << 16)
 """Largest size in bytes of the record at the end of a zip file, comment included."""
 CURE = "nothing was unpacked; download the archive again from where it is published"
@@ -82,7 +83,8 @@ def unpack(archive: Path, target: Path, limits: Limits = DEFAULT, advance: Advan
         members = _checked(archive, opened.infolist(), limits)
         contents = _contents(members)
         refuse_clash(contents, target)
-        with storage_errors(target), _temporary_folder(target) as folder:
+        cure = f"choose another folder to unpack {archive} into"
+        with user_errors(target, cure=cure, otherwise="cannot be written"), _temporary_folder(target) as folder:
             check_space(target, sum(size for size, _ in contents.values()), f"unpacking {archive.name}")
             _write(archive, opened, members, folder, limits, advance)
             _publish(folder, target)
@@ -163,10 +165,12 @@ def _checked(archive: Path, members: Sequence[ZipInfo], limits: Limits) -> list[
     """Members to unpack. Raises `UserError` for names, kinds, clashes and sizes that the directory shows as unfit."""
     if len(members) > limits.members:
         raise _refusal(archive, f"{len(members):,} members, at most {limits.members:,} are unpacked")
-    chosen = [info for info in members if not info.orig_filename.startswith(JUNK)]
+    chosen = [info for info in members if not info.filename.startswith(JUNK)]
     for info in chosen:
-        if fault := _name_fault(info.orig_filename) or _kind_fault(info):
-            raise _refusal(archive, f"{info.orig_filename!r}: {fault}")
+        # `filename` is written; from Python 3.12 on it comes from an extra field. `orig_filename` may hold a NUL.
+        for name in (info.orig_filename, info.filename):
+            if fault := _name_fault(name) or _kind_fault(info):
+                raise _refusal(archive, f"{name[:MAX_NAME]!r}: {fault}")
     if clash := _find_clash(info.filename for info in chosen):
         raise _refusal(archive, clash)
     if all(info.is_dir() for info in chosen):
@@ -188,6 +192,8 @@ def _name_fault(name: str) -> str | None:
         return "a path with an empty part"
     if any(unicodedata.category(sign) == "Cc" for sign in name):
         return "a name with control characters"
+    if max(len(part.encode("utf-8", "surrogatepass")) for part in parts) > MAX_NAME or len(name) > MAX_PATH:
+        return f"a name of more than {MAX_NAME} bytes, or a path of more than {MAX_PATH} letters"
     return f"more than {MAX_DEPTH} folders deep" if len(parts) > MAX_DEPTH else None
 
 

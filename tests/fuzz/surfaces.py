@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -361,6 +363,10 @@ def _zip_entry(rng: Random, path: Path) -> None:
         entry = zipfile.ZipInfo(rng.choice(names))
         if rng.random() < 0.3:
             entry.external_attr = 0o120777 << 16  # a symbolic link
+        if rng.random() < 0.3:  # the Unicode path, which Python writes from 3.12 on
+            other = rng.choice(names).encode()
+            crc = zlib.crc32(entry.filename.encode())
+            entry.extra = struct.pack("<HHBI", 0x7075, len(other) + 5, 1, crc) + other
         archive.writestr(entry, rng.choice((b"../../outside/precious.txt", bytes(5_000_000), b"")))
 
 

@@ -329,11 +329,71 @@ def test_a_target_that_is_a_file_is_one_error(place):
         unpack(path, target / "mine.txt")
 
 
-def test_a_name_too_long_for_the_file_system_is_one_error(place):
-    path, target = place(zipped({"x" * 300: b""}))
-    with pytest.raises(UserError, match="too long"):
+@pytest.mark.parametrize("name", ["x" * 256, "é" * 128, "/".join(["x" * 250] * 5)])
+def test_a_name_too_long_for_the_file_system_is_one_error(place, name):
+    path, target = place(zipped({name: b""}))
+    with pytest.raises(UserError, match=r"set\.zip: .*a name of more than 255 bytes, or a path of"):
         unpack(path, target)
     assert tree(target) == {"mine.txt": b"mine"}
+
+
+def test_a_folder_that_does_not_take_the_files_is_named_with_the_archive(place, monkeypatch):
+    path, target = place(zipped({"aux.txt": b""}))
+    true_open = Path.open
+
+    def refuse(self, mode):
+        if mode == "xb":
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return true_open(self, mode)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=rf"out: cannot be written .* another folder to unpack {path} into"):
+        unpack(path, target)
+
+
+def unicode_path(name: str, written: str) -> bytes:
+    """A member with a Unicode path field (0x7075), whose path Python writes from 3.12 on, in place of `name`."""
+    text = written.encode()
+    info = zipfile.ZipInfo(name)
+    info.extra = struct.pack("<HHBI", 0x7075, len(text) + 5, 1, zlib.crc32(name.encode())) + text
+    return zipped([("good.txt", b"good"), (info, b"x")])
+
+
+@pytest.mark.parametrize("written", ["../evil.png", "/tmp/evil.png", "a/../../evil", "a\\..\\b", "a\rb", "good.txt"])
+@pytest.mark.parametrize("python", ["this", "from 3.12 on"])
+def test_the_name_that_is_written_is_checked(place, monkeypatch, written, python):
+    data = unicode_path("harmless.png", written)
+    path, target = place(data)
+    if python != "this":
+        monkeypatch.setattr(archive, "ZipFile", _renaming(written))
+    try:
+        unpack(path, target)
+    except UserError as error:
+        assert str(path) in str(error)
+        assert tree(target) == {"mine.txt": b"mine"}
+    else:
+        assert python == "this"
+        assert tree(target) == {"mine.txt": b"mine", "good.txt": b"good", "harmless.png": b"x"}
+    assert set(tree(target.parent)) <= {"in", "in/set.zip", "out", *(f"out/{name}" for name in tree(target))}
+
+
+def test_a_unicode_path_that_is_sound_is_written(place, monkeypatch):
+    path, target = place(unicode_path("caf_.png", "café.png"))
+    monkeypatch.setattr(archive, "ZipFile", _renaming("café.png"))
+    assert set(unpack(path, target)) == {"good.txt", "café.png"}
+    assert (target / "café.png").read_bytes() == b"x"
+
+
+def _renaming(written: str) -> type[zipfile.ZipFile]:
+    """Read as Python from 3.12 on: the last member is written under the name of its Unicode path field."""
+
+    class Renaming(zipfile.ZipFile):
+        def infolist(self):
+            members = super().infolist()
+            members[-1].filename = written
+            return members
+
+    return Renaming
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
