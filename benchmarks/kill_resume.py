@@ -1,161 +1,188 @@
-"""kill -9 at random moments of a small run, resumed each time: is the result that of an undisturbed run?
+"""Every command killed at random moments and given again: are its files those of an undisturbed one?
 
-    python benchmarks/kill_resume.py [--kills 10] [--seed 0]
+    python benchmarks/kill_resume.py [--kills 30] [--terms 10] [--seed 0] [--commands loop predict ...]
 
-The same run twice: once left alone and timed, once killed with SIGKILL at moments drawn uniformly over the first one's
-duration. A session that is not the first begins to count at its first output (imports are not counted again), so that
-the moments spread over the whole run; what a kill costs is worked off again before the next one comes. Compared are
-results.csv apart from seconds, every pseudo mask byte for byte, and every checkpoint's weights. Exit code 1 where
-anything differs.
+Each command runs once undisturbed, timed. Then the commands in turn are ended at a moment drawn uniformly over that
+time (SIGKILL; SIGTERM for the last `--terms`) and given again; one time in three the second session is struck as well. All
+files are compared with the undisturbed ones: byte for byte; weights without their header, tables and JSON without times
+and memory, pages without figures of time. A SIGTERM must end with exit code 143, or 0 where the work was done. Exit code
+1 where anything differs.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
+import io
+import json
 import os
 import random
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
+from typing import Any
 
-SETTINGS = {
-    "rounds": 2,
-    "data.num_samples": 160,
-    "data.size": 64,
-    "data.label_fraction": 0.15,
-    "model.decoder_channels": 32,
-    "fit.steps": 200,
-    "adapt.fold_steps": 60,
-    "adapt.steps": 40,
-    "fit.round_steps": 120,
-    "fit.val_every": 10,
-    "fit.batch_size": 4,
-    "infer.tta": "hflip",
-    # Few steps make a poor model; the gate lets its masks through, so that pseudo masks are read in training, too.
-    "gate.min_agreement": 0,
-    "gate.min_jitter_dice": 0,
-    "gate.min_confidence": 0,
-    "gate.max_confidence_outside": 1,
-    "gate.max_area_ratio": 1000,
-    "device": "cpu",
-}
+import numpy as np
+from PIL import Image
+
+SMALL = (
+    *("--data.size=32", "--data.label_fraction=0.3", "--data.val_fraction=0.2", "--data.test_fraction=0.2"),
+    *("--data.on_fault=say", "--fit.batch_size=2", "--fit.steps=60", "--fit.round_steps=30", "--fit.val_every=10"),
+    *("--adapt.fold_steps=20", "--adapt.steps=20", "--infer.tta=hflip", "--device=cpu"),
+    *("--model.encoder=tu-mobilenetv3_small_050", "--model.encoder_depth=3", "--model.decoder_channels=8"),
+    *("--gate.min_agreement=0", "--gate.min_jitter_dice=0", "--gate.min_confidence=0"),
+    *("--gate.max_confidence_outside=1", "--gate.max_area_ratio=1000"),
+)
+"""A few steps make a poor model; this gate lets its masks through, so that pseudo masks are read in training."""
+VOLATILE = re.compile(r"seconds|time|memory|_mb$|opened|started|ended|pid|git_commit|^command$|^created")
+TIMES = re.compile(rb"\d+(\.\d+)? ?(s|ms|min|h|MB|GB)\b|\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?")
+SKIPPED = {".lock", ".sweep.lock", "log.txt", ".kmine-predict.jsonl"}
+"""Locks, and logs to which each session adds."""
 
 
-class Session:
-    """One process of the run, and what it said last."""
+def build_data(folder: Path, num_images: int = 60) -> None:
+    """Pictures of ellipses, and their masks."""
+    rows, columns = np.mgrid[:64, :80]
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(num_images):
+        rng = np.random.default_rng(number)
+        centre, radii = rng.uniform(0.35, 0.65, 2) * (64, 80), rng.uniform(0.12, 0.25, 2) * (64, 80)
+        mask = ((rows - centre[0]) / radii[0]) ** 2 + ((columns - centre[1]) / radii[1]) ** 2 < 1
+        image = rng.normal(70, 12, (64, 80, 3)) + mask[..., None] * np.array([60, 30, 20])
+        Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(folder / "images" / f"p{number:03}.png")
+        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / f"p{number:03}.png")
 
-    def __init__(self, command: list[str], log: Path) -> None:
-        self.phase, self.began = "imports, decoding", time.perf_counter()
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.opened = threading.Event()
-        self._log = log
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
 
-    def _read(self) -> None:
-        with self._log.open("a") as log:
-            for line in self.process.stderr:
-                log.write(line)
-                if re.match(r"round \d+|phantom:|results:", line):
-                    self.phase = line.split("  ")[0].split(";")[0].strip()
-                    self.opened.set()
-        self.opened.set()
+def commands(place: Path, data: Path) -> dict[str, list[str]]:
+    """The commands by name, in the order in which each finds the work of those before it in `place`."""
+    own = ["--data.name=folder", f"--data.images={data}/images", f"--data.masks={data}/masks", *SMALL]
+    own.append(f"--data.cache_dir={place}/cache")
+    predict = ["--device=cpu", "--probs", "--overlay"]
+    sweep = ["--fractions", "0.3", "--seeds", "0", "--methods", "supervised", "mining"]
+    return {
+        "check": ["check", *own, f"--out={place}/check"],
+        "loop": ["loop", *own, "--rounds=1", f"--out={place}/run"],
+        "audit": ["audit", f"{place}/run", "--device=cpu", "--export=coco"],
+        "verdicts": ["audit", f"{place}/run", "--device=cpu", f"--verdicts={place}/verdicts.json"],
+        "predict": ["predict", f"{place}/run", f"{data}/images", *predict, f"--out={place}/predicted"],
+        "export": ["predict", f"{place}/run", "--device=cpu", f"--export={place}/model.onnx"],
+        "compare": ["compare", f"{place}/run", "--device=cpu"],
+        "sweep": ["sweep", *own, "--rounds=1", "--processes=2", f"--out={place}/sweep", *sweep],
+    }
 
-    def wait(self, seconds: float | None = None) -> bool:
-        """Whether the process ended by itself within `seconds`; it is killed otherwise."""
+
+def write_verdicts(place: Path) -> None:
+    """A verdict on each pseudo mask of the run."""
+    names = sorted(path.stem for path in (place / "run").glob("round_*/pseudo_masks/*.png"))
+    rows = [
+        {"sample_id": name, "kind": "pseudo", "verdict": "accept" if n else "reject"} for n, name in enumerate(names)
+    ]
+    value = {"format": "kmine-verdicts-1", "run": "", "run_signature": "", "verdicts": rows}
+    (place / "verdicts.json").write_text(json.dumps(value))
+
+
+def run(words: list[str], log: Path, strike: tuple[float, int] | None = None) -> tuple[int, float, bool]:
+    """Run a command; (exit code, seconds, whether the signal `strike` = (seconds, number) reached it)."""
+    started = time.monotonic()
+    with log.open("a") as file:
+        process = subprocess.Popen([sys.executable, "-m", "kmine", *words], stdout=file, stderr=file)
         try:
-            self.process.wait(seconds)
+            return process.wait(strike[0] if strike else None), time.monotonic() - started, False
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            self._reader.join()
-            return False
-        self._reader.join()
-        return True
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.began
+            process.send_signal(strike[1])
+            return process.wait(), time.monotonic() - started, True
 
 
-def command(out: Path, cache: Path) -> list[str]:
-    settings = SETTINGS | {"out": out, "data.cache_dir": cache}
-    return [sys.executable, "-m", "kmine.loop", *(f"--{name}={value}" for name, value in settings.items())]
+def content(place: Path) -> dict[str, Any]:
+    """What every file holds, without times and memory, by its path."""
+    files = [path for path in sorted(place.rglob("*")) if path.is_file() and path.name not in SKIPPED]
+    return {
+        path.relative_to(place).as_posix(): _content(path)
+        for path in files
+        if path.relative_to(place).parts[0] != "cache"
+    }
 
 
-def results(out: Path) -> list[dict[str, str]]:
-    """results.csv without the seconds."""
-    with (out / "results.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if not k.startswith("seconds_")} for row in csv.DictReader(file)]
+def _content(path: Path) -> Any:
+    data = path.read_bytes()
+    if path.suffix == ".safetensors":
+        return data[8 + int.from_bytes(data[:8], "little") :]
+    if path.suffix == ".json":
+        return _without_times(json.loads(data))
+    if path.suffix == ".csv":
+        rows = csv.DictReader(io.StringIO(data.decode(), newline=""))
+        return [{name: value for name, value in row.items() if not VOLATILE.search(name or "")} for row in rows]
+    return TIMES.sub(b"", data) if path.suffix in (".html", ".js", ".md") else data
 
 
-def content(out: Path) -> dict[str, str]:
-    """SHA-256 of pseudo masks and, without the header (which holds seconds), of checkpoints."""
-    found = {}
-    for path in sorted(p for p in out.rglob("*") if p.suffix in (".png", ".safetensors")):
-        data = path.read_bytes()
-        if path.suffix == ".safetensors":
-            data = data[8 + int.from_bytes(data[:8], "little") :]
-        found[path.relative_to(out).as_posix()] = hashlib.sha256(data).hexdigest()
-    return found
-
-
-def killed_run(out: Path, cache: Path, moments: list[float], log: Path) -> int:
-    """Number of kills that struck; the run is complete afterwards."""
-    struck, before = 0, 0.0
-    for moment in moments:
-        session = Session(command(out, cache), log)
-        if struck:
-            session.opened.wait()
-        if session.wait(moment - before):
-            break
-        struck, before = struck + 1, moment
-        print(f"  kill {struck:2d} at {moment:5.1f} s: {session.phase}", flush=True)
-    last = Session(command(out, cache), log)
-    last.wait()
-    if last.process.returncode:
-        raise SystemExit(f"the last session failed: {log.read_text()[-2000:]}")
-    return struck
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_times(entry) for name, entry in value.items() if not VOLATILE.search(name)}
+    return [_without_times(entry) for entry in value] if isinstance(value, list) else value
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two runs, in words; empty where nothing does."""
-    hashes, others = content(one), content(other)
-    found = [
-        f"{name} differs" for name in sorted(hashes.keys() | others.keys()) if hashes.get(name) != others.get(name)
-    ]
-    return found + (["results.csv differs"] if results(one) != results(other) else [])
+    """Files that differ, in words."""
+    left, right = content(one), content(other)
+    found = [f"{name} only undisturbed" for name in sorted(left.keys() - right.keys())]
+    found += [f"{name} only after the signal" for name in sorted(right.keys() - left.keys())]
+    return found + [f"{name} differs" for name in sorted(left.keys() & right.keys()) if left[name] != right[name]]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--terms", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="draws the moments")
-    args = parser.parse_args()
+    parser.add_argument("--commands", nargs="+", default=[], help="only these are struck")
+    given = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    rng, wrong = random.Random(given.seed), 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        first = Session(command(folder / "undisturbed", folder / "cache0"), folder / "log")
-        first.wait()
-        if first.process.returncode:
-            raise SystemExit((folder / "log").read_text()[-2000:])
-        seconds = first.seconds
-        print(f"undisturbed: {seconds:.1f} s, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}", flush=True)
-        rng, one, other = random.Random(args.seed), folder / "undisturbed", folder / "killed"
-        moments = sorted(rng.uniform(0, seconds) for _ in range(args.kills))
-        struck = killed_run(other, folder / "cache1", moments, folder / "log")
-        wrong = differences(one, other)
-        num_masks, num_models = (sum(n.endswith(end) for n in content(one)) for end in (".png", ".safetensors"))
-        print(f"{struck} kills; compared {len(results(one))} rows, {num_masks} pseudo masks, {num_models} checkpoints")
-        print("\n".join(wrong[:20]))
-    failed = bool(wrong) or struck < args.kills or not num_masks
-    print("FAIL" if failed else "PASS")
-    return int(failed)
+        data, place, log = folder / "data", folder / "place", folder / "log"
+        build_data(data)
+        os.environ["KMINE_CACHE"] = str(folder / "kmine-cache")
+        place.mkdir()
+        seconds: dict[str, float] = {}
+        before, after = folder / "before", folder / "after"
+        for command, words in commands(place, data).items():
+            shutil.copytree(place, before / command)
+            code, seconds[command], _ = run(words, log)
+            if code not in (0, 1):
+                raise SystemExit(f"{command} failed: {log.read_text()[-2000:]}")
+            if command == "loop":
+                write_verdicts(place)
+            shutil.copytree(place, after / command)
+            print(f"{command:<9} undisturbed {seconds[command]:5.1f} s", flush=True)
+        names = given.commands or list(seconds)
+        for number in range(given.kills + given.terms):
+            command, kind = names[number % len(names)], signal.SIGKILL if number < given.kills else signal.SIGTERM
+            shutil.rmtree(place)
+            shutil.copytree(before / command, place)
+            words, struck = commands(place, data)[command], []
+            for _ in range(rng.choice((1, 1, 2))):
+                code, at, hit = run(words, log, (rng.uniform(0.1, seconds[command]), kind))
+                if hit:
+                    struck.append(f"{at:.1f} s")
+                if kind == signal.SIGTERM and hit and code not in (143, 0):
+                    wrong += 1
+                    print(f"  {command}: exit code {code} after SIGTERM")
+            code = run(words, log)[0]
+            if command == "loop":
+                write_verdicts(place)
+            found = differences(after / command, place) if code in (0, 1) else [log.read_text()[-300:]]
+            wrong += bool(found)
+            what = "; ".join(found[:5]) or "as undisturbed"
+            print(f"{number + 1:>3} {command:<9} {kind.name} at {', '.join(struck) or 'its end'}: {what}", flush=True)
+    print(f"{given.kills} SIGKILL, {given.terms} SIGTERM: {'FAIL' if wrong else 'PASS'}")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
