@@ -277,6 +277,17 @@ class CaseMetrics:
         # JSON has lists only; a case that is read equals the one that was written.
         object.__setattr__(self, "counts", tuple(tuple(int(n) for n in row) for row in self.counts))
 
+    @property
+    def score(self) -> float:
+        """Dice in which silence counts 1 and a false alarm 0: mean over all foreground classes, never NaN.
+
+        Paired differences, adoption and the choice of a checkpoint use it: every case counts under every method.
+        """
+        if len(self.counts) < 2:
+            return 1.0 if math.isnan(self.dice) else self.dice
+        dice = [2 * both / (found + truth) if found + truth else 1.0 for both, found, truth in self.counts]
+        return sum(dice) / len(dice)
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -289,6 +300,11 @@ class Metrics:
     num_missed: int
     num_empty: int
     """Cases left out because truth and prediction are both empty."""
+
+    @property
+    def score(self) -> float:
+        """Mean `CaseMetrics.score`; NaN without cases."""
+        return sum(case.score for case in self.cases) / len(self.cases) if self.cases else math.nan
 
 
 @dataclass(frozen=True)
@@ -310,7 +326,7 @@ class RoundResult:
     reason: str = "adopted"
     """`adopted`, or `refused: ` and why."""
     difference: float = float("nan")
-    """Mean over the validation images of Dice minus that of the last adopted round; NaN in round 0."""
+    """Mean over the validation images of `CaseMetrics.score` minus that of the last adopted round; NaN in round 0."""
     difference_low: float = float("nan")
     """Lower end of its 90 % interval: a one-sided bound of 95 %."""
     difference_high: float = float("nan")

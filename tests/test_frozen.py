@@ -58,7 +58,8 @@ TABLES = {
         *("round", "num_labeled", "num_pseudo", "dice", "iou", "hd95", "num_missed", "dice_final", "adopted"),
         *("supervised_dice", "supervised_dice_final", "changed_pixels", "supervised_adopted", "reason", "difference"),
         *("difference_low", "difference_high", "num_new", "num_readmitted", "num_expelled", "taught_pixels"),
-        *("ignored_pixels", "segmenter"),
+        *("ignored_pixels", "num_empty", "num_clean", "dice_lesion", "false_alarm_rate", "supervised_dice_lesion"),
+        *("supervised_false_alarm_rate", "segmenter"),
         *("seconds_changes", "seconds_evaluate", "seconds_fit", "seconds_gate", "seconds_infer", "seconds_prompts"),
         *("seconds_read", "seconds_refine", "seconds_segment", "seconds_store"),
     ),
@@ -76,16 +77,16 @@ TABLES = {
     "objects.csv": ("file", "slice", "class", "px", "x0", "y0", "x1", "y1", "estimated_dice"),
     "sweep.csv": (
         *("method", "model", "label_fraction", "seed", "status", "error", "run", "num_labeled", "num_unlabeled"),
-        *("steps", "val_dice", "val_dice_final", "seconds", "peak_memory_mb", "num_parameters"),
+        *("steps", "val_dice", "val_dice_final", "seconds", "peak_memory_mb", "num_parameters", "val_score"),
     ),
     "test_table.csv": (
         *("method", "model", "label_fraction", "num_labeled", "seeds", "dice", "dice_sd", "dice_final", "iou", "hd95"),
         *("num_missed", "is_baseline", "difference", "low", "high", "p_value", "p_holm", "num_pairs", "seconds"),
-        *("peak_memory_mb", "num_parameters", "shown"),
+        *("peak_memory_mb", "num_parameters", "num_empty", "dice_lesion", "num_clean", "false_alarm_rate", "shown"),
     ),
     "test_cases.csv": (
         *("run", "arm", "checkpoint", "sample_id", "dice", "iou", "hd95", "num_missed"),
-        *("group_id", "model", "label_fraction", "seed"),
+        *("group_id", "model", "label_fraction", "seed", "score"),
     ),
 }
 """Columns in their order, by the name of the file."""

@@ -24,7 +24,7 @@ finished trial. Seeds are averaged; differences are paired by image and seed."""
 
 CASE_COLUMNS = (
     *("run", "arm", "checkpoint", "sample_id", "dice", "iou", "hd95", "num_missed"),
-    *("group_id", "model", "label_fraction", "seed"),
+    *("group_id", "model", "label_fraction", "seed", "score"),
 )
 
 
@@ -102,7 +102,7 @@ def _cases(compared: RunComparison) -> Iterator[list[object]]:
                 yield (
                     [result.run, result.method, checkpoint, case.sample_id]
                     + ["" if value != value else value for value in figures]
-                    + [result.groups[case.sample_id], result.model, result.label_fraction, result.seed]
+                    + [result.groups[case.sample_id], result.model, result.label_fraction, result.seed, case.score]
                 )
 
 

@@ -10,13 +10,15 @@ import numpy as np
 from kmine.config.sweep import MINING, ORACLE
 from kmine.errors import UserError, unknown_name
 from kmine.ops.label_efficiency import LabelsNeeded, labels_to_match
-from kmine.ops.metrics import nanmean, pool_cases, summarise
-from kmine.ops.statistics import holm, paired_difference, score_empty_cases
+from kmine.ops.metrics import lesion_metrics, nanmean, of_one_kind, pool_cases, summarise
+from kmine.ops.statistics import holm, paired_difference
 from kmine.report.comparison import Comparison, ComparisonRow
 from kmine.report.curve import CurvePoint
 from kmine.types import EQUAL_STEPS, ROUND_0, SLICE_ID, CaseMetrics, Floats, Metrics
 
 SUPERVISED = "supervised"
+AVERAGED = ("dice", "iou", "hd95", "num_missed", "num_empty")
+"""Fields of `Metrics` whose mean over seeds is in the table."""
 NAN = float("nan")
 
 Key = tuple[str, float, str]
@@ -97,7 +99,7 @@ def with_labels_saved(table: Comparison, saved: Sequence[LabelsSaved]) -> Compar
     note = (
         f"Labels for the same Dice: how many *{table.baseline}* needs for the Dice of the row, read off its curve "
         "over the seeds that both have; in brackets the 95 % bootstrap interval over groups and seeds. "
-        "≤ and > are the ends of the curve."
+        "≤ and > are the ends of the curve. In the curve, silence on a clean image counts 1."
     )
     return replace(table, notes=[*table.notes, note], labels_needed={saving.key: saving.words() for saving in saved})
 
@@ -132,7 +134,10 @@ def _cases(results: Sequence[Result]) -> tuple[list[Result], bool]:
     of_volumes = all(volume_of(case.sample_id) for result in results for case in result.chosen.cases)
     segmenters = ", ".join(sorted({result.segmenter for result in results if result.method == MINING}))
     named = [replace(result, segmenter=segmenters) if result.method == MINING else result for result in results]
-    return [_by_volume(result) if of_volumes else result for result in named], of_volumes
+    pooled = [_by_volume(result) if of_volumes else result for result in named]
+    metrics = of_one_kind(*(m for result in pooled for m in (result.chosen, result.final)))
+    pairs = zip(pooled, metrics[::2], metrics[1::2], strict=True)
+    return [replace(result, chosen=chosen, final=final) for result, chosen, final in pairs], of_volumes
 
 
 def _by_row(cases: Sequence[Result]) -> dict[Key, dict[int, Result]]:
@@ -166,21 +171,16 @@ def label_curve(results: Sequence[Result], baseline: str) -> tuple[list[CurvePoi
 def _point(results: Sequence[Result]) -> CurvePoint:
     first, labels = results[0], [result.num_labeled for result in results]
     ids = [case.sample_id for case in first.chosen.cases]
-    scores = _dice(results, ids)
-    low = high = NAN
-    if np.isfinite(scores).any():
-        spread = paired_difference(
-            np.zeros_like(scores), scores, seed=0, groups=[first.groups[i] for i in ids], num_flips=0
-        )
-        low, high = spread.low, spread.high
+    scores, groups = _scores(results, ids), [first.groups[i] for i in ids]
+    mean = paired_difference(np.zeros_like(scores), scores, seed=0, groups=groups, num_flips=0)
     return CurvePoint(
         method=_label(first),
         model=first.model,
         label_fraction=first.label_fraction,
         num_labels=first.label_fraction if None in labels else float(np.mean([n for n in labels if n is not None])),
-        dice=nanmean([result.chosen.dice for result in results]),
-        low=low,
-        high=high,
+        dice=mean.difference,
+        low=mean.low,
+        high=mean.high,
         num_seeds=len(results),
     )
 
@@ -195,11 +195,8 @@ def _saved(own_by_seed: Mapping[int, Result], curve: Mapping[float, Mapping[int,
     points = [_point(row) for row in rows]
     own = [own_by_seed[s] for s in seeds]
     groups = [own[0].groups[i] for i in ids]
-    # One stack of the scores of all points and of the method: cases without a score in any of them keep none.
-    stack = np.stack([_dice(row, ids) for row in (*rows, own)])
-    stack = np.where(np.isnan(stack) & np.isfinite(stack).any(axis=0), 1.0, stack)
     counts = [point.num_labels for point in points]
-    needed = labels_to_match(counts, list(stack[:-1]), stack[-1], groups, seed=0)
+    needed = labels_to_match(counts, [_scores(row, ids) for row in rows], _scores(own, ids), groups, seed=0)
     point = _point(own)
     key = (point.method, point.model, point.label_fraction, point.num_labels)
     return LabelsSaved(*key, needed, counts[0], counts[-1], len(seeds))
@@ -230,9 +227,9 @@ def _row(by_seed: Mapping[int, Result], baseline: Mapping[int, Result] | None, i
     """One row from the results of a method and of the baseline, by seed."""
     results = list(by_seed.values())
     dice, first = [result.chosen.dice for result in results], results[0]
-    metrics = {
-        name: nanmean([getattr(r.chosen, name) for r in results]) for name in ("dice", "iou", "hd95", "num_missed")
-    }
+    by_truth = [lesion_metrics(r.chosen) for r in results]
+    metrics = {name: nanmean([getattr(r.chosen, name) for r in results]) for name in AVERAGED}
+    metrics |= {name: nanmean([getattr(m, name) for m in by_truth]) for name in ("dice_lesion", "false_alarm_rate")}
     costs = {cost.name: nanmean([getattr(r.cost, cost.name) for r in results]) for cost in fields(Cost)}
     row = ComparisonRow(
         method=_label(first),
@@ -243,6 +240,7 @@ def _row(by_seed: Mapping[int, Result], baseline: Mapping[int, Result] | None, i
         dice_sd=float(np.std(dice, ddof=1)) if len(dice) > 1 else NAN,
         dice_final=nanmean([result.final.dice for result in results]),
         is_baseline=is_baseline,
+        num_clean=by_truth[0].num_clean,
         **metrics,
         **costs,
     )
@@ -255,23 +253,21 @@ def _row(by_seed: Mapping[int, Result], baseline: Mapping[int, Result] | None, i
 def _with_difference(row: ComparisonRow, before: Sequence[Result], after: Sequence[Result]) -> ComparisonRow:
     """The row with its paired difference over seeds and cases."""
     ids = [case.sample_id for case in before[0].chosen.cases]
-    a, b = score_empty_cases(_dice(before, ids), _dice(after, ids))
-    if not np.isfinite(a).any():
-        return row
+    a, b = _scores(before, ids), _scores(after, ids)
     # A fixed seed for the sign flips makes the table reproducible.
     gap = paired_difference(a, b, seed=0, groups=[before[0].groups[i] for i in ids])
     return replace(row, **{name: getattr(gap, name) for name in ("difference", "low", "high", "p_value", "num_pairs")})
 
 
-def _dice(results: Sequence[Result], ids: Sequence[str]) -> Floats:
-    """(R, N) Dice; NaN where a case has none."""
-    dice_by_id = [{case.sample_id: case.dice for case in result.chosen.cases} for result in results]
-    for result, scores in zip(results, dice_by_id, strict=True):
+def _scores(results: Sequence[Result], ids: Sequence[str]) -> Floats:
+    """(R, N) `CaseMetrics.score`: Dice, in which silence on a clean image counts 1 and a false alarm 0."""
+    score_by_id = [{case.sample_id: case.score for case in result.chosen.cases} for result in results]
+    for result, scores in zip(results, score_by_id, strict=True):
         if scores.keys() != set(ids):
             raise UserError(
                 f"{result.run}: its test figures are of other images; compare it with runs of the same split"
             )
-    return np.array([[scores[i] for i in ids] for scores in dice_by_id], float)
+    return np.array([[scores[i] for i in ids] for scores in score_by_id], float)
 
 
 def _label(result: Result) -> str:
@@ -300,6 +296,13 @@ def _notes(
     ]
     if of_volumes:
         notes += ["Dice, IoU and missed from the pixels of all slices of a volume; HD95 is the mean over its slices."]
+    if any(row.num_clean or row.num_empty for row in rows):
+        notes.append(
+            f"A {unit} with empty truth and prediction has no Dice: it is left out of the means of Dice, IoU and HD95, "
+            f"which may then be over other {unit}s from row to row. Dice where there is a lesion, and false alarms as "
+            f"a share of the clean {unit}s (of several classes: of those that the truth lacks), are over the same ones "
+            f"in all rows. In the difference, silence on a clean {unit} counts 1 and a false alarm 0."
+        )
     if grouped:
         notes.append(f"The {num_cases} {unit}s form {len(units)} groups; a group is one unit of interval and test.")
     if len(units) == 1:

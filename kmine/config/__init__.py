@@ -32,7 +32,8 @@ class LoopConfig:
     """Also train the supervised baseline for the same number of steps."""
     adopt_tolerance: float = 0.01
     """A round is refused if validation Dice, paired by image, falls by more than this and by more than noise. Noise is
-    estimated from 20 validation images on; with fewer, only the mean counts."""
+    estimated from 20 validation images on; with fewer, only the mean counts. A false alarm on a clean image counts 0,
+    silence 1."""
     verdicts: str | None = None
     """verdicts.json of an earlier run on the same split, as `kmine audit RUN --verdicts FILE` left it in that run.
     Rejected pseudo masks are not used in training, accepted ones in every round, corrected masks are labels."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kmine.config import LoopConfig
 from kmine.data.source import Source
-from kmine.loop.summary import build_report, round_rows, segmenter_name, write_results
+from kmine.loop.summary import build_report, gain_over, round_rows, segmenter_name, write_results
 from kmine.methods.mining import prepare_and_mine
 from kmine.methods.supervised import supervised
 from kmine.report.html import write_report
@@ -75,7 +75,7 @@ def run_rounds(cfg: LoopConfig, progress: ProgressReporter, source: Source | Non
         )
         rows = round_rows(task, mined, baseline)
         write_results(run, rows)
-        write_report(run.root / "report.html", build_report(task, rows))
+        write_report(run.root / "report.html", build_report(task, rows, gain_over(task, mined, baseline)))
         return LoopResults(mined, baseline, rows, segmenter_name(run), reason)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple, fields
+from dataclasses import asdict, astuple, fields
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from kmine.mining import round_changes as changes
 from kmine.mining.adaptation.step import adaptation_summary
 from kmine.mining.calibration.step import calibration_summary
 from kmine.ops.calibrator import describe_threshold
+from kmine.ops.metrics import lesion_metrics, of_one_kind
+from kmine.ops.statistics import SMALL_SPLIT, Paired, paired_change
 from kmine.report.inputs import CSV_COLUMNS, Calibrated, Category, GalleryItem, Report, RoundRow
 from kmine.store.run_folder import RunFolder
 from kmine.store.tables import DecisionRow, class_map
@@ -49,17 +51,18 @@ def _changes(run: RunFolder, round_idx: int) -> changes.RoundChanges | None:
 
 def _row(result: RoundResult, baseline: RoundResult | None, num_unlabeled: int, run: RunFolder) -> RoundRow:
     round_changes = _changes(run, result.round_idx)
+    other = lesion_metrics(baseline.metrics) if baseline else None
     same = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in ("metrics", "final_metrics")}
     return RoundRow(
         **same,
-        dice=result.metrics.dice,
-        iou=result.metrics.iou,
-        hd95=result.metrics.hd95,
-        num_missed=result.metrics.num_missed,
+        **{name: getattr(result.metrics, name) for name in ("dice", "iou", "hd95", "num_missed", "num_empty")},
+        **asdict(lesion_metrics(result.metrics)),
         dice_final=result.final_metrics.dice,
         supervised_dice=baseline.metrics.dice if baseline else None,
         supervised_dice_final=baseline.final_metrics.dice if baseline else None,
         supervised_adopted=baseline.adopted if baseline else None,
+        supervised_dice_lesion=other.dice_lesion if other else None,
+        supervised_false_alarm_rate=other.false_alarm_rate if other else None,
         coverage=result.num_pseudo / num_unlabeled if num_unlabeled and result.round_idx else float("nan"),
         reasons=dict(Counter(row.reason for row in run.decisions(result.round_idx))),
         **(_change_columns(round_changes) if round_changes else {}),
@@ -93,7 +96,21 @@ def _csv_value(value: Any) -> Any:
     return f"{value:.6f}" if isinstance(value, float) else value
 
 
-def build_report(task: Task, rows: list[RoundRow]) -> Report:
+def gain_over(task: Task, mined: Sequence[RoundResult], supervised: Sequence[RoundResult]) -> Paired | None:
+    """`Report.gain`, by image, each of which counts on both sides; None with fewer than `SMALL_SPLIT` groups."""
+    adopted = [next((r.metrics for r in reversed(rounds) if r.adopted), None) for rounds in (mined, supervised)]
+    if any(metrics is None for metrics in adopted):
+        return None
+    own, other = of_one_kind(*adopted)
+    groups = [task.val.group_of(case.sample_id) for case in own.cases]
+    if len(set(groups)) < SMALL_SPLIT:
+        return None
+    of_other = {case.sample_id: case.score for case in other.cases}
+    before = [of_other[case.sample_id] for case in own.cases]
+    return paired_change(before, [case.score for case in own.cases], groups=groups, confidence=0.95)
+
+
+def build_report(task: Task, rows: list[RoundRow], gain: Paired | None = None) -> Report:
     """Content of report.html; figures come from the run folder, images from the unlabeled pool."""
     run, segmenter = task.run.run(), segmenter_name(task.run)
     models = [model for model in (task.cfg.model, task.auxiliary_model) if model]
@@ -111,6 +128,7 @@ def build_report(task: Task, rows: list[RoundRow]) -> Report:
         skipped=[Skipped(**s) for s in run.get("skipped", [])],
         validation_cases=len(task.val),
         calibration=_calibrated(task.run) if task.cfg.rounds else None,
+        gain=gain,
     )
 
 

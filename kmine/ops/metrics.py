@@ -1,7 +1,8 @@
 """Dice, IoU, HD95 and missed lesions, per case, from counts.
 
 Rules for one class of one case:
-- truth and prediction empty: NaN; excluded from means and counted (`Metrics.num_empty`).
+- truth and prediction empty: NaN; excluded from means and counted (`Metrics.num_empty`). Means of two methods then have
+  different denominators: `LesionMetrics` and `CaseMetrics.score` have not.
 - truth present, prediction empty (a miss): Dice 0, IoU 0, HD95 = the image diagonal, `num_missed` + 1.
 - truth empty, prediction present (a false alarm): Dice 0, IoU 0, HD95 = the image diagonal.
 A case is an image or a volume; for a volume the pixels of all slices are counted before division.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -139,6 +141,35 @@ def summarise(cases: Iterable[CaseMetrics]) -> Metrics:
         num_missed=sum(c.num_missed for c in cases),
         num_empty=sum(bool(np.isnan(c.dice)) for c in cases),
     )
+
+
+@dataclass(frozen=True)
+class LesionMetrics:
+    """Figures whose denominators depend on the truth alone, so that those of two methods can be compared."""
+
+    dice_lesion: float
+    """Mean Dice where there is a lesion: over the classes in the truth, then over the cases with one."""
+    num_clean: int
+    """Foreground classes that a case's truth lacks: with one class, clean images."""
+    false_alarm_rate: float
+    """Share of `num_clean` with a prediction; NaN without any."""
+
+
+def lesion_metrics(metrics: Metrics) -> LesionMetrics:
+    """Figures by the truth; unknown (NaN, 0) if a case has no counts."""
+    cases = [case.counts for case in metrics.cases]
+    if not all(cases):
+        return LesionMetrics(float("nan"), 0, float("nan"))
+    clean = [found > 0 for case in cases for _, found, truth in case if not truth]
+    dice = nanmean(nanmean([_dice(*row) for row in case if row[2]]) for case in cases)
+    return LesionMetrics(dice, len(clean), nanmean(clean))
+
+
+def of_one_kind(*several: Metrics) -> list[Metrics]:
+    """The metrics, all without counts if a case of any has none, so that their scores can be compared."""
+    if all(case.counts for metrics in several for case in metrics.cases):
+        return list(several)
+    return [replace(m, cases=tuple(replace(case, counts=()) for case in m.cases)) for m in several]
 
 
 def metrics_from_json(saved: Mapping[str, Any]) -> Metrics:

@@ -49,7 +49,8 @@ def paired_difference(
     """Mean of b - a over pairs, with a two-sided t-interval over seeds and groups, and a sign-flip p.
 
     Args:
-        a, b: (R, N) scores of N images in R runs (seeds) on one test split; a pair with NaN on either side is excluded.
+        a, b: (R, N) scores of N images in R runs (seeds) on one test split; a pair with NaN on either side is excluded
+            (a run lacks the image). Dice of empty truth and prediction goes through `score_empty_cases` first.
         seed: seed of the signs.
         groups: (N,) independent unit of each image (volume, patient); None: each image is its own.
         num_flips: sign vectors drawn; 0 skips the test.
@@ -148,28 +149,31 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def score_empty_cases(a: Floats, b: Floats) -> tuple[Floats, Floats]:
-    """Replace NaN (truth and prediction empty) by 1 where the other side has a number; both of one shape.
+def score_empty_cases(dice: Floats) -> Floats:
+    """Dice with 1 for NaN (truth and prediction empty): silence on a clean image is right; a false alarm has 0.
 
-    A new false alarm is then a loss, and a removed one a gain. Where both sides are NaN, NaN stays.
+    Every image then counts under every method, and all means have one denominator. NaN must have no other meaning: do
+    this before images that a run lacks become NaN.
     """
-    empty = np.isnan(a) & np.isnan(b)
-    first, second = (np.where(np.isnan(values) & ~empty, 1.0, values) for values in (a, b))
-    return first, second
+    return np.where(np.isnan(dice), 1.0, dice)
 
 
-def paired_change(before: Sequence[float], after: Sequence[float]) -> Paired:
+def paired_change(
+    before: Sequence[float], after: Sequence[float], *, groups: Sequence[str] | None = None, confidence: float = 0.9
+) -> Paired:
     """Mean of after - before over images, with a two-sided 90 % interval: each end is a one-sided 95 % bound.
 
-    NaN is scored by `score_empty_cases`; images with NaN on both sides are excluded. All is NaN if none remains.
+    NaN is scored by `score_empty_cases`. All is NaN without images.
 
     Args:
         before, after: Dice of the same images, in the same order.
+        groups: independent unit of each image; None: each is its own.
+        confidence: confidence of the interval, below 1.
     """
-    a, b = score_empty_cases(np.asarray(before, float), np.asarray(after, float))
-    if not np.isfinite(a).any():
+    a, b = (score_empty_cases(np.asarray([values], float)) for values in (before, after))
+    if not a.size:
         return Paired(np.nan, np.nan, np.nan, 0)
-    return paired_difference(a[None], b[None], seed=0, confidence=0.9, num_flips=0)
+    return paired_difference(a, b, seed=0, groups=groups, confidence=confidence, num_flips=0)
 
 
 def is_fall(change: Paired, tolerance: float) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from kmine.config.sweep import MINING
 from kmine.io.files import read_json
 from kmine.mining.calibration.local_quality import local_quality_summary
 from kmine.mining.calibration.step import calibration_summary
-from kmine.ops.metrics import metrics_from_json
+from kmine.ops.metrics import lesion_metrics, metrics_from_json
 from kmine.ops.statistics import paired_difference
 from kmine.predict.run_model import RunModel
 from kmine.report.card import Card, Figures, render_card
@@ -39,7 +40,7 @@ def model_card(run_model: RunModel) -> str:
         Card(
             **{name: getattr(metadata, name) for name in COPIED},
             counts=counts,
-            split_rule=_split_rule(run_model),
+            split_rule=_split_rule(run_model, splits),
             model=f"{model.name}, encoder {model.encoder}, from "
             + weights_source.get(model.encoder_weights, "weights of a file, for its encoder"),
             seed=cfg.seed,
@@ -52,13 +53,21 @@ def model_card(run_model: RunModel) -> str:
     )
 
 
-def _split_rule(run_model: RunModel) -> str:
-    data = run_model.cfg.data
-    if data.split_file is not None:
-        return "The split was given; no group (patient, volume, near duplicates) is on two sides of it."
-    groups = data.fine_groups
-    used = f"{data.label_fraction:g} of the training images" if groups is None else f"{groups:g} of the training groups"
-    return f"Split by group (patient, volume, near duplicates): no group is on two sides. Masks were used of {used}."
+def _split_rule(run_model: RunModel, splits: Sequence[Mapping[str, str]]) -> str:
+    """How the split was made, and of how many training images the masks were used, counted in `splits`."""
+    train = [row for row in splits if row["split"] in ("labeled", "unlabeled")]
+    labeled = [row for row in train if row["split"] == "labeled"]
+    part, whole = len(labeled), len(train)
+    used = f"all {whole}" if part == whole else f"{part} of the {whole}"
+    if run_model.cfg.data.fine_groups is not None:
+        part, whole = (len({row["group_id"] for row in rows}) for rows in (labeled, train))
+        used += f" training images ({part} of {whole} groups)"
+    else:
+        used += " training images"
+    rule = "Split by group (patient, volume, near duplicates): no group is on two sides."
+    if run_model.cfg.data.split_file is not None:
+        rule = "The split was given; no group (patient, volume, near duplicates) is on two sides of it."
+    return f"{rule} Masks were used of {used}." if train else rule
 
 
 def _signatures(run: Mapping[str, Any], signature: str) -> list[tuple[str, str]]:
@@ -90,7 +99,8 @@ def _row(split: str, saved: Mapping[str, Any], groups: Mapping[str, str]) -> Fig
         group_of_case = [groups.get(case.sample_id, case.sample_id) for case in metrics.cases]
         spread = paired_difference(np.zeros_like(dice), dice, seed=0, groups=group_of_case, num_flips=0)
         low, high = max(0.0, spread.low), min(1.0, spread.high)
-    return Figures(split, len(metrics.cases), metrics.dice, low, high, metrics.iou, metrics.hd95, metrics.num_missed)
+    same = {name: getattr(metrics, name) for name in ("dice", "iou", "hd95", "num_missed", "num_empty")}
+    return Figures(split, len(metrics.cases), low=low, high=high, **same, **asdict(lesion_metrics(metrics)))
 
 
 def _guarantee(root: Path) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kmine.report.html import environment
+from kmine.report.table import percent
 
 STAND_INS = {
     "tiny": "kmine's own small segmenter, trained on procedural pictures only; not SAM",
@@ -27,6 +28,14 @@ class Figures:
     iou: float
     hd95: float
     num_missed: int
+    num_empty: int = 0
+    """Images without Dice: truth and prediction empty."""
+    dice_lesion: float = float("nan")
+    """Mean Dice where there is a lesion."""
+    num_clean: int = 0
+    """Clean images; of several classes, the sum over them."""
+    false_alarm_rate: float = float("nan")
+    """Share of `num_clean` with a prediction."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,11 @@ class Card:
     """Basis of the estimated Dice of its masks, or why there is none, one sentence."""
 
     @property
+    def has_clean(self) -> bool:
+        """Whether an image may be clean."""
+        return any(row.num_clean or row.num_empty for row in self.figures)
+
+    @property
     def segmenter_note(self) -> str:
         """Note on a stand-in segmenter; empty for a large model."""
         return STAND_INS.get(self.segmenter.removesuffix("+adapted"), "")
@@ -65,7 +79,7 @@ class Card:
 def render_card(card: Card) -> str:
     """Render the card as Markdown; names are escaped, so they cannot end a line or a table cell."""
     env = environment().overlay(autoescape=False)
-    env.filters["plain"] = _plain
+    env.filters |= {"plain": _plain, "percent": percent}
     return env.get_template("card.jinja").render(card=card, is_known=lambda value: value == value)
 
 

@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass, field, fields
 from markupsafe import Markup
 
 from kmine.report.html import environment
-from kmine.report.table import DASH, duration, number
+from kmine.report.table import DASH, duration, number, percent
 
 NAN = float("nan")
 ALPHA = 0.05
@@ -49,6 +49,14 @@ class ComparisonRow:
     """Training and mining, mean over seeds."""
     peak_memory_mb: float = NAN
     num_parameters: float = NAN
+    num_empty: float = 0.0
+    """Cases without Dice (truth and prediction empty), mean over seeds."""
+    dice_lesion: float = NAN
+    """Mean Dice where there is a lesion: the same cases in every row."""
+    num_clean: int = 0
+    """Clean cases; of several classes, the sum over them."""
+    false_alarm_rate: float = NAN
+    """Share of the clean cases with a prediction, mean over seeds."""
 
     @property
     def is_shown(self) -> bool:
@@ -96,6 +104,7 @@ def comparison_columns(table: Comparison) -> list[_Column]:
         _Column("method", lambda row: row.method, False),
         *([_Column("seeds", lambda row: str(len(row.seeds)))] if differ("seeds") else []),
         _Column("Dice", lambda row: number(row.dice)),
+        *(_CLEAN_COLUMNS if any(row.num_clean or row.num_empty for row in table.rows) else ()),
         _Column("sd over seeds", lambda row: number(row.dice_sd)),
         _Column("Dice, last step", lambda row: number(row.dice_final)),
         _Column("IoU", lambda row: number(row.iou)),
@@ -108,6 +117,16 @@ def comparison_columns(table: Comparison) -> list[_Column]:
         *([_Column("peak MB", lambda row: number(row.peak_memory_mb, 0))] if any_finite("peak_memory_mb") else []),
         *([_Column("parameters", _millions)] if any_finite("num_parameters") else []),
     ]
+
+
+_CLEAN_COLUMNS = (
+    _Column("left out", lambda row: number(row.num_empty, 1)),
+    _Column("Dice where there is a lesion", lambda row: number(row.dice_lesion)),
+    _Column(
+        "false alarms", lambda row: f"{percent(row.false_alarm_rate)} of {row.num_clean}" if row.num_clean else DASH
+    ),
+)
+"""Shown where an image may be clean."""
 
 
 def _labels(row: ComparisonRow) -> str:

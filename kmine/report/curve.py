@@ -31,7 +31,7 @@ class CurvePoint:
     num_labels: float
     """Labeled images, mean over seeds; the label fraction if their number is unknown."""
     dice: float
-    """Mean over cases and seeds, on the test split."""
+    """Mean over cases and seeds, on the test split; silence on a clean image counts 1 and a false alarm 0."""
     low: float
     """Lower end of the 95 % t-interval over groups and seeds; NaN if unknown."""
     high: float

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from kmine.io.files import write_atomic
+from kmine.ops.statistics import Paired
 from kmine.report.figures import coverage_chart, dice_chart, reasons_chart, reliability_chart, seconds_chart
 from kmine.report.inputs import CATEGORIES, Report, RoundRow
 from kmine.report.panels import panels
@@ -57,18 +57,25 @@ def headline(report: Report) -> str:
     if not report.rounds:
         return "No round has finished yet, so there is nothing to compare."
     kept = next((row for row in reversed(report.rounds) if row.adopted), report.rounds[0])
-    on = f"on {report.validation_cases} validation case{'' if report.validation_cases == 1 else 's'}"
-    if report.rounds[-1].round_idx == 0:
+    cases = f"{report.validation_cases} validation case{'' if report.validation_cases == 1 else 's'}"
+    reached = f"reached Dice {number(kept.dice)} on {cases}"
+    if not any(row.num_pseudo for row in report.rounds):
         labels = f"{kept.num_labeled} label{'' if kept.num_labeled == 1 else 's'}"
-        return f"Supervised training on {labels} reached Dice {number(kept.dice)} {on}; nothing was mined."
-    mined = f"Mining with {report.segmenter} reached Dice {number(kept.dice)} {on} (round {kept.round_idx})"
+        why = f": no round with {report.segmenter} kept a pseudo mask" if report.rounds[-1].round_idx else ""
+        return f"Supervised training on {labels} {reached}; nothing was mined{why}."
+    mined = f"Mining with {report.segmenter} {reached} (round {kept.round_idx})"
+    if not kept.round_idx:
+        mined = (
+            f"No round of mining with {report.segmenter} was adopted: round 0, trained on the labels alone, {reached}"
+        )
     baseline = _baseline(report.rounds)
     if baseline is None:
         return (
             f"{mined}; no supervised baseline was trained, so more optimizer steps may explain any gain over round 0."
         )
     baseline_text = f"supervised training with as many optimizer steps reached {number(baseline)}"
-    return f"{mined}; {baseline_text}: {_difference(kept.dice - baseline)}."
+    silence = "; silence on a clean image counts 1, a false alarm 0" if kept.num_clean or kept.num_empty else ""
+    return f"{mined}; {baseline_text}: {_difference(report.gain)}{silence if report.gain else ''}."
 
 
 def _baseline(rounds: Sequence[RoundRow]) -> float | None:
@@ -80,14 +87,16 @@ def _baseline(rounds: Sequence[RoundRow]) -> float | None:
     return adopted[-1] if adopted else float(np.fmax.reduce([dice for dice, _ in known]))
 
 
-def _difference(gain: float) -> str:
-    if not math.isfinite(gain):
-        return "no difference can be given"
-    points = round(100 * gain, 1)
-    if points == 0:
-        return "mining is level"
+def _difference(gain: Paired | None) -> str:
+    """`mining is ahead by 6.3 points [+2.1, +10.5] (...)`, or that no difference is shown."""
+    if gain is None:
+        return "too few validation images to say which is ahead"
+    points, low, high = (100 * value for value in (gain.difference, gain.low, gain.high))
     side = "ahead" if points > 0 else "behind"
-    return f"mining is {side} by {abs(points):.1f} point{'' if abs(points) == 1 else 's'}"
+    interval = f"[{low:+.1f}, {high:+.1f}] (95 % interval, image by image)"
+    if low > 0 or high < 0:
+        return f"mining is {side} by {abs(points):.1f} points {interval}"
+    return f"no difference shown, {points:+.1f} points {interval}"
 
 
 def _charts(report: Report) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.ops.statistics import Paired
 from kmine.types import Prompts, Skipped
 
 Category = Literal["best", "worst", "dropped"]
@@ -46,7 +47,8 @@ class RoundRow:
     reason: str = "adopted"
     """`adopted`, or `refused: ` with the cause; for mining, not for the baseline."""
     difference: float = float("nan")
-    """Mean difference in Dice to the last adopted round, over the validation images; its 90 % interval follows."""
+    """Mean difference in Dice to the last adopted round, over the validation images (silence on a clean image counts 1
+    and a false alarm 0); its 90 % interval follows."""
     difference_low: float = float("nan")
     difference_high: float = float("nan")
     num_new: int | None = None
@@ -59,6 +61,16 @@ class RoundRow:
     """Share of the kept objects' pixels with a training label that differs from the local model's mask."""
     ignored_pixels: float | None = None
     """Share of all pixels of the pseudo masks that is ignored."""
+    num_empty: int = 0
+    """Validation cases without Dice: truth and prediction empty."""
+    num_clean: int = 0
+    """Clean validation cases; of several classes, the sum over them."""
+    dice_lesion: float = float("nan")
+    """Mean Dice where there is a lesion: the same cases in every row, unlike `dice`."""
+    false_alarm_rate: float = float("nan")
+    """Share of the clean cases with a prediction."""
+    supervised_dice_lesion: float | None = None
+    supervised_false_alarm_rate: float | None = None
 
 
 CSV_COLUMNS = {"num_removed": "num_expelled", "changed_label_pixels": "taught_pixels"}
@@ -131,3 +143,6 @@ class Report:
     validation_cases: int = 0
     calibration: Calibrated | None = None
     """None if the gate is not calibrated."""
+    gain: Paired | None = None
+    """Difference in Dice of mining to the baseline, each by its last adopted round, with a 95 % interval over groups;
+    None without a baseline or where the validation images are too few."""

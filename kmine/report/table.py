@@ -62,6 +62,7 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
     unit = "mm where the spacing of every image is known, else pixels"
     gain = "Dice, image by image, over the last adopted round, with its 90 % interval"
     compared = any(math.isfinite(row.difference) for row in rows)
+    clean = any(row.num_clean or row.num_empty for row in rows)
     used = [
         Column("round", "0 is trained on the labels only", lambda row: str(row.round_idx)),
         Column("segmenter", "the promptable model", lambda row: segmenter if row.round_idx else DASH, False),
@@ -71,12 +72,23 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
         Column("in, out", "pseudo-labeled images added (new or again) and removed", _moved, detail=True),
         Column("changed", changed, lambda row: percent(row.changed_pixels), detail=True),
         Column("Dice", "checkpoint chosen on validation", lambda row: number(row.dice)),
-        Column("Dice last", "checkpoint of the last step", lambda row: number(row.dice_final)),
+        Column("Dice last", "checkpoint of the last step", lambda row: number(row.dice_final), detail=clean),
     ]
+    if clean:
+        used += [
+            Column("out", "without Dice: empty truth and prediction", lambda row: str(row.num_empty), detail=True),
+            Column("Dice lesion", "where there is a lesion", lambda row: number(row.dice_lesion)),
+            Column("false alarms", "share of the clean images", lambda row: percent(row.false_alarm_rate)),
+        ]
     if has_baseline(rows):
         used += [
             Column("sup.", "supervised, equal steps, chosen on validation", lambda row: number(row.supervised_dice)),
-            Column("sup. last", "supervised, equal steps, last step", lambda row: number(row.supervised_dice_final)),
+            Column("sup. last", "its last step", lambda row: number(row.supervised_dice_final), detail=clean),
+        ]
+    if has_baseline(rows) and clean:
+        used += [
+            Column("sup. lesion", "as Dice lesion", lambda row: number(row.supervised_dice_lesion), detail=True),
+            Column("sup. alarms", "its share", lambda row: percent(row.supervised_false_alarm_rate), detail=True),
         ]
     return [
         *used,

@@ -32,11 +32,11 @@ from kmine.io.files import UNFINISHED, read_json, write_atomic, write_csv, write
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
 from kmine.store.settings import RESUMABLE_CHANGES
-from kmine.sweep.trials import State, Trial, config_of, data_of, is_finished, state_of, trial_dir
+from kmine.sweep.trials import State, Trial, config_of, data_of, is_finished, share_of_labels, state_of, trial_dir
 
 COLUMNS = (
     *("method", "model", "label_fraction", "seed", "status", "error", "run", "num_labeled", "num_unlabeled", "steps"),
-    *("val_dice", "val_dice_final", "seconds", "peak_memory_mb", "num_parameters"),
+    *("val_dice", "val_dice_final", "seconds", "peak_memory_mb", "num_parameters", "val_score"),
 )
 VARIED = ("methods", "models", "fractions", "seeds", "set", "seed", "baseline", "model.name", "data.label_fraction")
 EXECUTION_SETTINGS = ("processes", "backend", "address", "dry_run")
@@ -215,7 +215,7 @@ def describe(plan: Plan, states: Mapping[Trial, State], since: float, processes:
     for fraction in dict.fromkeys(fraction for fraction, _ in plan.sizes):
         numbers = [numbers for key, numbers in plan.sizes.items() if key[0] == fraction]
         labeled, unlabeled = map(_span, zip(*numbers, strict=True))
-        yield f"  {fraction:g} of the labels: {labeled} labeled, {unlabeled} unlabeled images"
+        yield f"  {share_of_labels(fraction)}: {labeled} labeled, {unlabeled} unlabeled images"
     for method, model in dict.fromkeys((trial.method, trial.model) for trial in plan.trials):
         matching = [trial for trial in plan.trials if (trial.method, trial.model) == (method, model)]
         seeds = " ".join(dict.fromkeys(str(trial.seed) for trial in matching))
@@ -225,7 +225,7 @@ def describe(plan: Plan, states: Mapping[Trial, State], since: float, processes:
     for method, fraction, reason in dict.fromkeys(
         (trial.method, trial.label_fraction, reason) for trial, reason in plan.skipped
     ):
-        yield f"  skipped: {method} at {fraction:g} of the labels: {reason}"
+        yield f"  skipped: {method} with {share_of_labels(fraction)}: {reason}"
     yield f"time left: {time_left(states, since, processes)}"
 
 

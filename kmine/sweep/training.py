@@ -100,6 +100,7 @@ def _train(session: Session, trial: Trial, run: RunFolder, source: Source, progr
         "num_unlabeled": len(task.unlabeled),
         "val_dice": last.metrics.dice,
         "val_dice_final": last.final_metrics.dice,
+        "val_score": last.metrics.score,
         "num_parameters": count_parameters(task),
     }
 

@@ -49,7 +49,12 @@ class Trial:
         return self.model, self.label_fraction, self.seed
 
     def __str__(self) -> str:
-        return f"{self.method}, {self.model}, {self.label_fraction:g} of the labels, seed {self.seed}"
+        return f"{self.method}, {self.model}, {share_of_labels(self.label_fraction)}, seed {self.seed}"
+
+
+def share_of_labels(fraction: float) -> str:
+    """`all labels`, or `0.25 of the labels`."""
+    return "all labels" if fraction == 1 else f"{fraction:g} of the labels"
 
 
 def trial_dir(out: str | Path, trial: Trial) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor
 from kmine.data.pool import Pool
 from kmine.io.files import sign
 from kmine.models.base import LocalModel
-from kmine.ops.metrics import case_metrics, summarise
+from kmine.ops.metrics import case_metrics, of_one_kind, summarise
 from kmine.ops.statistics import is_fall, paired_change
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.distributed import DeviceContext, gather_shards, shard
@@ -36,7 +36,8 @@ def evaluate_round(
     """Evaluate both checkpoints on validation and decide on adoption; written to metrics.json, or read back from it.
 
     The round is adopted unless its Dice, paired by image with `reference`, the last adopted round, fell by more than
-    `adopt_tolerance` and by more than noise (`kmine.ops.statistics.is_fall`). `seconds` are those of its stages so far.
+    `adopt_tolerance` and by more than noise (`kmine.ops.statistics.is_fall`); silence on a clean image counts 1 and a
+    false alarm 0. `seconds` are those of its stages so far.
     Overwrites the weights of `model`.
     """
     path = task.run.round_dir(round_idx, method_dir) / "metrics.json"
@@ -66,10 +67,10 @@ def evaluate_round(
 
 
 def _compare_to(reference: RoundResult, result: RoundResult, tolerance: float) -> RoundResult:
-    """`result` with the paired change of Dice since `reference`, and whether it is adopted."""
-    before = {case.sample_id: case.dice for case in reference.metrics.cases}
-    cases = result.metrics.cases
-    change = paired_change([before[case.sample_id] for case in cases], [case.dice for case in cases])
+    """`result` with the paired change of its scores since `reference`, and whether it is adopted."""
+    old, new = of_one_kind(reference.metrics, result.metrics)
+    before = {case.sample_id: case.score for case in old.cases}
+    change = paired_change([before[case.sample_id] for case in new.cases], [case.score for case in new.cases])
     fell = is_fall(change, tolerance)
     return replace(
         result,
@@ -117,8 +118,8 @@ def _truth(sample: Sample) -> NDArray[np.uint8]:
     return sample.mask
 
 
-def validation_dice(task: Task, model: LocalModel) -> float:
-    """Mean Dice on the validation images at training size: a cheap score to select checkpoints by."""
+def validation_score(task: Task, model: LocalModel) -> float:
+    """Mean `CaseMetrics.score` on the validation images at training size: a cheap score to select checkpoints by."""
     cases: list[CaseMetrics] = []
     local_ids, batch_size = shard(task.val.ids, task.fabric), task.cfg.infer.batch_size
     for first in range(0, len(local_ids), batch_size):
@@ -128,4 +129,4 @@ def validation_dice(task: Task, model: LocalModel) -> float:
         for sample_id, pred in zip(ids, probs.argmax(axis=1).astype(np.uint8), strict=True):
             truth = task.val.mask_resized(sample_id)
             cases.append(case_metrics(sample_id, pred, truth, task.num_classes, with_hd95=False))
-    return summarise(gather_shards(cases, task.fabric)).dice
+    return summarise(gather_shards(cases, task.fabric)).score

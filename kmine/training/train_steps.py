@@ -52,14 +52,16 @@ class FitState:
     """(step, mean training loss since the last entry, validation score)."""
     average: StateDict = field(default_factory=dict)
     """Running average of the model; empty without one."""
+    scores_empty: bool = True
+    """Whether `best_score` counts images that are empty in truth and prediction; older states left them out."""
 
     def to_tensors(self) -> tuple[StateDict, dict[str, Any]]:
         """All tensors under flat names, and the other fields as JSON values."""
         groups = {"model": self.model, "best": self.best, "average": self.average}
         flat = {f"{group}/{k}": v for group, state in groups.items() for k, v in state.items()}
         flat |= {f"optimizer/{i}/{k}": v for i, entry in self.optimizer.items() for k, v in entry.items()}
-        plain = {"step": self.step, "best_score": self.best_score, "best_step": self.best_step, "history": self.history}
-        return flat, plain
+        names = ("step", "best_score", "best_step", "history", "scores_empty")
+        return flat, {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_tensors(cls, tensors: StateDict, plain: dict[str, Any]) -> FitState:
@@ -72,7 +74,7 @@ class FitState:
                 number, _, key = key.partition("/")
                 entry = entry.setdefault(number, {})
             entry[key] = value
-        return cls(**groups, **plain | {"history": [tuple(row) for row in plain["history"]]})
+        return cls(**groups, **{"scores_empty": False} | plain | {"history": [tuple(row) for row in plain["history"]]})
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,9 @@ def train_steps(
     net, optimizer = fabric.setup(module, optimizer)
     state = resume or FitState(0, {}, {}, _copy(module), -math.inf, 0)
     if resume:
+        if not resume.scores_empty:
+            module.load_state_dict(resume.best)
+            state.best_score, state.scores_empty = _score(module, callbacks.validate), True
         module.load_state_dict(resume.model)
         _load_optimizer(optimizer, resume.optimizer)
     ema = EMA(module, cfg.ema_decay, state.average) if cfg.ema_decay else None
@@ -188,11 +193,15 @@ def _validate(
     module: ModuleT, validate: Callable[[ModuleT], float], state: FitState, done: int, losses: list[Tensor]
 ) -> None:
     """Add an entry to the history of `state`, and replace its best checkpoint unless the score is lower."""
-    module.eval()
-    score = float(np.nan_to_num(validate(module)))
+    score = _score(module, validate)
     state.history.append((done, float(torch.stack(losses).mean()), score))
     if score >= state.best_score:
         state.best, state.best_score, state.best_step = _copy(module), score, done
+
+
+def _score(module: ModuleT, validate: Callable[[ModuleT], float]) -> float:
+    module.eval()
+    return float(np.nan_to_num(validate(module)))
 
 
 def _copy(module: nn.Module) -> StateDict:

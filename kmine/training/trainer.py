@@ -17,7 +17,7 @@ from kmine.models.base import LocalModel
 from kmine.seeding import derive_seed
 from kmine.training.checkpoints import Checkpointer, Checkpoints
 from kmine.training.distributed import Fabric
-from kmine.training.evaluation import validation_dice
+from kmine.training.evaluation import validation_score
 from kmine.training.fit import Consistency, fit
 from kmine.training.task import Task
 from kmine.training.train_steps import Callbacks, show_progress
@@ -65,9 +65,9 @@ def train(
             fabric=cast(Fabric, task.fabric),
             seed=derive_seed(task.cfg.seed, "fit", round_idx),
             callbacks=Callbacks(
-                validate=partial(validation_dice, task),
+                validate=partial(validation_score, task),
                 save=checkpointer.save_state,
-                progress=show_progress(task.progress, "Dice"),
+                progress=show_progress(task.progress, "score"),
             ),
             resume=checkpointer.load_state(),
             consistency_fn=consistency.consistency_fn if consistency else None,

@@ -123,6 +123,54 @@ def test_a_false_alarm_on_an_empty_image_costs_in_the_difference_too():
     assert by_method(tabulate(found, "supervised"))["mining (ellipse)"].difference == pytest.approx(-1 / 3)
 
 
+def counted(name: str, both: int, found: int, true: int) -> CaseMetrics:
+    """A case of ten pixels with these counts."""
+    pred, truth = np.zeros((2, 1, 10), np.uint8)
+    truth[0, :true] = 1
+    pred[0, true - both : true - both + found] = 1
+    return case_metrics(name, pred, truth, 2)
+
+
+def test_every_image_counts_in_the_difference_and_clean_images_have_figures_of_their_own():
+    """One lesion, seen by both alike, and three clean images: the baseline raises an alarm on one, mining on two."""
+    lesion, silent, alarm = (2, 4, 4), (0, 0, 0), (0, 3, 0)
+    results = []
+    for method, clean in (("supervised", (alarm, silent, silent)), (MINING, (silent, alarm, alarm))):
+        cases = summarise(counted(f"i{n}", *counts) for n, counts in enumerate((lesion, *clean)))
+        results.append(result(method, [0.5] * 4, chosen=cases, final=cases))
+    table = tabulate(results, "supervised")
+    base, mining = table.rows
+    assert (base.dice, mining.dice) == (0.25, pytest.approx(0.5 / 3)), "left out where empty, as ever"
+    assert (base.num_empty, mining.num_empty) == (2, 1)
+    assert (base.dice_lesion, mining.dice_lesion, base.num_clean, mining.num_clean) == (0.5, 0.5, 3, 3)
+    assert (base.false_alarm_rate, mining.false_alarm_rate) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert mining.difference == pytest.approx(-1 / 4) and mining.num_pairs == 4
+    text = comparison.markdown(table)
+    assert (
+        "| left out | Dice where there is a lesion | false alarms |" in text and "| 1.0 | 0.500 | 67 % of 3 |" in text
+    )
+    assert "silence on a clean image counts 1 and a false alarm 0" in text
+
+
+def test_silence_of_both_is_a_pair_without_difference():
+    found = [result("supervised", [0.5, NAN, 0.7, NAN]), result("mining", [0.6, NAN, 0.7, 0.0])]
+    row = by_method(tabulate(found, "supervised"))["mining (ellipse)"]
+    assert row.difference == pytest.approx((0.1 + 0 + 0 - 1) / 4) and row.num_pairs == 4
+
+
+def test_the_curve_counts_silence_as_the_difference_does():
+    few, many = ({"label_fraction": f, "num_labeled": n} for f, n in ((0.01, 10), (1.0, 1000)))
+    found = [
+        *(result("supervised", [0.4, NAN], seed, **few) for seed in (0, 1)),
+        *(result("supervised", [0.8, NAN], seed, **many) for seed in (0, 1)),
+        *(result(MINING, [0.6, NAN], seed, **few) for seed in (0, 1)),
+        *(result("fixmatch", [0.9, 0.0], seed, **few) for seed in (0, 1)),
+    ]
+    points, saved = label_curve(found, "supervised")
+    assert [point.dice for point in points] == pytest.approx([0.7, 0.9, 0.8, 0.45])
+    assert [one.needed.needed for one in saved] == [pytest.approx(100), 10], "a false alarm costs there, too"
+
+
 def test_two_runs_of_one_seed_are_refused():
     twice = [result("supervised", [0.5]), result("supervised", [0.6], run="runs/again")]
     with pytest.raises(UserError, match=r"runs/0 and runs/again both hold supervised with unet.*seed 0"):

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from kmine.loop import summary
+from kmine.ops.metrics import summarise
 from kmine.store.run_folder import RunFolder
-from kmine.types import Evidence, Metrics, RoundResult
+from kmine.types import CaseMetrics, Evidence, Metrics, RoundResult
 
 METRICS = Metrics((), 0.5, 0.4, 3.0, 2, 9)
 FIRST = RoundResult(0, 4, 0, METRICS, replace(METRICS, dice=0.45), True, {"training": 1.5})
@@ -87,3 +88,39 @@ def test_the_score_of_an_image_is_that_of_its_worst_object():
     rows = [SimpleNamespace(evidence=evidence) for evidence in (good, poor)]
     assert summary._score(rows[:1]) == pytest.approx(0.8) and summary._score(rows) == pytest.approx(0.4)
     assert summary._score([SimpleNamespace(evidence=Evidence())]) == 0
+
+
+def rounds_of(*dice: tuple[float, ...]) -> list[RoundResult]:
+    """Adopted rounds with the Dice of images i0, i1, ..., and a refused one after them."""
+    metrics = [summarise(CaseMetrics(f"i{n}", d, d, 1.0, 0) for n, d in enumerate(row)) for row in dice]
+    adopted = [replace(SECOND, round_idx=n, metrics=one, adopted=True) for n, one in enumerate(metrics)]
+    return [*adopted, replace(SECOND, metrics=replace(metrics[0], cases=()), adopted=False)]
+
+
+def test_the_gain_is_paired_by_image_with_groups_and_an_interval():
+    """20 groups of two images: +.1 in the first, and of the second, clean one a false alarm is gone in half of them."""
+    task = SimpleNamespace(val=SimpleNamespace(group_of=lambda i: f"g{int(i[1:]) // 2}"))
+    mined = rounds_of((0.0,) * 40, (0.6, math.nan) * 20)
+    other = rounds_of((0.5, math.nan, 0.5, 0.0) * 10)
+    gain = summary.gain_over(task, mined, other)
+    assert gain.difference == pytest.approx((20 * 0.1 + 10) / 40) and gain.num_pairs == 40
+    sd = 0.25 * math.sqrt(20 / 19)  # groups gain .05 or .55 an image
+    assert gain.high - gain.difference == pytest.approx(2.0930 * sd / math.sqrt(20), rel=1e-3)
+
+
+def test_no_gain_is_claimed_from_few_groups_or_without_a_baseline():
+    task = SimpleNamespace(val=SimpleNamespace(group_of=lambda i: f"g{int(i[1:]) % 19}"))
+    mined = rounds_of((0.5,) * 40, (0.6,) * 40)
+    assert summary.gain_over(task, mined, rounds_of((0.5,) * 40)) is None
+    assert summary.gain_over(task, mined, []) is None
+
+
+def test_rows_have_the_figures_of_clean_images(run):
+    cases = [CaseMetrics("a", 0.5, 0.4, 1.0, 0, ((2, 4, 4),)), CaseMetrics("b", math.nan, 0, 1, 0, ((0, 0, 0),))]
+    metrics = [
+        summarise([*cases, replace(cases[1], dice=dice, counts=((0, n, 0),))]) for n, dice in ((0, math.nan), (3, 0.0))
+    ]
+    own, other = (replace(SECOND, metrics=one) for one in metrics)
+    (row,) = summary.round_rows(task_of(run), [own], [other])
+    assert (row.dice, row.num_empty, row.dice_lesion, row.num_clean, row.false_alarm_rate) == (0.5, 2, 0.5, 2, 0.0)
+    assert (row.supervised_dice, row.supervised_dice_lesion, row.supervised_false_alarm_rate) == (0.25, 0.5, 0.5)

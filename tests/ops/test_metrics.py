@@ -20,12 +20,16 @@ from kmine.ops.metrics import (
     case_metrics,
     diagonal,
     hd95,
+    lesion_metrics,
     metrics_from_json,
     nanmean,
+    of_one_kind,
     pool_cases,
     summarise,
 )
 from kmine.types import CaseMetrics
+
+NAN = float("nan")
 
 
 def ids(*rows: list[int]) -> np.ndarray:
@@ -213,3 +217,53 @@ def test_metrics_survive_json():
     summary = summarise([case_metrics("a", truth, truth, 2), case_metrics("b", empty, empty, 2)])
     saved = json.loads(json.dumps(nan_to_none(asdict(summary))))
     assert repr(metrics_from_json(saved)) == repr(summary)
+
+
+def of_counts(sample_id: str, *counts: tuple[int, int, int]) -> CaseMetrics:
+    """A case of (pixels in both, predicted, true), a triple a class, as pooling makes it."""
+    return pool_cases(sample_id, [CaseMetrics("slice", NAN, NAN, NAN, 0, counts)])
+
+
+def test_the_score_counts_silence_one_and_a_false_alarm_zero():
+    found, silent, alarm, missed = (of_counts("a", row) for row in ((2, 4, 4), (0, 0, 0), (0, 3, 0), (0, 0, 3)))
+    assert [case.score for case in (found, silent, alarm, missed)] == [0.5, 1.0, 0.0, 0.0]
+    metrics = summarise([found, silent, alarm, missed])
+    assert metrics.score == 1.5 / 4 and metrics.dice == pytest.approx(0.5 / 3) and metrics.num_empty == 1
+    assert np.isnan(summarise([]).score)
+
+
+def test_the_score_of_several_classes_counts_each_of_them():
+    """An organ with Dice .5; the lesion, which is not there, is left alone or seen."""
+    silent, alarm = of_counts("a", (2, 4, 4), (0, 0, 0)), of_counts("a", (2, 4, 4), (0, 5, 0))
+    assert (silent.dice, silent.score) == (0.5, 0.75) and (alarm.dice, alarm.score) == (0.25, 0.25)
+
+
+def test_lesion_metrics_of_two_methods_have_the_same_denominators():
+    """Two lesions and three clean images: one method is silent on all three, the other on one."""
+    lesions = [of_counts("a", (2, 4, 4)), of_counts("b", (0, 0, 3))]
+    silent, alarm = of_counts("c", (0, 0, 0)), of_counts("c", (0, 7, 0))
+    one, other = summarise([*lesions, silent, silent, silent]), summarise([*lesions, silent, alarm, alarm])
+    assert (one.dice, other.dice) == (0.25, 0.125), "the mean of Dice falls although no lesion is seen worse"
+    assert asdict(lesion_metrics(one)) == {"dice_lesion": 0.25, "num_clean": 3, "false_alarm_rate": 0.0}
+    assert asdict(lesion_metrics(other)) == {
+        "dice_lesion": 0.25,
+        "num_clean": 3,
+        "false_alarm_rate": pytest.approx(2 / 3),
+    }
+
+
+def test_lesion_metrics_count_the_classes_that_the_truth_lacks():
+    cases = [
+        of_counts("a", (2, 4, 4), (0, 5, 0)),
+        of_counts("b", (0, 0, 0), (4, 4, 4)),
+        of_counts("c", (3, 3, 3), (2, 4, 4)),
+    ]
+    found = lesion_metrics(summarise(cases))
+    assert (found.dice_lesion, found.num_clean, found.false_alarm_rate) == (pytest.approx((0.5 + 1 + 0.75) / 3), 2, 0.5)
+
+
+def test_without_counts_there_are_no_lesion_metrics_and_scores_stay_of_one_kind():
+    new, old = summarise([of_counts("a", (2, 4, 4), (0, 0, 0))]), summarise([CaseMetrics("a", 0.5, 0.5, 1.0, 0)])
+    assert np.isnan([lesion_metrics(old).dice_lesion, lesion_metrics(old).false_alarm_rate]).all()
+    assert [m.score for m in of_one_kind(new, new)] == [0.75, 0.75]
+    assert [m.score for m in of_one_kind(new, old)] == [0.5, 0.5]

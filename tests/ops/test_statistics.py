@@ -98,10 +98,8 @@ def test_holm_by_hand():
     assert np.isnan(adjusted[1]) and [adjusted[0], adjusted[2]] == pytest.approx([0.02, 0.02])
 
 
-def test_empty_beside_a_number_is_a_right_answer():
-    a, b = score_empty_cases(np.array([[0.5, NAN, NAN]]), np.array([[NAN, 0.0, NAN]]))
-    assert a[0, :2].tolist() == [0.5, 1.0] and b[0, :2].tolist() == [1.0, 0.0]
-    assert np.isnan([a[0, 2], b[0, 2]]).all()
+def test_silence_on_a_clean_image_is_a_right_answer():
+    assert score_empty_cases(np.array([[0.5, NAN], [0.0, NAN]])).tolist() == [[0.5, 1.0], [0.0, 1.0]]
 
 
 TRIALS = 1500
@@ -180,12 +178,20 @@ NAN = float("nan")
 
 def test_a_change_is_the_mean_over_the_images_and_empty_answers_count_as_right():
     change = paired_change([0.5, NAN, 0.8, NAN], [0.6, 0.0, NAN, NAN])
-    assert change.num_pairs == 3, "empty on both sides: nothing to compare"
-    assert change.difference == pytest.approx((0.1 - 1.0 + 0.2) / 3), "a new false alarm costs 1"
-    nothing = paired_change([NAN, NAN], [NAN, NAN])
+    assert change.num_pairs == 4, "every image counts, whatever the two say"
+    assert change.difference == pytest.approx((0.1 - 1.0 + 0.2 + 0.0) / 4), "a new false alarm costs 1"
+    silent = paired_change([NAN, NAN], [NAN, NAN])
+    assert (silent.num_pairs, silent.difference) == (2, 0.0) and not is_fall(silent, 0.0)
+    nothing = paired_change([], [])
     assert nothing.num_pairs == 0 and np.isnan([nothing.difference, nothing.low, nothing.high]).all()
     assert not is_fall(nothing, 0.0)
-    assert paired_change([], []).num_pairs == 0
+
+
+def test_a_change_may_be_over_groups_with_another_confidence():
+    before, after, groups = [0.5, 0.5, 0.5, 0.5], [0.5, 0.7, 0.9, 0.9], ["a", "a", "b", "b"]
+    change = paired_change(before, after, groups=groups, confidence=0.95)
+    assert change.difference == pytest.approx(0.25)
+    assert change.high - 0.25 == pytest.approx(12.7062 * 0.15, rel=1e-3), "t of 1 degree, sd of (.1, .4) by root 2"
 
 
 def test_a_confidence_of_less_gives_a_narrower_interval():

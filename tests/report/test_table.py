@@ -53,6 +53,14 @@ def test_the_terminal_table_fits_80_columns():
     assert "HD95" in shown(ROWS, "sam_vit_b", 160)
 
 
+def test_clean_images_have_columns_that_fit_80_columns_too():
+    figures = {"num_empty": 3, "num_clean": 9, "dice_lesion": 0.456, "false_alarm_rate": 0.53}
+    rows = [replace(row, **figures, supervised_dice_lesion=0.321) for row in ROWS]
+    text = shown(rows, "tiny+adapted", 80)
+    assert "0.456" in text and "53 %" in text and "…" not in text and "0.321" not in text
+    assert "0.321" in shown(rows, "tiny+adapted", 400) and "0.456" not in shown(ROWS, "tiny+adapted", 400)
+
+
 def test_the_terminal_table_shows_names_literally_and_may_be_empty():
     assert "[bold]x" in shown(ROWS, "[bold]x", 120)
     assert "round" in shown([], "x", 80)

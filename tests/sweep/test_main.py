@@ -264,7 +264,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(swept, tmp_path, capsys):
     err = capsys.readouterr().err
     assert "4 trials, 0 of them done; 2 skipped" in err and "not known yet" in err
     assert "0.3 of the labels: 4 labeled, 9 unlabeled images" in err
-    assert "skipped: mining at 1 of the labels: nothing is unlabeled" in err
+    assert "skipped: mining with all labels: nothing is unlabeled" in err
     assert not (tmp_path / "out").exists()
 
 

@@ -11,12 +11,13 @@ import torch
 from helpers.small import CFG
 
 from kmine.config import InferConfig
+from kmine.ops.metrics import summarise
 from kmine.training import evaluation
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.distributed import SingleDevice
-from kmine.training.evaluation import compute_metrics, evaluate_checkpoint, evaluate_round, validation_dice
+from kmine.training.evaluation import compute_metrics, evaluate_checkpoint, evaluate_round, validation_score
 from kmine.training.model_setup import new_model
-from kmine.types import Sample
+from kmine.types import CaseMetrics, RoundResult, Sample
 
 
 def test_hd95_is_in_pixels_unless_the_spacing_of_every_image_is_known(task_of, monkeypatch):
@@ -33,14 +34,44 @@ def test_hd95_is_in_pixels_unless_the_spacing_of_every_image_is_known(task_of, m
     assert hd95[True] == pytest.approx(2 * hd95[False]) and hd95[False] > 0
 
 
-def test_validation_dice_is_the_mean_over_images_at_training_size(task_of, monkeypatch):
+def test_the_validation_score_is_the_mean_over_images_at_training_size(task_of, monkeypatch):
     """A model that predicts the true mask of the first image for all of them."""
     task, _run = task_of(replace(CFG, rounds=0, infer=InferConfig(batch_size=3)))
     truth = [task.val.mask_resized(i) for i in task.val.ids]
     probs = np.stack([truth[0] == 0, truth[0] == 1]).astype(np.float32)
     monkeypatch.setattr(evaluation, "predict_resized", lambda model, x, *_: (np.stack([probs] * len(x)), None))
     expected = [2 * (truth[0] & mask).sum() / (truth[0].sum() + mask.sum()) for mask in truth]
-    assert validation_dice(task, None) == pytest.approx(np.mean(expected)) and expected[0] == 1
+    assert validation_score(task, None) == pytest.approx(np.mean(expected)) and expected[0] == 1
+
+
+@pytest.mark.parametrize(("alarm", "score"), [(False, 1.0), (True, 0.0)])
+def test_silence_on_clean_validation_images_is_chosen_over_false_alarms(task_of, monkeypatch, alarm, score):
+    task, _run = task_of(replace(CFG, rounds=0, infer=InferConfig(batch_size=3)))
+    size = task.val.mask_resized(task.val.ids[0]).shape
+    monkeypatch.setattr(type(task.val), "mask_resized", lambda self, i: np.zeros(size, np.uint8))
+    probs = np.stack([np.full(size, not alarm), np.full(size, alarm)]).astype(np.float32)
+    monkeypatch.setattr(evaluation, "predict_resized", lambda model, x, *_: (np.stack([probs] * len(x)), None))
+    assert validation_score(task, None) == score
+
+
+def test_a_round_is_refused_for_false_alarms_on_clean_images():
+    """30 images, half of them clean. Dice of the lesions rises by .1; 10 clean images get a false alarm: 1.5 - 10."""
+
+    def metrics(dice: float, num_alarms: int):
+        lesions = [CaseMetrics(f"l{n}", dice, dice, 1.0, 0) for n in range(15)]
+        return summarise(
+            lesions + [CaseMetrics(f"c{n}", 0.0 if n < num_alarms else math.nan, 0, 1, 0) for n in range(15)]
+        )
+
+    first = RoundResult(0, 4, 0, metrics(0.5, 0), metrics(0.5, 0), True, {})
+    second = evaluation._compare_to(first, replace(first, round_idx=1, metrics=metrics(0.6, 10)), 0.01)
+    assert second.difference == pytest.approx(-8.5 / 30) and not second.adopted
+    third = evaluation._compare_to(
+        replace(first, metrics=metrics(0.5, 5)), replace(first, metrics=metrics(0.5, 0)), 0.01
+    )
+    assert third.difference == pytest.approx(5 / 30) and third.adopted
+    silent = evaluation._compare_to(first, replace(first, metrics=metrics(0.6, 0)), 0.01)
+    assert silent.difference == pytest.approx(0.05), "all 30 images count"
 
 
 def test_a_round_is_evaluated_once_and_refused_after_a_fall(task_of, monkeypatch):

@@ -10,7 +10,7 @@ from helpers.bars import CFG, accuracy, network, saved_states, train
 from helpers.small import Silent, same
 
 from kmine.config import FitConfig
-from kmine.training.train_steps import learning_rate, show_progress
+from kmine.training.train_steps import FitState, learning_rate, show_progress
 
 
 def test_training_reduces_the_loss_and_raises_accuracy():
@@ -31,6 +31,20 @@ def test_a_training_resumed_from_any_state_equals_an_uninterrupted_one():
         assert same(whole.final, resumed.final) and same(whole.best, resumed.best)
         assert whole.best_step == resumed.best_step
         assert whole.history[-2:] == resumed.history[-2:]
+
+
+def test_a_state_of_older_code_is_scored_again_before_it_goes_on():
+    """Its best score left out images with empty truth and prediction, so it cannot be compared with today's."""
+    state = next(s for s in saved_states(train) if s.step == 8)
+    old = FitState.from_tensors(*state.to_tensors())
+    assert old.scores_empty
+    tensors, plain = state.to_tensors()
+    del plain["scores_empty"]
+    old = FitState.from_tensors(tensors, plain | {"best_score": 0.99})
+    assert not old.scores_empty
+    scores = iter([0.5, 0.6, 0.4, 0.3, 0.2])
+    _, result = train(resume=old, validate=lambda _: next(scores))
+    assert result.best_step == 12, "0.6 is better than the 0.5 of the old best, whatever that was called before"
 
 
 def test_best_has_the_highest_score_and_final_is_the_last_step():
