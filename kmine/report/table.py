@@ -66,7 +66,7 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
     used = [
         Column("round", "0 is trained on the labels only", lambda row: str(row.round_idx)),
         Column("segmenter", "the promptable model", lambda row: segmenter if row.round_idx else DASH, False),
-        Column("labeled", "images with given masks", lambda row: str(row.num_labeled)),
+        Column("labeled", "images with given masks", lambda row: str(row.num_labeled), detail=clean),
         Column("pseudo", "images with a mined mask", lambda row: str(row.num_pseudo)),
         Column("cover", "share of the unlabeled images with one", lambda row: percent(row.coverage), detail=True),
         Column("in, out", "pseudo-labeled images added (new or again) and removed", _moved, detail=True),

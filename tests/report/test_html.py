@@ -232,7 +232,17 @@ def test_the_headline_of_a_run_that_kept_or_adopted_nothing():
 
 
 def test_figures_of_clean_images_are_shown_where_there_are_any():
-    clean = [row(0, num_clean=4, num_empty=3, dice_lesion=0.65, false_alarm_rate=0.25, supervised_dice_lesion=0.61)]
+    clean = [
+        row(
+            0,
+            num_clean=4,
+            num_empty=3,
+            dice_lesion=0.65,
+            false_alarm_rate=0.25,
+            supervised_dice_lesion=0.61,
+            supervised_dice=0.6,
+        )
+    ]
     page = render_html(report(clean))
     assert all(text in page for text in ("Dice lesion", ">0.650<", ">25 %<", ">0.610<", "silence on a clean image"))
     assert "false alarms" not in render_html(report([row(0)]))
