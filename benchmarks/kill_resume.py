@@ -3,10 +3,10 @@
     python benchmarks/kill_resume.py [--kills 30] [--terms 10] [--seed 0] [--commands loop predict ...]
 
 Each command runs once undisturbed, timed. Then the commands in turn are ended at a moment drawn uniformly over that
-time (SIGKILL; SIGTERM for the last `--terms`) and given again; one time in three the second session is struck as well. All
+time (SIGKILL; SIGTERM for the last `--terms`) and given again; one time in three the second session is struck, too. All
 files are compared with the undisturbed ones: byte for byte; weights without their header, tables and JSON without times
-and memory, pages without figures of time. A SIGTERM must end with exit code 143, or 0 where the work was done. Exit code
-1 where anything differs.
+and memory, pages without figures of time. A SIGTERM must end with exit code 143, or 0 where the work was done.
+Exit code 1 where anything differs.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from kmine.errors import UserError
 from kmine.io.errors import FREE_SPACE, FULL
+from kmine.io.threads import choose_wait_policy
 
 Config = TypeVar("Config")
 
@@ -39,9 +40,11 @@ def parse(
     if positional:
         parser.add_argument(positional, nargs="+", type=str)
     try:
-        return _parsed(parser, config_class, argv, positional)
+        config = _parsed(parser, config_class, argv, positional)
     except UserError as error:
         raise SystemExit(fail(prog, str(error))) from None
+    choose_wait_policy()
+    return config
 
 
 def load_config(config_class: type[Config], path: Path, flags: Sequence[str] = ()) -> Config:

@@ -1,13 +1,15 @@
-"""The pool of threads: number of threads, and pending work after an error."""
+"""The pool of threads, pending work after an error, and how OpenMP's threads wait."""
 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from threading import Event
 
 import pytest
 
-from kmine.io.threads import MAX_THREADS, thread_pool
+from kmine.io.threads import MAX_THREADS, OPENMP_SETTINGS, choose_wait_policy, thread_pool
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, 1), (3, 3), (64, MAX_THREADS), (None, 1)])
@@ -46,3 +48,47 @@ def test_a_closed_pool_accepts_no_work():
         pass
     with pytest.raises(RuntimeError):
         threads.submit(abs, -1)
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """A machine of four cores with that many runnable processes, this one included; torch is not loaded yet."""
+
+    def set_load(running: int) -> None:
+        monkeypatch.setattr(os, "cpu_count", lambda: 4)
+        monkeypatch.setattr(Path, "read_text", lambda path: f"0.10 0.20 0.30 {running}/151 4711\n")
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+        for name in OPENMP_SETTINGS:
+            monkeypatch.delenv(name, raising=False)
+
+    return set_load
+
+
+@pytest.mark.parametrize(("running", "policy"), [(1, None), (2, None), (3, "PASSIVE"), (9, "PASSIVE")])
+def test_threads_sleep_where_others_use_half_of_the_cores(loaded, monkeypatch, running, policy):
+    loaded(running)
+    choose_wait_policy()
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+
+
+@pytest.mark.parametrize("name", OPENMP_SETTINGS)
+def test_what_the_user_has_set_stays(loaded, monkeypatch, name):
+    loaded(9)
+    monkeypatch.setenv(name, "1")
+    before = dict(os.environ)
+    choose_wait_policy()
+    assert dict(os.environ) == before
+
+
+def test_without_proc_the_load_of_the_last_minute_counts(loaded, monkeypatch):
+    loaded(1)
+
+    def missing(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.5, 0.0, 0.0))
+    choose_wait_policy()
+    assert os.environ.get("OMP_WAIT_POLICY") == "PASSIVE"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
