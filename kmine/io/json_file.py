@@ -12,7 +12,7 @@ from typing import Any
 
 from kmine.errors import UserError
 
-MAX_BYTES, MAX_DEPTH = 2**26, 64
+MAX_BYTES, MAX_DEPTH = 2**28, 64
 """Limits of a file and of its nesting; kmine's own files stay far below."""
 NAMES: dict[type, str] = {
     dict: "an object",
