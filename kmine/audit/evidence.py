@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from kmine.audit import ranking
 from kmine.audit.label_issues import ConfidentDisagreement, confident_disagreement, confident_thresholds
 from kmine.audit.ranking import ReferenceModel
-from kmine.audit.rounds import MinedRound, read_mask_of, read_pseudo_mask
+from kmine.audit.rounds import MinedRound, read_mask_of
 from kmine.data.pool import MaskReader, Pool
 from kmine.data.quality import mask_alignment
 from kmine.data.resize import resize_mask
@@ -108,7 +109,7 @@ def rank_all_masks(
     mined = MaskSet(
         "pseudo",
         task.unlabeled.subset(audited_round.pseudo_labeled),
-        lambda i: read_pseudo_mask(task.run, audited_round.round_idx, i),
+        partial(task.run.pseudo_mask, audited_round.round_idx),
         audited_round,
     )
     labeled_reports, pseudo_reports = ([*score_masks(task, references, masks)] for masks in (given, mined))

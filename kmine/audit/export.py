@@ -16,7 +16,7 @@ from kmine.audit.rounds import AuditedRun
 from kmine.data.io.volume_masks import write_mask_volume
 from kmine.data.source import Source
 from kmine.feedback import label_studio_rle
-from kmine.feedback.corrections import IGNORED, picture_name
+from kmine.feedback.expected import IGNORED, picture_name
 from kmine.io.errors import user_errors
 from kmine.io.files import atomic_open, encode_png, safe_name, write_atomic
 from kmine.ops.masks import tight_box, to_rle

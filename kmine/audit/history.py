@@ -15,7 +15,7 @@ from kmine.audit.evidence import MaskReport, class_masks
 from kmine.audit.ranking import WEIGHTS
 from kmine.audit.rounds import AuditedRun, MinedRound, read_mask_of
 from kmine.data.pool import Pool
-from kmine.feedback.corrections import picture_name
+from kmine.feedback.expected import picture_name
 from kmine.io.files import write_atomic
 from kmine.ops import metrics
 from kmine.ops.masks import from_rle, to_rle

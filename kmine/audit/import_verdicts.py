@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kmine.audit.rounds import AuditedRun
+from kmine.data.io.mask_palettes import MaskPalettes
+from kmine.data.io.pictures import read_mask_picture
 from kmine.data.io.volume_masks import read_mask_volume
 from kmine.errors import UserError, first_names
 from kmine.feedback import verdicts as stored
-from kmine.feedback.corrections import ExpectedMasks, read_corrections
-from kmine.feedback.verdict_effects import read_mask
+from kmine.feedback.corrections import read_corrections
+from kmine.feedback.expected import ExpectedMasks
 from kmine.feedback.verdicts import ACCEPTED, FOLDER, Verdict, Verdicts, mask_signature
-from kmine.io.files import encode_png, safe_name, sign, write_atomic
+from kmine.io.files import encode_png, read_png, safe_name, sign, write_atomic
 
 
 def import_verdicts(
@@ -63,7 +66,7 @@ def import_verdicts(
 
 def _entries(masks: Mapping[str, Path], folder: str) -> dict[str, dict[str, str]]:
     return {
-        name: {"file": f"{folder}/{path.name}", "mask_signature": mask_signature(read_mask(path))}
+        name: {"file": f"{folder}/{path.name}", "mask_signature": mask_signature(read_png(path))}
         for name, path in sorted(masks.items())
     }
 
@@ -122,19 +125,30 @@ def _store_corrected(audited: AuditedRun, path: Path, log: Callable[[str], None]
         return ((ids.get(number, ""), mask) for number, mask in read_mask_volume(file, scan))
 
     shapes = {i: pool.native_shape(i) for i, pool in pools.items()}
-    expected = ExpectedMasks(shapes, audited.source.class_names, volumes)
+    names, palettes = audited.source.class_names, getattr(audited.source, "palettes", None)
+
+    def pictures(paths: Sequence[Path]) -> Callable[[Path], NDArray[np.uint8]]:
+        return partial(read_mask_picture, class_names=names, palettes=MaskPalettes(paths, palettes))
+
+    expected = ExpectedMasks(shapes, names, volumes, pictures)
     # Read all once before storing any: corrections are stored completely or not at all.
     for _ in read_corrections(path, expected):
         pass
-    out, num_unchanged = {}, 0
+    out, num_unchanged, empty = {}, 0, []
     for sample_id, mask in read_corrections(path, expected):
         kind = "labeled" if sample_id in task.labeled.ids else "pseudo"
         exists = kind == "labeled" or sample_id in pseudo_labeled
         if exists and (audited.read(kind)(sample_id) == mask).all():
             num_unchanged += 1
             continue
+        empty += [sample_id] if not mask.any() else []
         out[sample_id] = store.root / FOLDER / f"{safe_name(sample_id)}.png"
         write_atomic(out[sample_id], encode_png(mask, mask_signature(mask), audited.audited_round.round_idx))
     if num_unchanged:
         log(f"{num_unchanged} masks are unchanged and no corrections")
+    if empty:
+        log(
+            f"warning: {len(empty)} of {len(out)} corrected masks are empty, labels without any object: "
+            f"{first_names(empty)}; if these were only not drawn yet, remove them from {path} and from {store.root}"
+        )
     return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class AuditedRun:
     def read(self, kind: str) -> MaskReader:
         """Reader of the masks of a kind: sample id -> (H, W) class ids and 255, in the image's own frame."""
         if kind == "pseudo":
-            return lambda sample_id: read_pseudo_mask(self.store, self.audited_round.round_idx, sample_id)
+            return partial(self.store.pseudo_mask, self.audited_round.round_idx)
         return lambda sample_id: read_mask_of(self.task.labeled, sample_id)
 
 
@@ -163,19 +164,6 @@ def select_round(rounds: Sequence[MinedRound], round_idx: int | None, root: Path
             "lower gate.target_dice, or train longer"
         )
     return selected
-
-
-def read_pseudo_mask(store: RunFolder, round_idx: int, sample_id: str) -> NDArray[np.uint8]:
-    """(H, W) pseudo mask of a round.
-
-    Raises:
-        UserError: a missing or damaged file.
-    """
-    try:
-        return store.pseudo_mask(round_idx, sample_id)
-    except (OSError, SyntaxError, ValueError) as error:  # raised by Pillow for missing, truncated and damaged files
-        path = store.pseudo_path(round_idx, sample_id)
-        raise UserError(f"{path}: expected a pseudo mask, cannot be read ({error}); run kmine.loop again") from error
 
 
 def read_mask_of(pool: Pool, sample_id: str) -> NDArray[np.uint8]:

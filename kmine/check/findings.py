@@ -121,6 +121,7 @@ def examine_source(
         *_file_findings("damaged", "note" if data.on_error == "skip" else "fault", "damaged or unfit", scan.damaged),
         *examine.check_masks(scan.stats, scan.refs, len(source.class_names)),
         *examine.check_classes(scan.stats, source.class_names),
+        *examine.check_palettes(source),
         *examine.check_identical_masks(scan.stats, groups, duplicates),
         *examine.check_groups(scan.refs.values(), sides, allow_leaks=data.allow_leaks),
         *examine.check_duplicates(duplicates, sides, allow_leaks=data.allow_leaks),

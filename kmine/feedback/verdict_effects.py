@@ -6,13 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from kmine.errors import UserError, first_names
 from kmine.feedback.verdicts import mask_signature, read_verdicts
-from kmine.io.files import sign
+from kmine.io.files import read_png, sign
 
 
 @dataclass(frozen=True)
@@ -48,12 +44,6 @@ class VerdictEffects:
 
 
 NO_VERDICTS = VerdictEffects(frozenset(), {}, {}, frozenset(), (), "")
-
-
-def read_mask(path: Path) -> NDArray[np.uint8]:
-    """(H, W) class ids, 255 for ignored pixels."""
-    with Image.open(path) as image:
-        return np.asarray(image, np.uint8).copy()
 
 
 def resolve_verdicts(
@@ -94,6 +84,6 @@ def resolve_verdicts(
     masks = {i: verdicts.masks[i] for i in accepted}
     rejected = frozenset(verdicts.rejected & unlabeled_ids - set(corrected))
     dropped_labels = frozenset(verdicts.rejected & labeled_ids - set(corrected))
-    pixels = [[(i, mask_signature(read_mask(file))) for i, file in sorted(of.items())] for of in (masks, corrected)]
+    pixels = [[(i, mask_signature(read_png(file))) for i, file in sorted(of.items())] for of in (masks, corrected)]
     signature = sign("verdicts", sorted(rejected), sorted(dropped_labels), pixels)
     return VerdictEffects(rejected, masks, corrected, dropped_labels, tuple(sorted(decided - relevant)), signature)

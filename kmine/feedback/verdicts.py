@@ -7,16 +7,18 @@ of corrected and accepted masks beside it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kmine.errors import UserError
+from kmine.io.files import read_png
+from kmine.io.json_file import json_field, kind_of, load_json
 
 FORMAT = "kmine-verdicts-1"
 KINDS = ("pseudo", "labeled")
@@ -84,26 +86,19 @@ def read_verdicts(path: Path) -> Verdicts:
         UserError: a missing file, no JSON, another format, an unknown verdict or kind, two verdicts on one mask, or a
             missing mask file.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: expected verdicts, cannot be read ({error.strerror}); {CURE}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: expected verdicts as JSON, got something else ({error}); {CURE}") from error
+    value = load_json(path, "verdicts", CURE)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        actual = value.get("format") if isinstance(value, dict) else None
-        raise UserError(f"{path}: expected the format {FORMAT}, got {actual!r}; {CURE}")
-    rows = value.get("verdicts")
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: expected a list of verdicts, got none; {CURE}")
+        actual = kind_of(value.get("format") if isinstance(value, dict) else value)
+        raise UserError(f"{path}: expected the format {FORMAT}, got {actual}; {CURE}")
+    rows = json_field(value, "verdicts", list, where=str(path), cure=CURE)
     by_id: dict[str, Verdict] = {}
     for number, row in enumerate(rows, start=1):
         verdict = _verdict(path, number, row)
         if verdict.sample_id in by_id:
             raise UserError(f"{path}: expected one verdict a mask, got two on {verdict.sample_id}; drop one")
         by_id[verdict.sample_id] = verdict
-    head = (str(value.get(name) or "") for name in ("run", "run_signature"))
-    files = (_beside(path, value.get(name) or {}, name) for name in ("corrected", "accepted"))
+    head = (_text(value, name, str(path)) for name in ("run", "run_signature"))
+    files = (_beside(path, value, name) for name in ("corrected", "accepted"))
     return Verdicts(*head, tuple(by_id.values()), *files)
 
 
@@ -122,27 +117,40 @@ def to_json(
 
 
 def _verdict(path: Path, number: int, row: Any) -> Verdict:
-    if not isinstance(row, dict) or not isinstance(row.get("sample_id"), str) or not row["sample_id"]:
-        raise UserError(f"{path}: verdict {number}: expected a sample_id, got none; {CURE}")
+    if not _text(row, "sample_id", where := f"{path}: verdict {number}"):
+        raise UserError(f"{where}: expected a sample_id, got none; {CURE}")
     for name, allowed in (("kind", KINDS), ("verdict", VERDICTS)):
         if row.get(name) not in allowed:
             raise UserError(
-                f"{path}: verdict {number} ({row['sample_id']}): expected {name} {', '.join(allowed)}, "
-                f"got {row.get(name)!r}; {CURE}"
+                f"{where} ({row['sample_id'][:200]}): expected {name} {', '.join(allowed)}, "
+                f"got {kind_of(row.get(name))}; {CURE}"
             )
-    signature, note = (str(row.get(name) or "") for name in ("mask_signature", "note"))
+    signature, note = (_text(row, name, where) for name in ("mask_signature", "note"))
     return Verdict(row["sample_id"], row["kind"], row["verdict"], signature, note)
 
 
-def _beside(path: Path, entries: Any, name: str) -> dict[str, Path]:
-    values = entries.values() if isinstance(entries, dict) else [None]
-    if not all(isinstance(entry, dict) and "file" in entry for entry in values):
-        raise UserError(f"{path}: expected {name} masks with a file each, got something else; import them again")
-    files = {sample_id: path.parent / str(entry["file"]) for sample_id, entry in entries.items()}
+def _text(row: Any, name: str, where: str) -> str:
+    return json_field(row, name, str, NoneType, where=where, cure=CURE) or ""
+
+
+def _beside(path: Path, value: Any, name: str) -> dict[str, Path]:
+    """Files of masks by sample id, each in the folder of verdicts.json and as it was when imported."""
+    cure = f"restore it, or remove {path} and import verdicts and masks again"
+    entries = json_field(value, name, dict, NoneType, where=str(path), cure=cure) or {}
+    files: dict[str, Path] = {}
+    for sample_id, entry in entries.items():
+        relative = json_field(entry, "file", str, where=f"{path}: {name}", cure=cure)
+        files[sample_id] = path.parent / relative
+        if Path(relative).is_absolute() or ".." in Path(relative).parts or "\0" in relative:
+            raise UserError(f"{path}: expected {name} masks in its own folder, got {relative[:200]!r}; {cure}")
     missing = [name for name, file in files.items() if not file.is_file()]
     if missing:
         raise UserError(
             f"{path}: expected {len(files)} {name} masks beside it, {len(missing)} missing, the first: {missing[0]}; "
-            "import them again with kmine.audit --verdicts FILE --corrected PATH"
+            f"{cure}"
         )
+    for sample_id, file in files.items():
+        signature = _text(entries[sample_id], "mask_signature", f"{path}: {name}")
+        if signature and signature != mask_signature(read_png(file)):
+            raise UserError(f"{file}: expected the mask as it was imported, got another; {cure}")
     return files

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,11 @@ UNFINISHED = ".kmine-tmp"
 """Suffix of a file that is being written."""
 MAX_NAME = 200
 """Bytes of a file name before its suffix; file systems allow 255, and a temporary file needs a longer suffix."""
+
+SIGNATURE_KEY = "kmine.signature"
+"""PNG text chunk of kmine's own masks, whose values are class ids and 255 for ignored pixels."""
+MAX_PIXELS = 2**26
+"""Limit for a mask, 8192 x 8192."""
 
 
 def sign(*parts: object) -> str:
@@ -89,11 +95,30 @@ def encode_png(mask: NDArray[np.uint8], signature: str, round_idx: int) -> bytes
     from PIL import Image, PngImagePlugin
 
     info = PngImagePlugin.PngInfo()
-    info.add_text("kmine.signature", signature)
+    info.add_text(SIGNATURE_KEY, signature)
     info.add_text("kmine.round", str(round_idx))
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
+
+
+def read_png(path: Path, cure: str = "import it again with kmine audit") -> NDArray[np.uint8]:
+    """(H, W) class ids of a mask that `encode_png` wrote.
+
+    Raises:
+        UserError: no whole PNG file of 8-bit grey, more than `MAX_PIXELS` pixels.
+    """
+    from PIL import Image
+
+    data = read_regular(path, "a mask of kmine (PNG)", cure)
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.mode == "L" and image.width * image.height <= MAX_PIXELS:
+                return np.asarray(image, np.uint8).copy()
+            actual = f"got mode {image.mode}, {image.width} x {image.height}"
+    except Exception as error:  # decoders raise any type on foreign bytes
+        actual = f"cannot be read ({re.sub(r'<.*>', 'as PNG', str(error) or type(error).__name__)})"
+    raise UserError(f"{path}: expected a mask of kmine (8-bit grey PNG), {actual}; {cure}")
 
 
 def is_whole_png(path: Path, signature: str) -> bool:
@@ -102,7 +127,7 @@ def is_whole_png(path: Path, signature: str) -> bool:
 
     try:
         with Image.open(path) as image:
-            signed = image.info.get("kmine.signature") == signature
+            signed = image.info.get(SIGNATURE_KEY) == signature
             image.verify()
     except (OSError, SyntaxError, ValueError):  # raised by Pillow for missing, truncated and damaged files
         return False

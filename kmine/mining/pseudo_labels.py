@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
-from kmine.feedback.verdict_effects import VerdictEffects, read_mask
+from kmine.feedback.verdict_effects import VerdictEffects
+from kmine.io.files import read_png
 from kmine.mining.refine import mean_estimate
 from kmine.mining.round_changes import explain_empty_round
 from kmine.mining.tables import reviewed_rows
@@ -66,5 +67,5 @@ def reviewed_labels(
     """Decisions and pseudo-labels of the images `ids` that have a reviewer's verdict; they are not segmented."""
     accepted = [i for i in ids if i in review.accepted]
     origin = {"reason": "accepted", "signature": signature, "round_idx": round_idx}
-    labels = {i: PseudoLabel(read_mask(review.accepted[i]), **origin) for i in accepted}
+    labels = {i: PseudoLabel(read_png(review.accepted[i]), **origin) for i in accepted}
     return reviewed_rows([i for i in ids if i in review.rejected], accepted), labels

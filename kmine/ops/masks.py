@@ -6,13 +6,17 @@ both ends inclusive, as in segment-anything: one pixel at row 3, column 4 has th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from kmine.types import Bool
 
 Box = NDArray[np.float32]
+MAX_OUTLINE = 2**22
+"""Longest outline of a polygon in pixels; filling takes memory in proportion."""
 MAX_MOVE = 20 / 1024
 """Largest jitter of an edge in SAM's training, as a share of the image's long side."""
 
@@ -96,7 +100,69 @@ def to_rle(mask: Bool) -> str:
 
 
 def from_rle(counts: str, height: int, width: int) -> Bool:
-    """Decode text of `to_rle` to a (height, width) mask."""
+    """Decode text of `to_rle` to a (height, width) mask. Raises `ValueError` for other text or another size."""
+    return from_runs(run_lengths(counts), height, width)
+
+
+def run_lengths(counts: str) -> NDArray[np.int64]:
+    """Run lengths of COCO's compressed text, 5 bits a character; pycocotools reads beyond the end of a damaged one.
+
+    Raises:
+        ValueError: other characters, a text cut short.
+    """
+    codes = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - ord("0")
+    if not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        raise ValueError("expected compressed run lengths, got other or cut text")
+    ends = np.flatnonzero((codes & 32) == 0)
+    starts = np.append(0, ends[:-1] + 1)
+    place = np.arange(codes.size) - np.repeat(starts, ends - starts + 1)
+    if place.max() > 6:
+        raise ValueError("expected compressed run lengths, got a length of more than 35 bits")
+    values = np.add.reduceat((codes & 31) << 5 * place, starts)
+    values -= np.where(codes[ends] & 16, 1 << 5 * (place[ends] + 1), 0)  # two's complement
+    for first in (1, 2):  # from the fourth on, each is the difference from the length before the last
+        values[first::2] = np.cumsum(values[first::2])
+    return values
+
+
+def from_runs(lengths: ArrayLike, height: int, width: int) -> Bool:
+    """Decode run lengths, column-major and unset first, to a (height, width) mask.
+
+    Raises:
+        ValueError: a negative length, or a sum other than height x width.
+    """
+    runs = np.asarray(lengths, np.int64)
+    if runs.ndim != 1 or (runs < 0).any() or runs.max(initial=0) > height * width or runs.sum() != height * width:
+        total = runs.sum() if runs.ndim == 1 else "a nested list"
+        raise ValueError(f"expected run lengths of {height} x {width} = {height * width} pixels in all, got {total}")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape((height, width), order="F")
+
+
+def fill_polygon(points: ArrayLike, height: int, width: int) -> Bool:
+    """(height, width) mask of the pixels in a polygon of (N, 2) points (x, y), as COCO's tools fill it.
+
+    Raises:
+        ValueError: fewer than three points, points far outside, an outline of more than `MAX_OUTLINE` pixels.
+    """
     from pycocotools import mask as coco
 
-    return coco.decode({"size": [height, width], "counts": counts.encode("ascii")}).astype(bool)
+    corners = np.asarray(points, np.float64)
+    if corners.ndim != 2 or corners.shape[1] != 2 or len(corners) < 3:
+        raise ValueError(f"expected a polygon of at least 3 points (x, y), got {len(corners)}")
+    limit = np.array([width, height])
+    if not ((corners >= -limit) & (corners <= 2 * limit)).all():
+        raise ValueError(
+            f"expected points in the image of {width} x {height}, got {corners.min():g} to {corners.max():g}"
+        )
+    if np.abs(np.diff(corners, axis=0, append=corners[:1])).sum() > MAX_OUTLINE:
+        raise ValueError(f"expected an outline of at most {MAX_OUTLINE:,} pixels, got a longer one")
+    return coco.decode(coco.frPyObjects([corners.ravel().tolist()], height, width))[..., 0].astype(bool)
+
+
+def fill_ellipse(centre: Sequence[float], radii: Sequence[float], degrees: float, height: int, width: int) -> Bool:
+    """(height, width) mask of the pixels whose centre is in an ellipse; all (x, y) in pixels, turned clockwise."""
+    y, x = np.arange(height)[:, None] + 0.5, np.arange(width) + 0.5
+    angle = np.deg2rad(degrees)
+    along = (x - centre[0]) * np.cos(angle) + (y - centre[1]) * np.sin(angle)
+    across = (y - centre[1]) * np.cos(angle) - (x - centre[0]) * np.sin(angle)
+    return (along / radii[0]) ** 2 + (across / radii[1]) ** 2 <= 1

@@ -21,8 +21,9 @@ from kmine.data.source import Source
 from kmine.data.split_file import GivenSplit, read_split, resolve_splits
 from kmine.data.splits import Splits
 from kmine.errors import UserError
-from kmine.feedback.verdict_effects import NO_VERDICTS, VerdictEffects, read_mask, resolve_verdicts
-from kmine.io.files import sign
+from kmine.feedback.expected import ExpectedMasks
+from kmine.feedback.verdict_effects import NO_VERDICTS, VerdictEffects, resolve_verdicts
+from kmine.io.files import read_png, sign
 from kmine.models.base import LocalModel
 from kmine.models.build import build_model
 from kmine.segmenters import open_segmenter
@@ -190,9 +191,8 @@ def apply_verdicts(cfg: LoopConfig, data: OpenedData, run: RunFolder, progress: 
     splits = data.splits
     review = resolve_verdicts(Path(cfg.verdicts), splits.labeled, splits.unlabeled, (*splits.val, *splits.test))
     for sample_id, path in (review.accepted | review.corrected).items():
-        shape, expected = read_mask(path).shape, data.cache.native_shape(sample_id)
-        if shape != expected:
-            raise UserError(f"{path}: expected a mask of {expected} for {sample_id}, got {shape}; correct it again")
+        expected = ExpectedMasks({sample_id: data.cache.native_shape(sample_id)}, data.cache.source.class_names)
+        expected.check(str(path), sample_id, read_png(path))
     run.claim_verdicts(review.signature)
     run.update_run(verdicts={"file": cfg.verdicts, **review.summary()})
     counts = ", ".join(f"{count} {kind}" for kind, count in review.summary().items() if count)
@@ -218,7 +218,7 @@ def _open_pools(data: OpenedData, review: VerdictEffects) -> tuple[Pool, Pool, P
 
 
 def _reader(path: Path) -> MaskReader:
-    return lambda sample_id: read_mask(path)
+    return lambda sample_id: read_png(path)
 
 
 def _intensity(cache: SampleCache, ids: Sequence[str]) -> dict[str, Any]:

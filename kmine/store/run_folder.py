@@ -31,6 +31,7 @@ from kmine.io.files import (
     encode_png,
     is_whole_png,
     read_json,
+    read_png,
     refuse_links,
     safe_name,
     write_atomic,
@@ -350,10 +351,7 @@ class RunFolder:
 
     def pseudo_mask(self, round_idx: int, sample_id: str) -> NDArray[np.uint8]:
         """(H, W) uint8 class ids and 255, as saved."""
-        from PIL import Image
-
-        with Image.open(self.pseudo_path(round_idx, sample_id)) as image:
-            return np.asarray(image, np.uint8).copy()
+        return read_png(self.pseudo_path(round_idx, sample_id), "run kmine.loop again")
 
     def _drop_stale_masks(self, round_idx: int, kept: set[str]) -> None:
         kept_paths = {self.pseudo_path(round_idx, sample_id) for sample_id in kept}

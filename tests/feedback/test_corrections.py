@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,10 +21,13 @@ from kmine.audit.export import (
     write_label_studio,
     write_masks,
 )
+from kmine.data.io.mask_palettes import MaskPalettes
 from kmine.data.io.nifti import read_geometry
+from kmine.data.io.pictures import read_mask_picture
 from kmine.data.io.volume_masks import read_mask_volume, write_mask_volume
 from kmine.errors import UserError
-from kmine.feedback.corrections import ExpectedMasks, picture_name, read_corrections
+from kmine.feedback.corrections import read_corrections
+from kmine.feedback.expected import ExpectedMasks, picture_name
 
 NAMES = ("background", "organ", "lesion")
 IDS = ("plain", "volume-001/slice-0002", "ümlaut & 100%.x")
@@ -95,8 +99,29 @@ def test_white_is_the_single_class_in_a_mask_of_an_image_editor(tmp_path):
     mask = np.zeros((4, 4), np.uint8)
     mask[1, 1:3] = 255
     Image.fromarray(mask).save(tmp_path / "a.png")
-    ((_, found),) = read_corrections(tmp_path, ExpectedMasks({"a": (4, 4)}, NAMES[:2]))
-    assert (found == (mask == 255)).all()
+    Image.fromarray(mask).convert("RGB").quantize(2).save(tmp_path / "b.png")  # white is colour 0 of the palette
+    expected = ExpectedMasks({"a": (4, 4), "b": (4, 4)}, NAMES[:2], pictures=reader(NAMES[:2]))
+    for _, found in read_corrections(tmp_path, expected):
+        assert (found == (mask == 255)).all()
+
+
+def reader(names: tuple[str, ...]):
+    return lambda paths: partial(read_mask_picture, class_names=names, palettes=MaskPalettes(paths))
+
+
+def test_a_colour_is_one_class_in_all_files_and_files_of_other_kinds_are_named(tmp_path):
+    mask = np.array([[0, 1, 2]], np.uint8)
+    for name, order in {"a": (0, 1, 2), "b": (0, 1, 2), "c": (0, 2, 1)}.items():
+        picture = Image.fromarray(np.argsort(order).astype(np.uint8)[mask])
+        picture.putpalette([value for n in order for value in ((0, 0, 0), (0, 255, 0), (255, 0, 0))[n]])
+        picture.save(tmp_path / f"{name}.png")
+    expected = ExpectedMasks(dict.fromkeys("abcd", (1, 3)), NAMES, pictures=reader(NAMES))
+    assert [found.tolist() for _, found in read_corrections(tmp_path, expected)] == [mask.tolist()] * 3
+    np.save(tmp_path / "d.npy", mask)
+    refused(tmp_path, expected, r"got d\.npy; convert")
+    (tmp_path / "d.npy").rename(tmp_path / "notes.npy")
+    Image.fromarray(mask).save(tmp_path / "d.tif")
+    assert len(list(read_corrections(tmp_path, expected))) == 4
 
 
 def test_a_volume_round_trip_keeps_the_geometry(tmp_path):
@@ -136,4 +161,4 @@ def test_missing_and_damaged_files_are_refused(tmp_path):
     refused(tmp_path, ExpectedMasks({}, NAMES), "found none")
     refused(tmp_path / "nowhere", ExpectedMasks({}, NAMES), "cannot be read")
     (tmp_path / "a.png").write_bytes(b"no picture")
-    refused(tmp_path, ExpectedMasks({"a": (3, 3)}, NAMES), "cannot be read")
+    refused(tmp_path, ExpectedMasks({"a": (3, 3)}, NAMES), "expected a mask of kmine")

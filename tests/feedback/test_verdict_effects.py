@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from kmine.errors import UserError
-from kmine.feedback.verdict_effects import NO_VERDICTS, read_mask, resolve_verdicts
+from kmine.feedback.verdict_effects import NO_VERDICTS, resolve_verdicts
 from kmine.feedback.verdicts import FORMAT
-from kmine.io.files import encode_png
+from kmine.io.files import encode_png, read_png
 
 
 def verdicts_json(folder: Path, verdicts: dict[str, str], corrected: str = "", accepted: str = "") -> Path:
@@ -35,7 +35,7 @@ def test_each_verdict_has_its_effect(tmp_path):
     assert effects.dropped_labels == {"l"} and effects.unmatched == ()
     assert {name for name in "lkuwxc" if name in effects} == {"u", "w"}
     assert effects.summary() == {"accepted": 1, "rejected": 1, "corrected": 1, "dropped": 1, "elsewhere": 0}
-    assert read_mask(effects.corrected["c"]).sum() == 4
+    assert read_png(effects.corrected["c"]).sum() == 4
 
 
 def test_verdicts_on_validation_and_test_images_have_no_effect(tmp_path):

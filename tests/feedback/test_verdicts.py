@@ -16,13 +16,15 @@ from kmine.feedback.verdicts import (
     read_verdicts,
     to_json,
 )
+from kmine.io.files import encode_png
 
 GOOD = {"sample_id": "a", "kind": "pseudo", "verdict": "reject", "mask_signature": "00", "note": "liver"}
 
 
 def write(folder, rows, **more):
     path = folder / "verdicts.json"
-    path.write_text(json.dumps({"format": FORMAT, "run": "r", "run_signature": "s", "verdicts": rows, **more}))
+    value = {"format": FORMAT, "run": "r", "run_signature": "s", "verdicts": rows} | more
+    path.write_text(json.dumps(value))
     return path
 
 
@@ -36,12 +38,20 @@ def test_verdicts_are_read_by_their_kind(tmp_path):
 
 def test_verdicts_of_a_run_come_back_with_their_masks(tmp_path):
     (tmp_path / "corrected").mkdir()
-    (tmp_path / "corrected" / "a.png").write_bytes(b"")
+    mask = np.eye(3, dtype=np.uint8)
+    (tmp_path / "corrected" / "a.png").write_bytes(encode_png(mask, "", 1))
     verdicts = Verdicts("r", "s", (Verdict(**GOOD),))
-    entry = {"a": {"file": "corrected/a.png", "mask_signature": "00"}}
+    entry = {"a": {"file": "corrected/a.png", "mask_signature": mask_signature(mask)}}
     (tmp_path / "verdicts.json").write_text(json.dumps(to_json(verdicts, entry, {})))
     found = read_verdicts(tmp_path / "verdicts.json")
     assert found.all == verdicts.all and found.corrected == {"a": tmp_path / "corrected" / "a.png"}
+    (tmp_path / "corrected" / "a.png").write_bytes(encode_png(1 - mask, "", 1))
+    with pytest.raises(UserError, match=r"a\.png: expected the mask as it was imported"):
+        read_verdicts(tmp_path / "verdicts.json")
+    for damage in (b"", b"\x89PNG\r\n\x1a\n", encode_png(mask, "", 1)[:-30]):
+        (tmp_path / "corrected" / "a.png").write_bytes(damage)
+        with pytest.raises(UserError, match=r"a\.png: expected a mask of kmine"):
+            read_verdicts(tmp_path / "verdicts.json")
     (tmp_path / "corrected" / "a.png").unlink()
     with pytest.raises(UserError, match="missing"):
         read_verdicts(tmp_path / "verdicts.json")
@@ -51,7 +61,7 @@ def test_verdicts_of_a_run_come_back_with_their_masks(tmp_path):
     ("row", "match"),
     [
         (GOOD | {"kind": "mined"}, "kind"),
-        (GOOD | {"verdict": "yes"}, "'yes'"),
+        (GOOD | {"verdict": "yes"}, 'got "yes"'),
         (GOOD | {"sample_id": ""}, "sample_id"),
         ({"kind": "pseudo"}, "verdict 2"),
         (7, "verdict 2"),
@@ -68,6 +78,28 @@ def test_another_format_is_refused(text, tmp_path):
     (tmp_path / "v.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match="expected"):
         read_verdicts(tmp_path / "v.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"run": ["r"]}, "`run` to be text or null or NaN, got a list"),
+        ({"verdicts": {}}, "`verdicts` to be a list"),
+        ({"verdicts": [GOOD | {"note": {"a": 1}}]}, "verdict 1: expected `note` to be text"),
+        ({"verdicts": [GOOD | {"mask_signature": 7}]}, "`mask_signature` to be text"),
+        ({"verdicts": [GOOD | {"verdict": ["accept"]}]}, "got a list"),
+        ({"corrected": []}, "`corrected` to be an object"),
+        ({"corrected": {"a": "b.png"}}, "expected an object with `file`"),
+        ({"accepted": {"a": {"file": 1}}}, "`file` to be text"),
+        ({"corrected": {"a": {"file": "../a.png"}}}, "in its own folder, got '../a.png'"),
+        ({"corrected": {"a": {"file": "/etc/passwd"}}}, "in its own folder"),
+        ({"corrected": {"a": {"file": "a\0.png"}}}, "in its own folder"),
+    ],
+)
+def test_fields_of_another_type_are_named(changes, match, tmp_path):
+    with pytest.raises(UserError, match=match) as error:
+        read_verdicts(write(tmp_path, **{"rows": [GOOD], **changes}))
+    assert str(error.value).startswith(f"{tmp_path / 'verdicts.json'}: ")
 
 
 def test_a_missing_file_is_refused(tmp_path):

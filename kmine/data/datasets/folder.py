@@ -14,6 +14,7 @@ from kmine.data.datasets.folder_index import Item, pair_folders
 from kmine.data.io.dicom import Header, read_dicom, read_header
 from kmine.data.io.find_files import named
 from kmine.data.io.image_file import image_shape
+from kmine.data.io.mask_palettes import MaskPalettes
 from kmine.data.io.nifti import Geometry, VolumeCache, read_geometry, read_integers, read_windowed
 from kmine.data.io.pictures import WINDOW_CURE, class_ids, read_mask_picture, read_picture, require_size
 from kmine.data.io.windowing import LIVER_WINDOW, grey_as_rgb
@@ -60,6 +61,9 @@ class Folder(IndexedSource):
         self._items = {item.name: item for item in items if item.name not in lost}
         self.skipped = (*left_out, *damaged)
         stacks = {name: head.stack_shape[0] for name, head in self._headers.items() if isinstance(head, Geometry)}
+        pictures = (item.mask for item in self._items.values() if item.mask is not None and item.kind != "nifti")
+        self.palettes = MaskPalettes(pictures)
+        """Colours of masks with a palette."""
         self._stacks = {name: (self._items[name].image, num_slices) for name, num_slices in stacks.items()}
         refs = (ref for item in self._items.values() for ref in self._refs_of(item))
         self._refs = tuple(sorted(refs, key=lambda ref: ref.sample_id))
@@ -94,7 +98,7 @@ class Folder(IndexedSource):
                 path, lambda: class_ids(path, read_integers(path, geometry), self.class_names), number
             )
         else:
-            mask = read_mask_picture(path, self.class_names)
+            mask = read_mask_picture(path, self.class_names, self.palettes)
             header = self._headers.get(item.name)
             require_size(path, mask, header.shape if isinstance(header, Header) else image_shape(item.image))
         if item.label == 0 and ((mask != 0) & (mask != 255)).any():

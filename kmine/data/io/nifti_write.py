@@ -35,8 +35,31 @@ class Frame:
     """Distance of two slices in mm, where known."""
 
 
+GEOMETRY = (
+    "dim",
+    "pixdim",
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+)
+GEOMETRY += ("qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units", "dim_info")
+"""Fields of a header that are copied; the others, and extensions, may hold names of patients."""
+
+
+def geometry_of(header: Any) -> Any:
+    """Header of nibabel with nothing but the geometry of another one, which may be little- or big-endian."""
+    out = type(header)(endianness=header.endianness)
+    for name in GEOMETRY:
+        out[name] = header[name]
+    return out
+
+
 def frame_of_nifti(path: Path, geometry: Geometry) -> Frame:
-    """Frame of a volume: its own header, with affines and units unchanged."""
+    """Frame of a volume: affines and units of its header."""
     import nibabel
     from nibabel.affines import voxel_sizes
 
@@ -46,7 +69,7 @@ def frame_of_nifti(path: Path, geometry: Geometry) -> Frame:
     header = getattr(nibabel, HEADERS[size]).from_fileobj(io.BytesIO(raw[:size]), check=False)
     sizes = voxel_sizes(header.get_best_affine())
     across = next(n for n, (axis, _) in enumerate(geometry.orientation) if axis == 2)
-    return Frame(header, geometry.orientation, float(sizes[across]) if geometry.spacing else None)
+    return Frame(geometry_of(header), geometry.orientation, float(sizes[across]) if geometry.spacing else None)
 
 
 def frame_of_series(series: Series) -> Frame:
@@ -116,7 +139,7 @@ def _start(frame: Frame, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     header.set_data_shape(shape)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
-    header["descrip"] = b"kmine predict"
+    header["descrip"] = b"kmine"
     header["magic"] = b"n+1" if header["sizeof_hdr"] == 348 else b"n+2"
     header.set_data_offset(int(header["sizeof_hdr"]) + len(NO_EXTENSIONS))
     return header.binaryblock + NO_EXTENSIONS

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from kmine.data.io.image_file import DEEP_MODES, GREY_MODES, as_rgb, image_shape, read_grey, read_stored
+from kmine.data.io.mask_palettes import MaskPalettes, is_grey
 from kmine.data.io.windowing import grey_as_rgb, windowed
 from kmine.errors import SampleError, first_names
+from kmine.io.files import SIGNATURE_KEY
 from kmine.types import IGNORE_INDEX
 
 WINDOW_CURE = "say which values are black and white with --data.window [LOW,HIGH]"
@@ -70,17 +73,25 @@ def require_size(path: Path, mask: NDArray[np.uint8], shape: tuple[int, int]) ->
         )
 
 
-def read_mask_picture(path: Path, class_names: Sequence[str]) -> NDArray[np.uint8]:
+def read_mask_picture(
+    path: Path, class_names: Sequence[str], palettes: MaskPalettes | None = None
+) -> NDArray[np.uint8]:
     """(H, W) class ids of a PNG, TIFF or, for two classes only, JPEG file; see `class_ids`.
 
-    In a JPEG file, compression blurs the values: those above `FOREGROUND_ABOVE` are the object.
+    In a JPEG file, compression blurs the values: those above `FOREGROUND_ABOVE` are the object. kmine's own masks and
+    those with a colour palette hold class ids, and 255 for ignored pixels. `palettes` are those of the data set.
 
     Raises:
         SampleError: for the faults of `read_stored`, for colours, and for values that are no class ids.
     """
-    values = _mask_values(path)
+    image = read_stored(path)
+    palette = np.array(image.getpalette("RGB") or (), np.uint8).reshape(-1, 3)
+    if image.mode == "P" and not is_grey(palette):
+        usable = palettes if palettes is not None and len(class_names) > 2 else MaskPalettes()
+        return class_ids(path, usable.class_ids(path, np.array(image), palette), class_names, are_ids=True)
+    values = _mask_values(path, image)
     if path.suffix.lower() not in LOSSY:
-        return class_ids(path, values, class_names)
+        return class_ids(path, values, class_names, are_ids=SIGNATURE_KEY in image.info)
     if len(class_names) > 2:
         raise SampleError(path, "expected class ids, got a JPEG file, which blurs them; store the mask as PNG")
     between = ((values >= BETWEEN[0]) & (values < BETWEEN[1])).mean()
@@ -93,14 +104,16 @@ def read_mask_picture(path: Path, class_names: Sequence[str]) -> NDArray[np.uint
     return (values > FOREGROUND_ABOVE).astype(np.uint8)
 
 
-def class_ids(path: Path, values: NDArray[Any], class_names: Sequence[str]) -> NDArray[np.uint8]:
+def class_ids(
+    path: Path, values: NDArray[Any], class_names: Sequence[str], *, are_ids: bool = False
+) -> NDArray[np.uint8]:
     """Class ids of the values of a mask, of any shape.
 
-    Two classes: 255 is the object if no 1 occurs, else it is ignored. More classes: values are class ids, 255 is
-    ignored. Raises `SampleError` for any other value.
+    Two classes: 255 is the object if no 1 occurs, else, and with `are_ids`, it is ignored. More classes: values are
+    class ids, 255 is ignored. Raises `SampleError` for any other value.
     """
     present = set(np.unique(values).tolist())
-    if len(class_names) == 2 and present <= {0, IGNORE_INDEX}:
+    if len(class_names) == 2 and not are_ids and present <= {0, IGNORE_INDEX}:
         return (values == IGNORE_INDEX).astype(np.uint8)
     foreign = sorted(present - {*range(len(class_names)), IGNORE_INDEX})
     if not foreign:
@@ -121,14 +134,9 @@ def class_ids(path: Path, values: NDArray[Any], class_names: Sequence[str]) -> N
     )
 
 
-def _mask_values(path: Path) -> NDArray[Any]:
-    """(H, W) values: indices of a colour palette, else grey values."""
-    image = read_stored(path)
-    if image.mode == "P":
-        palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        is_grey = (palette == palette[:, :1]).all()
-        return np.array(image.convert("L") if is_grey else image)
-    if image.mode == "1":
+def _mask_values(path: Path, image: Image.Image) -> NDArray[Any]:
+    """(H, W) grey values."""
+    if image.mode in ("1", "P"):
         return np.array(image.convert("L"))
     if image.mode == "L" or image.mode.startswith(DEEP_MODES):
         return np.asarray(image)

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.io.nifti import read_geometry, read_integers, to_stored_axes
+from kmine.data.io.nifti import read_geometry, read_integers
+from kmine.data.io.nifti_write import encode_mask, frame_of_nifti
+from kmine.io.files import write_atomic
 from kmine.types import IGNORE_INDEX
 
 
@@ -17,24 +19,11 @@ def write_mask_volume(path: Path, scan: Path, slices: Mapping[int, NDArray[np.ui
 
     Replaces `path` (.nii.gz) atomically. `slices` holds (H, W) class ids by slice number in `scan`, a NIfTI file.
     """
-    import nibabel
-
     geometry = read_geometry(scan)
     stack = np.full(geometry.stack_shape, IGNORE_INDEX, np.uint8)
     for number, mask in slices.items():
         stack[number] = mask
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = nibabel.load(scan).header.copy()
-    header.set_data_dtype(np.uint8)
-    header.set_slope_inter(1, 0)
-    stored = np.ascontiguousarray(to_stored_axes(stack, geometry.orientation))
-    image = nibabel.Nifti1Image(stored, header.get_best_affine(), header)
-    temp = path.with_name(f".{path.name[: -len('.nii.gz')]}.part.nii.gz")
-    try:
-        nibabel.save(image, temp)
-        temp.replace(path)
-    finally:
-        temp.unlink(missing_ok=True)
+    write_atomic(path, encode_mask(stack, frame_of_nifti(scan, geometry)))
 
 
 def read_mask_volume(path: Path, scan: Path) -> Iterator[tuple[int, NDArray[np.uint8]]]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from kmine.data.quality.image_stats import FLAT, ImageStats, MaskStats
 from kmine.data.quality.near_duplicates import DuplicatePair
+from kmine.data.source import Source
 from kmine.types import IGNORE_INDEX, Finding, SampleRef, Severity
 
 MAX_NAMED = 20
@@ -83,6 +84,13 @@ def check_classes(stats: Sequence[ImageStats], class_names: Sequence[str]) -> li
         return []
     text = f"no mask shows the class {' or '.join(absent)}; mend the masks, or remove the class from data.class_names"
     return [_fault("class_absent", absent, text)]
+
+
+def check_palettes(source: Source) -> list[Finding]:
+    """Say how masks whose colour palette differs from that of the others are read."""
+    palettes = getattr(source, "palettes", None)
+    text = palettes.note(source.class_names) if palettes and len(source.class_names) > 2 else ""
+    return [_note("palettes_differ", [path.name for path in palettes.differing], text)] if text else []
 
 
 def check_identical_masks(
