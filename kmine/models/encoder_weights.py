@@ -1,4 +1,4 @@
-"""Pretrained encoder weights from a local .safetensors file, and errors of building an encoder."""
+"""Pretrained encoder weights from a local file, and errors of building an encoder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kmine.config import ModelConfig
 from kmine.errors import UserError
+from kmine.io.tensor_file import read_state_dict
 
 _MOBILENET_V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 """Blocks of each of MobileNetV2's stages."""
@@ -42,7 +43,8 @@ def load_encoder(encoder: nn.Module, weights: str | None, name: str) -> None:
     """Load the file `weights` into `encoder` in place, unless it is None, none or hub; other tensors are ignored.
 
     Tensor names are normalized first: timm's `features_only` encoders write `layers_0` for `layers.0`, and
-    segmentation-models-pytorch adds `model.`. Weights of torchvision's MobileNetV2 also fit timm's `mobilenetv2_100`.
+    segmentation-models-pytorch adds `model.`; any prefix that all have is removed. Weights of torchvision's MobileNetV2
+    also fit timm's `mobilenetv2_100`.
 
     Raises:
         UserError: the file is missing, damaged, or of another encoder `name`.
@@ -50,10 +52,10 @@ def load_encoder(encoder: nn.Module, weights: str | None, name: str) -> None:
     if weights in (None, "none", "hub"):
         return
     path = Path(weights)
-    tensors = _read(path)
     own = encoder.state_dict()
-    matching = {k: tensors[_spelling(k)] for k in own if _spelling(k) in tensors}
     needed = [k for k in own if not k.endswith("num_batches_tracked")]
+    tensors = _below_prefix(_read(path), [_spelling(k) for k in needed])
+    matching = {k: tensors[_spelling(k)] for k in own if _spelling(k) in tensors}
     missing = [k for k in needed if k not in matching]
     mismatched = [k for k in needed if k in matching and matching[k].shape != own[k].shape]
     if missing or mismatched:
@@ -69,17 +71,21 @@ def load_encoder(encoder: nn.Module, weights: str | None, name: str) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    """Tensors of a file by every spelling of their names."""
     if not path.is_file():
         raise UserError(f"model.encoder_weights: no file {path}; expected a .safetensors file, hub or none")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"model.encoder_weights: {path} is not a readable .safetensors file ({error})") from error
+    tensors = read_state_dict(path, "model.encoder_weights")
     translated = {name: v for k, v in tensors.items() if (name := _mobilenet_v2_by_timm(k))}
     return {_spelling(k): v for k, v in (tensors | translated).items()}
+
+
+def _below_prefix(tensors: dict[str, Tensor], needed: list[str]) -> dict[str, Tensor]:
+    """The tensors below the shortest prefix (`encoder_`, `backbone_`) that has all needed ones; unchanged without."""
+    prefixes = (name[: -len(needed[0])] for name in tensors if name.endswith(needed[0]))
+    for prefix in sorted(prefixes, key=len):
+        if all(prefix + name in tensors for name in needed):
+            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    return tensors
 
 
 def _spelling(key: str) -> str:
@@ -88,11 +94,12 @@ def _spelling(key: str) -> str:
 
 def _mobilenet_v2_by_timm(key: str) -> str | None:
     """timm's name for a tensor of torchvision's MobileNetV2; None for other tensors and for those after the blocks."""
-    match = re.fullmatch(r"features\.(\d+)\.(.+)\.(\w+)", key)
-    number, layer, tensor = (int(match[1]), match[2], match[3]) if match else (0, "", "")
+    match = re.fullmatch(r"(.*\.)?features\.(\d{1,3})\.(.+)\.(\w+)", key)
+    number, layer, tensor = (int(match[2]), match[3], match[4]) if match else (0, "", "")
+    prefix = match[1] or "" if match else ""
     if number == 0:
         layers = {"0": "conv_stem", "1": "bn1"}
-        return f"{layers[layer]}.{tensor}" if layer in layers else None
+        return f"{prefix}{layers[layer]}.{tensor}" if layer in layers else None
     expanding = {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2", "2": "conv_pwl", "3": "bn3"}
     first = {"0.0": "conv_dw", "0.1": "bn1", "1": "conv_pw", "2": "bn2"}
     layers = first if number == 1 else expanding
@@ -101,4 +108,4 @@ def _mobilenet_v2_by_timm(key: str) -> str | None:
     if number > len(place) or layer not in layers:
         return None
     stage, n = place[number - 1]
-    return f"blocks.{stage}.{n}.{layers[layer]}.{tensor}"
+    return f"{prefix}blocks.{stage}.{n}.{layers[layer]}.{tensor}"

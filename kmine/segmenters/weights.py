@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kmine.errors import UserError
 from kmine.io.download import download, sha256_of
 from kmine.io.files import cache_root
+from kmine.io.tensor_file import read_state_dict
 
 if TYPE_CHECKING:
     import torch
@@ -83,55 +84,13 @@ def require_checkpoint(path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict of a checkpoint, on the CPU; code in the file is never executed.
-
-    A `.safetensors` file, or one of torch.save with a state dict, plain or under `model` or `state_dict`. The prefix
-    `module.` of distributed training is removed.
+    """The state dict of a checkpoint: `kmine.io.tensor_file.read_state_dict`.
 
     Raises:
-        UserError: the file is missing, damaged, holds Python objects or no state dict.
+        UserError: the file is missing, damaged, of another format, holds Python objects or no state dict.
     """
-    import torch
-
     require_checkpoint(path)
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content or not all(torch.is_tensor(v) for v in content.values()):
-        actual = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
-        raise UserError(
-            f"{path}: expected a state dict (names to tensors), plain or under model or state_dict, got {actual}"
-        )
-    if all(name.startswith("module.") for name in content):
-        content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
-    return content
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise _damaged(path, error) from error
-
-
-def _read_torch(path: Path) -> object:
-    import torch
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise  # not the file's fault
-    except Exception as error:  # The class depends on the damaged byte.
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise UserError(
-                f"{path}: expected tensors only, got Python objects, which could run code; "
-                "save only the state dict, best as .safetensors"
-            ) from error
-        raise _damaged(path, error) from error
+    return read_state_dict(path, "the weights of a segmenter")
 
 
 def load_adapted(module: nn.Module, state: Mapping[str, torch.Tensor], expected: str) -> None:
@@ -154,8 +113,3 @@ def update_digest(digest: hashlib._Hash, state: Mapping[str, torch.Tensor]) -> N
     for key, tensor in sorted(state.items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.cpu().contiguous().numpy().data)
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    first_line = str(error).split("\n")[0] or type(error).__name__
-    return UserError(f"{path}: damaged or not a checkpoint ({first_line}); download or copy it again")

@@ -47,7 +47,7 @@ def test_weights_of_another_architecture_are_refused_with_a_count(path):
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all"])
 def test_damaged_or_missing_weights_are_one_clear_error(path, content):
     path.write_bytes(content)
-    with pytest.raises(UserError, match="not a readable"):
+    with pytest.raises(UserError, match=r"e\.safetensors: expected model\.encoder_weights"):
         build(small(encoder_weights=str(path)))
     with pytest.raises(UserError, match="no file"):
         build(small(encoder_weights=str(path.with_name("none.safetensors"))))
@@ -62,6 +62,14 @@ def test_both_encoders_of_sks_are_loaded_and_nothing_else(path):
         assert torch.equal(pyramid.stages[0].parts[0].weight, donor.conv_stem.weight)
         assert torch.equal(pyramid.stages[2].parts[0][0].conv_dw.weight, donor.blocks[1][0].conv_dw.weight)
     assert torch.equal(loaded.net.decoder.head.weight, plain.net.decoder.head.weight)
+
+
+@pytest.mark.parametrize("prefix", ["encoder.", "model.", "module.backbone."])
+def test_a_prefix_that_all_tensors_have_is_removed_and_torch_files_are_read(path, prefix):
+    donor = build(small(), seed=5).net
+    state = {f"{prefix}{name}": value for name, value in donor.encoder.state_dict().items()}
+    torch.save({"model_state_dict": state | {"head.weight": torch.ones(1)}}, path)
+    assert same(build(small(encoder_weights=str(path))).net.encoder.state_dict(), donor.encoder.state_dict())
 
 
 def test_weights_of_torchvision_s_mobilenet_v2_fit_timm_s(path):

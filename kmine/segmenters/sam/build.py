@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from kmine.errors import UserError
+from kmine.io.tensor_file import without_prefix
 from kmine.segmenters.weights import one_line, read_checkpoint
 
 
@@ -30,6 +32,29 @@ ARCHITECTURES: dict[str, Architecture] = {
     "sam_vit_h": Architecture(1280, 32, 16, (7, 15, 23, 31)),
 }
 
+ANCHORS = ("image_encoder.patch_embed.proj.weight", "vision_encoder.patch_embed.projection.weight")
+"""A tensor that every SAM has, by its official name and by that of Hugging Face."""
+HUGGING_FACE = (
+    (r"^vision_encoder\.layers\.", "image_encoder.blocks."),
+    (r"^vision_encoder\.", "image_encoder."),
+    (r"patch_embed\.projection", "patch_embed.proj"),
+    *((rf"neck\.{name}", f"neck.{n}") for n, name in enumerate(("conv1", "layer_norm1", "conv2", "layer_norm2"))),
+    *((rf"mask_embed\.conv{n}", f"mask_downscaling.{3 * n - 3}") for n in (1, 2, 3)),
+    *((rf"mask_embed\.layer_norm{n}", f"mask_downscaling.{3 * n - 2}") for n in (1, 2)),
+    (r"\.point_embed\.", ".point_embeddings."),
+    (r"\.upscale_conv1", ".output_upscaling.0"),
+    (r"\.upscale_layer_norm", ".output_upscaling.1"),
+    (r"\.upscale_conv2", ".output_upscaling.3"),
+    (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.layers\.0", r"\1.layers.1"),
+    (r"\.proj_in\.", ".layers.0."),
+    (r"\.proj_out\.", ".layers.2."),
+    (r"\.layer_norm", ".norm"),
+    (
+        r"^(shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding",
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    ),
+)
+"""Patterns of Hugging Face's tensor names and the official names, after transformers' convert_sam_to_hf.py."""
 PATCH = 16
 PROMPT_DIM = 256
 
@@ -78,15 +103,15 @@ def build_sam(name: str, checkpoint: Path | None, image_size: int = 1024) -> Sam
 
 
 def _read(name: str, path: Path, image_size: int) -> dict[str, torch.Tensor]:
-    """The state dict of a checkpoint whose image encoder has the expected width and image size."""
-    state = read_checkpoint(path)
-    patches = state.get("image_encoder.patch_embed.proj.weight")
+    """The state dict of a checkpoint whose image encoder has the expected width and image size, by official names."""
+    state = _official_names(without_prefix(read_checkpoint(path), ANCHORS))
+    patches = state.get(ANCHORS[0])
     if patches is None:
         raise UserError(
             f"{path}: expected the weights of {name}, got {sorted(state)[:3]}..., not a SAM image encoder; "
             "use a checkpoint of the whole SAM"
         )
-    width, expected = patches.shape[0], ARCHITECTURES[name].embed_dim
+    width, expected = patches.shape[0] if patches.ndim else 0, ARCHITECTURES[name].embed_dim
     if width != expected:
         same_width = [other for other, arch in ARCHITECTURES.items() if arch.embed_dim == width]
         cure = f"known: {sorted(ARCHITECTURES)}"
@@ -94,9 +119,20 @@ def _read(name: str, path: Path, image_size: int) -> dict[str, torch.Tensor]:
             cure = f"it looks like {same_width[0]}: use --segmenter.name {same_width[0]}"
         raise UserError(f"{path}: expected {name} with {expected} channels, got {width}; {cure}")
     positions = state.get("image_encoder.pos_embed")
-    if positions is not None and positions.shape[1] * PATCH != image_size:
+    if positions is not None and positions.ndim > 1 and positions.shape[1] * PATCH != image_size:
         raise UserError(
             f"{path}: expected {name} for images of {image_size} px, got one for {positions.shape[1] * PATCH} px; "
             "use a checkpoint trained at that size"
         )
     return state
+
+
+def _official_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a SAM by official names; those of a loss or of another model beside it are left out."""
+    renamed = {}
+    for name, tensor in state.items():
+        for pattern, official in HUGGING_FACE if ANCHORS[1] in state else ():
+            name = re.sub(pattern, official, name)
+        renamed[name] = tensor
+    parts = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
+    return {name: tensor for name, tensor in renamed.items() if name.startswith(parts)} or state

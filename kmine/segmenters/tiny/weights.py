@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from kmine.errors import UserError
 from kmine.io.download import sha256_of
+from kmine.io.tensor_file import content_kind, read_state_dict, without_prefix
 from kmine.segmenters.tiny import SHIPPED
-from kmine.segmenters.tiny.network import TinyNet
+from kmine.segmenters.tiny.network import SIDE, TinyNet
 from kmine.segmenters.weights import CHECKPOINT_FLAG, update_digest
+
+MAX_SIDE = 2**10
 
 
 def save_tiny(net: TinyNet, path: Path, provenance: Mapping[str, str | int | float]) -> None:
@@ -34,7 +37,8 @@ def save_tiny(net: TinyNet, path: Path, provenance: Mapping[str, str | int | flo
 def load_tiny(path: Path) -> TinyNet:
     """The network of a file, in float32 and eval mode.
 
-    Where the JSON file exists, its sha256 must be the file's; for the shipped weights it must exist.
+    A file of torch.save has no side of the crops; it is read as one of `SIDE`. Where the JSON file exists, its sha256
+    must be the file's; for the shipped weights it must exist.
 
     Raises:
         UserError: no such file, a wrong sha256, a damaged file, or weights of another model.
@@ -42,22 +46,29 @@ def load_tiny(path: Path) -> TinyNet:
     if not path.is_file():
         raise UserError(f"{path}: no such file; {_cure(path, f'name the weights of `tiny` with {CHECKPOINT_FLAG}')}")
     _check_sha256(path)
+    cure = _cure(path, f"copy or download it again, or name another file with {CHECKPOINT_FLAG}")
+    state = without_prefix(read_state_dict(path, "weights of `tiny`", cure), ["head.bias"])
     try:
-        with safe_open(path, "pt") as stream:
-            shape = stream.metadata() or {}
-            tensors = {key: stream.get_tensor(key).float() for key in stream.keys()}  # noqa: SIM118
-        net = TinyNet(tuple(int(width) for width in shape["widths"].split()), int(shape["side"]))
-        net.load_state_dict(tensors)
-    except (SafetensorError, OSError) as error:
-        cure = _cure(path, "copy or download it again")
-        raise UserError(f"{path}: not a whole safetensors file ({error}); {cure}") from error
-    except (KeyError, ValueError, RuntimeError) as error:
-        cure = _cure(path, f"name another file with {CHECKPOINT_FLAG}")
-        raise UserError(f"{path}: not weights of `tiny` ({str(error).splitlines()[0]}); {cure}") from error
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        widths = [
+            len(state[f"blocks.{n}.first.weight"]) for n in range(len(state)) if f"blocks.{n}.first.weight" in state
+        ]
+        net = TinyNet(tuple(widths), _side(path))
+        net.load_state_dict(state)
+    except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not weights of `tiny` ({problem}); {cure}") from error
+    if not all(torch.isfinite(tensor).all() for tensor in net.state_dict().values()):
         cure = _cure(path, "the training that wrote them failed: train again")
         raise UserError(f"{path}: some weights are not finite; {cure}")
     return net.eval()
+
+
+def _side(path: Path) -> int:
+    """The side of the crops that the weights are for, from the metadata that `save_tiny` writes."""
+    if content_kind(path) != "safetensors":
+        return SIDE
+    with safe_open(path, "pt") as stream:
+        return min(int((stream.metadata() or {}).get("side", SIDE)), MAX_SIDE)
 
 
 def _check_sha256(path: Path) -> None:

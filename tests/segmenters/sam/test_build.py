@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from helpers.segmenter_suite import SMALL, random_sam
@@ -46,6 +48,44 @@ def _get(owner, path: str):
 def test_a_checkpoint_gives_back_every_weight(small, tmp_path) -> None:
     save_file(small.state_dict(), tmp_path / "w.safetensors")
     assert signature(build_sam("sam_small", tmp_path / "w.safetensors", 256)) == signature(small)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "sam.", "_orig_mod.", "model.module.sam_model."])
+def test_prefixes_of_trainers_are_removed(small, tmp_path, prefix) -> None:
+    state = {f"{prefix}{name}": value for name, value in small.state_dict().items()}
+    torch.save({"state_dict": state | {"loss.weight": torch.ones(2)}, "epoch": 1}, tmp_path / "w.ckpt")
+    assert signature(build_sam("sam_small", tmp_path / "w.ckpt", 256)) == signature(small)
+
+
+def to_hugging_face(name: str) -> str:
+    """The name that transformers' convert_sam_to_hf.py gives a tensor."""
+    for official, theirs in (
+        *(("iou_prediction_head.layers.0", "iou_prediction_head.proj_in"), ("blocks", "layers")),
+        *(("iou_prediction_head.layers.1", "iou_prediction_head.layers.0"), ("pe_layer.", "shared_embedding.")),
+        *(("iou_prediction_head.layers.2", "iou_prediction_head.proj_out"), ("image_encoder", "vision_encoder")),
+        *(("output_upscaling.0", "upscale_conv1"), ("output_upscaling.1", "upscale_layer_norm")),
+        *(("output_upscaling.3", "upscale_conv2"), ("mask_downscaling.0", "mask_embed.conv1")),
+        *(("mask_downscaling.1", "mask_embed.layer_norm1"), ("mask_downscaling.3", "mask_embed.conv2")),
+        *(("mask_downscaling.4", "mask_embed.layer_norm2"), ("mask_downscaling.6", "mask_embed.conv3")),
+        *(("point_embeddings", "point_embed"), ("positional_encoding_gaussian_matrix", "positional_embedding")),
+        *(("neck.0", "neck.conv1"), ("neck.1", "neck.layer_norm1"), ("neck.2", "neck.conv2")),
+        *(("neck.3", "neck.layer_norm2"), ("patch_embed.proj", "patch_embed.projection"), (".norm", ".layer_norm")),
+    ):
+        name = name.replace(official, theirs)
+    mlp = r"(output_hypernetworks_mlps\.\d+\.)layers\.(\d)"
+    return re.sub(mlp, lambda m: m[1] + ("proj_in", "layers.0", "proj_out")[int(m[2])], name)
+
+
+@pytest.mark.parametrize("prefix", ["", "sam."])
+def test_the_layout_of_hugging_face_is_read(small, tmp_path, prefix) -> None:
+    state = {to_hugging_face(name): value for name, value in small.state_dict().items()}
+    assert "mask_decoder.output_hypernetworks_mlps.3.proj_out.bias" in state
+    assert "mask_decoder.transformer.layer_norm_final_attn.weight" in state
+    state["shared_image_embedding.positional_embedding"] = state.pop(
+        "prompt_encoder.shared_embedding.positional_embedding"
+    )
+    save_file({prefix + name: value.contiguous() for name, value in state.items()}, tmp_path / "model.safetensors")
+    assert signature(build_sam("sam_small", tmp_path / "model.safetensors", 256)) == signature(small)
 
 
 @pytest.mark.slow
@@ -97,6 +137,6 @@ def test_a_damaged_file_is_an_error_in_one_line(small, tmp_path, suffix, keep) -
     else:
         save_file(small.state_dict(), path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"damaged or not a checkpoint.*again") as caught:
+    with pytest.raises(UserError, match=r"damaged.*again|an empty file.*again") as caught:
         build_sam("sam_small", path, 256)
     assert "\n" not in str(caught.value)

@@ -17,6 +17,7 @@ from kmine.segmenters import open_segmenter
 from kmine.segmenters.ellipse import Ellipse
 from kmine.segmenters.tiny import SHIPPED
 from kmine.segmenters.tiny import weights as tiny_weights
+from kmine.segmenters.tiny.network import TinyNet
 from kmine.segmenters.tiny.segmenter import Tiny, open_tiny
 from kmine.segmenters.tiny.weights import load_tiny, save_tiny, signature_of
 
@@ -53,7 +54,7 @@ def test_damaged_weights_are_refused(saved, tmp_path) -> None:
     saved.with_suffix(".json").unlink()
     load_tiny(saved)  # an own file without a JSON file
     saved.write_bytes(content[:1000])
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="damaged or not a checkpoint"):
         load_tiny(saved)
     with pytest.raises(UserError, match="no such file"):
         load_tiny(tmp_path / "none.safetensors")
@@ -74,6 +75,12 @@ def test_weights_of_another_model_are_refused(tmp_path) -> None:
     save_tiny(broken, path, {})
     with pytest.raises(UserError, match="not finite"):
         load_tiny(path)
+
+
+def test_weights_that_a_trainer_wrapped_are_read(tmp_path) -> None:
+    net = TinyNet((8, 16))
+    torch.save({"model_state": {f"net.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "w.pt")
+    assert signature_of(load_tiny(tmp_path / "w.pt")) == signature_of(net)
 
 
 def test_the_shipped_weights_are_small_whole_and_need_no_network(monkeypatch) -> None:
