@@ -3,7 +3,8 @@
     python experiments/room.py FEW_LABELS_COMPARE_FOLDER ALL_LABELS_COMPARE_FOLDER
 
 Both folders hold the test_cases.csv that `kmine compare ... --out FOLDER` writes, of as many seeds; runs are paired in
-the order in which they were named. Prints the mean test Dice of the two and the paired difference.
+the order in which they were named. Prints the mean test score of the two and the paired difference: Dice, in which
+silence on a clean image counts 1 and a false alarm 0, so that both are means over the same images.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kmine.ops.statistics import paired_difference
+from kmine.ops.statistics import paired_difference, score_empty_cases
 
 
 def scores(folder: Path, arm: str) -> np.ndarray:
-    """(runs, images) Dice of the checkpoint chosen on validation, images in the order of their ids."""
+    """(runs, images) scores of the checkpoint chosen on validation, images in the order of their ids."""
     cases = pd.read_csv(folder / "test_cases.csv")
     cases = cases[(cases["arm"] == arm) & (cases["checkpoint"] == "chosen")]
-    return np.stack(
-        [rows.sort_values("sample_id")["dice"].to_numpy(float) for _, rows in cases.groupby("run", sort=False)]
-    )
+    by_run = [rows.sort_values("sample_id") for _, rows in cases.groupby("run", sort=False)]
+    if "score" in cases:
+        return np.stack([rows["score"].to_numpy(float) for rows in by_run])
+    return score_empty_cases(np.stack([rows["dice"].to_numpy(float) for rows in by_run]))  # tables of older code
 
 
 def main() -> None:
@@ -36,7 +38,7 @@ def main() -> None:
         few = scores(args.few, arm)
         gap = paired_difference(few, ceiling, seed=0)
         print(
-            f"{arm}: {np.nanmean(few):.3f}; all labels: {np.nanmean(ceiling):.3f}; "
+            f"{arm}: {few.mean():.3f}; all labels: {ceiling.mean():.3f}; "
             f"room {gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], {len(few)} seeds"
         )
 

@@ -40,7 +40,7 @@ from kmine.mining.adaptation.step import adapt_segmenter
 from kmine.mining.calibration.step import calibrate
 from kmine.mining.pseudo_labels import PseudoLabels
 from kmine.mining.threshold import round_signature
-from kmine.ops.statistics import paired_difference
+from kmine.ops.statistics import paired_difference, score_empty_cases
 from kmine.setup.open import open_for_test, open_task
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
@@ -176,7 +176,7 @@ def _difference(none: dict[str, pd.DataFrame], arm: dict[str, pd.DataFrame]) -> 
 
     def grid(frames: dict[str, pd.DataFrame]) -> np.ndarray:
         chosen = [f[(f["split"] == "test") & (f["checkpoint"] == "chosen")].sort_values("sample_id") for f in frames]
-        return np.stack([frame["dice"].to_numpy(float) for frame in chosen])
+        return score_empty_cases(np.stack([frame["dice"].to_numpy(float) for frame in chosen]))
 
     gap = paired_difference(grid(list(none.values())), grid([arm[seed] for seed in none]), seed=0)
     return f"{gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"

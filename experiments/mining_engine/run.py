@@ -5,9 +5,10 @@
     python experiments/mining_engine/run.py OUT --table     # also writes OUT/results.csv
 
 A cell is (set, labels, seed): round 0, the models of the parts and the adapted segmenter are made once and shared by
-its arms. Every arm then spends the same optimizer steps. OUT/CELL/ARM.csv holds Dice on validation and test of the last
-adopted round, OUT/CELL/ARM-objects.csv and ARM-images.csv what an audit finds of its pseudo masks: the withheld masks
-are read here, after the arm is done, and nowhere else. What is there is not repeated; a stopped training goes on.
+its arms. Every arm then spends the same optimizer steps. In the differences silence on a clean image counts 1, a false
+alarm 0. OUT/CELL/ARM.csv holds Dice on validation and test of the last adopted round, OUT/CELL/ARM-objects.csv and
+ARM-images.csv what an audit finds of its pseudo masks: the withheld masks are read here, after the arm is done, and
+nowhere else. What is there is not repeated; a stopped training goes on.
 
 `simulated` mines with a simulation of a segmenter of SAM's published quality on polyps (box IoU .85): truth, degraded.
 It says what such a segmenter would bring, and nothing about SAM. The oracle arms are given the true masks of the
@@ -51,7 +52,7 @@ from kmine.mining.calibration.fit import true_dice
 from kmine.mining.calibration.step import calibrate
 from kmine.ops import metrics
 from kmine.ops.masks import from_rle
-from kmine.ops.statistics import paired_difference
+from kmine.ops.statistics import paired_difference, score_empty_cases
 from kmine.segmenters.base import Segmenter
 from kmine.setup.open import open_for_test, open_task, open_truth
 from kmine.setup.preflight import preflight
@@ -129,9 +130,11 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
         weights = store.load_tensors(path, None)[0]
         test.model.load_state_dict(weights)
         rows += [
-            {"split": split, "checkpoint": checkpoint, "sample_id": unit, "dice": dice}
+            {"split": split, "checkpoint": checkpoint, "sample_id": unit, "dice": dice, "clean": clean}
             for split, pool in (("val", task.val), ("test", test.pool))
-            for unit, dice in lesion_dice(test.model, pool, test.fabric.device, by_group=args.set == "lits").items()
+            for unit, (dice, clean) in lesion_dice(
+                test.model, pool, test.fabric.device, by_group=args.set == "lits"
+            ).items()
         ]
     about = {"labeled": len(task.labeled), "unlabeled": len(task.unlabeled), "adopted_round": last.round_idx}
     frame = pd.DataFrame(rows).assign(**about)
@@ -145,16 +148,22 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
     print(f"{folder.name} {arm}: test {means['test']:.3f}, val {means['val']:.3f} ({rounds})", flush=True)
 
 
-def lesion_dice(model: Any, pool: Pool, device: Any, *, by_group: bool) -> dict[str, float]:
-    """Dice of the last class by image, or by volume from the counts of its slices; NaN where there is none to find."""
+def lesion_dice(model: Any, pool: Pool, device: Any, *, by_group: bool) -> dict[str, tuple[float, bool]]:
+    """Dice of the last class by image, or by volume from the counts of its slices, and whether the truth lacks it.
+
+    Dice is NaN where the prediction has none either.
+    """
     counts: dict[str, np.ndarray] = {}
     for probs in infer(model, pool, pool.ids, batch_size=16, tta="none", device=device):
         sample, lesion = pool.sample(probs.sample_id), len(probs.probs) - 1
         valid = sample.mask != IGNORE_INDEX
         seen, real = (probs.mask == lesion) & valid, (sample.mask == lesion) & valid
         unit = sample.group_id if by_group else sample.sample_id
-        counts[unit] = counts.get(unit, 0) + np.array([(seen & real).sum(), seen.sum() + real.sum()])
-    return {unit: 2 * both / total if total else np.nan for unit, (both, total) in counts.items()}
+        counts[unit] = counts.get(unit, 0) + np.array([(seen & real).sum(), seen.sum(), real.sum()])
+    return {
+        unit: (2 * both / (seen + real) if seen + real else np.nan, bool(real == 0))
+        for unit, (both, seen, real) in counts.items()
+    }
 
 
 Method = Callable[[Task], Iterator[RoundResult]]
@@ -164,9 +173,9 @@ def _method(arm: str, folder: Path, source: Any) -> Method:
     if arm == "oracle":
         return lambda task: arms.method(arm, open_truth(task, source))(task)
     if arm == "oracle_kept":
-        return lambda task, store: oracle_kept(task, open_truth(task, source), folder)
+        return lambda task: oracle_kept(task, open_truth(task, source), folder)
     if arm == "simulated":
-        return lambda task, store: _mine_with(_simulated(task, source), task)
+        return lambda task: _mine_with(_simulated(task, source), task)
     return arms.method(arm.split("_")[0] if arm.startswith("mining") else arm)
 
 
@@ -242,8 +251,8 @@ def _image(store: RunFolder, key: dict[str, Any], rows: list[dict[str, Any]], tr
     }
 
 
-TEST = ("set, labels", "arm", "seeds", "test Dice", "sd over seeds", "last step", "minus supervised",
-        "minus self-training")  # fmt: skip
+TEST = ("set, labels", "arm", "seeds", "test Dice", "sd over seeds", "last step", "where a lesion", "false alarms",
+        "minus supervised", "minus self-training")  # fmt: skip
 QUALITY = ("set, labels", "arm", "round", "local", "segmenter", "pseudo masks", "local, same pixels", "coverage",
            "ignored", "rank correlation", "promised", "achieved")  # fmt: skip
 
@@ -280,7 +289,17 @@ def _test_row(paths: dict[str, Path]) -> str:
     chosen, last = ([_mean_dice(f, which) for f in frames.values()] for which in ("chosen", "final"))
     sd = f"{np.std(chosen, ddof=1):.3f}" if len(chosen) > 1 else "–"
     gaps = [_gap(paths, other) for other in ("supervised", "self_training")]
-    return " | ".join([str(len(frames)), f"{np.mean(chosen):.3f}", sd, f"{np.mean(last):.3f}", *gaps])
+    clean = _clean_figures([_test_rows(f) for f in frames.values()])
+    return " | ".join([str(len(frames)), f"{np.mean(chosen):.3f}", sd, f"{np.mean(last):.3f}", *clean, *gaps])
+
+
+def _clean_figures(tests: Sequence[pd.DataFrame]) -> list[str]:
+    """Mean Dice where there is a lesion, and the share of clean images with a false alarm; of older cells unknown."""
+    if not all("clean" in rows for rows in tests):
+        return ["–", "–"]
+    lesions = np.mean([rows["dice"][~rows["clean"]].mean() for rows in tests])
+    clean = pd.concat([rows["dice"][rows["clean"]] for rows in tests])
+    return [f"{lesions:.3f}", f"{clean.notna().mean():.0%} of {len(clean) // len(tests)}" if len(clean) else "–"]
 
 
 def _gap(paths: dict[str, Path], other: str) -> str:
@@ -295,18 +314,21 @@ def _gap(paths: dict[str, Path], other: str) -> str:
 
 
 def _common(scores: Sequence[pd.Series]) -> np.ndarray:
-    """(seeds, images), NaN where a seed's test split lacks an image."""
+    """(seeds, images), NaN where a seed's test split lacks an image, and there alone."""
     return pd.concat(scores, axis=1).to_numpy(float).T
 
 
-def _test_scores(path: Path, checkpoint: str = "chosen") -> pd.Series:
-    frame = pd.read_csv(path)
-    rows = frame[(frame["split"] == "test") & (frame["checkpoint"] == checkpoint)]
-    return rows.set_index("sample_id")["dice"]
+def _test_scores(path: Path) -> pd.Series:
+    rows = _test_rows(pd.read_csv(path))
+    return pd.Series(score_empty_cases(rows["dice"].to_numpy(float)), rows["sample_id"])
+
+
+def _test_rows(frame: pd.DataFrame, checkpoint: str = "chosen") -> pd.DataFrame:
+    return frame[(frame["split"] == "test") & (frame["checkpoint"] == checkpoint)]
 
 
 def _mean_dice(frame: pd.DataFrame, checkpoint: str) -> float:
-    return frame[(frame["split"] == "test") & (frame["checkpoint"] == checkpoint)]["dice"].mean()
+    return _test_rows(frame, checkpoint)["dice"].mean()
 
 
 def _quality_rows(paths: dict[str, Path]) -> Iterator[str]:

@@ -7,7 +7,8 @@
 Each cell (set, budget, arm, seed) trains once on the masks of the budget (and, SKS alone, on the image-level labels of
 all training images), opens its test split once and writes OUT/SET-BUDGET-ARM-SEED.csv; cells that are there are not
 repeated. In `lits` a seed draws the volumes of every split anew, and Dice is per volume and class, from the counts of
-all its slices; in `ct` (the phantom) seeds share the test images, and Dice is per image.
+all its slices; in `ct` (the phantom) seeds share the test images, and Dice is per image. In the differences silence on
+a clean image counts 1 and a false alarm 0.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from kmine.config import (
     ModelConfig,
 )
 from kmine.data.pool import Pool
-from kmine.ops.statistics import paired_difference
+from kmine.ops.statistics import paired_difference, score_empty_cases
 from kmine.setup.open import open_for_test, open_task
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
@@ -129,16 +130,23 @@ def table(out: Path, part: str) -> str:
         _, budget, arm, seed = path.stem.split("-")
         frames.append(pd.read_csv(path).assign(budget=float(budget), arm=arm, seed=int(seed)))
     cells = pd.concat(frames)
-    lines = ["| masks | class | arm | seeds | Dice | sd over seeds | SKS minus this arm | AUC of the classifier |"]
-    lines.append("|---" * 8 + "|")
+    # Before seeds that lack a volume make NaN of it.
+    cells["score"] = score_empty_cases(cells["dice"].to_numpy(float))
+    names = ("masks", "class", "arm", "seeds", "Dice", "sd over seeds", "where a lesion", "false alarms",
+             "SKS minus this arm", "AUC of the classifier")  # fmt: skip
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for (budget, class_id), rows in cells.groupby(["budget", "class_id"]):
-        grids = {arm: part.pivot(index="seed", columns="unit", values="dice") for arm, part in rows.groupby("arm")}
+        parts = dict(list(rows.groupby("arm")))
+        grids = {arm: part.pivot(index="seed", columns="unit", values="score") for arm, part in parts.items()}
         for arm in [a for a in MODELS if a in grids]:
-            grid = grids[arm]
-            auc = rows[rows["arm"] == arm].groupby("seed")["auc"].first()
+            grid, part = grids[arm], parts[arm]
+            auc = part.groupby("seed")["auc"].first()
+            clean = part[part["truth_px"] == 0]
+            alarms = f"{(clean['found_px'] > 0).mean():.0%} of {len(clean) // len(grid)}" if len(clean) else "–"
             lines.append(
-                f"| {budget:g} | {class_id} | {arm} | {len(grid)} | {np.nanmean(grid):.3f} "
-                f"| {grid.mean(axis=1).std():.3f} | {_difference(grid, grids.get('sks'), arm)} "
+                f"| {budget:g} | {class_id} | {arm} | {len(grid)} | {part['dice'].mean():.3f} "
+                f"| {part.groupby('seed')['dice'].mean().std():.3f} | {part['dice'][part['truth_px'] > 0].mean():.3f} "
+                f"| {alarms} | {_difference(grid, grids.get('sks'), arm)} "
                 f"| {'' if auc.isna().all() else f'{auc.mean():.2f}'} |"
             )
     return "\n".join(lines)

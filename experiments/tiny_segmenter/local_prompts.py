@@ -33,7 +33,7 @@ from kmine.data.pool import Pool
 from kmine.mining.adaptation.step import adapt_segmenter
 from kmine.mining.crossfit import out_of_fold, with_prompts
 from kmine.ops import metrics
-from kmine.ops.statistics import paired_difference
+from kmine.ops.statistics import paired_difference, score_empty_cases
 from kmine.segmenters import Segmenter, open_segmenter
 from kmine.setup.open import open_cache, open_splits, open_task
 from kmine.store.run_folder import RunFolder
@@ -112,6 +112,8 @@ def answered(task: Task, model: object, segmenters: dict[str, Segmenter]) -> Ite
 def table(cells: dict[int, list[pd.DataFrame]]) -> str:
     """Markdown; seeds draw other labeled images, so pairs are formed over (seed, image) cells, NaN where labeled."""
     names = ["local", "ellipse", "tiny", "tiny+adapted"]
+    for frame in (frame for frames in cells.values() for frame in frames):
+        frame[names] = score_empty_cases(frame[names].to_numpy(float))
     lines = ["| labels | unseen images | " + " | ".join(names) + " | tiny+adapted - local | tiny+adapted - ellipse |"]
     lines.append("|---" * (len(names) + 4) + "|")
     for labels, frames in cells.items():
