@@ -10,17 +10,20 @@ import difflib
 import json
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from kmine.errors import UserError
-from kmine.io.errors import FREE_SPACE, FULL
+from kmine.io.errors import FREE_SPACE, FULL, expanded
 from kmine.io.threads import choose_wait_policy
+from kmine.io.yaml_file import Text, kind_of, read_yaml
 
 Config = TypeVar("Config")
 
@@ -53,21 +56,41 @@ def load_config(config_class: type[Config], path: Path, flags: Sequence[str] = (
     Raises:
         UserError: a missing or damaged file, an unknown setting or an unfit value.
     """
-    return _parsed(_parser(config_class, set()), config_class, ["--config", str(path), *flags])
+    return _parsed(_parser(config_class, set()), config_class, ["--config", str(path), *flags], label="")
 
 
-def _parsed(parser: ArgumentParser, config_class: type[Config], argv: Sequence[str], positional: str = "") -> Config:
+def _parsed(
+    parser: ArgumentParser,
+    config_class: type[Config],
+    argv: Sequence[str],
+    positional: str = "",
+    label: str = "--config ",
+) -> Config:
     parser.add_argument("--config", action="config", help="YAML file of settings; flags after it win.")
-    kinds = _kinds(config_class)
-    names, switches = set(kinds), {f"--{name}" for name, kind in kinds.items() if kind is bool}
-    lists = {name: kind for name, kind in kinds.items() if get_origin(kind) is list and name != positional}
+    kinds = {name: kind for name, kind in _kinds(config_class).items() if name != positional}
+    values, rest = _given(argv, kinds, label)
+    with _named(values, kinds.keys()):
+        words = [f"--{name}={value.text}" for name, value in values.items() if value.text is not None]
+        return _built(parser, parser.parse_args(words + rest), config_class, values, kinds)
+
+
+class _Given(NamedTuple):
+    """A value as text, None for null, and the settings file that has it, as errors name it; empty for a flag."""
+
+    text: str | None
+    where: str = ""
+
+
+@contextmanager
+def _named(values: Mapping[str, _Given], names: Iterable[str], where: str = "") -> Iterator[None]:
+    """Turn errors of parsing and of checks into one line that names the settings file that has the value."""
     try:
-        for path in _config_files(argv):
-            _check_file(path, names)
-        values = parser.parse_args(_bare_switches(_joined_lists(argv, lists), switches))
-        return _built(parser, values, config_class)
+        yield
     except (ArgumentError, UserError) as error:
-        raise UserError(_plain(str(error), names)) from error
+        message = _plain(str(error), names)
+        head = re.split(r", | \+ ", message.partition(":")[0])
+        files = [values[name].where for name in head if name in values and values[name].where]
+        raise UserError(": ".join([*([where] if where else []), *files[:1], message])) from error
 
 
 def override(config_class: type[Config], values: Mapping[str, Any], changes: Mapping[str, str], where: str) -> Config:
@@ -76,15 +99,17 @@ def override(config_class: type[Config], values: Mapping[str, Any], changes: Map
     Raises:
         UserError: an unknown name or an unfit value; the message begins with `where`.
     """
-    parser, names = _parser(config_class, set()), set(_kinds(config_class))
-    unknown = [name for name in changes if name not in names]
+    parser, kinds = _parser(config_class, set()), _kinds(config_class)
+    unknown = [name for name in changes if name not in kinds]
     if unknown:
-        raise UserError(f"{where}: {_unknown(unknown[0], names)}")
-    try:
-        parser.set_defaults(flat(values))
-        return _built(parser, parser.parse_args([f"--{name}={value}" for name, value in changes.items()]), config_class)
-    except (ArgumentError, UserError) as error:
-        raise UserError(f"{where}: {_plain(str(error), names)}") from error
+        raise UserError(f"{where}: {_unknown(unknown[0], kinds)}")
+    before = flat(values)
+    given = {name: _Given(value) for name, value in before.items() if value is None or isinstance(value, str)}
+    given |= {name: _Given(_word(kinds[name], value)) for name, value in changes.items()}
+    with _named({}, kinds, where):
+        parser.set_defaults(before)
+        words = [f"--{name}={given[name].text}" for name in changes if given[name].text is not None]
+        return _built(parser, parser.parse_args(words), config_class, given, kinds)
 
 
 def _parser(config_class: type[Any], skip: set[str], **options: Any) -> ArgumentParser:
@@ -103,8 +128,17 @@ def _resolve_annotations(config_class: type[Any]) -> None:
         _resolve_annotations(kind)
 
 
-def _built(parser: ArgumentParser, values: Any, config_class: type[Config]) -> Config:
-    built = parser.instantiate(values)
+def _built(
+    parser: ArgumentParser,
+    parsed: Any,
+    config_class: type[Config],
+    given: Mapping[str, _Given],
+    kinds: Mapping[str, Any],
+) -> Config:
+    for name, value in given.items():
+        if _is_text(kinds[name]):  # as it was typed; jsonargparse reads a comment in `#1 patients`, a null in `~`
+            parsed[name] = value.text
+    built = parser.instantiate(parsed)
     return config_class(**{f.name: built[f.name] for f in fields(config_class)})  # type: ignore[arg-type]
 
 
@@ -113,24 +147,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, value in values.items():
         out |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return out
-
-
-def _joined_lists(argv: Sequence[str], lists: Mapping[str, Any]) -> list[str]:
-    """Turn `--seeds 0 1 2` into `--seeds=[0, 1, 2]`; values of a repeated flag are joined."""
-    values_by_name: dict[str, list[str]] = {}
-    out: list[str] = []
-    taking = out
-    for word in argv:
-        name, equals, value = word.removeprefix("--").partition("=")
-        is_list = word.startswith("--") and name in lists
-        if word.startswith("--"):
-            taking = values_by_name.setdefault(name, []) if is_list else out
-        if equals or not is_list:
-            taking.append(value if is_list else word)
-    for name, words in values_by_name.items():
-        written = words[0] if len(words) == 1 and words[0].startswith("[") else json.dumps(words)
-        out.append(f"--{name}={written if get_args(lists[name]) == (str,) else written.replace(chr(34), '')}")
     return out
 
 
@@ -144,58 +160,95 @@ def _kinds(config_class: type[Any], prefix: str = "") -> dict[str, Any]:
     return kinds
 
 
-def _bare_switches(argv: Sequence[str], switches: set[str]) -> list[str]:
-    """Turn a bare `--offline` into `--offline=true`."""
-    pairs = pairwise([*argv, "--"])
-    return [f"{word}=true" if word in switches and following.startswith("-") else word for word, following in pairs]
+def _given(argv: Sequence[str], kinds: Mapping[str, Any], label: str) -> tuple[dict[str, _Given], list[str]]:
+    """Values of flags and files, the last of each setting, and the words that are none. Flags of lists always win."""
+    values: dict[str, _Given] = {}
+    lists: dict[str, list[str]] = {}
+    words = deque(argv)
+    rest: list[str] = []
+    while words and words[0] != "--":
+        word = words.popleft()
+        name, equals, value = word.removeprefix("--").partition("=")
+        kind = kinds.get(name) if word.startswith("--") else None
+        if word.startswith("--") and name == "config" and (equals or words):
+            values |= _read(value if equals else words.popleft(), kinds, label)
+        elif get_origin(kind) is list:
+            taken = lists.setdefault(name, [])
+            taken += [value] if equals else []
+            while words and not words[0].startswith("--"):
+                taken.append(words.popleft())
+        elif kind is None or is_dataclass(kind):
+            rest.append(word)
+        elif equals:
+            values[name] = _Given(_word(kind, value))
+        elif kind is bool and (not words or words[0].startswith("-")):
+            values[name] = _Given("true")
+        elif words and (not words[0].startswith("-") or " " in words[0] or re.match(r"-[\d.]", words[0])):
+            values[name] = _Given(_word(kind, words.popleft()))
+        else:
+            rest.append(word)
+    for name, taken in lists.items():
+        is_written = len(taken) == 1 and taken[0].startswith("[")
+        values[name] = _Given(_word(kinds[name], taken[0] if is_written else taken))
+    return values, [*rest, *words]
 
 
-def _config_files(argv: Sequence[str]) -> Iterator[str]:
-    """Files given by `--config FILE` and `--config=FILE`."""
-    for word, following in pairwise([*argv, None]):
-        if word.startswith("--config="):
-            yield word.removeprefix("--config=")
-        elif word == "--config" and following is not None:
-            yield following
+def _word(kind: Any, value: str | list[str]) -> str | None:
+    """A value as jsonargparse reads it: elements of lists of names are quoted, so that `no` is no switch."""
+    if isinstance(value, list):
+        return f"[{', '.join(json.dumps(text) if str in get_args(kind) else text for text in value)}]"
+    if _is_text(kind):
+        return None if value == "null" and kind is not str else value
+    if str in get_args(kind) and value.startswith("["):
+        with suppress(yaml.YAMLError):
+            names = yaml.load(value, yaml.BaseLoader)
+            return _word(kind, names) if all(isinstance(name, str) for name in names) else value
+    # Other characters mean something in YAML: 1:30 is 90, &a and !!int are dropped, brackets nest.
+    is_list = value.startswith("[") and value.count("[") == 1
+    return re.sub(r"[^\[\], ][^\[\],]*" if is_list else ".+", _unread, value, flags=re.DOTALL)
 
 
-def _check_file(path: str, names: set[str]) -> None:
-    """Refuse a settings file that is missing, not YAML, or has unknown names, before its values are checked."""
-    import yaml
-
-    cure = "give a YAML file of settings, such as configs/phantom.yaml"
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config {path}: cannot be read ({error.strerror}); {cure}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--config {path}: expected a text file, got other bytes; {cure}") from error
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "unreadable"
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UserError(f"--config {path}: {where}not YAML ({problem}); mend that line") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--config {path}: expected lines `name: value`, got {_kind(content)}; {cure}")
-    _check_keys(path, content, names)
+def _unread(match: re.Match[str]) -> str:
+    return match[0] if re.fullmatch(r"[-+.\w]+ *", match[0]) else json.dumps(match[0])
 
 
-def _check_keys(path: str, content: dict[Any, Any], names: set[str], prefix: str = "") -> None:
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        if name not in names:
-            raise UserError(f"--config {path}: {_unknown(name, names)}")
-        is_section = any(other.startswith(f"{name}.") for other in names)
-        if is_section and not isinstance(value, dict):
-            expected = f"expected settings indented below it, got {_kind(value)}; see --help"
-            raise UserError(f"--config {path}: {name}: {expected}")
-        if is_section:
-            _check_keys(path, value, names, f"{name}.")
+def _is_text(kind: Any) -> bool:
+    """Whether a setting is `str` or `str | None`."""
+    return kind is str or (type(None) in get_args(kind) and str in get_args(kind))
 
 
-def _kind(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    return {list: "a list", dict: "a section"}.get(type(value), repr(value))
+def _read(path: str, kinds: Mapping[str, Any], label: str) -> dict[str, _Given]:
+    """Values of a settings file; unknown names and sections without names are refused before any value is checked."""
+    where, values = f"{label}{path}", {}
+    cure = "give a YAML file of settings, such as configs/phantom.yaml" if label else "restore that file"
+    content = read_yaml(expanded(path), where, cure, as_text=True)
+
+    def walk(section: Mapping[Any, Any], prefix: str) -> None:
+        for key, value in section.items():
+            name = f"{prefix}{key}"
+            if name not in kinds:
+                raise UserError(f"{where}: {_unknown(name, kinds)}")
+            if not is_dataclass(kinds[name]):
+                values[name] = _Given(_file_word(kinds[name], value, f"{where}: {name}"), where)
+            elif isinstance(value, Mapping):
+                walk(value, f"{name}.")
+            else:
+                expected = f"expected settings indented below it, got {kind_of(value)}; see --help"
+                raise UserError(f"{where}: {name}: {expected}")
+
+    walk(content, "")
+    return values
+
+
+def _file_word(kind: Any, value: Any, where: str) -> str | None:
+    """`_word` of a value in a file, in which quotes keep a null a name."""
+    if value is None and kind is not str:
+        return None if _is_text(kind) else "null"
+    if isinstance(value, Text):
+        return str(value) if _is_text(kind) else _word(kind, str(value))
+    if isinstance(value, list) and all(isinstance(text, Text) for text in value):
+        return _word(kind, [str(text) for text in value])
+    raise UserError(f"{where}: expected a value, or a list of values where there may be several, got {kind_of(value)}")
 
 
 def _unknown(key: str, names: Iterable[str]) -> str:
@@ -212,7 +265,7 @@ def _plain(message: str, names: Iterable[str]) -> str:
         return _unknown(key, names)
     message = re.sub(_OPTIONAL_TUPLE, _as_plain_tuple, message, flags=re.DOTALL)
     if value := re.search(r'Parser key "([\w.]+)":\s*Expected a (.*?)\. Got value: (.*)', message, re.DOTALL):
-        expected, actual = value[2].replace("<class '", "").replace("'>", ""), value[3].strip()
+        expected, actual = value[2].replace("<class '", "").replace("'>", ""), _typed(value[3])
         expected = re.sub(r"^tuple(?: with (\d+) elements)?$", _brackets, expected)
         choices = re.findall(r"'([^']*)'", expected) if expected.startswith("typing.Literal") else []
         near = difflib.get_close_matches(actual, choices, n=1)
@@ -221,12 +274,20 @@ def _plain(message: str, names: Iterable[str]) -> str:
     union = re.search(r'Parser key "([\w.]+)":\s*Does not validate.*?\[(.*?)\].*Given value: (.*)', message, re.DOTALL)
     if union:
         kinds = [kind.replace("NoneType", "null") for kind in re.findall(r"<class '(\w+)'>", union[2])]
-        return f"{union[1]}: expected {' or '.join(kinds)}, got {union[3].strip()!r}"
+        return f"{union[1]}: expected {' or '.join(kinds)}, got {_typed(union[3])!r}"
     if section := re.search(r'Parser key "([\w.]+)":\s*Unable to load config', message):
         return f"{section[1]}: it is a section, not a setting; set one of its own, as in --{section[1]}.NAME VALUE"
     if bare := re.search(r"argument (--[\w.]+): expected one argument", message):
         return f"{bare[1]}: expected a value after it, got none"
-    return " ".join(message.split())
+    return " ".join(re.sub(r'^Parser key "([\w.]+)":', r"\1:", message).split())
+
+
+def _typed(value: str) -> str:
+    """A value in a message as the user typed it, without the quotes of `_unread`."""
+    try:
+        return str(json.loads(value)) if value.startswith('"') else value.strip()
+    except ValueError:
+        return value.strip()
 
 
 _OPTIONAL_TUPLE = (

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmine import cli
+from kmine.config.checks import LocalPath, expand_paths
 from kmine.data import DATASETS
 from kmine.errors import UserError, unknown_name
 from kmine.io.archive import Contents, differences, drop_leftovers, read_contents, top_names, unpack
@@ -38,12 +39,15 @@ class FetchConfig:
 
     name: list[str]
     """The data set."""
-    out: str | None = None
+    out: LocalPath | None = None
     """Folder to unpack into, which --data.root names afterwards; default: data/NAME."""
-    archive: str | None = None
+    archive: LocalPath | None = None
     """A zip file that you downloaded by other means; it is only unpacked, and stays where it is."""
     offline: bool = False
     """Forbid the download; a missing archive is then an error."""
+
+    def __post_init__(self) -> None:
+        expand_paths(self)
 
 
 @dataclass(frozen=True)
@@ -108,13 +112,13 @@ def run_fetch(cfg: FetchConfig) -> int:
     if name not in DOWNLOADS | MANUAL_SOURCES:
         return _nothing_to_fetch(name)
     published = DOWNLOADS[name]() if name in DOWNLOADS else None
-    out = Path(cfg.out or f"data/{name}").expanduser()
+    out = Path(cfg.out or f"data/{name}")
     if cfg.archive is None and published is None:
         raise UserError(
             f"{name} cannot be fetched: {MANUAL_SOURCES[name]()}. `kmine fetch {name} --archive FILE.zip --out FOLDER` "
             f"unpacks a zip; then: {_usage(name, 'FOLDER')}"
         )
-    archive = Path(cfg.archive).expanduser() if cfg.archive is not None else None
+    archive = Path(cfg.archive) if cfg.archive is not None else None
     is_new = _obtain(name, published, archive, out, cfg.offline)
     result = "is now in" if is_new else "is there and whole, nothing was done:"
     sys.stdout.write(f"{name} {result} {out}\n{_usage(name, str(out))}\n")

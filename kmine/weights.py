@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from kmine import cli
+from kmine.config.checks import LocalPath, expand_paths
 from kmine.errors import UserError, unknown_name
 from kmine.io.download import check_space, download, sha256_of
 from kmine.io.errors import storage_errors
@@ -41,12 +42,15 @@ SHIPPED = "tiny"
 class WeightsConfig:
     """Settings of `python -m kmine.weights`."""
 
-    action: list[str] = field(default_factory=list)
+    action: list[LocalPath] = field(default_factory=list)
     """list, get NAME ..., verify [FILE ...], bundle FILE.tar NAME ... or unbundle FILE.tar."""
-    cache_dir: str | None = None
+    cache_dir: LocalPath | None = None
     """Folder of the checkpoints; default: weights in $KMINE_CACHE, else in ~/.cache/kmine."""
     offline: bool = False
     """Forbid every download; a missing file is then an error."""
+
+    def __post_init__(self) -> None:
+        expand_paths(self)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +65,7 @@ def run_weights(cfg: WeightsConfig) -> int:
     action, *words = cfg.action
     if action not in ACTIONS:
         raise unknown_name("action", action, ACTIONS)
-    folder = Path(cfg.cache_dir).expanduser() if cfg.cache_dir else default_cache_dir()
+    folder = Path(cfg.cache_dir) if cfg.cache_dir else default_cache_dir()
     return ACTIONS[action](words, folder, cfg.offline)
 
 
@@ -103,7 +107,7 @@ def _verify(words: Sequence[str], folder: Path, offline: bool) -> int:
     """Compare files by path, or all in the folder; exit code 1 if one is not official."""
     by_sum = {checkpoint.sha256: name for name, checkpoint in OFFICIAL_WEIGHTS.items()}
     known_paths = (folder / checkpoint.filename for checkpoint in OFFICIAL_WEIGHTS.values())
-    paths = [Path(word).expanduser() for word in words] or [path for path in known_paths if path.is_file()]
+    paths = [Path(word) for word in words] or [path for path in known_paths if path.is_file()]
     for path in paths:
         _expect(path.is_file(), f"{path}: expected a file of weights, found none; check the path")
     bad = 0
@@ -135,7 +139,7 @@ def _get(words: Sequence[str], folder: Path, offline: bool) -> int:
 
 def _bundle(words: Sequence[str], folder: Path, offline: bool) -> int:
     _expect(len(words) >= 2, "bundle: expected a file to write and names, as in `kmine weights bundle w.tar sam_vit_b`")
-    target, names = Path(words[0]).expanduser(), _names(words[1:], "bundle")
+    target, names = Path(words[0]), _names(words[1:], "bundle")
     _expect(not target.exists(), f"{target}: expected no file there yet, found one; choose another name")
     _get(names, folder, offline)
     files = [folder / OFFICIAL_WEIGHTS[name].filename for name in names]
@@ -156,7 +160,7 @@ def _bundle(words: Sequence[str], folder: Path, offline: bool) -> int:
 
 def _unbundle(words: Sequence[str], folder: Path, offline: bool) -> int:
     _expect(len(words) == 1, f"unbundle: expected one file, got {len(words)}")
-    path = Path(words[0]).expanduser()
+    path = Path(words[0])
     _expect(path.is_file(), f"{path}: expected a bundle of weights, found no such file; check the path")
     by_file = {checkpoint.filename: (name, checkpoint) for name, checkpoint in OFFICIAL_WEIGHTS.items()}
     unpacked = []

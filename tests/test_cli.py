@@ -173,7 +173,7 @@ def test_a_wrong_flag_is_one_line_that_names_it(capsys, argv, said):
         ("round: 1\n", "unknown setting round; did you mean rounds?"),
         ("dtaa:\n  size: 64\n", "unknown setting dtaa; did you mean data?"),
         ("data.sise: 64\n", "unknown setting data.sise; did you mean data.size?"),
-        ("data: 3\n", "data: expected settings indented below it, got 3"),
+        ("data: 3\n", "data: expected settings indented below it, got '3'"),
         ("data:\n", "data: expected settings indented below it, got nothing"),
         ("- rounds\n- 1\n", "expected lines `name: value`, got a list"),
         ("rounds\n", "expected lines `name: value`, got 'rounds'"),
@@ -190,7 +190,7 @@ def test_a_wrong_file_is_one_line_that_names_the_file_and_the_place(tmp_path, ca
 
 def test_values_in_a_file_are_checked_like_flags(tmp_path, capsys):
     file = written(tmp_path / "a.yaml", "data:\n  size: many\n")
-    assert refused(capsys, "--config", file) == "data.size: expected int, got 'many'"
+    assert refused(capsys, "--config", file) == f"--config {file}: data.size: expected int, got 'many'"
     file = written(tmp_path / "a.yaml", "data:\n  kind: polip\n")
     assert "did you mean polyp?" in refused(capsys, "--config", file)
 
@@ -247,3 +247,82 @@ def test_progress_without_a_terminal_is_a_few_lines(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert 4 <= len(lines) <= 6
     assert lines[-1] == "training: 1000/1000"
+
+
+# -- values that YAML would change, paths, and the file that has a wrong value
+
+
+@pytest.mark.parametrize("text", ["#1 patients", "&x", "~x", "2024", "007", "- a", "[a]", "1: 2", "no", "!!str x"])
+def test_names_are_taken_as_they_are_typed_and_as_a_file_spells_them(tmp_path, text):
+    assert parsed("--data.images", f"./{text}").data.images == f"./{text}"
+    if not text.startswith("~"):
+        assert parsed(f"--data.images={text}", f"--model.name={text}").data.images == text
+        file = written(tmp_path / "a.yaml", f'data:\n  images: "{text}"\nout: "{text}"\n')
+        cfg = parsed("--config", file)
+        assert (cfg.data.images, cfg.out) == (text, text)
+        sweep = cli.override(LoopConfig, cli.to_dict(cfg), {"verdicts": text, "seed": "3"}, "here")
+        assert (sweep.data.images, sweep.verdicts, sweep.seed) == (text, text, 3)
+
+
+@pytest.mark.parametrize("text", ["2024", "007", "2024-01-01", "no", "1_000", "1:30", "1e3", "0x10"])
+def test_unquoted_words_in_a_file_stay_words_where_a_name_is_expected(tmp_path, text):
+    file = written(tmp_path / "a.yaml", f"data:\n  images: {text}\n  class_names: [background, {text}]\n")
+    data = parsed("--config", file).data
+    assert (data.images, data.class_names) == (text, ("background", text))
+    assert parsed("--data.class_names", f"[background, {text}]").data.class_names == ("background", text)
+
+
+def test_null_is_nothing_unless_quoted(tmp_path):
+    file = written(tmp_path / "a.yaml", "data:\n  root: ~\n  images: null\n  masks: 'null'\n  window: null\n")
+    data = parsed("--config", file).data
+    assert (data.root, data.images, data.masks, data.window) == (None, None, "null", None)
+    assert parsed("--config", file, "--data.masks", "null").data.masks is None
+
+
+def test_choices_that_look_like_numbers_are_choices(tmp_path):
+    cfg = parsed("--config", written(tmp_path / "a.yaml", "fit:\n  precision: 16\nmodel:\n  levels: 3\n"))
+    assert (cfg.fit.precision, cfg.model.levels) == ("16", 3)
+
+
+def test_home_is_expanded_in_every_path_however_it_is_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = written(tmp_path / "a.yaml", "out: ~/run\ndata: {images: ~/i, split_file: '~/a,~/b'}\nverdicts: ~/v.json\n")
+    cfg = parsed("--config=~/a.yaml", "--segmenter.checkpoint=~/s.pth", "--model.encoder_weights", "~/w")
+    assert file == f"{tmp_path}/a.yaml"
+    assert (cfg.out, cfg.data.images, cfg.verdicts) == (f"{tmp_path}/run", f"{tmp_path}/i", f"{tmp_path}/v.json")
+    assert (cfg.segmenter.checkpoint, cfg.model.encoder_weights) == (f"{tmp_path}/s.pth", f"{tmp_path}/w")
+    assert cli.override(LoopConfig, cli.to_dict(cfg), {"data.root": "~/r"}, "here").data.root == f"{tmp_path}/r"
+
+
+def test_a_home_that_is_not_there_is_one_line(capsys):
+    said = "~nosuchuser/x: no home folder of that name; give the whole path, or set HOME"
+    assert refused(capsys, "--data.images", "~nosuchuser/x") == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data: {size: 7}", "data.size: expected 32 to 4096 pixels, got 7"),
+        (
+            "data: {val_fraction: 0.6, test_fraction: 0.6}",
+            "data.val_fraction + data.test_fraction: expected less than 1",
+        ),
+        ("gate: {target_dice: 1.5}", "gate.target_dice: expected between 0 and 1, got 1.5"),
+        ("rounds: 1:30", "rounds: expected int, got '1:30'"),
+        ("rounds: &a 0b_", "rounds: invalid literal for int()"),
+        ("seed: '[[[['", "seed: expected int, got '[[[['"),
+        ("out: ~", "out: expected a value, or a list of values where there may be several, got nothing"),
+        ("data: {window: [[1], 2]}", "data.window: expected a value, or a list"),
+        ("offline: maybe", "offline: expected bool, got 'maybe'"),
+    ],
+)
+def test_a_wrong_value_names_the_file_that_has_it(tmp_path, capsys, text, said):
+    file = written(tmp_path / "a.yaml", text)
+    assert refused(capsys, "--config", file, "--fit.lr", "1").startswith(f"--config {file}: {said}")
+    with pytest.raises(UserError, match=f"^{re.escape(f'{file}: {said}')}"):
+        cli.load_config(LoopConfig, Path(file))
+
+
+def test_a_wrong_flag_over_a_file_does_not_blame_the_file(tmp_path, capsys):
+    file = written(tmp_path / "a.yaml", "data: {size: 64}")
+    assert refused(capsys, "--config", file, "--data.size", "7") == "data.size: expected 32 to 4096 pixels, got 7"

@@ -19,6 +19,7 @@ from kmine.api.predictor import Predictor
 from kmine.api.run import PseudoMasks, Run
 from kmine.config import DataConfig, LoopConfig
 from kmine.errors import UserError
+from kmine.io.errors import expanded
 from kmine.predict.run_model import load_model, open_run_model
 from kmine.segmenters import SEGMENTERS, Segmenter, register_segmenter
 from kmine.types import ProgressReporter, RoundResult
@@ -95,7 +96,7 @@ class KnowledgeMiner:
         """
         from kmine.loop.engine import run_rounds
 
-        root = Path(self.out).expanduser() if self.out is not None else Path(tempfile.mkdtemp(prefix="kmine-"))
+        root = expanded(self.out) if self.out is not None else Path(tempfile.mkdtemp(prefix="kmine-"))
         run_rounds(self._loop_config(data, root), progress or cli.Terminal(quiet=True))
         self.run_ = Run(root)
         self.rounds_: list[RoundResult] = self.run_.rounds
@@ -133,7 +134,7 @@ class KnowledgeMiner:
         """The settings of a run; arrays are written below its folder."""
         base = LoopConfig() if self.config is None else self.config
         if not isinstance(base, LoopConfig):
-            base = cli.load_config(LoopConfig, Path(base))
+            base = cli.load_config(LoopConfig, expanded(base))
         if isinstance(data, ArrayDataset):
             data = data.write(root / "data", replace(base.data, label_fraction=1.0, test_fraction=0.0))
         changes: dict[str, Any] = {"rounds": self.rounds, "seed": self.seed, "device": self.device, "out": str(root)}

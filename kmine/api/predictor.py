@@ -15,6 +15,7 @@ from kmine import cli
 from kmine.api.arrays import rgb_image
 from kmine.data.quality.intensity import out_of_range_text
 from kmine.data.resize import resize_image, to_frame
+from kmine.io.errors import expanded
 from kmine.predict.estimates import estimate_objects, load_estimator
 from kmine.predict.files import PredictConfig, predict_files
 from kmine.predict.inputs import find_inputs
@@ -52,7 +53,7 @@ class Predictor:
         Raises:
             UserError: no run folder, an unfinished run, no such round, damaged weights.
         """
-        path = Path(run).expanduser()
+        path = expanded(run)
         run_model = open_run_model(path, round, checkpoint)
         return cls(path, run_model.metadata, TorchNetwork(lambda: load_model(run_model), device))
 
@@ -63,7 +64,7 @@ class Predictor:
         Raises:
             UserError: a missing or damaged file, or an ONNX file without kmine's metadata.
         """
-        return cls(Path(path).expanduser(), *open_onnx(Path(path).expanduser(), device))
+        return cls(expanded(path), *open_onnx(expanded(path), device))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -123,6 +124,6 @@ class Predictor:
         """
         words = [str(path) for path in inputs]
         cfg = PredictConfig([str(self.path), *words], str(out), tta=tta, probs=probs, overlay=overlay, window=window)
-        found = find_inputs(words, Path(out))
+        found = find_inputs(words, expanded(out))
         predicted = predict_files(cfg, self.metadata, self._network, found, cli.Terminal(quiet=True))
         return pd.DataFrame(predicted.rows).reindex(columns=prediction_columns(self.class_names))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kmine import cli
 from kmine.config import LoopConfig
 from kmine.errors import UserError
+from kmine.io.errors import expanded
 from kmine.io.files import read_json
 from kmine.setup.finished import read_run_info
 from kmine.store.run_folder import RunFolder
@@ -109,6 +110,6 @@ def open_run(path: str | Path) -> Run:
     Raises:
         UserError: `path` is not a run folder.
     """
-    root = Path(path).expanduser()
+    root = expanded(path)
     read_run_info(root)
     return Run(root)

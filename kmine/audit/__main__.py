@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from kmine import cli
+from kmine.config.checks import LocalPath, expand_paths
 from kmine.errors import UserError
 
 DESCRIPTION = """Rank the pseudo masks of a finished run, the most suspicious first: audit.csv and audit.html in
@@ -24,9 +25,9 @@ reviewer's verdicts into the run."""
 class AuditConfig:
     """Settings of `python -m kmine.audit`."""
 
-    run: list[str] = field(default_factory=list)
+    run: list[LocalPath] = field(default_factory=list)
     """The run folder of a finished kmine.loop."""
-    out: str | None = None
+    out: LocalPath | None = None
     """Folder for audit.csv, audit.html and exports; default: audit in the run folder."""
     round: int | None = None
     """Round of the pseudo masks; default: the last adopted one."""
@@ -38,14 +39,17 @@ class AuditConfig:
     Off by default: settings chosen after looking at them are no longer validated independently."""
     export: Literal["none", "coco", "masks", "labelstudio"] = "none"
     """Also write the masks for other tools: COCO run lengths, PNG (NIfTI for volumes), Label Studio."""
-    verdicts: str | None = None
+    verdicts: LocalPath | None = None
     """A verdicts.json saved from audit.html: checked and stored in the run. Nothing else is done then."""
-    corrected: str | None = None
+    corrected: LocalPath | None = None
     """Corrected masks, with or without verdicts: a folder of PNG or NIfTI, a COCO file or a Label Studio export."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    data_root: str | None = None
+    data_root: LocalPath | None = None
     """Where the data lie now, if they were moved since the run; for your own files the folder that holds them all."""
+
+    def __post_init__(self) -> None:
+        expand_paths(self)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

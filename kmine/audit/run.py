@@ -16,6 +16,7 @@ from kmine.audit.history import COLUMNS, MaskHistory
 from kmine.audit.ranking import MIN_NAMED_RANK, WEIGHTS, ranks
 from kmine.audit.rounds import AuditedRun, open_audit
 from kmine.audit.truth import Stratum, figures, withheld_dice
+from kmine.io.errors import expanded
 from kmine.io.files import write_csv
 from kmine.ops.metrics import nanmean
 from kmine.report.audit.figures import explanations_chart
@@ -65,7 +66,7 @@ def audit_run(
     import pandas as pd
 
     progress = progress or cli.Terminal(quiet=True)
-    root = Path(run).expanduser()
+    root = expanded(run)
     with open_audit(root, progress, round_idx=round_idx, device=device, data_root=data_root) as audited:
         pseudo, given = rank_all_masks(audited.task, audited.rounds, audited.audited_round, with_labeled=labeled)
         history = MaskHistory(audited)

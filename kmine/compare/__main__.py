@@ -14,6 +14,7 @@ from typing import Literal
 
 from kmine import cli
 from kmine.compare.engine import RunComparison, compare_runs
+from kmine.config.checks import LocalPath, expand_paths
 from kmine.report import comparison
 from kmine.report.curve import CurvePoint
 from kmine.store.run_folder import RunFolder
@@ -32,18 +33,21 @@ CASE_COLUMNS = (
 class CompareConfig:
     """Settings of `python -m kmine.compare`."""
 
-    runs: list[str] = field(default_factory=list)
+    runs: list[LocalPath] = field(default_factory=list)
     """Run folders, of several seeds, label fractions or models, with one test split; or the folder of a sweep."""
     baseline: str = "supervised"
     """The method that all others are compared with; of kmine.loop's runs, supervised is the one at equal steps."""
     format: Literal["all", "markdown", "csv", "latex", "html"] = "all"
     """What to write besides test_table.md, which is also printed: one of the others, all of them, or nothing more."""
-    out: str | None = None
+    out: LocalPath | None = None
     """Folder for test_table.md and the other tables; default: that of the first run, or of the sweep."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    data_root: str | None = None
+    data_root: LocalPath | None = None
     """Folder that holds the data now, if not where the runs found them; of your own files, their common folder."""
+
+    def __post_init__(self) -> None:
+        expand_paths(self)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

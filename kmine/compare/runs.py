@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kmine import cli
 from kmine.errors import UserError
+from kmine.io.errors import expanded
+from kmine.io.yaml_file import read_yaml
 from kmine.setup.finished import FinishedRun, open_finished_run
 from kmine.store.run_folder import RunFolder
 from kmine.store.settings import RESUMABLE_CHANGES
@@ -56,7 +56,7 @@ def find_runs(paths: Sequence[str | Path], device: str, data_root: str | None) -
         UserError: a folder that holds neither, an unfinished run, a sweep without finished trials, damaged files.
     """
     runs, notes = [], []
-    for path in map(Path, paths):
+    for path in map(expanded, paths):
         if not (path / SWEEP_TABLE).is_file():
             runs.append(_open(path, None, device, data_root))
             continue
@@ -98,7 +98,7 @@ def _open(path: Path, trial: Mapping[str, str] | None, device: str, data_root: s
     splits = RunFolder(path, follows=True).read_csv("splits.csv")
     if splits is None:
         raise UserError(f"{path / 'splits.csv'}: expected the run's splits, the file is missing; restore it")
-    settings = cli.flat(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+    settings = cli.flat(read_yaml(path / "config.yaml", str(path / "config.yaml"), "restore that file"))
     return ComparedRun(path, finished.info, finished.cfg, settings, splits, trial)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kmine.config.checks import require
+from kmine.config.checks import LocalPath, expand_paths, require
 from kmine.config.data import DataConfig
 from kmine.config.methods import FixmatchConfig, TeacherConfig
 from kmine.config.mining import AdaptConfig, GateConfig, PromptsConfig, RefineConfig, SegmenterConfig
@@ -22,7 +22,7 @@ class LoopConfig:
     """Mining rounds after round 0; 0 is plain supervised training."""
     seed: int = 0
     """Seed of the labeled subset, initial weights, batches, augmentation and jitter."""
-    out: str = "runs/phantom"
+    out: LocalPath = "runs/phantom"
     """Run folder; the same command again resumes there."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -34,7 +34,7 @@ class LoopConfig:
     """A round is refused if validation Dice, paired by image, falls by more than this and by more than noise. Noise is
     estimated from 20 validation images on; with fewer, only the mean counts. A false alarm on a clean image counts 0,
     silence 1."""
-    verdicts: str | None = None
+    verdicts: LocalPath | None = None
     """verdicts.json of an earlier run on the same split, as `kmine audit RUN --verdicts FILE` left it in that run.
     Rejected pseudo masks are not used in training, accepted ones in every round, corrected masks are labels."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -51,6 +51,7 @@ class LoopConfig:
     fixmatch: FixmatchConfig = field(default_factory=FixmatchConfig)
 
     def __post_init__(self) -> None:
+        expand_paths(self)
         object.__setattr__(self, "model", self.model.resolved())
         require(bool(self.out), "out", "a folder", self.out)
         require(self.rounds >= 0, "rounds", "0 or more", self.rounds)

@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 import math
+from functools import cache
+from typing import Annotated, Any, get_args, get_type_hints
 
 from kmine.errors import UserError
+from kmine.io.errors import expanded
+
+LocalPath = Annotated[str, "path"]
+"""A file or folder; `~` is expanded when the settings are built."""
+
+
+def expand_paths(config: Any) -> None:
+    """Expand `~` in all fields of a frozen dataclass that are declared as `LocalPath`, alone or in a list."""
+    for name in _path_fields(type(config)):
+        value = getattr(config, name)
+        if isinstance(value, list):
+            object.__setattr__(config, name, [str(expanded(path)) if path.startswith("~") else path for path in value])
+        elif value and value.startswith("~"):
+            object.__setattr__(config, name, str(expanded(value)))
+
+
+@cache
+def _path_fields(config_class: type[Any]) -> list[str]:
+    """Names of the fields with a `LocalPath` in their type."""
+    hints = get_type_hints(config_class, include_extras=True)
+    return [name for name, kind in hints.items() if LocalPath in (kind, *get_args(kind))]
 
 
 def require(condition: bool, field_name: str, expected: str, actual: object) -> None:

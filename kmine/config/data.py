@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from kmine.config.checks import fraction, is_count, is_range, require
+from kmine.config.checks import LocalPath, expand_paths, fraction, is_count, is_range, require
 
 PhantomKind = Literal["polyp", "ct", "xray"]
 COVID_CLASSES = ("COVID-19", "Non-COVID", "Normal")
@@ -17,14 +17,14 @@ class DataConfig:
 
     name: str = "phantom"
     """Data set: phantom (procedural, no files needed), kvasir_seg, lits, covid_qu_ex, or folder: your own files."""
-    root: str | None = None
+    root: LocalPath | None = None
     """Folder of the data set as downloaded; not used by phantom and folder."""
-    images: str | None = None
+    images: LocalPath | None = None
     """Folder only: your images, in sub-folders or not: PNG, JPEG, TIFF, DICOM (.dcm, or no suffix) or NIfTI
     (.nii, .nii.gz)."""
-    masks: str | None = None
+    masks: LocalPath | None = None
     """Folder only: masks of the same names (suffixes apart), for some or all of the images."""
-    csv: str | None = None
+    csv: LocalPath | None = None
     """Folder only, instead of images and masks: CSV of image,mask,group,label,split, paths relative to its own folder.
     Only image is required. group: patient or volume; label: 0 (lesion-free) or 1; split: train, val or test."""
     class_names: tuple[str, ...] = ("background", "object")
@@ -45,9 +45,9 @@ class DataConfig:
     window: tuple[float, float] | None = None
     """Stored values (in CT Hounsfield units) shown as black and as white, as in [-160, 240]; the same for every image.
     LiTS: [-160, 240] if not given. Folder: needed for NIfTI and 16-bit images; DICOM files may bring their own."""
-    image_labels: str | None = None
+    image_labels: LocalPath | None = None
     """LiTS only: CSV of sample_id,label (0: lesion-free, 1: lesion). Masks of volumes listed there are not opened."""
-    normal_images: str | None = None
+    normal_images: LocalPath | None = None
     """Kvasir-SEG only: folder of images without a polyp; added as unlabeled images with image label 0."""
     size: int = 96
     """Side in pixels of the local model's square input; images are resized, metrics use the native frame."""
@@ -62,7 +62,7 @@ class DataConfig:
     """Share of the images with masks held out as test split."""
     split_seed: int = 0
     """Seed of validation and test split; `--seed` draws the labeled images, so all seeds share one test split."""
-    split_file: str | None = None
+    split_file: LocalPath | None = None
     """A given split: splits.csv of an earlier run (used as it is, labeled images included; label_fraction and
     fine_groups do not apply); a table of sample_id,split (train, val or test); or a folder of id lists train.txt,
     val.txt, test.txt, or such files separated by commas. Tables and lists: a missing val or test is drawn from train.
@@ -77,10 +77,11 @@ class DataConfig:
     kmine.check finds more."""
     on_error: Literal["stop", "skip"] = "stop"
     """Damaged files: stop with one error, or skip them, counted and listed in run.json."""
-    cache_dir: str | None = None
+    cache_dir: LocalPath | None = None
     """Folder of decoded images, shared by runs; default: $KMINE_CACHE, else ~/.cache/kmine."""
 
     def __post_init__(self) -> None:
+        expand_paths(self)
         require(self.root != "", "data.root", "a folder", self.root)
         require(self.num_samples >= 1, "data.num_samples", "at least 1", self.num_samples)
         require(32 <= self.size <= 4096, "data.size", "32 to 4096 pixels", self.size)

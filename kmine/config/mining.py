@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from kmine.config.checks import fraction, require
+from kmine.config.checks import LocalPath, expand_paths, fraction, require
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class SegmenterConfig:
     name: str = "tiny"
     """tiny (shipped with kmine, trained on procedural images only), ellipse (inscribed in the box; a floor without any
     learned knowledge), sam_vit_b, sam_vit_l, sam_vit_h, or one registered by a plug-in."""
-    checkpoint: str | None = None
+    checkpoint: LocalPath | None = None
     """Weights of that architecture, original or fine-tuned; default: the shipped ones of tiny, or a download of the
     original SAM."""
     batch_size: int = 1
     """SAM only: images encoded at once: 1 on a CPU, 4 to 16 on a GPU; halved where it exceeds the memory."""
-    cache_dir: str | None = None
+    cache_dir: LocalPath | None = None
     """SAM only: folder for embeddings, so that each image is encoded once for all rounds, seeds and runs; default:
     embeddings in $KMINE_CACHE, else in ~/.cache/kmine."""
     cache_gb: float = 20.0
@@ -71,6 +71,7 @@ class SegmenterConfig:
     """SAM only: precision of embeddings; float32 is exact and takes twice the space."""
 
     def __post_init__(self) -> None:
+        expand_paths(self)
         require(self.batch_size >= 1, "segmenter.batch_size", "at least 1", self.batch_size)
         require(self.cache_dir != "", "segmenter.cache_dir", "a folder", self.cache_dir)
         require(0 <= self.cache_gb <= 1e6, "segmenter.cache_gb", "0 to a million gigabytes", self.cache_gb)

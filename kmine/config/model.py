@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from kmine.config.checks import fraction, require
+from kmine.config.checks import LocalPath, expand_paths, fraction, require
+from kmine.io.errors import expanded
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class ModelConfig:
     """Any encoder of segmentation-models-pytorch by name, or tu-NAME for a timm encoder; default: mobilenet_v2. sks
     takes timm names, with or without tu-; default: swinv2_tiny_window8_256, as in its paper, for a GPU. For a CPU:
     mobilenetv2_050 or mobilenetv3_small_050."""
-    encoder_weights: str | None = None
+    encoder_weights: LocalPath | None = None
     """Initial weights of the encoder: null (random), hub (ImageNet, downloaded) or a local .safetensors file."""
     encoder_depth: int = 4
     """Not for sks: number of encoder levels, 3 to 5; input sides are padded to a multiple of 2 ** depth."""
@@ -40,6 +41,10 @@ class ModelConfig:
     """sks only: freeze the classifier while the segmentation is trained."""
 
     def __post_init__(self) -> None:
+        if self.has_auxiliary and self.encoder_weights is not None:
+            both = [str(expanded(path)) for path in self.encoder_weights.split("+", 1)]
+            object.__setattr__(self, "encoder_weights", "+".join(both))
+        expand_paths(self)
         require(3 <= self.encoder_depth <= 5, "model.encoder_depth", "3, 4 or 5", self.encoder_depth)
         require(self.decoder_channels >= 8, "model.decoder_channels", "at least 8", self.decoder_channels)
         require(self.levels in (3, 4), "model.levels", "3 or 4", self.levels)

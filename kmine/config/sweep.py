@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kmine.config import LoopConfig
-from kmine.config.checks import fraction, require
+from kmine.config.checks import LocalPath, fraction, require
 from kmine.errors import UserError, unknown_name
 from kmine.io.plugins import Registry
 
@@ -30,7 +30,7 @@ class SweepConfig(LoopConfig):
     The varied lists replace the loop's `seed`, `model.name`, `data.label_fraction` and `baseline`.
     """
 
-    out: str = "runs/sweep"
+    out: LocalPath = "runs/sweep"
     """Folder of the sweep; the same command again resumes there, and the same command started twice shares the work."""
     fractions: list[float] = field(default_factory=lambda: [0.1, 0.25, 0.5, 1.0])
     """Shares of the training images whose masks are used; nested: each set is part of the next. With data.fine_groups,

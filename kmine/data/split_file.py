@@ -23,6 +23,7 @@ from kmine.data.io.find_files import named
 from kmine.data.source import Source
 from kmine.data.splits import Splits, make_splits, merge_duplicates, side_of
 from kmine.errors import UserError
+from kmine.io.errors import expanded
 from kmine.types import SPLIT_NAMES, SampleRef
 
 SIDES = ("train", "val", "test")
@@ -66,11 +67,11 @@ def read_split(setting: str | None, source: Source) -> GivenSplit | None:
     """
     if setting is None:
         return None
-    path = Path(setting).expanduser()
+    path = Path(setting)
     if path.is_dir():
         return _of_lists([file for side in SIDES if (file := path / f"{side}.txt").exists()] or _no_lists(path), source)
     if "," in setting and not path.exists():
-        return _of_lists([Path(part.strip()).expanduser() for part in setting.split(",")], source)
+        return _of_lists([expanded(part.strip()) for part in setting.split(",")], source)
     text = _text(path)
     first = {cell.strip().lower() for cell in text.lstrip().partition("\n")[0].split(",")}
     if first & {*RUN_COLUMNS} or path.suffix.lower() == ".csv":

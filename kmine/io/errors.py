@@ -21,6 +21,19 @@ _REFUSED = {
 }
 
 
+def expanded(path: str | Path) -> Path:
+    """A path of the user's with its leading `~` or `~name` expanded.
+
+    Raises:
+        UserError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        known = "of that name" if str(path)[1:2] not in ("", "/") else "for this user id"
+        raise UserError(f"{path}: no home folder {known}; give the whole path, or set HOME") from error
+
+
 @contextmanager
 def user_errors(path: Path, *, cure: str = "choose another --out", otherwise: str | None = None) -> Iterator[None]:
     """Turn an `OSError` into a `UserError` on `path`; files already written are not touched.

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.errors import UserError
-from kmine.io.errors import user_errors
+from kmine.io.errors import expanded, user_errors
 from kmine.io.json_file import parse_json, read_regular
 
 UNFINISHED = ".kmine-tmp"
@@ -166,4 +166,4 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def cache_root(folder: Path | str | None = None) -> Path:
     """Folder of all caches: `folder`, else $KMINE_CACHE, else ~/.cache/kmine."""
-    return Path(folder or os.environ.get("KMINE_CACHE") or "~/.cache/kmine").expanduser()
+    return expanded(folder or os.environ.get("KMINE_CACHE") or "~/.cache/kmine")

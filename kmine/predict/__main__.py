@@ -35,7 +35,7 @@ def run_predict(cfg: PredictConfig) -> int:
     """Open the model; write the requested export, card and masks. Returns the exit code."""
     terminal = cli.Terminal()
     first, *words = cfg.run_inputs
-    path = Path(first).expanduser()
+    path = Path(first)
     if not words and not (cfg.export or cfg.card):
         cure = "name files or folders, or pass --export FILE.onnx"
         raise UserError(f"{first}: expected images after it, got none; {cure}")
@@ -56,7 +56,7 @@ def run_predict(cfg: PredictConfig) -> int:
         predicted = predict_files(cfg, metadata, network, inputs, terminal)
     finally:
         terminal.stop()
-    for line in files_summary(predicted, inputs, Path(cfg.out).expanduser()):
+    for line in files_summary(predicted, inputs, Path(cfg.out)):
         terminal.log(line)
     return 1 if predicted.errors else 0
 
@@ -71,7 +71,7 @@ def _network_of_run(run_model: RunModel, cfg: PredictConfig, terminal: cli.Termi
     if cfg.export:
         from kmine.models.onnx_export import encode_onnx
 
-        target = Path(cfg.export).expanduser()
+        target = Path(cfg.export)
         terminal.log(f"exporting {run_model.weights} to {target}")
         write_atomic(target, encode_onnx(load_model(run_model), metadata.size, metadata.to_json()))
         write_atomic(target.with_name(CARD), metadata.card.encode())

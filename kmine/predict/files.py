@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from kmine.config.checks import require
+from kmine.config.checks import LocalPath, expand_paths, require
 from kmine.data.io.find_files import printable
 from kmine.errors import UserError, first_names
 from kmine.io.files import sign, write_atomic
@@ -33,9 +33,9 @@ VERSION = 3
 class PredictConfig:
     """Settings of `python -m kmine.predict`."""
 
-    run_inputs: list[str] = field(default_factory=list)
+    run_inputs: list[LocalPath] = field(default_factory=list)
     """The run folder, or a model exported as FILE.onnx; then images, volumes and folders."""
-    out: str = "predictions"
+    out: LocalPath = "predictions"
     """Folder for masks/, predictions.csv, objects.csv, classes.json and, with their flags, probs/ and overlays/."""
     round: int | None = None
     """Round of the run; default: the last adopted one."""
@@ -54,12 +54,13 @@ class PredictConfig:
     """Images (slices) per forward pass; default: the run's infer.batch_size."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    export: str | None = None
+    export: LocalPath | None = None
     """Also write the model to this file, FILE.onnx, which predicts without PyTorch; its model card lies beside it."""
     card: bool = False
     """Also write the model card, model_card.md, into the folder of outputs."""
 
     def __post_init__(self) -> None:
+        expand_paths(self)
         require(self.round is None or self.round >= 0, "round", "0 or more", self.round)
         require(self.batch_size is None or self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
         low, high = self.window or (0, 1)
@@ -86,7 +87,7 @@ def predict_files(
     Raises:
         UserError: none of the inputs is readable, or `cfg.out` cannot be written or holds other files.
     """
-    out = Path(cfg.out).expanduser()
+    out = Path(cfg.out)
     window = cfg.window or metadata.window
     estimator, no_estimate_reason = load_estimator(metadata, cfg.tta)
     batch_size = cfg.batch_size or metadata.batch_size

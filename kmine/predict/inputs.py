@@ -13,6 +13,7 @@ from kmine.data.io.dicom_series import group_series
 from kmine.data.io.find_files import UNWRITABLE, printable, walk
 from kmine.data.source import is_folder
 from kmine.errors import UserError
+from kmine.io.errors import expanded
 from kmine.types import Skipped
 
 InputKind = Literal["picture", "dicom", "nifti", "series"]
@@ -60,7 +61,7 @@ def find_inputs(words: Sequence[str], closed: Path) -> Inputs:
     unreadable: list[Skipped] = []
     num_others = 0
     for word in words:
-        path = Path(word).expanduser()
+        path = expanded(word)
         if not os.path.lexists(path):
             raise UserError(f"{word}: expected an image or a folder, found nothing there; check the path")
         is_file = not is_folder(path)

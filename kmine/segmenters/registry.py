@@ -43,7 +43,7 @@ def _open_tiny(cfg: SegmenterConfig, device: str, offline: bool, log: LogFn) -> 
     # The batch size of the settings counts images that are encoded; `tiny` encodes none.
     if cfg.checkpoint is None:
         return open_tiny(SHIPPED, device=device)
-    path = Path(cfg.checkpoint).expanduser()
+    path = Path(cfg.checkpoint)
     return open_tiny(path, name=f"tiny:{path.stem}", device=device)
 
 
@@ -57,10 +57,10 @@ def _open_sam(cfg: SegmenterConfig, device: str, offline: bool, log: LogFn) -> S
     if cfg.checkpoint is None:
         path = download_weights(name, default_cache_dir(), offline)
     else:
-        path = Path(cfg.checkpoint).expanduser()
+        path = Path(cfg.checkpoint)
         if not is_official(name, path):
             name = f"{name}:{path.stem}"
-    folder = Path(cfg.cache_dir).expanduser() if cfg.cache_dir else default_folder()
+    folder = Path(cfg.cache_dir) if cfg.cache_dir else default_folder()
     return SamSegmenter(
         build_sam(cfg.name, path),
         name=name,
@@ -167,6 +167,6 @@ def fetch_weights(cfg: SegmenterConfig, *, offline: bool) -> None:
     if not SEGMENTERS.is_builtin(cfg.name):
         return
     if cfg.checkpoint is not None:
-        require_checkpoint(Path(cfg.checkpoint).expanduser())
+        require_checkpoint(Path(cfg.checkpoint))
     elif cfg.name in OFFICIAL_WEIGHTS:
         download_weights(cfg.name, default_cache_dir(), offline)

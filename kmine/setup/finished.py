@@ -11,6 +11,7 @@ from typing import Any
 from kmine import cli
 from kmine.config import LoopConfig
 from kmine.errors import UserError
+from kmine.io.errors import expanded
 
 OWN_FILES = ("images", "masks", "csv")
 """Settings of `data` with paths to a user's own files."""
@@ -82,8 +83,8 @@ def load_settings(root: Path, *, device: str, data_root: str | None) -> LoopConf
 
 def _moved(data: dict[str, Any], data_root: str) -> dict[str, str]:
     """Settings that locate the data below `data_root`, by name."""
-    own = {name: Path(data[name]).expanduser().absolute() for name in OWN_FILES if data.get(name)}
+    own = {name: Path(data[name]).absolute() for name in OWN_FILES if data.get(name)}
     if not own:
         return {"root": data_root}
     common_parent = os.path.commonpath([path.parent for path in own.values()])
-    return {name: str(Path(data_root) / path.relative_to(common_parent)) for name, path in own.items()}
+    return {name: str(expanded(data_root) / path.relative_to(common_parent)) for name, path in own.items()}

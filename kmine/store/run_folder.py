@@ -38,6 +38,7 @@ from kmine.io.files import (
     write_csv,
     write_json,
 )
+from kmine.io.yaml_file import read_yaml
 from kmine.store.settings import settings_changes
 from kmine.store.tables import (
     DecisionRow,
@@ -140,10 +141,7 @@ class RunFolder:
     def _refuse_others(self, config: Mapping[str, Any]) -> None:
         path = self.root / "config.yaml"
         if path.exists():
-            try:
-                changes = settings_changes(yaml.safe_load(path.read_text()), config)
-            except (AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
-                raise UserError(f"{path}: expected a run's settings, found none; choose another --out") from error
+            changes = settings_changes(read_yaml(path, str(path), "choose another --out"), config)
             if changes:
                 key, old, new = changes[0]
                 differs = f"{self.root} holds a run with {key} = {old!r}, this command has {new!r}"

@@ -29,9 +29,10 @@ from kmine.data.splits import Splits, merge_duplicates
 from kmine.errors import UserError
 from kmine.io.errors import user_errors
 from kmine.io.files import UNFINISHED, read_json, write_atomic, write_csv, write_json
+from kmine.io.yaml_file import read_yaml
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
-from kmine.store.settings import RESUMABLE_CHANGES
+from kmine.store.settings import RESUMABLE_CHANGES, differ
 from kmine.sweep.trials import State, Trial, config_of, data_of, is_finished, share_of_labels, state_of, trial_dir
 
 COLUMNS = (
@@ -152,19 +153,19 @@ def claim(cfg: SweepConfig, plan: Plan, source: Source) -> list[Trial]:
 
 def _refuse_other(cfg: SweepConfig, root: Path, previous: Mapping[str, Any], trials: Sequence[Trial]) -> None:
     """Raise `UserError` if the settings differ from those of the existing trials."""
+    before = read_yaml(root / "config.yaml", str(root / "config.yaml"), "choose another --out")
     try:
-        before = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
         old, new = cli.flat(before), cli.flat(cli.to_dict(cfg))
         models = list(dict.fromkeys(trial.model for trial in trials))
         own = replace(cfg, set=before["set"], models=models).own_settings()
-    except (OSError, AttributeError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (AttributeError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{root}: expected the settings of a sweep in config.yaml; choose another --out") from error
     existing = {name for trial in trials for name in (trial.method, trial.model)}
     for values, settings in ((old, own), (new, cfg.own_settings())):
         own_values = {name: value for name, value in settings.items() if name in existing}
         values |= {f"set {name}": value for name, value in cli.flat(own_values).items()}
     for key in sorted(set(old) | set(new)):
-        if key not in (*RESUMABLE_CHANGES, *VARIED, *EXECUTION_SETTINGS) and old.get(key) != new.get(key):
+        if key not in (*RESUMABLE_CHANGES, *VARIED, *EXECUTION_SETTINGS) and differ(old.get(key), new.get(key)):
             raise UserError(
                 f"{root} holds a sweep with {key} = {old.get(key)!r}, this command has {new.get(key)!r}; "
                 "choose another --out, or give the same settings to resume"

@@ -53,7 +53,7 @@ class CovidQuEx(IndexedSource):
     name = "covid_qu_ex"
 
     def __init__(self, root: Path, cfg: DataConfig) -> None:
-        self.root, self.cfg = root.expanduser(), cfg
+        self.root, self.cfg = root, cfg
         self.task = choose_task(cfg.task, self.name, tuple(MASKS))
         self.class_names = ("background", self.task)
         parts, passed_over = index.find_parts(self.root)

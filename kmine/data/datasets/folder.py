@@ -169,15 +169,15 @@ def _find(cfg: DataConfig) -> tuple[Path, list[Item], tuple[Skipped, ...]]:
     if cfg.csv is not None:
         if cfg.images is not None or cfg.masks is not None:
             raise UserError("data.csv: expected either a table or data.images (and data.masks), got both; drop one")
-        table = Path(cfg.csv).expanduser()
+        table = Path(cfg.csv)
         return table.parent, *read_folder_csv(table, cfg.on_error)
     if cfg.images is None:
         raise UserError(
             "data.images: expected the folder of your images, got nothing; "
             "pass --data.images FOLDER --data.masks FOLDER, or --data.csv FILE"
         )
-    images = Path(cfg.images).expanduser()
-    masks = Path(cfg.masks).expanduser() if cfg.masks is not None else None
+    images = Path(cfg.images)
+    masks = Path(cfg.masks) if cfg.masks is not None else None
     return images, *pair_folders(images, masks, cfg.on_error)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from kmine.data.datasets.folder_index import KINDS, Item, file_kind, mismatch, split_suffix
 from kmine.data.source import OnError, csv_rows, is_file
 from kmine.errors import UserError
+from kmine.io.errors import expanded
 from kmine.types import Skipped
 
 COLUMNS = ("image", "mask", "group", "label", "split")
@@ -77,7 +78,8 @@ def _item(where: str, row: dict[str, str], folder: Path) -> Item:
     """Checked item of a row."""
     if not row["image"]:
         raise UserError(f"{where}: expected an image, got an empty value; fill it in or remove the line")
-    image, mask = folder / row["image"], folder / row["mask"] if row["mask"] else None
+    image, mask = (folder / (expanded(row[c]) if row[c].startswith("~/") else row[c]) for c in ("image", "mask"))
+    mask = mask if row["mask"] else None
     kind = file_kind(image)
     if kind is None:
         raise UserError(f"{where}: expected a {KINDS} file, got {row['image']!r}; convert it")

@@ -53,10 +53,9 @@ class KvasirSeg(IndexedSource):
         self._normals: dict[str, Path] = {}
         normal_strays: list[Skipped] = []
         if normal_images is not None:
-            folder = normal_images.expanduser()
-            normals, normal_strays = _index_normals(folder, self._images, on_error)
+            normals, normal_strays = _index_normals(normal_images, self._images, on_error)
             self._normals = {f"{NORMAL}{stem}": path for stem, path in normals.items()}
-            settings["normal"] = fingerprint_files({}, folder, normals.values())
+            settings["normal"] = fingerprint_files({}, normal_images, normals.values())
         self.skipped = (*strays, *mask_strays, *orphans, *normal_strays)
         self._fingerprint = fingerprint_files(settings, self.root, files)
 
@@ -100,7 +99,6 @@ class KvasirSeg(IndexedSource):
 
 def _find_root(root: Path) -> Path:
     """Folder that holds images/ and masks/."""
-    root = root.expanduser()
     if not os.path.lexists(root):
         raise UserError(f"{root}: expected the Kvasir-SEG folder, found nothing; pass --data.root (published at {URL})")
     if not is_folder(root):

@@ -51,7 +51,7 @@ class Lits(IndexedSource):
     name = "lits"
 
     def __init__(self, root: Path, cfg: DataConfig) -> None:
-        self.root, self.cfg = root.expanduser(), cfg
+        self.root, self.cfg = root, cfg
         self.task = choose_task(cfg.task, self.name, tuple(OBJECTS))
         self.class_names = ("background", *OBJECTS[self.task])
         self.window = LIVER_WINDOW if cfg.window is None else cfg.window
@@ -63,7 +63,7 @@ class Lits(IndexedSource):
         if cfg.image_labels is not None:
             sizes = {number: volume.num_slices for number, volume in self._volumes.items()}
             unread = {skipped.sample_id for skipped in self._skipped}
-            self._listed = read_image_labels(Path(cfg.image_labels).expanduser(), sizes, unread)
+            self._listed = read_image_labels(Path(cfg.image_labels), sizes, unread)
         self._refuse_unknown()
         settings = {
             "source": [self.name, VERSION, self.task, cfg.slices, cfg.every_nth, *map(float, self.window)],
