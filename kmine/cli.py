@@ -22,8 +22,9 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from kmine.errors import UserError
 from kmine.io.errors import FREE_SPACE, FULL, expanded
+from kmine.io.errors import FREE_SPACE, FULL, expanded
 from kmine.io.threads import choose_wait_policy
-from kmine.io.yaml_file import Text, kind_of, read_yaml
+from kmine.io.yaml_file import Text, read_yaml, yaml_kind
 
 Config = TypeVar("Config")
 
@@ -233,7 +234,7 @@ def _read(path: str, kinds: Mapping[str, Any], label: str) -> dict[str, _Given]:
             elif isinstance(value, Mapping):
                 walk(value, f"{name}.")
             else:
-                expected = f"expected settings indented below it, got {kind_of(value)}; see --help"
+                expected = f"expected settings indented below it, got {yaml_kind(value)}; see --help"
                 raise UserError(f"{where}: {name}: {expected}")
 
     walk(content, "")
@@ -248,7 +249,9 @@ def _file_word(kind: Any, value: Any, where: str) -> str | None:
         return str(value) if _is_text(kind) else _word(kind, str(value))
     if isinstance(value, list) and all(isinstance(text, Text) for text in value):
         return _word(kind, [str(text) for text in value])
-    raise UserError(f"{where}: expected a value, or a list of values where there may be several, got {kind_of(value)}")
+    raise UserError(
+        f"{where}: expected a value, or a list of values where several fit, got {yaml_kind(value)}"
+    )
 
 
 def _unknown(key: str, names: Iterable[str]) -> str:

@@ -311,7 +311,7 @@ def test_a_home_that_is_not_there_is_one_line(capsys):
         ("rounds: 1:30", "rounds: expected int, got '1:30'"),
         ("rounds: &a 0b_", "rounds: invalid literal for int()"),
         ("seed: '[[[['", "seed: expected int, got '[[[['"),
-        ("out: ~", "out: expected a value, or a list of values where there may be several, got nothing"),
+        ("out: ~", "out: expected a value, or a list of values where several fit, got nothing"),
         ("data: {window: [[1], 2]}", "data.window: expected a value, or a list"),
         ("offline: maybe", "offline: expected bool, got 'maybe'"),
     ],

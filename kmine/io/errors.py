@@ -9,7 +9,11 @@ from pathlib import Path
 
 from kmine.errors import UserError
 
-FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than the limit for one file (ulimit -f)",
+}
 FREE_SPACE = "free some space and run the same command again, it resumes"
 _REFUSED = {
     errno.EACCES: "no permission to write there",

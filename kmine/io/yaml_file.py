@@ -82,11 +82,11 @@ def read_yaml(path: Path | str, where: str, cure: str, *, as_text: bool = False)
     if is_huge:
         raise UserError(f"{where}: expected settings, got more than {MAX_BYTES // 1024} KiB; {cure}")
     if not isinstance(content, Mapping):
-        raise UserError(f"{where}: expected lines `name: value`, got {kind_of(content)}; {cure}")
+        raise UserError(f"{where}: expected lines `name: value`, got {yaml_kind(content)}; {cure}")
     return dict(content)
 
 
-def kind_of(value: Any) -> str:
+def yaml_kind(value: Any) -> str:
     """A value in words, for errors; long ones are cut."""
     if value is None:
         return "nothing"
