@@ -22,7 +22,6 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from kmine.errors import UserError
 from kmine.io.errors import FREE_SPACE, FULL, expanded
-from kmine.io.errors import FREE_SPACE, FULL, expanded
 from kmine.io.threads import choose_wait_policy
 from kmine.io.yaml_file import Text, read_yaml, yaml_kind
 
@@ -249,9 +248,7 @@ def _file_word(kind: Any, value: Any, where: str) -> str | None:
         return str(value) if _is_text(kind) else _word(kind, str(value))
     if isinstance(value, list) and all(isinstance(text, Text) for text in value):
         return _word(kind, [str(text) for text in value])
-    raise UserError(
-        f"{where}: expected a value, or a list of values where several fit, got {yaml_kind(value)}"
-    )
+    raise UserError(f"{where}: expected a value, or a list of values where several fit, got {yaml_kind(value)}")
 
 
 def _unknown(key: str, names: Iterable[str]) -> str:
