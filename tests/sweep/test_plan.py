@@ -52,8 +52,8 @@ def test_the_table_holds_finished_trials_in_the_order_of_the_plan(tmp_path):
     write_table(tmp_path, [B0, A0, A1, B1])
     lines = (tmp_path / "sweep.csv").read_text().splitlines()
     assert lines[1:] == [
-        'supervised,unetpp,0.2,0,failed,"two lines, and a comma",cells/unetpp-0.2-0-supervised,,,,,,,,',
-        "mining,unetpp,0.1,0,done,,cells/unetpp-0.1-0-mining,,,7,0.5,,,,",
+        'supervised,unetpp,0.2,0,failed,"two lines, and a comma",cells/unetpp-0.2-0-supervised,,,,,,,,,',
+        "mining,unetpp,0.1,0,done,,cells/unetpp-0.1-0-mining,,,7,0.5,,,,,",
     ]
 
 
