@@ -101,7 +101,8 @@ class Run:
     def _table(self, name: str) -> pd.DataFrame:
         if not (self.root / name).is_file():
             raise UserError(f"{self.root}: expected {name}, which a run writes with its first round; resume the run")
-        return pd.read_csv(self.root / name)
+        names = dict.fromkeys(("sample_id", "group_id"), str)  # converters, as `dtype` takes NA for a missing value
+        return pd.read_csv(self.root / name, converters=names)
 
 
 def open_run(path: str | Path) -> Run:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,8 @@ BLOCK_BYTES = 2**20
 """Bytes read at once."""
 MAX_TABLE = 2**26
 """Bytes of a CSV file. Tables are read line by line, but a file without line ends is a single line."""
+INDEX, NUMBER = re.compile(r"(unnamed: [\d.]+)?", re.IGNORECASE), re.compile(r"(\d+(\.0)?)?")
+"""Name of a column of row numbers as pandas writes and reads it, and its values."""
 OnError = Literal["stop", "skip"]
 SKIP_HINT = "pass --data.on_error skip to list and leave out such files"
 is_file, is_folder = os.path.isfile, os.path.isdir
@@ -137,30 +141,63 @@ def require_file(path: Path, expected: str) -> int:
     return status.st_size
 
 
-def csv_rows(path: Path, setting: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number and stripped values of each non-empty row of a CSV file, header included.
+def table_text(path: Path, setting: str, expected: str = "a CSV file") -> str:
+    """Text of a table or list of the user's, UTF-8 with or without a byte order mark.
 
     Args:
         path: the file.
         setting: setting that names it, for messages.
+        expected: what it should be, for messages.
 
     Raises:
-        UserError: for a missing file, one of more than `MAX_TABLE` bytes, and one that is not CSV in UTF-8.
+        UserError: for a missing or empty file, one of more than `MAX_TABLE` bytes, a pipe, and other bytes.
     """
     try:
-        size = require_file(path, "a CSV file")
+        size = require_file(path, expected)
     except SampleError as error:
         raise UserError(f"{setting}: {error}") from error
     if size > MAX_TABLE:
         raise UserError(f"{setting}: {path}: expected a table of at most {MAX_TABLE:,} bytes, got {size:,}; split it")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            rows = ([value.strip() for value in row] for row in reader)
-            yield from ((reader.line_num, row) for row in rows if any(row))
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"{setting}: {path} cannot be read ({error.strerror}); give a CSV file") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{setting}: {path} cannot be read ({error.strerror}); give {expected}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected {expected} in UTF-8, got something else ({error}); save it anew") from error
+    if "\0" in text:
+        raise UserError(f"{path}: expected {expected} in UTF-8, got something else (NUL); save it anew")
+    return text
+
+
+def csv_rows(path: Path, setting: str, *, exact: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """Line number and values, stripped unless `exact`, of each non-empty row of a CSV file, header included.
+
+    Separated by commas, or by the semicolons or tabs of a header without commas. Columns of row numbers, which pandas
+    writes without a name, are left out. `setting` names the file in messages.
+
+    Raises:
+        UserError: for the faults of `table_text`, a file that is no CSV, and other values in a column without a name.
+    """
+    text = table_text(path, setting)
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    separator = next((sign for sign in ",;\t" if sign in header), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    numbers: list[int] | None = None
+    try:
+        for values in reader:
+            row = [value.strip() for value in values]
+            if not any(row):
+                continue
+            if numbers is None:
+                numbers = [at for at, name in enumerate(row) if INDEX.fullmatch(name)]
+            elif odd := [row[at] for at in numbers if at < len(row) and not NUMBER.fullmatch(row[at])]:
+                raise UserError(
+                    f"{path}, line {reader.line_num}: expected a row number in the column without a name, got "
+                    f"{odd[0]!r}; name that column in the header, or remove it"
+                )
+            kept = values if exact else row
+            yield reader.line_num, [value for at, value in enumerate(kept) if at not in numbers]
+    except csv.Error as error:
         raise UserError(f"{path}: expected a CSV file in UTF-8, got something else ({error}); save it anew") from error
 
 

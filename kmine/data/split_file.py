@@ -7,20 +7,18 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kmine.config import DataConfig
 from kmine.data.datasets.folder_index import split_suffix
 from kmine.data.io.find_files import named
-from kmine.data.source import Source
+from kmine.data.source import Source, csv_rows, table_text
 from kmine.data.splits import Splits, make_splits, merge_duplicates, side_of
 from kmine.errors import UserError
 from kmine.io.errors import expanded
@@ -73,9 +71,9 @@ def read_split(setting: str | None, source: Source) -> GivenSplit | None:
     if "," in setting and not path.exists():
         return _of_lists([expanded(part.strip()) for part in setting.split(",")], source)
     text = _text(path)
-    first = {cell.strip().lower() for cell in text.lstrip().partition("\n")[0].split(",")}
+    first = {cell.strip(' "').lower() for cell in re.split("[,;\t]", text.lstrip().splitlines()[0])}
     if first & {*RUN_COLUMNS} or path.suffix.lower() == ".csv":
-        return _of_table(path, text, source)
+        return _of_table(path, source)
     return _of_lists([path], source)
 
 
@@ -111,13 +109,9 @@ def resolve_splits(
 def _text(path: Path) -> str:
     """Text of a file; refuses an empty one."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"data.split_file: {path} cannot be read ({error.strerror}); {GIVE}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected a text file in UTF-8, got other bytes; {GIVE}") from error
-    if "\0" in text:
-        raise UserError(f"{path}: expected a text file in UTF-8, got other bytes; {GIVE}")
+        text = table_text(path, "data.split_file", "a text file")
+    except UserError as error:
+        raise UserError(f"{error}; {GIVE}") from error
     if not text.strip():
         raise UserError(f"{path}: expected sample ids, got an empty file; fill it, or leave it out")
     return text
@@ -137,47 +131,42 @@ def _listed(path: Path) -> Iterator[_Entry]:
             f"{path}: expected a list of ids with train, val or test in its file name, or a table with the header "
             f"sample_id,split, got neither; rename the file (test.txt), or add that header"
         )
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    # Not `splitlines`: a name may hold what Unicode takes for a line end.
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", _text(path)), start=1):
         if line.strip():
             yield _Entry(f"{path}, line {number}", line.strip(), named_sides[0])
 
 
-def _rows(path: Path, text: str) -> tuple[tuple[str, ...], list[_Entry]]:
+def _rows(path: Path) -> tuple[tuple[str, ...], list[_Entry]]:
     """Sorted columns and rows of a table."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] = []
+    rows = csv_rows(path, "data.split_file", exact=True)
+    first, names = next(rows, (1, []))
+    header = [name.strip().lower() for name in names]
+    if tuple(sorted(header)) not in (tuple(sorted(RUN_COLUMNS)), TABLE_COLUMNS):
+        raise UserError(
+            f"{path}, line {first}: expected the header {','.join(TABLE_COLUMNS)}, or {','.join(RUN_COLUMNS)} of a "
+            f"run's splits.csv, got {','.join(header)!r}; mend that line, and remove other columns"
+        )
     entries = []
-    try:
-        for row in reader:
-            if not any(value.strip() for value in row):
-                continue
-            where = f"{path}, line {reader.line_num}"
-            if not header:
-                header = [name.strip().lower() for name in row]
-                if tuple(sorted(header)) not in (tuple(sorted(RUN_COLUMNS)), TABLE_COLUMNS):
-                    raise UserError(
-                        f"{where}: expected the header {','.join(TABLE_COLUMNS)}, or {','.join(RUN_COLUMNS)} of a "
-                        f"run's splits.csv, got {','.join(header)!r}; mend that line, and remove other columns"
-                    )
-                continue
-            if len(row) != len(header):
-                raise UserError(
-                    f"{where}: expected {len(header)} values ({','.join(header)}), got {len(row)}; mend that line, "
-                    "with quotes around values that hold commas"
-                )
-            entries.append(_Entry(where, **dict(zip(header, map(str.strip, row), strict=True))))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: expected a CSV file ({error}); save it anew") from error
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        if len(row) != len(header):
+            raise UserError(
+                f"{where}: expected {len(header)} values ({','.join(header)}), got {len(row)}; mend that line, "
+                "with quotes around values that hold commas"
+            )
+        entries.append(_Entry(where, **dict(zip(header, row, strict=True))))
     if not entries:
         raise UserError(f"{path}: expected rows of {','.join(header)}, got none below the header; fill it in")
     return tuple(sorted(header)), entries
 
 
-def _of_table(path: Path, text: str, source: Source) -> GivenSplit:
-    columns, entries = _rows(path, text)
+def _of_table(path: Path, source: Source) -> GivenSplit:
+    columns, entries = _rows(path)
     of_a_run = columns != TABLE_COLUMNS
     allowed = SPLIT_NAMES if of_a_run else SIDES
-    entries = entries if of_a_run else [replace(entry, split=entry.split.lower()) for entry in entries]
+    exact = {ref.sample_id for ref in source.refs()}  # a file name may begin or end with white space
+    entries = [_stripped(entry, exact, is_lower=not of_a_run) for entry in entries]
     for entry in entries:
         if not entry.sample_id or (of_a_run and not entry.group_id):
             raise UserError(f"{entry.where}: expected a value in every column, got none; mend or remove that line")
@@ -187,6 +176,13 @@ def _of_table(path: Path, text: str, source: Source) -> GivenSplit:
                 f"{entry.where}: expected the split {', '.join(allowed)} ({where}), got {entry.split!r}; mend that line"
             )
     return _of_a_run(path, entries, source) if of_a_run else _of_sides(entries, source)
+
+
+def _stripped(entry: _Entry, exact: Collection[str], *, is_lower: bool) -> _Entry:
+    """Without white space around values, but for the ids in `exact`."""
+    sample_id = entry.sample_id if entry.sample_id in exact else entry.sample_id.strip()
+    split = entry.split.strip().lower() if is_lower else entry.split.strip()
+    return replace(entry, sample_id=sample_id, group_id=entry.group_id.strip(), split=split)
 
 
 def _of_lists(paths: Sequence[Path], source: Source) -> GivenSplit:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any, Literal
 from urllib.parse import quote
 
@@ -67,7 +68,9 @@ def write_atomic(path: Path, data: bytes) -> None:
 def write_csv(path: Path, header: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
     """Write a table to `path` as `write_atomic` does: UTF-8, lines end in a newline."""
     with atomic_open(path, "w") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+        # csv quotes a carriage return only where it is part of the line end.
+        lines = SimpleNamespace(write=lambda line: file.write(line.removesuffix("\r\n") + "\n"))
+        csv.writer(lines, lineterminator="\r\n").writerows([header, *rows])
 
 
 def refuse_links(paths: Iterable[Path]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +11,7 @@ from typing import Any
 
 from kmine.errors import UserError, first_names
 from kmine.io.errors import user_errors
-from kmine.io.files import UNFINISHED, refuse_links, sign, write_atomic
+from kmine.io.files import UNFINISHED, refuse_links, sign, write_csv
 
 LOG_FILE = ".kmine-predict.jsonl"
 TABLE = "predictions.csv"
@@ -81,11 +79,7 @@ class OutputLog:
 
     def write_table(self, header: Sequence[str], rows: Iterable[Row], name: str = TABLE) -> None:
         """Write a table; columns that a row lacks are empty."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, header, restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomic(self.out / name, text.getvalue().encode())
+        write_csv(self.out / name, header, ([row.get(column, "") for column in header] for row in rows))
 
     def close(self) -> None:
         """Release the folder."""

@@ -201,7 +201,7 @@ class RunFolder:
         path = self.root / name
         if not path.exists():
             return None
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             return list(csv.DictReader(file))
 
     def round_dir(self, round_idx: int, method_dir: str = "") -> Path:

@@ -100,6 +100,42 @@ def test_rows_of_a_table_are_read_with_their_lines(tmp_path):
     assert list(csv_rows(path, "data.csv")) == [(1, ["a", "b"]), (4, ["x, y", "1"])]
 
 
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("a;b\n1;2,5\n", [(1, ["a", "b"]), (2, ["1", "2,5"])]),
+        ("a\tb\n1\t2\n", [(1, ["a", "b"]), (2, ["1", "2"])]),
+        ("a,b;c\n1,2\n", [(1, ["a", "b;c"]), (2, ["1", "2"])]),
+        ("a\nx;y\n", [(1, ["a"]), (2, ["x;y"])]),
+        (",a,b\n0,x,1\n1.0,y,\n", [(1, ["a", "b"]), (2, ["x", "1"]), (3, ["y", ""])]),
+        ("Unnamed: 0.1,a,,\n7,x,,\n", [(1, ["a"]), (2, ["x"])]),
+        ("Unnamed: 0,a\n7,x\n", [(1, ["a"]), (2, ["x"])]),
+        ("a\r 1 \r", [(1, ["a"]), (2, ["1"])]),
+    ],
+)
+def test_separators_and_columns_of_row_numbers(tmp_path, text, rows):
+    path = tmp_path / "table.csv"
+    path.write_bytes(text.encode())
+    assert list(csv_rows(path, "data.csv")) == rows
+
+
+def test_a_column_without_a_name_may_hold_row_numbers_only(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("image,,group\na.png,m.png,1\n")
+    with pytest.raises(
+        UserError, match=r"table.csv, line 2: expected a row number in the column without a name, got 'm"
+    ):
+        list(csv_rows(path, "data.csv"))
+
+
+@pytest.mark.parametrize("content", [b"a,b\n\0,1\n", "a,b\n".encode("utf-16")])
+def test_other_bytes_are_no_table(tmp_path, content):
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"table.csv: expected a CSV file in UTF-8"):
+        list(csv_rows(path, "data.csv"))
+
+
 def test_a_table_is_limited_in_size_and_csv_in_utf_8(tmp_path, monkeypatch):
     path = tmp_path / "table.csv"
     for content in (b"gr\xf6", b'a,"b'):

@@ -14,6 +14,7 @@ from kmine.data.datasets.kvasir_seg import KvasirSeg
 from kmine.data.split_file import read_split, resolve_splits
 from kmine.data.splits import Splits
 from kmine.errors import UserError
+from kmine.io.files import write_csv
 from kmine.seeding import derive_seed
 from kmine.types import SampleRef, Skipped
 
@@ -216,13 +217,18 @@ def test_only_the_content_changes_the_fingerprint(put):
         ("a.csv", "sample_id,split\n,val\n", "line 2: expected a value in every column"),
         ("a.csv", 'sample_id,split\n"s00,val\n', "expected a CSV file"),
         ("a.csv", "image,side\ns00,val\n", "line 1: expected the header sample_id,split, or sample_id,group_id,split"),
-        ("a.csv", "sample_id;split\ns00;val\n", "got 'sample_id;split'; mend that line"),
+        ("a.csv", "sample_id:split\ns00:val\n", "got 'sample_id:split'; mend that line"),
+        (
+            "a.csv",
+            ",sample_id,split\nx,s00,val\n",
+            "line 2: expected a row number in the column without a name, got 'x'",
+        ),
         ("a.csv", "sample_id,split,age\ns00,val,3\n", "and remove other columns"),
         ("a.csv", "sample_id,split\n" + "".join(f"{i},val\n" for i in IDS), "samples to train on, got none"),
         ("a.csv", "", "got an empty file"),
         ("val.txt", " \n\n", "got an empty file"),
-        ("val.txt", b"\xff\xd8\xff\xe0 an image", "expected a text file in UTF-8, got other bytes"),
-        ("val.txt", b"s00\0\0\0", "expected a text file in UTF-8, got other bytes"),
+        ("val.txt", b"\xff\xd8\xff\xe0 an image", "expected a text file in UTF-8, got something else"),
+        ("val.txt", b"s00\0\0\0", "expected a text file in UTF-8, got something else"),
         ("val.txt", "s00\ns01\n\ns00\n", "line 4: expected each sample once, got s00 (val) again, as in "),
         ("val.txt", "s00\nx1\nx2\n", "line 2: expected sample ids of the data set, got 2 that it does not have: x1,"),
         ("ids.txt", "s00\n", "with train, val or test in its file name"),
@@ -246,13 +252,54 @@ def test_unknown_ids_are_counted_and_the_first_named(put):
 
 
 def test_missing_files_and_folders_without_lists_are_refused(put, tmp_path):
-    assert "nowhere.txt cannot be read (No such file or directory); give" in refusal(str(tmp_path / "nowhere.txt"))
+    assert "nowhere.txt: expected a text file, found no such file" in refusal(str(tmp_path / "nowhere.txt"))
     both = f"{put('train.txt', lines('s00'))},{tmp_path}/gone/val.txt"
-    assert "gone/val.txt cannot be read" in refusal(both)
+    assert "gone/val.txt: expected a text file, found no such file" in refusal(both)
     (tmp_path / "empty").mkdir()
     assert "expected train.txt, val.txt or test.txt in" in refusal(str(tmp_path / "empty"))
     put("run/splits.csv", OF_A_RUN)
     assert refusal(str(tmp_path / "run")).endswith(f"pass --data.split_file {tmp_path}/run/splits.csv")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "val.txt"])
+def test_a_pipe_is_refused_and_not_opened(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert f"{name}: expected a text file, got a pipe" in refusal(str(tmp_path / name))
+
+
+ODD = ["a\rb", "c\nd", 'e"f', "=1+1", "g,h", " lead", "trail ", "i;j", "k\u2028l", "\x85m", "n\x0bo", "p\tq", "e\u0301"]
+"""Names that a file may have."""
+
+
+def test_odd_names_come_back_from_the_table_of_a_run(tmp_path):
+    refs = [SampleRef(name, name.strip()) for name in ODD]
+    parts = ["labeled", "unlabeled", "val", "test"]
+    rows = [(ref.sample_id, ref.group_id, parts[n % 4]) for n, ref in enumerate(refs)]
+    write_csv(tmp_path / "splits.csv", ("sample_id", "group_id", "split"), rows)
+    given = read_split(str(tmp_path / "splits.csv"), source_of(refs))
+    assert list(given.rows) == rows
+
+
+def test_odd_names_are_found_in_lists_and_tables(put, tmp_path):
+    names = [name for name in ODD if name == name.strip() and not {"\r", "\n"} & {*name}]
+    refs = [SampleRef(name, name) for name in [*names, "other"]]
+    lists = read_split(put("val.txt", "\r\n".join(names)), source_of(refs))
+    assert {name for name, side in lists.sides.items() if side == "val"} == {*names}
+    write_csv(tmp_path / "t.csv", ("sample_id", "split"), [(name, "Val") for name in names])
+    assert read_split(str(tmp_path / "t.csv"), source_of(refs)).sides == lists.sides
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffsample_id;split\ns00;val\n",
+        ",sample_id,split\n0,s00,val\n",
+        "Unnamed: 0\tsample_id\tsplit\n0\ts00\tval\n",
+        '"sample_id","split"\r"s00","val"\r',
+    ],
+)
+def test_tables_of_pandas_and_excel_are_read(put, text):
+    assert read_split(put("t.txt", text), source_of(PLAIN)).sides["s00"] == "val"
 
 
 # -- real data

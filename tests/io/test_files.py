@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 
 import pytest
 
-from kmine.io.files import atomic_open, sign, write_atomic
+from kmine.io.files import atomic_open, sign, write_atomic, write_csv
 
 
 def failing(number: int):
@@ -46,3 +47,12 @@ def test_signatures_differ_by_value_type_and_order():
     assert len({sign(*v) for v in values}) == len(values)
     assert sign({"a": 1, "b": 2}) == sign({"b": 2, "a": 1})
     assert len(sign()) == 16
+
+
+def test_tables_hold_any_text(tmp_path):
+    rows = [["a\rb", "c\nd"], ['e"f', "=1+1"], ["g,h", " lead "], ["k\u2028l", "\r\n"], ["plain", ""]]
+    write_csv(tmp_path / "t.csv", ("x", "y"), rows)
+    content = (tmp_path / "t.csv").read_bytes()
+    assert content.startswith(b'x,y\n"a\rb","c\nd"\n') and content.endswith(b'"\r\n"\nplain,\n')
+    with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["x", "y"], *rows]

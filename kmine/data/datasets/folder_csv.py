@@ -14,7 +14,10 @@ from kmine.types import Skipped
 
 COLUMNS = ("image", "mask", "group", "label", "split")
 SPLITS = ("train", "val", "test")
-LABELS = {"": None, "0": 0, "1": 1}
+LABELS = {"": None, "0": 0, "1": 1, "0.0": 0, "1.0": 1}
+"""pandas writes a column of whole numbers with gaps as 1.0."""
+MISSING = {"nan", "<na>", "none", "null"}
+"""Missing values in words."""
 
 
 def read_folder_csv(path: Path, on_error: OnError) -> tuple[list[Item], tuple[Skipped, ...]]:
@@ -71,7 +74,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 f"{path}, line {line}: expected {len(header)} values ({','.join(header)}), got {len(row)}; mend that "
                 "line, with quotes around values that hold commas"
             )
-        yield line, dict.fromkeys(COLUMNS, "") | dict(zip(header, row, strict=True))
+        values = ("" if value.lower() in MISSING else value for value in row)
+        yield line, dict.fromkeys(COLUMNS, "") | dict(zip(header, values, strict=True))
 
 
 def _item(where: str, row: dict[str, str], folder: Path) -> Item:

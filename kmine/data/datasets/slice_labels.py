@@ -20,6 +20,7 @@ from kmine.errors import UserError
 FORMAT = 1
 """Increase it when the stored facts change their meaning."""
 HEADER = ["sample_id", "label"]
+LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 TYPED_ID = re.compile(r"volume-(\d{1,255})/slice-(\d{1,255})")
 """A slice id as a user may write it, without leading zeros. int() refuses thousands of digits."""
 
@@ -78,7 +79,7 @@ def read_image_labels(
     labels: dict[int, dict[int, int]] = {}
     rows = csv_rows(path, "data.image_labels")
     first, header = next(rows, (1, []))
-    if header != HEADER:
+    if [name.lower() for name in header] != HEADER:
         raise UserError(f"{path}, line {first}: expected the header sample_id,label, got {','.join(header)!r}")
     for line, row in rows:
         where = f"{path}, line {line}"
@@ -94,11 +95,11 @@ def read_image_labels(
         if number >= (count or 0):
             has = "no such volume" if count is None else f"volume {volume} has slices 0 to {count - 1}"
             raise UserError(f"{where}: unknown sample_id {row[0]!r} ({has}); remove or mend that line")
-        if row[1] not in ("0", "1"):
+        if row[1] not in LABELS:
             raise UserError(f"{where}: expected the label 0 (no lesion) or 1 (lesion), got {row[1]!r}")
         if number in labels.setdefault(volume, {}):
             raise UserError(f"{where}: expected each slice once, got {row[0]} again; remove one line")
-        labels[volume][number] = int(row[1])
+        labels[volume][number] = LABELS[row[1]]
     if not labels:
         raise UserError(f"{path}: expected rows sample_id,label, got none of a volume that can be read")
     return labels

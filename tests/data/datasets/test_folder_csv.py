@@ -82,7 +82,7 @@ def test_a_wrong_row_is_named_with_its_line(read, tmp_path, row, problem):
     assert str(error.value).startswith(f"{tmp_path / 'table.csv'}, line 4: ") and problem in str(error.value)
 
 
-@pytest.mark.parametrize("header", ["image;mask", "picture,mask", "image,lable", "image,image"])
+@pytest.mark.parametrize("header", ["image:mask", "picture,mask", "image,lable", "image,image"])
 def test_a_wrong_header_is_one_error(read, header):
     with pytest.raises(UserError, match=r"table.csv, line 1: expected a header of image and any of mask"):
         read("images/a.png,x", header=header)
@@ -95,6 +95,21 @@ def test_a_wrong_table_is_one_error(read, tmp_path):
         read_folder_csv(Path(tmp_path / "none.csv"), "stop")
     with pytest.raises(UserError, match="expected a CSV file in UTF-8"):
         read("images/ä.png", header="image", encoding="latin-1")
+
+
+def test_tables_of_pandas_are_read(read, tmp_path):
+    rows = ("0,images/a.png,masks/a.png,1.0", "1,images/c.png,nan,0.0", "2,images/sub/b.png,,NaN")
+    items, _ = read(*rows, header=",image,mask,label", encoding="utf-8-sig")
+    assert [(item.name, item.mask, item.label) for item in items] == [
+        ("images/a", tmp_path / "masks/a.png", 1),
+        ("images/c", None, 0),
+        ("images/sub/b", None, None),
+    ]
+    assert read(*(row.replace(",", ";") for row in rows), header=";image;mask;label")[0] == items
+
+
+def test_a_missing_group_is_no_group(read):
+    assert [item.group for item in read("images/a.png,nan", "images/c.png,<NA>", header="image,group")[0]] == [None] * 2
 
 
 def test_rows_without_their_files_are_listed(read):

@@ -56,6 +56,9 @@ def table(tmp_path):
 def test_labels_are_read_by_volume_and_slice(table):
     assert table("volume-000/slice-0001,1", "", "volume-0/slice-2, 0") == {0: {1: 1, 2: 0}}
     assert table("volume-000/slice-0001,1", "volume-001/slice-0000,1", unread={"volume-001"}) == {0: {1: 1}}
+    assert table("0;volume-000/slice-0001;1.0", "1;volume-0/slice-2;0.0", header=";Sample_id;Label") == {
+        0: {1: 1, 2: 0}
+    }
 
 
 @pytest.mark.parametrize(
