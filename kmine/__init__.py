@@ -6,6 +6,8 @@ The public API, loaded at first use: `import kmine` alone loads neither torch no
 from __future__ import annotations
 
 import importlib
+import os
+import pwd
 from typing import Any
 
 __version__ = "0.1.0"
@@ -31,6 +33,23 @@ _PUBLIC = {
 }
 _MODULES = {"metrics": "kmine.ops.metrics", "statistics": "kmine.ops.statistics"}
 __all__ = ["__version__", *_PUBLIC, *_MODULES]
+
+
+def _name_the_user() -> None:
+    """Give libraries the names that they ask the system for, where the user id has no entry (docker run --user).
+
+    Without HOME they would write into a folder named `~`; kmine's cache stands in for it where KMINE_CACHE is set.
+    """
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        if not any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+            os.environ["LOGNAME"] = f"uid{os.getuid()}"
+        if "HOME" not in os.environ and "KMINE_CACHE" in os.environ:
+            os.environ["HOME"] = os.environ["KMINE_CACHE"]
+
+
+_name_the_user()
 
 
 def __getattr__(name: str) -> Any:

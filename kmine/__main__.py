@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from kmine import __version__
-from kmine.cli import fail
+from kmine.cli import fail, guarded
 from kmine.errors import unknown_name
 
 COMMANDS = {
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if words[0] not in COMMANDS:
         return fail("kmine", str(unknown_name("command", words[0], COMMANDS)))
-    return _module(words[0]).main(words[1:])
+    return guarded(f"kmine {words[0]}", lambda: int(_module(words[0]).main(words[1:])))
 
 
 def _module(command: str) -> ModuleType:

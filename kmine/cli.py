@@ -1,7 +1,8 @@
 """Command lines: settings as flags and YAML, one-line errors, exit codes; sole home of jsonargparse.
 
 Exit codes: 0 done, 1 `kmine.check` found a fault or a trial of `kmine.sweep` failed, 2 a user error (one line with what
-was expected, what came, the cure), 130 interrupted.
+was expected, what came, the cure), 130 interrupted, 143 and 129
+ended by SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,11 +23,14 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from kmine.errors import UserError
+from kmine.io.console import Stopped, replace_unknown_characters, stop_signals, tame_messages, visible
 from kmine.io.errors import FREE_SPACE, FULL, expanded
 from kmine.io.threads import choose_wait_policy
 from kmine.io.yaml_file import Text, read_yaml, yaml_kind
 
 Config = TypeVar("Config")
+MAX_MESSAGE = 2000
+"""Characters of an error line."""
 
 
 def parse(
@@ -46,6 +51,7 @@ def parse(
         config = _parsed(parser, config_class, argv, positional)
     except UserError as error:
         raise SystemExit(fail(prog, str(error))) from None
+    replace_unknown_characters()
     choose_wait_policy()
     return config
 
@@ -308,25 +314,29 @@ def _brackets(match: re.Match[str]) -> str:
 
 def fail(prog: str, message: str) -> int:
     """Print one error line on stderr; returns exit code 2."""
-    sys.stderr.write(f"{prog}: error: {message}\n")
+    sys.stderr.write(f"{prog}: error: {visible(message[:MAX_MESSAGE])}\n")
     return 2
 
 
 def guarded(prog: str, work: Callable[[], int]) -> int:
-    """Run a command; a user error becomes one line and exit code 2, Ctrl-C a line and 130.
+    """Run a command; a user error becomes one line and exit code 2, Ctrl-C a line and 130, SIGTERM 143, SIGHUP 129.
 
     A diverged training (`FloatingPointError`) counts as a user error: the settings are to be changed.
     """
+    replace_unknown_characters()
+    tame_messages()
     try:
-        return work()
+        with stop_signals():
+            return work()
     except (UserError, FloatingPointError) as error:
         return fail(prog, " ".join(str(error).split()))
-    except KeyboardInterrupt:
-        sys.stderr.write(f"\n{prog}: interrupted; the same command resumes where it stopped\n")
-        return 130
+    except KeyboardInterrupt as error:
+        with suppress(OSError):  # the terminal is gone
+            sys.stderr.write(f"\n{prog}: interrupted; the same command resumes where it stopped\n")
+        return 128 + (error.signum if isinstance(error, Stopped) else signal.SIGINT)
     except OSError as error:
         if error.errno in FULL:
-            return fail(prog, f"{FULL[error.errno]}; {FREE_SPACE}")
+            return fail(prog, f"{error.filename or 'the output'}: {FULL[error.errno]}; {FREE_SPACE}")
         raise
 
 
@@ -352,19 +362,20 @@ class Terminal:
     def start(self, title: str, total: int) -> None:
         """Begin a piece of work of `total` steps."""
         self.stop()
-        self._title, self._total, self._shown = title, total, -1
+        self._title, self._total, self._shown = visible(title), total, -1
         if self.console.is_terminal and total:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=self.console)
-            self._task = self._bar.add_task(title, total=total, text="")
+            title, text = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[text]"))
+            columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text)
+            self._bar = Progress(*columns, console=self.console)
+            self._task = self._bar.add_task(self._title, total=total, text="")
             self._bar.start()
 
     def advance(self, done: int, text: str = "") -> None:
         """Report `done` finished steps."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, text=text)
+            self._bar.update(self._task, completed=done, text=visible(text))
             if done >= self._total:
                 self.stop()
         elif done * 4 // max(self._total, 1) > self._shown:  # four lines for each piece of work
@@ -378,7 +389,7 @@ class Terminal:
 
     def _print(self, text: str) -> None:
         """Print without wrapping at 80 columns, so paths stay whole, and without markup."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(visible(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def stop(self) -> None:
         """Remove the progress bar."""

@@ -21,6 +21,7 @@ from kmine.config.checks import LocalPath, expand_paths
 from kmine.data import DATASETS
 from kmine.errors import UserError, unknown_name
 from kmine.io.archive import Contents, differences, drop_leftovers, read_contents, top_names, unpack
+from kmine.io.console import say
 from kmine.io.download import download, sha256_of
 from kmine.io.errors import storage_errors
 from kmine.io.files import write_atomic
@@ -121,7 +122,7 @@ def run_fetch(cfg: FetchConfig) -> int:
     archive = Path(cfg.archive) if cfg.archive is not None else None
     is_new = _obtain(name, published, archive, out, cfg.offline)
     result = "is now in" if is_new else "is there and whole, nothing was done:"
-    sys.stdout.write(f"{name} {result} {out}\n{_usage(name, str(out))}\n")
+    say(f"{name} {result} {out}\n{_usage(name, str(out))}\n")
     return 0
 
 
@@ -131,7 +132,7 @@ def _nothing_to_fetch(name: str) -> int:
             "folder: these are your own images, there is nothing to fetch; "
             "pass them as in `kmine check --config configs/folder.yaml --data.images IMAGES --data.masks MASKS`"
         )
-    sys.stdout.write(f"{name}: nothing to fetch, its images are made as they are needed: kmine loop\n")
+    say(f"{name}: nothing to fetch, its images are made as they are needed: kmine loop\n")
     return 0
 
 

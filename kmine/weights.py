@@ -21,6 +21,7 @@ from typing import IO
 from kmine import cli
 from kmine.config.checks import LocalPath, expand_paths
 from kmine.errors import UserError, unknown_name
+from kmine.io.console import say
 from kmine.io.download import check_space, download, sha256_of
 from kmine.io.errors import storage_errors
 from kmine.segmenters import tiny
@@ -81,7 +82,7 @@ def _list(words: Sequence[str], folder: Path, offline: bool) -> int:
         "Beside these, `--model.encoder_weights hub` downloads the ImageNet weights of an encoder into the cache of "
         "Hugging Face or PyTorch, which publish no sum that kmine knows, and `kmine fetch` downloads data sets."
     )
-    sys.stdout.write("\n".join(lines) + "\n")
+    say("\n".join(lines) + "\n")
     return 0
 
 
@@ -117,9 +118,9 @@ def _verify(words: Sequence[str], folder: Path, offline: bool) -> int:
         name = by_sum.get(actual)
         bad += name is None
         description = f"the official {name}" if name else "not an official file: damaged, or weights of your own"
-        sys.stdout.write(f"{path}: {description} (sha256 {actual})\n")
+        say(f"{path}: {description} (sha256 {actual})\n")
     if not paths:
-        sys.stdout.write(f"nothing in {folder}\n")
+        say(f"nothing in {folder}\n")
     return 1 if bad else 0
 
 
@@ -133,7 +134,7 @@ def _get(words: Sequence[str], folder: Path, offline: bool) -> int:
             checkpoint = OFFICIAL_WEIGHTS[name]
             otherwise = "fetch it on another machine and carry it here: kmine weights bundle, kmine weights unbundle"
             download(checkpoint.url, checkpoint.sha256, path, otherwise=otherwise)
-        sys.stdout.write(f"{name} {'is there and whole' if existed else 'is now there'}: {path}\n")
+        say(f"{name} {'is there and whole' if existed else 'is now there'}: {path}\n")
     return 0
 
 
@@ -154,7 +155,7 @@ def _bundle(words: Sequence[str], folder: Path, offline: bool) -> int:
             entry.size = path.stat().st_size
             with path.open("rb") as file:
                 tar.addfile(entry, file)
-    sys.stdout.write(f"{target}: {', '.join(names)}; there: kmine weights unbundle {target.name}\n")
+    say(f"{target}: {', '.join(names)}; there: kmine weights unbundle {target.name}\n")
     return 0
 
 
@@ -185,7 +186,7 @@ def _unbundle(words: Sequence[str], folder: Path, offline: bool) -> int:
     except (tarfile.TarError, EOFError, ValueError, ArithmeticError, LookupError) as error:  # damaged fields
         raise UserError(f"{path}: expected a whole tar file ({error}); copy it again") from error
     _expect(bool(unpacked), f"{path}: expected checkpoints, found none in it; make the bundle anew")
-    sys.stdout.write(f"{', '.join(unpacked)}: whole, now in {folder}\n")
+    say(f"{', '.join(unpacked)}: whole, now in {folder}\n")
     return 0
 
 

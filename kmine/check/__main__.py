@@ -12,6 +12,7 @@ from pathlib import Path
 from kmine import cli
 from kmine.config import LoopConfig
 from kmine.data.source import Source
+from kmine.io.console import say
 from kmine.io.files import write_atomic, write_json
 
 DESCRIPTION = """Examine a data set: counts, sizes, masks, duplicates, leaks between splits, and whether masks belong to
@@ -40,7 +41,7 @@ def run_check(cfg: LoopConfig, source: Source | None = None) -> int:
         write_atomic(out / "check.png", contact_sheet_png(source, checked))
     finally:
         terminal.stop()
-    sys.stdout.write(render_text(report, out))
+    say(render_text(report, out))
     return int(checked.has_fault)
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 from kmine import cli
 from kmine.compare.engine import RunComparison, compare_runs
 from kmine.config.checks import LocalPath, expand_paths
+from kmine.io.console import say
 from kmine.report import comparison
 from kmine.report.curve import CurvePoint
 from kmine.store.run_folder import RunFolder
@@ -71,7 +72,7 @@ def run_compare(cfg: CompareConfig) -> int:
         if compared.curve:
             _write_curve(out, compared)
         out.write_csv("test_cases.csv", CASE_COLUMNS, _cases(compared))
-    sys.stdout.write(compared.to_markdown())
+    say(compared.to_markdown())
     return 0
 
 

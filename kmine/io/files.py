@@ -66,10 +66,15 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_csv(path: Path, header: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table to `path` as `write_atomic` does: UTF-8, lines end in a newline."""
+    """Write a table to `path` as `write_atomic` does: UTF-8, lines end in a newline.
+
+    Bytes of names that are not UTF-8 become `?`.
+    """
     with atomic_open(path, "w") as file:
         # csv quotes a carriage return only where it is part of the line end.
-        lines = SimpleNamespace(write=lambda line: file.write(line.removesuffix("\r\n") + "\n"))
+        lines = SimpleNamespace(
+            write=lambda line: file.write(line.removesuffix("\r\n").encode(errors="replace").decode() + "\n")
+        )
         csv.writer(lines, lineterminator="\r\n").writerows([header, *rows])
 
 

@@ -123,7 +123,7 @@ def build_report(task: Task, rows: list[RoundRow], gain: Paired | None = None) -
         rounds=rows,
         gallery=_gallery(task.unlabeled, task.run, max((r.round_idx for r in rows), default=0)),
         provenance=_provenance(run),
-        config_yaml=(task.run.root / "config.yaml").read_text(),
+        config_yaml=(task.run.root / "config.yaml").read_text("utf-8"),
         notes=_notes(task, rows, segmenter),
         skipped=[Skipped(**s) for s in run.get("skipped", [])],
         validation_cases=len(task.val),

@@ -14,6 +14,7 @@ from pathlib import Path
 from kmine.config.sweep import ORACLE
 from kmine.data.source import Source
 from kmine.errors import UserError
+from kmine.io.console import visible
 from kmine.io.files import UNFINISHED, write_json
 from kmine.methods.registry import ROOT_METHODS, method, method_dir_of
 from kmine.setup.open import begin_run, open_truth
@@ -45,7 +46,7 @@ class TrialLog:
     def log(self, text: str) -> None:
         """Append a line with the time."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible(text)}\n")
 
 
 def run_trial(session: Session, trial: Trial, run: RunFolder, source: Source, progress: ProgressReporter) -> State:

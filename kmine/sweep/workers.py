@@ -90,6 +90,8 @@ def work_in_processes(session: Session, terminal: cli.Terminal) -> None:
             wait([worker.sentinel for worker in workers], timeout=1)
             for worker in [worker for worker in workers if not worker.is_alive()]:
                 del workers[worker]
+                if worker.exitcode == -signal.SIGTERM:
+                    time.sleep(0.5)  # where all processes get the signal, it ends this one here
                 if worker.exitcode:
                     reason = ended_by(worker.exitcode)
                     if record_crash(session, worker.pid, reason) is None:  # another would crash as well
@@ -124,8 +126,9 @@ def report_finished(
 
 
 def _worker(session: Session) -> None:
-    """Main function of a worker. Its parent handles Ctrl-C, and it ends with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Main function of a worker. Its parent handles Ctrl-C and a hangup, and it ends with its parent."""
+    for signum in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     work(session)
 

@@ -56,3 +56,8 @@ def test_tables_hold_any_text(tmp_path):
     assert content.startswith(b'x,y\n"a\rb","c\nd"\n') and content.endswith(b'"\r\n"\nplain,\n')
     with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as file:
         assert list(csv.reader(file)) == [["x", "y"], *rows]
+
+
+def test_a_name_that_is_not_utf_8_is_written_with_question_marks(tmp_path):
+    write_csv(tmp_path / "t.csv", ["x"], [["k\udcff"]])
+    assert (tmp_path / "t.csv").read_text("utf-8") == "x\nk?\n"

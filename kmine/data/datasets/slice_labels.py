@@ -48,7 +48,7 @@ def facts_path(folder: Path, mask: Path, *cut: object) -> Path:
 def load_facts(path: Path) -> SliceFacts | None:
     """Facts written by `save_facts`; None where the file is missing or damaged."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         return SliceFacts(frozenset(map(int, content["liver"])), frozenset(map(int, content["tumour"])))
     except (OSError, ValueError, TypeError, KeyError):  # no file, no JSON, other JSON
         return None
