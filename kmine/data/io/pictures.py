@@ -25,6 +25,8 @@ COLOUR_NOISE = 32
 """Largest difference between the channels of a grey JPEG stored in colour."""
 BETWEEN, MOST_BETWEEN = (64, 192), 0.5
 """A JPEG with a larger share of its pixels in this range is a photograph, not a mask."""
+NEAR = 96, 160
+"""Values around the threshold, between which compression scatters a foreground of 127."""
 MAX_NAMED = 6
 
 
@@ -55,13 +57,25 @@ def read_foreground(path: Path, image: Path) -> NDArray[np.uint8]:
     """(H, W) mask of one class, 1 above `FOREGROUND_ABOVE` and 0 elsewhere, of the size of the file `image`.
 
     Raises:
-        SampleError: for the faults of `read_grey`, another size, and foreground stored as 1.
+        SampleError: for the faults of `read_grey`, another size, and a foreground that is not white.
     """
     grey = read_grey(path)
     require_size(path, grey, image_shape(image))
-    if grey.max() == 1:
-        raise SampleError(path, "expected a mask of 0 and 255, got 0 and 1; store the foreground as 255 (not 1)")
+    if _is_faint(path, grey):
+        raise SampleError(
+            path,
+            f"expected a mask of 0 and 255, got values up to {grey.max()} (colours as grey), "
+            f"{(grey > FOREGROUND_ABOVE).mean():.1%} of the pixels above {FOREGROUND_ABOVE}; store the foreground as "
+            "255 (not 1)",
+        )
     return (grey > FOREGROUND_ABOVE).astype(np.uint8)
+
+
+def _is_faint(path: Path, values: NDArray[Any]) -> bool:
+    """Whether a mask is not all 0 but has nothing above the threshold or, in a JPEG file, more near it than above."""
+    if path.suffix.lower() in LOSSY and ((values >= NEAR[0]) & (values < NEAR[1])).sum() > (values >= NEAR[1]).sum():
+        return True
+    return 0 < values.max() <= FOREGROUND_ABOVE
 
 
 def require_size(path: Path, mask: NDArray[np.uint8], shape: tuple[int, int]) -> None:
@@ -95,7 +109,7 @@ def read_mask_picture(
     if len(class_names) > 2:
         raise SampleError(path, "expected class ids, got a JPEG file, which blurs them; store the mask as PNG")
     between = ((values >= BETWEEN[0]) & (values < BETWEEN[1])).mean()
-    if between > MOST_BETWEEN or 0 < values.max() <= FOREGROUND_ABOVE:
+    if between > MOST_BETWEEN or _is_faint(path, values):
         raise SampleError(
             path,
             f"expected a mask of 0 and 255, got values {values.min()} to {values.max()}, {between:.0%} of them in the "

@@ -51,11 +51,21 @@ def check_masks(stats: Sequence[ImageStats], refs: Mapping[str, SampleRef], num_
         _fault("label_0_with_mask", free, f"{count(free, 'sample')} labeled lesion-free with a mask that is not empty"),
         _note("label_1_empty_mask", missing, f"{count(missing, 'sample')} labeled 1 with an empty mask"),
         *_check_convention(filled),
+        *(_check_ignored(with_mask) if num_classes > 2 else ()),
     ]
     if with_mask and not filled:
         empty = [item.sample_id for item, _ in with_mask]
         findings.append(_fault("masks_empty", empty, f"all {len(with_mask)} masks are empty"))
     return [finding for finding in findings if finding.samples]
+
+
+def _check_ignored(masks: Sequence[tuple[ImageStats, MaskStats]]) -> list[Finding]:
+    """Find masks of black and white where the values are class ids; a fault if 255 occurs in such masks only."""
+    ignoring = [(item.sample_id, mask) for item, mask in masks if IGNORE_INDEX in mask.pixels]
+    white = [sample_id for sample_id, mask in ignoring if mask.pixels.keys() == {0, IGNORE_INDEX}]
+    kind = _fault if len(white) == len(ignoring) else _note
+    text = f"{count(white, 'mask')} of 0 and {IGNORE_INDEX}, which is ignored where there are more than two classes"
+    return [kind("masks_ignored", white, f"{text}; store class ids, or name two classes in data.class_names")]
 
 
 def _check_convention(filled: Sequence[tuple[ImageStats, MaskStats]]) -> list[Finding]:

@@ -133,3 +133,40 @@ def test_foreground_is_above_127_and_has_the_size_of_the_image(tmp_path):
         read_foreground(save_image(tmp_path / "wide.png", square(shape=(8, 12))), image)
     with pytest.raises(SampleError, match=r"store the foreground as 255 \(not 1\)"):
         read_foreground(save_image(tmp_path / "one.png", square(1)), image)
+    assert not read_foreground(save_image(tmp_path / "empty.png", square(0)), image).any()
+    assert read_foreground(save_image(tmp_path / "faint.png", square(128)), image).any()
+
+
+def faint_masks() -> dict[str, Image.Image]:
+    """Masks that were re-saved with another foreground than white."""
+    red = np.zeros((*SHAPE, 3), np.uint8)
+    red[..., 0] = square(255)
+    indexed = Image.fromarray(square(1)).copy()
+    indexed.putpalette([0, 0, 0, 128, 0, 0])
+    grey = {f"{value}": Image.fromarray(square(value)) for value in (1, 2, 126, 127)}
+    return grey | {"red": Image.fromarray(red), "palette": indexed}
+
+
+@pytest.mark.parametrize("kind", faint_masks())
+def test_a_mask_with_nothing_above_the_threshold_is_a_mistake(tmp_path, kind):
+    image = save_image(tmp_path / "image.png", colour_noise())
+    faint_masks()[kind].save(tmp_path / "m.png")
+    with pytest.raises(
+        SampleError, match=r"m\.png: expected a mask of 0 and 255, got values up to .* 0\.0% of the pixels"
+    ):
+        read_foreground(tmp_path / "m.png", image)
+
+
+@pytest.mark.parametrize("value", [2, 100, 127, 135])
+def test_compression_scatters_a_faint_foreground_around_the_threshold(tmp_path, value):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:40, 20:44] = value
+    save_image(tmp_path / "image.png", np.zeros((64, 64, 3), np.uint8))
+    Image.fromarray(mask).save(tmp_path / "m.jpg", quality=70)
+    with pytest.raises(SampleError, match="expected a mask of 0 and 255"):
+        read_foreground(tmp_path / "m.jpg", tmp_path / "image.png")
+    with pytest.raises(SampleError, match="expected a mask of 0 and 255"):
+        read_mask_picture(tmp_path / "m.jpg", TWO_CLASSES)
+    Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(tmp_path / "m.jpg", quality=70)
+    assert read_foreground(tmp_path / "m.jpg", tmp_path / "image.png").sum() == 24 * 24
+    assert read_mask_picture(tmp_path / "m.jpg", TWO_CLASSES).sum() == 24 * 24

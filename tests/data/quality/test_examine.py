@@ -88,6 +88,17 @@ def test_an_image_stored_as_its_own_mask_is_a_fault():
     assert "mask_is_image" not in findings_of(np.roll(bright, 6, axis=1))
 
 
+def test_black_and_white_is_no_mask_of_several_classes():
+    ids, white = square_mask(20, 40, 2), square_mask(20, 40, 255)
+    bordered = np.where(square_mask(10, 12) > 0, np.uint8(255), ids)
+    assert findings_of(white, white, num_classes=3) == {"masks_ignored": "fault", "masks_empty": "fault"}
+    assert findings_of(ids, white, num_classes=3) == {"masks_ignored": "fault"}
+    assert findings_of(ids, bordered, white, num_classes=3) == {"masks_ignored": "note"}
+    assert findings_of(ids, bordered, num_classes=3) == {}
+    assert findings_of(ids // 2, np.full_like(ids, 255), num_classes=3) == {}  # a slice that was left out
+    assert findings_of(ids // 2, white) == {}  # two classes: a rim that is ignored
+
+
 def test_a_class_without_a_pixel_is_a_fault():
     names = ("background", "liver", "tumour")
     stats = [stats_of("a", 0, square_mask(20, 40, 2)), stats_of("b", 1, square_mask(0, 0))]
