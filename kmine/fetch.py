@@ -212,8 +212,7 @@ def _unpack(archive: Path, out: Path, record: Path) -> bool:
 def _is_whole(out: Path, sha256: str) -> bool:
     """Whether all files of an archive unpacked before exist unchanged; False also if all are gone.
 
-    Raises:
-        UserError: if some are missing or changed.
+    `UserError` if some are missing or changed.
     """
     contents = _read_record(out / STATE_DIR / f"{sha256}.json")
     if contents is None:

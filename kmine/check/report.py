@@ -111,9 +111,8 @@ def contact_sheet_png(source: Source, checked: DataCheck) -> bytes:
     captions = {sample_id: ", ".join(key) for key, ids in strata.items() for sample_id in ids}
     sampled = [sample_id for sample_id in in_turn if sample_id is not None][:NUM_TILES]
     sampled.sort(key=lambda sample_id: (captions[sample_id], sample_id))
-    return contact_sheet(
-        [Tile(source.image(i), source.mask(i) if i in readable else None, i, captions[i]) for i in sampled]
-    )
+    tiles = [Tile(source.image(i), source.mask(i) if i in readable else None, i, captions[i]) for i in sampled]
+    return contact_sheet(tiles)
 
 
 def render_text(report: Mapping[str, Any], folder: Path) -> str:

@@ -74,11 +74,7 @@ def apply_cutmix(planes: Tensor, source: Tensor) -> Tensor:
 def masked_cross_entropy(logits: Tensor, classes: Tensor, confident: Tensor, valid: Tensor) -> Tensor:
     """Cross-entropy with `classes` where `confident`, as a mean over all valid pixels: few confident ones weigh little.
 
-    Args:
-        logits: (U, K, H, W) float.
-        classes: (U, H, W) int64.
-        confident: (U, H, W) bool.
-        valid: (U, H, W) bool, pixels inside an image.
+    `logits` are (U, K, H, W) float, `classes` (U, H, W) int64; `confident` and `valid`, inside an image, bool as those.
     """
     cross_entropy = F.cross_entropy(logits.float(), classes, reduction="none")
     return (cross_entropy * (confident & valid)).sum() / valid.sum().clamp_min(1)

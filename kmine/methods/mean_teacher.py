@@ -47,11 +47,9 @@ def mean_teacher_consistency(cfg: TeacherConfig, steps: int) -> ConsistencyFn:
     def consistency_fn(net: nn.Module, views: UnlabeledViews, step: int, ema: EMA | None) -> ConsistencyTarget:
         assert ema is not None, "a mean teacher needs averaged weights"
         with ema.applied():
-            teacher_probs = net(views.weak).float().softmax(dim=1)
+            teacher = net(views.weak).float().softmax(dim=1)
         weight = cfg.weight * ramp_up(step, cfg.ramp_up * steps)
-        return ConsistencyTarget(
-            views.strong, lambda logits: weight * squared_difference(logits, teacher_probs, views.valid)
-        )
+        return ConsistencyTarget(views.strong, lambda logits: weight * squared_difference(logits, teacher, views.valid))
 
     return consistency_fn
 
@@ -65,10 +63,7 @@ def ramp_up(step: int, length: float) -> float:
 def squared_difference(logits: Tensor, teacher_probs: Tensor, valid: Tensor) -> Tensor:
     """Mean over valid pixels and classes of the squared difference in probability.
 
-    Args:
-        logits: (U, K, H, W) of the model.
-        teacher_probs: (U, K, H, W) probabilities of the teacher.
-        valid: (U, H, W) bool, pixels inside an image.
+    (U, K, H, W) `logits` of the model and probabilities of the teacher; `valid`, inside an image, is (U, H, W) bool.
     """
     gap = (logits.float().softmax(dim=1) - teacher_probs).square().mean(dim=1)
     return (gap * valid).sum() / valid.sum().clamp_min(1)

@@ -18,11 +18,8 @@ REASON_PREFIX = "true masks of the unlabeled images; "
 def oracle(task: Task, truth: Pool) -> Iterator[RoundResult]:
     """The rounds of mining with true masks as pseudo masks. **Reads masks that are withheld from every other method.**
 
-    The reason of every result after round 0 says so.
-
-    Args:
-        task: as for every method; its unlabeled pool withholds masks.
-        truth: unlabeled images, all or some, opened with their true masks for this method alone.
+    The reason of every result after round 0 says so. `truth` are unlabeled images, all or some, opened with their true
+    masks for this method alone; the unlabeled pool of `task` withholds them, as for every method.
 
     Raises:
         WithheldMaskError: `truth` withholds its masks.

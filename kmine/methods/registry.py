@@ -33,11 +33,7 @@ def register_method(name: str, method: Method) -> None:
 
 
 def method(name: str, truth: Pool | None = None) -> Method:
-    """The method of that name; the oracle gets `truth`.
-
-    Args:
-        name: a name of `METHODS`.
-        truth: unlabeled images with their true masks, required for the oracle and forbidden for others.
+    """The method called `name`, one of `METHODS`; the oracle gets `truth`, unlabeled images with their true masks.
 
     Raises:
         UserError: an unknown name.

@@ -15,13 +15,7 @@ import numpy as np
 from kmine.data.pool import Pool
 from kmine.mining.context import ImageBatch, PreviousMasks, RoundContext
 from kmine.mining.gate import gate
-from kmine.mining.prompts import (
-    blend_previous_mask,
-    prompts_from_cam,
-    prompts_from_mask,
-    prompts_from_probs,
-    reprompt_from_candidate,
-)
+from kmine.mining.prompts import blend_previous_mask, prompts_from_cam, prompts_from_mask, prompts_from_probs
 from kmine.mining.proposals import has_foreground, match_proposals
 from kmine.mining.refine import refine
 from kmine.mining.segment import embed, segment, segment_twice
@@ -66,16 +60,14 @@ def generate_prompts(ctx: RoundContext, batch: ImageBatch, probs: Sequence[Probs
     cfg, seed = ctx.task.cfg.prompts, ctx.task.cfg.seed
     prompts = [prompts_from_probs(p, cfg, seed=seed, round_idx=ctx.round_idx) for p in probs]
     if cfg.source == "auto":
-        _match_proposals(ctx, batch, probs, prompts)
+        _use_proposals(ctx, batch, probs, prompts)
     pairs = zip(batch.ids, apply_image_labels(ctx, batch, prompts), strict=True)
     prompts = [blend_previous_mask(image_prompts, ctx.previous.get(i, [])) for i, image_prompts in pairs]
     ctx.timer.lap("prompts")
     return prompts
 
 
-def _match_proposals(
-    ctx: RoundContext, batch: ImageBatch, probs: Sequence[Probs], prompts: list[list[Prompts]]
-) -> None:
+def _use_proposals(ctx: RoundContext, batch: ImageBatch, probs: Sequence[Probs], prompts: list[list[Prompts]]) -> None:
     """Replace `prompts` by those of the segmenter's proposals that the local model matches.
 
     Nothing is proposed where the local model sees nothing, nor in images known to be free of the only class.
@@ -131,7 +123,7 @@ def segment_prompts(
 
     def reprompt(image: int, number: int, prompt: Prompts, candidate: Candidate) -> Prompts:
         key = (seed, ctx.round_idx, batch.images[image].sample_id, number, "second pass")
-        return reprompt_from_candidate(prompt, candidate, cfg, seed=derive_seed(*key))
+        return prompts_from_mask(prompt, candidate.masks[candidate.best], cfg, seed=derive_seed(*key))
 
     if cfg.passes == 1:
         prompts, candidates = list(prompts), segment(ctx.segmenter, batch.images, prompts, batch.embedded)

@@ -15,7 +15,7 @@ from kmine.config import PromptsConfig
 from kmine.ops import masks, metrics
 from kmine.seeding import derive_seed
 from kmine.segmenters.base import MASK_INPUT_CLIP
-from kmine.types import Bool, Candidate, Probs, Prompts
+from kmine.types import Bool, Probs, Prompts
 
 CAM_THRESHOLD = 0.5
 """Share of its highest value above which an activation map is foreground."""
@@ -50,34 +50,21 @@ def prompts_from_cam(
 ) -> list[Prompts]:
     """A prompt from a class activation map: its largest component above half of the highest value.
 
-    Args:
-        cam: (H, W) in [0, 1], highest at 1.
-        class_id: of the lesion.
-        cfg: kinds of prompts; there is no mask input, as an activation map is not a mask.
-        sample_id, seed, round_idx: determine the jitter.
-
-    Returns:
-        One prompt whose `component` is that component, or none if it is too small.
+    `cam` is (H, W) in [0, 1], highest at 1; `sample_id`, `seed` and `round_idx` determine the jitter. There is no mask
+    input, as an activation map is not a mask. Empty if the component is too small.
     """
     components = masks.components(cam > CAM_THRESHOLD, min_object_area(cfg, cam.size))[:1]
     rng = np.random.default_rng(derive_seed(seed, round_idx, sample_id, "activation"))
     return [_prompts(None, class_id, component, cfg, rng) for component in components]
 
 
-def reprompt_from_candidate(prompts: Prompts, candidate: Candidate, cfg: PromptsConfig, *, seed: int) -> Prompts:
-    """The prompt of a second pass from prompt and candidate of the first: see `prompts_from_mask`.
-
-    An empty candidate leaves the prompt unchanged.
-    """
-    best = candidate.masks[candidate.best]
-    return prompts_from_mask(prompts, best, cfg, seed=seed) if best.any() else prompts
-
-
 def prompts_from_mask(prompts: Prompts, mask: Bool, cfg: PromptsConfig, *, seed: int) -> Prompts:
-    """The prompt of the same object from another mask of it: box, points and mask input.
+    """The prompt of the same object from another (H, W) mask of it: box, points and mask input.
 
-    Class and `component` stay: the gate compares with the local model's own. `mask` is (H, W) and not empty.
+    Class and `component` stay: the gate compares with the local model's own. An empty mask leaves all unchanged.
     """
+    if not mask.any():
+        return prompts
     reprompted = _prompts(None, prompts.class_id, mask, cfg, np.random.default_rng(seed))
     mask_input = _mask_input_of(mask) if cfg.mask_hint else None
     return replace(reprompted, mask_input=mask_input, component=prompts.component)
@@ -86,14 +73,11 @@ def prompts_from_mask(prompts: Prompts, mask: Bool, cfg: PromptsConfig, *, seed:
 def blend_previous_mask(
     prompts: Sequence[Prompts], previous: Sequence[tuple[int, Callable[[], Bool]]]
 ) -> list[Prompts]:
-    """Blend the segmenter's masks of the round before into the mask inputs.
+    """Blend the segmenter's masks of the round before into the mask inputs of an image's prompts.
 
     Each prompt takes the mask of its class with the highest IoU with its component, if that is at least `MATCH_IOU`.
-    Its mask input becomes the mean of its own logits (0 without a mask input) and those of that mask.
-
-    Args:
-        prompts: this round's prompts of an image.
-        previous: class id and (H, W) mask, decoded when called, of the objects of the round before.
+    Its mask input becomes the mean of its own logits (0 without a mask input) and those of that mask. `previous` has
+    the class id and the (H, W) mask, decoded when called, of each object.
     """
     decoded = [(class_id, mask()) for class_id, mask in previous] if prompts else []
     return [_blend_mask(prompt, [mask for k, mask in decoded if k == prompt.class_id]) for prompt in prompts]
@@ -114,20 +98,18 @@ def _mask_input_of(mask: Bool) -> NDArray[np.float32]:
     return np.where(mask, MASK_INPUT_CLIP, -MASK_INPUT_CLIP).astype(np.float32)
 
 
-def _prompts(
-    probs: Probs | None, class_id: int, component: Bool, cfg: PromptsConfig, rng: np.random.Generator
-) -> Prompts:
-    height, width = component.shape
-    box = masks.grow_box(masks.tight_box(component), cfg.box_margin, height, width)
-    coords, labels = _points(component, box) if cfg.points else (None, None)
+def _prompts(probs: Probs | None, class_id: int, mask: Bool, cfg: PromptsConfig, rng: np.random.Generator) -> Prompts:
+    height, width = mask.shape
+    box = masks.grow_box(masks.tight_box(mask), cfg.box_margin, height, width)
+    coords, labels = _points(mask, box) if cfg.points else (None, None)
     return Prompts(
         class_id=class_id,
         box=box if cfg.box else None,
         point_coords=coords,
         point_labels=labels,
-        mask_input=_mask_input(probs.probs[class_id], component) if cfg.mask_hint and probs else None,
+        mask_input=_mask_input(probs.probs[class_id], mask) if cfg.mask_hint and probs else None,
         jittered_boxes=masks.jitter_boxes(box, cfg.num_jitters if cfg.box else 0, cfg.jitter, height, width, rng),
-        component=component,
+        component=mask,
     )
 
 

@@ -51,14 +51,8 @@ def match_proposals(
     its surroundings, which would all match. Further proposals with a mean probability of at least `MIN_MEAN_PROB`
     outside the local objects become new objects without a component, such as scattered pieces below the minimum area.
 
-    Args:
-        probs: of the local model, for the image.
-        local: the local model's prompts, each with its component.
-        proposals: of the segmenter.
-        cfg: minimum area of an object, and margin of its box.
-
-    Returns:
-        The local objects in their order, then the new ones by class.
+    `probs` and `local`, prompts with their components, are of the local model; `cfg` has the minimum area of an object
+    and the margin of its box. Returns the local objects in their order, then the new ones by class.
     """
     out = [MatchedProposal(prompts, None) for prompts in local]
     min_area = min_object_area(cfg, probs.probs[0].size)
@@ -79,9 +73,7 @@ def match_proposals(
 def soft_iou(mask: Bool, prob: Plane) -> float:
     """Sum of the pixelwise minima over that of the maxima; equals IoU if the map is a mask.
 
-    Args:
-        mask: (H, W).
-        prob: (H, W) in [0, 1]; not both are empty.
+    `mask` is (H, W), `prob` (H, W) in [0, 1]; not both are empty.
     """
     inside = float(prob[mask].sum())
     return inside / (np.count_nonzero(mask) + float(prob.sum()) - inside)

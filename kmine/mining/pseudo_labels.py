@@ -18,11 +18,8 @@ from kmine.types import LESION_FREE, PseudoLabel
 class PseudoLabels(Mapping[str, PseudoLabel]):
     """Pseudo-labels by sample id, in the order of the unlabeled images; masks are read from the run folder when used.
 
-    Args:
-        task: of the run.
-        round_idx, signature: the round that made them, and what it made them from.
-        rows: decisions of the round.
-        seconds: of mining, by stage.
+    They are those of round `round_idx`, made from what `signature` says; `rows` are its decisions, `seconds` the
+    durations of mining by stage.
     """
 
     def __init__(

@@ -29,14 +29,9 @@ def refine(
     With `cfg.ask_local`, pixels that the local model classifies otherwise are ignored as well, except in objects for
     which the gate found one of the two masks better (`Decision.source`): there, that mask counts.
 
-    An image labeled lesion-free gets an empty mask if lesions are the only class; one labeled with a lesion gets none
-    without a pixel of it. The lesion is the last class.
-
-    Args:
-        probs: of the local model.
-        prompts, candidates, decisions: one entry per object, in the same order.
-        cfg: the minimum vote, and whether the local model's classes count.
-        image_label: 0 lesion-free, 1 a lesion, None unknown.
+    An image labeled lesion-free (`image_label` 0) gets an empty mask if lesions are the only class; one labeled with a
+    lesion (1) gets none without a pixel of it. The lesion is the last class. `probs` are of the local model; `prompts`,
+    `candidates` and `decisions` have one entry per object.
     """
     lesion = len(probs.probs) - 1
     if image_label == 0 and lesion == 1 and not prompts:

@@ -55,10 +55,7 @@ class Stage(nn.Module):
 class Pyramid(nn.Module):
     """The stages of an encoder down to the level of stride `deepest`; deeper stages are dropped.
 
-    Args:
-        encoder: of `timm.create_model(..., features_only=True)`.
-        name: of the encoder, for error messages.
-        deepest: stride of the deepest level.
+    `encoder` is one of `timm.create_model(..., features_only=True)`, `name` its name, for error messages.
 
     Raises:
         UserError: the encoder is no chain of stages, has no level of that stride, or needs images of a fixed size.

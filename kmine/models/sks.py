@@ -69,11 +69,8 @@ class CoarseBranch(nn.Module):
 class Decoder(nn.Module):
     """A plain U-Net decoder up to full resolution. A step: upsample, concatenate, twice convolution, norm, ReLU.
 
-    Args:
-        strides: of the input features, finest first; each is half of the next.
-        channels: of the input features.
-        width: channels of the deepest step, halved at each step above, at least 8.
-        num_classes: K.
+    `strides` and `channels` are of the input features, finest first; each stride is half of the next. `width` is the
+    channels of the deepest step, halved at each step above, at least 8.
     """
 
     def __init__(self, strides: Sequence[int], channels: Sequence[int], width: int, num_classes: int) -> None:

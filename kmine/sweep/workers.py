@@ -114,13 +114,11 @@ def ended_by(exitcode: int) -> str:
     return f"its process was killed ({name})" + (": out of memory?" if name == "SIGKILL" else "")
 
 
-def report_finished(
-    session: Session, remaining: Sequence[Trial], processes: int, terminal: cli.Terminal
-) -> list[Trial]:
+def report_finished(session: Session, remaining: Sequence[Trial], workers: int, terminal: cli.Terminal) -> list[Trial]:
     """Log which of `remaining` are finished now; returns those that are not."""
     states, now, count = session.states(), session.remaining(), len(session.trials)
     for trial in (trial for trial in remaining if trial not in now):
-        time_text = time_left(states, session.since, processes)
+        time_text = time_left(states, session.since, workers)
         terminal.log(f"{trial}: {outcome(states[trial])}; {count - len(now)} of {count} trials, time left: {time_text}")
     return now
 

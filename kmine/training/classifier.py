@@ -16,7 +16,7 @@ from kmine.data.pool import Pool
 from kmine.models.sks import Classifier, SksModel
 from kmine.training.distributed import Fabric
 from kmine.training.ema import EMA
-from kmine.training.inference import image_tensor
+from kmine.training.inference import image_tensor, resized_batches
 from kmine.training.train_steps import Callbacks, FitResult, FitState, train_steps
 
 EVAL_BATCH_SIZE = 16
@@ -44,10 +44,8 @@ def fit_classifier(
         return F.binary_cross_entropy_with_logits(net(image_tensor(batch.images, fabric.device)).float(), labels)
 
     model.to(fabric.device)
-    with model.unfrozen() as classifier:
-        return train_steps(
-            classifier, batches, loss_fn, cfg, fabric=fabric, seed=seed, callbacks=callbacks, resume=resume
-        )
+    with model.unfrozen() as module:
+        return train_steps(module, batches, loss_fn, cfg, fabric=fabric, seed=seed, callbacks=callbacks, resume=resume)
 
 
 def image_auc(classifier: Classifier, pool: Pool, device: torch.device) -> float:
@@ -71,8 +69,7 @@ def image_scores(classifier: Classifier, pool: Pool, ids: Sequence[str], device:
         FloatingPointError: NaN or infinite logits.
     """
     logits = [torch.zeros(0, device=device)]
-    for first in range(0, len(ids), EVAL_BATCH_SIZE):
-        images = np.stack([pool.image_resized(i) for i in ids[first : first + EVAL_BATCH_SIZE]])
+    for _, images in resized_batches(pool, ids, EVAL_BATCH_SIZE):
         logits.append(classifier(image_tensor(images, device)).float())
     scores = torch.cat(logits)
     if not torch.isfinite(scores).all():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -61,9 +61,8 @@ def make_fabric(device: str, precision: str, *, local: bool = False) -> Fabric:
     # Segmentation does not use every parameter: the head of the classifier of sks has no gradient.
     strategy = DDPStrategy(timeout=timedelta(days=7), find_unused_parameters=True)
     nodes = world_size // local_world_size
-    fabric = Fabric(
-        accelerator=accelerator, devices=local_world_size, num_nodes=nodes, strategy=strategy, precision=plugin
-    )
+    settings = {"accelerator": accelerator, "precision": plugin, "strategy": strategy}
+    fabric = Fabric(devices=local_world_size, num_nodes=nodes, **settings)
     fabric.launch()
     return fabric
 
@@ -122,10 +121,7 @@ def gather_shards(local_items: Sequence[T], fabric: DeviceContext) -> list[T]:
 @contextmanager
 def rank_zero_first(fabric: DeviceContext) -> Iterator[None]:
     """Run the block in process 0 before the others, which then read the files it has written."""
-    if fabric.world_size == 1:
-        yield
-        return
-    with cast(Fabric, fabric).rank_zero_first():
+    with cast(Fabric, fabric).rank_zero_first() if fabric.world_size > 1 else nullcontext():
         yield
 
 

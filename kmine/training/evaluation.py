@@ -17,7 +17,7 @@ from kmine.ops.metrics import case_metrics, of_one_kind, summarise
 from kmine.ops.statistics import is_fall, paired_change
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.distributed import DeviceContext, gather_shards, shard
-from kmine.training.inference import infer, predict_resized
+from kmine.training.inference import infer, predict_resized, resized_batches
 from kmine.training.task import Task
 from kmine.types import CaseMetrics, Metrics, RoundResult, Sample
 
@@ -102,12 +102,8 @@ def evaluate_checkpoint(
 def compute_metrics(predictions: Iterable[tuple[Sample, NDArray[np.uint8]]], num_classes: int) -> Metrics:
     """Dice, IoU, HD95 and missed lesions of each case, and their means; rules in `kmine.ops.metrics`.
 
-    Args:
-        predictions: samples with their masks, and the predicted (H, W) class ids in the sample's frame.
-        num_classes: background included.
-
-    Raises:
-        ValueError: a sample has no mask.
+    `predictions` are samples with the predicted (H, W) class ids in the sample's frame; `num_classes` includes the
+    background. `ValueError` for a sample without a mask.
     """
     return summarise(case_metrics(s.sample_id, pred, _truth(s), num_classes, s.spacing) for s, pred in predictions)
 
@@ -121,10 +117,7 @@ def _truth(sample: Sample) -> NDArray[np.uint8]:
 def validation_score(task: Task, model: LocalModel) -> float:
     """Mean `CaseMetrics.score` on the validation images at training size: a cheap score to select checkpoints by."""
     cases: list[CaseMetrics] = []
-    local_ids, batch_size = shard(task.val.ids, task.fabric), task.cfg.infer.batch_size
-    for first in range(0, len(local_ids), batch_size):
-        ids = local_ids[first : first + batch_size]
-        images = np.stack([task.val.image_resized(i) for i in ids])
+    for ids, images in resized_batches(task.val, shard(task.val.ids, task.fabric), task.cfg.infer.batch_size):
         probs, _ = predict_resized(model, images, "none", task.fabric.device)
         for sample_id, pred in zip(ids, probs.argmax(axis=1).astype(np.uint8), strict=True):
             truth = task.val.mask_resized(sample_id)

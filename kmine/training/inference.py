@@ -14,11 +14,14 @@ from kmine.data.resize import to_frame
 from kmine.models.base import LocalModel
 from kmine.types import Probs
 
-_FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
-    "none": ((),),
-    "hflip": ((), (-1,)),
-    "flips": ((), (-1,), (-2,), (-2, -1)),
-}
+_FLIPS: dict[str, list[list[int]]] = {"none": [[]], "hflip": [[], [-1]], "flips": [[], [-1], [-2], [-2, -1]]}
+
+
+def resized_batches(pool: Pool, ids: Sequence[str], size: int) -> Iterator[tuple[Sequence[str], NDArray[np.uint8]]]:
+    """The images `ids` at training size, at most `size` at a time: their ids and (B, S, S, 3) uint8 RGB."""
+    for first in range(0, len(ids), size):
+        batch = ids[first : first + size]
+        yield batch, np.stack([pool.image_resized(i) for i in batch])
 
 
 def infer(
@@ -33,9 +36,8 @@ def infer(
         FloatingPointError: NaN or infinite logits.
     """
     model.eval()
-    for first in range(0, len(ids), batch_size):
-        batch = ids[first : first + batch_size]
-        probs, std = predict_resized(model, np.stack([pool.image_resized(i) for i in batch]), tta, device)
+    for batch, images in resized_batches(pool, ids, batch_size):
+        probs, std = predict_resized(model, images, tta, device)
         for sample_id, p, s in zip(batch, probs, std, strict=True):
             height, width = pool.native_shape(sample_id)
             yield Probs(sample_id, to_frame(p, height, width), None if tta == "none" else to_frame(s, height, width)[0])
@@ -47,10 +49,9 @@ def activations(
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Class activation maps of an `SksModel`: (id, (H, W) in [0, 1] in the image's own frame); arguments as `infer`."""
     model.eval()
-    for first in range(0, len(ids), batch_size):
-        batch = ids[first : first + batch_size]
-        x = image_tensor(np.stack([pool.image_resized(i) for i in batch]), device)
-        for sample_id, cam in zip(batch, model.activation_map(x).float().cpu().numpy(), strict=True):
+    for batch, images in resized_batches(pool, ids, batch_size):
+        maps = model.activation_map(image_tensor(images, device)).float().cpu().numpy()
+        for sample_id, cam in zip(batch, maps, strict=True):
             yield sample_id, to_frame(cam[None], *pool.native_shape(sample_id))[0]
 
 
@@ -58,15 +59,12 @@ def activations(
 def predict_resized(
     model: LocalModel, images: NDArray[np.uint8], tta: str, device: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Class probabilities at training size; `model` should be in eval mode.
+    """Class probabilities at training size; `model` should be in eval mode. `FloatingPointError` as `infer`.
 
     (B, S, S, 3) uint8 RGB -> (B, K, S, S) means over the flips `tta`, (B, 1, S, S) standard deviation of foreground.
-
-    Raises:
-        FloatingPointError: NaN or infinite logits.
     """
     x = image_tensor(images, device)
-    views = torch.stack([_flipped(model(_flipped(x, dims)).float().softmax(dim=1), dims) for dims in _FLIPS[tta]])
+    views = torch.stack([model(x.flip(dims)).float().softmax(dim=1).flip(dims) for dims in _FLIPS[tta]])
     if not torch.isfinite(views).all():
         raise FloatingPointError("the local model gave NaN or infinite logits; lower fit.lr or use fit.precision 32")
     std = (1 - views[:, :, :1]).std(dim=0, unbiased=False)
@@ -76,7 +74,3 @@ def predict_resized(
 def image_tensor(images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """(B, S, S, 3) -> (B, 3, S, S) on `device`."""
     return torch.from_numpy(images).to(device, non_blocking=True).permute(0, 3, 1, 2)
-
-
-def _flipped(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    return x.flip(dims) if dims else x

@@ -15,14 +15,9 @@ from kmine.types import IGNORE_INDEX
 def segmentation_loss(logits: Tensor, target: Tensor, weights: Tensor, dice_weight: float) -> Tensor:
     """Weighted cross-entropy over pixels plus `dice_weight` x soft Dice over the foreground classes of the batch.
 
-    Args:
-        logits: (B, K, H, W) float.
-        target: (B, H, W) int64 class ids; 255 = ignore.
-        weights: (B,) or (B, H, W) float, of each image or each pixel; only their ratios matter.
-        dice_weight: 0 or more.
-
-    Returns:
-        A scalar; 0 (with gradient) if every pixel is ignored or has weight 0.
+    `logits` are (B, K, H, W) float, `target` (B, H, W) int64 class ids with 255 = ignore. `weights`, (B,) or (B, H, W)
+    float, are those of each image or each pixel; only their ratios matter. Returns a scalar; 0 (with gradient) if every
+    pixel is ignored or has weight 0.
     """
     valid = target != IGNORE_INDEX
     pixel_weights = (weights if weights.ndim == 3 else weights[:, None, None]) * valid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from typing import cast
 
 from torch import Tensor
@@ -44,25 +45,17 @@ def _train_classifier(task: Task, model: SksModel) -> dict[str, Tensor]:
     checkpointer = Checkpointer(task.run, task.run.root / "classifier", signature)
     if finished := checkpointer.load_best():
         return finished[0]
-    batches = LabelBatches(
-        [task.labeled, task.unlabeled],
-        Augment(task.cfg.data.size, fit_cfg.augment),
-        batch_size=cfg.batch_size,
-        seed=task.cfg.seed,
-        shuffle=cfg.shuffle,
-    )
+    pools, augment = [task.labeled, task.unlabeled], Augment(task.cfg.data.size, fit_cfg.augment)
+    batches = LabelBatches(pools, augment, batch_size=cfg.batch_size, seed=task.cfg.seed, shuffle=cfg.shuffle)
     task.progress.start("classifier: training", cfg.steps)
+    validate = partial(image_auc, pool=task.val, device=task.fabric.device)
     result = fit_classifier(
         model,
         batches,
         fit_cfg,
         fabric=cast(Fabric, task.fabric),
         seed=derive_seed(task.cfg.seed, "classifier"),
-        callbacks=Callbacks(
-            validate=lambda classifier: image_auc(classifier, task.val, task.fabric.device),
-            save=checkpointer.save_state,
-            progress=show_progress(task.progress, "AUC"),
-        ),
+        callbacks=Callbacks(validate, checkpointer.save_state, show_progress(task.progress, "AUC")),
         resume=checkpointer.load_state(),
     )
     num_images = len(batches.positive) + len(batches.negative)

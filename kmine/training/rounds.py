@@ -43,16 +43,10 @@ def train_rounds(
     for round_idx in range(1, task.cfg.rounds + 1):
         if (inputs := round_inputs(round_idx)) is None:
             return
-        candidate = train(task, model, round_idx=round_idx, start=current, method_dir=method_dir, **inputs)
-        result = evaluate_round(
-            task,
-            model,
-            candidate,
-            round_idx=round_idx,
-            num_pseudo=len(inputs.get("pseudo") or ()),
-            reference=adopted,
-            method_dir=method_dir,
-        )
+        place = {"round_idx": round_idx, "method_dir": method_dir}
+        candidate = train(task, model, start=current, **place, **inputs)
+        num_pseudo = len(inputs.get("pseudo") or ())
+        result = evaluate_round(task, model, candidate, num_pseudo=num_pseudo, reference=adopted, **place)
         yield result
         if result.adopted:
             current, adopted = candidate, result

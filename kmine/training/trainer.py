@@ -65,9 +65,7 @@ def train(
             fabric=cast(Fabric, task.fabric),
             seed=derive_seed(task.cfg.seed, "fit", round_idx),
             callbacks=Callbacks(
-                validate=partial(validation_score, task),
-                save=checkpointer.save_state,
-                progress=show_progress(task.progress, "score"),
+                partial(validation_score, task), checkpointer.save_state, show_progress(task.progress, "score")
             ),
             resume=checkpointer.load_state(),
             consistency_fn=consistency.consistency_fn if consistency else None,

@@ -11,10 +11,10 @@ from kmine.mining.prompts import (
     MASK_INPUT_CLIP,
     blend_previous_mask,
     prompts_from_cam,
+    prompts_from_mask,
     prompts_from_probs,
-    reprompt_from_candidate,
 )
-from kmine.types import Candidate, Probs, Prompts
+from kmine.types import Probs, Prompts
 
 
 def probs_of(*foregrounds: np.ndarray, sample_id: str = "a") -> Probs:
@@ -136,27 +136,23 @@ def rectangle(top: int, left: int, bottom: int, right: int) -> np.ndarray:
     return mask
 
 
-def candidate(mask: np.ndarray) -> Candidate:
-    return Candidate(np.stack([~mask, mask]), np.array([0.1, 0.9]), np.array([0.9, 0.9]), None, mask[None][:0])
-
-
-def test_a_second_pass_prompts_with_box_and_mask_of_the_candidate(two_objects):
+def test_a_second_pass_prompts_with_box_and_mask_of_the_first(two_objects):
     prompt = find(probs_of(two_objects))[0]
-    again = reprompt_from_candidate(prompt, candidate(rectangle(12, 34, 24, 60)), PromptsConfig(num_jitters=2), seed=0)
+    again = prompts_from_mask(prompt, rectangle(12, 34, 24, 60), PromptsConfig(num_jitters=2), seed=0)
     assert again.box.tolist() == [32, 10, 61, 25], "2 px around columns 34-59, rows 12-23"
     assert (again.mask_input == np.where(rectangle(12, 34, 24, 60), MASK_INPUT_CLIP, -MASK_INPUT_CLIP)).all()
     assert again.component is prompt.component and again.class_id == 1 and len(again.jittered_boxes) == 2
 
 
-def test_an_empty_candidate_leaves_the_prompt_unchanged(two_objects):
+def test_an_empty_mask_leaves_the_prompt_unchanged(two_objects):
     prompt = find(probs_of(two_objects))[0]
-    assert reprompt_from_candidate(prompt, candidate(np.zeros((60, 100), bool)), PromptsConfig(), seed=0) is prompt
-    assert (
-        reprompt_from_candidate(
-            prompt, candidate(rectangle(0, 0, 9, 9)), PromptsConfig(mask_hint=False), seed=0
-        ).mask_input
-        is None
-    )
+    assert prompts_from_mask(prompt, np.zeros((60, 100), bool), PromptsConfig(), seed=0) is prompt
+
+
+def test_without_mask_hint_a_second_pass_has_no_mask_input(two_objects):
+    prompt = find(probs_of(two_objects))[0]
+    again = prompts_from_mask(prompt, rectangle(0, 0, 9, 9), PromptsConfig(mask_hint=False), seed=0)
+    assert again.mask_input is None
 
 
 def test_the_previous_mask_of_the_same_object_and_class_is_blended_in(two_objects):

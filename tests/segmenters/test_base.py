@@ -11,7 +11,7 @@ from helpers.segmenter_suite import images, random_sam
 
 from kmine.config import PromptsConfig
 from kmine.errors import UserError
-from kmine.mining.prompts import prompts_from_probs, reprompt_from_candidate
+from kmine.mining.prompts import prompts_from_mask, prompts_from_probs
 from kmine.segmenters import check_prompting
 from kmine.segmenters.base import (
     Embedding,
@@ -180,7 +180,7 @@ def test_every_component_gets_a_candidate_from_every_kind_of_prompt(named_segmen
     (candidates,) = segmenter.decode(embeddings, [prompts])
     if passes == 2:
         pairs = zip(prompts, candidates, strict=True)
-        prompts = [reprompt_from_candidate(prompt, candidate, cfg, seed=0) for prompt, candidate in pairs]
+        prompts = [prompts_from_mask(prompt, c.masks[c.best], cfg, seed=0) for prompt, c in pairs]
         (candidates,) = segmenter.decode(embeddings, [prompts])
     assert len(candidates) == 2
     for candidate in candidates:

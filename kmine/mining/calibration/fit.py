@@ -55,11 +55,8 @@ def fit_calibrator(
 ) -> FittedCalibrator | None:
     """Fit a calibrator; None with fewer than `MIN_OBJECTS` objects or two groups.
 
-    Args:
-        evidence: N objects; no model of the pipeline was trained on their images.
-        dice: N true Dice values.
-        groups: N group ids (patients, volumes, near duplicates).
-        seed: assigns groups to folds.
+    `evidence`, true `dice` and `groups` (patients, volumes, near duplicates) are those of N objects, on whose images no
+    model of the pipeline was trained. `seed` assigns groups to folds.
     """
     rows, truth, names = feature_rows(evidence), np.asarray(dice, float), np.asarray(groups)
     if len(rows) < MIN_OBJECTS or len(set(groups)) < 2:

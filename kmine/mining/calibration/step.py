@@ -13,26 +13,12 @@ import numpy as np
 
 from kmine.data.pool import Pool
 from kmine.io.files import sign
+from kmine.mining import candidates as stages
+from kmine.mining import crossfit
 from kmine.mining.adaptation.finetune import Example, adapt
 from kmine.mining.calibration import fit
 from kmine.mining.calibration.local_step import Row, calibrate_local_quality
-from kmine.mining.candidates import (
-    generate_prompts,
-    median_object_area,
-    predict_auxiliary,
-    predict_probs,
-    segment_prompts,
-)
 from kmine.mining.context import ImageBatch, RoundContext
-from kmine.mining.crossfit import (
-    fold_auxiliary_model,
-    fold_model,
-    folds,
-    remaining_labels,
-    sample_ids,
-    validation_examples,
-    with_prompts,
-)
 from kmine.mining.gate import collect_evidence
 from kmine.ops.calibrator import Calibration, RiskGuarantee, evidence_from_row, evidence_row
 from kmine.ops.masks import components
@@ -46,16 +32,13 @@ def calibrate(task: Task, base: Segmenter | None) -> Task:
 
     Evidence and Dice of each fold (`calibration/fold_N.json`) and the result (`calibration/calibration.json`) are
     artifacts of the run, read back if their signature matches. The result also has the calibration of
-    `calibrate_local_quality`, which mining does not use.
-
-    Args:
-        task: with the segmenter that will mine.
-        base: the segmenter before it was adapted; the folds' own segmenters are fine-tuned from it.
+    `calibrate_local_quality`, which mining does not use. `base` is the segmenter before it was adapted; the folds' own
+    segmenters are fine-tuned from it.
     """
     cfg = task.cfg
     if task.segmenter is None or base is None or cfg.gate.mode != "calibrated":
         return task
-    fold_ids = folds(task.labeled, cfg.adapt.folds, cfg.seed)
+    fold_ids = crossfit.folds(task.labeled, cfg.adapt.folds, cfg.seed)
     settings = [asdict(section) for section in (cfg.model, cfg.classifier, cfg.infer, cfg.prompts, cfg.adapt)]
     settings.append(asdict(task.auxiliary_model) if task.auxiliary_model else {})
     signature = sign(task.signature, task.segmenter.signature, cfg.fit.signed_fields(), settings)
@@ -141,13 +124,14 @@ def _all_rows(task: Task, base: Segmenter, fold_ids: Sequence[Sequence[str]], si
 
 def _measure(task: Task, base: Segmenter, fold_ids: Sequence[Sequence[str]], saved: Sequence[Row | None]) -> list[Row]:
     """Evidence and Dice of the objects found in each fold, by models that were not trained on it."""
-    sampled = set(sample_ids(task.labeled, task.cfg.adapt.max_images, task.cfg.seed))
+    sampled = set(crossfit.sample_ids(task.labeled, task.cfg.adapt.max_images, task.cfg.seed))
     examples, models, auxiliary_models = [], [], []
     for fold_idx, held_out_ids in enumerate(fold_ids):
-        models.append(fold_model(task, fold_idx, held_out_ids))
-        auxiliary_models.append(fold_auxiliary_model(task, fold_idx, held_out_ids))
-        examples.append(list(with_prompts(task, models[-1], task.labeled, [i for i in held_out_ids if i in sampled])))
-    held_out = validation_examples(task) if task.segmenter.name.endswith(ADAPTED) else []
+        models.append(crossfit.fold_model(task, fold_idx, held_out_ids))
+        auxiliary_models.append(crossfit.fold_auxiliary_model(task, fold_idx, held_out_ids))
+        ids = [i for i in held_out_ids if i in sampled]
+        examples.append(list(crossfit.with_prompts(task, models[-1], task.labeled, ids)))
+    held_out = crossfit.validation_examples(task) if task.segmenter.name.endswith(ADAPTED) else []
     out = []
     for fold_idx, held_out_ids in enumerate(fold_ids):
         if saved[fold_idx] is not None:
@@ -156,9 +140,8 @@ def _measure(task: Task, base: Segmenter, fold_ids: Sequence[Sequence[str]], sav
         others = [example for n, fold_examples in enumerate(examples) if n != fold_idx for example in fold_examples]
         title = f"calibrating the gate: fold {fold_idx + 1} of {len(fold_ids)}"
         segmenter = _finetuned_without(task, base, others, held_out, title)
-        area_prior = median_object_area(remaining_labels(task, held_out_ids), task.num_classes)
-        pair = models[fold_idx], auxiliary_models[fold_idx]
-        ctx = RoundContext(task, *pair, segmenter, task.labeled, area_prior)
+        area_prior = stages.median_object_area(crossfit.remaining_labels(task, held_out_ids), task.num_classes)
+        ctx = RoundContext(task, models[fold_idx], auxiliary_models[fold_idx], segmenter, task.labeled, area_prior)
         out.append({"objects": list(_evidence_rows(ctx, held_out_ids))})
     return out
 
@@ -180,9 +163,9 @@ def _evidence_rows(ctx: RoundContext, ids: Sequence[str]) -> Iterator[Row]:
     for first in range(0, len(ids), size):
         samples = [task.labeled.sample(i) for i in ids[first : first + size]]
         batch = ImageBatch([replace(sample, mask=None, image_label=None) for sample in samples])
-        probs = predict_probs(ctx, batch)
-        prompts, candidates = segment_prompts(ctx, batch, generate_prompts(ctx, batch, probs))
-        images = zip(samples, probs, predict_auxiliary(ctx, batch), prompts, candidates, strict=True)
+        probs = stages.predict_probs(ctx, batch)
+        prompts, candidates = stages.segment_prompts(ctx, batch, stages.generate_prompts(ctx, batch, probs))
+        images = zip(samples, probs, stages.predict_auxiliary(ctx, batch), prompts, candidates, strict=True)
         for sample, p, auxiliary, *objects in images:
             for prompt, candidate in zip(*objects, strict=True):
                 best = candidate.masks[candidate.best]

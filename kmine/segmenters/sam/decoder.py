@@ -77,11 +77,7 @@ class PromptDecoder:
         return {f"{STATE_PREFIX}{key}": tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Replace the mask decoder's tensors by those of `state`.
-
-        Raises:
-            ValueError: tensors of another architecture.
-        """
+        """Replace the mask decoder's tensors by those of `state`; `ValueError` for those of another architecture."""
         # Keys without the prefix become names that loading refuses.
         own = {
             key.removeprefix(STATE_PREFIX) if key.startswith(STATE_PREFIX) else f"not {STATE_PREFIX}: {key}": tensor
@@ -90,11 +86,7 @@ class PromptDecoder:
         load_adapted(self.mask_decoder, own, f"the mask decoder of {self._name}")
 
     def features(self, embedding: Embedding) -> Tensor:
-        """(1, 256, E/16, E/16) float32 on the device; an embedding may hold float16.
-
-        Raises:
-            ValueError: features of another model.
-        """
+        """(1, 256, E/16, E/16) float32 on the device, also from float16; `ValueError` for those of another model."""
         expected = (PROMPT_DIM, *self.sam.prompt_encoder.image_embedding_size)
         actual = None if embedding.features is None else embedding.features.shape
         if actual != expected:
@@ -104,11 +96,7 @@ class PromptDecoder:
         return torch.from_numpy(embedding.features.astype(np.float32)).to(self.sam.device)[None]
 
     def queries(self, owner: int, prompts: Prompts, size: tuple[int, int]) -> Iterator[DecoderQuery]:
-        """Rows of one `Prompts` on an image of `size` = (H, W): its own, then one per jittered box.
-
-        Raises:
-            ValueError: prompts that do not fit their image, see `check_prompts`.
-        """
+        """Rows of a `Prompts` on an image of `size` = (H, W): its own, then its jittered boxes; see `check_prompts`."""
         checked = check_prompts(prompts, size)
         mask_input = None if checked.mask_input is None else self.mask_input(checked.mask_input)
         yield DecoderQuery(owner, False, checked.box, checked, mask_input)
@@ -143,14 +131,8 @@ class PromptDecoder:
     ) -> tuple[Tensor, Tensor]:
         """Decode a batch; the only place where boxes and points change frame.
 
-        Args:
-            features: of one image, see `features`.
-            size: its (H, W).
-            queries: of that image, equal in `form`.
-            multimask: M = 3 instead of 1.
-
-        Returns:
-            (B, M, S, S) logits in the padded frame and (B, M) predicted IoU, not clipped.
+        `features` are of one image of `size` = (H, W), `queries` of that image, equal in `form`. Returns (B, M, S, S)
+        logits in the padded frame and (B, M) predicted IoU, not clipped; M is 3 with `multimask`, else 1.
         """
         sam, (has_box, num_points, has_mask_input) = self.sam, queries[0].form
         points = boxes = None

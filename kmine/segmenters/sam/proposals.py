@@ -48,7 +48,5 @@ def propose(sam: Sam, features: torch.Tensor, size: tuple[int, int], *, points_a
     )
     generator.predictor = PrecomputedPredictor(sam, features, size)
     records = generator.generate(np.broadcast_to(np.uint8(0), (*size, 3)))  # only its size is used
-    records = [record for record in records if record["area"]]
-    return proposals_of(
-        size, *([record[name] for record in records] for name in ("segmentation", "predicted_iou", "stability_score"))
-    )
+    names = ("segmentation", "predicted_iou", "stability_score")
+    return proposals_of(size, *([record[name] for record in records if record["area"]] for name in names))

@@ -15,17 +15,8 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from kmine.segmenters.base import (
-    ADAPTED,
-    Embedding,
-    FineTuneDefaults,
-    Proposals,
-    candidate_of,
-    check_images,
-    check_logits,
-    check_pairs,
-    stability_from_logits,
-)
+from kmine.segmenters import base
+from kmine.segmenters.base import ADAPTED, Embedding, FineTuneDefaults, Proposals
 from kmine.segmenters.embedding_cache import EmbeddingCache
 from kmine.segmenters.sam.decoder import DecoderQuery, PromptDecoder
 from kmine.segmenters.sam.embedder import Embedder
@@ -93,7 +84,7 @@ class SamSegmenter:
         Raises:
             UserError: the GPU's memory is too small for one image.
         """
-        check_images(images)
+        base.check_images(images)
         features = self._embedder.features(images)
         return [Embedding((image.shape[0], image.shape[1]), f) for image, f in zip(images, features, strict=True)]
 
@@ -104,10 +95,8 @@ class SamSegmenter:
         `low_res_logits` are (M, S, S) in the padded frame, `predicted_iou` is SAM's, clipped to [0, 1]. Masks and
         `stability_score` are of the logits upscaled to (H, W), as in `Sam.postprocess_masks` and SAM's own generator.
         """
-        check_pairs(embeddings, prompts)
-        return [
-            self._decode_image(embedding, of_image) for embedding, of_image in zip(embeddings, prompts, strict=True)
-        ]
+        base.check_pairs(embeddings, prompts)
+        return [self._decode_image(*pair) for pair in zip(embeddings, prompts, strict=True)]
 
     @torch.inference_mode()
     def propose(self, embeddings: Sequence[Embedding]) -> Iterator[Proposals]:
@@ -142,7 +131,7 @@ class SamSegmenter:
                 batch = same_form[start : start + step]
                 decoded = self._decode_batch(features, size, batch, multimask)
                 rows += zip((query.owner for query in batch), decoded, strict=True)
-        return [candidate_of([row for owner, row in rows if owner == n]) for n in range(len(prompts))]
+        return [base.candidate_of([row for owner, row in rows if owner == n]) for n in range(len(prompts))]
 
     def _queries_at_once(self, size: tuple[int, int], num_masks: int) -> int:
         """Largest decoder batch within `MAX_QUERIES`, `MAX_LOGITS` and, on a CPU, `CPU_FLOATS`."""
@@ -158,14 +147,14 @@ class SamSegmenter:
     ) -> list[Candidate]:
         """One candidate per query; its predicted IoU is not clipped, and a jittered box has no stability."""
         low_res, iou = self.decoder.low_res(features, size, queries, multimask)
-        check_logits(bool(torch.isfinite(low_res).all() and torch.isfinite(iou).all()), self.name)
+        base.check_logits(bool(torch.isfinite(low_res).all() and torch.isfinite(iou).all()), self.name)
         logits, threshold = self.decoder.upscaled(low_res, size), self._sam.mask_threshold
         rows = []
         for query, logit, score, coarse in zip(queries, logits, iou, low_res, strict=True):
             masks = (logit > threshold).cpu().numpy()
             stability = np.full(len(masks), np.nan, np.float32)
             if not query.jittered:
-                stability = stability_from_logits(logit.cpu().numpy(), threshold)
+                stability = base.stability_from_logits(logit.cpu().numpy(), threshold)
             logits_copy = coarse.cpu().numpy().copy()  # a view would keep the whole batch alive
             rows.append(Candidate(masks, score.cpu().numpy(), stability, logits_copy, jittered_masks=masks[:0]))
         return rows

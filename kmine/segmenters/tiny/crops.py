@@ -35,9 +35,7 @@ class CropQuery:
 def crop_queries(embedding: Embedding, prompts: Prompts, *, side: int, name: str) -> Iterator[CropQuery]:
     """Rows of one `Prompts`: its box, then its jittered boxes in order; `side` is S, `name` the segmenter's.
 
-    Raises:
-        UserError: prompts without a box.
-        ValueError: an embedding without an image, or prompts that do not fit their image.
+    Raises `UserError` without a box, `ValueError` without the image or for prompts that do not fit it.
     """
     if embedding.image is None:
         raise ValueError(f"embedding: expected one of {name} with the image, got none; encode the image again")

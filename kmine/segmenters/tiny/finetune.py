@@ -43,13 +43,9 @@ def iou_of(mask: Tensor, truth: Tensor, area_outside: Tensor | float = 0.0) -> T
 def tiny_loss(logits: Tensor, score: Tensor, truth: Tensor, area_outside: Tensor | float = 0.0) -> Tensor:
     """BCE + soft Dice + squared error of the predicted IoU, the mean over B crops, a scalar.
 
-    A crop with an empty truth has a loss of the predicted IoU only, whose target is 0.
-
-    Args:
-        logits: (B, 1, S, S).
-        score: (B,) predicted IoU.
-        truth: (B, 1, S, S) in [0, 1], the object's share of a pixel; the IoU counts pixels of at least 1/2.
-        area_outside: see `iou_of`.
+    `logits` are (B, 1, S, S), `score` (B,) predicted IoU. `truth` is (B, 1, S, S) in [0, 1], the object's share of a
+    pixel; the IoU counts pixels of at least 1/2, and `area_outside` as in `iou_of`. A crop with an empty truth has a
+    loss of the predicted IoU only, whose target is 0.
     """
     has_object = (truth.sum((1, 2, 3)) > 0).to(logits.dtype)
     bce = F.binary_cross_entropy_with_logits(logits, truth, weight=has_object[:, None, None, None])
@@ -96,10 +92,8 @@ class TinyFineTuner:
     def state(self) -> dict[str, Tensor]:
         """Copies of all tensors on the CPU."""
         # The weights are channels last, which safetensors refuses.
-        return {
-            key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for key, tensor in self._net.state_dict().items()
-        }
+        tensors, order = self._net.state_dict(), torch.contiguous_format
+        return {key: tensor.detach().cpu().clone(memory_format=order) for key, tensor in tensors.items()}
 
     def _query(self, example: PromptedExample) -> CropQuery:
         check_example(example)

@@ -12,17 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kmine.segmenters.base import (
-    ADAPTED,
-    Embedding,
-    FineTuneDefaults,
-    Proposals,
-    candidate_of,
-    check_images,
-    check_logits,
-    check_pairs,
-    stability_from_logits,
-)
+from kmine.segmenters import base
+from kmine.segmenters.base import ADAPTED, Embedding, FineTuneDefaults, Proposals
 from kmine.segmenters.tiny.crops import CropQuery, crop_queries, network_input
 from kmine.segmenters.tiny.finetune import TinyFineTuner
 from kmine.segmenters.tiny.network import TinyNet, ellipse_logits, planes_of
@@ -60,7 +51,7 @@ class Tiny:
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
         """See `Segmenter.encode`; embeddings hold the image, since the network reads pixels for every box."""
-        check_images(images)
+        base.check_images(images)
         return [Embedding(size=(image.shape[0], image.shape[1]), image=image) for image in images]
 
     @torch.inference_mode()
@@ -70,7 +61,7 @@ class Tiny:
         `low_res_logits` are (1, S, S) in the crop's frame; masks are the same logits in the image's frame, at or above
         0, where `stability_score` is computed, too.
         """
-        check_pairs(embeddings, prompts)
+        base.check_pairs(embeddings, prompts)
         queries = [
             query
             for embedding, of_image in zip(embeddings, prompts, strict=True)
@@ -81,10 +72,8 @@ class Tiny:
         for start in range(0, len(queries), self._batch_size):
             rows += self._predict_batch(queries[start : start + self._batch_size])
         left = iter(rows)
-        return [
-            [candidate_of(list(islice(left, 1 + len(prompt.jittered_boxes)))) for prompt in of_image]
-            for of_image in prompts
-        ]
+        counts = [[1 + len(prompt.jittered_boxes) for prompt in of_image] for of_image in prompts]
+        return [[base.candidate_of(list(islice(left, count))) for count in of_image] for of_image in counts]
 
     def propose(self, embeddings: Sequence[Embedding]) -> Iterator[Proposals]:
         """See `AutomaticMaskGenerator.propose`; masks of a grid of boxes without near-duplicates (`proposals.py`)."""
@@ -105,7 +94,7 @@ class Tiny:
         inputs = network_input(queries, self._device)
         planes = planes_of(inputs).contiguous(memory_format=torch.channels_last)
         added, score = self._net(planes)
-        check_logits(bool(torch.isfinite(added).all() and torch.isfinite(score).all()), self.name)
+        base.check_logits(bool(torch.isfinite(added).all() and torch.isfinite(score).all()), self.name)
         low_res = ellipse_logits(inputs.boxes, self._net.side, self._net.side) + added
         arrays = (tensor.cpu().numpy() for tensor in (added[:, 0], score, low_res[:, 0]))
         return [_in_image(query, *of_row) for query, *of_row in zip(queries, *arrays, strict=True)]
@@ -127,5 +116,5 @@ def _in_image(query: CropQuery, added: NDArray[np.float32], score: float, low_re
     logits = ellipse_logits(box, *visible.shape)[0, 0].numpy() + visible
     masks = np.zeros((1, *size), np.bool_)
     masks[0, rows, columns] = logits >= 0
-    stability = np.full(1, np.nan, np.float32) if query.jittered else stability_from_logits(logits[None])
+    stability = np.full(1, np.nan, np.float32) if query.jittered else base.stability_from_logits(logits[None])
     return Candidate(masks, np.full(1, score, np.float32), stability, low_res[None].copy(), jittered_masks=masks[:0])
