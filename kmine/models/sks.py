@@ -121,11 +121,6 @@ class SksNet(nn.Module):
         self.coarse.requires_grad_(not self.frozen)
         self.feature_cache: FeatureCache | None = None
 
-    @property
-    def uses_classifier(self) -> bool:
-        """Whether the segmentation uses the coarse branch."""
-        return self.depth > 0
-
     def train(self, mode: bool = True) -> SksNet:
         """See the class."""
         super().train(mode)
@@ -135,7 +130,7 @@ class SksNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        coarse = self._coarse_features(x) if self.uses_classifier else []
+        coarse = self._coarse_features(x) if self.depth else []
         features = []
         for n, stage in enumerate(self.fine.stages):
             own = stage(x)
@@ -211,7 +206,7 @@ class SksModel(LocalModel):
     @property
     def uses_classifier(self) -> bool:
         """False if every skip is off: stage 1 has no effect on the segmentation then."""
-        return self.net.uses_classifier
+        return self.net.depth > 0
 
     @property
     def classifier(self) -> Classifier:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.errors import UserError
-from kmine.types import Candidate, Prompts
+from kmine.types import Bool, Candidate, Prompts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -160,10 +160,7 @@ def candidate_of(rows: Sequence[Candidate]) -> Candidate:
 
 
 def proposals_of(
-    size: tuple[int, int],
-    masks: Sequence[NDArray[np.bool_]],
-    predicted_iou: Sequence[float],
-    stability: Sequence[float],
+    size: tuple[int, int], masks: Sequence[Bool], predicted_iou: Sequence[float], stability: Sequence[float]
 ) -> Proposals:
     """Proposals from non-empty (H, W) masks of an image of `size` = (H, W), reduced to their largest components.
 

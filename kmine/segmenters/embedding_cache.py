@@ -90,9 +90,8 @@ class EmbeddingCache:
         except OSError as error:
             self._writable = False
             problem = f"cannot be written ({error.strerror or error}); embeddings are not stored from here on"
-            self._log_once(
-                "unwritable", f"{problem}: free some space, or name another folder with --segmenter.cache_dir"
-            )
+            cure = "free some space, or name another folder with --segmenter.cache_dir"
+            self._log_once("unwritable", f"{problem}: {cure}")
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}{SUFFIX}"

@@ -18,7 +18,7 @@ from kmine.mining.prompts import prompts_from_probs
 from kmine.ops.masks import grow_box, tight_box
 from kmine.segmenters.base import proposals_of
 from kmine.segmenters.ellipse import Ellipse
-from kmine.types import Probs
+from kmine.types import Candidate, Probs
 
 AUTO = replace(CFG, rounds=1, prompts=PromptsConfig(source="auto"))
 BELIEVED = (slice(4, 14), slice(4, 14))
@@ -94,6 +94,26 @@ def test_an_image_is_encoded_once_for_proposals_and_candidates(opened, passes) -
     assert task.segmenter.encoded == 3 and [len(image) for image in segmented] == [1, 1, 1]
 
 
+class TwoMasks(Ellipse):
+    """Returns for each prompt a square and, with a lower predicted IoU, everything else."""
+
+    def decode(self, embeddings, prompts):
+        square = np.zeros(embeddings[0].size, bool)
+        square[PROPOSED] = True
+        masks, scores = np.stack([~square, square]), np.array([0.1, 0.9], np.float32)
+        return [[Candidate(masks, scores, scores, None, masks[:0]) for _ in of_image] for of_image in prompts]
+
+
+def test_the_second_pass_is_prompted_by_the_mask_with_the_highest_predicted_iou(task_of) -> None:
+    prompts = replace(CFG.prompts, passes=2, box_margin=0)
+    task, _ = task_of(replace(CFG, rounds=1, prompts=prompts), segmenter=TwoMasks())
+    image = task.unlabeled.sample(task.unlabeled.ids[0])
+    ctx, batch = context(task), ImageBatch([image])
+    first = generate_prompts(ctx, batch, [probs_of(image, BELIEVED)])
+    again, _ = segment_prompts(ctx, batch, first)
+    assert (boxes(first), boxes(again)) == ([[[4, 4, 13, 13]]], [[[5, 5, 14, 14]]])
+
+
 def test_an_image_without_embedding_is_encoded_when_it_is_prompted(opened) -> None:
     task, images = opened
     batch = ImageBatch(images)
@@ -155,14 +175,14 @@ def test_the_gate_is_calibrated_with_the_prompts_of_mining(opened, monkeypatch) 
     samples = [task.labeled.sample(i) for i in ids]
     probs = [probs_of(sample, BELIEVED, *pieces()) for sample in samples]
     monkeypatch.setattr(candidates, "infer", lambda *args, **settings: iter(probs))
-    seen, real = [], calibration.segment_prompts
+    seen, real = [], candidates.segment_prompts
 
     def segment(ctx, batch, prompts):
         assert all(image.mask is None and image.image_label is None for image in batch.images)
         seen.extend(prompts)
         return real(ctx, batch, prompts)
 
-    monkeypatch.setattr(calibration, "segment_prompts", segment)
+    monkeypatch.setattr(candidates, "segment_prompts", segment)
     ctx = replace(context(task, round_idx=0), pool=task.labeled)
     rows = list(calibration._evidence_rows(ctx, ids))
     assert boxes(seen) == boxes(generate_prompts(ctx, ImageBatch(samples), probs))

@@ -18,7 +18,7 @@ def row(text: str) -> np.ndarray:
     return np.array([[c == "x" for c in text]])
 
 
-def answer(best: str, *jittered: str) -> Candidate:
+def candidate(best: str, *jittered: str) -> Candidate:
     jitters = np.stack([row(j) for j in jittered]) if jittered else np.zeros((0, *row(best).shape), bool)
     return Candidate(row(best)[None], np.array([0.9]), np.array([0.9]), None, jitters)
 
@@ -41,12 +41,12 @@ def made(probs, prompts, candidates, decisions, cfg=SEGMENTER_ONLY):
 
 
 def test_agreement_gives_the_class_disagreement_is_ignored():
-    votes = answer("xxxx....", "xxxx....", "xxx.....", "xx......")
+    votes = candidate("xxxx....", "xxxx....", "xxx.....", "xx......")
     assert made(local("xx......"), [prompt("xx......")], [votes], [KEPT]) == "111?...."  # 4, 4, 3 and 2 of 4 votes
 
 
 def test_pixels_that_the_local_model_classifies_otherwise_are_ignored_on_demand():
-    votes = answer("xxxx....", "xxxx....")
+    votes = candidate("xxxx....", "xxxx....")
     assert made(local("..xxxx.."), [prompt("..xxxx..")], [votes], [KEPT]) == "1111...."
     both = made(local("..xxxx.."), [prompt("..xxxx..")], [votes], [KEPT], RefineConfig(ask_local=True))
     assert both == "??11??.."
@@ -54,24 +54,24 @@ def test_pixels_that_the_local_model_classifies_otherwise_are_ignored_on_demand(
 
 def test_a_dropped_object_becomes_neither_lesion_nor_background():
     prompts = [prompt("xx......"), prompt(".....xx.")]
-    answers = [answer("xx......"), answer("....xx..")]
-    assert made(local("xx...xx."), prompts, answers, [KEPT, DROPPED]) == "11..???."
+    candidates = [candidate("xx......"), candidate("....xx..")]
+    assert made(local("xx...xx."), prompts, candidates, [KEPT, DROPPED]) == "11..???."
 
 
 def test_nothing_kept_is_no_pseudo_mask_not_an_empty_one():
-    assert made(local("xx......"), [prompt("xx......")], [answer("xx......")], [DROPPED]) is None
+    assert made(local("xx......"), [prompt("xx......")], [candidate("xx......")], [DROPPED]) is None
     assert made(local("........"), [], [], []) is None
 
 
 def test_ignored_pixels_alone_are_no_pseudo_mask():
-    split = answer("xx......", "..xx....")
+    split = candidate("xx......", "..xx....")
     assert made(local("xx......"), [prompt("xx......")], [split], [KEPT]) is None
 
 
 def test_a_pixel_claimed_for_two_classes_is_ignored():
     prompts = [prompt("xxx.....", 1), prompt("..xxx...", 2)]
-    answers = [answer("xxx....."), answer("..xxx...")]
-    assert made(local("xx......", "..xxx..."), prompts, answers, [KEPT, KEPT]) == "11?22..."
+    candidates = [candidate("xxx....."), candidate("..xxx...")]
+    assert made(local("xx......", "..xxx..."), prompts, candidates, [KEPT, KEPT]) == "11?22..."
 
 
 def labeled(image_label, probs, prompts, candidates, decisions):
@@ -86,22 +86,22 @@ def test_an_image_label_alone_makes_a_lesion_free_mask_empty():
 
 def test_a_lesion_free_label_does_not_exclude_an_organ():
     assert labeled(0, local("xx......", "........"), [], [], []) is None
-    organ = labeled(0, local("xx......", "........"), [prompt("xx......")], [answer("xx......")], [KEPT])
+    organ = labeled(0, local("xx......", "........"), [prompt("xx......")], [candidate("xx......")], [KEPT])
     assert organ == "11......"
 
 
 def test_an_image_with_a_lesion_needs_a_pixel_of_it():
     both = local("xxxx....", "....xx..")
     organ, lesion = prompt("xxxx....", 1), prompt("....xx..", 2)
-    answers = [answer("xxxx...."), answer("....xx..")]
-    assert labeled(1, both, [organ], answers[:1], [KEPT]) is None
-    assert labeled(1, both, [organ, lesion], answers, [KEPT, DROPPED]) is None
-    assert labeled(1, both, [organ, lesion], answers, [KEPT, KEPT]) == "111122.."
+    candidates = [candidate("xxxx...."), candidate("....xx..")]
+    assert labeled(1, both, [organ], candidates[:1], [KEPT]) is None
+    assert labeled(1, both, [organ, lesion], candidates, [KEPT, DROPPED]) is None
+    assert labeled(1, both, [organ, lesion], candidates, [KEPT, KEPT]) == "111122.."
 
 
 def test_of_two_disagreeing_masks_the_better_supported_one_is_used_unchanged():
     both = RefineConfig(ask_local=True)
-    votes = answer("xxxx....", "xxxx....")
+    votes = candidate("xxxx....", "xxxx....")
     given = (local("..xxxx.."), [prompt("..xxxx..")], [votes])
     assert made(*given, [Decision(True, "kept", Evidence(), source="segmenter")], both) == "1111...."
     assert made(*given, [Decision(True, "kept_local", Evidence(), source="local")], both) == "..1111.."
@@ -109,7 +109,7 @@ def test_of_two_disagreeing_masks_the_better_supported_one_is_used_unchanged():
 
 
 def test_pixels_that_jitters_disagree_on_are_ignored_in_a_used_mask():
-    votes = answer("xxxx....", "xxxx....", "xxx.....", "xx......")
+    votes = candidate("xxxx....", "xxxx....", "xxx.....", "xx......")
     used = Decision(True, "kept", Evidence(), source="segmenter")
     assert made(local("xxxx...."), [prompt("xxxx....")], [votes], [used], RefineConfig(ask_local=True)) == "111?...."
 
@@ -117,16 +117,16 @@ def test_pixels_that_jitters_disagree_on_are_ignored_in_a_used_mask():
 def test_a_source_trusted_for_one_object_is_not_for_another():
     both = RefineConfig(ask_local=True)
     prompts = [prompt("xx......"), prompt(".....xx.")]
-    answers = [answer("xxx....."), answer("....xx..")]
+    candidates = [candidate("xxx....."), candidate("....xx..")]
     decisions = [Decision(True, "kept", Evidence(), source="segmenter"), KEPT]
-    assert made(local("xx...xx."), prompts, answers, decisions, both) == "111.?1?."
+    assert made(local("xx...xx."), prompts, candidates, decisions, both) == "111.?1?."
 
 
 def test_a_label_has_the_reason_and_mean_estimate_of_its_kept_objects():
     prompts = [prompt("xx......"), prompt(".....xx."), prompt("...x....")]
-    answers = [answer("xx......"), answer(".....xx."), answer("...x....")]
+    candidates = [candidate("xx......"), candidate(".....xx."), candidate("...x....")]
     estimated = [Decision(True, reason, Evidence(), dice) for reason, dice in (("kept_local", 0.6), ("kept", 0.8))]
-    label = refine(local("xx......"), prompts, answers, [DROPPED, *estimated], SEGMENTER_ONLY)
+    label = refine(local("xx......"), prompts, candidates, [DROPPED, *estimated], SEGMENTER_ONLY)
     assert (label.reason, label.weight, label.lesion_free) == ("kept_local", pytest.approx(0.7), False)
     free = refine(local("........"), [], [], [], SEGMENTER_ONLY, image_label=0)
     assert (free.reason, free.weight, free.lesion_free) == ("lesion_free", None, True)

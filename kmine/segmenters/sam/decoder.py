@@ -99,9 +99,8 @@ class PromptDecoder:
         """Rows of a `Prompts` on an image of `size` = (H, W): its own, then its jittered boxes; see `check_prompts`."""
         checked = check_prompts(prompts, size)
         mask_input = None if checked.mask_input is None else self.mask_input(checked.mask_input)
-        yield DecoderQuery(owner, False, checked.box, checked, mask_input)
-        for box in checked.jittered_boxes:
-            yield DecoderQuery(owner, True, box, checked, mask_input)
+        for number, box in enumerate([checked.box, *checked.jittered_boxes]):
+            yield DecoderQuery(owner, number > 0, box, checked, mask_input)
 
     def mask_input(self, logits: NDArray[np.float32]) -> Tensor:
         """(H, W) logits to (1, S, S): clipped, resized to the longest side S, padded with -`MASK_INPUT_CLIP`.
@@ -111,13 +110,8 @@ class PromptDecoder:
         """
         clipped = np.clip(logits, -MASK_INPUT_CLIP, MASK_INPUT_CLIP, dtype=np.float32)
         side, (height, width) = self._mask_input_side, self.unpadded(logits.shape)
-        resized = F.interpolate(
-            torch.from_numpy(clipped).to(self.sam.device)[None, None],
-            (height, width),
-            mode="bilinear",
-            align_corners=False,
-            antialias=True,
-        )
+        plane = torch.from_numpy(clipped).to(self.sam.device)[None, None]
+        resized = F.interpolate(plane, (height, width), mode="bilinear", align_corners=False, antialias=True)
         return F.pad(resized, (0, side - width, 0, side - height), value=-MASK_INPUT_CLIP)[0]
 
     def unpadded(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -148,13 +142,7 @@ class PromptDecoder:
         with torch.no_grad():
             sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=mask_inputs)
             positions = sam.prompt_encoder.get_dense_pe()
-        return sam.mask_decoder(
-            image_embeddings=features,
-            image_pe=positions,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask,
-        )
+        return sam.mask_decoder(features, positions, sparse, dense, multimask_output=multimask)
 
     def upscaled(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, M, S, S) logits to (B, M, H, W) in the frame of an image of `size` = (H, W)."""

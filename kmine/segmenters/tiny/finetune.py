@@ -81,7 +81,10 @@ class TinyFineTuner:
         """
         if not examples:
             raise ValueError("examples: expected at least one, got none")
-        queries = [self._query(example) for example in examples]
+        for example in examples:
+            check_example(example)
+        settings = {"side": self._net.side, "name": self._name}
+        queries = [next(crop_queries(example.embedding, example.prompts, **settings)) for example in examples]
         truths = [truth_in_crop(query, example.mask) for query, example in zip(queries, examples, strict=True)]
         truth = torch.from_numpy(np.stack([crop for crop, _ in truths]))[:, None]
         area_outside = torch.tensor([area for _, area in truths], dtype=torch.float32)
@@ -94,10 +97,6 @@ class TinyFineTuner:
         # The weights are channels last, which safetensors refuses.
         tensors, order = self._net.state_dict(), torch.contiguous_format
         return {key: tensor.detach().cpu().clone(memory_format=order) for key, tensor in tensors.items()}
-
-    def _query(self, example: PromptedExample) -> CropQuery:
-        check_example(example)
-        return next(crop_queries(example.embedding, example.prompts, side=self._net.side, name=self._name))
 
 
 def truth_in_crop(query: CropQuery, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], float]:

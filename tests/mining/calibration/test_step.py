@@ -10,7 +10,7 @@ from helpers.calibration import SMALL, rows
 
 from kmine.config import AdaptConfig, GateConfig
 from kmine.methods.mining import mine
-from kmine.mining import threshold
+from kmine.mining import crossfit, threshold
 from kmine.mining.calibration import step
 from kmine.mining.calibration.step import calibrate, calibration_summary, fit_calibration
 from kmine.segmenters.ellipse import Ellipse
@@ -23,7 +23,7 @@ def calibrated(task_of):
 
 
 def test_no_image_is_scored_by_a_model_trained_on_it(task_of, monkeypatch):
-    trained_on, real, scored = {}, step.fold_model, []
+    trained_on, real, scored = {}, crossfit.fold_model, []
 
     def fold_model(task, fold_idx, held_out_ids):
         model = real(task, fold_idx, held_out_ids)
@@ -35,7 +35,7 @@ def test_no_image_is_scored_by_a_model_trained_on_it(task_of, monkeypatch):
         scored.extend(ids)
         return iter(())
 
-    monkeypatch.setattr(step, "fold_model", fold_model)
+    monkeypatch.setattr(crossfit, "fold_model", fold_model)
     monkeypatch.setattr(step, "_evidence_rows", evidence_rows)
     task, _ = task_of(SMALL, segmenter=Ellipse())
     calibrate(task, task.segmenter)
