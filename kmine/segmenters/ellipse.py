@@ -23,10 +23,8 @@ class Ellipse:
 
     name = "ellipse"
 
-    @property
-    def signature(self) -> str:
-        """sha256 of the rule; there are no weights."""
-        return hashlib.sha256(b"ellipse: inscribed in the box, pixel centres, border included").hexdigest()
+    signature = hashlib.sha256(b"ellipse: inscribed in the box, pixel centres, border included").hexdigest()
+    """sha256 of the rule; there are no weights."""
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
         """See `Segmenter.encode`; embeddings have no features."""

@@ -22,11 +22,8 @@ class IdentitySegmenter:
     """
 
     name = "none"
-
-    @property
-    def signature(self) -> str:
-        """sha256 of the rule: it has no weights."""
-        return hashlib.sha256(b"echo: the component of the prompts").hexdigest()
+    signature = hashlib.sha256(b"echo: the component of the prompts").hexdigest()
+    """sha256 of the rule: it has no weights."""
 
     def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
         """See `Segmenter.encode`; embeddings have no features."""

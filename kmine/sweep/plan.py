@@ -223,9 +223,8 @@ def describe(plan: Plan, states: Mapping[Trial, State], since: float, processes:
         shares = " ".join(dict.fromkeys(f"{trial.label_fraction:g}" for trial in matching))
         finished = sum(states[trial].get("status") == "done" for trial in matching)
         yield f"  {method}, {model}: fractions {shares}, seeds {seeds}: {len(matching)} trials, {finished} done"
-    for method, fraction, reason in dict.fromkeys(
-        (trial.method, trial.label_fraction, reason) for trial, reason in plan.skipped
-    ):
+    reasons = dict.fromkeys((trial.method, trial.label_fraction, reason) for trial, reason in plan.skipped)
+    for method, fraction, reason in reasons:
         yield f"  skipped: {method} with {share_of_labels(fraction)}: {reason}"
     yield f"time left: {time_left(states, since, processes)}"
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from kmine.io.files import sign
-from kmine.mining.adaptation.finetune import Adaptation, adapt
+from kmine.mining.adaptation.finetune import adapt
 from kmine.mining.crossfit import out_of_fold, sample_ids, validation_examples
 from kmine.segmenters.base import FineTunable
 from kmine.training.task import Task
@@ -35,7 +35,11 @@ def adapt_segmenter(task: Task) -> Task:
         return task
     if record is not None and finetuned is not None:
         return replace(task, segmenter=segmenter.with_weights(finetuned[0]))
-    result = _adapt(task, segmenter)
+    examples = list(out_of_fold(task, sample_ids(task.labeled, cfg.adapt.max_images, cfg.seed)))
+    held_out = validation_examples(task)
+    task.progress.start(f"adapting {segmenter.name}", cfg.adapt.steps or segmenter.fine_tune_defaults.steps)
+    progress = show_progress(task.progress, "IoU")
+    result = adapt(segmenter, examples, held_out, cfg.adapt, seed=cfg.seed, progress=progress)
     if result.state is not None:
         task.run.save_tensors(folder / "adapted.safetensors", result.state, signature)
     record = {"base": segmenter.name, "base_sha256": segmenter.signature, "used": result.used}
@@ -57,11 +61,3 @@ def adaptation_summary(record: dict[str, Any]) -> str:
         f"{record['iou_after']:.3f} on {record['num_held_out']} validation objects, {prompts} (step "
         f"{record['best_step']}); {outcome}"
     )
-
-
-def _adapt(task: Task, segmenter: FineTunable) -> Adaptation:
-    cfg, seed = task.cfg.adapt, task.cfg.seed
-    examples = list(out_of_fold(task, sample_ids(task.labeled, cfg.max_images, seed)))
-    held_out = validation_examples(task)
-    task.progress.start(f"adapting {segmenter.name}", cfg.steps or segmenter.fine_tune_defaults.steps)
-    return adapt(segmenter, examples, held_out, cfg, seed=seed, progress=show_progress(task.progress, "IoU"))

@@ -142,7 +142,13 @@ class PromptDecoder:
         with torch.no_grad():
             sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=mask_inputs)
             positions = sam.prompt_encoder.get_dense_pe()
-        return sam.mask_decoder(features, positions, sparse, dense, multimask_output=multimask)
+        return sam.mask_decoder(
+            image_embeddings=features,
+            image_pe=positions,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask,
+        )
 
     def upscaled(self, low_res: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, M, S, S) logits to (B, M, H, W) in the frame of an image of `size` = (H, W)."""

@@ -166,8 +166,8 @@ def test_the_number_of_masks_can_be_set(small, multimask, num_masks) -> None:
 def test_a_jittered_box_keeps_its_best_mask_and_scores_stay_in_range(small, monkeypatch) -> None:
     segmenter = SamSegmenter(small, name="s", multimask=True)
 
-    def fixed(features, positions, sparse, dense, multimask_output):
-        num_rows = len(sparse)
+    def fixed(**kwargs):
+        num_rows = len(kwargs["sparse_prompt_embeddings"])
         logits = torch.tensor([-2.0, 2.0, -2.0]).reshape(1, 3, 1, 1).expand(num_rows, 3, 64, 64)
         return logits, torch.tensor([[-0.2, 1.1, 0.3]]).expand(num_rows, 3)
 
