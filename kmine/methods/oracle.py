@@ -29,11 +29,7 @@ def oracle(task: Task, truth: Pool) -> Iterator[RoundResult]:
     if others or not len(truth):
         raise ValueError(f"expected true masks of unlabeled images, got {len(truth)}, {len(others)} of another split")
     truth.mask_resized(truth.ids[0])  # a pool without masks fails now, not after round 0
-    return _rounds(task, truth)
-
-
-def _rounds(task: Task, truth: Pool) -> Iterator[RoundResult]:
     whole = truth.ids == task.unlabeled.ids
     signature = f"truth of {len(truth)}" if whole else sign("truth", truth.ids)
-    for result in train_rounds(task, METHOD_DIR, lambda _: {"pseudo": truth, "pseudo_signature": signature}):
-        yield replace(result, reason=REASON_PREFIX + result.reason) if result.round_idx else result
+    rounds = train_rounds(task, METHOD_DIR, lambda _: {"pseudo": truth, "pseudo_signature": signature})
+    return (replace(r, reason=REASON_PREFIX + r.reason) if r.round_idx else r for r in rounds)
