@@ -25,7 +25,7 @@ class Embedder:
 
     Args:
         sam: its encoder's weights must not change any more.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; halved, once and for all, where a GPU's memory is too small.
         cache: of features; None encodes every time.
         dtype: float32 or float16, to which features are rounded, so that results do not depend on what is cached.
         log: gets a line when a batch is too large for the GPU.

@@ -41,12 +41,9 @@ class SamSegmenter:
         sam: from `build_sam`, moved to `device`; its weights must not change any more.
         name: for tables.
         device: a torch device.
-        batch_size: images per forward pass of the encoder; halved, once and for all, where a GPU's memory is too small.
         multimask: three masks per prompt (True) or one (False). None: three for a single point, which may mean a part
             as well as the whole, and one for a box, a mask input or several points.
-        cache: of embeddings; None encodes every time.
-        dtype: float32 or float16, to which embeddings are rounded, cached or not.
-        log: gets warnings, one line each.
+        batch_size, cache, dtype, log: of the image encoder, see `Embedder`.
     """
 
     # Published fine-tunings of SAM's decoder take rates from 1e-4 (MedSAM, Ma et al. 2024, with the encoder) down to
