@@ -105,13 +105,13 @@ class TwoMasks(Ellipse):
 
 
 def test_the_second_pass_is_prompted_by_the_mask_with_the_highest_predicted_iou(task_of) -> None:
-    prompts = replace(CFG.prompts, passes=2, box_margin=0)
+    prompts = replace(CFG.prompts, passes=2)
     task, _ = task_of(replace(CFG, rounds=1, prompts=prompts), segmenter=TwoMasks())
     image = task.unlabeled.sample(task.unlabeled.ids[0])
     ctx, batch = context(task), ImageBatch([image])
     first = generate_prompts(ctx, batch, [probs_of(image, BELIEVED)])
     again, _ = segment_prompts(ctx, batch, first)
-    assert (boxes(first), boxes(again)) == ([[[4, 4, 13, 13]]], [[[5, 5, 14, 14]]])
+    assert (boxes(first), boxes(again)) == ([[[2, 2, 15, 15]]], [[[3, 3, 16, 16]]]), "2 px around each square"
 
 
 def test_an_image_without_embedding_is_encoded_when_it_is_prompted(opened) -> None:
