@@ -63,6 +63,12 @@ def headline(report: Report) -> str:
         labels = f"{kept.num_labeled} label{'' if kept.num_labeled == 1 else 's'}"
         why = f": no round with {report.segmenter} kept a pseudo mask" if report.rounds[-1].round_idx else ""
         return f"Supervised training on {labels} {reached}; nothing was mined{why}."
+    reasons = {reason for row in report.rounds for reason, count in row.reasons.items() if count}
+    if reasons and not reasons & {"kept", "kept_local", "accepted"}:
+        return (
+            f"No mask of {report.segmenter} was kept, so nothing was mined; training with pseudo masks empty by "
+            f"image-level labels {reached} (round {kept.round_idx})."
+        )
     mined = f"Mining with {report.segmenter} {reached} (round {kept.round_idx})"
     if not kept.round_idx:
         mined = (

@@ -231,6 +231,12 @@ def test_the_headline_of_a_run_that_kept_or_adopted_nothing():
     assert "mining is behind by 5.0 points [-8.0, -2.0]" in text
 
 
+def test_the_headline_where_only_image_labels_gave_masks():
+    rounds = [row(0), row(1, 0.7, supervised_dice=0.6, reasons={"lesion_free": 8, "low_agreement": 3})]
+    text = headline(report(rounds, gain=Paired(0.1, 0.05, 0.15, 40)))
+    assert text.startswith("No mask of ellipse was kept, so nothing was mined;") and "ahead" not in text
+
+
 def test_figures_of_clean_images_are_shown_where_there_are_any():
     clean = [
         row(
