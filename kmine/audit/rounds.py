@@ -16,11 +16,12 @@ from kmine.data.pool import MaskReader, Pool
 from kmine.data.source import Source
 from kmine.errors import UserError
 from kmine.io.files import sign
+from kmine.mining.gate import why_none_is_kept
 from kmine.ops.metrics import nanmean
 from kmine.setup.finished import open_finished_run
 from kmine.setup.open import open_for_audit
 from kmine.setup.preflight import preflight
-from kmine.store.run_folder import RunFolder
+from kmine.store.run_folder import NEEDS_WRITING, RunFolder
 from kmine.store.tables import DecisionRow, PromptRow, RowsBySample
 from kmine.training.task import Task
 from kmine.types import ProgressReporter
@@ -111,7 +112,7 @@ def open_audit(
         UserError: no finished run, no such round, missing pseudo masks, data that cannot be opened.
     """
     cfg = open_finished_run(root, device=device, data_root=data_root).cfg
-    with closing(RunFolder(root)) as store:
+    with closing(RunFolder(root, cure=NEEDS_WRITING)) as store:
         rounds = load_rounds(store)
         audited_round = select_round(rounds, round_idx, root)
         _require_masks(store, audited_round)
@@ -160,8 +161,8 @@ def select_round(rounds: Sequence[MinedRound], round_idx: int | None, root: Path
     selected = by_idx[round_idx] if round_idx is not None else adopted[-1] if adopted else rounds[-1]
     if not selected.pseudo_labeled:
         raise UserError(
-            f"{root}: expected pseudo masks, round {selected.round_idx} kept none of {len(selected.decisions)} images; "
-            "lower gate.target_dice, or train longer"
+            f"{root}: expected pseudo masks, round {selected.round_idx} kept none: "
+            f"{why_none_is_kept([*selected.decisions.firsts('reason').values()])}"
         )
     return selected
 

@@ -16,7 +16,7 @@ from kmine.io.files import sign
 from kmine.ops.metrics import metrics_from_json
 from kmine.setup.open import Evaluator, open_for_test
 from kmine.setup.preflight import preflight
-from kmine.store.run_folder import RunFolder
+from kmine.store.run_folder import NEEDS_WRITING, RunFolder
 from kmine.types import EQUAL_STEPS, ROUND_0, ProgressReporter
 
 RoundsByMethod = dict[str, tuple[int, str]]
@@ -31,7 +31,7 @@ def evaluate_run(compared: ComparedRun, progress: ProgressReporter) -> list[Resu
     """
     groups = {row["sample_id"]: row["group_id"] for row in compared.splits}
     model, label_fraction, seed = compared.model_fraction_seed
-    with closing(RunFolder(compared.root)) as run:
+    with closing(RunFolder(compared.root, cure=NEEDS_WRITING)) as run:
         rounds = _rounds_to_evaluate(run, compared)
         saved = _test_figures(run, compared, rounds, progress)
         return [

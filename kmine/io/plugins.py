@@ -20,9 +20,12 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Values, such as factories, by name; kmine's own names cannot be replaced."""
 
-    def __init__(self, setting: str, group: str, builtin: Mapping[str, T]) -> None:
-        """A registry of `builtin` names and entry points of `group`; `setting`, as segmenter.name, opens messages."""
-        self._setting, self._group = setting, group
+    def __init__(self, setting: str, group: str, builtin: Mapping[str, T], hint: str = "") -> None:
+        """A registry of `builtin` names and entry points of `group`; `setting`, as segmenter.name, opens messages.
+
+        `hint` ends the message on an unknown name.
+        """
+        self._setting, self._group, self._hint = setting, group, hint
         self._builtin, self._registered = dict(builtin), dict[str, T]()
 
     def register(self, name: str, value: T) -> None:
@@ -46,7 +49,7 @@ class Registry(Generic[T]):
                 return known[name]
         entry_point = self._entry_points().get(name)
         if entry_point is None:
-            raise unknown_name(self._setting, name, self.names())
+            raise UserError(f"{unknown_name(self._setting, name, self.names())}{self._hint}")
         try:
             value: T = entry_point.load()
         except Exception as error:

@@ -41,6 +41,8 @@ def run_loop(cfg: LoopConfig) -> int:
         return 0
     terminal.console.print(RoundsTable(results.rows, results.segmenter))
     terminal.log(f"stopped after round {results.mined[-1].round_idx} of {cfg.rounds}: {STOPPED_BY[results.stopped_by]}")
+    if results.advice:
+        terminal.log(f"no mask was kept: {results.advice}")
     terminal.log(f"results: {Path(cfg.out) / 'results.csv'}   report: {Path(cfg.out) / 'report.html'}")
     return 0
 

@@ -13,6 +13,7 @@ from kmine.data.source import Source
 from kmine.loop.summary import build_report, gain_over, round_rows, segmenter_name, write_results
 from kmine.methods.mining import prepare_and_mine
 from kmine.methods.supervised import supervised
+from kmine.mining.gate import why_none_is_kept
 from kmine.report.html import write_report
 from kmine.report.inputs import RoundRow
 from kmine.setup.open import begin_run, open_fabric
@@ -37,6 +38,8 @@ class LoopResults:
     segmenter: str
     stopped_by: str
     """Key of `kmine.types.STOPPED_BY`."""
+    advice: str = ""
+    """What helps where no mask was kept."""
 
 
 def run_rounds(cfg: LoopConfig, progress: ProgressReporter, source: Source | None = None) -> LoopResults | None:
@@ -76,7 +79,9 @@ def run_rounds(cfg: LoopConfig, progress: ProgressReporter, source: Source | Non
         rows = round_rows(task, mined, baseline)
         write_results(run, rows)
         write_report(run.root / "report.html", build_report(task, rows, gain_over(task, mined, baseline)))
-        return LoopResults(mined, baseline, rows, segmenter_name(run), reason)
+        decisions = run.decisions(mined[-1].round_idx) if reason == "no_pseudo_masks" else []
+        advice = why_none_is_kept([row.reason for row in decisions]) if decisions else ""
+        return LoopResults(mined, baseline, rows, segmenter_name(run), reason, advice)
 
 
 def _published(task: Task) -> Iterator[RoundResult]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,29 @@ from kmine.config import GateConfig
 from kmine.ops import masks, metrics
 from kmine.ops.calibrator import Calibration
 from kmine.types import Bool, Candidate, Decision, Evidence, Probs, Prompts
+
+LIMITS = {
+    "low_predicted_iou": "lower gate.min_predicted_iou",
+    "low_stability": "lower gate.min_stability",
+    "low_agreement": "lower gate.min_agreement",
+    "low_jitter_dice": "lower gate.min_jitter_dice",
+    "low_confidence": "lower gate.min_confidence",
+    "high_confidence_outside": "raise gate.max_confidence_outside",
+    "high_tta_std": "raise gate.max_tta_std",
+    "area_outlier": "raise gate.max_area_ratio",
+    "low_estimated_dice": "lower gate.target_dice",
+}
+"""The setting that lets masks pass which are dropped for a reason."""
+
+
+def why_none_is_kept(reasons: Sequence[str]) -> str:
+    """The most frequent reason of a round that kept no mask, and what helps against it."""
+    reason, count = Counter(reasons).most_common(1)[0] if reasons else ("nothing to mine", 0)
+    cure = f"{LIMITS[reason]}, " if reason in LIMITS else ""
+    return (
+        f"most often {reason} ({count} of {len(reasons)}); {cure}label more images, train longer (fit.steps), or begin "
+        "with ImageNet weights (--model.encoder_weights hub)"
+    )
 
 
 def gate(

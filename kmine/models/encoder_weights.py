@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from torch import Tensor, nn
 
@@ -13,6 +16,7 @@ from kmine.config import ModelConfig
 from kmine.errors import UserError
 from kmine.io.tensor_file import read_state_dict
 
+HUB_TIMEOUT_S = 5.0
 _MOBILENET_V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 """Blocks of each of MobileNetV2's stages."""
 
@@ -26,7 +30,8 @@ def encoder_errors(cfg: ModelConfig, settings: str, offline: bool) -> Iterator[N
             "pass a local .safetensors file or leave it empty for random weights"
         )
     try:
-        yield
+        with _answering_hub(cfg.encoder_weights == "hub"):
+            yield
     except UserError:
         raise
     except OSError as error:  # huggingface_hub and urllib errors are OSErrors
@@ -37,6 +42,24 @@ def encoder_errors(cfg: ModelConfig, settings: str, offline: bool) -> Iterator[N
     except (ValueError, KeyError, RuntimeError, AttributeError, TypeError, AssertionError) as error:
         # smp and timm raise all of these for unsuitable encoders
         raise UserError(f"model.encoder {cfg.encoder!r} cannot be built with {settings}: {error}") from error
+
+
+@contextmanager
+def _answering_hub(is_used: bool) -> Iterator[None]:
+    """Let the hub's library use its cache alone where the hub does not answer; else it retries for minutes."""
+    from huggingface_hub import constants
+
+    url, before = urlsplit(constants.ENDPOINT), constants.HF_HUB_OFFLINE
+    if is_used and not getproxies():
+        try:
+            port = url.port or (80 if url.scheme == "http" else 443)
+            socket.create_connection((url.hostname or "", port), HUB_TIMEOUT_S).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def load_encoder(encoder: nn.Module, weights: str | None, name: str) -> None:

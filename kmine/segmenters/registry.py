@@ -76,6 +76,7 @@ SEGMENTERS: Registry[SegmenterFactory] = Registry(
     "segmenter.name",
     "kmine.segmenters",
     {"ellipse": _open_ellipse, "tiny": _open_tiny, **dict.fromkeys(("sam_vit_b", "sam_vit_l", "sam_vit_h"), _open_sam)},
+    "; MedSAM and other weights go with their architecture: --segmenter.name sam_vit_b --segmenter.checkpoint FILE",
 )
 
 

@@ -54,6 +54,7 @@ from kmine.types import PseudoLabel
 if TYPE_CHECKING:
     from torch import Tensor
 
+NEEDS_WRITING = "make this run writable (the command records there what it opened), or work on a copy of it"
 FOLD_TRAININGS = ("fold_*/round_00", "witness_fold_*/round_00")
 """Folders of the trainings that mining needs before its first round."""
 TABLES = {"prompts": PromptRow, "decisions": DecisionRow}
@@ -71,17 +72,18 @@ class RunFolder:
         root: the folder; created unless `follows`.
         follows: take no lock and write nothing but mined batches: for readers, and for the other ranks of a distributed
             run, whose rank 0 writes everything else.
+        cure: what to do where the folder cannot be written.
 
     Raises:
         BusyError: another process holds the lock.
     """
 
-    def __init__(self, root: Path, *, follows: bool = False) -> None:
+    def __init__(self, root: Path, *, follows: bool = False, cure: str = "choose another --out") -> None:
         self.root = root
         self.follows = follows
         if follows:
             return
-        with user_errors(root):
+        with user_errors(root, cure=cure):
             root.mkdir(parents=True, exist_ok=True)
             refuse_links(root.iterdir() if (root / "run.json").exists() else [root / ".lock"])
             self._lock = (root / ".lock").open("w")
@@ -89,7 +91,8 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise BusyError(f"{root}: another process is working in this run folder; choose another --out") from error
+            problem = f"another process is working in this run folder; {cure}, or wait until it ends"
+            raise BusyError(f"{root}: {problem}") from error
 
     # -- the run as a whole
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmine.config import GateConfig
-from kmine.mining.gate import collect_evidence, gate
+from kmine.mining.gate import collect_evidence, gate, why_none_is_kept
 from kmine.ops.calibrator import (
     FEATURES,
     Calibration,
@@ -188,3 +188,9 @@ def test_an_empty_candidate_is_dropped_unless_the_local_mask_is_supported(case):
 
 def test_an_image_level_label_outweighs_every_estimate(case):
     assert calibrated(case, 1.0, 1.0, image_label=0).reason == "contradicts_image_label"
+
+
+def test_a_round_that_kept_nothing_names_the_limit_that_dropped_most():
+    said = why_none_is_kept(["low_stability", "area_outlier", "area_outlier"])
+    assert said.startswith("most often area_outlier (2 of 3); raise gate.max_area_ratio, label more images")
+    assert why_none_is_kept(["no_component"]).startswith("most often no_component (1 of 1); label more images")

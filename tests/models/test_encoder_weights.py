@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import time
+
 import pytest
 import timm
 import torch
@@ -90,3 +94,20 @@ def test_timm_s_checkpoint_of_a_whole_model_fits_its_features_only_encoder(path)
     encoder = timm.create_model("swinv2_tiny_window8_256", **swin, features_only=True)
     load_encoder(encoder, str(path), "swin")
     assert torch.equal(encoder["layers_1"].downsample.reduction.weight, whole.layers[1].downsample.reduction.weight)
+
+
+def test_a_hub_that_does_not_answer_is_one_sentence_at_once(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", closed)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    before, began = constants.HF_HUB_OFFLINE, time.monotonic()
+    with pytest.raises(UserError, match=r"could not be downloaded .*; pass a local .safetensors file"):
+        build_model(small(encoder_weights="hub"), 2, seed=0)
+    assert time.monotonic() - began < 20
+    assert before == constants.HF_HUB_OFFLINE

@@ -42,6 +42,8 @@ def test_the_ellipse_takes_no_checkpoint() -> None:
 
 
 def test_the_nearest_name_is_suggested_for_an_unknown_one() -> None:
+    with pytest.raises(UserError, match=r"MedSAM .*--segmenter.name sam_vit_b --segmenter.checkpoint FILE"):
+        open_segmenter(SegmenterConfig(name="medsam"), device="cpu", offline=True)
     with pytest.raises(UserError, match=r"unknown name 'sam_vitb'; did you mean sam_vit_b\?"):
         open_segmenter(SegmenterConfig("sam_vitb"), device="cpu", offline=True)
     with pytest.raises(UserError, match=", ".join(SEGMENTERS.names())):
