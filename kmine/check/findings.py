@@ -129,6 +129,7 @@ def examine_source(
         *mask_alignment.check_alignment(alignment),
         *mask_alignment.check_shifted_runs(runs, alignment),
         *([Finding("splits", "fault", f"kmine.loop would stop: {split_problem}")] if split_problem else []),
+        *(Finding("files", "note", text) for text in getattr(source, "notes", ())),
         *_file_findings("left_out", "note", "left out", source.skipped),
     ]
     return DataCheck(scan, sides, duplicates, alignment, findings)

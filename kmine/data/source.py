@@ -82,6 +82,8 @@ class IndexedSource:
     _fingerprint: str
     _stacks: Mapping[str, tuple[Path, int]] = {}
     """File and number of slices of each NIfTI volume, by name."""
+    notes: tuple[str, ...] = ()
+    """What `kmine check` says of the files as a whole, a sentence each."""
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the settings and, at indexing, of names, sizes and modification times."""

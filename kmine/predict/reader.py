@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from kmine.data.io.dicom import read_dicom, read_header
 from kmine.data.io.dicom_series import open_series
-from kmine.data.io.nifti import read_geometry, read_windowed
+from kmine.data.io.nifti import read_windowed
+from kmine.data.io.nifti_header import read_geometry
 from kmine.data.io.nifti_write import Frame, frame_of_nifti, frame_of_series
 from kmine.data.io.pictures import read_picture
 from kmine.data.resize import resize_image

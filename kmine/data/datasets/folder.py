@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +18,8 @@ from kmine.data.io.dicom import Header, read_dicom, read_header
 from kmine.data.io.find_files import named
 from kmine.data.io.image_file import image_shape
 from kmine.data.io.mask_palettes import MaskPalettes
-from kmine.data.io.nifti import Geometry, VolumeCache, read_geometry, read_integers, read_windowed
+from kmine.data.io.nifti import VolumeCache, read_integers, read_windowed
+from kmine.data.io.nifti_header import Geometry, find_misplacement, read_geometry
 from kmine.data.io.pictures import WINDOW_CURE, class_ids, read_mask_picture, read_picture, require_size
 from kmine.data.io.windowing import LIVER_WINDOW, grey_as_rgb
 from kmine.data.source import IndexedSource, fingerprint_files, size_and_time, stop_or_skip
@@ -24,6 +28,8 @@ from kmine.types import SampleRef, Skipped, slice_id
 
 VERSION = 1
 """Part of the fingerprint: increase it when the same files and settings give other pixels."""
+
+_log = logging.getLogger(__name__)
 
 
 class Folder(IndexedSource):
@@ -68,6 +74,9 @@ class Folder(IndexedSource):
         refs = (ref for item in self._items.values() for ref in self._refs_of(item))
         self._refs = tuple(sorted(refs, key=lambda ref: ref.sample_id))
         self._check_refs()
+        self.notes = tuple(self._misplaced_masks())
+        for note in self.notes:
+            _log.warning("%s", note)
         self._fingerprint = self._sign(root)
 
     def refs(self) -> tuple[SampleRef, ...]:
@@ -129,6 +138,20 @@ class Folder(IndexedSource):
         except SampleError as error:
             return stop_or_skip(item.name, error, self.cfg.on_error)
         return None
+
+    def _misplaced_masks(self) -> Iterator[str]:
+        """A note on mask volumes of another spacing or origin than their images."""
+        problems = []
+        volumes = [(item.mask, item.image) for item in self._items.values() if item.kind == "nifti" and item.mask]
+        for mask, image in volumes:
+            with suppress(SampleError):  # reported when read
+                if problem := find_misplacement(mask, image):
+                    problems.append(f"{mask}: {problem}")
+        if problems:
+            yield (
+                f"{len(problems)} of {len(volumes)} mask volumes have another spacing or origin than their images: "
+                f"{problems[0]}; voxels are paired by number, check that they belong together"
+            )
 
     def _refs_of(self, item: Item) -> list[SampleRef]:
         header, ids, series = self._headers.get(item.name), [item.name], None

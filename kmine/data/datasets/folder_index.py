@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from kmine.data.io.file_content import describe_content
 from kmine.data.io.find_files import UNWRITABLE, drop_orphans, printable, walk
-from kmine.data.source import OnError, is_folder, require_file
+from kmine.data.source import OnError, is_folder
 from kmine.errors import SampleError, UserError
 from kmine.types import Skipped
 
 Kind = Literal["picture", "nifti", "dicom"]
 SUFFIXES: dict[str, Kind] = {
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff"), "picture"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif"), "picture"),
     **dict.fromkeys((".nii", ".nii.gz"), "nifti"),
     ".dcm": "dicom",
 }
-KINDS = "PNG, JPEG, TIFF, DICOM (.dcm, or no suffix) or NIfTI (.nii, .nii.gz)"
-PREAMBLE, MAGIC = 128, b"DICM"
+KINDS = "PNG, JPEG, TIFF, BMP, GIF, DICOM (.dcm, or no suffix) or NIfTI (.nii, .nii.gz)"
 DIRECTORY = "DICOMDIR"
 """Name of DICOM's table of contents, which is no image."""
 
@@ -64,12 +64,7 @@ def file_kind(path: Path) -> Kind | None:
     kind = split_suffix(path.name)[1]
     if kind is not None or path.name.upper() == DIRECTORY:
         return kind
-    try:
-        require_file(path, "an image")  # opening a pipe may block for ever
-        with path.open("rb") as file:
-            return "dicom" if file.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC else None
-    except (OSError, SampleError):
-        return None
+    return "dicom" if (describe_content(path) or "").startswith("a DICOM") else None
 
 
 def pair_folders(images: Path, masks: Path | None, on_error: OnError) -> tuple[list[Item], tuple[Skipped, ...]]:
@@ -88,8 +83,10 @@ def pair_folders(images: Path, masks: Path | None, on_error: OnError) -> tuple[l
     if masks is not None and is_folder(masks) and masks.resolve() == images.resolve():
         raise UserError(f"data.masks: expected another folder than that of the images, got {masks} for both")
     if not image_paths:
-        raise UserError(f"data.images: expected {KINDS} files in {images}, found none; name another folder")
+        raise _no_files("data.images", images, strays, "name another folder")
     mask_paths, mask_strays = _index(masks, "data.masks", on_error, excluded=images) if masks is not None else ({}, [])
+    if mask_strays and not mask_paths:
+        raise _no_files("data.masks", masks or images, mask_strays, "convert the masks")
     if mask_paths and not image_paths.keys() & mask_paths.keys():
         raise UserError(
             f"data.masks: expected masks named like their images (suffixes apart), found no pair: images such as "
@@ -104,12 +101,21 @@ def pair_folders(images: Path, masks: Path | None, on_error: OnError) -> tuple[l
     return items, (*strays, *mask_strays, *orphans)
 
 
+def _no_files(setting: str, folder: Path, strays: Sequence[Skipped], cure: str) -> UserError:
+    """The error for a folder without images or masks, which names what it holds instead."""
+    others = "none"
+    if strays:
+        content = describe_content(Path(strays[0].path)) or "of unknown content"
+        others = f"{len(strays)} others, such as {strays[0].path} ({content})"
+    return UserError(f"{setting}: expected {KINDS} files in {folder}, found {others}; {cure}")
+
+
 def mismatch(image: Path, mask: Path | None) -> str | None:
     """Problem with the file kind of a mask; None where it fits the image."""
     if mask is None:
         return None
     expected: Kind = "nifti" if file_kind(image) == "nifti" else "picture"
-    words = {"nifti": "a NIfTI file (.nii, .nii.gz)", "picture": "a picture (PNG, TIFF or JPEG)"}
+    words = {"nifti": "a NIfTI file (.nii, .nii.gz)", "picture": "a picture (PNG, TIFF, BMP, GIF or JPEG)"}
     if file_kind(mask) == expected:
         return None
     return f"expected {words[expected]} as mask of {image.name}, got {mask.name}; convert the mask"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from kmine.data.io.find_files import named, printable, walk
-from kmine.data.io.nifti import Geometry, read_geometry
+from kmine.data.io.nifti_header import Geometry, read_geometry
 from kmine.data.source import OnError, require_root, stop_or_skip
 from kmine.errors import SampleError, UserError
 from kmine.types import Skipped
@@ -108,6 +110,9 @@ def _drop_orphans(images: dict[int, Path], masks: dict[int, Path], on_error: OnE
 
 def _read_header(number: int, path: Path, mask: Path | None, on_error: OnError) -> Volume | Skipped:
     try:
-        return Volume(number, path, mask, read_geometry(path))
+        geometry = read_geometry(path)
+        if np.allclose([*(geometry.spacing or ()), geometry.thickness or 1], 1):  # volumes 28 to 47, any stated unit
+            geometry = replace(geometry, spacing=None, thickness=None)
+        return Volume(number, path, mask, geometry)
     except SampleError as error:
         return stop_or_skip(group_name(number), error, on_error)

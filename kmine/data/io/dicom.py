@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import math
+import struct
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from kmine.data.io.file_content import BARE_DICOM, foreign_file, problem_text, read_head
 from kmine.data.io.image_file import refuse_size
 from kmine.data.io.windowing import grey_as_rgb, windowed
 from kmine.data.source import BLOCK_BYTES, require_file
@@ -25,7 +25,17 @@ if TYPE_CHECKING:
 
 HEADER_TAGS = ["Rows", "Columns", "NumberOfFrames", "SeriesInstanceUID", "PixelSpacing", "PhotometricInterpretation"]
 POSITION_TAGS = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"]
+GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+"""Where an enhanced file keeps scale, window, spacing and position of its frame (PS3.3, C.7.6.16)."""
 GREY = ("MONOCHROME1", "MONOCHROME2")
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+"""Colour spaces that pydicom decodes to RGB."""
+PALETTE = "PALETTE COLOR"
+SIZE_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+"""Start of a frame, with its size, in JPEG and JPEG-LS."""
+J2K_START = b"\xff\x4f\xff\x51"
+NO_AXES = 0.05
+"""Orientations further from two perpendicular unit vectors are no position."""
 MAX_BYTES = 2**29
 """Limit for a file and for the content of a deflated file: no readable image of one frame has more."""
 
@@ -44,12 +54,12 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Read the header only. Raises `SampleError` for a missing or foreign file, and for several frames."""
-    data = _open(path, stop_before_pixels=True, specific_tags=HEADER_TAGS)
+    data = _open(path, stop_before_pixels=True, specific_tags=[*HEADER_TAGS, *GROUPS])
     try:
         frames = int(data.get("NumberOfFrames") or 1)
         shape = int(data.Rows), int(data.Columns)
-        spacing = data.get("PixelSpacing")
-        spacing = (float(spacing[0]), float(spacing[1])) if spacing else None
+        rows_columns = _field(data, "PixelSpacing")
+        spacing = (float(rows_columns[0]), float(rows_columns[1])) if rows_columns is not None else None
         series = str(data.get("SeriesInstanceUID") or "") or None
     except Exception as error:  # pydicom parses values on access and raises any type
         raise _damaged(path, error) from error
@@ -74,13 +84,16 @@ class SlicePosition:
 
 def read_slice_position(path: Path) -> SlicePosition | None:
     """Position from the header of a file; None where a field is missing. Raises `SampleError`."""
-    data = _open(path, stop_before_pixels=True, specific_tags=POSITION_TAGS)
+    data = _open(path, stop_before_pixels=True, specific_tags=[*POSITION_TAGS, *GROUPS])
     try:
         series = str(data.get("SeriesInstanceUID") or "")
-        position, orientation = (tuple(map(float, data.get(name) or ())) for name in POSITION_TAGS[1:])
+        position, orientation = (tuple(map(float, _field(data, name) or ())) for name in POSITION_TAGS[1:])
     except Exception as error:  # as above
         raise _damaged(path, error) from error
     if not series or len(position) != 3 or len(orientation) != 6 or not all(map(math.isfinite, position + orientation)):
+        return None
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    if not np.allclose([row @ row, column @ column, row @ column], [1, 1, 0], atol=NO_AXES):
         return None
     return SlicePosition(series, position, orientation)
 
@@ -88,8 +101,9 @@ def read_slice_position(path: Path) -> SlicePosition | None:
 def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uint8]:
     """(H, W, 3) RGB, [0, 255]; grey as three equal channels.
 
-    Stored values are rescaled by the slope and intercept of the file, windowed, and inverted for MONOCHROME1. `window`
-    holds the rescaled values at the ends of the grey scale; None uses `own_window`. Not used for colour.
+    Stored values are rescaled by slope and intercept, or the modality look-up table, windowed, and inverted for
+    MONOCHROME1. `window` holds the rescaled values at the ends of the grey scale; None uses `own_window`, else the VOI
+    look-up table. Not used for colour.
 
     Raises:
         SampleError: for a damaged file, several frames, an unsupported compression or colour space, and where no
@@ -99,24 +113,30 @@ def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uin
     data = _open(path)
     try:
         _check_frame(data, shape)
-        stored = data.pixel_array
-        kind = str(data.PhotometricInterpretation)
-        slope, intercept = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
-        bits = int(data.BitsStored)
-    except Exception as error:  # as above; decoders raise any type, MemoryError included
+        kind, bits = str(data.PhotometricInterpretation), int(data.BitsStored)
+        slope, intercept = _number(_field(data, "RescaleSlope"), 1), _number(_field(data, "RescaleIntercept"), 0)
+        luts = [_field(data, f"{name}LUTSequence") for name in ("Modality", "VOI")]
+    except Exception as error:  # as above
         raise _damaged(path, error) from error
+    stored = _decode(path, data, kind)
     if stored.shape[:2] != shape:
         raise _damaged(path, f"pixels of shape {stored.shape} for {shape}")
     if not (math.isfinite(slope) and slope and math.isfinite(intercept)):
         raise _damaged(path, f"a rescale slope of {slope:g} and intercept of {intercept:g}")
-    if kind == "RGB" and stored.dtype == np.uint8 and stored.ndim == 3:
+    if stored.dtype == np.uint8 and stored.ndim == 3 and stored.shape[2] == 3 and kind in (*COLOUR, PALETTE):
         return np.ascontiguousarray(stored)
     if kind not in GREY or stored.ndim != 2:
         raise SampleError(
-            path, f"expected grey (MONOCHROME1, MONOCHROME2) or 8-bit RGB, got {kind} of {bits} bits; convert it"
+            path, f"expected grey (MONOCHROME1, MONOCHROME2) or 8-bit colour, got {kind} of {bits} bits; convert it"
         )
+    if luts[0] is not None:
+        stored, bits = _look_up(path, data, stored, luts[0][0])
+        slope, intercept = 1.0, 0.0
     window = window or own_window(path, data)
-    if window is None and stored.dtype == np.uint8 and (slope, intercept) == (1, 0):
+    if window is None and luts[1] is not None:
+        stored, bits = _look_up(path, data, stored * slope + intercept, luts[1][0])
+        window, slope, intercept = (0, 2**bits - 1), 1.0, 0.0
+    if window is None and bits <= 8 and (slope, intercept) == (1, 0) and stored.dtype.kind == "u":
         window = (0, 2**bits - 1)
     if window is None:
         ends = sorted(float(end) * slope + intercept for end in (stored.min(), stored.max()))
@@ -129,16 +149,90 @@ def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uin
     return grey_as_rgb(255 - grey if kind == "MONOCHROME1" else grey)
 
 
+def _decode(path: Path, data: pydicom.Dataset, kind: str) -> NDArray[Any]:
+    """(H, W) stored values, or (H, W, 3) RGB, by the decoders of pydicom that are installed."""
+    from pydicom.pixels import apply_color_lut
+
+    try:
+        stored = data.pixel_array
+        if kind == PALETTE:
+            stored = apply_color_lut(stored, data)[..., :3]
+            stored = stored if stored.dtype == np.uint8 else (stored >> 8).astype(np.uint8)
+    except Exception as error:  # decoders raise any type, MemoryError included
+        syntax = data.file_meta.TransferSyntaxUID
+        if not syntax.is_encapsulated:
+            raise _damaged(path, error) from error
+        raise SampleError(
+            path,
+            f"expected pixels that can be decoded here, got {syntax.name} ({problem_text(error)}); install a decoder "
+            "(pip install pylibjpeg[all]), or decompress the file (gdcmconv --raw); if it is damaged, copy it again",
+        ) from error
+    return stored
+
+
+def _look_up(
+    path: Path, data: pydicom.Dataset, values: NDArray[Any], item: pydicom.Dataset
+) -> tuple[NDArray[np.uint16], int]:
+    """(H, W) entries of a look-up table (PS3.3, C.11.1) for values, and the bits of an entry. Raises `SampleError`."""
+    try:
+        count, first, bits = map(int, item.LUTDescriptor)
+        count = count or 2**16
+        entries = item.LUTData
+        if isinstance(entries, bytes):
+            wide = len(entries) >= 2 * count
+            order = "<" if data.file_meta.TransferSyntaxUID.is_little_endian else ">"
+            entries = np.frombuffer(entries[: 2 * count] if wide else entries, f"{order}u2" if wide else "u1")
+        table = np.atleast_1d(np.asarray(entries, np.int64)).astype(np.uint16)[:count]
+        if len(table) < count or not 8 <= bits <= 16:
+            raise ValueError(f"a look-up table of {len(table)} entries for {count}, of {bits} bits")
+    except Exception as error:  # pydicom parses values on access and raises any type
+        raise _damaged(path, error) from error
+    if first >= 2**15 and values.min() < 0:
+        first -= 2**16  # stored as unsigned, whatever the values are
+    return table[np.clip(np.rint(values) - float(first), 0, count - 1).astype(np.int64)], bits
+
+
 def _check_frame(data: pydicom.Dataset, shape: tuple[int, int]) -> None:
     """Refuse a compressed frame of another size than the header's: the decoder unpacks it before it compares."""
     from pydicom.encaps import get_frame
-    from pydicom.uid import JPEG2000TransferSyntaxes, JPEGTransferSyntaxes
+    from pydicom.uid import RLELossless
 
+    syntax = data.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated or syntax == RLELossless:
+        return
     # A frame of these is a complete JPEG file with its own size.
-    if data.file_meta.TransferSyntaxUID in (*JPEGTransferSyntaxes, *JPEG2000TransferSyntaxes):
-        with Image.open(io.BytesIO(get_frame(data.PixelData, 0, number_of_frames=1))) as frame:
-            if (frame.height, frame.width) != shape:
-                raise ValueError(f"a frame of {frame.width} x {frame.height}, expected {shape[1]} x {shape[0]}")
+    actual = _frame_size(get_frame(data.PixelData, 0, number_of_frames=1))
+    if actual != shape:
+        size = f"of {actual[1]} x {actual[0]}" if actual else "without a size"
+        raise ValueError(f"a frame {size}, expected {shape[1]} x {shape[0]}")
+
+
+def _frame_size(frame: bytes) -> tuple[int, int] | None:
+    """(H, W) in the header of a JPEG, JPEG-LS or JPEG 2000 file; None where it has none."""
+    start = frame.find(J2K_START, 0, 2**10)
+    if start >= 0:
+        right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
+        return bottom - top, right - left
+    place = 2
+    while place + 9 <= len(frame) and frame[place] == 0xFF:
+        if frame[place + 1] in SIZE_MARKERS:
+            height, width = struct.unpack_from(">HH", frame, place + 5)
+            return height, width
+        is_fill = frame[place + 1] == 0xFF
+        place += 1 if is_fill else 2 + max(2, int.from_bytes(frame[place + 2 : place + 4], "big"))
+    return None
+
+
+def _field(data: pydicom.Dataset, name: str) -> Any:
+    """Value of a field, here or in the functional groups of the frame; None where it is absent or empty."""
+    items = [data, *(item for group in GROUPS for item in (data.get(group) or ())[:1])]
+    inner = [part for item in items[1:] for element in item if element.VR == "SQ" for part in element.value[:1]]
+    found = (item.get(name) for item in (data, *inner))
+    return next((value for value in found if value is not None and str(value) and value != []), None)
+
+
+def _number(value: Any, default: float) -> float:
+    return default if value is None else float(value)
 
 
 def own_window(path: Path, data: pydicom.Dataset) -> tuple[float, float] | None:
@@ -148,12 +242,12 @@ def own_window(path: Path, data: pydicom.Dataset) -> tuple[float, float] | None:
     at center +- width / 2. Raises `SampleError` for other functions and for an empty window.
     """
     try:
-        center, width = _first(data.get("WindowCenter")), _first(data.get("WindowWidth"))
+        center, width = _first(_field(data, "WindowCenter")), _first(_field(data, "WindowWidth"))
     except Exception as error:  # as above
         raise _damaged(path, error) from error
     if center is None or width is None:
         return None
-    function = str(data.get("VOILUTFunction") or "LINEAR")
+    function = str(_field(data, "VOILUTFunction") or "LINEAR")
     low, high = center - width / 2, center + width / 2 - (1 if function == "LINEAR" else 0)
     if function not in ("LINEAR", "LINEAR_EXACT") or not -math.inf < low < high < math.inf:
         raise SampleError(
@@ -171,6 +265,7 @@ def _first(value: Any) -> float | None:
 
 def _open(path: Path, **options: Any) -> pydicom.Dataset:
     import pydicom
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     size = require_file(path, "a DICOM file")
     if size > MAX_BYTES:
@@ -178,23 +273,31 @@ def _open(path: Path, **options: Any) -> pydicom.Dataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of pydicom about unused values
-            _refuse_bomb(path)
-            return pydicom.dcmread(path, **options)
+            head = read_head(path)
+            is_bare = head[128:132] != b"DICM" and BARE_DICOM.match(head) is not None
+            _refuse_bomb(path, force=is_bare)
+            data = pydicom.dcmread(path, force=is_bare, **options)
+            if "TransferSyntaxUID" not in data.file_meta:
+                is_implicit, is_little = data.original_encoding
+                explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+                data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
+            return data
     except PermissionError as error:
         raise SampleError(path, f"cannot be read ({error.strerror}); check its permissions") from error
     except pydicom.errors.InvalidDicomError as error:
-        raise SampleError(path, "expected a DICOM file, got something else; copy it again") from error
+        foreign = foreign_file(path, "a DICOM file", "rename it by its content, or convert it")
+        raise foreign or SampleError(path, "expected a DICOM file, got something else; copy it again") from error
     except Exception as error:  # pydicom raises any type on damaged bytes
         raise _damaged(path, error) from error
 
 
-def _refuse_bomb(path: Path) -> None:
+def _refuse_bomb(path: Path, *, force: bool) -> None:
     """Count the bytes that a deflated file unpacks to: pydicom unpacks everything at once."""
     from pydicom.filereader import read_dataset, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     with path.open("rb") as file:
-        read_preamble(file, force=False)
+        read_preamble(file, force=force)
         meta = read_dataset(file, False, True, stop_when=lambda tag, _vr, _length: tag.group != 2)
         if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
             return
@@ -208,9 +311,8 @@ def _refuse_bomb(path: Path) -> None:
 
 
 def _damaged(path: Path, error: object) -> SampleError:
-    problem = " ".join(str(error).split()) or type(error).__name__
     return SampleError(
         path,
-        f"expected a whole DICOM file, uncompressed or of a compression that pydicom can undo, got: {problem}; "
-        "copy it again, or decompress it",
+        "expected a whole DICOM file, uncompressed or of a compression that pydicom can undo, got: "
+        f"{problem_text(error)}; copy it again, or decompress it",
     )

@@ -32,36 +32,40 @@ class Series:
     spacing: tuple[float, float] | None
     """Millimetres per pixel (row, column)."""
     thickness: float
-    """Distance of two slices in mm."""
+    """Distance of two slices along their normal in mm."""
     warning: str = ""
 
 
 def group_series(files: Sequence[Path]) -> tuple[list[tuple[Path, ...]], list[Path]]:
     """Group the files of one folder into series; returns the series and the remaining single files.
 
-    A series is two or more files of one SeriesInstanceUID with positions and one orientation. Files with an unreadable
-    header are single files; reading them reports the fault.
+    A series is two or more files of one SeriesInstanceUID, orientation, size and spacing, with positions: a localizer
+    among the slices of a scan stays single. Files with an unreadable header are single files; reading them reports the
+    fault.
     """
-    by_series: dict[str, list[tuple[Path, SlicePosition]]] = defaultdict(list)
+    stacks: dict[tuple[object, ...], list[list[tuple[Path, SlicePosition]]]] = defaultdict(list)
     single_files = []
     for path in files:
         try:
-            position = read_slice_position(path)
+            place, header = read_slice_position(path), read_header(path)
         except SampleError:
-            position = None
-        if position is None:
+            place = None
+        if place is None:
             single_files.append(path)
+            continue
+        alike = stacks[place.series, header.shape, header.spacing]
+        stack = next((s for s in alike if _is_parallel(s[0][1], place)), None)
+        if stack is None:
+            alike.append([(path, place)])
         else:
-            by_series[position.series].append((path, position))
-    series = []
-    for _, members in sorted(by_series.items()):
-        paths = tuple(path for path, _ in members)
-        directions = np.array([place.orientation for _, place in members])
-        if len(members) >= MIN_SLICES and np.ptp(directions, axis=0).max() < SAME_DIRECTION:
-            series.append(paths)
-        else:
-            single_files += paths
-    return series, sorted(single_files)
+            stack.append((path, place))
+    found = [tuple(path for path, _ in stack) for key in sorted(stacks, key=str) for stack in stacks[key]]
+    single_files += [path for stack in found if len(stack) < MIN_SLICES for path in stack]
+    return [stack for stack in found if len(stack) >= MIN_SLICES], sorted(single_files)
+
+
+def _is_parallel(first: SlicePosition, second: SlicePosition) -> bool:
+    return float(np.abs(np.subtract(first.orientation, second.orientation)).max()) < SAME_DIRECTION
 
 
 def open_series(files: Sequence[Path]) -> Series:
@@ -73,7 +77,7 @@ def open_series(files: Sequence[Path]) -> Series:
     placed = [(path, _require_position(path), read_header(path)) for path in files]
     first = placed[0]
     row, column = np.array(first[1].orientation[:3]), np.array(first[1].orientation[3:])
-    normal = np.cross(row, column)
+    normal = np.cross(row, column) / np.linalg.norm(np.cross(row, column))
     placed.sort(key=lambda entry: float(np.dot(entry[1].position, normal)))
     for path, _, header in placed:
         if (header.shape, header.spacing) != (first[2].shape, first[2].spacing):
@@ -102,7 +106,7 @@ def open_series(files: Sequence[Path]) -> Series:
         shape=first[2].shape,
         affine=affine,
         spacing=spacing,
-        thickness=float(np.linalg.norm(affine[:3, 2])),
+        thickness=float(along[-1] - along[0]) / (len(placed) - 1),  # less than the distance of positions if tilted
         warning=f"{gaps} of {len(steps)} distances between slices differ from the usual {usual:.3g} mm; slices missing?"
         if gaps
         else "",

@@ -12,7 +12,7 @@ from kmine.data.source import OnError
 from kmine.errors import SampleError, UserError, first_names
 from kmine.types import Skipped
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff")
 KINDS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 """The suffixes, for messages."""
 MAX_NAMED = 5

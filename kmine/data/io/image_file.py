@@ -1,4 +1,4 @@
-"""Strict reading of PNG, JPEG and TIFF files: refuses whatever Pillow would convert or repair silently."""
+"""Strict reading of PNG, JPEG, TIFF, BMP and GIF files: refuses whatever Pillow would convert or repair silently."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from kmine.data.io.file_content import describe_content, foreign_file, problem_text
 from kmine.data.source import BLOCK_BYTES, require_file
 from kmine.errors import SampleError
 
@@ -18,7 +19,7 @@ MAX_PIXELS = 2**26
 """Limit for an image or slice, 8192 x 8192, three times a mammogram: a larger header is damaged or hostile."""
 MAX_SCANNED = 2**31
 """Limit for pixels times scans of a JPEG file, each of which decodes all pixels: 32 scans of the largest image."""
-FORMATS = ("PNG", "JPEG", "TIFF")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
 """Formats that Pillow may detect; some of the many others run external programs."""
 ORIENTATION_TAG = 0x0112
 PIXEL_TAGS = frozenset((256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339))
@@ -29,7 +30,11 @@ TILE_TAGS, SMALL_TILE = (322, 323), 2**22
 PHOTOMETRIC_TAG, WHITE_IS_ZERO = 0x0106, 0
 GREY_MODES = ("1", "L")
 DEEP_MODES = ("I", "F")
-ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
+ALPHA_MODES = {"RGBA": "RGB", "RGBa": "RGB", "LA": "L", "La": "L", "PA": "P"}
+"""Modes with an alpha channel, and the same without."""
+OPAQUE = 255
+PICTURES = f"an image ({', '.join(FORMATS[:-1])} or {FORMATS[-1]})"
+READABLE = tuple(f"a {name} picture" for name in FORMATS)
 
 
 def read_rgb(path: Path, *, allow_grey: bool = False) -> NDArray[np.uint8]:
@@ -41,12 +46,11 @@ def read_rgb(path: Path, *, allow_grey: bool = False) -> NDArray[np.uint8]:
     """
     with _open(path) as image:
         _refuse_unsuitable(path, image)
-        if image.mode in GREY_MODES and allow_grey:
-            return as_rgb(_load(path, image))
-        if image.mode in GREY_MODES:
-            raise SampleError(path, f"expected a colour image (RGB), got a grey one ({image.mode}); convert it to RGB")
-        if image.mode not in ("RGB", "P"):
-            raise SampleError(path, f"expected an RGB image, got mode {image.mode}; convert it to 8-bit RGB")
+        mode = ALPHA_MODES.get(image.mode, image.mode)
+        if mode in GREY_MODES and not allow_grey:
+            raise SampleError(path, f"expected a colour image (RGB), got a grey one ({mode}); convert it to RGB")
+        if mode not in (*GREY_MODES, "RGB", "P"):
+            raise SampleError(path, f"expected an RGB image, got mode {mode}; convert it to 8-bit RGB")
         return as_rgb(_load(path, image))
 
 
@@ -59,7 +63,7 @@ def read_grey(path: Path) -> NDArray[np.uint8]:
     """(H, W) grey values, [0, 255], of a mask stored grey or in colour. Raises `SampleError` as `read_rgb` does."""
     with _open(path) as image:
         _refuse_unsuitable(path, image)
-        if image.mode not in (*GREY_MODES, "RGB", "P"):
+        if ALPHA_MODES.get(image.mode, image.mode) not in (*GREY_MODES, "RGB", "P"):
             raise SampleError(path, f"expected a grey or RGB mask, got mode {image.mode}; convert it to 8-bit grey")
         return np.array(_load(path, image).convert("L"))
 
@@ -91,8 +95,9 @@ def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:
-        problem = "expected an image (PNG, JPEG or TIFF), got something else or a destroyed header; copy it again"
-        raise SampleError(path, problem) from error
+        problem = f"expected {PICTURES}, got something else or a destroyed header; copy it again"
+        is_destroyed = (describe_content(path) or "") in READABLE
+        raise (None if is_destroyed else foreign_file(path, PICTURES)) or SampleError(path, problem) from error
     except Image.DecompressionBombError as error:
         claimed = re.search(r"\d+", str(error))
         raise _too_large(path, f"{int(claimed[0]):,}" if claimed else "many more") from error
@@ -105,7 +110,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def _damaged(path: Path, error: object) -> SampleError:
-    problem = f"expected a whole image, got a truncated or damaged file ({error}); copy or download it again"
+    problem = f"expected a whole image, got a truncated or damaged file ({problem_text(error)}); copy it again"
     return SampleError(path, problem)
 
 
@@ -118,11 +123,28 @@ def _load(path: Path, image: Image.Image) -> Image.Image:
         _refuse_rotated(path, getattr(image, "tag_v2", {}).get(ORIENTATION_TAG))
         image.load()
         _refuse_rotated(path, image.getexif().get(ORIENTATION_TAG))
+        return _without_alpha(path, image)
     except SampleError:
         raise
     except Exception as error:  # as above, MemoryError included
-        raise _damaged(path, str(error) or type(error).__name__) from error
-    return image
+        raise _damaged(path, error) from error
+
+
+def _without_alpha(path: Path, image: Image.Image) -> Image.Image:
+    """The decoded image without its alpha channel, or transparent colour, if no pixel is transparent."""
+    if image.mode not in ALPHA_MODES and "transparency" not in image.info:
+        return image
+    image = image.convert("LA") if image.mode == "La" else image
+    if image.mode.startswith(DEEP_MODES):
+        is_opaque = not (np.asarray(image) == image.info["transparency"]).any()
+    else:
+        is_opaque = image.convert("RGBA").getchannel("A").getextrema()[0] == OPAQUE
+    image.info.pop("transparency", None)
+    if not is_opaque:
+        raise SampleError(
+            path, f"expected an image without transparency, got mode {image.mode} with alpha; save it as plain RGB"
+        )
+    return image.convert(ALPHA_MODES.get(image.mode, image.mode))
 
 
 def _refuse_rotated(path: Path, orientation: object) -> None:
@@ -183,10 +205,6 @@ def _refuse_unsuitable(path: Path, image: Image.Image, *, allow_deep_grey: bool 
         raise SampleError(
             path,
             f"expected 8 bits per channel, got 16 or more (mode {image.mode}); window or scale it to 8 bits yourself",
-        )
-    if image.mode in ALPHA_MODES or "transparency" in image.info:
-        raise SampleError(
-            path, f"expected an image without transparency, got mode {image.mode} with alpha; save it as plain RGB"
         )
 
 

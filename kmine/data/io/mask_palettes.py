@@ -97,11 +97,11 @@ def is_grey(palette: NDArray[np.uint8]) -> bool:
 
 
 def _palette_of(path: Path) -> Colours | None:
-    """The colour palette in the header of a PNG or TIFF file; None for other files, which their reader refuses."""
+    """The colour palette in the header of a picture; None for other files, which their reader refuses."""
     if not path.is_file():  # opening a pipe may block for ever
         return None
     try:
-        with Image.open(path, formats=("PNG", "TIFF")) as image:
+        with Image.open(path, formats=("PNG", "TIFF", "BMP", "GIF")) as image:
             if image.mode != "P" or image.palette is None:
                 return None
             raw_mode, data = image.palette.getdata()

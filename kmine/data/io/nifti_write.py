@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.io.dicom_series import Series
-from kmine.data.io.nifti import HEADERS, Geometry, Orientation, to_slice_axes, to_stored_axes
+from kmine.data.io.nifti import to_slice_axes, to_stored_axes
+from kmine.data.io.nifti_header import Geometry, Orientation, read_raw_header
 
 NO_EXTENSIONS = bytes(4)
 QUICK = 1
@@ -32,7 +33,7 @@ class Frame:
     """Header of nibabel, with the affine."""
     orientation: Orientation
     thickness: float | None
-    """Distance of two slices in mm, where known."""
+    """Distance of two slices along their normal in mm, where known."""
 
 
 GEOMETRY = (
@@ -60,16 +61,7 @@ def geometry_of(header: Any) -> Any:
 
 def frame_of_nifti(path: Path, geometry: Geometry) -> Frame:
     """Frame of a volume: affines and units of its header."""
-    import nibabel
-    from nibabel.affines import voxel_sizes
-
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        raw = file.read(max(HEADERS))
-    size = next(n for n in HEADERS if n in (int.from_bytes(raw[:4], "little"), int.from_bytes(raw[:4], "big")))
-    header = getattr(nibabel, HEADERS[size]).from_fileobj(io.BytesIO(raw[:size]), check=False)
-    sizes = voxel_sizes(header.get_best_affine())
-    across = next(n for n, (axis, _) in enumerate(geometry.orientation) if axis == 2)
-    return Frame(geometry_of(header), geometry.orientation, float(sizes[across]) if geometry.spacing else None)
+    return Frame(geometry_of(read_raw_header(path, check=False)), geometry.orientation, geometry.thickness)
 
 
 def frame_of_series(series: Series) -> Frame:

@@ -1,4 +1,4 @@
-"""Images and masks stored as PNG, JPEG or TIFF: windowing of deep images, class ids of mask values."""
+"""Images and masks stored as PNG, JPEG, TIFF, BMP or GIF: windowing of deep images, class ids of mask values."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from kmine.data.io.file_content import describe_content
 from kmine.data.io.image_file import DEEP_MODES, GREY_MODES, as_rgb, image_shape, read_grey, read_stored
 from kmine.data.io.mask_palettes import MaskPalettes, is_grey
 from kmine.data.io.windowing import grey_as_rgb, windowed
@@ -20,7 +21,6 @@ from kmine.types import IGNORE_INDEX
 WINDOW_CURE = "say which values are black and white with --data.window [LOW,HIGH]"
 FOREGROUND_ABOVE = 127
 """Threshold of a black-and-white mask. JPEG compression spreads values around 0 and 255."""
-LOSSY = (".jpg", ".jpeg")
 COLOUR_NOISE = 32
 """Largest difference between the channels of a grey JPEG stored in colour."""
 BETWEEN, MOST_BETWEEN = (64, 192), 0.5
@@ -31,7 +31,7 @@ MAX_NAMED = 6
 
 
 def read_picture(path: Path, window: tuple[float, float] | None) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB, [0, 255], of a PNG, JPEG or TIFF file; grey as three equal channels.
+    """(H, W, 3) RGB, [0, 255], of a picture; grey as three equal channels.
 
     For grey of more than 8 bits, `window` holds the values shown as black and as white.
 
@@ -90,7 +90,7 @@ def require_size(path: Path, mask: NDArray[np.uint8], shape: tuple[int, int]) ->
 def read_mask_picture(
     path: Path, class_names: Sequence[str], palettes: MaskPalettes | None = None
 ) -> NDArray[np.uint8]:
-    """(H, W) class ids of a PNG, TIFF or, for two classes only, JPEG file; see `class_ids`.
+    """(H, W) class ids of a picture, of a JPEG file for two classes only; see `class_ids`.
 
     In a JPEG file, compression blurs the values: those above `FOREGROUND_ABOVE` are the object. kmine's own masks and
     those with a colour palette hold class ids, and 255 for ignored pixels. `palettes` are those of the data set.
@@ -104,7 +104,7 @@ def read_mask_picture(
         usable = palettes if palettes is not None and len(class_names) > 2 else MaskPalettes()
         return class_ids(path, usable.class_ids(path, np.array(image), palette), class_names, are_ids=True)
     values = _mask_values(path, image)
-    if path.suffix.lower() not in LOSSY:
+    if not _is_jpeg(path):
         return class_ids(path, values, class_names, are_ids=SIGNATURE_KEY in image.info)
     if len(class_names) > 2:
         raise SampleError(path, "expected class ids, got a JPEG file, which blurs them; store the mask as PNG")
@@ -148,6 +148,10 @@ def class_ids(
     )
 
 
+def _is_jpeg(path: Path) -> bool:
+    return describe_content(path) == "a JPEG picture"
+
+
 def _mask_values(path: Path, image: Image.Image) -> NDArray[Any]:
     """(H, W) grey values."""
     if image.mode in ("1", "P"):
@@ -158,7 +162,7 @@ def _mask_values(path: Path, image: Image.Image) -> NDArray[Any]:
         raise SampleError(path, f"expected a grey mask, got mode {image.mode}; convert it to 8-bit grey")
     channels = np.asarray(image)
     spread = int((channels.max(axis=2) - channels.min(axis=2)).max())
-    if spread > (COLOUR_NOISE if path.suffix.lower() in LOSSY else 0):
+    if spread > (COLOUR_NOISE if _is_jpeg(path) else 0):
         raise SampleError(
             path,
             "expected a grey mask, got colours; store 0 and 255, or class ids, as a grey PNG (or one with a palette)",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.io.nifti import read_geometry, read_integers
+from kmine.data.io.nifti import read_integers
+from kmine.data.io.nifti_header import find_misplacement, read_geometry
 from kmine.data.io.nifti_write import encode_mask, frame_of_nifti
 from kmine.io.files import write_atomic
 from kmine.types import IGNORE_INDEX
+
+_log = logging.getLogger(__name__)
 
 
 def write_mask_volume(path: Path, scan: Path, slices: Mapping[int, NDArray[np.uint8]]) -> None:
@@ -32,6 +36,8 @@ def read_mask_volume(path: Path, scan: Path) -> Iterator[tuple[int, NDArray[np.u
     Raises:
         SampleError: another shape or orientation than the scan's, values that are no class ids, or a damaged file.
     """
+    if problem := find_misplacement(path, scan):
+        _log.warning("%s: %s, as %s has; voxels are paired by number", path, problem, scan.name)
     for number, mask in enumerate(read_integers(path, read_geometry(scan))):
         if (mask != IGNORE_INDEX).any():
             yield number, mask.copy()

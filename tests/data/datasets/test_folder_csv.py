@@ -70,7 +70,7 @@ def test_quoted_names_may_hold_commas(tmp_path):
         ("images/sub/b.png,masks/sub/b.tif,p,,val", "expected the group p in one split, got val, but train in line 2"),
         ("images/sub/b.png,masks/none.png,,,train", "found no such file; mend the path"),
         ("images/none.png,,,,train", "found no such file; mend the path"),
-        ("images/sub/b.gif,,,,train", "got 'images/sub/b.gif'; convert it"),
+        ("images/sub/b.npy,,,,train", "got 'images/sub/b.npy'; convert it"),
         ("images/sub/b.png,masks/b.nii,,,train", "as mask of b.png, got b.nii"),
         ("images/sub/b.png,,train", "expected 5 values (image,mask,group,label,split), got 3"),
         ("x.nii.gz,,,1,train", "which cannot hold for every slice"),

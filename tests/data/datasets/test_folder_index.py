@@ -96,6 +96,15 @@ def test_layouts_that_do_not_fit_are_one_error(pairs):
         pair_folders(pairs / "void", None, "stop")
 
 
+def test_masks_of_an_unknown_format_are_named(pairs):
+    (pairs / "arrays").mkdir()
+    np.save(pairs / "arrays/a.npy", square())
+    with pytest.raises(UserError, match=r"data.masks: .*found 1 others, such as .*a.npy \(a NumPy array\); convert"):
+        paired(pairs, "arrays")
+    with pytest.raises(UserError, match=r"data.images: .*found 1 others, such as .*a.npy"):
+        pair_folders(pairs / "arrays", None, "stop")
+
+
 def test_kinds_are_known_by_suffix_and_dicom_by_its_first_bytes(tmp_path):
     assert split_suffix("a/scan.1.NII.GZ") == ("a/scan.1", "nifti")
     assert split_suffix("notes.txt") == ("notes.txt", None)

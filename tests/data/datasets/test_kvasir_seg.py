@@ -175,7 +175,7 @@ def test_the_folder_of_normal_images_is_checked(root, tmp_path):
     (tmp_path / "void").mkdir()
     (tmp_path / "void/readme.txt").touch()
     with pytest.raises(
-        UserError, match=r"data.normal_images: expected .jpg, .jpeg or .png files in .*void, found none"
+        UserError, match=r"data.normal_images: expected .jpg, .jpeg, .png,.* files in .*void, found none"
     ):
         KvasirSeg(root, normal_images=tmp_path / "void")
 

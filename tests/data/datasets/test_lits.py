@@ -17,7 +17,7 @@ from kmine.config import DataConfig
 from kmine.data import open_source
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.datasets.lits import Lits
-from kmine.data.io import nifti
+from kmine.data.io import nifti_header
 from kmine.data.resize import resize_image, resize_mask
 from kmine.data.source import SliceLocation
 from kmine.errors import SampleError, UserError
@@ -314,8 +314,8 @@ def test_masks_of_listed_volumes_stay_closed(root, opened, table, decoded, monke
         save_pair(root, number)
     rewrite(root / "segmentation-1.nii.gz", lambda b: b"garbage")
     touched: list[str] = []
-    original = nifti._open
-    monkeypatch.setattr(nifti, "_open", lambda path: touched.append(path.name) or original(path))
+    original = nifti_header.open_nifti
+    monkeypatch.setattr(nifti_header, "open_nifti", lambda path: touched.append(path.name) or original(path))
     rows = table("volume-001/slice-0002,0", "volume-001/slice-0003,1", "volume-1/slice-4, 1")
     source = opened(image_labels=rows, on_error="stop")
     refs = source.refs()

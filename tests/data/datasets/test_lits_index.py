@@ -65,9 +65,9 @@ def test_folders_without_volumes_are_refused(tmp_path):
     ("suffix", "content"),
     [
         (".nii", b""),
-        (".nii", header_bytes((7, 6))),
+        (".nii", header_bytes((7,))),
         (".nii.gz", b"garbage"),
-        (".nii.gz", gzip.compress(header_bytes((7, 6)), mtime=0)),
+        (".nii.gz", gzip.compress(header_bytes((7,)), mtime=0)),
     ],
     ids=["empty", "header", "no_gzip", "short_gzip"],
 )

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
-from helpers.image_files import colour_noise, save_dicom, save_slice, square
+from helpers.image_files import colour_noise, dicom_dataset, save_dicom, save_slice, square
+from PIL import Image
+from pydicom import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1
 
 from kmine.data.io.dicom import read_dicom, read_header, read_slice_position
 from kmine.errors import SampleError
@@ -48,8 +55,10 @@ def test_without_a_window_only_8_bits_are_read(first_row):
 
 def test_colour_is_read_and_unsuitable_files_are_refused(first_row):
     assert first_row(colour_noise()) == colour_noise()[0, :, 0].tolist()
-    with pytest.raises(SampleError, match="got YBR_FULL"):
-        first_row(colour_noise(), PhotometricInterpretation="YBR_FULL")
+    with pytest.raises(SampleError, match="or 8-bit colour, got HSV of 8 bits"):
+        first_row(colour_noise(), PhotometricInterpretation="HSV")
+    with pytest.raises(SampleError, match="or 8-bit colour, got RGB of 16 bits"):
+        first_row(colour_noise().astype(np.uint16))
     with pytest.raises(SampleError, match="of one frame, got 2"):
         first_row(NumberOfFrames=2)
     with pytest.raises(SampleError, match="expected a whole DICOM file"):
@@ -63,3 +72,130 @@ def test_the_header_holds_shape_series_spacing_and_position(tmp_path):
     position = read_slice_position(path)
     assert (position.series, position.position, position.orientation) == ("1.2", (1, 2, 3), (1, 0, 0, 0, 1, 0))
     assert read_slice_position(save_slice(tmp_path / "b.dcm", square())) is None
+
+
+def item(**fields) -> Dataset:
+    """Item of a sequence."""
+    data = Dataset()
+    for name, value in fields.items():
+        setattr(data, name, value)
+    if isinstance(fields.get("LUTData"), bytes):
+        data["LUTData"].VR = "OW"
+    return data
+
+
+def table(values, first=0, bits=16) -> list[Dataset]:
+    """A look-up table of 16-bit entries."""
+    return [item(LUTDescriptor=[len(values), first, bits], LUTData=np.array(values, "<u2").tobytes())]
+
+
+def test_look_up_tables_are_applied_before_the_window(first_row):
+    values = np.array([[0, 1, 2, 9]], np.uint8)
+    # entries of 0, 1 and 2; larger values take the last: 0, 100, 400, 400 of a window from 0 to 400
+    modality = {"ModalityLUTSequence": table([0, 100, 400])}
+    assert first_row(values, (0.0, 400.0), **modality) == [0, 64, 255, 255]
+    assert first_row(values, WindowCenter=200, WindowWidth=401, **modality) == [0, 64, 255, 255]
+    with pytest.raises(SampleError, match=r"values 0 to 400\); .*--data.window"):
+        first_row(values, **modality)
+    # without a window the second table: 10 bits, so that 1023 is white; 341 / 1023 * 255 = 85
+    assert first_row(values, VOILUTSequence=table([1023, 341, 0], bits=10)) == [255, 85, 0, 0]
+    signed = {"VOILUTSequence": table([0, 341, 1023], first=-100, bits=10), "RescaleIntercept": "-100"}
+    assert first_row(np.array([[-9, 0, 1, 2]], np.int16), **signed) == [0, 0, 85, 255]
+    short = item(LUTDescriptor=[9, 0, 16], LUTData=bytes(8))
+    with pytest.raises(SampleError, match="a look-up table of 8 entries for 9"):
+        first_row(values, (0.0, 1.0), ModalityLUTSequence=[short])
+
+
+def test_an_enhanced_file_keeps_its_fields_in_functional_groups(first_row, tmp_path):
+    scale = item(PixelValueTransformationSequence=[item(RescaleSlope="2", RescaleIntercept="-100")])
+    frame = item(
+        FrameVOILUTSequence=[item(WindowCenter="100", WindowWidth="201")],
+        PixelMeasuresSequence=[item(PixelSpacing=["0.5", "0.25"])],
+    )
+    groups = {"SharedFunctionalGroupsSequence": [scale], "PerFrameFunctionalGroupsSequence": [frame]}
+    # 2 v - 100: -100 to 300; black at -0.5, white at 199.5
+    assert first_row(np.array([[0, 50, 100, 200]], np.uint16), **groups) == [0, 1, 128, 255]
+    assert read_header(tmp_path / "a.dcm").spacing == (0.5, 0.25)
+
+
+def test_an_empty_field_is_an_absent_one(first_row):
+    empty = {
+        "RescaleSlope": None,
+        "RescaleIntercept": "",
+        "WindowCenter": None,
+        "WindowWidth": "",
+        "PixelSpacing": None,
+    }
+    assert first_row(np.array([[0, 7, 255, 9]], np.uint8), **empty) == [0, 7, 255, 9]
+
+
+def test_colour_of_cameras_and_ultrasound_is_read_as_rgb(tmp_path):
+    # full-range luma and chroma of grey 50, red and blue
+    luma = np.array([[[50, 128, 128], [76, 85, 255], [29, 255, 107], [0, 128, 128]]], np.uint8)
+    path = save_dicom(tmp_path / "a.dcm", luma, PhotometricInterpretation="YBR_FULL")
+    np.testing.assert_allclose(read_dicom(path, None)[0], [[50] * 3, [254, 0, 0], [0, 0, 254], [0] * 3], atol=2)
+    palette = {
+        f"{name}PaletteColorLookupTable{what}": value
+        for name, entries in {"Red": [1, 255], "Green": [2, 254], "Blue": [3, 253]}.items()
+        for what, value in {"Descriptor": [2, 0, 16], "Data": (np.array(entries, "<u2") << 8).tobytes()}.items()
+    }
+    values = np.array([[0, 1]], np.uint8)
+    path = save_dicom(tmp_path / "b.dcm", values, PhotometricInterpretation="PALETTE COLOR", **palette)
+    assert read_dicom(path, None).tolist() == [[[1, 2, 3], [255, 254, 253]]]
+
+
+def compressed(path: Path, values: np.ndarray, frame: bytes, syntax: str, **tags) -> Path:
+    data = dicom_dataset(values, **tags)
+    data.file_meta.TransferSyntaxUID, data.PixelData = syntax, encapsulate([frame])
+    data["PixelData"].VR = "OB"
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def encoded(image: np.ndarray, kind: str, **options) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, kind, **options)
+    return out.getvalue()
+
+
+def test_compressed_frames_are_read_if_a_decoder_is_there_and_else_named(tmp_path):
+    image = np.full((8, 10, 3), (200, 60, 60), np.uint8)
+    jpeg = encoded(image, "JPEG", quality=95)
+    tags = {"PhotometricInterpretation": "YBR_FULL_422"}
+    path = compressed(tmp_path / "a.dcm", image, jpeg, JPEGBaseline8Bit, **tags)
+    np.testing.assert_allclose(read_dicom(path, None).astype(int), image, atol=4)
+    deep = np.arange(80, dtype=np.uint16).reshape(8, 10) * 50
+    path = compressed(tmp_path / "b.dcm", deep, encoded(deep, "JPEG2000", no_jp2=True), JPEG2000Lossless)
+    assert read_dicom(path, (0.0, 3950.0))[0, :2, 0].tolist() == [0, 3]
+    for syntax, start in ((JPEGExtended12Bit, 0xC1), (JPEGLosslessSV1, 0xC3)):
+        # start of image and of frame: 12 bits, 8 x 10, one component
+        frame = b"\xff\xd8\xff" + bytes((start, 0, 11, 12, 0, 8, 0, 10, 1, 1, 17, 0)) + b"\xff\xd9"
+        path = compressed(tmp_path / "c.dcm", deep, frame, syntax, BitsStored=12, HighBit=11)
+        with pytest.raises(SampleError, match=r"got JPEG (Extended|Lossless).*pylibjpeg.*gdcmconv --raw") as caught:
+            read_dicom(path, (0.0, 1.0))
+        assert "0x" not in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(SampleError, match="a frame of 10 x 8, expected 5 x 4"):
+        read_dicom(compressed(tmp_path / "d.dcm", image[:4, :5], jpeg, JPEGBaseline8Bit, **tags), None)
+    with pytest.raises(SampleError, match="a frame without a size"):
+        read_dicom(compressed(tmp_path / "d.dcm", image, b"\xff\xd8\xff\xff", JPEGBaseline8Bit, **tags), None)
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_a_file_without_preamble_or_meta_header_is_read(tmp_path, implicit):
+    data = dicom_dataset(square(7))
+    if implicit:
+        data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    whole = io.BytesIO()
+    data.save_as(whole, enforce_file_format=True)
+    bare = io.BytesIO()
+    data.save_as(bare, enforce_file_format=False)
+    (tmp_path / "a.dcm").write_bytes(whole.getvalue()[132:])
+    meta = data.file_meta
+    del data.file_meta
+    data.save_as(bare := io.BytesIO(), implicit_vr=meta.TransferSyntaxUID == ImplicitVRLittleEndian, little_endian=True)
+    (tmp_path / "b.dcm").write_bytes(bare.getvalue())
+    for name in ("a.dcm", "b.dcm"):
+        np.testing.assert_array_equal(read_dicom(tmp_path / name, None)[..., 0], square(7))
+    (tmp_path / "c.dcm").write_bytes(encoded(colour_noise(), "PNG"))
+    with pytest.raises(SampleError, match="expected a DICOM file, got a PNG picture; rename it"):
+        read_dicom(tmp_path / "c.dcm", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers.image_files import save_slice
+from helpers.image_files import save_dicom, save_slice
 
 from kmine.data.io.dicom_series import group_series, open_series
 from kmine.errors import SampleError
@@ -45,3 +45,39 @@ def test_a_series_has_two_slices_with_positions(tmp_path):
     series, singles = group_series(files)
     assert series == [tuple(first), tuple(second)]
     assert singles == [single, *without_position, tmp_path / "e.dcm"]
+
+
+def test_a_localizer_stays_single_and_three_stacks_are_three_series(tmp_path):
+    def slices(name, orientation, along, count=3, size=(4, 5)):
+        return [
+            save_dicom(
+                tmp_path / f"{name}{n}.dcm",
+                np.zeros(size, np.int16),
+                ImageOrientationPatient=orientation,
+                ImagePositionPatient=[2 * n * part for part in along],
+                PixelSpacing=[1, 1],
+            )
+            for n in range(count)
+        ]
+
+    axial, sagittal, coronal = (
+        slices("a", [1, 0, 0, 0, 1, 0], (0, 0, 1)),
+        slices("b", [0, 1, 0, 0, 0, -1], (1, 0, 0)),
+        slices("c", [1, 0, 0, 0, 0, -1], (0, 1, 0)),
+    )
+    scouts = [
+        *slices("d", [0, 0.6, 0.8, 1, 0, 0], (1, 0, 0), 1),
+        *slices("e", [1, 0, 0, 0, 1, 0], (0, 0, 1), 1, (9, 9)),
+    ]
+    no_axes = slices("f", [1, 0, 0, 1, 0, 0], (0, 0, 1))
+    series, singles = group_series(sorted(tmp_path.iterdir()))
+    assert sorted(series) == [tuple(axial), tuple(sagittal), tuple(coronal)]
+    assert singles == [*scouts, *no_axes]
+
+
+def test_thickness_of_a_tilted_series_is_along_the_normal(tmp_path):
+    # Positions 5 mm apart: 4 along the normal and 3 along the columns, as with a gantry tilt.
+    files = [save_slice(tmp_path / f"{n}.dcm", BLANK, position=(0, 3 * n, 4 * n)) for n in range(3)]
+    series = open_series(files)
+    assert series.thickness == pytest.approx(4)
+    assert abs(np.linalg.det(series.affine[:3, :3])) == pytest.approx(4 * 0.5 * 0.25)

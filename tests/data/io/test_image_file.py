@@ -34,7 +34,7 @@ def save_alpha_palette(path: Path) -> None:
 FAULTS = {
     "empty": ("a.png", lambda path: path.touch(), r"empty file \(0 bytes\)"),
     "missing": ("a.png", lambda path: None, "found no such file"),
-    "foreign": ("a.png", lambda path: path.write_text("<html>404</html>"), "something else or a destroyed header"),
+    "foreign": ("a.png", lambda path: path.write_text("<html>404</html>"), "got a web page; download the file itself"),
     "16-bit": ("a.png", lambda path: save_image(path, RGB[..., 0].astype(np.uint16) * 256), "got 16 or more"),
     "16-bit colour": ("a.png", lambda path: cv2.imwrite(str(path), RGB.astype(np.uint16) * 256), "got 16 or more"),
     "alpha": ("a.png", lambda path: save_image(path, np.dstack([RGB, RGB[..., :1]])), "RGBA with alpha"),
@@ -97,3 +97,40 @@ def test_deep_grey_in_which_0_is_white_is_refused(tmp_path):
     path.write_bytes(content.replace(entry + b"\1\0", entry + b"\0\0"))
     with pytest.raises(SampleError, match="got 0 as white; invert it"):
         read_stored(path)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "L", "RGB", "I;16"])
+def test_transparency_counts_only_where_a_pixel_has_it(tmp_path, mode):
+    grey = np.kron(np.array([[9, 200], [0, 200]], np.uint8), np.ones((4, 5), np.uint8))
+    plain = Image.fromarray(grey.astype(np.uint16) if mode == "I;16" else grey)
+    image = plain.convert("P").convert("PA") if mode == "PA" else plain if mode == "I;16" else plain.convert(mode)
+    # a colour of no pixel, and that of some
+    unused, used = ((7, 7, 7), (9, 9, 9)) if mode == "RGB" else (7, 9)
+    has_alpha = "A" in mode
+    path = tmp_path / ("a.tif" if mode == "PA" else "a.png")
+    if mode == "PA":
+        image = image.convert("LA")  # no format of ours stores PA
+    image.save(path, **({} if has_alpha else {"transparency": unused}))
+    stored = read_stored(path)
+    assert "A" not in stored.mode and "transparency" not in stored.info
+    np.testing.assert_array_equal(np.asarray(stored.convert("L") if mode != "I;16" else stored), grey)
+    if has_alpha:
+        alpha = np.full(grey.shape, 255, np.uint8)
+        alpha[0, 0] = 254
+        image.putalpha(Image.fromarray(alpha))
+        image.save(path)
+    else:
+        image.save(path, transparency=used)
+    with pytest.raises(SampleError, match="without transparency, got mode"):
+        read_stored(path)
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "png"])
+def test_bmp_and_gif_are_read_by_content(tmp_path, suffix):
+    for kind in ("BMP", "GIF"):
+        Image.fromarray(square()).save(tmp_path / f"a.{suffix}", kind)
+        np.testing.assert_array_equal(read_grey(tmp_path / f"a.{suffix}"), square())
+    frames = [Image.fromarray(square(value)) for value in (1, 2)]
+    frames[0].save(tmp_path / "b.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(SampleError, match="got several pages or frames"):
+        read_stored(tmp_path / "b.gif")

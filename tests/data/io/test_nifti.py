@@ -121,7 +121,7 @@ HEADERS = {
     "empty": (lambda b: b"", "an empty file (0 bytes)"),
     "foreign": (lambda b: b"garbage" * 100, "no NIfTI header"),
     "cut": (lambda b: b[:200], "truncated or damaged"),
-    "two axes": (lambda b: header_bytes((7, 6)), "expected a volume of three axes, got 7 x 6"),
+    "one axis": (lambda _: header_bytes((7,)), "expected a volume of three axes, got 7;"),
     "four axes": (lambda b: header_bytes((7, 6, 5, 2)), "got 7 x 6 x 5 x 2; store one scan a file"),
     "too large": (lambda b: header_bytes((2048, 2048, 513)), "sane size, got 2048 x 2048 x 513 voxels"),
     "colours": (lambda b: header_bytes((7, 6, 5), 128), "expected plain numbers, got values of type"),

@@ -60,6 +60,9 @@ READ: dict[str, tuple[str, bytes, np.ndarray]] = {
     "a palette": ("a.tif", saved(Image.fromarray(GREY).convert("P"), "TIFF"), GREY),
     "1 x N": ("a.png", saved(Image.fromarray(noise((1, 3000))), "PNG"), noise((1, 3000))),
     "N x 1": ("a.tif", saved(Image.fromarray(noise((70000, 1))), "TIFF"), noise((70000, 1))),
+    "an opaque alpha channel": ("a.png", saved(Image.fromarray(RGB).convert("RGBA"), "PNG"), RGB),
+    "a BMP": ("a.bmp", saved(Image.fromarray(RGB), "BMP"), RGB),
+    "a GIF named .png": ("a.png", saved(Image.fromarray(GREY), "GIF"), GREY),
     "one pixel": ("a.png", saved(Image.fromarray(noise((1, 1))), "PNG"), noise((1, 1))),
 }
 
@@ -91,7 +94,7 @@ def test_nifti_of_any_byte_order_and_type_is_read(tmp_path, dtype, order):
 
 REFUSED: dict[str, tuple[str, bytes, str]] = {
     "CMYK": ("a.jpg", saved(Image.fromarray(RGB).convert("CMYK"), "JPEG"), "mode CMYK"),
-    "alpha": ("a.png", saved(Image.fromarray(RGB).convert("RGBA"), "PNG"), "with alpha"),
+    "alpha": ("a.png", saved(Image.fromarray(np.dstack([RGB, GREY])), "PNG"), "with alpha"),
     "pages": (
         "a.tif",
         saved(Image.fromarray(RGB), "TIFF", save_all=True, append_images=[Image.new("L", (2, 2))]),
@@ -102,8 +105,10 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
         saved(Image.fromarray(RGB), "PNG", save_all=True, append_images=[Image.new("RGB", (20, 24))]),
         "page",
     ),
-    "a GIF": ("a.png", saved(Image.fromarray(GREY), "GIF"), "expected an image (PNG, JPEG or TIFF)"),
-    "PostScript": ("a.png", saved(Image.fromarray(RGB), "EPS"), "expected an image (PNG, JPEG or TIFF)"),
+    "WebP": ("a.png", saved(Image.fromarray(GREY), "WEBP"), "TIFF, BMP or GIF), got a WebP picture; convert it"),
+    "PostScript": ("a.png", saved(Image.fromarray(RGB), "EPS"), "got a PostScript file; convert it"),
+    "an array": ("a.png", b"\x93NUMPY" + bytes(99), "got a NumPy array; convert it"),
+    "a DICOM file": ("a.nii", dicom(), "expected a NIfTI volume, got a DICOM file; rename it by its content"),
     "no width": ("a.png", png(0, 9, zlib.compress(b"")), "expected"),
     "no rows": ("a.dcm", dicom(Rows=0), "with pixels, got 20 x 0"),
     "unknown compression": ("a.dcm", dicom("1.2.3.4.5.6"), "that pydicom can undo"),

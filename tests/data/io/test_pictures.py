@@ -96,6 +96,19 @@ def test_a_jpeg_mask_is_thresholded(tmp_path):
         read_back(tmp_path, np.full(SHAPE, 130, np.uint8), "a.jpg")
 
 
+def test_a_jpeg_mask_is_known_by_content(tmp_path):
+    large = np.kron(square(255), np.ones((4, 4), np.uint8))
+    path = save_image(tmp_path / "a.jpg", large).rename(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_mask_picture(path, TWO_CLASSES), large // 255)
+    path = save_image(tmp_path / "b.png", square(1)).rename(tmp_path / "b.jpg")
+    np.testing.assert_array_equal(read_mask_picture(path, TWO_CLASSES), square(1))
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "gif"])
+def test_masks_as_bmp_and_gif_are_read(tmp_path, suffix):
+    np.testing.assert_array_equal(read_back(tmp_path, square(255), f"a.{suffix}"), square(1))
+
+
 def test_values_of_three_classes_are_ids(tmp_path):
     mask = square(2)
     mask[0] = (0, 1, 2, 255, 0, 0, 0, 0, 0, 0)
