@@ -25,7 +25,7 @@ from kmine.predict.stream import PredictJob, predict_stream
 from kmine.setup.device import require_device_name
 from kmine.types import ProgressReporter
 
-VERSION = 3
+VERSION = 4
 """Version of the outputs: raised when the same model and image yield other ones."""
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 from kmine.data.datasets.folder_index import KINDS, Kind, file_kind, split_suffix
 from kmine.data.io.dicom_series import group_series
+from kmine.data.io.file_content import describe_content
 from kmine.data.io.find_files import UNWRITABLE, printable, walk
 from kmine.data.source import is_folder
 from kmine.errors import UserError
@@ -66,7 +67,8 @@ def find_inputs(words: Sequence[str], closed: Path) -> Inputs:
             raise UserError(f"{word}: expected an image or a folder, found nothing there; check the path")
         is_file = not is_folder(path)
         if is_file and file_kind(path) is None:
-            raise UserError(f"{word}: expected {KINDS}, or a folder of these; convert the file")
+            content = describe_content(path) or "something else"
+            raise UserError(f"{word}: expected {KINDS}, or a folder of these, got {content}; convert the file")
         root = path.parent if is_file else path
         for folder, files in [(root, [path])] if is_file else _walk_outside(root, closed):
             kinds = {file: kind for file in files if (kind := file_kind(file)) is not None}

@@ -72,9 +72,9 @@ def test_two_folders_with_files_of_one_name_are_refused(tmp_path):
 
 
 def test_a_file_of_no_known_kind_is_refused(tmp_path):
-    (tmp_path / "x.bmp").write_bytes(b"x")
-    with pytest.raises(UserError, match="expected PNG, JPEG"):
-        find_inputs([str(tmp_path / "x.bmp")], tmp_path / "out")
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    with pytest.raises(UserError, match=r"expected PNG, JPEG.*got a NumPy array; convert"):
+        find_inputs([str(tmp_path / "x.npy")], tmp_path / "out")
 
 
 def test_dicom_files_without_a_suffix_are_known_by_their_first_bytes(tmp_path):

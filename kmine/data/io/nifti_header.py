@@ -25,6 +25,7 @@ MAX_OFFSET = 2**26
 AXES = "LPS"
 """Directions in which columns, rows and slice numbers grow: to the patient's left, to the back (posterior), up."""
 SAME_MM = 1e-4
+SIZE_DIGITS = 9
 HEADERS = {348: "Nifti1Header", 540: "Nifti2Header"}
 """nibabel's header classes by size in bytes."""
 MAGIC = {348: (344, b"n+1\0"), 540: (4, b"n+2\0\r\n\x1a\n")}
@@ -106,7 +107,7 @@ def read_geometry(path: Path) -> Geometry:
         shape=header.shape,
         orientation=tuple((int(axis), int(flip)) for axis, flip in orientation),
         spacing=(by_axis[1], by_axis[0]) if unit else None,
-        thickness=volume / (by_axis[1] * by_axis[0]) if unit and header.has_depth else None,
+        thickness=round(volume / (by_axis[1] * by_axis[0]), SIZE_DIGITS) if unit and header.has_depth else None,
     )
 
 

@@ -17,7 +17,7 @@ from kmine.config import DataConfig
 from kmine.data import open_source
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.datasets.lits import Lits
-from kmine.data.io import nifti_header
+from kmine.data.io import nifti, nifti_header
 from kmine.data.resize import resize_image, resize_mask
 from kmine.data.source import SliceLocation
 from kmine.errors import SampleError, UserError

@@ -12,7 +12,7 @@ from helpers.small import Silent
 
 from kmine.config import DataConfig, FitConfig, LoopConfig, ModelConfig
 from kmine.data import open_source
-from kmine.data.io import nifti as volumes
+from kmine.data.io import nifti_header as volumes
 from kmine.data.splits import make_splits
 from kmine.errors import SampleError, WithheldMaskError
 from kmine.setup.open import open_task
@@ -82,13 +82,13 @@ def test_withheld_masks_are_never_opened(cfg, tmp_path, monkeypatch):
     withheld = damage_withheld_masks(cfg)
     assert len(withheld) == NUM_VOLUMES - FINE - 2
     opened: set[str] = set()
-    original = volumes._open
+    original = volumes.open_nifti
 
     def recording(path):
         opened.add(path.name)
         return original(path)
 
-    monkeypatch.setattr(volumes, "_open", recording)
+    monkeypatch.setattr(volumes, "open_nifti", recording)
     source = open_source(cfg.data)
     task = open_task(cfg, source, RunFolder(tmp_path / "run"), Silent())
     assert len(task.labeled) == FINE * NUM_SLICES and len(task.unlabeled) == (len(withheld) - 2) * NUM_SLICES
