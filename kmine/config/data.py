@@ -20,8 +20,8 @@ class DataConfig:
     root: LocalPath | None = None
     """Folder of the data set as downloaded; not used by phantom and folder."""
     images: LocalPath | None = None
-    """Folder only: your images, in sub-folders or not: PNG, JPEG, TIFF, DICOM (.dcm, or no suffix) or NIfTI
-    (.nii, .nii.gz)."""
+    """Folder only: your images, in sub-folders or not: PNG, JPEG, TIFF, BMP, GIF, DICOM (.dcm, or no suffix)
+    or NIfTI (.nii, .nii.gz)."""
     masks: LocalPath | None = None
     """Folder only: masks of the same names (suffixes apart), for some or all of the images."""
     csv: LocalPath | None = None
