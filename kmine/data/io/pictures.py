@@ -73,7 +73,7 @@ def read_foreground(path: Path, image: Path) -> NDArray[np.uint8]:
 
 def _is_faint(path: Path, values: NDArray[Any]) -> bool:
     """Whether a mask is not all 0 but has nothing above the threshold or, in a JPEG file, more near it than above."""
-    if path.suffix.lower() in LOSSY and ((values >= NEAR[0]) & (values < NEAR[1])).sum() > (values >= NEAR[1]).sum():
+    if _is_jpeg(path) and ((values >= NEAR[0]) & (values < NEAR[1])).sum() > (values >= NEAR[1]).sum():
         return True
     return 0 < values.max() <= FOREGROUND_ABOVE
 
