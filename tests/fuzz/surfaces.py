@@ -189,6 +189,7 @@ def nifti(rng: Random, base: Path, case: Path) -> Case:
     data = Path(shutil.copytree(base / "volumes", case / "data"))
     target = _damaged(rng, list(data.glob("*/*.nii.gz")), _nifti_header)
     words = ("--data.name=folder", f"--data.images={data}/images", f"--data.masks={data}/masks")
+    words = (*words, "--data.window=[0,255]")
     return Case(_check(case, *words), target)
 
 

@@ -89,9 +89,11 @@ def open_series(files: Sequence[Path]) -> Series:
     along = np.array([float(np.dot(place.position, normal)) for _, place, _ in placed])
     steps = np.diff(along)
     if steps.min() < SAME_MM:
-        path = placed[int(steps.argmin()) + 1][0]
+        first_file, path = (placed[int(steps.argmin()) + n][0] for n in (0, 1))
         raise SampleError(
-            path, "expected one slice a position, got two in one; put other series into folders of their own"
+            path,
+            f"expected one slice a position, got two in one, with {first_file.name}; put other series into folders of "
+            "their own",
         )
     usual = float(np.median(steps))
     gaps = int(np.count_nonzero(np.abs(steps - usual) > UNEVEN * usual))
