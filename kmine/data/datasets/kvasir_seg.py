@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.io.find_files import KINDS, drop_orphans, index_images, named
+from kmine.data.io.find_files import KINDS, drop_orphans, index_images, named, walk
 from kmine.data.io.image_file import read_rgb
 from kmine.data.io.pictures import FOREGROUND_ABOVE, read_foreground
 from kmine.data.source import IndexedSource, OnError, fingerprint_files, is_folder, size_and_time
@@ -30,7 +30,7 @@ class KvasirSeg(IndexedSource):
     second folder, whose images have no masks and are unlabeled. Without it, no image has one.
 
     Args:
-        root: folder that holds `images/` and `masks/`, or folder that holds `Kvasir-SEG/`.
+        root: folder that holds `images/` and `masks/`, or one above it.
         on_error: whether a mask without an image stops, or is listed in `skipped`.
         normal_images: the second folder, if any; its sample ids begin with `normal/`.
 
@@ -98,21 +98,33 @@ class KvasirSeg(IndexedSource):
 
 
 def _find_root(root: Path) -> Path:
-    """Folder that holds images/ and masks/."""
+    """Folder that holds images/ and masks/: the given one, `Kvasir-SEG/` in it, or the only one further down."""
     if not os.path.lexists(root):
         raise UserError(f"{root}: expected the Kvasir-SEG folder, found nothing; pass --data.root (published at {URL})")
     if not is_folder(root):
         raise UserError(f"{root}: expected the Kvasir-SEG folder, got a file; unzip it and pass the folder")
-    for folder in (root, root / "Kvasir-SEG"):
-        present = [name for name in ("images", "masks") if is_folder(folder / name)]
-        if len(present) == 2:
-            return folder
-        if present:
-            raise UserError(f"{folder}: expected both images/ and masks/, found only {present[0]}/; unpack it again")
+    usual = (root, root / "Kvasir-SEG")
+    found = [folder for folder in usual if len(_leaves(folder)) == 2][:1]
+    found = found or [folder for folder, _, _ in walk(root) if len(_leaves(folder)) == 2]
+    found = [folder for folder in found if folder.name.casefold() == "kvasir-seg"] or found
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(
+            f"{root}: expected one folder of images/ and masks/ below it, found {named(map(str, found))}; pass the one "
+            "you mean as --data.root"
+        )
+    for folder in usual:
+        if half := _leaves(folder):
+            raise UserError(f"{folder}: expected both images/ and masks/, found only {half[0]}/; unpack it again")
     raise UserError(
-        f"{root}: expected images/ and masks/, or Kvasir-SEG/ that holds them, found neither; "
-        f"pass --data.root FOLDER as unpacked from {URL}"
+        f"{root}: expected images/ and masks/ in it or below, found neither; pass --data.root FOLDER as unpacked from "
+        f"{URL}"
     )
+
+
+def _leaves(folder: Path) -> list[str]:
+    return [name for name in ("images", "masks") if is_folder(folder / name)]
 
 
 def _index_normals(

@@ -46,6 +46,27 @@ def test_pairs_are_read_from_either_folder(root):
     assert source.class_names == ("background", "polyp")
 
 
+def test_the_folder_is_found_below_the_root_as_kaggle_nests_it(root):
+    nested = root.parent / "kaggle/input/kvasirseg/Kvasir-SEG"
+    nested.mkdir(parents=True)
+    root.rename(nested / "Kvasir-SEG")
+    for folder in (nested, nested.parent, nested.parents[1], nested.parents[2]):
+        source = KvasirSeg(folder)
+        assert source.root == nested / "Kvasir-SEG" and len(source.refs()) == 2
+    for leaf in ("images", "masks"):
+        save(nested.parent / "CVC-ClinicDB" / leaf / "1.jpg", mask_array())
+    assert KvasirSeg(nested.parents[1]).root == nested / "Kvasir-SEG"
+    (nested / "Kvasir-SEG").rename(nested / "pairs")
+    with pytest.raises(UserError, match=r"expected one folder .* found .*CVC-ClinicDB, .*pairs; pass the one you mean"):
+        KvasirSeg(nested.parent)
+    assert len(KvasirSeg(nested).refs()) == 2
+
+
+def test_half_a_layout_above_hides_no_whole_one(root):
+    (root.parent / "images").mkdir()
+    assert KvasirSeg(root.parent).root == root
+
+
 def test_compression_noise_of_a_mask_is_removed(root):
     stored = np.array(Image.open(root / "masks/a.jpg").convert("L"))
     assert len(np.unique(stored)) > 2
