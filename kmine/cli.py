@@ -24,7 +24,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from kmine.errors import UserError
 from kmine.io.console import Stopped, replace_unknown_characters, stop_signals, tame_messages, visible
-from kmine.io.errors import FREE_SPACE, FULL, expanded
+from kmine.io.errors import FULL, RERUN, expanded
 from kmine.io.threads import choose_wait_policy
 from kmine.io.yaml_file import Text, read_yaml, yaml_kind
 
@@ -336,7 +336,7 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
         return 128 + (error.signum if isinstance(error, Stopped) else signal.SIGINT)
     except OSError as error:
         if error.errno in FULL:
-            return fail(prog, f"{error.filename or 'the output'}: {FULL[error.errno]}; {FREE_SPACE}")
+            return fail(prog, f"{error.filename or 'the output'}: {FULL[error.errno]} {RERUN}")
         raise
 
 

@@ -16,7 +16,6 @@ from kmine.data.pool import MaskReader, Pool
 from kmine.data.source import Source
 from kmine.errors import UserError
 from kmine.io.files import sign
-from kmine.mining.gate import why_none_is_kept
 from kmine.ops.metrics import nanmean
 from kmine.setup.finished import open_finished_run
 from kmine.setup.open import open_for_audit
@@ -147,7 +146,7 @@ def select_round(rounds: Sequence[MinedRound], round_idx: int | None, root: Path
     """The audited round: number `round_idx`, else the last adopted round with pseudo masks, else the last with any.
 
     Raises:
-        UserError: an unknown round, or one without pseudo masks; `root` opens the message.
+        UserError: no mined round, or an unknown one; `root` opens the message.
     """
     if not rounds:
         raise UserError(
@@ -158,13 +157,7 @@ def select_round(rounds: Sequence[MinedRound], round_idx: int | None, root: Path
         raise UserError(f"--round {round_idx}: expected one of {', '.join(map(str, by_idx))}; the run mined no other")
     with_masks = [mined for mined in rounds if mined.pseudo_labeled]
     adopted = [mined for mined in with_masks if mined.adopted] or with_masks
-    selected = by_idx[round_idx] if round_idx is not None else adopted[-1] if adopted else rounds[-1]
-    if not selected.pseudo_labeled:
-        raise UserError(
-            f"{root}: expected pseudo masks, round {selected.round_idx} kept none: "
-            f"{why_none_is_kept([*selected.decisions.firsts('reason').values()])}"
-        )
-    return selected
+    return by_idx[round_idx] if round_idx is not None else adopted[-1] if adopted else rounds[-1]
 
 
 def read_mask_of(pool: Pool, sample_id: str) -> NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from kmine.audit.rounds import AuditedRun, open_audit
 from kmine.audit.truth import Stratum, figures, withheld_dice
 from kmine.io.errors import expanded
 from kmine.io.files import write_csv
+from kmine.mining.gate import why_none_is_kept
 from kmine.ops.metrics import nanmean
 from kmine.report.audit.figures import explanations_chart
 from kmine.report.audit.page import write_page
@@ -83,6 +84,10 @@ def write_audit(
     """
     began = time.perf_counter()
     pseudo, given = rank_all_masks(audited.task, audited.rounds, audited.audited_round, with_labeled=labeled)
+    if not pseudo:
+        mined = audited.audited_round
+        reasons = [*mined.decisions.firsts("reason").values()]
+        log(f"round {mined.round_idx} kept no mask, only given ones are ranked: {why_none_is_kept(reasons)}")
     history, reports = MaskHistory(audited), [*pseudo, *given]
     truth, withheld, charts = None, None, {"causes": _explanations_chart(pseudo)}
     if with_withheld:

@@ -10,11 +10,11 @@ from pathlib import Path
 from kmine.errors import UserError
 
 FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file would be larger than the limit for one file (ulimit -f)",
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EFBIG: "the file would be larger than the limit for one file; raise it (ulimit -f)",
 }
-FREE_SPACE = "free some space and run the same command again, it resumes"
+RERUN = "and run the same command again, it resumes"
 _REFUSED = {
     errno.EACCES: "no permission to write there",
     errno.EPERM: "no permission to write there",
@@ -50,7 +50,7 @@ def user_errors(path: Path, *, cure: str = "choose another --out", otherwise: st
     except OSError as error:
         code = error.errno or 0
         if code in FULL:
-            raise UserError(f"{path}: {FULL[code]}; {FREE_SPACE}") from error
+            raise UserError(f"{path}: {FULL[code]} {RERUN}") from error
         problem = _REFUSED.get(code) or (f"{otherwise} ({error.strerror or error})" if otherwise else None)
         if problem is None:
             raise

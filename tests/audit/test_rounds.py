@@ -23,8 +23,8 @@ def test_the_last_adopted_round_with_masks_is_audited(tmp_path):
     assert select_round(rounds, None, tmp_path).round_idx == 1
     assert select_round(rounds, 3, tmp_path).round_idx == 3
     assert select_round([replace(rounds[0], adopted=False), rounds[2]], None, tmp_path).round_idx == 3
-    with pytest.raises(UserError, match="round 2 kept none"):
-        select_round(rounds, 2, tmp_path)
+    assert select_round(rounds, 2, tmp_path).round_idx == 2  # without masks: the given ones are audited alone
+    assert select_round(rounds[1:2], None, tmp_path).round_idx == 2
     with pytest.raises(UserError, match="--round 4: expected one of 1, 2, 3"):
         select_round(rounds, 4, tmp_path)
     with pytest.raises(UserError, match="found no pseudo masks"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kmine.errors import UserError
-from kmine.io.errors import FREE_SPACE, storage_errors, user_errors
+from kmine.io.errors import RERUN, storage_errors, user_errors
 
 PATH = Path("out/run.json")
 
@@ -38,10 +38,15 @@ def test_a_refused_write_names_path_problem_and_cure(number, problem):
 
 
 @pytest.mark.parametrize(
-    ("number", "problem"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk quota is used up")]
+    ("number", "problem"),
+    [
+        (errno.ENOSPC, "the disk is full; free some space"),
+        (errno.EDQUOT, "the disk quota is used up; free some space"),
+        (errno.EFBIG, "the file would be larger than the limit for one file; raise it (ulimit -f)"),
+    ],
 )
 def test_the_cure_of_a_full_disk_is_free_space(number, problem):
-    expected = f"out/run.json: {problem}; {FREE_SPACE}"
+    expected = f"out/run.json: {problem} {RERUN}"
     assert message_of(user_errors(PATH, cure="unused", otherwise="unused"), number) == expected
     assert message_of(storage_errors(PATH), number) == expected
 
