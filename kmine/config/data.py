@@ -24,6 +24,9 @@ class DataConfig:
     or NIfTI (.nii, .nii.gz)."""
     masks: LocalPath | None = None
     """Folder only: masks of the same names (suffixes apart), for some or all of the images."""
+    mask_suffix: str | None = None
+    """Folder only: end of the masks' names, as _mask for the mask a_mask.png of the image a.jpg; masks may then lie
+    beside the images, without data.masks. Further masks of an image (a_mask_1.png) are united with the first."""
     csv: LocalPath | None = None
     """Folder only, instead of images and masks: CSV of image,mask,group,label,split, paths relative to its own folder.
     Only image is required. group: patient or volume; label: 0 (lesion-free) or 1; split: train, val or test."""
@@ -90,6 +93,9 @@ class DataConfig:
         require(window is None or is_range(window), "data.window", "two rising numbers, black and white", window)
         for name in ("images", "masks", "csv"):
             require(getattr(self, name) != "", f"data.{name}", "a CSV file" if name == "csv" else "a folder", "")
+        suffix = self.mask_suffix
+        is_valid = suffix is None or (suffix.strip() != "" and "/" not in suffix)
+        require(is_valid, "data.mask_suffix", "the end of the masks' names, as _mask", suffix)
         names = self.class_names
         are_valid = 2 <= len(names) <= 255 and names[0] == "background" and len({*names, ""}) == len(names) + 1
         expected = "background and at least one class more, each named once, as in [background, polyp]"

@@ -8,7 +8,18 @@ from typing import Any
 from kmine import cli
 from kmine.io.errors import expanded
 
-SOURCES = ("cache_dir", "root", "images", "masks", "csv", "image_labels", "task", "classes", "normal_images")
+SOURCES = (
+    "cache_dir",
+    "root",
+    "images",
+    "masks",
+    "mask_suffix",
+    "csv",
+    "image_labels",
+    "task",
+    "classes",
+    "normal_images",
+)
 """Settings of `data` that say where images and labels are."""
 RESUMABLE_CHANGES = (
     *("out", "device", "offline", "baseline", "fit.num_workers", "segmenter.cache_dir", "segmenter.cache_gb"),

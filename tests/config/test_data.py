@@ -25,6 +25,7 @@ OUT_OF_RANGE = [
     (DataConfig, "window", (0.0, float("inf"))),
     (DataConfig, "image_labels", ""),
     (DataConfig, "normal_images", ""),
+    (DataConfig, "mask_suffix", ""),
     (DataConfig, "classes", ()),
     (DataConfig, "classes", ("Normal", "Normal")),
     (DataConfig, "classes", ("Normal", "normal")),

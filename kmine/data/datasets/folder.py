@@ -100,7 +100,15 @@ class Folder(IndexedSource):
         item, number = self._locate(sample_id)
         if item.mask is None:
             raise SampleError(str(item.image), "expected a mask of the same name, found none")
-        path = item.mask
+        parts = [self._read_mask(item, path, number) for path in (item.mask, *item.more)]
+        mask = np.maximum.reduce(parts)
+        if item.label == 0 and ((mask != 0) & (mask != 255)).any():
+            raise SampleError(
+                str(item.mask), "expected an empty mask, as the label in data.csv is 0, got one with objects"
+            )
+        return mask
+
+    def _read_mask(self, item: Item, path: Path, number: int) -> NDArray[np.uint8]:
         if item.kind == "nifti":
             geometry = self._geometry(item)
             mask = self._labels.read_slice(
@@ -110,8 +118,6 @@ class Folder(IndexedSource):
             mask = read_mask_picture(path, self.class_names, self.palettes)
             header = self._headers.get(item.name)
             require_size(path, mask, header.shape if isinstance(header, Header) else image_shape(item.image))
-        if item.label == 0 and ((mask != 0) & (mask != 255)).any():
-            raise SampleError(str(path), "expected an empty mask, as the label in data.csv is 0, got one with objects")
         return mask
 
     def _locate(self, sample_id: str) -> tuple[Item, int]:
@@ -181,6 +187,7 @@ class Folder(IndexedSource):
     def _sign(self, root: Path) -> str:
         rows = [
             [item.name, _stat(item.image), item.mask and _stat(item.mask), item.group, item.label, item.split]
+            + [_stat(path) for path in item.more]
             for _, item in sorted(self._items.items())
         ]
         source = [self.name, VERSION, self.cfg.every_nth, *map(float, self.cfg.window or ())]
@@ -190,7 +197,7 @@ class Folder(IndexedSource):
 def _find(cfg: DataConfig) -> tuple[Path, list[Item], tuple[Skipped, ...]]:
     """Root folder of the names, images, and files left out."""
     if cfg.csv is not None:
-        if cfg.images is not None or cfg.masks is not None:
+        if (cfg.images, cfg.masks, cfg.mask_suffix) != (None, None, None):
             raise UserError("data.csv: expected either a table or data.images (and data.masks), got both; drop one")
         table = Path(cfg.csv)
         return table.parent, *read_folder_csv(table, cfg.on_error)
@@ -201,7 +208,7 @@ def _find(cfg: DataConfig) -> tuple[Path, list[Item], tuple[Skipped, ...]]:
         )
     images = Path(cfg.images)
     masks = Path(cfg.masks) if cfg.masks is not None else None
-    return images, *pair_folders(images, masks, cfg.on_error)
+    return images, *pair_folders(images, masks, cfg.on_error, cfg.mask_suffix or "")
 
 
 def _stat(path: Path) -> list[str | int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +40,8 @@ class Item:
     group: str | None = None
     label: int | None = None
     split: str | None = None
+    more: tuple[Path, ...] = ()
+    """Further masks, united with the first."""
 
     @cached_property
     def kind(self) -> Kind:
@@ -67,38 +71,101 @@ def file_kind(path: Path) -> Kind | None:
     return "dicom" if (describe_content(path) or "").startswith("a DICOM") else None
 
 
-def pair_folders(images: Path, masks: Path | None, on_error: OnError) -> tuple[list[Item], tuple[Skipped, ...]]:
+def pair_folders(
+    images: Path, masks: Path | None, on_error: OnError, mask_suffix: str = ""
+) -> tuple[list[Item], tuple[Skipped, ...]]:
     """Images sorted by name, with masks of the same relative path without suffix, if any, and files left out.
 
     Args:
         images: folder of images, searched with all its subfolders.
         masks: folder of masks, likewise, if any; may lie inside the other.
         on_error: whether a mask without an image stops, or is listed.
+        mask_suffix: end of the names of masks, which may then be in the folder of the images.
 
     Raises:
         UserError: for a folder that is missing, unreadable or without images, for two files of one name, for masks
             without any pair, and for a mask of another kind than its image.
     """
     image_paths, strays = _index(images, "data.images", on_error, excluded=masks)
-    if masks is not None and is_folder(masks) and masks.resolve() == images.resolve():
-        raise UserError(f"data.masks: expected another folder than that of the images, got {masks} for both")
+    is_one_folder = masks is not None and is_folder(masks) and masks.resolve() == images.resolve()
+    if is_one_folder and not mask_suffix:
+        raise UserError(
+            f"data.masks: expected another folder than that of the images, got {masks} for both; if the masks' names "
+            "end differently, pass --data.mask_suffix, as in --data.mask_suffix _mask"
+        )
     if not image_paths:
         raise _no_files("data.images", images, strays, "name another folder")
-    mask_paths, mask_strays = _index(masks, "data.masks", on_error, excluded=images) if masks is not None else ({}, [])
+    mask_paths: dict[str, Path] = {}
+    mask_strays: list[Skipped] = []
+    if masks is not None and not is_one_folder:
+        mask_paths, mask_strays = _index(masks, "data.masks", on_error, excluded=images)
+    more: dict[str, list[Path]] = defaultdict(list)
+    if mask_suffix:
+        among = image_paths if masks is None or is_one_folder else mask_paths
+        mask_paths, more, others = _without_suffix(among, image_paths, split_suffix(mask_suffix)[0])
+        if among is not image_paths:
+            mask_strays += others
     if mask_strays and not mask_paths:
         raise _no_files("data.masks", masks or images, mask_strays, "convert the masks")
     if mask_paths and not image_paths.keys() & mask_paths.keys():
+        suffix = _common_suffix(image_paths, mask_paths)
         raise UserError(
             f"data.masks: expected masks named like their images (suffixes apart), found no pair: images such as "
             f"{_first(image_paths, images)}, masks such as {_first(mask_paths, masks or images)}; "
-            "rename the masks, or pair the files with --data.csv FILE"
+            + (f"pass --data.mask_suffix {suffix}, " if suffix else "rename the masks, ")
+            + "or pair the files with --data.csv FILE"
         )
     orphans = drop_orphans(mask_paths, image_paths, "data.masks", on_error)
-    items = [Item(name, path, mask_paths.get(name)) for name, path in sorted(image_paths.items())]
+    items = [
+        Item(name, path, mask_paths.get(name), more=tuple(more.get(name, ())))
+        for name, path in sorted(image_paths.items())
+    ]
     for item in items:
-        if problem := mismatch(item.image, item.mask):
-            raise UserError(f"{item.mask}: {problem}")
+        for mask in (item.mask, *item.more):
+            if problem := mismatch(item.image, mask):
+                raise UserError(f"{mask}: {problem}")
     return items, (*strays, *mask_strays, *orphans)
+
+
+def _without_suffix(
+    among: dict[str, Path], images: dict[str, Path], suffix: str
+) -> tuple[dict[str, Path], dict[str, list[Path]], list[Skipped]]:
+    """Masks by the name of their image, further masks (`NAME_mask_1`), and other files; masks are no images any more.
+
+    Raises:
+        UserError: for no mask, and for a further mask without a first.
+    """
+    pattern = re.compile(rf"(.+){re.escape(suffix)}([_-]?\d+)?", re.DOTALL)
+    matches = {name: match for name in sorted(among) if (match := pattern.fullmatch(name))}
+    # A number may belong to the name of an image.
+    matches = {name: match for name, match in matches.items() if not match[2] or match[1] in images}
+    first = {match[1]: among[name] for name, match in matches.items() if not match[2]}
+    if not first:
+        raise UserError(
+            f"data.mask_suffix: expected masks with names that end in {suffix!r}, found none; files are such as "
+            f"{among[min(among)] if among else 'none'}"
+        )
+    more: dict[str, list[Path]] = defaultdict(list)
+    for name, match in matches.items():
+        if match[2] and match[1] not in first:
+            raise UserError(f"{among[name]}: expected a first mask {match[1]}{suffix} beside it, found none; rename it")
+        if match[2]:
+            more[match[1]].append(among[name])
+    others = [
+        Skipped(name, str(path), f"not named NAME{suffix}") for name, path in among.items() if name not in matches
+    ]
+    if among is images:
+        for name in matches:
+            del images[name]
+    return first, more, others
+
+
+def _common_suffix(images: dict[str, Path], masks: dict[str, Path]) -> str | None:
+    """What follows the name of an image in the names of most masks; None if nothing does."""
+    own = max((name for name in images if min(masks).startswith(name)), key=len, default=None)
+    suffix = min(masks)[len(own) :] if own is not None else ""
+    paired = sum(name.endswith(suffix) and name.removesuffix(suffix) in images for name in masks)
+    return suffix if suffix and "/" not in suffix and paired > len(masks) / 2 else None
 
 
 def _no_files(setting: str, folder: Path, strays: Sequence[Skipped], cure: str) -> UserError:

@@ -230,3 +230,48 @@ def test_the_cache_reads_all_kinds(tmp_path, opened):
     cache = SampleCache(opened(window=(0.0, 200.0)), 32, tmp_path / "cache")
     assert [r.sample_id for r in cache.refs] == ["a", "b/slice-0000", "b/slice-0001", "b/slice-0002", "c"]
     assert cache.decode_masks(["a"]) == () and cache.mask_resized("a").max() == 1
+
+
+# -- masks with a suffix
+
+
+def test_masks_with_a_suffix_lie_beside_the_images_or_in_a_folder(tmp_path):
+    for n, name in enumerate(("benign/benign (1)", "benign/benign (2)", "x")):
+        save_image(tmp_path / "all" / f"{name}.jpg", colour_noise(n))
+    left, right = square(), square()
+    left[:, 5:], right[:, :5] = 0, 0
+    save_image(tmp_path / "all/benign/benign (1)_mask.png", left)
+    save_image(tmp_path / "all/benign/benign (1)_mask_1.png", right)
+    save_image(tmp_path / "all/benign/benign (2)_mask.png", square())
+    mixed = str(tmp_path / "all")
+    for masks in (None, mixed):
+        source = open_source(DataConfig(name="folder", images=mixed, masks=masks, mask_suffix="_mask"))
+        refs = [(ref.sample_id, ref.has_mask) for ref in source.refs()]
+        assert refs == [("benign/benign (1)", True), ("benign/benign (2)", True), ("x", False)]
+        np.testing.assert_array_equal(source.mask("benign/benign (1)"), square() // 255)
+    with pytest.raises(UserError, match=r"pass --data\.mask_suffix, as in --data\.mask_suffix _mask"):
+        open_source(DataConfig(name="folder", images=mixed, masks=mixed))
+
+
+def test_the_suffix_that_pairs_is_named(tmp_path):
+    for n in range(3):
+        save_image(tmp_path / "images" / f"ISIC_{n}.jpg", colour_noise(n))
+        save_image(tmp_path / "masks" / f"ISIC_{n}_segmentation.png", square())
+    folders = {"name": "folder", "images": str(tmp_path / "images"), "masks": str(tmp_path / "masks")}
+    with pytest.raises(UserError, match=r"found no pair: .* pass --data\.mask_suffix _segmentation, or pair"):
+        open_source(DataConfig(**folders))
+    source = open_source(DataConfig(**folders, mask_suffix="_segmentation"))
+    assert [(ref.sample_id, ref.has_mask) for ref in source.refs()] == [(f"ISIC_{n}", True) for n in range(3)]
+    with pytest.raises(UserError, match=r"expected masks with names that end in '_mask', found none"):
+        open_source(DataConfig(**folders, mask_suffix="_mask"))
+    save_image(tmp_path / "masks/ISIC_9_segmentation.png", square())
+    with pytest.raises(UserError, match=r"found none for .*ISIC_9_segmentation\.png"):
+        open_source(DataConfig(**folders, mask_suffix="_segmentation"))
+
+
+def test_a_suffix_is_no_path_and_no_setting_of_a_table():
+    for suffix in ("", " ", "a/b"):
+        with pytest.raises(UserError, match=r"data\.mask_suffix: expected the end of the masks' names"):
+            DataConfig(mask_suffix=suffix)
+    with pytest.raises(UserError, match="got both; drop one"):
+        open_source(DataConfig(name="folder", csv="t.csv", mask_suffix="_mask"))

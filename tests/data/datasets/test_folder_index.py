@@ -86,7 +86,10 @@ def test_layouts_that_do_not_fit_are_one_error(pairs):
         paired(pairs, on_error="skip")
     (pairs / "images/a.jpg").unlink()
     save_image(pairs / "other/a_mask.png", square())
-    with pytest.raises(UserError, match=r"images such as a\.png, masks such as a_mask\.png; rename .*--data.csv"):
+    with pytest.raises(
+        UserError,
+        match=r"images such as a\.png, masks such as a_mask\.png; pass --data.mask_suffix _mask, .*--data.csv",
+    ):
         paired(pairs, "other")
     save_volume(pairs / "volumes/a.nii", np.zeros((2, 8, 10), np.uint8))
     with pytest.raises(UserError, match=r"expected a picture .* as mask of a\.png, got a\.nii; convert"):
