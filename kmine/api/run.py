@@ -15,8 +15,8 @@ from kmine import cli
 from kmine.config import LoopConfig
 from kmine.errors import UserError
 from kmine.io.errors import expanded
-from kmine.io.files import read_json
 from kmine.setup.finished import read_run_info
+from kmine.store.artifacts import record_errors
 from kmine.store.run_folder import RunFolder
 from kmine.types import RoundResult
 
@@ -68,8 +68,11 @@ class Run:
     def rounds(self) -> list[RoundResult]:
         """Results of the rounds that are done, in order."""
         paths = sorted(self.root.glob("round_*/metrics.json"), key=lambda path: int(path.parent.name[6:]))
-        values = (read_json(path) for path in paths)
-        return [RoundResult.from_json(value) for value in values if value is not None]
+        results = []
+        for path in paths:
+            with record_errors(path):
+                results.append(RoundResult.from_json(self._folder.read_json(path) or {}))
+        return results
 
     @property
     def metrics(self) -> pd.DataFrame:

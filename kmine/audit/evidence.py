@@ -17,12 +17,14 @@ from kmine.audit.rounds import MinedRound, read_mask_of
 from kmine.data.pool import MaskReader, Pool
 from kmine.data.quality import mask_alignment
 from kmine.data.resize import resize_mask
+from kmine.errors import UserError
 from kmine.feedback.verdicts import mask_signature
 from kmine.mining.crossfit import fold_model, folds
 from kmine.models.base import LocalModel
 from kmine.models.build import load_checkpoint
 from kmine.ops.masks import to_rle
 from kmine.report.audit.page import Kind
+from kmine.store.artifacts import DamagedError, fitting
 from kmine.training.distributed import make_fabric
 from kmine.training.inference import predict_resized
 from kmine.training.task import Task
@@ -136,7 +138,14 @@ def _fold_models(task: Task, *, train_folds: bool) -> Iterator[tuple[ReferenceMo
     all_labeled = frozenset(task.labeled.ids)
     fold_ids = folds(task.labeled, task.cfg.adapt.folds, task.cfg.seed)
     for number, held_out in enumerate(fold_ids if len(fold_ids) > 1 else ()):
-        model = _load(task, number=0, method_dir=f"fold_{number}")
+        try:
+            model = _load(task, number=0, method_dir=f"fold_{number}")
+        except DamagedError as error:
+            if not train_folds:
+                path = task.run.round_dir(0, f"fold_{number}") / "model.safetensors"
+                cure = "delete it, or audit without --no_labeled, which trains it anew"
+                raise UserError(f"{path}: damaged weights; {cure}") from error
+            model = None
         if model is None and train_folds:
             fabric = make_fabric(str(task.fabric.device), task.cfg.fit.precision)
             model = fold_model(replace(task, fabric=fabric), number, held_out)
@@ -160,8 +169,12 @@ def _round_models(
 
 
 def _load(task: Task, *, number: int, method_dir: str = "") -> LocalModel | None:
-    weights = task.run.load_tensors(task.run.round_dir(number, method_dir) / "model.safetensors", None)
-    return weights and load_checkpoint(task.cfg.model, task.num_classes, weights[0]).to(task.fabric.device)
+    path = task.run.round_dir(number, method_dir) / "model.safetensors"
+    weights = task.run.load_tensors(path, None)
+    if weights is None:
+        return None
+    with fitting(path):
+        return load_checkpoint(task.cfg.model, task.num_classes, weights[0]).to(task.fabric.device)
 
 
 def mean_probabilities(

@@ -16,6 +16,7 @@ from kmine.io.files import sign
 from kmine.ops.metrics import metrics_from_json
 from kmine.setup.open import Evaluator, open_for_test
 from kmine.setup.preflight import preflight
+from kmine.store.artifacts import CURE, fitting, record_errors
 from kmine.store.run_folder import NEEDS_WRITING, RunFolder
 from kmine.types import EQUAL_STEPS, ROUND_0, ProgressReporter
 
@@ -34,6 +35,11 @@ def evaluate_run(compared: ComparedRun, progress: ProgressReporter) -> list[Resu
     with closing(RunFolder(compared.root, cure=NEEDS_WRITING)) as run:
         rounds = _rounds_to_evaluate(run, compared)
         saved = _test_figures(run, compared, rounds, progress)
+        with record_errors(run.root / "test_metrics.json"):
+            figures = {
+                method: [metrics_from_json(saved["arms"][method][name]) for name in ("chosen", "final")]
+                for method in rounds
+            }
         return [
             Result(
                 run=str(compared.root),
@@ -43,8 +49,8 @@ def evaluate_run(compared: ComparedRun, progress: ProgressReporter) -> list[Resu
                 num_labeled=compared.info.get("splits", {}).get("labeled"),
                 seed=seed,
                 segmenter=compared.info.get("segmenter", "none"),
-                chosen=metrics_from_json(saved["arms"][method]["chosen"]),
-                final=metrics_from_json(saved["arms"][method]["final"]),
+                chosen=figures[method][0],
+                final=figures[method][1],
                 groups=groups,
                 cost=_cost(compared, run, method, method_dir, saved.get("num_parameters")),
             )
@@ -104,8 +110,9 @@ def _both_checkpoints(run: RunFolder, round_idx: int, method_dir: str, evaluator
         path = run.round_dir(round_idx, method_dir) / f"{name}.safetensors"
         weights = run.load_tensors(path, None)
         if weights is None:
-            raise UserError(f"{path}: missing or damaged; the loop's command makes it again")
-        out[checkpoint] = asdict(evaluator.evaluate(weights[0]))
+            raise UserError(f"{path}: expected the weights of the run, found no such file; {CURE}")
+        with fitting(path):
+            out[checkpoint] = asdict(evaluator.evaluate(weights[0]))
     return out
 
 

@@ -21,6 +21,8 @@ _REFUSED = {
     errno.EROFS: "the file system is read-only",
     errno.ENOTDIR: "a file stands where a folder is needed",
     errno.EEXIST: "a file stands where a folder is needed",
+    errno.EISDIR: "a folder stands where a file is needed",
+    errno.ENOTEMPTY: "a folder stands where a file is needed",
     errno.ENAMETOOLONG: "the name is too long for this file system",
 }
 

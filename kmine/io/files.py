@@ -133,11 +133,18 @@ def is_whole_png(path: Path, signature: str) -> bool:
     """Whether the file is an undamaged PNG that carries this signature."""
     from PIL import Image
 
+    if not path.is_file():
+        return False
     try:
         with Image.open(path) as image:
             signed = image.info.get(SIGNATURE_KEY) == signature
             image.verify()
-    except (OSError, SyntaxError, ValueError):  # raised by Pillow for missing, truncated and damaged files
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ):  # raised by Pillow for missing, truncated and damaged files
         return False
     return signed
 

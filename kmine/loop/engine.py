@@ -57,6 +57,7 @@ def run_rounds(cfg: LoopConfig, progress: ProgressReporter, source: Source | Non
     with rank_zero_first(fabric):
         source = source or preflight(cfg)
     with closing(RunFolder(Path(cfg.out), follows=fabric.global_rank > 0)) as run:
+        run.log = progress.log
         with rank_zero_first(fabric):
             task = begin_run(cfg, source, run, progress, fabric)
         progress.log(

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from kmine.errors import UserError
+from kmine.models.onnx_file import read_model
 
 INSTALL = "pip install 'kmine[onnx]'"
 
 
-def open_session(path: Path, device: str) -> Any:
-    """An inference session of onnxruntime on `device` (auto, cpu, cuda or cuda:N).
+def open_session(path: Path, device: str, data: bytes | None = None) -> Any:
+    """An inference session of onnxruntime on `device` (auto, cpu, cuda or cuda:N); `data` is the content of `path`.
 
     The number of threads is OMP_NUM_THREADS, which onnxruntime itself ignores, or else onnxruntime's default.
 
@@ -31,11 +32,12 @@ def open_session(path: Path, device: str) -> Any:
     # Spinning threads would take the cores from the threads that read the next images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(str(path), options, providers=_providers(ort, device))
+        content = read_model(path)[0] if data is None else data
+        return ort.InferenceSession(content, options, providers=_providers(ort, device))
     except UserError:
         raise
     except Exception as error:  # onnxruntime's error classes have no common base
-        first_line = str(error).split("\n")[0]
+        first_line = "".join(c for c in str(error).split("\n")[0][:200] if c.isprintable())
         raise UserError(f"{path}: not a whole ONNX model ({first_line}); copy or export it again") from error
 
 

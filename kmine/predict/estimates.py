@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.resize import to_frame
-from kmine.io.files import read_json
 from kmine.mining.calibration.local_quality import LocalQualityEstimator
 from kmine.ops import masks
 from kmine.predict.metadata import ModelMetadata
+from kmine.store.artifacts import DamagedError, read_record
 from kmine.types import Probs
 
 OBJECT_COLUMNS = ("file", "slice", "class", "px", "x0", "y0", "x1", "y1", "estimated_dice")
@@ -40,8 +40,9 @@ def local_quality_of_run(root: Path) -> tuple[Mapping[str, Any] | None, str]:
     path = root / "calibration" / "calibration.json"
     if not path.is_file():
         return None, "the run has no calibrated gate, so no Dice can be estimated"
-    saved = read_json(path)
-    if saved is None:
+    try:
+        saved = read_record(path) or {}
+    except DamagedError:
         return None, f"{path.name} is damaged, so no Dice can be estimated; run the loop's command again to restore it"
     if "alone" not in saved:
         return None, "the run is older than estimates without a segmenter; run the loop's command again to add them"

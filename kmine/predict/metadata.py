@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import NoneType
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.data.quality.intensity import out_of_range_text
 from kmine.errors import UserError
+from kmine.io.json_file import is_kind, json_field, parse_json
+from kmine.mining.calibration.local_quality import LocalQualityEstimator, local_quality_summary
+from kmine.ops.calibrator import FEATURES
+from kmine.types import Probs
 
 FORMAT = 2
 """Version of the text; raised when an older kmine cannot read it."""
+TEXTS = ("name", "dataset", "method", "segmenter", "checkpoint", "signature", "card", "no_estimate")
+WHOLE_NUMBERS = {"size": (1, 8192), "batch_size": (1, 4096), "round_idx": (0, 9999)}
 READABLE = (1, 2)
 """Versions that this kmine reads; 1 has no estimator of Dice."""
 
@@ -63,14 +71,17 @@ class ModelMetadata:
         Raises:
             UserError: text of another program, or of a newer version.
         """
+        cure = "export the run again"
         try:
-            values = json.loads(text)
+            values = parse_json(text, origin, "a file of `kmine predict RUN --export FILE.onnx`", cure)
             if values.pop("format") not in READABLE:
                 raise UserError(f"{origin}: written by another version of kmine; export the run again")
+            if not isinstance(values["class_names"], list):
+                raise UserError(f"{origin}: expected `class_names` to be a list; {cure}")
             values["class_names"] = tuple(values["class_names"])
             values["window"] = tuple(values["window"]) if values["window"] else None
             values["local_quality"] = values.pop("alone", None)
-            return cls(**values)
+            made = cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
@@ -78,6 +89,56 @@ class ModelMetadata:
                 f"{origin}: expected a file of `kmine predict RUN --export FILE.onnx`, got one without kmine's "
                 "metadata; export the run again"
             ) from error
+        made.check(origin, cure)
+        return made
+
+    def check(self, origin: str, cure: str) -> None:
+        """Raise `UserError` on a field of another type or out of range; `origin` and `cure` are for the message."""
+        values = asdict(self)
+        for name in TEXTS:
+            text = json_field(values, name, str, where=origin, cure=cure)
+            if name != "card" and not text.isprintable():
+                raise UserError(f"{origin}: expected `{name}` to be one line of printable text; {cure}")
+        for name, (low, high) in WHOLE_NUMBERS.items():
+            if not low <= json_field(values, name, int, where=origin, cure=cure) <= high:
+                raise UserError(f"{origin}: expected `{name}` from {low} to {high}, got {values[name]}; {cure}")
+        names, window = self.class_names, self.window
+        is_named = all(isinstance(name, str) and name.isprintable() and name for name in names)
+        if not is_named or not 2 <= len(names) <= 255:
+            raise UserError(f"{origin}: expected `class_names` to be 2 to 255 printable names; {cure}")
+        is_window = window is None or (all(is_kind(end, float) for end in window) and len(window) == 2)
+        if not is_window or (window and not window[0] < window[1]):
+            raise UserError(f"{origin}: expected `window` to be [LOW, HIGH] with LOW below HIGH; {cure}")
+        for name, use in (("intensity", _use_intensity), ("local_quality", _use_local_quality)):
+            value = json_field(values, name, dict, NoneType, where=origin, cure=cure)
+            try:
+                use(value)
+            except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                problem = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+                raise UserError(f"{origin}: `{name}` is not what kmine wrote ({problem}); {cure}") from error
+
+
+def _use_intensity(value: Mapping[str, Any] | None) -> None:
+    """Try the ranges on an image, to see any mistake in them."""
+    out_of_range_text(value, np.zeros((4, 4, 3), np.uint8))
+
+
+def _use_local_quality(value: Mapping[str, Any] | None) -> None:
+    """Try the estimator on an object, to see any mistake in it."""
+    if value is None:
+        return
+    local_quality_summary(value)
+    estimator = LocalQualityEstimator.from_json(value)
+    for calibrator in estimator.calibrators.values():
+        numbers = [*calibrator.fill, *calibrator.scale, *calibrator.weights, calibrator.intercept, *calibrator.knots]
+        if not np.isfinite(np.hstack(numbers).astype(float)).all():
+            raise ValueError("a number that is not finite")
+        if not np.isfinite(calibrator.estimates(np.zeros((1, len(FEATURES))))).all():
+            raise ValueError("an estimate that is not finite")
+    half = np.full((2, 8, 8), 0.4, np.float32)
+    half[0], half[:, 2:6, 2:6] = 0.6, np.array([0.4, 0.6])[:, None, None]
+    for tta in estimator.calibrators:
+        estimator.estimates(Probs("", half, None), tta)
 
 
 def colours(num_classes: int) -> NDArray[np.uint8]:

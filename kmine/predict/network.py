@@ -76,10 +76,12 @@ class TorchNetwork:
 class OnnxNetwork:
     """The network of an ONNX file."""
 
-    def __init__(self, path: Path, device: str) -> None:
+    path = Path("the model")
+
+    def __init__(self, path: Path, device: str, data: bytes | None = None) -> None:
         from kmine.models.onnx_session import open_session
 
-        self.session = open_session(path, device)
+        self.path, self.session = path, open_session(path, device, data)
 
     def predict(self, images: NDArray[np.uint8], tta: str) -> BatchProbs:
         """See `Network`."""
@@ -90,7 +92,13 @@ class OnnxNetwork:
         return BatchProbs(mean, np.std([1 - view[:, :1] for view in views], axis=0) if len(views) > 1 else None)
 
     def _view(self, images: NDArray[np.uint8], axes: tuple[int, ...]) -> NDArray[np.float32]:
-        flipped = self.session.run(None, {"images": np.ascontiguousarray(np.flip(images, axes))})[0]
+        try:
+            flipped = self.session.run(None, {"images": np.ascontiguousarray(np.flip(images, axes))})[0]
+        except (FloatingPointError, UserError):
+            raise
+        except Exception as error:  # onnxruntime's error classes have no common base
+            reason = "".join(c for c in str(error)[:200] if c.isprintable())
+            raise UserError(f"{self.path}: the model cannot be run ({reason}); export it again") from error
         return np.flip(flipped, tuple(axis + 1 for axis in axes))  # the class axis is before rows and columns
 
 
@@ -98,6 +106,21 @@ def open_onnx(path: Path, device: str) -> tuple[ModelMetadata, OnnxNetwork]:
     """Open an exported model. Raises `UserError` for a file that is missing, damaged or not written by kmine."""
     if not path.is_file():
         raise UserError(f"{path}: expected an exported model, found no such file; export one with --export FILE.onnx")
-    network = OnnxNetwork(path, device)
-    metadata_json = network.session.get_modelmeta().custom_metadata_map.get("kmine") or "null"
-    return ModelMetadata.from_json(metadata_json, str(path)), network
+    from kmine.models.onnx_file import read_model
+
+    data, notes = read_model(path)
+    metadata = ModelMetadata.from_json(notes, str(path))
+    network = OnnxNetwork(path, device, data)
+    ends = [(end.name, end.type, list(end.shape)[1:]) for end in _ends(network.session)]
+    side, classes = metadata.size, len(metadata.class_names)
+    expected = [("images", "tensor(uint8)", [side, side, 3])]
+    expected += [("probabilities", "tensor(float)", [classes, side, side])]
+    if ends != expected:
+        actual = "".join(c for c in str(ends)[:200] if c.isprintable())
+        raise UserError(f"{path}: expected the input and output {expected}, got {actual}; export the run again")
+    return metadata, network
+
+
+def _ends(session: Any) -> list[Any]:
+    """Inputs and outputs of a session."""
+    return [*session.get_inputs(), *session.get_outputs()]

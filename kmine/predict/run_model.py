@@ -16,6 +16,8 @@ from kmine.io.files import sign
 from kmine.predict.estimates import local_quality_of_run
 from kmine.predict.metadata import ModelMetadata
 from kmine.setup.finished import read_run_info, require_finished
+from kmine.store.artifacts import CURE, fitting, read_tensors
+from kmine.store.run_info import CURE as INFO_CURE
 
 if TYPE_CHECKING:
     from kmine.models.base import LocalModel
@@ -72,19 +74,14 @@ def load_model(run_model: RunModel) -> LocalModel:
     Raises:
         UserError: damaged weights, or those of another network.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     from kmine.models.build import load_checkpoint
 
     model_cfg, num_classes = run_model.cfg.model.split()[0], len(run_model.metadata.class_names)
-    try:
-        return load_checkpoint(model_cfg, num_classes, load_file(run_model.weights))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        first_line = str(error).split("\n")[0]
-        raise UserError(
-            f"{run_model.weights}: damaged, or not of this run's model ({first_line}); run the loop's command again"
-        ) from error
+    found = read_tensors(run_model.weights)
+    if found is None:
+        raise UserError(f"{run_model.weights}: expected the weights of the run, found no such file; {CURE}")
+    with fitting(run_model.weights):
+        return load_checkpoint(model_cfg, num_classes, found[0])
 
 
 def _metadata(
@@ -94,7 +91,7 @@ def _metadata(
     model = cfg.model.split()[0]
     signed = (sha256_of(weights), cfg.data.size, window, run["class_names"], model.name, model.normalization)
     local_quality, no_estimate = local_quality_of_run(root)
-    return ModelMetadata(
+    metadata = ModelMetadata(
         name=root.resolve().name,
         dataset=str(run.get("dataset", cfg.data.name)),
         class_names=tuple(map(str, run["class_names"])),
@@ -110,3 +107,5 @@ def _metadata(
         local_quality=local_quality,
         no_estimate=no_estimate,
     )
+    metadata.check(str(root / "run.json"), INFO_CURE)
+    return metadata

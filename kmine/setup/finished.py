@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from kmine import cli
 from kmine.config import LoopConfig
 from kmine.errors import UserError
 from kmine.io.errors import expanded
+from kmine.io.json_file import load_json
+from kmine.store.run_info import CURE, check_info
 
 OWN_FILES = ("images", "masks", "csv")
 """Settings of `data` with paths to a user's own files."""
@@ -47,12 +48,10 @@ def read_run_info(root: Path) -> dict[str, Any]:
         raise UserError(
             f"{root}: expected a run folder with config.yaml and run.json, found {actual}; run kmine.loop first"
         )
-    try:
-        info = json.loads((root / "run.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{root / 'run.json'}: cannot be read ({error}); restore it, or resume the run") from error
+    info = load_json(root / "run.json", "the record of a run", CURE)
     if not isinstance(info, dict):
-        raise UserError(f"{root / 'run.json'}: expected a JSON object; restore it, or resume the run")
+        raise UserError(f"{root / 'run.json'}: expected a JSON object; {CURE}")
+    check_info(info, root / "run.json")
     return info
 
 

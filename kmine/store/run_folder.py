@@ -11,9 +11,7 @@ the metadata of safetensors and parquet, in a text chunk of a PNG, in a key of a
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +23,7 @@ import yaml
 from numpy.typing import NDArray
 
 from kmine.errors import UserError
+from kmine.io.download import sha256_of
 from kmine.io.errors import user_errors
 from kmine.io.files import (
     UNFINISHED,
@@ -39,6 +38,19 @@ from kmine.io.files import (
     write_json,
 )
 from kmine.io.yaml_file import read_yaml
+from kmine.store.artifacts import (
+    CURE,
+    DamagedError,
+    checked,
+    encode_tensors,
+    read_record,
+    read_rows,
+    read_tensors,
+    record_errors,
+    seconds_of,
+    tensor_metadata,
+)
+from kmine.store.run_info import valid_info
 from kmine.store.settings import settings_changes
 from kmine.store.tables import (
     DecisionRow,
@@ -81,6 +93,8 @@ class RunFolder:
     def __init__(self, root: Path, *, follows: bool = False, cure: str = "choose another --out") -> None:
         self.root = root
         self.follows = follows
+        self.log: Callable[[str], None] = lambda text: None
+        """Receives a line on each damaged file that is made anew."""
         if follows:
             return
         with user_errors(root, cure=cure):
@@ -175,7 +189,7 @@ class RunFolder:
 
     def run(self) -> dict[str, Any]:
         """Content of run.json; empty before the first write."""
-        return self.read_json(self.root / "run.json") or {}
+        return valid_info(read_json(self.root / "run.json") or {})
 
     def update_run(self, **fields: Any) -> None:
         """Set fields of run.json."""
@@ -200,12 +214,8 @@ class RunFolder:
             write_csv(self.root / name, header, rows)
 
     def read_csv(self, name: str) -> list[dict[str, str]] | None:
-        """Rows of a CSV file at the top level; None if it does not exist."""
-        path = self.root / name
-        if not path.exists():
-            return None
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
+        """Rows of a CSV file at the top level; None if it does not exist. `DamagedError` if it is no whole table."""
+        return read_rows(self.root / name)
 
     def round_dir(self, round_idx: int, method_dir: str = "") -> Path:
         """Folder of a round; `method_dir` is empty for mining, or the folder of another training or method."""
@@ -214,28 +224,31 @@ class RunFolder:
     # -- tensors and JSON, signed
 
     def save_tensors(self, path: Path, tensors: Mapping[str, Tensor], signature: str, **meta: Any) -> None:
-        """Write tensors as safetensors with the signature and JSON-able metadata."""
-        from safetensors.torch import save
-
-        contiguous = {k: v.contiguous() for k, v in tensors.items()}
-        self._write(path, save(contiguous, {"signature": signature, "meta": json.dumps(meta)}))
+        """Write tensors as safetensors with the signature, JSON-able metadata and a checksum."""
+        self._write(path, encode_tensors(tensors, signature, meta))
 
     def load_tensors(self, path: Path, signature: str | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and metadata; None where the file is missing, damaged or of another signature.
 
-        `signature` None accepts any.
+        `signature` None accepts any, and a damaged file is a `DamagedError`.
         """
-        from safetensors.torch import load_file
-
-        header = self._header(path)
-        if not header or signature not in (None, header.get("signature")):
+        if signature is not None and path.is_file() and tensor_metadata(path).get("signature") != signature:
             return None
-        return load_file(path), json.loads(header["meta"])
+        try:
+            found = read_tensors(path)
+        except DamagedError as error:
+            if signature is None:
+                raise
+            self.log(str(error))
+            return None
+        if found is None:
+            return None
+        with record_errors(path):
+            return found[0], dict(json.loads(found[1].get("meta", "{}")))
 
     def training_seconds(self, pattern: str) -> float:
         """Sum over the trainings in the round folders that match `pattern` below the run folder."""
-        headers = map(self._header, self.root.glob(f"{pattern}/model.safetensors"))
-        return sum(json.loads(header.get("meta", "{}")).get("seconds", 0.0) for header in headers)
+        return sum(map(seconds_of, self.root.glob(f"{pattern}/model.safetensors")))
 
     def preparation_seconds(self) -> float:
         """Seconds before the rounds of mining, including fold models, even if another run of a sweep trained them."""
@@ -243,30 +256,24 @@ class RunFolder:
 
     def weights_signature(self, path: Path) -> tuple[str, str]:
         """Signature of weights, and the SHA-256 (hex) of their file; empty where they are missing or damaged."""
-        header = self._header(path)
-        return (header.get("signature", ""), hashlib.sha256(path.read_bytes()).hexdigest()) if header else ("", "")
-
-    def _header(self, path: Path) -> dict[str, str]:
-        """Metadata of a safetensors file; empty where it is missing or damaged."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                return file.metadata() or {}
-        except (FileNotFoundError, SafetensorError):
-            return {}
+        header = tensor_metadata(path)
+        return (header.get("signature", ""), sha256_of(path)) if header else ("", "")
 
     def save_json(self, path: Path, value: Mapping[str, Any], signature: str) -> None:
-        """Write JSON with its signature; NaN becomes null."""
-        self._write_json(path, {"signature": signature, **value})
+        """Write JSON with its signature and a checksum; NaN becomes null."""
+        self._write_json(path, checked({"signature": signature, **value}))
 
     def read_json(self, path: Path) -> dict[str, Any] | None:
-        """Content of a JSON file of any signature; None where it is missing or damaged."""
-        return read_json(path)
+        """Content of a JSON file of any signature; None where there is none. `DamagedError` if it was changed."""
+        return read_record(path)
 
     def load_json(self, path: Path, signature: str) -> dict[str, Any] | None:
         """Content that `save_json` wrote; None where missing, damaged or of another signature."""
-        value = self.read_json(path)
+        try:
+            value = read_record(path)
+        except DamagedError as error:
+            self.log(str(error))
+            return None
         return value if value is not None and value.get("signature") == signature else None
 
     def _write_json(self, path: Path, value: Mapping[str, Any]) -> None:
@@ -351,8 +358,8 @@ class RunFolder:
         return self.round_dir(round_idx) / "pseudo_masks" / f"{safe_name(sample_id)}.png"
 
     def pseudo_mask(self, round_idx: int, sample_id: str) -> NDArray[np.uint8]:
-        """(H, W) uint8 class ids and 255, as saved."""
-        return read_png(self.pseudo_path(round_idx, sample_id), "run kmine.loop again")
+        """(H, W) uint8 class ids and 255, as saved. `UserError` for a missing or damaged file."""
+        return read_png(self.pseudo_path(round_idx, sample_id), CURE)
 
     def _drop_stale_masks(self, round_idx: int, kept: set[str]) -> None:
         kept_paths = {self.pseudo_path(round_idx, sample_id) for sample_id in kept}

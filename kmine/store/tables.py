@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from itertools import groupby
@@ -13,7 +14,9 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_typ
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.io.json_file import read_regular
 from kmine.ops.masks import from_rle
+from kmine.store.artifacts import CURE, MAX_BYTES, DamagedError
 from kmine.types import EVIDENCE_COLUMNS, Bool, Evidence, Prompts, none_to_nan
 
 MaskName = Literal["local", "segmenter", "used"]
@@ -170,19 +173,22 @@ def encode_table(rows: Sequence[R], row_type: type[R], signature: str) -> bytes:
 
     schema = _schema(pa, row_type).with_metadata({"signature": signature})
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([row.to_arrow() for row in rows], schema), buffer)
+    pq.write_table(pa.Table.from_pylist([row.to_arrow() for row in rows], schema), buffer, write_page_checksum=True)
     return buffer.getvalue()
 
 
 def read_table(path: Path, row_type: type[R], signature: str | None) -> list[R] | None:
-    """Rows of a table; None where it is missing, damaged or has another signature (`signature` None: accept any)."""
-    table = _read(path, signature)
+    """Rows of a table; None where it is missing, damaged or has another signature.
+
+    `signature` None accepts any, and a damaged table is a `DamagedError`.
+    """
+    table = _read(path, row_type, signature)
     return None if table is None else [row_type.from_arrow(values) for values in table.to_pylist()]
 
 
 def read_by_sample(path: Path, row_type: type[R]) -> RowsBySample[R]:
-    """Rows of a table of any signature; none where it is missing or damaged."""
-    return RowsBySample(_read(path, None), row_type)
+    """Rows of a table of any signature; none where it is missing. `DamagedError` if it is damaged."""
+    return RowsBySample(_read(path, row_type, None), row_type)
 
 
 def table_signature(path: Path) -> str:
@@ -190,6 +196,8 @@ def table_signature(path: Path) -> str:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not path.is_file():
+        return ""
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowException, OSError):
@@ -197,22 +205,36 @@ def table_signature(path: Path) -> str:
     return metadata.get(b"signature", b"").decode("ascii", "replace")
 
 
-def _read(path: Path, signature: str | None) -> Any:
+def _read(path: Path, row_type: type[R], signature: str | None) -> Any:
     """The Arrow table, or None."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    data = io.BytesIO(path.read_bytes())  # read first: pyarrow reports a damaged file as an OSError, too
+    data = io.BytesIO(read_regular(path, "a table of the run", CURE, MAX_BYTES))
     try:
-        table = pq.ParquetFile(data).read(use_threads=False)  # `pq.read_table` would load pandas, 55 MB
+        # `pq.read_table` would load pandas, 55 MB
+        table = pq.ParquetFile(data, page_checksum_verification=True).read(use_threads=False)
         if signature is not None and (table.schema.metadata or {}).get(b"signature") != signature.encode():
             return None
         table.validate(full=True)  # finds text that is not UTF-8, before rows are made of it
+        _check_columns(table.schema, _schema(pa, row_type))
         return table
-    except (pa.ArrowException, OSError, UnicodeDecodeError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, MemoryError) as error:
+        if signature is None:
+            raise DamagedError(path, str(error).split("\n")[0][:200]) from error
         return None
+
+
+def _check_columns(actual: Any, expected: Any) -> None:
+    """Raise `ValueError` for columns of other types, or without those of the first version."""
+    for name in expected.names:
+        if name in actual.names and actual.field(name).type != expected.field(name).type:
+            raise ValueError(f"column {name} is of type {actual.field(name).type}")
+    missing = {"sample_id", "object_idx", "class_id"}.difference(actual.names)
+    if missing:
+        raise ValueError(f"no column {min(missing)}")
 
 
 def _schema(pa: Any, row_type: type[R]) -> Any:
