@@ -24,7 +24,7 @@ from kmine.models.base import LocalModel
 from kmine.models.build import load_checkpoint
 from kmine.ops.masks import to_rle
 from kmine.report.audit.page import Kind
-from kmine.store.artifacts import DamagedError, fitting
+from kmine.store.artifacts import CURE, DamagedError, fitting
 from kmine.training.distributed import make_fabric
 from kmine.training.inference import predict_resized
 from kmine.training.task import Task
@@ -160,9 +160,13 @@ def _round_models(
     trained_on = {0: frozenset(task.labeled.ids)}
     for mined in rounds:
         trained_on[mined.round_idx] = trained_on[mined.prompting_round] | frozenset(mined.pseudo_labeled)
+    trained = {0, *(mined.round_idx for mined in rounds if mined.pseudo_labeled)}
     for number, ids in trained_on.items():
         is_held_out = number == 0 or any(name not in ids for name in audited_ids)
         model = _load(task, number=number) if is_held_out else None
+        if model is None and is_held_out and number in trained:
+            path = task.run.round_dir(number) / "model.safetensors"
+            raise UserError(f"{path}: expected the weights of the round, found no such file; {CURE}")
         if model is not None:
             prompted_rounds = frozenset(later.round_idx for later in rounds if later.prompting_round == number)
             yield ReferenceModel(f"round_{number:02}", ids, prompted_rounds), model

@@ -17,6 +17,7 @@ from kmine.errors import UserError
 from kmine.io.json_file import is_kind, json_field, parse_json
 from kmine.mining.calibration.local_quality import LocalQualityEstimator, local_quality_summary
 from kmine.ops.calibrator import FEATURES
+from kmine.store.run_info import is_plain
 from kmine.types import Probs
 
 FORMAT = 2
@@ -97,13 +98,13 @@ class ModelMetadata:
         values = asdict(self)
         for name in TEXTS:
             text = json_field(values, name, str, where=origin, cure=cure)
-            if name != "card" and not text.isprintable():
+            if name != "card" and not is_plain(text):
                 raise UserError(f"{origin}: expected `{name}` to be one line of printable text; {cure}")
         for name, (low, high) in WHOLE_NUMBERS.items():
             if not low <= json_field(values, name, int, where=origin, cure=cure) <= high:
                 raise UserError(f"{origin}: expected `{name}` from {low} to {high}, got {values[name]}; {cure}")
         names, window = self.class_names, self.window
-        is_named = all(isinstance(name, str) and name.isprintable() and name for name in names)
+        is_named = all(is_plain(name) and name for name in names)
         if not is_named or not 2 <= len(names) <= 255:
             raise UserError(f"{origin}: expected `class_names` to be 2 to 255 printable names; {cure}")
         is_window = window is None or (all(is_kind(end, float) for end in window) and len(window) == 2)

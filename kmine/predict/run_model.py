@@ -18,6 +18,7 @@ from kmine.predict.metadata import ModelMetadata
 from kmine.setup.finished import read_run_info, require_finished
 from kmine.store.artifacts import CURE, fitting, read_tensors
 from kmine.store.run_info import CURE as INFO_CURE
+from kmine.store.run_info import is_plain
 
 if TYPE_CHECKING:
     from kmine.models.base import LocalModel
@@ -92,7 +93,7 @@ def _metadata(
     signed = (sha256_of(weights), cfg.data.size, window, run["class_names"], model.name, model.normalization)
     local_quality, no_estimate = local_quality_of_run(root)
     metadata = ModelMetadata(
-        name=root.resolve().name,
+        name="".join(letter if is_plain(letter) else "_" for letter in root.resolve().name),
         dataset=str(run.get("dataset", cfg.data.name)),
         class_names=tuple(map(str, run["class_names"])),
         size=cfg.data.size,

@@ -19,7 +19,7 @@ from kmine.io.json_file import load_json, read_regular
 if TYPE_CHECKING:
     from torch import Tensor
 
-CURE = "run the command that made the run again: it makes this file anew"
+CURE = "remove it and run the command that made the run again, which makes it anew"
 MAX_BYTES, MAX_HEADER = 2**33, 2**27
 _KEY, _BLANK = b'"sha256":"', b"0" * 64
 COLUMNS = {"splits.csv": {"sample_id", "group_id", "split"}, "contents.csv": {"sample_id", "image_crc32", "mask_crc32"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
@@ -10,7 +11,7 @@ from typing import Any
 from kmine.errors import UserError
 from kmine.io.json_file import is_kind, json_field
 
-CURE = "restore it, or run the command that made the run again: it writes this file anew"
+CURE = "restore it, or remove it and run the command that made the run again, which writes it anew"
 FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("data_fingerprint", "split_file_sha256", "verdicts_signature", "command", "dataset"), (str,)),
     **dict.fromkeys(("segmenter", "segmenter_sha256", "device", "git_commit", "python", "method", "arm"), (str,)),
@@ -18,10 +19,17 @@ FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("seconds_of_last_session", "preparation_seconds", "peak_memory_mb"), (float, NoneType)),
     **dict.fromkeys(("adopted_round", "seed", "threads", "num_skipped"), (int,)),
     **dict.fromkeys(("class_names", "skipped", "test_opened", "withheld_opened"), (list,)),
-    **dict.fromkeys(("data_contents", "splits", "versions", "check", "verdicts", "intensity"), (dict, NoneType)),
+    **dict.fromkeys(("data_contents", "splits", "versions"), (dict,)),
+    **dict.fromkeys(("check", "verdicts", "intensity"), (dict, NoneType)),
 }
 """Kinds of the known fields, as in `kmine.io.json_file.NAMES`; others may join them."""
+_PLAIN = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*")
 _TEXTS = ("class_names", "test_opened", "withheld_opened")
+
+
+def is_plain(text: object) -> bool:
+    """Whether a value is one line of text without control characters."""
+    return isinstance(text, str) and _PLAIN.fullmatch(text) is not None
 
 
 def valid_info(info: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,8 +50,12 @@ def _problem(name: str, value: Any) -> str:
     kinds = FIELDS.get(name, (object,))
     if not any(is_kind(value, kind) for kind in kinds):
         return "another type"
-    if name in _TEXTS and not all(isinstance(text, str) and text.isprintable() for text in value):
+    if name in _TEXTS and not all(map(is_plain, value)):
         return "a list of texts"
+    if name in ("data_contents", "versions") and not all(isinstance(text, str) for text in value.values()):
+        return "an object of texts"
+    if name == "splits" and not all(is_kind(count, int) for count in value.values()):
+        return "an object of whole numbers"
     if name == "class_names" and not 2 <= len(value) <= 255:
         return "2 to 255 names"
     if name == "skipped" and not all(isinstance(entry, dict) for entry in value):
@@ -52,4 +64,4 @@ def _problem(name: str, value: Any) -> str:
         return "a number from 0 to 999"
     is_path = name == "arm" and any(part in ("..", "/") for part in Path(value).parts)
     is_text = isinstance(value, str) and name != "command"
-    return "a plain name" if is_path or (is_text and not value.isprintable()) else ""
+    return "a plain name" if is_path or (is_text and not is_plain(value)) else ""

@@ -34,6 +34,23 @@ def test_a_newer_version_is_refused():
         ModelMetadata.from_json(json.dumps({"format": 99}), "x.onnx")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("size", value) for value in (0, -1, 2**31, 1.5, True, "32", None)),
+        *(("class_names", value) for value in (["a"], ["a", 3], ["a", "\x1b[31m"], "ab", {}, ["a", ""])),
+        *(("window", value) for value in ([1], [2, 1], ["a", "b"], [1, 2, 3], "ab")),
+        *(("intensity", value) for value in ([], {"ranges": {"brightness": 3}}, {"ranges": {"brightness": ["a", {}]}})),
+        *(("alone", value) for value in (7, {}, ALONE | {"by_tta": []}, ALONE | {"labeled_area": {"x": 1}})),
+        *(("batch_size", 10**9), ("round_idx", -1), ("signature", None), ("name", "a\nb"), ("card", 3)),
+    ],
+)
+def test_a_field_of_another_kind_is_named(field, value):
+    values = json.loads(ABOUT.to_json()) | {field: value}
+    with pytest.raises(UserError, match=rf"^x\.onnx: .*({field}|local_quality).*; export the run again$"):
+        ModelMetadata.from_json(json.dumps(values), "x.onnx")
+
+
 def test_the_background_is_black_and_a_single_class_is_red():
     black, red = colours(2).tolist()
     assert black == [0, 0, 0] and red[0] == 255 and red[1] == red[2] < 30

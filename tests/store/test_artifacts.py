@@ -55,7 +55,7 @@ def test_every_flipped_bit_of_weights_is_noticed(weights):
         data = bytearray(whole)
         data[place] ^= 1 << rng.randrange(8)
         weights.write_bytes(data)
-        with pytest.raises(DamagedError, match=r"model\.safetensors: damaged or edited .*; run the command"):
+        with pytest.raises(DamagedError, match=r"model\.safetensors: damaged or edited .*; remove it and run"):
             read_tensors(weights)
 
 

@@ -29,10 +29,19 @@ def test_good_and_unknown_fields_pass():
         *(("class_names", value) for value in ("ab", [], ["a"], ["a", 1], ["a", "\x1b[31m"], None)),
         *(("adopted_round", value) for value in (True, -1, 1000, 1.5, "1", None)),
         *(("arm", value) for value in ("../x", "/etc", "a/../..", 3)),
-        *(("splits", [1]), ("intensity", "x"), ("peak_memory_mb", "x"), ("skipped", [1]), ("dataset", "a\nb")),
+        *(
+            ("splits", [1]),
+            ("splits", {"val": "x"}),
+            ("data_contents", None),
+            ("versions", {"torch": 2}),
+            ("intensity", "x"),
+            ("peak_memory_mb", "x"),
+            ("skipped", [1]),
+            ("dataset", "a\nb"),
+        ),
     ],
 )
 def test_a_field_of_another_kind_is_named_and_dropped(name, value):
-    with pytest.raises(UserError, match=rf"^run\.json: expected .*`{name}`.*; restore it, or run the command"):
+    with pytest.raises(UserError, match=rf"^run\.json: expected .*`{name}`.*; restore it, or remove it"):
         check_info(GOOD | {name: value}, Path("run.json"))
     assert valid_info(GOOD | {name: value}) == {key: GOOD[key] for key in GOOD if key != name}
