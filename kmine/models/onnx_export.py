@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kmine.errors import UserError
 from kmine.models.base import LocalModel
-from kmine.models.onnx_file import BLANK, DIGEST, NOTES, with_digest
+from kmine.models.onnx_file import BLANK, NOTES, PRODUCER, with_digest
 from kmine.models.onnx_session import INSTALL
 
 OPSET = 18
@@ -33,7 +33,7 @@ def encode_onnx(model: LocalModel, size: int, notes: str) -> bytes:
     """Bytes of an ONNX file: input `images` (B, S, S, 3) uint8 RGB, output `probabilities` (B, K, S, S) float32.
 
     B is dynamic, S = `size` is fixed. Input is uint8, as in image files, so no scaling can go wrong. `model`, on the
-    CPU, is set to eval mode; `notes` are stored as metadata under the key `kmine`, a checksum beside them.
+    CPU, is set to eval mode; `notes` are stored as metadata under the key `kmine`.
 
     Raises:
         UserError: onnx or onnxscript is not installed.
@@ -66,7 +66,7 @@ def encode_onnx(model: LocalModel, size: int, notes: str) -> bytes:
     finally:
         exporter.setLevel(level)
     proto = program.model_proto
-    onnx.helper.set_model_props(proto, {NOTES: notes, DIGEST: BLANK.decode()})
+    onnx.helper.set_model_props(proto, {NOTES: notes})
     # Names of modules and source lines of every node: private, and larger than the weights of a small network.
     graph = proto.graph
     for node in graph.node:
@@ -74,6 +74,6 @@ def encode_onnx(model: LocalModel, size: int, notes: str) -> bytes:
     values = (*graph.value_info, *graph.input, *graph.output, *graph.initializer)
     for part in (graph, *graph.node, *values, *proto.functions):
         del part.metadata_props[:]
-    proto.producer_name = "kmine"
+    proto.producer_name, proto.producer_version = PRODUCER, BLANK.decode()
     onnx.checker.check_model(proto)
     return with_digest(proto.SerializeToString())

@@ -14,10 +14,11 @@ from kmine.errors import UserError
 from kmine.io.json_file import read_regular
 
 MAX_BYTES = 2**31
-NOTES, DIGEST = "kmine", "kmine_sha256"
-"""Keys of the metadata: what kmine needs beside the network, and the SHA-256 of the file with zeros in its place."""
+NOTES = PRODUCER = "kmine"
+"""Key of the metadata with what kmine needs beside the network; name of the producer, whose version is `BLANK`, in a
+file the SHA-256 of the file with `BLANK` there."""
 BLANK = b"0" * 64
-_DIGEST = re.compile(DIGEST.encode() + rb"\x12\x40([0-9a-f]{64})")
+_DIGEST = re.compile(rb"\x12\x05kmine\x1a\x40(.{64})", re.DOTALL)
 CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
 SIZED = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Range": 1, "Resize": 3, "Pad": 1, "Reshape": 1, "OneHot": 1}
 """Operators whose output is as large as the numbers in the input with this index say."""
@@ -27,7 +28,7 @@ Fields = dict[int, list[int | bytes | memoryview]]
 
 
 def with_digest(data: bytes) -> bytes:
-    """The bytes of a model whose metadata has `BLANK` under `DIGEST`, with their SHA-256 there."""
+    """The bytes of a model of `PRODUCER` whose version is `BLANK`, with their SHA-256 there."""
     match = _DIGEST.search(data)
     assert match is not None and match[1] == BLANK, "written by encode_onnx"
     return data[: match.start(1)] + hashlib.sha256(data).hexdigest().encode() + data[match.end(1) :]

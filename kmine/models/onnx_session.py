@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from kmine.errors import UserError
-from kmine.models.onnx_file import read_model
 
 INSTALL = "pip install 'kmine[onnx]'"
 
 
 def open_session(path: Path, device: str, data: bytes | None = None) -> Any:
-    """An inference session of onnxruntime on `device` (auto, cpu, cuda or cuda:N); `data` is the content of `path`.
+    """An inference session of onnxruntime on `device` (auto, cpu, cuda or cuda:N).
+
+    `data` is the content of `path`, if it was read and examined before (`kmine.models.onnx_file`).
 
     The number of threads is OMP_NUM_THREADS, which onnxruntime itself ignores, or else onnxruntime's default.
 
@@ -32,8 +33,7 @@ def open_session(path: Path, device: str, data: bytes | None = None) -> Any:
     # Spinning threads would take the cores from the threads that read the next images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        content = read_model(path)[0] if data is None else data
-        return ort.InferenceSession(content, options, providers=_providers(ort, device))
+        return ort.InferenceSession(str(path) if data is None else data, options, providers=_providers(ort, device))
     except UserError:
         raise
     except Exception as error:  # onnxruntime's error classes have no common base

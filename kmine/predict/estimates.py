@@ -16,7 +16,7 @@ from kmine.data.resize import to_frame
 from kmine.mining.calibration.local_quality import LocalQualityEstimator
 from kmine.ops import masks
 from kmine.predict.metadata import ModelMetadata
-from kmine.store.artifacts import DamagedError, read_record
+from kmine.store.artifacts import DamagedError, read_checked
 from kmine.types import Probs
 
 OBJECT_COLUMNS = ("file", "slice", "class", "px", "x0", "y0", "x1", "y1", "estimated_dice")
@@ -41,7 +41,7 @@ def local_quality_of_run(root: Path) -> tuple[Mapping[str, Any] | None, str]:
     if not path.is_file():
         return None, "the run has no calibrated gate, so no Dice can be estimated"
     try:
-        saved = read_record(path) or {}
+        saved = read_checked(path) or {}
     except DamagedError:
         return None, f"{path.name} is damaged, so no Dice can be estimated; run the loop's command again to restore it"
     if "alone" not in saved:

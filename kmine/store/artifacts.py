@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kmine.errors import UserError
 from kmine.io.files import nan_to_none, sign
-from kmine.io.json_file import load_json, read_regular
+from kmine.io.json_file import parse_json, read_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,7 +115,7 @@ def checked(value: Mapping[str, Any]) -> dict[str, Any]:
     return plain | {CHECK: sign(plain)}
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_checked(path: Path) -> dict[str, Any] | None:
     """Values that `checked` made, from their file; None if there is none. Without `CHECK`, of older versions, as is.
 
     Raises:
@@ -124,7 +124,11 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """
     if not os.path.lexists(path):
         return None
-    value = load_json(path, "a file of the run", CURE)
+    data = read_regular(path, "a file of the run", CURE)
+    try:
+        value = parse_json(data, str(path), "a file of the run", CURE)
+    except UserError as error:
+        raise DamagedError(path, "no JSON") from error
     if not isinstance(value, dict):
         raise DamagedError(path, "expected an object")
     if isinstance(value.get(CHECK), str) and value.pop(CHECK) != sign(value):

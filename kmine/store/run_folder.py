@@ -43,7 +43,7 @@ from kmine.store.artifacts import (
     DamagedError,
     checked,
     encode_tensors,
-    read_record,
+    read_checked,
     read_rows,
     read_tensors,
     record_errors,
@@ -265,12 +265,12 @@ class RunFolder:
 
     def read_json(self, path: Path) -> dict[str, Any] | None:
         """Content of a JSON file of any signature; None where there is none. `DamagedError` if it was changed."""
-        return read_record(path)
+        return read_checked(path)
 
     def load_json(self, path: Path, signature: str) -> dict[str, Any] | None:
         """Content that `save_json` wrote; None where missing, damaged or of another signature."""
         try:
-            value = read_record(path)
+            value = read_checked(path)
         except DamagedError as error:
             self.log(str(error))
             return None

@@ -70,5 +70,5 @@ def test_the_signature_changes_with_the_weights(tmp_path):
     (root / "round_01" / "model.safetensors").write_bytes(b"other")
     after = open_run_model(root, None, "best")
     assert after.metadata.signature != before
-    with pytest.raises(UserError, match=r"model\.safetensors: damaged, or not of this run's model"):
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged or edited"):
         load_model(after)

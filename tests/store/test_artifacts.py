@@ -16,7 +16,7 @@ from kmine.store.artifacts import (
     checked,
     encode_tensors,
     fitting,
-    read_record,
+    read_checked,
     read_rows,
     read_tensors,
     record_errors,
@@ -71,16 +71,16 @@ def test_weights_of_an_older_version_are_read_without_a_checksum(weights):
 def test_records_are_checked_and_older_ones_read(tmp_path):
     path, value = tmp_path / "metrics.json", {"signature": "s", "x": [0.1, None], "n": {"1": 2}}
     path.write_text(json.dumps(checked(value | {"x": [0.1, float("nan")]})))
-    assert read_record(path) == value and read_record(tmp_path / "none.json") is None
+    assert read_checked(path) == value and read_checked(tmp_path / "none.json") is None
     path.write_text(path.read_text().replace("0.1", "0.2"))
     with pytest.raises(DamagedError, match=r"metrics\.json: damaged or edited"):
-        read_record(path)
+        read_checked(path)
     path.write_text(json.dumps(value))
-    assert read_record(path) == value
+    assert read_checked(path) == value
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(UserError, match="a pipe"):
-        read_record(path)
+        read_checked(path)
 
 
 @pytest.mark.parametrize(
