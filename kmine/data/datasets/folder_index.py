@@ -174,7 +174,8 @@ def _no_files(setting: str, folder: Path, strays: Sequence[Skipped], cure: str) 
     if strays:
         content = describe_content(Path(strays[0].path)) or "of unknown content"
         others = f"{len(strays)} others, such as {strays[0].path} ({content})"
-    return UserError(f"{setting}: expected {KINDS} files in {folder}, found {others}; {cure}")
+    kinds = KINDS if setting == "data.images" else "PNG, TIFF, BMP, GIF, JPEG or NIfTI"
+    return UserError(f"{setting}: expected {kinds} files in {folder}, found {others}; {cure}")
 
 
 def mismatch(image: Path, mask: Path | None) -> str | None:
