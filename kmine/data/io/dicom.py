@@ -6,7 +6,7 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +115,7 @@ def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uin
         _check_frame(data, shape)
         kind, bits = str(data.PhotometricInterpretation), int(data.BitsStored)
         slope, intercept = _number(_field(data, "RescaleSlope"), 1), _number(_field(data, "RescaleIntercept"), 0)
-        luts = [_field(data, f"{name}LUTSequence") for name in ("Modality", "VOI")]
+        luts = [next(iter(_field(data, f"{name}LUTSequence") or ()), None) for name in ("Modality", "VOI")]
     except Exception as error:  # as above
         raise _damaged(path, error) from error
     stored = _decode(path, data, kind)
@@ -130,11 +130,11 @@ def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uin
             path, f"expected grey (MONOCHROME1, MONOCHROME2) or 8-bit colour, got {kind} of {bits} bits; convert it"
         )
     if luts[0] is not None:
-        stored, bits = _look_up(path, data, stored, luts[0][0])
+        stored, bits = _look_up(path, data, stored, luts[0])
         slope, intercept = 1.0, 0.0
     window = window or own_window(path, data)
     if window is None and luts[1] is not None:
-        stored, bits = _look_up(path, data, stored * slope + intercept, luts[1][0])
+        stored, bits = _look_up(path, data, stored * slope + intercept, luts[1])
         window, slope, intercept = (0, 2**bits - 1), 1.0, 0.0
     if window is None and bits <= 8 and (slope, intercept) == (1, 0) and stored.dtype.kind == "u":
         window = (0, 2**bits - 1)
@@ -228,7 +228,7 @@ def _field(data: pydicom.Dataset, name: str) -> Any:
     items = [data, *(item for group in GROUPS for item in (data.get(group) or ())[:1])]
     inner = [part for item in items[1:] for element in item if element.VR == "SQ" for part in element.value[:1]]
     found = (item.get(name) for item in (data, *inner))
-    return next((value for value in found if value is not None and str(value) and value != []), None)
+    return next((value for value in found if value is not None and (not isinstance(value, Sized) or len(value))), None)
 
 
 def _number(value: Any, default: float) -> float:
@@ -243,11 +243,11 @@ def own_window(path: Path, data: pydicom.Dataset) -> tuple[float, float] | None:
     """
     try:
         center, width = _first(_field(data, "WindowCenter")), _first(_field(data, "WindowWidth"))
+        function = str(_field(data, "VOILUTFunction") or "LINEAR")
     except Exception as error:  # as above
         raise _damaged(path, error) from error
     if center is None or width is None:
         return None
-    function = str(_field(data, "VOILUTFunction") or "LINEAR")
     low, high = center - width / 2, center + width / 2 - (1 if function == "LINEAR" else 0)
     if function not in ("LINEAR", "LINEAR_EXACT") or not -math.inf < low < high < math.inf:
         raise SampleError(
