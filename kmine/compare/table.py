@@ -298,8 +298,8 @@ def _notes(
         notes += ["Dice, IoU and missed from the pixels of all slices of a volume; HD95 is the mean over its slices."]
     if any(row.num_clean or row.num_empty for row in rows):
         notes.append(
-            f"{unit.title()}s with empty truth and prediction have no Dice and are left out of the means of Dice, IoU, HD95, "
-            f"which may then be over other {unit}s from row to row. Dice where there is a lesion, and false alarms as "
+            f"{unit.title()}s with empty truth and prediction have no Dice; the means of Dice, IoU and HD95 omit them, "
+            f"and may then be over other {unit}s from row to row. Dice where there is a lesion, and false alarms as "
             f"a share of the clean {unit}s (of several classes: of those that the truth lacks), are over the same ones "
             f"in all rows. In the difference, silence on a clean {unit} counts 1 and a false alarm 0."
         )
