@@ -114,7 +114,7 @@ def read_dicom(path: Path, window: tuple[float, float] | None) -> NDArray[np.uin
     try:
         _check_frame(data, shape)
         kind, bits = str(data.PhotometricInterpretation), int(data.BitsStored)
-        slope, intercept = _number(_field(data, "RescaleSlope"), 1), _number(_field(data, "RescaleIntercept"), 0)
+        slope, intercept = float(_field(data, "RescaleSlope", 1)), float(_field(data, "RescaleIntercept", 0))
         luts = [next(iter(_field(data, f"{name}LUTSequence") or ()), None) for name in ("Modality", "VOI")]
     except Exception as error:  # as above
         raise _damaged(path, error) from error
@@ -223,16 +223,13 @@ def _frame_size(frame: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _field(data: pydicom.Dataset, name: str) -> Any:
-    """Value of a field, here or in the functional groups of the frame; None where it is absent or empty."""
+def _field(data: pydicom.Dataset, name: str, default: Any = None) -> Any:
+    """Value of a field, here or in the functional groups of the frame; `default` where it is absent or empty."""
     items = [data, *(item for group in GROUPS for item in (data.get(group) or ())[:1])]
     inner = [part for item in items[1:] for element in item if element.VR == "SQ" for part in element.value[:1]]
     found = (item.get(name) for item in (data, *inner))
-    return next((value for value in found if value is not None and (not isinstance(value, Sized) or len(value))), None)
-
-
-def _number(value: Any, default: float) -> float:
-    return default if value is None else float(value)
+    present = (value for value in found if value is not None and (not isinstance(value, Sized) or len(value)))
+    return next(present, default)
 
 
 def own_window(path: Path, data: pydicom.Dataset) -> tuple[float, float] | None:

@@ -36,18 +36,8 @@ class Frame:
     """Distance of two slices along their normal in mm, where known."""
 
 
-GEOMETRY = (
-    "dim",
-    "pixdim",
-    "qform_code",
-    "sform_code",
-    "quatern_b",
-    "quatern_c",
-    "quatern_d",
-    "qoffset_x",
-    "qoffset_y",
-)
-GEOMETRY += ("qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units", "dim_info")
+GEOMETRY = ("dim", "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x")
+GEOMETRY += ("qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units", "dim_info")
 """Fields of a header that are copied; the others, and extensions, may hold names of patients."""
 
 
