@@ -24,7 +24,7 @@ from kmine.io.archive import Contents, differences, drop_leftovers, read_content
 from kmine.io.console import say
 from kmine.io.download import download, sha256_of
 from kmine.io.errors import storage_errors
-from kmine.io.files import write_atomic
+from kmine.io.files import read_json, write_atomic
 
 DESCRIPTION = """Fetch a data set, check it and unpack it; a download that broke off goes on where it did, and what is
 there and whole is left alone. kvasir_seg is downloaded. For lits and covid_qu_ex, which ask for an account or a
@@ -230,8 +230,8 @@ def _is_whole(out: Path, sha256: str) -> bool:
 def _read_record(path: Path) -> Contents | None:
     """The files of an archive; None if the record is missing or unreadable."""
     try:
-        return {str(name): (int(size), int(crc)) for name, (size, crc) in json.loads(path.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return {str(name): (int(size), int(crc)) for name, (size, crc) in (read_json(path) or {}).items()} or None
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

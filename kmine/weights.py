@@ -24,6 +24,7 @@ from kmine.errors import UserError, unknown_name
 from kmine.io.console import say
 from kmine.io.download import check_space, download, sha256_of
 from kmine.io.errors import storage_errors
+from kmine.io.files import read_json
 from kmine.segmenters import tiny
 from kmine.segmenters.weights import OFFICIAL_WEIGHTS, default_cache_dir, download_weights
 
@@ -97,7 +98,7 @@ def _shipped() -> str:
     """Size and state of the weights that kmine ships with."""
     path = tiny.SHIPPED
     try:
-        expected = json.loads(path.with_suffix(".json").read_text("utf-8"))["sha256"]
+        expected = (read_json(path.with_suffix(".json")) or {})["sha256"]
         state = "here, whole" if sha256_of(path) == expected else "damaged; reinstall kmine"
         return f"{_size(path.stat().st_size):>8}  {state} (ships with kmine)"
     except (OSError, ValueError, KeyError):

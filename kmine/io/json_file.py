@@ -114,4 +114,5 @@ def _finite(text: str) -> float | None:
 
 
 def _short(text: str) -> int | None:
-    return int(text) if len(text) < 20 else None
+    value = int(text) if len(text) <= 20 else None
+    return value if value is not None and -(2**63) <= value < 2**64 else None

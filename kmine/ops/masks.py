@@ -131,11 +131,11 @@ def from_runs(lengths: ArrayLike, height: int, width: int) -> Bool:
     Raises:
         ValueError: a negative length, or a sum other than height x width.
     """
-    runs = np.asarray(lengths, np.int64)
+    runs = np.asarray(lengths)
     if runs.ndim != 1 or (runs < 0).any() or runs.max(initial=0) > height * width or runs.sum() != height * width:
         total = runs.sum() if runs.ndim == 1 else "a nested list"
         raise ValueError(f"expected run lengths of {height} x {width} = {height * width} pixels in all, got {total}")
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape((height, width), order="F")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs.astype(np.int64)).reshape((height, width), order="F")
 
 
 def fill_polygon(points: ArrayLike, height: int, width: int) -> Bool:

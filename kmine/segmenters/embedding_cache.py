@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.io.files import cache_root
+from kmine.io.json_file import parse_json
 
 SUFFIX = ".emb"
 UNFINISHED = ".tmp"
@@ -138,11 +139,11 @@ def unpacked(key: str, content: bytes) -> NDArray[np.floating] | None:
         return None
     line, _, numbers = rest.partition(b"\n")
     try:
-        header = json.loads(line)
+        header = parse_json(line, "header", "an object", "")
         if header["key"] != key or header["dtype"] not in DTYPES:
             return None
         return np.frombuffer(numbers, header["dtype"]).reshape(header["shape"])
-    except (ValueError, KeyError, TypeError):  # intact, but of another format
+    except (ValueError, KeyError, TypeError, OverflowError):  # intact, but of another format
         return None
 
 

@@ -64,6 +64,8 @@ def test_an_image_without_annotations_is_empty_and_later_ones_lie_on_top():
         ({"size": [4, 5], "counts": [19]}, "20 pixels in all, got 19"),
         ({"size": [4, 5], "counts": [-5, 25]}, "20 pixels in all"),
         ({"size": [4, 5], "counts": [2**62] * 4}, "20 pixels in all"),
+        ({"size": [4, 5], "counts": [2**64 - 1, 5]}, "20 pixels in all"),
+        ({"size": [4, 5], "counts": [2**64 - 1, -5]}, "20 pixels in all"),
         ({"size": [4, 5], "counts": [1.5, 18.5]}, "whole numbers"),
         ({"size": [4, 5], "counts": "ooo"}, "cut text"),
         ({"size": [4, 5], "counts": "a b"}, "other or cut text"),

@@ -134,6 +134,8 @@ PLACES: tuple[Mutation, ...] = (
 
 def _places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths to all entries of a nested value."""
+    if len(at) > 100:  # nested by an earlier mutation
+        return []
     keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     return [place for key in keys for place in ((*at, key), *_places(value[key], (*at, key)))]
 

@@ -91,3 +91,19 @@ def test_components_partition_the_mask(mask):
     found = masks.components(mask)
     total = np.sum(found, axis=0) if found else np.zeros(mask.shape)
     assert np.array_equal(total, mask.astype(int))
+
+
+@given(BITMAPS)
+@settings(max_examples=60, deadline=None)
+def test_run_lengths_are_those_of_pycocotools(mask):
+    column = np.concatenate([[False], mask.ravel(order="F"), [True, False]])  # a run ends where the value changes
+    ends = np.flatnonzero(column[1:] != column[:-1])
+    text = masks.to_rle(mask)
+    assert masks.run_lengths(text).sum() == mask.size
+    assert masks.run_lengths(text)[: len(ends) - 2].tolist() == np.diff(ends, prepend=0)[: len(ends) - 2].tolist()
+
+
+@pytest.mark.parametrize("text", ["", "o", "5o", "~", "é", "ooooooooo0", "522000"])
+def test_damaged_run_lengths_are_refused(text):
+    with pytest.raises(ValueError, match="run lengths"):
+        masks.from_rle(text, 4, 5)

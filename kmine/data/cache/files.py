@@ -15,10 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.errors import UserError
 from kmine.io.errors import user_errors
+from kmine.io.json_file import parse_json, read_regular
 from kmine.types import Skipped
 
 FORMAT = 1
+MAX_INDEX = 2**30
 """Increase it when records, hashes or the index change their meaning."""
 
 
@@ -56,20 +59,25 @@ def write_index(folder: Path, signature: dict[str, object], index: Index) -> Non
 def read_index(folder: Path, signature: dict[str, object], sizes: dict[str, int]) -> Index | str:
     """Index of a complete cache with this signature and these bytes of each record file, or the problem with it."""
     try:
-        sha256, _, body = (folder / "index.json").read_bytes().partition(b"\n")
+        data = read_regular(folder / "index.json", "an index", "remove the folder", MAX_INDEX)
+        sha256, _, body = data.partition(b"\n")
         file_sizes = {name: (folder / name).stat().st_size for name in sizes}
-    except OSError as error:
-        return f"{Path(error.filename).name} is missing or unreadable"
+    except (OSError, UserError) as error:
+        name = Path(error.filename).name if isinstance(error, OSError) else "index.json"
+        return f"{name} is missing or unreadable"
     if hashlib.sha256(body).hexdigest().encode() != sha256:
         return "index.json is damaged"
     for name, size in sizes.items():
         if file_sizes[name] != size:
             return f"{name} has {file_sizes[name]} bytes instead of {size}"
-    content = json.loads(body)
-    if {key: content.get(key) for key in ("format", *signature)} != {"format": FORMAT, **signature}:
-        return "it was written for other data or by another version"
-    entries = (Entry(*row) for row in content["entries"])
-    return Index({entry.sample_id: entry for entry in entries}, tuple(Skipped(*row) for row in content["skipped"]))
+    try:
+        content = parse_json(body, "index.json", "an index", "")
+        if {key: content.get(key) for key in ("format", *signature)} != {"format": FORMAT, **signature}:
+            return "it was written for other data or by another version"
+        entries = (Entry(*row) for row in content["entries"])
+        return Index({entry.sample_id: entry for entry in entries}, tuple(Skipped(*row) for row in content["skipped"]))
+    except (UserError, AttributeError, KeyError, TypeError):
+        return "index.json has another format"
 
 
 def read_record(path: Path, row: int, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from kmine.data.cache.files import cache_errors
 from kmine.data.source import csv_rows, size_and_time
 from kmine.errors import UserError
+from kmine.io.json_file import load_json
 
 FORMAT = 1
 """Increase it when the stored facts change their meaning."""
@@ -48,9 +49,9 @@ def facts_path(folder: Path, mask: Path, *cut: object) -> Path:
 def load_facts(path: Path) -> SliceFacts | None:
     """Facts written by `save_facts`; None where the file is missing or damaged."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = load_json(path, "facts of a mask", "remove it")
         return SliceFacts(frozenset(map(int, content["liver"])), frozenset(map(int, content["tumour"])))
-    except (OSError, ValueError, TypeError, KeyError):  # no file, no JSON, other JSON
+    except (ValueError, TypeError, KeyError):  # no file, no JSON, other JSON
         return None
 
 

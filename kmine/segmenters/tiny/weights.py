@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from kmine.errors import UserError
 from kmine.io.download import sha256_of
+from kmine.io.json_file import json_field, load_json
 from kmine.io.tensor_file import content_kind, read_state_dict, without_prefix
 from kmine.segmenters.tiny import SHIPPED
 from kmine.segmenters.tiny.network import SIDE, TinyNet
@@ -77,11 +78,9 @@ def _check_sha256(path: Path) -> None:
         if path == SHIPPED:
             raise UserError(f"{note}: no such file, so {path.name} cannot be checked; {_cure(path, '')}")
         return
-    try:
-        expected = json.loads(note.read_text("utf-8"))["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        cure = _cure(path, "restore it, or delete it")
-        raise UserError(f"{note}: expected JSON with the key `sha256`; {cure}") from error
+    cure = _cure(path, "restore it, or delete it")
+    found = load_json(note, "an object with the key `sha256`", cure)
+    expected = json_field(found, "sha256", str, where=str(note), cure=cure)
     actual = sha256_of(path)
     if actual != expected:
         cure = _cure(path, f"restore both, or name another with {CHECKPOINT_FLAG}")

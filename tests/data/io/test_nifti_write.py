@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import nibabel
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from helpers.lits_files import affine_of, save_nifti, scan, stored
 from kmine.data.io.dicom_series import open_series
 from kmine.data.io.nifti import read_geometry
 from kmine.data.io.nifti_write import ProbabilityFile, encode_mask, frame_of_nifti, frame_of_series
+from kmine.data.io.volume_masks import write_mask_volume
 
 MASK = np.random.default_rng(0).integers(0, 3, (5, 6, 7)).astype(np.uint8)
 
@@ -51,3 +54,24 @@ def test_a_mask_of_a_series_lies_in_the_patient(tmp_path):
     np.testing.assert_array_equal(np.asarray(written.dataobj), MASK.T)
     assert written.header.get_zooms() == (0.25, 0.5, 1)
     np.testing.assert_allclose(written.affine, series.affine)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_nothing_but_the_geometry_of_a_volume_is_written(tmp_path, kind, order):
+    header = kind.header_class(endianness=order)
+    for name in ("descrip", "db_name", "aux_file", "intent_name"):
+        if name in header:
+            header[name] = b"DOE^JANE"
+    header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"DOE^JANE 1970-01-01"))
+    header.set_xyzt_units("mm", "sec")
+    nibabel.save(kind(MASK.T.astype(order + "i2"), np.diag([-0.7, -0.8, 2.5, 1]), header), tmp_path / "scan.nii")
+    assert (tmp_path / "scan.nii").read_bytes().count(b"DOE^JANE") >= 3
+    geometry = read_geometry(tmp_path / "scan.nii")
+    (tmp_path / "mask.nii.gz").write_bytes(encode_mask(MASK, frame_of_nifti(tmp_path / "scan.nii", geometry)))
+    write_mask_volume(tmp_path / "audit.nii.gz", tmp_path / "scan.nii", dict(enumerate(MASK)))
+    for name in ("mask.nii.gz", "audit.nii.gz"):
+        assert b"DOE" not in gzip.decompress((tmp_path / name).read_bytes())
+        written = nibabel.load(tmp_path / name)
+        assert np.allclose(written.affine, np.diag([-0.7, -0.8, 2.5, 1])) and written.header.get_xyzt_units()[0] == "mm"
+        assert (np.asarray(written.dataobj) == MASK.T).all() and not written.header.extensions
