@@ -20,9 +20,8 @@ from kmine.ops.masks import Bool, fill_ellipse, fill_polygon
 
 Json = Mapping[str, Any]
 SHAPES = ("brush", "polygon", "ellipse", "rectangle")
-NO_REGIONS = (
-    *("choices", "textarea", "rating", "number", "taxonomy", "datetime", "pairwise", "ranker", "relation", "labels"),
-)
+NO_REGIONS = {"choices", "textarea", "rating", "number", "taxonomy", "datetime", "pairwise", "ranker", "relation"}
+NO_REGIONS |= {"labels"}
 """Results about the image or about other results."""
 
 

@@ -111,11 +111,7 @@ def encode_png(mask: NDArray[np.uint8], signature: str, round_idx: int) -> bytes
 
 
 def read_png(path: Path, cure: str = "import it again with kmine audit") -> NDArray[np.uint8]:
-    """(H, W) class ids of a mask that `encode_png` wrote.
-
-    Raises:
-        UserError: no whole PNG file of 8-bit grey, more than `MAX_PIXELS` pixels.
-    """
+    """(H, W) class ids of a mask that `encode_png` wrote. Raises `UserError` for other, damaged or too large files."""
     from PIL import Image
 
     data = read_regular(path, "a mask of kmine (PNG)", cure)

@@ -105,11 +105,7 @@ def from_rle(counts: str, height: int, width: int) -> Bool:
 
 
 def run_lengths(counts: str) -> NDArray[np.int64]:
-    """Run lengths of COCO's compressed text, 5 bits a character; pycocotools reads beyond the end of a damaged one.
-
-    Raises:
-        ValueError: other characters, a text cut short.
-    """
+    """Run lengths of COCO's compressed text, 5 bits a character. Raises `ValueError` for other or cut text."""
     codes = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - ord("0")
     if not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         raise ValueError("expected compressed run lengths, got other or cut text")
@@ -126,11 +122,7 @@ def run_lengths(counts: str) -> NDArray[np.int64]:
 
 
 def from_runs(lengths: ArrayLike, height: int, width: int) -> Bool:
-    """Decode run lengths, column-major and unset first, to a (height, width) mask.
-
-    Raises:
-        ValueError: a negative length, or a sum other than height x width.
-    """
+    """Decode run lengths, column-major, unset first, to a mask. Raises `ValueError` for another sum than its pixels."""
     runs = np.asarray(lengths)
     if runs.ndim != 1 or (runs < 0).any() or runs.max(initial=0) > height * width or runs.sum() != height * width:
         total = runs.sum() if runs.ndim == 1 else "a nested list"

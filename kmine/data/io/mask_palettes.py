@@ -52,11 +52,7 @@ class MaskPalettes:
         return sorted(p for c, files in self._files.items() if self.reference[: len(c)] != c for p in files)
 
     def class_ids(self, path: Path, indices: NDArray[np.uint8], palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Class ids of the indices of a mask with its (N, 3) palette.
-
-        Raises:
-            SampleError: a colour that the other masks lack, black that is no background.
-        """
+        """Class ids of a mask with its (N, 3) palette. Raises `SampleError` for foreign colours, black as an object."""
         own: Colours = tuple(map(tuple, palette.tolist()))
         reference = self.reference or own
         table = np.zeros(256, np.uint8)
