@@ -301,7 +301,9 @@ def test_encoder_weights_of_another_architecture(root, capsys):
     assert f"{path} is not a checkpoint of encoder tu-resnet10t" in line
     assert "Choose the encoder that the file was made for" in line
     path.write_bytes(b"nonsense")
-    assert "is not a readable .safetensors file" in refused(capsys, root, model__encoder_weights=path)
+    assert f"{path}: expected model.encoder_weights (safetensors, or of torch.save), got text" in refused(
+        capsys, root, model__encoder_weights=path
+    )
     assert "no file" in refused(capsys, root, model__encoder_weights=root / "none.safetensors")
     assert run(root, rounds=0) == 0, "in the same run folder"
 
@@ -318,7 +320,7 @@ def test_segmenter_weights_of_another_architecture(root, capsys):
     line = refused(capsys, root, segmenter__name="sam_vit_b", segmenter__checkpoint=path)
     assert "not a SAM image encoder" in line
     path.write_bytes(b"nonsense")
-    assert "damaged or not a checkpoint" in refused(
+    assert f"{path}: expected the weights of a segmenter (safetensors, or of torch.save), got text" in refused(
         capsys, root, segmenter__name="sam_vit_b", segmenter__checkpoint=path
     )
     line = refused(capsys, root, segmenter__name="sam_vit_b", segmenter__checkpoint=root / "none.pth")
