@@ -1,8 +1,7 @@
 """Command lines: settings as flags and YAML, one-line errors, exit codes; sole home of jsonargparse.
 
 Exit codes: 0 done, 1 `kmine.check` found a fault or a trial of `kmine.sweep` failed, 2 a user error (one line with what
-was expected, what came, the cure), 130 interrupted, 143 and 129
-ended by SIGTERM and SIGHUP.
+was expected, what came, the cure), 130 interrupted, 143 and 129 ended by SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations

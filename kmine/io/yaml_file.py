@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def read_yaml(path: Path | str, where: str, cure: str, *, as_text: bool = False)
         UserError: a missing, huge or damaged file, or one that does not hold names and values.
     """
     try:
-        with Path(path).open("rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # never waits on a pipe
             data = file.read(MAX_BYTES + 1)
         is_huge = len(data) > MAX_BYTES
         content = "" if is_huge else yaml.load(data.decode("utf-8-sig"), _TextLoader if as_text else _Loader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import date
 from pathlib import Path
 
@@ -56,3 +57,9 @@ def test_damage_is_one_line_that_names_the_file(tmp_path, text, problem):
 def test_a_date_that_does_not_exist_is_one_line(tmp_path):
     with pytest.raises(UserError, match="expected names and values, got others"):
         read(tmp_path, "a: 2024-13-45\n", as_text=False)
+
+
+def test_a_pipe_in_place_of_the_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(UserError, match="a.yaml: expected lines `name: value`, got nothing; restore it"):
+        read_yaml(tmp_path / "a.yaml", str(tmp_path / "a.yaml"), "restore it")
