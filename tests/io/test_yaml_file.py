@@ -61,5 +61,5 @@ def test_a_date_that_does_not_exist_is_one_line(tmp_path):
 
 def test_a_pipe_in_place_of_the_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.yaml")
-    with pytest.raises(UserError, match="a.yaml: expected lines `name: value`, got nothing; restore it"):
+    with pytest.raises(UserError, match=r"a\.yaml: expected lines `name: value`, got nothing; restore it"):
         read_yaml(tmp_path / "a.yaml", str(tmp_path / "a.yaml"), "restore it")
