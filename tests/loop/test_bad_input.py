@@ -155,7 +155,7 @@ def grey(path: Path) -> None:
 BAD_IMAGES = [
     (zero_bytes, "got an empty file (0 bytes); copy or download it again"),
     (truncated, "truncated or damaged file"),
-    (no_image, "got something else or a destroyed header; copy it again"),
+    (no_image, "got a web page; download the file itself"),
     (deep, "expected 8 bits per channel, got 16 or more"),
     (transparent, "expected an image without transparency, got mode RGBA"),
     (grey, "expected a colour image (RGB), got a grey one (L); convert it to RGB"),

@@ -209,7 +209,7 @@ def test_every_file_is_read_or_skipped(kinds):
             elif kind == "no image":
                 image.unlink()
             elif kind == "foreign":
-                image.rename(image.with_suffix(".bmp"))
+                image.rename(image.with_suffix(".webp"))
                 mask.unlink()
         for cfg in (
             DataConfig(name="folder", images=f"{place}/images", masks=f"{place}/masks", on_error="skip"),
