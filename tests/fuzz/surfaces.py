@@ -129,7 +129,7 @@ def _damaged(rng: Random, paths: Sequence[Path], *more: damage.Mutation) -> Path
 
 
 def _check(case: Path, *words: str) -> tuple[str, ...]:
-    return ("check", *words, "--data.size=32", "--device=cpu", f"--out={case}/out")
+    return ("check", *words, "--data.size=32", "--data.label_fraction=0.5", "--device=cpu", f"--out={case}/out")
 
 
 def _pictures(base: Path, case: Path) -> tuple[Path, tuple[str, ...]]:
