@@ -5,7 +5,7 @@
 Each command runs once undisturbed, timed. Then the commands in turn are ended at a moment drawn uniformly over that
 time (SIGKILL; SIGTERM for the last `--terms`) and given again; one time in three the second session is struck, too. All
 files are compared with the undisturbed ones: byte for byte; weights without their header, tables and JSON without times
-and memory, pages without figures of time. A SIGTERM must end with exit code 143, or 0 where the work was done.
+and memory, pages without charts and times. A SIGTERM must end with exit code 143, or 0 where the work was done.
 Exit code 1 where anything differs.
 """
 
@@ -40,7 +40,9 @@ SMALL = (
 )
 """A few steps make a poor model; this gate lets its masks through, so that pseudo masks are read in training."""
 VOLATILE = re.compile(r"seconds|time|memory|_mb$|opened|started|ended|pid|git_commit|^command$|^created")
-TIMES = re.compile(rb"\d+(\.\d+)? ?(s|ms|min|h|MB|GB)\b|\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?")
+TIMES = re.compile(rb"\d[\d.,]* ?(s|ms|min|h|MB|GB)\b|\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?")
+CHARTS = re.compile(rb"<svg.*?</svg>|data:image/[^\"]*", re.DOTALL)
+"""Of a page; one shows seconds."""
 SKIPPED = {".lock", ".sweep.lock", "log.txt", ".kmine-predict.jsonl"}
 """Locks, and logs to which each session adds."""
 
@@ -118,12 +120,14 @@ def _content(path: Path) -> Any:
     if path.suffix == ".csv":
         rows = csv.DictReader(io.StringIO(data.decode(), newline=""))
         return [{name: value for name, value in row.items() if not VOLATILE.search(name or "")} for row in rows]
-    return TIMES.sub(b"", data) if path.suffix in (".html", ".js", ".md") else data
+    return TIMES.sub(b"", CHARTS.sub(b"", data)) if path.suffix in (".html", ".js", ".md") else data
 
 
 def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_times(entry) for name, entry in value.items() if not VOLATILE.search(name)}
+        # `check` as text is a checksum of the entries, times included.
+        kept = {name: entry for name, entry in value.items() if name != "check" or not isinstance(entry, str)}
+        return {name: _without_times(entry) for name, entry in kept.items() if not VOLATILE.search(name)}
     return [_without_times(entry) for entry in value] if isinstance(value, list) else value
 
 
