@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from kmine.errors import UserError
 from kmine.io.errors import storage_errors
+from kmine.io.files import open_lock
 
 if TYPE_CHECKING:
     import requests
@@ -41,7 +42,7 @@ def download(url: str, sha256: str, target: Path, *, otherwise: str) -> None:
     part = target.with_name(target.name + ".part")
     with storage_errors(part):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("ab") as lock:
+        with open_lock(part) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -79,7 +79,10 @@ def write_csv(path: Path, header: Sequence[object], rows: Iterable[Sequence[obje
 
 
 def refuse_links(paths: Iterable[Path]) -> None:
-    """Raise `UserError` if one of `paths`, or anything below it, is a symbolic link: writes would leave the folder."""
+    """Raise `UserError` if one of `paths`, or anything below it, is no plain file or folder.
+
+    Writes through a symbolic link would leave the folder, and opening a pipe waits for its other end.
+    """
     for path in paths:
         if path.is_symlink():
             raise UserError(
@@ -88,6 +91,18 @@ def refuse_links(paths: Iterable[Path]) -> None:
             )
         if path.is_dir():
             refuse_links(path.iterdir())
+        elif path.exists() and not path.is_file():
+            raise UserError(
+                f"{path}: expected a file or folder of kmine's own, got a pipe, socket or device; remove it, or choose "
+                "another folder"
+            )
+
+
+def open_lock(path: Path) -> IO[bytes]:
+    """Open a file to lock it, empty if new. Raises `OSError`, and `UserError` for a link, a pipe or a device."""
+    refuse_links([path])
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.fdopen(os.open(path, flags, 0o666), "ab")
 
 
 def safe_name(sample_id: str) -> str:

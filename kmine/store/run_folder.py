@@ -29,6 +29,7 @@ from kmine.io.files import (
     UNFINISHED,
     encode_png,
     is_whole_png,
+    open_lock,
     read_json,
     read_png,
     refuse_links,
@@ -99,8 +100,8 @@ class RunFolder:
             return
         with user_errors(root, cure=cure):
             root.mkdir(parents=True, exist_ok=True)
-            refuse_links(root.iterdir() if (root / "run.json").exists() else [root / ".lock"])
-            self._lock = (root / ".lock").open("w")
+            refuse_links(root.iterdir() if (root / "run.json").exists() else [])
+            self._lock = open_lock(root / ".lock")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -161,7 +162,7 @@ class RunFolder:
             changes = settings_changes(read_yaml(path, str(path), "choose another --out"), config)
             if changes:
                 key, old, new = changes[0]
-                differs = f"{self.root} holds a run with {key} = {old!r}, this command has {new!r}"
+                differs = f"{path}: holds a run with {key} = {old!r}, this command has {new!r}"
                 raise UserError(f"{differs}; choose another --out, or give the same settings to resume")
 
     def _same_data(self, fingerprint: str, content_fingerprints: Callable[[], Mapping[str, str]] | None) -> str:

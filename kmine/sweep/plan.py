@@ -28,7 +28,7 @@ from kmine.data.split_file import read_split, resolve_splits
 from kmine.data.splits import Splits, merge_duplicates
 from kmine.errors import UserError
 from kmine.io.errors import user_errors
-from kmine.io.files import UNFINISHED, read_json, write_atomic, write_csv, write_json
+from kmine.io.files import UNFINISHED, open_lock, read_json, write_atomic, write_csv, write_json
 from kmine.io.yaml_file import read_yaml
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
@@ -120,7 +120,7 @@ def _locked(out: str | Path) -> Iterator[Path]:
     root = Path(out)
     with user_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".sweep.lock").open("w")
+        lock = open_lock(root / ".sweep.lock")
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield root
@@ -167,7 +167,7 @@ def _refuse_other(cfg: SweepConfig, root: Path, previous: Mapping[str, Any], tri
     for key in sorted(set(old) | set(new)):
         if key not in (*RESUMABLE_CHANGES, *VARIED, *EXECUTION_SETTINGS) and differ(old.get(key), new.get(key)):
             raise UserError(
-                f"{root} holds a sweep with {key} = {old.get(key)!r}, this command has {new.get(key)!r}; "
+                f"{root}/config.yaml: holds a sweep with {key} = {old.get(key)!r}, this command has {new.get(key)!r}; "
                 "choose another --out, or give the same settings to resume"
             )
 

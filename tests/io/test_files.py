@@ -8,7 +8,8 @@ import os
 
 import pytest
 
-from kmine.io.files import atomic_open, sign, write_atomic, write_csv
+from kmine.errors import UserError
+from kmine.io.files import atomic_open, open_lock, refuse_links, sign, write_atomic, write_csv
 
 
 def failing(number: int):
@@ -61,3 +62,23 @@ def test_tables_hold_any_text(tmp_path):
 def test_a_name_that_is_not_utf_8_is_written_with_question_marks(tmp_path):
     write_csv(tmp_path / "t.csv", ["x"], [["k\udcff"]])
     assert (tmp_path / "t.csv").read_text("utf-8") == "x\nk?\n"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path.with_name("a"))], ids=["pipe", "link"])
+def test_a_lock_is_a_plain_file(tmp_path, make):
+    path = tmp_path / ".lock"
+    with open_lock(path), open_lock(path):
+        assert path.read_bytes() == b""
+    path.unlink()
+    make(path)
+    with pytest.raises(UserError, match=r"\.lock: expected a file or folder of kmine's own, got a "):
+        open_lock(path)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_pipe_anywhere_below_a_folder_is_refused(tmp_path):
+    (tmp_path / "round_0").mkdir()
+    refuse_links([tmp_path])
+    os.mkfifo(tmp_path / "round_0" / "metrics.json")
+    with pytest.raises(UserError, match=r"metrics\.json: .* got a pipe, socket or device; remove it"):
+        refuse_links([tmp_path])

@@ -395,7 +395,7 @@ def test_other_settings_in_the_same_folder_are_refused_and_change_nothing(root, 
     out = root.parent / "run"
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     line = refused(capsys, root, rounds=0, seed=1)
-    assert f"{out} holds a run with seed = 0, this command has 1; choose another --out" in line
+    assert f"{out}/config.yaml: holds a run with seed = 0, this command has 1; choose another --out" in line
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 

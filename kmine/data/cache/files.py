@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kmine.errors import UserError
 from kmine.io.errors import user_errors
+from kmine.io.files import open_lock
 from kmine.io.json_file import parse_json, read_regular
 from kmine.types import Skipped
 
@@ -111,7 +112,7 @@ def allocate(path: Path, size: int, *, reserve: bool) -> None:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file, waiting for other processes and threads; the file remains."""
-    with path.open("a") as file:
+    with open_lock(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
