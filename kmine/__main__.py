@@ -10,6 +10,7 @@ from types import ModuleType
 from kmine import __version__
 from kmine.cli import fail, guarded
 from kmine.errors import unknown_name
+from kmine.io.console import open_outputs
 
 COMMANDS = {
     "fetch": "download a data set, or print where to get it",
@@ -26,11 +27,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Dispatch to `kmine.<command>`; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        sys.stdout.write(_help())
-        return 0
-    if words[0] == "--version":
-        sys.stdout.write(f"kmine {__version__}\n")
+    if not words or words[0] in ("-h", "--help", "--version"):
+        with open_outputs():
+            sys.stdout.write(f"kmine {__version__}\n" if words[:1] == ["--version"] else _help())
         return 0
     if words[0] not in COMMANDS:
         return fail("kmine", str(unknown_name("command", words[0], COMMANDS)))

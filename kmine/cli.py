@@ -1,7 +1,8 @@
 """Command lines: settings as flags and YAML, one-line errors, exit codes; sole home of jsonargparse.
 
 Exit codes: 0 done, 1 `kmine.check` found a fault or a trial of `kmine.sweep` failed, 2 a user error (one line with what
-was expected, what came, the cure), 130 interrupted, 143 and 129 ended by SIGTERM and SIGHUP.
+was expected, what came, the cure), 130 interrupted, 143 and 129 ended by SIGTERM and SIGHUP, 141 where the reader of
+the output has gone (`| head`).
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from kmine.errors import UserError
-from kmine.io.console import Stopped, replace_unknown_characters, stop_signals, tame_messages, visible
+from kmine.io.console import Stopped, open_outputs, replace_unknown_characters, stop_signals, tame_messages, visible
 from kmine.io.errors import FULL, RERUN, expanded
+from kmine.io.terminal import Terminal as Terminal
 from kmine.io.threads import choose_wait_policy
 from kmine.io.yaml_file import Text, read_yaml, yaml_kind
 
 Config = TypeVar("Config")
 MAX_MESSAGE = 2000
 """Characters of an error line."""
+_FROM_FILES: dict[str, tuple[str, set[str]]] = {}
+"""Settings of the last command line that a file holds: that file as errors name it, and the value as they write it."""
 
 
 def parse(
@@ -46,10 +50,12 @@ def parse(
     parser = _parser(config_class, {positional} - {""}, prog=prog, usage=usage, description=description)
     if positional:
         parser.add_argument(positional, nargs="+", type=str)
-    try:
-        config = _parsed(parser, config_class, argv, positional)
-    except UserError as error:
-        raise SystemExit(fail(prog, str(error))) from None
+    _FROM_FILES.clear()
+    with open_outputs():
+        try:
+            config = _parsed(parser, config_class, argv, positional)
+        except UserError as error:
+            raise SystemExit(fail(prog, str(error))) from None
     replace_unknown_characters()
     choose_wait_policy()
     return config
@@ -76,7 +82,12 @@ def _parsed(
     values, rest = _given(argv, kinds, label)
     with _named(values, kinds.keys()):
         words = [f"--{name}={value.text}" for name, value in values.items() if value.text is not None]
-        return _built(parser, parser.parse_args(words + rest), config_class, values, kinds)
+        config = _built(parser, parser.parse_args(words + rest), config_class, values, kinds)
+    built = flat(to_dict(config))
+    for name in (name for name, value in values.items() if value.where and label):
+        texts = [text for text in (built[name], values[name].text) if isinstance(text, str)]
+        _FROM_FILES[name] = values[name].where, {*texts, *(str(Path(text)) for text in texts)} - {"", "."}
+    return config
 
 
 class _Given(NamedTuple):
@@ -96,6 +107,29 @@ def _named(values: Mapping[str, _Given], names: Iterable[str], where: str = "") 
         head = re.split(r", | \+ ", message.partition(":")[0])
         files = [values[name].where for name in head if name in values and values[name].where]
         raise UserError(": ".join([*([where] if where else []), *files[:1], message])) from error
+
+
+def _with_file(message: str) -> str:
+    """Open an error of a command with the settings file that has the value at fault.
+
+    A message is on a setting if it begins with its name or value, quotes the value, or says both name and value.
+    """
+
+    def is_meant(name: str, texts: set[str]) -> bool:
+        for text in map(re.escape, texts):
+            if re.search(rf"(?:^|'){text}(?=[:;, ']|$)", message):
+                return True
+            if re.search(rf"(?<![\w.]){re.escape(name)}\b", message) and re.search(
+                rf"(?<![\w./]){text}(?!\w)", message
+            ):
+                return True
+        return False
+
+    names = [name for name in _FROM_FILES if re.match(rf"(?:--)?{re.escape(name)}(?![\w.])", message)]
+    if names:
+        return f"{_FROM_FILES[names[0]][0]}: {message}"
+    by_length = sorted(_FROM_FILES.items(), key=lambda item: -max(map(len, item[1][1]), default=0))
+    return next((f"{where}: {name}: {message}" for name, (where, texts) in by_length if is_meant(name, texts)), message)
 
 
 def override(config_class: type[Config], values: Mapping[str, Any], changes: Mapping[str, str], where: str) -> Config:
@@ -322,13 +356,20 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
 
     A diverged training (`FloatingPointError`) counts as a user error: the settings are to be changed.
     """
-    replace_unknown_characters()
-    tame_messages()
+    with open_outputs():
+        replace_unknown_characters()
+        tame_messages()
+        return _guarded(prog, work)
+
+
+def _guarded(prog: str, work: Callable[[], int]) -> int:
     try:
         with stop_signals():
-            return work()
+            code = work()
+        sys.stdout.flush()
+        return code
     except (UserError, FloatingPointError) as error:
-        return fail(prog, " ".join(str(error).split()))
+        return fail(prog, _with_file(" ".join(str(error).split())))
     except KeyboardInterrupt as error:
         with suppress(OSError):  # the terminal is gone
             sys.stderr.write(f"\n{prog}: interrupted; the same command resumes where it stopped\n")
@@ -346,52 +387,3 @@ def to_dict(config: Any) -> dict[str, Any]:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields_}
 
     return asdict(config, dict_factory=section)
-
-
-class Terminal:
-    """A `ProgressReporter` on stderr: progress bars in a terminal, plain lines elsewhere."""
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        from rich.console import Console
-
-        self.console = Console(stderr=True, quiet=quiet)
-        self._bar: Any = None
-        self._title, self._total, self._shown = "", 0, -1
-
-    def start(self, title: str, total: int) -> None:
-        """Begin a piece of work of `total` steps."""
-        self.stop()
-        self._title, self._total, self._shown = visible(title), total, -1
-        if self.console.is_terminal and total:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            title, text = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[text]"))
-            columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text)
-            self._bar = Progress(*columns, console=self.console)
-            self._task = self._bar.add_task(self._title, total=total, text="")
-            self._bar.start()
-
-    def advance(self, done: int, text: str = "") -> None:
-        """Report `done` finished steps."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, text=visible(text))
-            if done >= self._total:
-                self.stop()
-        elif done * 4 // max(self._total, 1) > self._shown:  # four lines for each piece of work
-            self._shown = done * 4 // max(self._total, 1)
-            self._print(f"{self._title}: {done}/{self._total}  {text}".rstrip())
-
-    def log(self, text: str) -> None:
-        """Print a line."""
-        self.stop()
-        self._print(text)
-
-    def _print(self, text: str) -> None:
-        """Print without wrapping at 80 columns, so paths stay whole, and without markup."""
-        self.console.print(visible(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-    def stop(self) -> None:
-        """Remove the progress bar."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None

@@ -229,26 +229,6 @@ def test_guarded_does_not_hide_our_own_mistakes(error):
         cli.guarded("kmine x", raising(error))
 
 
-# -- the terminal
-
-
-def test_sentences_are_printed_as_they_are(capsys):
-    path = "runs/" + "long/" * 40 + "[bold]name[/]"
-    terminal = cli.Terminal()
-    terminal.log(f"run folder {path}")
-    assert capsys.readouterr().err == f"run folder {path}\n"
-
-
-def test_progress_without_a_terminal_is_a_few_lines(capsys):
-    terminal = cli.Terminal()
-    terminal.start("training", 1000)
-    for done in range(1, 1001):
-        terminal.advance(done)
-    lines = capsys.readouterr().err.splitlines()
-    assert 4 <= len(lines) <= 6
-    assert lines[-1] == "training: 1000/1000"
-
-
 # -- values that YAML would change, paths, and the file that has a wrong value
 
 
@@ -326,3 +306,33 @@ def test_a_wrong_value_names_the_file_that_has_it(tmp_path, capsys, text, said):
 def test_a_wrong_flag_over_a_file_does_not_blame_the_file(tmp_path, capsys):
     file = written(tmp_path / "a.yaml", "data: {size: 64}")
     assert refused(capsys, "--config", file, "--data.size", "7") == "data.size: expected 32 to 4096 pixels, got 7"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("data.masks: /d/m is no folder; check the path", "--config FILE: data.masks: /d/m is no folder"),
+        ("/d/m: expected masks, found nothing", "--config FILE: data.masks: /d/m: expected masks"),
+        (
+            "expected masks in /d/m/a, found none; check data.masks",
+            "--config FILE: data.masks: expected masks in /d/m/a",
+        ),
+        ("segmenter.name: unknown name 'medsam'; Known: tiny", "--config FILE: segmenter.name: unknown name 'medsam'"),
+        ("device: expected cpu, got 'cuda:7'", "device: expected cpu"),  # a flag
+        ("runs/one: rounds has changed since this run began", "--config FILE: out: runs/one: rounds has changed"),
+        ("--out runs/one: read-only", "--config FILE: --out runs/one: read-only"),
+        ("/d/m/a.png: damaged", "/d/m/a.png: damaged"),  # of the data, not of the settings
+        ("/x/medsam.pt: no such file", "/x/medsam.pt: no such file"),
+        ("data.masks_of: x", "data.masks_of: x"),
+        ("data.csv: x", "data.csv: x"),
+    ],
+)
+def test_what_fails_later_names_the_settings_file_that_has_it(tmp_path, capsys, error, said):
+    text = "out: ./runs/one/\ndevice: cuda:6\ndata: {images: /d, masks: /d/m}\nsegmenter: {name: medsam}\n"
+    file = written(tmp_path / "a.yaml", text)
+    parsed("--config", file, "--device", "cuda:7")
+    assert cli.guarded("kmine loop", raising(UserError(error))) == 2
+    assert capsys.readouterr().err.startswith(f"kmine loop: error: {said}".replace("FILE", file))
+    parsed("--rounds", "1")
+    cli.guarded("kmine loop", raising(UserError(error)))
+    assert capsys.readouterr().err == f"kmine loop: error: {error}\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
 import signal
 import sys
 import threading
@@ -10,7 +12,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 CONTROLS = [*range(9), *range(11, 32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 """All but tab and newline: they move the cursor, change colours or titles, or reverse the reading direction."""
@@ -55,6 +58,44 @@ def replace_unknown_characters() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+
+
+@contextmanager
+def open_outputs() -> Iterator[None]:
+    """Let a command end without a traceback where stdout or stderr is closed, full, or has lost its reader (`| head`).
+
+    Raises:
+        SystemExit: with 141, as a shell names a process that SIGPIPE ended, where the reader has gone.
+    """
+    for name in ("stdout", "stderr"):  # None where a command is started with `>&-`
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not any(_has_no_reader(stream) for stream in (sys.stdout, sys.stderr)):
+            raise
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    finally:
+        _drop_unwritable(sys.stdout)
+        _drop_unwritable(sys.stderr)
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    poll = select.poll()
+    poll.register(stream, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _drop_unwritable(stream: TextIO) -> None:
+    """Send what cannot be written to nowhere, so that the interpreter's own last flush is silent."""
+    try:
+        stream.flush()
+    except OSError:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+        stream.flush()
 
 
 @contextmanager

@@ -6,8 +6,10 @@ import io
 import logging
 import os
 import signal
+import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +79,60 @@ def test_the_second_signal_is_not_caught():
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+WORK = """
+import sys
+from kmine import cli
+from kmine.io.console import say
+def work():
+    if sys.argv[1] in ("log", "both"):
+        cli.Terminal().log("progress")
+    if sys.argv[1] != "log":
+        say("row\\n" * int(sys.argv[2]))
+    return 3
+sys.exit(cli.guarded("kmine x", work))
+"""
+
+
+@pytest.mark.parametrize("program", [["-c", WORK, "say", "1"], ["-c", WORK, "say", "99999"], ["-m", "kmine", "--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_ends_the_command_without_a_word(program, unbuffered):
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    assert run_into(program, stdout=broken_pipe(), env=env) == (141, "")
+
+
+def test_progress_that_nobody_reads_ends_the_command_too():
+    assert run_into(["-c", WORK, "log"], stderr=broken_pipe())[0] == 141
+
+
+def test_help_of_a_command_into_a_reader_that_has_gone():
+    program = [
+        "-c",
+        "from kmine import cli; from kmine.fetch import FetchConfig;"
+        "cli.parse(FetchConfig, ['--help'], prog='kmine x', description='words')",
+    ]
+    code, err = run_into(program, stdout=broken_pipe())  # argparse drops errors of unbuffered output
+    assert (code in (0, 141), err) == (True, "")
+
+
+def test_a_full_or_closed_output_is_no_traceback():
+    with Path("/dev/full").open("wb") as full:
+        code, err = run_into(["-c", WORK, "say", "1"], stdout=full)
+    said = "kmine x: error: the output: the disk is full; free some space and run the same command again, it resumes\n"
+    assert (code, err) == (2, said)
+    assert run_into(["-c", WORK, "both", "1"], preexec_fn=lambda: os.close(1)) == (3, "progress\n")
+    assert run_into(["-c", WORK, "both", "1"], preexec_fn=lambda: os.close(2))[0] == 3
+
+
+def broken_pipe() -> int:
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+def run_into(program: list[str], **options) -> tuple[int, str]:
+    """Exit code and stderr of a Python program."""
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, **options}
+    done = subprocess.run([sys.executable, *program], timeout=60, **options)
+    return done.returncode, (done.stderr or b"").decode()
