@@ -31,28 +31,41 @@ def masks_of_label_studio(path: Path, tasks: Sequence[Json], expected: ExpectedM
     Raises:
         UserError: nothing annotated, foreign images, classes and sizes, regions that are no shapes, damaged ones.
     """
-    drawn = [(task, n) for n, task in enumerate(tasks) if _latest(task, "annotations", f"{path}: task {n}") is not None]
-    kind = "annotations" if drawn else "predictions"
-    drawn = drawn or [(task, n) for n, task in enumerate(tasks) if _latest(task, kind, f"{path}: task {n}") is not None]
+    drawn, kind = _annotated(path, tasks, "annotations"), "annotations"
+    if not drawn:
+        drawn, kind = _annotated(path, tasks, "predictions"), "predictions"
     if not drawn:
         raise UserError(f"{path}: expected tasks with annotations, got none of {len(tasks)}; export as JSON")
-    data = [json_field(task, "data", dict, where=f"{path}: task {n}", cure=CURE) for task, n in drawn]
-    ids = [expected.sample_id(entry, "image", f"{path}: task {n}") for entry, (_, n) in zip(data, drawn, strict=True)]
+    data = [json_field(tasks[n], "data", dict, where=f"{path}: task {n}", cure=CURE) for n in drawn]
+    ids = [expected.sample_id(entry, "image", f"{path}: task {n}") for entry, n in zip(data, drawn, strict=True)]
     refuse_unknown(path, [str(entry.get("image")) for entry, name in zip(data, ids, strict=True) if name is None])
     refuse_duplicates(path, ids, "one task a sample")
     return (
-        expected.check(str(path), name, _mask(f"{path}: {name}", name, _latest(task, kind, name) or {}, expected))
-        for name, (task, _) in zip(map(str, ids), drawn, strict=True)
+        expected.check(str(path), name, _agreed(f"{path}: {name}", name, drawn[n], kind, expected))
+        for name, n in zip(map(str, ids), drawn, strict=True)
     )
 
 
-def _latest(task: Json, kind: str, where: str) -> Json | None:
-    """The last annotation, or prediction, that was not cancelled; None if there is none."""
-    rows = json_field(task, kind, list, NoneType, where=where, cure=CURE) or []
-    for row in rows:
-        json_field(row, "result", list, where=f"{where}, {kind}", cure=CURE)
-    valid = [row for row in rows if not row.get("was_cancelled")]
-    return max(valid, key=lambda row: str(row.get("updated_at") or row.get("created_at") or ""), default=None)
+def _annotated(path: Path, tasks: Sequence[Json], kind: str) -> dict[int, list[Json]]:
+    """Annotations, or predictions, that were not cancelled, by task; of those marked as ground truth only these."""
+    found = {}
+    for n, task in enumerate(tasks):
+        where = f"{path}: task {n}"
+        rows = json_field(task, kind, list, NoneType, where=where, cure=CURE) or []
+        for row in rows:
+            json_field(row, "result", list, where=f"{where}, {kind}", cure=CURE)
+        valid = [row for row in rows if not row.get("was_cancelled")]
+        found[n] = [row for row in valid if row.get("ground_truth")] or valid
+    return {n: rows for n, rows in found.items() if rows}
+
+
+def _agreed(where: str, name: str, rows: Sequence[Json], kind: str, expected: ExpectedMasks) -> Mask:
+    """The mask of a task; which of several that differ is right is not guessed from their dates."""
+    masks = [_mask(where, name, row, expected) for row in rows]
+    if any(not np.array_equal(masks[0], mask) for mask in masks[1:]):
+        cure = "mark one of them as ground truth" if kind == "annotations" else "keep one of them"
+        raise UserError(f"{where}: expected one mask, got {len(masks)} {kind} that differ; {cure}, or {CURE} without")
+    return masks[0]
 
 
 def _mask(where: str, name: str, annotation: Json, expected: ExpectedMasks) -> Mask:

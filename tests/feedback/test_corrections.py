@@ -82,13 +82,12 @@ def test_polygons_of_another_tool_are_read_by_file_name(tmp_path):
     assert name == "plain" and mask[4, 4] == 2 and mask[8, 8] == 0 and mask.any()
 
 
-def test_the_latest_annotation_of_label_studio_is_read(tmp_path):
+def test_the_ground_truth_of_label_studio_is_read(tmp_path):
     masks = {"a": np.eye(4, dtype=np.uint8), "b": np.ones((3, 3), np.uint8)}
     tasks = json.loads(export("labelstudio", tmp_path, masks).read_text())
     drawn = json.loads(json.dumps(tasks[1]["predictions"][0]["result"]))
     drawn[0]["value"]["brushlabels"] = ["lesion"]
-    dates = ("2026-01-02", "2026-01-01")
-    tasks[1]["annotations"] = [{"updated_at": d, "result": r} for d, r in zip(dates, (drawn, []), strict=True)]
+    tasks[1]["annotations"] = [{"ground_truth": n == 0, "result": r} for n, r in enumerate((drawn, []))]
     tasks[1]["annotations"].append({"updated_at": "2027", "was_cancelled": True, "result": []})
     (tmp_path / "back.json").write_text(json.dumps(tasks))
     ((name, mask),) = read_corrections(tmp_path / "back.json", known(masks))

@@ -110,3 +110,19 @@ def test_other_regions_are_refused_by_name(results, problem):
 def test_tasks_of_another_form_are_refused(changes, problem):
     with pytest.raises(UserError, match=problem):
         read(**changes)
+
+
+def test_of_several_annotations_only_equal_ones_or_the_ground_truth_are_taken():
+    small = region("rectanglelabels", SQUARE | {"width": 5, "height": 10})
+    one, other = {"result": [region("rectanglelabels", SQUARE)]}, {"result": [small], "updated_at": "2030-01-01"}
+    said = (
+        r"^ls\.json: a: expected one mask, got 2 annotations that differ; mark one of them as ground truth, or export"
+    )
+    with pytest.raises(UserError, match=said):
+        read(annotations=[one, other])
+    with pytest.raises(UserError, match="got 2 predictions that differ; keep one of them"):
+        read(annotations=[], predictions=[one, other])
+    expected = drawn(slice(2, 8), slice(5, 15))
+    assert (read(annotations=[one, one]) == expected).all()
+    assert (read(annotations=[one | {"ground_truth": True}, other]) == expected).all()
+    assert (read(annotations=[one, other | {"was_cancelled": True}]) == expected).all()
