@@ -166,11 +166,22 @@ def open_splits(cfg: LoopConfig, cache: SampleCache, run: RunFolder, given_split
     """
     saved = run.read_csv("splits.csv")
     if saved is not None:
-        return Splits.from_rows((r["sample_id"], r["group_id"], r["split"]) for r in saved)
+        splits = Splits.from_rows((r["sample_id"], r["group_id"], r["split"]) for r in saved)
+        _refuse_missing((*splits.labeled, *splits.unlabeled, *splits.val), cache, run.root / "splits.csv")
+        return splits
     given_split = given_split or read_split(cfg.data.split_file, cache.source)
     splits = resolve_splits(cfg.data, cfg.seed, cache.refs, cache.hashes, given_split)
     run.write_csv("splits.csv", ("sample_id", "group_id", "split"), splits.rows())
     return splits
+
+
+def _refuse_missing(ids: Sequence[str], cache: SampleCache, path: Path) -> None:
+    known = {ref.sample_id for ref in cache.refs}
+    if missing := [sample_id for sample_id in ids if sample_id not in known]:
+        raise UserError(
+            f"{path}: expected samples of the data set, {len(missing)} of {len(ids)} are missing there, such as "
+            f"{missing[0]}; restore them, or that file, or start a new run folder with --out"
+        )
 
 
 def content_fingerprints(cfg: LoopConfig, source: Source, run: RunFolder) -> dict[str, str]:

@@ -49,6 +49,15 @@ def with_data(cfg, **changes):
 # -- pools
 
 
+def test_splits_that_name_a_sample_the_data_lack_are_refused_with_their_file(cfg, run):
+    source = open_source(cfg.data)
+    rows = list(open_splits(cfg, open_cache(cfg, source), run).rows())
+    rows[0] = ("gone", rows[0][1], "labeled")
+    run.write_csv("splits.csv", ("sample_id", "group_id", "split"), rows)
+    with pytest.raises(UserError, match=r"splits\.csv: expected samples of the data set, 1 of \d+ .* such as gone;"):
+        open_task(cfg, source, run, Silent())
+
+
 def test_pools_are_the_splits_without_test_and_unlabeled_masks_are_withheld(cfg, run):
     task = open_task(cfg, open_source(cfg.data), run, Silent())
     split = {row["sample_id"]: row["split"] for row in run.read_csv("splits.csv")}
