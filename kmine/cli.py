@@ -25,6 +25,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from kmine.errors import UserError
 from kmine.io.console import Stopped, open_outputs, replace_unknown_characters, stop_signals, tame_messages, visible
 from kmine.io.errors import FULL, RERUN, expanded
+from kmine.io.presets import preset_files, settings_file
 from kmine.io.terminal import Terminal as Terminal
 from kmine.io.threads import choose_wait_policy
 from kmine.io.yaml_file import Text, read_yaml, yaml_kind
@@ -77,7 +78,8 @@ def _parsed(
     positional: str = "",
     label: str = "--config ",
 ) -> Config:
-    parser.add_argument("--config", action="config", help="YAML file of settings; flags after it win.")
+    text = f"YAML file of settings, or a preset: {', '.join(preset_files())}. Flags after it win."
+    parser.add_argument("--config", action="config", help=text)
     kinds = {name: kind for name, kind in _kinds(config_class).items() if name != positional}
     values, rest = _given(argv, kinds, label)
     with _named(values, kinds.keys()):
@@ -259,8 +261,8 @@ def _is_text(kind: Any) -> bool:
 def _read(path: str, kinds: Mapping[str, Any], label: str) -> dict[str, _Given]:
     """Values of a settings file; unknown names and sections without names are refused before any value is checked."""
     where, values = f"{label}{path}", {}
-    cure = "give a YAML file of settings, such as configs/phantom.yaml" if label else "restore that file"
-    content = read_yaml(expanded(path), where, cure, as_text=True)
+    cure = "give a YAML file of settings, or a preset, such as phantom" if label else "restore that file"
+    content = read_yaml(settings_file(path) if label else expanded(path), where, cure, as_text=True)
 
     def walk(section: Mapping[Any, Any], prefix: str) -> None:
         for key, value in section.items():

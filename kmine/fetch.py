@@ -130,14 +130,14 @@ def _nothing_to_fetch(name: str) -> int:
     if name == "folder":
         raise UserError(
             "folder: these are your own images, there is nothing to fetch; "
-            "pass them as in `kmine check --config configs/folder.yaml --data.images IMAGES --data.masks MASKS`"
+            "pass them as in `kmine check --config folder --data.images IMAGES --data.masks MASKS`"
         )
     say(f"{name}: nothing to fetch, its images are made as they are needed: kmine loop\n")
     return 0
 
 
 def _usage(name: str, root: str) -> str:
-    return f"kmine check --config configs/{name}.yaml --data.root {shlex.quote(root)}"
+    return f"kmine check --config {name} --data.root {shlex.quote(root)}"
 
 
 def _obtain(name: str, published: Published | None, user_archive: Path | None, out: Path, offline: bool) -> bool:

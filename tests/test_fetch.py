@@ -95,9 +95,9 @@ def test_a_data_set_arrives_with_the_command_that_uses_it(server, call, out):
     code, shown, _ = call()
     assert code == 0
     assert content(out) == FILES
-    assert shown == (
-        f"kvasir_seg is now in {out}\nkmine check --config configs/kvasir_seg.yaml --data.root '{out}'\n"
-    ), "the folder is quoted"
+    assert shown == (f"kvasir_seg is now in {out}\nkmine check --config kvasir_seg --data.root '{out}'\n"), (
+        "the folder is quoted"
+    )
     assert hidden(out) == [f"{SHA256}.json"], "the archive is not kept"
 
 
@@ -106,7 +106,7 @@ def test_the_second_time_nothing_is_downloaded(server, call, out):
     code, shown, _ = call("--offline")
     assert code == 0
     assert f"kvasir_seg is there and whole, nothing was done: {out}" in shown
-    assert "kmine check --config configs/kvasir_seg.yaml" in shown
+    assert "kmine check --config kvasir_seg" in shown
     assert len(server.ranges) == 1
 
 
@@ -229,7 +229,7 @@ def test_a_folder_of_that_name_is_not_overwritten_and_nothing_is_downloaded(serv
     (out / "Kvasir-SEG").mkdir(parents=True)
     (out / "Kvasir-SEG" / "mine.jpg").write_bytes(b"mine")
     line = refused()
-    assert "were left alone" in line and "kmine check --config configs/kvasir_seg.yaml --data.root" in line
+    assert "were left alone" in line and "kmine check --config kvasir_seg --data.root" in line
     assert server.ranges == []
     assert content(out) == {"Kvasir-SEG/mine.jpg": b"mine"}
     assert not (out / fetch.STATE_DIR).exists()
@@ -308,7 +308,7 @@ def test_an_archive_of_another_data_set_is_unpacked_too(call, out, tmp_path, nam
     path.write_bytes(zipped({"Training Batch 1/volume-0.nii": b"x"}))
     code, shown, _ = call("--archive", str(path), name=name)
     assert code == 0
-    assert shown.endswith(f"kmine check --config configs/{name}.yaml --data.root '{out}'\n")
+    assert shown.endswith(f"kmine check --config {name} --data.root '{out}'\n")
     assert content(out) == {"Training Batch 1/volume-0.nii": b"x"}
     more = tmp_path / "archive2.zip"
     more.write_bytes(zipped({"Training Batch 2/volume-28.nii": b"y"}))
@@ -335,10 +335,10 @@ def test_a_missing_archive_and_a_folder_are_named(refused, tmp_path):
 def test_what_kmine_may_not_download_is_told_where_it_is(refused, tmp_path):
     line = refused(name="lits")
     assert LITS_URL in line and "an account or a licence" in line and "volume-N.nii" in line
-    assert "kmine check --config configs/lits.yaml --data.root FOLDER" in line
+    assert "kmine check --config lits --data.root FOLDER" in line
     line = refused(name="covid_qu_ex")
     assert PUBLISHED in line and "account" in line and "Infection and Lung Segmentation Data" in line
-    assert "kmine check --config configs/covid_qu_ex.yaml --data.root FOLDER" in line
+    assert "kmine check --config covid_qu_ex --data.root FOLDER" in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -20,6 +20,7 @@ from kmine.api.run import PseudoMasks, Run
 from kmine.config import DataConfig, LoopConfig
 from kmine.errors import UserError
 from kmine.io.errors import expanded
+from kmine.io.presets import settings_file
 from kmine.predict.run_model import load_model, open_run_model
 from kmine.segmenters import SEGMENTERS, Segmenter, register_segmenter
 from kmine.types import ProgressReporter, RoundResult
@@ -41,7 +42,7 @@ class KnowledgeMiner:
         seed: draws labeled images, initial weights, batches and augmentation.
         device: auto, cpu, cuda or cuda:N.
         out: run folder; None makes a temporary one, named by `run_.root`.
-        config: further settings: a `LoopConfig`, or a YAML file as of `kmine loop --config`.
+        config: further settings: a `LoopConfig`, or a YAML file or preset as of `kmine loop --config`.
         **settings: settings of `kmine loop` with `__` for the dot, such as `fit__steps=600`.
 
     Attributes after `fit`:
@@ -134,7 +135,7 @@ class KnowledgeMiner:
         """The settings of a run; arrays are written below its folder."""
         base = LoopConfig() if self.config is None else self.config
         if not isinstance(base, LoopConfig):
-            base = cli.load_config(LoopConfig, expanded(base))
+            base = cli.load_config(LoopConfig, settings_file(base) if isinstance(base, str) else base)
         if isinstance(data, ArrayDataset):
             data = data.write(root / "data", replace(base.data, label_fraction=1.0, test_fraction=0.0))
         changes: dict[str, Any] = {"rounds": self.rounds, "seed": self.seed, "device": self.device, "out": str(root)}
