@@ -39,10 +39,11 @@ SMALL = (
     *("--gate.max_confidence_outside=1", "--gate.max_area_ratio=1000"),
 )
 """A few steps make a poor model; this gate lets its masks through, so that pseudo masks are read in training."""
-VOLATILE = re.compile(r"seconds|time|memory|_mb$|opened|started|ended|pid|git_commit|^command$|^created")
+VOLATILE = re.compile(r"seconds|time|memory|_mb$|opened|started|ended|pid|git_commit|^command$|^created|^took$")
 TIMES = re.compile(rb"\d[\d.,]* ?(s|ms|min|h|MB|GB)\b|\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?")
+ROWS = re.compile(rb"<tr><th[^>]*>[^<]*(seconds|memory)[^<]*</th>.*?</tr>", re.DOTALL)
 CHARTS = re.compile(rb"<svg.*?</svg>|data:image/[^\"]*", re.DOTALL)
-"""Of a page; one shows seconds."""
+"""Rows and charts of a page; one chart shows seconds."""
 SKIPPED = {".lock", ".sweep.lock", "log.txt", ".kmine-predict.jsonl"}
 """Locks, and logs to which each session adds."""
 
@@ -120,7 +121,7 @@ def _content(path: Path) -> Any:
     if path.suffix == ".csv":
         rows = csv.DictReader(io.StringIO(data.decode(), newline=""))
         return [{name: value for name, value in row.items() if not VOLATILE.search(name or "")} for row in rows]
-    return TIMES.sub(b"", CHARTS.sub(b"", data)) if path.suffix in (".html", ".js", ".md") else data
+    return TIMES.sub(b"", ROWS.sub(b"", CHARTS.sub(b"", data))) if path.suffix in (".html", ".js", ".md") else data
 
 
 def _without_times(value: Any) -> Any:
