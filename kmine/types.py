@@ -307,6 +307,16 @@ class Metrics:
         return sum(case.score for case in self.cases) / len(self.cases) if self.cases else math.nan
 
 
+def labels_only_dir(name: str) -> str:
+    """Folder of the baseline model `name` in a run folder."""
+    return f"{name}_labels_only"
+
+
+def labels_only_method(name: str) -> str:
+    """Name of the baseline model `name` in tables."""
+    return f"{name} (labels only)"
+
+
 @dataclass(frozen=True)
 class RoundResult:
     """One round of the loop."""

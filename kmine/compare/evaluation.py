@@ -18,7 +18,7 @@ from kmine.setup.open import Evaluator, open_for_test
 from kmine.setup.preflight import preflight
 from kmine.store.artifacts import CURE, fitting, record_errors
 from kmine.store.run_folder import NEEDS_WRITING, RunFolder
-from kmine.types import EQUAL_STEPS, ROUND_0, ProgressReporter
+from kmine.types import EQUAL_STEPS, ROUND_0, ProgressReporter, labels_only_dir, labels_only_method
 
 RoundsByMethod = dict[str, tuple[int, str]]
 """Method -> (adopted round, folder of the method within the run folder)."""
@@ -52,7 +52,7 @@ def evaluate_run(compared: ComparedRun, progress: ProgressReporter) -> list[Resu
                 chosen=figures[method][0],
                 final=figures[method][1],
                 groups=groups,
-                cost=_cost(compared, run, method, method_dir, saved.get("num_parameters")),
+                cost=_cost(compared, run, method, method_dir, _num_parameters(saved, method)),
             )
             for method, (_, method_dir) in rounds.items()
         ]
@@ -64,16 +64,22 @@ def _rounds_to_evaluate(run: RunFolder, compared: ComparedRun) -> RoundsByMethod
     if "method" in info:
         return {info["method"]: (info["adopted_round"], info.get("arm", ""))}
     rounds = {ROUND_0: (0, "")}
-    adopted = [
-        n
-        for n in range(1, compared.cfg.rounds + 1)
-        if (run.read_json(run.round_dir(n, "supervised") / "metrics.json") or {}).get("adopted")
-    ]
     if (run.root / "supervised").is_dir():
-        rounds[EQUAL_STEPS] = (adopted[-1], "supervised") if adopted else (0, "")
+        adopted = _last_adopted(run, "supervised", compared.cfg.rounds)
+        rounds[EQUAL_STEPS] = (adopted, "supervised") if adopted else (0, "")
     if compared.cfg.rounds:
         rounds[MINING] = (info["adopted_round"], "")
+    for name in compared.cfg.baseline_models:
+        folder = labels_only_dir(name)
+        if (run.root / folder).is_dir():
+            rounds[labels_only_method(name)] = (_last_adopted(run, folder, compared.cfg.rounds) or 0, folder)
     return rounds
+
+
+def _last_adopted(run: RunFolder, method_dir: str, rounds: int) -> int | None:
+    """The last round after round 0 that a method adopted; None if it adopted none."""
+    metrics = ((n, run.read_json(run.round_dir(n, method_dir) / "metrics.json")) for n in range(rounds, 0, -1))
+    return next((n for n, found in metrics if (found or {}).get("adopted")), None)
 
 
 def _test_figures(
@@ -87,15 +93,23 @@ def _test_figures(
         return saved
     evaluator = open_for_test(compared.cfg, preflight(compared.cfg, mines=False), run)
     progress.start(f"{run.root.name}: test split", len(rounds))
-    figures = {}
+    figures, parameters = {}, {}
+    of_models = {labels_only_method(name): name for name in compared.cfg.baseline_models}
     for done, (name, (round_idx, method_dir)) in enumerate(rounds.items(), start=1):
-        figures[name] = _both_checkpoints(run, round_idx, method_dir, evaluator)
+        own = evaluator.with_architecture(compared.cfg, of_models[name]) if name in of_models else evaluator
+        figures[name] = _both_checkpoints(run, round_idx, method_dir, own)
+        parameters[name] = sum(p.numel() for p in own.model.parameters())
         progress.advance(done)
     opened = [*info.get("test_opened", []), datetime.now(timezone.utc).isoformat(timespec="seconds")]
     run.update_run(test_opened=opened)
-    value = {"num_parameters": sum(p.numel() for p in evaluator.model.parameters()), "arms": figures}
+    num_parameters = sum(p.numel() for p in evaluator.model.parameters())
+    value = {"num_parameters": num_parameters, "arms": figures, "parameters": parameters}
     run.save_json(path, value, signature)
     return run.load_json(path, signature) or value
+
+
+def _num_parameters(saved: Mapping[str, Any], method: str) -> int | None:
+    return saved.get("parameters", {}).get(method, saved.get("num_parameters"))
 
 
 def _can_be_pooled(by_method: Mapping[str, Any]) -> bool:
@@ -132,7 +146,7 @@ def _cost(compared: ComparedRun, run: RunFolder, method: str, method_dir: str, n
 
 def _seconds(run: RunFolder, method: str, method_dir: str) -> float:
     """Seconds of all rounds of a method, refused ones included, and of its preparation; NaN if unknown."""
-    folders = [run.round_dir(0)]
+    folders = [] if method_dir and (run.round_dir(0, method_dir)).is_dir() else [run.round_dir(0)]
     if method != ROUND_0:
         folders += sorted((run.root / ("supervised" if method == EQUAL_STEPS else method_dir)).glob("round_*"))
     metrics = [run.read_json(folder / "metrics.json") or {} for folder in dict.fromkeys(folders)]

@@ -14,7 +14,7 @@ from kmine.ops.metrics import lesion_metrics, nanmean, of_one_kind, pool_cases, 
 from kmine.ops.statistics import holm, paired_difference
 from kmine.report.comparison import Comparison, ComparisonRow
 from kmine.report.curve import CurvePoint
-from kmine.types import EQUAL_STEPS, ROUND_0, SLICE_ID, CaseMetrics, Floats, Metrics
+from kmine.types import EQUAL_STEPS, ROUND_0, SLICE_ID, CaseMetrics, Floats, Metrics, labels_only_method
 
 SUPERVISED = "supervised"
 AVERAGED = ("dice", "iou", "hd95", "num_missed", "num_empty")
@@ -217,7 +217,8 @@ def _by_volume(result: Result) -> Result:
 
 def _resolve(baseline: str, methods: Sequence[str]) -> str:
     """Full name of the baseline: for runs of kmine.loop, `supervised` is that at equal steps, if it was trained."""
-    for name in (baseline, *((EQUAL_STEPS, ROUND_0) if baseline == SUPERVISED else ())):
+    others = (EQUAL_STEPS, ROUND_0) if baseline == SUPERVISED else (labels_only_method(baseline),)
+    for name in (baseline, *others):
         if name in methods:
             return name
     raise unknown_name("baseline", baseline, set(methods))

@@ -29,7 +29,10 @@ class LoopConfig:
     offline: bool = False
     """Forbid every download; a missing file is then an error."""
     baseline: bool = True
-    """Also train the supervised baseline for the same number of steps."""
+    """Also train the supervised baseline for the same number of steps, and baseline_models; false: none of them."""
+    baseline_models: tuple[str, ...] | None = None
+    """Further baselines: unetpp, unet, trained on the same labels, steps and seed, with the encoder of the local model,
+    in folders of their own; default: unetpp for sks, else none."""
     adopt_tolerance: float = 0.01
     """A round is refused if validation Dice, paired by image, falls by more than this and by more than noise. Noise is
     estimated from 20 validation images on; with fewer, only the mean counts. A false alarm on a clean image counts 0,
@@ -53,6 +56,10 @@ class LoopConfig:
     def __post_init__(self) -> None:
         expand_paths(self)
         object.__setattr__(self, "model", self.model.resolved())
+        if self.baseline_models is None:
+            object.__setattr__(self, "baseline_models", ("unetpp",) if self.model.split()[0].name == "sks" else ())
+        unknown = set(self.baseline_models) - {"unetpp", "unet"}
+        require(not unknown, "baseline_models", "unetpp, unet", self.baseline_models)
         require(bool(self.out), "out", "a folder", self.out)
         require(self.rounds >= 0, "rounds", "0 or more", self.rounds)
         require(0 <= self.seed < 2**31, "seed", "0 to 2**31 - 1", self.seed)

@@ -29,8 +29,10 @@ class ModelConfig:
     """Channels of the deepest decoder level; halved at each level above, at least 8."""
     normalization: Literal["half", "imagenet"] = "half"
     """Input scaling inside the model: half is x / 127.5 - 1; imagenet uses ImageNet's channel means and deviations."""
-    levels: Literal[3, 4] = 4
+    levels: Literal[3, 4] = 3
     """sks only: levels of its pyramids, at strides 4, 8, 16 and, with 4 of them, 32."""
+    decoder: Literal["unet", "unetpp"] = "unet"
+    """sks only: decoder of its fine branch: that of U-Net++, or a plain one."""
     skip_feature_share: bool = True
     """sks only: fuse the classifier's features into the fine encoder, before its next stage."""
     skip_resolution: bool = True
@@ -39,6 +41,11 @@ class ModelConfig:
     """sks only: fuse the classifier's features again into the decoder's input. All three off: a plain U-Net."""
     freeze_coarse: bool = True
     """sks only: freeze the classifier while the segmentation is trained."""
+    fine_init: Literal["weights", "classifier"] = "weights"
+    """sks only: what the fine encoder starts from: encoder_weights, or the trained classifier's encoder."""
+    veto: bool = False
+    """sks only: an image in which the classifier sees no lesion gets an empty mask. Its verdict is calibrated on the
+    validation images after each training, and is not used where these do not support it."""
 
     def __post_init__(self) -> None:
         if self.has_auxiliary and self.encoder_weights is not None:
@@ -64,22 +71,34 @@ class ModelConfig:
         for name in ("name", "encoder", "encoder_weights"):
             parts = [None] if getattr(self, name) is None else getattr(self, name).split("+", 1)
             first[name], second[name] = parts[0], parts[-1]
-        return replace(self, **first), replace(self, **second)
+        return replace(self, **first).resolved(), replace(self, **second).resolved()
+
+    def with_architecture(self, name: str) -> ModelConfig:
+        """The network `name`, unet or unetpp, with this model's encoder; of sks its fine branch alone, which it is."""
+        if self.name != "sks":
+            return replace(self, name=name)
+        skips = dict.fromkeys(("skip_feature_share", "skip_resolution", "skip_coarse"), False)
+        return replace(self, decoder=name, fine_init="weights", veto=False, **skips)
 
     def resolved(self) -> ModelConfig:
-        """Copy with the default encoder in place of an empty `encoder`."""
-        if self.has_auxiliary:
-            return replace(self, encoder="+".join(model.resolved().encoder for model in self.split() if model))
+        """Copy with the default encoder in place of an empty `encoder`, and `OF_SKS` where no model is sks."""
         default = "swinv2_tiny_window8_256" if self.name == "sks" else "mobilenet_v2"
-        return self if self.encoder else replace(self, encoder=default)
+        encoder = "+".join(m.encoder for m in self.split() if m) if self.has_auxiliary else self.encoder or default
+        return replace(self, encoder=encoder, **({} if "sks" in self.name.split("+") else OF_SKS))
+
+
+OF_SKS = {"levels": 4, "decoder": "unet", "fine_init": "weights", "veto": False}
+"""Settings of sks as other models have them: without effect, and equal in all runs of these models, old and new."""
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
     """sks only: training of its classifier on image-level labels, before round 0."""
 
-    steps: int = 300
-    """Optimizer steps; the checkpoint of the best validation AUC is used."""
+    steps: int = 1000
+    """Largest number of optimizer steps; the checkpoint of the best validation AUC is used."""
+    patience: int = 3
+    """Training ends after as many validations (every fit.val_every steps) without a rise of the AUC; 0: after steps."""
     batch_size: int = 16
     """Images per step, half of them with a lesion."""
     lr: float = 1e-3
@@ -89,6 +108,7 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "classifier.steps", "at least 1", self.steps)
+        require(self.patience >= 0, "classifier.patience", "0 or more", self.patience)
         require(self.batch_size >= 2, "classifier.batch_size", "at least 2 (one of each label)", self.batch_size)
         require(self.lr > 0, "classifier.lr", "a positive number", self.lr)
 
@@ -125,6 +145,9 @@ class FitConfig:
     """Share of encoder channels dropped before the decoder, for pseudo-labeled images only; 0: none."""
     pseudo_weight: Literal["equal", "estimated"] = "equal"
     """Weight of a pseudo-labeled image: 1, or the estimated Dice of its mask (1 without an estimate)."""
+    clean_share: float = 0.0
+    """Largest share of each batch that is drawn from unlabeled images known to be lesion-free by their image-level
+    label, with an empty mask, where training has no pseudo masks (round 0, the supervised baseline); 0: none."""
     max_empty_share: float = 0.25
     """Largest share of lesion-free images among the pseudo-labeled ones in training, unless all are."""
     ema_decay: float = 0.0
@@ -149,6 +172,7 @@ class FitConfig:
         require(self.dice_weight >= 0, "fit.dice_weight", "0 or more", self.dice_weight)
         strong = self.strong_augment
         require(self.augment or not strong, "fit.strong_augment", "false where fit.augment is false", strong)
+        require(0 <= self.clean_share < 1, "fit.clean_share", "0 to below 1", self.clean_share)
         for name in ("cutmix", "max_empty_share"):
             fraction(getattr(self, name), f"fit.{name}", closed_low=True)
         for name in ("feature_perturbation", "ema_decay"):

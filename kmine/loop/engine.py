@@ -12,7 +12,7 @@ from kmine.config import LoopConfig
 from kmine.data.source import Source
 from kmine.loop.summary import build_report, gain_over, round_rows, segmenter_name, write_results
 from kmine.methods.mining import prepare_and_mine
-from kmine.methods.supervised import supervised
+from kmine.methods.supervised import labels_only, supervised
 from kmine.mining.gate import why_none_is_kept
 from kmine.report.html import write_report
 from kmine.report.inputs import RoundRow
@@ -33,6 +33,8 @@ class LoopResults:
     """Rounds of mining, round 0 first."""
     supervised: list[RoundResult]
     """Rounds of the supervised baseline at equal optimizer steps; empty without it."""
+    by_model: dict[str, list[RoundResult]]
+    """Rounds of each of `baseline_models` on the labels alone."""
     rows: list[RoundRow]
     """Rows of results.csv."""
     segmenter: str
@@ -68,6 +70,7 @@ def run_rounds(cfg: LoopConfig, progress: ProgressReporter, source: Source | Non
         num_trained = mined[-1].round_idx - mined[-1].has_no_pseudo_masks
         baseline_task = replace(task, cfg=replace(task.cfg, rounds=num_trained))
         baseline = list(supervised(baseline_task)) if cfg.baseline and num_trained else []
+        by_model = {name: list(labels_only(baseline_task, name)) for name in cfg.baseline_models if cfg.baseline}
         if run.follows:
             return None
         reason = stopped_by(mined, cfg.rounds)
@@ -77,12 +80,13 @@ def run_rounds(cfg: LoopConfig, progress: ProgressReporter, source: Source | Non
             peak_memory_mb=peak_memory_mb(),
             seconds_of_last_session=round(time.perf_counter() - began, 1),
         )
-        rows = round_rows(task, mined, baseline)
+        rows = round_rows(task, mined, baseline, by_model)
         write_results(run, rows)
-        write_report(run.root / "report.html", build_report(task, rows, gain_over(task, mined, baseline)))
+        gains = {name: gain_over(task, mined, rounds) for name, rounds in by_model.items()}
+        write_report(run.root / "report.html", build_report(task, rows, gain_over(task, mined, baseline), gains))
         decisions = run.decisions(mined[-1].round_idx) if reason == "no_pseudo_masks" else []
         advice = why_none_is_kept([row.reason for row in decisions]) if decisions else ""
-        return LoopResults(mined, baseline, rows, segmenter_name(run), reason, advice)
+        return LoopResults(mined, baseline, by_model, rows, segmenter_name(run), reason, advice)
 
 
 def _published(task: Task) -> Iterator[RoundResult]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, astuple, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, fields, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,11 @@ from kmine.mining.calibration.step import calibration_summary
 from kmine.ops.calibrator import describe_threshold
 from kmine.ops.metrics import lesion_metrics, of_one_kind
 from kmine.ops.statistics import SMALL_SPLIT, Paired, paired_change
-from kmine.report.inputs import CSV_COLUMNS, Calibrated, Category, GalleryItem, Report, RoundRow
+from kmine.report.inputs import BY_MODEL, CSV_COLUMNS, Calibrated, Category, GalleryItem, Report, RoundRow
 from kmine.store.run_folder import RunFolder
 from kmine.store.tables import DecisionRow, class_map
 from kmine.training.task import Task
-from kmine.types import EVIDENCE_COLUMNS, STOPPED_BY, Prompts, RoundResult, Skipped
+from kmine.types import EVIDENCE_COLUMNS, STOPPED_BY, Prompts, RoundResult, Skipped, labels_only_method
 
 GALLERY_SIZE = 4
 """Images per category."""
@@ -37,10 +38,26 @@ def segmenter_name(run: RunFolder) -> str:
     return str(run.run().get("segmenter", "none"))
 
 
-def round_rows(task: Task, mined: Sequence[RoundResult], supervised: Sequence[RoundResult]) -> list[RoundRow]:
-    """One row a round, with the supervised baseline at equal steps."""
+def round_rows(
+    task: Task,
+    mined: Sequence[RoundResult],
+    supervised: Sequence[RoundResult],
+    by_model: Mapping[str, Sequence[RoundResult]] = MappingProxyType({}),
+) -> list[RoundRow]:
+    """One row a round, with the supervised baseline at equal steps, and those of other models."""
     baseline = {r.round_idx: r for r in supervised}
-    return [_row(r, baseline.get(r.round_idx), len(task.unlabeled), task.run) for r in mined]
+    rows = [_row(r, baseline.get(r.round_idx), len(task.unlabeled), task.run) for r in mined]
+    figures = {name: {r.round_idx: _of_model(r) for r in rounds} for name, rounds in by_model.items()}
+    return [
+        replace(row, by_model={n: found[row.round_idx] for n, found in figures.items() if row.round_idx in found})
+        for row in rows
+    ]
+
+
+def _of_model(result: RoundResult) -> tuple[float, float, float]:
+    """The figures `BY_MODEL` of a round of a baseline model."""
+    found = lesion_metrics(result.metrics)
+    return result.metrics.dice, found.dice_lesion, found.false_alarm_rate
 
 
 def _changes(run: RunFolder, round_idx: int) -> changes.RoundChanges | None:
@@ -78,15 +95,19 @@ def _change_columns(round_changes: changes.RoundChanges) -> dict[str, Any]:
 def write_results(run: RunFolder, rows: Sequence[RoundRow]) -> None:
     """Write results.csv; NaN and None are empty cells."""
     segmenter = segmenter_name(run)
-    plain = [f.name for f in fields(RoundRow) if f.name not in ("reasons", "seconds", "coverage", "round_idx")]
+    separate = ("reasons", "seconds", "coverage", "round_idx", "by_model")
+    plain = [f.name for f in fields(RoundRow) if f.name not in separate]
     stages = sorted({name for row in rows for name in row.seconds})
     named = [CSV_COLUMNS.get(name, name) for name in plain]
-    header = ["round", *named, "segmenter", *(f"seconds_{name}" for name in stages)]
+    models = sorted({name for row in rows for name in row.by_model})
+    of_models = [f"{name}_{figure}" for name in models for figure in BY_MODEL]
+    header = ["round", *named, "segmenter", *(f"seconds_{name}" for name in stages), *of_models]
     table = []
     for row in rows:
         values = [_csv_value(getattr(row, name)) for name in plain]
         seconds = [_csv_value(row.seconds.get(name)) for name in stages]
-        table.append([row.round_idx, *values, segmenter if row.round_idx else "", *seconds])
+        others = [_csv_value(value) for name in models for value in row.by_model.get(name, [None] * len(BY_MODEL))]
+        table.append([row.round_idx, *values, segmenter if row.round_idx else "", *seconds, *others])
     run.write_csv("results.csv", header, table)
 
 
@@ -110,8 +131,16 @@ def gain_over(task: Task, mined: Sequence[RoundResult], supervised: Sequence[Rou
     return paired_change(before, [case.score for case in own.cases], groups=groups, confidence=0.95)
 
 
-def build_report(task: Task, rows: list[RoundRow], gain: Paired | None = None) -> Report:
-    """Content of report.html; figures come from the run folder, images from the unlabeled pool."""
+def build_report(
+    task: Task,
+    rows: list[RoundRow],
+    gain: Paired | None = None,
+    gains: Mapping[str, Paired | None] = MappingProxyType({}),
+) -> Report:
+    """Content of report.html; figures come from the run folder, images from the unlabeled pool.
+
+    `gains` are those over the baseline models.
+    """
     run, segmenter = task.run.run(), segmenter_name(task.run)
     models = [model for model in (task.cfg.model, task.auxiliary_model) if model]
     return Report(
@@ -124,12 +153,21 @@ def build_report(task: Task, rows: list[RoundRow], gain: Paired | None = None) -
         gallery=_gallery(task.unlabeled, task.run, max((r.round_idx for r in rows), default=0)),
         provenance=_provenance(run),
         config_yaml=(task.run.root / "config.yaml").read_text("utf-8"),
-        notes=_notes(task, rows, segmenter),
+        notes=[*_notes(task, rows, segmenter), *(_gain_note(name, of_model) for name, of_model in gains.items())],
         skipped=[Skipped(**s) for s in run.get("skipped", [])],
         validation_cases=len(task.val),
         calibration=_calibrated(task.run) if task.cfg.rounds else None,
         gain=gain,
     )
+
+
+def _gain_note(name: str, gain: Paired | None) -> str:
+    """A sentence on the difference to a baseline model."""
+    method = labels_only_method(name)
+    if gain is None:
+        return f"{method}, the same labels and steps: too few validation images for an interval of the difference."
+    interval = f"{gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+    return f"Dice, image by image, minus that of {method} with the same labels and steps: {interval} on validation."
 
 
 def _calibrated(run: RunFolder) -> Calibrated | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from kmine.training.rounds import train_rounds
 from kmine.training.task import Task
-from kmine.types import RoundResult
+from kmine.types import RoundResult, labels_only_dir
 
 METHOD_DIR = "supervised"
 
@@ -18,3 +19,13 @@ def supervised(task: Task) -> Iterator[RoundResult]:
     CutMix mixes labeled images with one another.
     """
     return train_rounds(task, METHOD_DIR)
+
+
+def labels_only(task: Task, name: str) -> Iterator[RoundResult]:
+    """The supervised baseline with another network, unetpp or unet: same encoder, labels, steps and seed.
+
+    All its rounds lie in the folder `labels_only_dir(name)`.
+    """
+    model, folder = task.cfg.model.with_architecture(name), labels_only_dir(name)
+    own = replace(task, cfg=replace(task.cfg, model=model), auxiliary_model=None)
+    return train_rounds(own, folder, first_dir=folder)

@@ -19,10 +19,15 @@ from torch.nn import functional as F
 from kmine.config import ModelConfig
 from kmine.models.base import LocalModel
 from kmine.models.encoder_weights import encoder_errors, load_encoder
+from kmine.models.nested_decoder import NestedDecoder
 from kmine.models.pyramid import Pyramid, create_encoder
 
 FIRST_STRIDE = 4
 """Stride of the first level that is fused."""
+NO_VETO = (1.0, 0.0, 0.0)
+"""Slope and offset of the classifier's calibrated logit, and the probability below which an image is vetoed: none."""
+VETOED_LOGIT = -1e4
+"""Logit of a vetoed lesion; within the range of float16."""
 FEATURE_CACHE_BYTES = 1 << 30
 """Limit of cached coarse features; an image of 256 px has 0.5 (MobileNetV2) to 4 MB (Swin-v2-T) of them."""
 
@@ -55,7 +60,11 @@ class CoarseBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B,) logits."""
-        return self.head(self.pyramid(x)[-1].mean(dim=(2, 3)))[:, 0]
+        return self.logits(self.pyramid(x)[-1])
+
+    def logits(self, deepest: Tensor) -> Tensor:
+        """(B, C, h, w) features of the deepest level -> (B,) logits."""
+        return self.head(deepest.mean(dim=(2, 3)))[:, 0]
 
     def activation(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, h, w) class activation map at the deepest level, scaled to a maximum of 1.
@@ -69,18 +78,19 @@ class CoarseBranch(nn.Module):
 class Decoder(nn.Module):
     """A plain U-Net decoder up to full resolution. A step: upsample, concatenate, twice convolution, norm, ReLU.
 
-    `strides` and `channels` are of the input features, finest first; each stride is half of the next. `width` is the
-    channels of the deepest step, halved at each step above, at least 8.
+    `strides` and `channels` are of the input features, finest first; each stride is half of the next. `widths` are the
+    channels of the steps, deepest first, the last one at stride 1.
     """
 
-    def __init__(self, strides: Sequence[int], channels: Sequence[int], width: int, num_classes: int) -> None:
+    def __init__(
+        self, strides: Sequence[int], channels: Sequence[int], widths: Sequence[int], num_classes: int
+    ) -> None:
         super().__init__()
         at = dict(zip(strides, channels, strict=True))
         self.strides = tuple(strides)
         self.steps = nn.ModuleDict()
         incoming, stride = channels[-1], strides[-1] // 2
-        while stride >= 1:
-            outgoing = max(8, width >> len(self.steps))
+        for outgoing in widths:
             self.steps[str(stride)] = _double_conv(incoming + at.get(stride, 0), outgoing)
             incoming, stride = outgoing, stride // 2
         self.head = nn.Conv2d(incoming, num_classes, kernel_size=3, padding=1)
@@ -102,7 +112,13 @@ class SksNet(nn.Module):
 
     A frozen coarse branch is always in eval mode and has no gradient. Otherwise it is trained on the masks, from the
     second step on, since a new fusion passes no gradient to it, and no longer fits its head, which is not trained.
+
+    With `cfg.veto`, in eval mode, an image whose calibrated probability of a lesion is below the threshold of the
+    buffer `veto` has no pixel of the last class, the lesion (`kmine.training.veto` chooses them).
     """
+
+    veto: Tensor | None
+    """(3,) slope, offset and threshold, see `NO_VETO`; None without `cfg.veto`."""
 
     def __init__(self, fine: Pyramid, coarse: Pyramid, cfg: ModelConfig, num_classes: int) -> None:
         super().__init__()
@@ -115,9 +131,12 @@ class SksNet(nn.Module):
         fused = levels if self.resolution else levels[:-1] if self.feature_share else []
         self.fusions = nn.ModuleDict({str(n): Fusion(fine.channels[n]) for n in fused})
         self.coarse_fusions = nn.ModuleDict({str(n): Fusion(fine.channels[n]) for n in levels if cfg.skip_coarse})
-        self.depth = 1 + max(map(int, [*self.fusions, *self.coarse_fusions]), default=-1)
+        self.num_guided = 1 + max(map(int, [*self.fusions, *self.coarse_fusions]), default=-1)
+        self.depth = len(fine.strides) if cfg.veto else self.num_guided
         """Number of coarse stages that the segmentation uses; the others are run for the classifier only."""
-        self.decoder = Decoder(fine.strides, fine.channels, cfg.decoder_channels, num_classes)
+        self.register_buffer("veto", torch.tensor(NO_VETO) if cfg.veto else None)
+        decoder = NestedDecoder if cfg.decoder == "unetpp" else Decoder
+        self.decoder = decoder(fine.strides, fine.channels, decoder_widths(cfg, fine.strides[-1]), num_classes)
         self.coarse.requires_grad_(not self.frozen)
         self.feature_cache: FeatureCache | None = None
 
@@ -130,7 +149,8 @@ class SksNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        coarse = self._coarse_features(x) if self.depth else []
+        vetoing = self.veto is not None and not self.training
+        coarse = self._coarse_features(x) if self.num_guided or vetoing else []
         features = []
         for n, stage in enumerate(self.fine.stages):
             own = stage(x)
@@ -138,7 +158,14 @@ class SksNet(nn.Module):
             x = fused if self.feature_share else own
             out = fused if self.resolution else own
             features.append(self.coarse_fusions[str(n)](coarse[n], out) if str(n) in self.coarse_fusions else out)
-        return self.decoder(features)
+        logits = self.decoder(features)
+        return self._vetoed(logits, self.coarse.logits(coarse[-1])) if vetoing else logits
+
+    def _vetoed(self, logits: Tensor, of_lesion: Tensor) -> Tensor:
+        slope, offset, threshold = self.veto
+        is_vetoed = (slope * of_lesion.float() + offset).sigmoid() < threshold
+        lesion = logits[:, -1:].masked_fill(is_vetoed[:, None, None, None], VETOED_LOGIT)
+        return torch.cat([logits[:, :-1], lesion], dim=1)
 
     def _coarse_features(self, x: Tensor) -> list[Tensor]:
         cache = self.feature_cache
@@ -205,7 +232,7 @@ class SksModel(LocalModel):
 
     @property
     def uses_classifier(self) -> bool:
-        """False if every skip is off: stage 1 has no effect on the segmentation then."""
+        """False if every skip and the veto are off: stage 1 has no effect on the segmentation then."""
         return self.net.depth > 0
 
     @property
@@ -263,6 +290,11 @@ def build_sks(cfg: ModelConfig, num_classes: int, *, offline: bool = False) -> S
         load_encoder(encoder, cfg.encoder_weights, cfg.encoder)
     net = SksNet(Pyramid(fine, cfg.encoder, deepest), Pyramid(coarse, cfg.encoder, deepest), cfg, num_classes)
     return SksModel(net, num_classes, deepest, cfg.normalization)
+
+
+def decoder_widths(cfg: ModelConfig, deepest: int) -> list[int]:
+    """Channels of the decoder's steps above stride `deepest`, deepest first: as many as in U-Net and U-Net++."""
+    return [max(8, cfg.decoder_channels >> n) for n in range(deepest.bit_length() - 1)]
 
 
 def _double_conv(incoming: int, outgoing: int) -> nn.Sequential:

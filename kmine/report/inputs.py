@@ -71,7 +71,12 @@ class RoundRow:
     """Share of the clean cases with a prediction."""
     supervised_dice_lesion: float | None = None
     supervised_false_alarm_rate: float | None = None
+    by_model: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    """Figures `BY_MODEL` of each baseline model, trained on the labels only for as many steps."""
 
+
+BY_MODEL = ("dice", "dice_lesion", "false_alarm_rate")
+"""Figures of a baseline model, fields of `RoundRow`."""
 
 CSV_COLUMNS = {"num_removed": "num_expelled", "changed_label_pixels": "taught_pixels"}
 """Columns of results.csv that are not named as the field."""

@@ -90,6 +90,8 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
             Column("sup. lesion", "as Dice lesion", lambda row: number(row.supervised_dice_lesion), detail=True),
             Column("sup. alarms", "its share", lambda row: percent(row.supervised_false_alarm_rate), detail=True),
         ]
+    for name in sorted({name for row in rows for name in row.by_model}):
+        used += _columns_of_model(name, clean)
     return [
         *used,
         *([Column("gain", gain, _gain, detail=True)] if compared else []),
@@ -99,6 +101,20 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
         Column("adopted", "unless Dice fell by more than the tolerance and more than noise", _adopted, False),
         Column("time", "all stages", lambda row: duration(sum(row.seconds.values())) if row.seconds else DASH),
     ]
+
+
+def _columns_of_model(name: str, clean: bool) -> list[Column]:
+    """Columns of a baseline model."""
+
+    def cell(n: int) -> Callable[[RoundRow], str]:
+        return lambda row: (percent if n == 2 else number)(row.by_model.get(name, (None,) * 3)[n])
+
+    meaning = "labels only, equal steps, chosen on validation"
+    columns = [Column(name, meaning, cell(0))]
+    if clean:
+        columns.append(Column(f"{name} lesion", "as Dice lesion", cell(1)))
+        columns.append(Column(f"{name} alarms", "its share", cell(2), detail=True))
+    return columns
 
 
 def _moved(row: RoundRow) -> str:

@@ -251,6 +251,12 @@ class Evaluator:
         """Metrics of a checkpoint, a case an image, in the frames of the images."""
         return evaluate_checkpoint(self.pool, self.model, weights, batch_size=self.batch_size, fabric=self.fabric)
 
+    def with_architecture(self, cfg: LoopConfig, name: str) -> Evaluator:
+        """The same images for the baseline model `name` of a run of `cfg`."""
+        model = cfg.model.split()[0].with_architecture(name)
+        network = build_model(model, self.model.num_classes, cfg.seed, pretrained=False)
+        return replace(self, model=network.to(self.fabric.device))
+
 
 def open_for_test(cfg: LoopConfig, source: Source, run: RunFolder) -> Evaluator:
     """Open the test split, for `kmine.compare` only; `--data.on_error skip` leaves out damaged masks, as in training.

@@ -22,7 +22,8 @@ SOURCES = (
 )
 """Settings of `data` that say where images and labels are."""
 RESUMABLE_CHANGES = (
-    *("out", "device", "offline", "baseline", "fit.num_workers", "segmenter.cache_dir", "segmenter.cache_gb"),
+    *("out", "device", "offline", "baseline", "baseline_models", "fit.num_workers"),
+    *("segmenter.cache_dir", "segmenter.cache_gb"),
     *(f"data.{name}" for name in (*SOURCES, "allow_leaks", "on_fault", "on_error")),
 )
 """Settings that may differ when a run is resumed, as none changes a result.

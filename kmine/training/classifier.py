@@ -48,6 +48,15 @@ def fit_classifier(
         return train_steps(module, batches, loss_fn, cfg, fabric=fabric, seed=seed, callbacks=callbacks, resume=resume)
 
 
+def has_stopped_rising(history: Sequence[tuple[int, float, float]], patience: int) -> bool:
+    """Whether the last `patience` validations of (step, loss, score) stayed at or below an earlier score; 0: never.
+
+    Nor does it end where the score is unknown, which counts as 0.
+    """
+    scores = [score for *_, score in history]
+    return 0 < patience < len(scores) and 0 < max(scores) == max(scores[:-patience])
+
+
 def image_auc(classifier: Classifier, pool: Pool, device: torch.device) -> float:
     """Area under the ROC curve over the labeled images of `pool`, in eval mode; NaN unless both labels occur."""
     from sklearn.metrics import roc_auc_score
@@ -59,7 +68,6 @@ def image_auc(classifier: Classifier, pool: Pool, device: torch.device) -> float
     return float(roc_auc_score(truth, image_scores(classifier, pool, list(labels), device)))
 
 
-@torch.inference_mode()
 def image_scores(classifier: Classifier, pool: Pool, ids: Sequence[str], device: torch.device) -> NDArray[np.float32]:
     """Predicted probability of a lesion, (N,) in [0, 1], for the images `ids` at training size.
 
@@ -68,10 +76,14 @@ def image_scores(classifier: Classifier, pool: Pool, ids: Sequence[str], device:
     Raises:
         FloatingPointError: NaN or infinite logits.
     """
-    logits = [torch.zeros(0, device=device)]
-    for _, images in resized_batches(pool, ids, EVAL_BATCH_SIZE):
-        logits.append(classifier(image_tensor(images, device)).float())
-    scores = torch.cat(logits)
-    if not torch.isfinite(scores).all():
+    logits = [image_logits(classifier, images, device) for _, images in resized_batches(pool, ids, EVAL_BATCH_SIZE)]
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *logits])).sigmoid().numpy()
+
+
+@torch.inference_mode()
+def image_logits(classifier: Classifier, images: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:
+    """(B, S, S, 3) uint8 RGB -> (B,) logits of a lesion. `FloatingPointError` for NaN or infinite ones."""
+    logits = classifier(image_tensor(images, device)).float()
+    if not torch.isfinite(logits).all():
         raise FloatingPointError("the classifier gave NaN or infinite logits; lower fit.lr or use fit.precision 32")
-    return scores.sigmoid().cpu().numpy()
+    return logits.cpu().numpy()

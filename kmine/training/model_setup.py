@@ -28,6 +28,8 @@ def new_model(task: Task) -> LocalModel:
     if isinstance(model, SksModel) and model.uses_classifier:
         with rank_zero_first(task.fabric):
             model.classifier.load_state_dict(_train_classifier(single_process(task), model))
+        if task.cfg.model.fine_init == "classifier":
+            model.net.fine.load_state_dict(model.net.coarse.pyramid.state_dict())
     return model
 
 
@@ -36,7 +38,7 @@ def _train_classifier(task: Task, model: SksModel) -> dict[str, Tensor]:
 
     Trains on all labeled and unlabeled images with an image-level label; no mask is read.
     """
-    from kmine.training.classifier import fit_classifier, image_auc
+    from kmine.training.classifier import fit_classifier, has_stopped_rising, image_auc
 
     cfg = task.cfg.classifier
     fit_cfg = replace(task.cfg.fit, lr=cfg.lr, steps=cfg.steps)
@@ -55,7 +57,12 @@ def _train_classifier(task: Task, model: SksModel) -> dict[str, Tensor]:
         fit_cfg,
         fabric=cast(Fabric, task.fabric),
         seed=derive_seed(task.cfg.seed, "classifier"),
-        callbacks=Callbacks(validate, checkpointer.save_state, show_progress(task.progress, "AUC")),
+        callbacks=Callbacks(
+            validate,
+            checkpointer.save_state,
+            show_progress(task.progress, "AUC"),
+            partial(has_stopped_rising, patience=cfg.patience),
+        ),
         resume=checkpointer.load_state(),
     )
     num_images = len(batches.positive) + len(batches.negative)

@@ -29,16 +29,20 @@ def trained_auxiliary_model(task: Task, method_dir: str = "witness") -> tuple[Lo
 
 
 def train_rounds(
-    task: Task, method_dir: str, round_inputs: Callable[[int], dict[str, Any] | None] = lambda round_idx: {}
+    task: Task,
+    method_dir: str,
+    round_inputs: Callable[[int], dict[str, Any] | None] = lambda round_idx: {},
+    *,
+    first_dir: str = "",
 ) -> Iterator[RoundResult]:
     """Round 0 as in the loop, then `rounds` times `fit.round_steps` steps, each from the last adopted round.
 
-    `round_inputs` maps a round to arguments of `train` (`pseudo` and `pseudo_signature`, or `consistency`); None ends
-    the rounds.
+    Round 0 is that of the loop, in the run folder itself, or lies in `first_dir`. `round_inputs` maps a round to
+    arguments of `train` (`pseudo` and `pseudo_signature`, or `consistency`); None ends the rounds.
     """
     model = new_model(task)
-    current = train(task, model, round_idx=0)
-    adopted = evaluate_round(task, model, current, round_idx=0)
+    current = train(task, model, round_idx=0, method_dir=first_dir)
+    adopted = evaluate_round(task, model, current, round_idx=0, method_dir=first_dir)
     yield adopted
     for round_idx in range(1, task.cfg.rounds + 1):
         if (inputs := round_inputs(round_idx)) is None:

@@ -6,7 +6,7 @@ The trained module (local model, classifier) and its loss are arguments.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -97,9 +97,11 @@ class Callbacks(Generic[ModuleT]):
     validate: Callable[[ModuleT], float]
     """Score of the module, which is in eval mode; higher is better, NaN counts as 0."""
     save: Callable[[FitState], None] | None = None
-    """Called with the state after every validation but the last."""
+    """Called with the state after every validation but the last; the state of a training that stopped is not saved."""
     progress: Callable[[int, float, float], None] | None = None
     """Called every tenth step with (step, loss, last score)."""
+    stop: Callable[[Sequence[tuple[int, float, float]]], bool] | None = None
+    """Called with the history after every validation; true ends the training there."""
 
 
 def show_progress(reporter: ProgressReporter, score_name: str) -> Callable[[int, float, float], None]:
@@ -123,7 +125,7 @@ def train_steps(
     callbacks: Callbacks[ModuleT],
     resume: FitState | None = None,
 ) -> FitResult:
-    """Train `module` in place, from its current weights, for `cfg.steps` steps of AdamW.
+    """Train `module` in place, from its current weights, for `cfg.steps` steps of AdamW, or until `callbacks.stop`.
 
     Validates every `cfg.val_every` steps and at the end. With `cfg.ema_decay` a running average of weights and buffers
     is validated, selected and returned, as `final` too; it does not affect the trained weights.
@@ -166,6 +168,8 @@ def train_steps(
             with ema.applied() if ema else nullcontext():
                 _validate(module, callbacks.validate, state, done, losses)
             losses = []
+            if callbacks.stop and callbacks.stop(state.history):
+                break
             if callbacks.save and done < cfg.steps:
                 state.step, state.model, state.optimizer = done, _copy(module), _optimizer_state(optimizer)
                 state.average = ema.state() if ema else {}

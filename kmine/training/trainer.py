@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import cast
 
+import numpy as np
+
 from kmine.config import FitConfig
 from kmine.data.augment import Augment
 from kmine.data.batches import Batches, BatchPlan, ViewBatches
@@ -21,6 +23,7 @@ from kmine.training.evaluation import validation_score
 from kmine.training.fit import Consistency, fit
 from kmine.training.task import Task
 from kmine.training.train_steps import Callbacks, show_progress
+from kmine.training.veto import choose_vetoes, clear_veto
 
 
 def train(
@@ -46,7 +49,11 @@ def train(
         consistency: training on unlabeled images without pseudo masks.
         method_dir: folder of a compared method; empty for the loop.
     """
+    clean = None if pseudo or consistency else clean_images(task)
     cfg = _round_config(task.cfg.fit, round_idx, pseudo, consistency)
+    # No clean image shall be drawn more often than a labeled one.
+    share = min(cfg.clean_share, len(clean) / (len(clean) + len(task.labeled))) if clean else 0.0
+    cfg = replace(cfg, clean_share=share)
     pseudo_inputs = (consistency.signature if consistency else pseudo_signature, pseudo.weights if pseudo else {})
     signature = _signature(task, cfg, round_idx, start, pseudo_inputs)
     checkpointer = Checkpointer(task.run, task.run.round_dir(round_idx, method_dir), signature)
@@ -54,13 +61,14 @@ def train(
         return finished
     if start:
         model.load_state_dict(start.best)
+    clear_veto(model)
     began = time.perf_counter()
     task.progress.start(f"round {round_idx}{' ' + method_dir if method_dir else ''}: training", cfg.steps)
     # The weak views pass the model in eval mode and would fill the cache in place of the validation images.
     with nullcontext() if consistency else model.caching_features(augmented=cfg.augment or cfg.cutmix > 0):
         result = fit(
             model,
-            _batches(task, cfg, round_idx, pseudo, consistency),
+            _batches(task, cfg, round_idx, clean or pseudo, consistency),
             cfg,
             fabric=cast(Fabric, task.fabric),
             seed=derive_seed(task.cfg.seed, "fit", round_idx),
@@ -70,9 +78,22 @@ def train(
             resume=checkpointer.load_state(),
             consistency_fn=consistency.consistency_fn if consistency else None,
         )
+    result = choose_vetoes(task, model, result, checkpointer)
     checkpoints = checkpointer.save(result, time.perf_counter() - began)
     task.fabric.barrier()  # no process reads before the files are written
     return checkpoints
+
+
+def clean_images(task: Task) -> Pool | None:
+    """Unlabeled images known to be lesion-free, where lesions are all there is to find, with empty masks.
+
+    None without any, or where `fit.clean_share` gives them no place. No mask is read.
+    """
+    unlabeled, cfg = task.unlabeled, task.cfg.fit
+    ids = [i for i in unlabeled.ids if unlabeled.image_label(i) == 0] if task.num_classes == 2 else []
+    if not ids or not round(cfg.clean_share * cfg.batch_size):
+        return None
+    return unlabeled.with_masks(ids, lambda i: np.zeros(unlabeled.native_shape(i), np.uint8), empty=ids)
 
 
 def _round_config(cfg: FitConfig, round_idx: int, pseudo: Pool | None, consistency: Consistency | None) -> FitConfig:
@@ -101,7 +122,7 @@ def _batches(
         batch_size=cfg.batch_size,
         augment=plain,
         strong=strong if (consistency.strong if consistency else cfg.strong_augment) else plain,
-        labeled_share=cfg.labeled_share,
+        labeled_share=1 - cfg.clean_share if cfg.clean_share else cfg.labeled_share,
         max_empty_share=cfg.max_empty_share,
         cutmix=cfg.cutmix,
         view_cutmix=consistency.cutmix if consistency else 0.0,

@@ -15,7 +15,9 @@ def small(**settings: object) -> ModelConfig:
 
 def small_sks(**settings: object) -> ModelConfig:
     """sks with three levels on a small encoder."""
-    return small(**{"name": "sks", "encoder": "mobilenetv3_small_050", "levels": 3, **settings})
+    return small(
+        **{"name": "sks", "encoder": "mobilenetv3_small_050", "levels": 3, "decoder": "unet", "veto": False, **settings}
+    )
 
 
 def scramble(module: nn.Module, seed: int = 11) -> None:

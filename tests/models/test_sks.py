@@ -74,7 +74,7 @@ def test_with_every_skip_off_it_is_a_u_net_on_timm_s_own_features():
     encoder.load_state_dict(flat_names(model.net.fine, encoder))
     x = images(64, 96)
     features = encoder(x / 127.5 - 1)
-    decoder = Decoder(encoder.feature_info.reduction(), encoder.feature_info.channels(), 16, 3).eval()
+    decoder = Decoder(encoder.feature_info.reduction(), encoder.feature_info.channels(), [16, 8, 8, 8, 8], 3).eval()
     decoder.load_state_dict(model.net.decoder.state_dict())
     assert torch.allclose(model(x), decoder(features), atol=1e-5)
 
@@ -351,3 +351,44 @@ def test_unsuitable_encoders_are_refused_with_suitable_ones_named(settings, mess
 def test_offline_forbids_the_hub():
     with pytest.raises(UserError, match="--offline forbids"):
         build_model(small_sks(encoder_weights="hub"), 2, 0, offline=True)
+
+
+# -- the veto
+
+
+def with_veto(model: SksModel, threshold: float) -> SksModel:
+    model.net.veto.copy_(torch.tensor([1.0, 0.0, threshold]))
+    return model
+
+
+def test_an_image_with_a_probability_below_the_threshold_has_no_lesion_in_eval_mode():
+    model = sks(veto=True)
+    x = images(64, 64, count=4)
+    plain, probs = model.eval()(x), model.classifier.eval()(x).sigmoid()
+    threshold = float(probs.sort().values[1:3].mean())
+    vetoed = with_veto(model, threshold)(x)
+    below = probs < threshold
+    assert below.sum() == 2 and torch.equal(vetoed[~below], plain[~below])
+    assert torch.equal(vetoed[:, :-1], plain[:, :-1]) and not (vetoed[below].argmax(dim=1) == 2).any()
+
+
+def test_the_veto_takes_no_part_in_training():
+    with_it, without = with_veto(sks(veto=True), 1.0), sks(veto=False)
+    x = images(64, 64)
+    assert torch.equal(with_it.train()(x), without.train()(x))
+    assert with_it.state_dict().keys() - without.state_dict().keys() == {"net.veto"}
+
+
+def test_a_fine_branch_alone_can_have_a_veto():
+    model = sks(veto=True, **ALL_OFF)
+    assert model.uses_classifier and model.net.depth == len(model.net.fine.strides)
+    assert (with_veto(model, 1.0).eval()(images(32, 32)).argmax(dim=1) < 2).all()
+
+
+@pytest.mark.parametrize("switches", [{}, {"skip_resolution": False, "skip_coarse": False}, ALL_OFF])
+def test_cached_features_give_the_same_veto(switches):
+    model = with_veto(sks(veto=True, **switches), 0.5).eval()
+    x = images(32, 32)
+    expected = model(x)
+    with model.caching_features(augmented=True):
+        assert torch.equal(model(x), model(x)) and torch.allclose(model(x), expected, atol=1e-5)

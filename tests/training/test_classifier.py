@@ -17,7 +17,7 @@ from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.pool import Pool
 from kmine.models.build import build_model
 from kmine.models.sks import SksModel
-from kmine.training.classifier import fit_classifier, image_auc, image_scores
+from kmine.training.classifier import fit_classifier, has_stopped_rising, image_auc, image_scores
 from kmine.training.distributed import make_fabric
 from kmine.training.train_steps import Callbacks, FitState
 from kmine.types import SampleRef
@@ -71,6 +71,15 @@ def train(pools, steps=24, seed=3, val=None, save=None, resume=None):
     batches = LabelBatches([pools[0]], Augment(SIZE, enabled=False), batch_size=8, seed=seed)
     callbacks = Callbacks(validate=lambda net: image_auc(net, val or pools[1], fabric.device), save=save)
     return sks, fit_classifier(sks, batches, cfg, fabric=fabric, seed=seed, callbacks=callbacks, resume=resume)
+
+
+def test_training_ends_when_the_auc_has_stopped_rising():
+    def stops(*scores: float, patience: int = 2) -> bool:
+        return has_stopped_rising([(n, 0.5, score) for n, score in enumerate(scores)], patience)
+
+    assert not stops(0.6) and not stops(0.6, 0.6) and not stops(0.6, 0.6, 0.7) and not stops(0.9, 0.8)
+    assert stops(0.6, 0.6, 0.6) and stops(0.5, 0.9, 0.8, 0.9)
+    assert not stops(0.5, 0.9, 0.8, 0.9, patience=0) and not stops(0.0, 0.0, 0.0, 0.0)
 
 
 def test_training_separates_the_labels(pools):

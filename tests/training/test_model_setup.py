@@ -35,6 +35,16 @@ def test_the_classifier_of_sks_is_trained_once_and_read_back(task_of, monkeypatc
     assert not (run.root / "classifier" / "fit_state.safetensors").exists()
 
 
+def test_the_fine_encoder_may_begin_from_the_classifiers(task_of):
+    pretrained, own = (
+        new_model(task_of(replace(SKS, model=replace(SKS.model, fine_init=init)), init)[0])
+        for init in ("classifier", "weights")
+    )
+    assert same(pretrained.net.fine.state_dict(), pretrained.net.coarse.pyramid.state_dict())
+    assert not same(own.net.fine.state_dict(), own.net.coarse.pyramid.state_dict())
+    assert same(pretrained.net.coarse.state_dict(), own.net.coarse.state_dict())
+
+
 def test_a_model_without_classifier_leaves_no_files(task_of):
     task, run = task_of(CFG)
     before = torch.random.get_rng_state()

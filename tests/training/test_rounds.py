@@ -37,7 +37,10 @@ def test_each_round_starts_from_the_last_adopted_one(trained):
     assert [result.round_idx for result in train_rounds(TASK, "supervised")] == [0, 1, 2, 3]
     assert [call["start"] for call in trained] == [None, 0, 1, 1]
     assert [call["reference"] for call in trained] == [None, 0, 1, 1]
-    assert [call.get("method_dir") for call in trained] == [None, *["supervised"] * 3], "round 0 is shared"
+    assert [call.get("method_dir") for call in trained] == ["", *["supervised"] * 3], "round 0 is shared"
+    trained.clear()
+    list(train_rounds(TASK, "own", first_dir="own"))
+    assert [call["method_dir"] for call in trained] == ["own"] * 4
 
 
 def test_inputs_of_a_round_reach_its_training_and_none_ends_the_rounds(trained):

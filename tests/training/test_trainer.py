@@ -69,3 +69,28 @@ def test_weights_and_signature_of_pseudo_masks_are_signed(task_of, fitted):
     inputs = [(pool, "x"), (pool, "y"), (weighted, "x"), (None, "")]
     signatures = [train(task, model, round_idx=1, pseudo=p, pseudo_signature=s).signature for p, s in inputs]
     assert len(set(signatures)) == len(fitted) == 4
+
+
+def test_clean_unlabeled_images_take_part_where_there_are_no_pseudo_masks(task_of, fitted):
+    task, _run = task_of(replace(CFG, data=replace(CFG.data, kind="ct"), fit=replace(CFG.fit, clean_share=0.5)))
+    model, labels = new_model(task), {i: task.unlabeled.image_label(i) for i in task.unlabeled.ids}
+    clean = {i for i, label in labels.items() if label == 0}
+    start = train(task, model, round_idx=0)
+    train(task, model, round_idx=1, start=start, pseudo=task.labeled, pseudo_signature="x")
+    train(task, model, round_idx=1, start=start, consistency=Consistency("c", lambda *_: None), method_dir="fixmatch")
+    (cfg, batches, _), *others = fitted
+    assert cfg.clean_share == min(0.5, len(clean) / (len(clean) + len(task.labeled)))
+    assert {*batches.pseudo.ids} == clean == batches.pseudo.empty and batches.num_pseudo == round(4 * cfg.clean_share)
+    assert task.unlabeled._masks == "withheld" and not any(batches.pseudo.mask_resized(i).any() for i in clean)
+    batch = batches[0]
+    assert batch.pseudo.sum() == batches.num_pseudo and set(batch.weights) == {1}
+    assert [cfg.clean_share for cfg, *_ in others] == [0, 0]
+
+
+@pytest.mark.parametrize("changes", [{"kind": "polyp"}, {"kind": "ct"}])
+def test_without_clean_images_or_a_share_for_them_nothing_changes(task_of, fitted, changes):
+    share = 0.5 if changes["kind"] == "polyp" else 0.0
+    task, _run = task_of(replace(CFG, data=replace(CFG.data, **changes)))
+    model = new_model(task)
+    signatures = {train(varied(task, clean_share=s), model, round_idx=0).signature for s in (0.0, share)}
+    assert len(signatures) == len(fitted) == 1 and fitted[0][1].pseudo is None
