@@ -56,17 +56,17 @@ def test_the_mining_engine_pairs_clean_images_and_leaves_out_those_that_a_seed_l
 
 
 def test_the_table_of_sks_has_false_alarms_beside_dice(tmp_path):
-    sks = script("sks_lits/run.py")
-    counts = {"unet": ((2, 4, 4), (0, 0, 0), (0, 0, 0)), "sks": ((3, 4, 4), (0, 5, 0), (0, 0, 0))}
+    sks = script("sks/run.py")
+    counts = {"unetpp": ((2, 4, 4), (0, 0, 0), (0, 0, 0)), "sks": ((3, 4, 4), (0, 5, 0), (0, 0, 0))}
     for arm, rows in counts.items():
-        frame = pd.DataFrame(rows, columns=["both", "found_px", "truth_px"]).assign(
-            unit=["a", "b", "c"], class_id=1, auc=NAN
-        )
-        total = frame["found_px"] + frame["truth_px"]
-        frame.assign(dice=(2 * frame["both"] / total).where(total > 0)).to_csv(tmp_path / f"ct-0.1-{arm}-0.csv")
-    unet, own = sks.table(tmp_path, "ct").splitlines()[2:]
-    assert "| unet | 1 | 0.500 | nan | 0.500 | 0% of 2 | -0.250 [" in unet
-    assert "| sks | 1 | 0.375 | nan | 0.750 | 50% of 2 |" in own
+        frame = pd.DataFrame(rows, columns=["both", "found", "truth"])
+        frame = frame.assign(image=["a", "b", "c"], group=["a", "b", "c"], veto=arm == "sks", score=[0.5, 1, 1])
+        frame.loc[[0, 1], "score"] = [0.75, 0.0] if arm == "sks" else [0.5, 1.0]
+        frame.to_csv(tmp_path / f"ct-{arm}-0.csv")
+    lines = sks.table(tmp_path).splitlines()
+    assert "| unetpp | 1 | 0.833 | 0.500 | 0.000 | 0.000 | nan |" in lines
+    assert "| sks+veto | 1 | 0.583 | 0.750 | 0.500 | 0.000 | nan |" in lines
+    assert any(line.startswith("| ct | unetpp | all | -0.250 [") for line in lines)
 
 
 def test_ingredients_pair_clean_images():

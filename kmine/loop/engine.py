@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kmine.config import LoopConfig
@@ -33,8 +33,6 @@ class LoopResults:
     """Rounds of mining, round 0 first."""
     supervised: list[RoundResult]
     """Rounds of the supervised baseline at equal optimizer steps; empty without it."""
-    by_model: dict[str, list[RoundResult]]
-    """Rounds of each of `baseline_models` on the labels alone."""
     rows: list[RoundRow]
     """Rows of results.csv."""
     segmenter: str
@@ -42,6 +40,8 @@ class LoopResults:
     """Key of `kmine.types.STOPPED_BY`."""
     advice: str = ""
     """What helps where no mask was kept."""
+    by_model: dict[str, list[RoundResult]] = field(default_factory=dict)
+    """Rounds of each of `baseline_models`, trained on the labels alone."""
 
 
 def run_rounds(cfg: LoopConfig, progress: ProgressReporter, source: Source | None = None) -> LoopResults | None:
@@ -86,7 +86,7 @@ def run_rounds(cfg: LoopConfig, progress: ProgressReporter, source: Source | Non
         write_report(run.root / "report.html", build_report(task, rows, gain_over(task, mined, baseline), gains))
         decisions = run.decisions(mined[-1].round_idx) if reason == "no_pseudo_masks" else []
         advice = why_none_is_kept([row.reason for row in decisions]) if decisions else ""
-        return LoopResults(mined, baseline, by_model, rows, segmenter_name(run), reason, advice)
+        return LoopResults(mined, baseline, rows, segmenter_name(run), reason, advice, by_model)
 
 
 def _published(task: Task) -> Iterator[RoundResult]:

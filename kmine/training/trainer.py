@@ -90,8 +90,10 @@ def clean_images(task: Task) -> Pool | None:
     None without any, or where `fit.clean_share` gives them no place. No mask is read.
     """
     unlabeled, cfg = task.unlabeled, task.cfg.fit
-    ids = [i for i in unlabeled.ids if unlabeled.image_label(i) == 0] if task.num_classes == 2 else []
-    if not ids or not round(cfg.clean_share * cfg.batch_size):
+    if task.num_classes != 2 or not round(cfg.clean_share * cfg.batch_size):
+        return None
+    ids = [i for i in unlabeled.ids if unlabeled.image_label(i) == 0]
+    if not ids:
         return None
     return unlabeled.with_masks(ids, lambda i: np.zeros(unlabeled.native_shape(i), np.uint8), empty=ids)
 

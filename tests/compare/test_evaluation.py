@@ -43,6 +43,16 @@ def test_each_method_is_evaluated_at_its_last_adopted_round(run):
     assert _rounds_to_evaluate(run, compared(run.root, one_method)) == {"oracle": (1, "oracle")}
 
 
+def test_a_baseline_model_is_evaluated_from_its_own_folder(run):
+    for number, seconds in ((0, 32), (1, 64), (2, 128)):
+        write(run.root / "unet_labels_only" / f"round_0{number}", {"seconds": {"fit": seconds}, "adopted": number < 2})
+    cfg = LoopConfig(rounds=2, baseline_models=("unet", "unetpp"))
+    found = _rounds_to_evaluate(run, ComparedRun(run.root, {"adopted_round": 2}, cfg, {}, [], None))
+    assert found["unet (labels only)"] == (1, "unet_labels_only") and "unetpp (labels only)" not in found
+    cost = _cost(compared(run.root, {}), run, "unet (labels only)", "unet_labels_only", 10)
+    assert cost.seconds == 32 + 64 + 128
+
+
 def test_a_run_without_mining_has_round_0_alone(tmp_path):
     run = RunFolder(tmp_path, follows=True)
     assert _rounds_to_evaluate(run, compared(tmp_path, {"adopted_round": 0}, rounds=0)) == {ROUND_0: (0, "")}

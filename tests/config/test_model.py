@@ -63,7 +63,7 @@ def test_the_default_encoder_depends_on_the_model():
     assert LoopConfig().model.encoder == "mobilenet_v2"
     assert LoopConfig(model=ModelConfig(name="sks")).model.encoder == "swinv2_tiny_window8_256"
     named = ModelConfig(name="sks", encoder="mobilenetv2_050")
-    assert LoopConfig(model=named).model is named
+    assert LoopConfig(model=named).model == named
 
 
 def test_two_names_joined_by_plus_are_local_and_auxiliary_model():
@@ -78,3 +78,28 @@ def test_two_names_joined_by_plus_are_local_and_auxiliary_model():
     assert single.split() == (single, None)
     with pytest.raises(UserError, match=r"model\.name"):
         ModelConfig(name="unet+unetpp+sks")
+
+
+def test_settings_of_sks_are_the_same_in_all_runs_of_other_models():
+    changed = {"levels": 3, "decoder": "unetpp", "fine_init": "classifier", "veto": True}
+    assert ModelConfig("unetpp", **changed).resolved() == ModelConfig("unetpp").resolved()
+    assert ModelConfig("unetpp+unet", **changed).resolved() == ModelConfig("unetpp+unet").resolved()
+    assert ModelConfig("sks", **changed).resolved().veto
+    first, second = ModelConfig("unetpp+sks", **changed).split()
+    assert first == ModelConfig("unetpp").resolved() and second == ModelConfig("sks", **changed).resolved()
+
+
+def test_baseline_models_are_those_of_the_local_model_unless_given():
+    assert LoopConfig(model=ModelConfig("sks")).baseline_models == ("unetpp",)
+    assert LoopConfig(model=ModelConfig("unetpp+sks")).baseline_models == LoopConfig().baseline_models == ()
+    assert LoopConfig(baseline_models=("unet",)).baseline_models == ("unet",)
+    with pytest.raises(UserError, match="baseline_models"):
+        LoopConfig(baseline_models=("sks",))
+
+
+def test_the_baseline_model_of_sks_is_its_fine_branch():
+    own = ModelConfig("sks", "resnet10t", decoder="unet", veto=True, fine_init="classifier")
+    other = own.with_architecture("unetpp")
+    assert (other.name, other.decoder, other.veto, other.fine_init) == ("sks", "unetpp", False, "weights")
+    assert not (other.skip_feature_share or other.skip_resolution or other.skip_coarse)
+    assert ModelConfig("unetpp").with_architecture("unet").name == "unet"

@@ -106,3 +106,22 @@ def test_one_labeled_image_suffices(tmp_path, capsys):
     assert run(out, data__label_fraction=0.07) == 0
     assert "phantom: 1 labeled" in ended(out, capsys, "rounds")
     assert [row["num_labeled"] for row in results(out)] == ["1", "1"]
+
+
+def test_sks_brings_the_baseline_model_into_results_report_and_comparison(tmp_path):
+    sks = {"model.name": "sks", "classifier.steps": 2, "classifier.batch_size": 4, "model.veto": "true"}
+    data = {"data.kind": "ct", "data.num_samples": 40, "data.val_fraction": 0.3}
+    settings = SMALL | FEW_STEPS | OPEN_GATE | sks | data
+    assert run_loop(settings, tmp_path / "run", rounds=0, baseline="true") == 0
+    folder = tmp_path / "run" / "unetpp_labels_only" / "round_00"
+    first = (folder / "model.safetensors").stat().st_mtime_ns
+    (row,) = results(tmp_path / "run")
+    assert {"unetpp_dice", "unetpp_dice_lesion", "unetpp_false_alarm_rate"} <= row.keys() and row["unetpp_dice_lesion"]
+    assert "unetpp (labels only)" in (tmp_path / "run" / "report.html").read_text()
+    assert run_loop(settings, tmp_path / "run", rounds=0, baseline="true") == 0
+    assert (folder / "model.safetensors").stat().st_mtime_ns == first, "read back"
+    assert compare.main([str(tmp_path / "run"), "--baseline", "unetpp"]) == 0
+    table = (tmp_path / "run" / "test_table.md").read_text()
+    assert "unetpp (labels only)" in table and "supervised, round 0" in table
+    assert run_loop(settings, tmp_path / "none", rounds=0) == 0
+    assert not (tmp_path / "none" / "unetpp_labels_only").exists(), "--baseline false turns all baselines off"

@@ -12,7 +12,7 @@ from kmine.data.pool import Pool
 from kmine.errors import UserError
 from kmine.methods.fixmatch import fixmatch
 from kmine.methods.mean_teacher import mean_teacher
-from kmine.methods.supervised import supervised
+from kmine.methods.supervised import labels_only, supervised
 from kmine.segmenters.identity import IdentitySegmenter
 from kmine.training.checkpoints import Checkpointer
 
@@ -91,3 +91,16 @@ def test_without_room_for_unlabeled_images_nothing_is_trained(task_of, monkeypat
     with pytest.raises(UserError, match=r"fit\.labeled_share"):
         list(method(task))
     assert steps == []
+
+
+def test_a_baseline_model_has_all_its_rounds_in_a_folder_of_its_own(task_of, monkeypatch):
+    steps = record_steps(monkeypatch)
+    task, store = task_of(ONE)
+    rounds = list(labels_only(task, "unet"))
+    assert [r.round_idx for r in rounds] == [0, 1] and steps == [12, 6]
+    assert not (store.round_dir(0) / "model.safetensors").exists()
+    list(labels_only(task, "unet"))
+    assert steps == [12, 6], "read back"
+    same_network = labels_only(task, task.cfg.model.name)
+    own = list(supervised(task))
+    assert [r.metrics for r in same_network] == [r.metrics for r in own], "the same labels, steps and seed"

@@ -18,7 +18,7 @@ from kmine.training.veto import BUFFER, MIN_IMAGES, Veto, choose_veto, clear_vet
 SKS = replace(
     CFG,
     data=replace(CFG.data, kind="ct", num_samples=60, size=32, val_fraction=0.4),
-    model=ModelConfig(name="sks", encoder="mobilenetv3_small_050", decoder_channels=8),
+    model=ModelConfig(name="sks", encoder="mobilenetv3_small_050", decoder_channels=8, veto=True),
     classifier=ClassifierConfig(steps=2, batch_size=4),
     fit=replace(CFG.fit, steps=2, val_every=2),
 )
