@@ -62,13 +62,15 @@ def parse(
     return config
 
 
-def load_config(config_class: type[Config], path: Path, flags: Sequence[str] = ()) -> Config:
+def load_config(config_class: type[Config], path: Path, flags: Sequence[str] = (), base: Sequence[str] = ()) -> Config:
     """Settings of a YAML file, as `to_dict` and a run's config.yaml hold them; `flags`, as on a command line, win.
+
+    `base` are flags for what the file lacks.
 
     Raises:
         UserError: a missing or damaged file, an unknown setting or an unfit value.
     """
-    return _parsed(_parser(config_class, set()), config_class, ["--config", str(path), *flags], label="")
+    return _parsed(_parser(config_class, set()), config_class, [*base, "--config", str(path), *flags], label="")
 
 
 def _parsed(

@@ -24,6 +24,7 @@ from kmine.models.base import LocalModel
 from kmine.models.build import load_checkpoint
 from kmine.ops.masks import to_rle
 from kmine.report.audit.page import Kind
+from kmine.setup.resolve import TTA_OF_FLIPS
 from kmine.store.artifacts import CURE, DamagedError, fitting
 from kmine.training.distributed import make_fabric
 from kmine.training.inference import predict_resized
@@ -206,7 +207,7 @@ def score_masks(task: Task, references: ReferenceModels, masks: MaskSet) -> Iter
     done = 0
     for indices, ids in ids_by_models.items():
         held_out = references.subset(indices)
-        tta = "flips" if len(indices) == 1 else "none"
+        tta = TTA_OF_FLIPS[task.cfg.fit.flips] if len(indices) == 1 else "none"
         for sample_id, mean in mean_probabilities(task, held_out.models, masks.pool, ids, tta):
             yield _score_mask(task, held_out, masks, sample_id, mean)
             done += 1
@@ -218,7 +219,7 @@ def _score_mask(
 ) -> MaskReport:
     """`mean`: (K, S, S) mean probabilities of the held-out models, None without any."""
     mask = masks.read(sample_id)
-    resized = resize_mask(mask, task.cfg.data.size)
+    resized = resize_mask(mask, task.cfg.data.size, by_area=task.cfg.data.mask_resize == "area")
     conflict = None if mean is None else confident_disagreement(mean, resized, held_out.thresholds)
     signals = {} if conflict is None else {"conflict": conflict.conflict, "unlike": conflict.soft_dice_distance}
     signals["edge"] = _edge(masks.pool.image_resized(sample_id), resized)

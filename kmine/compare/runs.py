@@ -14,7 +14,7 @@ from kmine.io.errors import expanded
 from kmine.io.yaml_file import read_yaml
 from kmine.setup.finished import FinishedRun, open_finished_run
 from kmine.store.run_folder import RunFolder
-from kmine.store.settings import RESUMABLE_CHANGES
+from kmine.store.settings import RESUMABLE_CHANGES, filled
 
 SWEEP_TABLE = "sweep.csv"
 SWEEP_COLUMNS = ("method", "model", "label_fraction", "seed", "status", "run")
@@ -98,7 +98,7 @@ def _open(path: Path, trial: Mapping[str, str] | None, device: str, data_root: s
     splits = RunFolder(path, follows=True).read_csv("splits.csv")
     if splits is None:
         raise UserError(f"{path / 'splits.csv'}: expected the run's splits, the file is missing; restore it")
-    settings = cli.flat(read_yaml(path / "config.yaml", str(path / "config.yaml"), "restore that file"))
+    settings = filled(cli.flat(read_yaml(path / "config.yaml", str(path / "config.yaml"), "restore that file")))
     return ComparedRun(path, finished.info, finished.cfg, settings, splits, trial)
 
 

@@ -54,6 +54,8 @@ class DataConfig:
     """Kvasir-SEG only: folder of images without a polyp; added as unlabeled images with image label 0."""
     size: int = 96
     """Side in pixels of the local model's square input; images are resized, metrics use the native frame."""
+    mask_resize: Literal["area", "nearest"] = "area"
+    """How masks are shrunk to that size: the class that covers most of each pixel, or that of its nearest pixel."""
     label_fraction: float = 0.05
     """Share of the training images whose masks are used; nested: the images of 0.1 are part of those of 0.25."""
     fine_groups: float | None = None

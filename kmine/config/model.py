@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -25,8 +26,12 @@ class ModelConfig:
     """Initial weights of the encoder: null (random), hub (ImageNet, downloaded) or a local .safetensors file."""
     encoder_depth: int = 4
     """Not for sks: number of encoder levels, 3 to 5; input sides are padded to a multiple of 2 ** depth."""
-    decoder_channels: int = 64
-    """Channels of the deepest decoder level; halved at each level above, at least 8."""
+    decoder_width: int = 8
+    """Channels of the decoder at full resolution, doubled at each stride below: 8 at stride 1, 16 at stride 2, and so
+    on, equally for all models. 16 is the width of segmentation-models-pytorch."""
+    decoder_channels: int | None = None
+    """The rule of older runs, in place of decoder_width: channels of the deepest decoder level, halved at each level
+    above, at least 8."""
     normalization: Literal["half", "imagenet"] = "half"
     """Input scaling inside the model: half is x / 127.5 - 1; imagenet uses ImageNet's channel means and deviations."""
     levels: Literal[3, 4] = 3
@@ -53,7 +58,9 @@ class ModelConfig:
             object.__setattr__(self, "encoder_weights", "+".join(both))
         expand_paths(self)
         require(3 <= self.encoder_depth <= 5, "model.encoder_depth", "3, 4 or 5", self.encoder_depth)
-        require(self.decoder_channels >= 8, "model.decoder_channels", "at least 8", self.decoder_channels)
+        require(self.decoder_width >= 1, "model.decoder_width", "at least 1", self.decoder_width)
+        channels = self.decoder_channels
+        require(channels is None or channels >= 8, "model.decoder_channels", "at least 8, or null", channels)
         require(self.levels in (3, 4), "model.levels", "3 or 4", self.levels)
         for name, value in {"name": self.name, "encoder": self.encoder if self.has_auxiliary else ""}.items():
             require(value.count("+") <= 1, f"model.{name}", "one, or two joined by +", value)
@@ -133,10 +140,28 @@ class FitConfig:
     """AdamW's decoupled weight decay."""
     warmup: float = 0.1
     """Share of the steps with linearly rising learning rate; cosine decay to zero follows."""
+    decay_norms: bool = False
+    """Weight decay on norms and biases, too."""
+    encoder_lr: float | None = None
+    """Learning rate of the encoder as a share of lr; default: 0.1 where the encoder has pretrained weights, else 1."""
+    clip_grad: float = 1.0
+    """Largest norm of the gradient, to which longer ones are scaled; 0: no limit."""
     dice_weight: float = 1.0
     """Weight of soft Dice beside cross-entropy."""
+    dice: Literal["image", "batch"] = "image"
+    """Soft Dice of each image and class, averaged over the images that show the class (others count in cross-entropy
+    only); or of the batch as if it were one image."""
     augment: bool = True
     """Flips, shifts, scaling, rotation, brightness, contrast, blur and noise."""
+    flips: Literal["auto", "none", "horizontal", "both"] = "auto"
+    """Mirror images in training. auto: by the data set: both for polyps, horizontal for CT and for your own files, none
+    for chest X-rays, where left and right differ."""
+    rotation: float | None = None
+    """Largest rotation in training in degrees; default by the data set: 180 for polyps, 15 for CT, 10 for chest
+    X-rays, 30 for your own files."""
+    scale: tuple[float, float] | None = None
+    """Smallest and largest magnification in training; default by the data set: [0.6, 1.6] for polyps, else
+    [0.8, 1.25]."""
     strong_augment: bool = False
     """Stronger colour, blur, noise and grey conversion for pseudo-labeled images; labeled ones use augment."""
     cutmix: float = 0.0
@@ -150,9 +175,11 @@ class FitConfig:
     label, with an empty mask, where training has no pseudo masks (round 0, the supervised baseline); 0: none."""
     max_empty_share: float = 0.25
     """Largest share of lesion-free images among the pseudo-labeled ones in training, unless all are."""
-    ema_decay: float = 0.0
-    """Decay of an exponential moving average of the weights (such as 0.99), which is then validated and kept; 0:
-    off."""
+    ema_decay: float = 0.99
+    """Decay of an exponential moving average of the weights, which is then validated and kept; 0: off."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Weights that are used: last: those of the last step, unless validation shows that the training diverged (a fall
+    of the score by more than 0.05 and by more than noise); best: those of the best validation."""
     val_every: int = 100
     """Steps between two validations; also the most training that a kill can cost."""
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
@@ -169,7 +196,12 @@ class FitConfig:
             require(getattr(self, name) > 0, f"fit.{name}", "a positive number", getattr(self, name))
         require(self.weight_decay >= 0, "fit.weight_decay", "0 or more", self.weight_decay)
         require(0 <= self.warmup < 1, "fit.warmup", "a share in [0, 1)", self.warmup)
-        require(self.dice_weight >= 0, "fit.dice_weight", "0 or more", self.dice_weight)
+        for name in ("dice_weight", "clip_grad"):
+            require(getattr(self, name) >= 0, f"fit.{name}", "0 or more", getattr(self, name))
+        require(self.encoder_lr is None or self.encoder_lr >= 0, "fit.encoder_lr", "0 or more", self.encoder_lr)
+        require(self.rotation is None or 0 <= self.rotation <= 180, "fit.rotation", "0 to 180 degrees", self.rotation)
+        are_valid = self.scale is None or (0 < self.scale[0] <= self.scale[1] and math.isfinite(self.scale[1]))
+        require(are_valid, "fit.scale", "two numbers above 0, the smaller first, as in [0.8, 1.25]", self.scale)
         strong = self.strong_augment
         require(self.augment or not strong, "fit.strong_augment", "false where fit.augment is false", strong)
         require(0 <= self.clean_share < 1, "fit.clean_share", "0 to below 1", self.clean_share)
@@ -197,8 +229,9 @@ class InferConfig:
 
     batch_size: int = 16
     """Images per forward pass."""
-    tta: Literal["none", "hflip", "flips"] = "flips"
-    """Test-time augmentation when mining: none, mirror image, or all four flips; never in validation."""
+    tta: Literal["auto", "none", "hflip", "flips"] = "auto"
+    """Test-time augmentation when mining: none, mirror image (hflip), or all four flips; auto: the flips of training
+    (fit.flips). Never in validation."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "infer.batch_size", "at least 1", self.batch_size)

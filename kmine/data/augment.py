@@ -12,10 +12,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.types import IGNORE_INDEX
+from kmine.config import FitConfig
+from kmine.types import IGNORE_INDEX, Symmetry
 
 if TYPE_CHECKING:
     import albumentations
+
+DEFAULT_SYMMETRY = Symmetry()
+
+
+def symmetry_of(cfg: FitConfig, default: Symmetry = DEFAULT_SYMMETRY) -> Symmetry:
+    """Changes of geometry that `cfg` names, with those of `default` for what it leaves open."""
+    return Symmetry(
+        default.flips if cfg.flips == "auto" else cfg.flips,
+        default.rotation if cfg.rotation is None else cfg.rotation,
+        default.scale if cfg.scale is None else (cfg.scale[0], cfg.scale[1]),
+    )
 
 
 class Augment:
@@ -28,17 +40,27 @@ class Augment:
     Independent of the order of calls, threads and worker processes. Copies and pickles hold the settings only.
     """
 
-    def __init__(self, size: int, enabled: bool = True, strong: bool = False, *, geometric_only: bool = False) -> None:
+    def __init__(
+        self,
+        size: int,
+        enabled: bool = True,
+        strong: bool = False,
+        *,
+        symmetry: Symmetry = DEFAULT_SYMMETRY,
+        geometric_only: bool = False,
+    ) -> None:
         """For images of `size` x `size`; `enabled=False` returns them unchanged."""
-        assert not (strong and geometric_only)
+        assert not (strong and geometric_only) and symmetry.flips != "auto"
         self.size, self.enabled, self.strong, self.geometric_only = size, enabled, strong, geometric_only
+        self.symmetry = symmetry
         self._pipeline: albumentations.Compose | None = None
         # The pipeline keeps random state between drawing and applying, so calls must not overlap.
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[partial[Augment], tuple[int, bool, bool]]:
         """Rebuild from the settings; the pipeline is built at first use."""
-        return partial(Augment, geometric_only=self.geometric_only), (self.size, self.enabled, self.strong)
+        options = {"symmetry": self.symmetry, "geometric_only": self.geometric_only}
+        return partial(Augment, **options), (self.size, self.enabled, self.strong)
 
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8], seed: int
@@ -61,7 +83,7 @@ class Augment:
         with self._lock:
             if self._pipeline is None:
                 colours = list if self.geometric_only else _strong if self.strong else _medium
-                self._pipeline = _build(colours)
+                self._pipeline = _build(self.symmetry, colours)
             # Compose.set_random_seed would give every transform the same stream, so those of equal probability would
             # always coincide. One shared state keeps their draws independent.
             self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
@@ -75,7 +97,7 @@ class Augment:
                 raise ValueError(f"{name}: expected {shape} uint8, got {array.shape} {array.dtype}; resize it first")
 
 
-def _build(colours: Callable[[], list[albumentations.BasicTransform]]) -> albumentations.Compose:
+def _build(symmetry: Symmetry, colours: Callable[[], list[albumentations.BasicTransform]]) -> albumentations.Compose:
     """Pipeline of geometric changes, drawn first and thus equal for all variants, then of colour and sharpness.
 
     Keywords of albumentations 2.0; it ignores older ones with a mere warning.
@@ -85,14 +107,14 @@ def _build(colours: Callable[[], list[albumentations.BasicTransform]]) -> albume
     import albumentations as A
     import cv2
 
+    flips = {"none": [], "horizontal": [A.HorizontalFlip], "both": [A.HorizontalFlip, A.VerticalFlip]}
     return A.Compose(
         [
-            A.HorizontalFlip(p=0.5),
-            A.VerticalFlip(p=0.5),
+            *(flip(p=0.5) for flip in flips[symmetry.flips]),
             A.Affine(
-                scale=(0.8, 1.25),
+                scale=symmetry.scale,
                 translate_percent=(-0.1, 0.1),
-                rotate=(-30, 30),
+                rotate=(-symmetry.rotation, symmetry.rotation),
                 interpolation=cv2.INTER_LINEAR,
                 mask_interpolation=cv2.INTER_NEAREST,
                 # A reflected border would reflect the mask too, which shall be unknown there.

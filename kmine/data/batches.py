@@ -194,7 +194,8 @@ class ViewBatches(Batches):
         super().__init__(labeled, None, replace(plan, batch_size=num_labeled, labeled_share=1.0, cutmix=mixing))
         self.unlabeled = unlabeled
         self.strong = plan.strong or plan.augment
-        self.weak = Augment(self.strong.size, self.strong.enabled, geometric_only=True)
+        symmetry = self.strong.symmetry
+        self.weak = Augment(self.strong.size, self.strong.enabled, symmetry=symmetry, geometric_only=True)
         self.view_cutmix = plan.view_cutmix if self.num_unlabeled > 1 else 0.0
 
     def __getitem__(self, step: int) -> Batch:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.cache.sample_cache import SampleCache
-from kmine.data.resize import resize_mask
 from kmine.errors import UserError, WithheldMaskError
 from kmine.types import Sample
 
@@ -117,7 +116,7 @@ class Pool:
             raise WithheldMaskError(f"the mask of {sample_id} was requested, but this pool withholds masks")
         if read == "true":
             return self._cache.mask_resized(self._checked_id(sample_id))
-        return resize_mask(self._read_mask(sample_id), self._cache.size)
+        return self._cache.shrink_mask(self._read_mask(sample_id))
 
     def sample(self, sample_id: str) -> Sample:
         """Sample in the native frame; `mask` is None where masks are withheld. Raises `SampleError`."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.errors import SampleError, UserError
-from kmine.types import SLICE_ID, SampleRef, Skipped
+from kmine.types import SLICE_ID, SampleRef, Skipped, Symmetry
 
 BLOCK_BYTES = 2**20
 """Bytes read at once."""
@@ -25,6 +25,12 @@ MAX_TABLE = 2**26
 """Bytes of a CSV file. Tables are read line by line, but a file without line ends is a single line."""
 INDEX, NUMBER = re.compile(r"(unnamed: [\d.]+)?", re.IGNORECASE), re.compile(r"(\d+(\.0)?)?")
 """Name of a column of row numbers as pandas writes and reads it, and its values."""
+ENDOSCOPY = Symmetry("both", 180.0, (0.6, 1.6))
+"""The endoscope turns about its own axis, so there is no up or left; the distance to the wall varies much."""
+AXIAL_CT = Symmetry("horizontal", 15.0)
+"""Spine and table are below, so no vertical flip. Which side is left depends on headers that are often wrong."""
+CHEST_XRAY = Symmetry("none", 10.0)
+"""The heart is on the left: mirrored, its shadow is an opacity where none is expected."""
 OnError = Literal["stop", "skip"]
 SKIP_HINT = "pass --data.on_error skip to list and leave out such files"
 is_file, is_folder = os.path.isfile, os.path.isdir
@@ -84,6 +90,8 @@ class IndexedSource:
     """File and number of slices of each NIfTI volume, by name."""
     notes: tuple[str, ...] = ()
     """What `kmine check` says of the files as a whole, a sentence each."""
+    symmetry: Symmetry = Symmetry()
+    """Changes of geometry that training may apply; read from any source that has it (`setup.resolve`)."""
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the settings and, at indexing, of names, sizes and modification times."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from kmine.mining.candidates import gate_batch, generate_prompts, predict_probs,
 from kmine.mining.context import RoundContext
 from kmine.ops.calibrator import Calibration, describe_threshold
 from kmine.seeding import derive_seed
+from kmine.store.settings import signed_sections
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.task import Task
 from kmine.types import ESTIMATED
@@ -63,7 +64,7 @@ def _pilot_estimates(ctx: RoundContext, ids: list[str]) -> list[float]:
 def round_signature(task: Task, student: Checkpoints, auxiliary_signature: str = "") -> str:
     """Signature of what the pseudo masks of a round are made from: models, segmenter, settings, verdicts."""
     cfg = task.cfg
-    settings = [asdict(section) for section in (cfg.infer, cfg.prompts, cfg.gate, cfg.refine)]
+    settings = signed_sections(cfg, "infer", "prompts", "gate", "refine")
     gate_inputs = (task.calibration.to_json(), NUM_PILOT_IMAGES) if task.calibration else None
     review = [task.review.signature] if task.review.signature else []
     return sign(student.signature, task.segmenter.signature, settings, gate_inputs, auxiliary_signature, *review)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,10 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kmine.config import ModelConfig
+
 _SCALING = {  # mean and deviation on [0, 255]
     "half": ((127.5,) * 3, (127.5,) * 3),
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 }
+
+
+def decoder_channels(cfg: ModelConfig, strides: Sequence[int]) -> tuple[int, ...]:
+    """Channels of the decoder's output at each of `strides`, deepest first, equally for all models.
+
+    `cfg.decoder_width` channels at stride 1, doubled with each stride; or the older rule of `cfg.decoder_channels`.
+    """
+    if cfg.decoder_channels is None:
+        return tuple(cfg.decoder_width * stride for stride in strides)
+    return tuple(max(8, cfg.decoder_channels >> level) for level in range(len(strides)))
 
 
 class LocalModel(nn.Module):
@@ -42,6 +54,10 @@ class LocalModel(nn.Module):
         """See the class."""
         height, width = images.shape[-2:]
         return self.net(self.prepare(images))[..., :height, :width]
+
+    def encoders(self) -> list[nn.Module]:
+        """The parts that may begin with pretrained weights."""
+        return [self.net.encoder] if hasattr(self.net, "encoder") else []
 
     def prepare(self, images: Tensor) -> Tensor:
         """Input of the network: images scaled, and padded at the bottom and on the right."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from kmine.config import ModelConfig
 from kmine.errors import unknown_name
 from kmine.models import ARCHITECTURES
-from kmine.models.base import LocalModel
+from kmine.models.base import LocalModel, decoder_channels
 from kmine.models.encoder_weights import encoder_errors, load_encoder
 from kmine.seeding import derive_seed
 
@@ -35,7 +35,7 @@ def create_model(
         encoder_weights: None (random), hub (ImageNet weights, downloaded) or a local .safetensors file.
         classes: number of classes, background included.
         seed: of the random weights.
-        settings: other fields of `kmine.config.ModelConfig`, such as encoder_depth or decoder_channels.
+        settings: other fields of `kmine.config.ModelConfig`, such as encoder_depth or decoder_width.
 
     Raises:
         UserError: as `build_model`.
@@ -89,7 +89,7 @@ def _build(cfg: ModelConfig, num_classes: int, offline: bool) -> LocalModel:
             encoder_name=cfg.encoder,
             encoder_depth=cfg.encoder_depth,
             encoder_weights="imagenet" if cfg.encoder_weights == "hub" else None,
-            decoder_channels=tuple(max(8, cfg.decoder_channels >> i) for i in range(cfg.encoder_depth)),
+            decoder_channels=decoder_channels(cfg, [2**n for n in reversed(range(cfg.encoder_depth))]),
             classes=num_classes,
         )
     load_encoder(net.encoder, cfg.encoder_weights, cfg.encoder)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kmine.config import ModelConfig
-from kmine.models.base import LocalModel
+from kmine.models.base import LocalModel, decoder_channels
 from kmine.models.encoder_weights import encoder_errors, load_encoder
 from kmine.models.nested_decoder import NestedDecoder
 from kmine.models.pyramid import Pyramid, create_encoder
@@ -220,6 +220,10 @@ class Classifier(nn.Module):
         self.coarse = coarse
         self.prepare = prepare
 
+    def encoders(self) -> list[nn.Module]:
+        """The encoder, without the head."""
+        return [self.coarse.pyramid]
+
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
         return self.coarse(self.prepare(images))
@@ -239,6 +243,10 @@ class SksModel(LocalModel):
     def classifier(self) -> Classifier:
         """The coarse branch as a separate network, for training and loading its weights."""
         return Classifier(self.net.coarse, self.prepare)
+
+    def encoders(self) -> list[nn.Module]:
+        """Both encoders."""
+        return [self.net.fine, self.net.coarse.pyramid]
 
     @contextmanager
     def unfrozen(self) -> Iterator[Classifier]:
@@ -294,7 +302,7 @@ def build_sks(cfg: ModelConfig, num_classes: int, *, offline: bool = False) -> S
 
 def decoder_widths(cfg: ModelConfig, deepest: int) -> list[int]:
     """Channels of the decoder's steps above stride `deepest`, deepest first: as many as in U-Net and U-Net++."""
-    return [max(8, cfg.decoder_channels >> n) for n in range(deepest.bit_length() - 1)]
+    return list(decoder_channels(cfg, [deepest >> n for n in range(1, deepest.bit_length())]))
 
 
 def _double_conv(incoming: int, outgoing: int) -> nn.Sequential:

@@ -32,7 +32,9 @@ from kmine.setup.contents import record_contents, refuse_changed_data
 from kmine.setup.data_check import check_before_training, find_issues
 from kmine.setup.device import resolve_device
 from kmine.setup.provenance import provenance
+from kmine.setup.resolve import resolve_settings
 from kmine.store.run_folder import RunFolder
+from kmine.store.settings import signed
 from kmine.training.distributed import DeviceContext, SingleDevice, make_fabric
 from kmine.training.evaluation import evaluate_checkpoint
 from kmine.training.task import Task
@@ -70,6 +72,8 @@ def begin_run(
     Raises:
         UserError: the folder belongs to other settings or data, or the task cannot be opened (`open_task`).
     """
+
+    cfg = resolve_settings(cfg, source)
 
     def contents() -> dict[str, str]:
         progress.log("the data files have other times than when this run began: comparing their content")
@@ -109,6 +113,7 @@ def open_task(
     Raises:
         UserError: damaged or missing data, verdicts that do not fit, a missing segmenter or device.
     """
+    cfg = resolve_settings(cfg, source)
     data = open_data(cfg, source, run, progress)
     review = apply_verdicts(cfg, data, run, progress)
     labeled, unlabeled, val = _open_pools(data, review)
@@ -117,7 +122,8 @@ def open_task(
     fingerprint = run.run().get("data_fingerprint") or source.fingerprint()
     verdicts = [review.signature] if review.signature else []
     ids = (data.splits.rows(), list(labeled.ids), list(val.ids))
-    signature = sign(fingerprint, cfg.data.size, cfg.seed, *ids, *verdicts)
+    resizing = signed("data", {"mask_resize": cfg.data.mask_resize})
+    signature = sign(fingerprint, cfg.data.size, cfg.seed, *ids, *verdicts, *([resizing] if resizing else []))
     examine = partial(find_issues, cfg.data, data.cache, data.splits, data.given_split, labeled, val)
     check_before_training(cfg.data, run, progress, signature, examine)
     model, auxiliary_model = cfg.model.split()
@@ -156,7 +162,8 @@ def open_data(cfg: LoopConfig, source: Source, run: RunFolder, progress: Progres
 
 def open_cache(cfg: LoopConfig, source: Source) -> SampleCache:
     """Decoded images; they are decoded now unless an earlier run did."""
-    return SampleCache(source, cfg.data.size, cfg.data.cache_dir, cfg.data.on_error)
+    data = cfg.data
+    return SampleCache(source, data.size, data.cache_dir, data.on_error, by_area=data.mask_resize == "area")
 
 
 def open_splits(cfg: LoopConfig, cache: SampleCache, run: RunFolder, given_split: GivenSplit | None = None) -> Splits:

@@ -1,11 +1,15 @@
-"""Which settings of a run may differ when it is resumed."""
+"""Settings of runs: which may differ when a run is resumed, and those that are younger than a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from kmine import cli
+from kmine.config import LoopConfig
 from kmine.io.errors import expanded
 
 SOURCES = (
@@ -31,6 +35,50 @@ RESUMABLE_CHANGES = (
 Those of data are covered by the data's fingerprint, which `data.task` and the like change."""
 
 
+BEFORE: dict[str, Any] = {
+    "data.mask_resize": "nearest",
+    "model.decoder_width": 8,
+    "fit.decay_norms": True,
+    "fit.encoder_lr": 1.0,
+    "fit.clip_grad": 0.0,
+    "fit.dice": "batch",
+    "fit.flips": "both",
+    "fit.rotation": 30.0,
+    "fit.scale": [0.8, 1.25],
+    "fit.checkpoint": "best",
+}
+"""Settings that older runs lack, and the values in effect then. They are filled in when settings of a run are read, and
+are not signed, so that what an older run has finished stays valid."""
+
+
+def filled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run by dotted name, with those that are younger than the run."""
+    return BEFORE | dict(settings)
+
+
+def load_run_config(path: Path, flags: Sequence[str] = ()) -> LoopConfig:
+    """Settings of a run's config.yaml, those that are younger than the run included; `flags` win.
+
+    Raises:
+        UserError: as `cli.load_config`.
+    """
+    return cli.load_config(
+        LoopConfig, path, flags, [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in BEFORE.items()]
+    )
+
+
+def signed(section: str, settings: Any) -> dict[str, Any]:
+    """Settings of a section (a mapping, or its dataclass) as signatures hold them: without those at `BEFORE`."""
+    values = asdict(settings) if is_dataclass(settings) else dict(settings)
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {k: v for k, v in plain.items() if f"{section}.{k}" not in BEFORE or v != BEFORE[f"{section}.{k}"]}
+
+
+def signed_sections(cfg: LoopConfig, *names: str) -> list[dict[str, Any]]:
+    """`signed` of sections of `cfg`."""
+    return [signed(name, getattr(cfg, name)) for name in names]
+
+
 def differ(old: object, new: object) -> bool:
     """Whether two values of a setting are different; older runs hold paths with `~`."""
     is_home = isinstance(old, str) and old.startswith("~")
@@ -39,7 +87,7 @@ def differ(old: object, new: object) -> bool:
 
 def settings_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Settings that forbid resuming, by name: (name, old value, new value). More rounds are an extension, no change."""
-    old, new = cli.flat(before), cli.flat(after)
+    old, new = filled(cli.flat(before)), filled(cli.flat(after))
     return [
         (key, old.get(key), new.get(key))
         for key in sorted({*old, *new} - {*RESUMABLE_CHANGES})

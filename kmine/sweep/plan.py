@@ -32,7 +32,7 @@ from kmine.io.files import UNFINISHED, open_lock, read_json, write_atomic, write
 from kmine.io.yaml_file import read_yaml
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
-from kmine.store.settings import RESUMABLE_CHANGES, differ
+from kmine.store.settings import RESUMABLE_CHANGES, differ, filled
 from kmine.sweep.trials import State, Trial, config_of, data_of, is_finished, share_of_labels, state_of, trial_dir
 
 COLUMNS = (
@@ -103,7 +103,7 @@ def _splits(cfg: SweepConfig, source: Source) -> Iterator[tuple[tuple[float, int
             f"data.split_file {data.split_file}: expected training, validation and test images, got the splits of a "
             "run with its labeled images, which a sweep draws itself; give a table of sample_id,split"
         )
-    cache = SampleCache(source, data.size, data.cache_dir, data.on_error)
+    cache = SampleCache(source, data.size, data.cache_dir, data.on_error, by_area=data.mask_resize == "area")
     refs = [ref for ref in cache.refs if given_split is None or ref.sample_id in given_split.sides]
     refs = list(merge_duplicates(refs, cache.hashes, data.duplicate_distance))  # slow for many images
     for fraction, seed in product(cfg.fractions, cfg.seeds):
@@ -155,7 +155,7 @@ def _refuse_other(cfg: SweepConfig, root: Path, previous: Mapping[str, Any], tri
     """Raise `UserError` if the settings differ from those of the existing trials."""
     before = read_yaml(root / "config.yaml", str(root / "config.yaml"), "choose another --out")
     try:
-        old, new = cli.flat(before), cli.flat(cli.to_dict(cfg))
+        old, new = filled(cli.flat(before)), cli.flat(cli.to_dict(cfg))
         models = list(dict.fromkeys(trial.model for trial in trials))
         own = replace(cfg, set=before["set"], models=models).own_settings()
     except (AttributeError, KeyError, TypeError, UserError) as error:

@@ -114,12 +114,12 @@ def _truth(sample: Sample) -> NDArray[np.uint8]:
     return sample.mask
 
 
-def validation_score(task: Task, model: LocalModel) -> float:
-    """Mean `CaseMetrics.score` on the validation images at training size: a cheap score to select checkpoints by."""
+def validation_scores(task: Task, model: LocalModel) -> list[float]:
+    """`CaseMetrics.score` of each validation image at training size: cheap scores to choose checkpoints by."""
     cases: list[CaseMetrics] = []
     for ids, images in resized_batches(task.val, shard(task.val.ids, task.fabric), task.cfg.infer.batch_size):
         probs, _ = predict_resized(model, images, "none", task.fabric.device)
         for sample_id, pred in zip(ids, probs.argmax(axis=1).astype(np.uint8), strict=True):
             truth = task.val.mask_resized(sample_id)
             cases.append(case_metrics(sample_id, pred, truth, task.num_classes, with_hd95=False))
-    return summarise(gather_shards(cases, task.fabric)).score
+    return [case.score for case in gather_shards(cases, task.fabric)]

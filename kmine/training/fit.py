@@ -87,7 +87,7 @@ class _Loss:
             has_pseudo = batch.pseudo is not None and batch.pseudo.any()
             pseudo = _tensor(batch.pseudo, self.fabric.device) if has_pseudo else None
             logits = self._logits(net, images, pseudo, self.cfg.feature_perturbation)
-            return segmentation_loss(logits, masks, weights, self.cfg.dice_weight)
+            return self._on_masks(logits, masks, weights)
         self.model.eval()
         with torch.no_grad():
             target = self.consistency_fn(net, _views_to_device(batch.views, self.fabric.device), step, ema)
@@ -95,7 +95,11 @@ class _Loss:
         count = len(images)
         perturbed = None if target.perturbed is None else F.pad(target.perturbed, (count, 0))
         logits = self._logits(net, torch.cat([images, target.images]), perturbed, target.rate)
-        return segmentation_loss(logits[:count], masks, weights, self.cfg.dice_weight) + target.loss(logits[count:])
+        return self._on_masks(logits[:count], masks, weights) + target.loss(logits[count:])
+
+    def _on_masks(self, logits: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
+        cfg = self.cfg
+        return segmentation_loss(logits, masks, weights, cfg.dice_weight, by_image=cfg.dice == "image")
 
     def _logits(self, net: nn.Module, images: Tensor, perturbed: Tensor | None, rate: float) -> Tensor:
         """Logits of `images`; those with a flag in `perturbed`, (B,) bool, have feature dropout."""

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
 from torch import Tensor
 
-from kmine.data.augment import Augment
+from kmine.data.augment import Augment, symmetry_of
 from kmine.data.batches import LabelBatches
 from kmine.io.files import sign
 from kmine.models.base import LocalModel
 from kmine.models.build import build_model
 from kmine.models.sks import SksModel
 from kmine.seeding import derive_seed
+from kmine.store.settings import signed, signed_sections
 from kmine.training.checkpoints import Checkpointer
 from kmine.training.distributed import Fabric, rank_zero_first
+from kmine.training.optimizer import with_encoder_rate
 from kmine.training.task import Task, single_process
 from kmine.training.train_steps import Callbacks, show_progress
+
+FIT_SETTINGS = (
+    *("weight_decay", "warmup", "augment", "ema_decay", "val_every"),
+    *("decay_norms", "encoder_lr", "clip_grad", "flips", "rotation", "scale"),
+)
+"""Settings of `fit` that the classifier's training has in common with that of the local model."""
 
 
 def new_model(task: Task) -> LocalModel:
@@ -41,13 +49,14 @@ def _train_classifier(task: Task, model: SksModel) -> dict[str, Tensor]:
     from kmine.training.classifier import fit_classifier, has_stopped_rising, image_auc
 
     cfg = task.cfg.classifier
-    fit_cfg = replace(task.cfg.fit, lr=cfg.lr, steps=cfg.steps)
-    settings = {k: getattr(fit_cfg, k) for k in ("weight_decay", "warmup", "augment", "ema_decay", "val_every")}
-    signature = sign(task.signature, asdict(task.cfg.model), asdict(cfg), settings)
+    fit_cfg = replace(with_encoder_rate(task.cfg.fit, task.cfg.model), lr=cfg.lr, steps=cfg.steps, checkpoint="best")
+    settings = signed("fit", {name: getattr(fit_cfg, name) for name in FIT_SETTINGS})
+    signature = sign(task.signature, *signed_sections(task.cfg, "model", "classifier"), settings)
     checkpointer = Checkpointer(task.run, task.run.root / "classifier", signature)
     if finished := checkpointer.load_best():
         return finished[0]
-    pools, augment = [task.labeled, task.unlabeled], Augment(task.cfg.data.size, fit_cfg.augment)
+    pools = [task.labeled, task.unlabeled]
+    augment = Augment(task.cfg.data.size, fit_cfg.augment, symmetry=symmetry_of(fit_cfg))
     batches = LabelBatches(pools, augment, batch_size=cfg.batch_size, seed=task.cfg.seed, shuffle=cfg.shuffle)
     task.progress.start("classifier: training", cfg.steps)
     validate = partial(image_auc, pool=task.val, device=task.fabric.device)

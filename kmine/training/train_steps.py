@@ -1,4 +1,4 @@
-"""The training loop: AdamW steps, one learning-rate schedule, checkpoint selection, resuming.
+"""The training loop: AdamW steps, one learning-rate schedule, choice of the checkpoint, resuming.
 
 The trained module (local model, classifier) and its loss are arguments.
 """
@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from kmine.config import FitConfig
 from kmine.models.sync_batchnorm import sync_batchnorm
+from kmine.ops.statistics import is_fall, paired_change
 from kmine.training.distributed import Fabric
 from kmine.training.ema import EMA
+from kmine.training.optimizer import StateDict, load_optimizer, make_optimizer, optimizer_state, set_rate
 from kmine.types import ProgressReporter
 
-StateDict = dict[str, Tensor]
+DIVERGED = 0.05
+"""Fall of the validation score, from the best to the last, beyond which a training counts as diverged."""
 B = TypeVar("B")
 BatchT = TypeVar("BatchT", covariant=True)
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -44,7 +47,7 @@ class FitState:
     """Optimizer steps done."""
     model: StateDict
     optimizer: dict[str, StateDict]
-    """AdamW's state by parameter number: step, exp_avg, exp_avg_sq."""
+    """AdamW's state by the parameter's number in `module.parameters()`: step, exp_avg, exp_avg_sq."""
     best: StateDict
     best_score: float
     best_step: int
@@ -54,13 +57,15 @@ class FitState:
     """Running average of the model; empty without one."""
     scores_empty: bool = True
     """Whether `best_score` counts images that are empty in truth and prediction; older states left them out."""
+    best_scores: list[float] = field(default_factory=list)
+    """Scores whose mean `best_score` is."""
 
     def to_tensors(self) -> tuple[StateDict, dict[str, Any]]:
         """All tensors under flat names, and the other fields as JSON values."""
         groups = {"model": self.model, "best": self.best, "average": self.average}
         flat = {f"{group}/{k}": v for group, state in groups.items() for k, v in state.items()}
         flat |= {f"optimizer/{i}/{k}": v for i, entry in self.optimizer.items() for k, v in entry.items()}
-        names = ("step", "best_score", "best_step", "history", "scores_empty")
+        names = ("step", "best_score", "best_step", "history", "scores_empty", "best_scores")
         return flat, {name: getattr(self, name) for name in names}
 
     @classmethod
@@ -82,20 +87,27 @@ class FitResult:
     """Outcome of a training."""
 
     best: StateDict
-    """Weights of the validation with the highest score (the latest of equals)."""
+    """Weights to use, by `cfg.checkpoint`."""
     best_step: int
+    """Their step."""
     final: StateDict
     """Weights after the last step; with `cfg.ema_decay` their running average."""
     history: list[tuple[int, float, float]]
     """(step, mean training loss since the last entry, validation score)."""
+    has_diverged: bool = False
+    """Whether the last weights were to be used and are not, as validation fell."""
+
+
+Validate = Callable[[ModuleT], float | Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Callbacks(Generic[ModuleT]):
     """Functions that a training calls."""
 
-    validate: Callable[[ModuleT], float]
-    """Score of the module, which is in eval mode; higher is better, NaN counts as 0."""
+    validate: Validate[ModuleT]
+    """Score of the module, which is in eval mode, or scores of the same images in the same order, of which the mean
+    counts; higher is better, NaN counts as 0. A `FloatingPointError` counts as divergence after the first score."""
     save: Callable[[FitState], None] | None = None
     """Called with the state after every validation but the last; the state of a training that stopped is not saved."""
     progress: Callable[[int, float, float], None] | None = None
@@ -128,13 +140,15 @@ def train_steps(
     """Train `module` in place, from its current weights, for `cfg.steps` steps of AdamW, or until `callbacks.stop`.
 
     Validates every `cfg.val_every` steps and at the end. With `cfg.ema_decay` a running average of weights and buffers
-    is validated, selected and returned, as `final` too; it does not affect the trained weights.
+    is validated and returned; it does not affect the trained weights. With `cfg.checkpoint` last the result is that
+    of the last step, unless validation fell since its best by more than `DIVERGED` and by more than noise
+    (`kmine.ops.statistics.is_fall`).
 
     Args:
         module: checkpoints are its state dict.
         batches: batch of each step.
         loss_fn: see `LossFn`.
-        cfg: steps, learning rate, weight decay, warm-up, decay of the average, validation interval, workers.
+        cfg: steps, rates, weight decay, warm-up, decay of the average, checkpoint, validation interval, workers.
         fabric: device, precision, other processes.
         seed: together with the step it fixes the random numbers of layers (dropout).
         callbacks: validation, saving, progress.
@@ -142,23 +156,28 @@ def train_steps(
     """
     if fabric.world_size > 1:
         sync_batchnorm(module, fabric.device)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
-    net, optimizer = fabric.setup(module, optimizer)
+    net, optimizer = fabric.setup(module, make_optimizer(module, cfg))
     state = resume or FitState(0, {}, {}, _copy(module), -math.inf, 0)
     if resume:
         if not resume.scores_empty:
             module.load_state_dict(resume.best)
-            state.best_score, state.scores_empty = _score(module, callbacks.validate), True
+            state.best_scores = _scores(module, callbacks.validate, first=True)
+            state.best_score, state.scores_empty = float(np.mean(state.best_scores)), True
         module.load_state_dict(resume.model)
-        _load_optimizer(optimizer, resume.optimizer)
+        load_optimizer(optimizer, module, resume.optimizer)
     ema = EMA(module, cfg.ema_decay, state.average) if cfg.ema_decay else None
     losses: list[Tensor] = []
+    scores: list[float] = []
     for step, batch in enumerate(batches.stream(state.step, cfg.steps, cfg.num_workers), start=state.step):
         torch.manual_seed((seed + step) % 2**63)
         module.train()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, cfg)
-        losses.append(_step(optimizer, fabric, loss_fn(net, batch, step, ema)))
+        set_rate(optimizer, step, cfg)
+        fabric.backward(loss := loss_fn(net, batch, step, ema))
+        if cfg.clip_grad:
+            fabric.clip_gradients(net, optimizer, max_norm=cfg.clip_grad, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.detach())
         if ema:
             ema.update(step)
         done = step + 1
@@ -166,57 +185,53 @@ def train_steps(
             callbacks.progress(done, float(losses[-1]), state.history[-1][2] if state.history else math.nan)
         if done % cfg.val_every == 0 or done == cfg.steps:
             with ema.applied() if ema else nullcontext():
-                _validate(module, callbacks.validate, state, done, losses)
+                scores = _validate(module, callbacks.validate, state, done, losses)
             losses = []
             if callbacks.stop and callbacks.stop(state.history):
                 break
             if callbacks.save and done < cfg.steps:
-                state.step, state.model, state.optimizer = done, _copy(module), _optimizer_state(optimizer)
+                state.step, state.model, state.optimizer = done, _copy(module), optimizer_state(optimizer, module)
                 state.average = ema.state() if ema else {}
                 callbacks.save(state)
     with ema.applied() if ema else nullcontext():
-        return FitResult(state.best, state.best_step, _copy(module), state.history)
+        return _result(cfg, state, _copy(module), scores)
 
 
-def learning_rate(step: int, cfg: FitConfig) -> float:
-    """Rate of `step` (0, 1, ...): linear warm-up over a share `cfg.warmup` of all steps, then cosine decay to zero."""
-    warmup = cfg.warmup * cfg.steps
-    if step < warmup:
-        return cfg.lr * (step + 1) / (warmup + 1)
-    return cfg.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (cfg.steps - warmup)))
-
-
-def _step(optimizer: torch.optim.Optimizer, fabric: Fabric, loss: Tensor) -> Tensor:
-    fabric.backward(loss)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
+def _result(cfg: FitConfig, state: FitState, final: StateDict, scores: list[float]) -> FitResult:
+    """The weights to use: the best, or the last (`final`, whose validation gave `scores`) unless these diverged."""
+    finite = bool(np.isfinite(scores).all())
+    if finite and len(scores) == len(state.best_scores):
+        fell = is_fall(paired_change(state.best_scores, scores), DIVERGED)
+    else:  # a state of older code has no scores of images
+        fell = not finite or np.mean(scores) < state.best_score - DIVERGED
+    if cfg.checkpoint == "best" or fell:
+        usable = final if finite else state.best
+        return FitResult(state.best, state.best_step, usable, state.history, cfg.checkpoint == "last")
+    return FitResult(final, cfg.steps, final, state.history)
 
 
 def _validate(
-    module: ModuleT, validate: Callable[[ModuleT], float], state: FitState, done: int, losses: list[Tensor]
-) -> None:
+    module: ModuleT, validate: Validate[ModuleT], state: FitState, done: int, losses: list[Tensor]
+) -> list[float]:
     """Add an entry to the history of `state`, and replace its best checkpoint unless the score is lower."""
-    score = _score(module, validate)
-    state.history.append((done, float(torch.stack(losses).mean()), score))
+    scores = _scores(module, validate, first=not state.history)
+    score = float(np.mean(scores))
+    state.history.append((done, float(torch.stack(losses).mean()), score if np.isfinite(score) else 0.0))
     if score >= state.best_score:
-        state.best, state.best_score, state.best_step = _copy(module), score, done
+        state.best, state.best_score, state.best_step, state.best_scores = _copy(module), score, done, scores
+    return scores
 
 
-def _score(module: ModuleT, validate: Callable[[ModuleT], float]) -> float:
+def _scores(module: ModuleT, validate: Validate[ModuleT], first: bool) -> list[float]:
+    """Scores of a validation; minus infinity where the network's values are not finite, an error if it is the first."""
     module.eval()
-    return float(np.nan_to_num(validate(module)))
+    try:
+        return [float(x) for x in np.atleast_1d(np.nan_to_num(validate(module)))] or [0.0]
+    except FloatingPointError:
+        if first:
+            raise
+        return [-math.inf]
 
 
 def _copy(module: nn.Module) -> StateDict:
     return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, StateDict]:
-    entries = optimizer.state_dict()["state"]
-    return {str(i): {k: torch.as_tensor(v).cpu().clone() for k, v in entry.items()} for i, entry in entries.items()}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, StateDict]) -> None:
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": {int(i): entry for i, entry in state.items()}, "param_groups": groups})

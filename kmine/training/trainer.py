@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
 import numpy as np
 
 from kmine.config import FitConfig
-from kmine.data.augment import Augment
+from kmine.data.augment import Augment, symmetry_of
 from kmine.data.batches import Batches, BatchPlan, ViewBatches
 from kmine.data.pool import Pool
 from kmine.io.files import sign
 from kmine.models.base import LocalModel
 from kmine.seeding import derive_seed
+from kmine.store.settings import signed, signed_sections
 from kmine.training.checkpoints import Checkpointer, Checkpoints
 from kmine.training.distributed import Fabric
-from kmine.training.evaluation import validation_score
+from kmine.training.evaluation import validation_scores
 from kmine.training.fit import Consistency, fit
+from kmine.training.optimizer import with_encoder_rate
 from kmine.training.task import Task
 from kmine.training.train_steps import Callbacks, show_progress
 from kmine.training.veto import choose_vetoes, clear_veto
@@ -50,7 +52,7 @@ def train(
         method_dir: folder of a compared method; empty for the loop.
     """
     clean = None if pseudo or consistency else clean_images(task)
-    cfg = _round_config(task.cfg.fit, round_idx, pseudo, consistency)
+    cfg = with_encoder_rate(_round_config(task.cfg.fit, round_idx, pseudo, consistency), task.cfg.model)
     # No clean image shall be drawn more often than a labeled one.
     share = min(cfg.clean_share, len(clean) / (len(clean) + len(task.labeled))) if clean else 0.0
     cfg = replace(cfg, clean_share=share)
@@ -73,10 +75,15 @@ def train(
             fabric=cast(Fabric, task.fabric),
             seed=derive_seed(task.cfg.seed, "fit", round_idx),
             callbacks=Callbacks(
-                partial(validation_score, task), checkpointer.save_state, show_progress(task.progress, "score")
+                partial(validation_scores, task), checkpointer.save_state, show_progress(task.progress, "score")
             ),
             resume=checkpointer.load_state(),
             consistency_fn=consistency.consistency_fn if consistency else None,
+        )
+    if result.has_diverged:
+        task.progress.log(
+            f"round {round_idx}: the score on validation images fell after step {result.best_step}, so the weights of "
+            "that step are used; a lower fit.lr may help"
         )
     result = choose_vetoes(task, model, result, checkpointer)
     checkpoints = checkpointer.save(result, time.perf_counter() - began)
@@ -107,8 +114,8 @@ def _round_config(cfg: FitConfig, round_idx: int, pseudo: Pool | None, consisten
 
 
 def _signature(task: Task, cfg: FitConfig, round_idx: int, start: Checkpoints | None, pseudo_inputs: object) -> str:
-    model_settings = [asdict(task.cfg.model), *([asdict(task.cfg.classifier)] if task.cfg.model.name == "sks" else [])]
-    settings = cfg.signed_fields()
+    model_settings = signed_sections(task.cfg, "model", *(["classifier"] if task.cfg.model.name == "sks" else []))
+    settings = signed("fit", cfg.signed_fields())
     steps = settings.pop("steps")
     origin = start.signature if start else ""
     return sign(task.signature, model_settings, settings, steps, round_idx, origin, pseudo_inputs)
@@ -117,7 +124,8 @@ def _signature(task: Task, cfg: FitConfig, round_idx: int, start: Checkpoints | 
 def _batches(
     task: Task, cfg: FitConfig, round_idx: int, pseudo: Pool | None, consistency: Consistency | None
 ) -> Batches:
-    plain, strong = (Augment(task.cfg.data.size, cfg.augment, strong=strong) for strong in (False, True))
+    size, symmetry = task.cfg.data.size, symmetry_of(cfg)
+    plain, strong = (Augment(size, cfg.augment, strong=strong, symmetry=symmetry) for strong in (False, True))
     plan = BatchPlan(
         seed=task.cfg.seed,
         round_idx=round_idx,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kmine.data.augment import Augment
+from kmine.types import Symmetry
 
 SIZE = 64
 
@@ -63,8 +64,10 @@ def test_different_seeds_differ(augment, pair):
     assert len(images) > 40
 
 
-def test_flips_are_drawn_independently(augment):
+@pytest.mark.parametrize(("flips", "num_corners"), [("none", 1), ("horizontal", 2), ("both", 4)])
+def test_flips_are_drawn_independently(flips, num_corners):
     """Transforms share one random stream: a flip along one axis must not imply the other."""
+    augment = Augment(SIZE, symmetry=Symmetry(flips))
     mask = np.zeros((SIZE, SIZE), np.uint8)
     mask[:20, :20] = 1
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
@@ -73,7 +76,27 @@ def test_flips_are_drawn_independently(augment):
         rows, cols = np.nonzero(augment(image, mask, seed)[1] == 1)
         if len(rows):
             corners.add((rows.mean() < SIZE / 2, cols.mean() < SIZE / 2))
-    assert len(corners) == 4
+    assert len(corners) == num_corners
+
+
+def test_rotation_and_scale_stay_within_their_limits():
+    """A square is as large as the scale allows, and its edges stay upright without rotation."""
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[24:40, 24:40] = 1
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
+    upright = Augment(SIZE, symmetry=Symmetry("none", 0.0, (0.5, 2.0)))
+    turned = Augment(SIZE, symmetry=Symmetry("none", 180.0, (1.0, 1.0)))
+    sides, shares = [], []
+    for seed in range(60):
+        rows, cols = np.nonzero(upright(image, mask, seed)[1] == 1)
+        height, width = np.ptp(rows) + 1, np.ptp(cols) + 1
+        assert height * width == len(rows), "a full rectangle"
+        sides += [height, width]
+        rows, cols = np.nonzero(turned(image, mask, seed)[1] == 1)
+        assert abs(len(rows) - 256) < 20
+        shares.append(len(rows) / ((np.ptp(rows) + 1) * (np.ptp(cols) + 1)))
+    assert 8 <= min(sides) < 12 and 24 < max(sides) <= 33
+    assert min(shares) < 0.6, "turned by about 45 degrees"
 
 
 def test_shapes_and_types_are_kept_and_inputs_not_modified(augment, pair):

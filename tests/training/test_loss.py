@@ -69,3 +69,25 @@ def test_a_batch_of_weight_0_has_no_loss_and_no_gradient():
     loss = segmentation_loss(logits, torch.ones(2, 4, 4, dtype=torch.long), torch.zeros(2), 1.0)
     loss.backward()
     assert loss.item() == 0 and not logits.grad.any()
+
+
+def test_dice_of_each_image_by_hand():
+    """Logits so sharp that soft Dice is Dice: one image half right (Dice 2/3), one right, one without the class."""
+    target = torch.tensor([[[1, 1, 0, 0]], [[1, 0, 0, 0]], [[0, 0, 0, 0]]])
+    logits = logits_for(torch.tensor([[[1, 0, 0, 0]], [[1, 0, 0, 0]], [[1, 1, 0, 0]]]), 2, 40.0)
+
+    def dice_loss(weights, **how):
+        weights = torch.tensor(weights)
+        both, entropy = (segmentation_loss(logits, target, weights, w, **how).item() for w in (1.0, 0.0))
+        return both - entropy
+
+    assert dice_loss([1.0, 1.0, 1.0]) == pytest.approx((1 / 3 + 0) / 2, abs=1e-5)
+    assert dice_loss([3.0, 1.0, 1.0]) == pytest.approx((3 * 1 / 3 + 0) / 4, abs=1e-5)
+    assert dice_loss([1.0, 1.0, 1.0], by_image=False) == pytest.approx(1 - 2 * 2 / (3 + 4), abs=1e-5)
+
+
+def test_classes_count_equally_however_many_images_show_them():
+    target = torch.tensor([[[1, 1]], [[1, 2]]])
+    logits = logits_for(torch.tensor([[[1, 1]], [[1, 1]]]), 3, 40.0)
+    both, entropy = (segmentation_loss(logits, target, torch.ones(2), w).item() for w in (1.0, 0.0))
+    assert both - entropy == pytest.approx(((0 + 1 / 3) / 2 + 1) / 2, abs=1e-5)

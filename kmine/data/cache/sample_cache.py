@@ -36,6 +36,7 @@ class SampleCache:
         source: the data set, with or without files.
         size: S, side of the square in pixels; images are resized without cropping.
         cache_dir: folder of all caches, see `kmine.io.files.cache_root`.
+        by_area: how masks are shrunk, see `kmine.data.resize.resize_mask`; each way has its own cache.
         on_error: "stop" raises for a damaged image, "skip" lists it in `skipped`. In both cases the cache is kept, so
             that images are not decoded again.
 
@@ -45,11 +46,17 @@ class SampleCache:
     """
 
     def __init__(
-        self, source: Source, size: int, cache_dir: Path | str | None = None, on_error: OnError = "stop"
+        self,
+        source: Source,
+        size: int,
+        cache_dir: Path | str | None = None,
+        on_error: OnError = "stop",
+        *,
+        by_area: bool = True,
     ) -> None:
-        self.source, self.size, self.on_error = source, size, on_error
+        self.source, self.size, self.on_error, self.by_area = source, size, on_error, by_area
         refs, fingerprint = source.refs(), source.fingerprint()
-        self.folder = cache_root(cache_dir) / f"{source.name}-{fingerprint[:16]}-{size}"
+        self.folder = cache_root(cache_dir) / f"{source.name}-{fingerprint[:16]}-{size}{'-area' * by_area}"
         index = open_index(self.folder, {"fingerprint": fingerprint, "size": size}, source, refs)
         self._entries = index.entries
         self._refuse_damaged(index.skipped)
@@ -93,12 +100,16 @@ class SampleCache:
         flag = read_record(self.folder / "masks.flags", row, (4,))
         if stored is not None and flag is not None and np.array_equal(flag, _flag(stored)):
             return stored
-        mask = resize_mask(self.source.mask(sample_id), self.size)
+        mask = self.shrink_mask(self.source.mask(sample_id))
         with cache_errors(self.folder.parent):
             write_record(self.folder / "masks.u8", row, mask)
             # Written last, so that a partial record is not valid.
             write_record(self.folder / "masks.flags", row, _flag(mask))
         return mask
+
+    def shrink_mask(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W) class ids -> (S, S), as the masks of this cache are resized."""
+        return resize_mask(mask, self.size, by_area=self.by_area)
 
     def image_native(self, sample_id: str) -> NDArray[np.uint8]:
         """(H, W, 3) RGB, [0, 255]."""

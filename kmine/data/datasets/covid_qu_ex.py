@@ -15,7 +15,7 @@ from kmine.data.datasets.covid_qu_ex_index import IMAGES, PUBLISHED, Part
 from kmine.data.io.find_files import drop_orphans, index_images
 from kmine.data.io.image_file import read_rgb
 from kmine.data.io.pictures import FOREGROUND_ABOVE, read_foreground
-from kmine.data.source import IndexedSource, choose_task, fingerprint_files
+from kmine.data.source import CHEST_XRAY, IndexedSource, choose_task, fingerprint_files
 from kmine.errors import SampleError, UserError
 from kmine.types import SampleRef, Skipped
 
@@ -51,6 +51,7 @@ class CovidQuEx(IndexedSource):
     """
 
     name = "covid_qu_ex"
+    symmetry = CHEST_XRAY
 
     def __init__(self, root: Path, cfg: DataConfig) -> None:
         self.root, self.cfg = root, cfg

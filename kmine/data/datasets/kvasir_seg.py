@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kmine.data.io.find_files import KINDS, drop_orphans, index_images, named, walk
 from kmine.data.io.image_file import read_rgb
 from kmine.data.io.pictures import FOREGROUND_ABOVE, read_foreground
-from kmine.data.source import IndexedSource, OnError, fingerprint_files, is_folder, size_and_time
+from kmine.data.source import ENDOSCOPY, IndexedSource, OnError, fingerprint_files, is_folder, size_and_time
 from kmine.errors import SampleError, UserError
 from kmine.types import SampleRef, Skipped
 
@@ -40,6 +40,7 @@ class KvasirSeg(IndexedSource):
     """
 
     name = "kvasir_seg"
+    symmetry = ENDOSCOPY
     class_names = ("background", "polyp")
 
     def __init__(self, root: Path, on_error: OnError = "stop", normal_images: Path | None = None) -> None:

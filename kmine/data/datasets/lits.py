@@ -16,7 +16,7 @@ from kmine.data.datasets.slice_labels import SliceFacts, facts_of, facts_path, l
 from kmine.data.io.find_files import named
 from kmine.data.io.nifti import VolumeCache, read_labels, read_windowed
 from kmine.data.io.windowing import LIVER_WINDOW, grey_as_rgb
-from kmine.data.source import IndexedSource, choose_task, fingerprint_files, stop_or_skip
+from kmine.data.source import AXIAL_CT, IndexedSource, choose_task, fingerprint_files, stop_or_skip
 from kmine.errors import SampleError, UserError
 from kmine.io.files import cache_root
 from kmine.types import SampleRef, Skipped, slice_id
@@ -49,6 +49,7 @@ class Lits(IndexedSource):
     """
 
     name = "lits"
+    symmetry = AXIAL_CT
 
     def __init__(self, root: Path, cfg: DataConfig) -> None:
         self.root, self.cfg = root, cfg

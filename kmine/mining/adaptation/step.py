@@ -6,13 +6,14 @@ the model of round 0, decide when to stop and whether the adapted segmenter is u
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from kmine.io.files import sign
 from kmine.mining.adaptation.finetune import adapt
 from kmine.mining.crossfit import out_of_fold, sample_ids, validation_examples
 from kmine.segmenters.base import FineTunable
+from kmine.store.settings import signed, signed_sections
 from kmine.training.task import Task
 from kmine.training.train_steps import show_progress
 
@@ -27,8 +28,8 @@ def adapt_segmenter(task: Task) -> Task:
     if not (cfg.adapt.enabled and isinstance(segmenter, FineTunable)):
         return task
     folder = task.run.root / "segmenter"
-    settings = [asdict(section) for section in (cfg.model, cfg.classifier, cfg.infer, cfg.prompts, cfg.adapt)]
-    signature = sign(task.signature, segmenter.signature, cfg.fit.signed_fields(), settings)
+    settings = signed_sections(cfg, "model", "classifier", "infer", "prompts", "adapt")
+    signature = sign(task.signature, segmenter.signature, signed("fit", cfg.fit.signed_fields()), settings)
     record = task.run.load_json(folder / "adaptation.json", signature)
     finetuned = task.run.load_tensors(folder / "adapted.safetensors", signature)
     if record is not None and not record["used"]:

@@ -18,6 +18,7 @@ from kmine.mining.candidates import median_object_area
 from kmine.mining.crossfit import fold_model, remaining_labels
 from kmine.models.base import LocalModel
 from kmine.ops.calibrator import evidence_from_row, evidence_row
+from kmine.store.settings import signed, signed_sections
 from kmine.training.inference import infer
 from kmine.training.task import Task
 
@@ -33,10 +34,11 @@ def calibrate_local_quality(task: Task, fold_ids: Sequence[Sequence[str]]) -> Ro
     without the segmenter. An older run that lacks them keeps its other files.
     """
     cfg, prompts = task.cfg, local_only(task.cfg.prompts)
-    settings = [asdict(section) for section in (cfg.model, cfg.classifier, prompts)]
+    settings = [*signed_sections(cfg, "model", "classifier"), signed("prompts", prompts)]
     ttas = list(dict.fromkeys(("none", cfg.infer.tta)))  # the default of `kmine predict`, and that of mining
     fold_settings = (cfg.adapt.folds, cfg.adapt.fold_steps)
-    signature = sign("alone", VERSION, task.signature, cfg.fit.signed_fields(), settings, ttas, *fold_settings)
+    fit_settings = signed("fit", cfg.fit.signed_fields())
+    signature = sign("alone", VERSION, task.signature, fit_settings, settings, ttas, *fold_settings)
     rows: dict[str, list[Row]] = {tta: [] for tta in ttas}
     for fold_idx, held_out_ids in enumerate(fold_ids):
         path = task.run.root / "calibration" / f"alone_{fold_idx}.json"

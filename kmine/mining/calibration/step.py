@@ -7,7 +7,7 @@ it. Its masks serve only to compute the true Dice of the results.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from kmine.mining.gate import collect_evidence
 from kmine.ops.calibrator import Calibration, RiskGuarantee, evidence_from_row, evidence_row
 from kmine.ops.masks import components
 from kmine.segmenters.base import ADAPTED, FineTunable, Segmenter
+from kmine.store.settings import signed, signed_sections
 from kmine.training.task import Task
 from kmine.types import IGNORE_INDEX
 
@@ -39,9 +40,9 @@ def calibrate(task: Task, base: Segmenter | None) -> Task:
     if task.segmenter is None or base is None or cfg.gate.mode != "calibrated":
         return task
     fold_ids = crossfit.folds(task.labeled, cfg.adapt.folds, cfg.seed)
-    settings = [asdict(section) for section in (cfg.model, cfg.classifier, cfg.infer, cfg.prompts, cfg.adapt)]
-    settings.append(asdict(task.auxiliary_model) if task.auxiliary_model else {})
-    signature = sign(task.signature, task.segmenter.signature, cfg.fit.signed_fields(), settings)
+    settings = signed_sections(cfg, "model", "classifier", "infer", "prompts", "adapt")
+    settings.append(signed("model", task.auxiliary_model) if task.auxiliary_model else {})
+    signature = sign(task.signature, task.segmenter.signature, signed("fit", cfg.fit.signed_fields()), settings)
     if (count := _num_objects(task.labeled)) < fit.MIN_OBJECTS or len(fold_ids) < 2:
         # Mining hardly finds more objects than there are: no fold model is trained in vain.
         record: Row = {"num_objects": count, "num_parts": len(fold_ids), "promise": None, "alone": None}

@@ -15,9 +15,9 @@ from kmine.config.data import PhantomKind
 from kmine.data.datasets.phantom.ct import render_ct
 from kmine.data.datasets.phantom.polyp import render_polyp
 from kmine.data.datasets.phantom.xray import render_xray
-from kmine.data.source import IndexedSource
+from kmine.data.source import AXIAL_CT, CHEST_XRAY, ENDOSCOPY, IndexedSource
 from kmine.errors import UserError
-from kmine.types import SampleRef, Skipped
+from kmine.types import SampleRef, Skipped, Symmetry
 
 GENERATOR_VERSION = 1
 """Part of the fingerprint: increase it with any change of the images."""
@@ -27,6 +27,7 @@ _STREAM = 20_240_614
 _KINDS: dict[PhantomKind, int] = {"polyp": 0, "ct": 1, "xray": 2}
 _OBJECT: dict[PhantomKind, str] = {"polyp": "polyp", "ct": "tumour", "xray": "infection"}
 _LESION_SHARE: dict[PhantomKind, float] = {"polyp": 1.0, "ct": 0.6, "xray": 0.6}
+_SYMMETRY: dict[PhantomKind, Symmetry] = {"polyp": ENDOSCOPY, "ct": AXIAL_CT, "xray": CHEST_XRAY}
 _MIN_SIZE = 32
 
 
@@ -44,7 +45,7 @@ class PhantomSource(IndexedSource):
         if size < _MIN_SIZE:
             raise UserError(f"data.size: expected at least {_MIN_SIZE} pixels for the phantom, got {size}")
         self.kind, self.num_samples, self.size = kind, num_samples, size
-        self.class_names = ("background", _OBJECT[kind])
+        self.class_names, self.symmetry = ("background", _OBJECT[kind]), _SYMMETRY[kind]
         self.skipped: tuple[Skipped, ...] = ()
         words = f"{self.name} v{GENERATOR_VERSION} {kind} {num_samples} {size}"
         self._fingerprint = hashlib.sha256(words.encode()).hexdigest()
