@@ -15,7 +15,7 @@ from kmine.ops.metrics import summarise
 from kmine.training import evaluation
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.distributed import SingleDevice
-from kmine.training.evaluation import compute_metrics, evaluate_checkpoint, evaluate_round, validation_score
+from kmine.training.evaluation import compute_metrics, evaluate_checkpoint, evaluate_round, validation_scores
 from kmine.training.model_setup import new_model
 from kmine.types import CaseMetrics, RoundResult, Sample
 
@@ -34,14 +34,14 @@ def test_hd95_is_in_pixels_unless_the_spacing_of_every_image_is_known(task_of, m
     assert hd95[True] == pytest.approx(2 * hd95[False]) and hd95[False] > 0
 
 
-def test_the_validation_score_is_the_mean_over_images_at_training_size(task_of, monkeypatch):
+def test_validation_scores_each_image_at_training_size(task_of, monkeypatch):
     """A model that predicts the true mask of the first image for all of them."""
     task, _run = task_of(replace(CFG, rounds=0, infer=InferConfig(batch_size=3)))
     truth = [task.val.mask_resized(i) for i in task.val.ids]
     probs = np.stack([truth[0] == 0, truth[0] == 1]).astype(np.float32)
     monkeypatch.setattr(evaluation, "predict_resized", lambda model, x, *_: (np.stack([probs] * len(x)), None))
     expected = [2 * (truth[0] & mask).sum() / (truth[0].sum() + mask.sum()) for mask in truth]
-    assert validation_score(task, None) == pytest.approx(np.mean(expected)) and expected[0] == 1
+    assert validation_scores(task, None) == pytest.approx(expected) and expected[0] == 1
 
 
 @pytest.mark.parametrize(("alarm", "score"), [(False, 1.0), (True, 0.0)])
@@ -51,7 +51,7 @@ def test_silence_on_clean_validation_images_is_chosen_over_false_alarms(task_of,
     monkeypatch.setattr(type(task.val), "mask_resized", lambda self, i: np.zeros(size, np.uint8))
     probs = np.stack([np.full(size, not alarm), np.full(size, alarm)]).astype(np.float32)
     monkeypatch.setattr(evaluation, "predict_resized", lambda model, x, *_: (np.stack([probs] * len(x)), None))
-    assert validation_score(task, None) == score
+    assert set(validation_scores(task, None)) == {score}
 
 
 def test_a_round_is_refused_for_false_alarms_on_clean_images():
