@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,16 +73,6 @@ ESTIMATED = ("kept", "kept_local", "low_estimated_dice")
 def slice_id(volume: str, number: int) -> str:
     """`volume-003/slice-0042`: sample id of a slice, the inverse of `SLICE_ID`."""
     return f"{volume}/slice-{number:04}"
-
-
-class Symmetry(NamedTuple):
-    """Changes of geometry after which an image of a data set could still be one of it."""
-
-    flips: Literal["auto", "none", "horizontal", "both"] = "horizontal"
-    rotation: float = 30.0
-    """Largest angle in degrees."""
-    scale: tuple[float, float] = (0.8, 1.25)
-    """Smallest and largest magnification."""
 
 
 @dataclass(frozen=True)

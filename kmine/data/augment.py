@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.config import FitConfig
-from kmine.types import IGNORE_INDEX, Symmetry
+from kmine.data.source import Symmetry
+from kmine.types import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import albumentations

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.errors import SampleError, UserError
-from kmine.types import SLICE_ID, SampleRef, Skipped, Symmetry
+from kmine.types import SLICE_ID, SampleRef, Skipped
 
 BLOCK_BYTES = 2**20
 """Bytes read at once."""
@@ -25,6 +25,18 @@ MAX_TABLE = 2**26
 """Bytes of a CSV file. Tables are read line by line, but a file without line ends is a single line."""
 INDEX, NUMBER = re.compile(r"(unnamed: [\d.]+)?", re.IGNORECASE), re.compile(r"(\d+(\.0)?)?")
 """Name of a column of row numbers as pandas writes and reads it, and its values."""
+
+
+class Symmetry(NamedTuple):
+    """Changes of geometry after which an image of a data set could still be one of it."""
+
+    flips: Literal["auto", "none", "horizontal", "both"] = "horizontal"
+    rotation: float = 30.0
+    """Largest angle in degrees."""
+    scale: tuple[float, float] = (0.8, 1.25)
+    """Smallest and largest magnification."""
+
+
 ENDOSCOPY = Symmetry("both", 180.0, (0.6, 1.6))
 """The endoscope turns about its own axis, so there is no up or left; the distance to the wall varies much."""
 AXIAL_CT = Symmetry("horizontal", 15.0)

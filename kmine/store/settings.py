@@ -46,6 +46,12 @@ BEFORE: dict[str, Any] = {
     "fit.rotation": 30.0,
     "fit.scale": [0.8, 1.25],
     "fit.checkpoint": "best",
+    "baseline_models": [],
+    "model.decoder": "unet",
+    "model.fine_init": "weights",
+    "model.veto": False,
+    "classifier.patience": 0,
+    "fit.clean_share": 0.0,
 }
 """Settings that older runs lack, and the values in effect then. They are filled in when settings of a run are read, and
 are not signed, so that what an older run has finished stays valid."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kmine.data.augment import Augment
-from kmine.types import Symmetry
+from kmine.data.source import Symmetry
 
 SIZE = 64
 

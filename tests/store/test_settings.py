@@ -35,8 +35,8 @@ def older_config(**given):
     """Settings of a run as saved by a version without those of `BEFORE`."""
     values = cli.to_dict(LoopConfig())
     for name in BEFORE:
-        section, _, key = name.partition(".")
-        del values[section][key]
+        section, _, key = name.rpartition(".")
+        del (values[section] if section else values)[key]
     for name, value in given.items():
         section, _, key = name.partition("__")
         values[section][key] = value

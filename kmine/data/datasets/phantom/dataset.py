@@ -15,9 +15,9 @@ from kmine.config.data import PhantomKind
 from kmine.data.datasets.phantom.ct import render_ct
 from kmine.data.datasets.phantom.polyp import render_polyp
 from kmine.data.datasets.phantom.xray import render_xray
-from kmine.data.source import AXIAL_CT, CHEST_XRAY, ENDOSCOPY, IndexedSource
+from kmine.data.source import AXIAL_CT, CHEST_XRAY, ENDOSCOPY, IndexedSource, Symmetry
 from kmine.errors import UserError
-from kmine.types import SampleRef, Skipped, Symmetry
+from kmine.types import SampleRef, Skipped
 
 GENERATOR_VERSION = 1
 """Part of the fingerprint: increase it with any change of the images."""
