@@ -112,7 +112,7 @@ def rank_all_masks(
     mined = MaskSet(
         "pseudo",
         task.unlabeled.subset(audited_round.pseudo_labeled),
-        partial(task.run.pseudo_mask, audited_round.round_idx),
+        partial(task.pseudo_mask, audited_round.round_idx),
         audited_round,
     )
     labeled_reports, pseudo_reports = ([*score_masks(task, references, masks)] for masks in (given, mined))

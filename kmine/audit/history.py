@@ -110,7 +110,7 @@ class MaskHistory:
         pair = [p for p in (*before, mined) if p.has_pseudo_mask(sample_id)]
         if len(pair) < 2:
             return math.nan
-        masks = (self._audited.store.pseudo_mask(p.round_idx, sample_id) for p in pair)
+        masks = (self._audited.task.pseudo_mask(p.round_idx, sample_id) for p in pair)
         return metrics.dice(*((mask != 0) & (mask != IGNORE_INDEX) for mask in masks))
 
     def lines(self, report: MaskReport) -> tuple[str, ...]:

@@ -90,7 +90,7 @@ class AuditedRun:
     def read(self, kind: str) -> MaskReader:
         """Reader of the masks of a kind: sample id -> (H, W) class ids and 255, in the image's own frame."""
         if kind == "pseudo":
-            return partial(self.store.pseudo_mask, self.audited_round.round_idx)
+            return partial(self.task.pseudo_mask, self.audited_round.round_idx)
         return lambda sample_id: read_mask_of(self.task.labeled, sample_id)
 
 

@@ -14,6 +14,7 @@ FULL = {
     errno.EDQUOT: "the disk quota is used up; free some space",
     errno.EFBIG: "the file would be larger than the limit for one file; raise it (ulimit -f)",
 }
+ANOTHER_FOLDER = "choose another folder (--out, --cache_dir, or KMINE_CACHE in the environment)"
 RERUN = "and run the same command again, it resumes"
 _REFUSED = {
     errno.EACCES: "no permission to write there",
@@ -61,4 +62,4 @@ def user_errors(path: Path, *, cure: str = "choose another --out", otherwise: st
 
 def storage_errors(path: Path) -> AbstractContextManager[None]:
     """`user_errors` for files outside a run folder (downloads, archives, bundles); covers every `OSError`."""
-    return user_errors(path, cure="choose another folder", otherwise="cannot be read or written")
+    return user_errors(path, cure=ANOTHER_FOLDER, otherwise="cannot be read or written")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,19 @@ def content_kind(path: Path) -> str:
     known = next((words for magic, words in _FORMATS if head.startswith(magic)), None)
     is_text = head.isascii() and b"\0" not in head
     return known or ("text" if head and is_text else "another format" if head else "an empty file")
+
+
+def encode_safetensors(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Safetensors of contiguous tensors. Equal arguments give equal bytes: the library orders metadata at random."""
+    from safetensors.torch import save
+
+    data = save(tensors, dict(metadata))
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def _zip_kind(path: Path) -> str:

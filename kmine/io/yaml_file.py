@@ -1,4 +1,4 @@
-"""YAML files of settings, read with bounds: the size of the file, no tags of objects, no aliases of sections."""
+"""YAML files of settings, read with bounds: the size of the file, what its aliases unfold to, no tags of objects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import yaml
 
 from kmine.errors import UserError
 
-MAX_BYTES = 2**18
+MAX_BYTES, MAX_VALUES = 2**18, 100_000
+"""Of a file, and of values with all aliases unfolded."""
+MERGE = "tag:yaml.org,2002:merge"
 NULLS = ("", "~", "null", "Null", "NULL")
 
 
@@ -22,22 +24,55 @@ class Text(str):
 
 
 class _Loader(yaml.SafeLoader):
-    """Values of YAML's types. An alias of a section could unfold without end, a name given twice hides a value."""
+    """Values of YAML's types. Aliases may not unfold without end; a name given twice would hide a value."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._sizes: dict[int, int] = {}
+        """Values of a node with its aliases unfolded, by id; absent while the node is read."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         is_alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
         node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
-        if is_alias and not isinstance(node, yaml.ScalarNode):
-            raise yaml.MarkedYAMLError(problem="an alias of a section or list: write it out", problem_mark=mark)
+        if not is_alias:
+            self._sizes[id(node)] = 1 + sum(self._sizes[id(part)] for part in _parts(node))
+        if id(node) not in self._sizes:
+            raise yaml.MarkedYAMLError(problem="an alias of the section that it stands in", problem_mark=mark)
+        if self._sizes[id(node)] > MAX_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"aliases of more than {MAX_VALUES:,} values", problem_mark=mark)
         return node
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} stands there twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge sections named by `<<`: a section's own values win, then those of the first that it names.
+
+        PyYAML 6.0.4 takes others where merges are chained.
+        """
+        merges = [value for key, value in node.value if key.tag == MERGE]
+        own = [(key, value) for key, value in node.value if key.tag != MERGE]
+        taken = {key.value for key, _ in own if isinstance(key, yaml.ScalarNode)}
+        for source in (part for merge in merges for part in (_parts(merge) if _is_list(merge) else [merge])):
+            if not isinstance(source, yaml.MappingNode):
+                raise yaml.MarkedYAMLError(problem="<< takes a section", problem_mark=source.start_mark)
+            self.flatten_mapping(source)
+            own += [(key, value) for key, value in source.value if str(key.value) not in taken]
+            taken.update(str(key.value) for key, _ in source.value)
+        node.value = own
+
+
+def _is_list(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.SequenceNode)
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    """Keys and values of a section, elements of a list. Raises `YAMLError` for a name given twice."""
+    if not isinstance(node, yaml.MappingNode):
+        return list(node.value) if _is_list(node) else []
+    seen: set[str] = set()
+    for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+        if key.value in seen:
+            raise yaml.MarkedYAMLError(problem=f"{key.value} stands there twice", problem_mark=key.start_mark)
+        seen.add(key.value)
+    return [part for pair in node.value for part in pair]
 
 
 class _TextLoader(_Loader):

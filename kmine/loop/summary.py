@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from kmine.data.pool import Pool
 from kmine.mining import round_changes as changes
 from kmine.mining.adaptation.step import adaptation_summary
 from kmine.mining.calibration.step import calibration_summary
@@ -150,7 +149,7 @@ def build_report(
         segmenter=segmenter,
         command=run["command"],
         rounds=rows,
-        gallery=_gallery(task.unlabeled, task.run, max((r.round_idx for r in rows), default=0)),
+        gallery=_gallery(task, max((r.round_idx for r in rows), default=0)),
         provenance=_provenance(run),
         config_yaml=(task.run.root / "config.yaml").read_text("utf-8"),
         notes=[*_notes(task, rows, segmenter), *(_gain_note(name, of_model) for name, of_model in gains.items())],
@@ -215,20 +214,20 @@ def _change_notes(run: RunFolder, rows: Sequence[RoundRow]) -> list[str]:
     return last + [f"Round {n}: {warning}." for n, found in by_round.items() for warning in changes.warnings(found)]
 
 
-def _gallery(pool: Pool, run: RunFolder, round_idx: int) -> list[GalleryItem]:
+def _gallery(task: Task, round_idx: int) -> list[GalleryItem]:
     """Best and worst kept images and dropped ones of a round, by the gate's scores; no true mask is read."""
     by_image: dict[str, list[DecisionRow]] = {}
-    for row in run.decisions(round_idx):
+    for row in task.run.decisions(round_idx):
         if row.is_object:
             by_image.setdefault(row.sample_id, []).append(row)
     kept = sorted((i for i, rows in by_image.items() if rows[0].in_training), key=lambda i: -_score(by_image[i]))
     dropped = sorted((i for i, rows in by_image.items() if not rows[0].in_training), key=lambda i: _score(by_image[i]))
     best, worst = kept[:GALLERY_SIZE], kept[GALLERY_SIZE:][-GALLERY_SIZE:]
     prompts: dict[str, list[Prompts]] = {}
-    for row in run.prompts(round_idx):
+    for row in task.run.prompts(round_idx):
         prompts.setdefault(row.sample_id, []).append(row.to_prompts())
     return [
-        _item(pool, run, round_idx, category, by_image[sample_id], prompts[sample_id])
+        _item(task, round_idx, category, by_image[sample_id], prompts[sample_id])
         for category, ids in (("best", best), ("worst", worst), ("dropped", dropped[:GALLERY_SIZE]))
         for sample_id in ids
     ]
@@ -242,9 +241,9 @@ def _score(rows: Sequence[DecisionRow]) -> float:
 
 
 def _item(
-    pool: Pool, run: RunFolder, round_idx: int, category: Category, rows: Sequence[DecisionRow], prompts: list[Prompts]
+    task: Task, round_idx: int, category: Category, rows: Sequence[DecisionRow], prompts: list[Prompts]
 ) -> GalleryItem:
-    sample = pool.sample(rows[0].sample_id)
+    sample = task.unlabeled.sample(rows[0].sample_id)
     local, segmenter_mask = (class_map(rows, sample.image.shape[:2], source) for source in ("local", "segmenter"))
     has_auxiliary = not np.isnan(rows[0].evidence.auxiliary_dice)
     first = next((row for row in rows if not row.kept), rows[0])
@@ -259,5 +258,5 @@ def _item(
         prompts=prompts,
         local_mask=local,
         segmenter_mask=segmenter_mask,
-        pseudo_mask=run.pseudo_mask(round_idx, sample.sample_id) if rows[0].in_training else None,
+        pseudo_mask=task.pseudo_mask(round_idx, sample.sample_id) if rows[0].in_training else None,
     )

@@ -25,7 +25,7 @@ class PseudoLabels(Mapping[str, PseudoLabel]):
     def __init__(
         self, task: Task, round_idx: int, signature: str, rows: Sequence[DecisionRow], seconds: dict[str, float]
     ) -> None:
-        self._run, self.round_idx, self.signature, self.seconds = task.run, round_idx, signature, seconds
+        self._task, self.round_idx, self.signature, self.seconds = task, round_idx, signature, seconds
         groups = groupby((row for row in rows if row.in_training), key=lambda row: row.sample_id)
         origins = {sample_id: _reason_and_weight(list(group)) for sample_id, group in groups}
         self._origins = {i: origins[i] for i in task.unlabeled.ids if i in origins}
@@ -42,7 +42,7 @@ class PseudoLabels(Mapping[str, PseudoLabel]):
 
     def __getitem__(self, sample_id: str) -> PseudoLabel:
         reason, weight = self._origins[sample_id]
-        mask = self._run.pseudo_mask(self.round_idx, sample_id)
+        mask = self._task.pseudo_mask(self.round_idx, sample_id)
         return PseudoLabel(mask, reason, weight, self.signature, self.round_idx)
 
     def __iter__(self) -> Iterator[str]:

@@ -118,5 +118,5 @@ def _mask_comparisons(
     """The pseudo-labeled images of a round, one at a time; `previous_ids` have a pseudo mask of the round before."""
     groups = groupby((row for row in rows if row.in_training), key=lambda row: row.sample_id)
     for sample_id, group in groups:
-        previous = task.run.pseudo_mask(round_idx - 1, sample_id) if sample_id in previous_ids else None
-        yield MaskComparison.from_rows(list(group), task.run.pseudo_mask(round_idx, sample_id), previous)
+        previous = task.pseudo_mask(round_idx - 1, sample_id) if sample_id in previous_ids else None
+        yield MaskComparison.from_rows(list(group), task.pseudo_mask(round_idx, sample_id), previous)

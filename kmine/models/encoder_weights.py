@@ -16,7 +16,8 @@ from kmine.config import ModelConfig
 from kmine.errors import UserError
 from kmine.io.tensor_file import read_state_dict
 
-HUB_TIMEOUT_S = 5.0
+HUB_TIMEOUT_S, STALL_S = 5.0, 20.0
+"""Seconds for the hub to answer, and for any server to send more."""
 _MOBILENET_V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 """Blocks of each of MobileNetV2's stages."""
 
@@ -46,7 +47,10 @@ def encoder_errors(cfg: ModelConfig, settings: str, offline: bool) -> Iterator[N
 
 @contextmanager
 def _answering_hub(is_used: bool) -> Iterator[None]:
-    """Let the hub's library use its cache alone where the hub does not answer; else it retries for minutes."""
+    """Let the hub's library use its cache alone where the hub does not answer; else it retries for minutes.
+
+    Other servers, of encoders that load by torch.hub, which sets no time limit, are waited for `STALL_S`.
+    """
     from huggingface_hub import constants
 
     url, before = urlsplit(constants.ENDPOINT), constants.HF_HUB_OFFLINE
@@ -56,10 +60,14 @@ def _answering_hub(is_used: bool) -> Iterator[None]:
             socket.create_connection((url.hostname or "", port), HUB_TIMEOUT_S).close()
         except OSError:
             constants.HF_HUB_OFFLINE = True
+    stall_s = socket.getdefaulttimeout()
     try:
+        if is_used and stall_s is None:
+            socket.setdefaulttimeout(STALL_S)
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+        socket.setdefaulttimeout(stall_s)
 
 
 def load_encoder(encoder: nn.Module, weights: str | None, name: str) -> None:

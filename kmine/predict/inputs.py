@@ -29,6 +29,7 @@ class Input:
     kind: InputKind
     files: tuple[Path, ...]
     """One file, or those of a series."""
+    warning: str = ""
 
     @property
     def is_volume(self) -> bool:
@@ -82,7 +83,8 @@ def find_inputs(words: Sequence[str], closed: Path) -> Inputs:
 
 def _inputs(root: Path, folder: Path, kinds: dict[Path, Kind]) -> Iterator[Input]:
     series, single_files = group_series(sorted(file for file, kind in kinds.items() if kind == "dicom"))
-    yield from (Input(_name(root, file), "dicom", (file,)) for file in single_files)
+    warning = "an image beside a series, such as its localizer: predicted as a picture" if series else ""
+    yield from (Input(_name(root, file), "dicom", (file,), warning) for file in single_files)
     yield from (Input(_name(root, file), kind, (file,)) for file, kind in kinds.items() if kind != "dicom")
     inside = folder.relative_to(root).as_posix()
     name = folder.resolve().name if inside == "." else inside

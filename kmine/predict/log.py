@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ class OutputLog:
 
     def close(self) -> None:
         """Release the folder."""
-        self._file.close()
+        with suppress(OSError):  # a line that could not be written, which `_append` has named
+            self._file.close()
 
     def _append(self, line: Mapping[str, Any]) -> None:
         with user_errors(self.out / LOG_FILE):

@@ -22,6 +22,7 @@ from kmine.errors import SampleError
 from kmine.predict.inputs import Input
 
 ValueWindow = tuple[float, float]
+LOCALIZER = "a localizer, not a slice of a scan"
 NO_WINDOW = "expected the values shown as black and as white, which the model does not have; pass --window [LOW,HIGH]"
 
 
@@ -68,8 +69,10 @@ def file_stamps(item: Input) -> list[list[object]]:
 def _image(item: Input, size: int, window: ValueWindow | None, keep: bool) -> Loaded:
     path, is_dicom = item.files[0], item.kind == "dicom"
     image = read_dicom(path, window) if is_dicom else read_picture(path, window)
-    spacing = read_header(path).spacing if is_dicom else None
-    return Loaded(resize_image(image, size)[None], image.shape[:2], spacing, None, image[None] if keep else None)
+    header = read_header(path) if is_dicom else None
+    spacing, warning = (header.spacing, LOCALIZER * header.is_localizer) if header else (None, "")
+    small, native = resize_image(image, size)[None], image[None] if keep else None
+    return Loaded(small, image.shape[:2], spacing, None, native, warning or item.warning)
 
 
 def _nifti(item: Input, size: int, window: ValueWindow | None, keep: bool) -> Loaded:
@@ -94,7 +97,8 @@ def _series(item: Input, size: int, window: ValueWindow | None, keep: bool) -> L
         small[number] = resize_image(image, size)
         if native is not None:
             native[number] = image[..., 0]
-    return Loaded(small, series.shape, series.spacing, frame_of_series(series), native, series.warning)
+    warning = "; ".join(filter(None, (LOCALIZER * read_header(item.files[0]).is_localizer, series.warning)))
+    return Loaded(small, series.shape, series.spacing, frame_of_series(series), native, warning)
 
 
 _LOADERS = {"picture": _image, "dicom": _image, "nifti": _nifti, "series": _series}

@@ -35,9 +35,7 @@ def refuse_changed_data(source: Source, cache: SampleCache, run: RunFolder, with
     if stored is None or run.run().get("data_fingerprint") == source.fingerprint():
         return
     before = {row["sample_id"]: (row["image_crc32"], row["mask_crc32"]) for row in stored}
-    now = {
-        i: (str(image), "" if mask is None else str(mask)) for i, (image, mask) in cache.checksums(with_masks).items()
-    }
+    now = _checksums(cache, with_masks)
     changed = sorted(i for i in before.keys() | now.keys() if not _is_same(before.get(i), now.get(i)))
     if changed:
         raise UserError(

@@ -75,6 +75,8 @@ def load_settings(root: Path, *, device: str, data_root: str | None) -> LoopConf
         UserError: a damaged file, an unknown setting or an unfit value.
     """
     flags = ["--device", device]
+    if os.environ.get("KMINE_CACHE"):  # the run's own folder of decoded images may be of another machine
+        flags += ["--data.cache_dir", "null"]
     if data_root:
         data = cli.to_dict(load_run_config(root / "config.yaml").data)
         flags += [word for name, path in _moved(data, data_root).items() for word in (f"--data.{name}", path)]

@@ -76,7 +76,9 @@ def begin_run(
     cfg = resolve_settings(cfg, source)
 
     def contents() -> dict[str, str]:
-        progress.log("the data files have other times than when this run began: comparing their content")
+        progress.log(
+            "the data files have other times, or another reader, than when this run began: comparing their content"
+        )
         cache = open_cache(cfg, source)
         refuse_changed_data(source, cache, run, _opened_masks(open_splits(cfg, cache, run)))
         return content_fingerprints(cfg, source, run)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kmine.errors import UserError
 from kmine.io.files import nan_to_none, sign
 from kmine.io.json_file import parse_json, read_regular
+from kmine.io.tensor_file import encode_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,13 +37,12 @@ class DamagedError(UserError):
 
 
 def encode_tensors(tensors: Mapping[str, Tensor], signature: str, meta: Mapping[str, Any]) -> bytes:
-    """Safetensors with signature, JSON-able metadata, and the SHA-256 of the file with 64 zeros in its place."""
-    from safetensors.torch import save
+    """Safetensors with signature, JSON-able metadata, and the SHA-256 of the file with 64 zeros in its place.
 
-    data = save(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        {"signature": signature, "meta": json.dumps(meta), "sha256": _BLANK.decode()},
-    )
+    Equal arguments give equal bytes.
+    """
+    metadata = {"signature": signature, "meta": json.dumps(meta), "sha256": _BLANK.decode()}
+    data = encode_safetensors({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
     start = data.index(_KEY + _BLANK) + len(_KEY)
     return data[:start] + hashlib.sha256(data).hexdigest().encode() + data[start + len(_BLANK) :]
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kmine.config import LoopConfig, ModelConfig
 from kmine.data.pool import Pool
+from kmine.errors import UserError
 from kmine.feedback.verdict_effects import NO_VERDICTS, VerdictEffects
 from kmine.ops.calibrator import Calibration
 from kmine.segmenters.base import Segmenter
+from kmine.store.artifacts import CURE
 from kmine.store.run_folder import RunFolder
 from kmine.training.distributed import DeviceContext, make_fabric
-from kmine.types import ProgressReporter
+from kmine.types import IGNORE_INDEX, ProgressReporter
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,17 @@ class Task:
     """A reviewer's verdicts on the masks of an earlier run."""
     mining_batch_size: int = 16
     """Images that mining and calibration hold in memory and save together; an interruption costs at most as many."""
+
+    def pseudo_mask(self, round_idx: int, sample_id: str) -> NDArray[np.uint8]:
+        """(H, W) class ids and 255, as saved. `UserError` for a missing or damaged file, or one of another image."""
+        mask, shape = self.run.pseudo_mask(round_idx, sample_id), self.unlabeled.native_shape(sample_id)
+        foreign = sorted(set(np.unique(mask).tolist()) - {*range(self.num_classes), IGNORE_INDEX})
+        if mask.shape == shape and not foreign:
+            return mask
+        expected = f"the class ids 0 to {self.num_classes - 1} and {IGNORE_INDEX}" if foreign else f"{shape} pixels"
+        actual = ", ".join(map(str, foreign[:5])) if foreign else str(mask.shape)
+        path = self.run.pseudo_path(round_idx, sample_id)
+        raise UserError(f"{path}: expected a pseudo mask of {expected}, got {actual}; {CURE}")
 
 
 @dataclass

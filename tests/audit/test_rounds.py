@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from kmine.audit import __main__ as audit_command
 from kmine.audit.rounds import MinedRound, load_rounds, open_audit, select_round
 from kmine.cli import Terminal
 from kmine.errors import UserError
+from kmine.io.files import encode_png
 from kmine.store.run_folder import RunFolder
 from kmine.store.tables import DecisionRow, PromptRow, RowsBySample
 
@@ -48,3 +52,14 @@ def test_the_signature_of_the_audited_masks_depends_on_the_round(audited_run):
         with open_audit(audited_run, Terminal(quiet=True), round_idx=number, device="cpu") as audited:
             signatures.append((audited.audited_round.round_idx, audited.signature))
     assert signatures[0][1] != signatures[1][1] and signatures[2] in signatures[:2]
+
+
+def test_a_pseudo_mask_of_another_size_with_the_right_signature_is_one_line(audited_run, tmp_path, capsys):
+    run = RunFolder(shutil.copytree(audited_run, tmp_path / "run"), follows=True)
+    last = load_rounds(run)[-1]
+    path = run.pseudo_path(last.round_idx, last.pseudo_labeled[0])
+    path.write_bytes(encode_png(np.ones((5, 7), np.uint8), last.signature, last.round_idx))
+    words = [str(run.root), "--no_labeled", "--device=cpu", f"--round={last.round_idx}"]
+    assert audit_command.main(words) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"kmine audit: error: {path}: expected a pseudo mask of (") and "got (5, 7); remove" in said

@@ -2,6 +2,7 @@
 
     python tests/fuzz/harness.py --cases 5000            all surfaces, two at once
     python tests/fuzz/harness.py --surface onnx --first 17 --cases 1 --keep DIR    one case again, its output kept
+    python tests/fuzz/harness.py --undamaged 36 --cases 0    the valid files alone (seeds below 0), exit code 0 each
 
 A case passes if the command ends by itself within `SECONDS`, with exit code 0, 1 or 2 and without a traceback, if an
 error names the damaged file on one line free of control characters, if no file outside the case's folder changes, and
@@ -28,7 +29,7 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fuzz.surfaces import SURFACES, Case, build_base
+from fuzz.surfaces import SURFACES, Case, Undamaged, build_base
 
 SECONDS = 30
 MEGABYTES = 3000
@@ -112,7 +113,8 @@ class Harness:
             while len(running) < jobs and (following := next(waiting, None)) is not None:
                 folder = self.cases / f"{following[0]}-{following[1]}"
                 folder.mkdir()
-                case = SURFACES[following[0]](Random(f"{following[0]} {following[1]}"), self.base, folder)
+                rng = (Undamaged if following[1] < 0 else Random)(f"{following[0]} {following[1]}")
+                case = SURFACES[following[0]](rng, self.base, folder)
                 running[_start(case.words, folder)] = (*following, case, folder, time.monotonic())
             if not running:
                 return
@@ -127,6 +129,8 @@ class Harness:
                 output = (folder / "output.txt").read_text("utf-8", errors="replace")
                 outcome = Outcome(os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss / 1024, output)
                 faults = outcome.faults(case)
+                if seed < 0 and outcome.code != 0:
+                    faults.append(f"exit code {outcome.code} without damage")
                 if (state := self._outside_state()) != untouched:
                     changed = sorted(dict(set(state.items()) ^ set(untouched.items())))
                     faults.append(f"files outside changed: {changed[:3]}")
@@ -198,12 +202,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=5000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--undamaged", type=int, default=0, help="cases without damage, before the others")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--surface", choices=sorted(SURFACES))
     parser.add_argument("--keep", type=Path, help="copy output of faulty cases to this folder")
     given = parser.parse_args()
     names = [given.surface] if given.surface else list(SURFACES)
-    chosen = [(names[n % len(names)], given.first + n // len(names)) for n in range(given.cases)]
+    numbers = [(n, -1 - n // len(names)) for n in range(given.undamaged)]
+    numbers += [(n, given.first + n // len(names)) for n in range(given.cases)]
+    chosen = [(names[n % len(names)], seed) for n, seed in numbers]
     counts: Counter[str] = Counter()
     kinds: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory(prefix="kmine-fuzz-") as root:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -10,7 +11,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -19,6 +20,8 @@ import numpy as np
 from fuzz import mutations as damage
 from helpers.image_files import save_image, save_slice
 from PIL import Image
+
+from kmine.segmenters.weights import OFFICIAL_WEIGHTS
 
 SIZE = (32, 40)
 NUM_IMAGES = 12
@@ -32,6 +35,10 @@ TINY = (
     "--gate.max_area_ratio=1e6",
 )
 """A few steps make a poor model; this gate lets its masks through."""
+
+
+class Undamaged(Random):
+    """Chooses as `Random` does; no surface damages anything, so that every command must end with 0."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +100,12 @@ def _write_archives(base: Path) -> None:
     with zipfile.ZipFile(base / "kvasir.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted((base / "pictures").rglob("*.png")):
             archive.write(path, f"Kvasir-SEG/{path.relative_to(base / 'pictures')}")
-    manifest = json.dumps({"files": {"sam_vit_b_01ec64.pth": "0" * 64}}).encode()
+    zeros = bytes(1000)
+    checkpoint = replace(OFFICIAL_WEIGHTS["sam_vit_b"], sha256=hashlib.sha256(zeros).hexdigest())
+    OFFICIAL_WEIGHTS["sam_vit_b"] = checkpoint  # in this process and its forks
+    manifest = json.dumps({"sam_vit_b": checkpoint.sha256}).encode()
     with tarfile.open(base / "bundle.tar", "w") as bundle:
-        for name, content in (("kmine-weights.json", manifest), ("sam_vit_b_01ec64.pth", bytes(1000))):
+        for name, content in (("kmine-weights.json", manifest), (checkpoint.filename, zeros)):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             bundle.addfile(entry, io.BytesIO(content))
@@ -124,7 +134,8 @@ def _damaged(rng: Random, paths: Sequence[Path], *more: damage.Mutation) -> Path
     """Damage one of the files, half of the time by the mutations of its own kind; returns it."""
     target = rng.choice(sorted(paths))
     kinds = rng.choice((more or damage.BYTES, damage.BYTES, damage.BYTES, damage.PLACES))
-    rng.choice(kinds)(rng, target)
+    if not isinstance(rng, Undamaged):
+        rng.choice(kinds)(rng, target)
     return target
 
 
@@ -228,7 +239,8 @@ def predict_inputs(rng: Random, base: Path, case: Path) -> Case:
     shutil.copytree(base / "volumes" / "images", data / "volumes")
     files = [*data.glob("images/p0[0-4].png"), *data.glob("volumes/*")]
     target = _damaged(rng, files, damage.flip_header_bits)
-    return Case(("predict", f"{base}/model.onnx", str(data), "--overlay", "--device=cpu", f"--out={case}/out"), target)
+    words = ("predict", f"{base}/model.onnx", str(data), "--overlay", "--window=[0,255]", "--device=cpu")
+    return Case((*words, f"--out={case}/out"), target)
 
 
 def predict_outputs(rng: Random, base: Path, case: Path) -> Case:
@@ -242,7 +254,8 @@ def predict_outputs(rng: Random, base: Path, case: Path) -> Case:
 def predict_log(rng: Random, base: Path, case: Path) -> Case:
     out = Path(shutil.copytree(base / "predicted", case / "out"))
     target = out / ".kmine-predict.jsonl"
-    damage.json_lines(rng, target)
+    if not isinstance(rng, Undamaged):
+        damage.json_lines(rng, target)
     return Case(("predict", f"{base}/run", f"{base}/pictures/images", "--device=cpu", f"--out={out}"), target)
 
 
@@ -318,7 +331,9 @@ def links(rng: Random, base: Path, case: Path) -> Case:
     files = [path for path in run.rglob("*") if path.is_file()]
     target = rng.choice(sorted([*files, run / ".lock", run / "report.html", run / "test_table.md", run / "audit"]))
     outside = base.parent / "outside"
-    if rng.random() < 0.3 and target.parent != run:
+    if isinstance(rng, Undamaged):
+        pass
+    elif rng.random() < 0.3 and target.parent != run:
         shutil.rmtree(target.parent)
         target = target.parent
         target.symlink_to(outside, target_is_directory=True)
@@ -331,7 +346,7 @@ def links(rng: Random, base: Path, case: Path) -> Case:
 
 def onnx(rng: Random, base: Path, case: Path) -> Case:
     target = Path(shutil.copyfile(base / "model.onnx", case / "model.onnx"))
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 and not isinstance(rng, Undamaged):
         import onnx as library
 
         model = library.load(target)
@@ -386,7 +401,8 @@ def checkpoints(rng: Random, base: Path, case: Path) -> Case:
     suffix = rng.choice((".pth", ".safetensors"))
     target = _damaged(rng, [Path(shutil.copyfile(base / f"encoder{suffix}", case / f"encoder{suffix}"))])
     words = _pictures(base, case)[1]
-    flag = rng.choice((f"--model.encoder_weights={target}", f"--segmenter.checkpoint={target}"))
+    flags = (f"--model.encoder_weights={target}", f"--segmenter.checkpoint={target}")
+    flag = flags[0] if isinstance(rng, Undamaged) else rng.choice(flags)  # it is no SAM
     more = ("--segmenter.name=sam_vit_b",) if "segmenter" in flag else ()
     return Case(("loop", *words, *TINY, "--rounds=0", *more, flag, "--offline", f"--out={case}/run"), target)
 

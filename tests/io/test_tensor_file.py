@@ -9,10 +9,11 @@ import zipfile
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from kmine.errors import UserError
-from kmine.io.tensor_file import content_kind, read_state_dict, without_prefix
+from kmine.io.tensor_file import content_kind, encode_safetensors, read_state_dict, without_prefix
 
 STATE = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.ones(1)}
 
@@ -100,3 +101,14 @@ def test_folders_pipes_objects_and_tensors_without_values_are_refused(tmp_path):
     for name, words in (cases | {"huge": "dense", "meta": "dense", "sparse": "dense"}).items():
         with pytest.raises(UserError, match=words):
             read_state_dict(tmp_path / name, "weights")
+
+
+def test_equal_tensors_and_metadata_are_equal_bytes(tmp_path):
+    metadata = {f"key{n}": f'"quoted" \u00e9 {n}' for n in range(20)}
+    path, first = tmp_path / "w", encode_safetensors(STATE, metadata)
+    for _ in range(5):
+        assert encode_safetensors(STATE, dict(reversed(metadata.items()))) == first
+    path.write_bytes(first)
+    assert same(read_state_dict(path, "weights"))
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == metadata

@@ -28,6 +28,15 @@ def test_without_as_text_values_have_the_types_of_yaml(tmp_path):
     assert read(tmp_path, "a: 8\nb: no\nc: 2024-01-01\n", as_text=False) == {"a": 8, "b": False, "c": date(2024, 1, 1)}
 
 
+def test_aliases_of_sections_and_lists_are_read(tmp_path):
+    text = "a: &a {x: 1, y: [2]}\nb: *a\nc: &c\n  <<: *a\n  y: &l [3]\nd: {<<: [*c, *a], z: *l}\n"
+    section = {"x": "1", "y": ["2"]}
+    expected = {"a": section, "b": section, "c": {"x": "1", "y": ["3"]}, "d": {"x": "1", "y": ["3"], "z": ["3"]}}
+    assert read(tmp_path, text) == expected
+    longer = text.replace("y", "long_name")  # the library takes names of one letter and others apart
+    assert read(tmp_path, longer)["d"] == {"x": "1", "long_name": ["3"], "z": ["3"]}
+
+
 def test_an_alias_of_a_value_and_a_merged_section_are_read(tmp_path):
     assert read(tmp_path, "a: &x 3\nb: *x\nc:\n  <<: {d: 1}\n") == {"a": "3", "b": "3", "c": {"d": "1"}}
 
@@ -35,8 +44,14 @@ def test_an_alias_of_a_value_and_a_merged_section_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("a: &a [x]\nb: *a\n", "line 2, column 4: not YAML (an alias of a section or list: write it out)"),
-        ("a: &a {b: *a}\n", "line 1, column 11: not YAML (an alias of a section"),
+        (
+            "a: &a [x, x]\n"
+            + "".join(f"b{n}: &b{n} [*{m}, *{m}]\n" for n, m in enumerate(["a", *(f"b{n}" for n in range(20))])),
+            "line 16, column 6: not YAML (aliases of more than 100,000 values); mend that line",
+        ),
+        ("a: &a {b: *a}\n", "line 1, column 11: not YAML (an alias of the section that it stands in)"),
+        ("a: &a\n  <<: *a\n", "line 2, column 7: not YAML (an alias of the section that it stands in)"),
+        ("a: {<<: 3}\n", "line 1, column 9: not YAML (<< takes a section)"),
         ("data: {size: 64}\ndata: {size: 32}\n", "line 2, column 1: not YAML (data stands there twice)"),
         ("a: !!python/object/apply:os.system [true]\n", "line 1, column 4: not YAML (could not determine"),
         ("a: " + "[" * 3000, "expected names and values, got others (RecursionError); restore it"),
@@ -45,7 +60,19 @@ def test_an_alias_of_a_value_and_a_merged_section_are_read(tmp_path):
         (b"a: \xff\n", "expected a text file, got other bytes"),
         ("", "expected lines `name: value`, got nothing"),
     ],
-    ids=["alias of a list", "alias of itself", "twice", "object", "deep", "huge", "nul", "bytes", "empty"],
+    ids=[
+        "unfolds",
+        "alias of itself",
+        "merge of itself",
+        "merge of a value",
+        "twice",
+        "object",
+        "deep",
+        "huge",
+        "nul",
+        "bytes",
+        "empty",
+    ],
 )
 def test_damage_is_one_line_that_names_the_file(tmp_path, text, problem):
     with pytest.raises(UserError) as error:

@@ -352,7 +352,7 @@ def test_a_run_folder_that_cannot_be_written(root, capsys):
 def test_a_cache_folder_that_cannot_be_written(root, capsys):
     (root.parent / "taken").write_text("mine")
     line = refused(capsys, root, data__cache_dir=root.parent / "taken" / "below")
-    assert "a file stands where a folder is needed; pass --data.cache_dir FOLDER" in line
+    assert "a file stands where a folder is needed; name another folder: --data.cache_dir of loop" in line
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS], ids=errno.errorcode.get)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -100,3 +102,17 @@ def test_one_process_at_a_time(out):
         OutputLog(out)
     with reopened(out):
         pass
+
+
+def test_a_limit_of_file_size_names_the_log(tmp_path):
+    program = (
+        "import resource, sys; from contextlib import closing; from pathlib import Path\n"
+        "from kmine.cli import guarded; from kmine.predict.log import OutputLog\n"
+        "def work():\n"
+        "    with closing(OutputLog(Path(sys.argv[1]))) as log: log.claim(['masks/a.png'])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9)); sys.exit(guarded('kmine x', work))"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    said = f"kmine x: error: {tmp_path / '.kmine-predict.jsonl'}: the file would be larger than the limit for one file;"
+    assert done.returncode == 2 and done.stderr.startswith(said) and done.stderr.count("\n") == 1

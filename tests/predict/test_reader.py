@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from helpers.image_files import save_dicom, save_slice
 from PIL import Image
 
 from kmine.data.io.nifti_write import encode_mask
@@ -82,3 +83,21 @@ def test_masks_of_a_turned_volume_come_back_to_the_voxels_they_are_of(tmp_path, 
     back = nibabel.load(tmp_path / "back.nii.gz")
     assert np.array_equal(np.asarray(back.dataobj), values) and np.array_equal(back.affine, affine)
     assert loaded.frame.thickness == 2
+
+
+def test_a_localizer_is_named_beside_a_series_and_alone(tmp_path):
+    values = np.arange(20).reshape(4, 5)
+    for n in range(3):
+        save_slice(tmp_path / "ct" / f"{n}.dcm", values, (0, 0, 2.0 * n))
+    save_slice(tmp_path / "ct" / "scout.dcm", np.zeros((9, 9)), (0, 0, 0))
+    save_slice(tmp_path / "b.dcm", values)
+    tags = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "PixelSpacing": [1, 1]}
+    save_dicom(tmp_path / "c.dcm", values.astype("<i2"), **tags)
+    inputs = find_inputs([str(tmp_path)], tmp_path / "out").readable
+    warnings = {item.name: load(item, 8, (0, 20), keep=False).warning for item in inputs}
+    assert warnings == {
+        "ct/scout": "an image beside a series, such as its localizer: predicted as a picture",
+        "ct": "",
+        "b": "",
+        "c": "a localizer, not a slice of a scan",
+    }

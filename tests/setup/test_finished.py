@@ -40,3 +40,11 @@ def test_data_root_replaces_the_folder_of_a_data_set(tmp_path):
 def test_data_root_replaces_the_common_parent_of_own_files(tmp_path, given, now):
     found = settings(tmp_path, DataConfig(name="folder", **given), "/near").data
     assert {name: getattr(found, name) for name in given} == now and found.root is None
+
+
+def test_the_cache_of_the_environment_wins_over_that_of_the_run(tmp_path, monkeypatch):
+    data = DataConfig(cache_dir="/far/cache")
+    monkeypatch.delenv("KMINE_CACHE", raising=False)
+    assert settings(tmp_path, data, None).data.cache_dir == "/far/cache"
+    monkeypatch.setenv("KMINE_CACHE", str(tmp_path))
+    assert settings(tmp_path, data, None).data.cache_dir is None

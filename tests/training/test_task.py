@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import torch
 
+from kmine.errors import UserError
 from kmine.training import task as task_module
 from kmine.training.distributed import SingleDevice
-from kmine.training.task import StageTimer, single_process
+from kmine.training.task import StageTimer, Task, single_process
 
 
 @dataclass(frozen=True)
@@ -35,3 +38,22 @@ def test_seconds_of_a_stage_add_up(monkeypatch):
     timer.lap("infer")
     timer.lap("read")
     assert timer.seconds == {"read": 2.0 + 4.0, "infer": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("mask", "problem"),
+    [
+        (np.zeros((2, 3)), None),
+        (np.array([[0, 1, 2], [255, 0, 0]]), None),
+        (np.zeros((3, 2)), r"expected a pseudo mask of \(2, 3\) pixels, got \(3, 2\); remove it and run the command"),
+        (np.full((2, 3), 3), "expected a pseudo mask of the class ids 0 to 2 and 255, got 3; remove it"),
+    ],
+)
+def test_a_pseudo_mask_of_another_image_is_refused(mask, problem):
+    run = SimpleNamespace(pseudo_mask=lambda *_: mask, pseudo_path=lambda number, name: f"round_{number}/{name}.png")
+    task = SimpleNamespace(run=run, unlabeled=SimpleNamespace(native_shape=lambda name: (2, 3)), num_classes=3)
+    if problem is None:
+        assert Task.pseudo_mask(task, 1, "a") is mask
+        return
+    with pytest.raises(UserError, match=f"^round_1/a.png: {problem}"):
+        Task.pseudo_mask(task, 1, "a")

@@ -118,5 +118,6 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def cache_errors(folder: Path) -> AbstractContextManager[None]:
-    """Turn an `OSError` into a `UserError` with the cure."""
-    return user_errors(folder, cure="pass --data.cache_dir FOLDER", otherwise="cannot store decoded images")
+    """Turn an `OSError` into a `UserError` with the cure; commands on finished runs have the second one only."""
+    cure = "name another folder: --data.cache_dir of loop, check and sweep, else KMINE_CACHE in the environment"
+    return user_errors(folder, cure=cure, otherwise="cannot store decoded images")

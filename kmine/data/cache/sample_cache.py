@@ -26,6 +26,9 @@ from kmine.io.files import cache_root
 from kmine.io.threads import thread_pool
 from kmine.types import SampleRef, Skipped
 
+MASK_READER = 2
+"""Increase it when readers of masks accept or read others than before: stored masks are decoded once again."""
+
 
 class SampleCache:
     """Images and masks of a source, resized from the cache or native from the source.
@@ -170,5 +173,5 @@ class SampleCache:
 
 
 def _flag(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(4,) flag of a written mask record: its CRC-32, never zero."""
-    return np.frombuffer((zlib.crc32(mask) or 1).to_bytes(4, "little"), np.uint8)
+    """(4,) flag of a written mask record: its CRC-32, begun with `MASK_READER`, never zero."""
+    return np.frombuffer((zlib.crc32(mask, MASK_READER) or 1).to_bytes(4, "little"), np.uint8)

@@ -26,8 +26,12 @@ from kmine.data.source import IndexedSource, fingerprint_files, size_and_time, s
 from kmine.errors import SampleError, UserError
 from kmine.types import SampleRef, Skipped, slice_id
 
-VERSION = 1
-"""Part of the fingerprint: increase it when the same files and settings give other pixels."""
+VERSION, READ_ANEW = 1, 2
+"""Part of the fingerprint: increase it when the same files and settings give other pixels.
+
+`READ_ANEW` stands for DICOM files and for masks of differing colour palettes, which older versions read otherwise: they
+are decoded again, and a run begun before resumes where the pixels are the same.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -190,7 +194,9 @@ class Folder(IndexedSource):
             + [_stat(path) for path in item.more]
             for _, item in sorted(self._items.items())
         ]
-        source = [self.name, VERSION, self.cfg.every_nth, *map(float, self.cfg.window or ())]
+        is_dicom = any(item.kind == "dicom" for item in self._items.values())
+        is_new = is_dicom or (len(self.class_names) > 2 and bool(self.palettes.differing))
+        source = [self.name, READ_ANEW if is_new else VERSION, self.cfg.every_nth, *map(float, self.cfg.window or ())]
         return fingerprint_files({"source": source, "class_names": list(self.class_names), "rows": rows}, root, ())
 
 

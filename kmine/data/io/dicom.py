@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pydicom
 
 HEADER_TAGS = ["Rows", "Columns", "NumberOfFrames", "SeriesInstanceUID", "PixelSpacing", "PhotometricInterpretation"]
+HEADER_TAGS += ["ImageType"]
 POSITION_TAGS = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"]
 GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 """Where an enhanced file keeps scale, window, spacing and position of its frame (PS3.3, C.7.6.16)."""
@@ -50,6 +51,8 @@ class Header:
     """SeriesInstanceUID."""
     spacing: tuple[float, float] | None
     """Millimetres per pixel (row, column), None where the file has none."""
+    is_localizer: bool = False
+    """Whether the file says that it is an overview to plan a scan by (PS3.3, C.8.2.1.1.1)."""
 
 
 def read_header(path: Path) -> Header:
@@ -61,6 +64,7 @@ def read_header(path: Path) -> Header:
         rows_columns = _field(data, "PixelSpacing")
         spacing = (float(rows_columns[0]), float(rows_columns[1])) if rows_columns is not None else None
         series = str(data.get("SeriesInstanceUID") or "") or None
+        is_localizer = "LOCALIZER" in map(str, data.get("ImageType") or ())
     except Exception as error:  # pydicom parses values on access and raises any type
         raise _damaged(path, error) from error
     if frames != 1:
@@ -68,7 +72,7 @@ def read_header(path: Path) -> Header:
     refuse_size(path, *shape)
     if spacing is not None and not all(math.isfinite(size) and size > 0 for size in spacing):
         raise _damaged(path, f"a pixel spacing of {spacing}")
-    return Header(shape, series, spacing)
+    return Header(shape, series, spacing, is_localizer)
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ def _decode(path: Path, data: pydicom.Dataset, kind: str) -> NDArray[Any]:
         raise SampleError(
             path,
             f"expected pixels that can be decoded here, got {syntax.name} ({problem_text(error)}); install a decoder "
-            "(pip install pylibjpeg[all]), or decompress the file (gdcmconv --raw); if it is damaged, copy it again",
+            "(pip install 'pylibjpeg[all]'), or decompress the file (gdcmconv --raw); if it is damaged, copy it again",
         ) from error
     return stored
 
@@ -209,7 +213,7 @@ def _check_frame(data: pydicom.Dataset, shape: tuple[int, int]) -> None:
 
 def _frame_size(frame: bytes) -> tuple[int, int] | None:
     """(H, W) in the header of a JPEG, JPEG-LS or JPEG 2000 file; None where it has none."""
-    start = frame.find(J2K_START, 0, 2**10)
+    start = frame.find(J2K_START, 0, 2**16)  # behind the boxes of a JP2 file
     if start >= 0:
         right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
         return bottom - top, right - left

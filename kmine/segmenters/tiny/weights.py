@@ -9,12 +9,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from kmine.errors import UserError
 from kmine.io.download import sha256_of
 from kmine.io.json_file import json_field, load_json
-from kmine.io.tensor_file import content_kind, read_state_dict, without_prefix
+from kmine.io.tensor_file import content_kind, encode_safetensors, read_state_dict, without_prefix
 from kmine.segmenters.tiny import SHIPPED
 from kmine.segmenters.tiny.network import SIDE, TinyNet
 from kmine.segmenters.weights import CHECKPOINT_FLAG, update_digest
@@ -27,7 +26,7 @@ def save_tiny(net: TinyNet, path: Path, provenance: Mapping[str, str | int | flo
     tensors = {key: value.detach().half().cpu().contiguous() for key, value in net.state_dict().items()}
     shape = {"widths": " ".join(map(str, net.widths)), "side": str(net.side)}
     temp = path.with_name(path.name + ".part")
-    save_file(tensors, temp, metadata=shape)
+    temp.write_bytes(encode_safetensors(tensors, shape))
     text = json.dumps({**provenance, "sha256": sha256_of(temp)}, indent=2, sort_keys=True)
     note = path.with_name(path.stem + ".json.part")
     note.write_text(text + "\n", "utf-8")

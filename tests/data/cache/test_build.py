@@ -59,7 +59,9 @@ def test_images_that_became_readable_are_added(tmp_path, caplog):
 
 def test_an_unwritable_cache_folder_is_one_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file stands where a folder is needed; pass --data.cache_dir FOLDER"):
+    with pytest.raises(
+        UserError, match=r"file stands where a folder is needed; name another folder: --data.cache_dir of loop"
+    ):
         SampleCache(noise_source(), 32, tmp_path / "file", "stop")
 
 

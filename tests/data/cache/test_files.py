@@ -70,7 +70,10 @@ def test_a_lock_is_exclusive(tmp_path):
 
 def test_errors_name_the_folder_and_the_cure(tmp_path):
     with (
-        pytest.raises(UserError, match=rf"{tmp_path}: cannot store decoded images \(.*\); pass --data.cache_dir"),
+        pytest.raises(
+            UserError,
+            match=rf"{tmp_path}: cannot store decoded images \(.*\); name another folder: --data.cache_dir of loop",
+        ),
         cache_errors(tmp_path),
     ):
         (tmp_path / "missing/file").write_text("")

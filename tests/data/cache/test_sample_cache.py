@@ -12,6 +12,7 @@ import pytest
 from helpers.image_files import save_image
 from helpers.memory_source import noise_source
 
+from kmine.data.cache import sample_cache
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.datasets.kvasir_seg import KvasirSeg
 from kmine.data.resize import resize_image, resize_mask
@@ -152,7 +153,9 @@ def test_a_full_disk_at_the_first_mask_is_one_error(tmp_path, monkeypatch):
 def test_a_removed_cache_is_one_error(tmp_path):
     cache = SampleCache(noise_source(), 32, tmp_path, "stop")
     shutil.rmtree(cache.folder)
-    with pytest.raises(UserError, match=r"cannot store decoded images .*; pass --data.cache_dir FOLDER"):
+    with pytest.raises(
+        UserError, match=r"cannot store decoded images .*; name another folder: --data.cache_dir of loop"
+    ):
         cache.image_resized("s0")
 
 
@@ -172,3 +175,14 @@ def test_pickled_and_threaded_readers_agree(tmp_path):
         masks = list(threads.map(cache.mask_resized, ids))
     for sample_id, mask in zip(ids, masks, strict=True):
         np.testing.assert_array_equal(mask, copy.mask_resized(sample_id))
+
+
+def test_masks_that_an_older_reader_stored_are_decoded_once_again(tmp_path, monkeypatch):
+    source = noise_source()
+    with monkeypatch.context() as older:
+        older.setattr(sample_cache, "MASK_READER", sample_cache.MASK_READER - 1)
+        SampleCache(source, 32, tmp_path, "stop").mask_resized("s3")
+    source.reads.clear()
+    for _ in range(2):
+        SampleCache(source, 32, tmp_path, "stop").mask_resized("s3")
+    assert source.reads == ["mask s3"]

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.image_files import SHAPE, THREE_CLASSES, colour_noise, save_dicom, save_image, save_volume, square
+from PIL import Image
 
 from kmine.config import DataConfig
 from kmine.data import open_source
 from kmine.data.cache.sample_cache import SampleCache
+from kmine.data.datasets import folder
 from kmine.data.datasets.folder import Folder
 from kmine.data.source import SliceLocation
 from kmine.data.splits import make_splits
@@ -275,3 +277,23 @@ def test_a_suffix_is_no_path_and_no_setting_of_a_table():
             DataConfig(mask_suffix=suffix)
     with pytest.raises(UserError, match="got both; drop one"):
         open_source(DataConfig(name="folder", csv="t.csv", mask_suffix="_mask"))
+
+
+def test_files_that_an_older_version_read_otherwise_have_a_fingerprint_and_a_cache_of_their_own(
+    pairs, opened, monkeypatch
+):
+    def changes(**settings) -> bool:
+        now = opened(**settings).fingerprint()
+        with monkeypatch.context() as older:
+            older.setattr(folder, "READ_ANEW", folder.VERSION)
+            return opened(**settings).fingerprint() != now
+
+    three = {"class_names": THREE_CLASSES}
+    assert not changes() and not changes(**three)
+    for name, colours in (("a", [0, 0, 0, 255, 0, 0, 0, 255, 0]), ("c", [0, 0, 0, 0, 255, 0, 255, 0, 0])):
+        mask = Image.fromarray(square(1)).convert("P")
+        mask.putpalette(colours)
+        mask.save(pairs / f"masks/{name}.png")
+    assert changes(**three) and not changes()  # with two classes a colour is no class
+    save_dicom(pairs / "images/d.dcm", square().astype(np.int16), "1.2")
+    assert changes(window=(0.0, 255.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from pydicom import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1
 
-from kmine.data.io.dicom import read_dicom, read_header, read_slice_position
+from kmine.data.io.dicom import J2K_START, _frame_size, read_dicom, read_header, read_slice_position
 from kmine.errors import SampleError
 
 ROW = np.array([[-100, 0, 50, 99, 199, 200]], np.int16)
@@ -199,3 +200,8 @@ def test_a_file_without_preamble_or_meta_header_is_read(tmp_path, implicit):
     (tmp_path / "c.dcm").write_bytes(encoded(colour_noise(), "PNG"))
     with pytest.raises(SampleError, match="expected a DICOM file, got a PNG picture; rename it"):
         read_dicom(tmp_path / "c.dcm", None)
+
+
+def test_the_size_of_a_jpeg_2000_frame_is_found_behind_long_boxes():
+    codestream = J2K_START + struct.pack(">HH4I", 41, 0, 405, 302, 5, 2)
+    assert _frame_size(codestream) == _frame_size(b"\0\0\0\x0cjP  " + bytes(5000) + codestream) == (300, 400)
