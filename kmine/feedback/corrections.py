@@ -63,7 +63,7 @@ def _from_folder(folder: Path, expected: ExpectedMasks) -> Iterator[tuple[str, M
 def _read_files(
     folder: Path, files: Sequence[Path], pictures: Mapping[Path, str | None], expected: ExpectedMasks
 ) -> Iterator[tuple[str, Mask]]:
-    read = expected.pictures([*pictures])
+    read, seen = expected.pictures([*pictures]), {str(name) for name in pictures.values()}
     for path in files:
         if path in pictures:
             yield expected.check(str(path), str(pictures[path]), read(path))
@@ -73,6 +73,9 @@ def _read_files(
             refuse_unknown(folder, [path.name])
         for sample_id, mask in slices or ():
             if sample_id in expected.shapes:  # the run may have left out slices
+                if sample_id in seen:
+                    raise UserError(f"{path}: expected one mask an image, got another of {sample_id}; remove one")
+                seen.add(sample_id)
                 yield expected.check(str(path), sample_id, mask)
 
 

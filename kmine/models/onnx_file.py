@@ -22,7 +22,8 @@ _DIGEST = re.compile(rb"\x12\x05kmine\x1a\x40(.{64})", re.DOTALL)
 CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
 SIZED = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Range": 1, "Resize": 3, "Pad": 1, "Reshape": 1, "OneHot": 1}
 """Operators whose output is as large as the numbers in the input with this index say."""
-MAX_SIDE = 2**20
+MAX_SIDE, MAX_SHAPE = 2**20, 2**10
+"""Of an output, and bytes of the numbers that say its shape."""
 DOMAINS = {b"", b"ai.onnx"}
 Fields = dict[int, list[int | bytes | memoryview]]
 
@@ -88,6 +89,8 @@ def _whole_numbers(tensor: Fields) -> list[int]:
     """Values of an int64 tensor; empty for other types."""
     if tensor.get(2, [0])[-1] != 7:
         return []
+    if sum(len(part) if isinstance(part, memoryview) else 8 for n in (7, 9) for part in tensor.get(n, ())) > MAX_SHAPE:
+        return [MAX_SIDE + 1]
     raw = b"".join(_bytes(part) for part in tensor.get(9, ()))
     values = [int.from_bytes(raw[n : n + 8], "little", signed=True) for n in range(0, len(raw), 8)]
     for part in tensor.get(7, ()):

@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_typ
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.errors import UserError
 from kmine.io.json_file import read_regular
 from kmine.ops.masks import from_rle
 from kmine.store.artifacts import CURE, MAX_BYTES, DamagedError
@@ -98,9 +99,16 @@ class DecisionRow:
         return self.object_idx >= 0
 
     def mask(self, of: MaskName) -> Bool:
-        """(H, W) mask of the object; `used` is the one that the pseudo mask was made from."""
+        """(H, W) mask of the object; `used` is the one that the pseudo mask was made from.
+
+        Raises:
+            UserError: damaged or edited run lengths.
+        """
         local = of == "local" or (of == "used" and self.source == "local")
-        return from_rle(self.local_rle if local else self.segmenter_rle, self.height, self.width)
+        try:
+            return from_rle(self.local_rle if local else self.segmenter_rle, self.height, self.width)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise _damaged_row(self, f"a damaged mask ({error})") from error
 
     def to_arrow(self) -> dict[str, Any]:
         """Values by column, in the order of the table."""
@@ -123,11 +131,21 @@ R = TypeVar("R", PromptRow, DecisionRow)
 
 
 def class_map(rows: Iterable[DecisionRow], shape: tuple[int, int], of: MaskName) -> NDArray[np.uint8]:
-    """(H, W) class ids: the union of the objects' masks; where two overlap, the later one's class."""
+    """(H, W) class ids: the union of the objects' masks; where two overlap, the later one's class.
+
+    Raises:
+        UserError: damaged or edited run lengths, or a mask of another size.
+    """
     out = np.zeros(shape, np.uint8)
     for row in rows:
+        if (row.height, row.width) != shape:
+            raise _damaged_row(row, f"a mask of {row.height} x {row.width} for an image of {shape[0]} x {shape[1]}")
         out[row.mask(of)] = row.class_id
     return out
+
+
+def _damaged_row(row: DecisionRow, problem: str) -> UserError:
+    return UserError(f"decisions.parquet: {problem} of {row.sample_id}; {CURE}")
 
 
 class RowsBySample(Mapping[str, list[R]], Generic[R]):

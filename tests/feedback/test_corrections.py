@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,3 +162,12 @@ def test_missing_and_damaged_files_are_refused(tmp_path):
     refused(tmp_path / "nowhere", ExpectedMasks({}, NAMES), "cannot be read")
     (tmp_path / "a.png").write_bytes(b"no picture")
     refused(tmp_path, ExpectedMasks({"a": (3, 3)}, NAMES), "expected a mask of kmine")
+
+
+def test_a_picture_and_a_volume_of_one_image_are_refused(tmp_path):
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "v.nii").write_bytes(b"read by the function below")
+    expected = ExpectedMasks({"a": (4, 4)}, NAMES, lambda name, path: iter([("a", np.eye(4, dtype=np.uint8))]))
+    expected = replace(expected, pictures=reader(NAMES))
+    with pytest.raises(UserError, match=r"v\.nii: expected one mask an image, got another of a; remove one"):
+        list(read_corrections(tmp_path, expected))

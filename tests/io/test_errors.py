@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kmine.errors import UserError
-from kmine.io.errors import RERUN, storage_errors, user_errors
+from kmine.io.errors import ANOTHER_FOLDER, RERUN, storage_errors, user_errors
 
 PATH = Path("out/run.json")
 
@@ -34,7 +34,7 @@ def message_of(manager, number: int) -> str:
 )
 def test_a_refused_write_names_path_problem_and_cure(number, problem):
     assert message_of(user_errors(PATH), number) == f"out/run.json: {problem}; choose another --out"
-    assert message_of(storage_errors(PATH), number) == f"out/run.json: {problem}; choose another folder"
+    assert message_of(storage_errors(PATH), number) == f"out/run.json: {problem}; {ANOTHER_FOLDER}"
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_other_errors_pass_through_unless_a_problem_is_given():
     with pytest.raises(OSError, match="Input/output") as caught, user_errors(PATH):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     assert not isinstance(caught.value, UserError)
-    expected = f"out/run.json: cannot be read or written ({os.strerror(errno.EIO)}); choose another folder"
+    expected = f"out/run.json: cannot be read or written ({os.strerror(errno.EIO)}); {ANOTHER_FOLDER}"
     assert message_of(storage_errors(PATH), errno.EIO) == expected
 
 

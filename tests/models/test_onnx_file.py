@@ -67,6 +67,7 @@ def test_what_kmine_never_exports_is_refused(path):
         (model(helper.make_node("Own", ["x"], ["y"], domain="evil")), "the operator 'Own'"),
         (model(constants=[outside]), "weights in another file"),
         (model(helper.make_node("ConstantOfShape", ["s"], ["y"]), constants=[numbers("s", 2**40)]), "a huge size"),
+        (model(helper.make_node("Expand", ["x", "s"], ["y"]), constants=[numbers("s", *[1] * 2000)]), "a huge size"),
         (model(helper.make_node("Tile", ["x", "s"], ["y"]), constants=[numbers("s", 1, 2**21)]), "a huge size"),
         (model(functions=[function]), "functions"),
         (b"", "0 graphs"),

@@ -83,7 +83,7 @@ def test_a_missing_sample_is_named(begun):
     gone = ids(run, "unlabeled")[0]
     for folder in (cfg.data.images, cfg.data.masks):
         Path(folder, f"{gone}.png").unlink()
-    with pytest.raises(UserError, match=f"another content: {gone};"):
+    with pytest.raises(UserError, match=f"1 of .* are missing there, such as {gone};"):
         open_as("compare", cfg, run)
 
 

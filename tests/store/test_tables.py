@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from kmine.errors import UserError
 from kmine.ops.masks import to_rle
 from kmine.store.tables import DecisionRow, PromptRow, RowsBySample, class_map, encode_table, read_by_sample, read_table
 from kmine.types import Evidence, Prompts
@@ -85,3 +86,17 @@ def test_rows_by_sample_are_those_of_the_table(tmp_path):
     assert by_sample.firsts("in_training") == {"a": True, "b": False}
     assert "c" not in by_sample and by_sample.get("c") is None and by_sample["a"] is by_sample["a"]
     assert not RowsBySample(None, DecisionRow) and not read_by_sample(tmp_path / "missing", DecisionRow)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"segmenter_rle": "?"}, r"a damaged mask \(.*\) of a; remove it"),
+        ({"segmenter_rle": None}, "a damaged mask"),
+        ({"height": None}, "a mask of None x 4 for an image of 1 x 4 of a"),
+        ({"height": 2**40, "width": 2**40}, "a mask of .* for an image of 1 x 4"),
+    ],
+)
+def test_an_edited_row_is_one_line(changes, problem):
+    with pytest.raises(UserError, match=rf"^decisions\.parquet: {problem}"):
+        class_map([replace(ROW, **changes)], (1, 4), "segmenter")
