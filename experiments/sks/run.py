@@ -45,19 +45,19 @@ from kmine.training.task import Task
 from kmine.training.trainer import train
 from kmine.training.veto import clear_veto
 
-SKS = ModelConfig(name="sks", encoder="mobilenetv2_100", veto=True)
+SKS = ModelConfig(name="sks", encoder="mobilenetv2_100", levels=3, decoder="unetpp", veto=True)
 ALONE = replace(SKS, skip_feature_share=False, skip_resolution=False, skip_coarse=False)
-NO_CLEAN = {"clean_share": 0.0}
+NO_CLEAN, CLEAN = {"clean_share": 0.0}, {"clean_share": 0.25}
 ARMS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "unet": (ModelConfig("unet", "mobilenet_v2"), NO_CLEAN),
     "unetpp": (ModelConfig("unetpp", "mobilenet_v2"), NO_CLEAN),
-    "alone": (ALONE, {}),
-    "sks": (SKS, {}),
-    "shuffled": (SKS, {}),
+    "alone": (ALONE, CLEAN),
+    "sks": (SKS, CLEAN),
+    "shuffled": (SKS, CLEAN),
     "alone_no_clean": (ALONE, NO_CLEAN),
     "sks_no_clean": (SKS, NO_CLEAN),
-    "sks_unet": (replace(SKS, decoder="unet"), {}),
-    "sks_classifier": (replace(SKS, fine_init="classifier"), {}),
+    "sks_unet": (replace(SKS, decoder="unet"), CLEAN),
+    "sks_classifier": (replace(SKS, fine_init="classifier"), CLEAN),
     "sks_clean_50": (SKS, {"clean_share": 0.5}),
 }
 """Model and settings of `fit`. `alone` is the fine branch, which is U-Net++; with the veto, U-Net++ with a veto."""
@@ -84,7 +84,7 @@ def config(args: argparse.Namespace, task: str, arm: str, seed: int) -> LoopConf
         out=str(args.out / "runs" / f"{task}-{arm}-{seed}"),
         data=data,
         model=replace(model, encoder_weights=args.weights),
-        classifier=ClassifierConfig(shuffle=arm == "shuffled"),
+        classifier=ClassifierConfig(steps=args.classifier_steps, shuffle=arm == "shuffled"),
         fit=FitConfig(steps=args.steps, **fit),
     )
 
@@ -232,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--classifier-steps", type=int, default=1000, help="at most; ends when the AUC does not rise")
     parser.add_argument("--every-nth", type=int, default=1)
     parser.add_argument("--cache")
     parser.add_argument("--dev", action="store_true", help="score images of no split in place of the test split")

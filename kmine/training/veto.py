@@ -9,8 +9,9 @@ where p / (1 - p) * r * loss < gain, with
   rule of succession in both counts); finding and logit are taken as independent given the truth;
 - loss, the mean fall of the score if an image with a lesion is vetoed, and gain, the mean rise if a clean one is.
 
-The fewer images, the nearer are p to the prevalence and the threshold to never. The threshold is lowered further until
-no veto on the validation images lowers their mean score. Without `MIN_IMAGES` of each kind nothing is vetoed.
+The fewer images, the nearer are p to the prevalence and the threshold to never. It is at most `MOST`, and is lowered
+further until the vetoes do not lower the mean score of the validation images. Without `MIN_IMAGES` of each kind nothing
+is vetoed.
 
 N validation images.
 """
@@ -35,6 +36,8 @@ from kmine.types import Bool, Floats
 
 MIN_IMAGES = 5
 """Validation images with a lesion, and without one, that a veto needs."""
+MOST = 0.5
+"""Highest threshold: a lesion that is likelier than not is kept, however poor its outline."""
 BUFFER = "net.veto"
 """Its name in the state dict of the model."""
 
@@ -126,7 +129,8 @@ def choose_veto(logits: Floats, has_lesion: Bool, kept: Floats, vetoed: Floats) 
     loss = max(-change[hits].mean(), 0.0)
     gain = change[alarms].mean() if alarms.any() else loss
     ratio = (hits.sum() + 1) / (num_lesion + 2) / ((alarms.sum() + 1) / (num_clean + 2))
-    probs, threshold = veto.probabilities(logits), gain / (gain + ratio * loss) if veto.slope > 0 else 0.0
+    probs = veto.probabilities(logits)
+    threshold = min(MOST, gain / (gain + ratio * loss)) if veto.slope > 0 else 0.0
     while threshold and change[probs < threshold].sum() < 0:
         threshold = float(probs[probs < threshold].max())
     return replace(

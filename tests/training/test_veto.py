@@ -76,6 +76,12 @@ def test_few_images_of_a_kind_veto_nothing(num_lesion, num_clean):
     assert choose_veto(*case(num_lesion, num_clean, min(2, num_clean), 12.0)) == Veto()
 
 
+def test_a_lesion_that_is_likelier_than_not_is_kept_however_poor_its_outline():
+    logits, truth, _kept, vetoed = case(26, 14, 14, 1.0)
+    veto = choose_veto(logits, truth, np.where(truth, 0.05, 0.0), vetoed)
+    assert veto.threshold <= 0.5
+
+
 def test_without_a_found_lesion_nothing_is_vetoed():
     logits, truth, _kept, vetoed = case(20, 20, 0, 12.0)
     assert choose_veto(logits, truth, vetoed, vetoed) == Veto()
