@@ -92,11 +92,16 @@ def differ(old: object, new: object) -> bool:
 
 
 def settings_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Settings that forbid resuming, by name: (name, old value, new value). More rounds are an extension, no change."""
+    """Settings that forbid resuming, by name: (name, old value, new value). More rounds are an extension, no change.
+
+    Those of the classifier count for sks alone.
+    """
     old, new = filled(cli.flat(before)), filled(cli.flat(after))
+    has_classifier = "sks" in str(new.get("model.name", "sks"))
     return [
         (key, old.get(key), new.get(key))
         for key in sorted({*old, *new} - {*RESUMABLE_CHANGES})
+        if has_classifier or not key.startswith("classifier.")
         if differ(old.get(key), new.get(key))
         and not (key == "rounds" and isinstance(old.get(key), int) and new.get(key) >= old.get(key))
     ]
