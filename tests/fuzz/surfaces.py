@@ -60,7 +60,7 @@ def build_base(base: Path, kmine: Callable[[Sequence[str]], int]) -> None:
         image, mask = scene(number)
         save_image(base / "pictures" / "images" / f"p{number:02}.png", image)
         save_image(base / "pictures" / "masks" / f"p{number:02}.png", mask)
-    rows = [f"images/p{n:02}.png,masks/p{n:02}.png,g{n // 2},{n % 2}" for n in range(NUM_IMAGES)]
+    rows = [f"images/p{n:02}.png,masks/p{n:02}.png,g{n // 2},{'1' * (n % 2)}" for n in range(NUM_IMAGES)]
     (base / "pictures" / "table.csv").write_text("image,mask,group,label\n" + "\n".join(rows) + "\n")
     for number in range(4):
         slices = np.stack([scene(10 * number + k)[0][..., 0] for k in range(5)]).astype(np.int16)
@@ -71,6 +71,7 @@ def build_base(base: Path, kmine: Callable[[Sequence[str]], int]) -> None:
             nibabel.save(nibabel.Nifti1Image(values.transpose(2, 1, 0), np.diag([-0.7, -0.8, 2.5, 1])), path)
         for k, values in enumerate(slices):
             save_slice(base / "dicom" / f"s{number}" / f"{k}.dcm", values, (0, 0, 2.5 * k), series=f"1.2.{number}")
+            save_image(base / "dicom-masks" / f"s{number}" / f"{k}.png", masks[k].astype(np.uint8) * 255)
     folder = ["--data.name=folder", f"--data.images={base}/pictures/images", f"--data.masks={base}/pictures/masks"]
     steps = [
         ["loop", *folder, *TINY, "--rounds=1", f"--out={base}/run"],
@@ -229,8 +230,10 @@ def dicom(rng: Random, base: Path, case: Path) -> Case:
     data = Path(shutil.copytree(base / "dicom", case / "data"))
     target = _damaged(rng, list(data.glob("*/*.dcm")), _dicom_tag)
     if rng.random() < 0.5:
-        return Case(("predict", f"{base}/model.onnx", str(data), "--device=cpu", f"--out={case}/out"), target)
-    return Case(_check(case, "--data.name=folder", f"--data.images={data}"), target)
+        words = ("predict", f"{base}/model.onnx", str(data), "--window=[0,255]", "--device=cpu", f"--out={case}/out")
+        return Case(words, target)
+    words = ("--data.name=folder", f"--data.images={data}", f"--data.masks={base}/dicom-masks", "--data.window=[0,255]")
+    return Case(_check(case, *words), target)
 
 
 def predict_inputs(rng: Random, base: Path, case: Path) -> Case:
