@@ -34,7 +34,9 @@ Config = TypeVar("Config")
 MAX_MESSAGE = 2000
 """Characters of an error line."""
 _FROM_FILES: dict[str, tuple[str, set[str]]] = {}
-"""Settings of the last command line that a file holds: that file as errors name it, and the value as they write it."""
+"""Settings of this command: the file that holds each, as errors name it (empty for a flag), and the value as text."""
+_RUNS: set[str] = set()
+"""Settings files of runs that this command has read."""
 
 
 def parse(
@@ -52,6 +54,7 @@ def parse(
     if positional:
         parser.add_argument(positional, nargs="+", type=str)
     _FROM_FILES.clear()
+    _RUNS.clear()
     with open_outputs():
         try:
             config = _parsed(parser, config_class, argv, positional)
@@ -88,9 +91,11 @@ def _parsed(
         words = [f"--{name}={value.text}" for name, value in values.items() if value.text is not None]
         config = _built(parser, parser.parse_args(words + rest), config_class, values, kinds)
     built = flat(to_dict(config))
-    for name in (name for name, value in values.items() if value.where and label):
-        texts = [text for text in (built[name], values[name].text) if isinstance(text, str)]
-        _FROM_FILES[name] = values[name].where, {*texts, *(str(Path(text)) for text in texts)} - {"", "."}
+    for name, value in values.items():
+        texts = [text for text in (built[name], value.text) if isinstance(text, str)]
+        _FROM_FILES[name] = value.where, {*texts, *(str(Path(text)) for text in texts)} - {"", "."}
+        if not label and value.where:
+            _RUNS.add(value.where)
     return config
 
 
@@ -116,23 +121,24 @@ def _named(values: Mapping[str, _Given], names: Iterable[str], where: str = "") 
 def _with_file(message: str) -> str:
     """Open an error of a command with the settings file that has the value at fault.
 
-    A message is on a setting if it begins with its name or value, quotes the value, or says both name and value.
+    A message is on a setting if it begins with its name or value, quotes the value, or says both name and value. Of
+    several runs none is named, as each has all settings; nor is `out` of a run, which opens most messages on it.
     """
+    several = len(_RUNS) > 1
+    known = {k: v for k, v in _FROM_FILES.items() if v[0] and (v[0] not in _RUNS or not (several or k == "out"))}
 
     def is_meant(name: str, texts: set[str]) -> bool:
-        for text in map(re.escape, texts):
-            if re.search(rf"(?:^|'){text}(?=[:;, ']|$)", message):
-                return True
-            if re.search(rf"(?<![\w.]){re.escape(name)}\b", message) and re.search(
-                rf"(?<![\w./]){text}(?!\w)", message
-            ):
-                return True
-        return False
+        is_named = re.search(rf"(?<![\w.]){re.escape(name)}\b", message) is not None
+        return any(
+            re.search(rf"(?:^|'){text}(?=[:;, ']|$)", message)
+            or (is_named and re.search(rf"(?<![\w./]){text}(?!\w)", message))
+            for text in map(re.escape, texts)
+        )
 
-    names = [name for name in _FROM_FILES if re.match(rf"(?:--)?{re.escape(name)}(?![\w.])", message)]
+    names = [name for name in known if re.match(rf"(?:--)?{re.escape(name)}(?![\w.])", message)]
     if names:
-        return f"{_FROM_FILES[names[0]][0]}: {message}"
-    by_length = sorted(_FROM_FILES.items(), key=lambda item: -max(map(len, item[1][1]), default=0))
+        return f"{known[names[0]][0]}: {message}"
+    by_length = sorted(known.items(), key=lambda item: -max(map(len, item[1][1]), default=0))
     return next((f"{where}: {name}: {message}" for name, (where, texts) in by_length if is_meant(name, texts)), message)
 
 

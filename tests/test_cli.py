@@ -260,7 +260,7 @@ def test_null_is_nothing_unless_quoted(tmp_path):
 
 
 def test_choices_that_look_like_numbers_are_choices(tmp_path):
-    cfg = parsed("--config", written(tmp_path / "a.yaml", "fit:\n  precision: 16\nmodel:\n  levels: 3\n"))
+    cfg = parsed("--config", written(tmp_path / "a.yaml", "fit:\n  precision: 16\nmodel:\n  name: sks\n  levels: 3\n"))
     assert (cfg.fit.precision, cfg.model.levels) == ("16", 3)
 
 
@@ -336,3 +336,18 @@ def test_what_fails_later_names_the_settings_file_that_has_it(tmp_path, capsys, 
     parsed("--rounds", "1")
     cli.guarded("kmine loop", raising(UserError(error)))
     assert capsys.readouterr().err == f"kmine loop: error: {error}\n"
+
+
+def test_settings_of_one_run_are_named_those_of_several_are_not(tmp_path, capsys):
+    files = [written(tmp_path / name, "out: runs/one\ndata: {masks: /d/m}\nverdicts: /v.json\n") for name in "ab"]
+    error = UserError("/v.json: expected verdicts, found nothing")
+    parsed("--rounds", "1")
+    cli.load_config(LoopConfig, Path(files[0]), ["--data.masks", "/e"])
+    for message, said in [(error, f"{files[0]}: verdicts: {error}"), (UserError("runs/one: busy"), "runs/one: busy")]:
+        cli.guarded("kmine audit", raising(message))
+        assert capsys.readouterr().err == f"kmine audit: error: {said}\n"
+    cli.guarded("kmine audit", raising(UserError("/d/m: expected masks")))  # a flag has other masks
+    assert capsys.readouterr().err == "kmine audit: error: /d/m: expected masks\n"
+    cli.load_config(LoopConfig, Path(files[1]))
+    cli.guarded("kmine compare", raising(error))
+    assert capsys.readouterr().err == f"kmine compare: error: {error}\n"
