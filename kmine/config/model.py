@@ -36,7 +36,7 @@ class ModelConfig:
     """Input scaling inside the model: half is x / 127.5 - 1; imagenet uses ImageNet's channel means and deviations."""
     levels: Literal[3, 4] = 3
     """sks only: levels of its pyramids, at strides 4, 8, 16 and, with 4 of them, 32."""
-    decoder: Literal["unet", "unetpp"] = "unet"
+    decoder: Literal["unet", "unetpp"] = "unetpp"
     """sks only: decoder of its fine branch: that of U-Net++, or a plain one."""
     skip_feature_share: bool = True
     """sks only: fuse the classifier's features into the fine encoder, before its next stage."""
@@ -48,7 +48,7 @@ class ModelConfig:
     """sks only: freeze the classifier while the segmentation is trained."""
     fine_init: Literal["weights", "classifier"] = "weights"
     """sks only: what the fine encoder starts from: encoder_weights, or the trained classifier's encoder."""
-    veto: bool = False
+    veto: bool = True
     """sks only: an image in which the classifier sees no lesion gets an empty mask. Its verdict is calibrated on the
     validation images after each training, and is not used where these do not support it."""
 

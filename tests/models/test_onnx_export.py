@@ -19,6 +19,7 @@ MODELS = {
         name="unetpp", encoder="tu-resnet10t", encoder_depth=3, decoder_channels=8, normalization="imagenet"
     ),
     "sks": ModelConfig(name="sks", encoder="resnet10t", levels=3, decoder_channels=8),
+    "sks without features at stride 2": ModelConfig(name="sks", encoder="convnext_atto", decoder_channels=8),
 }
 
 
@@ -33,6 +34,8 @@ def test_probabilities_of_the_file_equal_those_of_the_network(name, tmp_path):
     for key, tensor in model.state_dict().items():
         if "fusions" in key:  # new fusions ignore the classifier's features
             tensor.copy_(0.1 * torch.randn_like(tensor))
+        if key == "net.veto" and "stride" in name:
+            tensor.copy_(torch.tensor([1.0, 0.0, 1.0]))  # all images are vetoed
     path = tmp_path / "model.onnx"
     path.write_bytes(encode_onnx(model, SIZE, '{"notes": 1}'))
     session = open_session(path, "cpu")
@@ -44,4 +47,5 @@ def test_probabilities_of_the_file_equal_those_of_the_network(name, tmp_path):
             ours = model(torch.from_numpy(images).permute(0, 3, 1, 2)).softmax(dim=1).numpy()
         (theirs,) = session.run(None, {"images": images})
         assert theirs.shape == (count, 3, SIZE, SIZE) and theirs.dtype == np.float32
+        assert (ours[:, -1].max() == 0) == ("stride" in name)
         assert ours.std() > 1e-3 and np.abs(ours - theirs).max() <= 1e-4
