@@ -39,7 +39,7 @@ class NestedDecoder(nn.Module):
         """Features, finest first -> (B, K, H, W) logits at stride 1."""
         at, deepest = dict(zip(self.strides, features, strict=True)), features[-1]
         for stride in set(self.levels) - at.keys():
-            factor = self.strides[-1] // stride
-            at[stride] = deepest.new_zeros(len(deepest), 0, deepest.shape[2] * factor, deepest.shape[3] * factor)
+            (batch, _, *grid), factor = deepest.shape, self.strides[-1] // stride
+            at[stride] = deepest.new_zeros(batch, 0, *(side * factor for side in grid))
         # The decoder takes the image first, and drops it.
         return self.head(self.blocks([deepest, *(at[stride] for stride in self.levels)]))
