@@ -14,6 +14,7 @@ from kmine.io.console import open_outputs
 
 COMMANDS = {
     "fetch": "download a data set, or print where to get it",
+    "plan": "settings from the data, the machine and a time budget, with an estimate; kmine loop does so by itself",
     "loop": "train on the few masks, mine pseudo masks, retrain, repeat",
     "sweep": "methods, models, label fractions and seeds, a run each; resumes",
     "compare": "mining against its supervised baseline on the test split, with paired intervals",

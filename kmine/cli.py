@@ -31,6 +31,8 @@ from kmine.io.threads import choose_wait_policy
 from kmine.io.yaml_file import Text, read_yaml, yaml_kind
 
 Config = TypeVar("Config")
+GIVEN: set[str] = set()
+"""Settings that the last command line gave, by flag or file."""
 MAX_MESSAGE = 2000
 """Characters of an error line."""
 _FROM_FILES: dict[str, tuple[str, set[str]]] = {}
@@ -55,6 +57,7 @@ def parse(
         parser.add_argument(positional, nargs="+", type=str)
     _FROM_FILES.clear()
     _RUNS.clear()
+    GIVEN.clear()
     with open_outputs():
         try:
             config = _parsed(parser, config_class, argv, positional)
@@ -90,6 +93,7 @@ def _parsed(
     with _named(values, kinds.keys()):
         words = [f"--{name}={value.text}" for name, value in values.items() if value.text is not None]
         config = _built(parser, parser.parse_args(words + rest), config_class, values, kinds)
+    GIVEN.update(values if label else ())
     built = flat(to_dict(config))
     for name, value in values.items():
         texts = [text for text in (built[name], value.text) if isinstance(text, str)]

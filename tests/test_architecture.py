@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1] / "kmine"
 LAYERS = (
     {"__init__", "__main__", "command", "fetch", "weights"},
     {"api"},
-    {"loop", "sweep", "compare", "audit", "check", "predict"},
+    {"loop", "plan", "sweep", "compare", "audit", "check", "predict"},
     {"setup", "methods"},
     {"mining"},
     {"training"},

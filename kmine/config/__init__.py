@@ -40,6 +40,11 @@ class LoopConfig:
     verdicts: LocalPath | None = None
     """verdicts.json of an earlier run on the same split, as `kmine audit RUN --verdicts FILE` left it in that run.
     Rejected pseudo masks are not used in training, accepted ones in every round, corrected masks are labels."""
+    plan: bool = True
+    """Choose what is not given (image size, network, batch, steps, rounds) from data, machine and plan_minutes, see
+    kmine plan; not for phantom. false: the defaults below. A run keeps the plan that it began with."""
+    plan_minutes: float | None = None
+    """Time that a planned run may take; default: 20 on a CPU, 60 on a GPU."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
@@ -63,4 +68,6 @@ class LoopConfig:
         require(bool(self.out), "out", "a folder", self.out)
         require(self.rounds >= 0, "rounds", "0 or more", self.rounds)
         require(0 <= self.seed < 2**31, "seed", "0 to 2**31 - 1", self.seed)
+        minutes = self.plan_minutes
+        require(minutes is None or 0 < minutes < 1e6, "plan_minutes", "a positive number", minutes)
         require(self.adopt_tolerance >= 0, "adopt_tolerance", "0 or more", self.adopt_tolerance)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from kmine import cli
 from kmine.config import LoopConfig
+from kmine.data import DATASETS
 from kmine.setup.preflight import preflight
 from kmine.types import STOPPED_BY
 
@@ -21,20 +22,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     prog = "kmine loop"
     cfg = cli.parse(LoopConfig, sys.argv[1:] if argv is None else argv, prog=prog, description=DESCRIPTION)
-    return cli.guarded(prog, lambda: run_loop(cfg))
+    given = frozenset(cli.GIVEN)
+    return cli.guarded(prog, lambda: run_loop(cfg, given))
 
 
-def run_loop(cfg: LoopConfig) -> int:
-    """Run or resume the loop of `cfg` and print its results; in a distributed launch only the first process prints."""
+def run_loop(cfg: LoopConfig, given: Collection[str] | None = None) -> int:
+    """Run or resume the loop of `cfg` and print its results; in a distributed launch only the first process prints.
+
+    With the names of the settings that were `given`, `kmine.plan` chooses others.
+    """
     is_distributed = "TORCHELASTIC_RUN_ID" in os.environ  # set by torchrun
     # Errors that need no torch are reported before it is loaded; torchrun's processes check one after another.
     source = None if is_distributed else preflight(cfg)
     terminal = cli.Terminal(quiet=is_distributed and os.environ.get("RANK", "0") != "0")
     from kmine.loop.engine import run_rounds
+    from kmine.plan.engine import planned_config
     from kmine.report.table import RoundsTable
 
     try:
-        results = run_rounds(cfg, terminal, source)
+        plan = None
+        if cfg.plan and given is not None:
+            cfg, plan = planned_config(cfg, given, source, terminal.log)
+            source = source if source is None or DATASETS.is_builtin(cfg.data.name) else preflight(cfg)
+        results = run_rounds(cfg, terminal, source, plan)
     finally:
         terminal.stop()
     if results is None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from kmine.config import LoopConfig
 from kmine.data.source import Source
+from kmine.io.files import write_json
 from kmine.loop.summary import build_report, gain_over, round_rows, segmenter_name, write_results
 from kmine.methods.mining import prepare_and_mine
 from kmine.methods.supervised import labels_only, supervised
@@ -44,13 +46,19 @@ class LoopResults:
     """Rounds of each of `baseline_models`, trained on the labels alone."""
 
 
-def run_rounds(cfg: LoopConfig, progress: ProgressReporter, source: Source | None = None) -> LoopResults | None:
+def run_rounds(
+    cfg: LoopConfig,
+    progress: ProgressReporter,
+    source: Source | None = None,
+    plan: Mapping[str, Any] | None = None,
+) -> LoopResults | None:
     """Run all rounds that `cfg` describes into the run folder `cfg.out`, or resume them.
 
     In a distributed launch only the first process writes files of the run as a whole. It opens the data, adapts the
     segmenter and calibrates the gate before the others, which read the results.
 
-    `source` is the data set of `cfg.data`, if it is open already. Returns None in all processes but the first.
+    `source` is the data set of `cfg.data`, if it is open already. `plan`, of a run without trainings, is written to
+    plan.json. Returns None in all processes but the first.
 
     Raises:
         UserError: settings or data that cannot work, or a run folder of other settings or data.
@@ -60,6 +68,8 @@ def run_rounds(cfg: LoopConfig, progress: ProgressReporter, source: Source | Non
         source = source or preflight(cfg)
     with closing(RunFolder(Path(cfg.out), follows=fabric.global_rank > 0)) as run:
         run.log = progress.log
+        if plan is not None:
+            write_json(run.root / "plan.json", plan)
         with rank_zero_first(fabric):
             task = begin_run(cfg, source, run, progress, fabric)
         progress.log(

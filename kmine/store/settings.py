@@ -26,7 +26,7 @@ SOURCES = (
 )
 """Settings of `data` that say where images and labels are."""
 RESUMABLE_CHANGES = (
-    *("out", "device", "offline", "baseline", "baseline_models", "fit.num_workers"),
+    *("out", "plan", "plan_minutes", "device", "offline", "baseline", "baseline_models", "fit.num_workers"),
     *("segmenter.cache_dir", "segmenter.cache_gb"),
     *(f"data.{name}" for name in (*SOURCES, "allow_leaks", "on_fault", "on_error")),
 )

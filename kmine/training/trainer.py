@@ -70,7 +70,7 @@ def train(
     with nullcontext() if consistency else model.caching_features(augmented=cfg.augment or cfg.cutmix > 0):
         result = fit(
             model,
-            _batches(task, cfg, round_idx, clean or pseudo, consistency),
+            training_batches(task, cfg, round_idx, clean or pseudo, consistency),
             cfg,
             fabric=cast(Fabric, task.fabric),
             seed=derive_seed(task.cfg.seed, "fit", round_idx),
@@ -121,9 +121,10 @@ def _signature(task: Task, cfg: FitConfig, round_idx: int, start: Checkpoints | 
     return sign(task.signature, model_settings, settings, steps, round_idx, origin, pseudo_inputs)
 
 
-def _batches(
-    task: Task, cfg: FitConfig, round_idx: int, pseudo: Pool | None, consistency: Consistency | None
+def training_batches(
+    task: Task, cfg: FitConfig, round_idx: int, pseudo: Pool | None = None, consistency: Consistency | None = None
 ) -> Batches:
+    """Batches of a round's training: labels, and pseudo masks or unlabeled images if given."""
     size, symmetry = task.cfg.data.size, symmetry_of(cfg)
     plain, strong = (Augment(size, cfg.augment, strong=strong, symmetry=symmetry) for strong in (False, True))
     plan = BatchPlan(

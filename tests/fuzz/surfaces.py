@@ -33,6 +33,7 @@ TINY = (
     *("--gate.mode=thresholds", "--gate.min_predicted_iou=0", "--gate.min_stability=0", "--gate.min_agreement=0"),
     *("--gate.min_jitter_dice=0", "--gate.min_confidence=0", "--gate.max_confidence_outside=1"),
     "--gate.max_area_ratio=1e6",
+    "--plan=false",
 )
 """A few steps make a poor model; this gate lets its masks through."""
 
@@ -278,7 +279,9 @@ def split_files(rng: Random, base: Path, case: Path) -> Case:
 def settings(rng: Random, base: Path, case: Path) -> Case:
     target = Path(shutil.copyfile(base / "run" / "config.yaml", case / "settings.yaml"))
     target = _damaged(rng, [target], damage.yaml_value, damage.yaml_value, damage.yaml_value, damage.text_lines)
-    small = [word for word in TINY if word.startswith(("--data.size", "--fit.", "--model.encoder", "--device"))]
+    small = [
+        word for word in TINY if word.startswith(("--plan", "--data.size", "--fit.", "--model.encoder", "--device"))
+    ]
     return Case(("loop", f"--config={target}", *small, "--rounds=0", f"--out={case}/run"), target)
 
 

@@ -43,9 +43,12 @@ OPEN_GATE: Settings = {
 
 
 def words(settings: Mapping[str, object], out: Path, cache: Path | None = None, **changes: object) -> list[str]:
-    """The flags of a run into `out`; the cache lies beside it unless given. In `changes` two underscores are a dot."""
+    """The flags of a run into `out`, without a plan; the cache lies beside it unless given.
+
+    In `changes` two underscores are a dot.
+    """
     places = {"out": out, "data.cache_dir": cache or out.parent / "cache"}
-    given = settings | places | {name.replace("__", "."): value for name, value in changes.items()}
+    given = {"plan": "false"} | settings | places | {name.replace("__", "."): value for name, value in changes.items()}
     return [f"--{name}={value}" for name, value in given.items()]
 
 

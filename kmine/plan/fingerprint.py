@@ -1,0 +1,176 @@
+"""Fingerprint of a data set: index, splits and a bounded sample of files; nnU-Net's idea (arXiv 1904.08128).
+
+The sample cache is not built. Masks are read of images that the run may open, labeled and validation ones: exactly so
+where all images are hashed for near-duplicates (`EXACT`), or where the data set's groups stand; of larger sets the draw
+without that search is used, and nothing but the sizes of objects is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kmine.config import DataConfig
+from kmine.data.perceptual_hash import perceptual_hash
+from kmine.data.source import Source, stop_or_skip
+from kmine.data.split_file import read_split, resolve_splits
+from kmine.data.splits import Splits
+from kmine.errors import SampleError, UserError
+from kmine.io.threads import thread_pool
+from kmine.ops.masks import components
+from kmine.types import IGNORE_INDEX
+
+EXACT = 400
+"""Up to this number all images are decoded and hashed: about 10 ms each."""
+SAMPLE, VOLUMES = 48, 3
+"""Images and masks sampled, of so many NIfTI volumes at most: a volume is read as a whole."""
+MIN_OBJECT = 4
+"""Pixels; smaller components are specks."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the plan knows of the data; numbers of pixels are native."""
+
+    num_images: int
+    num_masks: int
+    num_image_labels: int
+    """Images with an image-level label."""
+    num_labeled: int
+    num_unlabeled: int
+    num_val: int
+    num_groups: int
+    """Patients, volumes or single images."""
+    num_classes: int
+    """Background included."""
+    height: int
+    """Median."""
+    width: int
+    aspect_low: float
+    """Width / height, 10th percentile."""
+    aspect_high: float
+    is_grey: bool
+    num_objects: float
+    """Mean number of objects of an image that has any; NaN without sampled objects."""
+    object_px: float
+    """Median diameter of objects, the square root of their area; NaN likewise."""
+    small_object_px: float
+    """10th percentile of the same."""
+    read_seconds: float
+    """Seconds to decode and hash an image in one thread."""
+
+    @property
+    def side(self) -> int:
+        """Long side of the median image."""
+        return max(self.height, self.width)
+
+
+@dataclass(frozen=True)
+class SampledData:
+    """A fingerprint and what it was measured on."""
+
+    fingerprint: Fingerprint
+    splits: Splits
+    labeled: tuple[str, ...]
+    """Labeled images whose masks were sampled."""
+
+
+def take_fingerprint(cfg: DataConfig, seed: int, source: Source) -> SampledData:
+    """Fingerprint of an open data set; seconds.
+
+    Raises:
+        UserError: splits or files with which the loop would stop, too.
+    """
+    refs, given_split = source.refs(), read_split(cfg.split_file, source)
+    is_exact = cfg.duplicate_distance >= 0 and len(refs) <= EXACT and source.slice_location(refs[0].sample_id) is None
+    ids = [ref.sample_id for ref in refs]
+    images = _read_images(cfg, source, ids if is_exact else _spread(_of_few_volumes(source, ids), SAMPLE))
+    hashes = {i: facts[3] for i, facts in images.items()}
+    if is_exact:
+        refs = tuple(ref for ref in refs if ref.sample_id in images)
+    drawn = cfg if is_exact else replace(cfg, duplicate_distance=-1)
+    splits = resolve_splits(drawn, seed, refs, hashes, given_split)
+    labeled = tuple(_spread(_of_few_volumes(source, splits.labeled), SAMPLE))
+    masks = [*labeled, *_spread(_of_few_volumes(source, splits.val), max(0, SAMPLE // 4 - len(labeled)))]
+    objects = _object_sizes(cfg, source, masks)
+    diameters = np.sqrt(np.concatenate([*objects, np.zeros(0)]))
+    heights, widths, seconds, _, grey = map(np.array, zip(*images.values(), strict=True))
+    low, high = np.percentile(widths / heights, (10, 90))
+    fingerprint = Fingerprint(
+        num_images=len(refs),
+        num_masks=sum(ref.has_mask for ref in refs),
+        num_image_labels=sum(ref.image_label is not None for ref in refs),
+        num_labeled=len(splits.labeled),
+        num_unlabeled=len(splits.unlabeled),
+        num_val=len(splits.val),
+        num_groups=len(set(splits.groups.values())),
+        num_classes=len(source.class_names),
+        height=int(np.median(heights)),
+        width=int(np.median(widths)),
+        aspect_low=round(float(low), 3),
+        aspect_high=round(float(high), 3),
+        is_grey=bool(grey.all()),
+        num_objects=float(np.mean([len(areas) for areas in objects])) if objects else float("nan"),
+        object_px=round(float(np.median(diameters)), 1) if len(diameters) else float("nan"),
+        small_object_px=round(float(np.percentile(diameters, 10)), 1) if len(diameters) else float("nan"),
+        read_seconds=float(np.mean(seconds)),
+    )
+    return SampledData(fingerprint, splits, labeled)
+
+
+def _spread(ids: Sequence[str], count: int) -> list[str]:
+    """At most `count` ids, evenly from first to last."""
+    if len(ids) <= count:
+        return list(ids)
+    return [ids[n * len(ids) // count] for n in range(count)]
+
+
+def _of_few_volumes(source: Source, ids: Sequence[str]) -> Sequence[str]:
+    """The ids of pictures, or of `VOLUMES` volumes: those with the most slices among `ids`."""
+    locations = {i: source.slice_location(i) for i in ids}
+    sizes = Counter(location.volume for location in locations.values() if location)
+    kept = {volume for volume, _ in sizes.most_common(VOLUMES)}
+    return [i for i, location in locations.items() if location is None or location.volume in kept]
+
+
+def _read_images(cfg: DataConfig, source: Source, ids: Sequence[str]) -> dict[str, tuple[int, int, float, int, bool]]:
+    """Height, width, seconds of decoding and hashing, hash, and whether it is grey, by id; as the loop decodes them."""
+
+    def read(sample_id: str) -> tuple[int, int, float, int, bool] | None:
+        began = time.thread_time()
+        try:
+            image = source.image(sample_id)
+        except SampleError as error:
+            stop_or_skip(sample_id, error, cfg.on_error)
+            return None
+        image_hash = perceptual_hash(image)
+        seconds, part = time.thread_time() - began, image[::8, ::8]
+        return *image.shape[:2], seconds, image_hash, bool((part == part[..., :1]).all())
+
+    with thread_pool() as threads:
+        found = dict(zip(ids, threads.map(read, ids), strict=True))
+    readable = {sample_id: facts for sample_id, facts in found.items() if facts}
+    if not readable:
+        raise UserError(f"data: expected images, got none that can be read ({len(found)} are damaged)")
+    return readable
+
+
+def _object_sizes(cfg: DataConfig, source: Source, ids: Iterable[str]) -> list[NDArray[np.float64]]:
+    """Areas in pixels of the objects of each image that has any."""
+    out = []
+    for sample_id in ids:
+        try:
+            mask = source.mask(sample_id)
+        except SampleError as error:
+            stop_or_skip(sample_id, error, cfg.on_error)
+            continue
+        classes = [class_id for class_id in np.unique(mask) if class_id not in (0, IGNORE_INDEX)]
+        areas = [found.sum() for class_id in classes for found in components(mask == class_id, MIN_OBJECT)]
+        if areas:
+            out.append(np.array(areas, float))
+    return out

@@ -1,0 +1,117 @@
+"""Rules of a plan: from the fingerprint of the data and facts of the machine to settings, each with its reason.
+
+docs/planning.md has the same rules as a table, with their sources.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kmine.config import LoopConfig
+from kmine.plan.fingerprint import Fingerprint
+from kmine.plan.machine import Machine
+
+SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 448, 512)
+"""Sides of the local model's input, multiples of 32, the stride of the deepest encoders."""
+USUAL = {False: 256, True: 352}
+"""Largest side without need of more (CPU, GPU); 352 is usual for polyps since PraNet (arXiv 2006.11392)."""
+OBJECT_PX = 8
+"""Pixels of a small object (10th percentile) at the input: below, it is lost at stride 4 of the decoder."""
+STEPS = {False: 600, True: 800}
+PASSES = 48
+"""Times that each label is seen at least in round 0."""
+MAX_STEPS = 6000
+MINUTES = {False: 20.0, True: 60.0}
+"""Time budget (CPU, GPU)."""
+PLANNED = (
+    *("data.label_fraction", "data.val_fraction", "data.size", "model.encoder", "model.encoder_depth"),
+    *("model.decoder_channels", "fit.batch_size", "fit.precision", "fit.num_workers", "fit.steps", "fit.round_steps"),
+    *("adapt.fold_steps", "rounds", "segmenter.batch_size"),
+)
+"""Settings that a plan may choose, in the order of its table."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting of a plan."""
+
+    setting: str
+    """Dotted name."""
+    value: Any
+    why: str
+    by_machine: bool = False
+    """Whether another machine may get another value."""
+
+
+def own_data_choices(cfg: LoopConfig) -> Iterator[Choice]:
+    """How a user's own files are divided; before the fingerprint, which needs the splits."""
+    if cfg.data.name == "folder" and cfg.data.fine_groups is None:
+        yield Choice("data.label_fraction", 1.0, "your own masks are all used; a share is for experiments")
+        yield Choice("data.val_fraction", 0.2, "of few masks a tenth would be too few to validate on")
+
+
+def network_choices(cfg: LoopConfig, data: Fingerprint, machine: Machine) -> Iterator[Choice]:
+    """Network, batch, precision and workers."""
+    is_sks, gpu = "sks" in cfg.model.name, machine.is_gpu
+    if not cfg.model.has_auxiliary:
+        small, large = ("mobilenetv2_100", "swinv2_tiny_window8_256") if is_sks else ("mobilenet_v2", "resnet34")
+        why = "the field's usual encoder" if gpu else "fast on a CPU, and as good at such sizes"
+        yield Choice("model.encoder", large if gpu else small, why, True)
+    if not is_sks:
+        why = "all stages of the encoder" if gpu else "stride 32 adds nothing shown at small sizes (+.012 +- .021)"
+        yield Choice("model.encoder_depth", 5 if gpu else 4, why, True)
+    why = "widths of segmentation-models-pytorch" if gpu else "a quarter of the usual width: four times as fast"
+    yield Choice("model.decoder_channels", 256 if gpu else 64, why, True)
+    yield Choice("fit.batch_size", 16 if gpu else 8, "usual; halved where it does not fit the memory", True)
+    precision = ("bf16" if machine.has_bf16 else "16") if gpu else "32"
+    yield Choice("fit.precision", precision, "fastest of this device", True)
+    workers = min(4, machine.cores - 1) if gpu else 0
+    why = "more were no faster on an H100" if gpu else "training uses all cores; a thread reads ahead"
+    yield Choice("fit.num_workers", workers, why, True)
+    if cfg.segmenter.name.startswith("sam"):
+        why = "1.3 times as fast as 1 on an H100" if gpu else "a CPU gains nothing from more"
+        yield Choice("segmenter.batch_size", 8 if gpu else 1, why, True)
+
+
+def step_choices(batch_size: int, data: Fingerprint, machine: Machine) -> Iterator[Choice]:
+    """Steps and rounds."""
+    floor = STEPS[machine.is_gpu]
+    needed = math.ceil(PASSES * data.num_labeled / batch_size / 100) * 100
+    steps = min(MAX_STEPS, max(floor, needed))
+    why = f"{PASSES} passes over {data.num_labeled} labels" if steps > floor else "more bring nothing to few labels"
+    yield Choice("fit.steps", steps, why)
+    yield Choice("fit.round_steps", steps // 2, "half of round 0, from its weights")
+    yield Choice("adapt.fold_steps", steps // 2, "fold models only prompt and calibrate")
+    why = "later rounds gained nothing shown" if data.num_unlabeled else "no image is unlabeled: nothing to mine"
+    yield Choice("rounds", 2 if data.num_unlabeled else 0, why)
+
+
+def sizes(data: Fingerprint, machine: Machine) -> tuple[list[int], str]:
+    """Sides to choose from, largest first, and the reason of the largest."""
+    usual, native = USUAL[machine.is_gpu], math.ceil(data.side / 32) * 32
+    wanted = needed_side(data)
+    largest, why = (usual, f"the usual {usual}") if wanted <= usual else (wanted, f"small objects need {wanted}")
+    if native < largest:
+        largest, why = native, f"images of {data.side} px hold no more"
+    return [size for size in reversed(SIZES) if size <= largest] or [SIZES[0]], why
+
+
+def needed_side(data: Fingerprint) -> int:
+    """Side at which a small object has `OBJECT_PX` pixels; 0 if objects are unknown."""
+    if not data.small_object_px > 0:
+        return 0
+    return math.ceil(OBJECT_PX * data.side / data.small_object_px / 32) * 32
+
+
+def cheaper(cfg: LoopConfig, given: Collection[str]) -> Iterator[Choice]:
+    """What a plan gives up where the smallest size is still too slow, in this order."""
+    if cfg.rounds > 1 and "rounds" not in given:
+        yield Choice("rounds", 1, "the time budget allows one", True)
+    for name in ("fit.steps", "fit.round_steps", "adapt.fold_steps"):
+        section, _, field = name.partition(".")
+        if name not in given:
+            value = max(50, getattr(getattr(cfg, section), field) // 2)
+            yield Choice(name, value, "half, for the time budget", True)

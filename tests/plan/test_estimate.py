@@ -1,0 +1,46 @@
+"""Estimates: laws that hold for any constants."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from helpers.plan_facts import CPU, DATA, SPEED, TINY
+
+from kmine.config import FitConfig, GateConfig, LoopConfig
+from kmine.plan.estimate import estimate_run
+
+CFG = LoopConfig(rounds=2)
+
+
+def seconds(cfg=CFG, data=DATA, speed=SPEED, segmenter=TINY):
+    return estimate_run(cfg, data, CPU, speed, segmenter).seconds
+
+
+def test_without_rounds_only_round_0_is_trained():
+    assert set(seconds(replace(CFG, rounds=0))) == {"start", "reading images", "round 0"}
+    assert set(seconds(data=replace(DATA, num_unlabeled=0))) == {"start", "reading images", "round 0"}
+
+
+def test_steps_of_a_stage_cost_their_time():
+    more = seconds(replace(CFG, fit=FitConfig(steps=700)))
+    assert more["round 0"] - seconds()["round 0"] == pytest.approx(100 * SPEED.step, rel=0.1)
+    assert {k: v for k, v in more.items() if k != "round 0"} == {k: v for k, v in seconds().items() if k != "round 0"}
+
+
+def test_mining_grows_with_unlabeled_images_and_rounds():
+    twice = seconds(data=replace(DATA, num_unlabeled=350))["2 rounds: mining"]
+    assert twice == pytest.approx(2 * seconds()["2 rounds: mining"])
+    assert seconds(replace(CFG, rounds=4))["4 rounds: mining"] == pytest.approx(twice)
+
+
+def test_what_a_run_skips_costs_nothing():
+    assert "baseline" not in seconds(replace(CFG, baseline=False))
+    assert "calibration of the gate" not in seconds(replace(CFG, gate=GateConfig(mode="thresholds")))
+    assert "adaptation of the segmenter" not in seconds(segmenter=replace(TINY, adapt_step=0.0))
+
+
+def test_the_total_is_the_sum_and_memory_that_of_the_probe_and_more():
+    found = estimate_run(CFG, DATA, CPU, SPEED, TINY)
+    assert found.total == pytest.approx(sum(found.seconds.values()))
+    assert found.peak_gb > SPEED.peak_gb
