@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 SMALL = (
+    "--plan=false",
     *("--data.size=32", "--data.label_fraction=0.3", "--data.val_fraction=0.2", "--data.test_fraction=0.2"),
     *("--data.on_fault=say", "--fit.batch_size=2", "--fit.steps=60", "--fit.round_steps=30", "--fit.val_every=10"),
     *("--adapt.fold_steps=20", "--adapt.steps=20", "--infer.tta=hflip", "--device=cpu"),

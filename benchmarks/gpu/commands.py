@@ -84,7 +84,14 @@ def mine(kit: Kit) -> None:
     """A run of the loop with SAM, two rounds: seconds of each stage, of the second round with cached embeddings."""
     data = source_config(kit, 32 if kit.tiny else 352, 40)
     settings: dict[str, object] = {
-        **{"rounds": 2, "baseline": "false", "device": kit.device, "offline": "true", "out": kit.work / "mine"},
+        **{
+            "plan": "false",
+            "rounds": 2,
+            "baseline": "false",
+            "device": kit.device,
+            "offline": "true",
+            "out": kit.work / "mine",
+        },
         **{"data.name": data.name, "data.size": data.size, "data.cache_dir": data.cache_dir},
         **({"data.root": data.root} if data.root else {"data.num_samples": 40}),
         # The gate is open, so that there is a second round whatever the masks are.

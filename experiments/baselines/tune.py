@@ -29,6 +29,7 @@ TRIALS: dict[str, tuple[tuple[str, ...], ...]] = {
 def common(args: argparse.Namespace) -> list[str]:
     """Settings of every trial, and of the comparison they are for."""
     settings = {
+        "plan": "false",
         "data.name": "kvasir_seg",
         "data.root": args.root,
         "data.size": args.size,

@@ -15,7 +15,7 @@ from kmine.io.json_file import json_field, load_json
 from kmine.plan.estimate import Estimate, estimate_run
 from kmine.plan.fingerprint import Fingerprint, SampledData, take_fingerprint
 from kmine.plan.machine import Machine, this_machine
-from kmine.plan.probe import SegmenterSpeed, Speed, measure, measure_segmenter
+from kmine.plan.probe import SegmenterSpeed, Speed, measure_network, measure_segmenter
 from kmine.plan.rules import (
     MINUTES,
     OBJECT_PX,
@@ -158,7 +158,7 @@ class _Planner:
             batch_size = self.cfg.fit.batch_size
             is_free = "fit.batch_size" not in self.given and batch_size > 2
             try:
-                speed = measure(self.cfg, self.source, sampled.labeled)
+                speed = measure_network(self.cfg, self.source, sampled.labeled)
             except torch.OutOfMemoryError:
                 if not is_free:
                     raise

@@ -81,7 +81,7 @@ class _Clock:
                 return
 
 
-def measure(cfg: LoopConfig, source: Source, ids: Sequence[str]) -> Speed:
+def measure_network(cfg: LoopConfig, source: Source, ids: Sequence[str]) -> Speed:
     """Train the network of `cfg` for a few steps on labeled images `ids`, and predict with it; seconds.
 
     Encoder weights are random: nothing is downloaded.

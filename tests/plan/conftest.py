@@ -15,11 +15,11 @@ def measured(monkeypatch):
     """Plans of a machine that trains 10 steps a second at 96 px; the list of the sizes that were probed."""
     probed = []
 
-    def measure(cfg, source, ids):
+    def measure_network(cfg, source, ids):
         probed.append(cfg.data.size)
         return replace(SPEED.at(cfg.data.size), batch_size=cfg.fit.batch_size)
 
-    monkeypatch.setattr(engine, "measure", measure)
+    monkeypatch.setattr(engine, "measure_network", measure_network)
     monkeypatch.setattr(engine, "measure_segmenter", lambda *_: TINY)
     monkeypatch.setattr(engine, "this_machine", lambda _: CPU)
     return probed

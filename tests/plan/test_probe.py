@@ -8,7 +8,7 @@ import pytest
 
 from kmine.config import DataConfig, FitConfig, LoopConfig, ModelConfig, SegmenterConfig
 from kmine.data import open_source
-from kmine.plan.probe import SAM_ON_CPU, SAM_ON_GPU, Speed, measure, measure_segmenter
+from kmine.plan.probe import SAM_ON_CPU, SAM_ON_GPU, Speed, measure_network, measure_segmenter
 
 CFG = LoopConfig(
     data=DataConfig(num_samples=6, size=32),
@@ -20,7 +20,7 @@ CFG = LoopConfig(
 
 def test_a_probe_measures_steps_and_predictions():
     source = open_source(CFG.data)
-    speed = measure(CFG, source, [ref.sample_id for ref in source.refs()])
+    speed = measure_network(CFG, source, [ref.sample_id for ref in source.refs()])
     assert (speed.size, speed.batch_size) == (32, 2)
     assert 0 < speed.infer < 5 and 0 < speed.step < 5 and speed.peak_gb > 0
 
