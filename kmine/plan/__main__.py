@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -44,25 +44,18 @@ def show_plan(cfg: LoopConfig, given: Collection[str]) -> RunPlan:
     if out.suffix not in SUFFIXES:
         say("to train so: kmine loop with the same settings; to write them: --out FILE.yaml\n")
         return plan
-    planned = {choice.setting for choice in plan.choices}
-    values = {name: value for name, value in cli.flat(cli.to_dict(plan.cfg)).items() if name in {*planned, *given}}
-    nested = _nested({**values, "out": f"runs/{out.stem}"})
+    names = {choice.setting for choice in plan.choices} | {*given}
+    nested = {**_some(cli.to_dict(plan.cfg), names), "out": f"runs/{out.stem}"}
     minutes = f"# By kmine plan, for about {plan.estimate.total / 60:.0f} minutes on {plan.machine.device}.\n"
     write_atomic(out, (f"# kmine loop --config {out}\n{minutes}" + yaml.safe_dump(nested, sort_keys=False)).encode())
     say(f"to train so: kmine loop --config {out}\n")
     return plan
 
 
-def _nested(values: dict[str, object]) -> dict[str, object]:
-    """Sections of dotted names."""
-    out: dict[str, object] = {}
-    for name, value in values.items():
-        *sections, field = name.split(".")
-        here = out
-        for section in sections:
-            here = here.setdefault(section, {})  # type: ignore[assignment]
-        here[field] = value
-    return out
+def _some(values: Mapping[str, Any], names: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """The settings `names`, dotted, of nested values."""
+    sections = {k: _some(v, names, f"{prefix}{k}.") if isinstance(v, Mapping) else v for k, v in values.items()}
+    return {k: v for k, v in sections.items() if f"{prefix}{k}" in names or (v and isinstance(v, dict))}
 
 
 if __name__ == "__main__":

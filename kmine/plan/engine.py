@@ -28,11 +28,13 @@ from kmine.plan.rules import (
     sizes,
     step_choices,
 )
+from kmine.setup.resolve import resolve_settings
 
 ConfigT = TypeVar("ConfigT", bound=LoopConfig)
 PLAN = "plan.json"
 TRAINED = ("round_*/*.safetensors", "*/round_*/*.safetensors", "cells/*/round_*/*.safetensors")
 PROBE_SIZE = 96
+UNPLANNED = "phantom"
 MEMORY_SHARE = 0.8
 """Largest share of the free memory that a plan takes."""
 CURE = "remove it, or choose another --out"
@@ -87,20 +89,17 @@ def plan_run(cfg: ConfigT, given: Collection[str], source: Source) -> RunPlan:
     Raises:
         UserError: data or settings with which the loop would stop, too.
     """
-    planner = _Planner(cfg, frozenset(given), source)
+    default = set(PLANNED) - {*given} if cfg.data.name == UNPLANNED else set()
+    planner = _Planner(cfg, frozenset(given) | default, source)
     planner.choose(own_data_choices(cfg))
     sampled = take_fingerprint(planner.cfg.data, cfg.seed, source)
     machine = this_machine(cfg.device)
     planner.choose(network_choices(cfg, sampled.fingerprint, machine))
     planner.choose(step_choices(planner.cfg.fit.batch_size, sampled.fingerprint, machine))
     speed, segmenter, estimate = planner.fit_budget(sampled, machine)
-    shown = dict.fromkeys(PLANNED)
     values = cli.flat(cli.to_dict(planner.cfg))
-    choices = [
-        planner.choices.get(name) or Choice(name, values[name], "given")
-        for name in shown
-        if name in planner.choices or name in given
-    ]
+    fixed = {n: Choice(n, values[n], "default" if n in default else "given") for n in planner.given & values.keys()}
+    choices = [choice for name in PLANNED if (choice := (fixed | planner.choices).get(name))]
     return RunPlan(
         planner.cfg, tuple(choices), sampled.fingerprint, machine, speed, segmenter, estimate, planner.minutes(machine)
     )
@@ -130,7 +129,7 @@ class _Planner:
         segmenter = measure_segmenter(self.cfg, self.source, sampled.labeled, "cuda" if machine.is_gpu else "cpu")
 
         def estimated(speed: Speed) -> Estimate:
-            return estimate_run(self.cfg, data, machine, speed, segmenter)
+            return estimate_run(resolve_settings(self.cfg, self.source), data, machine, speed, segmenter)
 
         speed = None
         if "data.size" not in self.given:
@@ -158,7 +157,7 @@ class _Planner:
             batch_size = self.cfg.fit.batch_size
             is_free = "fit.batch_size" not in self.given and batch_size > 2
             try:
-                speed = measure_network(self.cfg, self.source, sampled.labeled)
+                speed = measure_network(resolve_settings(self.cfg, self.source), self.source, sampled.labeled)
             except torch.OutOfMemoryError:
                 if not is_free:
                     raise
@@ -189,7 +188,7 @@ def planned_config(
         UserError: data or settings with which the loop would stop, too; a damaged plan.json.
     """
     root = Path(cfg.out)
-    if not cfg.plan or cfg.data.name == "phantom":
+    if not cfg.plan or cfg.data.name == UNPLANNED:
         return cfg, None
     if source is None or any(next(root.glob(pattern), None) for pattern in TRAINED):
         saved = saved_values(root, given)

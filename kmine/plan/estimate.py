@@ -15,7 +15,7 @@ from kmine.plan.probe import SegmenterSpeed, Speed
 FLIPS = {"none": 1, "hflip": 2, "flips": 4}
 START, CHECK = 12.0, 0.012
 """Seconds to load libraries, check data and write the report; seconds an image and pair compared with all others."""
-HANDLED, SCORED = 2.0e-7, 1.2e-7
+HANDLED, SCORED = 8.0e-8, 1.2e-7
 """CPU seconds a native pixel to turn probabilities into prompts, evidence and files, and to score a mask."""
 SAVED = {False: 0.25, True: 0.5}
 """Seconds to write the state of a training (CPU, GPU): at every validation."""
@@ -54,17 +54,19 @@ def estimate_run(
     adaptation = _adapt_seconds(cfg, data, segmenter, objects) if adapts else 0.0
     score = 2 * data.num_val * (speed.infer + SCORED * data.height * data.width)
     again = _train_seconds(cfg.fit.round_steps, cfg, data, machine, speed) + score
+    round_0 = _train_seconds(cfg.fit.steps, cfg, data, machine, speed) + score
     seconds = {
         "start": START + min(120, data.num_labeled + data.num_val) * CHECK,
         "reading images": data.num_images * data.read_seconds / min(8, machine.cores),
-        "classifier": cfg.classifier.steps * _classifier_step(cfg, speed) if "sks" in cfg.model.name else 0.0,
-        "round 0": _train_seconds(cfg.fit.steps, cfg, data, machine, speed) + score,
+        "classifier": _classifier_seconds(cfg, speed) if "sks" in cfg.model.name else 0.0,
+        "round 0": round_0,
         "fold models": folds * _train_seconds(fold_steps, cfg, data, machine, speed) if adapts or calibrates else 0.0,
         "adaptation of the segmenter": adaptation,
         "calibration of the gate": (folds * adaptation + data.num_labeled * mined) if calibrates else 0.0,
         f"{rounds} rounds: mining": rounds * data.num_unlabeled * mined,
         f"{rounds} rounds: training": rounds * again,
         "baseline": rounds * again if cfg.baseline else 0.0,
+        "other baselines": len(cfg.baseline_models or ()) * (round_0 + rounds * again) if cfg.baseline else 0.0,
     }
     return Estimate({stage: took for stage, took in seconds.items() if took > 0}, speed.peak_gb + RUN_GB)
 
@@ -74,9 +76,10 @@ def _train_seconds(steps: int, cfg: LoopConfig, data: Fingerprint, machine: Mach
     return steps * speed.step + checks * (data.num_val * speed.infer + SAVED[machine.is_gpu])
 
 
-def _classifier_step(cfg: LoopConfig, speed: Speed) -> float:
-    """Half of a training step an image: one of two branches, and no decoder."""
-    return 0.5 * speed.step * cfg.classifier.batch_size / cfg.fit.batch_size
+def _classifier_seconds(cfg: LoopConfig, speed: Speed) -> float:
+    """Half of a training step an image: one of two branches, and no decoder. With patience it ends early."""
+    steps = cfg.classifier.steps * (0.6 if cfg.classifier.patience else 1.0)
+    return steps * 0.5 * speed.step * cfg.classifier.batch_size / cfg.fit.batch_size
 
 
 def _mine_seconds(cfg: LoopConfig, data: Fingerprint, speed: Speed, segmenter: SegmenterSpeed, objects: float) -> float:

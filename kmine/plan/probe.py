@@ -107,7 +107,7 @@ def measure_network(cfg: LoopConfig, source: Source, ids: Sequence[str]) -> Spee
         peak = _peak_gb(is_gpu)
         images = np.stack([pool.image_resized(i) for i in pool.ids])
         model.eval()
-        predict_resized(model, images[:1], "none", fabric.device)
+        predict_resized(model, images, "none", fabric.device)  # warm-up
         began = time.perf_counter()
         predict_resized(model, images, "none", fabric.device)
         infer = (time.perf_counter() - began) / len(images)

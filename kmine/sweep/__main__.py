@@ -18,7 +18,7 @@ from kmine.sweep.plan import claim, describe, make_plan, write_table
 from kmine.sweep.trials import Session, Trial, config_of, data_of
 from kmine.sweep.workers import work, work_in_processes
 
-NETWORK = ("model.encoder", "model.encoder_depth", "model.decoder_channels")
+NETWORK = ("model.encoder", "model.encoder_depth", "model.decoder_width")
 DESCRIPTION = """Train every method with every model, label fraction and seed at equal optimizer steps, each into a run
 folder of its own, and keep one table, sweep.csv, which kmine.compare evaluates on the test split. The same command
 again resumes and retries failed trials; started twice, it shares the work. Every setting of kmine.loop is also a

@@ -26,7 +26,7 @@ def calls(monkeypatch):
     """Replaces the rounds by a result of one round; records the data set and whether progress is shown."""
     found = []
 
-    def run_rounds(cfg, terminal, source):
+    def run_rounds(cfg, terminal, source, plan):
         found.append((source and source.name, terminal.console.quiet))
         if terminal.console.quiet:
             return None

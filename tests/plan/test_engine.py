@@ -39,7 +39,7 @@ def planned(words, *more):
 def test_given_values_stay_and_the_rest_is_chosen(words, measured):
     plan = planned(words, "--fit.steps=70", "--model.encoder=resnet18")
     assert (plan.cfg.fit.steps, plan.cfg.model.encoder, plan.cfg.data.label_fraction) == (70, "resnet18", 0.5)
-    assert (plan.cfg.data.size, plan.cfg.rounds, plan.cfg.data.val_fraction) == (64, 2, 0.2)
+    assert (plan.cfg.data.size, plan.cfg.rounds, plan.cfg.data.val_fraction) == (32, 2, 0.2)
     by_name = {choice.setting: choice for choice in plan.choices}
     assert by_name["fit.steps"].why == "given" == by_name["data.label_fraction"].why
     assert by_name["fit.batch_size"].by_machine and not by_name["rounds"].by_machine
@@ -124,7 +124,7 @@ def test_a_sweep_is_planned_once_for_all_trials(words, tmp_path, measured):
     more = ["--fractions", "0.5", "1", "--models", "unet", "unetpp", f"--out={tmp_path / 'sweep'}"]
     cfg, given = parsed(words, *more, config=SweepConfig)
     found, record = sweep._planned(cfg, given, cli.Terminal(quiet=True))
-    assert (found.data.size, found.fit.steps, found.models) == (64, 600, ["unet", "unetpp"])
+    assert (found.data.size, found.fit.steps, found.models) == (32, 600, ["unet", "unetpp"])
     assert (found.model, found.data.label_fraction) == (cfg.model, cfg.data.label_fraction)
     assert {"data.size", "fit.steps"} <= {choice["setting"] for choice in record["choices"]}
 
@@ -135,9 +135,9 @@ def test_the_loop_trains_by_its_plan_and_resumes_it(words, tmp_path, measured, c
     assert loop.main([*words, *few, *net]) == 0
     run = tmp_path / "run"
     record, config = json.loads((run / "plan.json").read_text()), (run / "config.yaml").read_text()
-    assert "size: 64" in config and record["estimate"]["seconds"]
+    assert "size: 32" in config and record["estimate"]["seconds"]
     assert "in all" in capsys.readouterr().err
     assert loop.main([*words, *few, *net]) == 0
     assert (run / "config.yaml").read_text() == config
     assert loop.main([*words, *few, *net, "--data.size=96"]) == 2
-    assert "data.size = 64, this command has 96" in capsys.readouterr().err
+    assert "data.size = 32, this command has 96" in capsys.readouterr().err

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from helpers.plan_facts import CPU, DATA, SPEED, TINY
 
-from kmine.config import FitConfig, GateConfig, LoopConfig
+from kmine.config import FitConfig, GateConfig, InferConfig, LoopConfig
 from kmine.plan.estimate import estimate_run
 
-CFG = LoopConfig(rounds=2)
+CFG = LoopConfig(rounds=2, infer=InferConfig(tta="flips"))
 
 
 def seconds(cfg=CFG, data=DATA, speed=SPEED, segmenter=TINY):

@@ -22,7 +22,7 @@ def test_a_plan_is_printed_and_its_settings_are_written(tmp_path, measured, caps
     assert f"kmine loop --config {out}" in shown and "data.size" in shown
     cfg = cli.parse(LoopConfig, ["--config", str(out)], prog="kmine loop", description="")
     assert (cfg.out, cfg.data.images, cfg.segmenter.name) == ("runs/mine", where[1], "ellipse")
-    assert (cfg.data.size, cfg.data.label_fraction, cfg.fit.steps) == (64, 1.0, 600)
+    assert (cfg.data.size, cfg.data.label_fraction, cfg.fit.steps) == (32, 1.0, 600)
     assert {"data.size", "fit.steps", "rounds", "data.name"} <= cli.GIVEN
 
 

@@ -12,7 +12,7 @@ from kmine.plan.probe import SAM_ON_CPU, SAM_ON_GPU, Speed, measure_network, mea
 
 CFG = LoopConfig(
     data=DataConfig(num_samples=6, size=32),
-    model=ModelConfig("unet", "tu-mobilenetv3_small_050", encoder_depth=3, decoder_channels=8),
+    model=ModelConfig("unet", "tu-mobilenetv3_small_050", encoder_depth=3, decoder_width=1),
     fit=FitConfig(batch_size=2),
     device="cpu",
 )
