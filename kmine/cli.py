@@ -55,9 +55,8 @@ def parse(
     parser = _parser(config_class, {positional} - {""}, prog=prog, usage=usage, description=description)
     if positional:
         parser.add_argument(positional, nargs="+", type=str)
-    _FROM_FILES.clear()
-    _RUNS.clear()
-    GIVEN.clear()
+    for memory in (_FROM_FILES, _RUNS, GIVEN):
+        memory.clear()
     with open_outputs():
         try:
             config = _parsed(parser, config_class, argv, positional)
@@ -396,8 +395,4 @@ def _guarded(prog: str, work: Callable[[], int]) -> int:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Settings as nested plain values for YAML, tuples as lists."""
-
-    def section(fields_: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields_}
-
-    return asdict(config, dict_factory=section)
+    return asdict(config, dict_factory=lambda pairs: {k: list(v) if isinstance(v, tuple) else v for k, v in pairs})
