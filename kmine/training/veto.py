@@ -58,6 +58,15 @@ class Veto:
         """The buffer of the model."""
         return Tensor([self.slope, self.offset, self.threshold])
 
+    def summary(self) -> str:
+        """What it does, in words."""
+        if not self.threshold:
+            return "none, as the validation images do not support one"
+        return (
+            f"images with a probability of a lesion below {self.threshold:.3f}; on validation {self.num_clean} false "
+            f"alarms and {self.num_lesions} lesions found"
+        )
+
     def probabilities(self, logits: Floats) -> Floats:
         """(N,) logits of the classifier -> (N,) calibrated probabilities of a lesion."""
         return 1 / (1 + np.exp(-np.clip(self.slope * logits + self.offset, -700, 700)))
@@ -85,6 +94,7 @@ def choose_vetoes(task: Task, model: LocalModel, result: FitResult, checkpointer
     model.load_state_dict(weights["best"])
     record = {name: asdict(veto) for name, veto in chosen.items()}
     task.run.save_json(checkpointer.folder / "veto.json", record, checkpointer.signature)
+    task.progress.log(f"the classifier's veto: {chosen['best'].summary()}")
     return replace(result, **weights)
 
 

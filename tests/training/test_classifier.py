@@ -66,10 +66,10 @@ def model(**settings: object) -> SksModel:
     return build_model(ModelConfig(**{**base, **settings}), 2, seed=0)
 
 
-def train(pools, steps=24, seed=3, val=None, save=None, resume=None):
+def train(pools, steps=24, seed=3, val=None, save=None, resume=None, stop=None):
     sks, cfg, fabric = model(), replace(CFG, steps=steps), make_fabric("cpu", "32")
     batches = LabelBatches([pools[0]], Augment(SIZE, enabled=False), batch_size=8, seed=seed)
-    callbacks = Callbacks(validate=lambda net: image_auc(net, val or pools[1], fabric.device), save=save)
+    callbacks = Callbacks(validate=lambda net: image_auc(net, val or pools[1], fabric.device), save=save, stop=stop)
     return sks, fit_classifier(sks, batches, cfg, fabric=fabric, seed=seed, callbacks=callbacks, resume=resume)
 
 
@@ -110,6 +110,15 @@ def test_a_training_resumed_from_any_state_equals_an_uninterrupted_one(pools, wh
     _, resumed = train(pools, resume=states[where])
     assert same(whole.final, resumed.final) and same(whole.best, resumed.best)
     assert whole.best_step == resumed.best_step and whole.history[-1] == resumed.history[-1]
+
+
+def test_a_training_that_stops_early_resumes_to_the_same_end(pools):
+    states: list[FitState] = []
+    ends = {"stop": lambda history: len(history) == 3}
+    _, whole = train(pools, save=lambda state: states.append(FitState.from_tensors(*state.to_tensors())), **ends)
+    assert [s.step for s in states] == [6, 12] and [step for step, *_ in whole.history] == [6, 12, 18]
+    _, resumed = train(pools, resume=states[1], **ends)
+    assert same(whole.final, resumed.final) and same(whole.best, resumed.best) and whole.history == resumed.history
 
 
 def test_batches_follow_the_seed(pools):
