@@ -1,7 +1,8 @@
-"""`python -m kmine.weights list|get|verify|bundle|unbundle`: checkpoints of segmenters, downloaded or in bundles.
+"""`python -m kmine.weights list|get|verify|bundle|unbundle`: weights of segmenters and encoders, fetched or in bundles.
 
-A bundle is a plain tar file of checkpoints and of `kmine-weights.json` with their SHA-256. Unpacking trusts neither:
-only files that kmine knows are written, and only with the SHA-256 that kmine knows.
+A bundle is a plain tar file of weights and of `kmine-weights.json` with their SHA-256. Unpacking trusts neither: of
+segmenters only files that kmine knows are written, and only with the SHA-256 that kmine knows; of encoders only
+safetensors (no code) under their own names, with the SHA-256 of the manifest, which becomes their record.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from kmine import cli
 from kmine.config.checks import LocalPath, expand_paths
@@ -24,13 +25,25 @@ from kmine.errors import UserError, unknown_name
 from kmine.io.console import say
 from kmine.io.download import check_space, download, sha256_of
 from kmine.io.errors import storage_errors
-from kmine.io.files import read_json
+from kmine.io.files import default_cache_dir, read_json, write_json
+from kmine.io.json_file import parse_json
+from kmine.io.tensor_file import content_kind
+from kmine.models.encoder_hub import (
+    PREFIX,
+    EncoderRecord,
+    encoder_name,
+    encoder_path,
+    encoder_record,
+    fetch_encoder,
+    require_recorded,
+)
 from kmine.segmenters import tiny
-from kmine.segmenters.weights import OFFICIAL_WEIGHTS, default_cache_dir, download_weights
+from kmine.segmenters.weights import OFFICIAL_WEIGHTS, download_weights
 
-DESCRIPTION = """The checkpoints that kmine may download. `list`: all of them, where they lie, whether they are whole.
-`get NAME ...`: download (resumed, SHA-256 checked). `verify [FILE ...]`: whether files are the official ones; without
-one, all that are here. `bundle FILE.tar NAME ...` and, on a machine without network, `unbundle FILE.tar`."""
+DESCRIPTION = """The weights that kmine may download: those of segmenters, and of encoders with ImageNet weights, named
+as in encoder:resnet34 or encoder:tu-swinv2_tiny_window8_256. `list`: where they lie, whether they are whole.
+`get NAME ...`: download. `verify [FILE ...]`: whether files are the official ones; without one, all that are here.
+`bundle FILE.tar NAME ...` and, on a machine without network, `unbundle FILE.tar`."""
 
 SIZES = {"sam_vit_b": 375_042_383, "sam_vit_l": 1_249_524_607, "sam_vit_h": 2_564_550_879}
 """Bytes of the files on the server, for the list."""
@@ -79,12 +92,25 @@ def _list(words: Sequence[str], folder: Path, offline: bool) -> int:
         path = folder / checkpoint.filename
         lines.append(f"{name:<10}  {_size(SIZES.get(name)):>8}  {_state(path, checkpoint.sha256)}")
         lines.append(f"{'':<10}  {'':>8}  {path}  sha256 {checkpoint.sha256}")
+    for name, path in _encoders(folder).items():
+        record = encoder_record(path)
+        state = _state(path, record.sha256) if record else "here, without a record of its SHA-256"
+        lines.append(f"{name}  {_size(path.stat().st_size)}  {state}")
+        if record:
+            lines.append(f"{'':<10}  {'':>8}  {path}  sha256 {record.sha256}")
+            lines.append(f"{'':<10}  {'':>8}  {record.source} {record.revision}, input {record.normalization}")
     lines.append(
-        "Beside these, `--model.encoder_weights hub` downloads the ImageNet weights of an encoder into the cache of "
-        "Hugging Face or PyTorch, which publish no sum that kmine knows, and `kmine fetch` downloads data sets."
+        f"Encoders with ImageNet weights: `kmine weights get {PREFIX}NAME` (segmentation-models-pytorch, or tu-NAME of "
+        "timm); a run takes them from here (--model.encoder_weights auto). `kmine fetch` downloads data sets."
     )
     say("\n".join(lines) + "\n")
     return 0
+
+
+def _encoders(folder: Path) -> dict[str, Path]:
+    """The files of encoder weights in a folder, by name as in commands."""
+    files = sorted(folder.glob("encoder-*.safetensors")) if folder.is_dir() else []
+    return {PREFIX + name: path for path in files if (name := encoder_name(path.name))}
 
 
 def _state(path: Path, sha256: str) -> str:
@@ -107,8 +133,11 @@ def _shipped() -> str:
 
 def _verify(words: Sequence[str], folder: Path, offline: bool) -> int:
     """Compare files by path, or all in the folder; exit code 1 if one is not official."""
-    by_sum = {checkpoint.sha256: name for name, checkpoint in OFFICIAL_WEIGHTS.items()}
-    known_paths = (folder / checkpoint.filename for checkpoint in OFFICIAL_WEIGHTS.values())
+    by_sum = {checkpoint.sha256: f"the official {name}" for name, checkpoint in OFFICIAL_WEIGHTS.items()}
+    encoders = {name: (path, encoder_record(path)) for name, path in _encoders(folder).items()}
+    by_sum |= {record.sha256: f"{name} of {record.source}" for name, (_, record) in encoders.items() if record}
+    known_paths = [folder / checkpoint.filename for checkpoint in OFFICIAL_WEIGHTS.values()]
+    known_paths += [path for path, _ in encoders.values()]
     paths = [Path(word) for word in words] or [path for path in known_paths if path.is_file()]
     for path in paths:
         _expect(path.is_file(), f"{path}: expected a file of weights, found none; check the path")
@@ -116,9 +145,8 @@ def _verify(words: Sequence[str], folder: Path, offline: bool) -> int:
     for path in paths:
         with storage_errors(path):
             actual = sha256_of(path)
-        name = by_sum.get(actual)
-        bad += name is None
-        description = f"the official {name}" if name else "not an official file: damaged, or weights of your own"
+        bad += actual not in by_sum
+        description = by_sum.get(actual, "not an official file: damaged, or weights of your own")
         say(f"{path}: {description} (sha256 {actual})\n")
     if not paths:
         say(f"nothing in {folder}\n")
@@ -127,9 +155,11 @@ def _verify(words: Sequence[str], folder: Path, offline: bool) -> int:
 
 def _get(words: Sequence[str], folder: Path, offline: bool) -> int:
     for name in _names(words, "get"):
-        path = folder / OFFICIAL_WEIGHTS[name].filename
+        path = _path(name, folder)
         existed = path.is_file()
-        if existed or offline:
+        if name.startswith(PREFIX):
+            fetch_encoder(name.removeprefix(PREFIX), folder, offline=offline)
+        elif existed or offline:
             download_weights(name, folder, offline)  # checks an existing file
         else:
             checkpoint = OFFICIAL_WEIGHTS[name]
@@ -144,8 +174,8 @@ def _bundle(words: Sequence[str], folder: Path, offline: bool) -> int:
     target, names = Path(words[0]), _names(words[1:], "bundle")
     _expect(not target.exists(), f"{target}: expected no file there yet, found one; choose another name")
     _get(names, folder, offline)
-    files = [folder / OFFICIAL_WEIGHTS[name].filename for name in names]
-    manifest = json.dumps({name: OFFICIAL_WEIGHTS[name].sha256 for name in names}, indent=1).encode()
+    files = [_path(name, folder) for name in names]
+    manifest = json.dumps({name: _manifest_entry(name, folder) for name in names}, indent=1).encode()
     total = sum(path.stat().st_size for path in files)
     with _replacing(target, total, "the bundle") as part, tarfile.open(part, "w") as tar:
         entry = tarfile.TarInfo(MANIFEST)
@@ -160,27 +190,44 @@ def _bundle(words: Sequence[str], folder: Path, offline: bool) -> int:
     return 0
 
 
+def _path(name: str, folder: Path) -> Path:
+    is_encoder = name.startswith(PREFIX)
+    return encoder_path(folder, name.removeprefix(PREFIX)) if is_encoder else folder / OFFICIAL_WEIGHTS[name].filename
+
+
+def _manifest_entry(name: str, folder: Path) -> Any:
+    """SHA-256 of a segmenter's weights, the whole record of an encoder's."""
+    if name.startswith(PREFIX):
+        return asdict(require_recorded(_path(name, folder)))
+    return OFFICIAL_WEIGHTS[name].sha256
+
+
 def _unbundle(words: Sequence[str], folder: Path, offline: bool) -> int:
     _expect(len(words) == 1, f"unbundle: expected one file, got {len(words)}")
     path = Path(words[0])
     _expect(path.is_file(), f"{path}: expected a bundle of weights, found no such file; check the path")
-    by_file = {checkpoint.filename: (name, checkpoint) for name, checkpoint in OFFICIAL_WEIGHTS.items()}
+    by_file = {checkpoint.filename: (name, checkpoint.sha256) for name, checkpoint in OFFICIAL_WEIGHTS.items()}
+    records: dict[str, EncoderRecord] = {}
     unpacked = []
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.name == MANIFEST and member.isreg() and member.size <= MAX_MANIFEST:
+                is_whole = member.isreg() and member.size <= path.stat().st_size  # a sparse file may claim any size
+                stream = tar.extractfile(member) if is_whole else None
+                if stream and member.name == MANIFEST and member.size <= MAX_MANIFEST:
+                    records |= _records(stream.read(), path)
                     continue
                 # Names are looked up, never used as paths: only files that kmine knows can be written.
-                is_whole = member.isreg() and member.size <= path.stat().st_size  # a sparse file may claim any size
-                match = by_file.get(member.name) if is_whole else None
-                stream = tar.extractfile(member) if match else None
+                record = records.get(member.name)
+                match = (PREFIX + encoder_name(member.name), record.sha256) if record else by_file.get(member.name)
                 if match is None or stream is None:
                     raise UserError(
                         f"{path}: expected what `kmine weights bundle` writes, found {member.name[:200]!r} in it; "
                         "nothing of that was unpacked: make the bundle anew"
                     )
-                _unpack(path, stream, member.size, folder / member.name, match[1].sha256)
+                _unpack(path, stream, member.size, folder / member.name, match[1])
+                if record:
+                    write_json(encoder_path(folder, encoder_name(member.name)).with_suffix(".json"), asdict(record))
                 unpacked.append(match[0])
     except UserError:
         raise
@@ -189,6 +236,16 @@ def _unbundle(words: Sequence[str], folder: Path, offline: bool) -> int:
     _expect(bool(unpacked), f"{path}: expected checkpoints, found none in it; make the bundle anew")
     say(f"{', '.join(unpacked)}: whole, now in {folder}\n")
     return 0
+
+
+def _records(manifest: bytes, bundle: Path) -> dict[str, EncoderRecord]:
+    """Records of encoders in a manifest of any origin, by file name; entries of another form are left out."""
+    where = f"{bundle}: {MANIFEST}"
+    entries = parse_json(manifest, where, "the sums of a bundle", "make the bundle anew")
+    entries = entries if isinstance(entries, dict) else {}
+    encoders = {name.removeprefix(PREFIX): entries[name] for name in entries if name.startswith(PREFIX)}
+    found = {f"encoder-{name}.safetensors": EncoderRecord.of(entry) for name, entry in encoders.items()}
+    return {name: record for name, record in found.items() if record and encoder_name(name)}
 
 
 def _unpack(bundle: Path, stream: IO[bytes], size: int, target: Path, sha256: str) -> None:
@@ -205,6 +262,8 @@ def _unpack(bundle: Path, stream: IO[bytes], size: int, target: Path, sha256: st
             f"{bundle}: expected SHA-256 {sha256} of {target.name}, got {actual}; it was not unpacked: copy the "
             "bundle again, or make it anew",
         )
+        if encoder_name(target.name) and content_kind(part) != "safetensors":
+            raise UserError(f"{bundle}: expected safetensors in {target.name}, got {content_kind(part)}; not unpacked")
 
 
 @contextmanager
@@ -223,10 +282,11 @@ def _replacing(target: Path, num_bytes: int, what: str) -> Iterator[Path]:
 
 def _names(words: Sequence[str], action: str) -> list[str]:
     """Names of checkpoints. Raises `UserError` for none, for an unknown one, and for what ships with kmine."""
-    _expect(bool(words), f"{action}: expected a name, got none; known: {', '.join(OFFICIAL_WEIGHTS)}")
+    known = f"{', '.join(OFFICIAL_WEIGHTS)}, and encoders, such as {PREFIX}resnet34"
+    _expect(bool(words), f"{action}: expected a name, got none; known: {known}")
     for word in words:
         _expect(word != SHIPPED, f"{SHIPPED} ships with kmine: there is nothing to {action}")
-        if word not in OFFICIAL_WEIGHTS:
+        if word not in OFFICIAL_WEIGHTS and not word.startswith(PREFIX):
             raise unknown_name(action, word, OFFICIAL_WEIGHTS)
     return list(dict.fromkeys(words))
 

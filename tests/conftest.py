@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,11 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# No test depends on what lies in the caches of the user.
+_CACHES = tempfile.mkdtemp(prefix="kmine-tests-")
+atexit.register(shutil.rmtree, _CACHES, ignore_errors=True)
+os.environ |= {name: f"{_CACHES}/{name}" for name in ("KMINE_CACHE", "HF_HOME", "TORCH_HOME")}
+os.environ["HF_HUB_CACHE"] = f"{_CACHES}/HF_HOME/hub"
 
 
 @pytest.fixture

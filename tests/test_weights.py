@@ -9,9 +9,13 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
+from helpers.hub_cache import hub_file
 from helpers.local_server import serving
+from safetensors.torch import save
 
 from kmine import weights
+from kmine.models.encoder_hub import encoder_record
 from kmine.segmenters import weights as known
 from kmine.segmenters.weights import Weights
 
@@ -167,3 +171,87 @@ def test_mistakes_name_the_cure(server, main, folder, tmp_path, capsys):
     (tmp_path / "w.tar").write_bytes(b"")
     assert "found one" in refused(main, capsys, "bundle", tmp_path / "w.tar", "sam_vit_b")
     assert server.ranges == []
+
+
+ENCODER = save({"conv1.weight": torch.zeros(3)})
+RECORD = {
+    "sha256": hashlib.sha256(ENCODER).hexdigest(),
+    "source": "https://huggingface.co/smp-hub/resnet34.imagenet",
+    "revision": "7a57b34f723329ff020b3f8bc41771163c519d0c",
+    "normalization": "imagenet",
+}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The hub's cache with ImageNet's resnet34."""
+    hub_file(monkeypatch, tmp_path / "hub", "resnet34").write_bytes(ENCODER)
+
+
+def test_encoders_are_fetched_listed_and_verified(main, hub, folder, capsys):
+    assert main("get", "encoder:resnet34", "--offline") == 0
+    path = folder / "encoder-resnet34.safetensors"
+    assert path.read_bytes() == ENCODER and json.loads(path.with_suffix(".json").read_text()) == RECORD
+    assert main("get", "encoder:resnet34") == main("list") == main("verify") == 0
+    out = capsys.readouterr().out
+    assert "encoder:resnet34 is there and whole" in out and "input imagenet" in out and RECORD["revision"] in out
+    assert f"encoder:resnet34 of {RECORD['source']}" in out
+    path.write_bytes(ENCODER[:-1])
+    assert main("verify") == 1 and main("list") == 0
+    assert "here, but not the official file" in capsys.readouterr().out
+    assert "remove the file" in refused(main, capsys, "get", "encoder:resnet34")
+
+
+def test_encoders_travel_in_bundles(main, hub, tmp_path):
+    assert main("bundle", tmp_path / "w.tar", "encoder:resnet34") == 0
+    there = tmp_path / "there"
+    words = ["unbundle", str(tmp_path / "w.tar"), "--cache_dir", str(there), "--offline"]
+    assert weights.main(words) == 0 and weights.main(words) == 0
+    path = there / "encoder-resnet34.safetensors"
+    assert path.read_bytes() == ENCODER and encoder_record(path).normalization == "imagenet"
+    assert sorted(file.name for file in there.iterdir()) == [path.with_suffix(".json").name, path.name]
+
+
+def encoder_bundle(
+    path, name: str, content: bytes = ENCODER, entry: str = "encoder:resnet34", **changes: object
+) -> None:
+    manifest = json.dumps({entry: RECORD | {"sha256": hashlib.sha256(content).hexdigest()} | changes}).encode()
+    bundle_of(path, {"kmine-weights.json": manifest, name: content})
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("encoder-resnet18.safetensors", "encoder:resnet34"),
+        ("encoder-../x.safetensors", "encoder:../x"),
+        ("../encoder-resnet34.safetensors", "encoder:resnet34"),
+        ("encoder-resnet34.safetensors", "encoder:encoder-resnet34"),
+        ("encoder-resnet34.json", "encoder:resnet34"),
+        ("encoder-resnet34.safetensors", "resnet34"),
+    ],
+)
+def test_a_bundle_writes_encoders_under_their_own_names_only(main, folder, tmp_path, capsys, name, entry):
+    encoder_bundle(tmp_path / "w.tar", name, entry=entry)
+    assert repr(name) in refused(main, capsys, "unbundle", tmp_path / "w.tar")
+    assert not folder.exists() and not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "message"),
+    [
+        (ENCODER, {"sha256": "0" * 64}, "expected SHA-256 000"),
+        (b"\x80\x04pickle", {}, "expected safetensors in encoder-resnet34.safetensors, got torch"),
+        (ENCODER, {"normalization": "other"}, "expected what `kmine weights bundle` writes"),
+        (ENCODER, {"source": "x\x1b[31m"}, "expected what `kmine weights bundle` writes"),
+    ],
+)
+def test_an_encoder_that_is_not_as_recorded_leaves_nothing(main, folder, tmp_path, capsys, content, changes, message):
+    encoder_bundle(tmp_path / "w.tar", "encoder-resnet34.safetensors", content, **changes)
+    assert message in refused(main, capsys, "unbundle", tmp_path / "w.tar")
+    assert not folder.exists() or not any(folder.iterdir())
+
+
+def test_a_manifest_that_is_no_json_is_one_error(main, folder, tmp_path, capsys):
+    bundle_of(tmp_path / "w.tar", {"kmine-weights.json": b"[" * 10**5, "encoder-resnet34.safetensors": ENCODER})
+    assert "kmine-weights.json" in refused(main, capsys, "unbundle", tmp_path / "w.tar")
+    assert not folder.exists()

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from kmine.config.checks import LocalPath, expand_paths, fraction, require
+from kmine.errors import unknown_name
 from kmine.io.errors import expanded
+
+Channels = tuple[float, float, float]
+SCALINGS: dict[str, tuple[Channels, Channels]] = {
+    "half": ((0.5,) * 3, (0.5,) * 3),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "dpn": ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3),
+    "satellite": ((0.43, 0.411, 0.296), (0.213, 0.156, 0.143)),
+    "unit": ((0.0,) * 3, (1.0,) * 3),
+}
+"""Mean and deviation of RGB in [0, 1] that pretrained encoders expect, by name: all that timm 1.0 publishes."""
+_PAIRED = ("name", "encoder", "encoder_weights", "encoder_sha256", "normalization")
+"""Settings with a value for each of two models joined by +."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +37,12 @@ class ModelConfig:
     """Any encoder of segmentation-models-pytorch by name, or tu-NAME for a timm encoder; default: mobilenet_v2. sks
     takes timm names, with or without tu-; default: swinv2_tiny_window8_256, as in its paper, for a GPU. For a CPU:
     mobilenetv2_050 or mobilenetv3_small_050."""
-    encoder_weights: LocalPath | None = None
-    """Initial weights of the encoder: null (random), hub (ImageNet, downloaded) or a local .safetensors file."""
+    encoder_weights: LocalPath | None = "auto"
+    """Initial weights of the encoder: none (random), hub (ImageNet, downloaded), a local .safetensors file, or auto:
+    those that a cache of kmine, Hugging Face or PyTorch holds, without a download, else random ones. A run records the
+    file, and keeps to it when resumed."""
+    encoder_sha256: str | None = None
+    """SHA-256 (hex) of the file of encoder weights; a run records it, and refuses another file."""
     encoder_depth: int = 4
     """Not for sks: number of encoder levels, 3 to 5; input sides are padded to a multiple of 2 ** depth."""
     decoder_width: int = 8
@@ -32,8 +51,11 @@ class ModelConfig:
     decoder_channels: int | None = None
     """The rule of older runs, in place of decoder_width: channels of the deepest decoder level, halved at each level
     above, at least 8."""
-    normalization: Literal["half", "imagenet"] = "half"
-    """Input scaling inside the model: half is x / 127.5 - 1; imagenet uses ImageNet's channel means and deviations."""
+    normalization: str = "auto"
+    """Input scaling inside the model: half (x / 127.5 - 1), imagenet (ImageNet's channel means and deviations), clip,
+    dpn, satellite or unit ([0, 1]); auto: that of the encoder weights, half without weights."""
+    force_normalization: bool = False
+    """Allow a normalization for which the encoder weights were clearly not made."""
     levels: Literal[3, 4] = 3
     """sks only: levels of its pyramids, at strides 4, 8, 16 and, with 4 of them, 32."""
     decoder: Literal["unet", "unetpp"] = "unetpp"
@@ -61,9 +83,27 @@ class ModelConfig:
         require(self.decoder_width >= 1, "model.decoder_width", "at least 1", self.decoder_width)
         channels = self.decoder_channels
         require(channels is None or channels >= 8, "model.decoder_channels", "at least 8, or null", channels)
+        self._check_normalization()
         require(self.levels in (3, 4), "model.levels", "3 or 4", self.levels)
         for name, value in {"name": self.name, "encoder": self.encoder if self.has_auxiliary else ""}.items():
             require(value.count("+") <= 1, f"model.{name}", "one, or two joined by +", value)
+
+    def _check_normalization(self) -> None:
+        parts = self.normalization.split("+", 1) if self.has_auxiliary else [self.normalization]
+        for part in parts:
+            if part not in ("auto", *SCALINGS):
+                raise unknown_name("model.normalization", part, ("auto", *SCALINGS))
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the encoder begins with given weights; `auto` that no run has resolved stands for random ones."""
+        return self.encoder_weights not in (None, "none", "auto")
+
+    def signed_fields(self) -> dict[str, Any]:
+        """Settings that enter signatures: for the path of the weights their SHA-256, if it is known."""
+        fields = asdict(self)
+        sha256, _ = fields.pop("encoder_sha256"), fields.pop("force_normalization")
+        return fields | ({"encoder_weights": sha256} if sha256 else {})
 
     @property
     def has_auxiliary(self) -> bool:
@@ -75,9 +115,12 @@ class ModelConfig:
         if not self.has_auxiliary:
             return self, None
         first, second = {}, {}
-        for name in ("name", "encoder", "encoder_weights"):
-            parts = [None] if getattr(self, name) is None else getattr(self, name).split("+", 1)
+        for name in _PAIRED:
+            value = getattr(self, name)
+            parts = [None] if value is None else value.split("+", 1)
             first[name], second[name] = parts[0], parts[-1]
+        for values in (first, second):
+            values["encoder_sha256"] = values["encoder_sha256"] or None
         return replace(self, **first).resolved(), replace(self, **second).resolved()
 
     def with_architecture(self, name: str) -> ModelConfig:
@@ -86,6 +129,15 @@ class ModelConfig:
             return replace(self, name=name)
         skips = dict.fromkeys(("skip_feature_share", "skip_resolution", "skip_coarse"), False)
         return replace(self, decoder=name, fine_init="weights", veto=False, **skips)
+
+    def joined(self, parts: Sequence[ModelConfig]) -> ModelConfig:
+        """Copy with the weights and scalings of `parts`, this model or the two of `split`."""
+        absent = {"encoder_weights": "none", "encoder_sha256": ""}
+        values: dict[str, Any] = {}
+        for name in _PAIRED[2:]:
+            own = [getattr(part, name) for part in parts]
+            values[name] = own[0] if len(set(own)) == 1 else "+".join(value or absent[name] for value in own)
+        return replace(self, **values)
 
     def resolved(self) -> ModelConfig:
         """Copy with the default encoder in place of an empty `encoder`, and `OF_SKS` where no model is sks."""

@@ -193,3 +193,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def cache_root(folder: Path | str | None = None) -> Path:
     """Folder of all caches: `folder`, else $KMINE_CACHE, else ~/.cache/kmine."""
     return expanded(folder or os.environ.get("KMINE_CACHE") or "~/.cache/kmine")
+
+
+def default_cache_dir() -> Path:
+    """Folder for weights: `weights` in $KMINE_CACHE, else in ~/.cache/kmine."""
+    return cache_root() / "weights"

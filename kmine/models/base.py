@@ -11,11 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kmine.config import ModelConfig
-
-_SCALING = {  # mean and deviation on [0, 255]
-    "half": ((127.5,) * 3, (127.5,) * 3),
-    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-}
+from kmine.config.model import SCALINGS
 
 
 def decoder_channels(cfg: ModelConfig, strides: Sequence[int]) -> tuple[int, ...]:
@@ -38,7 +34,7 @@ class LocalModel(nn.Module):
         net: (B, 3, H, W) scaled images -> (B, K, H, W) logits; its `decoder` takes the features of all levels.
         num_classes: K, background included.
         stride: sides of the network's input are multiples of it.
-        normalization: half (x / 127.5 - 1) or imagenet.
+        normalization: a name of `kmine.config.model.SCALINGS`, such as half (x / 127.5 - 1).
     """
 
     def __init__(self, net: nn.Module, num_classes: int, stride: int, normalization: str) -> None:
@@ -46,9 +42,20 @@ class LocalModel(nn.Module):
         self.net = net
         self.num_classes = num_classes
         self.stride = stride
-        mean, std = _SCALING[normalization]
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.lost_weights: Exception | None = None
+        """Why the initial weights are not there."""
+        self.set_scaling(normalization)
+
+    def require_weights(self) -> None:
+        """Raise `lost_weights`, if any: before a training that begins with the initial weights."""
+        if self.lost_weights is not None:
+            raise self.lost_weights
+
+    def set_scaling(self, normalization: str) -> None:
+        """Scale the input as `normalization` says, as in the class."""
+        for name, values in zip(("mean", "std"), SCALINGS[normalization], strict=True):
+            scaled = torch.tensor([255 * value for value in values])
+            self.register_buffer(name, scaled.view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""

@@ -3,75 +3,98 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from torch import Tensor, nn
 
 from kmine.config import ModelConfig
+from kmine.config.model import SCALINGS
 from kmine.errors import UserError
-from kmine.io.tensor_file import read_state_dict
+from kmine.io.download import sha256_of
+from kmine.io.errors import user_errors
+from kmine.io.files import default_cache_dir
+from kmine.io.tensor_file import content_kind, read_state_dict
+from kmine.models.encoder_hub import encoder_record, fetch_encoder, published_scaling, weights_name
 
-HUB_TIMEOUT_S, STALL_S = 5.0, 20.0
-"""Seconds for the hub to answer, and for any server to send more."""
 _MOBILENET_V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
 """Blocks of each of MobileNetV2's stages."""
 
 
+class LostWeightsError(UserError):
+    """The encoder weights that a run began with are missing or were changed; without them it may be finished."""
+
+
 @contextmanager
-def encoder_errors(cfg: ModelConfig, settings: str, offline: bool) -> Iterator[None]:
+def encoder_errors(cfg: ModelConfig, settings: str) -> Iterator[None]:
     """Turn errors of building the encoder of `cfg` within the block into `UserError`; `settings` is for its message."""
-    if cfg.encoder_weights == "hub" and offline:
-        raise UserError(
-            "model.encoder_weights is hub, which may download, and --offline forbids it; "
-            "pass a local .safetensors file or leave it empty for random weights"
-        )
     try:
-        with _answering_hub(cfg.encoder_weights == "hub"):
-            yield
+        yield
     except UserError:
         raise
-    except OSError as error:  # huggingface_hub and urllib errors are OSErrors
-        raise UserError(
-            f"the ImageNet weights of encoder {cfg.encoder} could not be downloaded ({type(error).__name__}); "
-            "pass a local .safetensors file as --model.encoder_weights, or leave it empty for random weights"
-        ) from error
     except (ValueError, KeyError, RuntimeError, AttributeError, TypeError, AssertionError) as error:
         # smp and timm raise all of these for unsuitable encoders
         raise UserError(f"model.encoder {cfg.encoder!r} cannot be built with {settings}: {error}") from error
 
 
-@contextmanager
-def _answering_hub(is_used: bool) -> Iterator[None]:
-    """Let the hub's library use its cache alone where the hub does not answer; else it retries for minutes.
+def with_local_weights(cfg: ModelConfig, *, offline: bool = False) -> ModelConfig:
+    """Settings whose encoder weights are a file, or None for random ones, and whose normalization has a name.
 
-    Other servers, of encoders that load by torch.hub, which sets no time limit, are waited for `STALL_S`.
+    `hub` is fetched into kmine's cache. Where `auto` was not resolved by a run, it stands for random weights, and for
+    the scaling that the file or else its publisher states.
+
+    Raises:
+        LostWeightsError: the file is missing or not that of `encoder_sha256`.
+        UserError: the download failed or is forbidden by `offline`.
     """
-    from huggingface_hub import constants
+    name = weights_name(cfg.name, cfg.encoder)
+    if not cfg.is_pretrained:
+        scaling = "half" if cfg.normalization == "auto" else cfg.normalization
+        return replace(cfg, encoder_weights=None, normalization=scaling)
+    if cfg.encoder_weights == "hub":
+        cfg = replace(cfg, encoder_weights=str(fetch_encoder(name, default_cache_dir(), offline=offline)))
+    path = Path(cfg.encoder_weights)
+    actual = weights_sha256(path)
+    if cfg.encoder_sha256 not in (None, actual):
+        raise LostWeightsError(
+            f"model.encoder_weights: expected {path} with SHA-256 {cfg.encoder_sha256}, got {actual}; restore "
+            "that file, or begin another run folder with --out"
+        )
+    if cfg.normalization == "auto":
+        cfg = replace(cfg, normalization=stated_scaling(path) or published_scaling(name) or "half")
+    return cfg
 
-    url, before = urlsplit(constants.ENDPOINT), constants.HF_HUB_OFFLINE
-    if is_used and not getproxies():
-        try:
-            port = url.port or (80 if url.scheme == "http" else 443)
-            socket.create_connection((url.hostname or "", port), HUB_TIMEOUT_S).close()
-        except OSError:
-            constants.HF_HUB_OFFLINE = True
-    stall_s = socket.getdefaulttimeout()
+
+def weights_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file of encoder weights. `LostWeightsError` if there is none."""
+    if not path.is_file():
+        raise LostWeightsError(
+            f"model.encoder_weights: no file {path}; expected a .safetensors file, auto, hub or none"
+        )
+    with user_errors(path, cure="check the file", otherwise="cannot be read"):
+        return sha256_of(path)
+
+
+def stated_scaling(path: Path) -> str | None:
+    """Input scaling that the metadata of a safetensors file or kmine's record beside it name; None without either."""
+    if record := encoder_record(path):
+        return record.normalization
+    if content_kind(path) != "safetensors":
+        return None
+    from safetensors import SafetensorError, safe_open
+
     try:
-        if is_used and stall_s is None:
-            socket.setdefaulttimeout(STALL_S)
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-        socket.setdefaulttimeout(stall_s)
+        with safe_open(path, "pt") as file:
+            stated = (file.metadata() or {}).get("normalization")
+    except (SafetensorError, OSError):
+        return None  # the reader of the tensors says what is wrong
+    return stated if stated in SCALINGS else None
 
 
 def load_encoder(encoder: nn.Module, weights: str | None, name: str) -> None:
-    """Load the file `weights` into `encoder` in place, unless it is None, none or hub; other tensors are ignored.
+    """Load the file `weights` into `encoder` in place, unless it is None; other tensors are ignored.
 
     Tensor names are normalized first: timm's `features_only` encoders write `layers_0` for `layers.0`, and
     segmentation-models-pytorch adds `model.`; any prefix that all have is removed. Weights of torchvision's MobileNetV2
@@ -80,7 +103,7 @@ def load_encoder(encoder: nn.Module, weights: str | None, name: str) -> None:
     Raises:
         UserError: the file is missing, damaged, or of another encoder `name`.
     """
-    if weights in (None, "none", "hub"):
+    if weights is None:
         return
     path = Path(weights)
     own = encoder.state_dict()
@@ -103,8 +126,6 @@ def load_encoder(encoder: nn.Module, weights: str | None, name: str) -> None:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """Tensors of a file by every spelling of their names."""
-    if not path.is_file():
-        raise UserError(f"model.encoder_weights: no file {path}; expected a .safetensors file, hub or none")
     tensors = read_state_dict(path, "model.encoder_weights")
     translated = {name: v for k, v in tensors.items() if (name := _mobilenet_v2_by_timm(k))}
     return {_spelling(k): v for k, v in (tensors | translated).items()}

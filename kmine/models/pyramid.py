@@ -114,8 +114,8 @@ class Pyramid(nn.Module):
                 )
 
 
-def create_encoder(name: str, pretrained: bool) -> nn.Module:
-    """The timm encoder `name` (with or without the prefix tu-), with random or ImageNet (downloaded) weights.
+def create_encoder(name: str) -> nn.Module:
+    """The timm encoder `name` (with or without the prefix tu-), with random weights.
 
     Raises:
         UserError: timm has no such model; the nearest name is suggested.
@@ -131,7 +131,7 @@ def create_encoder(name: str, pretrained: bool) -> nn.Module:
             f"model.encoder: timm has no {name!r}; {suggestion}Encoders that work, among others: {EXAMPLE_ENCODERS}"
         )
     any_size = {"strict_img_size": False} if name.startswith("swin") else {}
-    return timm.create_model(name, pretrained=pretrained, features_only=True, **any_size)
+    return timm.create_model(name, pretrained=False, features_only=True, **any_size)
 
 
 def _groups(encoder: nn.Module, name: str) -> Iterator[list[nn.Module]]:

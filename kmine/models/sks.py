@@ -7,7 +7,6 @@ What is known, our reading of the rest, and which combinations of skips are equi
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -283,17 +282,15 @@ class SksModel(LocalModel):
         return F.interpolate(cam, size=x.shape[-2:], mode="bilinear", align_corners=False)[:, 0, :height, :width]
 
 
-def build_sks(cfg: ModelConfig, num_classes: int, *, offline: bool = False) -> SksModel:
+def build_sks(cfg: ModelConfig, num_classes: int) -> SksModel:
     """SKS of `cfg`; random weights are drawn from torch's generator, which `build_model` seeds.
 
     Raises:
         UserError: an encoder that timm lacks or that cannot be run stage by stage; weights as in `build_model`.
     """
     deepest = FIRST_STRIDE * 2 ** (cfg.levels - 1)
-    with encoder_errors(cfg, f"model.levels {cfg.levels}", offline):
-        pretrained = cfg.encoder_weights == "hub"
-        fine = create_encoder(cfg.encoder, pretrained)
-        coarse = copy.deepcopy(fine) if pretrained else create_encoder(cfg.encoder, False)
+    with encoder_errors(cfg, f"model.levels {cfg.levels}"):
+        fine, coarse = create_encoder(cfg.encoder), create_encoder(cfg.encoder)
     for encoder in (fine, coarse):
         load_encoder(encoder, cfg.encoder_weights, cfg.encoder)
     net = SksNet(Pyramid(fine, cfg.encoder, deepest), Pyramid(coarse, cfg.encoder, deepest), cfg, num_classes)

@@ -48,10 +48,11 @@ def _open_tiny(cfg: SegmenterConfig, device: str, offline: bool, log: LogFn) -> 
 
 
 def _open_sam(cfg: SegmenterConfig, device: str, offline: bool, log: LogFn) -> Segmenter:
+    from kmine.io.files import default_cache_dir
     from kmine.segmenters.embedding_cache import EmbeddingCache, default_folder
     from kmine.segmenters.sam.build import build_sam
     from kmine.segmenters.sam.segmenter import SamSegmenter
-    from kmine.segmenters.weights import default_cache_dir, download_weights, is_official
+    from kmine.segmenters.weights import download_weights, is_official
 
     name = cfg.name
     if cfg.checkpoint is None:
@@ -163,7 +164,8 @@ def fetch_weights(cfg: SegmenterConfig, *, offline: bool) -> None:
     Raises:
         UserError: the checkpoint is missing, or the official one, and it cannot be downloaded.
     """
-    from kmine.segmenters.weights import OFFICIAL_WEIGHTS, default_cache_dir, download_weights, require_checkpoint
+    from kmine.io.files import default_cache_dir
+    from kmine.segmenters.weights import OFFICIAL_WEIGHTS, download_weights, require_checkpoint
 
     if not SEGMENTERS.is_builtin(cfg.name):
         return

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from kmine.errors import UserError
 from kmine.io.download import download, sha256_of
-from kmine.io.files import cache_root
 from kmine.io.tensor_file import read_state_dict
 
 if TYPE_CHECKING:
@@ -41,11 +40,6 @@ OFFICIAL_WEIGHTS: dict[str, Weights] = {
     "sam_vit_l": Weights(_SAM + "vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
     "sam_vit_h": Weights(_SAM + "vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
 }
-
-
-def default_cache_dir() -> Path:
-    """Folder for downloaded weights: `weights` in $KMINE_CACHE, else in ~/.cache/kmine."""
-    return cache_root() / "weights"
 
 
 def is_official(name: str, path: Path) -> bool:

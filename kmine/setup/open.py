@@ -31,6 +31,7 @@ from kmine.segmenters.base import Segmenter
 from kmine.setup.contents import record_contents, refuse_changed_data
 from kmine.setup.data_check import check_before_training, find_issues
 from kmine.setup.device import resolve_device
+from kmine.setup.encoder import resolve_weights, settle_encoders
 from kmine.setup.provenance import provenance
 from kmine.setup.resolve import resolve_settings
 from kmine.store.run_folder import RunFolder
@@ -83,6 +84,7 @@ def begin_run(
         refuse_changed_data(source, cache, run, _opened_masks(open_splits(cfg, cache, run)))
         return content_fingerprints(cfg, source, run)
 
+    cfg = resolve_weights(cfg, run, progress.log)
     if not run.follows:
         run.claim(cli.to_dict(cfg), source.fingerprint(), contents)
     task = open_task(cfg, source, run, progress, fabric, mines=method == MINING)
@@ -116,9 +118,11 @@ def open_task(
         UserError: damaged or missing data, verdicts that do not fit, a missing segmenter or device.
     """
     cfg = resolve_settings(cfg, source)
+    cfg = resolve_weights(cfg, run, progress.log)
     data = open_data(cfg, source, run, progress)
     review = apply_verdicts(cfg, data, run, progress)
     labeled, unlabeled, val = _open_pools(data, review)
+    cfg = settle_encoders(cfg, (labeled, unlabeled), len(source.class_names), run, progress.log)
     run.update_run(intensity=_intensity(data.cache, (*data.splits.labeled, *data.splits.unlabeled)))
     # A run on data that were copied keeps the fingerprint that it began with.
     fingerprint = run.run().get("data_fingerprint") or source.fingerprint()

@@ -175,6 +175,13 @@ class RunFolder:
             raise UserError(f"{self.root}: the data are not those this run began with {difference}")
         return str(previous)
 
+    def begun_settings(self) -> dict[str, Any]:
+        """Content of config.yaml if anything was trained here, or if this process follows another; else empty."""
+        path = self.root / "config.yaml"
+        if not path.exists() or not (self.follows or self._has_weights()):
+            return {}
+        return read_yaml(path, str(path), "choose another --out")
+
     def _has_weights(self) -> bool:
         """Whether anything here was trained."""
         return any(file for folder in self._round_dirs() for file in folder.glob("*.safetensors"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kmine import cli
-from kmine.config import LoopConfig
+from kmine.config import LoopConfig, ModelConfig
 from kmine.io.errors import expanded
 
 SOURCES = (
@@ -27,17 +27,19 @@ SOURCES = (
 """Settings of `data` that say where images and labels are."""
 RESUMABLE_CHANGES = (
     *("out", "plan", "plan_minutes", "device", "offline", "baseline", "baseline_models", "fit.num_workers"),
-    *("segmenter.cache_dir", "segmenter.cache_gb"),
+    *("segmenter.cache_dir", "segmenter.cache_gb", "model.force_normalization"),
     *(f"data.{name}" for name in (*SOURCES, "allow_leaks", "on_fault", "on_error")),
 )
 """Settings that may differ when a run is resumed, as none changes a result.
 
 Those of data are covered by the data's fingerprint, which `data.task` and the like change."""
 
-
+_WEIGHTS, _SHA256 = "model.encoder_weights", "model.encoder_sha256"
 BEFORE: dict[str, Any] = {
     "data.mask_resize": "nearest",
     "model.decoder_width": 8,
+    "model.encoder_sha256": None,
+    "model.force_normalization": False,
     "fit.decay_norms": True,
     "fit.encoder_lr": 1.0,
     "fit.clip_grad": 0.0,
@@ -75,6 +77,8 @@ def load_run_config(path: Path, flags: Sequence[str] = ()) -> LoopConfig:
 
 def signed(section: str, settings: Any) -> dict[str, Any]:
     """Settings of a section (a mapping, or its dataclass) as signatures hold them: without those at `BEFORE`."""
+    if isinstance(settings, ModelConfig):
+        settings = settings.signed_fields()
     values = asdict(settings) if is_dataclass(settings) else dict(settings)
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     return {k: v for k, v in plain.items() if f"{section}.{k}" not in BEFORE or v != BEFORE[f"{section}.{k}"]}
@@ -98,9 +102,12 @@ def settings_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
     """
     old, new = filled(cli.flat(before)), filled(cli.flat(after))
     has_classifier = "sks" in str(new.get("model.name", "sks"))
+    # The file of encoder weights may have moved: where both runs know its SHA-256, that is compared.
+    is_same_file = old[_SHA256] is not None and old[_SHA256] == new[_SHA256]
+    moved = _WEIGHTS if is_same_file else _SHA256 if old.get(_WEIGHTS) != new.get(_WEIGHTS) else ""
     return [
         (key, old.get(key), new.get(key))
-        for key in sorted({*old, *new} - {*RESUMABLE_CHANGES})
+        for key in sorted({*old, *new} - {*RESUMABLE_CHANGES, moved})
         if has_classifier or not key.startswith("classifier.")
         if differ(old.get(key), new.get(key))
         and not (key == "rounds" and isinstance(old.get(key), int) and new.get(key) >= old.get(key))

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from kmine.data.augment import Augment, symmetry_of
 from kmine.data.batches import LabelBatches
+from kmine.data.pool import spaced_images
 from kmine.io.files import sign
 from kmine.models.base import LocalModel
 from kmine.models.build import build_model
+from kmine.models.encoder_weights import LostWeightsError
 from kmine.models.sks import SksModel
 from kmine.seeding import derive_seed
 from kmine.store.settings import signed, signed_sections
@@ -27,11 +29,23 @@ FIT_SETTINGS = (
     *("decay_norms", "encoder_lr", "clip_grad", "flips", "rotation", "scale"),
 )
 """Settings of `fit` that the classifier's training has in common with that of the local model."""
+MAX_RESTORING = 192
+"""Training images from which folded batch norms are restored, evenly spaced."""
 
 
 def new_model(task: Task) -> LocalModel:
-    """The local model with its initial weights, on the device; for sks with a trained classifier."""
-    model = build_model(task.cfg.model, task.num_classes, task.cfg.seed, offline=task.cfg.offline)
+    """The local model with its initial weights, on the device; for sks with a trained classifier.
+
+    Without the encoder weights that the run began with it can only be loaded with a checkpoint: see
+    `LocalModel.require_weights`.
+    """
+    cfg, shape = task.cfg, (task.cfg.model, task.num_classes, task.cfg.seed)
+    try:
+        pools = (task.labeled, task.unlabeled)
+        model = build_model(*shape, offline=cfg.offline, images=lambda: spaced_images(pools, MAX_RESTORING))
+    except LostWeightsError as error:
+        model = build_model(*shape, pretrained=False)
+        model.lost_weights = error
     model = model.to(task.fabric.device)
     if isinstance(model, SksModel) and model.uses_classifier:
         with rank_zero_first(task.fabric):
@@ -55,6 +69,9 @@ def _train_classifier(task: Task, model: SksModel) -> dict[str, Tensor]:
     checkpointer = Checkpointer(task.run, task.run.root / "classifier", signature)
     if finished := checkpointer.load_best():
         return finished[0]
+    state = checkpointer.load_state()
+    if state is None:
+        model.require_weights()
     pools = [task.labeled, task.unlabeled]
     augment = Augment(task.cfg.data.size, fit_cfg.augment, symmetry=symmetry_of(fit_cfg))
     batches = LabelBatches(pools, augment, batch_size=cfg.batch_size, seed=task.cfg.seed, shuffle=cfg.shuffle)
@@ -72,7 +89,7 @@ def _train_classifier(task: Task, model: SksModel) -> dict[str, Tensor]:
             show_progress(task.progress, "AUC"),
             partial(has_stopped_rising, patience=cfg.patience),
         ),
-        resume=checkpointer.load_state(),
+        resume=state,
     )
     num_images = len(batches.positive) + len(batches.negative)
     meta = {"best_step": result.best_step, "history": result.history, "num_images": num_images}

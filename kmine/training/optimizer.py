@@ -18,7 +18,7 @@ PRETRAINED_RATE = 0.1
 
 def with_encoder_rate(cfg: FitConfig, model: ModelConfig) -> FitConfig:
     """Training settings with the default of `encoder_lr` for `model` filled in."""
-    default = 1.0 if model.encoder_weights in (None, "none") else PRETRAINED_RATE
+    default = PRETRAINED_RATE if model.is_pretrained else 1.0
     return cfg if cfg.encoder_lr is not None else replace(cfg, encoder_lr=default)
 
 

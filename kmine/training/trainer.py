@@ -61,8 +61,11 @@ def train(
     checkpointer = Checkpointer(task.run, task.run.round_dir(round_idx, method_dir), signature)
     if finished := checkpointer.load():
         return finished
+    state = checkpointer.load_state()
     if start:
         model.load_state_dict(start.best)
+    elif state is None:
+        model.require_weights()
     clear_veto(model)
     began = time.perf_counter()
     task.progress.start(f"round {round_idx}{' ' + method_dir if method_dir else ''}: training", cfg.steps)
@@ -77,7 +80,7 @@ def train(
             callbacks=Callbacks(
                 partial(validation_scores, task), checkpointer.save_state, show_progress(task.progress, "score")
             ),
-            resume=checkpointer.load_state(),
+            resume=state,
             consistency_fn=consistency.consistency_fn if consistency else None,
         )
     if result.has_diverged:

@@ -73,7 +73,7 @@ def test_two_names_joined_by_plus_are_local_and_auxiliary_model():
     assert (second.name, second.encoder, second.encoder_weights) == ("sks", "mobilenetv2_050", "hub")
     assert first.encoder_depth == second.encoder_depth == 3
     assert ModelConfig(name="unetpp+sks").resolved().encoder == "mobilenet_v2+swinv2_tiny_window8_256"
-    assert ModelConfig(name="unet+unetpp").split()[1].encoder_weights is None
+    assert ModelConfig(name="unet+unetpp", encoder_weights=None).split()[1].encoder_weights is None
     single = ModelConfig(encoder="resnet18")
     assert single.split() == (single, None)
     with pytest.raises(UserError, match=r"model\.name"):

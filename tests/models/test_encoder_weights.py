@@ -16,7 +16,6 @@ from torch import nn
 
 from kmine.config import ModelConfig
 from kmine.errors import UserError
-from kmine.models import encoder_weights
 from kmine.models.base import LocalModel
 from kmine.models.build import build_model
 from kmine.models.encoder_weights import load_encoder
@@ -112,17 +111,3 @@ def test_a_hub_that_does_not_answer_is_one_sentence_at_once(monkeypatch, tmp_pat
         build_model(small(encoder_weights="hub"), 2, seed=0)
     assert time.monotonic() - began < 20
     assert before == constants.HF_HUB_OFFLINE
-
-
-def test_a_server_that_stalls_is_waited_for_seconds(monkeypatch):
-    monkeypatch.setattr(encoder_weights, "STALL_S", 0.2)
-    monkeypatch.setattr(encoder_weights, "HUB_TIMEOUT_S", 0.2)
-    cfg, before = small(encoder_weights="hub"), socket.getdefaulttimeout()
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}/weights.pth"
-        with (
-            pytest.raises(UserError, match="could not be downloaded"),
-            encoder_weights.encoder_errors(cfg, "", offline=False),
-        ):
-            torch.hub.download_url_to_file(url, "/dev/null", progress=False)
-    assert socket.getdefaulttimeout() == before

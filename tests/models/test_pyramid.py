@@ -36,7 +36,7 @@ NAMES = ("mobilenetv2_050", "mobilenetv3_small_050", "resnet10t", "resnet18", "c
 
 @pytest.mark.parametrize("name", NAMES)
 def test_features_equal_timm_s(name):
-    encoder = create_encoder(name, pretrained=False).eval()
+    encoder = create_encoder(name).eval()
     pyramid = Pyramid(encoder, name, 32).eval()
     x = torch.randn(2, 3, 96, 64)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_other_window_sizes_do_not_change_the_weights():
 
 
 def test_verification_keeps_mode_and_statistics_of_the_encoder():
-    encoder = create_encoder("mobilenetv2_050", pretrained=False)
+    encoder = create_encoder("mobilenetv2_050")
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     pyramid = Pyramid(encoder, "mobilenetv2_050", 16)
     assert encoder.training and all(m.training for m in pyramid.modules())
@@ -102,6 +102,6 @@ def test_verification_keeps_mode_and_statistics_of_the_encoder():
 
 
 def test_a_missing_level_is_an_error_that_lists_the_strides():
-    encoder = create_encoder("mobilenetv2_050", pretrained=False)
+    encoder = create_encoder("mobilenetv2_050")
     with pytest.raises(UserError, match="has features at strides 2, 4, 8, 16, 32, none at 64"):
         Pyramid(encoder, "mobilenetv2_050", 64)
