@@ -10,8 +10,8 @@ where p / (1 - p) * r * loss < gain, with
 - loss, the mean fall of the score if an image with a lesion is vetoed, and gain, the mean rise if a clean one is.
 
 The fewer images, the nearer are p to the prevalence and the threshold to never. It is at most `MOST`, and is lowered
-further until the vetoes do not lower the mean score of the validation images. Without `MIN_IMAGES` of each kind nothing
-is vetoed.
+further until the vetoes do not lower the mean score of the validation images. Without `MIN_IMAGES` of each kind, or
+where luck may have ordered the logits (Mann and Whitney's one-sided p above `MAX_P`), nothing is vetoed.
 
 N validation images.
 """
@@ -36,6 +36,7 @@ from kmine.types import Bool, Floats
 
 MIN_IMAGES = 5
 """Validation images with a lesion, and without one, that a veto needs."""
+MAX_P = 0.01
 MOST = 0.5
 """Highest threshold: a lesion that is likelier than not is kept, however poor its outline."""
 BUFFER = "net.veto"
@@ -130,10 +131,14 @@ def choose_veto(logits: Floats, has_lesion: Bool, kept: Floats, vetoed: Floats) 
 
     A veto changes the score of those images alone in which the model finds a lesion.
     """
+    from scipy.stats import mannwhitneyu
+
     change, found = vetoed - kept, vetoed != kept
     hits, alarms = found & has_lesion, found & ~has_lesion
     num_lesion, num_clean = int(has_lesion.sum()), int((~has_lesion).sum())
     if min(num_lesion, num_clean) < MIN_IMAGES or not hits.any():
+        return Veto()
+    if mannwhitneyu(logits[has_lesion], logits[~has_lesion], alternative="greater").pvalue > MAX_P:
         return Veto()
     veto = platt(logits, has_lesion)
     loss = max(-change[hits].mean(), 0.0)

@@ -58,12 +58,16 @@ def test_the_threshold_is_where_the_expected_score_changes_sign():
     assert choose_veto(logits, truth, kept, vetoed).threshold == pytest.approx(1 / (1 + 0.8 * ratio))
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_classifier_without_knowledge_loses_nothing_on_validation(seed):
-    logits, truth, kept, vetoed = case(26, 14, 4, 0.0, seed)
-    veto = choose_veto(logits, truth, kept, vetoed)
-    below = veto.probabilities(logits) < veto.threshold
-    assert (vetoed - kept)[below].sum() >= 0 and below.sum() < 10
+def test_a_classifier_without_knowledge_vetoes_nothing_but_by_rare_luck():
+    chosen = [choose_veto(*case(26, 14, 4, 0.0, seed)) for seed in range(100)]
+    assert sum(veto.threshold > 0 for veto in chosen) <= 3
+
+
+def test_vetoes_do_not_lower_the_score_of_the_validation_images():
+    for seed in range(20):
+        logits, truth, kept, vetoed = case(26, 14, 1, 1.5, seed)
+        veto = choose_veto(logits, truth, kept, vetoed)
+        assert (vetoed - kept)[veto.probabilities(logits) < veto.threshold].sum() >= 0
 
 
 def test_a_classifier_that_is_wrong_vetoes_nothing():
