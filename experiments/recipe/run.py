@@ -60,6 +60,7 @@ INGREDIENTS = {
     "new-without-vertical_flip": {"fit.flips": "horizontal"},
     "new-without-wide_scale": {"fit.scale": "[0.8, 1.25]"},
     "new-without-area_masks": {"data.mask_resize": "nearest"},
+    "new-with-letterbox": {"data.resize": "letterbox"},
     "new-with-width_16": {"model.decoder_width": "16"},
     "new-with-depth_5": {"model.encoder_depth": "5"},
 }

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kmine import cli
 from kmine.api.arrays import rgb_image
 from kmine.data.quality.intensity import out_of_range_text
-from kmine.data.resize import resize_image, to_frame
+from kmine.data.resize import to_frame
 from kmine.io.errors import expanded
 from kmine.predict.estimates import estimate_objects, load_estimator
 from kmine.predict.files import PredictConfig, predict_files
@@ -87,8 +87,10 @@ class Predictor:
         """
         rgb = rgb_image(image, "image")
         height, width = rgb.shape[:2]
-        resized = resize_image(rgb, self.metadata.size)
-        probs, std = next(self._network.predict(resized[None], tta).per_image())
+        resizer = self.metadata.resizer
+        resized = resizer.image(rgb)
+        predicted = self._network.predict(resized[None], tta).content(resizer, (height, width))
+        probs, std = next(predicted.per_image())
         mask = class_mask(probs, height, width)
         estimator, _ = load_estimator(self.metadata, tta)
         objects = estimate_objects(estimator, tta, probs, std, mask)

@@ -16,7 +16,7 @@ from kmine.audit.ranking import ReferenceModel
 from kmine.audit.rounds import MinedRound, read_mask_of
 from kmine.data.pool import MaskReader, Pool
 from kmine.data.quality import mask_alignment
-from kmine.data.resize import resize_mask
+from kmine.data.resize import Resizer
 from kmine.errors import UserError
 from kmine.feedback.verdicts import mask_signature
 from kmine.mining.crossfit import fold_model, folds
@@ -179,7 +179,8 @@ def _load(task: Task, *, number: int, method_dir: str = "") -> LocalModel | None
     if weights is None:
         return None
     with fitting(path):
-        return load_checkpoint(task.cfg.model, task.num_classes, weights[0]).to(task.fabric.device)
+        model = load_checkpoint(task.cfg.model, task.num_classes, weights[0])
+    return model.with_patch(task.cfg.data.patch).to(task.fabric.device)
 
 
 def mean_probabilities(
@@ -219,7 +220,7 @@ def _score_mask(
 ) -> MaskReport:
     """`mean`: (K, S, S) mean probabilities of the held-out models, None without any."""
     mask = masks.read(sample_id)
-    resized = resize_mask(mask, task.cfg.data.size, by_area=task.cfg.data.mask_resize == "area")
+    resized = Resizer.of(task.cfg.data).mask(mask)
     conflict = None if mean is None else confident_disagreement(mean, resized, held_out.thresholds)
     signals = {} if conflict is None else {"conflict": conflict.conflict, "unlike": conflict.soft_dice_distance}
     signals["edge"] = _edge(masks.pool.image_resized(sample_id), resized)

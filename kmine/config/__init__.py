@@ -66,6 +66,8 @@ class LoopConfig:
         unknown = set(self.baseline_models) - {"unetpp", "unet"}
         require(not unknown, "baseline_models", "unetpp, unet", self.baseline_models)
         require(bool(self.out), "out", "a folder", self.out)
+        has_sks = "sks" in self.model.name.split("+")
+        require(not (self.data.patch and has_sks), "data.patch", "null with model.name sks", self.data.patch)
         require(self.rounds >= 0, "rounds", "0 or more", self.rounds)
         require(0 <= self.seed < 2**31, "seed", "0 to 2**31 - 1", self.seed)
         minutes = self.plan_minutes

@@ -54,6 +54,13 @@ class DataConfig:
     """Kvasir-SEG only: folder of images without a polyp; added as unlabeled images with image label 0."""
     size: int = 96
     """Side in pixels of the local model's square input; images are resized, metrics use the native frame."""
+    resize: Literal["squash", "letterbox"] = "squash"
+    """squash: the image fills the square; letterbox: it keeps the ratio of its sides, and the rest is black and
+    ignored."""
+    patch: int | None = None
+    """For objects that would vanish in a small image: the network sees squares of this side, cut out of the resized
+    image of side size: at random in training, half of them around an object, in prediction all of them, overlapping.
+    Default: the whole image. Not for sks, and such models are not exported."""
     mask_resize: Literal["area", "nearest"] = "area"
     """How masks are shrunk to that size: the class that covers most of each pixel, or that of its nearest pixel."""
     label_fraction: float = 0.05
@@ -102,6 +109,8 @@ class DataConfig:
         are_valid = 2 <= len(names) <= 255 and names[0] == "background" and len({*names, ""}) == len(names) + 1
         expected = "background and at least one class more, each named once, as in [background, polyp]"
         require(are_valid, "data.class_names", expected, names)
+        is_patch = self.patch is None or 32 <= self.patch <= self.size
+        require(is_patch, "data.patch", f"32 to data.size ({self.size}), or null", self.patch)
         require(self.image_labels != "", "data.image_labels", "a CSV file", self.image_labels)
         require(self.split_file != "", "data.split_file", "a file or a folder of lists", self.split_file)
         require(self.normal_images != "", "data.normal_images", "a folder", self.normal_images)

@@ -18,6 +18,7 @@ from kmine.data.augment import Augment
 from kmine.data.pool import Pool
 from kmine.errors import UserError
 from kmine.seeding import derive_seed
+from kmine.types import IGNORE_INDEX
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -83,6 +84,8 @@ class BatchPlan:
     """Probability of CutMix for each image with a mask, see `cutmix`."""
     view_cutmix: float = 0.0
     """Probability of CutMix for each strong view."""
+    patch: int | None = None
+    """Side of the squares that images are cut to, see `crop`; None: whole images."""
 
 
 class _Stream(Generic[B]):
@@ -172,7 +175,7 @@ class Batches(_Stream[Batch]):
         self, pool: Pool, augment: Augment, sample_id: str, step: int, slot: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         seed = derive_seed(*self.keys, step, slot, sample_id)
-        return augment(pool.image_resized(sample_id), pool.mask_resized(sample_id), seed)
+        return augment(*crop(pool.image_resized(sample_id), pool.mask_resized(sample_id), self.plan.patch, seed), seed)
 
 
 class ViewBatches(Batches):
@@ -214,7 +217,7 @@ class ViewBatches(Batches):
     def _two_views(self, sample_id: str, step: int, slot: int) -> tuple[NDArray[np.uint8], ...]:
         """Weak and strong view of an image, and a mask of the pixels inside it."""
         image, seed = self.unlabeled.image_resized(sample_id), derive_seed(*self.keys, step, slot, sample_id)
-        blank = np.zeros(image.shape[:2], np.uint8)
+        image, blank = crop(image, self.unlabeled.blank_mask(sample_id), self.plan.patch, seed)
         weak, outside = self.weak(image, blank, seed)
         return weak, self.strong(image, blank, seed)[0], outside == 0
 
@@ -235,6 +238,26 @@ def places_for_unlabeled(unlabeled: Pool, batch_size: int, labeled_share: float)
             f"{labeled_share}; lower it, or enlarge fit.batch_size"
         )
     return places
+
+
+def crop(
+    image: NDArray[np.uint8], mask: NDArray[np.uint8], side: int | None, seed: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A random square of `side` pixels of an image and its mask; without `side` the whole.
+
+    Half of the squares of an image with objects contain a random pixel of one; objects are rare in large images.
+    """
+    if side is None or side >= len(mask):
+        return image, mask
+    rng, most = np.random.default_rng(derive_seed(seed, "crop")), len(mask) - side
+    first = rng.integers(0, most + 1, 2)
+    rows, cols = np.nonzero((mask > 0) & (mask != IGNORE_INDEX))
+    if len(rows) and rng.random() < 0.5:
+        pixel = rng.integers(len(rows))
+        offset = rng.integers(0, side, 2)
+        first = np.clip([rows[pixel] - offset[0], cols[pixel] - offset[1]], 0, most)
+    window = slice(first[0], first[0] + side), slice(first[1], first[1] + side)
+    return np.ascontiguousarray(image[window]), np.ascontiguousarray(mask[window])
 
 
 def cutmix(batch: Batch, probability: float, keys: tuple[int | str, ...]) -> Batch:

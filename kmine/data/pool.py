@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.cache.sample_cache import SampleCache
+from kmine.data.resize import to_frame
 from kmine.errors import UserError, WithheldMaskError
-from kmine.types import Sample
+from kmine.types import IGNORE_INDEX, Sample
 
 MaskReader = Callable[[str], NDArray[np.uint8]]
 """From a sample id to its (H, W) mask in the native frame: class ids, 255 is ignored."""
@@ -123,7 +124,19 @@ class Pool:
             raise WithheldMaskError(f"the mask of {sample_id} was requested, but this pool withholds masks")
         if read == "true":
             return self._cache.mask_resized(self._checked_id(sample_id))
-        return self._cache.shrink_mask(self._read_mask(sample_id))
+        return self._cache.resizer.mask(self._read_mask(sample_id))
+
+    def blank_mask(self, sample_id: str) -> NDArray[np.uint8]:
+        """(S, S): 0 where the resized image is, 255 around a letterboxed one."""
+        shape = self.native_shape(sample_id)
+        blank = np.full((self._cache.size,) * 2, IGNORE_INDEX, np.uint8)
+        self._cache.resizer.content(blank, *shape)[:] = 0
+        return blank
+
+    def in_frame(self, planes: NDArray[np.float32], sample_id: str) -> NDArray[np.float32]:
+        """(C, S, S) of the resized image -> (C, H, W) in the native frame, bilinear."""
+        shape = self.native_shape(sample_id)
+        return to_frame(self._cache.resizer.content(planes, *shape), *shape)
 
     def sample(self, sample_id: str) -> Sample:
         """Sample in the native frame; `mask` is None where masks are withheld. Raises `SampleError`."""

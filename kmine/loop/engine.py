@@ -47,10 +47,7 @@ class LoopResults:
 
 
 def run_rounds(
-    cfg: LoopConfig,
-    progress: ProgressReporter,
-    source: Source | None = None,
-    plan: Mapping[str, Any] | None = None,
+    cfg: LoopConfig, progress: ProgressReporter, source: Source | None = None, plan: Mapping[str, Any] | None = None
 ) -> LoopResults | None:
     """Run all rounds that `cfg` describes into the run folder `cfg.out`, or resume them.
 

@@ -37,6 +37,10 @@ class LocalModel(nn.Module):
         normalization: a name of `kmine.config.model.SCALINGS`, such as half (x / 127.5 - 1).
     """
 
+    patch: int | None = None
+    """Side of the squares in which larger images are predicted in eval mode; these overlap by half, and their logits
+    are averaged with Gaussian weights."""
+
     def __init__(self, net: nn.Module, num_classes: int, stride: int, normalization: str) -> None:
         super().__init__()
         self.net = net
@@ -60,7 +64,17 @@ class LocalModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
         height, width = images.shape[-2:]
+        if self.patch and not self.training and max(height, width) > self.patch:
+            from monai.inferers import sliding_window_inference
+
+            options = {"sw_batch_size": 8, "overlap": 0.5, "mode": "gaussian"}
+            return sliding_window_inference(images.float(), (self.patch,) * 2, predictor=self.forward, **options)
         return self.net(self.prepare(images))[..., :height, :width]
+
+    def with_patch(self, side: int | None) -> LocalModel:
+        """This model, with `patch`."""
+        self.patch = side
+        return self
 
     def encoders(self) -> list[nn.Module]:
         """The parts that may begin with pretrained weights."""

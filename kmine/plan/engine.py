@@ -173,10 +173,7 @@ def apply_values(cfg: ConfigT, values: Mapping[str, Any], where: str) -> ConfigT
 
 
 def planned_config(
-    cfg: ConfigT,
-    given: Collection[str],
-    source: Source | None,
-    log: Callable[[str], None],
+    cfg: ConfigT, given: Collection[str], source: Source | None, log: Callable[[str], None]
 ) -> tuple[ConfigT, dict[str, Any] | None]:
     """Settings of a command with those that were not `given` from a plan, and the record of a new plan.
 

@@ -71,6 +71,9 @@ def _network_of_run(run_model: RunModel, cfg: PredictConfig, terminal: cli.Termi
     if cfg.export:
         from kmine.models.onnx_export import encode_onnx
 
+        if run_model.cfg.data.patch:
+            cure = "predict with the run folder itself"
+            raise UserError(f"{run_model.root}: expected a model of whole images, got one of data.patch; {cure}")
         target = Path(cfg.export)
         terminal.log(f"exporting {run_model.weights} to {target}")
         write_atomic(target, encode_onnx(load_model(run_model), metadata.size, metadata.to_json()))

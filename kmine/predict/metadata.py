@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.quality.intensity import out_of_range_text
+from kmine.data.resize import Resizer
 from kmine.errors import UserError
 from kmine.io.json_file import is_kind, json_field, parse_json
 from kmine.mining.calibration.local_quality import LocalQualityEstimator, local_quality_summary
@@ -58,11 +59,20 @@ class ModelMetadata:
     """Estimator of the Dice of its masks, `alone` in calibration.json; None without one."""
     no_estimate: str = ""
     """Why there is none."""
+    resize: str = "squash"
+    """How images become squares: a value of `data.resize`."""
+
+    @property
+    def resizer(self) -> Resizer:
+        """From the frame of an image to the square and back."""
+        return Resizer(self.size, self.resize == "letterbox")
 
     def to_json(self) -> str:
         """As JSON text; `from_json` is the inverse. On disk `local_quality` is called `alone`."""
         values = asdict(self)
         values["alone"] = values.pop("local_quality")
+        if values["resize"] == "squash":  # an older kmine, which knows no other way, reads the file
+            del values["resize"]
         return json.dumps({"format": FORMAT, **values}, sort_keys=True)
 
     @classmethod
@@ -100,6 +110,8 @@ class ModelMetadata:
             text = json_field(values, name, str, where=origin, cure=cure)
             if name != "card" and not is_plain(text):
                 raise UserError(f"{origin}: expected `{name}` to be one line of printable text; {cure}")
+        if self.resize not in ("squash", "letterbox"):
+            raise UserError(f"{origin}: expected `resize` to be squash or letterbox; {cure}")
         for name, (low, high) in WHOLE_NUMBERS.items():
             if not low <= json_field(values, name, int, where=origin, cure=cure) <= high:
                 raise UserError(f"{origin}: expected `{name}` from {low} to {high}, got {values[name]}; {cure}")

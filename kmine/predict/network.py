@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.data.resize import Resizer
 from kmine.errors import UserError
 from kmine.predict.metadata import ModelMetadata
 
@@ -30,6 +31,11 @@ class BatchProbs(NamedTuple):
     """(B, K, S, S), sums to 1 over K."""
     std: NDArray[np.float32] | None
     """(B, 1, S, S) standard deviation of the foreground probability over the flips; None without flips."""
+
+    def content(self, resizer: Resizer, shape: tuple[int, int]) -> BatchProbs:
+        """The parts (..., h, w) that show images of `shape`."""
+        std = None if self.std is None else resizer.content(self.std, *shape)
+        return BatchProbs(resizer.content(self.probs, *shape), std)
 
     def per_image(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
         """(K, S, S) and (1, S, S) of each image."""

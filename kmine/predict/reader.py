@@ -16,7 +16,7 @@ from kmine.data.io.nifti import read_windowed
 from kmine.data.io.nifti_header import read_geometry
 from kmine.data.io.nifti_write import Frame, frame_of_nifti, frame_of_series
 from kmine.data.io.pictures import read_picture
-from kmine.data.resize import resize_image
+from kmine.data.resize import Resizer
 from kmine.data.source import size_and_time
 from kmine.errors import SampleError
 from kmine.predict.inputs import Input
@@ -43,8 +43,8 @@ class Loaded:
     warning: str = ""
 
 
-def load(item: Input, size: int, window: ValueWindow | None, *, keep: bool) -> Loaded:
-    """Decode an input to S = `size`; `keep` keeps the native image, too.
+def load(item: Input, resizer: Resizer, window: ValueWindow | None, *, keep: bool) -> Loaded:
+    """Decode an input; `keep` keeps the native image, too.
 
     `window` has the stored values shown as black and as white; without it DICOM files use their own.
 
@@ -52,7 +52,7 @@ def load(item: Input, size: int, window: ValueWindow | None, *, keep: bool) -> L
         SampleError: a damaged or unfit file, or a missing window.
     """
     try:
-        return _LOADERS[item.kind](item, size, window, keep)
+        return _LOADERS[item.kind](item, resizer, window, keep)
     except SampleError as error:
         raise SampleError(error.path, error.problem.replace("--data.window", "--window")) from error
     except OSError as error:
@@ -66,35 +66,35 @@ def file_stamps(item: Input) -> list[list[object]]:
     return [[file.name, *size_and_time(file)] for file in item.files]
 
 
-def _image(item: Input, size: int, window: ValueWindow | None, keep: bool) -> Loaded:
+def _image(item: Input, resizer: Resizer, window: ValueWindow | None, keep: bool) -> Loaded:
     path, is_dicom = item.files[0], item.kind == "dicom"
     image = read_dicom(path, window) if is_dicom else read_picture(path, window)
     header = read_header(path) if is_dicom else None
     spacing, warning = (header.spacing, LOCALIZER * header.is_localizer) if header else (None, "")
-    small, native = resize_image(image, size)[None], image[None] if keep else None
+    small, native = resizer.image(image)[None], image[None] if keep else None
     return Loaded(small, image.shape[:2], spacing, None, native, warning or item.warning)
 
 
-def _nifti(item: Input, size: int, window: ValueWindow | None, keep: bool) -> Loaded:
+def _nifti(item: Input, resizer: Resizer, window: ValueWindow | None, keep: bool) -> Loaded:
     path = item.files[0]
     geometry = read_geometry(path)
     if window is None:
         raise SampleError(str(path), NO_WINDOW)
     slices = read_windowed(path, geometry, window)
-    small = np.empty((len(slices), size, size, 3), np.uint8)
+    small = np.empty((len(slices), resizer.size, resizer.size, 3), np.uint8)
     for number, grey in enumerate(slices):
-        small[number] = resize_image(grey, size)[..., None]
+        small[number] = resizer.image(grey)[..., None]
     frame = frame_of_nifti(path, geometry)
     return Loaded(small, slices.shape[1:], geometry.spacing, frame, slices if keep else None)
 
 
-def _series(item: Input, size: int, window: ValueWindow | None, keep: bool) -> Loaded:
+def _series(item: Input, resizer: Resizer, window: ValueWindow | None, keep: bool) -> Loaded:
     series = open_series(item.files)
-    small = np.empty((len(series.files), size, size, 3), np.uint8)
+    small = np.empty((len(series.files), resizer.size, resizer.size, 3), np.uint8)
     native = np.empty((len(series.files), *series.shape), np.uint8) if keep else None
     for number, path in enumerate(series.files):
         image = read_dicom(path, window)
-        small[number] = resize_image(image, size)
+        small[number] = resizer.image(image)
         if native is not None:
             native[number] = image[..., 0]
     warning = "; ".join(filter(None, (LOCALIZER * read_header(item.files[0]).is_localizer, series.warning)))

@@ -18,7 +18,7 @@ from kmine.setup.finished import read_run_info, require_finished
 from kmine.store.artifacts import CURE, fitting, read_tensors
 from kmine.store.run_info import CURE as INFO_CURE
 from kmine.store.run_info import is_plain
-from kmine.store.settings import load_run_config
+from kmine.store.settings import load_run_config, signed
 
 if TYPE_CHECKING:
     from kmine.models.base import LocalModel
@@ -82,7 +82,7 @@ def load_model(run_model: RunModel) -> LocalModel:
     if found is None:
         raise UserError(f"{run_model.weights}: expected the weights of the run, found no such file; {CURE}")
     with fitting(run_model.weights):
-        return load_checkpoint(model_cfg, num_classes, found[0])
+        return load_checkpoint(model_cfg, num_classes, found[0]).with_patch(run_model.cfg.data.patch)
 
 
 def _metadata(
@@ -90,7 +90,9 @@ def _metadata(
 ) -> ModelMetadata:
     window = cfg.data.window or (LIVER_WINDOW if cfg.data.name == "lits" else None)
     model = cfg.model.split()[0]
-    signed = (sha256_of(weights), cfg.data.size, window, run["class_names"], model.name, model.normalization)
+    parts = [sha256_of(weights), cfg.data.size, window, run["class_names"], model.name, model.normalization]
+    resizing = signed("data", {"resize": cfg.data.resize, "patch": cfg.data.patch})
+    parts += [resizing] if resizing else []
     local_quality, no_estimate = local_quality_of_run(root)
     metadata = ModelMetadata(
         name="".join(letter if is_plain(letter) else "_" for letter in root.resolve().name),
@@ -98,12 +100,13 @@ def _metadata(
         class_names=tuple(map(str, run["class_names"])),
         size=cfg.data.size,
         window=(float(window[0]), float(window[1])) if window else None,
+        resize=cfg.data.resize,
         batch_size=cfg.infer.batch_size,
         method=str(run.get("method", "mining")),
         segmenter=str(run.get("segmenter", "none")),
         round_idx=round_idx,
         checkpoint=checkpoint,
-        signature=sign(*signed),
+        signature=sign(*parts),
         intensity=run.get("intensity"),
         local_quality=local_quality,
         no_estimate=no_estimate,

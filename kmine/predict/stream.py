@@ -103,8 +103,9 @@ def _singles(job: PredictJob, inputs: list[Input], readers: Pool, writers: Pool)
 
     def flush() -> None:
         predicted = job.network.predict(np.concatenate([loaded.small for _, loaded in batch]), job.tta)
-        for (item, loaded), image_probs in zip(batch, predicted.per_image(), strict=True):
-            writing.append(writers.submit(_write_single, job, item, loaded, *image_probs))
+        for (item, loaded), (probs, std) in zip(batch, predicted.per_image(), strict=True):
+            of_image = BatchProbs(probs, std).content(job.metadata.resizer, loaded.shape)
+            writing.append(writers.submit(_write_single, job, item, loaded, *of_image))
         batch.clear()
 
     for item, future in _ahead(readers, lambda item: _load(job, item), inputs, 2 * job.batch_size):
@@ -164,6 +165,7 @@ def _predict_slices(
     try:
         for first in range(0, depth, job.batch_size):
             predicted = job.network.predict(loaded.small[first : first + job.batch_size], job.tta)
+            predicted = predicted.content(job.metadata.resizer, loaded.shape)
             max_probs += map(mean_max_probability, predicted.probs)
             filling.append(writers.submit(fill, first, predicted))
             while len(filling) > THREADS:
@@ -191,7 +193,7 @@ def _write_single(
 
 
 def _load(job: PredictJob, item: Input) -> Loaded:
-    loaded = load(item, job.metadata.size, job.window, keep=job.overlay)
+    loaded = load(item, job.metadata.resizer, job.window, keep=job.overlay)
     out_of_range = [text for image in loaded.small if (text := out_of_range_text(job.metadata.intensity, image))]
     # The end slices of a volume often differ from the training images, so half of all slices must.
     if not out_of_range or 2 * len(out_of_range) < len(loaded.small):

@@ -17,6 +17,7 @@ from kmine.config.sweep import MINING
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.pool import MaskReader, Pool
 from kmine.data.quality.intensity import MAX_IMAGES, intensity_ranges
+from kmine.data.resize import Resizer
 from kmine.data.source import Source
 from kmine.data.split_file import GivenSplit, read_split, resolve_splits
 from kmine.data.splits import Splits
@@ -128,7 +129,7 @@ def open_task(
     fingerprint = run.run().get("data_fingerprint") or source.fingerprint()
     verdicts = [review.signature] if review.signature else []
     ids = (data.splits.rows(), list(labeled.ids), list(val.ids))
-    resizing = signed("data", {"mask_resize": cfg.data.mask_resize})
+    resizing = signed("data", {name: getattr(cfg.data, name) for name in ("resize", "mask_resize", "patch")})
     signature = sign(fingerprint, cfg.data.size, cfg.seed, *ids, *verdicts, *([resizing] if resizing else []))
     examine = partial(find_issues, cfg.data, data.cache, data.splits, data.given_split, labeled, val)
     check_before_training(cfg.data, run, progress, signature, examine)
@@ -168,8 +169,7 @@ def open_data(cfg: LoopConfig, source: Source, run: RunFolder, progress: Progres
 
 def open_cache(cfg: LoopConfig, source: Source) -> SampleCache:
     """Decoded images; they are decoded now unless an earlier run did."""
-    data = cfg.data
-    return SampleCache(source, data.size, data.cache_dir, data.on_error, by_area=data.mask_resize == "area")
+    return SampleCache(source, Resizer.of(cfg.data), cfg.data.cache_dir, cfg.data.on_error)
 
 
 def open_splits(cfg: LoopConfig, cache: SampleCache, run: RunFolder, given_split: GivenSplit | None = None) -> Splits:
@@ -268,7 +268,7 @@ class Evaluator:
         """The same images for the baseline model `name` of a run of `cfg`."""
         model = cfg.model.split()[0].with_architecture(name)
         network = build_model(model, self.model.num_classes, cfg.seed, pretrained=False)
-        return replace(self, model=network.to(self.fabric.device))
+        return replace(self, model=network.with_patch(cfg.data.patch).to(self.fabric.device))
 
 
 def open_for_test(cfg: LoopConfig, source: Source, run: RunFolder) -> Evaluator:
@@ -287,8 +287,8 @@ def open_for_test(cfg: LoopConfig, source: Source, run: RunFolder) -> Evaluator:
     record_contents(cache, run, opened)
     pool = Pool(cache, [i for i in splits.test if i not in bad], splits.groups, "true")
     fabric = SingleDevice(resolve_device(cfg.device))
-    model = build_model(cfg.model.split()[0], len(source.class_names), cfg.seed, pretrained=False).to(fabric.device)
-    return Evaluator(pool, model, cfg.infer.batch_size, fabric)
+    model = build_model(cfg.model.split()[0], len(source.class_names), cfg.seed, pretrained=False)
+    return Evaluator(pool, model.with_patch(cfg.data.patch).to(fabric.device), cfg.infer.batch_size, fabric)
 
 
 def open_for_audit(cfg: LoopConfig, source: Source, run: RunFolder, progress: ProgressReporter) -> Task:

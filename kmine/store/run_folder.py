@@ -52,7 +52,7 @@ from kmine.store.artifacts import (
     tensor_metadata,
 )
 from kmine.store.run_info import valid_info
-from kmine.store.settings import settings_changes
+from kmine.store.settings import as_flags, settings_changes
 from kmine.store.tables import (
     DecisionRow,
     PromptRow,
@@ -163,7 +163,8 @@ class RunFolder:
             if changes:
                 key, old, new = changes[0]
                 differs = f"{path}: holds a run with {key} = {old!r}, this command has {new!r}"
-                raise UserError(f"{differs}; choose another --out, or give the same settings to resume")
+                cure = f"give the same settings to resume: {as_flags(changes)}"
+                raise UserError(f"{differs}; choose another --out, or {cure}")
 
     def _same_data(self, fingerprint: str, content_fingerprints: Callable[[], Mapping[str, str]] | None) -> str:
         """The fingerprint that the run began with; an error where neither it nor the files' contents are the same."""

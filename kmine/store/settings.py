@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -13,16 +14,8 @@ from kmine.config import LoopConfig, ModelConfig
 from kmine.io.errors import expanded
 
 SOURCES = (
-    "cache_dir",
-    "root",
-    "images",
-    "masks",
-    "mask_suffix",
-    "csv",
-    "image_labels",
-    "task",
-    "classes",
-    "normal_images",
+    *("cache_dir", "root", "images", "masks", "mask_suffix", "csv", "image_labels"),
+    *("task", "classes", "normal_images"),
 )
 """Settings of `data` that say where images and labels are."""
 RESUMABLE_CHANGES = (
@@ -36,24 +29,12 @@ Those of data are covered by the data's fingerprint, which `data.task` and the l
 
 _WEIGHTS, _SHA256 = "model.encoder_weights", "model.encoder_sha256"
 BEFORE: dict[str, Any] = {
-    "data.mask_resize": "nearest",
-    "model.decoder_width": 8,
-    "model.encoder_sha256": None,
-    "model.force_normalization": False,
-    "fit.decay_norms": True,
-    "fit.encoder_lr": 1.0,
-    "fit.clip_grad": 0.0,
-    "fit.dice": "batch",
-    "fit.flips": "both",
-    "fit.rotation": 30.0,
-    "fit.scale": [0.8, 1.25],
-    "fit.checkpoint": "best",
-    "baseline_models": [],
-    "model.decoder": "unet",
-    "model.fine_init": "weights",
-    "model.veto": False,
-    "classifier.patience": 0,
-    "fit.clean_share": 0.0,
+    **{"data.resize": "squash", "data.mask_resize": "nearest", "data.patch": None},
+    **{"model.decoder_width": 8, "model.decoder": "unet", "model.fine_init": "weights", "model.veto": False},
+    **{"fit.dice": "batch", "fit.encoder_lr": 1.0, "fit.decay_norms": True, "fit.clip_grad": 0.0},
+    **{"fit.flips": "both", "fit.rotation": 30.0, "fit.scale": [0.8, 1.25], "fit.checkpoint": "best"},
+    **{"fit.clean_share": 0.0, "classifier.patience": 0, "baseline_models": []},
+    **{"model.encoder_sha256": None, "model.force_normalization": False},
 }
 """Settings that older runs lack, and the values in effect then. They are filled in when settings of a run are read, and
 are not signed, so that what an older run has finished stays valid."""
@@ -112,3 +93,9 @@ def settings_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
         if differ(old.get(key), new.get(key))
         and not (key == "rounds" and isinstance(old.get(key), int) and new.get(key) >= old.get(key))
     ]
+
+
+def as_flags(changes: Sequence[tuple[str, Any, Any]]) -> str:
+    """Flags that give the old values of `settings_changes`."""
+    texts = {key: old if isinstance(old, str) else json.dumps(old) for key, old, _ in changes}
+    return " ".join(f"--{key} {shlex.quote(text)}" for key, text in texts.items())

@@ -23,6 +23,7 @@ import yaml
 from kmine import cli
 from kmine.config.sweep import ORACLE, SweepConfig
 from kmine.data.cache.sample_cache import SampleCache
+from kmine.data.resize import Resizer
 from kmine.data.source import Source
 from kmine.data.split_file import read_split, resolve_splits
 from kmine.data.splits import Splits, merge_duplicates
@@ -103,7 +104,7 @@ def _splits(cfg: SweepConfig, source: Source) -> Iterator[tuple[tuple[float, int
             f"data.split_file {data.split_file}: expected training, validation and test images, got the splits of a "
             "run with its labeled images, which a sweep draws itself; give a table of sample_id,split"
         )
-    cache = SampleCache(source, data.size, data.cache_dir, data.on_error, by_area=data.mask_resize == "area")
+    cache = SampleCache(source, Resizer.of(data), data.cache_dir, data.on_error)
     refs = [ref for ref in cache.refs if given_split is None or ref.sample_id in given_split.sides]
     refs = list(merge_duplicates(refs, cache.hashes, data.duplicate_distance))  # slow for many images
     for fraction, seed in product(cfg.fractions, cfg.seeds):

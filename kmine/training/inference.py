@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kmine.data.pool import Pool
-from kmine.data.resize import to_frame
 from kmine.models.base import LocalModel
 from kmine.types import Probs
 
@@ -39,8 +38,8 @@ def infer(
     for batch, images in resized_batches(pool, ids, batch_size):
         probs, std = predict_resized(model, images, tta, device)
         for sample_id, p, s in zip(batch, probs, std, strict=True):
-            height, width = pool.native_shape(sample_id)
-            yield Probs(sample_id, to_frame(p, height, width), None if tta == "none" else to_frame(s, height, width)[0])
+            std_native = None if tta == "none" else pool.in_frame(s, sample_id)[0]
+            yield Probs(sample_id, pool.in_frame(p, sample_id), std_native)
 
 
 @torch.inference_mode()
@@ -52,7 +51,7 @@ def activations(
     for batch, images in resized_batches(pool, ids, batch_size):
         maps = model.activation_map(image_tensor(images, device)).float().cpu().numpy()
         for sample_id, cam in zip(batch, maps, strict=True):
-            yield sample_id, to_frame(cam[None], *pool.native_shape(sample_id))[0]
+            yield sample_id, pool.in_frame(cam[None], sample_id)[0]
 
 
 @torch.inference_mode()

@@ -46,7 +46,7 @@ def new_model(task: Task) -> LocalModel:
     except LostWeightsError as error:
         model = build_model(*shape, pretrained=False)
         model.lost_weights = error
-    model = model.to(task.fabric.device)
+    model = model.with_patch(cfg.data.patch).to(task.fabric.device)
     if isinstance(model, SksModel) and model.uses_classifier:
         with rank_zero_first(task.fabric):
             model.classifier.load_state_dict(_train_classifier(single_process(task), model))

@@ -128,7 +128,7 @@ def training_batches(
     task: Task, cfg: FitConfig, round_idx: int, pseudo: Pool | None = None, consistency: Consistency | None = None
 ) -> Batches:
     """Batches of a round's training: labels, and pseudo masks or unlabeled images if given."""
-    size, symmetry = task.cfg.data.size, symmetry_of(cfg)
+    size, symmetry = task.cfg.data.patch or task.cfg.data.size, symmetry_of(cfg)
     plain, strong = (Augment(size, cfg.augment, strong=strong, symmetry=symmetry) for strong in (False, True))
     plan = BatchPlan(
         seed=task.cfg.seed,
@@ -140,5 +140,6 @@ def training_batches(
         max_empty_share=cfg.max_empty_share,
         cutmix=cfg.cutmix,
         view_cutmix=consistency.cutmix if consistency else 0.0,
+        patch=task.cfg.data.patch,
     )
     return ViewBatches(task.labeled, task.unlabeled, plan) if consistency else Batches(task.labeled, pseudo, plan)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kmine.data.augment import Augment
-from kmine.data.batches import Batch, Batches, BatchPlan, LabelBatches, ViewBatches, cutmix
+from kmine.data.batches import Batch, Batches, BatchPlan, LabelBatches, ViewBatches, crop, cutmix
 from kmine.errors import UserError, WithheldMaskError
 
 
@@ -29,6 +29,9 @@ class FakePool:
 
     def mask_resized(self, sample_id: str) -> np.ndarray:
         return np.full((8, 8), 0 if sample_id in self.empty else self.mask, np.uint8)
+
+    def blank_mask(self, sample_id: str) -> np.ndarray:
+        return np.zeros(self.image_resized(sample_id).shape[:2], np.uint8)
 
     def weight(self, sample_id: str) -> float:
         return self.weights.get(sample_id, 1.0)
@@ -366,3 +369,36 @@ def test_every_unlabeled_image_occurs_equally_often():
 def test_a_batch_without_unlabeled_images_is_refused(changed, problem):
     with pytest.raises(UserError, match=problem):
         view_batches(**changed)
+
+
+# -- patches
+
+
+def test_patches_are_parts_of_the_image_and_half_of_them_show_the_object():
+    image = np.arange(40 * 40 * 3).reshape(40, 40, 3).astype(np.uint8)
+    mask = np.zeros((40, 40), np.uint8)
+    mask[37, 2], mask[0] = 1, 255
+    places = set()
+    for seed in range(200):
+        part, of_mask = crop(image, mask, 8, seed)
+        assert part.shape == (8, 8, 3) and of_mask.shape == (8, 8)
+        (place,) = [
+            (row, col)
+            for row, col in np.ndindex(33, 33)
+            if np.array_equal(image[row : row + 8, col : col + 8], part)
+            and np.array_equal(mask[row : row + 8, col : col + 8], of_mask)
+        ][:1]
+        places.add(place)
+    shown = [(crop(image, mask, 8, seed)[1] == 1).any() for seed in range(200)]
+    assert 0.4 < np.mean(shown) < 0.65 and len(places) > 60
+    assert crop(image, mask, None, 0)[0] is image and crop(image, mask, 40, 0)[0] is image
+    again = [crop(image, mask, 8, 5) for _ in range(2)]
+    assert np.array_equal(again[0][0], again[1][0])
+
+
+def test_batches_of_patches_have_their_size_in_all_views():
+    augment = Augment(16, False)
+    plan = BatchPlan(0, 1, 6, augment, labeled_share=0.5, patch=16)
+    batch = ViewBatches(OpenPool(1, 5, 1), ClosedPool(100, 7, 0), plan)[0]
+    assert batch.images.shape == (3, 16, 16, 3) and batch.masks.shape == (3, 16, 16)
+    assert batch.views.weak.shape == batch.views.strong.shape == (3, 16, 16, 3)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from helpers.models import small
 
+from kmine.config import ModelConfig
+from kmine.models.base import LocalModel, decoder_channels
 from kmine.models.build import build_model
 
 
@@ -77,3 +79,37 @@ def test_feature_dropout_follows_the_seed_and_ends_with_its_block(model):
     model.eval()
     without, dropped = features(model, None, 0.3), features(model, PSEUDO, 0.3)
     assert all(torch.equal(a, b) for a, b in zip(without, dropped, strict=True)), "no dropout in eval mode"
+
+
+class Mean(torch.nn.Module):
+    """Two logits from the channels; records the sizes of its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[tuple[int, int]] = []
+
+    def forward(self, x):
+        self.sizes.append(tuple(x.shape[-2:]))
+        return torch.stack([x[:, 0], x.mean(dim=1)], dim=1)
+
+
+def test_large_images_are_predicted_in_patches_in_eval_mode_only():
+    model = LocalModel(Mean(), 2, 1, "half").eval()
+    whole = model(IMAGES)
+    model.patch = 32
+    in_patches = model(IMAGES)
+    assert torch.allclose(in_patches, whole, atol=1e-4), "a network of single pixels does not see the patches"
+    assert set(model.net.sizes[1:]) == {(32, 32)}
+    model.train()(IMAGES)
+    assert model.net.sizes[-1] == (64, 64)
+    model.eval()(IMAGES[..., :32, :32])
+    assert model.net.sizes[-1] == (32, 32)
+
+
+def test_decoders_have_equal_channels_at_equal_strides():
+    wide = ModelConfig(decoder_width=16)
+    assert decoder_channels(wide, [16, 8, 4, 2, 1]) == (256, 128, 64, 32, 16), "the width of smp"
+    assert decoder_channels(ModelConfig(), [8, 4, 2, 1]) == (64, 32, 16, 8)
+    older = ModelConfig(decoder_channels=64)
+    assert decoder_channels(older, [8, 4, 2, 1]) == decoder_channels(ModelConfig(), [8, 4, 2, 1])
+    assert decoder_channels(older, [16, 8, 4, 2, 1]) == (64, 32, 16, 8, 8)

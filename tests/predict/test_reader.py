@@ -10,7 +10,7 @@ from helpers.image_files import save_dicom, save_slice
 from PIL import Image
 
 from kmine.data.io.nifti_write import encode_mask
-from kmine.data.resize import resize_image
+from kmine.data.resize import Resizer
 from kmine.errors import SampleError
 from kmine.predict import reader
 from kmine.predict.inputs import Input, find_inputs
@@ -25,17 +25,19 @@ def picture(path, values) -> Input:
 def test_a_picture_is_resized_and_kept_only_on_request(tmp_path):
     values = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     item = picture(tmp_path / "a.png", values)
-    loaded = load(item, 8, None, keep=True)
+    loaded = load(item, Resizer(8), None, keep=True)
     assert loaded.shape == (20, 30) and loaded.spacing is loaded.frame is None
-    assert np.array_equal(loaded.small[0], resize_image(values, 8)) and np.array_equal(loaded.native[0], values)
-    assert load(item, 8, None, keep=False).native is None
+    assert np.array_equal(loaded.small[0], Resizer(8).image(values)) and np.array_equal(loaded.native[0], values)
+    assert load(item, Resizer(8), None, keep=False).native is None
 
 
 def test_sixteen_bit_values_are_windowed(tmp_path):
     item = picture(tmp_path / "a.png", np.array([[0, 100, 200, 300]] * 4, np.uint16))
-    assert load(item, 4, (100, 300), keep=True).native[0, 0, :, 0].tolist() == pytest.approx([0, 0, 127.5, 255], abs=1)
+    assert load(item, Resizer(4), (100, 300), keep=True).native[0, 0, :, 0].tolist() == pytest.approx(
+        [0, 0, 127.5, 255], abs=1
+    )
     with pytest.raises(SampleError, match=r"--window") as caught:
-        load(item, 4, None, keep=False)
+        load(item, Resizer(4), None, keep=False)
     assert "--data.window" not in str(caught.value)
 
 
@@ -44,7 +46,7 @@ def test_a_nifti_file_needs_a_window(tmp_path):
 
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 2), np.int16), np.eye(4)), tmp_path / "v.nii")
     with pytest.raises(SampleError, match=r"pass --window \[LOW,HIGH\]"):
-        load(Input("v", "nifti", (tmp_path / "v.nii",)), 4, None, keep=False)
+        load(Input("v", "nifti", (tmp_path / "v.nii",)), Resizer(4), None, keep=False)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_a_failed_read_is_a_fault_of_the_sample(tmp_path, monkeypatch, error, pr
 
     monkeypatch.setitem(reader._LOADERS, "picture", read)
     with pytest.raises(SampleError, match=problem):
-        load(Input("a", "picture", (tmp_path / "a.png",)), 4, None, keep=False)
+        load(Input("a", "picture", (tmp_path / "a.png",)), Resizer(4), None, keep=False)
 
 
 def test_stamps_change_with_size_and_time(tmp_path):
@@ -77,7 +79,7 @@ def test_masks_of_a_turned_volume_come_back_to_the_voxels_they_are_of(tmp_path, 
     affine[:3, :3] *= 2
     nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "v.nii.gz")
     (one,) = find_inputs([str(tmp_path / "v.nii.gz")], tmp_path / "out").readable
-    loaded = load(one, 8, (0, 255), keep=True)
+    loaded = load(one, Resizer(8), (0, 255), keep=True)
     # The grey values, taken for a mask, must be the volume.
     (tmp_path / "back.nii.gz").write_bytes(encode_mask(loaded.native, loaded.frame))
     back = nibabel.load(tmp_path / "back.nii.gz")
@@ -94,7 +96,7 @@ def test_a_localizer_is_named_beside_a_series_and_alone(tmp_path):
     tags = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "PixelSpacing": [1, 1]}
     save_dicom(tmp_path / "c.dcm", values.astype("<i2"), **tags)
     inputs = find_inputs([str(tmp_path)], tmp_path / "out").readable
-    warnings = {item.name: load(item, 8, (0, 20), keep=False).warning for item in inputs}
+    warnings = {item.name: load(item, Resizer(8), (0, 20), keep=False).warning for item in inputs}
     assert warnings == {
         "ct/scout": "an image beside a series, such as its localizer: predicted as a picture",
         "ct": "",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 import yaml
 
 from kmine import cli
 from kmine.config import FitConfig, LoopConfig
-from kmine.store.settings import BEFORE, RESUMABLE_CHANGES, filled, load_run_config, settings_changes, signed
+from kmine.store.settings import BEFORE, RESUMABLE_CHANGES, as_flags, filled, load_run_config, settings_changes, signed
 
 OLD = {"rounds": 2, "out": "a", "fit": {"steps": 4, "num_workers": 0}}
 
@@ -65,3 +67,11 @@ def test_values_from_before_a_setting_are_not_signed():
     assert not {"dice", "scale"} & settings.keys()
     assert settings["flips"] == "none" and settings["steps"] == FitConfig.steps
     assert signed("fit", {"dice": "image", "lr": 1.0}) == {"dice": "image", "lr": 1.0}
+
+
+def test_an_older_run_is_resumed_by_the_flags_that_its_refusal_names(tmp_path):
+    old = older_config()
+    words = as_flags(settings_changes(old, cli.to_dict(LoopConfig())))
+    assert "--fit.dice batch" in words and "--fit.scale '[0.8, 1.25]'" in words
+    cfg = cli.parse(LoopConfig, shlex.split(words), prog="kmine loop", description="")
+    assert settings_changes(old, cli.to_dict(cfg)) == []

@@ -41,6 +41,9 @@ class FakePool:
     def native_shape(self, sample_id: str) -> tuple[int, int]:
         return self.shape
 
+    def in_frame(self, planes: np.ndarray, sample_id: str) -> np.ndarray:
+        return to_frame(planes, *self.shape)
+
 
 def picture(seed: int, side: int = 8) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from kmine.data.cache.files import Entry, Index, allocate, cache_errors, locked, read_index, write_index, write_record
 from kmine.data.perceptual_hash import perceptual_hash
-from kmine.data.resize import resize_image
+from kmine.data.resize import Resizer
 from kmine.data.source import Source
 from kmine.errors import SampleError
 from kmine.io.threads import thread_pool
@@ -70,10 +70,11 @@ def _build(
         shutil.rmtree(leftover)
     building = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     building.mkdir()
+    resizer = Resizer(int(str(signature["size"])), "letterbox" in signature)
     try:
         for name, num_bytes in sizes.items():
             allocate(building / name, num_bytes, reserve=name == "images.u8")
-        index = _decode_all(building / "images.u8", int(str(signature["size"])), source, refs)
+        index = _decode_all(building / "images.u8", resizer, source, refs)
         write_index(building, signature, index)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
@@ -82,14 +83,14 @@ def _build(
     return index
 
 
-def _decode_all(images: Path, size: int, source: Source, refs: tuple[SampleRef, ...]) -> Index:
+def _decode_all(images: Path, resizer: Resizer, source: Source, refs: tuple[SampleRef, ...]) -> Index:
     def decode(row: int) -> Entry | Skipped:
         sample_id = refs[row].sample_id
         try:
             image = source.image(sample_id)
         except SampleError as error:
             return Skipped(sample_id, error.path, error.problem)
-        small = resize_image(image, size)
+        small = resizer.image(image)
         write_record(images, row, small)
         return Entry(sample_id, row, *image.shape[:2], perceptual_hash(image), zlib.crc32(small))
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kmine.data.cache.build import open_index
 from kmine.data.cache.files import cache_errors, read_record, write_record
-from kmine.data.resize import resize_image, resize_mask
+from kmine.data.resize import Resizer
 from kmine.data.source import SKIP_HINT, OnError, Source
 from kmine.errors import SampleError, UserError
 from kmine.io.files import cache_root
@@ -37,9 +37,8 @@ class SampleCache:
 
     Args:
         source: the data set, with or without files.
-        size: S, side of the square in pixels; images are resized without cropping.
+        size: S, side of the square in pixels, or how images are resized; each way has its own cache.
         cache_dir: folder of all caches, see `kmine.io.files.cache_root`.
-        by_area: how masks are shrunk, see `kmine.data.resize.resize_mask`; each way has its own cache.
         on_error: "stop" raises for a damaged image, "skip" lists it in `skipped`. In both cases the cache is kept, so
             that images are not decoded again.
 
@@ -49,18 +48,16 @@ class SampleCache:
     """
 
     def __init__(
-        self,
-        source: Source,
-        size: int,
-        cache_dir: Path | str | None = None,
-        on_error: OnError = "stop",
-        *,
-        by_area: bool = True,
+        self, source: Source, size: int | Resizer, cache_dir: Path | str | None = None, on_error: OnError = "stop"
     ) -> None:
-        self.source, self.size, self.on_error, self.by_area = source, size, on_error, by_area
+        self.source, self.on_error = source, on_error
+        self.resizer = size if isinstance(size, Resizer) else Resizer(size)
+        self.size, letterbox, by_area = self.resizer
         refs, fingerprint = source.refs(), source.fingerprint()
-        self.folder = cache_root(cache_dir) / f"{source.name}-{fingerprint[:16]}-{size}{'-area' * by_area}"
-        index = open_index(self.folder, {"fingerprint": fingerprint, "size": size}, source, refs)
+        ways = "-letterbox" * letterbox + "-area" * by_area
+        self.folder = cache_root(cache_dir) / f"{source.name}-{fingerprint[:16]}-{self.size}{ways}"
+        signature = {"fingerprint": fingerprint, "size": self.size} | ({"letterbox": True} if letterbox else {})
+        index = open_index(self.folder, signature, source, refs)
         self._entries = index.entries
         self._refuse_damaged(index.skipped)
         self.skipped = index.skipped
@@ -91,7 +88,7 @@ class SampleCache:
         entry = self._entries[sample_id]
         record = read_record(self.folder / "images.u8", entry.row, (self.size, self.size, 3))
         if record is None or zlib.crc32(record) != entry.image_crc:
-            record = resize_image(self.source.image(sample_id), self.size)
+            record = self.resizer.image(self.source.image(sample_id))
             with cache_errors(self.folder.parent):
                 write_record(self.folder / "images.u8", entry.row, record)
         return record
@@ -103,16 +100,12 @@ class SampleCache:
         flag = read_record(self.folder / "masks.flags", row, (4,))
         if stored is not None and flag is not None and np.array_equal(flag, _flag(stored)):
             return stored
-        mask = self.shrink_mask(self.source.mask(sample_id))
+        mask = self.resizer.mask(self.source.mask(sample_id))
         with cache_errors(self.folder.parent):
             write_record(self.folder / "masks.u8", row, mask)
             # Written last, so that a partial record is not valid.
             write_record(self.folder / "masks.flags", row, _flag(mask))
         return mask
-
-    def shrink_mask(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(H, W) class ids -> (S, S), as the masks of this cache are resized."""
-        return resize_mask(mask, self.size, by_area=self.by_area)
 
     def image_native(self, sample_id: str) -> NDArray[np.uint8]:
         """(H, W, 3) RGB, [0, 255]."""

@@ -15,7 +15,7 @@ from helpers.memory_source import noise_source
 from kmine.data.cache import sample_cache
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.datasets.kvasir_seg import KvasirSeg
-from kmine.data.resize import resize_image, resize_mask
+from kmine.data.resize import Resizer
 from kmine.errors import SampleError, UserError
 
 
@@ -27,7 +27,7 @@ def test_a_second_cache_decodes_nothing(tmp_path):
     assert found.refs == built.refs == first.refs()
     assert found.hashes == built.hashes and found.skipped == ()
     assert found.native_shape("s3") == (23, 30)
-    np.testing.assert_array_equal(found.image_resized("s3"), resize_image(first.image("s3"), 32))
+    np.testing.assert_array_equal(found.image_resized("s3"), Resizer(32).image(first.image("s3")))
     assert found.image_resized("s3").flags.writeable
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [found.folder.name]
 
@@ -38,7 +38,7 @@ def test_masks_are_decoded_at_the_first_request_only(tmp_path):
     assert not any(read.startswith("mask") for read in source.reads)
     first = cache.mask_resized("s3")
     assert source.reads.count("mask s3") == 1
-    np.testing.assert_array_equal(first, resize_mask(source.mask("s3"), 32))
+    np.testing.assert_array_equal(first, Resizer(32).mask(source.mask("s3")))
     source.reads.clear()
     np.testing.assert_array_equal(cache.mask_resized("s3"), first)
     np.testing.assert_array_equal(SampleCache(source, 32, tmp_path, "stop").mask_resized("s3"), first)
@@ -112,7 +112,7 @@ def test_damaged_images_stop_or_are_listed(tmp_path):
     assert source.reads == ["image s1", "image s4"]
     assert [ref.sample_id for ref in cache.refs] == ["s0", "s2", "s3"] == list(cache.hashes)
     assert [(skipped.sample_id, skipped.path) for skipped in cache.skipped] == [("s1", "s1.jpg"), ("s4", "s4.jpg")]
-    np.testing.assert_array_equal(cache.image_resized("s3"), resize_image(source.image("s3"), 32))
+    np.testing.assert_array_equal(cache.image_resized("s3"), Resizer(32).image(source.image("s3")))
     with pytest.raises(UserError, match=r"none that can be read \(2 are damaged\)"):
         SampleCache(noise_source(2, broken=("s0", "s1")), 32, tmp_path, "skip")
 

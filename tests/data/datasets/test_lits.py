@@ -18,7 +18,7 @@ from kmine.data import open_source
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.datasets.lits import Lits
 from kmine.data.io import nifti, nifti_header
-from kmine.data.resize import resize_image, resize_mask
+from kmine.data.resize import Resizer
 from kmine.data.source import SliceLocation
 from kmine.errors import SampleError, UserError
 from kmine.io.files import safe_name
@@ -222,8 +222,10 @@ def test_the_cache_decodes_each_file_once_with_all_its_threads(root, opened, dec
     assert set(concurrent) == {1}, "volumes are decoded one at a time"
     for ref in cache.refs[::4]:
         np.testing.assert_array_equal(cache.image_native(ref.sample_id), source.image(ref.sample_id))
-        np.testing.assert_array_equal(cache.image_resized(ref.sample_id), resize_image(source.image(ref.sample_id), 32))
-        np.testing.assert_array_equal(cache.mask_resized(ref.sample_id), resize_mask(source.mask(ref.sample_id), 32))
+        np.testing.assert_array_equal(
+            cache.image_resized(ref.sample_id), Resizer(32).image(source.image(ref.sample_id))
+        )
+        np.testing.assert_array_equal(cache.mask_resized(ref.sample_id), Resizer(32).mask(source.mask(ref.sample_id)))
     decoded.clear()
     assert SampleCache(opened(), 32, tmp_path / "small").refs == cache.refs and decoded == []
 
