@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -48,9 +49,9 @@ def tree_memory(root: int) -> int:
     return sum(resident.get(pid, 0) for pid in members)
 
 
-def timed(words: list[str], log: Path) -> tuple[float, float]:
-    """Seconds and peak GB of a command; its output goes to `log`."""
-    began, peak = time.perf_counter(), 0
+def timed(words: list[str], log: Path) -> tuple[float, float, float]:
+    """Seconds, peak GB and CPU seconds of a command; its output goes to `log`."""
+    began, peak, before = time.perf_counter(), 0, resource.getrusage(resource.RUSAGE_CHILDREN)
     with log.open("w") as file:
         process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
         while process.poll() is None:
@@ -58,7 +59,9 @@ def timed(words: list[str], log: Path) -> tuple[float, float]:
             time.sleep(0.25)
     if process.returncode:
         sys.exit(f"{' '.join(words)} failed:\n{log.read_text()[-2000:]}")
-    return time.perf_counter() - began, peak / 2**30
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - began, peak / 2**30, used
 
 
 def own_pictures(data: Path, out: Path) -> list[str]:
@@ -113,15 +116,16 @@ def main() -> None:
         words = [*flags(case, args.data, args.out), "--plan_minutes", str(args.minutes), *more]
         record = args.out / f"{case}.json"
         planner = [sys.executable, "-c", RECORD, str(record), *words, "--out", str(yaml)]
-        took, _ = timed(planner, args.out / f"{case}.plan.txt")
+        took, _, _ = timed(planner, args.out / f"{case}.plan.txt")
         command = [sys.executable, "-m", "kmine.loop", "--config", str(yaml), "--out", str(run)]
         estimate = json.loads(record.read_text())["estimate"]
-        seconds, peak = timed(command, args.out / f"{case}.loop.txt")
+        seconds, peak, used = timed(command, args.out / f"{case}.loop.txt")
         expected = sum(estimate["seconds"].values())
         print(f"{case:<10}{'planned in':<12}{took:>6.0f} s")
         for name, unit, a, b in (("time", "s", expected, seconds), ("memory", "GB", estimate["peak_gb"], peak)):
             worst = max(worst, a / b, b / a)
             print(f"{case:<10}{name:<12}{a:>8.1f}{b:>8.1f}{a / b:>7.2f}  {unit}")
+        print(f"  CPU seconds of the run: {used:.0f} (beside other work, with one thread, the better measure)")
         print("  expected:", ", ".join(f"{stage} {value:.0f}" for stage, value in estimate["seconds"].items()))
         print("  measured:", ", ".join(f"{stage} {value:.0f}" for stage, value in stages(run).items()))
     print(f"worst ratio {worst:.2f}, goal {LIMIT}")

@@ -76,11 +76,13 @@ class RunPlan:
         yield from _columns([("stage", "time"), *took, ("in all", f"about {_duration(self.estimate.total)}")])
         kind, budget = "of the GPU" if machine.is_gpu else "of the process", _duration(60 * self.minutes)
         yield f"memory {kind}: about {self.estimate.peak_gb:.1f} GB; time budget (plan_minutes): {budget}"
+        if speed.busy > 1.3:
+            yield f"other processes use the cores now: while they do, all takes {speed.busy:.1f} times as long"
         if self.estimate.total > 60 * self.minutes:
             yield "the budget is exceeded: the given settings, or the smallest that make sense, take longer"
-        if (needed := needed_side(self.data)) > self.cfg.data.size:
+        if (needed := min(needed_side(self.data), self.data.side)) > self.cfg.data.size:
             small = f"small objects ({self.data.small_object_px:.0f} px of images of {self.data.side} px)"
-            yield f"{small} have fewer than {OBJECT_PX} px at data.size {self.cfg.data.size}; {needed} would keep them"
+            yield f"{small} have fewer than {OBJECT_PX} px at data.size {self.cfg.data.size}; {needed} would keep more"
 
 
 def plan_run(cfg: ConfigT, given: Collection[str], source: Source) -> RunPlan:
@@ -162,7 +164,10 @@ class _Planner:
                 if not is_free:
                     raise
             else:
-                if speed.peak_gb <= MEMORY_SHARE * machine.memory_gb or not is_free:
+                if (
+                    speed.peak_gb <= MEMORY_SHARE * (machine.gpu_gb if machine.is_gpu else machine.ram_gb)
+                    or not is_free
+                ):
                     return speed
             self.choose([Choice("fit.batch_size", batch_size // 2, "what the memory allows", True)])
 

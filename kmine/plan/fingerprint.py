@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +26,10 @@ from kmine.io.threads import thread_pool
 from kmine.ops.masks import components
 from kmine.types import IGNORE_INDEX
 
-EXACT = 400
-"""Up to this number all images are decoded and hashed: about 10 ms each."""
-SAMPLE, VOLUMES = 48, 3
-"""Images and masks sampled, of so many NIfTI volumes at most: a volume is read as a whole."""
+EXACT, SECONDS = 400, 10.0
+"""At most so many images are all decoded and hashed, if it takes at most so long."""
+SAMPLE, VOLUMES = 48, 2
+"""Images and masks sampled; NIfTI files are read as a whole, so few of them."""
 MIN_OBJECT = 4
 """Pixels; smaller components are specks."""
 
@@ -75,9 +76,8 @@ class SampledData:
     """A fingerprint and what it was measured on."""
 
     fingerprint: Fingerprint
-    splits: Splits
     labeled: tuple[str, ...]
-    """Labeled images whose masks were sampled."""
+    """Labeled images whose masks were read."""
 
 
 def take_fingerprint(cfg: DataConfig, seed: int, source: Source) -> SampledData:
@@ -87,21 +87,37 @@ def take_fingerprint(cfg: DataConfig, seed: int, source: Source) -> SampledData:
         UserError: splits or files with which the loop would stop, too.
     """
     refs, given_split = source.refs(), read_split(cfg.split_file, source)
-    is_exact = cfg.duplicate_distance >= 0 and len(refs) <= EXACT and source.slice_location(refs[0].sample_id) is None
     ids = [ref.sample_id for ref in refs]
-    images = _read_images(cfg, source, ids if is_exact else _spread(_of_few_volumes(source, ids), SAMPLE))
-    hashes = {i: facts[3] for i, facts in images.items()}
-    if is_exact:
+    has_volumes = bool(ids) and source.slice_location(ids[0]) is not None
+    images = _read_images(cfg, source, [] if has_volumes else _spread(ids, SAMPLE))
+    seconds = len(refs) * np.mean([facts.seconds for facts in images.values()]) if images else np.inf
+    if cfg.duplicate_distance >= 0 and len(refs) <= EXACT and seconds <= SECONDS:
+        images |= _read_images(cfg, source, [i for i in ids if i not in images])
         refs = tuple(ref for ref in refs if ref.sample_id in images)
-    drawn = cfg if is_exact else replace(cfg, duplicate_distance=-1)
-    splits = resolve_splits(drawn, seed, refs, hashes, given_split)
-    labeled = tuple(_spread(_of_few_volumes(source, splits.labeled), SAMPLE))
-    masks = [*labeled, *_spread(_of_few_volumes(source, splits.val), max(0, SAMPLE // 4 - len(labeled)))]
-    objects = _object_sizes(cfg, source, masks)
+    else:
+        cfg = replace(cfg, duplicate_distance=-1)
+    hashes = {i: facts.image_hash for i, facts in images.items()}
+    splits = resolve_splits(cfg, seed, refs, hashes, given_split)
+    objects = _object_sizes(cfg, source, _spread(_of_few_volumes(source, splits.labeled), SAMPLE))
+    labeled = tuple(objects)
+    if len(labeled) < SAMPLE // 4:
+        objects |= _object_sizes(cfg, source, _spread(_of_few_volumes(source, splits.val), SAMPLE // 4))
+    images = images or _read_images(cfg, source, labeled)
+    if not labeled or not images:
+        raise UserError("no readable labeled image remains; mend the damaged files, or label more")
+    return SampledData(
+        _fingerprint(source, splits, images, [areas for areas in objects.values() if len(areas)]), labeled
+    )
+
+
+def _fingerprint(
+    source: Source, splits: Splits, images: Mapping[str, _Facts], objects: Sequence[NDArray[np.float64]]
+) -> Fingerprint:
+    refs = source.refs()
     diameters = np.sqrt(np.concatenate([*objects, np.zeros(0)]))
     heights, widths, seconds, _, grey = map(np.array, zip(*images.values(), strict=True))
     low, high = np.percentile(widths / heights, (10, 90))
-    fingerprint = Fingerprint(
+    return Fingerprint(
         num_images=len(refs),
         num_masks=sum(ref.has_mask for ref in refs),
         num_image_labels=sum(ref.image_label is not None for ref in refs),
@@ -120,7 +136,6 @@ def take_fingerprint(cfg: DataConfig, seed: int, source: Source) -> SampledData:
         small_object_px=round(float(np.percentile(diameters, 10)), 1) if len(diameters) else float("nan"),
         read_seconds=float(np.mean(seconds)),
     )
-    return SampledData(fingerprint, splits, labeled)
 
 
 def _spread(ids: Sequence[str], count: int) -> list[str]:
@@ -138,31 +153,38 @@ def _of_few_volumes(source: Source, ids: Sequence[str]) -> Sequence[str]:
     return [i for i, location in locations.items() if location is None or location.volume in kept]
 
 
-def _read_images(cfg: DataConfig, source: Source, ids: Sequence[str]) -> dict[str, tuple[int, int, float, int, bool]]:
-    """Height, width, seconds of decoding and hashing, hash, and whether it is grey, by id; as the loop decodes them."""
+class _Facts(NamedTuple):
+    """Of a decoded image; seconds of one thread to decode and hash it."""
 
-    def read(sample_id: str) -> tuple[int, int, float, int, bool] | None:
+    height: int
+    width: int
+    seconds: float
+    image_hash: int
+    is_grey: bool
+
+
+def _read_images(cfg: DataConfig, source: Source, ids: Sequence[str]) -> dict[str, _Facts]:
+    """Facts of the readable images, by id."""
+
+    def read(sample_id: str) -> _Facts | None:
         began = time.thread_time()
         try:
             image = source.image(sample_id)
         except SampleError as error:
             stop_or_skip(sample_id, error, cfg.on_error)
             return None
-        image_hash = perceptual_hash(image)
-        seconds, part = time.thread_time() - began, image[::8, ::8]
-        return *image.shape[:2], seconds, image_hash, bool((part == part[..., :1]).all())
+        image_hash, part = perceptual_hash(image), image[::8, ::8]
+        is_grey = bool((part == part[..., :1]).all())
+        return _Facts(*image.shape[:2], time.thread_time() - began, image_hash, is_grey)
 
     with thread_pool() as threads:
-        found = dict(zip(ids, threads.map(read, ids), strict=True))
-    readable = {sample_id: facts for sample_id, facts in found.items() if facts}
-    if not readable:
-        raise UserError(f"data: expected images, got none that can be read ({len(found)} are damaged)")
-    return readable
+        found = zip(ids, threads.map(read, ids), strict=True)
+        return {sample_id: facts for sample_id, facts in found if facts}
 
 
-def _object_sizes(cfg: DataConfig, source: Source, ids: Iterable[str]) -> list[NDArray[np.float64]]:
-    """Areas in pixels of the objects of each image that has any."""
-    out = []
+def _object_sizes(cfg: DataConfig, source: Source, ids: Iterable[str]) -> dict[str, NDArray[np.float64]]:
+    """Areas in pixels of the objects of each readable mask."""
+    out = {}
     for sample_id in ids:
         try:
             mask = source.mask(sample_id)
@@ -171,6 +193,5 @@ def _object_sizes(cfg: DataConfig, source: Source, ids: Iterable[str]) -> list[N
             continue
         classes = [class_id for class_id in np.unique(mask) if class_id not in (0, IGNORE_INDEX)]
         areas = [found.sum() for class_id in classes for found in components(mask == class_id, MIN_OBJECT)]
-        if areas:
-            out.append(np.array(areas, float))
+        out[sample_id] = np.array(areas, float)
     return out

@@ -15,26 +15,15 @@ CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 @dataclass(frozen=True)
 class Machine:
-    """The device that trains, and the memory and cores beside it."""
+    """The device that trains, and the cores and the memory (free now) beside it."""
 
     device: str
     """cpu, or the name of the GPU."""
     is_gpu: bool
     cores: int
-    """Cores that this process may use."""
-    threads: int
-    """Threads of torch on a CPU."""
     ram_gb: float
-    """Memory that is free now, within the limit of a container."""
     gpu_gb: float
-    """Free memory of the GPU; 0 on a CPU."""
     has_bf16: bool
-    """Whether the GPU computes in bf16."""
-
-    @property
-    def memory_gb(self) -> float:
-        """Memory for the network's activations."""
-        return self.gpu_gb if self.is_gpu else self.ram_gb
 
 
 def this_machine(device: str) -> Machine:
@@ -47,7 +36,6 @@ def this_machine(device: str) -> Machine:
         device=torch.cuda.get_device_name(found) if is_gpu else platform.processor() or platform.machine() or "cpu",
         is_gpu=is_gpu,
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        threads=torch.get_num_threads(),
         ram_gb=round(free_memory() / 2**30, 1),
         gpu_gb=round(torch.cuda.mem_get_info(found)[0] / 2**30, 1) if is_gpu else 0.0,
         has_bf16=is_gpu and torch.cuda.is_bf16_supported(),

@@ -5,16 +5,19 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from kmine.config import LoopConfig
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.pool import Pool
 from kmine.data.source import Source
+from kmine.errors import SampleError
 from kmine.io.terminal import Terminal
 from kmine.mining.adaptation.finetune import adapt
 from kmine.models.build import build_model
@@ -47,6 +50,8 @@ class Speed:
     """Seconds of a forward pass, an image."""
     peak_gb: float
     """Peak memory: of the GPU, or of this process on a CPU."""
+    busy: float = 1.0
+    """Times as long as that it took, since other processes use the cores; times are those of the computing thread."""
 
     def at(self, size: int) -> Speed:
         """The same at another size: time and activations grow with the pixels. An estimate; a probe is better."""
@@ -71,13 +76,14 @@ class _Clock:
     """Batches with the time at which each was requested; ends early when the probe takes too long."""
 
     def __init__(self, batches: Any) -> None:
-        self._batches, self.times = batches, list[float]()
+        self._batches, self.times, self.walls = batches, list[float](), list[float]()
 
     def stream(self, start: int, stop: int, num_workers: int) -> Iterator[Any]:
         for batch in self._batches.stream(start, stop, 0):
             yield batch
-            self.times.append(time.perf_counter())  # after the step
-            if len(self.times) > 1 and self.times[-1] - self.times[0] > SECONDS:
+            self.walls.append(time.perf_counter())  # after the step
+            self.times.append(time.thread_time())
+            if len(self.times) > WARM_UP and self.times[-1] - self.times[0] > SECONDS:
                 return
 
 
@@ -102,33 +108,21 @@ def measure_network(cfg: LoopConfig, source: Source, ids: Sequence[str]) -> Spee
         task = Task(cfg, len(source.class_names), pool, pool, pool, None, fabric, "", silent, run)
         clock = _Clock(training_batches(task, cfg.fit, 0))
         fit_cfg = replace(cfg.fit, steps=WARM_UP + STEPS + 1, val_every=WARM_UP + STEPS + 1)
-        _reset_peak(is_gpu)
+        forget_peak_memory()
+        if is_gpu:
+            torch.cuda.reset_peak_memory_stats()
         fit(model, clock, fit_cfg, fabric=fabric, seed=0, callbacks=_NO_CALLBACKS)  # type: ignore[arg-type]
-        peak = _peak_gb(is_gpu)
+        peak = torch.cuda.max_memory_reserved() / 2**30 if is_gpu else peak_memory_mb() / 1024
         images = np.stack([pool.image_resized(i) for i in pool.ids])
         model.eval()
         predict_resized(model, images, "none", fabric.device)  # warm-up
-        began = time.perf_counter()
+        began, wall = time.thread_time(), time.perf_counter()
         predict_resized(model, images, "none", fabric.device)
-        infer = (time.perf_counter() - began) / len(images)
-    steps = np.diff(clock.times)[-STEPS:]
-    return Speed(cfg.data.size, cfg.fit.batch_size, float(np.median(steps)), infer, peak)
-
-
-def _reset_peak(is_gpu: bool) -> None:
-    forget_peak_memory()
-    if is_gpu:
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak_gb(is_gpu: bool) -> float:
-    if not is_gpu:
-        return peak_memory_mb() / 1024
-    import torch
-
-    return torch.cuda.max_memory_reserved() / 2**30
+        infer, wall = time.thread_time() - began, time.perf_counter() - wall
+    step, wall_step = (float(np.median(np.diff(times)[-STEPS:])) for times in (clock.times, clock.walls))
+    if is_gpu:  # the thread may sleep while the device works
+        return Speed(cfg.data.size, cfg.fit.batch_size, wall_step, wall / len(images), peak)
+    return Speed(cfg.data.size, cfg.fit.batch_size, step, infer / len(images), peak, max(1.0, wall_step / step))
 
 
 @dataclass(frozen=True)
@@ -157,14 +151,15 @@ def measure_segmenter(cfg: LoopConfig, source: Source, ids: Sequence[str], devic
         is_sam = cfg.segmenter.name.startswith("sam")
         return (SAM_ON_CPU if device == "cpu" else SAM_ON_GPU) if is_sam else SegmenterSpeed(0.0, 0.001)
     segmenter = open_segmenter(cfg.segmenter, device=device, offline=True)
-    samples = [Sample(i, i, source.image(i), source.mask(i)) for i in ids[:IMAGES]]
-    times: list[float] = []
+    samples = []
+    for sample_id in ids[:IMAGES]:
+        with suppress(SampleError):  # the loop reports or skips it
+            samples.append(Sample(sample_id, sample_id, source.image(sample_id), source.mask(sample_id)))
+    times, clock = list[float](), time.thread_time if device == "cpu" else time.perf_counter
     settings = replace(cfg.adapt, steps=STEPS, val_every=STEPS, max_images=IMAGES)
     examples = [(sample, ()) for sample in samples]
     assert isinstance(segmenter, FineTunable)
-    result = adapt(
-        segmenter, examples, examples, settings, seed=0, progress=lambda *_: times.append(time.perf_counter())
-    )
+    result = adapt(segmenter, examples, examples, settings, seed=0, progress=lambda *_: times.append(clock()))
     steps = segmenter.fine_tune_defaults.steps
     if len(times) < STEPS:  # no object in the sample
         return SegmenterSpeed(0.0, 0.05, 0.25, steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,8 @@ def test_masks_of_the_run_s_own_labels_only_are_opened(tmp_path):
     sampled = take_fingerprint(cfg, 3, source)
     cache = SampleCache(source, 32, tmp_path / "cache")
     splits = resolve_splits(cfg, 3, cache.refs, cache.hashes, None)
-    assert sampled.splits == splits, "those of the run"
+    counts = sampled.fingerprint
+    assert (counts.num_labeled, counts.num_val) == (len(splits.labeled), len(splits.val))
     assert source.opened <= {*splits.labeled, *splits.val}
     assert set(sampled.labeled) <= set(splits.labeled) and len(sampled.labeled) <= SAMPLE
 
@@ -80,6 +82,16 @@ def test_a_damaged_image_is_the_loop_s_error(tmp_path):
     (tmp_path / "images" / "p03.png").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"p03\.png: .*--data.on_error skip"):
         take_fingerprint(cfg, 0, source)
+
+
+def test_damaged_files_that_are_skipped_are_not_sampled(tmp_path):
+    cfg = replace(folder(tmp_path), on_error="skip", label_fraction=1.0, test_fraction=0.0, val_fraction=0.1)
+    source = open_source(cfg)
+    (tmp_path / "images" / "p03.png").write_bytes(b"nothing")
+    labeled = take_fingerprint(cfg, 0, source).labeled
+    (tmp_path / "masks" / f"{labeled[0]}.png").write_bytes(b"nothing")
+    found = take_fingerprint(cfg, 0, source)
+    assert (found.fingerprint.num_labeled, found.labeled) == (len(labeled), labeled[1:])
 
 
 def test_no_mask_is_the_loop_s_error(tmp_path):
