@@ -98,12 +98,12 @@ def plan_run(cfg: ConfigT, given: Collection[str], source: Source) -> RunPlan:
     machine = this_machine(cfg.device)
     planner.choose(network_choices(cfg, sampled.fingerprint, machine))
     planner.choose(step_choices(planner.cfg.fit.batch_size, sampled.fingerprint, machine))
-    speed, segmenter, estimate = planner.fit_budget(sampled, machine)
+    measured = planner.fit_budget(sampled, machine)
     values = cli.flat(cli.to_dict(planner.cfg))
     fixed = {n: Choice(n, values[n], "default" if n in default else "given") for n in planner.given & values.keys()}
     choices = [choice for name in PLANNED if (choice := (fixed | planner.choices).get(name))]
     return RunPlan(
-        planner.cfg, tuple(choices), sampled.fingerprint, machine, speed, segmenter, estimate, planner.minutes(machine)
+        planner.cfg, tuple(choices), sampled.fingerprint, machine, *measured, minutes=planner.minutes(machine)
     )
 
 
@@ -116,10 +116,9 @@ class _Planner:
 
     def choose(self, choices: Iterable[Choice]) -> None:
         """Take over what was not given."""
-        for choice in choices:
-            if choice.setting not in self.given:
-                self.choices[choice.setting] = choice
-                self.cfg = apply_values(self.cfg, {choice.setting: choice.value}, "plan")
+        chosen = {choice.setting: choice for choice in choices if choice.setting not in self.given}
+        self.choices |= chosen
+        self.cfg = apply_values(self.cfg, {name: choice.value for name, choice in chosen.items()}, "plan")
 
     def minutes(self, machine: Machine) -> float:
         """The time budget."""
@@ -155,6 +154,7 @@ class _Planner:
         """Measure the network; the batch is halved until it fits the memory, unless it was given."""
         import torch
 
+        memory = machine.gpu_gb if machine.is_gpu else machine.ram_gb
         while True:
             batch_size = self.cfg.fit.batch_size
             is_free = "fit.batch_size" not in self.given and batch_size > 2
@@ -164,10 +164,7 @@ class _Planner:
                 if not is_free:
                     raise
             else:
-                if (
-                    speed.peak_gb <= MEMORY_SHARE * (machine.gpu_gb if machine.is_gpu else machine.ram_gb)
-                    or not is_free
-                ):
+                if speed.peak_gb <= MEMORY_SHARE * memory or not is_free:
                     return speed
             self.choose([Choice("fit.batch_size", batch_size // 2, "what the memory allows", True)])
 
@@ -182,9 +179,8 @@ def planned_config(
 ) -> tuple[ConfigT, dict[str, Any] | None]:
     """Settings of a command with those that were not `given` from a plan, and the record of a new plan.
 
-    A run folder in which something was trained keeps its plan, or stays without one. The phantom is not planned: it has
-    no size of its own, and its figures are published. `source` None, where several processes share the run: only a
-    saved plan is used, as they might not plan alike.
+    A run folder in which something was trained keeps its plan, or stays without one; so does the phantom, whose figures
+    are published. `source` None, where several processes share the run: only a saved plan is used.
 
     Raises:
         UserError: data or settings with which the loop would stop, too; a damaged plan.json.

@@ -36,34 +36,30 @@ MIN_OBJECT = 4
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the plan knows of the data; numbers of pixels are native."""
+    """What the plan knows of the data.
+
+    Numbers of pixels are native; height and width are medians, aspects (width / height) the 10th and 90th percentile.
+    Objects: mean number in an image that has any, median and 10th percentile of the square root of their area; NaN
+    without any. `read_seconds` of one thread decode and hash an image. Groups are patients, volumes or single images.
+    """
 
     num_images: int
     num_masks: int
     num_image_labels: int
-    """Images with an image-level label."""
     num_labeled: int
     num_unlabeled: int
     num_val: int
     num_groups: int
-    """Patients, volumes or single images."""
     num_classes: int
-    """Background included."""
     height: int
-    """Median."""
     width: int
     aspect_low: float
-    """Width / height, 10th percentile."""
     aspect_high: float
     is_grey: bool
     num_objects: float
-    """Mean number of objects of an image that has any; NaN without sampled objects."""
     object_px: float
-    """Median diameter of objects, the square root of their area; NaN likewise."""
     small_object_px: float
-    """10th percentile of the same."""
     read_seconds: float
-    """Seconds to decode and hash an image in one thread."""
 
     @property
     def side(self) -> int:

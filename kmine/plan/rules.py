@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kmine.config import LoopConfig
+from kmine.io.files import default_cache_dir
+from kmine.models.encoder_hub import cached_weights, weights_name
 from kmine.plan.fingerprint import Fingerprint
 from kmine.plan.machine import Machine
 
@@ -55,11 +57,14 @@ def own_data_choices(cfg: LoopConfig) -> Iterator[Choice]:
 
 def network_choices(cfg: LoopConfig, data: Fingerprint, machine: Machine) -> Iterator[Choice]:
     """Network, batch, precision and workers."""
-    is_sks, gpu = "sks" in cfg.model.name, machine.is_gpu
-    if not cfg.model.has_auxiliary:
+    is_sks, gpu, weights = "sks" in cfg.model.name, machine.is_gpu, cfg.model.encoder_weights
+    if not cfg.model.has_auxiliary and weights in (None, "none", "auto", "hub"):  # a file is of one encoder
         small, large = ("mobilenetv2_100", "swinv2_tiny_window8_256") if is_sks else ("mobilenet_v2", "resnet34")
-        why = "the field's usual encoder" if gpu else "fast on a CPU, and as good at such sizes"
-        yield Choice("model.encoder", large if gpu else small, why, True)
+        folder, names = default_cache_dir(), [weights_name(cfg.model.name, name) for name in (large, small)]
+        has = [weights == "auto" and gpu and cached_weights(name, folder) is not None for name in names]
+        why = "fast on a CPU, and as good at such sizes" if not gpu else "the field's usual encoder"
+        why = "pretrained weights are here, which matter more than the encoder" if has == [False, True] else why
+        yield Choice("model.encoder", large if gpu and has != [False, True] else small, why, True)
     if not is_sks:
         why = "all stages of the encoder" if gpu else "stride 32 adds nothing shown at small sizes (+.012 +- .021)"
         yield Choice("model.encoder_depth", 5 if gpu else 4, why, True)

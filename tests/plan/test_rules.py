@@ -8,6 +8,7 @@ from helpers.plan_facts import CPU, DATA, GPU
 
 from kmine import cli
 from kmine.config import DataConfig, LoopConfig, ModelConfig
+from kmine.plan import rules
 from kmine.plan.rules import (
     PLANNED,
     cheaper,
@@ -32,13 +33,23 @@ def test_every_choice_is_a_setting_of_the_loop():
         assert all(choice.why for choice in found)
 
 
-def test_a_gpu_gets_the_usual_network_and_a_cpu_a_small_one():
+def test_a_gpu_gets_the_usual_network_and_a_cpu_a_small_one(monkeypatch):
+    monkeypatch.setattr(rules, "cached_weights", lambda *_: None)
     small, large = (values(network_choices(LoopConfig(), DATA, machine)) for machine in (CPU, GPU))
     assert (small["model.encoder"], large["model.encoder"]) == ("mobilenet_v2", "resnet34")
     assert (small["fit.precision"], large["fit.precision"]) == ("32", "bf16")
     assert (small["fit.num_workers"], large["fit.num_workers"]) == (0, 4)
     sks = LoopConfig(model=ModelConfig("sks"))
     assert values(network_choices(sks, DATA, GPU))["model.encoder"] == "swinv2_tiny_window8_256"
+
+
+def test_weights_decide_the_encoder(tmp_path, monkeypatch):
+    file = LoopConfig(model=ModelConfig(encoder_weights="mine.safetensors"))
+    assert "model.encoder" not in values(network_choices(file, DATA, GPU)), "they are of one encoder"
+    monkeypatch.setattr(rules, "cached_weights", lambda name, _: tmp_path if name == "mobilenet_v2" else None)
+    assert values(network_choices(LoopConfig(), DATA, GPU))["model.encoder"] == "mobilenet_v2"
+    hub = LoopConfig(model=ModelConfig(encoder_weights="hub"))
+    assert values(network_choices(hub, DATA, GPU))["model.encoder"] == "resnet34"
 
 
 def test_more_labels_get_more_steps_and_nothing_unlabeled_no_rounds():
