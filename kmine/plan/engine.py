@@ -42,18 +42,16 @@ CURE = "remove it, or choose another --out"
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Settings of a run, why, and what the run will take."""
+    """Settings of a run, why (in the order of `PLANNED`, given ones among them), and what the run will take."""
 
     cfg: LoopConfig
     choices: tuple[Choice, ...]
-    """In the order of `PLANNED`; those that were given say so."""
     data: Fingerprint
     machine: Machine
     speed: Speed
     segmenter: SegmenterSpeed
     estimate: Estimate
     minutes: float
-    """Time budget."""
 
     def record(self) -> dict[str, Any]:
         """Content of plan.json."""

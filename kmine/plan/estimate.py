@@ -25,12 +25,10 @@ RUN_GB = 0.35
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take."""
+    """Seconds of a run by stage, in order, and peak memory: of the GPU, or of the process on a CPU."""
 
     seconds: dict[str, float]
-    """By stage, in order."""
     peak_gb: float
-    """Of the GPU, or of the process on a CPU."""
 
     @property
     def total(self) -> float:

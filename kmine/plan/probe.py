@@ -35,7 +35,6 @@ from kmine.types import Sample, SampleRef
 
 IMAGES, WARM_UP, STEPS, SECONDS = 8, 2, 4, 8.0
 """Images, steps before and while the clock runs, and the longest probe."""
-_NO_CALLBACKS: Callbacks[Any] = Callbacks(lambda module: 0.0)
 
 
 @dataclass(frozen=True)
@@ -96,22 +95,20 @@ def measure_network(cfg: LoopConfig, source: Source, ids: Sequence[str]) -> Spee
         UserError: settings that the network refuses.
     """
     ids = ids[:IMAGES]
-    model_cfg = cfg.model.split()[0]
     fabric = make_fabric(cfg.device, cfg.fit.precision, local=True)
     is_gpu = fabric.device.type == "cuda"
     with tempfile.TemporaryDirectory(prefix="kmine-plan-") as folder:
         cache = SampleCache(_Sample(source, ids), cfg.data.size, Path(folder), "skip")  # type: ignore[arg-type]
         pool = Pool(cache, [ref.sample_id for ref in cache.refs], {i: i for i in ids}, "true")
-        model = build_model(model_cfg, len(source.class_names), 0, pretrained=False).to(fabric.device)
-        run = RunFolder(Path(folder) / "run", follows=True)
-        silent = Terminal(quiet=True)
+        model = build_model(cfg.model.split()[0], len(source.class_names), 0, pretrained=False).to(fabric.device)
+        run, silent = RunFolder(Path(folder) / "run", follows=True), Terminal(quiet=True)
         task = Task(cfg, len(source.class_names), pool, pool, pool, None, fabric, "", silent, run)
         clock = _Clock(training_batches(task, cfg.fit, 0))
         fit_cfg = replace(cfg.fit, steps=WARM_UP + STEPS + 1, val_every=WARM_UP + STEPS + 1)
         forget_peak_memory()
         if is_gpu:
             torch.cuda.reset_peak_memory_stats()
-        fit(model, clock, fit_cfg, fabric=fabric, seed=0, callbacks=_NO_CALLBACKS)  # type: ignore[arg-type]
+        fit(model, clock, fit_cfg, fabric=fabric, seed=0, callbacks=Callbacks(lambda _: 0.0))  # type: ignore[arg-type]
         peak = torch.cuda.max_memory_reserved() / 2**30 if is_gpu else peak_memory_mb() / 1024
         images = np.stack([pool.image_resized(i) for i in pool.ids])
         model.eval()

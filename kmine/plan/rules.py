@@ -38,14 +38,12 @@ PLANNED = (
 
 @dataclass(frozen=True)
 class Choice:
-    """One setting of a plan."""
+    """One setting of a plan, by dotted name; `by_machine`: another machine may get another value."""
 
     setting: str
-    """Dotted name."""
     value: Any
     why: str
     by_machine: bool = False
-    """Whether another machine may get another value."""
 
 
 def own_data_choices(cfg: LoopConfig) -> Iterator[Choice]:
