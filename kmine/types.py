@@ -31,23 +31,9 @@ SPLIT_NAMES: tuple[SplitName, ...] = ("labeled", "unlabeled", "val", "test")
 Severity = Literal["fault", "note"]
 
 REASONS = (
-    "kept",
-    "kept_local",
-    "accepted",
-    "rejected",
-    "lesion_free",
-    "no_component",
-    "empty_candidate",
-    "low_predicted_iou",
-    "low_stability",
-    "low_agreement",
-    "low_jitter_dice",
-    "low_confidence",
-    "high_confidence_outside",
-    "high_tta_std",
-    "area_outlier",
-    "contradicts_image_label",
-    "low_estimated_dice",
+    *("kept", "kept_local", "accepted", "rejected", "lesion_free", "no_component", "empty_candidate"),
+    *("low_predicted_iou", "low_stability", "low_agreement", "low_jitter_dice", "low_confidence"),
+    *("high_confidence_outside", "high_tta_std", "area_outlier", "contradicts_image_label", "low_estimated_dice"),
 )
 """Reasons of decisions, in the order in which the gate checks; the first failed check is the reason.
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kmine.store.run_folder import RunFolder
 from kmine.training.train_steps import FitResult, FitState, StateDict
 
@@ -17,11 +19,16 @@ class Checkpoints:
     signature: str
     """Of everything the training depends on."""
     best: StateDict
-    """Weights selected on validation."""
+    """Weights that are used, by `fit.checkpoint`."""
     final: StateDict
     """Weights after the last step."""
     seconds: float
     """Duration of the training."""
+
+    @property
+    def is_last_used(self) -> bool:
+        """Whether the weights that are used are those of the last step."""
+        return all(torch.equal(self.best[name], tensor) for name, tensor in self.final.items())
 
 
 @dataclass(frozen=True)

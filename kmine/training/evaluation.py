@@ -46,10 +46,10 @@ def evaluate_round(
     if saved:
         return RoundResult.from_json(saved)
     began = time.perf_counter()
-    final, best = (
-        evaluate_checkpoint(task.val, model, weights, batch_size=task.cfg.infer.batch_size, fabric=task.fabric)
-        for weights in (checkpoints.final, checkpoints.best)
-    )
+    options = {"batch_size": task.cfg.infer.batch_size, "fabric": task.fabric}
+    final = best = evaluate_checkpoint(task.val, model, checkpoints.final, **options)
+    if not checkpoints.is_last_used:
+        best = evaluate_checkpoint(task.val, model, checkpoints.best, **options)
     result = RoundResult(
         round_idx=round_idx,
         num_labeled=len(task.labeled),
