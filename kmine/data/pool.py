@@ -20,8 +20,9 @@ MaskReader = Callable[[str], NDArray[np.uint8]]
 def spaced_images(pools: Sequence[Pool], count: int) -> NDArray[np.uint8]:
     """(N, S, S, 3) RGB: at most `count` images of all pools together, evenly spaced in the order of their ids."""
     by_id = {sample_id: pool for pool in pools for sample_id in pool.ids}
-    ids = sorted(by_id)[:: max(1, -(-len(by_id) // count))]
-    return np.stack([by_id[sample_id].image_resized(sample_id) for sample_id in ids])
+    ids, number = sorted(by_id), min(count, len(by_id))
+    chosen = [ids[n * len(ids) // number] for n in range(number)]
+    return np.stack([by_id[sample_id].image_resized(sample_id) for sample_id in chosen])
 
 
 class Pool:

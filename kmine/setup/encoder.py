@@ -54,8 +54,11 @@ def resolve_weights(cfg: LoopConfig, run: RunFolder, log: Log) -> LoopConfig:
             f"labels need ImageNet's: kmine weights get {' '.join(PREFIX + name for name in names)}, or "
             "--model.encoder_weights FILE"
         )
-    for file, sha256 in {now.encoder_weights: now.encoder_sha256 for now in resolved if now.encoder_sha256}.items():
-        log(f"encoder weights: {file} (sha256 {sha256[:12]})")
+    for file in dict.fromkeys(
+        now.encoder_weights for then, now in pairs if now.encoder_weights != then.encoder_weights
+    ):
+        if file:
+            log(f"encoder weights: {file}")
     return replace(cfg, model=cfg.model.joined(resolved))
 
 
@@ -137,7 +140,8 @@ def _examined(
         model = build_model(replace(cfg, normalization=normalization), num_classes, seed, images=lambda: images)
         messages["folded_norms"] = (
             f"the batch norms of {file} were folded into the convolutions; they were restored from {len(images)} "
-            f"training images, scaled as {normalization} ({origin})"
+            f"training images, scaled as {normalization} ({origin}; a folded file does not tell, "
+            "--model.normalization does)"
         )
     agreement = feature_agreement(model, few)
     if low := [f"{value:.2f} at stride {stride}" for stride, value in agreement.items() if value < MIN_AGREEMENT]:

@@ -9,7 +9,7 @@ import pytest
 from helpers.memory_source import MemorySource
 
 from kmine.data.cache.sample_cache import SampleCache
-from kmine.data.pool import Pool
+from kmine.data.pool import Pool, spaced_images
 from kmine.errors import UserError, WithheldMaskError
 
 IDS = tuple(f"s{i:02}" for i in (7, 1, 4, 2, 9, 0, 3))
@@ -119,3 +119,11 @@ def test_a_pool_may_be_empty_but_lacks_no_sample(cache):
         Pool(cache, ("s01", "gone"), {"s01": "g", "gone": "g"})
     with pytest.raises(KeyError, match="not in this pool"):
         Pool(cache, IDS, GROUPS).image_resized("s05")
+
+
+def test_spaced_images_are_those_of_all_pools_in_the_order_of_their_ids(cache):
+    pools = Pool(cache, IDS[:4], GROUPS), Pool(cache, IDS[4:], GROUPS, "true")
+    everything = spaced_images(pools, 100)
+    assert everything[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 7, 9]
+    assert spaced_images(pools, 3)[:, 0, 0, 0].tolist() == [0, 2, 4]
+    assert len(spaced_images(pools, 6)) == 6
