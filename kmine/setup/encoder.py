@@ -54,11 +54,9 @@ def resolve_weights(cfg: LoopConfig, run: RunFolder, log: Log) -> LoopConfig:
             f"labels need ImageNet's: kmine weights get {' '.join(PREFIX + name for name in names)}, or "
             "--model.encoder_weights FILE"
         )
-    for file in dict.fromkeys(
-        now.encoder_weights for then, now in pairs if now.encoder_weights != then.encoder_weights
-    ):
-        if file:
-            log(f"encoder weights: {file}")
+    found = [now.encoder_weights for then, now in pairs if then.encoder_weights in ("auto", "hub")]
+    for file in filter(None, dict.fromkeys(found)):
+        log(f"encoder weights: {file}")
     return replace(cfg, model=cfg.model.joined(resolved))
 
 
@@ -81,8 +79,7 @@ def _resolved(model: ModelConfig, offline: bool) -> ModelConfig:
 
 def _kept(now: ModelConfig, then: ModelConfig) -> ModelConfig:
     """Settings `now` with the weights and the scaling that the run began with, unless the command names others."""
-    normalization = then.normalization if now.normalization == "auto" else now.normalization
-    now = replace(now, normalization=normalization)
+    now = replace(now, normalization=then.normalization if now.normalization == "auto" else now.normalization)
     is_free = now.encoder_weights == "auto" or (now.encoder_weights == "hub" and then.is_pretrained)
     if is_free or not (now.is_pretrained or then.is_pretrained):
         return replace(now, encoder_weights=then.encoder_weights, encoder_sha256=then.encoder_sha256)
