@@ -35,14 +35,14 @@ def model_card(run_model: RunModel) -> str:
     counts = [(name, n) for name in SPLIT_NAMES if (n := sum(row["split"] == name for row in splits))]
     estimates = local_quality_summary(metadata.local_quality) if metadata.local_quality else metadata.no_estimate
     model = cfg.model.split()[0]
-    weights_source = {None: "random weights", "none": "random weights", "hub": "ImageNet weights"}
+    weights = "weights of a file, for its encoder" if model.is_pretrained else "random weights"
     return render_card(
         Card(
             **{name: getattr(metadata, name) for name in COPIED},
             counts=counts,
             split_rule=_split_rule(run_model, splits),
             model=f"{model.name}, encoder {model.encoder}, from "
-            + weights_source.get(model.encoder_weights, "weights of a file, for its encoder"),
+            + ("ImageNet weights" if model.encoder_weights == "hub" else weights),
             seed=cfg.seed,
             figures=list(_figures(run_model, {row["sample_id"]: row["group_id"] for row in splits})),
             guarantee=_guarantee(run_model.root).rstrip("."),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.small import Silent as Listener
 
-from kmine.config import DataConfig, LoopConfig
+from kmine.config import DataConfig, LoopConfig, ModelConfig
 from kmine.data.datasets.phantom.dataset import PhantomSource
 from kmine.errors import UserError
 from kmine.setup import open as runs
@@ -48,7 +48,8 @@ def following(source: Planted, sample_id: str) -> np.ndarray:
 def opened(tmp_path):
     def open_with(source: PhantomSource, out: str = "run", cache: str = "cache", **data):
         settings = {"size": 32, "label_fraction": 0.3, "cache_dir": str(tmp_path / cache), "split_file": None}
-        cfg = LoopConfig(rounds=0, device="cpu", data=DataConfig(**(settings | data)))
+        model = ModelConfig(encoder_weights=None)
+        cfg = LoopConfig(rounds=0, device="cpu", data=DataConfig(**(settings | data)), model=model)
         store, listener = RunFolder(tmp_path / out), Listener()
         try:
             task = open_task(cfg, source, store, listener)
