@@ -41,8 +41,8 @@ class LoopConfig:
     """verdicts.json of an earlier run on the same split, as `kmine audit RUN --verdicts FILE` left it in that run.
     Rejected pseudo masks are not used in training, accepted ones in every round, corrected masks are labels."""
     plan: bool = True
-    """Choose what is not given (image size, network, batch, steps, rounds) from data, machine and plan_minutes, see
-    kmine plan; not for phantom. false: the defaults below. A run keeps the plan that it began with."""
+    """Choose what is not given (image size, network, steps, ...) as kmine plan does; false, and for phantom: the
+    defaults below. A run keeps the plan that it began with."""
     plan_minutes: float | None = None
     """Time that a planned run may take; default: 20 on a CPU, 60 on a GPU."""
     data: DataConfig = field(default_factory=DataConfig)

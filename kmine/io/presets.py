@@ -14,8 +14,7 @@ SUFFIXES = (".yaml", ".yml")
 
 def preset_files() -> dict[str, Path]:
     """Presets by name. An editable install and a source tree have them in `configs/` beside the package."""
-    installed = PACKAGE / "presets"
-    folder = installed if installed.is_dir() else PACKAGE.parent / "configs"
+    folder = PACKAGE / "presets" if (PACKAGE / "presets").is_dir() else PACKAGE.parent / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

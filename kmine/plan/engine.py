@@ -25,6 +25,8 @@ from kmine.plan.rules import (
     needed_side,
     network_choices,
     own_data_choices,
+    patch_choices,
+    shape_choices,
     sizes,
     step_choices,
 )
@@ -64,11 +66,9 @@ class RunPlan:
         yield from _data_lines(self.data)
         machine, speed = self.machine, self.speed
         gpu = f" with {machine.gpu_gb:.0f} GB" if machine.is_gpu else ""
-        yield (
-            f"machine: {machine.device}{gpu}, {machine.cores} cores, {machine.ram_gb:.0f} GB of memory free; measured "
-            f"{1 / speed.step:.1f} steps a second at {speed.size} px, {1 / speed.infer:.0f} images a second predicted"
-        )
-        rows = [(c.setting, _text(c.value), c.why + " (this machine)" * c.by_machine) for c in self.choices]
+        yield f"machine: {machine.device}{gpu}, {machine.cores} cores, {machine.ram_gb:.0f} GB of memory free"
+        yield f"measured: {1 / speed.step:.1f} training steps and {1 / speed.infer:.0f} predicted images a second"
+        rows = [(c.setting, str(c.value), c.why + " (this machine)" * c.by_machine) for c in self.choices]
         yield from _columns([("setting", "value", "why"), *rows])
         took = [(stage, _duration(seconds)) for stage, seconds in self.estimate.seconds.items()]
         yield from _columns([("stage", "time"), *took, ("in all", f"about {_duration(self.estimate.total)}")])
@@ -94,12 +94,14 @@ def plan_run(cfg: ConfigT, given: Collection[str], source: Source) -> RunPlan:
     planner.choose(own_data_choices(cfg))
     sampled = take_fingerprint(planner.cfg.data, cfg.seed, source)
     machine = this_machine(cfg.device)
+    planner.choose(shape_choices(sampled.fingerprint))
     planner.choose(network_choices(cfg, sampled.fingerprint, machine))
     planner.choose(step_choices(planner.cfg.fit.batch_size, sampled.fingerprint, machine))
     measured = planner.fit_budget(sampled, machine)
     values = cli.flat(cli.to_dict(planner.cfg))
     fixed = {n: Choice(n, values[n], "default" if n in default else "given") for n in planner.given & values.keys()}
-    choices = [choice for name in PLANNED if (choice := (fixed | planner.choices).get(name))]
+    every = fixed | planner.choices
+    choices = [every[name] for name in PLANNED if name in every and every[name].value is not None]
     return RunPlan(
         planner.cfg, tuple(choices), sampled.fingerprint, machine, *measured, minutes=planner.minutes(machine)
     )
@@ -132,13 +134,18 @@ class _Planner:
 
         speed = None
         if "data.size" not in self.given:
-            self.cfg = replace(self.cfg, data=replace(self.cfg.data, size=PROBE_SIZE))
+            smallest = self.cfg.data.patch or PROBE_SIZE
+            self.cfg = replace(self.cfg, data=replace(self.cfg.data, size=smallest))
             speed = self._probe(sampled, machine)
             options, why = sizes(data, machine)
+            options = [size for size in options if size >= (self.cfg.data.patch or 0)] or [smallest]
             fitting = [size for size in options if estimated(speed.at(size)).total <= seconds]
             is_largest = bool(fitting) and fitting[0] == options[0]
             reason = why if is_largest else f"the largest within {_duration(seconds)}" if fitting else "the smallest"
             self.choose([Choice("data.size", (fitting or options[-1:])[0], reason, not is_largest)])
+            if "data.patch" not in self.given and (patches := list(patch_choices(self.cfg, data))):
+                self.choose(patches)
+                speed = None
         if speed is None or speed.size != self.cfg.data.size:
             speed = self._probe(sampled, machine)
         estimate = estimated(speed)
@@ -169,7 +176,7 @@ class _Planner:
 
 def apply_values(cfg: ConfigT, values: Mapping[str, Any], where: str) -> ConfigT:
     """`cfg` with settings by dotted name. Raises `UserError` that begins with `where`."""
-    return cli.override(type(cfg), cli.to_dict(cfg), {name: _text(value) for name, value in values.items()}, where)
+    return cli.override(type(cfg), cli.to_dict(cfg), {name: str(value) for name, value in values.items()}, where)
 
 
 def planned_config(
@@ -181,7 +188,7 @@ def planned_config(
     are published. `source` None, where several processes share the run: only a saved plan is used.
 
     Raises:
-        UserError: data or settings with which the loop would stop, too; a damaged plan.json.
+        UserError: as `plan_run`; a damaged plan.json.
     """
     root = Path(cfg.out)
     if not cfg.plan or cfg.data.name == UNPLANNED:
@@ -219,10 +226,6 @@ def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _duration(seconds: float) -> str:

@@ -17,10 +17,8 @@ START, CHECK = 12.0, 0.012
 """Seconds to load libraries, check data and write the report; seconds an image and pair compared with all others."""
 HANDLED, SCORED = 8.0e-8, 1.2e-7
 """CPU seconds a native pixel to turn probabilities into prompts, evidence and files, and to score a mask."""
-SAVED = {False: 0.25, True: 0.5}
-"""Seconds to write the state of a training (CPU, GPU): at every validation."""
-RUN_GB = 0.35
-"""Memory of a run beside that of its trainings: tables, segmenter, figures."""
+SAVED = {False: 0.25, True: 0.5}  # seconds to write the state of a training at every validation (CPU, GPU)
+RUN_GB = 0.35  # tables, segmenter, figures
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def estimate_run(
     seconds = {
         "start": START + min(120, data.num_labeled + data.num_val) * CHECK,
         "reading images": data.num_images * data.read_seconds / min(8, machine.cores),
-        "classifier": _classifier_seconds(cfg, speed) if "sks" in cfg.model.name else 0.0,
+        "classifier": _classifier_seconds(cfg, speed) * ("sks" in cfg.model.name),
         "round 0": round_0,
         "fold models": folds * _train_seconds(fold_steps, cfg, data, machine, speed) if adapts or calibrates else 0.0,
         "adaptation of the segmenter": adaptation,

@@ -26,12 +26,9 @@ from kmine.io.threads import thread_pool
 from kmine.ops.masks import components
 from kmine.types import IGNORE_INDEX
 
-EXACT, SECONDS = 400, 10.0
-"""At most so many images are all decoded and hashed, if it takes at most so long."""
-SAMPLE, VOLUMES = 48, 2
-"""Images and masks sampled; NIfTI files are read as a whole, so few of them."""
-MIN_OBJECT = 4
-"""Pixels; smaller components are specks."""
+EXACT, SECONDS = 400, 10.0  # all images are decoded and hashed if they are no more and take no longer
+SAMPLE, VOLUMES, MIN_OBJECT = 48, 2, 4
+"""Images and masks sampled; of few NIfTI files, which are read as a whole; pixels of objects that are no specks."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +64,11 @@ class Fingerprint:
         return max(self.height, self.width)
 
 
-@dataclass(frozen=True)
-class SampledData:
-    """A fingerprint and what it was measured on."""
+class SampledData(NamedTuple):
+    """A fingerprint, and the labeled images whose masks were read."""
 
     fingerprint: Fingerprint
     labeled: tuple[str, ...]
-    """Labeled images whose masks were read."""
 
 
 def take_fingerprint(cfg: DataConfig, seed: int, source: Source) -> SampledData:
@@ -150,7 +145,7 @@ def _of_few_volumes(source: Source, ids: Sequence[str]) -> Sequence[str]:
 
 
 class _Facts(NamedTuple):
-    """Of a decoded image; seconds of one thread to decode and hash it."""
+    """Of a decoded image."""
 
     height: int
     width: int

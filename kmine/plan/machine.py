@@ -15,10 +15,9 @@ CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 @dataclass(frozen=True)
 class Machine:
-    """The device that trains, and the cores and the memory (free now) beside it."""
+    """The device that trains, by name, and the cores and the memory (free now) beside it."""
 
     device: str
-    """cpu, or the name of the GPU."""
     is_gpu: bool
     cores: int
     ram_gb: float

@@ -16,6 +16,7 @@ import torch
 from kmine.config import LoopConfig
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.pool import Pool
+from kmine.data.resize import Resizer
 from kmine.data.source import Source
 from kmine.errors import SampleError
 from kmine.io.terminal import Terminal
@@ -39,18 +40,17 @@ IMAGES, WARM_UP, STEPS, SECONDS = 8, 2, 4, 8.0
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured cost of a network at a size and batch size."""
+    """Measured seconds of an optimizer step and, an image, of a forward pass; peak memory (GPU, or this process).
+
+    On a CPU the seconds are those of the computing thread, which other processes made last `busy` times as long.
+    """
 
     size: int
     batch_size: int
     step: float
-    """Seconds of an optimizer step, with reading and augmentation."""
     infer: float
-    """Seconds of a forward pass, an image."""
     peak_gb: float
-    """Peak memory: of the GPU, or of this process on a CPU."""
     busy: float = 1.0
-    """Times as long as that it took, since other processes use the cores; times are those of the computing thread."""
 
     def at(self, size: int) -> Speed:
         """The same at another size: time and activations grow with the pixels. An estimate; a probe is better."""
@@ -98,9 +98,10 @@ def measure_network(cfg: LoopConfig, source: Source, ids: Sequence[str]) -> Spee
     fabric = make_fabric(cfg.device, cfg.fit.precision, local=True)
     is_gpu = fabric.device.type == "cuda"
     with tempfile.TemporaryDirectory(prefix="kmine-plan-") as folder:
-        cache = SampleCache(_Sample(source, ids), cfg.data.size, Path(folder), "skip")  # type: ignore[arg-type]
+        cache = SampleCache(_Sample(source, ids), Resizer.of(cfg.data), Path(folder), "skip")  # type: ignore[arg-type]
         pool = Pool(cache, [ref.sample_id for ref in cache.refs], {i: i for i in ids}, "true")
-        model = build_model(cfg.model.split()[0], len(source.class_names), 0, pretrained=False).to(fabric.device)
+        model = build_model(cfg.model.split()[0], len(source.class_names), 0, pretrained=False)
+        model = model.with_patch(cfg.data.patch).to(fabric.device)
         run, silent = RunFolder(Path(folder) / "run", follows=True), Terminal(quiet=True)
         task = Task(cfg, len(source.class_names), pool, pool, pool, None, fabric, "", silent, run)
         clock = _Clock(training_batches(task, cfg.fit, 0))
@@ -124,16 +125,15 @@ def measure_network(cfg: LoopConfig, source: Source, ids: Sequence[str]) -> Spee
 
 @dataclass(frozen=True)
 class SegmenterSpeed:
-    """Seconds of the segmenter; for SAM figures of benchmarks, since its weights may not be there."""
+    """Seconds of the segmenter an image, a prompt and a step of fine-tuning (0: none), and the default of such steps.
+
+    For SAM these are figures of benchmarks, since its weights may not be there.
+    """
 
     encode: float
-    """An image, once in a run; 0 where the prompt has it."""
     prompt: float
-    """A prompt."""
     adapt_step: float = 0.0
-    """A step of fine-tuning; 0: it cannot be fine-tuned."""
     adapt_steps: int = 0
-    """Steps of fine-tuning by default."""
 
 
 SAM_ON_CPU, SAM_ON_GPU = SegmenterSpeed(7.0, 0.1, 1.5, 200), SegmenterSpeed(0.05, 0.006, 0.26, 200)

@@ -20,18 +20,16 @@ SIZES = (96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 448, 512)
 """Sides of the local model's input, multiples of 32, the stride of the deepest encoders."""
 USUAL = {False: 256, True: 352}
 """Largest side without need of more (CPU, GPU); 352 is usual for polyps since PraNet (arXiv 2006.11392)."""
-OBJECT_PX = 8
-"""Pixels of a small object (10th percentile) at the input: below, it is lost at stride 4 of the decoder."""
-STEPS = {False: 600, True: 800}
-PASSES = 48
-"""Times that each label is seen at least in round 0."""
-MAX_STEPS = 6000
+OBJECT_PX = 8  # of a small object (10th percentile) at the input: fewer are lost at stride 4 of the decoder
+SQUASH, MOST_PATCHES = 1.5, 4
+"""Ratio of sides, of one image in ten, from which on images are not squashed; largest side in patches. Our choice."""
+STEPS, PASSES, MAX_STEPS = {False: 600, True: 800}, 48, 6000
+"""Fewest steps of round 0 (CPU, GPU), times that each label is seen at least, and most steps."""
 MINUTES = {False: 20.0, True: 60.0}
-"""Time budget (CPU, GPU)."""
 PLANNED = (
-    *("data.label_fraction", "data.val_fraction", "data.size", "model.encoder", "model.encoder_depth"),
-    *("model.decoder_width", "fit.batch_size", "fit.precision", "fit.num_workers", "fit.steps", "fit.round_steps"),
-    *("adapt.fold_steps", "rounds", "segmenter.batch_size"),
+    *("data.label_fraction", "data.val_fraction", "data.resize", "data.size", "data.patch", "model.encoder"),
+    *("model.encoder_depth", "model.decoder_width", "fit.batch_size", "fit.precision", "fit.num_workers", "fit.steps"),
+    *("fit.round_steps", "adapt.fold_steps", "rounds", "segmenter.batch_size"),
 )
 """Settings that a plan may choose, in the order of its table."""
 
@@ -100,6 +98,21 @@ def sizes(data: Fingerprint, machine: Machine) -> tuple[list[int], str]:
     if native < largest:
         largest, why = native, f"images of {data.side} px hold no more"
     return [size for size in reversed(SIZES) if size <= largest] or [largest], why
+
+
+def shape_choices(data: Fingerprint) -> Iterator[Choice]:
+    """Whether the ratio of sides is kept."""
+    ratio = max(data.aspect_high, 1 / data.aspect_low)
+    why = "squashing would change shapes" if ratio >= SQUASH else "squashing is mild"
+    yield Choice("data.resize", "letterbox" if ratio >= SQUASH else "squash", f"{why}: sides differ by {ratio:.2f}")
+
+
+def patch_choices(cfg: LoopConfig, data: Fingerprint) -> Iterator[Choice]:
+    """Patches of the size that the time allows, where small objects would vanish in the whole image of that size."""
+    side, patch = math.floor(min(needed_side(data), data.side) / 32) * 32, cfg.data.size
+    if side >= 1.5 * patch and "sks" not in cfg.model.name:
+        yield Choice("data.patch", patch, f"small objects ({data.small_object_px:.0f} px) would vanish in whole images")
+        yield Choice("data.size", min(side, MOST_PATCHES * patch), f"the side that keeps {OBJECT_PX} px of them", True)
 
 
 def needed_side(data: Fingerprint) -> int:

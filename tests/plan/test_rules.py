@@ -15,6 +15,8 @@ from kmine.plan.rules import (
     needed_side,
     network_choices,
     own_data_choices,
+    patch_choices,
+    shape_choices,
     sizes,
     step_choices,
 )
@@ -67,6 +69,21 @@ def test_a_side_is_usual_unless_images_are_smaller_or_objects_need_more():
     assert needed_side(small) == 512 == sizes(small, CPU)[0][0]
     assert needed_side(replace(DATA, small_object_px=float("nan"))) == 0
     assert sizes(DATA, CPU)[0] == sorted(sizes(DATA, CPU)[0], reverse=True)
+
+
+def test_sides_that_differ_much_are_not_squashed():
+    assert values(shape_choices(DATA))["data.resize"] == "squash"
+    assert values(shape_choices(replace(DATA, aspect_high=1.6)))["data.resize"] == "letterbox"
+    assert values(shape_choices(replace(DATA, aspect_low=0.5)))["data.resize"] == "letterbox"
+
+
+def test_patches_where_small_objects_would_vanish():
+    cfg, small = LoopConfig(data=DataConfig(size=128)), replace(DATA, small_object_px=10.0)
+    assert not list(patch_choices(cfg, DATA))
+    assert values(patch_choices(cfg, small)) == {"data.patch": 128, "data.size": 512}
+    assert values(patch_choices(cfg, replace(small, height=256, width=256))) == {"data.patch": 128, "data.size": 224}
+    assert not list(patch_choices(cfg, replace(small, height=180, width=180))), "hardly more than the whole image"
+    assert not list(patch_choices(replace(cfg, model=ModelConfig("sks")), small))
 
 
 def test_only_own_files_are_divided_otherwise():
