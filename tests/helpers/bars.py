@@ -17,7 +17,7 @@ from kmine.training.distributed import make_fabric
 from kmine.training.fit import fit
 from kmine.training.train_steps import Callbacks, FitResult, FitState
 
-CFG = FitConfig(steps=24, batch_size=4, lr=0.02, val_every=4)
+CFG = FitConfig(steps=24, batch_size=4, lr=0.02, val_every=4, ema_decay=0.0)
 AVERAGED = replace(CFG, ema_decay=0.9)
 
 

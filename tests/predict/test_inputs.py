@@ -12,6 +12,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from kmine.data.io.dicom_series import open_series
 from kmine.data.io.nifti_write import ProbabilityFile, encode_mask, frame_of_series
+from kmine.data.resize import Resizer
 from kmine.errors import SampleError, UserError
 from kmine.predict.inputs import find_inputs
 from kmine.predict.reader import load
@@ -132,7 +133,7 @@ def test_a_series_is_sorted_by_place_and_its_affine_is_the_patients(tmp_path):
     # Voxel (column 4, row 3, slice 2) lies at 10 + 4 * .25 to the left, 20 + 3 * .5 to the back, 34 up.
     assert np.allclose(series.affine @ [4, 3, 2, 1], [-11, -21.5, 34, 1])
     (one,) = find_inputs([str(tmp_path)], tmp_path / "out").readable
-    loaded = load(one, 8, (0, 255), keep=True)
+    loaded = load(one, Resizer(8), (0, 255), keep=True)
     assert loaded.shape == (4, 5) and loaded.spacing == (0.5, 0.25)
     assert np.array_equal(loaded.native, np.minimum(values, 255))
 
