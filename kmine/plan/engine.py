@@ -37,8 +37,8 @@ PLAN = "plan.json"
 TRAINED = ("round_*/*.safetensors", "*/round_*/*.safetensors", "cells/*/round_*/*.safetensors")
 PROBE_SIZE = 96
 UNPLANNED = "phantom"
-MEMORY_SHARE = 0.8
-"""Largest share of the free memory that a plan takes."""
+MEMORY_SHARE, PRECISION = 0.8, 1.1
+"""Largest share of the free memory that a plan takes; of the time budget, as a probe is not more precise."""
 CURE = "remove it, or choose another --out"
 
 
@@ -76,7 +76,7 @@ class RunPlan:
         yield f"memory {kind}: about {self.estimate.peak_gb:.1f} GB; time budget (plan_minutes): {budget}"
         if speed.busy > 1.3:
             yield f"other processes use the cores now: while they do, all takes {speed.busy:.1f} times as long"
-        if self.estimate.total > 60 * self.minutes:
+        if self.estimate.total > PRECISION * 60 * self.minutes:
             yield "the budget is exceeded: the given settings, or the smallest that make sense, take longer"
         if (needed := min(needed_side(self.data), self.data.side)) > self.cfg.data.size:
             small = f"small objects ({self.data.small_object_px:.0f} px of images of {self.data.side} px)"
@@ -149,9 +149,9 @@ class _Planner:
         if speed is None or speed.size != self.cfg.data.size:
             speed = self._probe(sampled, machine)
         estimate = estimated(speed)
-        for choice in cheaper(self.cfg, self.given):
-            if estimate.total > 1.1 * seconds:  # a probe is not more precise
-                self.choose([choice])
+        for choices in cheaper(self.cfg, self.given):
+            if estimate.total > PRECISION * seconds:
+                self.choose(choices)
                 estimate = estimated(speed)
         return speed, segmenter, estimate
 

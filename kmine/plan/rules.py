@@ -122,12 +122,14 @@ def needed_side(data: Fingerprint) -> int:
     return math.ceil(OBJECT_PX * data.side / data.small_object_px / 32) * 32
 
 
-def cheaper(cfg: LoopConfig, given: Collection[str]) -> Iterator[Choice]:
+def cheaper(cfg: LoopConfig, given: Collection[str]) -> Iterator[list[Choice]]:
     """What a plan gives up where the smallest size is still too slow, in this order."""
     if cfg.rounds > 1 and "rounds" not in given:
-        yield Choice("rounds", 1, "the time budget allows one", True)
-    for name in ("fit.steps", "fit.round_steps", "adapt.fold_steps"):
-        section, _, field = name.partition(".")
-        if name not in given:
-            value = max(50, getattr(getattr(cfg, section), field) // 2)
-            yield Choice(name, value, "half, for the time budget", True)
+        yield [Choice("rounds", 1, "the time budget allows one", True)]
+    steps = {
+        "fit.steps": cfg.fit.steps,
+        "fit.round_steps": cfg.fit.round_steps,
+        "adapt.fold_steps": cfg.adapt.fold_steps,
+    }
+    why = "half, for the time budget"
+    yield [Choice(name, max(50, value // 2), why, True) for name, value in steps.items() if name not in given]
