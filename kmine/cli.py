@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hint
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from kmine.config.older import older_settings
 from kmine.errors import UserError
 from kmine.io.console import Stopped, open_outputs, replace_unknown_characters, stop_signals, tame_messages, visible
 from kmine.io.errors import FULL, RERUN, expanded
@@ -67,15 +68,13 @@ def parse(
     return config
 
 
-def load_config(config_class: type[Config], path: Path, flags: Sequence[str] = (), base: Sequence[str] = ()) -> Config:
+def load_config(config_class: type[Config], path: Path, flags: Sequence[str] = ()) -> Config:
     """Settings of a YAML file, as `to_dict` and a run's config.yaml hold them; `flags`, as on a command line, win.
-
-    `base` are flags for what the file lacks.
 
     Raises:
         UserError: a missing or damaged file, an unknown setting or an unfit value.
     """
-    return _parsed(_parser(config_class, set()), config_class, [*base, "--config", str(path), *flags], label="")
+    return _parsed(_parser(config_class, set()), config_class, ["--config", str(path), *flags], label="")
 
 
 def _parsed(
@@ -271,9 +270,11 @@ def _is_text(kind: Any) -> bool:
 
 def _read(path: str, kinds: Mapping[str, Any], label: str) -> dict[str, _Given]:
     """Values of a settings file; unknown names and sections without names are refused before any value is checked."""
-    where, values = f"{label}{path}", {}
+    where, file = f"{label}{path}", settings_file(path) if label else expanded(path)
     cure = "give a YAML file of settings, or a preset, such as phantom" if label else "restore that file"
-    content = read_yaml(settings_file(path) if label else expanded(path), where, cure, as_text=True)
+    content = read_yaml(file, where, cure, as_text=True)
+    older = {k: v if v is None or isinstance(v, str) else json.dumps(v) for k, v in older_settings(file).items()}
+    values = {name: _Given(text, where) for name, text in older.items() if name in kinds}
 
     def walk(section: Mapping[Any, Any], prefix: str) -> None:
         for key, value in section.items():

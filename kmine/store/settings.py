@@ -11,6 +11,7 @@ from typing import Any
 
 from kmine import cli
 from kmine.config import LoopConfig, ModelConfig
+from kmine.config.older import BEFORE
 from kmine.io.errors import expanded
 
 SOURCES = (
@@ -28,16 +29,6 @@ RESUMABLE_CHANGES = (
 Those of data are covered by the data's fingerprint, which `data.task` and the like change."""
 
 _WEIGHTS, _SHA256 = "model.encoder_weights", "model.encoder_sha256"
-BEFORE: dict[str, Any] = {
-    **{"data.resize": "squash", "data.mask_resize": "nearest", "data.patch": None},
-    **{"model.decoder_width": 8, "model.decoder": "unet", "model.fine_init": "weights", "model.veto": False},
-    **{"fit.dice": "batch", "fit.encoder_lr": 1.0, "fit.decay_norms": True, "fit.clip_grad": 0.0},
-    **{"fit.flips": "both", "fit.rotation": 30.0, "fit.scale": [0.8, 1.25], "fit.checkpoint": "best"},
-    **{"fit.clean_share": 0.0, "classifier.patience": 0, "baseline_models": []},
-    **{"model.encoder_sha256": None, "model.force_normalization": False},
-}
-"""Settings that older runs lack, and the values in effect then. They are filled in when settings of a run are read, and
-are not signed, so that what an older run has finished stays valid."""
 
 
 def filled(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,9 +42,7 @@ def load_run_config(path: Path, flags: Sequence[str] = ()) -> LoopConfig:
     Raises:
         UserError: as `cli.load_config`.
     """
-    return cli.load_config(
-        LoopConfig, path, flags, [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in BEFORE.items()]
-    )
+    return cli.load_config(LoopConfig, path, flags)
 
 
 def signed(section: str, settings: Any) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def older_config(**given):
 def test_settings_that_an_older_run_lacks_have_the_values_of_its_time(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(older_config(fit__dice="image")))
+    (tmp_path / "run.json").write_text("{}")
     cfg = load_run_config(path, ["--seed", "4"])
     values = cli.flat(cli.to_dict(cfg))
     assert {name: values[name] for name in BEFORE} == BEFORE | {"fit.dice": "image"}

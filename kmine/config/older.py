@@ -1,0 +1,24 @@
+"""Settings that are younger than a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+BEFORE: dict[str, Any] = {
+    **{"data.resize": "squash", "data.mask_resize": "nearest", "data.patch": None},
+    **{"model.decoder_width": 8, "model.decoder": "unet", "model.fine_init": "weights", "model.veto": False},
+    **{"fit.dice": "batch", "fit.encoder_lr": 1.0, "fit.decay_norms": True, "fit.clip_grad": 0.0},
+    **{"fit.flips": "both", "fit.rotation": 30.0, "fit.scale": [0.8, 1.25], "fit.checkpoint": "best"},
+    **{"fit.clean_share": 0.0, "classifier.patience": 0, "baseline_models": []},
+    **{"model.encoder_sha256": None, "model.force_normalization": False},
+}
+"""Settings that older runs lack, and the values in effect then. They are filled in when settings of a run are read, and
+are not signed, so that what an older run has finished stays valid."""
+
+
+def older_settings(path: Path) -> dict[str, Any]:
+    """`BEFORE` for the config.yaml of a run or of a sweep; nothing for other settings files."""
+    folder = path.parent
+    is_record = path.name == "config.yaml" and any((folder / name).is_file() for name in ("run.json", "sweep.json"))
+    return BEFORE if is_record else {}
