@@ -22,10 +22,10 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hint
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from kmine.config.older import older_settings
 from kmine.errors import UserError
 from kmine.io.console import Stopped, open_outputs, replace_unknown_characters, stop_signals, tame_messages, visible
 from kmine.io.errors import FULL, RERUN, expanded
+from kmine.io.older_settings import older_settings
 from kmine.io.presets import preset_files, settings_file
 from kmine.io.terminal import Terminal as Terminal
 from kmine.io.threads import choose_wait_policy

@@ -11,8 +11,8 @@ from typing import Any
 
 from kmine import cli
 from kmine.config import LoopConfig, ModelConfig
-from kmine.config.older import BEFORE
 from kmine.io.errors import expanded
+from kmine.io.older_settings import BEFORE
 
 SOURCES = (
     *("cache_dir", "root", "images", "masks", "mask_suffix", "csv", "image_labels"),

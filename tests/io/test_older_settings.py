@@ -6,7 +6,7 @@ import pytest
 
 from kmine import cli
 from kmine.config import FitConfig, LoopConfig
-from kmine.config.older import BEFORE, older_settings
+from kmine.io.older_settings import BEFORE, older_settings
 
 
 def test_every_older_setting_is_a_setting_of_today():
