@@ -22,6 +22,7 @@ SMALL: Settings = {
     "data.label_fraction": 0.3,
     "data.val_fraction": 0.2,
     "model.encoder": "tu-mobilenetv3_small_050",
+    "model.encoder_weights": "none",
     "model.encoder_depth": 3,
     "model.decoder_channels": 8,
     "fit.batch_size": 2,

@@ -374,8 +374,8 @@ def test_a_run_resumes_after_a_failed_write_without_loss(root, capsys, number):
     from kmine.training import train_steps as training
 
     with pytest.MonkeyPatch.context() as patch:
-        taken, real_step = [], training._step
-        patch.setattr(training, "_step", lambda *a: taken.append(1) or real_step(*a))
+        taken, real = [], training.set_rate
+        patch.setattr(training, "set_rate", lambda *a: taken.append(1) or real(*a))
         assert run(root, rounds=0, fit__steps=20) == 0
     assert len(taken) < 20, "the training went on from its last checkpoint"
     assert run(root, rounds=0, fit__steps=20, out=root.parent / "whole") == 0
@@ -403,7 +403,7 @@ def test_data_that_changed_under_a_run_are_refused(root, capsys):
     assert run(root, rounds=0) == 0
     (root / "images" / "p00.jpg").unlink()
     (root / "masks" / "p00.jpg").unlink()
-    assert "samples have another content: p00;" in refused(capsys, root, rounds=0)
+    assert "samples of the data set, 1 of 9 are missing there, such as p00;" in refused(capsys, root, rounds=0)
 
 
 # -- a training that diverges

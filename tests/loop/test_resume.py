@@ -231,8 +231,8 @@ def test_a_training_resumes_from_its_last_validation(undisturbed, cache, tmp_pat
         interrupt_after(patch, RunFolder, "save_tensors", 1)
         assert run(out, cache) == 130
     with pytest.MonkeyPatch.context() as patch:
-        real = training._step
-        patch.setattr(training, "_step", lambda *a: steps.append(1) or real(*a))
+        real = training.set_rate
+        patch.setattr(training, "set_rate", lambda *a: steps.append(1) or real(*a))
         assert run(out, cache, rounds=0) != 0, "fewer rounds than the folder was begun with are refused"
         assert run(out, cache) == 0
     assert len(steps) == (TINY["fit.steps"] - TINY["fit.val_every"]) + 2 * TINY["fit.round_steps"]

@@ -16,6 +16,7 @@ from kmine.mining.pseudo_labels import PseudoLabels
 from kmine.segmenters.ellipse import Ellipse
 from kmine.training import evaluation as scoring
 from kmine.training import trainer as training
+from kmine.training.checkpoints import Checkpoints
 from kmine.training.model_setup import new_model
 from kmine.training.train_steps import FitResult
 from kmine.training.trainer import train
@@ -94,6 +95,7 @@ def test_a_gate_that_keeps_nothing_ends_the_loop_with_a_message(task_of):
 
 def test_a_worse_round_is_not_adopted_and_the_next_starts_before_it(task_of, monkeypatch):
     task, store = task_of(replace(CFG, adopt_tolerance=0.15), segmenter=MaskInputReturned())
+    monkeypatch.setattr(Checkpoints, "is_last_used", False)
     monkeypatch.setattr(scoring, "evaluate_checkpoint", with_dice(0.5, 0.5, 0.3, 0.3, 0.4, 0.4))
     started_from = []
     real_load = training.LocalModel.load_state_dict
@@ -119,6 +121,7 @@ def test_a_worse_round_is_not_adopted_and_the_next_starts_before_it(task_of, mon
 def test_two_refused_rounds_in_a_row_end_the_loop_and_a_single_one_does_not(task_of, monkeypatch):
     task, store = task_of(replace(CFG, rounds=6, adopt_tolerance=0.05), segmenter=MaskInputReturned())
     by_round = (0.5, 0.3, 0.5, 0.3, 0.3, 0.9)
+    monkeypatch.setattr(Checkpoints, "is_last_used", False)
     monkeypatch.setattr(scoring, "evaluate_checkpoint", with_dice(*(dice for dice in by_round for _ in range(2))))
     results = list(mine(task))
     assert [r.adopted for r in results] == [True, False, True, False, False]
