@@ -5,8 +5,8 @@
 Each command runs once undisturbed, timed. Then the commands in turn are ended at a moment drawn uniformly over that
 time (SIGKILL; SIGTERM for the last `--terms`) and given again; one time in three the second session is struck, too. All
 files are compared with the undisturbed ones: byte for byte; weights without their header, tables and JSON without times
-and memory, pages without charts and times. A SIGTERM must end with exit code 143, or 0 where the work was done; one that
-comes before the command has begun or after its work, while Python starts or ends, is 143 to a shell, too. Not compared:
+and memory, pages without charts and times. A SIGTERM must end with exit code 143, or 0 where the work was done; one
+that comes before the command has begun or after its work, while Python starts or ends, is 143 to a shell. Not compared:
 fold models in a trial of a sweep, which are links to those that its siblings have finished when it begins.
 Exit code 1 where anything differs.
 """
