@@ -43,7 +43,10 @@ def donor(scaling: str):
 def begin(tmp_path):
     def begin(folder: str = "run", **settings: object):
         listener = Silent()
-        data, model = replace(CFG.data, cache_dir=str(tmp_path / "cache")), replace(CFG.model, **settings)
+        data, model = (
+            replace(CFG.data, cache_dir=str(tmp_path / "cache")),
+            replace(CFG.model, **({"encoder_weights": "auto"} | settings)),
+        )
         cfg = replace(CFG, data=data, model=model)
         with closing(RunFolder(tmp_path / folder)) as run:
             task = begin_run(cfg, open_source(cfg.data), run, listener, method="supervised")
