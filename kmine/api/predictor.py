@@ -47,7 +47,7 @@ class Predictor:
         Args:
             run: the run folder, or a `kmine.Run`.
             round: round of the model; None is the adopted one.
-            checkpoint: "best" was chosen on validation, "final" is that of the last step.
+            checkpoint: "best" is the one in use (`fit.checkpoint`), "final" is that of the last step.
             device: auto, cpu, cuda or cuda:N.
 
         Raises:

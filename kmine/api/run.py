@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kmine import cli
 from kmine.config import LoopConfig
 from kmine.errors import UserError
 from kmine.io.errors import expanded
 from kmine.setup.finished import read_run_info
 from kmine.store.artifacts import record_errors
 from kmine.store.run_folder import RunFolder
-from kmine.store.settings import load_run_config
 from kmine.types import RoundResult
 
 
@@ -57,7 +57,7 @@ class Run:
     @cached_property
     def config(self) -> LoopConfig:
         """The settings of the run."""
-        return load_run_config(self.root / "config.yaml")
+        return cli.load_config(LoopConfig, self.root / "config.yaml")
 
     @property
     def info(self) -> dict[str, Any]:

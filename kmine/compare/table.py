@@ -47,7 +47,7 @@ class Result:
     seed: int
     segmenter: str
     chosen: Metrics
-    """Metrics of the checkpoint chosen on validation, one case per image."""
+    """Metrics of the checkpoint in use (`fit.checkpoint`), one case per image."""
     final: Metrics
     """Metrics of the last step's checkpoint."""
     groups: Mapping[str, str]
@@ -290,7 +290,7 @@ def _notes(
     compared = sum(np.isfinite(row.p_value) for row in rows)
     notes = [
         f"Test split: {num_cases} {unit}s, {len(seeds)} seed(s), segmenter {segmenter}. Mean Dice per {unit} of the "
-        "checkpoint chosen on validation, that of the last step beside it.",
+        "checkpoint in use (fit.checkpoint), that of the last step beside it.",
         f"The difference is paired, {unit} by {unit} and seed by seed, with *{baseline}*: 95 % t-interval over "
         f"{named} and seeds, p of a sign-flip test over {named}, Holm-corrected for the {compared} comparison(s) of "
         "this table.",

@@ -65,7 +65,7 @@ class ModelConfig:
     skip_resolution: bool = True
     """sks only: pass the fused features of each level to the decoder; off: the fine encoder's own."""
     skip_coarse: bool = True
-    """sks only: fuse the classifier's features again into the decoder's input. All three off: a plain U-Net."""
+    """sks only: fuse the classifier's features again into the decoder's input. All three off: the fine branch alone."""
     freeze_coarse: bool = True
     """sks only: freeze the classifier while the segmentation is trained."""
     fine_init: Literal["weights", "classifier"] = "weights"

@@ -5,6 +5,7 @@ B images of a batch, U unlabeled images, S the side of an image in pixels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -88,15 +89,15 @@ class BatchPlan:
     """Side of the squares that images are cut to, see `crop`; None: whole images."""
 
 
-class _Stream(Generic[B]):
+class _Stream(ABC, Generic[B]):
     """Batches by step, read ahead."""
 
     keys: tuple[int | str, ...]
     """Seed keys of all draws."""
 
+    @abstractmethod
     def __getitem__(self, step: int) -> B:
         """The batch of `step` (0, 1, ...)."""
-        raise NotImplementedError
 
     def _draw(self, items: Sequence[T], name: str, step: int, count: int) -> list[T]:
         """The `count` items of `step`; items are drawn in shuffled epochs."""

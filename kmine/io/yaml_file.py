@@ -101,7 +101,9 @@ def read_yaml(path: Path | str, where: str, cure: str, *, as_text: bool = False)
         UserError: a missing, huge or damaged file, or one that does not hold names and values.
     """
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # never waits on a pipe
+        # Opening a pipe without a writer would wait for one; reading waits for the writer, as in `--config <(command)`.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            os.set_blocking(file.fileno(), True)
             data = file.read(MAX_BYTES + 1)
         is_huge = len(data) > MAX_BYTES
         content = "" if is_huge else yaml.load(data.decode("utf-8-sig"), _TextLoader if as_text else _Loader)

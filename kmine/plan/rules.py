@@ -58,11 +58,11 @@ def network_choices(cfg: LoopConfig, data: Fingerprint, machine: Machine) -> Ite
         small, large = ("mobilenetv2_100", "swinv2_tiny_window8_256") if is_sks else ("mobilenet_v2", "resnet34")
         folder, names = default_cache_dir(), [weights_name(cfg.model.name, name) for name in (large, small)]
         has = [weights == "auto" and gpu and cached_weights(name, folder) is not None for name in names]
-        why = "fast on a CPU, and as good at such sizes" if not gpu else "the field's usual encoder"
+        why = "fast on a CPU" if not gpu else "the field's usual encoder"
         why = "pretrained weights are here, which matter more than the encoder" if has == [False, True] else why
         yield Choice("model.encoder", large if gpu and has != [False, True] else small, why, True)
     if not is_sks:
-        why = "all stages of the encoder" if gpu else "stride 32 adds nothing shown at small sizes (+.012 +- .021)"
+        why = "all stages of the encoder" if gpu else "small images have little left at stride 32"
         yield Choice("model.encoder_depth", 5 if gpu else 4, why, True)
     why = "widths of segmentation-models-pytorch" if gpu else "half of the usual width, where it costs most"
     yield Choice("model.decoder_width", 16 if gpu else 8, why, True)
@@ -82,11 +82,11 @@ def step_choices(batch_size: int, data: Fingerprint, machine: Machine) -> Iterat
     floor = STEPS[machine.is_gpu]
     needed = math.ceil(PASSES * data.num_labeled / batch_size / 100) * 100
     steps = min(MAX_STEPS, max(floor, needed))
-    why = f"{PASSES} passes over {data.num_labeled} labels" if steps > floor else "more bring nothing to few labels"
+    why = f"{PASSES} passes over {data.num_labeled} labels" if steps > floor else "the usual number for few labels"
     yield Choice("fit.steps", steps, why)
     yield Choice("fit.round_steps", steps // 2, "half of round 0, from its weights")
     yield Choice("adapt.fold_steps", steps // 2, "fold models only prompt and calibrate")
-    why = "later rounds gained nothing shown" if data.num_unlabeled else "no image is unlabeled: nothing to mine"
+    why = "the usual number" if data.num_unlabeled else "no image is unlabeled: nothing to mine"
     yield Choice("rounds", 2 if data.num_unlabeled else 0, why)
 
 

@@ -40,7 +40,7 @@ class PredictConfig:
     round: int | None = None
     """Round of the run; default: the last adopted one."""
     checkpoint: Literal["best", "final"] = "best"
-    """best: chosen on validation; final: of the round's last step."""
+    """best: the one in use (fit.checkpoint); final: of the round's last step."""
     tta: Literal["none", "hflip", "flips"] = "none"
     """Average over the mirror image (hflip), or all four flips (flips): slower by 2 and 4. Dice is estimated only
     with none and with the run's infer.tta."""

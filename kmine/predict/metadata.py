@@ -48,7 +48,7 @@ class ModelMetadata:
     """Name of the segmenter that made its pseudo masks."""
     round_idx: int
     checkpoint: str
-    """best: chosen on validation; final: the last step's."""
+    """best: the one in use (`fit.checkpoint`); final: the last step's."""
     signature: str
     """Signature of the weights and of everything that affects predictions."""
     intensity: Mapping[str, Any] | None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kmine import cli
 from kmine.config import LoopConfig
 from kmine.data.io.windowing import LIVER_WINDOW
 from kmine.errors import UserError
@@ -18,7 +19,7 @@ from kmine.setup.finished import read_run_info, require_finished
 from kmine.store.artifacts import CURE, fitting, read_tensors
 from kmine.store.run_info import CURE as INFO_CURE
 from kmine.store.run_info import is_plain
-from kmine.store.settings import load_run_config, signed
+from kmine.store.settings import signed
 
 if TYPE_CHECKING:
     from kmine.models.base import LocalModel
@@ -51,7 +52,7 @@ def open_run_model(root: Path, round_idx: int | None, checkpoint: str) -> RunMod
     run = read_run_info(root)
     if not isinstance(run.get("class_names"), list):
         raise UserError(f"{root / 'run.json'}: expected class names, found none; resume the run")
-    cfg = load_run_config(root / "config.yaml")
+    cfg = cli.load_config(LoopConfig, root / "config.yaml")
     method_dir = run.get("arm", "")
     if round_idx is None:
         require_finished(root, run, "resume it, or name a round with --round N")

@@ -26,7 +26,7 @@ class ComparisonRow:
     num_labeled: int | None
     seeds: tuple[int, ...]
     dice: float
-    """Mean over cases and seeds, of the checkpoint chosen on validation; likewise `iou`, `hd95` and `num_missed`."""
+    """Mean over cases and seeds, of the checkpoint in use (`fit.checkpoint`); so are `iou`, `hd95` and `num_missed`."""
     dice_sd: float
     """Standard deviation over seeds."""
     dice_final: float

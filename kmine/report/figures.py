@@ -43,12 +43,12 @@ def dice_chart(rows: Sequence[RoundRow], segmenter: str) -> str:
     """Validation Dice per round, with the supervised baseline at equal optimizer steps."""
     series_name = f"mining ({segmenter})" if any(row.round_idx for row in rows) else "labels only"
     series = [
-        (f"{series_name}, chosen on validation", MINING, "-", [row.dice for row in rows]),
+        (f"{series_name}, checkpoint in use", MINING, "-", [row.dice for row in rows]),
         (f"{series_name}, last step", MINING, "--", [row.dice_final for row in rows]),
     ]
     if has_baseline(rows):
         series += [
-            ("supervised, chosen on validation", SUPERVISED, "-", [none_to_nan(row.supervised_dice) for row in rows]),
+            ("supervised, checkpoint in use", SUPERVISED, "-", [none_to_nan(row.supervised_dice) for row in rows]),
             ("supervised, last step", SUPERVISED, "--", [none_to_nan(row.supervised_dice_final) for row in rows]),
         ]
 

@@ -32,7 +32,7 @@ class RoundRow:
     """Mean per-case Dice on validation of the checkpoint of the last step."""
     adopted: bool
     supervised_dice: float | None = None
-    """Supervised baseline at equal optimizer steps, checkpoint chosen on validation; None without a baseline."""
+    """Supervised baseline at equal optimizer steps, checkpoint in use; None without a baseline."""
     supervised_dice_final: float | None = None
     coverage: float = float("nan")
     """Share of the unlabeled images that have a pseudo mask."""

@@ -71,7 +71,7 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
         Column("cover", "share of the unlabeled images with one", lambda row: percent(row.coverage), detail=True),
         Column("in, out", "pseudo-labeled images added (new or again) and removed", _moved, detail=True),
         Column("changed", changed, lambda row: percent(row.changed_pixels), detail=True),
-        Column("Dice", "checkpoint chosen on validation", lambda row: number(row.dice)),
+        Column("Dice", "checkpoint in use (fit.checkpoint)", lambda row: number(row.dice)),
         Column("Dice last", "checkpoint of the last step", lambda row: number(row.dice_final), detail=clean),
     ]
     if clean:
@@ -82,7 +82,7 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
         ]
     if has_baseline(rows):
         used += [
-            Column("sup.", "supervised, equal steps, chosen on validation", lambda row: number(row.supervised_dice)),
+            Column("sup.", "supervised, equal steps, checkpoint in use", lambda row: number(row.supervised_dice)),
             Column("sup. last", "its last step", lambda row: number(row.supervised_dice_final), detail=clean),
         ]
     if has_baseline(rows) and clean:
@@ -95,7 +95,7 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
     return [
         *used,
         *([Column("gain", gain, _gain, detail=True)] if compared else []),
-        Column("IoU", "checkpoint chosen on validation", lambda row: number(row.iou), detail=True),
+        Column("IoU", "checkpoint in use", lambda row: number(row.iou), detail=True),
         Column("HD95", unit, lambda row: number(row.hd95, 1), detail=True),
         Column("missed", "true objects without any prediction", lambda row: str(row.num_missed)),
         Column("adopted", "unless Dice fell by more than the tolerance and more than noise", _adopted, False),
@@ -109,7 +109,7 @@ def _columns_of_model(name: str, clean: bool) -> list[Column]:
     def cell(n: int) -> Callable[[RoundRow], str]:
         return lambda row: (percent if n == 2 else number)(row.by_model.get(name, (None,) * 3)[n])
 
-    meaning = "labels only, equal steps, chosen on validation"
+    meaning = "labels only, equal steps, checkpoint in use"
     columns = [Column(name, meaning, cell(0))]
     if clean:
         columns.append(Column(f"{name} lesion", "as Dice lesion", cell(1)))
@@ -149,7 +149,7 @@ class RoundsTable:
 
     def _table(self, *, detail: bool) -> Table:
         title = Text(f"validation, per round (segmenter: {self.segmenter})")
-        caption = Text("Checkpoints were chosen on validation; kmine.compare gives test figures.")
+        caption = Text("Adopted rounds were chosen on validation; kmine.compare gives test figures.")
         table = Table(title=title, caption=caption, box=None, pad_edge=False, collapse_padding=True)
         used = [column for column in round_columns(self.rows, self.segmenter) if detail or not column.detail]
         for column in used:

@@ -13,7 +13,6 @@ from kmine.errors import UserError
 from kmine.io.errors import expanded
 from kmine.io.json_file import load_json
 from kmine.store.run_info import CURE, check_info
-from kmine.store.settings import load_run_config
 
 OWN_FILES = ("images", "masks", "csv")
 """Settings of `data` with paths to a user's own files."""
@@ -78,9 +77,9 @@ def load_settings(root: Path, *, device: str, data_root: str | None) -> LoopConf
     if os.environ.get("KMINE_CACHE"):  # the run's own folder of decoded images may be of another machine
         flags += ["--data.cache_dir", "null"]
     if data_root:
-        data = cli.to_dict(load_run_config(root / "config.yaml").data)
+        data = cli.to_dict(cli.load_config(LoopConfig, root / "config.yaml").data)
         flags += [word for name, path in _moved(data, data_root).items() for word in (f"--data.{name}", path)]
-    return load_run_config(root / "config.yaml", flags)
+    return cli.load_config(LoopConfig, root / "config.yaml", flags)
 
 
 def _moved(data: dict[str, Any], data_root: str) -> dict[str, str]:

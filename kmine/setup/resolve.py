@@ -15,7 +15,7 @@ TTA_OF_FLIPS = {"none": "none", "horizontal": "hflip", "both": "flips"}
 def resolve_settings(cfg: LoopConfig, source: Source) -> LoopConfig:
     """`cfg` with the values of `source` in place of auto and of absent ones; without any it is unchanged.
 
-    A source without a `geometry` has that of a user's own files.
+    A source without a `symmetry` has that of a user's own files.
     """
     symmetry = symmetry_of(cfg.fit, getattr(source, "symmetry", DEFAULT_SYMMETRY))
     tta = TTA_OF_FLIPS[symmetry.flips] if cfg.infer.tta == "auto" else cfg.infer.tta

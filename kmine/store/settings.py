@@ -6,7 +6,6 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from kmine import cli
@@ -34,15 +33,6 @@ _WEIGHTS, _SHA256 = "model.encoder_weights", "model.encoder_sha256"
 def filled(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a run by dotted name, with those that are younger than the run."""
     return BEFORE | dict(settings)
-
-
-def load_run_config(path: Path, flags: Sequence[str] = ()) -> LoopConfig:
-    """Settings of a run's config.yaml, those that are younger than the run included; `flags` win.
-
-    Raises:
-        UserError: as `cli.load_config`.
-    """
-    return cli.load_config(LoopConfig, path, flags)
 
 
 def signed(section: str, settings: Any) -> dict[str, Any]:

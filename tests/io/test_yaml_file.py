@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from datetime import date
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -90,3 +92,23 @@ def test_a_pipe_in_place_of_the_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.yaml")
     with pytest.raises(UserError, match=r"a\.yaml: expected lines `name: value`, got nothing; restore it"):
         read_yaml(tmp_path / "a.yaml", str(tmp_path / "a.yaml"), "restore it")
+
+
+def test_a_pipe_is_read_to_its_end_and_one_without_a_writer_is_not_waited_for(tmp_path):
+    reader, writer = os.pipe()
+
+    def write() -> None:
+        time.sleep(0.2)
+        os.write(writer, b"a: 1\n")
+        os.close(writer)
+
+    thread = Thread(target=write)
+    thread.start()
+    try:
+        assert read_yaml(f"/dev/fd/{reader}", "--config", "give a file") == {"a": 1}
+    finally:
+        thread.join()
+        os.close(reader)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="expected lines `name: value`, got nothing; give a file"):
+        read_yaml(tmp_path / "pipe", "--config", "give a file")

@@ -9,7 +9,7 @@ import yaml
 
 from kmine import cli
 from kmine.config import FitConfig, LoopConfig
-from kmine.store.settings import BEFORE, RESUMABLE_CHANGES, as_flags, filled, load_run_config, settings_changes, signed
+from kmine.store.settings import BEFORE, RESUMABLE_CHANGES, as_flags, filled, settings_changes, signed
 
 OLD = {"rounds": 2, "out": "a", "fit": {"steps": 4, "num_workers": 0}}
 
@@ -49,7 +49,7 @@ def test_settings_that_an_older_run_lacks_have_the_values_of_its_time(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(older_config(fit__dice="image")))
     (tmp_path / "run.json").write_text("{}")
-    cfg = load_run_config(path, ["--seed", "4"])
+    cfg = cli.load_config(LoopConfig, path, ["--seed", "4"])
     values = cli.flat(cli.to_dict(cfg))
     assert {name: values[name] for name in BEFORE} == BEFORE | {"fit.dice": "image"}
     assert cfg.seed == 4
