@@ -17,6 +17,7 @@ images outside the fold that are not labeled (validation), never on the fold; `n
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import shutil
 import time
@@ -24,7 +25,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -50,21 +51,24 @@ from kmine.training.trainer import train
 NUM_FOLDS, NUM_CHECKED, MOST_SCORED = 5, 30, 200
 INGREDIENTS = {
     "new-on-validation": {},
-    "new-without-image_dice": {"fit.dice": "batch"},
-    "new-without-encoder_lr": {"fit.encoder_lr": "1.0"},
-    "new-without-norm_rule": {"fit.decay_norms": "true"},
-    "new-without-clip": {"fit.clip_grad": "0.0"},
+    "new-with-encoder_lr_0.1": {"fit.encoder_lr": "0.1"},
+    "new-with-encoder_lr_0.3": {"fit.encoder_lr": "0.3"},
     "new-without-ema": {"fit.ema_decay": "0.0"},
-    "new-without-last_step": {"fit.checkpoint": "best"},
     "new-without-rotation": {"fit.rotation": "30.0"},
-    "new-without-vertical_flip": {"fit.flips": "horizontal"},
     "new-without-wide_scale": {"fit.scale": "[0.8, 1.25]"},
-    "new-without-area_masks": {"data.mask_resize": "nearest"},
+    "new-without-image_dice": {"fit.dice": "batch"},
+    "new-without-last_step": {"fit.checkpoint": "best"},
     "new-with-letterbox": {"data.resize": "letterbox"},
+    "new-with-native_pixels": {"fit.supersample": "2"},
+    "new-without-vertical_flip": {"fit.flips": "horizontal"},
+    "new-without-clip": {"fit.clip_grad": "0.0"},
+    "new-without-area_masks": {"data.mask_resize": "nearest"},
     "new-with-width_16": {"model.decoder_width": "16"},
+    "new-without-norm_rule": {"fit.decay_norms": "true"},
     "new-with-depth_5": {"model.encoder_depth": "5"},
 }
 """Settings by dotted name that differ from today's defaults."""
+REFERENCE = {"fit.encoder_lr": "1.0"}
 ARMS = ("new", "bare", "old", *INGREDIENTS)
 IS_OLD = "dice" not in {field.name for field in fields(FitConfig)}
 
@@ -90,7 +94,7 @@ def settings(args: argparse.Namespace, arm: str, fold: int) -> LoopConfig:
             "data.cache_dir": f"{args.out}/cache",
         },
         **{"model.encoder_weights": args.weights, "fit.steps": str(args.steps), "seed": str(fold), "device": "cpu"},
-        **INGREDIENTS.get(arm, {}),
+        **({} if IS_OLD else REFERENCE | INGREDIENTS.get(arm, {})),
     }
     cfg = cli.override(LoopConfig, cli.to_dict(LoopConfig()), changes, "recipe")
     if IS_OLD:
@@ -275,14 +279,25 @@ def main() -> None:
     check(args, arms)
     torch.set_num_threads(1)
     (args.out / "cells").mkdir(parents=True, exist_ok=True)
-    for fold, num_labels, arm in [(f, n, a) for f in args.folds for n in args.labels for a in arms]:
+    for num_labels, arm, fold in [(n, a, f) for n in args.labels for a in arms for f in args.folds]:
         path = args.out / "cells" / f"{fold}-{num_labels}-{arm}.csv"
-        if not path.exists():
+        with path.with_suffix(".lock").open("w") as lock:
+            if path.exists() or not is_locked(lock):
+                continue
             unfinished = path.with_suffix(".tmp")
             run_cell(args, fold, num_labels, arm).to_csv(unfinished, index=False)
             unfinished.rename(path)
     (args.out / "command.json").write_text(json.dumps({k: str(v) for k, v in vars(args).items()}))
     return None
+
+
+def is_locked(file: IO[str]) -> bool:
+    """Take a lock that ends with the process, unless another process holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def check(args: argparse.Namespace, arms: Sequence[str]) -> None:

@@ -214,6 +214,9 @@ class FitConfig:
     scale: tuple[float, float] | None = None
     """Smallest and largest magnification in training; default by the data set: [0.6, 1.6] for polyps, else
     [0.8, 1.25]."""
+    supersample: int = 1
+    """Training images are turned and magnified at so many times the input size, in the finer pixels of the files, and
+    then reduced; takes a cache of that size."""
     strong_augment: bool = False
     """Stronger colour, blur, noise and grey conversion for pseudo-labeled images; labeled ones use augment."""
     cutmix: float = 0.0
@@ -263,6 +266,7 @@ class FitConfig:
             require(0 <= getattr(self, name) < 1, f"fit.{name}", "0 to below 1", getattr(self, name))
         kinds = ("equal", "estimated")
         require(self.pseudo_weight in kinds, "fit.pseudo_weight", " or ".join(kinds), self.pseudo_weight)
+        require(1 <= self.supersample <= 4, "fit.supersample", "1 to 4", self.supersample)
         require(self.num_workers >= 0, "fit.num_workers", "0 or more", self.num_workers)
 
     def signed_fields(self) -> dict[str, Any]:

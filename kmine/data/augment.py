@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.config import FitConfig
+from kmine.data.resize import Resizer
 from kmine.data.source import Symmetry
 from kmine.types import IGNORE_INDEX
 
@@ -49,18 +50,22 @@ class Augment:
         *,
         symmetry: Symmetry = DEFAULT_SYMMETRY,
         geometric_only: bool = False,
+        supersample: int = 1,
     ) -> None:
-        """For images of `size` x `size`; `enabled=False` returns them unchanged."""
+        """For results of `size` x `size`; `enabled=False` changes nothing.
+
+        Geometry is changed at `supersample` times that size, that of the input, which is then reduced.
+        """
         assert not (strong and geometric_only) and symmetry.flips != "auto"
         self.size, self.enabled, self.strong, self.geometric_only = size, enabled, strong, geometric_only
-        self.symmetry = symmetry
-        self._pipeline: albumentations.Compose | None = None
+        self.symmetry, self.supersample = symmetry, supersample
+        self._pipeline: list[albumentations.Compose] = []
         # The pipeline keeps random state between drawing and applying, so calls must not overlap.
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[partial[Augment], tuple[int, bool, bool]]:
         """Rebuild from the settings; the pipeline is built at first use."""
-        options = {"symmetry": self.symmetry, "geometric_only": self.geometric_only}
+        options = {name: getattr(self, name) for name in ("symmetry", "geometric_only", "supersample")}
         return partial(Augment, **options), (self.size, self.enabled, self.strong)
 
     def __call__(
@@ -71,7 +76,7 @@ class Augment:
         Class ids are never blended. Pixels from outside the image are black, and `IGNORE_INDEX` in the mask.
 
         Args:
-            image: (S, S, 3) uint8 RGB.
+            image: (S, S, 3) uint8 RGB, S = `size` x `supersample`.
             mask: (S, S) uint8 class ids, `IGNORE_INDEX` where unknown.
             seed: at least 0; the same seed gives the same change.
 
@@ -80,26 +85,45 @@ class Augment:
         """
         self._check(image, mask)
         if not self.enabled:
-            return image, mask
+            return self._reduce(image, mask)
         with self._lock:
-            if self._pipeline is None:
+            if not self._pipeline:
                 colours = list if self.geometric_only else _strong if self.strong else _medium
-                self._pipeline = _build(self.symmetry, colours)
+                geometry = _geometry(self.symmetry)
+                parts = [geometry + colours()] if self.supersample == 1 else [geometry, colours()]
+                self._pipeline = list(map(_composed, parts))
             # Compose.set_random_seed would give every transform the same stream, so those of equal probability would
             # always coincide. One shared state keeps their draws independent.
-            self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-            changed = self._pipeline(image=image, mask=mask)
-        return np.ascontiguousarray(changed["image"]), np.ascontiguousarray(changed["mask"])
+            state = np.random.default_rng(seed), random.Random(seed)
+            for number, part in enumerate(self._pipeline):
+                part.set_random_state(*state)
+                changed = part(image=image, mask=mask)
+                image, mask = changed["image"], changed["mask"]
+                if number == 0:
+                    image, mask = self._reduce(image, mask)  # colour and sharpness are those of the final pixels
+        return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+
+    def _reduce(self, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        if self.supersample == 1:
+            return image, mask
+        resizer = Resizer(self.size)
+        return resizer.image(image), resizer.mask(mask)
 
     def _check(self, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> None:
-        side = self.size
+        side = self.size * self.supersample
         for name, array, shape in (("image", image, (side, side, 3)), ("mask", mask, (side, side))):
             if array.shape != shape or array.dtype != np.uint8:
                 raise ValueError(f"{name}: expected {shape} uint8, got {array.shape} {array.dtype}; resize it first")
 
 
-def _build(symmetry: Symmetry, colours: Callable[[], list[albumentations.BasicTransform]]) -> albumentations.Compose:
-    """Pipeline of geometric changes, drawn first and thus equal for all variants, then of colour and sharpness.
+def _composed(transforms: Sequence[albumentations.BasicTransform]) -> albumentations.Compose:
+    import albumentations as A
+
+    return A.Compose(transforms)
+
+
+def _geometry(symmetry: Symmetry) -> list[albumentations.BasicTransform]:
+    """Changes of geometry, drawn first and thus equal for all variants.
 
     Keywords of albumentations 2.0; it ignores older ones with a mere warning.
     """
@@ -109,24 +133,21 @@ def _build(symmetry: Symmetry, colours: Callable[[], list[albumentations.BasicTr
     import cv2
 
     flips = {"none": [], "horizontal": [A.HorizontalFlip], "both": [A.HorizontalFlip, A.VerticalFlip]}
-    return A.Compose(
-        [
-            *(flip(p=0.5) for flip in flips[symmetry.flips]),
-            A.Affine(
-                scale=symmetry.scale,
-                translate_percent=(-0.1, 0.1),
-                rotate=(-symmetry.rotation, symmetry.rotation),
-                interpolation=cv2.INTER_LINEAR,
-                mask_interpolation=cv2.INTER_NEAREST,
-                # A reflected border would reflect the mask too, which shall be unknown there.
-                border_mode=cv2.BORDER_CONSTANT,
-                fill=0,
-                fill_mask=IGNORE_INDEX,
-                p=0.7,
-            ),
-            *colours(),
-        ]
-    )
+    return [
+        *(flip(p=0.5) for flip in flips[symmetry.flips]),
+        A.Affine(
+            scale=symmetry.scale,
+            translate_percent=(-0.1, 0.1),
+            rotate=(-symmetry.rotation, symmetry.rotation),
+            interpolation=cv2.INTER_LINEAR,
+            mask_interpolation=cv2.INTER_NEAREST,
+            # A reflected border would reflect the mask too, which shall be unknown there.
+            border_mode=cv2.BORDER_CONSTANT,
+            fill=0,
+            fill_mask=IGNORE_INDEX,
+            p=0.7,
+        ),
+    ]
 
 
 # The factors of ColorJitter, unlike a shift of saturation, keep grey images (CT, X-ray) grey.

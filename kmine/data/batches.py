@@ -198,8 +198,8 @@ class ViewBatches(Batches):
         super().__init__(labeled, None, replace(plan, batch_size=num_labeled, labeled_share=1.0, cutmix=mixing))
         self.unlabeled = unlabeled
         self.strong = plan.strong or plan.augment
-        symmetry = self.strong.symmetry
-        self.weak = Augment(self.strong.size, self.strong.enabled, symmetry=symmetry, geometric_only=True)
+        options = {"symmetry": self.strong.symmetry, "supersample": self.strong.supersample}
+        self.weak = Augment(self.strong.size, self.strong.enabled, geometric_only=True, **options)
         self.view_cutmix = plan.view_cutmix if self.num_unlabeled > 1 else 0.0
 
     def __getitem__(self, step: int) -> Batch:

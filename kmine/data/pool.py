@@ -93,6 +93,16 @@ class Pool:
         options = {"weights": self.weights, "empty": self.empty, "corrected": self._corrected}
         return Pool(self._cache, ids, self._groups, self._masks, **options)
 
+    def supersampled(self, factor: int) -> Pool:
+        """The same samples, resized to `factor` times the side S, from a cache of their own."""
+        if factor == 1:
+            return self
+        cache = self._cache
+        larger = cache.resizer._replace(size=cache.size * factor)
+        same = SampleCache(cache.source, larger, cache.folder.parent, cache.on_error)
+        options = {"weights": self.weights, "empty": self.empty, "corrected": self._corrected}
+        return Pool(same, self.ids, self._groups, self._masks, **options)
+
     def weight(self, sample_id: str) -> float:
         """Weight of the mask of a sample in training, [0, 1]."""
         return self.weights.get(self._checked_id(sample_id), 1.0)

@@ -10,7 +10,7 @@ BEFORE: dict[str, Any] = {
     **{"model.decoder_width": 8, "model.decoder": "unet", "model.fine_init": "weights", "model.veto": False},
     **{"fit.dice": "batch", "fit.encoder_lr": 1.0, "fit.decay_norms": True, "fit.clip_grad": 0.0},
     **{"fit.flips": "both", "fit.rotation": 30.0, "fit.scale": [0.8, 1.25], "fit.checkpoint": "best"},
-    **{"fit.clean_share": 0.0, "classifier.patience": 0, "baseline_models": []},
+    **{"fit.clean_share": 0.0, "fit.supersample": 1, "classifier.patience": 0, "baseline_models": []},
     **{"model.encoder_sha256": None, "model.force_normalization": False},
 }
 """Settings that older runs lack, and the values in effect then. They are filled in when settings of a run are read, and

@@ -129,7 +129,9 @@ def training_batches(
 ) -> Batches:
     """Batches of a round's training: labels, and pseudo masks or unlabeled images if given."""
     size, symmetry = task.cfg.data.patch or task.cfg.data.size, symmetry_of(cfg)
-    plain, strong = (Augment(size, cfg.augment, strong=strong, symmetry=symmetry) for strong in (False, True))
+    options = {"symmetry": symmetry, "supersample": cfg.supersample}
+    plain, strong = (Augment(size, cfg.augment, strong=strong, **options) for strong in (False, True))
+    labeled, unlabeled, pseudo = (p and p.supersampled(cfg.supersample) for p in (task.labeled, task.unlabeled, pseudo))
     plan = BatchPlan(
         seed=task.cfg.seed,
         round_idx=round_idx,
@@ -140,6 +142,6 @@ def training_batches(
         max_empty_share=cfg.max_empty_share,
         cutmix=cfg.cutmix,
         view_cutmix=consistency.cutmix if consistency else 0.0,
-        patch=task.cfg.data.patch,
+        patch=task.cfg.data.patch and task.cfg.data.patch * cfg.supersample,
     )
-    return ViewBatches(task.labeled, task.unlabeled, plan) if consistency else Batches(task.labeled, pseudo, plan)
+    return ViewBatches(labeled, unlabeled, plan) if consistency else Batches(labeled, pseudo, plan)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kmine.data.augment import Augment
+from kmine.data.resize import Resizer
 from kmine.data.source import Symmetry
 
 SIZE = 64
@@ -19,6 +20,7 @@ def refuse(*args, **kwargs):
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 import numpy as np
 from kmine.data.augment import Augment
+from kmine.data.resize import Resizer
 augment = Augment(32)
 assert "albumentations" not in sys.modules, "imported before use"
 augment(np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8), 0)
@@ -220,3 +222,33 @@ def test_wrong_arrays_are_refused(augment, pair, wrong):
 def test_albumentations_is_imported_at_first_use_without_network():
     done = subprocess.run([sys.executable, "-c", NO_NETWORK], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_supersampled_images_are_turned_in_their_fine_pixels_and_then_reduced(pair):
+    symmetry = Symmetry("both", 180.0, (1.5, 1.5))
+    fine = Augment(SIZE // 2, geometric_only=True, supersample=2, symmetry=symmetry)
+    coarse = Augment(SIZE // 2, geometric_only=True, symmetry=symmetry)
+    rows, cols = np.mgrid[:SIZE, :SIZE]
+    image = np.repeat((2 * (rows + cols)).astype(np.uint8)[..., None], 3, axis=-1)
+    mask = (rows + cols > SIZE).astype(np.uint8)
+    small = Resizer(SIZE // 2)
+    for seed in range(8):
+        a, b = fine(image, mask, seed), coarse(small.image(image), small.mask(mask), seed)
+        known = (a[1] != 255) & (b[1] != 255)
+        assert known.mean() > 0.5 and a[0].shape == (SIZE // 2, SIZE // 2, 3)
+        np.testing.assert_allclose(a[0][known].astype(int), b[0][known], atol=6)
+        assert (a[1] == b[1])[known].mean() > 0.9, "the same change of geometry"
+    unchanged = Augment(SIZE // 2, enabled=False, supersample=2)(image, mask, 0)
+    np.testing.assert_array_equal(unchanged[0], small.image(image))
+    np.testing.assert_array_equal(unchanged[1], small.mask(mask))
+
+
+def test_magnification_of_a_supersampled_image_shows_finer_detail():
+    noise = np.random.default_rng(3).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    symmetry, blank = Symmetry("none", 0.0, (2.0, 2.0)), np.zeros((SIZE, SIZE), np.uint8)
+    fine = Augment(SIZE // 2, geometric_only=True, supersample=2, symmetry=symmetry)
+    coarse = Augment(SIZE // 2, geometric_only=True, symmetry=symmetry)
+    small = Resizer(SIZE // 2).image(noise)
+    views = [(fine(noise, blank, seed)[0], coarse(small, blank[::2, ::2], seed)[0]) for seed in range(20)]
+    ratios = [a[8:-8, 8:-8].std() / b[8:-8, 8:-8].std() for a, b in views if not np.array_equal(b, small)]
+    assert len(ratios) > 10 and min(ratios) > 1.15

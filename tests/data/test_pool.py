@@ -127,3 +127,14 @@ def test_spaced_images_are_those_of_all_pools_in_the_order_of_their_ids(cache):
     assert everything[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 7, 9]
     assert spaced_images(pools, 3)[:, 0, 0, 0].tolist() == [0, 2, 4]
     assert len(spaced_images(pools, 6)) == 6
+
+
+def test_a_supersampled_pool_shows_the_same_samples_at_a_multiple_of_the_size(cache, source):
+    pool = Pool(cache, IDS, GROUPS, weights={IDS[0]: 0.5}).with_masks(IDS[:3], lambda _: MINED, empty=IDS[:1])
+    finer = pool.supersampled(2)
+    assert finer.ids == pool.ids and finer.empty == pool.empty and pool.supersampled(1) is pool
+    assert finer.image_resized(IDS[1]).shape == (64, 64, 3) and pool.image_resized(IDS[1]).shape == (32, 32, 3)
+    mask = finer.mask_resized(IDS[1])
+    assert (mask[:, :31] == 1).all() and (mask[:, 33:] == 255).all()
+    with pytest.raises(WithheldMaskError):
+        Pool(cache, IDS, GROUPS).supersampled(2).mask_resized(IDS[0])
