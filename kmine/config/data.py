@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kmine.config.checks import LocalPath, expand_paths, fraction, is_count, is_range, require
@@ -71,7 +71,13 @@ class DataConfig:
     val_fraction: float = 0.1
     """Share of the images with masks used for validation."""
     test_fraction: float = 0.25
-    """Share of the images with masks held out as test split."""
+    """Share of the images with masks held out as test split; not used with data.folds."""
+    folds: int | None = None
+    """For few masks: kmine loop divides the images with masks into so many folds and makes a run for each, with that
+    fold as test split (fold-0, fold-1, ... in the folder out), and one on all masks without test split (all), whose
+    model is the one to use. kmine compare then tests on every image with a mask once. As in 5; default: one run."""
+    fold: int | None = None
+    """One run of data.folds alone: number of its fold, from 0; or data.folds itself: no fold is held out."""
     split_seed: int = 0
     """Seed of validation and test split; `--seed` draws the labeled images, so all seeds share one test split."""
     split_file: LocalPath | None = None
@@ -123,5 +129,19 @@ class DataConfig:
             require(0 <= getattr(self, name) < 1, f"data.{name}", "a fraction in [0, 1)", getattr(self, name))
         held_out, expected = self.val_fraction + self.test_fraction, "less than 1, so that training images remain"
         require(held_out < 1, "data.val_fraction + data.test_fraction", expected, held_out)
+        folds, fold, none = self.folds, self.fold, "null without data.folds"
+        require(folds is None or 2 <= folds <= 50, "data.folds", "2 to 50, or null", folds)
+        require(fold is None or folds is not None, "data.fold", none, fold)
+        require(fold is None or 0 <= fold <= folds, "data.fold", f"0 to data.folds ({folds})", fold)
+        require(folds is None or self.split_file is None, "data.split_file", "null with data.folds", self.split_file)
         bits = self.duplicate_distance
         require(-1 <= bits <= 63, "data.duplicate_distance", "-1 to 63 bits", bits)
+
+    @property
+    def num_runs(self) -> int:
+        """Runs that `kmine loop` makes: one, or those of all folds and one on all masks."""
+        return self.folds + 1 if self.folds and self.fold is None else 1
+
+    def of_all_masks(self) -> DataConfig:
+        """The settings of the run on all masks; without folds, or of a single one, unchanged."""
+        return replace(self, fold=self.folds) if self.num_runs > 1 else self

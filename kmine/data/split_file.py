@@ -89,6 +89,8 @@ def resolve_splits(
         hashes: perceptual hash by sample id.
         given_split: replaces the official split of the data set.
     """
+    if cfg.num_runs > 1:
+        raise UserError("data.fold: expected one of the folds for a single run, got null; kmine loop makes all of them")
     if given_split is not None and given_split.rows is not None:
         readable = {ref.sample_id for ref in refs}
         return Splits.from_rows(row for row in given_split.rows if row[0] in readable)
@@ -103,6 +105,7 @@ def resolve_splits(
         split_seed=cfg.split_seed,
         seed=seed,
         fine_groups=cfg.fine_groups,
+        fold=None if cfg.folds is None else (cfg.fold, cfg.folds),
     )
 
 

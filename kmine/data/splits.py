@@ -109,6 +109,7 @@ def make_splits(
     split_seed: int,
     seed: int,
     fine_groups: float | None = None,
+    fold: tuple[int, int] | None = None,
 ) -> Splits:
     """Draw the splits by group: test and validation from `split_seed`, labeled images from `seed`.
 
@@ -116,6 +117,10 @@ def make_splits(
     not matter, and adding a sample hardly moves the others. Labeled groups are a prefix of that order, so those of a
     small fraction are a subset of those of a larger one. `fine_groups` sets the length of the prefix in groups: at
     least 1, the number; below 1, the share of the training groups with masks.
+
+    `fold` (k, n) takes the place of `test_fraction`: test is fold k of n of the groups with masks, which are of nearly
+    equal numbers of masks and drawn from `split_seed`; validation is drawn from the rest, anew for each k. k = n holds
+    nothing out. Of a group with masks all samples leave training with it; those without a mask are then in no split.
 
     - A group with a sample without a mask stays in training; that sample is unlabeled.
     - Official splits (train, val or test of every sample) are used; an official validation or test split that does not
@@ -130,7 +135,13 @@ def make_splits(
     num_masks = sum(ref.has_mask for ref in refs)
     if not num_masks:
         raise UserError(f"data: expected images with masks, got {len(refs)} images and no mask")
-    if "test" not in official and test_fraction > 0:
+    if fold is not None:
+        if official != {"train"}:
+            raise UserError("data.folds: expected images without a split of their own, got one; leave data.folds out")
+        refs = _hold_out(refs, sides, fold, split_seed)
+        num_masks = sum(ref.has_mask for ref in refs if sides[ref.group_id] == "train")
+        split_seed = derive_seed("fold", split_seed, fold[0])
+    elif "test" not in official and test_fraction > 0:
         _draw(refs, sides, "test", test_fraction * num_masks, split_seed)
     if "val" not in official:
         if val_fraction <= 0:
@@ -160,6 +171,23 @@ def _official(refs: Sequence[SampleRef]) -> tuple[list[SampleRef], dict[str, str
     sides = {group: min(names, key=SIDES.index) for group, names in sides_of_group.items()}
     kept = [ref for ref in refs if ref.split == sides[ref.group_id] and (ref.has_mask or ref.split == "train")]
     return kept, sides
+
+
+def _hold_out(refs: Sequence[SampleRef], sides: dict[str, str], fold: tuple[int, int], seed: int) -> list[SampleRef]:
+    """Move fold k of n from train to test; returns the samples without the maskless ones of its groups.
+
+    The largest group first, each goes to the fold with the fewest masks so far.
+    """
+    sizes = Counter(ref.group_id for ref in refs if ref.has_mask)
+    index, count = fold
+    if len(sizes) < count:
+        raise UserError(f"data.folds: expected at most {len(sizes)}, the groups with masks, got {count}; choose fewer")
+    totals = [0] * count
+    for group in sorted(_order(sizes, "fold", seed), key=lambda group: -sizes[group]):
+        chosen = totals.index(min(totals))
+        totals[chosen] += sizes[group]
+        sides[group] = "test" if chosen == index else "train"
+    return [ref for ref in refs if ref.has_mask or sides[ref.group_id] == "train"]
 
 
 def _draw(refs: Sequence[SampleRef], sides: dict[str, str], side: str, target: float, seed: int) -> None:

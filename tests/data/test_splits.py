@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -20,7 +20,7 @@ needs_data = pytest.mark.skipif(not DATA, reason="KMINE_TEST_DATA is not set to 
 
 
 def split(
-    refs, label_fraction=0.5, val_fraction=0.1, test_fraction=0.25, split_seed=0, seed=0, fine_groups=None
+    refs, label_fraction=0.5, val_fraction=0.1, test_fraction=0.25, split_seed=0, seed=0, fine_groups=None, fold=None
 ) -> Splits:
     return make_splits(
         refs,
@@ -30,6 +30,7 @@ def split(
         split_seed=split_seed,
         seed=seed,
         fine_groups=fine_groups,
+        fold=fold,
     )
 
 
@@ -257,3 +258,54 @@ def test_real_frames_saved_twice_share_a_group():
         (perceptual_hash(image) ^ hashes[ref.sample_id]).bit_count() <= 6
         for image, ref in zip(half, refs, strict=False)
     )
+
+
+@settings(max_examples=40, deadline=None)
+@given(ref_lists, st.integers(0, 5), st.integers(2, 6))
+def test_folds_test_each_image_with_a_mask_once_and_never_separate_a_group(drawn, split_seed, count):
+    refs = drawn_refs(drawn)
+    masked = {ref.sample_id for ref in refs if ref.has_mask}
+    largest = max(sum(ref.has_mask and ref.group_id == g for ref in refs) for g in {ref.group_id for ref in refs})
+    assume(largest <= 10)
+    folds = [split(refs, 1.0, split_seed=split_seed, fold=(k, count)) for k in range(count)]
+    assert sorted(i for fold in folds for i in fold.test) == sorted(masked)
+    sizes = [len(fold.test) for fold in folds]
+    assert max(sizes) - min(sizes) <= largest
+    for fold in folds:
+        assert fold.val and fold.labeled and Splits.from_rows(fold.rows()) == fold  # refuses a group on two sides
+        assert {*fold.val, *fold.test, *fold.labeled} <= masked
+        assert fold == split(refs[::-1], 1.0, split_seed=split_seed, seed=0, fold=(folds.index(fold), count))
+
+
+def test_folds_by_hand():
+    refs = [*refs_of(16), *(SampleRef(f"u{i}", f"u{i}", has_mask=False) for i in range(4))]
+    folds = [split(refs, 1.0, val_fraction=0.2, fold=(k, 5)) for k in range(5)]
+    assert [len(fold.test) for fold in folds] == [4, 3, 3, 3, 3]
+    assert [(len(fold.val), len(fold.labeled), len(fold.unlabeled)) for fold in folds[:2]] == [(2, 10, 4), (3, 10, 4)]
+    assert len({fold.val for fold in folds}) > 1, "validation is drawn anew for each fold"
+    every = split(refs, 1.0, val_fraction=0.2, fold=(5, 5))
+    assert (len(every.test), len(every.val), len(every.labeled)) == (0, 3, 13)
+    assert folds[0].test != split(refs, 1.0, split_seed=1, fold=(0, 5)).test
+    assert folds[0].test == split(refs, 1.0, seed=7, fold=(0, 5)).test
+
+
+def test_a_group_with_maskless_samples_is_tested_too_and_its_maskless_samples_are_left_out():
+    refs = [SampleRef(f"s{i}", f"g{i // 2}", has_mask=i % 2 == 0) for i in range(8)] + refs_of(4)
+    for k in range(2):
+        fold = split(refs, 1.0, fold=(k, 2))
+        tested = {fold.groups[i] for i in fold.test}
+        assert len(fold.test) == 4 and all(int(i[1:]) % 2 for i in fold.unlabeled)
+        assert not tested & {fold.groups[i] for i in fold.unlabeled}
+
+
+@pytest.mark.parametrize(
+    ("refs", "words"),
+    [
+        (refs_of(4), "data.folds: expected at most 4, the groups with masks, got 5; choose fewer"),
+        (refs_of(40, group_size=20), "data.folds: expected at most 2, the groups with masks, got 5"),
+        ([SampleRef(f"s{i}", f"s{i}", split=("train", "test")[i % 2]) for i in range(20)], "leave data.folds out"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(refs, words):
+    with pytest.raises(UserError, match=words):
+        split(refs, 1.0, fold=(0, 5))
