@@ -116,6 +116,16 @@ class Finding:
         return f"{self.text} [{names}]" if names else self.text
 
 
+def most_probable(probs: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """(..., K, H, W) -> (..., H, W) class ids, of equals the lowest. Much faster than `argmax` over few planes."""
+    best, ids = probs[..., 0, :, :], np.zeros((*probs.shape[:-3], *probs.shape[-2:]), np.uint8)
+    for class_id in range(1, probs.shape[-3]):
+        plane = probs[..., class_id, :, :]
+        ids[plane > best] = class_id
+        best = np.maximum(best, plane)
+    return ids
+
+
 @dataclass(frozen=True)
 class Probs:
     """The local model's probabilities for one image, in the image's own frame."""
@@ -129,7 +139,7 @@ class Probs:
     @property
     def mask(self) -> NDArray[np.uint8]:
         """(H, W) class ids of the most probable class."""
-        return self.probs.argmax(axis=0).astype(np.uint8)
+        return most_probable(self.probs)
 
 
 @dataclass(frozen=True)

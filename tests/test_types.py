@@ -19,6 +19,7 @@ from kmine.types import (
     Metrics,
     Probs,
     RoundResult,
+    most_probable,
     stopped_by,
 )
 
@@ -52,6 +53,16 @@ def test_the_best_mask_has_the_highest_known_predicted_iou(predicted_iou, best):
 def test_the_mask_of_probabilities_is_the_most_probable_class():
     probs = np.array([[[0.5, 0.2, 0.1]], [[0.3, 0.5, 0.3]], [[0.2, 0.3, 0.6]]], np.float32)
     assert Probs("a", probs).mask.tolist() == [[0, 1, 2]]
+
+
+def test_the_most_probable_class_is_that_of_argmax_and_of_equals_the_lowest():
+    rng = np.random.default_rng(0)
+    for classes in (1, 2, 4):
+        probs = rng.integers(0, 3, (2, classes, 5, 7)).astype(np.float32)  # with many ties
+        ids = most_probable(probs)
+        assert ids.dtype == np.uint8
+        np.testing.assert_array_equal(ids, probs.argmax(axis=1))
+        np.testing.assert_array_equal(most_probable(probs[0]), probs[0].argmax(axis=0))
 
 
 def test_a_result_round_trips_through_json_with_null_for_nan():

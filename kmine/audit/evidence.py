@@ -29,7 +29,7 @@ from kmine.store.artifacts import CURE, DamagedError, fitting
 from kmine.training.distributed import make_fabric
 from kmine.training.inference import predict_resized
 from kmine.training.task import Task
-from kmine.types import IGNORE_INDEX
+from kmine.types import IGNORE_INDEX, most_probable
 
 BATCH_SIZE = 16
 """Images per forward pass."""
@@ -239,7 +239,7 @@ def _score_mask(
         conflict=conflict,
         model_names=tuple(reference.name for reference in held_out.references),
         contradicted=ranking.contradicts_image_label(mask, masks.pool.image_label(sample_id), task.num_classes),
-        predicted_rle={} if mean is None else {k: to_rle(region) for k, region in class_masks(mean.argmax(axis=0))},
+        predicted_rle={} if mean is None else {k: to_rle(region) for k, region in class_masks(most_probable(mean))},
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -23,6 +24,12 @@ from kmine.types import IGNORE_INDEX
 
 B = TypeVar("B")
 T = TypeVar("T")
+
+
+@lru_cache(maxsize=8)
+def _permutation(length: int, *keys: int | str) -> NDArray[np.int64]:
+    """The order of an epoch, kept, since each of its images asks for it."""
+    return np.random.default_rng(derive_seed(*keys)).permutation(length)
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,7 @@ class _Stream(ABC, Generic[B]):
 
     def _nth(self, items: Sequence[T], name: str, n: int) -> T:
         epoch, place = divmod(n, len(items))
-        order = np.random.default_rng(derive_seed(*self.keys, name, epoch)).permutation(len(items))
-        return items[order[place]]
+        return items[_permutation(len(items), *self.keys, name, epoch)[place]]
 
     def stream(self, start: int, stop: int, num_workers: int) -> Iterator[B]:
         """Batches of the steps [start, stop), read ahead by `num_workers` processes (0: one thread)."""

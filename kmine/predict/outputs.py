@@ -23,6 +23,7 @@ from kmine.predict.inputs import Input
 from kmine.predict.log import Row
 from kmine.predict.metadata import colours
 from kmine.predict.reader import Loaded
+from kmine.types import most_probable
 
 FILL = 0.35
 """Opacity of an overlay's colour inside a mask; the border is opaque."""
@@ -57,7 +58,7 @@ def class_mask(probs: NDArray[np.float32], height: int, width: int) -> NDArray[n
     if len(probs) == 2:
         # Resizing is linear, so the difference of the two classes can be resized instead.
         return (to_frame(probs[1:] - probs[:1], height, width)[0] > 0).astype(np.uint8)
-    return to_frame(probs, height, width).argmax(axis=0).astype(np.uint8)
+    return most_probable(to_frame(probs, height, width))
 
 
 def mean_max_probability(probs: NDArray[np.float32]) -> float:

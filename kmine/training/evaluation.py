@@ -19,7 +19,7 @@ from kmine.training.checkpoints import Checkpoints
 from kmine.training.distributed import DeviceContext, gather_shards, shard
 from kmine.training.inference import infer, predict_resized, resized_batches
 from kmine.training.task import Task
-from kmine.types import CaseMetrics, Metrics, RoundResult, Sample
+from kmine.types import CaseMetrics, Metrics, RoundResult, Sample, most_probable
 
 
 def evaluate_round(
@@ -119,7 +119,7 @@ def validation_scores(task: Task, model: LocalModel) -> list[float]:
     cases: list[CaseMetrics] = []
     for ids, images in resized_batches(task.val, shard(task.val.ids, task.fabric), task.cfg.infer.batch_size):
         probs, _ = predict_resized(model, images, "none", task.fabric.device)
-        for sample_id, pred in zip(ids, probs.argmax(axis=1).astype(np.uint8), strict=True):
+        for sample_id, pred in zip(ids, most_probable(probs), strict=True):
             truth = task.val.mask_resized(sample_id)
             cases.append(case_metrics(sample_id, pred, truth, task.num_classes, with_hd95=False))
     return [case.score for case in gather_shards(cases, task.fabric)]

@@ -32,7 +32,7 @@ from kmine.training.classifier import image_logits
 from kmine.training.inference import predict_resized, resized_batches
 from kmine.training.task import Task
 from kmine.training.train_steps import FitResult
-from kmine.types import Bool, Floats
+from kmine.types import Bool, Floats, most_probable
 
 MIN_IMAGES = 5
 """Validation images with a lesion, and without one, that a veto needs."""
@@ -119,10 +119,7 @@ def _with_and_without(
     """Score of an image as predicted, and if it is vetoed, and whether it has a lesion."""
     silent = probs.copy()
     silent[-1] = VETOED_LOGIT
-    cases = [
-        case_metrics("", p.argmax(axis=0).astype(np.uint8), truth, num_classes, with_hd95=False)
-        for p in (probs, silent)
-    ]
+    cases = [case_metrics("", most_probable(p), truth, num_classes, with_hd95=False) for p in (probs, silent)]
     return cases[0].score, cases[1].score, bool((truth == num_classes - 1).any())
 
 
