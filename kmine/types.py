@@ -121,8 +121,9 @@ def most_probable(probs: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     best, ids = probs[..., 0, :, :], np.zeros((*probs.shape[:-3], *probs.shape[-2:]), np.uint8)
     for class_id in range(1, probs.shape[-3]):
         plane = probs[..., class_id, :, :]
-        ids[plane > best] = class_id
-        best = np.maximum(best, plane)
+        np.copyto(ids, class_id, where=plane > best)
+        if class_id + 1 < probs.shape[-3]:
+            best = np.maximum(best, plane)
     return ids
 
 
