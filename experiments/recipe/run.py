@@ -69,7 +69,9 @@ INGREDIENTS = {
 }
 """Settings by dotted name that differ from today's defaults."""
 REFERENCE = {"fit.encoder_lr": "1.0"}
-ARMS = ("new", "bare", "old", *INGREDIENTS)
+BARE_RATES = {"bare": 1e-4, "bare-full-rate": 1e-3}
+"""Learning rate of the encoder in the bare loop; that of the decoder is 1e-3."""
+ARMS = ("new", *BARE_RATES, "old", *INGREDIENTS)
 IS_OLD = "dice" not in {field.name for field in fields(FitConfig)}
 
 
@@ -151,8 +153,8 @@ def run_cell(args: argparse.Namespace, fold: int, num_labels: int, arm: str) -> 
     scored = parts["others"][:MOST_SCORED] if arm in INGREDIENTS else parts["test"]
     if not scored:
         raise SystemExit(f"{arm} is scored on images that are not labeled; give it fewer labels than {num_labels}")
-    if arm == "bare":
-        model = train_bare(args, labeled, fold)
+    if arm in BARE_RATES:
+        model = train_bare(args, labeled, fold, BARE_RATES[arm])
     else:
         folder = Path(args.out) / "runs" / f"{fold}-{num_labels}-{arm}"
         run = RunFolder(folder)
@@ -185,10 +187,10 @@ def score(model: LocalModel, pool: Pool) -> list[float]:
     ]
 
 
-def train_bare(args: argparse.Namespace, labeled: Pool, seed: int) -> LocalModel:
+def train_bare(args: argparse.Namespace, labeled: Pool, seed: int, encoder_rate: float) -> LocalModel:
     """A loop of common best practice around segmentation-models-pytorch: the same network, steps, batch and images.
 
-    Dice and cross-entropy of smp and torch, AdamW, encoder at a tenth of the rate, cosine decay, flips, affine changes
+    Dice and cross-entropy of smp and torch, AdamW, the encoder at a rate of its own, cosine decay, flips, affine changes
     and colour jitter of albumentations, the last step.
     """
     import albumentations as A
@@ -209,7 +211,7 @@ def train_bare(args: argparse.Namespace, labeled: Pool, seed: int) -> LocalModel
         seed=seed,
     )
     rest = [p for name, p in net.named_parameters() if not name.startswith("encoder.")]
-    groups = [{"params": net.encoder.parameters(), "lr": 1e-4}, {"params": rest, "lr": 1e-3}]
+    groups = [{"params": net.encoder.parameters(), "lr": encoder_rate}, {"params": rest, "lr": 1e-3}]
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
     dice, entropy = smp.losses.DiceLoss("multiclass", classes=[1]), torch.nn.CrossEntropyLoss()
