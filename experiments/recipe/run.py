@@ -190,8 +190,8 @@ def score(model: LocalModel, pool: Pool) -> list[float]:
 def train_bare(args: argparse.Namespace, labeled: Pool, seed: int, encoder_rate: float) -> LocalModel:
     """A loop of common best practice around segmentation-models-pytorch: the same network, steps, batch and images.
 
-    Dice and cross-entropy of smp and torch, AdamW, the encoder at a rate of its own, cosine decay, flips, affine changes
-    and colour jitter of albumentations, the last step.
+    Dice and cross-entropy of smp and torch, AdamW with a rate for the encoder, cosine decay, flips, affine changes and
+    colour jitter of albumentations, the last step.
     """
     import albumentations as A
     import segmentation_models_pytorch as smp
