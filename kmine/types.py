@@ -31,7 +31,7 @@ SPLIT_NAMES: tuple[SplitName, ...] = ("labeled", "unlabeled", "val", "test")
 Severity = Literal["fault", "note"]
 
 REASONS = (
-    *("kept", "kept_local", "accepted", "rejected", "lesion_free", "no_component", "empty_candidate"),
+    *("kept", "kept_local", "accepted", "rejected", "lesion_free", "no_component", "vetoed", "empty_candidate"),
     *("low_predicted_iou", "low_stability", "low_agreement", "low_jitter_dice", "low_confidence"),
     *("high_confidence_outside", "high_tta_std", "area_outlier", "contradicts_image_label", "low_estimated_dice"),
 )
@@ -39,7 +39,8 @@ REASONS = (
 
 `accepted`, `rejected`: by a reviewer, in the audit of an earlier run; the image is not segmented.
 `kept_local`: of two disagreeing masks the local model's own is used, as its estimated Dice is higher.
-`lesion_free`: by the image-level label; the image is not segmented, and its pseudo mask is empty."""
+`lesion_free`: by the image-level label; the image is not segmented, and its pseudo mask is empty.
+`vetoed`: the classifier of sks sees no lesion in the image, so nothing is prompted there; it has no pseudo mask."""
 
 STOPPED_BY = {
     "rounds": "all rounds are done",
@@ -160,6 +161,8 @@ class Prompts:
     """(J, 4) XYXY: jittered copies of the box, whose masks measure consistency for the gate."""
     component: Bool | None = None
     """(H, W), the local model's own mask of the object, if the prompts are of one."""
+    scaled_boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    """(B, 4) XYXY: further boxes of the object; `kmine.mining.segment` gives a segmenter one at a time, as `box`."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ class Candidate:
     low_res_logits: NDArray[np.float32] | None
     """(M, h, w) in the segmenter's own padded frame, or None."""
     jittered_masks: Bool
-    """(J, H, W): the best mask for each jittered box."""
+    """(J, H, W): the best mask for each jittered box, and for each further box of the object."""
 
     @property
     def best(self) -> int:
@@ -192,7 +195,7 @@ class Evidence:
     agreement_iou: float = float("nan")
     """IoU of the candidate with the local model's own component."""
     jitter_dice: float = float("nan")
-    """Mean pairwise Dice of the masks for the box and its jittered copies."""
+    """Mean pairwise Dice of the masks for all boxes and for jittered copies."""
     confidence_inside: float = float("nan")
     """Mean local probability of the class inside the candidate."""
     confidence_outside: float = float("nan")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.segmenter_suite import SegmenterSuite, images
-from helpers.simulated_segmenter import Simulated, image_key
+from helpers.segmenter_suite import ProposalSuite, SegmenterSuite, images
+from helpers.simulated_segmenter import FALSE_PROPOSALS, Simulated, image_key
 
 import kmine
 from kmine.config import SegmenterConfig
@@ -16,6 +17,7 @@ from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.datasets.phantom.dataset import PhantomSource
 from kmine.data.pool import Pool
 from kmine.errors import UserError
+from kmine.mining.segment import segment
 from kmine.ops.masks import (
     components,
     grow_box,
@@ -26,7 +28,7 @@ from kmine.ops.metrics import dice, iou, mean_pairwise_dice
 from kmine.segmenters import SEGMENTERS, open_segmenter
 from kmine.segmenters.base import FineTunable
 from kmine.segmenters.ellipse import ellipse_mask
-from kmine.types import Prompts
+from kmine.types import Prompts, Sample
 
 SIZE = 64
 LEVELS = (0.5, 0.7, 0.85, 0.95, 1.0)
@@ -61,7 +63,7 @@ def decode_all(segmenter, scenes):
     return [(part, one) for (_, mask), of in pairs for part, one in zip(components(mask == 1, 100), of, strict=True)]
 
 
-class TestSimulated(SegmenterSuite):
+class TestSimulated(SegmenterSuite, ProposalSuite):
     """The laws of every segmenter."""
 
     @pytest.fixture
@@ -233,3 +235,37 @@ def test_the_package_does_not_contain_it() -> None:
     package = Path(kmine.__file__).parent
     assert package / "types.py" in (files := sorted(package.rglob("*.py")))
     assert not [path for path in files if "simulated_segmenter" in path.read_text("utf-8")]
+
+
+def test_a_mask_depends_on_image_object_box_and_seed_alone(scenes, truths) -> None:
+    """Not on hints, points, components, further boxes, or what else is prompted."""
+    segmenter = Simulated(truths, seed=0)
+    assert segmenter.name == "simulated_0.85"
+    image, mask = scenes[0]
+    part = components(mask == 1, 100)[0]
+    wide = grow_box(tight_box(part), 0.3, *mask.shape)
+    plain = Prompts(1, grow_box(tight_box(part), 0.05, *mask.shape))
+    point = {"point_coords": np.array([[5, 5]], np.float32), "point_labels": np.array([1])}
+    hinted = replace(plain, **point, mask_input=np.ones(mask.shape, np.float32), component=~part)
+    several = replace(plain, scaled_boxes=wide[None])
+    (samples,) = [[Sample("a", "a", image)]]
+    ((alone,),) = segment(segmenter, samples, [[plain]])
+    ((first, second, merged),) = segment(segmenter, samples, [[hinted, replace(plain, box=wide), several]])
+    for found in (first, merged):
+        assert any(np.array_equal(mask, alone.masks[0]) for mask in (*found.masks, *found.jittered_masks))
+    assert alone.predicted_iou == first.predicted_iou and not np.array_equal(alone.masks, second.masks)
+    masks = sorted(m.tobytes() for m in (merged.masks[0], merged.jittered_masks[0]))
+    assert masks == sorted(m.tobytes() for m in (alone.masks[0], second.masks[0]))
+    again = [m.masks[0].tobytes() for _ in range(20) for m in segment(segmenter, samples, [[plain]])[0]]
+    assert set(again) == {alone.masks[0].tobytes()}
+
+
+def test_proposals_have_every_object_at_the_given_iou_and_false_ones(scenes, truths) -> None:
+    segmenter = Simulated(truths, 0.85, 0)
+    for (_, mask), found in zip(
+        scenes, segmenter.propose(segmenter.encode([image for image, _ in scenes])), strict=True
+    ):
+        parts = components(mask == 1, 100)
+        assert len(parts) <= len(found.masks) <= len(components(mask == 1)) + FALSE_PROPOSALS
+        for part in parts:  # a degraded object may have lost a speck
+            assert max(iou(one, part) for one in found.masks) == pytest.approx(0.85, abs=0.05)

@@ -30,6 +30,13 @@ class PromptsConfig:
     """Prompt with the local model's logits (SAM's mask_input)."""
     box_margin: float = 0.05
     """The tight box grows by this share of its side, at least 2 px, clipped to the image."""
+    box_scales: tuple[float, ...] = (1.0,)
+    """Boxes of each object, as multiples of the tight box, before the margin: [1.0, 1.2, 1.5] prompts three times. The
+    mask that agrees best with the others is used; all of them vote, and are evidence of consistency."""
+    doubtful: float | None = None
+    """Also prompt, by box and without mask prompt, where the probability of a class reaches this but no object of it is
+    found; with auto, where nothing is found, also at the most probable proposal from this on. Below 0.5, as 0.2;
+    null: objects only."""
     seed_from_activation: bool = True
     """sks only: where the image label reports a lesion and the model finds none, prompt at the maximum of its
     classifier's class activation map."""
@@ -45,6 +52,11 @@ class PromptsConfig:
         require(self.min_area_px >= 1, "prompts.min_area_px", "at least 1", self.min_area_px)
         fraction(self.min_area_fraction, "prompts.min_area_fraction", closed_low=True)
         require(0 <= self.box_margin <= 1, "prompts.box_margin", "0 to 1", self.box_margin)
+        scales = self.box_scales
+        are_valid = 1 <= len(scales) == len(set(scales)) <= 8 and all(1 <= scale <= 4 for scale in scales)
+        require(are_valid, "prompts.box_scales", "1 to 8 different numbers from 1 to 4, as in [1.0, 1.2, 1.5]", scales)
+        is_doubt = self.doubtful is None or 0 < self.doubtful < 0.5
+        require(is_doubt, "prompts.doubtful", "a number above 0 and below 0.5, or null", self.doubtful)
         require(0 <= self.num_jitters <= 16, "prompts.num_jitters", "0 to 16", self.num_jitters)
         require(0 <= self.jitter < 0.5, "prompts.jitter", "0 to below 0.5", self.jitter)
 

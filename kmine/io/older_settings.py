@@ -13,6 +13,7 @@ BEFORE: dict[str, Any] = {
     **{"fit.flips": "both", "fit.rotation": 30.0, "fit.scale": [0.8, 1.25], "fit.checkpoint": "best"},
     **{"fit.clean_share": 0.0, "fit.supersample": 1, "classifier.patience": 0, "baseline_models": []},
     **{"model.encoder_sha256": None, "model.force_normalization": False},
+    **{"prompts.box_scales": [1.0], "prompts.doubtful": None},
 }
 """Settings that older runs lack, and the values in effect then. They are filled in when settings of a run are read, and
 are not signed, so that what an older run has finished stays valid."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from kmine.methods.mining import mine
+from kmine.mining.calibration.local_quality import without_segmenter
 from kmine.mining.calibration.step import calibrate
 from kmine.segmenters.identity import IdentitySegmenter
 from kmine.training.task import Task
@@ -15,11 +16,12 @@ from kmine.types import RoundResult
 def self_training(task: Task) -> Iterator[RoundResult]:
     """Mining whose segmenter returns the local model's own masks; gate, rounds and training are those of mining.
 
-    A calibrated gate is calibrated with that segmenter. Fine-tuning, proposals and a second pass do not apply.
+    A calibrated gate is calibrated with that segmenter. Fine-tuning, proposals, several boxes, places of middling
+    probability and a second pass do not apply.
     """
     if not task.cfg.rounds:
         return mine(task)
-    prompts = replace(task.cfg.prompts, source="local", passes=1)
     identity = IdentitySegmenter()
-    task = replace(task, cfg=replace(task.cfg, prompts=prompts), segmenter=identity)
+    cfg = replace(task.cfg, prompts=without_segmenter(task.cfg.prompts))
+    task = replace(task, cfg=cfg, segmenter=identity)
     return mine(calibrate(task, identity))

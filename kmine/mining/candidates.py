@@ -15,16 +15,23 @@ import numpy as np
 from kmine.data.pool import Pool
 from kmine.mining.context import ImageBatch, PreviousMasks, RoundContext
 from kmine.mining.gate import gate
-from kmine.mining.prompts import blend_previous_mask, prompts_from_cam, prompts_from_mask, prompts_from_probs
+from kmine.mining.prompts import (
+    blend_previous_mask,
+    doubtful_prompts,
+    prompts_from_cam,
+    prompts_from_mask,
+    prompts_from_probs,
+)
 from kmine.mining.proposals import has_foreground, match_proposals
 from kmine.mining.refine import refine
 from kmine.mining.segment import embed, segment, segment_twice
 from kmine.ops.masks import components
 from kmine.seeding import derive_seed
 from kmine.segmenters.base import AutomaticMaskGenerator, no_proposals_error
-from kmine.training.inference import activations, infer
+from kmine.training.inference import activations
 from kmine.training.task import Task
-from kmine.types import Candidate, Decision, Probs, Prompts, PseudoLabel
+from kmine.training.veto import infer_by_labels, is_vetoed
+from kmine.types import Bool, Candidate, Decision, Probs, Prompts, PseudoLabel
 
 
 def read_batch(ctx: RoundContext, ids: Sequence[str], batch_idx: int = 0) -> ImageBatch:
@@ -36,9 +43,10 @@ def read_batch(ctx: RoundContext, ids: Sequence[str], batch_idx: int = 0) -> Ima
 
 
 def predict_probs(ctx: RoundContext, batch: ImageBatch) -> list[Probs]:
-    """The local model's probabilities."""
+    """The local model's probabilities, and in `batch` which images it vetoes."""
     task = ctx.task
-    probs = list(infer(ctx.model, ctx.pool, batch.ids, device=task.fabric.device, **asdict(task.cfg.infer)))
+    probs = infer_by_labels(ctx.model, ctx.pool, batch.images, device=task.fabric.device, **asdict(task.cfg.infer))
+    batch.vetoed.update(p.sample_id for p in probs if is_vetoed(ctx.model, p))
     ctx.timer.lap("infer")
     return probs
 
@@ -48,27 +56,37 @@ def predict_auxiliary(ctx: RoundContext, batch: ImageBatch) -> list[Probs | None
     task = ctx.task
     if ctx.auxiliary_model is None:
         return [None] * len(batch.images)
-    return list(infer(ctx.auxiliary_model, ctx.pool, batch.ids, device=task.fabric.device, **asdict(task.cfg.infer)))
+    settings = {"device": task.fabric.device, **asdict(task.cfg.infer)}
+    return infer_by_labels(ctx.auxiliary_model, ctx.pool, batch.images, **settings)
 
 
 def generate_prompts(ctx: RoundContext, batch: ImageBatch, probs: Sequence[Probs]) -> list[list[Prompts]]:
     """Prompts for each object: from the local model's masks, or from matched proposals with `prompts.source auto`.
 
-    Image-level labels then remove or add prompts, and with `prompts.source cascade` mask inputs are blended with the
-    segmenter's masks of the round before.
+    Places of middling probability (`prompts.doubtful`) follow. Image-level labels then remove or add prompts, and with
+    `prompts.source cascade` mask inputs are blended with the segmenter's masks of the round before.
     """
     cfg, seed = ctx.task.cfg.prompts, ctx.task.cfg.seed
     prompts = [prompts_from_probs(p, cfg, seed=seed, round_idx=ctx.round_idx) for p in probs]
+    found = [[(prompt.class_id, prompt.component) for prompt in of_image] for of_image in prompts]
     if cfg.source == "auto":
-        _use_proposals(ctx, batch, probs, prompts)
+        _use_proposals(ctx, batch, probs, prompts, found)
+    for p, of_image, objects in zip(probs, prompts, found, strict=True):
+        of_image += doubtful_prompts(p, objects, cfg, seed=seed, round_idx=ctx.round_idx)
     pairs = zip(batch.ids, apply_image_labels(ctx, batch, prompts), strict=True)
     prompts = [blend_previous_mask(image_prompts, ctx.previous.get(i, [])) for i, image_prompts in pairs]
     ctx.timer.lap("prompts")
     return prompts
 
 
-def _use_proposals(ctx: RoundContext, batch: ImageBatch, probs: Sequence[Probs], prompts: list[list[Prompts]]) -> None:
-    """Replace `prompts` by those of the segmenter's proposals that the local model matches.
+def _use_proposals(
+    ctx: RoundContext,
+    batch: ImageBatch,
+    probs: Sequence[Probs],
+    prompts: list[list[Prompts]],
+    found: list[list[tuple[int, Bool]]],
+) -> None:
+    """Replace `prompts` by those of the segmenter's proposals that the local model matches, and add these to `found`.
 
     Nothing is proposed where the local model sees nothing, nor in images known to be free of the only class.
     """
@@ -76,11 +94,12 @@ def _use_proposals(ctx: RoundContext, batch: ImageBatch, probs: Sequence[Probs],
     if not isinstance(segmenter, AutomaticMaskGenerator):
         raise no_proposals_error(segmenter.name)
     lesion_free = [image.image_label == 0 and task.num_classes == 2 for image in batch.images]
-    indices = [n for n, p in enumerate(probs) if not lesion_free[n] and has_foreground(p, prompts[n])]
+    indices = [n for n, p in enumerate(probs) if not lesion_free[n] and has_foreground(p, prompts[n], task.cfg.prompts)]
     embeddings = embed(segmenter, batch.images, indices, batch.embedded)
     for n, proposals in zip(indices, segmenter.propose(list(embeddings.values())), strict=True):
         key = (task.cfg.seed, ctx.round_idx, batch.images[n].sample_id)
         matches = match_proposals(probs[n], prompts[n], proposals, task.cfg.prompts)
+        found[n] += [(own.class_id, mask) for own, mask in matches if mask is not None]
         prompts[n] = [
             own if mask is None else prompts_from_mask(own, mask, task.cfg.prompts, seed=derive_seed(*key, k))
             for k, (own, mask) in enumerate(matches)

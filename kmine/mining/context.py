@@ -56,6 +56,8 @@ class ImageBatch:
     batch_idx: int = 0
     embedded: Embedded = field(default_factory=dict)
     """Embeddings by index of the image: filled when an image is encoded first, so that none is encoded twice."""
+    vetoed: set[str] = field(default_factory=set)
+    """Ids of images in which the classifier of sks sees no lesion: filled when the local model predicts."""
 
     @property
     def ids(self) -> list[str]:

@@ -40,6 +40,28 @@ def prompts_from_probs(probs: Probs, cfg: PromptsConfig, *, seed: int, round_idx
     return prompts
 
 
+def doubtful_prompts(
+    probs: Probs, found: Sequence[tuple[int, Bool]], cfg: PromptsConfig, *, seed: int, round_idx: int
+) -> list[Prompts]:
+    """Prompts for places of middling probability, without component and mask input; none without `cfg.doubtful`.
+
+    Such a place is a connected component of the pixels where a class reaches that probability, as large as an object
+    must be, and without a pixel of an object of the class. `found` has class id and (H, W) mask of each object. (Own
+    choice; the two levels are those of hysteresis thresholding, Canny 1986.)
+
+    Returns:
+        By class, largest place first.
+    """
+    prompts: list[Prompts] = []
+    for class_id in range(1, len(probs.probs) if cfg.doubtful else 0):
+        known = [mask for k, mask in found if k == class_id]
+        for place in masks.components(probs.probs[class_id] >= cfg.doubtful, min_object_area(cfg, probs.probs[0].size)):
+            if not any((place & mask).any() for mask in known):
+                rng = np.random.default_rng(derive_seed(seed, round_idx, probs.sample_id, "doubtful", len(prompts)))
+                prompts.append(replace(_prompts(None, class_id, place, cfg, rng), component=None))
+    return prompts
+
+
 def min_object_area(cfg: PromptsConfig, num_pixels: int) -> int:
     """Pixels of the smallest object that is prompted, in an image of `num_pixels`."""
     return int(np.ceil(max(cfg.min_area_px, cfg.min_area_fraction * num_pixels)))
@@ -100,7 +122,7 @@ def _mask_input_of(mask: Bool) -> NDArray[np.float32]:
 
 def _prompts(probs: Probs | None, class_id: int, mask: Bool, cfg: PromptsConfig, rng: np.random.Generator) -> Prompts:
     height, width = mask.shape
-    box = masks.grow_box(masks.tight_box(mask), cfg.box_margin, height, width)
+    box, *scaled = (_box(mask, scale, cfg.box_margin) for scale in cfg.box_scales)
     coords, labels = _points(mask, box) if cfg.points else (None, None)
     return Prompts(
         class_id=class_id,
@@ -110,7 +132,13 @@ def _prompts(probs: Probs | None, class_id: int, mask: Bool, cfg: PromptsConfig,
         mask_input=_mask_input(probs.probs[class_id], mask) if cfg.mask_hint and probs else None,
         jittered_boxes=masks.jitter_boxes(box, cfg.num_jitters if cfg.box else 0, cfg.jitter, height, width, rng),
         component=mask,
+        scaled_boxes=np.array(scaled if cfg.box else [], np.float32).reshape(-1, 4),
     )
+
+
+def _box(mask: Bool, scale: float, margin: float) -> NDArray[np.float32]:
+    """(4,) the tight box of a mask, `scale` times as large about its centre, and grown by the margin."""
+    return masks.grow_box(masks.grow_box(masks.tight_box(mask), (scale - 1) / 2, *mask.shape, 0.0), margin, *mask.shape)
 
 
 def _points(component: Bool, box: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

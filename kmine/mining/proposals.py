@@ -35,9 +35,9 @@ class MatchedProposal(NamedTuple):
     mask: Bool | None
 
 
-def has_foreground(probs: Probs, local: Sequence[Prompts]) -> bool:
+def has_foreground(probs: Probs, local: Sequence[Prompts], cfg: PromptsConfig) -> bool:
     """Whether `match_proposals` can return anything; if not, no proposals are needed. Arguments as there."""
-    return bool(local) or bool((probs.probs[1:] >= MIN_MEAN_PROB).any())
+    return bool(local) or bool((probs.probs[1:] >= (cfg.doubtful or MIN_MEAN_PROB)).any())
 
 
 def match_proposals(
@@ -50,12 +50,14 @@ def match_proposals(
     local prompt. One proposal per object, because a grid of prompts also returns parts of an object and the object with
     its surroundings, which would all match. Further proposals with a mean probability of at least `MIN_MEAN_PROB`
     outside the local objects become new objects without a component, such as scattered pieces below the minimum area.
+    Of a class without any object, the proposal with the highest mean probability becomes one, where that is at least
+    `cfg.doubtful`.
 
     `probs` and `local`, prompts with their components, are of the local model; `cfg` has the minimum area of an object
     and the margin of its box. Returns the local objects in their order, then the new ones by class.
     """
     out = [MatchedProposal(prompts, None) for prompts in local]
-    min_area = min_object_area(cfg, probs.probs[0].size)
+    large = [mask for mask in proposals.masks if np.count_nonzero(mask) >= min_object_area(cfg, mask.size)]
     for class_id in range(1, len(probs.probs)):
         prob = probs.probs[class_id]
         own = [k for k, prompts in enumerate(local) if prompts.class_id == class_id and prompts.component is not None]
@@ -65,8 +67,11 @@ def match_proposals(
         for k, n in _matches(maps, proposals.masks):
             out[own[k]] = MatchedProposal(local[own[k]], proposals.masks[n])
             claimed = claimed | proposals.masks[n]
-        large = [mask for mask in proposals.masks if np.count_nonzero(mask) >= min_area]
-        out += [MatchedProposal(Prompts(class_id), mask) for mask in _unclaimed_proposals(prob, claimed, large, cfg)]
+        new = list(_unclaimed_proposals(prob, claimed, large, cfg))
+        if cfg.doubtful and large and not own and not new:
+            new = [mask for mask in large if prob[mask].mean() >= cfg.doubtful]
+            new = sorted(new, key=lambda mask: -float(prob[mask].mean()))[:1]
+        out += [MatchedProposal(Prompts(class_id), mask) for mask in new]
     return out
 
 

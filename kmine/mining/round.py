@@ -61,7 +61,7 @@ def save_batch(
     labels: Sequence[PseudoLabel | None],
 ) -> None:
     """Save a mined batch, with the images that have a reviewer's verdict behind the others."""
-    prompt_rows, rows = table_rows(batch.images, prompts, candidates, decisions, labels)
+    prompt_rows, rows = table_rows(batch.images, prompts, candidates, decisions, labels, batch.vetoed)
     by_id = {i: label for i, label in zip(batch.ids, labels, strict=True) if label is not None}
     more_rows, more_labels = reviewed_labels(ctx.task.review, batch.reviewed, ctx.signature, ctx.round_idx)
     written = prompt_rows, rows + more_rows, by_id | more_labels

@@ -239,9 +239,10 @@ def warnings(changes: RoundChanges) -> list[str]:
 def explain_empty_round(rows: Sequence[DecisionRow]) -> str:
     """Why no image has a pseudo mask, from the decisions of a round: the gate's reasons, or the cure."""
     reasons = Counter(row.reason for row in rows)
-    if set(reasons) == {"no_component"}:
+    if set(reasons) <= {"no_component", "vetoed"}:
+        vetoed = f" (the classifier vetoed {reasons['vetoed']} of {len(rows)})" if reasons["vetoed"] else ""
         remedy = "train it longer (--fit.steps) or begin with ImageNet weights (--model.encoder_weights hub)"
-        return f"the local model found no object in any image: {remedy}"
+        return f"the local model found no object in any image{vetoed}: {remedy}"
     return "objects by the gate's reason: " + ", ".join(f"{name} {number}" for name, number in reasons.most_common())
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import chain, islice
 
+import numpy as np
+
+from kmine.ops import metrics
 from kmine.segmenters.base import Embedding, Segmenter
 from kmine.types import Candidate, Prompts, Sample
 
@@ -26,17 +31,46 @@ def segment(
     prompts: Sequence[Sequence[Prompts]],
     embedded: Embedded | None = None,
 ) -> list[list[Candidate]]:
-    """One candidate per prompt, per image; images without a prompt are not encoded.
+    """One candidate per object, per image, see `merge_boxes`; images without a prompt are not encoded.
 
     `embedded` has the embeddings made before and gains the others: each image is encoded once, in batches.
     """
     prompted = [n for n, image_prompts in enumerate(prompts) if image_prompts]
     embeddings = embed(segmenter, samples, prompted, {} if embedded is None else embedded)
-    decoded = segmenter.decode(list(embeddings.values()), [prompts[n] for n in prompted])
+    single = [[one_box_each(prompt) for prompt in prompts[n]] for n in prompted]
+    decoded = segmenter.decode(list(embeddings.values()), [list(chain(*of_image)) for of_image in single])
     out: list[list[Candidate]] = [[] for _ in prompts]
-    for n, candidates in zip(prompted, decoded, strict=True):
-        out[n] = candidates
+    for n, of_image, candidates in zip(prompted, single, decoded, strict=True):
+        rows = iter(candidates)
+        out[n] = [merge_boxes(list(islice(rows, len(of_object)))) for of_object in of_image]
     return out
+
+
+def one_box_each(prompts: Prompts) -> list[Prompts]:
+    """A prompt for each box of an object; the first one has the jittered boxes."""
+    none = np.zeros((0, 4), np.float32)
+    further = (replace(prompts, box=box, jittered_boxes=none, scaled_boxes=none) for box in prompts.scaled_boxes)
+    return [replace(prompts, scaled_boxes=none), *further]
+
+
+def merge_boxes(candidates: Sequence[Candidate]) -> Candidate:
+    """The candidate of an object from those of its boxes: the one whose mask agrees best with the masks of the others.
+
+    That is the one with the highest mean Dice; of equals the one with the higher predicted IoU, then the first. The
+    best masks of the others precede the jittered masks, so that they take part in `Evidence.jitter_dice` and in the
+    vote of `kmine.mining.refine`. (Own choice: agreement needs no score, which some segmenters lack and others have
+    untrained, and outvotes a box that brought the surroundings in.)
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    best = [candidate.masks[candidate.best] for candidate in candidates]
+    dice = np.array([[metrics.dice(a, b) if a.any() else 0.0 for b in best] for a in best])
+    np.fill_diagonal(dice, 0.0)
+    scores = [float(np.nan_to_num(candidate.predicted_iou[candidate.best])) for candidate in candidates]
+    chosen = max(range(len(best)), key=lambda n: (dice[n].sum(), scores[n], -n))
+    others = [mask[None] for n, mask in enumerate(best) if n != chosen]
+    jittered = [candidate.jittered_masks for candidate in candidates]
+    return replace(candidates[chosen], jittered_masks=np.concatenate([*others, *jittered]))
 
 
 def segment_twice(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 
@@ -17,15 +17,16 @@ def table_rows(
     candidates: Sequence[Sequence[Candidate]],
     decisions: Sequence[Sequence[Decision]],
     labels: Sequence[PseudoLabel | None],
+    vetoed: Container[str] = (),
 ) -> tuple[list[PromptRow], list[DecisionRow]]:
-    """Rows of a batch: one per object, and one decision for an image without objects."""
+    """Rows of a batch: one per object, and one decision for an image without objects; `vetoed` has ids of images."""
     prompt_rows: list[PromptRow] = []
     rows: list[DecisionRow] = []
     for image, label, *stages in zip(images, labels, prompts, candidates, decisions, strict=True):
         sample_id, in_training = image.sample_id, label is not None
         objects = list(enumerate(zip(*stages, strict=True)))
         if not objects:  # without an object only an image-level label gives a mask
-            reason = LESION_FREE if in_training else "no_component"
+            reason = LESION_FREE if in_training else "vetoed" if sample_id in vetoed else "no_component"
             rows.append(DecisionRow(sample_id, -1, 0, in_training, reason, in_training=in_training))
         for n, (prompt, candidate, decision) in objects:
             prompt_rows.append(PromptRow.from_prompts(sample_id, n, prompt))

@@ -66,5 +66,7 @@ def round_signature(task: Task, student: Checkpoints, auxiliary_signature: str =
     cfg = task.cfg
     settings = signed_sections(cfg, "infer", "prompts", "gate", "refine")
     gate_inputs = (task.calibration.to_json(), NUM_PILOT_IMAGES) if task.calibration else None
-    review = [task.review.signature] if task.review.signature else []
-    return sign(student.signature, task.segmenter.signature, settings, gate_inputs, auxiliary_signature, *review)
+    further = [task.review.signature] if task.review.signature else []
+    if cfg.model.veto and "sks" in cfg.model.name:
+        further.append("no veto of images labeled with a lesion")  # older rounds vetoed these, too
+    return sign(student.signature, task.segmenter.signature, settings, gate_inputs, auxiliary_signature, *further)

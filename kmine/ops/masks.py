@@ -61,23 +61,31 @@ def jitter_boxes(
     return clip_box(box + rng.uniform(-1, 1, (count, 4)).astype(np.float32) * reach, height, width)
 
 
+def squared_depth(mask: Bool) -> NDArray[np.int64]:
+    """(H, W): squared distance in pixels of each set pixel to the nearest unset one, 0 for unset pixels.
+
+    Squared distances of pixels are whole numbers, so they are rounded: the last bits of OpenCV's distances differ from
+    call to call, and a maximum among equal distances would be another pixel each time. Exact up to 2000 pixels.
+    """
+    depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return np.rint(depth.astype(np.float64) ** 2).astype(np.int64)
+
+
 def inner_point(mask: Bool) -> NDArray[np.float32]:
-    """(2,) as (x, y): the pixel deepest inside the mask.
+    """(2,) as (x, y): the pixel deepest inside the mask; of several the first, row by row.
 
     The image is padded with zeros first, so that an object cut by the border is deepest away from it. The centroid is
     no alternative: that of a crescent lies outside.
     """
-    depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    row, col = np.unravel_index(int(depth.argmax()), mask.shape)
+    row, col = np.unravel_index(int(squared_depth(np.pad(mask, 1))[1:-1, 1:-1].argmax()), mask.shape)
     return np.array([col, row], np.float32)
 
 
 def outer_point(mask: Bool, box: Box, min_px: float = 3.0) -> NDArray[np.float32] | None:
     """(2,) as (x, y): the background pixel in the box farthest from the mask; None if nearer than `min_px`."""
     x0, y0, x1, y1 = (int(v) for v in (np.floor(box[0]), np.floor(box[1]), np.ceil(box[2]), np.ceil(box[3])))
-    distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    window = distance[y0 : y1 + 1, x0 : x1 + 1]
-    if window.size == 0 or window.max() < min_px:
+    window = squared_depth(~mask)[y0 : y1 + 1, x0 : x1 + 1]
+    if window.size == 0 or window.max() < min_px**2:
         return None
     row, col = np.unravel_index(int(window.argmax()), window.shape)
     return np.array([x0 + col, y0 + row], np.float32)

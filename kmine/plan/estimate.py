@@ -79,8 +79,8 @@ def _classifier_seconds(cfg: LoopConfig, speed: Speed) -> float:
 
 
 def _mine_seconds(cfg: LoopConfig, data: Fingerprint, speed: Speed, segmenter: SegmenterSpeed, objects: float) -> float:
-    """Seconds to mine an image: flips, prompts and jittered boxes, evidence, files."""
-    prompts = objects * cfg.prompts.passes * (1 + cfg.prompts.num_jitters)
+    """Seconds to mine an image: flips, prompts with all their boxes, evidence, files."""
+    prompts = objects * cfg.prompts.passes * (len(cfg.prompts.box_scales) + cfg.prompts.num_jitters)
     network = FLIPS[cfg.infer.tta] * speed.infer + segmenter.encode + prompts * segmenter.prompt
     return network + HANDLED * data.height * data.width * max(objects, 1.0)
 

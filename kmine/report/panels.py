@@ -75,7 +75,7 @@ def draw_mask(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.u
 
 
 def draw_prompts(image: NDArray[np.uint8], prompts: Sequence[Prompts], native: tuple[int, int]) -> NDArray[np.uint8]:
-    """The picture with boxes (jittered ones thin), positive points as discs and negative ones as crosses.
+    """The picture with boxes (further and jittered ones thin), positive points as discs and negative ones as crosses.
 
     `native` is (H, W), the frame of the prompts.
     """
@@ -87,7 +87,7 @@ def draw_prompts(image: NDArray[np.uint8], prompts: Sequence[Prompts], native: t
 
     for prompt in prompts:
         colour = CLASS_COLOURS[(prompt.class_id - 1) % len(CLASS_COLOURS)]
-        for box in prompt.jittered_boxes:
+        for box in (*prompt.scaled_boxes, *prompt.jittered_boxes):
             draw_box(box, colour, 1)
         if prompt.box is not None:
             draw_box(prompt.box, _HALO, 4)

@@ -38,14 +38,16 @@ class PromptRow:
     has_mask_input: bool
     jittered_boxes: list[list[float]]
     """(J, 4) XYXY."""
+    scaled_boxes: list[list[float]] | None = None
+    """(B, 4) XYXY; None in older tables."""
 
     @classmethod
     def from_prompts(cls, sample_id: str, object_idx: int, prompts: Prompts) -> PromptRow:
         """The row of an object's prompts; mask input and component are not kept."""
         arrays = (prompts.box, prompts.point_coords, prompts.point_labels)
         plain = [None if array is None else array.tolist() for array in arrays]
-        has_mask_input, jittered_boxes = prompts.mask_input is not None, prompts.jittered_boxes.tolist()
-        return cls(sample_id, object_idx, prompts.class_id, *plain, has_mask_input, jittered_boxes)
+        boxes = (prompts.jittered_boxes.tolist(), prompts.scaled_boxes.tolist())
+        return cls(sample_id, object_idx, prompts.class_id, *plain, prompts.mask_input is not None, *boxes)
 
     def to_prompts(self) -> Prompts:
         """The prompts without mask input and component."""
@@ -55,6 +57,7 @@ class PromptRow:
             None if self.point_coords is None else np.array(self.point_coords, np.float32),
             None if self.point_labels is None else np.array(self.point_labels, np.int64),
             jittered_boxes=np.array(self.jittered_boxes, np.float32).reshape(-1, 4),
+            scaled_boxes=np.array(self.scaled_boxes or [], np.float32).reshape(-1, 4),
         )
 
     def to_arrow(self) -> dict[str, Any]:

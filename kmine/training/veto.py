@@ -18,21 +18,25 @@ N validation images.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kmine.data.pool import Pool
 from kmine.models.base import LocalModel
 from kmine.models.sks import NO_VETO, VETOED_LOGIT, SksModel
 from kmine.ops.metrics import case_metrics
 from kmine.training.checkpoints import Checkpointer
 from kmine.training.classifier import image_logits
-from kmine.training.inference import predict_resized, resized_batches
+from kmine.training.inference import infer, predict_resized, resized_batches
 from kmine.training.task import Task
 from kmine.training.train_steps import FitResult
-from kmine.types import Bool, Floats, most_probable
+from kmine.types import Bool, Floats, Probs, Sample, most_probable
 
 MIN_IMAGES = 5
 """Validation images with a lesion, and without one, that a veto needs."""
@@ -77,6 +81,41 @@ def clear_veto(model: LocalModel) -> None:
     """Veto nothing: the veto of an earlier round would take part in validation, and would be learned from."""
     if isinstance(model, SksModel) and model.net.veto is not None:
         model.net.veto.copy_(Veto().tensor())
+
+
+@contextmanager
+def without_veto(model: LocalModel) -> Iterator[None]:
+    """Within the block `model` vetoes nothing."""
+    saved = model.net.veto.clone() if isinstance(model, SksModel) and model.net.veto is not None else None
+    clear_veto(model)
+    try:
+        yield
+    finally:
+        if saved is not None:
+            model.net.veto.copy_(saved)
+
+
+def infer_by_labels(model: LocalModel, pool: Pool, images: Sequence[Sample], **settings: Any) -> list[Probs]:
+    """Class probabilities of `images` of `pool`; those labeled with a lesion (`image_label` 1) are never vetoed.
+
+    `settings` are those of `infer`.
+    """
+    labeled = [image.sample_id for image in images if image.image_label == 1 and vetoes(model)]
+    others = [image.sample_id for image in images if image.sample_id not in labeled]
+    found = {probs.sample_id: probs for probs in infer(model, pool, others, **settings)}
+    with without_veto(model):
+        found |= {probs.sample_id: probs for probs in infer(model, pool, labeled, **settings)}
+    return [found[image.sample_id] for image in images]
+
+
+def vetoes(model: LocalModel) -> bool:
+    """Whether `model` may veto an image."""
+    return isinstance(model, SksModel) and model.net.veto is not None and bool(model.net.veto[2] > 0)
+
+
+def is_vetoed(model: LocalModel, probs: Probs) -> bool:
+    """Whether `probs` are those of an image that `model` vetoed, in every flip: then a lesion has probability 0."""
+    return vetoes(model) and not probs.probs[-1].any()
 
 
 def choose_vetoes(task: Task, model: LocalModel, result: FitResult, checkpointer: Checkpointer) -> FitResult:

@@ -40,3 +40,13 @@ def test_prompts_need_a_box_or_points():
     with pytest.raises(UserError, match=r"prompts\.box, prompts\.points: expected at least one"):
         PromptsConfig(box=False, points=False)
     assert PromptsConfig(box=False, points=True).points
+
+
+def test_box_scales_and_the_doubtful_level_are_checked_by_name():
+    for scales in ((), (1.0, 1.0), (0.5,), (5.0,), tuple(1 + n / 10 for n in range(9))):
+        with pytest.raises(UserError, match=r"prompts\.box_scales: expected 1 to 8 different numbers from 1 to 4"):
+            PromptsConfig(box_scales=scales)
+    for level in (0.0, 0.5, -0.1):
+        with pytest.raises(UserError, match=r"prompts\.doubtful: expected a number above 0 and below 0\.5, or null"):
+            PromptsConfig(doubtful=level)
+    assert PromptsConfig(box_scales=(1.0, 1.2, 1.5), doubtful=0.2).doubtful == 0.2

@@ -1,9 +1,8 @@
 """A segmenter of a given quality, to measure what the loop gains from it; for tests and experiments.
 
 It knows the true masks and returns the true object, degraded to a given IoU. It is a simulation: no figure made with it
-is SAM's or any other model's, and its name marks it in every table. For scale: SAM's published quality on polyps,
-prompted with true boxes, is about IoU .85. It does not simulate how a real model fails: together with its prompt, more
-on hard images than on easy ones, or on another object than the prompted one.
+is SAM's or any other model's, and its name marks it in every table. It does not simulate how a real model fails:
+together with its prompt, more on hard images than on easy ones, or on another object than the prompted one.
 
 The same seed gives the same segmenter at every IoU: errors at a higher IoU are a subset of those at a lower one.
 
@@ -17,7 +16,7 @@ Legend: H, W height and width of an image in its own frame. Boxes are XYXY in pi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -25,24 +24,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.pool import Pool
-from kmine.ops.masks import components, grow_box, tight_box
+from kmine.ops.masks import clip_box, components, grow_box, squared_depth, tight_box
 from kmine.ops.metrics import iou as iou_of
 from kmine.seeding import derive_seed
-from kmine.segmenters.base import Embedding, check_images, check_pairs, check_prompts
+from kmine.segmenters.base import Embedding, Proposals, check_images, check_pairs, check_prompts, proposals_of
 from kmine.segmenters.ellipse import ellipse_mask
-from kmine.types import Candidate, Prompts
+from kmine.types import IGNORE_INDEX, Candidate, Prompts
 
 Bool = NDArray[np.bool_]
 
+PUBLISHED_IOU = 0.85
+"""SAM's published quality on polyps, prompted with true boxes."""
 MIN_BOX_IOU = 0.1
 """A box selects the object whose box it overlaps most, if their IoU is at least this."""
 BOX_SHARE = 0.3
 """Share of the deformation that differs from box to box, so that jittered boxes get slightly different masks."""
+FALSE_PROPOSALS = 12
+"""Ellipses among the proposals of an image, with sides of .05 to .4 of the image's."""
 SCORE_SD = 0.1
 """Standard deviation of the predicted IoU about the true one."""
 CELLS = ((5, 1.0), (15, 0.4))
 """Noise of the deformation: grid cells across the object's surroundings, and weight."""
-RULE = "simulated segmenter, 1"
+RULE = "simulated segmenter, 2"
 """Part of the signature: increase the number when masks or scores change."""
 
 
@@ -56,9 +59,10 @@ class Output(NamedTuple):
 class Simulated:
     """A `Segmenter` that returns the true object, degraded to `iou`, and a false positive where there is none.
 
-    A prompt selects an object by its box; without a box, by its component, its mask input or its points. Where no true
-    object of the prompt's class is selected, the mask is the ellipse in the box with a predicted IoU drawn from .2 to
-    .8, a real model's confidence in false positives. Otherwise the predicted IoU is the true one with noise.
+    A mask depends on image, object, box and seed alone. A prompt selects an object by its box; without a box, by its
+    component, its mask input or its points. Where no true object of the prompt's class is selected, the mask is the
+    ellipse in the box with a predicted IoU drawn from .2 to .8, a real model's confidence in false positives. Otherwise
+    the predicted IoU is the true one with noise.
     `stability_score` is NaN.
 
     Args:
@@ -71,7 +75,7 @@ class Simulated:
         ValueError: `iou` is not in (0, 1].
     """
 
-    def __init__(self, truths: Mapping[str, NDArray[np.uint8]], iou: float, seed: int) -> None:
+    def __init__(self, truths: Mapping[str, NDArray[np.uint8]], iou: float = PUBLISHED_IOU, seed: int = 0) -> None:
         if not 0 < iou <= 1:
             raise ValueError(f"iou: expected a number above 0, at most 1, got {iou}")
         self.name = f"simulated_{iou:.2f}"
@@ -84,7 +88,7 @@ class Simulated:
         self._signature = digest.hexdigest()
 
     @classmethod
-    def from_pools(cls, pools: Iterable[Pool], iou: float, seed: int) -> Simulated:
+    def from_pools(cls, pools: Iterable[Pool], iou: float = PUBLISHED_IOU, seed: int = 0) -> Simulated:
         """The segmenter for the images of `pools`, which must be opened with their true masks.
 
         They must include every image to segment: the unlabeled ones, and the labeled ones if a gate is calibrated.
@@ -129,14 +133,44 @@ class Simulated:
             for embedding, of_image in zip(embeddings, prompts, strict=True)
         ]
 
-    def _decode_image(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Candidate]:
-        key = image_key(embedding.image)
+    def propose(self, embeddings: Sequence[Embedding]) -> Iterator[Proposals]:
+        """The masks of boxes around the true objects, and `FALSE_PROPOSALS` ellipses anywhere.
+
+        A real generator misses some objects and returns parts of others: this one is better. `stability_score` is the
+        predicted IoU.
+
+        Raises:
+            ValueError: an image whose true mask is not known.
+        """
+        for embedding in embeddings:
+            key, truth = self._truth_of(embedding)
+            found = []
+            for class_id in sorted(set(np.unique(truth).tolist()) - {0, IGNORE_INDEX}):
+                objects = components(truth == class_id)
+                boxes = [grow_box(tight_box(part), 0.05, *truth.shape) for part in objects]
+                found += [self._output((key, class_id), objects, box, truth.shape) for box in boxes]
+            rng = np.random.default_rng(derive_seed(self._seed, key, "proposals"))
+            for centre, sides in rng.uniform((0, 0.05), (1, 0.4), (FALSE_PROPOSALS, 2, 2)).swapaxes(1, 2):
+                corners = np.concatenate([centre - sides / 2, centre + sides / 2]) * np.tile(truth.shape[::-1], 2)
+                box = clip_box(corners.astype(np.float32), *truth.shape)
+                found.append(Output(ellipse_mask(box, truth.shape), float(rng.uniform(0.2, 0.8))))
+            found = [output for output in found if output.mask.any()]
+            scores = [output.predicted_iou for output in found]
+            yield proposals_of(embedding.size, [output.mask for output in found], scores, scores)
+
+    def _truth_of(self, embedding: Embedding) -> tuple[str, NDArray[np.uint8]]:
+        """Key and true mask of an image; `ValueError` for an unknown one."""
+        key = "" if embedding.image is None else image_key(embedding.image)
         truth = self._truths.get(key)
         if truth is None or truth.shape != embedding.size:
             raise ValueError(
-                f"expected one of the {len(self._truths)} images of the simulation, got an unknown one of "
+                f"embedding: expected one of the {len(self._truths)} images of the simulation, got an unknown one of "
                 f"{embedding.size}; add the pool of this image"
             )
+        return key, truth
+
+    def _decode_image(self, embedding: Embedding, prompts: Sequence[Prompts]) -> list[Candidate]:
+        key, truth = self._truth_of(embedding)
         return [self._candidate(key, truth, check_prompts(prompt, embedding.size)) for prompt in prompts]
 
     def _candidate(self, key: str, truth: NDArray[np.uint8], prompts: Prompts) -> Candidate:
@@ -213,9 +247,9 @@ def _surroundings(truth: Bool) -> tuple[slice, slice]:
 
 def _signed_distance(inside: Bool) -> NDArray[np.float64]:
     """(H, W) distance to the outline in pixels, positive inside; the image's border counts as outline."""
-    padded = np.pad(inside.astype(np.uint8), 1)
-    deep, far = (cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for part in (padded, 1 - padded))
-    return np.where(padded == 1, deep - 0.5, 0.5 - far)[1:-1, 1:-1].astype(np.float64)
+    padded = np.pad(inside, 1)
+    deep, far = (np.sqrt(squared_depth(part)) for part in (padded, ~padded))
+    return np.where(padded, deep - 0.5, 0.5 - far)[1:-1, 1:-1]
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:

@@ -30,12 +30,12 @@ from kmine.config import (
 from kmine.data import open_source
 from kmine.data.pool import Pool
 from kmine.methods import mining
-from kmine.mining import candidates
 from kmine.ops.masks import components
 from kmine.ops.metrics import dice
 from kmine.setup.open import open_cache, open_task
 from kmine.store.run_folder import RunFolder
 from kmine.training import trainer as training
+from kmine.training import veto
 from kmine.training.model_setup import new_model
 from kmine.types import IGNORE_INDEX, Probs
 
@@ -76,7 +76,7 @@ def touching(monkeypatch):
                 seen = np.pad(truth.mask_resized(sample_id), ((by, 0), (by, 0)))[:-by, :-by] == 1
                 yield Probs(sample_id, np.where([~seen, seen], 0.9, 0.1).astype(np.float32))
 
-        monkeypatch.setattr(candidates, "infer", infer)
+        monkeypatch.setattr(veto, "infer", infer)
 
     return see
 
@@ -160,7 +160,7 @@ def test_pixels_on_which_the_local_model_disagrees_are_ignored(learned, touching
     masks = mined(task, truth, 1.0, prompts=EVERY_SIZE, refine=RefineConfig(ask_local=True))
     ids = with_as_many_prompts_as_objects(store, truth) & set(masks)
     assert len(ids) >= 5
-    seen = {p.sample_id: p.mask for p in candidates.infer(None, truth, sorted(ids))}
+    seen = {p.sample_id: p.mask for p in veto.infer(None, truth, sorted(ids))}
     for sample_id in ids:
         true = truth.mask_resized(sample_id)
         ignored = masks[sample_id] == IGNORE_INDEX

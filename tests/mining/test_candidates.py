@@ -18,6 +18,7 @@ from kmine.mining.prompts import prompts_from_probs
 from kmine.ops.masks import grow_box, tight_box
 from kmine.segmenters.base import proposals_of
 from kmine.segmenters.ellipse import Ellipse
+from kmine.training import veto
 from kmine.types import Candidate, Probs
 
 AUTO = replace(CFG, rounds=1, prompts=PromptsConfig(source="auto"))
@@ -174,7 +175,7 @@ def test_the_gate_is_calibrated_with_the_prompts_of_mining(opened, monkeypatch) 
     ids = task.labeled.ids[:2]
     samples = [task.labeled.sample(i) for i in ids]
     probs = [probs_of(sample, BELIEVED, *pieces()) for sample in samples]
-    monkeypatch.setattr(candidates, "infer", lambda *args, **settings: iter(probs))
+    monkeypatch.setattr(veto, "infer", lambda model, pool, ids, **settings: (p for p in probs if p.sample_id in ids))
     seen, real = [], candidates.segment_prompts
 
     def segment(ctx, batch, prompts):
@@ -202,3 +203,54 @@ def test_object_areas_are_medians_per_class():
             return mask
 
     assert median_object_area(TwoImages(), 3) == {1: pytest.approx(0.1)}
+
+
+def middling(sample, *places) -> Probs:
+    """Foreground probability .3 at the places, .02 elsewhere."""
+    probs = probs_of(sample, *places).probs[1]
+    foreground = np.where(probs > 0.5, np.float32(0.3), probs)
+    return Probs(sample.sample_id, np.stack([1 - foreground, foreground]))
+
+
+ELSEWHERE = (slice(20, 28), slice(2, 10))
+
+
+def test_places_of_middling_probability_follow_the_objects_and_pass_the_gate_without_a_component(opened) -> None:
+    task, images = opened
+    local = replace(task, cfg=replace(CFG, prompts=PromptsConfig(doubtful=0.2)))
+    both = probs_of(images[0], BELIEVED).probs.max(axis=0), middling(images[0], ELSEWHERE).probs[1]
+    foreground = np.maximum(probs_of(images[0], BELIEVED).probs[1], both[1])
+    probs = [Probs(images[0].sample_id, np.stack([1 - foreground, foreground])), middling(images[1], ELSEWHERE)]
+    ctx, batch = context(local), ImageBatch(images[:2])
+    prompts = generate_prompts(ctx, batch, probs)
+    assert [[p.component is None for p in of_image] for of_image in prompts] == [[False, True], [True]]
+    assert prompts[0][1].box.tolist() == prompts[1][0].box.tolist() == [0, 18, 11, 29]
+    assert prompts[0][1].mask_input is None and prompts[0][0].mask_input is not None
+    (decision,) = candidates.gate_batch(ctx, batch, probs, *segment_prompts(ctx, batch, prompts))[1]
+    assert np.isnan(decision.evidence.agreement_iou) and 0.1 < decision.evidence.confidence_inside < 0.31
+    free = ImageBatch([replace(image, image_label=0) for image in images[:2]])
+    assert generate_prompts(ctx, free, probs) == [[], []]
+
+
+def test_proposals_take_the_middling_places_that_they_cover(opened) -> None:
+    task, images = opened
+    ctx = context(replace(task, cfg=replace(AUTO, prompts=replace(AUTO.prompts, doubtful=0.2))))
+    batch = ImageBatch(images)
+    probs = [middling(images[0], BELIEVED), probs_of(images[1]), middling(images[2], BELIEVED, ELSEWHERE)]
+    prompts = generate_prompts(ctx, batch, probs)
+    assert [len(of_image) for of_image in prompts] == [1, 0, 2] and set(batch.embedded) == {0, 2}
+    mask = np.zeros(images[0].image.shape[:2], bool)
+    mask[PROPOSED] = True
+    box = grow_box(tight_box(mask), AUTO.prompts.box_margin, *mask.shape).tolist()
+    assert [of_image[0].box.tolist() for of_image in (prompts[0], prompts[2])] == [box, box]
+    assert prompts[2][1].box.tolist() == [0, 18, 11, 29]
+    assert all(prompt.component is None for of_image in prompts for prompt in of_image)
+
+
+def test_an_object_of_several_boxes_has_one_candidate_and_one_decision(opened) -> None:
+    task, images = opened
+    ctx = context(replace(task, cfg=replace(CFG, prompts=PromptsConfig(box_scales=(1.0, 1.2, 1.5)))))
+    batch, probs = ImageBatch(images), [probs_of(image, BELIEVED) for image in images]
+    prompts, segmented = segment_prompts(ctx, batch, generate_prompts(ctx, batch, probs))
+    assert [len(of_image) for of_image in segmented] == [1, 1, 1]
+    assert segmented[0][0].jittered_masks.shape[0] == 2 + 3 and prompts[0][0].scaled_boxes.shape == (2, 4)

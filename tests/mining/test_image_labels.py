@@ -9,14 +9,16 @@ import pytest
 import torch
 from helpers.small import CFG, context, same
 
-from kmine.config import ClassifierConfig
+from kmine.config import ClassifierConfig, PromptsConfig
 from kmine.data.augment import Augment
 from kmine.data.batches import LabelBatches
-from kmine.methods.mining import mine
+from kmine.data.pool import Pool
+from kmine.methods.mining import mine, pseudo_label
 from kmine.mining.candidates import apply_image_labels
 from kmine.mining.context import ImageBatch
 from kmine.models.build import build_model
 from kmine.segmenters.ellipse import Ellipse
+from kmine.training.checkpoints import Checkpoints
 from kmine.training.model_setup import new_model
 from kmine.types import Prompts
 
@@ -156,3 +158,23 @@ def test_the_frozen_classifier_is_unchanged_by_the_rounds(sks_task):
             ours = {k.removeprefix("coarse."): v for k, v in classifier.items() if k.startswith("coarse.")}
             assert len(ours) > 10
             assert all(torch.equal(weights[f"net.coarse.{k}"], v) for k, v in ours.items())
+
+
+def test_vetoed_images_are_not_prompted_and_say_so_unless_their_label_reports_a_lesion(task_of, monkeypatch):
+    cfg = replace(SKS, model=replace(SKS.model, veto=True), prompts=PromptsConfig(doubtful=0.05))
+    task, store = task_of(cfg, segmenter=Counting())
+    model, real, ids = new_model(task), Pool.sample, task.unlabeled.ids
+    unlabeled = {i for i in ids[::2] if task.unlabeled.image_label(i) == 1}
+
+    def sample(pool, sample_id):
+        found = real(pool, sample_id)
+        return replace(found, image_label=None) if sample_id in unlabeled else found
+
+    monkeypatch.setattr(Pool, "sample", sample)
+    model.net.veto.copy_(torch.tensor([0.0, -10.0, 0.5]))
+    student = Checkpoints("vetoes all", model.state_dict(), model.state_dict(), 0.0)
+    pseudo_label(task, model, student, None, 1)
+    reasons = {row.sample_id: row.reason for row in store.decisions(1)}
+    assert unlabeled and {i for i, reason in reasons.items() if reason == "vetoed"} == unlabeled
+    assert not {row.sample_id for row in store.prompts(1)} & unlabeled
+    assert {reasons[i] for i, label in labels(task).items() if label == 0} == {"lesion_free"}

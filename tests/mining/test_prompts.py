@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from kmine.errors import UserError
 from kmine.mining.prompts import (
     MASK_INPUT_CLIP,
     blend_previous_mask,
+    doubtful_prompts,
     prompts_from_cam,
     prompts_from_mask,
     prompts_from_probs,
@@ -170,3 +173,70 @@ def test_the_previous_mask_of_the_same_object_and_class_is_blended_in(two_object
     (without_input,) = blend_previous_mask([Prompts(1, near.box, component=near.component)], previous[:1])
     assert np.allclose(without_input.mask_input, np.where(mask, MASK_INPUT_CLIP, -MASK_INPUT_CLIP) / 2)
     assert blend_previous_mask([near], []) == [near]
+
+
+# -- several boxes, and places of middling probability
+
+
+def test_further_boxes_are_multiples_of_the_tight_box_about_its_centre_with_the_margin(two_objects):
+    near, far = find(probs_of(two_objects), box_scales=(1.0, 1.2, 1.5), points=True)
+    plain = find(probs_of(two_objects), points=True)
+    assert near.box.tolist() == [28, 8, 51, 21] and np.array_equal(near.jittered_boxes, plain[0].jittered_boxes)
+    # The tight box is 19 x 9 wide (ends inclusive): a tenth and a quarter of that on each side, and 2 px of margin.
+    np.testing.assert_allclose(near.scaled_boxes, [[26.1, 7.1, 52.9, 21.9], [23.25, 5.75, 55.75, 23.25]], rtol=1e-5)
+    assert far.scaled_boxes[1, 0] == pytest.approx(1.75), "columns 5 to 10"
+    assert np.array_equal(near.point_coords, plain[0].point_coords) and plain[0].scaled_boxes.shape == (0, 4)
+
+
+def test_further_boxes_are_clipped_and_of_prompts_with_a_box_only(two_objects):
+    corner = np.where(rectangle(0, 0, 20, 30), 0.9, 0.1)
+    (found,) = find(probs_of(corner), box_scales=(1.5,))
+    assert found.box[:2].tolist() == [0, 0] and len(found.scaled_boxes) == 0, "a single scale is the box"
+    (found,) = find(probs_of(corner), box_scales=(1.0, 4.0))
+    assert found.scaled_boxes[0, :2].tolist() == [0, 0] and (found.scaled_boxes[0, 2:] <= [99, 59]).all()
+    assert len(find(probs_of(two_objects), box=False, points=True, box_scales=(1.0, 2.0))[0].scaled_boxes) == 0
+    again = prompts_from_mask(found, rectangle(5, 5, 30, 30), PromptsConfig(box_scales=(1.0, 2.0)), seed=0)
+    assert again.scaled_boxes.shape == (1, 4)
+
+
+def doubtful(probs: Probs, *known: np.ndarray, class_id: int = 1, **settings: object):
+    cfg = PromptsConfig(**{"doubtful": 0.2, **settings})
+    return doubtful_prompts(probs, [(class_id, mask) for mask in known], cfg, seed=0, round_idx=1)
+
+
+def test_places_of_middling_probability_are_prompted_by_box_alone():
+    p = np.full((60, 100), 0.1)
+    p[10:20, 30:50] = 0.3
+    p[40:50, 5:11] = 0.2
+    p[30:33, 80:83] = 0.4  # 9 px: smaller than an object
+    first, second = doubtful(probs_of(p))
+    assert first.box.tolist() == [28, 8, 51, 21] and second.box.tolist() == [3, 38, 12, 51]
+    assert first.mask_input is None and first.component is None and first.jittered_boxes.shape == (3, 4)
+    assert doubtful(probs_of(p), doubtful=None) == [] == doubtful(probs_of(p), doubtful=0.45)
+    assert [len(x.scaled_boxes) for x in doubtful(probs_of(p), box_scales=(1.0, 1.5))] == [1, 1]
+
+
+def test_a_place_around_or_beside_an_object_of_its_class_is_not_prompted_again(two_objects):
+    two_objects[20:26, 30:50] = 0.3  # touches the first object
+    two_objects[30:36, 60:70] = 0.3
+    probs = probs_of(two_objects)
+    known = [prompt.component for prompt in find(probs)]
+    (place,) = doubtful(probs, *known)
+    assert place.box.tolist() == [58, 28, 71, 37]
+    assert len(doubtful(probs, *known, class_id=2)) == 3, "objects of another class do not count"
+
+
+def test_the_jitter_of_a_place_depends_on_seed_round_and_sample_alone():
+    probs = probs_of(np.where(rectangle(10, 30, 20, 50), 0.3, 0.0))
+    cfg = PromptsConfig(doubtful=0.2)
+    boxes = [
+        doubtful_prompts(p, [], cfg, seed=seed, round_idx=n)[0].jittered_boxes
+        for p, seed, n in [
+            (probs, 0, 1),
+            (probs, 0, 1),
+            (probs, 1, 1),
+            (probs, 0, 2),
+            (replace(probs, sample_id="b"), 0, 1),
+        ]
+    ]
+    assert np.array_equal(boxes[0], boxes[1]) and not any(np.array_equal(boxes[0], other) for other in boxes[2:])

@@ -128,8 +128,8 @@ def test_a_part_of_an_object_is_not_a_new_object(two) -> None:
 def test_without_probable_pixels_nothing_is_matched() -> None:
     probs = probs_of(np.full(SHAPE, 0.49))
     local, out = matched(probs, NEAR, FAR)
-    assert out == [] and not has_foreground(probs, local)
-    assert has_foreground(probs_of(np.full(SHAPE, 0.5)), [])
+    assert out == [] and not has_foreground(probs, local, CFG)
+    assert has_foreground(probs_of(np.full(SHAPE, 0.5)), [], CFG)
 
 
 def test_classes_are_kept_apart() -> None:
@@ -165,3 +165,23 @@ def test_the_prompt_of_a_match_is_of_the_mask_and_keeps_the_component(two) -> No
     assert (prompt.mask_input == np.where(shifted, MASK_INPUT_CLIP, -MASK_INPUT_CLIP)).all()
     assert (prompt.point_coords[0] == masks.inner_point(shifted)).all() and prompt.jittered_boxes.shape == (3, 4)
     assert prompt.component is local[0].component and (prompt.component == NEAR).all()
+
+
+def test_where_nothing_is_found_the_most_probable_proposal_is_an_object_from_the_doubtful_level_on() -> None:
+    cfg = PromptsConfig(doubtful=0.2)
+    probs = probs_of(np.where(NEAR, 0.4, np.where(FAR, 0.3, 0.05)))
+    assert has_foreground(probs, [], cfg) and not has_foreground(probs, [], CFG)
+    loose, tiny = rectangle(5, 25, 25, 60), rectangle(10, 30, 12, 32)
+    _, (found,) = matched(probs, FAR, loose, NEAR, tiny, cfg=cfg)
+    assert (found.mask == NEAR).all() and found.prompts.component is None and found.prompts.class_id == 1
+    assert matched(probs, FAR, loose, NEAR)[1] == [], "not without the setting"
+    assert matched(probs, rectangle(0, 60, 20, 90), tiny, cfg=cfg)[1] == [], "nothing probable, nothing large"
+
+
+def test_beside_an_object_of_its_class_an_improbable_proposal_is_none(two) -> None:
+    cfg = PromptsConfig(doubtful=0.2)
+    third = rectangle(30, 60, 50, 90)
+    assert len(matched(probs_of(np.where(third, 0.4, two.probs[1])), third, cfg=cfg)[1]) == 2
+    both = probs_of(two.probs[1], np.where(third, 0.4, 0.0))
+    _, out = matched(both, third, cfg=cfg)
+    assert [(match.prompts.class_id, match.mask is None) for match in out] == [(1, True), (1, True), (2, False)]

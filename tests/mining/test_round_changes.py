@@ -221,6 +221,8 @@ def test_a_round_in_one_line():
 
 def test_an_empty_round_is_explained_by_the_reasons_of_the_gate():
     assert "found no object in any image" in explain_empty_round([without("no_component")] * 3)
+    vetoed = [without("no_component"), *[without("vetoed")] * 2]
+    assert "no object in any image (the classifier vetoed 2 of 3): train it" in explain_empty_round(vetoed)
     mixed = [without("no_component"), *[without("low_agreement")] * 2]
     assert explain_empty_round(mixed) == "objects by the gate's reason: low_agreement 2, no_component 1"
 

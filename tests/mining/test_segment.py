@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from kmine.mining.segment import segment, segment_twice
+from kmine.mining.segment import merge_boxes, segment, segment_twice
 from kmine.segmenters.ellipse import Ellipse
-from kmine.types import Prompts, Sample
+from kmine.types import Candidate, Prompts, Sample
 
 
 class Counting(Ellipse):
@@ -88,3 +88,52 @@ def test_an_empty_second_candidate_leaves_the_first_one():
     )
     assert reprompted[0][0].box.tolist() == [2, 2, 8, 8] and reprompted[0][1].box.tolist() == [4, 4, 10, 10]
     assert all(candidate.masks.any() for candidate in candidates[0])
+
+
+class Recording(Ellipse):
+    def decode(self, embeddings, prompts):
+        self.seen = prompts
+        return super().decode(embeddings, prompts)
+
+
+def test_each_box_is_a_prompt_of_its_own_and_an_object_has_one_candidate():
+    samples = [Sample(str(n), str(n), np.zeros((40, 60, 3), np.uint8)) for n in range(2)]
+    further, jittered = (
+        np.array(boxes, np.float32) for boxes in ([[9, 9, 31, 31], [5, 5, 35, 35]], [[11, 10, 30, 30]])
+    )
+    own = {"point_coords": np.array([[20, 20]], np.float32), "point_labels": np.array([1])}
+    several = replace(box(10, 10, 30, 30), **own, jittered_boxes=jittered, scaled_boxes=further)
+    segmenter = Recording()
+    candidates = segment(segmenter, samples, [[box(2, 2, 8, 8), several], [several]])
+    assert [len(of_image) for of_image in candidates] == [2, 1]
+    assert [prompt.box.tolist() for prompt in segmenter.seen[0]] == [[2, 2, 8, 8], [10, 10, 30, 30], *further.tolist()]
+    assert [len(prompt.jittered_boxes) for prompt in segmenter.seen[0]] == [0, 1, 0, 0]
+    assert not any(len(prompt.scaled_boxes) for prompt in segmenter.seen[0])
+    assert all(prompt.point_coords is not None for prompt in segmenter.seen[0][1:])
+    alone = segment(Ellipse(), samples[:1], [segmenter.seen[0][1:]])[0]
+    merged = candidates[1][0]
+    # The ellipse in the middle one of three nested boxes agrees best with the two others.
+    assert np.array_equal(merged.masks, alone[1].masks)
+    masks = [alone[0].masks[0], alone[2].masks[0], alone[0].jittered_masks[0]]
+    assert np.array_equal(merged.jittered_masks, masks), "the others vote, too"
+
+
+def candidate_of(*rows: str, score: float = np.nan) -> Candidate:
+    masks = np.array([[[c == "#" for c in row] for row in rows]])
+    scores = np.full(1, score, np.float32)
+    return Candidate(masks, scores, scores + 1, None, masks[:0])
+
+
+def test_the_mask_that_agrees_best_is_chosen_and_keeps_its_own_scores():
+    a, b, c = candidate_of("##..", score=0.9), candidate_of("##..", score=0.3), candidate_of("####", score=0.99)
+    assert merge_boxes([c, b, a]).predicted_iou == a.predicted_iou, "of equals the one with the higher predicted IoU"
+    assert merge_boxes([c, b, b]).jittered_masks.sum(axis=(1, 2)).tolist() == [4, 2]
+    assert merge_boxes([a]) is a
+
+
+def test_of_two_boxes_the_first_is_chosen_unless_a_score_or_an_empty_mask_decides():
+    left, right, empty = candidate_of("##.."), candidate_of(".##."), candidate_of("....")
+    assert np.array_equal(merge_boxes([left, right]).masks, left.masks)
+    assert np.array_equal(merge_boxes([empty, empty, right]).masks, empty.masks), "no two masks agree: the first"
+    assert np.array_equal(merge_boxes([empty, right, right]).masks, right.masks)
+    assert np.array_equal(merge_boxes([left, replace(right, predicted_iou=np.ones(1))]).masks, right.masks)

@@ -45,11 +45,14 @@ def test_an_object_is_a_row_of_either_table_with_the_masks_that_were_compared():
 
 def test_an_image_without_objects_is_one_decision():
     free = PseudoLabel(np.zeros((2, 3), np.uint8), "lesion_free")
-    prompt_rows, rows = table_rows([sample("a"), sample("b")], [[], []], [[], []], [[], []], [None, free])
+    none = [[], [], []]
+    samples = [sample("a"), sample("b"), sample("c")]
+    prompt_rows, rows = table_rows(samples, none, none, none, [None, free, None], {"b", "c"})
     assert prompt_rows == []
     assert [(row.sample_id, row.object_idx, row.reason, row.kept, row.in_training) for row in rows] == [
         ("a", -1, "no_component", False, False),
-        ("b", -1, "lesion_free", True, True),
+        ("b", -1, "lesion_free", True, True),  # the label says why, not the veto
+        ("c", -1, "vetoed", False, False),
     ]
 
 

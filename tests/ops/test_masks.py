@@ -62,6 +62,24 @@ def test_inner_point_lies_inside_a_crescent_and_away_from_the_border_it_touches(
     assert masks.inner_point(at_border)[0] == 2
 
 
+def test_squared_depth_is_the_squared_distance_to_the_nearest_unset_pixel():
+    mask = disc(40, 18, 21, 15) & ~disc(40, 10, 21, 4)
+    unset = np.argwhere(~mask)
+    nearest = [[((unset - (row, col)) ** 2).sum(axis=1).min() for col in range(40)] for row in range(40)]
+    assert np.array_equal(masks.squared_depth(mask), nearest)
+
+
+def test_of_equally_deep_pixels_the_first_is_the_inner_point_in_every_call():
+    rng = np.random.default_rng(0)
+    for _ in range(60):  # the last bits of OpenCV's distances change between calls
+        height, width = rng.integers(8, 90, 2)
+        mask = np.pad(np.ones((height, width), bool), 5)
+        half = (min(height, width) - 1) // 2
+        assert masks.inner_point(mask).tolist() == [5 + half, 5 + half]
+        box = np.array([0, 0, width + 9, height + 9], np.float32)
+        assert masks.outer_point(mask, box).tolist() == [0, 0]
+
+
 def test_outer_point_is_far_from_the_mask_or_none():
     mask = np.zeros((40, 40), bool)
     mask[10:30, 10:14] = True

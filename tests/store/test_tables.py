@@ -19,7 +19,7 @@ ROW = DecisionRow("a", 0, 1, True, "kept", "both", True, Evidence(agreement_iou=
 COLUMNS = {
     "prompts": "sample_id string, object_idx int64, class_id int64, box list<element: double>, "
     "point_coords list<element: list<element: double>>, point_labels list<element: int64>, has_mask_input bool, "
-    "jittered_boxes list<element: list<element: double>>",
+    "jittered_boxes list<element: list<element: double>>, scaled_boxes list<element: list<element: double>>",
     "decisions": "sample_id string, object_idx int64, class_id int64, kept bool, reason string, source string, "
     "in_training bool, predicted_iou double, stability_score double, agreement_iou double, jitter_dice double, "
     "confidence_inside double, confidence_outside double, area_ratio double, tta_std double, witness_dice double, "
@@ -56,15 +56,17 @@ def test_rows_round_trip_with_null_and_nan_apart(tmp_path):
 
 def test_prompts_round_trip_without_mask_input_and_component(tmp_path):
     box, coords = np.array(BOX, np.float32), np.array([[1, 2]], np.float32)
-    prompts = Prompts(2, box, coords, np.array([1]), np.zeros((4, 4), np.float32), np.stack([box, box + 1]))
+    boxes = {"jittered_boxes": np.stack([box, box + 1]), "scaled_boxes": box[None]}
+    prompts = Prompts(2, box, coords, np.array([1]), np.zeros((4, 4), np.float32), **boxes)
     rows = [PromptRow.from_prompts("a", 0, prompts), PromptRow.from_prompts("a", 1, Prompts(1))]
     read = read_table(write(tmp_path / "t", rows, PromptRow), PromptRow, "s")
     assert read == rows and rows[0].has_mask_input and rows[1].box is rows[1].point_coords is None
     back = read[0].to_prompts()
     assert (back.class_id, back.mask_input, back.component) == (2, None, None)
-    for name in ("box", "point_coords", "point_labels", "jittered_boxes"):
+    for name in ("box", "point_coords", "point_labels", "jittered_boxes", "scaled_boxes"):
         assert np.array_equal(getattr(back, name), getattr(prompts, name)), name
-    assert read[1].to_prompts().jittered_boxes.shape == (0, 4)
+    older = replace(read[1], scaled_boxes=None).to_prompts()
+    assert older.jittered_boxes.shape == older.scaled_boxes.shape == (0, 4)
 
 
 def test_the_used_mask_is_the_local_one_only_where_the_gate_chose_it():

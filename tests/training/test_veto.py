@@ -11,9 +11,20 @@ from helpers.small import CFG
 from sklearn.linear_model import LogisticRegression
 
 from kmine.config import ClassifierConfig, ModelConfig
+from kmine.training import veto
 from kmine.training.model_setup import new_model
 from kmine.training.trainer import train
-from kmine.training.veto import BUFFER, MIN_IMAGES, Veto, choose_veto, clear_veto, platt
+from kmine.training.veto import (
+    BUFFER,
+    MIN_IMAGES,
+    Veto,
+    choose_veto,
+    clear_veto,
+    infer_by_labels,
+    is_vetoed,
+    platt,
+    without_veto,
+)
 
 SKS = replace(
     CFG,
@@ -102,3 +113,44 @@ def test_both_checkpoints_hold_their_veto_which_the_next_round_starts_without(ta
     model.net.veto.fill_(0.5)
     clear_veto(model)
     assert torch.equal(model.net.veto, Veto().tensor())
+
+
+@pytest.fixture
+def vetoing(task_of):
+    """A task and a model that vetoes every image."""
+    task, _ = task_of(SKS)
+    model = new_model(task)
+    model.net.veto.copy_(torch.tensor([0.0, -10.0, 0.5]))
+    return task, model
+
+
+def test_images_labeled_with_a_lesion_are_never_vetoed(vetoing):
+    task, model = vetoing
+    samples = [
+        replace(task.unlabeled.sample(i), image_label=n % 3 or None) for n, i in enumerate(task.unlabeled.ids[:6])
+    ]
+    samples[3] = replace(samples[3], image_label=0)
+    settings = {"batch_size": 4, "tta": "hflip", "device": torch.device("cpu")}
+    saved = model.net.veto.clone()
+    found = infer_by_labels(model, task.unlabeled, samples, **settings)
+    assert torch.equal(model.net.veto, saved) and [p.sample_id for p in found] == [s.sample_id for s in samples]
+    assert [is_vetoed(model, p) for p in found] == [s.image_label != 1 for s in samples]
+    with without_veto(model):
+        free = infer_by_labels(model, task.unlabeled, samples, **settings)
+        assert not any(is_vetoed(model, p) for p in free)
+    np.testing.assert_allclose(found[1].probs, free[1].probs, atol=1e-5)
+
+
+def test_a_model_without_a_veto_predicts_all_images_together(vetoing, monkeypatch):
+    task, model = vetoing
+    clear_veto(model)
+    calls, real = [], veto.infer
+
+    def infer(model, pool, ids, **settings):
+        calls.append(len(ids))
+        return real(model, pool, ids, **settings)
+
+    monkeypatch.setattr(veto, "infer", infer)
+    samples = [replace(task.unlabeled.sample(i), image_label=1) for i in task.unlabeled.ids[:3]]
+    found = infer_by_labels(model, task.unlabeled, samples, batch_size=4, tta="none", device=torch.device("cpu"))
+    assert calls == [3, 0] and not any(is_vetoed(model, p) for p in found)

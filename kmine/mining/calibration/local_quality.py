@@ -64,8 +64,13 @@ class LocalQualityEstimator:
 
 
 def local_only(cfg: PromptsConfig) -> PromptsConfig:
-    """Prompt settings without those that only a segmenter uses: mask inputs, jittered boxes, a second pass."""
-    return replace(cfg, source="local", passes=1, points=not cfg.box, mask_hint=False, num_jitters=0)
+    """Prompt settings without those that only a segmenter uses, such as mask inputs and further boxes."""
+    return replace(without_segmenter(cfg), points=not cfg.box, mask_hint=False, num_jitters=0)
+
+
+def without_segmenter(cfg: PromptsConfig) -> PromptsConfig:
+    """Prompt settings for `IdentitySegmenter`: one box each of the local model's own objects, in one pass."""
+    return replace(cfg, source="local", passes=1, box_scales=(1.0,), doubtful=None)
 
 
 def score_local_objects(
