@@ -33,7 +33,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from helpers.simulated_segmenter import Simulated
+from helpers.simulated_segmenter import PUBLISHED_IOU, Simulated
 
 from kmine.cli import Terminal
 from kmine.config import (
@@ -64,7 +64,6 @@ from kmine.types import IGNORE_INDEX, Prompts, RoundResult
 
 ARMS = ("supervised", "self_training", "mining", "mining_auto", "mining_cascade", "mining_twice", "mining_thresholds",
         "simulated", "oracle_kept", "oracle")  # fmt: skip
-SIMULATED_IOU = 0.85
 SHARED = ("round_00", "fold_*", "segmenter", "classifier")
 """What an arm takes over from those before; each artifact is read back only if it was made from the same."""
 
@@ -116,7 +115,7 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
     cfg = config(args, labels, seed, arm, root)
     source, store, terminal = preflight(cfg), RunFolder(root), Terminal()
     task = open_task(cfg, source, store, terminal)
-    results = list(_method(arm, folder, source)(task))
+    results = list(_method(arm, folder, source, args.iou)(task))
     last = [r for r in results if r.adopted][-1]
     _audit(task, source, results, folder / arm)
     calibrated = store.read_json(root / "calibration" / "calibration.json")
@@ -169,13 +168,13 @@ def lesion_dice(model: Any, pool: Pool, device: Any, *, by_group: bool) -> dict[
 Method = Callable[[Task], Iterator[RoundResult]]
 
 
-def _method(arm: str, folder: Path, source: Any) -> Method:
+def _method(arm: str, folder: Path, source: Any, iou: float) -> Method:
     if arm == "oracle":
         return lambda task: arms.method(arm, open_truth(task, source))(task)
     if arm == "oracle_kept":
         return lambda task: oracle_kept(task, open_truth(task, source), folder)
     if arm == "simulated":
-        return lambda task: _mine_with(_simulated(task, source), task)
+        return lambda task: _mine_with(_simulated(task, source, iou), task)
     return arms.method(arm.split("_")[0] if arm.startswith("mining") else arm)
 
 
@@ -183,8 +182,8 @@ def _mine_with(segmenter: Segmenter, task: Task) -> Iterator[RoundResult]:
     return mine(calibrate(replace(task, segmenter=segmenter), segmenter))
 
 
-def _simulated(task: Task, source: Any) -> Segmenter:
-    return Simulated.from_pools([task.labeled, task.val, open_truth(task, source)], SIMULATED_IOU, task.cfg.seed)
+def _simulated(task: Task, source: Any, iou: float) -> Segmenter:
+    return Simulated.from_pools([task.labeled, task.val, open_truth(task, source)], iou, task.cfg.seed)
 
 
 def oracle_kept(task: Task, truth: Pool, folder: Path) -> Iterator[RoundResult]:
@@ -373,6 +372,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--fit", nargs="*", default=[], help="further settings of fit, as in ema_decay=0.99")
     parser.add_argument("--target", type=float, default=GateConfig.target_dice)
     parser.add_argument("--segmenter", default="tiny")
+    parser.add_argument("--iou", type=float, default=PUBLISHED_IOU, help="of the simulated segmenter")
     parser.add_argument("--cache")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there and train nothing")
     args = parser.parse_args(argv)
