@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
-from test_clean_images import script
 
 from kmine.types import Candidate, Probs, Prompts
 
-prompts_of = script("prompts/run.py")
+_path = Path(__file__).resolve().parents[1] / "prompts" / "run.py"
+_spec = importlib.util.spec_from_file_location("experiment_prompts", _path)
+prompts_of = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(prompts_of)
 NONE = np.zeros((0, 10, 20), bool)
 
 
