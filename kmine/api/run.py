@@ -15,7 +15,7 @@ from kmine import cli
 from kmine.config import LoopConfig
 from kmine.errors import UserError
 from kmine.io.errors import expanded
-from kmine.setup.finished import read_run_info
+from kmine.setup.finished import final_run, read_run_info
 from kmine.store.artifacts import record_errors
 from kmine.store.run_folder import RunFolder
 from kmine.types import RoundResult
@@ -109,11 +109,11 @@ class Run:
 
 
 def open_run(path: str | Path) -> Run:
-    """Open a run folder for reading.
+    """Open a run folder for reading; of the folder of `data.folds`, the run on all masks.
 
     Raises:
         UserError: `path` is not a run folder.
     """
-    root = expanded(path)
+    root = final_run(expanded(path))
     read_run_info(root)
     return Run(root)

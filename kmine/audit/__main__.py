@@ -72,8 +72,9 @@ def run_audit(cfg: AuditConfig) -> int:
     from kmine.audit.import_verdicts import import_verdicts
     from kmine.audit.rounds import open_audit
     from kmine.audit.run import write_audit
+    from kmine.setup.finished import final_run
 
-    root, terminal = Path(cfg.run[0]), cli.Terminal()
+    root, terminal = final_run(Path(cfg.run[0])), cli.Terminal()
     log, out = terminal.log, Path(cfg.out) if cfg.out else root / "audit"
     verdicts, corrected = (None if name is None else Path(name) for name in (cfg.verdicts, cfg.corrected))
     try:

@@ -17,7 +17,7 @@ from kmine.data.source import Source
 from kmine.errors import UserError
 from kmine.io.files import sign
 from kmine.ops.metrics import nanmean
-from kmine.setup.finished import open_finished_run
+from kmine.setup.finished import final_run, open_finished_run
 from kmine.setup.open import open_for_audit
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import NEEDS_WRITING, RunFolder
@@ -105,11 +105,13 @@ def open_audit(
 ) -> Iterator[AuditedRun]:
     """Open the finished run in `root` and its data, with withheld masks closed; the folder is locked meanwhile.
 
-    `round_idx`: the audited round, None: the last adopted one. `data_root`: where the data lie now, if they were moved.
+    Of a folder of folds the run on all masks is opened. `round_idx`: the audited round, None: the last adopted one.
+    `data_root`: where the data lie now, if they were moved.
 
     Raises:
         UserError: no finished run, no such round, missing pseudo masks, data that cannot be opened.
     """
+    root = final_run(root)
     cfg = open_finished_run(root, device=device, data_root=data_root).cfg
     with closing(RunFolder(root, cure=NEEDS_WRITING)) as store:
         rounds = load_rounds(store)

@@ -123,6 +123,7 @@ def examine_source(
         *examine.check_classes(scan.stats, source.class_names),
         *examine.check_palettes(source),
         *examine.check_identical_masks(scan.stats, groups, duplicates),
+        *examine.check_numbers(data, scan.refs.values(), sides),
         *examine.check_groups(scan.refs.values(), sides, allow_leaks=data.allow_leaks),
         *examine.check_duplicates(duplicates, sides, allow_leaks=data.allow_leaks),
         *_truncation_findings(search, data.duplicate_distance),
@@ -185,7 +186,7 @@ def _sides(data: DataConfig, seed: int, source: Source, scan: DatasetScan) -> tu
     sides = own if given_split or len(own) == len(refs) else {}
     hashes = {item.sample_id: item.image_hash for item in scan.stats}
     try:
-        drawn = resolve_splits(data, seed, refs, hashes, given_split)
+        drawn = resolve_splits(data.of_all_masks(), seed, refs, hashes, given_split)
     except UserError as error:
         return sides, str(error)
     named = {sample_id: name for sample_id, _, name in drawn.rows()}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kmine import cli
 from kmine.compare.runs import find_runs, refuse_mixtures
-from kmine.compare.table import LabelsSaved, Result, label_curve, tabulate, with_labels_saved
+from kmine.compare.table import LabelsSaved, Result, join_folds, label_curve, tabulate, with_labels_saved
 from kmine.report import comparison
 from kmine.report.comparison import Comparison
 from kmine.report.curve import CurvePoint, label_efficiency
@@ -60,7 +61,7 @@ def compare_runs(
     Test figures are kept in the run folders; each opening of a test split is recorded in run.json.
 
     Args:
-        runs: run folders with one test split, or folders of sweeps.
+        runs: run folders with one test split, or folders of folds or sweeps.
         baseline: method that the others are compared with; `supervised` of a run of `kmine loop` is that at equal
             steps.
         device: auto, cpu, cuda or cuda:N.
@@ -75,7 +76,8 @@ def compare_runs(
     from kmine.compare.evaluation import evaluate_run  # torch; after the checks that need none
 
     progress = progress or cli.Terminal(quiet=True)
-    results = [result for run in compared for result in evaluate_run(run, progress)]
+    folders = groupby(compared, key=lambda run: id(run.folds or run))  # the runs of a folder of folds share the list
+    results = [r for _, runs in folders for r in join_folds([evaluate_run(run, progress) for run in runs])]
     curve, saved = label_curve(results, baseline)
     table = with_labels_saved(tabulate(results, baseline, notes), saved)
     chart = label_efficiency(curve, f"{compared[0].info.get('dataset', 'test split')}, segmenter {table.segmenter}")

@@ -42,7 +42,7 @@ def evaluate_run(compared: ComparedRun, progress: ProgressReporter) -> list[Resu
             }
         return [
             Result(
-                run=str(compared.root),
+                run=compared.name,
                 method=method,
                 model=model,
                 label_fraction=label_fraction,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,19 @@ from kmine import cli
 from kmine.errors import UserError
 from kmine.io.errors import expanded
 from kmine.io.yaml_file import read_yaml
-from kmine.setup.finished import FinishedRun, open_finished_run
+from kmine.setup.finished import FinishedRun, fold_runs, open_finished_run
 from kmine.store.run_folder import RunFolder
 from kmine.store.settings import RESUMABLE_CHANGES, filled
 
 SWEEP_TABLE = "sweep.csv"
 SWEEP_COLUMNS = ("method", "model", "label_fraction", "seed", "status", "run")
 """Required columns; the others are costs."""
-MAY_DIFFER = {*RESUMABLE_CHANGES, "seed", "data.label_fraction", "data.fine_groups", "data.split_file"}
+MAY_DIFFER = {*RESUMABLE_CHANGES, "seed", "data.label_fraction", "data.fine_groups", "data.split_file", "data.fold"}
 """Settings in which runs of one table may differ; their splits are compared instead."""
+FOLDS_NOTE = (
+    "{name}: {count} folds. Each image with a mask is tested once, by models that were not trained on it. Intervals "
+    "omit that the folds share most of their training images. The run on all masks ({name}/all) is not tested itself."
+)
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,19 @@ class ComparedRun(FinishedRun):
     """Rows of splits.csv."""
     trial: Mapping[str, str] | None
     """Row of sweep.csv; None for a run of kmine.loop."""
+    folds: Sequence[ComparedRun] = ()
+    """Of a fold, the runs of all folds of its folder."""
 
     @property
     def test_ids(self) -> list[str]:
-        """Ids of the test split."""
-        return [row["sample_id"] for row in self.splits if row["split"] == "test"]
+        """Ids of the test split, of a fold those of all folds together, sorted."""
+        parts = [run.splits for run in self.folds] or [self.splits]
+        return sorted(row["sample_id"] for rows in parts for row in rows if row["split"] == "test")
+
+    @property
+    def name(self) -> str:
+        """The folder that tables name: of a fold, that of all folds."""
+        return str(self.root.parent if self.folds else self.root)
 
     @property
     def model_fraction_seed(self) -> tuple[str, float, int]:
@@ -50,13 +62,18 @@ class ComparedRun(FinishedRun):
 
 
 def find_runs(paths: Sequence[str | Path], device: str, data_root: str | None) -> tuple[list[ComparedRun], list[str]]:
-    """Open runs and the finished trials of sweeps; returns them and notes on missing trials.
+    """Open runs, the folds of folders of folds and the finished trials of sweeps; returns them and notes on them.
 
     Raises:
         UserError: a folder that holds neither, an unfinished run, a sweep without finished trials, damaged files.
     """
     runs, notes = [], []
     for path in map(expanded, paths):
+        if folders := fold_runs(path):
+            folds = [_open(folder, None, device, data_root) for folder in folders]
+            runs += [replace(fold, folds=folds) for fold in folds]
+            notes.append(FOLDS_NOTE.format(count=len(folds), name=path.name))
+            continue
         if not (path / SWEEP_TABLE).is_file():
             runs.append(_open(path, None, device, data_root))
             continue

@@ -104,6 +104,39 @@ def with_labels_saved(table: Comparison, saved: Sequence[LabelsSaved]) -> Compar
     return replace(table, notes=[*table.notes, note], labels_needed={saving.key: saving.words() for saving in saved})
 
 
+def join_folds(folds: Sequence[Sequence[Result]]) -> list[Result]:
+    """One result per method from the results of each fold of a folder of folds; of a single run, its results.
+
+    A fold without a method, as where mining kept no mask, counts with its round 0: the method trained nothing more.
+    """
+    by_method = [{result.method: result for result in results} for results in folds]
+    methods = dict.fromkeys(name for results in by_method for name in results)
+    return [_joined(name, [results.get(name) or results[ROUND_0] for results in by_method]) for name in methods]
+
+
+def _joined(method: str, folds: Sequence[Result]) -> Result:
+    """One result of all folds; costs are sums, memory is the highest."""
+
+    def pooled(name: str) -> Metrics:
+        cases = [case for fold in folds for case in getattr(fold, name).cases]
+        return summarise(sorted(cases, key=lambda case: case.sample_id))
+
+    first, costs = folds[0], [fold.cost for fold in folds]
+    if len(folds) == 1:
+        return first
+    memory = max((cost.peak_memory_mb for cost in costs), key=lambda value: (value == value, value))
+    return replace(
+        first,
+        method=method,
+        num_labeled=round(nanmean([fold.num_labeled for fold in folds])) if first.num_labeled else None,
+        segmenter=", ".join(sorted({fold.segmenter for fold in folds})),
+        chosen=pooled("chosen"),
+        final=pooled("final"),
+        groups={name: group for fold in folds for name, group in fold.groups.items()},
+        cost=Cost(sum(cost.seconds for cost in costs), memory, costs[0].num_parameters),
+    )
+
+
 def volume_of(sample_id: str) -> str | None:
     """Volume of a slice; None for an image that is not a slice."""
     match = SLICE_ID.fullmatch(sample_id)

@@ -68,6 +68,8 @@ class RunPlan:
         gpu = f" with {machine.gpu_gb:.0f} GB" if machine.is_gpu else ""
         yield f"machine: {machine.device}{gpu}, {machine.cores} cores, {machine.ram_gb:.0f} GB of memory free"
         yield f"measured: {1 / speed.step:.1f} training steps and {1 / speed.infer:.0f} predicted images a second"
+        if (runs := self.cfg.data.num_runs) > 1:
+            yield f"{runs} runs, {runs - 1} folds and one on all masks, with the same settings; times are of all"
         rows = [(c.setting, str(c.value), c.why + " (this machine)" * c.by_machine) for c in self.choices]
         yield from _columns([("setting", "value", "why"), *rows])
         took = [(stage, _duration(seconds)) for stage, seconds in self.estimate.seconds.items()]
@@ -92,7 +94,7 @@ def plan_run(cfg: ConfigT, given: Collection[str], source: Source) -> RunPlan:
     default = set(PLANNED) - {*given} if cfg.data.name == UNPLANNED else set()
     planner = _Planner(cfg, frozenset(given) | default, source)
     planner.choose(own_data_choices(cfg))
-    sampled = take_fingerprint(planner.cfg.data, cfg.seed, source)
+    sampled = take_fingerprint(planner.cfg.data.of_all_masks(), cfg.seed, source)
     machine = this_machine(cfg.device)
     planner.choose(shape_choices(sampled.fingerprint))
     planner.choose(network_choices(cfg, sampled.fingerprint, machine))

@@ -37,7 +37,7 @@ class Estimate:
 def estimate_run(
     cfg: LoopConfig, data: Fingerprint, machine: Machine, speed: Speed, segmenter: SegmenterSpeed
 ) -> Estimate:
-    """Estimate for the settings `cfg`, with `speed` at their size and batch size."""
+    """Estimate for the settings `cfg`, of folds for all runs, with `speed` at their size and batch size."""
     rounds = cfg.rounds if data.num_unlabeled else 0
     folds = min(cfg.adapt.folds, data.num_labeled) if rounds else 0
     objects = data.num_objects if np.isfinite(data.num_objects) else 1.0
@@ -64,7 +64,9 @@ def estimate_run(
         "baseline": rounds * again if cfg.baseline else 0.0,
         "other baselines": len(cfg.baseline_models or ()) * (round_0 + rounds * again) if cfg.baseline else 0.0,
     }
-    return Estimate({stage: took for stage, took in seconds.items() if took > 0}, speed.peak_gb + RUN_GB)
+    once, runs = "reading images", cfg.data.num_runs
+    seconds = {stage: took * (1 if stage == once else runs) for stage, took in seconds.items() if took > 0}
+    return Estimate(seconds, speed.peak_gb + RUN_GB)
 
 
 def _train_seconds(steps: int, cfg: LoopConfig, data: Fingerprint, machine: Machine, speed: Speed) -> float:

@@ -15,7 +15,7 @@ from kmine.io.download import sha256_of
 from kmine.io.files import sign
 from kmine.predict.estimates import local_quality_of_run
 from kmine.predict.metadata import ModelMetadata
-from kmine.setup.finished import read_run_info, require_finished
+from kmine.setup.finished import final_run, read_run_info, require_finished
 from kmine.store.artifacts import CURE, fitting, read_tensors
 from kmine.store.run_info import CURE as INFO_CURE
 from kmine.store.run_info import is_plain
@@ -42,13 +42,15 @@ def open_run_model(root: Path, round_idx: int | None, checkpoint: str) -> RunMod
     """Locate a model of a run; the folder is not changed, torch is not loaded.
 
     Args:
-        root: the run folder; `arm` in the run.json of a trial of a sweep locates its rounds.
+        root: the run folder, or that of folds, of which the run on all masks is taken; `arm` in the run.json of a trial
+            of a sweep locates its rounds.
         round_idx: round of the model; None: the last adopted one.
         checkpoint: a key of `CHECKPOINTS`.
 
     Raises:
         UserError: no run folder, an unfinished run without a given round, or no such round.
     """
+    root = final_run(root)
     run = read_run_info(root)
     if not isinstance(run.get("class_names"), list):
         raise UserError(f"{root / 'run.json'}: expected class names, found none; resume the run")
@@ -95,8 +97,10 @@ def _metadata(
     resizing = signed("data", {"resize": cfg.data.resize, "patch": cfg.data.patch})
     parts += [resizing] if resizing else []
     local_quality, no_estimate = local_quality_of_run(root)
+    folder = root.resolve()
+    folder = folder.parent if final_run(folder.parent) == folder else folder
     metadata = ModelMetadata(
-        name="".join(letter if is_plain(letter) else "_" for letter in root.resolve().name),
+        name="".join(letter if is_plain(letter) else "_" for letter in folder.name),
         dataset=str(run.get("dataset", cfg.data.name)),
         class_names=tuple(map(str, run["class_names"])),
         size=cfg.data.size,

@@ -16,7 +16,15 @@ import numpy as np
 from kmine.config import DataConfig
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.pool import Pool
-from kmine.data.quality.examine import MAX_NAMED, check_duplicates, check_groups, check_masks, check_palettes, count
+from kmine.data.quality.examine import (
+    MAX_NAMED,
+    check_duplicates,
+    check_groups,
+    check_masks,
+    check_numbers,
+    check_palettes,
+    count,
+)
 from kmine.data.quality.image_stats import ImageStats, compute_mask_stats, compute_stats
 from kmine.data.quality.mask_alignment import MIN_PAIRS, check_alignment, edges, measure_alignment, outline
 from kmine.data.quality.near_duplicates import find_duplicates
@@ -83,6 +91,7 @@ def find_issues(
     sides = {sample_id: name if name in ("val", "test") else "train" for sample_id, name in names.items()}
     return [
         *_check_left_out(cache.refs, sides, given_split),
+        *check_numbers(cfg, cache.refs, sides),
         *check_groups(cache.refs, sides, allow_leaks=cfg.allow_leaks),
         *_check_copies(cache, sides, allow_leaks=cfg.allow_leaks),
         *check_palettes(cache.source),

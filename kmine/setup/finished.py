@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,17 @@ from kmine import cli
 from kmine.config import LoopConfig
 from kmine.errors import UserError
 from kmine.io.errors import expanded
-from kmine.io.json_file import load_json
+from kmine.io.json_file import json_field, load_json
 from kmine.store.run_info import CURE, check_info
 
 OWN_FILES = ("images", "masks", "csv")
 """Settings of `data` with paths to a user's own files."""
+
+
+FOLDS = "folds.json"
+"""File of a folder whose sub-folders are the runs of data.folds: `{"runs": [folder of each fold ..., ALL_MASKS]}`."""
+ALL_MASKS = "all"
+"""The run of such a folder without test split, whose model is the one to use."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,26 @@ def open_finished_run(root: Path, *, device: str = "auto", data_root: str | None
     info = read_run_info(root)
     require_finished(root, info)
     return FinishedRun(root, info, load_settings(root, device=device, data_root=data_root))
+
+
+def fold_runs(root: Path) -> list[Path]:
+    """Run folders of the folds in a folder of `kmine loop --data.folds`, without that on all masks; else empty.
+
+    Raises:
+        UserError: a damaged `FOLDS`.
+    """
+    path, words = root / FOLDS, "run the same kmine.loop again, which writes it anew"
+    if not path.is_file():
+        return []
+    names = json_field(load_json(path, "the list of folds", words), "runs", list, where=str(path), cure=words)
+    if not all(isinstance(name, str) and re.fullmatch(rf"fold-\d+|{ALL_MASKS}", name) for name in names):
+        raise UserError(f"{path}: expected names of folds for `runs`, got others; {words}")
+    return [root / name for name in names if name != ALL_MASKS]
+
+
+def final_run(root: Path) -> Path:
+    """The run whose model is to be used: that on all masks of a folder of folds, else `root` itself."""
+    return root / ALL_MASKS if (root / FOLDS).is_file() else root
 
 
 def read_run_info(root: Path) -> dict[str, Any]:

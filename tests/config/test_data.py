@@ -58,5 +58,5 @@ def test_folds_make_a_run_each_and_one_on_all_masks():
     assert DataConfig(folds=5, fold=2).of_all_masks().fold == 2 and DataConfig().of_all_masks() == DataConfig()
     with pytest.raises(UserError, match=r"data.fold: expected 0 to data.folds \(5\), got 6"):
         DataConfig(folds=5, fold=6)
-    with pytest.raises(UserError, match="data.split_file: expected null with data.folds"):
+    with pytest.raises(UserError, match=r"data\.split_file: expected null with data.folds"):
         DataConfig(folds=5, split_file="splits.csv")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from kmine.config import DataConfig
 from kmine.data.quality.image_stats import FLAT, ImageStats, MaskStats
 from kmine.data.quality.near_duplicates import DuplicatePair
 from kmine.data.source import Source
+from kmine.ops.statistics import smallest_shown
 from kmine.types import IGNORE_INDEX, Finding, SampleRef, Severity
 
 MAX_NAMED = 20
@@ -21,6 +23,8 @@ RIM = 0.95
 """Share of the rim from which a single mask with a hole is called inverted."""
 IMAGE_AS_MASK = 0.98
 """Dice with the bright pixels of the image from which a mask is the image itself."""
+FEW = 10
+"""Groups of validation or test below which a difference is hardly ever shown; own choice."""
 MIN_SHAPE = 16
 """Pixels of foreground, and of background, from which equal masks are not a coincidence."""
 
@@ -129,6 +133,35 @@ def check_identical_masks(
     names = [f"{names[0]} = {name}" for names in shared for name in names[1:]]
     text = f"{total} different images share {count(shared, 'mask')}, pixel by pixel: copied to the wrong image?"
     return [_fault("same_mask", names, text)] if shared else []
+
+
+def check_numbers(cfg: DataConfig, refs: Collection[SampleRef], sides: Mapping[str, str]) -> list[Finding]:
+    """Say where validation or test are too few to show anything, and what would help; with data.folds all masks are for testing.
+
+    Few are fewer than `FEW` groups with a mask; an absent test split is a decision of the user.
+    """
+    groups: dict[str, set[str]] = defaultdict(set)
+    num_images = 0
+    for ref in refs:
+        if ref.has_mask and (side := sides.get(ref.sample_id)):
+            groups[side].add(ref.group_id)
+            num_images += 1
+    val, test, masked = len(groups["val"]), len(groups["test"]), sum(map(len, groups.values()))
+    unit = "images" if masked == num_images else "groups"
+    place, few = f"{val} validation and {test} test {unit}", [count for count in (val, test) if 0 < count < FEW]
+    if cfg.folds:
+        place, few = f"{masked} {unit} with masks", [masked] * (masked < FEW and cfg.fold in (None, cfg.folds))
+    if not few:
+        return []
+    gain = smallest_shown(min(few))
+    lacking = f"a gain below about {gain:.2f} cannot" if gain < 0.5 else "no gain can"
+    if cfg.split_file or any(ref.split for ref in refs):
+        cure = "put more into them"
+    elif masked < FEW:
+        cure = f"label {FEW - masked} more" + ("" if cfg.folds else ", then pass --data.folds 5 to kmine loop")
+    else:
+        cure = f"--data.folds 5 of kmine loop tests on all {masked} (from about {smallest_shown(masked):.2f} on)"
+    return [Finding("few_cases", "note", f"{place}: {lacking} be told from noise; {cure}")]
 
 
 def check_groups(refs: Iterable[SampleRef], sides: Mapping[str, str], *, allow_leaks: bool) -> list[Finding]:
