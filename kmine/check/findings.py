@@ -88,7 +88,7 @@ def check_dataset(data: DataConfig, *, seed: int = 0, progress: ProgressReporter
         UserError: a data set that cannot be opened.
 
     >>> [finding.code for finding in check_dataset(DataConfig(num_samples=40, size=64))]
-    ['pairing']
+    ['few_cases', 'pairing']
     """
     source, refusals = open_despite_damage(data)
     checked = examine_source(data, seed, source, refusals, progress or cli.Terminal(quiet=True))

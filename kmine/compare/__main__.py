@@ -19,6 +19,7 @@ from kmine.io.console import say
 from kmine.report import comparison
 from kmine.report.curve import CurvePoint
 from kmine.store.run_folder import RunFolder
+from kmine.types import ProgressReporter
 
 DESCRIPTION = """Evaluate finished runs on their test split, and compare each method with a baseline. Of a run of
 kmine.loop: the labels alone (round 0), the labels alone for as many steps as mining had, and mining. Of a sweep: every
@@ -35,7 +36,8 @@ class CompareConfig:
     """Settings of `python -m kmine.compare`."""
 
     runs: list[LocalPath] = field(default_factory=list)
-    """Run folders, of several seeds, label fractions or models, with one test split; or the folder of a sweep."""
+    """Run folders, of several seeds, label fractions or models, with one test split; the folder of data.folds,
+    whose folds count as one run; or the folder of a sweep."""
     baseline: str = "supervised"
     """The method that all others are compared with; of kmine.loop's runs, supervised is the one at equal steps."""
     format: Literal["all", "markdown", "csv", "latex", "html"] = "all"
@@ -62,18 +64,24 @@ def run_compare(cfg: CompareConfig) -> int:
     """Print the table of the runs and write it, with the figures of every case."""
     terminal = cli.Terminal()
     try:
-        compared = compare_runs(
-            cfg.runs, baseline=cfg.baseline, device=cfg.device, data_root=cfg.data_root, progress=terminal
-        )
+        compared = compare_and_write(cfg, terminal)
     finally:
         terminal.stop()
+    say(compared.to_markdown())
+    return 0
+
+
+def compare_and_write(cfg: CompareConfig, progress: ProgressReporter) -> RunComparison:
+    """Compare runs and write the tables."""
+    compared = compare_runs(
+        cfg.runs, baseline=cfg.baseline, device=cfg.device, data_root=cfg.data_root, progress=progress
+    )
     with closing(RunFolder(Path(cfg.out or cfg.runs[0]))) as out:
         _write_tables(out, compared, cfg.format)
         if compared.curve:
             _write_curve(out, compared)
         out.write_csv("test_cases.csv", CASE_COLUMNS, _cases(compared))
-    say(compared.to_markdown())
-    return 0
+    return compared
 
 
 def _write_tables(out: RunFolder, compared: RunComparison, which: str) -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kmine import cli
 from kmine.config import LoopConfig
+from kmine.config.sweep import MINING
 from kmine.data import DATASETS
+from kmine.ops.statistics import Paired
 from kmine.setup.preflight import preflight
 from kmine.types import STOPPED_BY
+
+if TYPE_CHECKING:
+    from kmine.report.comparison import Comparison
 
 DESCRIPTION = """Train a local model on the few masks, mine pseudo masks with a promptable segmenter on the unlabeled
 images, retrain, and repeat. Without settings: procedural phantom images, minutes on two CPU cores, no download.
@@ -35,26 +43,52 @@ def run_loop(cfg: LoopConfig, given: Collection[str] | None = None) -> int:
     # Errors that need no torch are reported before it is loaded; torchrun's processes check one after another.
     source = None if is_distributed else preflight(cfg)
     terminal = cli.Terminal(quiet=is_distributed and os.environ.get("RANK", "0") != "0")
+    from kmine.loop.advice import next_step
     from kmine.loop.engine import run_rounds
+    from kmine.loop.folds import refuse_other_folder, run_folds
     from kmine.plan.engine import planned_config
+    from kmine.report.comparison import summary_lines
     from kmine.report.table import RoundsTable
+    from kmine.setup.finished import ALL_MASKS
 
+    refuse_other_folder(cfg)
     try:
         plan = None
         if cfg.plan and given is not None:
             cfg, plan = planned_config(cfg, given, source, terminal.log)
             source = source if source is None or DATASETS.is_builtin(cfg.data.name) else preflight(cfg)
-        results = run_rounds(cfg, terminal, source, plan)
+        results = (run_folds if cfg.data.num_runs > 1 else run_rounds)(cfg, terminal, source, plan)
+        compared = _compared(cfg, terminal) if results and cfg.data.num_runs > 1 else None
     finally:
         terminal.stop()
     if results is None:
         return 0
     terminal.console.print(RoundsTable(results.rows, results.segmenter))
     terminal.log(f"stopped after round {results.mined[-1].round_idx} of {cfg.rounds}: {STOPPED_BY[results.stopped_by]}")
-    if results.advice:
-        terminal.log(f"no mask was kept: {results.advice}")
-    terminal.log(f"results: {Path(cfg.out) / 'results.csv'}   report: {Path(cfg.out) / 'report.html'}")
+    outcome, root = results.outcome, Path(cfg.out)
+    if compared:
+        terminal.log(f"Dice over all folds, of every image by models not trained on it ({root / 'test_table.md'}):")
+        for line in summary_lines(compared):
+            terminal.log(line)
+        outcome = outcome and replace(outcome, gain=_mining_gain(compared))
+    if outcome and (advice := next_step(outcome)):
+        terminal.log(advice)
+    final = root / ALL_MASKS if compared else root
+    terminal.log(f"results: {final / 'results.csv'}   report: {final / 'report.html'}")
     return 0
+
+
+def _compared(cfg: LoopConfig, terminal: cli.Terminal) -> Comparison:
+    """Table of the folds on their test splits, which are opened now that all runs are done; written into `cfg.out`."""
+    from kmine.compare.__main__ import CompareConfig, compare_and_write
+
+    return compare_and_write(CompareConfig(runs=[cfg.out], device=cfg.device), terminal).table
+
+
+def _mining_gain(table: Comparison) -> Paired | None:
+    """The difference of mining to the baseline."""
+    rows = [row for row in table.rows if row.method.startswith(MINING) and math.isfinite(row.difference)]
+    return Paired(rows[0].difference, rows[0].low, rows[0].high, rows[0].num_pairs) if rows else None
 
 
 if __name__ == "__main__":

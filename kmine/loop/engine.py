@@ -12,10 +12,10 @@ from typing import Any
 from kmine.config import LoopConfig
 from kmine.data.source import Source
 from kmine.io.files import write_json
+from kmine.loop.advice import Outcome, outcome_of
 from kmine.loop.summary import build_report, gain_over, round_rows, segmenter_name, write_results
 from kmine.methods.mining import prepare_and_mine
 from kmine.methods.supervised import labels_only, supervised
-from kmine.mining.gate import why_none_is_kept
 from kmine.report.html import write_report
 from kmine.report.inputs import RoundRow
 from kmine.setup.open import begin_run, open_fabric
@@ -40,8 +40,8 @@ class LoopResults:
     segmenter: str
     stopped_by: str
     """Key of `kmine.types.STOPPED_BY`."""
-    advice: str = ""
-    """What helps where no mask was kept."""
+    outcome: Outcome | None = None
+    """What the run shows, for `next_step`; None without mining or without a baseline."""
     by_model: dict[str, list[RoundResult]] = field(default_factory=dict)
     """Rounds of each of `baseline_models`, trained on the labels alone."""
 
@@ -90,10 +90,12 @@ def run_rounds(
         rows = round_rows(task, mined, baseline, by_model)
         write_results(run, rows)
         gains = {name: gain_over(task, mined, rounds) for name, rounds in by_model.items()}
-        write_report(run.root / "report.html", build_report(task, rows, gain_over(task, mined, baseline), gains))
-        decisions = run.decisions(mined[-1].round_idx) if reason == "no_pseudo_masks" else []
-        advice = why_none_is_kept([row.reason for row in decisions]) if decisions else ""
-        return LoopResults(mined, baseline, rows, segmenter_name(run), reason, advice, by_model)
+        gain = gain_over(task, mined, baseline)
+        write_report(run.root / "report.html", build_report(task, rows, gain, gains))
+        decisions, kept_none = run.decisions(mined[-1].round_idx), reason == "no_pseudo_masks"
+        is_compared = bool(cfg.rounds) and (cfg.baseline or kept_none)
+        outcome = outcome_of(task, decisions, gain, kept_none=kept_none) if is_compared else None
+        return LoopResults(mined, baseline, rows, segmenter_name(run), reason, outcome, by_model)
 
 
 def _published(task: Task) -> Iterator[RoundResult]:

@@ -1,6 +1,6 @@
 """`data.folds`: ordinary runs one after the other, one for each fold and one on all masks, in a folder of their own.
 
-    OUT/folds.json  plan.json  test_table.md ...   fold-0/ fold-1/ ... all/   each a run folder
+OUT/folds.json  plan.json  test_table.md ...   fold-0/ fold-1/ ... all/   each a run folder
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from kmine.config import LoopConfig
 from kmine.data.source import Source
 from kmine.errors import UserError
+from kmine.io.errors import user_errors
 from kmine.io.files import write_json
 from kmine.io.json_file import load_json
 from kmine.loop.engine import LoopResults, run_rounds
@@ -32,11 +33,12 @@ def fold_settings(cfg: LoopConfig) -> dict[str, LoopConfig]:
 
 
 def refuse_other_folder(cfg: LoopConfig) -> None:
-    """Raise `UserError` if the folder `out` holds a single run and `cfg` is of folds, or the reverse, or other folds."""
+    """Raise `UserError` if the folder `out` holds a run and `cfg` is of folds, or the reverse, or other folds."""
     root, num_folds = Path(cfg.out), cfg.data.num_runs - 1
     present = len(fold_runs(root))
     if present and present != num_folds:
-        raise UserError(f"{root}: holds the runs of data.folds {present}; pass --data.folds {present}, or another --out")
+        expected = f"data.folds {present}, of which this folder holds the runs"
+        raise UserError(f"{root}: expected {expected}, got {num_folds or None}; pass that, or choose another --out")
     if num_folds and not present and (root / "run.json").exists():
         raise UserError(f"{root}: expected a folder for {num_folds} folds, found a run; choose another --out")
 
@@ -53,13 +55,15 @@ def run_folds(
         UserError: as `run_rounds`.
     """
     root, runs = Path(cfg.out), fold_settings(cfg)
-    write_json(root / FOLDS, {"runs": [*runs]})
+    with user_errors(root, cure="choose another --out"):
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(root / FOLDS, {"runs": [*runs]})
     if plan is not None:
         write_json(root / PLAN, dict(plan))
-    elif (root / PLAN).is_file():
+    elif source is not None and (root / PLAN).is_file():  # not by several processes of a launch
         plan = load_json(root / PLAN, "the plan of a run", "remove it, or choose another --out")
     results = None
-    for name, own in runs.items():
-        progress.log(f"{name}: " + ("all masks" if name == ALL_MASKS else f"{len(runs) - 1} folds, and all masks last"))
+    for number, (name, own) in enumerate(runs.items(), start=1):
+        progress.log(f"run {number} of {len(runs)}: {name}")
         results = run_rounds(own, progress, source, plan)
     return results

@@ -163,6 +163,14 @@ def markdown(table: Comparison) -> str:
     return "\n".join([*lines, *(_line(text.replace("|", "\\|") for text in cells) for cells in _cells(table))]) + "\n"
 
 
+def summary_lines(table: Comparison) -> Iterator[str]:
+    """A line a method: Dice, and its difference to the baseline."""
+    width = max((len(row.method) for row in table.rows), default=0)
+    for row in table.rows:
+        gap = f"   {_difference(row)} against {table.baseline}" if math.isfinite(row.difference) else ""
+        yield f"  {row.method:<{width}}  {number(row.dice)}{gap}"
+
+
 def _line(cells: Iterator[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 

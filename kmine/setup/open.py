@@ -280,9 +280,8 @@ def open_for_test(cfg: LoopConfig, source: Source, run: RunFolder) -> Evaluator:
     cache = open_cache(cfg, source)
     splits = open_splits(cfg, cache, run)
     if not splits.test:
-        raise UserError(
-            f"{run.root}: the run has no test split (data.test_fraction 0, or that on all masks of folds); nothing to compare on"
-        )
+        why = "data.test_fraction 0, or the run on all masks of data.folds"
+        raise UserError(f"{run.root}: the run has no test split ({why}); nothing to compare on")
     bad = {s.sample_id for s in cache.decode_masks(splits.test)}
     opened = _opened_masks(splits) | {*splits.test}
     refuse_changed_data(source, cache, run, opened)

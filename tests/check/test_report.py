@@ -31,7 +31,7 @@ def checked(source):
 
 def test_every_sample_is_counted(source, checked):
     values = report_values(DataConfig(num_samples=NUM, size=96), source, checked)
-    assert [finding["code"] for finding in values["findings"]] == ["pairing"] and not checked.has_fault
+    assert [finding["code"] for finding in values["findings"]] == ["few_cases", "pairing"] and not checked.has_fault
     assert sum(row["with a mask"] for row in values["counts"].values()) == NUM
     assert set(values["counts"]) == {"train", "val", "test"}
     assert values["images"]["sizes"] == {"96 x 96": NUM} and set(values["masks"]["values"]) == {"0", "1"}

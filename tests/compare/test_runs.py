@@ -70,3 +70,14 @@ def test_a_sweep_that_cannot_be_read_is_one_error(tmp_path, text, message):
     (tmp_path / "sweep.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         find_runs([tmp_path], "cpu", None)
+
+
+def test_folds_are_tested_on_what_all_of_them_hold_out_and_named_after_their_folder():
+    folds = [replace(RUN, root=Path("out/fold-0")), replace(RUN, root=Path("out/fold-1"), splits=SPLITS[:2])]
+    folds[1] = replace(folds[1], splits=[{"sample_id": "a", "split": "test"}])
+    runs = [replace(fold, folds=folds) for fold in folds]
+    assert [run.test_ids for run in runs] == [["a", "b", "c"]] * 2 and [run.name for run in runs] == ["out"] * 2
+    refuse_mixtures(runs)
+    with pytest.raises(UserError, match="differ in test split"):
+        refuse_mixtures([*runs, RUN])
+    assert RUN.name == "one"

@@ -10,6 +10,7 @@ import pytest
 from kmine.compare.table import (
     Cost,
     Result,
+    join_folds,
     label_curve,
     tabulate,
     volume_of,
@@ -277,3 +278,36 @@ def test_labels_saved_rest_on_the_seeds_that_all_have():
     (one,) = label_curve(found, "supervised")[1]
     assert (one.num_seeds, one.needed.needed) == (1, pytest.approx(100))
     assert label_curve([*found[1:], result("fixmatch", [0.5, 0.5], 0, **few)], "supervised")[1] == []  # no curve left
+
+
+def fold(number: int, *dice: float, method: str = ROUND_0, segmenter: str = "tiny", **more) -> Result:
+    """A result of one fold, on images of its own."""
+    cases = summarise(CaseMetrics(f"f{number}i{n}", d, d, 1.0, 0) for n, d in enumerate(dice))
+    groups = {case.sample_id: "one" for case in cases.cases}
+    return Result("out", method, "unet", 1.0, 10 + number, 0, segmenter, cases, cases, groups, **more)
+
+
+def test_folds_are_joined_image_by_image_by_hand():
+    costs = [Cost(60.0, NAN, 5.0), Cost(30.0, 200.0, 5.0)]
+    parts = [[fold(0, 0.2, 0.4, cost=costs[0])], [fold(1, 0.9, cost=costs[1], segmenter="tiny+adapted")]]
+    (joined,) = join_folds(parts)
+    assert joined.chosen.dice == pytest.approx(0.5), "every image counts once, not every fold"
+    assert [case.sample_id for case in joined.chosen.cases] == ["f0i0", "f0i1", "f1i0"] == sorted(joined.groups)
+    assert (joined.cost.seconds, joined.cost.peak_memory_mb, joined.num_labeled) == (90.0, 200.0, 10)
+    assert joined.segmenter == "tiny, tiny+adapted"
+    assert join_folds(parts[:1]) == parts[0]
+
+
+def test_a_fold_that_kept_no_mask_counts_with_its_round_0():
+    parts = [
+        [fold(0, 0.2, 0.4), fold(0, 0.3, 0.5, method=EQUAL_STEPS), fold(0, 0.6, 0.7, method=MINING)],
+        [fold(1, 0.9), fold(1, 0.9, method=MINING)],
+    ]
+    table = tabulate(join_folds(parts), "supervised")
+    assert {row.method: round(row.dice, 4) for row in table.rows} == {
+        ROUND_0: 0.5,
+        EQUAL_STEPS: round((0.3 + 0.5 + 0.9) / 3, 4),
+        "mining (tiny)": round((0.6 + 0.7 + 0.9) / 3, 4),
+    }
+    assert table.baseline == EQUAL_STEPS
+    assert by_method(table)["mining (tiny)"].difference == pytest.approx((0.3 + 0.2 + 0) / 3)

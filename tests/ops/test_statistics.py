@@ -13,6 +13,7 @@ from kmine.ops.statistics import (
     paired_change,
     paired_difference,
     score_empty_cases,
+    smallest_shown,
 )
 
 
@@ -225,3 +226,12 @@ def test_no_change_is_called_a_fall_about_as_often_as_the_bound_says():
         is_fall(paired_change(rng.normal(0.7, 0.1, 30), rng.normal(0.7, 0.1, 30)), tolerance=0.0) for _ in range(50)
     )
     assert falls <= 8, "one in twenty, a little more for a bootstrap of few images"
+
+
+def test_the_smallest_gain_that_can_be_shown_by_hand():
+    assert smallest_shown(4, 0.2) == pytest.approx(3.1824 * 0.2 / 2, rel=1e-4), "t of 3 degrees"
+    assert smallest_shown(1) == np.inf and smallest_shown(0) == np.inf
+    rng = np.random.default_rng(0)
+    gaps = rng.normal(0, 0.2, (1, 16))
+    found = paired_difference(np.zeros((1, 16)), gaps, seed=0, num_flips=0)
+    assert found.high - found.difference == pytest.approx(smallest_shown(16, gaps.std(ddof=1)))

@@ -14,6 +14,7 @@ from kmine.config.sweep import SweepConfig
 from kmine.data import open_source
 from kmine.errors import UserError
 from kmine.loop import __main__ as loop
+from kmine.loop import folds as folds_engine
 from kmine.plan.engine import plan_run, planned_config
 from kmine.sweep import __main__ as sweep
 
@@ -141,3 +142,22 @@ def test_the_loop_trains_by_its_plan_and_resumes_it(words, tmp_path, measured, c
     assert (run / "config.yaml").read_text() == config
     assert loop.main([*words, *few, *net, "--data.size=96"]) == 2
     assert "data.size = 32, this command has 96" in capsys.readouterr().err
+
+
+def test_a_plan_of_folds_is_for_all_runs_and_says_so(words, measured):
+    single, folds = planned(words), planned(words, "--data.folds=3")
+    assert folds.data.num_val + folds.data.num_labeled + folds.data.num_unlabeled == 24, "the run on all masks"
+    assert folds.estimate.total > 3 * single.estimate.total
+    assert any(line.startswith("4 runs, 3 folds and one on all masks") for line in folds.lines())
+    assert folds.cfg.data.folds == 3 and folds.cfg.data.fold is None
+
+
+def test_every_fold_keeps_the_plan_of_all_runs(words, tmp_path, monkeypatch):
+    cfg, given = parsed(words, "--data.folds=3")
+    begun = []
+    monkeypatch.setattr(folds_engine, "run_rounds", lambda own, progress, source, plan: begun.append((own, plan)))
+    plan = {"choices": [{"setting": "fit.steps", "value": 70}]}
+    folds_engine.run_folds(cfg, cli.Terminal(quiet=True), open_source(cfg.data), plan)
+    folds_engine.run_folds(cfg, cli.Terminal(quiet=True), open_source(cfg.data), None)
+    assert [plan for _, plan in begun] == [plan] * 8
+    assert json.loads((tmp_path / "run" / "plan.json").read_text()) == plan

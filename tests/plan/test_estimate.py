@@ -44,3 +44,10 @@ def test_the_total_is_the_sum_and_memory_that_of_the_probe_and_more():
     found = estimate_run(CFG, DATA, CPU, SPEED, TINY)
     assert found.total == pytest.approx(sum(found.seconds.values()))
     assert found.peak_gb > SPEED.peak_gb
+
+
+def test_folds_take_the_time_of_all_runs_and_images_are_read_once():
+    one, six = seconds(), seconds(replace(CFG, data=replace(CFG.data, folds=5)))
+    assert six.pop("reading images") == one.pop("reading images")
+    assert six == {stage: pytest.approx(6 * took) for stage, took in one.items()}
+    assert seconds(replace(CFG, data=replace(CFG.data, folds=5, fold=2)))["baseline"] == one["baseline"]

@@ -9,7 +9,8 @@ import yaml
 
 from kmine.cli import to_dict
 from kmine.config import DataConfig, LoopConfig
-from kmine.setup.finished import load_settings
+from kmine.errors import UserError
+from kmine.setup.finished import FOLDS, final_run, fold_runs, load_settings
 
 
 def settings(folder: Path, data: DataConfig, data_root: str | None) -> LoopConfig:
@@ -48,3 +49,16 @@ def test_the_cache_of_the_environment_wins_over_that_of_the_run(tmp_path, monkey
     assert settings(tmp_path, data, None).data.cache_dir == "/far/cache"
     monkeypatch.setenv("KMINE_CACHE", str(tmp_path))
     assert settings(tmp_path, data, None).data.cache_dir is None
+
+
+def test_a_folder_of_folds_names_its_runs_and_any_other_folder_itself(tmp_path):
+    assert fold_runs(tmp_path) == [] and final_run(tmp_path) == tmp_path
+    (tmp_path / FOLDS).write_text('{"runs": ["fold-0", "fold-1", "all"]}')
+    assert fold_runs(tmp_path) == [tmp_path / "fold-0", tmp_path / "fold-1"] and final_run(tmp_path) == tmp_path / "all"
+
+
+@pytest.mark.parametrize("content", ["[]", '{"runs": 3}', '{"runs": ["../elsewhere"]}', '{"runs": [3]}', "{"])
+def test_a_damaged_list_of_folds_is_one_error(tmp_path, content):
+    (tmp_path / FOLDS).write_text(content)
+    with pytest.raises(UserError, match=f"{FOLDS}: expected .*; run the same kmine.loop again"):
+        fold_runs(tmp_path)

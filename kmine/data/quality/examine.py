@@ -136,7 +136,7 @@ def check_identical_masks(
 
 
 def check_numbers(cfg: DataConfig, refs: Collection[SampleRef], sides: Mapping[str, str]) -> list[Finding]:
-    """Say where validation or test are too few to show anything, and what would help; with data.folds all masks are for testing.
+    """Say where validation or test are too few to show anything, and what would help; data.folds tests on all.
 
     Few are fewer than `FEW` groups with a mask; an absent test split is a decision of the user.
     """

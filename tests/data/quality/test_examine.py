@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from helpers.image_stats import own_groups, phantom_image, severities, square_mask, stats_of
 
+from kmine.config import DataConfig
 from kmine.data.perceptual_hash import grey_of
-from kmine.data.quality.examine import check_classes, check_duplicates, check_groups, check_identical_masks, check_masks
+from kmine.data.quality.examine import (
+    check_classes,
+    check_duplicates,
+    check_groups,
+    check_identical_masks,
+    check_masks,
+    check_numbers,
+)
 from kmine.data.quality.image_stats import compute_stats
 from kmine.data.quality.near_duplicates import DuplicatePair
 from kmine.types import SampleRef
@@ -136,3 +144,33 @@ def test_a_group_on_two_sides_is_a_fault_unless_leaks_are_allowed():
     assert check_groups(refs, {"a": "train", "c": "train"}, allow_leaks=False) == []
     assert severities(check_groups(refs, SIDES, allow_leaks=False)) == {"group_on_two_sides": "fault"}
     assert severities(check_groups(refs, SIDES, allow_leaks=True)) == {"group_on_two_sides": "note"}
+
+
+def numbers(train: int, val: int, test: int, *, group_size: int = 1, split: str | None = None, **data: object) -> str:
+    """The text on a data set of so many images with masks on each side, and 30 without; empty without a finding."""
+    sides = ["train"] * train + ["val"] * val + ["test"] * test
+    refs = [SampleRef(f"s{n}", f"{side}{n // group_size}", split=split) for n, side in enumerate(sides)]
+    refs += [SampleRef(f"u{n}", f"u{n}", has_mask=False) for n in range(30)]
+    found = check_numbers(DataConfig(**data), refs, dict(zip((r.sample_id for r in refs), sides, strict=False)))
+    assert {finding.severity for finding in found} <= {"note"}
+    return " ".join(finding.text for finding in found)
+
+
+def test_too_few_validation_or_test_images_are_said_with_what_they_cannot_show_and_the_cure():
+    said = numbers(10, 2, 4)
+    assert said.startswith(
+        "2 validation and 4 test images: no gain can be told from noise; --data.folds 5 of kmine loop"
+    )
+    assert "tests on all 16 (from about 0.11 on)" in said
+    assert "below about 0.32 cannot be told from noise" in numbers(40, 10, 4)
+    assert "2 validation and 2 test groups" in numbers(8, 8, 8, group_size=4)
+    assert numbers(4, 1, 2).endswith("label 3 more, then pass --data.folds 5 to kmine loop")
+    assert numbers(30, 3, 4, split="train").endswith("put more into them")
+    assert numbers(10, 3, 0).startswith("3 validation and 0 test images")
+
+
+def test_enough_images_and_folds_are_no_finding():
+    assert numbers(10, 10, 10) == "" and numbers(10, 10, 0) == ""
+    assert numbers(11, 2, 3, folds=5, fold=0) == "" and numbers(4, 2, 1, folds=5, fold=0) == ""
+    said = "7 images with masks: a gain below about 0.18 cannot be told from noise; label 3 more"
+    assert numbers(4, 3, 0, folds=5, fold=5) == said == numbers(4, 3, 0, folds=5)

@@ -1,0 +1,105 @@
+"""The one thing to do next where a run kept no mask, or does not show that mining helped."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kmine.data.quality.examine import FEW
+from kmine.errors import first_names
+from kmine.mining.calibration.fit import MIN_OBJECTS
+from kmine.models.encoder_hub import PREFIX, weights_name
+from kmine.ops.metrics import nanmean
+from kmine.ops.statistics import Paired
+from kmine.store.tables import DecisionRow
+from kmine.training.task import Task
+
+OTHER_OUT = "then the same command with another --out"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run shows, for `next_step`."""
+
+    kept_none: bool
+    """Whether the last round kept no pseudo mask."""
+    gain: Paired | None
+    """Of mining over the baseline, with its interval; None where there are too few images for one."""
+    num_labeled: int
+    num_masked: int
+    """Images with masks in use: labeled and validation ones."""
+    in_folds: bool
+    missing_weights: str
+    """Name of the encoder's weights, empty if training began with some."""
+    has_sam: bool
+    estimates: tuple[float, float]
+    """Mean estimated Dice of the segmenter's and of the local model's masks in the last round; NaN if unknown."""
+    reasons: str
+    """The most frequent reason of the last round's decisions, with its share."""
+    unsure: Sequence[str]
+    """Unlabeled images, those first on which the local model is least sure."""
+
+
+def outcome_of(task: Task, decisions: Sequence[DecisionRow], gain: Paired | None, *, kept_none: bool) -> Outcome:
+    """The outcome of a run with the `decisions` of its last round."""
+    model = task.cfg.model
+    estimates = (nanmean(d.estimated_segmenter for d in decisions), nanmean(d.estimated_local for d in decisions))
+    reason, count = Counter(row.reason for row in decisions).most_common(1)[0] if decisions else ("", 0)
+    return Outcome(
+        kept_none=kept_none,
+        gain=gain,
+        num_labeled=len(task.labeled),
+        num_masked=len(task.labeled) + len(task.val),
+        in_folds=task.cfg.data.folds is not None,
+        missing_weights="" if model.is_pretrained else weights_name(model.name, model.encoder),
+        has_sam=task.cfg.segmenter.name.startswith("sam"),
+        estimates=estimates,
+        reasons=f"most often {reason} ({count} of {len(decisions)})" if reason else "nothing to mine",
+        unsure=_least_sure(decisions),
+    )
+
+
+def _least_sure(decisions: Iterable[DecisionRow]) -> list[str]:
+    """Images by the mean probability in their most doubtful object; first those in which the local model found none."""
+    surest: dict[str, float] = {}
+    for row in decisions:
+        if row.reason not in ("accepted", "rejected", "lesion_free"):
+            value = row.evidence.confidence_inside if row.evidence else 0.0
+            surest[row.sample_id] = min(surest.get(row.sample_id, 1.0), 0.0 if math.isnan(value) else value)
+    return sorted(surest, key=lambda sample_id: (surest[sample_id], sample_id))
+
+
+def next_step(outcome: Outcome) -> str:
+    """One sentence: what the run does not show, and what to do next; empty where mining is shown to help.
+
+    The first of these that applies (own choice of order, cheapest first): pretrained weights, folds, another segmenter,
+    more labels.
+    """
+    gain, few = outcome.gain, outcome.gain is None or math.isnan(outcome.gain.low)
+    if outcome.kept_none:
+        problem = f"no mask was kept, {outcome.reasons}"
+    elif few:
+        problem = "too few images to show whether mining helped"
+    elif gain.low <= 0:
+        problem = f"no gain by mining is shown ({gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}])"
+    else:
+        return ""
+    return f"{problem}; next: {_cure(outcome, few=few and not outcome.kept_none)}"
+
+
+def _cure(outcome: Outcome, *, few: bool) -> str:
+    segmenter, local = outcome.estimates
+    if name := outcome.missing_weights:
+        return f"begin with ImageNet weights: kmine weights get {PREFIX}{name}, {OTHER_OUT}"
+    if few and not outcome.in_folds and outcome.num_masked >= FEW:
+        return "--data.folds 5 with another --out, which tests on every image with a mask"
+    if segmenter <= local:
+        other = "a checkpoint of your modality, such as MedSAM (--segmenter.checkpoint FILE)"
+        other = other if outcome.has_sam else "--segmenter.name sam_vit_b"
+        return f"its masks are estimated no better than the local model's own, so take another segmenter: {other}"
+    number = max(MIN_OBJECTS - outcome.num_labeled, math.ceil(outcome.num_labeled / 2))
+    names = first_names(outcome.unsure[:3])
+    which = f", such as {names}, where the local model is least sure" if names else ""
+    return f"label about {number} more images{which}; {OTHER_OUT}"

@@ -1,0 +1,71 @@
+"""The sentence at the end of a run: one thing to do next, and which."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from helpers.small import decision
+
+from kmine.loop.advice import Outcome, _least_sure, next_step
+from kmine.ops.statistics import Paired
+from kmine.types import Evidence
+
+NAN = float("nan")
+OUTCOME = Outcome(
+    kept_none=False,
+    gain=Paired(0.01, -0.02, 0.04, 30),
+    num_labeled=12,
+    num_masked=16,
+    in_folds=False,
+    missing_weights="",
+    has_sam=False,
+    estimates=(0.8, 0.7),
+    reasons="most often low_stability (7 of 9)",
+    unsure=["c", "a", "b", "d"],
+)
+
+
+def test_nothing_is_said_where_mining_is_shown_to_help():
+    assert next_step(replace(OUTCOME, gain=Paired(0.05, 0.01, 0.09, 30))) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "no gain by mining is shown (+0.010 [-0.020, +0.040]); next: label about 8 more images, such as c, a, b"),
+        ({"num_labeled": 40}, "next: label about 20 more images"),
+        ({"unsure": []}, "label about 8 more images; then the same command with another --out"),
+        ({"gain": None}, "too few images to show whether mining helped; next: --data.folds 5 with another --out"),
+        ({"gain": Paired(0.1, NAN, NAN, 1)}, "next: --data.folds 5"),
+        ({"gain": None, "num_masked": 9}, "too few images to show whether mining helped; next: label about 8 more"),
+        ({"gain": None, "in_folds": True}, "next: label about 8 more"),
+        ({"gain": None, "kept_none": True}, "no mask was kept, most often low_stability (7 of 9); next: label about 8"),
+        (
+            {"missing_weights": "resnet34", "gain": None},
+            "next: begin with ImageNet weights: kmine weights get",
+        ),
+        ({"estimates": (0.6, 0.7)}, "take another segmenter: --segmenter.name sam_vit_b"),
+        ({"estimates": (0.6, 0.7), "has_sam": True}, "a checkpoint of your modality"),
+        ({"estimates": (NAN, NAN)}, "next: label about 8 more"),
+    ],
+)
+def test_one_thing_is_named(changes, words):
+    said = next_step(replace(OUTCOME, **changes))
+    assert words in said and said.count("; next: ") == 1 and "\n" not in said
+
+
+def test_the_least_sure_images_come_first_and_reviewed_ones_not_at_all():
+    rows = [
+        replace(decision(name, None, reason), evidence=evidence)
+        for name, reason, evidence in (
+            ("sure", "kept", Evidence(confidence_inside=0.9)),
+            ("mixed", "kept", Evidence(confidence_inside=0.95)),
+            ("mixed", "low_stability", Evidence(confidence_inside=0.6)),
+            ("nothing", "no_component", None),
+            ("unknown", "empty_candidate", Evidence()),
+            ("clean", "lesion_free", None),
+            ("seen", "rejected", None),
+        )
+    ]
+    assert _least_sure(rows) == ["nothing", "unknown", "mixed", "sure"]
