@@ -153,7 +153,7 @@ def test_a_plan_of_folds_is_for_all_runs_and_says_so(words, measured):
 
 
 def test_every_fold_keeps_the_plan_of_all_runs(words, tmp_path, monkeypatch):
-    cfg, given = parsed(words, "--data.folds=3")
+    cfg, _ = parsed(words, "--data.folds=3")
     begun = []
     monkeypatch.setattr(folds_engine, "run_rounds", lambda own, progress, source, plan: begun.append((own, plan)))
     plan = {"choices": [{"setting": "fit.steps", "value": 70}]}
