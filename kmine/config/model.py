@@ -194,8 +194,8 @@ class FitConfig:
     """Share of the steps with linearly rising learning rate; cosine decay to zero follows."""
     decay_norms: bool = False
     """Weight decay on norms and biases, too."""
-    encoder_lr: float | None = None
-    """Learning rate of the encoder as a share of lr; default: 0.1 where the encoder has pretrained weights, else 1."""
+    encoder_lr: float = 1.0
+    """Learning rate of the encoder as a share of lr; 0: frozen, but for its norms' statistics."""
     clip_grad: float = 1.0
     """Largest norm of the gradient, to which longer ones are scaled; 0: no limit."""
     dice_weight: float = 1.0
@@ -253,7 +253,7 @@ class FitConfig:
         require(0 <= self.warmup < 1, "fit.warmup", "a share in [0, 1)", self.warmup)
         for name in ("dice_weight", "clip_grad"):
             require(getattr(self, name) >= 0, f"fit.{name}", "0 or more", getattr(self, name))
-        require(self.encoder_lr is None or self.encoder_lr >= 0, "fit.encoder_lr", "0 or more", self.encoder_lr)
+        require(self.encoder_lr >= 0, "fit.encoder_lr", "0 or more", self.encoder_lr)
         require(self.rotation is None or 0 <= self.rotation <= 180, "fit.rotation", "0 to 180 degrees", self.rotation)
         are_valid = self.scale is None or (0 < self.scale[0] <= self.scale[1] and math.isfinite(self.scale[1]))
         require(are_valid, "fit.scale", "two numbers above 0, the smaller first, as in [0.8, 1.25]", self.scale)

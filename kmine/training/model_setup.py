@@ -20,7 +20,6 @@ from kmine.seeding import derive_seed
 from kmine.store.settings import signed, signed_sections
 from kmine.training.checkpoints import Checkpointer
 from kmine.training.distributed import Fabric, rank_zero_first
-from kmine.training.optimizer import with_encoder_rate
 from kmine.training.task import Task, single_process
 from kmine.training.train_steps import Callbacks, show_progress
 
@@ -63,7 +62,7 @@ def _train_classifier(task: Task, model: SksModel) -> dict[str, Tensor]:
     from kmine.training.classifier import fit_classifier, has_stopped_rising, image_auc
 
     cfg = task.cfg.classifier
-    fit_cfg = replace(with_encoder_rate(task.cfg.fit, task.cfg.model), lr=cfg.lr, steps=cfg.steps, checkpoint="best")
+    fit_cfg = replace(task.cfg.fit, lr=cfg.lr, steps=cfg.steps, checkpoint="best")
     settings = signed("fit", {name: getattr(fit_cfg, name) for name in FIT_SETTINGS})
     signature = sign(task.signature, *signed_sections(task.cfg, "model", "classifier"), settings)
     checkpointer = Checkpointer(task.run, task.run.root / "classifier", signature)

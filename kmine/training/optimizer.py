@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kmine.config import FitConfig, ModelConfig
+from kmine.config import FitConfig
 
 StateDict = dict[str, Tensor]
-PRETRAINED_RATE = 0.1
-"""Default of `fit.encoder_lr` for an encoder with pretrained weights."""
-
-
-def with_encoder_rate(cfg: FitConfig, model: ModelConfig) -> FitConfig:
-    """Training settings with the default of `encoder_lr` for `model` filled in."""
-    default = PRETRAINED_RATE if model.is_pretrained else 1.0
-    return cfg if cfg.encoder_lr is not None else replace(cfg, encoder_lr=default)
 
 
 def make_optimizer(module: nn.Module, cfg: FitConfig) -> torch.optim.AdamW:
@@ -32,7 +23,7 @@ def make_optimizer(module: nn.Module, cfg: FitConfig) -> torch.optim.AdamW:
     of_encoder = {id(p) for encoder in encoders for p in encoder.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in module.parameters():
-        factor = cfg.encoder_lr if cfg.encoder_lr is not None and id(parameter) in of_encoder else 1.0
+        factor = cfg.encoder_lr if id(parameter) in of_encoder else 1.0
         decay = cfg.weight_decay if cfg.decay_norms or parameter.ndim > 1 else 0.0
         groups.setdefault((factor, decay), []).append(parameter)
     return torch.optim.AdamW(

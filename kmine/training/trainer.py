@@ -22,7 +22,6 @@ from kmine.training.checkpoints import Checkpointer, Checkpoints
 from kmine.training.distributed import Fabric
 from kmine.training.evaluation import validation_scores
 from kmine.training.fit import Consistency, fit
-from kmine.training.optimizer import with_encoder_rate
 from kmine.training.task import Task
 from kmine.training.train_steps import Callbacks, show_progress
 from kmine.training.veto import choose_vetoes, clear_veto
@@ -52,7 +51,7 @@ def train(
         method_dir: folder of a compared method; empty for the loop.
     """
     clean = None if pseudo or consistency else clean_images(task)
-    cfg = with_encoder_rate(_round_config(task.cfg.fit, round_idx, pseudo, consistency), task.cfg.model)
+    cfg = _round_config(task.cfg.fit, round_idx, pseudo, consistency)
     # No clean image shall be drawn more often than a labeled one.
     share = min(cfg.clean_share, len(clean) / (len(clean) + len(task.labeled))) if clean else 0.0
     cfg = replace(cfg, clean_share=share)

@@ -17,7 +17,6 @@ from kmine.training.optimizer import (
     make_optimizer,
     optimizer_state,
     set_rate,
-    with_encoder_rate,
 )
 
 
@@ -62,12 +61,6 @@ def test_the_state_of_a_run_with_one_group_fits_several_and_back():
     again = optimizer_state(optimizer, model)
     assert state.keys() == again.keys()
     assert all(torch.equal(state[n][key], again[n][key]) for n in state for key in state[n])
-
-
-@pytest.mark.parametrize(("weights", "given", "rate"), [(None, None, 1.0), ("hub", None, 0.1), ("hub", 0.5, 0.5)])
-def test_a_pretrained_encoder_is_trained_at_a_tenth_by_default(weights, given, rate):
-    model = ModelConfig(encoder_weights=weights)
-    assert with_encoder_rate(FitConfig(encoder_lr=given), model).encoder_lr == rate
 
 
 def test_learning_rate_rises_then_decays_to_zero():
