@@ -26,12 +26,8 @@ SETTINGS = {
     "adapt.steps": 20,
     "infer.tta": "none",
     # Few steps make a poor model; the gate lets its masks through, so that pseudo masks are read in training, too.
-    "gate.mode": "thresholds",
-    "gate.min_agreement": 0,
-    "gate.min_jitter_dice": 0,
-    "gate.min_confidence": 0,
-    "gate.max_confidence_outside": 1,
-    "gate.max_area_ratio": 1000,
+    "gate.mode": "ranked",
+    "gate.keep": 1,
 }
 
 

@@ -25,7 +25,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from kmine.errors import UserError
 from kmine.io.console import Stopped, open_outputs, replace_unknown_characters, stop_signals, tame_messages, visible
 from kmine.io.errors import FULL, RERUN, expanded
-from kmine.io.older_settings import older_settings
+from kmine.io.older_settings import REMOVED, older_settings
 from kmine.io.presets import preset_files, settings_file
 from kmine.io.terminal import Terminal as Terminal
 from kmine.io.threads import choose_wait_policy
@@ -277,8 +277,9 @@ def _read(path: str, kinds: Mapping[str, Any], label: str) -> dict[str, _Given]:
     values = {name: _Given(text, where) for name, text in older.items() if name in kinds}
 
     def walk(section: Mapping[Any, Any], prefix: str) -> None:
-        for key, value in section.items():
-            name = f"{prefix}{key}"
+        for name, value in ((f"{prefix}{key}", value) for key, value in section.items()):
+            if older and name in REMOVED:
+                continue
             if name not in kinds:
                 raise UserError(f"{where}: {_unknown(name, kinds)}")
             if not is_dataclass(kinds[name]):
@@ -286,8 +287,9 @@ def _read(path: str, kinds: Mapping[str, Any], label: str) -> dict[str, _Given]:
             elif isinstance(value, Mapping):
                 walk(value, f"{name}.")
             else:
-                expected = f"expected settings indented below it, got {yaml_kind(value)}; see --help"
-                raise UserError(f"{where}: {name}: {expected}")
+                raise UserError(
+                    f"{where}: {name}: expected settings indented below, got {yaml_kind(value)}; see --help"
+                )
 
     walk(content, "")
     return values
@@ -306,7 +308,8 @@ def _file_word(kind: Any, value: Any, where: str) -> str | None:
 
 def _unknown(key: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, list(names), n=1)
-    return f"unknown setting {key}; " + (f"did you mean {near[0]}?" if near else "see --help for those there are")
+    hint = f"did you mean {near[0]}?" if near else "see --help for those there are"
+    return f"unknown setting {key}; {REMOVED.get(key, hint)}"
 
 
 def _plain(message: str, names: Iterable[str]) -> str:

@@ -34,10 +34,12 @@ REASONS = (
     *("kept", "kept_local", "accepted", "rejected", "lesion_free", "no_component", "vetoed", "empty_candidate"),
     *("low_predicted_iou", "low_stability", "low_agreement", "low_jitter_dice", "low_confidence"),
     *("high_confidence_outside", "high_tta_std", "area_outlier", "contradicts_image_label", "low_estimated_dice"),
+    "low_rank",
 )
-"""Reasons of decisions, in the order in which the gate checks; the first failed check is the reason.
+"""Reasons of decisions; those from `low_predicted_iou` to `area_outlier` are of older runs.
 
 `accepted`, `rejected`: by a reviewer, in the audit of an earlier run; the image is not segmented.
+`low_rank`: not among the best by evidence, of a gate without calibration.
 `kept_local`: of two disagreeing masks the local model's own is used, as its estimated Dice is higher.
 `lesion_free`: by the image-level label; the image is not segmented, and its pseudo mask is empty.
 `vetoed`: the classifier of sks sees no lesion in the image, so nothing is prompted there; it has no pseudo mask."""
@@ -188,7 +190,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Scores of a candidate for the gate; NaN where unknown, and NaN fails no check."""
+    """Scores of a candidate for the gate; NaN where unknown."""
 
     predicted_iou: float = float("nan")
     stability_score: float = float("nan")
@@ -222,9 +224,9 @@ class Decision:
     estimated_dice: float = float("nan")
     """Calibrated estimate of the Dice of the mask that is used; NaN without a calibration."""
     estimated_segmenter: float = float("nan")
-    """Estimate for the segmenter's mask."""
+    """Estimate for the segmenter's mask; of the mask that is not used by the estimated difference."""
     estimated_local: float = float("nan")
-    """Estimate for the local model's own component; NaN if there is none."""
+    """Likewise for the local model's own component; NaN if there is none."""
     source: Literal["both", "segmenter", "local"] = "both"
     """Which mask is used where the two disagree; `both`: neither, these pixels are ignored."""
 

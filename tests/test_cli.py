@@ -81,7 +81,7 @@ def test_flags_after_the_file_win_and_the_rest_of_the_file_stays(tmp_path):
 def test_what_a_run_saves_is_what_a_command_reads(tmp_path):
     import yaml
 
-    cfg = parsed("--rounds", "2", "--data.root", "somewhere", "--fit.augment", "false", "--gate.max_area_ratio", "3.5")
+    cfg = parsed("--rounds", "2", "--data.root", "somewhere", "--fit.augment", "false", "--gate.keep", "0.3")
     cfg = replace(cfg, data=replace(cfg.data, window=(-100.0, 300.5), fine_groups=3))
     file = written(tmp_path / "saved.yaml", yaml.safe_dump(cli.to_dict(cfg)))
     assert parsed("--config", file) == cfg

@@ -42,8 +42,9 @@ GATE_REASONS = (
     *("kept", "kept_local", "accepted", "rejected", "lesion_free", "no_component", "vetoed", "empty_candidate"),
     *("low_predicted_iou", "low_stability", "low_agreement", "low_jitter_dice", "low_confidence"),
     *("high_confidence_outside", "high_tta_std", "area_outlier", "contradicts_image_label", "low_estimated_dice"),
+    "low_rank",
 )
-"""In the order of the gate: the first threshold missed gives the reason."""
+"""In their order in charts; those between `empty_candidate` and `contradicts_image_label` are of older runs."""
 ESTIMATES = ("estimated_dice", "estimated_segmenter", "estimated_local")
 OBJECT = ("sample_id", "object_idx", "class_id")
 SIGNALS = ("conflict", "unlike", "doubt", "disagreement", "area", "position", "shape", "edge")
@@ -110,7 +111,7 @@ KEYS = {
         *("signature", "threshold", "mean_estimate", "coverage", "num_objects", "target", "num_images"),
     },
     "calibration.json": {
-        *("signature", "target", "confidence", "num_objects", "segmenter", "local", "promise", "rank_correlation"),
+        *("signature", "target", "confidence", "num_objects", "quality", "difference", "promise", "rank_correlation"),
         *("mean_dice", "risk_coverage", "reliability", "alone"),
     },
     "fold_0.json": {"signature", "objects"},
@@ -136,7 +137,7 @@ KEYS = {
 }
 """Keys of JSON files, by file name; further keys may join them. `NESTED` lists those one level deeper."""
 NESTED = {
-    ("calibration.json", "segmenter"): {"features", "fill", "scale", "weights", "intercept", "knots"},
+    ("calibration.json", "quality"): {"features", "fill", "scale", "weights", "intercept", "knots"},
     ("calibration.json", "promise"): {"threshold", "kept", "lower_bound", "mean", "coverage", "num_objects"},
     ("calibration.json", "alone"): {"labeled_area", "prompts", "by_tta", "num_parts"},
     ("metrics.json", "metrics"): {"cases", "dice", "iou", "hd95", "num_missed", "num_empty"},

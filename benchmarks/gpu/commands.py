@@ -95,7 +95,7 @@ def mine(kit: Kit) -> None:
         **{"data.name": data.name, "data.size": data.size, "data.cache_dir": data.cache_dir},
         **({"data.root": data.root} if data.root else {"data.num_samples": 40}),
         # The gate is open, so that there is a second round whatever the masks are.
-        **{**OPEN_GATE, "gate.mode": "thresholds", "gate.max_tta_std": 1, "refine.ask_local": "false"},
+        **{**OPEN_GATE, "gate.mode": "ranked", "refine.ask_local": "false"},
         **{"refine.min_vote": 0.51, "adapt.enabled": "false"},
         **{"fit.steps": 150, "fit.round_steps": 40, "fit.batch_size": 16, "fit.num_workers": 8},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from kmine.audit.rounds import AuditedRun, MinedRound, read_mask_of
 from kmine.data.pool import Pool
 from kmine.feedback.expected import picture_name
 from kmine.io.files import write_atomic
+from kmine.mining.crossfit import unlabeled_parts
 from kmine.ops import metrics
 from kmine.ops.masks import from_rle, to_rle
 from kmine.report.audit.page import AuditItem, Layer
@@ -56,10 +58,10 @@ class MaskHistory:
         self._audited, self._round = audited, audited.audited_round
         self._class_names = audited.source.class_names
         self._segmenter = str(audited.info.get("segmenter", "the segmenter"))
-        store, prompting_rounds = audited.store, {mined.prompting_round for mined in audited.rounds}
         self._rounds_so_far = [mined for mined in audited.rounds if mined.round_idx <= self._round.round_idx]
-        # By round: signature of the training, and SHA-256 of the weights file.
-        self._models = {n: store.weights_signature(store.round_dir(n) / "model.safetensors") for n in prompting_rounds}
+        parts = enumerate(unlabeled_parts(audited.task))
+        self._part_dirs = {sample_id: f"part_{part}" for part, ids in parts for sample_id in ids}
+        self._weights = cache(lambda folder: audited.store.weights_signature(folder / "model.safetensors"))
 
     def row(self, report: MaskReport, truth: Truth | None = None) -> dict[str, Any]:
         """Values by the names of `COLUMNS`; None if unknown."""
@@ -84,7 +86,7 @@ class MaskHistory:
     def _mined_values(self, sample_id: str) -> dict[str, Any]:
         mined, kept = self._round, self._round.kept_objects(sample_id)
         training_rounds = [p for p in self._rounds_so_far if p.has_pseudo_mask(sample_id)]
-        signature, sha256 = self._models[mined.prompting_round]
+        method_dir, signature, sha256 = self._prompting_model(mined, sample_id)
         scores = [row.to_arrow() for row in kept]
         return {
             "round": mined.round_idx,
@@ -96,13 +98,18 @@ class MaskHistory:
             "source": " ".join(dict.fromkeys(str(row.source) for row in kept)),
             **{name: metrics.nanmean([row[name] for row in scores]) for name in SCORES},
             "dice_with_round_before": self._dice_with_previous(sample_id, mined),
-            "asked_by": f"round_{mined.prompting_round:02}",
+            "asked_by": f"{method_dir}/round_{mined.prompting_round:02}".lstrip("/"),
             "made_by": mined.signature,
             "model_signature": signature,
             "model_sha256": sha256,
             "segmenter": self._segmenter,
             "segmenter_sha256": str(self._audited.info.get("segmenter_sha256", "")),
         }
+
+    def _prompting_model(self, mined: MinedRound, sample_id: str) -> tuple[str, str, str]:
+        """Folder (empty: the loop's own), signature and SHA-256 of the weights that prompted an image."""
+        method_dir = self._part_dirs.get(sample_id, "") if mined.prompting_round else ""
+        return method_dir, *self._weights(self._audited.store.round_dir(mined.prompting_round, method_dir))
 
     def _dice_with_previous(self, sample_id: str, mined: MinedRound) -> float:
         """Dice of a pseudo mask with that of the previous round; NaN without either."""
@@ -120,11 +127,11 @@ class MaskHistory:
         return tuple(self._line(p, report.sample_id) for p in self._rounds_so_far if report.sample_id in p.decisions)
 
     def _line(self, mined: MinedRound, sample_id: str) -> str:
-        signature, sha256 = self._models[mined.prompting_round]
+        method_dir, signature, sha256 = self._prompting_model(mined, sample_id)
         rows, num_prompts = mined.objects(sample_id), len(mined.prompts.get(sample_id, []))
         parts = [
             f"round {mined.round_idx}: {num_prompts} prompted object(s) by the model of round {mined.prompting_round} "
-            f"({signature[:8]}, weights {sha256[:8]}), segmenter {self._segmenter}",
+            f"({method_dir}{method_dir and ', '}{signature[:8]}, weights {sha256[:8]}), segmenter {self._segmenter}",
             *([self._object_text(row) for row in rows] or [mined.decisions[sample_id][0].reason]),
             "used in training" if mined.has_pseudo_mask(sample_id) else "not used in training",
         ]

@@ -15,11 +15,11 @@ from kmine.audit.export import export_masks
 from kmine.audit.history import COLUMNS, MaskHistory
 from kmine.audit.ranking import MIN_NAMED_RANK, WEIGHTS, ranks
 from kmine.audit.rounds import AuditedRun, open_audit
-from kmine.audit.truth import Stratum, figures, withheld_dice
+from kmine.audit.truth import Stratum, corrections, figures, withheld_dice
 from kmine.io.errors import expanded
-from kmine.io.files import write_csv
+from kmine.io.files import nan_to_none, write_csv
 from kmine.mining.gate import why_none_is_kept
-from kmine.ops.metrics import nanmean
+from kmine.ops.metrics import correction_text, nanmean
 from kmine.report.audit.figures import explanations_chart
 from kmine.report.audit.page import write_page
 from kmine.setup.open import open_withheld
@@ -89,12 +89,14 @@ def write_audit(
         reasons = [*mined.decisions.firsts("reason").values()]
         log(f"round {mined.round_idx} kept no mask, only given ones are ranked: {why_none_is_kept(reasons)}")
     history, reports = MaskHistory(audited), [*pseudo, *given]
-    truth, withheld, charts = None, None, {"causes": _explanations_chart(pseudo)}
+    truth, withheld, charts, changed = None, None, {"causes": _explanations_chart(pseudo)}, {}
     if with_withheld:
         withheld = open_withheld(audited.task, audited.source)
         truth = withheld_dice(audited, pseudo, withheld)
         true_charts, table = figures(audited, pseudo, truth)
         charts |= true_charts
+        changed = {str(n): list(found.shares) for n, found in corrections(audited, withheld).items()}
+        audited.store.update_run(corrections=nan_to_none(changed))
         write_csv(out / "strata.csv", Stratum._fields, table)
     rows = (history.row(report, truth) for report in reports)
     write_csv(out / "audit.csv", COLUMNS, ([row[name] for name in COLUMNS] for row in rows))
@@ -106,7 +108,7 @@ def write_audit(
         title=f"Audit of {audited.name}",
         run_name=audited.name,
         run_signature=audited.signature,
-        summary=_summary(audited, pseudo, given, truth),
+        summary=_summary(audited, pseudo, given, truth) | _corrections(audited, changed),
         figures=charts,
     )
     for report in (*pseudo[:NUM_LOGGED], *given[:NUM_LOGGED]):
@@ -117,6 +119,14 @@ def write_audit(
         f"{time.perf_counter() - began:.0f} s, {peak_memory_mb()} MB"
     )
     log(f"table: {out / 'audit.csv'}   page: {page}")
+
+
+def _corrections(audited: AuditedRun, by_round: Mapping[str, Sequence[float]]) -> dict[str, str]:
+    """Lines of the summary: shares of the local model's wrong pixels corrected and newly broken by pseudo masks."""
+    record = audited.store.read_json(audited.store.root / "calibration" / "calibration.json") or {}
+    name = "wrong pixels of the local model corrected / newly broken"
+    lines = {f"{name}, labeled images by fold models": correction_text(record.get("correction"))}
+    return lines | {f"{name}, round {n}, withheld masks": correction_text(found) for n, found in by_round.items()}
 
 
 def _explanations_chart(pseudo: Sequence[MaskReport]) -> str:

@@ -13,8 +13,9 @@ from kmine.audit.evidence import MaskReport
 from kmine.audit.rounds import AuditedRun, read_mask_of
 from kmine.data.pool import Pool
 from kmine.mining.calibration.fit import reliability, risk_coverage
-from kmine.ops.metrics import case_metrics
+from kmine.ops.metrics import Correction, case_metrics, correction
 from kmine.report.audit.figures import strata_chart, true_coverage_chart, true_reliability_chart
+from kmine.store.tables import class_map
 from kmine.types import IGNORE_INDEX
 
 MAX_GROUPS = 12
@@ -46,6 +47,23 @@ def withheld_dice(audited: AuditedRun, reports: Iterable[MaskReport], withheld: 
         case = case_metrics(report.sample_id, predicted, target, audited.task.num_classes, with_hd95=False)
         out[report.sample_id] = case.dice
     return out
+
+
+def corrections(audited: AuditedRun, withheld: Pool) -> dict[int, Correction]:
+    """By round, what its pseudo masks change in the local model's own, over images with objects and a withheld mask.
+
+    The local model's mask is that of its objects: specks too small for a prompt count as background.
+    """
+    task, withheld_ids, found = audited.task, set(withheld.ids), {}
+    for mined in audited.rounds:
+        parts = []
+        for sample_id in withheld_ids.intersection(mined.pseudo_labeled):
+            if objects := mined.objects(sample_id):
+                truth = read_mask_of(withheld, sample_id)
+                local = class_map(objects, truth.shape, "local")
+                parts.append(correction(local, task.pseudo_mask(mined.round_idx, sample_id), truth))
+        found[mined.round_idx] = Correction.total(parts)
+    return found
 
 
 def figures(

@@ -37,6 +37,10 @@ class LoopConfig:
     """A round is refused if validation Dice, paired by image, falls by more than this and by more than noise. Noise is
     estimated from 20 validation images on; with fewer, only the mean counts. A false alarm on a clean image counts 0,
     silence 1."""
+    crossfit: int = 2
+    """Parts of the unlabeled images, by group. From round 2 on a part is predicted, prompted and scored by a model that
+    was trained on the pseudo masks of the other parts only, as a model confirms the masks that it was trained on. The
+    price: each round but the last takes this many further trainings of fit.round_steps. 1: none."""
     verdicts: LocalPath | None = None
     """verdicts.json of an earlier run on the same split, as `kmine audit RUN --verdicts FILE` left it in that run.
     Rejected pseudo masks are not used in training, accepted ones in every round, corrected masks are labels."""
@@ -69,6 +73,7 @@ class LoopConfig:
         has_sks = "sks" in self.model.name.split("+")
         require(not (self.data.patch and has_sks), "data.patch", "null with model.name sks", self.data.patch)
         require(self.rounds >= 0, "rounds", "0 or more", self.rounds)
+        require(1 <= self.crossfit <= 10, "crossfit", "1 to 10", self.crossfit)
         require(0 <= self.seed < 2**31, "seed", "0 to 2**31 - 1", self.seed)
         minutes = self.plan_minutes
         require(minutes is None or 0 < minutes < 1e6, "plan_minutes", "a positive number", minutes)

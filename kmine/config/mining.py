@@ -100,8 +100,9 @@ class AdaptConfig:
     folds: int = 3
     """Number of cross-fitting folds: each labeled image is prompted by a local model trained without it. 1 trains no
     fold model and jitters true boxes only."""
-    fold_steps: int = 300
-    """Optimizer steps of each fold model, at most those of round 0."""
+    fold_steps: int | None = None
+    """Optimizer steps of each fold model, at most those of round 0; default: as many. The gate is calibrated on these
+    models' masks, so they should be as good as the one that mines. The price: `folds` trainings as long as round 0."""
     steps: int | None = None
     """Optimizer steps of the segmenter; default: by segmenter."""
     batch_size: int | None = None
@@ -117,9 +118,9 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         require(self.folds >= 1, "adapt.folds", "at least 1", self.folds)
-        for name in ("fold_steps", "val_every", "max_images"):
+        for name in ("val_every", "max_images"):
             require(getattr(self, name) >= 1, f"adapt.{name}", "at least 1", getattr(self, name))
-        for name in ("steps", "batch_size"):
+        for name in ("fold_steps", "steps", "batch_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"adapt.{name}", "at least 1", value)
         require(self.lr is None or self.lr > 0, "adapt.lr", "a positive number", self.lr)
@@ -128,46 +129,29 @@ class AdaptConfig:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """Selection of pseudo masks: calibrated by estimated Dice, or by thresholds on the evidence.
+    """Selection of pseudo masks: calibrated by estimated Dice, or ranked by the evidence."""
 
-    A missing score (NaN) passes its threshold."""
-
-    mode: Literal["thresholds", "calibrated"] = "calibrated"
-    """calibrated: estimate Dice from the evidence, fitted by cross-fitting on labeled images. thresholds: use the
-    limits below, which also serve where there are too few labels to calibrate."""
+    mode: Literal["calibrated", "ranked", "thresholds"] = "calibrated"
+    """calibrated: estimate Dice from the evidence, fitted by cross-fitting on labeled images. ranked: keep the best
+    objects by their evidence alone; also where there are too few labels to calibrate. thresholds: limits of older runs,
+    whose results can be read; nothing is mined with it."""
     target_dice: float = 0.85
     """calibrated: target of the kept masks' mean Dice; guaranteed where the labels suffice, otherwise reached by the
     mean estimate."""
     confidence: float = 0.9
     """calibrated: confidence of that guarantee."""
     margin: float = 0.03
-    """calibrated: where the estimates of the segmenter's and the local model's mask differ by at least this, the better
-    mask is used; otherwise their intersection, other pixels being ignored."""
-    min_predicted_iou: float = 0.7
-    """IoU predicted by the segmenter."""
-    min_stability: float = 0.8
-    """The segmenter's stability score."""
-    min_agreement: float = 0.5
-    """IoU with the local model's component."""
-    min_jitter_dice: float = 0.7
-    """Mean pairwise Dice over the jittered boxes."""
-    min_confidence: float = 0.7
-    """Mean local probability inside the mask."""
-    max_confidence_outside: float = 0.5
-    """Mean local probability in the box, outside the mask."""
-    max_tta_std: float = 0.2
-    """Mean deviation over test-time flips inside the mask."""
-    max_area_ratio: float = 5.0
-    """Largest ratio of the mask's area to the median area of labeled objects; downward the square of this factor."""
+    """calibrated: where the estimated difference in Dice between the segmenter's and the local model's mask is at least
+    this, the better mask is used; otherwise their intersection, other pixels being ignored."""
+    keep: float = 0.5
+    """ranked: share of the objects kept, the best by evidence. A dropped object is ignored, not called background, so a
+    small share costs images, and a large one errors; half is our choice. 1 keeps every object and ranks none."""
 
     def __post_init__(self) -> None:
         require(0 < self.target_dice < 1, "gate.target_dice", "between 0 and 1", self.target_dice)
         require(0.5 <= self.confidence < 1, "gate.confidence", "0.5 to below 1", self.confidence)
         require(0 <= self.margin <= 1, "gate.margin", "0 to 1", self.margin)
-        limits = ("min_predicted_iou", "min_stability", "min_agreement", "min_jitter_dice", "min_confidence")
-        for name in (*limits, "max_confidence_outside", "max_tta_std"):
-            fraction(getattr(self, name), f"gate.{name}", closed_low=True)
-        require(self.max_area_ratio > 1, "gate.max_area_ratio", "a factor above 1", self.max_area_ratio)
+        require(0 < self.keep <= 1, "gate.keep", "above 0, at most 1", self.keep)
 
 
 @dataclass(frozen=True)
@@ -178,7 +162,12 @@ class RefineConfig:
     """Share of the candidates (box and jitters) that must agree on a pixel; otherwise it is ignored (255)."""
     ask_local: bool = True
     """Also ignore pixels where the local model and the segmenter's majority disagree; not in objects for which the gate
-    prefers one of the two masks."""
+    prefers one of the two masks. A ranked gate always prefers the segmenter's: else no correction would be left."""
+    doubt: float | None = 0.1
+    """Outside all objects, pixels where the local model's foreground probability is from this to 0.5 are ignored, not
+    background: they may be a lesion. Not in images known to be free of it. 0.5 or null: none are."""
 
     def __post_init__(self) -> None:
         require(0.5 < self.min_vote <= 1, "refine.min_vote", "above 0.5, at most 1", self.min_vote)
+        is_share = self.doubt is None or 0 < self.doubt <= 0.5
+        require(is_share, "refine.doubt", "above 0, at most 0.5, or null", self.doubt)

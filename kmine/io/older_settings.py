@@ -14,9 +14,16 @@ BEFORE: dict[str, Any] = {
     **{"fit.clean_share": 0.0, "fit.supersample": 1, "classifier.patience": 0, "baseline_models": []},
     **{"model.encoder_sha256": None, "model.force_normalization": False},
     **{"prompts.box_scales": [1.0], "prompts.doubtful": None},
+    **{"adapt.fold_steps": 300, "gate.keep": 0.5, "refine.doubt": 0.5, "crossfit": 1},
 }
 """Settings that older runs lack, and the values in effect then. They are filled in when settings of a run are read, and
 are not signed, so that what an older run has finished stays valid."""
+_LIMITS = ("min_predicted_iou", "min_stability", "min_agreement", "min_jitter_dice", "min_confidence")
+_LIMITS += ("max_confidence_outside", "max_tta_std", "max_area_ratio")
+REMOVED = dict.fromkeys((f"gate.{name}" for name in _LIMITS), "the gate keeps a share of the objects, gate.keep")
+"""Settings that only older runs have, and what there is instead."""
+WITHDRAWN = {"gate.mode": "thresholds"}
+"""Values that only older runs have; these can be read, but not continued."""
 
 
 def older_settings(path: Path) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def _row(result: RoundResult, baseline: RoundResult | None, num_unlabeled: int, 
         supervised_dice_lesion=other.dice_lesion if other else None,
         supervised_false_alarm_rate=other.false_alarm_rate if other else None,
         coverage=result.num_pseudo / num_unlabeled if num_unlabeled and result.round_idx else float("nan"),
+        correction=run.run().get("corrections", {}).get(str(result.round_idx)),
         reasons=dict(Counter(row.reason for row in run.decisions(result.round_idx))),
         **(_change_columns(round_changes) if round_changes else {}),
     )
@@ -94,7 +95,7 @@ def _change_columns(round_changes: changes.RoundChanges) -> dict[str, Any]:
 def write_results(run: RunFolder, rows: Sequence[RoundRow]) -> None:
     """Write results.csv; NaN and None are empty cells."""
     segmenter = segmenter_name(run)
-    separate = ("reasons", "seconds", "coverage", "round_idx", "by_model")
+    separate = ("reasons", "seconds", "coverage", "round_idx", "by_model", "correction")
     plain = [f.name for f in fields(RoundRow) if f.name not in separate]
     stages = sorted({name for row in rows for name in row.seconds})
     named = [CSV_COLUMNS.get(name, name) for name in plain]
@@ -179,7 +180,9 @@ def _calibrated(run: RunFolder) -> Calibrated | None:
 
 def _provenance(run: dict[str, Any]) -> dict[str, str]:
     versions = {f"version of {name}": version for name, version in run.get("versions", {}).items()}
-    shown = {name: value for name, value in run.items() if name not in ("skipped", "command", "versions")}
+    shown = {
+        name: value for name, value in run.items() if name not in ("skipped", "command", "versions", "corrections")
+    }
     return {name: str(value) for name, value in (shown | versions).items()}
 
 

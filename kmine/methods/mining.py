@@ -6,12 +6,13 @@ candidates into pseudo-labels, on which the local model of the next round is tra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from kmine.mining.adaptation.step import adapt_segmenter
 from kmine.mining.calibration.step import calibrate
 from kmine.mining.candidates import gate_batch, generate_prompts, predict_probs, refine_batch, segment_prompts
+from kmine.mining.crossfit import train_parts, unlabeled_parts
 from kmine.mining.pseudo_labels import PseudoLabels
 from kmine.mining.round import close_round, open_round, pending_batches, save_batch
 from kmine.models.base import LocalModel
@@ -28,9 +29,10 @@ from kmine.types import RoundResult
 def mine(task: Task) -> Iterator[RoundResult]:
     """Round 0 trains on labels; each of the `rounds` after it mines the unlabeled images, then trains on both.
 
-    Every round starts from the last adopted one. The loop stops early after a round without any pseudo mask, which
-    repeats the metrics of the adopted one and is not adopted, and after two rejected rounds in a row, as the next one
-    would start from the same model once more.
+    Every round starts from the last adopted one. With `crossfit`, images are predicted by models that were not trained
+    on their pseudo masks; the student is trained on all. The loop stops early after a round without any pseudo mask,
+    which repeats the metrics of the adopted one and is not adopted, and after two rejected rounds in a row, as the next
+    one would start from the same model once more.
     """
     model = new_model(task)
     student = train(task, model, round_idx=0)  # labels alone
@@ -38,8 +40,9 @@ def mine(task: Task) -> Iterator[RoundResult]:
     yield best
     auxiliary = trained_auxiliary_model(task)  # with a model such as unetpp+unet
     rejected_in_a_row = 0
+    parts = [student] * len(unlabeled_parts(task))  # the models that predict, each on images new to it
     for round_idx in range(1, task.cfg.rounds + 1):
-        pseudo = pseudo_label(task, model, student, auxiliary, round_idx)  # unlabeled -> pseudo-labeled
+        pseudo = pseudo_label(task, model, student, auxiliary, round_idx, parts)  # unlabeled -> pseudo-labeled
         if not pseudo:
             yield best.without_training(round_idx, pseudo.seconds)
             return
@@ -50,17 +53,23 @@ def mine(task: Task) -> Iterator[RoundResult]:
         yield result
         if result.adopted:
             student, best, rejected_in_a_row = candidate, result, 0
+            parts = train_parts(task, model, parts, pseudo, round_idx) if round_idx < task.cfg.rounds else parts
         elif (rejected_in_a_row := rejected_in_a_row + 1) == 2:
             return
 
 
 def pseudo_label(
-    task: Task, model: LocalModel, student: Checkpoints, auxiliary: tuple[LocalModel, str] | None, round_idx: int
+    task: Task,
+    model: LocalModel,
+    student: Checkpoints,
+    auxiliary: tuple[LocalModel, str] | None,
+    round_idx: int,
+    parts: Sequence[Checkpoints] = (),
 ) -> PseudoLabels:
     """One pass over the unlabeled images: probs -> prompts -> candidates -> decisions -> pseudo masks."""
-    ctx = open_round(task, model, student, auxiliary, round_idx)
+    ctx = open_round(task, model, student, auxiliary, round_idx, parts)
     for batch in pending_batches(ctx):
-        probs = predict_probs(ctx, batch)  # the local model
+        probs = predict_probs(ctx, batch)  # the local model, of each image the one that was trained without it
         prompts = generate_prompts(ctx, batch, probs)  # boxes, points, mask inputs
         prompts, candidates = segment_prompts(ctx, batch, prompts)  # the promptable segmenter, once or twice
         decisions = gate_batch(ctx, batch, probs, prompts, candidates)  # evidence, and what is kept

@@ -43,12 +43,16 @@ def read_batch(ctx: RoundContext, ids: Sequence[str], batch_idx: int = 0) -> Ima
 
 
 def predict_probs(ctx: RoundContext, batch: ImageBatch) -> list[Probs]:
-    """The local model's probabilities, and in `batch` which images it vetoes."""
-    task = ctx.task
-    probs = infer_by_labels(ctx.model, ctx.pool, batch.images, device=task.fabric.device, **asdict(task.cfg.infer))
-    batch.vetoed.update(p.sample_id for p in probs if is_vetoed(ctx.model, p))
+    """The local model's probabilities, of each image by the model of its part; in `batch`, which images it vetoes."""
+    settings = {"device": ctx.task.fabric.device, **asdict(ctx.task.cfg.infer)}
+    by_id: dict[str, Probs] = {}
+    for model, ids in ctx.predicting(batch.ids):
+        own = [image for image in batch.images if image.sample_id in ids]
+        probs = infer_by_labels(model, ctx.pool, own, **settings)
+        batch.vetoed.update(p.sample_id for p in probs if is_vetoed(model, p))
+        by_id |= {p.sample_id: p for p in probs}
     ctx.timer.lap("infer")
-    return probs
+    return [by_id[i] for i in batch.ids]
 
 
 def predict_auxiliary(ctx: RoundContext, batch: ImageBatch) -> list[Probs | None]:
@@ -125,9 +129,10 @@ def apply_image_labels(ctx: RoundContext, batch: ImageBatch, prompts: Sequence[l
         if image.image_label == 1 and all(prompt.class_id != lesion for prompt in image_prompts)
     }
     settings = {"batch_size": cfg.infer.batch_size, "device": ctx.task.fabric.device}
-    for sample_id, activation in activations(ctx.model, ctx.pool, list(missed), **settings):
-        key = {"sample_id": sample_id, "seed": cfg.seed, "round_idx": ctx.round_idx}
-        missed[sample_id] += prompts_from_cam(activation, lesion, cfg.prompts, **key)
+    for model, ids in ctx.predicting(list(missed)):
+        for sample_id, activation in activations(model, ctx.pool, ids, **settings):
+            key = {"sample_id": sample_id, "seed": cfg.seed, "round_idx": ctx.round_idx}
+            missed[sample_id] += prompts_from_cam(activation, lesion, cfg.prompts, **key)
     return filtered
 
 

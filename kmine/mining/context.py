@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.pool import Pool
+from kmine.mining.rank import Ranking
 from kmine.mining.segment import Embedded
 from kmine.models.base import LocalModel
 from kmine.ops.calibrator import Calibration
@@ -37,13 +38,22 @@ class RoundContext:
     round_idx: int = 0
     signature: str = ""
     """Of the round's pseudo masks: model, segmenter, settings."""
-    calibration: Calibration | None = None
-    """What the gate goes by; None: thresholds on the evidence."""
+    calibration: Calibration | Ranking | None = None
+    """What the gate goes by; None: it keeps what no check drops."""
     previous: PreviousMasks = field(default_factory=dict)
     """The segmenter's masks of the round before, with `prompts.source cascade`."""
     pending: tuple[tuple[int, list[str]], ...] = ()
     """Number and sample ids of the batches that no interrupted session has mined."""
     timer: StageTimer = field(default_factory=StageTimer)
+    parts: tuple[tuple[frozenset[str], LocalModel], ...] = ()
+    """Ids of each part of the images, and the model that predicts it: trained without pseudo masks of the part. Empty:
+    `model` predicts all."""
+
+    def predicting(self, ids: Sequence[str]) -> Iterator[tuple[LocalModel, list[str]]]:
+        """The models that predict the images `ids`, each with its own of them."""
+        for part_ids, model in self.parts or ((frozenset(ids), self.model),):
+            if own := [i for i in ids if i in part_ids]:
+                yield model, own
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Cross-fitting: local models trained without one fold of the labels, and their prompts for that fold."""
+"""Cross-fitting: local models trained without one fold of the labels, and their prompts for that fold.
+
+Likewise models trained without the pseudo masks of one part of the unlabeled images, which predict that part: a model
+is too sure of masks that it was trained on, and the gate could not tell the wrong ones.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,10 @@ from kmine.data.pool import Pool
 from kmine.io.files import sign
 from kmine.mining.adaptation.finetune import Example
 from kmine.mining.prompts import prompts_from_probs
+from kmine.mining.pseudo_labels import PseudoLabels
 from kmine.models.base import LocalModel
 from kmine.seeding import derive_seed
+from kmine.training.checkpoints import Checkpoints
 from kmine.training.inference import infer
 from kmine.training.model_setup import new_model
 from kmine.training.rounds import trained_auxiliary_model
@@ -35,6 +41,40 @@ def out_of_fold(task: Task, image_ids: Sequence[str]) -> Iterator[Example]:
         ids = [i for i in held_out_ids if i in selected]
         if ids:
             yield from with_prompts(task, fold_model(task, fold_idx, held_out_ids), task.labeled, ids)
+
+
+def unlabeled_parts(task: Task) -> list[list[str]]:
+    """The unlabeled images in `crossfit` parts, by group; none where that leaves no two of them."""
+    parts = folds(task.unlabeled, task.cfg.crossfit, task.cfg.seed)
+    return parts if len(parts) > 1 else []
+
+
+def train_parts(
+    task: Task, model: LocalModel, starts: Sequence[Checkpoints], pseudo: PseudoLabels, round_idx: int
+) -> list[Checkpoints]:
+    """A model of each of the `unlabeled_parts`: trained for a round without pseudo masks of the part.
+
+    `model` is trained in place, from the part's model of the last adopted round in `starts`.
+    """
+    trained = []
+    for part, (held_out_ids, start) in enumerate(zip(unlabeled_parts(task), starts, strict=True)):
+        held_out = set(held_out_ids)
+        rest = pseudo.pool.subset([i for i in pseudo.pool.ids if i not in held_out])
+        inputs = {"pseudo": rest if len(rest) else None, "pseudo_signature": sign(pseudo.signature, "part", rest.ids)}
+        trained.append(train(task, model, round_idx=round_idx, start=start, method_dir=f"part_{part}", **inputs))
+    return trained
+
+
+def part_models(
+    task: Task, student: Checkpoints, parts: Sequence[Checkpoints]
+) -> tuple[tuple[frozenset[str], LocalModel], ...]:
+    """`RoundContext.parts`; empty where the checkpoints of the parts are those of the student, as in round 1."""
+    if all(part.signature == student.signature for part in parts):
+        return ()
+    models = [new_model(task) for _ in parts]
+    for model, part in zip(models, parts, strict=True):
+        model.load_state_dict(part.best)
+    return tuple(zip(map(frozenset, unlabeled_parts(task)), models, strict=True))
 
 
 def validation_examples(task: Task) -> list[Example]:
@@ -65,8 +105,8 @@ def remaining_labels(task: Task, held_out_ids: Sequence[str]) -> Pool:
 
 def _without(task: Task, held_out_ids: Sequence[str]) -> Task:
     """The task of a fold model: the remaining labels, and at most `adapt.fold_steps` steps."""
-    rest = remaining_labels(task, held_out_ids)
-    cfg = replace(task.cfg, fit=replace(task.cfg.fit, steps=min(task.cfg.adapt.fold_steps, task.cfg.fit.steps)))
+    rest, steps = remaining_labels(task, held_out_ids), task.cfg.fit.steps
+    cfg = replace(task.cfg, fit=replace(task.cfg.fit, steps=min(task.cfg.adapt.fold_steps or steps, steps)))
     return replace(task, cfg=cfg, labeled=rest, signature=sign(task.signature, "fold", rest.ids))
 
 

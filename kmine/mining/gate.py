@@ -1,7 +1,8 @@
-"""Which candidates become pseudo-labels: the evidence, and thresholds on it."""
+"""Which candidates become pseudo-labels: the evidence, and decisions by it."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -9,28 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.config import GateConfig
+from kmine.mining.rank import Ranking
 from kmine.ops import masks, metrics
 from kmine.ops.calibrator import Calibration
 from kmine.types import Bool, Candidate, Decision, Evidence, Probs, Prompts
 
-LIMITS = {
-    "low_predicted_iou": "lower gate.min_predicted_iou",
-    "low_stability": "lower gate.min_stability",
-    "low_agreement": "lower gate.min_agreement",
-    "low_jitter_dice": "lower gate.min_jitter_dice",
-    "low_confidence": "lower gate.min_confidence",
-    "high_confidence_outside": "raise gate.max_confidence_outside",
-    "high_tta_std": "raise gate.max_tta_std",
-    "area_outlier": "raise gate.max_area_ratio",
-    "low_estimated_dice": "lower gate.target_dice",
-}
+CURES = {"low_estimated_dice": "lower gate.target_dice", "low_rank": "raise gate.keep"}
 """The setting that lets masks pass which are dropped for a reason."""
 
 
 def why_none_is_kept(reasons: Sequence[str]) -> str:
     """The most frequent reason of a round that kept no mask, and what helps against it."""
     reason, count = Counter(reasons).most_common(1)[0] if reasons else ("nothing to mine", 0)
-    cure = f"{LIMITS[reason]}, " if reason in LIMITS else ""
+    cure = f"{CURES[reason]}, " if reason in CURES else ""
     return (
         f"most often {reason} ({count} of {len(reasons)}); {cure}label more images, train longer (fit.steps), or begin "
         "with ImageNet weights (--model.encoder_weights hub)"
@@ -45,46 +37,59 @@ def gate(
     area_prior: Mapping[int, float],
     image_label: int | None,
     cfg: GateConfig,
-    calibration: Calibration | None = None,
+    calibration: Calibration | Ranking | None = None,
     auxiliary_probs: Probs | None = None,
 ) -> Decision:
     """Keep or drop the candidate of one object.
 
-    With a calibration, empty candidates and contradictions of the image-level label are dropped, and of the rest those
-    of too low an estimated Dice. The segmenter's or the local model's mask is used, by the higher estimate. Without a
-    calibration, thresholds on the evidence decide.
+    Empty candidates and contradictions of the image-level label are dropped. Of the rest, a calibration drops those of
+    too low an estimated Dice, and uses the segmenter's or the local model's mask, by their estimated difference; a
+    ranking drops those of too low a rank, and uses the segmenter's mask: without a calibration nothing says where it is
+    wrong, and to ignore what it changes would leave the local model's own mask.
 
     Args:
         probs: of the local model, for the whole image.
         prompts, candidate: of the object; the candidate's best mask counts.
         area_prior: per class, the median share of the image that one labeled object covers.
         image_label: 0: the image has no lesion, so nothing is kept.
-        cfg: the thresholds.
-        calibration: estimates Dice from the evidence.
+        cfg: the margin.
+        calibration: what the gate goes by; None: everything else is kept.
         auxiliary_probs: of the auxiliary model, if there is one.
 
     Returns:
-        The decision; its reason is the first failed check, its evidence has every score in any case.
+        The decision; its evidence has every score in any case.
     """
     evidence = collect_evidence(probs, prompts, candidate, area_prior, auxiliary_probs)
-    if calibration is None:
-        reason = _first_reason(evidence, candidate, image_label, cfg)
-        return Decision(kept=reason == "kept", reason=reason, evidence=evidence)
     empty = not candidate.masks[candidate.best].any()
-    segmenter_dice = 0.0 if empty else calibration.segmenter.estimate(evidence)
-    local_dice = float("nan") if prompts.component is None else calibration.local.estimate(evidence)
-    use_local = local_dice >= segmenter_dice + cfg.margin
-    estimated = local_dice if use_local else segmenter_dice
-    if empty and not use_local:
+    if isinstance(calibration, Calibration):
+        return _by_estimate(evidence, calibration, cfg.margin, empty=empty, lesion_free=image_label == 0)
+    if empty:
         reason = "empty_candidate"
     elif image_label == 0:
+        reason = "contradicts_image_label"
+    else:
+        passes = calibration is None or calibration.scores([evidence])[0] >= calibration.threshold
+        reason = "kept" if passes else "low_rank"
+    return Decision(reason == "kept", reason, evidence, source="segmenter")
+
+
+def _by_estimate(
+    evidence: Evidence, calibration: Calibration, margin: float, *, empty: bool, lesion_free: bool
+) -> Decision:
+    # Of an empty candidate the local model's mask is used, if there is one.
+    found = calibration.estimate(evidence, -math.inf if empty else margin)
+    use_local, estimated, other = found.source == "local", found.dice, found.of_other
+    if empty and not use_local:
+        reason = "empty_candidate"
+    elif lesion_free:
         reason = "contradicts_image_label"
     elif estimated < calibration.guarantee.threshold:
         reason = "low_estimated_dice"
     else:
         reason = "kept_local" if use_local else "kept"
-    source = "local" if use_local else "both" if segmenter_dice < local_dice + cfg.margin else "segmenter"
-    return Decision(reason in ("kept", "kept_local"), reason, evidence, estimated, segmenter_dice, local_dice, source)
+    segmenter_dice, local_dice = (other, estimated) if use_local else (estimated, other)
+    estimates = (estimated, 0.0 if empty else segmenter_dice, local_dice)
+    return Decision(reason in ("kept", "kept_local"), reason, evidence, *estimates, found.source)
 
 
 def collect_evidence(
@@ -115,22 +120,6 @@ def _auxiliary_dice(auxiliary_mask: Bool, best: Bool, prompts: Prompts) -> float
     region = best if prompts.component is None else best | prompts.component
     touching = [component for component in masks.components(auxiliary_mask) if (component & region).any()]
     return metrics.dice(np.any(touching, axis=0), best) if touching else 0.0
-
-
-def _first_reason(e: Evidence, candidate: Candidate, image_label: int | None, cfg: GateConfig) -> str:
-    checks = (
-        ("empty_candidate", not candidate.masks[candidate.best].any()),
-        ("low_predicted_iou", e.predicted_iou < cfg.min_predicted_iou),
-        ("low_stability", e.stability_score < cfg.min_stability),
-        ("low_agreement", e.agreement_iou < cfg.min_agreement),
-        ("low_jitter_dice", e.jitter_dice < cfg.min_jitter_dice),
-        ("low_confidence", e.confidence_inside < cfg.min_confidence),
-        ("high_confidence_outside", e.confidence_outside > cfg.max_confidence_outside),
-        ("high_tta_std", e.tta_std > cfg.max_tta_std),
-        ("area_outlier", e.area_ratio > cfg.max_area_ratio or e.area_ratio < cfg.max_area_ratio**-2),
-        ("contradicts_image_label", image_label == 0),
-    )  # comparisons with NaN are False, so unknown scores pass
-    return next((reason for reason, failed in checks if failed), "kept")
 
 
 def _box_area(prompts: Prompts, best: Bool) -> Bool:

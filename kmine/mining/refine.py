@@ -29,6 +29,9 @@ def refine(
     With `cfg.ask_local`, pixels that the local model classifies otherwise are ignored as well, except in objects for
     which the gate found one of the two masks better (`Decision.source`): there, that mask counts.
 
+    Background pixels outside all objects where the local model's foreground probability is in [`cfg.doubt`, 0.5] are
+    ignored; the lesion counts in it unless the image is labeled lesion-free.
+
     An image labeled lesion-free (`image_label` 0) gets an empty mask if lesions are the only class; one labeled with a
     lesion (1) gets none without a pixel of it. The lesion is the last class. `probs` are of the local model; `prompts`,
     `candidates` and `decisions` have one entry per object.
@@ -40,9 +43,12 @@ def refine(
     if not kept:
         return None
     objects = zip(prompts, candidates, decisions, strict=True)
-    mask, trusted = _merge_objects(probs.probs.shape[1:], objects, cfg.min_vote)
+    mask, trusted, outside = merge_objects(probs.probs.shape[1:], objects, cfg.min_vote)
     if cfg.ask_local:
         mask[(mask != probs.mask) & ~trusted] = IGNORE_INDEX
+    if cfg.doubt is not None and cfg.doubt < 0.5:
+        foreground = probs.probs[1 : lesion + (image_label != 0)].sum(axis=0)
+        mask[outside & (foreground >= cfg.doubt) & (foreground <= 0.5)] = IGNORE_INDEX
     lesion_missed = image_label == 1 and not (mask == lesion).any()
     if lesion_missed or not ((mask != 0) & (mask != IGNORE_INDEX)).any():
         return None
@@ -55,14 +61,15 @@ def mean_estimate(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _merge_objects(
+def merge_objects(
     shape: tuple[int, ...], objects: Iterable[tuple[Prompts, Candidate, Decision]], min_vote: float
-) -> tuple[NDArray[np.uint8], Bool]:
-    """(H, W) class ids and 255 of all objects, and the pixels on which the segmenter was found better."""
-    out, trusted = np.zeros(shape, np.uint8), np.zeros(shape, bool)
+) -> tuple[NDArray[np.uint8], Bool, Bool]:
+    """(H, W) class ids and 255 of all objects, pixels on which the segmenter was found better, those of no object."""
+    out, trusted, outside = np.zeros(shape, np.uint8), np.zeros(shape, bool), np.ones(shape, bool)
     for prompt, candidate, decision in objects:
         best, class_id = candidate.masks[candidate.best], prompt.class_id
         either = best if prompt.component is None else best | prompt.component
+        outside &= ~either
         if not decision.kept:
             out[either] = IGNORE_INDEX
             continue
@@ -75,4 +82,4 @@ def _merge_objects(
         clash = (votes == 1) & (out != 0) & (out != class_id)
         out[(votes == 1) & (out == 0)] = class_id
         out[clash | ((votes == -1) & (out == 0))] = IGNORE_INDEX
-    return out, trusted
+    return out, trusted, outside

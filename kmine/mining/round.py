@@ -10,6 +10,7 @@ from itertools import groupby
 from kmine.io.files import sign
 from kmine.mining.candidates import median_object_area, previous_masks, read_batch
 from kmine.mining.context import ImageBatch, RoundContext
+from kmine.mining.crossfit import part_models
 from kmine.mining.pseudo_labels import PseudoLabels, reviewed_labels
 from kmine.mining.round_changes import MaskComparison, RoundChanges, compare_rounds, summary_line, warnings
 from kmine.mining.tables import table_rows
@@ -23,20 +24,28 @@ from kmine.types import Candidate, Decision, Prompts, PseudoLabel
 
 
 def open_round(
-    task: Task, model: LocalModel, student: Checkpoints, auxiliary: tuple[LocalModel, str] | None, round_idx: int
+    task: Task,
+    model: LocalModel,
+    student: Checkpoints,
+    auxiliary: tuple[LocalModel, str] | None,
+    round_idx: int,
+    parts: Sequence[Checkpoints] = (),
 ) -> RoundContext:
     """Load the student's weights into `model`, find the batches left to mine, and select the gate's threshold.
 
-    `student` are the checkpoints of the last adopted round; `auxiliary` is the auxiliary model with the signature of
-    its training, if there is one.
+    `student` are the checkpoints of the last adopted round, `parts` those of `train_parts` after it; `auxiliary` is the
+    auxiliary model with the signature of its training, if there is one.
     """
     auxiliary_model, auxiliary_signature = auxiliary or (None, "")
-    signature = round_signature(task, student, auxiliary_signature)
+    signature = round_signature(task, student, auxiliary_signature, parts)
     model.load_state_dict(student.best)
     pending = tuple(task.run.pending_batches(round_idx, signature, task.unlabeled.ids, task.mining_batch_size))
     area_prior = median_object_area(task.labeled, task.num_classes)
     ctx = RoundContext(task, model, auxiliary_model, task.segmenter, task.unlabeled, area_prior, round_idx, signature)
-    ctx = replace(ctx, calibration=task.calibration, previous=previous_masks(task, round_idx), pending=pending)
+    ctx = replace(ctx, previous=previous_masks(task, round_idx), pending=pending)
+    ctx = replace(ctx, parts=part_models(task, student, parts)) if pending else ctx
+    if seconds := task.run.training_seconds(f"part_*/round_{round_idx - 1:02}"):
+        ctx.timer.seconds["parts"] = seconds
     task.fabric.barrier()  # every process has read what is pending before one of them saves a batch
     with rank_zero_first(task.fabric):
         ctx = replace(ctx, calibration=select_threshold(ctx)) if pending else ctx

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -77,30 +77,71 @@ class RiskGuarantee:
         return cls(**{"holds" if name == "kept" else name: entry for name, entry in none_to_nan(value).items()})
 
 
+class MaskEstimate(NamedTuple):
+    """Which of two masks of an object is used, and how good it is estimated to be."""
+
+    source: Literal["both", "segmenter", "local"]
+    dice: float
+    """Of the mask that is used, in [0, 1]; with `both` of the segmenter's."""
+    of_other: float
+    """Of the other mask; NaN where there is none."""
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration of the gate: an estimator for the segmenter's mask, one for the local model's, and the threshold."""
+    """Calibration of the gate: an estimator of quality, one of the difference of two masks, and the threshold."""
 
-    segmenter: Calibrator
-    local: Calibrator
+    quality: Calibrator
+    """Mean Dice of the segmenter's and the local model's mask; its map is that of the mask that is used."""
+    difference: Calibrator
+    """Dice of the segmenter's mask minus that of the local model's."""
     guarantee: RiskGuarantee
+
+    def estimate(self, evidence: Evidence, margin: float) -> MaskEstimate:
+        """The mask that is used with `margin` between the two, and its estimated Dice."""
+        rows = feature_rows([evidence])
+        (dice,), (difference,), (side,) = used_estimates(rows, self.quality, self.difference, margin)
+        of_other = math.nan if side == 0 else min(max(float(dice - side * difference), 0.0), 1.0)
+        source = "local" if side < 0 else "both" if side > 0 and difference < margin else "segmenter"
+        return MaskEstimate(source, float(dice), of_other)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` is the inverse. On disk the guarantee is called `promise`."""
-        parts = {"segmenter": self.segmenter, "local": self.local, "promise": self.guarantee}
+        parts = {"quality": self.quality, "difference": self.difference, "promise": self.guarantee}
         return {name: part.to_json() for name, part in parts.items()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Calibration:
         """See `to_json`."""
-        parts = (Calibrator.from_json(value[name]) for name in ("segmenter", "local"))
+        parts = (Calibrator.from_json(value[name]) for name in ("quality", "difference"))
         return cls(*parts, RiskGuarantee.from_json(value["promise"]))
+
+
+def used_sides(rows: Floats, differences: Floats, margin: float) -> Floats:
+    """(N,) which mask is used by (N,) estimated differences: -1 the local model's, 1 the segmenter's, 0 the only one.
+
+    The local model has a mask where the agreement of the two is known.
+    """
+    has_local = np.isfinite(rows[:, FEATURES.index("agreement_iou")])
+    return np.where(has_local, np.where(differences <= -margin, -1.0, 1.0), 0.0)
+
+
+def used_estimates(
+    rows: Floats, quality: Calibrator, difference: Calibrator, margin: float
+) -> tuple[Floats, Floats, Floats]:
+    """(N, F) features -> (N,) estimated Dice of the masks that are used, estimated differences, `used_sides`."""
+    differences = linear_predictor(rows, difference)
+    sides = used_sides(rows, differences, margin)
+    x, y = np.array(quality.knots).T
+    return np.interp(linear_predictor(rows, quality) + sides * differences / 2, x, y), differences, sides
 
 
 def describe_threshold(record: Mapping[str, Any]) -> str:
     """One sentence on what a round keeps without a guarantee; `record` is the content of its threshold.json."""
-    mean, threshold = none_to_nan(record["mean_estimate"]), f"estimated Dice {record['threshold']:.2f}"
     sample = f"{record['num_objects']} objects in {record['num_images']} unlabeled images"
+    if "keep" in record:
+        return f"the best {record['keep']:.0%} by their evidence are kept, measured on {sample}"
+    mean, threshold = none_to_nan(record["mean_estimate"]), f"estimated Dice {record['threshold']:.2f}"
     if math.isnan(mean):
         return f"masks from {threshold} on are kept, none of {sample}"
     return f"masks from {threshold} on are kept: {record['coverage']:.0%} of {sample}, mean estimate {mean:.2f}"

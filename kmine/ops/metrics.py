@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,6 +170,43 @@ def of_one_kind(*several: Metrics) -> list[Metrics]:
     if all(case.counts for metrics in several for case in metrics.cases):
         return list(several)
     return [replace(m, cases=tuple(replace(case, counts=()) for case in m.cases)) for m in several]
+
+
+class Correction(NamedTuple):
+    """What pseudo masks change in the local model's own masks, in pixels; sums over images are sums of fields."""
+
+    wrong: int
+    """Pixels that the local model classifies wrongly."""
+    corrected: int
+    """Of these, pixels that the pseudo mask has right."""
+    broken: int
+    """Pixels that the local model has right and the pseudo mask wrong."""
+
+    @classmethod
+    def total(cls, parts: Iterable[Correction]) -> Correction:
+        """The sum over images."""
+        return cls(*map(sum, zip(cls(0, 0, 0), *parts, strict=True)))
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Pixels corrected and newly broken, each per wrong pixel of the local model; NaN without any."""
+        return (self.corrected / self.wrong, self.broken / self.wrong) if self.wrong else (float("nan"),) * 2
+
+
+def correction(local: NDArray[np.uint8], pseudo: NDArray[np.uint8], truth: NDArray[np.uint8]) -> Correction:
+    """Compare (H, W) class ids of the local model and of a pseudo mask with the truth.
+
+    Pixels ignored by the pseudo mask are neither corrected nor broken; those ignored by the truth do not count.
+    """
+    wrong = (local != truth) & (truth != IGNORE_INDEX)
+    broken = (local == truth) & (pseudo != truth) & (pseudo != IGNORE_INDEX)
+    return Correction(*(int(np.count_nonzero(pixels)) for pixels in (wrong, wrong & (pseudo == truth), broken)))
+
+
+def correction_text(shares: Sequence[float | None] | None) -> str:
+    """`46 % / 8 %`: wrong pixels of the local model that are corrected, and newly broken ones; a dash if unknown."""
+    known = [share for share in shares or () if share is not None and not np.isnan(share)]
+    return " / ".join(f"{share:.0%}".replace("%", " %") for share in known) or "–"
 
 
 def metrics_from_json(saved: Mapping[str, Any]) -> Metrics:

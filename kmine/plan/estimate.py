@@ -46,7 +46,8 @@ def estimate_run(
     )
     adapts = rounds > 0 and cfg.adapt.enabled and segmenter.adapt_step > 0
     mined = _mine_seconds(cfg, data, speed, segmenter, objects)
-    fold_steps = min(cfg.adapt.fold_steps, cfg.fit.steps)
+    fold_steps = min(cfg.adapt.fold_steps or cfg.fit.steps, cfg.fit.steps)
+    part_models = cfg.crossfit * max(rounds - 1, 0) if cfg.crossfit > 1 else 0
     adaptation = _adapt_seconds(cfg, data, segmenter, objects) if adapts else 0.0
     score = 2 * data.num_val * (speed.infer + SCORED * data.height * data.width)
     again = _train_seconds(cfg.fit.round_steps, cfg, data, machine, speed) + score
@@ -61,6 +62,7 @@ def estimate_run(
         "calibration of the gate": (folds * adaptation + data.num_labeled * mined) if calibrates else 0.0,
         f"{rounds} rounds: mining": rounds * data.num_unlabeled * mined,
         f"{rounds} rounds: training": rounds * again,
+        "models of the parts": part_models * again,
         "baseline": rounds * again if cfg.baseline else 0.0,
         "other baselines": len(cfg.baseline_models or ()) * (round_0 + rounds * again) if cfg.baseline else 0.0,
     }

@@ -29,7 +29,7 @@ MINUTES = {False: 20.0, True: 60.0}
 PLANNED = (
     *("data.label_fraction", "data.val_fraction", "data.resize", "data.size", "data.patch", "model.encoder"),
     *("model.encoder_depth", "model.decoder_width", "fit.batch_size", "fit.precision", "fit.num_workers", "fit.steps"),
-    *("fit.round_steps", "adapt.fold_steps", "rounds", "segmenter.batch_size"),
+    *("fit.round_steps", "rounds", "segmenter.batch_size"),
 )
 """Settings that a plan may choose, in the order of its table."""
 
@@ -85,7 +85,6 @@ def step_choices(batch_size: int, data: Fingerprint, machine: Machine) -> Iterat
     why = f"{PASSES} passes over {data.num_labeled} labels" if steps > floor else "the usual number for few labels"
     yield Choice("fit.steps", steps, why)
     yield Choice("fit.round_steps", steps // 2, "half of round 0, from its weights")
-    yield Choice("adapt.fold_steps", steps // 2, "fold models only prompt and calibrate")
     why = "the usual number" if data.num_unlabeled else "no image is unlabeled: nothing to mine"
     yield Choice("rounds", 2 if data.num_unlabeled else 0, why)
 
@@ -126,10 +125,6 @@ def cheaper(cfg: LoopConfig, given: Collection[str]) -> Iterator[list[Choice]]:
     """What a plan gives up where the smallest size is still too slow, in this order."""
     if cfg.rounds > 1 and "rounds" not in given:
         yield [Choice("rounds", 1, "the time budget allows one", True)]
-    steps = {
-        "fit.steps": cfg.fit.steps,
-        "fit.round_steps": cfg.fit.round_steps,
-        "adapt.fold_steps": cfg.adapt.fold_steps,
-    }
+    steps = {"fit.steps": cfg.fit.steps, "fit.round_steps": cfg.fit.round_steps}
     why = "half, for the time budget"
     yield [Choice(name, max(50, value // 2), why, True) for name, value in steps.items() if name not in given]

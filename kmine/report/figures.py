@@ -25,7 +25,7 @@ WIDTH = 5.6
 _INK, _GRID = "#010203", "#040506"
 REASON_COLOURS = (
     "#2f9e6e", "#6cc3a0", "#1f6f4d", "#7a2320", "#b9e4d0", "#8d99a6", "#c4ccd4", "#5c6773", "#d97b1f", "#f0b93a",
-    "#c8443f", "#e58aa7", "#8b5fbf", "#b9a1e0", "#2f80c9", "#7fb6e6", "#8a5a3c", "#c9a58c",
+    "#c8443f", "#e58aa7", "#8b5fbf", "#b9a1e0", "#2f80c9", "#7fb6e6", "#8a5a3c", "#c9a58c", "#a8b84a",
 )  # fmt: skip
 _STAGE_COLOURS = (
     "#2f80c9", "#d97b1f", "#2f9e6e", "#8b5fbf", "#c8443f", "#f0b93a", "#5c6773", "#e58aa7", "#7fb6e6", "#8a5a3c",

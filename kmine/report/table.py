@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
+from kmine.ops.metrics import correction_text
 from kmine.report.inputs import RoundRow
 
 DASH = "–"
@@ -59,6 +60,7 @@ def has_baseline(rows: Sequence[RoundRow]) -> bool:
 def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
     """Columns that apply to these rows; round 0, trained on the labels only, has no segmenter."""
     changed = "share of the kept objects' pixels that the segmenter changed"
+    corrected = "of the local model's wrong pixels, by withheld masks (kmine audit --with_withheld)"
     unit = "mm where the spacing of every image is known, else pixels"
     gain = "Dice, image by image, over the last adopted round, with its 90 % interval"
     compared = any(math.isfinite(row.difference) for row in rows)
@@ -71,6 +73,7 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
         Column("cover", "share of the unlabeled images with one", lambda row: percent(row.coverage), detail=True),
         Column("in, out", "pseudo-labeled images added (new or again) and removed", _moved, detail=True),
         Column("changed", changed, lambda row: percent(row.changed_pixels), detail=True),
+        Column("corrected / broken", corrected, lambda row: correction_text(row.correction), detail=True),
         Column("Dice", "checkpoint in use (fit.checkpoint)", lambda row: number(row.dice)),
         Column("Dice last", "checkpoint of the last step", lambda row: number(row.dice_final), detail=clean),
     ]

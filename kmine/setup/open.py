@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kmine import cli
 from kmine.config import LoopConfig
+from kmine.config.checks import require
 from kmine.config.sweep import MINING
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.pool import MaskReader, Pool
@@ -25,6 +26,7 @@ from kmine.errors import UserError
 from kmine.feedback.expected import ExpectedMasks
 from kmine.feedback.verdict_effects import NO_VERDICTS, VerdictEffects, resolve_verdicts
 from kmine.io.files import read_png, sign
+from kmine.io.older_settings import WITHDRAWN
 from kmine.models.base import LocalModel
 from kmine.models.build import build_model
 from kmine.segmenters import open_segmenter
@@ -74,7 +76,8 @@ def begin_run(
     Raises:
         UserError: the folder belongs to other settings or data, or the task cannot be opened (`open_task`).
     """
-
+    expected = "calibrated or ranked, in another --out if this run began with it"
+    require(not cfg.rounds or cfg.gate.mode != WITHDRAWN["gate.mode"], "gate.mode", expected, cfg.gate.mode)
     cfg = resolve_settings(cfg, source)
 
     def contents() -> dict[str, str]:

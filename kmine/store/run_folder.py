@@ -38,6 +38,7 @@ from kmine.io.files import (
     write_csv,
     write_json,
 )
+from kmine.io.older_settings import WITHDRAWN
 from kmine.io.yaml_file import read_yaml
 from kmine.store.artifacts import (
     CURE,
@@ -161,10 +162,11 @@ class RunFolder:
         if path.exists():
             changes = settings_changes(read_yaml(path, str(path), "choose another --out"), config)
             if changes:
-                key, old, new = changes[0]
+                withdrawn = [change for change in changes if WITHDRAWN.get(change[0]) == change[1]]
+                key, old, new = (withdrawn or changes)[0]
+                cure = "" if withdrawn else f", or give the same settings to resume: {as_flags(changes)}"
                 differs = f"{path}: holds a run with {key} = {old!r}, this command has {new!r}"
-                cure = f"give the same settings to resume: {as_flags(changes)}"
-                raise UserError(f"{differs}; choose another --out, or {cure}")
+                raise UserError(f"{differs}; choose another --out{cure}")
 
     def _same_data(self, fingerprint: str, content_fingerprints: Callable[[], Mapping[str, str]] | None) -> str:
         """The fingerprint that the run began with; an error where neither it nor the files' contents are the same."""

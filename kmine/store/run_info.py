@@ -19,7 +19,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("seconds_of_last_session", "preparation_seconds", "peak_memory_mb"), (float, NoneType)),
     **dict.fromkeys(("adopted_round", "seed", "threads", "num_skipped"), (int,)),
     **dict.fromkeys(("class_names", "skipped", "test_opened", "withheld_opened"), (list,)),
-    **dict.fromkeys(("data_contents", "splits", "versions"), (dict,)),
+    **dict.fromkeys(("data_contents", "splits", "versions", "corrections"), (dict,)),
     **dict.fromkeys(("check", "verdicts", "intensity"), (dict, NoneType)),
 }
 """Kinds of the known fields, as in `kmine.io.json_file.NAMES`; others may join them."""
@@ -45,6 +45,10 @@ def check_info(info: Mapping[str, Any], path: Path) -> None:
             raise UserError(f"{path}: expected {problem} for `{name}`, got other values; {CURE}")
 
 
+def _is_share(value: object) -> bool:
+    return value is None or is_kind(value, float)
+
+
 def _problem(name: str, value: Any) -> str:
     """What is wrong with the value of a field; empty if nothing is."""
     kinds = FIELDS.get(name, (object,))
@@ -56,6 +60,8 @@ def _problem(name: str, value: Any) -> str:
         return "an object of texts"
     if name == "splits" and not all(is_kind(count, int) for count in value.values()):
         return "an object of whole numbers"
+    if name == "corrections" and not all(isinstance(v, list) and all(map(_is_share, v)) for v in value.values()):
+        return "an object of lists of numbers"
     if name == "class_names" and not 2 <= len(value) <= 255:
         return "2 to 255 names"
     if name == "skipped" and not all(isinstance(entry, dict) for entry in value):

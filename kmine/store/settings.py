@@ -11,7 +11,7 @@ from typing import Any
 from kmine import cli
 from kmine.config import LoopConfig, ModelConfig
 from kmine.io.errors import expanded
-from kmine.io.older_settings import BEFORE
+from kmine.io.older_settings import BEFORE, REMOVED
 
 SOURCES = (
     *("cache_dir", "root", "images", "masks", "mask_suffix", "csv", "image_labels"),
@@ -31,8 +31,8 @@ _WEIGHTS, _SHA256 = "model.encoder_weights", "model.encoder_sha256"
 
 
 def filled(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run by dotted name, with those that are younger than the run."""
-    return BEFORE | dict(settings)
+    """Settings of a run by dotted name, with those that are younger than the run and without removed ones."""
+    return BEFORE | {name: value for name, value in settings.items() if name not in REMOVED}
 
 
 def signed(section: str, settings: Any) -> dict[str, Any]:

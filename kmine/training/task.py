@@ -40,7 +40,7 @@ class Task:
     run: RunFolder
     """Where artifacts are written."""
     calibration: Calibration | None = None
-    """Estimates quality for the gate; None: the gate compares evidence with thresholds."""
+    """Estimates quality for the gate; None: the gate ranks objects by their evidence."""
     auxiliary_model: ModelConfig | None = None
     """A second local model, whose agreement is evidence."""
     review: VerdictEffects = NO_VERDICTS

@@ -15,7 +15,7 @@ from kmine.audit import __main__ as audit
 TINY = {
     **SMALL,
     **OPEN_GATE,
-    "gate.mode": "thresholds",
+    "gate.mode": "ranked",
     "data.num_samples": 40,
     "data.label_fraction": 0.4,
     "fit.steps": 8,

@@ -7,7 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kmine.audit.truth import Stratum, figures, strata, withheld_dice
+from kmine.audit.truth import Stratum, corrections, figures, strata, withheld_dice
+from kmine.ops.masks import to_rle
+from kmine.ops.metrics import Correction
+from kmine.store.tables import DecisionRow
 
 
 def report(name: str, area: float = 0.1, *classes: int) -> SimpleNamespace:
@@ -39,3 +42,16 @@ def test_strata_are_thirds_of_size_classes_and_groups_of_several_images():
 
 def test_without_a_known_dice_there_are_no_charts():
     assert figures(SimpleNamespace(), [report("a")], {"a": float("nan")}) == ({}, [])
+
+
+def test_corrections_are_counted_in_each_round_over_images_with_objects_and_a_withheld_mask():
+    truth = np.array([[1, 1, 0, 0]], np.uint8)
+    rles = (to_rle(np.array([[True, False, True, False]])), to_rle(np.array([[True, True, False, False]])))
+    row = DecisionRow("a", 0, 1, True, "kept", height=1, width=4, local_rle=rles[0], segmenter_rle=rles[1])
+    objects = {"a": [row], "lesion-free": [], "not withheld": [row]}
+    rounds = [SimpleNamespace(round_idx=n, pseudo_labeled=list(objects), objects=objects.get) for n in (1, 2)]
+    masks = {1: np.array([[1, 1, 255, 1]], np.uint8), 2: np.array([[1, 0, 1, 0]], np.uint8)}
+    task = SimpleNamespace(pseudo_mask=lambda round_idx, sample_id: masks[round_idx])
+    withheld = SimpleNamespace(ids=["a", "lesion-free"], sample=lambda i: SimpleNamespace(mask=truth))
+    found = corrections(SimpleNamespace(task=task, rounds=rounds), withheld)
+    assert found == {1: Correction(wrong=2, corrected=1, broken=1), 2: Correction(2, 0, 0)}

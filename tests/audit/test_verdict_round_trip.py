@@ -18,7 +18,7 @@ from helpers.loop_command import (
 from kmine.audit import __main__ as audit
 from kmine.store.run_folder import RunFolder
 
-SETTINGS = {**SMALL, **FEW_STEPS, **OPEN_GATE, "gate.mode": "thresholds", "data.label_fraction": 0.4}
+SETTINGS = {**SMALL, **FEW_STEPS, **OPEN_GATE, "gate.mode": "ranked", "data.label_fraction": 0.4}
 
 
 def saved_in_browser(page_file: Path, downloads: Path, keys: str) -> Path:

@@ -20,14 +20,12 @@ OUT_OF_RANGE = [
     (PromptsConfig, "num_jitters", 17),
     (PromptsConfig, "jitter", 0.5),
     (SegmenterConfig, "batch_size", 0),
-    (GateConfig, "min_predicted_iou", 1.1),
-    (GateConfig, "min_stability", -0.1),
-    (GateConfig, "min_agreement", 2.0),
-    (GateConfig, "min_jitter_dice", 2.0),
-    (GateConfig, "min_confidence", 2.0),
-    (GateConfig, "max_area_ratio", 1.0),
+    (GateConfig, "keep", 0.0),
+    (GateConfig, "keep", 1.1),
     (RefineConfig, "min_vote", 0.5),
     (RefineConfig, "min_vote", 1.1),
+    (RefineConfig, "doubt", 0.0),
+    (RefineConfig, "doubt", 0.6),
 ]
 
 

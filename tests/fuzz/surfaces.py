@@ -30,9 +30,7 @@ TINY = (
     *("--data.on_fault=say", "--fit.batch_size=2", "--fit.steps=4", "--fit.round_steps=2", "--fit.val_every=2"),
     *("--adapt.enabled=false", "--baseline=false", "--infer.tta=none", "--device=cpu", "--segmenter.name=ellipse"),
     *("--model.encoder=tu-mobilenetv3_small_050", "--model.encoder_depth=3", "--model.decoder_channels=8"),
-    *("--gate.mode=thresholds", "--gate.min_predicted_iou=0", "--gate.min_stability=0", "--gate.min_agreement=0"),
-    *("--gate.min_jitter_dice=0", "--gate.min_confidence=0", "--gate.max_confidence_outside=1"),
-    "--gate.max_area_ratio=1e6",
+    *("--gate.mode=ranked", "--gate.keep=1"),
     "--plan=false",
 )
 """A few steps make a poor model; this gate lets its masks through."""

@@ -21,16 +21,7 @@ from kmine.store.tables import DecisionRow
 from kmine.training import trainer
 from kmine.training.fit import UnlabeledViews
 
-ANYTHING_GOES = GateConfig(
-    min_predicted_iou=0,
-    min_stability=0,
-    min_agreement=0,
-    min_jitter_dice=0,
-    min_confidence=0,
-    max_confidence_outside=1,
-    max_tta_std=1,
-    max_area_ratio=1e6,
-)
+ANYTHING_GOES = GateConfig(mode="ranked", keep=1.0)
 CFG = LoopConfig(
     rounds=2,
     data=DataConfig(num_samples=24, size=32, label_fraction=0.3, val_fraction=0.2),
@@ -38,7 +29,8 @@ CFG = LoopConfig(
     fit=FitConfig(steps=12, round_steps=6, batch_size=4, val_every=6, ema_decay=0.0, checkpoint="best"),
     infer=InferConfig(tta="none"),
     gate=ANYTHING_GOES,
-    refine=RefineConfig(ask_local=False),
+    refine=RefineConfig(ask_local=False, doubt=None),
+    crossfit=1,
 )
 
 

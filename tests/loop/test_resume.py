@@ -302,7 +302,7 @@ def test_a_killed_process_resumes_to_the_same_results(cache, tmp_path):
 
 def test_a_round_without_pseudo_masks_ends_the_run(cache, tmp_path, capsys):
     out = tmp_path / "run"
-    assert run(out, cache, gate__min_agreement=1.0, gate__min_confidence=1.0) == 0
+    assert run(out, cache, prompts__min_area_px=10_000) == 0
     err = " ".join(capsys.readouterr().err.split())
     assert "round 1: no pseudo mask was kept, so the loop stops" in err
     assert RunFolder(out).run()["stopped_by"] == "no_pseudo_masks"

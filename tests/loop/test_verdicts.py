@@ -24,7 +24,7 @@ from kmine.setup.open import open_task
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
 
-SETTINGS = {**SMALL, **FEW_STEPS, **OPEN_GATE, "gate.mode": "thresholds", "data.label_fraction": 0.4}
+SETTINGS = {**SMALL, **FEW_STEPS, **OPEN_GATE, "gate.mode": "ranked", "data.label_fraction": 0.4}
 
 
 def said(sample_id: str, verdict: str, kind: str = "pseudo") -> dict[str, str]:

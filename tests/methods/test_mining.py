@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.small import ANYTHING_GOES, CFG, decision, same, weights
+from helpers.small import CFG, decision, same, weights
 
+from kmine.config import PromptsConfig
 from kmine.methods.mining import mine
 from kmine.methods.supervised import supervised
 from kmine.mining import candidates
@@ -84,11 +85,11 @@ def test_given_labels_never_change(task_of):
 
 
 def test_a_gate_that_keeps_nothing_ends_the_loop_with_a_message(task_of):
-    task, store = task_of(replace(CFG, gate=replace(ANYTHING_GOES, min_confidence=1.0)))
+    task, store = task_of(replace(CFG, prompts=PromptsConfig(min_area_px=10_000)))
     first, last = mine(task)
     assert (last.round_idx, last.num_pseudo, last.adopted) == (1, 0, False)
     assert last.metrics == first.metrics, "nothing was trained"
-    assert "no pseudo mask was kept" in task.progress.said[-1] and "low_confidence" in task.progress.said[-1]
+    assert "no pseudo mask was kept" in task.progress.said[-1] and "no_component" in task.progress.said[-1]
     assert store.read_json(store.round_dir(1) / "changes.json")["num_teaching"] == 0
     assert store.decisions(1) and not any(r.kept for r in store.decisions(1))
 

@@ -6,11 +6,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.small import CFG, weights
+from helpers.small import CFG, record_steps, same, weights
 
 from kmine.config import AdaptConfig
-from kmine.mining import crossfit
-from kmine.mining.crossfit import folds, out_of_fold, remaining_labels, sample_ids, validation_examples
+from kmine.methods import mining
+from kmine.methods.mining import mine
+from kmine.mining import candidates, crossfit
+from kmine.mining.crossfit import (
+    folds,
+    out_of_fold,
+    part_models,
+    remaining_labels,
+    sample_ids,
+    unlabeled_parts,
+    validation_examples,
+)
+from kmine.training.checkpoints import Checkpoints
+from kmine.training.trainer import train
 
 SMALL = replace(CFG, rounds=1, adapt=AdaptConfig(folds=2, fold_steps=6, max_images=2))
 
@@ -84,3 +96,71 @@ def test_images_with_an_object_are_preferred(task_of):
         more = sample_ids(pool, len(with_object) + 1, seed)
         assert set(with_object) < set(more) or len(with_object) + 1 >= len(pool)
     assert sample_ids(pool, len(pool), 0) == list(pool.ids)
+
+
+# -- parts of the unlabeled images
+
+
+def test_parts_partition_the_unlabeled_images_and_one_is_none(task_of):
+    task, _ = task_of(replace(SMALL, crossfit=3))
+    parts = unlabeled_parts(task)
+    assert len(parts) == 3 and sorted(i for ids in parts for i in ids) == sorted(task.unlabeled.ids)
+    assert unlabeled_parts(task_of(replace(SMALL, crossfit=1), "one")[0]) == []
+    single = replace(task, unlabeled=task.unlabeled.subset(task.unlabeled.ids[:1]))
+    assert unlabeled_parts(single) == [], "no model could be trained without a part"
+
+
+def test_from_round_2_on_no_image_is_predicted_by_a_model_trained_on_its_pseudo_mask(task_of, monkeypatch):
+    task, store = task_of(replace(CFG, rounds=3, crossfit=2, adopt_tolerance=1.0))
+    trained_on, predicted = {}, []  # by weights: images with pseudo masks, those of earlier rounds included
+    real_train, real_infer = train, candidates.infer
+
+    def key(weights):
+        return float(sum(tensor.double().sum() for tensor in weights.values() if tensor.is_floating_point()))
+
+    def recording(task, model, *, start=None, pseudo=None, **settings):
+        made = real_train(task, model, start=start, pseudo=pseudo, **settings)
+        before = trained_on[key(start.best)] if start else set()
+        trained_on[key(made.best)] = before | set(pseudo.ids if pseudo else ())
+        return made
+
+    def inferring(model, pool, ids, **settings):
+        predicted.extend((key(model.state_dict()), i) for i in ids)
+        return real_infer(model, pool, ids, **settings)
+
+    for module in (mining, crossfit):
+        monkeypatch.setattr(module, "train", recording)
+    monkeypatch.setattr(candidates, "infer", inferring)
+    results = list(mine(task))
+    assert [r.num_pseudo > 0 for r in results] == [False, True, True, True]
+    assert len(predicted) == 3 * len(task.unlabeled) and not any(i in trained_on[model] for model, i in predicted)
+    assert len({model for model, _ in predicted}) == 1 + 2 + 2, "round 0's student, then a model of each part"
+    folders = sorted(path.relative_to(store.root).as_posix() for path in store.root.glob("part_*/round_*"))
+    assert folders == [f"part_{part}/round_0{n}" for part in (0, 1) for n in (1, 2)], "none after the last round"
+    assert all(result.seconds.get("parts", 0) > 0 for result in results[2:]) and "parts" not in results[1].seconds
+    steps = record_steps(monkeypatch)
+    again = list(mine(task))
+    assert [r.metrics for r in again] == [r.metrics for r in results] and steps == [], "read back"
+
+
+def test_a_lost_part_is_trained_again_as_before(task_of, monkeypatch):
+    task, store = task_of(replace(CFG, rounds=2, crossfit=2, adopt_tolerance=1.0))
+    list(mine(task))
+    path = store.round_dir(1, "part_1") / "model.safetensors"
+    before, rows = weights(store, 1, "part_1", "model"), str(store.decisions(2))
+    path.unlink()
+    steps = record_steps(monkeypatch)
+    list(mine(task))
+    assert steps == [CFG.fit.round_steps] and same(before, weights(store, 1, "part_1", "model"))
+    assert str(store.decisions(2)) == rows
+
+
+def test_round_1_and_the_student_of_all_images_are_those_without_parts(task_of):
+    runs = [task_of(replace(CFG, rounds=2, crossfit=n, adopt_tolerance=1.0), f"run{n}") for n in (1, 2)]
+    for task, _ in runs:
+        list(mine(task))
+    (_, one), (_, two) = runs
+    assert same(weights(one, 1), weights(two, 1)) and one.round_signature(1) == two.round_signature(1)
+    assert one.round_signature(2) != two.round_signature(2)
+    student = Checkpoints("student", {}, {}, 0.0)
+    assert part_models(task, student, [student, student]) == ()

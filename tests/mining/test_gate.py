@@ -1,24 +1,18 @@
-"""The gate: each score by hand, each reason, and the law of stricter thresholds."""
+"""The gate: each score by hand, each reason, which mask is used."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from helpers.small import ANYTHING_GOES
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from kmine.config import GateConfig
 from kmine.mining.gate import collect_evidence, gate, why_none_is_kept
-from kmine.ops.calibrator import (
-    FEATURES,
-    Calibration,
-    Calibrator,
-    RiskGuarantee,
-)
-from kmine.types import Candidate, Probs, Prompts
+from kmine.mining.rank import Ranking
+from kmine.ops.calibrator import FEATURES, Calibration, Calibrator, RiskGuarantee, feature_rows
+from kmine.types import Candidate, Evidence, Probs, Prompts
 
 
 def square(top: int, left: int, side: int = 10, size: int = 40) -> np.ndarray:
@@ -78,69 +72,41 @@ def test_every_score_of_the_best_mask_by_hand(case):
     assert e.tta_std == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize(
-    ("limit", "value", "reason"),
-    [
-        ("min_predicted_iou", 0.81, "low_predicted_iou"),
-        ("min_stability", 0.96, "low_stability"),
-        ("min_agreement", 0.7, "low_agreement"),
-        ("min_jitter_dice", 0.9, "low_jitter_dice"),
-        ("min_confidence", 0.8, "low_confidence"),
-        ("max_confidence_outside", 0.2, "high_confidence_outside"),
-        ("max_tta_std", 0.04, "high_tta_std"),
-        ("max_area_ratio", 1.2, "area_outlier"),
-    ],
-)
-def test_each_threshold_has_its_own_reason(case, limit, value, reason):
-    assert decide(case).reason == "kept"
-    assert decide(case, replace(ANYTHING_GOES, **{limit: value})).reason == reason
-
-
 def test_a_lesion_free_image_keeps_nothing(case):
     assert decide(case, image_label=0).reason == "contradicts_image_label"
     assert decide(case, image_label=1).kept
 
 
-def test_an_empty_candidate_is_dropped_whatever_the_limits(case):
+def test_an_empty_candidate_is_dropped(case):
     empty = replace(case[2], masks=np.zeros((1, 40, 40), bool), predicted_iou=np.ones(1, np.float32))
     decision = decide(case, candidate=replace(empty, stability_score=np.full(1, np.nan, np.float32)))
     assert (decision.kept, decision.reason) == (False, "empty_candidate")
 
 
-def test_unknown_scores_fail_no_threshold(case):
-    without_scores = replace(case[2], predicted_iou=np.full(2, np.nan), stability_score=np.full(2, np.nan))
-    strict = replace(ANYTHING_GOES, min_predicted_iou=1.0, min_stability=1.0)
-    decision = decide(case, strict, candidate=without_scores)
-    assert decision.kept
-    assert np.isnan(decision.evidence.predicted_iou) and np.isnan(decision.estimated_dice)
+# -- ranked
 
 
-LIMITS = sorted(name for name in asdict(ANYTHING_GOES) if name.startswith(("min_", "max_")))
+def ranked(case, centre: Evidence, threshold: float, image_label=None):
+    """The decision by distances from `centre`, of scores that all spread by .1."""
+    ranking = Ranking(tuple(np.nan_to_num(feature_rows([centre])[0])), (0.1,) * len(FEATURES), threshold)
+    settings = {"area_prior": {1: 0.125}, "image_label": image_label, "cfg": GateConfig()}
+    return gate(*case, calibration=ranking, **settings)
 
 
-@given(st.dictionaries(st.sampled_from(LIMITS), st.floats(0, 1), max_size=8))
-@settings(max_examples=60, deadline=None)
-def test_a_stricter_gate_never_keeps_more(changes):
-    component = square(10, 10)
-    p = np.where(component, 0.9, 0.1).astype(np.float32)
-    probs = Probs("a", np.stack([1 - p, p]), np.full((40, 40), 0.05, np.float32))
-    prompts = Prompts(1, np.array([8, 8, 21, 21], np.float32), component=component)
-    candidate = Candidate(square(10, 12)[None], np.array([0.8]), np.array([0.9]), None, square(10, 13)[None])
-    loose = {k: (1 + 9 * v if k == "max_area_ratio" and v > 0 else v) for k, v in changes.items()}
-    loose = {k: v for k, v in loose.items() if not (k == "max_area_ratio" and v <= 1)}
-    a = GateConfig(**{**asdict(ANYTHING_GOES), **loose})
-    tighter = {
-        k: min(1.0, v + 0.1)
-        if k.startswith("min_")
-        else (1 + (v - 1) / 2 if k == "max_area_ratio" else max(0, v - 0.1))
-        for k, v in asdict(a).items()
-        if k in LIMITS
-    }
-    b = replace(a, **tighter)
-    kept_a, kept_b = (
-        gate(probs, prompts, candidate, area_prior={1: 0.1}, image_label=None, cfg=c).kept for c in (a, b)
-    )
-    assert kept_a or not kept_b
+def test_an_object_at_the_threshold_is_kept_with_the_mask_of_the_segmenter(case):
+    own = collect_evidence(*case, {1: 0.125})
+    decision = ranked(case, own, 0.0)
+    assert (decision.kept, decision.reason, decision.source) == (True, "kept", "segmenter")
+    assert np.isnan(decision.estimated_dice) and decision.evidence.agreement_iou == pytest.approx(80 / 120)
+    assert ranked(case, own, 1e-9).reason == "low_rank"
+    assert ranked(case, own, -1.0, image_label=0).reason == "contradicts_image_label"
+
+
+@pytest.mark.parametrize(("name", "sign"), [("predicted_iou", 1), ("confidence_outside", -1), ("tta_std", -1)])
+def test_the_rank_rises_with_evidence_for_the_mask(case, name, sign):
+    own = collect_evidence(*case, {1: 0.125})
+    lower, higher = (replace(own, **{name: getattr(own, name) + shift}) for shift in (-0.1, 0.1))
+    assert ranked(case, lower, 0.05).kept == (sign == 1) and ranked(case, higher, 0.05).kept == (sign == -1)
 
 
 # -- calibrated
@@ -152,8 +118,11 @@ def always(dice: float) -> Calibrator:
 
 
 def calibrated(case, segmenter: float, local: float, threshold: float = 0.6, image_label=None, candidate=None):
+    """The decision where the estimates are `segmenter` and `local`, by their mean and difference."""
     probs, prompts, own = case
-    calibration = Calibration(always(segmenter), always(local), RiskGuarantee(threshold, True, 0.7, 0.8, 1.0, 30))
+    quality, difference = (replace(always(0), intercept=i) for i in ((segmenter + local) / 2, segmenter - local))
+    quality = replace(quality, knots=((0.0, 0.0), (1.0, 1.0)))
+    calibration = Calibration(quality, difference, RiskGuarantee(threshold, True, 0.7, 0.8, 1.0, 30))
     settings = {"area_prior": {1: 0.125}, "image_label": image_label, "cfg": GateConfig(margin=0.05)}
     return gate(probs, prompts, candidate or own, calibration=calibration, **settings)
 
@@ -165,6 +134,7 @@ def calibrated(case, segmenter: float, local: float, threshold: float = 0.6, ima
         (0.7, 0.9, "kept_local", "local", 0.9),
         (0.80, 0.78, "kept", "both", 0.80),
         (0.78, 0.80, "kept", "both", 0.78),
+        (0.58, 0.62, "low_estimated_dice", "both", 0.58),
         (0.5, 0.4, "low_estimated_dice", "segmenter", 0.5),
         (0.2, 0.5, "low_estimated_dice", "local", 0.5),
         (0.6, 0.1, "kept", "segmenter", 0.6),
@@ -179,7 +149,10 @@ def test_the_better_supported_mask_is_used(case, segmenter, local, reason, sourc
 
 def test_an_empty_candidate_is_dropped_unless_the_local_mask_is_supported(case):
     empty = replace(case[2], masks=np.zeros((2, 40, 40), bool))
-    assert calibrated(case, 0.9, 0.9, candidate=empty).reason == "kept_local"
+    decision = calibrated(case, 0.9, 0.8, candidate=empty)
+    assert (decision.reason, decision.source, decision.estimated_segmenter) == ("kept_local", "local", 0.0)
+    assert decision.estimated_dice == decision.estimated_local == pytest.approx(0.8)
+    assert calibrated(case, 0.9, 0.5, candidate=empty).reason == "low_estimated_dice"
     without_component = (case[0], replace(case[1], component=None), empty)
     decision = calibrated(without_component, 0.9, 0.9)
     assert decision.reason == "empty_candidate" and np.isnan(decision.estimated_local)
@@ -191,6 +164,7 @@ def test_an_image_level_label_outweighs_every_estimate(case):
 
 
 def test_a_round_that_kept_nothing_names_the_limit_that_dropped_most():
-    said = why_none_is_kept(["low_stability", "area_outlier", "area_outlier"])
-    assert said.startswith("most often area_outlier (2 of 3); raise gate.max_area_ratio, label more images")
+    said = why_none_is_kept(["low_rank", "low_estimated_dice", "low_estimated_dice"])
+    assert said.startswith("most often low_estimated_dice (2 of 3); lower gate.target_dice, label more images")
+    assert "low_stability (1 of 1); label more images" in why_none_is_kept(["low_stability"]), "of an older run"
     assert why_none_is_kept(["no_component"]).startswith("most often no_component (1 of 1); label more images")

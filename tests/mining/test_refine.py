@@ -10,8 +10,8 @@ from kmine.mining.refine import mean_estimate, refine
 from kmine.types import IGNORE_INDEX, Candidate, Decision, Evidence, Probs, Prompts, PseudoLabel
 
 KEPT = Decision(True, "kept", Evidence())
-DROPPED = Decision(False, "low_agreement", Evidence())
-SEGMENTER_ONLY = RefineConfig(ask_local=False)
+DROPPED = Decision(False, "low_rank", Evidence())
+SEGMENTER_ONLY = RefineConfig(ask_local=False, doubt=None)
 
 
 def row(text: str) -> np.ndarray:
@@ -48,7 +48,7 @@ def test_agreement_gives_the_class_disagreement_is_ignored():
 def test_pixels_that_the_local_model_classifies_otherwise_are_ignored_on_demand():
     votes = candidate("xxxx....", "xxxx....")
     assert made(local("..xxxx.."), [prompt("..xxxx..")], [votes], [KEPT]) == "1111...."
-    both = made(local("..xxxx.."), [prompt("..xxxx..")], [votes], [KEPT], RefineConfig(ask_local=True))
+    both = made(local("..xxxx.."), [prompt("..xxxx..")], [votes], [KEPT], RefineConfig(ask_local=True, doubt=None))
     assert both == "??11??.."
 
 
@@ -100,7 +100,7 @@ def test_an_image_with_a_lesion_needs_a_pixel_of_it():
 
 
 def test_of_two_disagreeing_masks_the_better_supported_one_is_used_unchanged():
-    both = RefineConfig(ask_local=True)
+    both = RefineConfig(ask_local=True, doubt=None)
     votes = candidate("xxxx....", "xxxx....")
     given = (local("..xxxx.."), [prompt("..xxxx..")], [votes])
     assert made(*given, [Decision(True, "kept", Evidence(), source="segmenter")], both) == "1111...."
@@ -111,11 +111,14 @@ def test_of_two_disagreeing_masks_the_better_supported_one_is_used_unchanged():
 def test_pixels_that_jitters_disagree_on_are_ignored_in_a_used_mask():
     votes = candidate("xxxx....", "xxxx....", "xxx.....", "xx......")
     used = Decision(True, "kept", Evidence(), source="segmenter")
-    assert made(local("xxxx...."), [prompt("xxxx....")], [votes], [used], RefineConfig(ask_local=True)) == "111?...."
+    assert (
+        made(local("xxxx...."), [prompt("xxxx....")], [votes], [used], RefineConfig(ask_local=True, doubt=None))
+        == "111?...."
+    )
 
 
 def test_a_source_trusted_for_one_object_is_not_for_another():
-    both = RefineConfig(ask_local=True)
+    both = RefineConfig(ask_local=True, doubt=None)
     prompts = [prompt("xx......"), prompt(".....xx.")]
     candidates = [candidate("xxx....."), candidate("....xx..")]
     decisions = [Decision(True, "kept", Evidence(), source="segmenter"), KEPT]
@@ -135,3 +138,34 @@ def test_a_label_has_the_reason_and_mean_estimate_of_its_kept_objects():
 def test_mean_estimates_are_limited_to_one_and_leave_unknown_ones_out():
     assert mean_estimate([0.4, None, float("nan"), 1.2]) == pytest.approx(0.7)
     assert mean_estimate([None]) is mean_estimate([]) is None
+
+
+def shaded(*foreground: float) -> Probs:
+    p = np.array([foreground], np.float32)
+    return Probs("a", np.stack([1 - p, p]))
+
+
+def test_doubtful_pixels_outside_all_objects_are_ignored():
+    # The object, its dropped neighbour, then background of probability .05, .1, .5, .6: the last is a speck.
+    probs = shaded(0.9, 0.3, 0.9, 0.05, 0.1, 0.5, 0.6, 0.0)
+    given = (probs, [prompt("x......."), prompt("..x.....")], [candidate("xx......"), candidate("..x.....")])
+    cfg = RefineConfig(ask_local=False)
+    assert made(*given, [KEPT, DROPPED], cfg) == "11?.??.."
+    assert made(*given, [KEPT, DROPPED], RefineConfig(ask_local=False, doubt=0.2)) == "11?..?.."
+    for off in (None, 0.5):
+        assert made(*given, [KEPT, DROPPED], RefineConfig(ask_local=False, doubt=off)) == "11?....."
+
+
+def test_a_lesion_free_image_has_no_doubt_about_lesions_but_about_organs():
+    planes = np.array([[[0.1, 0.9, 0.7, 0.7]], [[0.9, 0.1, 0.0, 0.3]], [[0.0, 0.0, 0.3, 0.0]]], np.float32)
+    given = (Probs("a", planes), [prompt("x...")], [candidate("x...")], [KEPT])
+    assert made(*given, RefineConfig(ask_local=False)) == "1???"
+    assert text_of(refine(*given, RefineConfig(ask_local=False), image_label=0)) == "1?.?"
+    free = refine(shaded(0.3, 0.3), [], [], [], RefineConfig(ask_local=False), image_label=0)
+    assert text_of(free) == ".."
+
+
+def test_asking_the_local_model_leaves_corrections_of_a_ranked_gate():
+    ranked = Decision(True, "kept", Evidence(), source="segmenter")
+    given = (local("..xxxx.."), [prompt("..xxxx..")], [candidate("xxxx....", "xxxx....")])
+    assert made(*given, [ranked], RefineConfig(ask_local=True, doubt=None)) == "1111...."

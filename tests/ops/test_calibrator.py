@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from kmine.ops.calibrator import (
 from kmine.types import Evidence
 
 NUM = len(FEATURES)
+GUARANTEE = RiskGuarantee(0.5, True, 0.8, 0.9, 1.0, 40)
 
 
 def calibrator(**weights: float) -> Calibrator:
@@ -65,14 +67,36 @@ def test_evidence_survives_a_row():
 
 
 def test_a_calibration_survives_json_under_its_names_on_disk():
-    guarantee = RiskGuarantee(0.5, True, 0.8, 0.9, 1.0, 40)
-    made = Calibration(calibrator(predicted_iou=0.1), calibrator(), guarantee)
+    made = Calibration(calibrator(predicted_iou=0.1), calibrator(), GUARANTEE)
     saved = json.loads(json.dumps(made.to_json()))
     assert Calibration.from_json(saved) == made
-    assert list(saved) == ["segmenter", "local", "promise"]
+    assert list(saved) == ["quality", "difference", "promise"]
     assert list(saved["promise"]) == ["threshold", "kept", "lower_bound", "mean", "coverage", "num_objects"]
-    assert saved["local"]["features"] == list(FEATURES)
+    assert saved["difference"]["features"] == list(FEATURES)
     assert math.isnan(RiskGuarantee.from_json(saved["promise"] | {"mean": None}).mean)
+
+
+@pytest.mark.parametrize(
+    ("iou", "agreement", "expected"),
+    [
+        (0.9, 0.5, ("segmenter", 0.8, 0.4)),  # difference .4, mean .6: estimates .8 and .4
+        (0.1, 0.5, ("local", 0.8, 0.4)),
+        (0.52, 0.5, ("both", 0.61, 0.59)),
+        (0.9, math.nan, ("segmenter", 0.6, math.nan)),  # no local mask: the mean is the segmenter's own
+        (3.0, 0.5, ("segmenter", 0.9, 0.0)),  # within the knots, and within 0 and 1
+    ],
+)
+def test_the_mask_that_is_used_by_hand(iou, agreement, expected):
+    made = Calibration(calibrator(), replace(calibrator(predicted_iou=0.1), intercept=0.0), GUARANTEE)
+    found = made.estimate(Evidence(predicted_iou=iou, agreement_iou=agreement), 0.03)
+    assert found.source == expected[0]
+    assert found[1:] == (pytest.approx(expected[1]), pytest.approx(expected[2], nan_ok=True))
+
+
+def test_a_ranking_is_described():
+    record = {"keep": 0.5, "threshold": 0.1, "num_objects": 5, "num_images": 3}
+    text = "the best 50% by their evidence are kept, measured on 5 objects in 3 unlabeled images"
+    assert describe_threshold(record) == text
 
 
 @pytest.mark.parametrize(

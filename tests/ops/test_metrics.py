@@ -17,7 +17,10 @@ from sklearn.metrics import f1_score, jaccard_score
 from kmine.io.files import nan_to_none
 from kmine.ops import metrics
 from kmine.ops.metrics import (
+    Correction,
     case_metrics,
+    correction,
+    correction_text,
     diagonal,
     hd95,
     lesion_metrics,
@@ -267,3 +270,20 @@ def test_without_counts_there_are_no_lesion_metrics_and_scores_stay_of_one_kind(
     assert np.isnan([lesion_metrics(old).dice_lesion, lesion_metrics(old).false_alarm_rate]).all()
     assert [m.score for m in of_one_kind(new, new)] == [0.75, 0.75]
     assert [m.score for m in of_one_kind(new, old)] == [0.5, 0.5]
+
+
+def test_correction_by_hand():
+    truth = np.array([[1, 1, 1, 0, 0, 0, 255, 2]], np.uint8)
+    local = np.array([[1, 0, 0, 1, 0, 0, 1, 1]], np.uint8)
+    # Right, corrected, still wrong, ignored, broken, ignored; then a pixel that does not count, and another class.
+    pseudo = np.array([[1, 1, 0, 255, 1, 255, 1, 2]], np.uint8)
+    found = correction(local, pseudo, truth)
+    assert found == Correction(wrong=4, corrected=2, broken=1) and found.shares == (0.5, 0.25)
+    assert correction(local, local, truth) == Correction(4, 0, 0)
+    assert Correction.total([found, Correction(6, 1, 4)]).shares == (0.3, 0.5)
+    assert np.isnan(Correction.total([]).shares).all()
+
+
+def test_unknown_corrections_are_a_dash():
+    assert correction_text((0.46, 0.081)) == "46 % / 8 %"
+    assert correction_text(None) == correction_text([None, None]) == correction_text((math.nan, math.nan)) == "–"

@@ -36,7 +36,7 @@ def test_mining_grows_with_unlabeled_images_and_rounds():
 
 def test_what_a_run_skips_costs_nothing():
     assert "baseline" not in seconds(replace(CFG, baseline=False))
-    assert "calibration of the gate" not in seconds(replace(CFG, gate=GateConfig(mode="thresholds")))
+    assert "calibration of the gate" not in seconds(replace(CFG, gate=GateConfig(mode="ranked")))
     assert "adaptation of the segmenter" not in seconds(segmenter=replace(TINY, adapt_step=0.0))
 
 

@@ -95,4 +95,4 @@ def test_only_own_files_are_divided_otherwise():
 def test_what_was_given_is_not_made_cheaper():
     assert [next(c.setting for c in group) for group in cheaper(LoopConfig(), ())] == ["rounds", "fit.steps"]
     left = {c.setting for group in cheaper(LoopConfig(), {"rounds", "fit.steps"}) for c in group}
-    assert left == {"fit.round_steps", "adapt.fold_steps"}
+    assert left == {"fit.round_steps"}

@@ -40,7 +40,7 @@ def test_fractions_are_shares_of_groups_if_the_settings_count_groups(tmp_path):
 
 
 def test_own_settings_apply_to_their_method_or_model_only(tmp_path):
-    own = ("mining.fit.lr=0.5", "mining.gate.mode=thresholds", "sks.model.encoder=mobilenetv2_100", "sks.fit.lr=0.25")
+    own = ("mining.fit.lr=0.5", "mining.gate.mode=ranked", "sks.model.encoder=mobilenetv2_100", "sks.fit.lr=0.25")
     cfg = settings(tmp_path, tmp_path, "--models", "unet", "sks", "--set", *own[:2], "--set", *own[2:])
     found = {(m, n): config_of(cfg, Trial(m, n, 0.3, 0)) for m in ("supervised", "mining") for n in ("unet", "sks")}
     assert {key: value.fit.lr for key, value in found.items()} == {
@@ -49,7 +49,7 @@ def test_own_settings_apply_to_their_method_or_model_only(tmp_path):
         ("mining", "unet"): 0.5,
         ("mining", "sks"): 0.5,
     }
-    assert found["mining", "unet"].gate.mode == "thresholds" != found["supervised", "unet"].gate.mode
+    assert found["mining", "unet"].gate.mode == "ranked" != found["supervised", "unet"].gate.mode
     assert found["mining", "sks"].model.encoder == "mobilenetv2_100"
 
 

@@ -139,7 +139,7 @@ def test_a_step_in_two_processes_equals_the_step_in_one(tmp_path: Path) -> None:
 def test_a_run_in_two_processes_mines_and_writes_everything_once(tmp_path: Path) -> None:
     """25 images are mined in two batches. Of the training only the loss before the first update is compared."""
     settings = SMALL | FEW_STEPS | OPEN_GATE | {"fit.val_every": 1}
-    settings |= {"data.num_samples": 56, "data.label_fraction": 0.2, "fit.batch_size": 3, "gate.mode": "thresholds"}
+    settings |= {"data.num_samples": 56, "data.label_fraction": 0.2, "fit.batch_size": 3, "gate.mode": "ranked"}
     cache = tmp_path / "cache"
     assert run_loop(settings, tmp_path / "one", cache) == 0
     output = under_torchrun("-m", "kmine.loop", *words(settings, tmp_path / "two", cache))

@@ -1,8 +1,11 @@
 """Fit the gate's calibrator (evidence -> estimated Dice) and bound the mean Dice of the accepted masks.
 
-The calibrator is fitted on objects of labeled images on which neither the local model nor the segmenter was trained:
-their evidence and the true Dice of their masks. It is a ridge regression, then an isotonic regression of its
-out-of-fold predictions; a few dozen objects do not support more.
+The calibrators are fitted on objects of labeled images on which neither the local model nor the segmenter was trained:
+their evidence and the true Dice of their masks. Each is a ridge regression; an isotonic regression of its out-of-fold
+predictions follows; a few dozen objects do not support more.
+
+The gate has two: one of the mean Dice of the two masks of an object, one of their difference. Two masks of one object
+share what makes it hard, so the mean is less noisy than either, and the difference is lost in two separate regressions.
 
 The guarantee is a lower bound of the mean Dice of accepted masks, by betting (Waudby-Smith and Ramdas 2024, "Estimating
 means of bounded random variables by betting"; here a mixture of constant stakes). It holds with the stated confidence
@@ -23,7 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.ops import masks, metrics
-from kmine.ops.calibrator import Calibrator, RiskGuarantee, feature_rows, linear_predictor, standardised
+from kmine.ops.calibrator import (
+    Calibrator,
+    RiskGuarantee,
+    feature_rows,
+    linear_predictor,
+    standardised,
+    used_estimates,
+    used_sides,
+)
 from kmine.seeding import derive_seed
 from kmine.types import IGNORE_INDEX, Bool, Evidence, Floats, Prompts
 
@@ -32,7 +43,7 @@ THRESHOLD_GRID = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 MIN_THRESHOLD = 0.5
 """Lowest threshold of estimated Dice unless the target is lower or guaranteed."""
 MIN_OBJECTS = 20
-"""With fewer objects nothing is fitted: thresholds set by hand are safer then."""
+"""With fewer objects nothing is fitted: their ranking by the evidence is safer then."""
 MIN_OVERLAP = 0.1
 """IoU with a true object from which on a mask or component is matched to it."""
 FOLDS = 5
@@ -65,6 +76,51 @@ def fit_calibrator(
     for train, test in _folds(names, seed):
         out_of_fold[test] = _fit(rows[train], truth[train], names[train], seed).estimates(rows[test])
     return FittedCalibrator(_fit(rows, truth, names, seed), out_of_fold)
+
+
+class FittedGate(NamedTuple):
+    """The two calibrators of the gate, and their unbiased estimates of the objects that they were fitted on."""
+
+    quality: Calibrator
+    difference: Calibrator
+    estimates: Floats
+    """(N,) estimated Dice of the mask that is used, by calibrators fitted without the object's group."""
+    differences: Floats
+    """(N,) estimated Dice of the segmenter's minus that of the local model's mask, likewise."""
+    sides: Floats
+    """(N,) which mask is used: `used_sides`."""
+
+
+def fit_gate(
+    evidence: Sequence[Evidence], dice: tuple[Floats, Floats], groups: Sequence[str], *, margin: float, seed: int
+) -> FittedGate | None:
+    """Fit the calibrators of the gate; None as in `fit_calibrator`, whose arguments these are.
+
+    `dice`: (N,) true Dice of the segmenter's masks, and of the local model's.
+    """
+    rows, names = feature_rows(evidence), np.asarray(groups)
+    if len(rows) < MIN_OBJECTS or len(set(groups)) < 2:
+        return None
+    out_of_fold = np.full((3, len(rows)), np.nan)
+    for train, test in _folds(names, seed):
+        fitted = _fit_pair(rows[train], (dice[0][train], dice[1][train]), names[train], margin, seed)
+        out_of_fold[:, test] = used_estimates(rows[test], *fitted, margin)
+    return FittedGate(*_fit_pair(rows, dice, names, margin, seed), *out_of_fold)
+
+
+def _fit_pair(
+    rows: Floats, dice: tuple[Floats, Floats], groups: NDArray[np.str_], margin: float, seed: int
+) -> tuple[Calibrator, Calibrator]:
+    """Calibrators of quality and of the difference; the map of the first is fitted to the masks that would be used."""
+    segmenter, local = dice
+    has_local = used_sides(rows, segmenter, 0.0) != 0
+    fitted = has_local if has_local.any() else ~has_local
+    differences = np.zeros(len(rows))
+    difference, differences[fitted] = _cross_fitted(rows[fitted], (segmenter - local)[fitted], groups[fitted], seed)
+    quality, means = _cross_fitted(rows, np.where(has_local, (segmenter + local) / 2, segmenter), groups, seed)
+    sides = used_sides(rows, differences, margin)
+    used = np.where(sides < 0, local, segmenter)
+    return replace(quality, knots=_isotonic(means + sides * differences / 2, used)), difference
 
 
 def mean_lower_bound(values: Sequence[float] | Floats, confidence: float) -> float:
@@ -182,8 +238,12 @@ def rank_correlation(a: Sequence[float] | Floats, b: Sequence[float] | Floats) -
 
 
 def _fit(rows: Floats, truth: Floats, groups: NDArray[np.str_], seed: int) -> Calibrator:
-    from sklearn.isotonic import IsotonicRegression
+    calibrator, out_of_fold = _cross_fitted(rows, truth, groups, seed)
+    return replace(calibrator, knots=_isotonic(out_of_fold, truth))
 
+
+def _cross_fitted(rows: Floats, truth: Floats, groups: NDArray[np.str_], seed: int) -> tuple[Calibrator, Floats]:
+    """The ridge regression of the best of `PENALTIES`, and its (N,) out-of-fold predictions."""
     folds = _folds(groups, seed)
     errors = {}
     for penalty in PENALTIES:
@@ -192,9 +252,15 @@ def _fit(rows: Floats, truth: Floats, groups: NDArray[np.str_], seed: int) -> Ca
             out_of_fold[test] = linear_predictor(rows[test], _ridge(rows[train], truth[train], penalty))
         errors[penalty] = (float(((out_of_fold - truth) ** 2).mean()), out_of_fold)
     penalty = min(errors, key=lambda p: errors[p][0])
-    isotonic = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(errors[penalty][1], truth)
-    knots = tuple(zip(isotonic.X_thresholds_.tolist(), isotonic.y_thresholds_.tolist(), strict=True))
-    return replace(_ridge(rows, truth, penalty), knots=knots)
+    return _ridge(rows, truth, penalty), errors[penalty][1]
+
+
+def _isotonic(predictions: Floats, truth: Floats) -> tuple[tuple[float, float], ...]:
+    """Knots of a non-decreasing map from predictions to true Dice."""
+    from sklearn.isotonic import IsotonicRegression
+
+    isotonic = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(predictions, truth)
+    return tuple(zip(isotonic.X_thresholds_.tolist(), isotonic.y_thresholds_.tolist(), strict=True))
 
 
 def _ridge(rows: Floats, truth: Floats, penalty: float) -> Calibrator:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kmine.data.pool import Pool
 from kmine.io.files import sign
@@ -20,12 +21,16 @@ from kmine.mining.calibration import fit
 from kmine.mining.calibration.local_step import Row, calibrate_local_quality
 from kmine.mining.context import ImageBatch, RoundContext
 from kmine.mining.gate import collect_evidence
+from kmine.mining.refine import merge_objects
+from kmine.ops import metrics
 from kmine.ops.calibrator import Calibration, RiskGuarantee, evidence_from_row, evidence_row
 from kmine.ops.masks import components
 from kmine.segmenters.base import ADAPTED, FineTunable, Segmenter
 from kmine.store.settings import signed, signed_sections
 from kmine.training.task import Task
-from kmine.types import IGNORE_INDEX
+from kmine.types import IGNORE_INDEX, Candidate, Decision, Evidence, Probs, Prompts
+
+USED = Decision(True, "kept", Evidence(), source="segmenter")
 
 
 def calibrate(task: Task, base: Segmenter | None) -> Task:
@@ -40,7 +45,7 @@ def calibrate(task: Task, base: Segmenter | None) -> Task:
     if task.segmenter is None or base is None or cfg.gate.mode != "calibrated":
         return task
     fold_ids = crossfit.folds(task.labeled, cfg.adapt.folds, cfg.seed)
-    settings = signed_sections(cfg, "model", "classifier", "infer", "prompts", "adapt")
+    settings = [*signed_sections(cfg, "model", "classifier", "infer", "prompts", "adapt"), cfg.refine.min_vote]
     settings.append(signed("model", task.auxiliary_model) if task.auxiliary_model else {})
     signature = sign(task.signature, task.segmenter.signature, signed("fit", cfg.fit.signed_fields()), settings)
     if (count := _num_objects(task.labeled)) < fit.MIN_OBJECTS or len(fold_ids) < 2:
@@ -48,7 +53,8 @@ def calibrate(task: Task, base: Segmenter | None) -> Task:
         record: Row = {"num_objects": count, "num_parts": len(fold_ids), "promise": None, "alone": None}
     else:
         rows = list(_all_rows(task, base, fold_ids, signature))
-        record = fit_calibration(rows, cfg.gate.target_dice, cfg.gate.confidence, cfg.gate.margin, cfg.seed)
+        settings = (cfg.gate.target_dice, cfg.gate.confidence, cfg.gate.margin, cfg.seed)
+        record = fit_calibration(rows, *settings, ask_local=cfg.refine.ask_local)
         record["alone"] = calibrate_local_quality(task, fold_ids)
     task.run.save_json(task.run.root / "calibration" / "calibration.json", record, signature)
     task.progress.log(calibration_summary(record))
@@ -62,26 +68,42 @@ def _num_objects(pool: Pool) -> int:
     return sum(len(components(mask == class_id)) for mask, class_id in pairs)
 
 
-def fit_calibration(rows: Sequence[Row], target: float, confidence: float, margin: float, seed: int) -> Row:
+def fit_calibration(
+    rows: Sequence[Row], target: float, confidence: float, margin: float, seed: int, *, ask_local: bool = True
+) -> Row:
     """Content of calibration.json from the objects' evidence and Dice; `promise` is None with too few objects."""
     record = {"target": target, "confidence": confidence, "num_objects": len(rows)}
     evidence, groups = list(map(evidence_from_row, rows)), [row["group_id"] for row in rows]
     dice = {name: np.array([row[f"dice_{name}"] for row in rows], float) for name in ("segmenter", "local")}
-    segmenter, local = (fit.fit_calibrator(evidence, values, groups, seed=seed) for values in dice.values())
-    if segmenter is None or local is None:
+    fitted = fit.fit_gate(evidence, (dice["segmenter"], dice["local"]), groups, margin=margin, seed=seed)
+    if fitted is None:
         return record | {"promise": None}
-    # The gate's own choice between the two masks, here on out-of-fold estimates.
-    use_local = local.out_of_fold >= segmenter.out_of_fold + margin
-    estimates = np.where(use_local, local.out_of_fold, segmenter.out_of_fold)
-    truth = np.where(use_local, dice["local"], dice["segmenter"])
+    estimates, truth = fitted.estimates, np.where(fitted.sides < 0, dice["local"], dice["segmenter"])
     guarantee = fit.choose_threshold(estimates, truth, target=target, confidence=confidence)
+    has_local = fitted.sides != 0
+    pair = (fitted.differences[has_local], (dice["segmenter"] - dice["local"])[has_local])
+    changes = (fitted.sides >= 0) & (not ask_local or (fitted.differences >= margin) | ~has_local)
     return record | {
-        **Calibration(segmenter.calibrator, local.calibrator, guarantee).to_json(),
+        **Calibration(fitted.quality, fitted.difference, guarantee).to_json(),
         "rank_correlation": fit.rank_correlation(estimates, truth),
+        "rank_correlation_difference": fit.rank_correlation(*pair) if has_local.any() else float("nan"),
         "mean_dice": {name: float(values.mean()) for name, values in dice.items()},
+        "correction": _correction(rows, kept=estimates >= guarantee.threshold, changes=changes),
         "risk_coverage": fit.risk_coverage(estimates, truth),
         "reliability": fit.reliability(estimates, truth),
     }
+
+
+def _correction(rows: Sequence[Row], *, kept: NDArray[np.bool_], changes: NDArray[np.bool_]) -> list[float] | None:
+    """Shares of `metrics.Correction` over the images with a kept object; None where the rows have no pixels of it.
+
+    `changes`: objects whose pseudo mask is the segmenter's where it differs from the local model's.
+    """
+    if any("wrong" not in row for row in rows):
+        return None
+    parts = [metrics.Correction(0, rows[n]["corrected"], rows[n]["broken"]) for n in np.flatnonzero(kept & changes)]
+    wrong = {rows[n]["sample_id"]: rows[n]["wrong"] for n in np.flatnonzero(kept)}
+    return list(metrics.Correction.total([*parts, metrics.Correction(sum(wrong.values()), 0, 0)]).shares)
 
 
 def calibration_summary(record: Row) -> str:
@@ -90,7 +112,7 @@ def calibration_summary(record: Row) -> str:
         reason = f"{record['num_objects']} objects of labeled images are too few"
         if record.get("num_parts", 2) < 2:
             reason = "with adapt.folds 1, or a single group, there is no model that was not trained on an image"
-        return f"the gate is not calibrated: {reason}; the thresholds of gate are used"
+        return f"the gate is not calibrated: {reason}; objects are ranked by their evidence (gate.keep)"
     guarantee = RiskGuarantee.from_json(record["promise"])
     target = f"a mean Dice of {record['target']:.2f} at {record['confidence']:.0%} confidence"
     masks = (
@@ -99,7 +121,7 @@ def calibration_summary(record: Row) -> str:
     )
     if guarantee.holds:
         bound = f"lower bound {guarantee.lower_bound:.2f}, measured {guarantee.mean:.2f}"
-        return f"the gate keeps {masks} and guarantees {target} ({bound})"
+        return f"the gate keeps {masks} and guarantees {target} ({bound}){_correction_sentence(record)}"
     instead = f"Each round keeps as many masks as have a mean estimate of {record['target']:.2f}"
     if not guarantee.coverage:
         return (
@@ -108,8 +130,13 @@ def calibration_summary(record: Row) -> str:
         )
     return (
         f"too few labels to guarantee {target}; {guarantee.lower_bound:.2f} is guaranteed for {masks}, with a measured "
-        f"mean of {guarantee.mean:.2f}. {instead}"
+        f"mean of {guarantee.mean:.2f}. {instead}{_correction_sentence(record)}"
     )
+
+
+def _correction_sentence(record: Row) -> str:
+    shares = metrics.correction_text(record.get("correction"))
+    return f". Wrong pixels of the fold models there corrected / newly broken: {shares}" if shares != "–" else ""
 
 
 def _all_rows(task: Task, base: Segmenter, fold_ids: Sequence[Sequence[str]], signature: str) -> Iterator[Row]:
@@ -170,12 +197,20 @@ def _evidence_rows(ctx: RoundContext, ids: Sequence[str]) -> Iterator[Row]:
         for sample, p, auxiliary, *objects in images:
             for prompt, candidate in zip(*objects, strict=True):
                 best = candidate.masks[candidate.best]
+                evidence = collect_evidence(p, prompt, candidate, ctx.area_prior, auxiliary)
                 # Without a component the local model's mask is empty, as in the table of decisions.
                 local = prompt.component if prompt.component is not None else np.zeros_like(best)
                 yield {
                     "sample_id": sample.sample_id,
                     "group_id": task.labeled.group_of(sample.sample_id),
-                    **evidence_row(collect_evidence(p, prompt, candidate, ctx.area_prior, auxiliary)),
+                    **evidence_row(evidence),
+                    **_pixels(p, prompt, candidate, sample.mask, task.cfg.refine.min_vote),
                     "dice_segmenter": fit.true_dice(best, prompt, sample.mask),
                     "dice_local": fit.true_dice(local, prompt, sample.mask),
                 }
+
+
+def _pixels(probs: Probs, prompt: Prompts, candidate: Candidate, truth: NDArray[np.uint8], min_vote: float) -> Row:
+    """`metrics.Correction` of the image by this object alone, if the segmenter's mask is used."""
+    mask, _, outside = merge_objects(truth.shape, [(prompt, candidate, USED)], min_vote)
+    return metrics.correction(probs.mask, np.where(outside, probs.mask, mask), truth)._asdict()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from kmine.mining.calibration.fit import (
     MIN_OBJECTS,
     choose_threshold,
     fit_calibrator,
+    fit_gate,
     mean_lower_bound,
     rank_correlation,
     reliability,
@@ -16,7 +19,7 @@ from kmine.mining.calibration.fit import (
     threshold_for_mean_estimate,
     true_dice,
 )
-from kmine.ops.calibrator import FEATURES, feature_rows
+from kmine.ops.calibrator import FEATURES, feature_rows, used_estimates
 from kmine.types import Evidence, Prompts
 
 
@@ -78,6 +81,72 @@ def test_constant_evidence_gives_the_mean():
     )
     assert calibrator.estimate(Evidence(predicted_iou=0.9)) == pytest.approx(dice.mean())
     assert np.allclose(out_of_fold, dice.mean(), atol=0.05)
+
+
+# -- the gate's two calibrators
+
+
+def pairs(count: int, seed: int = 0) -> tuple[list[Evidence], tuple[np.ndarray, np.ndarray], list[str]]:
+    """Objects as difficult as their confidence says; the segmenter is better where the predicted IoU is above .5."""
+    rng = np.random.default_rng(seed)
+    ease, iou = rng.uniform(0.4, 0.8, count), rng.random(count)
+    shared = ease + rng.normal(0, 0.15, count)
+    dice = tuple(np.clip(shared + side * 0.2 * (iou - 0.5), 0, 1) for side in (1, -1))
+    evidence = [
+        Evidence(predicted_iou=i, confidence_inside=e, agreement_iou=0.5) for i, e in zip(iou, ease, strict=True)
+    ]
+    return evidence, dice, [f"group{n // 2}" for n in range(count)]
+
+
+def test_the_difference_is_estimated_where_it_is_small_beside_what_two_masks_share():
+    evidence, dice, groups = pairs(120)
+    fitted = fit_gate(evidence, dice, groups, margin=0.03, seed=0)
+    two = [fit_calibrator(evidence, values, groups, seed=0).out_of_fold for values in dice]
+    difference = dice[0] - dice[1]
+    assert rank_correlation(fitted.differences, difference) > rank_correlation(two[0] - two[1], difference) + 0.05
+    assert set(fitted.sides) == {-1.0, 1.0}
+    better = np.where(fitted.sides < 0, dice[1], dice[0])
+    assert better.mean() > max(values.mean() for values in dice) + 0.03
+
+
+def test_the_estimate_is_calibrated_for_the_mask_that_is_used():
+    fitted = fit_gate(*pairs(200), margin=0.03, seed=0)
+    evidence, dice, _ = pairs(400, seed=1)
+    found = used_estimates(feature_rows(evidence), fitted.quality, fitted.difference, 0.03)
+    used = np.where(found[2] < 0, dice[1], dice[0])
+    assert abs((found[0] - used).mean()) < 0.02
+    assert all(abs(estimate - truth) < 0.08 for estimate, truth, _ in reliability(found[0], used))
+
+
+def test_estimates_of_the_gate_do_not_depend_on_their_own_group():
+    evidence, dice, groups = pairs(40)
+    before = fit_gate(evidence, dice, groups, margin=0.03, seed=0)
+    changed = tuple(np.concatenate([[0.0, 0.0], values[2:]]) for values in dice)
+    after = fit_gate(evidence, changed, groups, margin=0.03, seed=0)
+    for name in ("estimates", "differences", "sides"):
+        assert np.array_equal(getattr(before, name)[:2], getattr(after, name)[:2])
+    assert not np.array_equal(before.estimates[2:], after.estimates[2:])
+
+
+def test_where_the_local_model_has_no_mask_the_segmenters_is_used_and_no_difference_learned():
+    evidence, dice, groups = pairs(60)
+    without = [replace(e, agreement_iou=np.nan) if n % 2 else e for n, e in enumerate(evidence)]
+    alone = dice[0], np.where(np.arange(60) % 2, 0.0, dice[1])
+    fitted = fit_gate(without, alone, groups, margin=0.03, seed=0)
+    assert (fitted.sides[1::2] == 0).all() and (fitted.sides[::2] != 0).all()
+    assert abs(fitted.differences[::2].mean() - (dice[0] - dice[1])[::2].mean()) < 0.05
+    only = fit_gate([replace(e, agreement_iou=np.nan) for e in evidence], dice, groups, margin=0.03, seed=0)
+    assert (only.sides == 0).all()
+    assert (
+        fit_gate(
+            evidence[: MIN_OBJECTS - 1],
+            tuple(d[: MIN_OBJECTS - 1] for d in dice),
+            groups[: MIN_OBJECTS - 1],
+            margin=0.03,
+            seed=0,
+        )
+        is None
+    )
 
 
 # -- the threshold by estimates only

@@ -118,12 +118,12 @@ def test_a_finished_calibration_is_read_back_and_a_lost_fold_measured_again(cali
     assert len(measured) == 1 and lost.read_bytes() == before
 
 
-def test_the_thresholds_of_gate_are_used_if_set_or_labels_are_few(task_of):
-    task, _ = task_of(replace(SMALL, gate=GateConfig(mode="thresholds")), segmenter=Ellipse())
+def test_objects_are_ranked_if_set_or_labels_are_few(task_of):
+    task, _ = task_of(replace(SMALL, gate=GateConfig(mode="ranked")), segmenter=Ellipse())
     assert calibrate(task, task.segmenter) is task
     few, store = task_of(replace(SMALL, data=replace(SMALL.data, label_fraction=0.1)), "few", segmenter=Ellipse())
     assert calibrate(few, few.segmenter).calibration is None
-    assert "too few; the thresholds of gate are used" in few.progress.said[-1]
+    assert "too few; objects are ranked by their evidence" in few.progress.said[-1]
     assert not list(store.root.glob("fold_*")), "no model is trained in vain"
 
 
