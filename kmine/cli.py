@@ -287,9 +287,8 @@ def _read(path: str, kinds: Mapping[str, Any], label: str) -> dict[str, _Given]:
             elif isinstance(value, Mapping):
                 walk(value, f"{name}.")
             else:
-                raise UserError(
-                    f"{where}: {name}: expected settings indented below, got {yaml_kind(value)}; see --help"
-                )
+                expected = f"expected settings indented below it, got {yaml_kind(value)}; see --help"
+                raise UserError(f"{where}: {name}: {expected}")
 
     walk(content, "")
     return values
@@ -307,9 +306,8 @@ def _file_word(kind: Any, value: Any, where: str) -> str | None:
 
 
 def _unknown(key: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(names), n=1)
-    hint = f"did you mean {near[0]}?" if near else "see --help for those there are"
-    return f"unknown setting {key}; {REMOVED.get(key, hint)}"
+    near = (f"did you mean {name}?" for name in difflib.get_close_matches(key, list(names), n=1))
+    return f"unknown setting {key}; {REMOVED.get(key) or next(near, 'see --help for those there are')}"
 
 
 def _plain(message: str, names: Iterable[str]) -> str:

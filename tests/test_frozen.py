@@ -387,61 +387,56 @@ def records(path: Path) -> tuple[list[dict[str, Any]], str]:
     return table.to_pylist(), table.schema.metadata[b"signature"].decode()
 
 
-def header(path: Path) -> dict[str, Any]:
-    """Signature and metadata of a file of tensors."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        values = file.metadata()
-    return {"signature": values["signature"], **json.loads(values["meta"])}
-
-
 def contents(folder: Path, *patterns: str) -> dict[str, tuple[bytes, int]]:
     """Bytes and modification time of files, by their path in the folder."""
     paths: Iterator[Path] = (path for pattern in patterns for path in folder.glob(pattern))
-    return {path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+    return {
+        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in paths
+        if path.is_file()
+    }
 
 
-def resumed(name: str, out: Path, *finished: str) -> Path:
-    """A half-done run of older code, finished by today's command; round 0 and `finished` stay untouched on the way."""
+def half_done(name: str, out: Path, old: str, new: str) -> list[str]:
+    """Command that goes on with a copy of a half-done run of older code, `old` in its settings replaced by `new`."""
     shutil.copytree(FIXTURES / "half_done_run" / name, out)
-    before = contents(out, "round_00/*", "splits.csv", *finished)
-    settings = cli.flat(yaml.safe_load((out / "config.yaml").read_text("utf-8")))
-    given = [f"--config={out / 'config.yaml'}", f"--out={out}", f"--data.cache_dir={out.parent / 'cache'}"]
-    assert settings["rounds"] == 1 and main(["loop", *given]) == 0
-    after = contents(out, "round_00/*", "splits.csv", *finished)
-    assert before and before == after, "finished files are not written anew"
+    text = (out / "config.yaml").read_text("utf-8")
+    assert old in text
+    (out / "config.yaml").write_text(text.replace(old, new), "utf-8")
+    return ["loop", f"--config={out / 'config.yaml'}", f"--out={out}", f"--data.cache_dir={out.parent / 'cache'}"]
+
+
+@pytest.mark.parametrize("name", ["mining", "training"])
+def test_a_run_of_the_limits_of_older_code_is_not_continued_and_stays_as_it_is(name, tmp_path, capsys):
+    command = half_done(name, tmp_path / "run", "", "")
+    before = contents(tmp_path / "run", "**/*.*")
+    assert main(command) == 2
+    expected = "gate.mode: expected calibrated or ranked, in another --out if this run began with it, got 'thresholds'"
+    assert expected in capsys.readouterr().err
+    today = ["loop", f"--out={tmp_path / 'run'}", "--rounds=1", "--plan=false", "--device=cpu"]
+    assert main(today) == 2
+    err = capsys.readouterr().err
+    assert "gate.mode = 'thresholds', this command has 'calibrated'; choose another --out" in err and "give" not in err
+    after = contents(tmp_path / "run", "**/*.*")
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("name", ["mining", "training"])
+def test_a_half_done_run_of_older_code_goes_on_from_what_is_still_valid(name, tmp_path):
+    out = tmp_path / "run"
+    command = half_done(name, out, "mode: thresholds", "mode: ranked")
+    before = contents(out, "round_00/*", "splits.csv")
+    assert main(command) == 0
+    assert before and before == contents(out, "round_00/*", "splits.csv"), "finished files are not written anew"
     run = json.loads((out / "run.json").read_text("utf-8"))
     assert (run["stopped_by"], run["segmenter"]) == ("rounds", "ellipse")
     assert [row["round"] for row in rows_of(out / "results.csv")] == ["0", "1"]
-    assert (out / "report.html").is_file()
-    return out
-
-
-def test_a_run_killed_in_the_middle_of_mining_goes_on_with_the_rest(tmp_path):
-    parts = FIXTURES / "half_done_run" / "mining" / "round_01" / ".parts"
-    out = resumed("mining", tmp_path / "run", "round_01/pseudo_masks/polyp_00000*.png")
-    for table in ("prompts", "decisions"):
-        done, signature = records(parts / f"00000.{table}.parquet")
-        rows, of_all = records(out / "round_01" / f"{table}.parquet")
-        assert of_all == signature
-        younger = dict.fromkeys(rows[0].keys() - done[0].keys())  # columns that the stopped run did not know yet
-        mined = [{name: row[name] for name in done[0]} for row in rows[: len(done)] if younger.items() <= row.items()]
-        assert repr(mined) == repr(done) and len(rows) > len(done), "mined rows stay as they are"
-    assert not (out / "round_01" / ".parts").exists()
+    assert (out / "report.html").is_file() and not (out / "round_01" / ".parts").exists()
+    rows, _ = records(out / "round_01" / "decisions.parquet")
     split = {row["sample_id"]: row["split"] for row in rows_of(out / "splits.csv")}
     assert {row["sample_id"] for row in rows} == {name for name, of in split.items() if of == "unlabeled"}
-
-
-def test_a_run_killed_in_the_middle_of_a_training_goes_on_from_its_last_validation(tmp_path):
-    state = header(FIXTURES / "half_done_run" / "training" / "round_01" / "fit_state.safetensors")
-    mined = ("round_01/*.parquet", "round_01/changes.json", "round_01/pseudo_masks/*.png")
-    out = resumed("training", tmp_path / "run", *mined)
-    trained = header(out / "round_01" / "model.safetensors")
-    assert trained["signature"] == state["signature"]
-    assert trained["history"][: len(state["history"])] == state["history"], "not trained from the start"
-    assert [step for step, *_ in trained["history"]] == [4, 8, 12]
-    assert not (out / "round_01" / "fit_state.safetensors").exists()
+    assert {row["reason"] for row in rows} <= {"kept", "low_rank", "no_component"}, "mined anew, none by a limit"
+    assert not (out / "round_01" / "fit_state.safetensors").exists() and not list(out.glob("part_*"))
 
 
 @pytest.mark.parametrize("number", [1, 2])
