@@ -62,7 +62,7 @@ from kmine.training.rounds import train_rounds
 from kmine.training.task import Task
 from kmine.types import IGNORE_INDEX, Prompts, RoundResult
 
-ARMS = ("supervised", "self_training", "mining", "mining_auto", "mining_cascade", "mining_twice", "mining_thresholds",
+ARMS = ("supervised", "self_training", "mining", "mining_auto", "mining_cascade", "mining_twice", "mining_ranked",
         "simulated", "oracle_kept", "oracle")  # fmt: skip
 SHARED = ("round_00", "fold_*", "segmenter", "classifier")
 """What an arm takes over from those before; each artifact is read back only if it was made from the same."""
@@ -95,7 +95,7 @@ def config(args: argparse.Namespace, labels: float, seed: int, arm: str, out: Pa
         ),
         prompts=prompts,
         segmenter=SegmenterConfig(name=args.segmenter),
-        gate=GateConfig(mode="thresholds" if arm == "mining_thresholds" else "calibrated", target_dice=args.target),
+        gate=GateConfig(mode="ranked" if arm == "mining_ranked" else "calibrated", target_dice=args.target),
     )
 
 
