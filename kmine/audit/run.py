@@ -17,7 +17,7 @@ from kmine.audit.ranking import MIN_NAMED_RANK, WEIGHTS, ranks
 from kmine.audit.rounds import AuditedRun, open_audit
 from kmine.audit.truth import Stratum, corrections, figures, withheld_dice
 from kmine.io.errors import expanded
-from kmine.io.files import nan_to_none, write_csv
+from kmine.io.files import write_csv
 from kmine.mining.gate import why_none_is_kept
 from kmine.ops.metrics import correction_text, nanmean
 from kmine.report.audit.figures import explanations_chart
@@ -95,8 +95,8 @@ def write_audit(
         truth = withheld_dice(audited, pseudo, withheld)
         true_charts, table = figures(audited, pseudo, truth)
         charts |= true_charts
-        changed = {str(n): list(found.shares) for n, found in corrections(audited, withheld).items()}
-        audited.store.update_run(corrections=nan_to_none(changed))
+        changed = {str(n): correction_text(found.shares) for n, found in corrections(audited, withheld).items()}
+        audited.store.update_run(corrections=changed)
         write_csv(out / "strata.csv", Stratum._fields, table)
     rows = (history.row(report, truth) for report in reports)
     write_csv(out / "audit.csv", COLUMNS, ([row[name] for name in COLUMNS] for row in rows))
@@ -121,12 +121,12 @@ def write_audit(
     log(f"table: {out / 'audit.csv'}   page: {page}")
 
 
-def _corrections(audited: AuditedRun, by_round: Mapping[str, Sequence[float]]) -> dict[str, str]:
+def _corrections(audited: AuditedRun, by_round: Mapping[str, str]) -> dict[str, str]:
     """Lines of the summary: shares of the local model's wrong pixels corrected and newly broken by pseudo masks."""
     record = audited.store.read_json(audited.store.root / "calibration" / "calibration.json") or {}
     name = "wrong pixels of the local model corrected / newly broken"
     lines = {f"{name}, labeled images by fold models": correction_text(record.get("correction"))}
-    return lines | {f"{name}, round {n}, withheld masks": correction_text(found) for n, found in by_round.items()}
+    return lines | {f"{name}, round {n}, withheld masks": text for n, text in by_round.items()}
 
 
 def _explanations_chart(pseudo: Sequence[MaskReport]) -> str:

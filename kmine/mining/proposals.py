@@ -18,8 +18,7 @@ from kmine.segmenters.base import Proposals
 from kmine.types import Bool, Probs, Prompts
 
 MIN_MATCH = 0.5
-"""Minimum soft IoU of a local object and its proposal. The gate drops candidates that agree less
-(`gate.min_agreement`), so below it the object's own prompt is the better one."""
+"""Minimum soft IoU of a local object and its proposal; below it the object's own prompt is used. Own choice."""
 NMS_IOU = 0.5
 """Minimum IoU of two proposals of one object."""
 MIN_MEAN_PROB = 0.5

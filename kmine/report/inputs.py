@@ -71,9 +71,8 @@ class RoundRow:
     """Share of the clean cases with a prediction."""
     supervised_dice_lesion: float | None = None
     supervised_false_alarm_rate: float | None = None
-    correction: list[float | None] | None = None
-    """Shares of the local model's wrong pixels that the pseudo masks correct, and newly break; known after
-    `kmine audit --with_withheld`."""
+    correction: str = "–"
+    """Shares of the local model's wrong pixels corrected / newly broken, known after `kmine audit --with_withheld`."""
     by_model: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     """Figures `BY_MODEL` of each baseline model, trained on the labels only for as many steps."""
 

@@ -10,7 +10,6 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
-from kmine.ops.metrics import correction_text
 from kmine.report.inputs import RoundRow
 
 DASH = "–"
@@ -73,7 +72,7 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
         Column("cover", "share of the unlabeled images with one", lambda row: percent(row.coverage), detail=True),
         Column("in, out", "pseudo-labeled images added (new or again) and removed", _moved, detail=True),
         Column("changed", changed, lambda row: percent(row.changed_pixels), detail=True),
-        Column("corrected / broken", corrected, lambda row: correction_text(row.correction), detail=True),
+        Column("corrected / broken", corrected, lambda row: row.correction, detail=True),
         Column("Dice", "checkpoint in use (fit.checkpoint)", lambda row: number(row.dice)),
         Column("Dice last", "checkpoint of the last step", lambda row: number(row.dice_final), detail=clean),
     ]

@@ -45,10 +45,6 @@ def check_info(info: Mapping[str, Any], path: Path) -> None:
             raise UserError(f"{path}: expected {problem} for `{name}`, got other values; {CURE}")
 
 
-def _is_share(value: object) -> bool:
-    return value is None or is_kind(value, float)
-
-
 def _problem(name: str, value: Any) -> str:
     """What is wrong with the value of a field; empty if nothing is."""
     kinds = FIELDS.get(name, (object,))
@@ -56,12 +52,12 @@ def _problem(name: str, value: Any) -> str:
         return "another type"
     if name in _TEXTS and not all(map(is_plain, value)):
         return "a list of texts"
-    if name in ("data_contents", "versions") and not all(isinstance(text, str) for text in value.values()):
+    if name in ("data_contents", "versions", "corrections") and not all(
+        isinstance(text, str) for text in value.values()
+    ):
         return "an object of texts"
     if name == "splits" and not all(is_kind(count, int) for count in value.values()):
         return "an object of whole numbers"
-    if name == "corrections" and not all(isinstance(v, list) and all(map(_is_share, v)) for v in value.values()):
-        return "an object of lists of numbers"
     if name == "class_names" and not 2 <= len(value) <= 255:
         return "2 to 255 names"
     if name == "skipped" and not all(isinstance(entry, dict) for entry in value):

@@ -10,6 +10,7 @@ from kmine.audit.evidence import rank_all_masks
 from kmine.audit.history import COLUMNS, MaskHistory
 from kmine.audit.rounds import open_audit
 from kmine.cli import Terminal
+from kmine.mining.crossfit import unlabeled_parts
 
 
 def test_every_mask_has_one_row_with_its_history(audited_run, rows):
@@ -38,6 +39,15 @@ def test_lines_items_and_layers_follow_the_rounds(run):
         first, second = history.lines(pseudo[0])
         assert first.startswith("round 1: ") and second.startswith("round 2: ") and "segmenter ellipse" in second
         assert "used in training" in second and "by the model of round 0 (" in first
+        rows = [history.row(report) for report in pseudo]
+        parts = enumerate(unlabeled_parts(audited.task))
+        assert {row["sample_id"]: row["asked_by"] for row in rows}.items() <= {
+            i: f"part_{part}/round_01" for part, ids in parts for i in ids
+        }.items(), "the model that was trained without the image"
+        number = rows[0]["asked_by"][5]
+        own = audited.store.weights_signature(run / f"part_{number}" / "round_01" / "model.safetensors")
+        assert (rows[0]["model_signature"], rows[0]["model_sha256"]) == own and own[1]
+        assert f"by the model of round 1 (part_{number}, {own[0][:8]}" in second
         assert history.lines(given[0])[0].startswith("given; compared with: fold_")
         before, mined = (audited.store.pseudo_mask(n, pseudo[0].sample_id) == 1 for n in (1, 2))
         dice = 2 * (before & mined).sum() / (before.sum() + mined.sum())

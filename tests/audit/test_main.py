@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -26,6 +27,19 @@ def test_withheld_masks_are_opened_only_on_request(run, rows, monkeypatch):
     found = [row for row in rows(run / "audit") if row["kind"] == "pseudo"]
     assert all(0 <= float(row["withheld_dice"]) <= 1 for row in found)
     assert (run / "audit" / "strata.csv").read_text().startswith("stratum,value,count,mean_dice\nsize,small")
+
+
+def test_the_pixels_that_pseudo_masks_correct_are_on_the_page_a_dash_where_unknown(run):
+    line = "wrong pixels of the local model corrected / newly broken"
+    assert audit.main([str(run), "--device", "cpu", "--no-labeled"]) == 0
+    page = (run / "audit" / "audit.html").read_text()
+    assert f"{line}, labeled images by fold models" in page and "withheld masks" not in page, "the gate is uncalibrated"
+    assert "corrections" not in json.loads((run / "run.json").read_text())
+    assert audit.main([str(run), "--device", "cpu", "--no-labeled", "--with-withheld"]) == 0
+    found = json.loads((run / "run.json").read_text())["corrections"]
+    assert set(found) == {"1", "2"} and all(re.fullmatch(r"\d+ % / \d+ %", text) for text in found.values())
+    page = (run / "audit" / "audit.html").read_text()
+    assert all(f"{line}, round {n}, withheld masks" in page and text in page for n, text in found.items())
 
 
 def test_no_labeled_leaves_out_given_masks_and_trains_no_fold_models(run, rows):

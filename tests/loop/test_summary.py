@@ -43,6 +43,14 @@ def test_a_row_has_the_figures_of_both_checkpoints_and_of_the_baseline(run):
     assert second.seconds == {"mining": 2.0} and second.reasons == {}
 
 
+def test_corrections_are_those_of_an_audit_and_else_unknown(run):
+    assert [row.correction for row in summary.round_rows(task_of(run), [FIRST, SECOND], [])] == ["–", "–"]
+    run.update_run(corrections={"1": "46 % / 8 %"})
+    first, second = summary.round_rows(task_of(run), [FIRST, SECOND], [])
+    assert (first.correction, second.correction) == ("–", "46 % / 8 %")
+    assert "46 %" not in str(summary._provenance({"corrections": {"1": "46 % / 8 %"}}))
+
+
 def test_unknown_values_are_empty_cells_of_results_csv(run):
     summary.write_results(run, summary.round_rows(task_of(run), [FIRST, SECOND], []))
     first, second = run.read_csv("results.csv")

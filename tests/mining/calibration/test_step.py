@@ -14,6 +14,7 @@ from kmine.mining import crossfit, threshold
 from kmine.mining.calibration import step
 from kmine.mining.calibration.step import calibrate, calibration_summary, fit_calibration
 from kmine.segmenters.ellipse import Ellipse
+from kmine.types import Candidate, Probs, Prompts
 
 
 @pytest.fixture
@@ -138,6 +139,33 @@ def test_summaries_of_guarantees():
     poor["promise"]["mean"] = None  # as read from JSON
     assert "reaches an estimated Dice of 0.50" in calibration_summary(poor)
     assert fit_calibration(rows(19), 0.6, 0.9, 0.03, 0)["promise"] is None
+
+
+def test_corrections_count_where_the_mask_of_the_segmenter_is_used():
+    """Objects 0 and 1 share an image; agreement tells the segmenter's Dice, .2 above the local model's."""
+    pixels = [{"wrong": 10, "corrected": 4, "broken": 1} for _ in range(40)]
+    images = ["a", "a", *map(str, range(2, 40))]
+    objects = [row | one | {"sample_id": i} for row, one, i in zip(rows(40), pixels, images, strict=True)]
+    found = fit_calibration(objects, 0.6, 0.9, 0.03, 0)
+    kept = round(found["promise"]["coverage"] * 40)
+    assert kept == 40, "the segmenter is better by the margin everywhere"
+    assert found["correction"] == pytest.approx([40 * 4 / 390, 40 / 390])
+    assert "corrected / newly broken: 41 % / 10 %" in calibration_summary(found)
+    undecided = fit_calibration(objects, 0.6, 0.9, 0.5, 0)
+    assert undecided["correction"] == [0, 0], "the two masks are intersected"
+    assert fit_calibration(objects, 0.6, 0.9, 0.5, 0, ask_local=False)["correction"] == found["correction"]
+    older = fit_calibration(rows(40), 0.6, 0.9, 0.03, 0)
+    assert older["correction"] is None and "newly broken" not in calibration_summary(older)
+
+
+def test_pixels_of_an_object_are_counted_within_it():
+    local, best = np.array([[0, 1, 1, 0, 0, 1]], bool), np.array([[1, 1, 0, 0, 0, 0]], bool)
+    truth = np.array([[1, 1, 1, 0, 1, 0]], np.uint8)
+    component = np.array([[0, 1, 1, 0, 0, 0]], bool)  # the last pixel is another object's
+    candidate = Candidate(best[None], np.ones(1), np.ones(1), None, best[None][:0])
+    probs = Probs("a", np.stack([1.0 - local, local]).astype(np.float32))
+    found = step._pixels(probs, Prompts(1, component=component), candidate, truth, 0.75)
+    assert found == {"wrong": 3, "corrected": 1, "broken": 1}
 
 
 def test_each_fold_has_an_auxiliary_model(task_of):
