@@ -21,7 +21,6 @@ from helpers.small import (
 )
 
 from kmine.config import (
-    GateConfig,
     LoopConfig,
     PromptsConfig,
     RefineConfig,
@@ -30,6 +29,8 @@ from kmine.config import (
 from kmine.data import open_source
 from kmine.data.pool import Pool
 from kmine.methods import mining
+from kmine.mining.rank import fit_ranking
+from kmine.ops.calibrator import FEATURES, Calibration, Calibrator, RiskGuarantee
 from kmine.ops.masks import components
 from kmine.ops.metrics import dice
 from kmine.setup.open import open_cache, open_task
@@ -114,21 +115,23 @@ def test_dice_of_pseudo_masks_rises_with_the_iou_of_the_segmenter(learned, ask_l
     task, store, truth = learned
     found, prompts = [], []
     for level in LEVELS:
-        found.append(mined(task, truth, level, refine=RefineConfig(ask_local=ask_local)))
+        found.append(mined(task, truth, level, refine=RefineConfig(ask_local=ask_local, doubt=None)))
         prompts.append(store.prompts(1))
     assert prompts[0] == prompts[1] == prompts[2], "one local model, the same prompts"
     everywhere = set.intersection(*map(set, found))
     check_rising([{i: masks[i] for i in everywhere} for masks in found], truth)
 
 
-@pytest.mark.parametrize("ask_local", [False, True])
-def test_dice_and_number_of_pseudo_masks_rise_behind_the_gate(learned, touching, ask_local) -> None:
+def test_a_ranking_keeps_more_masks_of_the_better_segmenter(learned, touching) -> None:
     task, _store, truth = learned
     touching(truth, by=1)
-    gate, refine = GateConfig(), RefineConfig(ask_local=ask_local)
-    found = [mined(task, truth, level, gate=gate, refine=refine) for level in LEVELS]
-    assert len(found[0]) < len(found[1]) <= len(found[2])
-    check_rising(found, truth)
+    evidence = []
+    for level in LEVELS:
+        mined(task, truth, level)
+        evidence.append([row.evidence for row in task.run.decisions(1) if row.is_object])
+    ranking = fit_ranking([e for of_level in evidence for e in of_level], 0.5)
+    kept = [float((ranking.scores(of_level) >= ranking.threshold).mean()) for of_level in evidence]
+    assert kept[0] + 0.1 < kept[1] and kept[1] + 0.1 < kept[2], kept
 
 
 EVERY_SIZE = PromptsConfig(min_area_px=1, min_area_fraction=0)
@@ -147,7 +150,9 @@ def test_a_perfect_segmenter_gives_the_true_masks(learned, touching, passes) -> 
     task, store, truth = learned
     touching(truth)
     prompts = replace(EVERY_SIZE, passes=passes)
-    masks = mined(task, truth, 1.0, prompts=prompts, gate=ANYTHING_GOES, refine=RefineConfig(ask_local=False))
+    masks = mined(
+        task, truth, 1.0, prompts=prompts, gate=ANYTHING_GOES, refine=RefineConfig(ask_local=True, doubt=None)
+    )
     ids = with_as_many_prompts_as_objects(store, truth)
     assert len(ids) >= 5
     for sample_id in ids:
@@ -157,7 +162,11 @@ def test_a_perfect_segmenter_gives_the_true_masks(learned, touching, passes) -> 
 def test_pixels_on_which_the_local_model_disagrees_are_ignored(learned, touching) -> None:
     task, store, truth = learned
     touching(truth)
-    masks = mined(task, truth, 1.0, prompts=EVERY_SIZE, refine=RefineConfig(ask_local=True))
+    nothing = (0.0,) * len(FEATURES)
+    level = Calibrator(nothing, nothing, nothing, 0.0, ((0.0, 0.9), (1.0, 0.9)))  # two masks of equal quality
+    calibrated = replace(task, calibration=Calibration(level, level, RiskGuarantee(0.5, True, 0.8, 0.9, 1.0, 30)))
+    refine = RefineConfig(ask_local=True, doubt=None)
+    masks = mined(calibrated, truth, 1.0, prompts=EVERY_SIZE, refine=refine)
     ids = with_as_many_prompts_as_objects(store, truth) & set(masks)
     assert len(ids) >= 5
     seen = {p.sample_id: p.mask for p in veto.infer(None, truth, sorted(ids))}

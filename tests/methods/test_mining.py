@@ -89,7 +89,7 @@ def test_a_gate_that_keeps_nothing_ends_the_loop_with_a_message(task_of):
     first, last = mine(task)
     assert (last.round_idx, last.num_pseudo, last.adopted) == (1, 0, False)
     assert last.metrics == first.metrics, "nothing was trained"
-    assert "no pseudo mask was kept" in task.progress.said[-1] and "no_component" in task.progress.said[-1]
+    assert "no pseudo mask was kept" in task.progress.said[-1] and "found no object" in task.progress.said[-1]
     assert store.read_json(store.round_dir(1) / "changes.json")["num_teaching"] == 0
     assert store.decisions(1) and not any(r.kept for r in store.decisions(1))
 

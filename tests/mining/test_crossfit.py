@@ -113,7 +113,7 @@ def test_parts_partition_the_unlabeled_images_and_one_is_none(task_of):
 def test_from_round_2_on_no_image_is_predicted_by_a_model_trained_on_its_pseudo_mask(task_of, monkeypatch):
     task, store = task_of(replace(CFG, rounds=3, crossfit=2, adopt_tolerance=1.0))
     trained_on, predicted = {}, []  # by weights: images with pseudo masks, those of earlier rounds included
-    real_train, real_infer = train, candidates.infer
+    real_train, real_infer = train, candidates.infer_by_labels
 
     def key(weights):
         return float(sum(tensor.double().sum() for tensor in weights.values() if tensor.is_floating_point()))
@@ -124,13 +124,13 @@ def test_from_round_2_on_no_image_is_predicted_by_a_model_trained_on_its_pseudo_
         trained_on[key(made.best)] = before | set(pseudo.ids if pseudo else ())
         return made
 
-    def inferring(model, pool, ids, **settings):
-        predicted.extend((key(model.state_dict()), i) for i in ids)
-        return real_infer(model, pool, ids, **settings)
+    def inferring(model, pool, images, **settings):
+        predicted.extend((key(model.state_dict()), image.sample_id) for image in images)
+        return real_infer(model, pool, images, **settings)
 
     for module in (mining, crossfit):
         monkeypatch.setattr(module, "train", recording)
-    monkeypatch.setattr(candidates, "infer", inferring)
+    monkeypatch.setattr(candidates, "infer_by_labels", inferring)
     results = list(mine(task))
     assert [r.num_pseudo > 0 for r in results] == [False, True, True, True]
     assert len(predicted) == 3 * len(task.unlabeled) and not any(i in trained_on[model] for model, i in predicted)
