@@ -32,7 +32,7 @@ class PromptsConfig:
     """The tight box grows by this share of its side, at least 2 px, clipped to the image."""
     box_scales: tuple[float, ...] = (1.0,)
     """Boxes of each object, as multiples of the tight box, before the margin: [1.0, 1.2, 1.5] prompts three times. The
-    mask that agrees best with the others is used; all of them vote, and are evidence of consistency."""
+    mask that agrees best with all others is used; all of them vote, and are evidence of consistency."""
     doubtful: float | None = None
     """Also prompt, by box and without mask prompt, where the probability of a class reaches this but no object of it is
     found; with auto, where nothing is found, also at the most probable proposal from this on. Below 0.5, as 0.2;

@@ -54,23 +54,27 @@ def one_box_each(prompts: Prompts) -> list[Prompts]:
 
 
 def merge_boxes(candidates: Sequence[Candidate]) -> Candidate:
-    """The candidate of an object from those of its boxes: the one whose mask agrees best with the masks of the others.
+    """The candidate of an object from those of its boxes: the one whose mask agrees best with all other masks.
 
-    That is the one with the highest mean Dice; of equals the one with the higher predicted IoU, then the first. The
-    best masks of the others precede the jittered masks, so that they take part in `Evidence.jitter_dice` and in the
-    vote of `kmine.mining.refine`. (Own choice: agreement needs no score, which some segmenters lack and others have
-    untrained, and outvotes a box that brought the surroundings in.)
+    That is the one with the highest mean Dice, jittered masks included; of equals the one with the higher predicted
+    IoU, then the first. The best masks of the other boxes precede the jittered masks, so that they take part in
+    `Evidence.jitter_dice` and in the vote of `kmine.mining.refine`. (Own choice: agreement needs no score, which some
+    segmenters lack and others have untrained. Without the jittered masks, all of the first box, the middle one of three
+    nested boxes would always be chosen.)
     """
     if len(candidates) == 1:
         return candidates[0]
     best = [candidate.masks[candidate.best] for candidate in candidates]
-    dice = np.array([[metrics.dice(a, b) if a.any() else 0.0 for b in best] for a in best])
-    np.fill_diagonal(dice, 0.0)
+    jittered = [mask for candidate in candidates for mask in candidate.jittered_masks]
     scores = [float(np.nan_to_num(candidate.predicted_iou[candidate.best])) for candidate in candidates]
-    chosen = max(range(len(best)), key=lambda n: (dice[n].sum(), scores[n], -n))
-    others = [mask[None] for n, mask in enumerate(best) if n != chosen]
-    jittered = [candidate.jittered_masks for candidate in candidates]
-    return replace(candidates[chosen], jittered_masks=np.concatenate([*others, *jittered]))
+
+    def rank(n: int) -> tuple[float, float, int]:
+        others = [*best[:n], *best[n + 1 :], *jittered]
+        return sum(metrics.dice(best[n], mask) for mask in others) if best[n].any() else 0.0, scores[n], -n
+
+    chosen = max(range(len(best)), key=rank)
+    others = np.stack([*best[:chosen], *best[chosen + 1 :], *jittered])
+    return replace(candidates[chosen], jittered_masks=others)
 
 
 def segment_twice(

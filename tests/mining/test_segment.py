@@ -112,10 +112,12 @@ def test_each_box_is_a_prompt_of_its_own_and_an_object_has_one_candidate():
     assert all(prompt.point_coords is not None for prompt in segmenter.seen[0][1:])
     alone = segment(Ellipse(), samples[:1], [segmenter.seen[0][1:]])[0]
     merged = candidates[1][0]
-    # The ellipse in the middle one of three nested boxes agrees best with the two others.
-    assert np.array_equal(merged.masks, alone[1].masks)
-    masks = [alone[0].masks[0], alone[2].masks[0], alone[0].jittered_masks[0]]
+    # The ellipse in the first of three nested boxes agrees best with the jittered one and the middle one.
+    assert np.array_equal(merged.masks, alone[0].masks)
+    masks = [alone[1].masks[0], alone[2].masks[0], alone[0].jittered_masks[0]]
     assert np.array_equal(merged.jittered_masks, masks), "the others vote, too"
+    (without,) = segment(Ellipse(), samples[:1], [[replace(several, jittered_boxes=jittered[:0])]])[0]
+    assert np.array_equal(without.masks, alone[1].masks), "the middle one, as nothing speaks for the first"
 
 
 def candidate_of(*rows: str, score: float = np.nan) -> Candidate:
