@@ -48,7 +48,8 @@ class LoopConfig:
     """Choose what is not given (image size, network, steps, ...) as kmine plan does; false, and for phantom: the
     defaults below. A run keeps the plan that it began with."""
     plan_minutes: float | None = None
-    """Time that a planned run may take; default: 20 on a CPU, 60 on a GPU."""
+    """Time that a planned run may take, or all runs of data.folds together; default: for each run 20 on a CPU, 60 on a
+    GPU."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)

@@ -123,8 +123,8 @@ class _Planner:
         self.cfg = apply_values(self.cfg, {name: choice.value for name, choice in chosen.items()}, "plan")
 
     def minutes(self, machine: Machine) -> float:
-        """The time budget."""
-        return self.cfg.plan_minutes or MINUTES[machine.is_gpu]
+        """The time budget, of folds for all runs together; by default that of a single run for each of them."""
+        return self.cfg.plan_minutes or MINUTES[machine.is_gpu] * self.cfg.data.num_runs
 
     def fit_budget(self, sampled: SampledData, machine: Machine) -> tuple[Speed, SegmenterSpeed, Estimate]:
         """Choose the size; then probe it, and give up what exceeds the time."""

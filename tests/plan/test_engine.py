@@ -147,7 +147,9 @@ def test_the_loop_trains_by_its_plan_and_resumes_it(words, tmp_path, measured, c
 def test_a_plan_of_folds_is_for_all_runs_and_says_so(words, measured):
     single, folds = planned(words), planned(words, "--data.folds=3")
     assert folds.data.num_val + folds.data.num_labeled + folds.data.num_unlabeled == 24, "the run on all masks"
-    assert folds.estimate.total > 3 * single.estimate.total
+    assert folds.estimate.total > 3 * single.estimate.total and folds.minutes == 4 * single.minutes
+    assert folds.cfg.fit == single.cfg.fit and folds.cfg.data.size == single.cfg.data.size, "the recipe of one run"
+    assert planned(words, "--data.folds=3", "--plan_minutes=0.2").cfg.rounds == 1, "a given time is for all of them"
     assert any(line.startswith("4 runs, 3 folds and one on all masks") for line in folds.lines())
     assert folds.cfg.data.folds == 3 and folds.cfg.data.fold is None
 
