@@ -69,7 +69,7 @@ class SweepConfig(LoopConfig):
         for method in self.methods:
             if method not in METHODS.names():
                 raise unknown_name("methods", method, METHODS.names())
-        require(self.data.folds is None, "data.folds", "null in a sweep, as kmine loop makes folds", self.data.folds)
+        require(self.data.num_runs == 1, "data.folds", "null in a sweep, as kmine loop makes folds", self.data.folds)
         require(self.processes >= 1, "processes", "at least 1", self.processes)
         require(self.address is None or self.backend == "ray", "address", "none without --backend ray", self.address)
         self.own_settings()

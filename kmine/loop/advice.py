@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kmine.data.quality.examine import FEW
+from kmine.data.source import Source
 from kmine.errors import first_names
 from kmine.mining.calibration.fit import MIN_OBJECTS
 from kmine.models.encoder_hub import PREFIX, weights_name
@@ -30,7 +31,8 @@ class Outcome:
     num_labeled: int
     num_masked: int
     """Images with masks in use: labeled and validation ones."""
-    in_folds: bool
+    can_fold: bool
+    """Whether the same command may take data.folds."""
     missing_weights: str
     """Name of the encoder's weights, empty if training began with some."""
     has_sam: bool
@@ -42,9 +44,11 @@ class Outcome:
     """Unlabeled images, those first on which the local model is least sure."""
 
 
-def outcome_of(task: Task, decisions: Sequence[DecisionRow], gain: Paired | None, *, kept_none: bool) -> Outcome:
-    """The outcome of a run with the `decisions` of its last round."""
-    model = task.cfg.model
+def outcome_of(
+    task: Task, source: Source, decisions: Sequence[DecisionRow], gain: Paired | None, *, kept_none: bool
+) -> Outcome:
+    """The outcome of a run on `source` with the `decisions` of its last round."""
+    model, data = task.cfg.model, task.cfg.data
     estimates = (nanmean(d.estimated_segmenter for d in decisions), nanmean(d.estimated_local for d in decisions))
     reason, count = Counter(row.reason for row in decisions).most_common(1)[0] if decisions else ("", 0)
     return Outcome(
@@ -52,7 +56,7 @@ def outcome_of(task: Task, decisions: Sequence[DecisionRow], gain: Paired | None
         gain=gain,
         num_labeled=len(task.labeled),
         num_masked=len(task.labeled) + len(task.val),
-        in_folds=task.cfg.data.folds is not None,
+        can_fold=not (data.folds or data.split_file or all(ref.split for ref in source.refs())),
         missing_weights="" if model.is_pretrained else weights_name(model.name, model.encoder),
         has_sam=task.cfg.segmenter.name.startswith("sam"),
         estimates=estimates,
@@ -65,7 +69,7 @@ def _least_sure(decisions: Iterable[DecisionRow]) -> list[str]:
     """Images by the mean probability in their most doubtful object; first those in which the local model found none."""
     surest: dict[str, float] = {}
     for row in decisions:
-        if row.reason not in ("accepted", "rejected", "lesion_free"):
+        if row.reason not in ("accepted", "rejected", "lesion_free", "vetoed"):
             value = row.evidence.confidence_inside if row.evidence else 0.0
             surest[row.sample_id] = min(surest.get(row.sample_id, 1.0), 0.0 if math.isnan(value) else value)
     return sorted(surest, key=lambda sample_id: (surest[sample_id], sample_id))
@@ -93,12 +97,12 @@ def _cure(outcome: Outcome, *, few: bool) -> str:
     segmenter, local = outcome.estimates
     if name := outcome.missing_weights:
         return f"begin with ImageNet weights: kmine weights get {PREFIX}{name}, {OTHER_OUT}"
-    if few and not outcome.in_folds and outcome.num_masked >= FEW:
+    if few and outcome.can_fold and outcome.num_masked >= FEW:
         return "--data.folds 5 with another --out, which tests on every image with a mask"
     if segmenter <= local:
         other = "a checkpoint of your modality, such as MedSAM (--segmenter.checkpoint FILE)"
         other = other if outcome.has_sam else "--segmenter.name sam_vit_b"
-        return f"its masks are estimated no better than the local model's own, so take another segmenter: {other}"
+        return f"take another segmenter, as its masks are estimated no better than the local model's own: {other}"
     number = max(MIN_OBJECTS - outcome.num_labeled, math.ceil(outcome.num_labeled / 2))
     names = first_names(outcome.unsure[:3])
     which = f", such as {names}, where the local model is least sure" if names else ""

@@ -94,7 +94,7 @@ def run_rounds(
         write_report(run.root / "report.html", build_report(task, rows, gain, gains))
         decisions, kept_none = run.decisions(mined[-1].round_idx), reason == "no_pseudo_masks"
         is_compared = bool(cfg.rounds) and (cfg.baseline or kept_none)
-        outcome = outcome_of(task, decisions, gain, kept_none=kept_none) if is_compared else None
+        outcome = outcome_of(task, source, decisions, gain, kept_none=kept_none) if is_compared else None
         return LoopResults(mined, baseline, rows, segmenter_name(run), reason, outcome, by_model)
 
 

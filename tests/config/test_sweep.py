@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kmine.config import ModelConfig
+from kmine.config import DataConfig, ModelConfig
 from kmine.config.sweep import SweepConfig
 from kmine.errors import UserError
 
@@ -45,3 +45,9 @@ def test_settings_of_a_method_are_grouped_by_its_name():
 def test_settings_that_all_trials_share_or_that_are_none_are_refused(assignment):
     with pytest.raises(UserError, match=r"^set: "):
         SweepConfig(set=[assignment])
+
+
+def test_folds_are_not_for_a_sweep():
+    with pytest.raises(UserError, match=r"^data\.folds: expected null in a sweep"):
+        SweepConfig(data=DataConfig(folds=5))
+    assert SweepConfig(data=DataConfig(folds=5, fold=1)).data.num_runs == 1

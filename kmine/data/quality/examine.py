@@ -155,7 +155,7 @@ def check_numbers(cfg: DataConfig, refs: Collection[SampleRef], sides: Mapping[s
         return []
     gain = smallest_shown(min(few))
     lacking = f"a gain below about {gain:.2f} cannot" if gain < 0.5 else "no gain can"
-    if cfg.split_file or any(ref.split for ref in refs):
+    if cfg.split_file or all(ref.split for ref in refs):
         cure = "put more into them"
     elif masked < FEW:
         cure = f"label {FEW - masked} more" + ("" if cfg.folds else ", then pass --data.folds 5 to kmine loop")

@@ -150,7 +150,7 @@ def numbers(train: int, val: int, test: int, *, group_size: int = 1, split: str 
     """The text on a data set of so many images with masks on each side, and 30 without; empty without a finding."""
     sides = ["train"] * train + ["val"] * val + ["test"] * test
     refs = [SampleRef(f"s{n}", f"{side}{n // group_size}", split=split) for n, side in enumerate(sides)]
-    refs += [SampleRef(f"u{n}", f"u{n}", has_mask=False) for n in range(30)]
+    refs += [SampleRef(f"u{n}", f"u{n}", has_mask=False, split=split) for n in range(30)]
     found = check_numbers(DataConfig(**data), refs, dict(zip((r.sample_id for r in refs), sides, strict=False)))
     assert {finding.severity for finding in found} <= {"note"}
     return " ".join(finding.text for finding in found)
