@@ -12,7 +12,7 @@ from kmine.data.source import Source
 from kmine.errors import first_names
 from kmine.mining.calibration.fit import MIN_OBJECTS
 from kmine.models.encoder_hub import PREFIX, weights_name
-from kmine.ops.metrics import nanmean
+from kmine.ops.metrics import correction_text
 from kmine.ops.statistics import Paired
 from kmine.store.tables import DecisionRow
 from kmine.training.task import Task
@@ -36,8 +36,9 @@ class Outcome:
     missing_weights: str
     """Name of the encoder's weights, empty if training began with some."""
     has_sam: bool
-    estimates: tuple[float, float]
-    """Mean estimated Dice of the segmenter's and of the local model's masks in the last round; NaN if unknown."""
+    correction: Sequence[float | None]
+    """Wrong pixels of the fold models on labeled images that mining corrects, and newly broken ones, as shares of the
+    wrong ones; empty if unknown."""
     reasons: str
     """The most frequent reason of the last round's decisions, with its share."""
     unsure: Sequence[str]
@@ -49,7 +50,7 @@ def outcome_of(
 ) -> Outcome:
     """The outcome of a run on `source` with the `decisions` of its last round."""
     model, data = task.cfg.model, task.cfg.data
-    estimates = (nanmean(d.estimated_segmenter for d in decisions), nanmean(d.estimated_local for d in decisions))
+    calibration = task.run.read_json(task.run.root / "calibration" / "calibration.json") or {}
     reason, count = Counter(row.reason for row in decisions).most_common(1)[0] if decisions else ("", 0)
     return Outcome(
         kept_none=kept_none,
@@ -59,7 +60,7 @@ def outcome_of(
         can_fold=not (data.folds or data.split_file or all(ref.split for ref in source.refs())),
         missing_weights="" if model.is_pretrained else weights_name(model.name, model.encoder),
         has_sam=task.cfg.segmenter.name.startswith("sam"),
-        estimates=estimates,
+        correction=calibration.get("correction") or (),
         reasons=f"most often {reason} ({count} of {len(decisions)})" if reason else "nothing to mine",
         unsure=_least_sure(decisions),
     )
@@ -94,15 +95,14 @@ def next_step(outcome: Outcome) -> str:
 
 
 def _cure(outcome: Outcome, *, few: bool) -> str:
-    segmenter, local = outcome.estimates
     if name := outcome.missing_weights:
         return f"begin with ImageNet weights: kmine weights get {PREFIX}{name}, {OTHER_OUT}"
     if few and outcome.can_fold and outcome.num_masked >= FEW:
         return "--data.folds 5 with another --out, which tests on every image with a mask"
-    if segmenter <= local:
-        other = "a checkpoint of your modality, such as MedSAM (--segmenter.checkpoint FILE)"
-        other = other if outcome.has_sam else "--segmenter.name sam_vit_b"
-        return f"take another segmenter, as its masks are estimated no better than the local model's own: {other}"
+    if (shares := outcome.correction) and None not in shares and shares[0] <= shares[1]:
+        other = "--segmenter.checkpoint of your modality" if outcome.has_sam else "--segmenter.name sam_vit_b"
+        why = f"of labeled images this one breaks as many pixels as it corrects ({correction_text(shares)})"
+        return f"another segmenter ({other}), as {why}"
     number = max(MIN_OBJECTS - outcome.num_labeled, math.ceil(outcome.num_labeled / 2))
     names = first_names(outcome.unsure[:3])
     which = f", such as {names}, where the local model is least sure" if names else ""

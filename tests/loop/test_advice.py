@@ -20,7 +20,7 @@ OUTCOME = Outcome(
     can_fold=True,
     missing_weights="",
     has_sam=False,
-    estimates=(0.8, 0.7),
+    correction=(0.4, 0.1),
     reasons="most often low_stability (7 of 9)",
     unsure=["c", "a", "b", "d"],
 )
@@ -45,9 +45,14 @@ def test_nothing_is_said_where_mining_is_shown_to_help():
             {"missing_weights": "resnet34", "gain": None},
             "next: begin with ImageNet weights: kmine weights get",
         ),
-        ({"estimates": (0.6, 0.7)}, "next: take another segmenter, as its masks"),
-        ({"estimates": (0.6, 0.7), "has_sam": True}, "a checkpoint of your modality"),
-        ({"estimates": (NAN, NAN)}, "next: label about 8 more"),
+        (
+            {"correction": [0.1, 0.3]},
+            "next: another segmenter (--segmenter.name sam_vit_b), as of labeled images",
+        ),
+        ({"correction": [0.1, 0.3], "has_sam": True}, "--segmenter.checkpoint of your modality"),
+        ({"correction": [0.1, 0.3]}, "as it corrects (10 % / 30 %)"),
+        ({"correction": ()}, "next: label about 8 more"),
+        ({"correction": [None, None]}, "next: label about 8 more"),
     ],
 )
 def test_one_thing_is_named(changes, words):
