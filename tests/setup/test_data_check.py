@@ -79,7 +79,7 @@ def test_a_sound_data_set_has_notes_only_each_on_one_line(opened):
     assert check["passed"] and codes(check) == {"pairing": "note"}
     assert [line for line in said if line.startswith("check: ")] == [f"check: note: {check['findings'][0]['text']}"]
     _, check, said = opened(Planted(20), "other")  # too few masks to tell whose they are
-    assert check["passed"] and not check["findings"] and not said
+    assert check["passed"] and codes(check) == {"few_cases": "note"} and len(said) == 1
 
 
 def test_only_labeled_and_validation_masks_are_read_and_nothing_is_decoded_twice(opened):
@@ -151,7 +151,8 @@ def test_masks_of_other_images_stop_if_there_are_enough_of_them(opened):
         opened(Planted(130, mask=following), **data)
     assert codes(opened(Planted(130), "sound", "sound", **data)[1]) == {"pairing": "note"}
     few = opened(Planted(60, mask=following), "few", "few", **data)[1]
-    assert codes(few) == {"pairing_unsure": "note"} and "kmine.check" in few["findings"][0]["text"]
+    assert codes(few) == {"few_cases": "note", "pairing_unsure": "note"}
+    assert "kmine.check" in few["findings"][1]["text"]
 
 
 def test_a_group_on_two_sides_stops_unless_leaks_are_allowed(opened, tmp_path):
@@ -188,6 +189,20 @@ def test_groups_that_straddle_a_given_split_are_counted_and_named(opened, tmp_pa
     (tmp_path / "test.txt").write_text("\n".join(ids[:8]))
     source = Planted(groups={ids[0]: "patient", ids[20]: "patient", ids[21]: "patient"})
     task, check, said = opened(source, split_file=str(tmp_path / "test.txt"))
-    assert codes(check) == {"left_out_straddling": "note"}
+    assert codes(check) == {"few_cases": "note", "left_out_straddling": "note"}
     assert sum("2 images whose group" in line and ids[20] in line for line in said) == 1
     assert not {*ids[:8], ids[20], ids[21]} & {*task.labeled.ids, *task.unlabeled.ids, *task.val.ids}
+
+
+def test_what_few_images_cannot_show_is_said_before_training_but_not_in_a_fold(opened):
+    _, check, said = opened(PhantomSource("polyp", 20, 32))
+    assert codes(check)["few_cases"] == "note"
+    line = "check: note: 2 validation and 5 test images: no gain can be told from noise; --data.folds 5 of kmine loop"
+    assert any(text.startswith(line) for text in said)
+    task, check, said = opened(PhantomSource("polyp", 20, 32), "fold", folds=5, fold=2)
+    assert "few_cases" not in codes(check) and (len(task.labeled) + len(task.unlabeled), len(task.val)) == (14, 2)
+
+
+def test_a_single_run_names_its_fold(opened):
+    with pytest.raises(UserError, match=r"data\.fold: expected one of the folds for a single run, got null"):
+        opened(PhantomSource("polyp", 20, 32), folds=5)
