@@ -51,7 +51,9 @@ STOPPED_BY = {
 }
 """Values of `stopped_by` in run.json with their meanings; an unfinished run has `interrupted`."""
 ROUND_0, EQUAL_STEPS = "supervised, round 0", "supervised, equal steps"
-"""Names in tables of the supervised models of a run of kmine.loop: round 0, and with as many steps as mining."""
+ONE_SCHEDULE = "supervised, equal steps in one schedule"
+"""Names in tables of the supervised models of a run of kmine.loop: round 0, and with as many steps as mining, in rounds
+or in one schedule."""
 
 LESION_FREE = "lesion_free"
 """Reason of an image whose label excludes lesions: it is not segmented, and its pseudo mask is empty."""
@@ -332,16 +334,19 @@ class RoundResult:
     final_metrics: Metrics
     """On the validation split, of the last step's checkpoint."""
     adopted: bool
-    """False if validation Dice fell: the next round starts from the last adopted one."""
+    """False if the score on validation may have fallen: the next round starts from the last adopted one."""
     seconds: dict[str, float]
     """Per stage."""
     reason: str = "adopted"
     """`adopted`, or `refused: ` and why."""
     difference: float = float("nan")
-    """Mean over the validation images of `CaseMetrics.score` minus that of the last adopted round; NaN in round 0."""
+    """Mean over the validation images of `CaseMetrics.score` minus that of the last adopted round, of a retrained model
+    minus that of the best round; NaN in round 0."""
     difference_low: float = float("nan")
-    """Lower end of its 90 % interval: a one-sided bound of 95 %."""
+    """Lower end of its 80 % interval: a one-sided bound of 90 %. Older runs have 90 % and 95 %."""
     difference_high: float = float("nan")
+    retrained: bool = False
+    """Whether the model was trained once, from the initial weights, in one schedule over the steps of all rounds."""
 
     @property
     def has_no_pseudo_masks(self) -> bool:
@@ -364,8 +369,17 @@ class RoundResult:
         return cls(**value | {name: metrics(value[name]) for name in ("metrics", "final_metrics")})
 
 
-def stopped_by(mined: Sequence[RoundResult], rounds: int) -> str:
+def kept_round(rounds: Sequence[RoundResult]) -> RoundResult:
+    """The round whose model is kept: of the adopted ones that of the highest score on validation, of equals the last.
+
+    Round 0 counts as adopted, and so does a retrained model that is not below all others.
+    """
+    return max((result for result in rounds if result.adopted), key=lambda r: (r.metrics.score, r.round_idx))
+
+
+def stopped_by(results: Sequence[RoundResult], rounds: int) -> str:
     """Why mining ended, a key of `STOPPED_BY`, from its results and the configured number of rounds."""
+    mined = [result for result in results if not result.retrained]
     if mined[-1].has_no_pseudo_masks:
         return "no_pseudo_masks"
     return "rounds" if mined[-1].round_idx == rounds else "refused_twice"

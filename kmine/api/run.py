@@ -85,21 +85,23 @@ class Run:
         return self._table("splits.csv")
 
     def decisions(self, round_idx: int | None = None) -> pd.DataFrame:
-        """The gate's decisions of a round, a row an object; without `round_idx` of the adopted one."""
+        """The gate's decisions of a round, a row an object; without `round_idx` of that of the kept model's masks."""
         return pd.DataFrame([row.to_arrow() for row in self._folder.decisions(self._adopted(round_idx))])
 
     def prompts(self, round_idx: int | None = None) -> pd.DataFrame:
-        """The prompts of a round, a row an object; without `round_idx` of the adopted one."""
+        """The prompts of a round, a row an object; without `round_idx` of that of the kept model's masks."""
         return pd.DataFrame([row.to_arrow() for row in self._folder.prompts(self._adopted(round_idx))])
 
     def pseudo_masks(self, round_idx: int | None = None) -> PseudoMasks:
-        """The pseudo masks that a round was trained on; without `round_idx` those of the adopted one."""
+        """The pseudo masks that a round was trained on; without `round_idx` those of the kept model."""
         return PseudoMasks(self._folder, self._adopted(round_idx))
 
     def _adopted(self, round_idx: int | None) -> int:
         if round_idx is not None:
             return round_idx
-        return max((result.round_idx for result in self.rounds if result.adopted), default=0)
+        kept = self.info.get("adopted_round", max((r.round_idx for r in self.rounds if r.adopted), default=0))
+        # A retrained model learned from the masks of the last round that has any.
+        return max((r.round_idx for r in self.rounds if r.round_idx <= kept and not r.retrained), default=0)
 
     def _table(self, name: str) -> pd.DataFrame:
         if not (self.root / name).is_file():

@@ -105,7 +105,7 @@ def open_audit(
 ) -> Iterator[AuditedRun]:
     """Open the finished run in `root` and its data, with withheld masks closed; the folder is locked meanwhile.
 
-    Of a folder of folds the run on all masks is opened. `round_idx`: the audited round, None: the last adopted one.
+    Of a folder of folds the run on all masks is opened. `round_idx`: the audited round, None: see `select_round`.
     `data_root`: where the data lie now, if they were moved.
 
     Raises:
@@ -115,7 +115,7 @@ def open_audit(
     cfg = open_finished_run(root, device=device, data_root=data_root).cfg
     with closing(RunFolder(root, cure=NEEDS_WRITING)) as store:
         rounds = load_rounds(store)
-        audited_round = select_round(rounds, round_idx, root)
+        audited_round = select_round(rounds, round_idx, root, kept=store.run().get("adopted_round", 0))
         _require_masks(store, audited_round)
         source = preflight(cfg, mines=False)
         task = open_for_audit(cfg, source, store, progress)
@@ -144,8 +144,10 @@ def load_rounds(store: RunFolder) -> list[MinedRound]:
     return out
 
 
-def select_round(rounds: Sequence[MinedRound], round_idx: int | None, root: Path) -> MinedRound:
-    """The audited round: number `round_idx`, else the last adopted round with pseudo masks, else the last with any.
+def select_round(rounds: Sequence[MinedRound], round_idx: int | None, root: Path, kept: int = 0) -> MinedRound:
+    """The audited round: number `round_idx`, else the one whose pseudo masks the model of round `kept` was trained on.
+
+    That of a retrained model is the last with pseudo masks. Of round 0: the last adopted round with any, or the last.
 
     Raises:
         UserError: no mined round, or an unknown one; `root` opens the message.
@@ -158,8 +160,9 @@ def select_round(rounds: Sequence[MinedRound], round_idx: int | None, root: Path
     if round_idx is not None and round_idx not in by_idx:
         raise UserError(f"--round {round_idx}: expected one of {', '.join(map(str, by_idx))}; the run mined no other")
     with_masks = [mined for mined in rounds if mined.pseudo_labeled]
-    adopted = [mined for mined in with_masks if mined.adopted] or with_masks
-    return by_idx[round_idx] if round_idx is not None else adopted[-1] if adopted else rounds[-1]
+    adopted = [mined for mined in with_masks if mined.adopted] or with_masks or rounds
+    used = [mined for mined in with_masks if mined.round_idx <= kept] or adopted
+    return by_idx[round_idx] if round_idx is not None else used[-1]
 
 
 def read_mask_of(pool: Pool, sample_id: str) -> NDArray[np.uint8]:

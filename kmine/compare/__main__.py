@@ -22,8 +22,8 @@ from kmine.store.run_folder import RunFolder
 from kmine.types import ProgressReporter
 
 DESCRIPTION = """Evaluate finished runs on their test split, and compare each method with a baseline. Of a run of
-kmine.loop: the labels alone (round 0), the labels alone for as many steps as mining had, and mining. Of a sweep: every
-finished trial. Seeds are averaged; differences are paired by image and seed."""
+kmine.loop: the labels alone (round 0), the labels alone for as many steps as mining had (in rounds, and in one
+schedule), and mining. Of a sweep: all finished trials. Seeds are averaged; differences are paired by image and seed."""
 
 CASE_COLUMNS = (
     *("run", "arm", "checkpoint", "sample_id", "dice", "iou", "hd95", "num_missed"),
@@ -38,8 +38,9 @@ class CompareConfig:
     runs: list[LocalPath] = field(default_factory=list)
     """Run folders, of several seeds, label fractions or models, with one test split; the folder of data.folds,
     whose folds count as one run; or the folder of a sweep."""
-    baseline: str = "supervised"
-    """The method that all others are compared with; of kmine.loop's runs, supervised is the one at equal steps."""
+    baseline: str = "auto"
+    """The method that all others are compared with; of kmine.loop's runs, supervised is the one at equal steps, and
+    supervised_once the same in one schedule; auto: the better of these two on validation."""
     format: Literal["all", "markdown", "csv", "latex", "html"] = "all"
     """What to write besides test_table.md, which is also printed: one of the others, all of them, or nothing more."""
     out: LocalPath | None = None

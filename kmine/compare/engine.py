@@ -51,7 +51,7 @@ class RunComparison:
 def compare_runs(
     runs: Sequence[str | Path],
     *,
-    baseline: str = "supervised",
+    baseline: str = "auto",
     device: str = "auto",
     data_root: str | None = None,
     progress: ProgressReporter | None = None,
@@ -63,7 +63,7 @@ def compare_runs(
     Args:
         runs: run folders with one test split, or folders of folds or sweeps.
         baseline: method that the others are compared with; `supervised` of a run of `kmine loop` is that at equal
-            steps.
+            steps, `supervised_once` that in one schedule; `auto` is the better of the two on validation.
         device: auto, cpu, cuda or cuda:N.
         data_root: folder that holds the data now; None: where the runs found them.
         progress: receives the progress; None is silent.

@@ -18,10 +18,11 @@ from kmine.setup.open import Evaluator, open_for_test
 from kmine.setup.preflight import preflight
 from kmine.store.artifacts import CURE, fitting, record_errors
 from kmine.store.run_folder import NEEDS_WRITING, RunFolder
-from kmine.types import EQUAL_STEPS, ROUND_0, ProgressReporter, labels_only_dir, labels_only_method
+from kmine.types import EQUAL_STEPS, ONE_SCHEDULE, ROUND_0, ProgressReporter, labels_only_dir, labels_only_method
 
+ONCE_DIR = "supervised_once"
 RoundsByMethod = dict[str, tuple[int, str]]
-"""Method -> (adopted round, folder of the method within the run folder)."""
+"""Method -> (kept round, folder of the method within the run folder)."""
 
 
 def evaluate_run(compared: ComparedRun, progress: ProgressReporter) -> list[Result]:
@@ -53,33 +54,45 @@ def evaluate_run(compared: ComparedRun, progress: ProgressReporter) -> list[Resu
                 final=figures[method][1],
                 groups=groups,
                 cost=_cost(compared, run, method, method_dir, _num_parameters(saved, method)),
+                val_score=_validation_score(run, round_idx, method_dir),
             )
-            for method, (_, method_dir) in rounds.items()
+            for method, (round_idx, method_dir) in rounds.items()
         ]
 
 
 def _rounds_to_evaluate(run: RunFolder, compared: ComparedRun) -> RoundsByMethod:
-    """The last adopted round of each method."""
+    """The kept round of each method."""
     info = compared.info
     if "method" in info:
         return {info["method"]: (info["adopted_round"], info.get("arm", ""))}
     rounds = {ROUND_0: (0, "")}
     if (run.root / "supervised").is_dir():
-        adopted = _last_adopted(run, "supervised", compared.cfg.rounds)
-        rounds[EQUAL_STEPS] = (adopted, "supervised") if adopted else (0, "")
+        kept = _kept_round(run, compared, "supervised")
+        rounds[EQUAL_STEPS] = (kept, "supervised") if kept else (0, "")
+    if ONCE_DIR in info.get("kept_rounds", {}):
+        rounds[ONE_SCHEDULE] = (info["kept_rounds"][ONCE_DIR], ONCE_DIR)
     if compared.cfg.rounds:
         rounds[MINING] = (info["adopted_round"], "")
     for name in compared.cfg.baseline_models:
         folder = labels_only_dir(name)
         if (run.root / folder).is_dir():
-            rounds[labels_only_method(name)] = (_last_adopted(run, folder, compared.cfg.rounds) or 0, folder)
+            rounds[labels_only_method(name)] = (_kept_round(run, compared, folder), folder)
     return rounds
 
 
-def _last_adopted(run: RunFolder, method_dir: str, rounds: int) -> int | None:
-    """The last round after round 0 that a method adopted; None if it adopted none."""
-    metrics = ((n, run.read_json(run.round_dir(n, method_dir) / "metrics.json")) for n in range(rounds, 0, -1))
-    return next((n for n, found in metrics if (found or {}).get("adopted")), None)
+def _kept_round(run: RunFolder, compared: ComparedRun, method_dir: str) -> int:
+    """The round that a method keeps; in older runs, which do not record it, the last adopted one."""
+    if method_dir in (kept := compared.info.get("kept_rounds", {})):
+        return int(kept[method_dir])
+    folders = [(n, run.round_dir(n, method_dir)) for n in range(compared.cfg.rounds, 0, -1)]
+    metrics = ((n, run.read_json(folder / "metrics.json")) for n, folder in folders)
+    return next((n for n, found in metrics if (found or {}).get("adopted")), 0)
+
+
+def _validation_score(run: RunFolder, round_idx: int, method_dir: str) -> float:
+    """Mean `CaseMetrics.score` on validation; NaN if unknown."""
+    found = run.read_json(run.round_dir(round_idx, method_dir) / "metrics.json") or {}
+    return metrics_from_json(found["metrics"]).score if "metrics" in found else NAN
 
 
 def _test_figures(
@@ -146,7 +159,8 @@ def _cost(compared: ComparedRun, run: RunFolder, method: str, method_dir: str, n
 
 def _seconds(run: RunFolder, method: str, method_dir: str) -> float:
     """Seconds of all rounds of a method, refused ones included, and of its preparation; NaN if unknown."""
-    folders = [] if method_dir and (run.round_dir(0, method_dir)).is_dir() else [run.round_dir(0)]
+    own_start = method == ONE_SCHEDULE or (method_dir and run.round_dir(0, method_dir).is_dir())
+    folders = [] if own_start else [run.round_dir(0)]
     if method != ROUND_0:
         folders += sorted((run.root / ("supervised" if method == EQUAL_STEPS else method_dir)).glob("round_*"))
     metrics = [run.read_json(folder / "metrics.json") or {} for folder in dict.fromkeys(folders)]

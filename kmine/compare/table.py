@@ -7,16 +7,17 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from kmine.config.sweep import MINING, ORACLE
+from kmine.config.sweep import LABELS_ONLY, MINING, ORACLE
 from kmine.errors import UserError, unknown_name
 from kmine.ops.label_efficiency import LabelsNeeded, labels_to_match
 from kmine.ops.metrics import lesion_metrics, nanmean, of_one_kind, pool_cases, summarise
 from kmine.ops.statistics import holm, paired_difference
 from kmine.report.comparison import Comparison, ComparisonRow
 from kmine.report.curve import CurvePoint
-from kmine.types import EQUAL_STEPS, ROUND_0, SLICE_ID, CaseMetrics, Floats, Metrics, labels_only_method
+from kmine.types import EQUAL_STEPS, ONE_SCHEDULE, ROUND_0, SLICE_ID, CaseMetrics, Floats, Metrics, labels_only_method
 
-SUPERVISED = "supervised"
+AUTO = "auto"
+SUPERVISED, ONCE = LABELS_ONLY
 AVERAGED = ("dice", "iou", "hd95", "num_missed", "num_empty")
 """Fields of `Metrics` whose mean over seeds is in the table."""
 NAN = float("nan")
@@ -53,6 +54,8 @@ class Result:
     groups: Mapping[str, str]
     """Group by sample id."""
     cost: Cost = Cost()
+    val_score: float = NAN
+    """Mean `CaseMetrics.score` on validation of the checkpoint in use; NaN if unknown."""
 
     @property
     def key(self) -> Key:
@@ -151,7 +154,7 @@ def tabulate(results: Sequence[Result], baseline: str, extra_notes: Sequence[str
     """
     cases, of_volumes = _cases(results)
     rows = _by_row(cases)
-    base = _resolve(baseline, [result.method for result in cases])
+    base = _resolve(baseline, cases)
     table = [_row(by_seed, rows.get((*key[:2], base)), key[2] == base) for key, by_seed in rows.items()]
     corrected = holm([row.p_value for row in table])
     table = [replace(row, p_holm=p) for row, p in zip(table, corrected, strict=True)]
@@ -191,11 +194,11 @@ def label_curve(results: Sequence[Result], baseline: str) -> tuple[list[CurvePoi
     cases, _ = _cases(results)
     if len({result.label_fraction for result in cases}) < 2:
         return [], []
-    base, rows = _resolve(baseline, [result.method for result in cases]), _by_row(cases)
+    base, rows = _resolve(baseline, cases), _by_row(cases)
     points = [_point(list(by_seed.values())) for by_seed in rows.values()]
     saved = []
     for (model, _, method), by_seed in rows.items():
-        if method not in (base, ORACLE, ROUND_0, SUPERVISED):
+        if method not in (base, ORACLE, ROUND_0, *LABELS_ONLY):
             curve = {key[1]: row for key, row in rows.items() if (key[0], key[2]) == (model, base)}
             saved.append(_saved(by_seed, curve))
     return points, [saving for saving in saved if saving]
@@ -248,13 +251,22 @@ def _by_volume(result: Result) -> Result:
     return replace(result, chosen=pooled(result.chosen), final=pooled(result.final), groups=groups)
 
 
-def _resolve(baseline: str, methods: Sequence[str]) -> str:
-    """Full name of the baseline: for runs of kmine.loop, `supervised` is that at equal steps, if it was trained."""
-    others = (EQUAL_STEPS, ROUND_0) if baseline == SUPERVISED else (labels_only_method(baseline),)
-    for name in (baseline, *others):
-        if name in methods:
-            return name
-    raise unknown_name("baseline", baseline, set(methods))
+def _resolve(baseline: str, results: Sequence[Result]) -> str:
+    """Full name of the baseline: for runs of kmine.loop, `supervised` is that at equal steps, if it was trained.
+
+    `AUTO` is the better of the supervised ones by mean score on validation, if the same runs have both.
+    """
+    scores: dict[str, dict[tuple[str, float, int], float]] = {}
+    for r in results:
+        scores.setdefault(r.method, {})[r.model, r.label_fraction, r.seed] = r.val_score
+    wanted = LABELS_ONLY if baseline == AUTO else (baseline,)
+    full_names = {SUPERVISED: (EQUAL_STEPS, ROUND_0), ONCE: (ONE_SCHEDULE,)}
+    candidates = [(name, *full_names.get(name, (labels_only_method(name),))) for name in wanted]
+    found = [known[0] for names in candidates if (known := [name for name in names if name in scores])]
+    if not found:
+        raise unknown_name("baseline", baseline, set(scores))
+    first, last = (scores[found[n]] for n in (0, -1))
+    return found[-1] if first.keys() == last.keys() and sum(last.values()) > sum(first.values()) else found[0]
 
 
 def _row(by_seed: Mapping[int, Result], baseline: Mapping[int, Result] | None, is_baseline: bool) -> ComparisonRow:

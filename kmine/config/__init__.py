@@ -29,14 +29,18 @@ class LoopConfig:
     offline: bool = False
     """Forbid every download; a missing file is then an error."""
     baseline: bool = True
-    """Also train the supervised baseline for the same number of steps, and baseline_models; false: none of them."""
+    """Also train the supervised baselines for the same number of steps (in rounds, and in one schedule; the better one
+    on validation is the baseline), and baseline_models; false: none of them."""
     baseline_models: tuple[str, ...] | None = None
     """Further baselines: unetpp, unet, trained on the same labels, steps and seed, with the encoder of the local model,
     in folders of their own; default: unetpp for sks, else none."""
+    retrain: bool = True
+    """After the last round, also train a new model once, from the initial weights, on the labels and the last pseudo
+    masks with the steps of all rounds; the run keeps the model that is best on validation."""
     adopt_tolerance: float = 0.01
-    """A round is refused if validation Dice, paired by image, falls by more than this and by more than noise. Noise is
-    estimated from 20 validation images on; with fewer, only the mean counts. A false alarm on a clean image counts 0,
-    silence 1."""
+    """A round is adopted if validation Dice, paired by image with the last adopted round, may have fallen by at most
+    this: by the lower end of the 80 % interval. With fewer than 20 validation images (groups) only the mean counts, and
+    it must not fall at all. A false alarm on a clean image counts 0, silence 1."""
     crossfit: int = 2
     """Parts of the unlabeled images, by group. From round 2 on a part is predicted, prompted and scored by a model that
     was trained on the pseudo masks of the other parts only, as a model confirms the masks that it was trained on. The

@@ -16,9 +16,15 @@ METHODS: Registry[str | Callable[..., Any]] = Registry(
     "methods",
     "kmine.methods",
     {name: f"kmine.methods.{name}:{name}" for name in ("supervised", "self_training", "mean_teacher", "fixmatch")}
-    | {MINING: "kmine.methods.mining:prepare_and_mine", ORACLE: "kmine.methods.oracle:oracle"},
+    | {
+        "supervised_once": "kmine.methods.supervised:supervised_once",
+        MINING: "kmine.methods.mining:prepare_and_mine",
+        ORACLE: "kmine.methods.oracle:oracle",
+    },
 )
 """Methods that a sweep can compare. kmine's own are MODULE:FUNCTION, imported by `kmine.methods.registry`."""
+LABELS_ONLY = ("supervised", "supervised_once")
+"""Those that need no unlabeled images."""
 VARIED = ("out", "seed", "rounds", "baseline", "model.name", "fit.steps", "fit.round_steps")
 """Settings that `--set` may not change, beside all of data: those varied, and the budget, which is equal for all."""
 
@@ -38,7 +44,8 @@ class SweepConfig(LoopConfig):
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds; each draws its own labeled images. Test and validation split are the same for all."""
     methods: list[str] = field(default_factory=lambda: ["supervised", "mining"])
-    """Methods: supervised, self_training, mean_teacher, fixmatch, mining, oracle (true masks: the upper bound)."""
+    """Methods: supervised, supervised_once (the same steps in one schedule), self_training, mean_teacher, fixmatch,
+    mining, oracle (true masks: the upper bound)."""
     models: list[str] = field(default_factory=list)
     """Local models, as in unetpp unet sks; default: model.name."""
     set: list[str] = field(default_factory=list)

@@ -12,6 +12,8 @@ BEFORE: dict[str, Any] = {
     **{"fit.dice": "batch", "fit.encoder_lr": 1.0, "fit.decay_norms": True, "fit.clip_grad": 0.0},
     **{"fit.flips": "both", "fit.rotation": 30.0, "fit.scale": [0.8, 1.25], "fit.checkpoint": "best"},
     **{"fit.clean_share": 0.0, "fit.supersample": 1, "classifier.patience": 0, "baseline_models": []},
+    **{"retrain": False, "unimatch.weight": 1.0, "unimatch.threshold": 0.95, "unimatch.cutmix": 0.5},
+    **{"unimatch.feature_perturbation": 0.5, "unimatch.decay": 0.99},
     **{"model.encoder_sha256": None, "model.force_normalization": False},
     **{"prompts.box_scales": [1.0], "prompts.doubtful": None},
     **{"adapt.fold_steps": 300, "gate.keep": 0.5, "refine.doubt": 0.5, "crossfit": 1},

@@ -16,7 +16,7 @@ from kmine.config.sweep import MINING
 from kmine.data import DATASETS
 from kmine.ops.statistics import Paired
 from kmine.setup.preflight import preflight
-from kmine.types import STOPPED_BY
+from kmine.types import STOPPED_BY, kept_round
 
 if TYPE_CHECKING:
     from kmine.report.comparison import Comparison
@@ -64,7 +64,11 @@ def run_loop(cfg: LoopConfig, given: Collection[str] | None = None) -> int:
     if results is None:
         return 0
     terminal.console.print(RoundsTable(results.rows, results.segmenter))
-    terminal.log(f"stopped after round {results.mined[-1].round_idx} of {cfg.rounds}: {STOPPED_BY[results.stopped_by]}")
+    last = [result.round_idx for result in results.mined if not result.retrained][-1]
+    terminal.log(f"stopped after round {last} of {cfg.rounds}: {STOPPED_BY[results.stopped_by]}")
+    if results.baselines:
+        scores = [f"{name} {kept_round(rounds).metrics.dice:.3f}" for name, rounds in results.baselines.items()]
+        terminal.log(f"baselines on validation, the better one first: {', '.join(scores)}")
     outcome, root = results.outcome, Path(cfg.out)
     if compared:
         terminal.log(f"Dice over all folds, of every image by models not trained on it ({root / 'test_table.md'}):")

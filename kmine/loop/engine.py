@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from kmine.io.files import write_json
 from kmine.loop.advice import Outcome, outcome_of
 from kmine.loop.summary import build_report, gain_over, round_rows, segmenter_name, write_results
 from kmine.methods.mining import prepare_and_mine
-from kmine.methods.supervised import labels_only, supervised
+from kmine.methods.supervised import labels_only, supervised, supervised_once
 from kmine.report.html import write_report
 from kmine.report.inputs import RoundRow
 from kmine.setup.open import begin_run, open_fabric
@@ -24,7 +24,7 @@ from kmine.setup.provenance import peak_memory_mb, preparing
 from kmine.store.run_folder import RunFolder
 from kmine.training.distributed import rank_zero_first
 from kmine.training.task import Task
-from kmine.types import ProgressReporter, RoundResult, stopped_by
+from kmine.types import ProgressReporter, RoundResult, kept_round, labels_only_dir, stopped_by
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class LoopResults:
 
     mined: list[RoundResult]
     """Rounds of mining, round 0 first."""
-    supervised: list[RoundResult]
-    """Rounds of the supervised baseline at equal optimizer steps; empty without it."""
+    baselines: dict[str, list[RoundResult]]
+    """Results of the supervised baselines at equal optimizer steps by method, the better one first; may be empty."""
     rows: list[RoundRow]
     """Rows of results.csv."""
     segmenter: str
@@ -74,28 +74,49 @@ def run_rounds(
             f"images; segmenter {segmenter_name(run)}; run folder {cfg.out}"
         )
         mined = list(_published(task))
-        num_trained = mined[-1].round_idx - mined[-1].has_no_pseudo_masks
-        baseline_task = replace(task, cfg=replace(task.cfg, rounds=num_trained))
-        baseline = list(supervised(baseline_task)) if cfg.baseline and num_trained else []
-        by_model = {name: list(labels_only(baseline_task, name)) for name in cfg.baseline_models if cfg.baseline}
+        baselines, by_model = _baselines(task, mined)
         if run.follows:
             return None
         reason = stopped_by(mined, cfg.rounds)
+        kept = {labels_only_dir(name): kept_round(results).round_idx for name, results in by_model.items()}
+        kept |= {name: kept_round(results).round_idx for name, results in baselines.items()}
         run.update_run(
             stopped_by=reason,
-            adopted_round=max(r.round_idx for r in mined if r.adopted),
+            adopted_round=kept_round(mined).round_idx,
+            kept_rounds=run.run().get("kept_rounds", {}) | kept,
             peak_memory_mb=peak_memory_mb(),
             seconds_of_last_session=round(time.perf_counter() - began, 1),
         )
-        rows = round_rows(task, mined, baseline, by_model)
+        rows = round_rows(task, mined, baselines, by_model)
         write_results(run, rows)
-        gains = {name: gain_over(task, mined, rounds) for name, rounds in by_model.items()}
-        gain = gain_over(task, mined, baseline)
-        write_report(run.root / "report.html", build_report(task, rows, gain, gains))
-        decisions, kept_none = run.decisions(mined[-1].round_idx), reason == "no_pseudo_masks"
+        write_report(run.root / "report.html", build_report(task, rows, mined, baselines, by_model))
+        decisions, kept_none = run.decisions(_last_mined(mined).round_idx), reason == "no_pseudo_masks"
         is_compared = bool(cfg.rounds) and (cfg.baseline or kept_none)
+        gain = gain_over(task, mined, next(iter(baselines.values()), ()))
         outcome = outcome_of(task, source, decisions, gain, kept_none=kept_none) if is_compared else None
-        return LoopResults(mined, baseline, rows, segmenter_name(run), reason, outcome, by_model)
+        return LoopResults(mined, baselines, rows, segmenter_name(run), reason, outcome, by_model)
+
+
+def _last_mined(results: Sequence[RoundResult]) -> RoundResult:
+    return [result for result in results if not result.retrained][-1]
+
+
+def _baselines(
+    task: Task, mined: list[RoundResult]
+) -> tuple[dict[str, list[RoundResult]], dict[str, list[RoundResult]]]:
+    """Results of the supervised baselines by method, the better one on validation first, and of the baseline models.
+
+    They have as many steps as the rounds of mining that were trained.
+    """
+    last = _last_mined(mined)
+    num_trained = last.round_idx - last.has_no_pseudo_masks
+    task = replace(task, cfg=replace(task.cfg, rounds=num_trained))
+    if not task.cfg.baseline:
+        return {}, {}
+    methods = {"supervised": supervised, "supervised_once": supervised_once} if num_trained else {}
+    results = {name: list(method(task)) for name, method in methods.items()}
+    by_model = {name: list(labels_only(task, name)) for name in task.cfg.baseline_models}
+    return dict(sorted(results.items(), key=lambda item: -kept_round(item[1]).metrics.score)), by_model
 
 
 def _published(task: Task) -> Iterator[RoundResult]:
@@ -106,5 +127,5 @@ def _published(task: Task) -> Iterator[RoundResult]:
     for result in rounds:
         mined.append(result)
         if not task.run.follows:
-            write_results(task.run, round_rows(task, mined, []))
+            write_results(task.run, round_rows(task, mined))
         yield result

@@ -21,7 +21,7 @@ from kmine.report.inputs import BY_MODEL, CSV_COLUMNS, Calibrated, Category, Gal
 from kmine.store.run_folder import RunFolder
 from kmine.store.tables import DecisionRow, class_map
 from kmine.training.task import Task
-from kmine.types import EVIDENCE_COLUMNS, STOPPED_BY, Prompts, RoundResult, Skipped, labels_only_method
+from kmine.types import EVIDENCE_COLUMNS, STOPPED_BY, Prompts, RoundResult, Skipped, kept_round, labels_only_method
 
 GALLERY_SIZE = 4
 """Images per category."""
@@ -40,15 +40,25 @@ def segmenter_name(run: RunFolder) -> str:
 def round_rows(
     task: Task,
     mined: Sequence[RoundResult],
-    supervised: Sequence[RoundResult],
+    baselines: Mapping[str, Sequence[RoundResult]] = MappingProxyType({}),
     by_model: Mapping[str, Sequence[RoundResult]] = MappingProxyType({}),
 ) -> list[RoundRow]:
-    """One row a round, with the supervised baseline at equal steps, and those of other models."""
-    baseline = {r.round_idx: r for r in supervised}
+    """One row a round, with the supervised baselines at equal steps, and those of other models.
+
+    The last row has the baseline of one schedule.
+    """
+    baseline = {r.round_idx: r for r in baselines.get("supervised", ())}
     rows = [_row(r, baseline.get(r.round_idx), len(task.unlabeled), task.run) for r in mined]
+    if once := [replace(r, round_idx=mined[-1].round_idx) for r in baselines.get("supervised_once", ())]:
+        by_model = {"supervised_once": once, **by_model}
     figures = {name: {r.round_idx: _of_model(r) for r in rounds} for name, rounds in by_model.items()}
+    kept = kept_round(mined).round_idx
     return [
-        replace(row, by_model={n: found[row.round_idx] for n, found in figures.items() if row.round_idx in found})
+        replace(
+            row,
+            kept=row.round_idx == kept,
+            by_model={n: found[row.round_idx] for n, found in figures.items() if row.round_idx in found},
+        )
         for row in rows
     ]
 
@@ -119,10 +129,9 @@ def _csv_value(value: Any) -> Any:
 
 def gain_over(task: Task, mined: Sequence[RoundResult], supervised: Sequence[RoundResult]) -> Paired | None:
     """`Report.gain`, by image, each of which counts on both sides; None with fewer than `SMALL_SPLIT` groups."""
-    adopted = [next((r.metrics for r in reversed(rounds) if r.adopted), None) for rounds in (mined, supervised)]
-    if any(metrics is None for metrics in adopted):
+    if not supervised:
         return None
-    own, other = of_one_kind(*adopted)
+    own, other = of_one_kind(*(kept_round(rounds).metrics for rounds in (mined, supervised)))
     groups = [task.val.group_of(case.sample_id) for case in own.cases]
     if len(set(groups)) < SMALL_SPLIT:
         return None
@@ -134,13 +143,15 @@ def gain_over(task: Task, mined: Sequence[RoundResult], supervised: Sequence[Rou
 def build_report(
     task: Task,
     rows: list[RoundRow],
-    gain: Paired | None = None,
-    gains: Mapping[str, Paired | None] = MappingProxyType({}),
+    mined: Sequence[RoundResult],
+    baselines: Mapping[str, Sequence[RoundResult]] = MappingProxyType({}),
+    by_model: Mapping[str, Sequence[RoundResult]] = MappingProxyType({}),
 ) -> Report:
     """Content of report.html; figures come from the run folder, images from the unlabeled pool.
 
-    `gains` are those over the baseline models.
+    Gains are over the first of the baselines, and over each of the baseline models.
     """
+    gains = [_gain_note(name, gain_over(task, mined, rounds)) for name, rounds in by_model.items()]
     run, segmenter = task.run.run(), segmenter_name(task.run)
     models = [model for model in (task.cfg.model, task.auxiliary_model) if model]
     return Report(
@@ -150,14 +161,15 @@ def build_report(
         segmenter=segmenter,
         command=run["command"],
         rounds=rows,
-        gallery=_gallery(task, max((r.round_idx for r in rows), default=0)),
+        gallery=_gallery(task, max((r.round_idx for r in rows if not r.retrained), default=0)),
         provenance=_provenance(run),
         config_yaml=(task.run.root / "config.yaml").read_text("utf-8"),
-        notes=[*_notes(task, rows, segmenter), *(_gain_note(name, of_model) for name, of_model in gains.items())],
+        notes=[*_notes(task, rows, segmenter), *gains],
         skipped=[Skipped(**s) for s in run.get("skipped", [])],
         validation_cases=len(task.val),
         calibration=_calibrated(task.run) if task.cfg.rounds else None,
-        gain=gain,
+        gain=gain_over(task, mined, next(iter(baselines.values()), ())),
+        baselines={name: kept_round(rounds).metrics.dice for name, rounds in baselines.items()},
     )
 
 
@@ -193,20 +205,30 @@ def _notes(task: Task, rows: Sequence[RoundRow], segmenter: str) -> list[str]:
         notes.append(f"The segmenter: {adaptation_summary(record)}.")
     if task.cfg.rounds and (record := run.read_json(run.root / "calibration" / "calibration.json")):
         notes.append(f"The gate: {calibration_summary(record)}.")
+    interval = f"that is the lower end of the 80 % interval, and up to {task.cfg.adopt_tolerance} is tolerated"
+    mean = f"with fewer than {SMALL_SPLIT} independent images the mean decides, and no fall is tolerated"
     records = {row.round_idx: run.read_json(run.round_dir(row.round_idx) / "threshold.json") for row in rows}
     notes += [f"Round {n}: {describe_threshold(record)}." for n, record in records.items() if record]
     notes += [
-        f"Round {r.round_idx} was {r.reason} in validation Dice, image by image, against the last adopted round; up to "
-        f"{task.cfg.adopt_tolerance} is tolerated. The next round started from the last adopted one."
+        f"Round {r.round_idx} was {r.reason} in validation Dice, image by image, against the last adopted round; "
+        f"{interval if 'may' in r.reason else mean}. The next round started from the last adopted one."
         for r in rows
-        if not r.adopted and r.num_pseudo
+        if not r.adopted and r.num_pseudo and not r.retrained
     ]
+    notes += [
+        f"Round {r.round_idx} is a new model, trained once on labels and last pseudo masks with all rounds' steps."
+        for r in rows
+        if r.retrained
+    ]
+    if kept := [r.round_idx for r in rows if r.kept and len(rows) > 1]:
+        notes.append(f"The run keeps the model of round {kept[0]}, of those adopted the best on validation.")
     if len(task.val) < 20:
         notes.append(f"Validation holds only {len(task.val)} images: differences of a few points are noise.")
     notes += _change_notes(run, rows)
     reason = STOPPED_BY.get(run.run().get("stopped_by", ""))
     if reason and rows and task.cfg.rounds:
-        notes.append(f"The loop stopped after round {rows[-1].round_idx} of {task.cfg.rounds}: {reason}.")
+        last = [r.round_idx for r in rows if not r.retrained][-1]
+        notes.append(f"The loop stopped after round {last} of {task.cfg.rounds}: {reason}.")
     return notes
 
 

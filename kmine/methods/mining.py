@@ -20,10 +20,10 @@ from kmine.training.checkpoints import Checkpoints
 from kmine.training.distributed import rank_zero_first
 from kmine.training.evaluation import evaluate_round
 from kmine.training.model_setup import new_model
-from kmine.training.rounds import trained_auxiliary_model
+from kmine.training.rounds import train_once, trained_auxiliary_model
 from kmine.training.task import Task, single_process
 from kmine.training.trainer import train
-from kmine.types import RoundResult
+from kmine.types import RoundResult, kept_round
 
 
 def mine(task: Task) -> Iterator[RoundResult]:
@@ -32,30 +32,34 @@ def mine(task: Task) -> Iterator[RoundResult]:
     Every round starts from the last adopted one. With `crossfit`, images are predicted by models that were not trained
     on their pseudo masks; the student is trained on all. The loop stops early after a round without any pseudo mask,
     which repeats the metrics of the adopted one and is not adopted, and after two rejected rounds in a row, as the next
-    one would start from the same model once more.
+    one would start from the same model once more. With `retrain` a new model, trained once on the labels and the last
+    pseudo masks, follows. The model that is kept is that of `kept_round`.
     """
     model = new_model(task)
     student = train(task, model, round_idx=0)  # labels alone
     best = evaluate_round(task, model, student, round_idx=0)
     yield best
     auxiliary = trained_auxiliary_model(task)  # with a model such as unetpp+unet
-    rejected_in_a_row = 0
+    rounds, inputs, rejected_in_a_row = [best], {}, 0
     parts = [student] * len(unlabeled_parts(task))  # the models that predict, each on images new to it
     for round_idx in range(1, task.cfg.rounds + 1):
         pseudo = pseudo_label(task, model, student, auxiliary, round_idx, parts)  # unlabeled -> pseudo-labeled
         if not pseudo:
             yield best.without_training(round_idx, pseudo.seconds)
-            return
+            break
         inputs = {"pseudo": pseudo.pool, "pseudo_signature": pseudo.signature}
         candidate = train(task, model, round_idx=round_idx, start=student, **inputs)  # labels and pseudo-labels
         context = {"num_pseudo": len(pseudo), "reference": best, "seconds": pseudo.seconds}
         result = evaluate_round(task, model, candidate, round_idx=round_idx, **context)
         yield result
+        rounds.append(result)
         if result.adopted:
             student, best, rejected_in_a_row = candidate, result, 0
             parts = train_parts(task, model, parts, pseudo, round_idx) if round_idx < task.cfg.rounds else parts
         elif (rejected_in_a_row := rejected_in_a_row + 1) == 2:
-            return
+            break
+    if inputs and task.cfg.retrain:
+        yield train_once(task, len(rounds) - 1, round_idx=round_idx + 1, reference=kept_round(rounds), **inputs)
 
 
 def pseudo_label(

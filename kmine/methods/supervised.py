@@ -1,15 +1,15 @@
-"""The baseline: training on labels alone, for as many optimizer steps as mining has."""
+"""The baselines: training on labels alone, for as many optimizer steps as mining has."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
 
-from kmine.training.rounds import train_rounds
+from kmine.training.rounds import train_once, train_rounds
 from kmine.training.task import Task
 from kmine.types import RoundResult, labels_only_dir
 
-METHOD_DIR = "supervised"
+METHOD_DIR, ONCE_DIR = "supervised", "supervised_once"
 
 
 def supervised(task: Task) -> Iterator[RoundResult]:
@@ -19,6 +19,18 @@ def supervised(task: Task) -> Iterator[RoundResult]:
     CutMix mixes labeled images with one another.
     """
     return train_rounds(task, METHOD_DIR)
+
+
+def supervised_once(task: Task) -> Iterator[RoundResult]:
+    """One training on the labels alone, from the initial weights, with the steps of round 0 and of all rounds.
+
+    One schedule is a stronger baseline than a chain of restarts. Its result has the number of the last round; without
+    rounds it is round 0.
+    """
+    if task.cfg.rounds:
+        yield train_once(task, task.cfg.rounds, round_idx=task.cfg.rounds, method_dir=ONCE_DIR)
+    else:
+        yield from supervised(task)
 
 
 def labels_only(task: Task, name: str) -> Iterator[RoundResult]:

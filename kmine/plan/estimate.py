@@ -52,6 +52,7 @@ def estimate_run(
     score = 2 * data.num_val * (speed.infer + SCORED * data.height * data.width)
     again = _train_seconds(cfg.fit.round_steps, cfg, data, machine, speed) + score
     round_0 = _train_seconds(cfg.fit.steps, cfg, data, machine, speed) + score
+    once = _train_seconds(cfg.fit.steps + rounds * cfg.fit.round_steps, cfg, data, machine, speed) + score
     seconds = {
         "start": START + min(120, data.num_labeled + data.num_val) * CHECK,
         "reading images": data.num_images * data.read_seconds / min(8, machine.cores),
@@ -63,7 +64,8 @@ def estimate_run(
         f"{rounds} rounds: mining": rounds * data.num_unlabeled * mined,
         f"{rounds} rounds: training": rounds * again,
         "models of the parts": part_models * again,
-        "baseline": rounds * again if cfg.baseline else 0.0,
+        "retraining": once if cfg.retrain and rounds else 0.0,
+        "baselines": rounds * again + once if cfg.baseline and rounds else 0.0,
         "other baselines": len(cfg.baseline_models or ()) * (round_0 + rounds * again) if cfg.baseline else 0.0,
     }
     once, runs = "reading images", cfg.data.num_runs

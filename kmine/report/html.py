@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 
 from kmine.io.files import write_atomic
 from kmine.ops.statistics import Paired
 from kmine.report.figures import coverage_chart, dice_chart, reasons_chart, reliability_chart, seconds_chart
-from kmine.report.inputs import CATEGORIES, Report, RoundRow
+from kmine.report.inputs import CATEGORIES, Report
 from kmine.report.panels import panels
 from kmine.report.table import number, round_columns
 
@@ -22,6 +20,9 @@ _HEADINGS = {
     "worst": ("Least trusted", "kept, with the lowest scores"),
     "dropped": ("Dropped", "rejected by the gate"),
 }
+
+SCHEDULES = {"supervised": "in rounds", "supervised_once": "in one schedule"}
+"""The supervised baselines in words."""
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -53,10 +54,10 @@ def render_html(report: Report) -> str:
 
 
 def headline(report: Report) -> str:
-    """One sentence on the validation result of mining and of the baseline, each by its last adopted round."""
+    """One sentence on the validation result of mining and of the baseline, each by its kept round."""
     if not report.rounds:
         return "No round has finished yet, so there is nothing to compare."
-    kept = next((row for row in reversed(report.rounds) if row.adopted), report.rounds[0])
+    kept = next((row for row in report.rounds if row.kept), report.rounds[0])
     cases = f"{report.validation_cases} validation case{'' if report.validation_cases == 1 else 's'}"
     reached = f"reached Dice {number(kept.dice)} on {cases}"
     if not any(row.num_pseudo for row in report.rounds):
@@ -71,26 +72,16 @@ def headline(report: Report) -> str:
         )
     mined = f"Mining with {report.segmenter} {reached} (round {kept.round_idx})"
     if not kept.round_idx:
-        mined = (
-            f"No round of mining with {report.segmenter} was adopted: round 0, trained on the labels alone, {reached}"
-        )
-    baseline = _baseline(report.rounds)
-    if baseline is None:
+        mined = f"No round of mining with {report.segmenter} is kept: round 0, trained on the labels alone, {reached}"
+    if not report.baselines:
         return (
             f"{mined}; no supervised baseline was trained, so more optimizer steps may explain any gain over round 0."
         )
-    baseline_text = f"supervised training with as many optimizer steps reached {number(baseline)}"
+    (name, dice), *others = report.baselines.items()
+    also = "".join(f"; {number(lower)} {SCHEDULES[other]}" for other, lower in others)
+    baseline = f"supervised training with as many optimizer steps reached {number(dice)} ({SCHEDULES[name]}{also})"
     silence = "; silence on a clean image counts 1, a false alarm 0" if kept.num_clean or kept.num_empty else ""
-    return f"{mined}; {baseline_text}: {_difference(report.gain)}{silence if report.gain else ''}."
-
-
-def _baseline(rounds: Sequence[RoundRow]) -> float | None:
-    """Dice of the baseline's last adopted round; the highest if adoption is unknown; None without a baseline."""
-    known = [(row.supervised_dice, row.supervised_adopted) for row in rounds if row.supervised_dice is not None]
-    if not known:
-        return None
-    adopted = [dice for dice, flag in known if flag]
-    return adopted[-1] if adopted else float(np.fmax.reduce([dice for dice, _ in known]))
+    return f"{mined}; {baseline}: {_difference(report.gain)}{silence if report.gain else ''}."
 
 
 def _difference(gain: Paired | None) -> str:

@@ -48,7 +48,7 @@ class RoundRow:
     """`adopted`, or `refused: ` with the cause; for mining, not for the baseline."""
     difference: float = float("nan")
     """Mean difference in Dice to the last adopted round, over the validation images (silence on a clean image counts 1
-    and a false alarm 0); its 90 % interval follows."""
+    and a false alarm 0); its 80 % interval (in older runs 90 %) follows."""
     difference_low: float = float("nan")
     difference_high: float = float("nan")
     num_new: int | None = None
@@ -71,6 +71,10 @@ class RoundRow:
     """Share of the clean cases with a prediction."""
     supervised_dice_lesion: float | None = None
     supervised_false_alarm_rate: float | None = None
+    retrained: bool = False
+    """Whether the model was trained once, in one schedule over the steps of all rounds."""
+    kept: bool = False
+    """Whether its model is the one that the run keeps."""
     correction: str = "–"
     """Shares of the local model's wrong pixels corrected / newly broken, known after `kmine audit --with_withheld`."""
     by_model: dict[str, tuple[float, float, float]] = field(default_factory=dict)
@@ -151,5 +155,7 @@ class Report:
     calibration: Calibrated | None = None
     """None if the gate is not calibrated."""
     gain: Paired | None = None
-    """Difference in Dice of mining to the baseline, each by its last adopted round, with a 95 % interval over groups;
+    """Difference in Dice of mining to the baseline, each by its kept round, with a 95 % interval over groups;
     None without a baseline or where the validation images are too few."""
+    baselines: dict[str, float] = field(default_factory=dict)
+    """Dice on validation of the kept rounds of supervised and supervised_once, that of *the* baseline first."""

@@ -61,7 +61,7 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
     changed = "share of the kept objects' pixels that the segmenter changed"
     corrected = "of the local model's wrong pixels, by withheld masks (kmine audit --with_withheld)"
     unit = "mm where the spacing of every image is known, else pixels"
-    gain = "Dice, image by image, over the last adopted round, with its 90 % interval"
+    gain = "Dice, image by image, over the last adopted round, with its 80 % interval (in older runs 90 %)"
     compared = any(math.isfinite(row.difference) for row in rows)
     clean = any(row.num_clean or row.num_empty for row in rows)
     used = [
@@ -100,7 +100,9 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
         Column("IoU", "checkpoint in use", lambda row: number(row.iou), detail=True),
         Column("HD95", unit, lambda row: number(row.hd95, 1), detail=True),
         Column("missed", "true objects without any prediction", lambda row: str(row.num_missed)),
-        Column("adopted", "unless Dice fell by more than the tolerance and more than noise", _adopted, False),
+        Column(
+            "adopted", "unless Dice may have fallen by more than the tolerance; kept: the run's model", _adopted, False
+        ),
         Column("time", "all stages", lambda row: duration(sum(row.seconds.values())) if row.seconds else DASH),
     ]
 
@@ -132,8 +134,9 @@ def _gain(row: RoundRow) -> str:
 
 
 def _adopted(row: RoundRow) -> str:
-    """`yes`, or `no` with the reason, if any: `no: fell by 0.034`."""
-    return "yes" if row.adopted else "no" + row.reason.removeprefix("adopted").removeprefix("refused")
+    """`kept`, `yes`, or `no` with the reason, if any: `no: fell by 0.034`; a retrained model is named so."""
+    verdict = "kept" if row.kept else "yes" if row.adopted else "no"
+    return verdict + " (retrained)" * row.retrained + row.reason.removeprefix("adopted").removeprefix("refused")
 
 
 @dataclass(frozen=True)

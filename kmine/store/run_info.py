@@ -19,7 +19,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("seconds_of_last_session", "preparation_seconds", "peak_memory_mb"), (float, NoneType)),
     **dict.fromkeys(("adopted_round", "seed", "threads", "num_skipped"), (int,)),
     **dict.fromkeys(("class_names", "skipped", "test_opened", "withheld_opened"), (list,)),
-    **dict.fromkeys(("data_contents", "splits", "versions", "corrections"), (dict,)),
+    **dict.fromkeys(("data_contents", "splits", "kept_rounds", "versions", "corrections"), (dict,)),
     **dict.fromkeys(("check", "verdicts", "intensity"), (dict, NoneType)),
 }
 """Kinds of the known fields, as in `kmine.io.json_file.NAMES`; others may join them."""
@@ -56,7 +56,7 @@ def _problem(name: str, value: Any) -> str:
         isinstance(text, str) for text in value.values()
     ):
         return "an object of texts"
-    if name == "splits" and not all(is_kind(count, int) for count in value.values()):
+    if name in ("splits", "kept_rounds") and not all(is_kind(count, int) for count in value.values()):
         return "an object of whole numbers"
     if name == "class_names" and not 2 <= len(value) <= 255:
         return "2 to 255 names"

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from kmine import cli
-from kmine.config.sweep import ORACLE, SweepConfig
+from kmine.config.sweep import LABELS_ONLY, ORACLE, SweepConfig
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.resize import Resizer
 from kmine.data.source import Source
@@ -70,8 +70,8 @@ def make_plan(cfg: SweepConfig) -> tuple[Plan, Source]:
     for seed, fraction, model, method in product(cfg.seeds, cfg.fractions, cfg.models, cfg.methods):
         trial, unlabeled = Trial(method, model, fraction, seed), splits[fraction, seed].unlabeled
         reason = ""
-        if method != "supervised" and not unlabeled:
-            reason = "nothing is unlabeled, so only supervised is possible"
+        if method not in LABELS_ONLY and not unlabeled:
+            reason = f"nothing is unlabeled, so only {' and '.join(LABELS_ONLY)} are possible"
         elif method == ORACLE and masked.isdisjoint(unlabeled):
             reason = "no unlabeled image has a mask for the oracle"
         if reason:

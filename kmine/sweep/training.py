@@ -22,7 +22,7 @@ from kmine.setup.provenance import count_parameters, forget_peak_memory, peak_me
 from kmine.store.run_folder import FOLD_TRAININGS, RunFolder
 from kmine.sweep.trials import STATE, Session, State, Trial, config_of, save_failure, state_of, trial_dir
 from kmine.training.task import Task
-from kmine.types import ProgressReporter, RoundResult, stopped_by
+from kmine.types import ProgressReporter, RoundResult, kept_round, stopped_by
 
 EXPECTED = (UserError, FloatingPointError, MemoryError)
 """Errors with a sufficient message; of others the traceback is kept."""
@@ -83,7 +83,7 @@ def _train(session: Session, trial: Trial, run: RunFolder, source: Source, progr
     with preparing(run):  # adaptation and calibration end before the first round is requested
         rounds = method(trial.method, truth)(task)
     results = list(rounds)
-    last = [result for result in results if result.adopted][-1]
+    kept = kept_round(results)
     in_root = trial.method in ROOT_METHODS
     costs: State = {
         "steps": num_steps(task, results, in_root),
@@ -92,25 +92,29 @@ def _train(session: Session, trial: Trial, run: RunFolder, source: Source, progr
     }
     run.update_run(
         stopped_by=stopped_by(results, loop.rounds) if in_root else "rounds",
-        adopted_round=last.round_idx,
-        arm=method_dir_of(trial.method) if last.round_idx else "",  # round 0 of every method is in the run folder
+        adopted_round=kept.round_idx,
+        arm=method_dir_of(trial.method) if kept.round_idx else "",  # round 0 of every method is in the run folder
         **costs,
     )
     return costs | {
         "num_labeled": len(task.labeled),
         "num_unlabeled": len(task.unlabeled),
-        "val_dice": last.metrics.dice,
-        "val_dice_final": last.final_metrics.dice,
-        "val_score": last.metrics.score,
+        "val_dice": kept.metrics.dice,
+        "val_dice_final": kept.final_metrics.dice,
+        "val_score": kept.metrics.score,
         "num_parameters": count_parameters(task),
     }
 
 
 def num_steps(task: Task, results: Sequence[RoundResult], by_pseudo_masks: bool) -> int:
-    """Optimizer steps of the local model; with `by_pseudo_masks`, rounds without pseudo masks took none."""
-    later = [result for result in results if result.round_idx]
+    """Optimizer steps of round 0 and of all rounds, or of the one schedule in their place.
+
+    With `by_pseudo_masks`, rounds without pseudo masks took none.
+    """
+    later = [result for result in results if result.round_idx and not result.retrained]
     trained = [result for result in later if not (by_pseudo_masks and result.has_no_pseudo_masks)]
-    return task.cfg.fit.steps + len(trained) * task.cfg.fit.round_steps
+    num_rounds = task.cfg.rounds if results[0].retrained else len(trained)
+    return task.cfg.fit.steps + num_rounds * task.cfg.fit.round_steps
 
 
 def link_shared_artifacts(source_dir: Path, target_dir: Path) -> None:

@@ -11,7 +11,7 @@ from kmine.training.evaluation import evaluate_round
 from kmine.training.model_setup import new_model
 from kmine.training.task import Task
 from kmine.training.trainer import train
-from kmine.types import RoundResult
+from kmine.types import RoundResult, kept_round
 
 
 def trained_auxiliary_model(task: Task, method_dir: str = "witness") -> tuple[LocalModel, str] | None:
@@ -38,19 +38,50 @@ def train_rounds(
     """Round 0 as in the loop, then `rounds` times `fit.round_steps` steps, each from the last adopted round.
 
     Round 0 is that of the loop, in the run folder itself, or lies in `first_dir`. `round_inputs` maps a round to
-    arguments of `train` (`pseudo` and `pseudo_signature`, or `consistency`); None ends the rounds.
+    arguments of `train` (`pseudo` and `pseudo_signature`, or `consistency`); None ends the rounds. With `retrain`, and
+    such arguments, a model trained once with the last ones follows.
     """
     model = new_model(task)
     current = train(task, model, round_idx=0, method_dir=first_dir)
     adopted = evaluate_round(task, model, current, round_idx=0, method_dir=first_dir)
     yield adopted
+    rounds, last_inputs = [adopted], {}
     for round_idx in range(1, task.cfg.rounds + 1):
         if (inputs := round_inputs(round_idx)) is None:
-            return
+            break
         place = {"round_idx": round_idx, "method_dir": method_dir}
         candidate = train(task, model, start=current, **place, **inputs)
         num_pseudo = len(inputs.get("pseudo") or ())
         result = evaluate_round(task, model, candidate, num_pseudo=num_pseudo, reference=adopted, **place)
         yield result
+        rounds.append(result)
+        last_inputs = inputs
         if result.adopted:
             current, adopted = candidate, result
+    if last_inputs and task.cfg.retrain:
+        once = {"round_idx": len(rounds), "method_dir": method_dir, "reference": kept_round(rounds)}
+        yield train_once(task, len(rounds) - 1, **once, **last_inputs)
+
+
+def train_once(
+    task: Task,
+    num_rounds: int,
+    *,
+    round_idx: int,
+    method_dir: str = "",
+    reference: RoundResult | None = None,
+    **inputs: Any,
+) -> RoundResult:
+    """Train a new model in one schedule over the steps of round 0 and of `num_rounds` rounds, and evaluate it.
+
+    It has the initial weights and the learning rate of round 0. Its folder is that of round `round_idx`. It is adopted
+    if its score on validation is not below that of `reference`, the best round. `inputs` are arguments of `train`.
+    """
+    fit = task.cfg.fit
+    one_schedule = replace(fit, round_steps=fit.steps + num_rounds * fit.round_steps, round_lr=fit.lr)
+    task = replace(task, cfg=replace(task.cfg, fit=one_schedule))
+    place = {"round_idx": round_idx, "method_dir": method_dir}
+    model = new_model(task)
+    trained = train(task, model, **place, **inputs)
+    known = {"num_pseudo": len(inputs.get("pseudo") or ()), "retrained": True}
+    return evaluate_round(task, model, trained, reference=reference, **place, **known)

@@ -17,6 +17,7 @@ SMALL: Settings = {
     "segmenter.name": "ellipse",
     "rounds": 1,
     "baseline": "false",
+    "retrain": "false",
     "data.num_samples": 24,
     "data.size": 32,
     "data.label_fraction": 0.3,

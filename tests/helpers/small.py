@@ -24,6 +24,7 @@ from kmine.training.fit import UnlabeledViews
 ANYTHING_GOES = GateConfig(mode="ranked", keep=1.0)
 CFG = LoopConfig(
     rounds=2,
+    retrain=False,
     data=DataConfig(num_samples=24, size=32, label_fraction=0.3, val_fraction=0.2),
     model=ModelConfig(encoder="tu-mobilenetv3_small_050", encoder_weights=None, decoder_channels=8, encoder_depth=3),
     fit=FitConfig(steps=12, round_steps=6, batch_size=4, val_every=6, ema_decay=0.0, checkpoint="best"),

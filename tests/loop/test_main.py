@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from kmine.config import DataConfig, LoopConfig, SegmenterConfig
@@ -11,6 +9,7 @@ from kmine.loop import __main__ as command
 from kmine.loop import engine
 from kmine.loop.engine import LoopResults
 from kmine.report.inputs import RoundRow
+from kmine.types import Metrics, RoundResult
 
 
 @pytest.fixture
@@ -31,7 +30,10 @@ def calls(monkeypatch):
         if terminal.console.quiet:
             return None
         row = RoundRow(0, 3, 0, 0.5, 0.4, 2.0, 1, 0.45, True)
-        return LoopResults([SimpleNamespace(round_idx=1)], [], [row], "ellipse", "no_pseudo_masks")
+        metrics = Metrics((), 0.5, 0.4, 2.0, 1, 0)
+        mined = [RoundResult(n, 3, 0, metrics, metrics, True, {}, retrained=n == 2) for n in range(3)]
+        baselines = {"supervised_once": mined[2:], "supervised": mined[:1]}
+        return LoopResults(mined, baselines, [row], "ellipse", "no_pseudo_masks")
 
     monkeypatch.setattr(engine, "run_rounds", run_rounds)
     return found
@@ -42,7 +44,8 @@ def test_the_table_the_reason_and_the_files_are_printed(cfg, calls, capsys):
     assert calls == [("phantom", False)]
     out, err = capsys.readouterr()
     assert out == "" and "validation, per round (segmenter: ellipse)" in err and "0.500" in err
-    assert "stopped after round 1 of 2: " in err
+    assert "stopped after round 1 of 2: " in err, "the retrained model is no round of mining"
+    assert "baselines on validation, the better one first: supervised_once 0.500, supervised 0.500\n" in err
     assert f"results: {cfg.out}/results.csv   report: {cfg.out}/report.html\n" in err
 
 

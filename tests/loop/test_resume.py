@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,9 @@ from kmine.data.datasets.phantom.dataset import PhantomSource
 from kmine.setup import open as setup_open
 from kmine.store import run_folder as run_store
 from kmine.store.run_folder import RunFolder
+from kmine.training.checkpoints import Checkpointer
 from kmine.training.task import Task
+from kmine.types import RoundResult
 
 TINY = {
     **SMALL,
@@ -112,6 +115,11 @@ def assert_same(out: Path, other: Path) -> None:
     assert results(out) == results(other)
     assert content(out) == content(other)
     assert not [p for p in out.rglob("*") if p.name.startswith(".") and p.name != ".lock"], "nothing half written"
+
+
+def score_of(out: Path, round_idx: int) -> float:
+    store = RunFolder(out, follows=True)
+    return RoundResult.from_json(store.read_json(store.round_dir(round_idx) / "metrics.json")).metrics.score
 
 
 def interrupt_after(patch: pytest.MonkeyPatch, owner: object, name: str, calls: int) -> None:
@@ -221,6 +229,54 @@ def test_an_interrupted_run_resumed_equals_an_undisturbed_one(undisturbed, cache
     assert_same(out, undisturbed)
     after = times(out)
     assert {f: after[f] for f in kept} == kept, "finished files are not written again"
+
+
+@pytest.fixture(scope="module")
+def with_all_models(cache, tmp_path_factory):
+    """An uninterrupted run with a retrained model and the baselines."""
+    out = tmp_path_factory.mktemp("all") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        set_batch_size(patch, 6)
+        assert run(out, cache, retrain="true", baseline="true") == 0
+    return out
+
+
+def test_a_run_has_a_retrained_model_and_both_baselines(with_all_models, undisturbed):
+    rows, info = results(with_all_models), RunFolder(with_all_models, follows=True).run()
+    assert [row["retrained"] for row in rows] == ["False", "False", "False", "True"]
+    assert [row["dice"] for row in rows[:3]] == [row["dice"] for row in results(undisturbed)], "mining is the same"
+    assert rows[3]["supervised_once_dice"] and not rows[2]["supervised_once_dice"] and rows[2]["supervised_dice"]
+    assert info["stopped_by"] == "rounds" and info["kept_rounds"].keys() == {"supervised", "supervised_once"}
+    scores = {n: score_of(with_all_models, n) for n, row in enumerate(rows) if row["adopted"] == "True"}
+    assert info["adopted_round"] == max(scores, key=lambda n: (scores[n], n))
+    assert [n for n, row in enumerate(rows) if row["kept"] == "True"] == [info["adopted_round"]]
+    page = (with_all_models / "report.html").read_text()
+    assert "Round 3 is a new model, trained once" in page and "in one schedule" in page
+    assert (with_all_models / "supervised_once/round_02/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("calls", [5, 11], ids=["retrained", "supervised_once"])
+def test_a_kill_in_one_of_the_long_trainings_costs_its_last_checkpoint(with_all_models, cache, tmp_path, calls):
+    """Rounds save their states 1 to 3, the retrained model 4 to 7, supervised 8 and 9, supervised_once 10 to 13."""
+    settings, out = {"retrain": "true", "baseline": "true"}, tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, Checkpointer, "save_state", calls)
+        assert run(out, cache, **settings) == 130
+    states = [path.relative_to(out).as_posix() for path in out.rglob("fit_state.safetensors")]
+    where = "round_03" if calls == 5 else "supervised_once/round_02"
+    assert states == [f"{where}/fit_state.safetensors"]
+    assert run(out, cache, **settings) == 0
+    assert_same(out, with_all_models)
+
+
+def test_a_run_of_before_retraining_is_refused_by_that_setting_or_resumes(undisturbed, cache, tmp_path, capsys):
+    out = shutil.copytree(undisturbed, tmp_path / "run")
+    text = (out / "config.yaml").read_text()
+    (out / "config.yaml").write_text("".join(x for x in text.splitlines(True) if not x.startswith("retrain:")))
+    assert run(out, cache, retrain="true") == 2
+    assert "retrain = False, this command has True" in (said := capsys.readouterr().err) and "--retrain false" in said
+    assert run(out, cache) == 0
+    assert content(out) == content(undisturbed)
 
 
 def test_a_training_resumes_from_its_last_validation(undisturbed, cache, tmp_path):

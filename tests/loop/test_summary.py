@@ -34,7 +34,7 @@ def task_of(run: RunFolder, num_val: int = 30):
 
 def test_a_row_has_the_figures_of_both_checkpoints_and_of_the_baseline(run):
     baseline = replace(SECOND, metrics=replace(METRICS, dice=0.7), adopted=True)
-    first, second = summary.round_rows(task_of(run), [FIRST, SECOND], [baseline])
+    first, second = summary.round_rows(task_of(run), [FIRST, SECOND], {"supervised": [baseline]})
     assert (first.dice, first.dice_final, first.iou, first.hd95, first.num_missed) == (0.5, 0.45, 0.4, 3.0, 2)
     assert math.isnan(first.coverage) and first.supervised_dice is None and first.num_new is None
     assert (second.coverage, second.supervised_dice, second.supervised_adopted) == (0.5, 0.7, True)
@@ -52,7 +52,7 @@ def test_corrections_are_those_of_an_audit_and_else_unknown(run):
 
 
 def test_unknown_values_are_empty_cells_of_results_csv(run):
-    summary.write_results(run, summary.round_rows(task_of(run), [FIRST, SECOND], []))
+    summary.write_results(run, summary.round_rows(task_of(run), [FIRST, SECOND]))
     first, second = run.read_csv("results.csv")
     assert (first["round"], first["segmenter"], second["segmenter"]) == ("0", "", "ellipse")
     assert (first["dice"], first["supervised_dice"], first["difference"]) == ("0.500000", "", "")
@@ -69,12 +69,14 @@ def test_without_a_segmenter_its_name_is_none(tmp_path):
 
 def test_notes_name_stand_ins_refused_rounds_and_the_end(run):
     run.update_run(stopped_by="refused_twice")
-    rows = summary.round_rows(task_of(run), [FIRST, SECOND], [])
+    rows = summary.round_rows(task_of(run), [FIRST, SECOND])
     notes = summary._notes(task_of(run, num_val=19), rows, "ellipse")
     assert notes[0].startswith("The segmenter is a stand-in (ellipse)")
     assert notes[1].startswith("Round 1 was refused: fell by 0.1 in validation Dice")
-    assert notes[2] == "Validation holds only 19 images: differences of a few points are noise."
-    assert notes[3].startswith("The loop stopped after round 1 of 3: ") and len(notes) == 4
+    assert "no fall is tolerated. The next round started" in notes[1]
+    assert notes[2] == "The run keeps the model of round 0, of those adopted the best on validation."
+    assert notes[3] == "Validation holds only 19 images: differences of a few points are noise."
+    assert notes[4].startswith("The loop stopped after round 1 of 3: ") and len(notes) == 5
     assert summary._notes(task_of(run), rows[:1], "sam_vit_b")[0].startswith("The loop stopped after round 0 of 3")
 
 
@@ -128,7 +130,7 @@ def test_rows_have_the_figures_of_clean_images(run):
     metrics = [
         summarise([*cases, replace(cases[1], dice=dice, counts=((0, n, 0),))]) for n, dice in ((0, math.nan), (3, 0.0))
     ]
-    own, other = (replace(SECOND, metrics=one) for one in metrics)
-    (row,) = summary.round_rows(task_of(run), [own], [other])
+    own, other = (replace(SECOND, metrics=one, adopted=True) for one in metrics)
+    (row,) = summary.round_rows(task_of(run), [own], {"supervised": [other]})
     assert (row.dice, row.num_empty, row.dice_lesion, row.num_clean, row.false_alarm_rate) == (0.5, 2, 0.5, 2, 0.0)
     assert (row.supervised_dice, row.supervised_dice_lesion, row.supervised_false_alarm_rate) == (0.25, 0.5, 0.5)

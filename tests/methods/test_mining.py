@@ -6,14 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.small import CFG, decision, same, weights
+from helpers.small import ANYTHING_GOES, CFG, decision, record_steps, same, weights
 
 from kmine.config import PromptsConfig
+from kmine.methods import mining
 from kmine.methods.mining import mine
 from kmine.methods.supervised import supervised
 from kmine.mining import candidates
 from kmine.mining import round as mining_round
 from kmine.mining.pseudo_labels import PseudoLabels
+from kmine.ops.metrics import summarise
 from kmine.segmenters.ellipse import Ellipse
 from kmine.training import evaluation as scoring
 from kmine.training import trainer as training
@@ -21,7 +23,7 @@ from kmine.training.checkpoints import Checkpoints
 from kmine.training.model_setup import new_model
 from kmine.training.train_steps import FitResult
 from kmine.training.trainer import train
-from kmine.types import Candidate
+from kmine.types import Candidate, CaseMetrics, RoundResult, kept_round, stopped_by
 
 
 class MaskInputReturned(Ellipse):
@@ -97,7 +99,7 @@ def test_a_gate_that_keeps_nothing_ends_the_loop_with_a_message(task_of):
 def test_a_worse_round_is_not_adopted_and_the_next_starts_before_it(task_of, monkeypatch):
     task, store = task_of(replace(CFG, adopt_tolerance=0.15), segmenter=MaskInputReturned())
     monkeypatch.setattr(Checkpoints, "is_last_used", False)
-    monkeypatch.setattr(scoring, "evaluate_checkpoint", with_dice(0.5, 0.5, 0.3, 0.3, 0.4, 0.4))
+    monkeypatch.setattr(scoring, "evaluate_checkpoint", with_dice(0.5, 0.5, 0.3, 0.3, 0.5, 0.5))
     started_from = []
     real_load = training.LocalModel.load_state_dict
     monkeypatch.setattr(
@@ -106,7 +108,7 @@ def test_a_worse_round_is_not_adopted_and_the_next_starts_before_it(task_of, mon
     results = list(mine(task))
     assert [r.adopted for r in results] == [True, False, True]
     assert [r.reason for r in results] == ["adopted", "refused: fell by 0.200", "adopted"]
-    assert [r.difference for r in results[1:]] == [pytest.approx(-0.2), pytest.approx(-0.1)], "to the last adopted one"
+    assert [r.difference for r in results[1:]] == [pytest.approx(-0.2), pytest.approx(0.0)], "to the last adopted one"
     assert np.isnan(results[0].difference)
     again = list(mine(task))  # read back from metrics.json
     for name in ("adopted", "reason", "difference", "difference_low", "difference_high"):
@@ -117,6 +119,45 @@ def test_a_worse_round_is_not_adopted_and_the_next_starts_before_it(task_of, mon
     # Loads: two to evaluate round 0, one to mine and one to fit round 1, two to evaluate it, then those of round 2.
     assert same(started_from[6], best_of_0) and same(started_from[7], best_of_0)
     assert not same(started_from[6], best_of_1)
+
+
+def test_a_retrained_model_has_the_initial_weights_the_last_masks_and_the_steps_of_all_rounds(task_of, monkeypatch):
+    steps = record_steps(monkeypatch)
+    cfg = replace(CFG, retrain=True, fit=replace(CFG.fit, round_lr=5e-4))
+    task, store = task_of(cfg, segmenter=MaskInputReturned())
+    results = list(mine(task))
+    assert [r.round_idx for r in results] == [0, 1, 2, 3] and steps == [12, 6, 6, 24]
+    assert [r.retrained for r in results] == [False, False, False, True]
+    assert results[3].num_pseudo == results[2].num_pseudo > 0 and store.decisions(3) == []
+    signature, rows = store.round_signature(2), store.decisions(2)
+    pool = PseudoLabels(task, 2, signature, rows, {}).pool
+    by_hand = replace(task, cfg=replace(task.cfg, fit=replace(task.cfg.fit, round_steps=24, round_lr=cfg.fit.lr)))
+    inputs = {"pseudo": pool, "pseudo_signature": signature}
+    train(by_hand, new_model(task), round_idx=3, method_dir="by_hand", **inputs)
+    assert same(weights(store, 3), weights(store, 3, "by_hand"))
+    steps.clear()
+    again = list(mine(task))
+    assert steps == [] and again[3] == results[3] and stopped_by(results, 2) == "rounds"
+
+
+def test_without_pseudo_masks_nothing_is_retrained_and_else_on_those_of_the_last_round_with_any(task_of, monkeypatch):
+    task, _store = task_of(replace(CFG, retrain=True, gate=replace(ANYTHING_GOES, min_confidence=1.0)))
+    assert [r.retrained for r in mine(task)] == [False, False]
+    task, _store = task_of(replace(CFG, retrain=True), "second", segmenter=MaskInputReturned())
+    nothing, real = type("Nothing", (dict,), {"seconds": {}})(), mining.pseudo_label
+    monkeypatch.setattr(mining, "pseudo_label", lambda *inputs: real(*inputs) if inputs[4] == 1 else nothing)
+    steps = record_steps(monkeypatch)
+    results = list(mine(task))
+    assert [r.num_pseudo for r in results[2:]] == [0, results[1].num_pseudo] and steps == [12, 6, 18]
+    assert results[3].retrained and stopped_by(results, 2) == "no_pseudo_masks"
+
+
+def test_the_kept_round_is_the_best_of_the_adopted_and_of_equals_the_last():
+    metrics = [summarise([CaseMetrics("a", dice, dice, 1.0, 0)]) for dice in (0.5, 0.7, 0.7, 0.9, 0.6)]
+    rounds = [RoundResult(n, 4, 3, one, one, n != 3, {}) for n, one in enumerate(metrics)]
+    assert kept_round(rounds).round_idx == 2, "round 3 was refused"
+    assert kept_round([*rounds, replace(rounds[3], round_idx=5, adopted=True)]).round_idx == 5
+    assert kept_round(rounds[:1]).round_idx == 0
 
 
 def test_two_refused_rounds_in_a_row_end_the_loop_and_a_single_one_does_not(task_of, monkeypatch):

@@ -12,7 +12,7 @@ from kmine.data.pool import Pool
 from kmine.errors import UserError
 from kmine.methods.fixmatch import fixmatch
 from kmine.methods.mean_teacher import mean_teacher
-from kmine.methods.supervised import labels_only, supervised
+from kmine.methods.supervised import labels_only, supervised, supervised_once
 from kmine.segmenters.identity import IdentitySegmenter
 from kmine.training.checkpoints import Checkpointer
 
@@ -91,6 +91,38 @@ def test_without_room_for_unlabeled_images_nothing_is_trained(task_of, monkeypat
     with pytest.raises(UserError, match=r"fit\.labeled_share"):
         list(method(task))
     assert steps == []
+
+
+def test_one_schedule_has_the_steps_of_all_rounds_and_resumes_bit_for_bit(task_of, monkeypatch):
+    steps = record_steps(monkeypatch)
+    task, store = task_of(replace(CFG, fit=replace(CFG.fit, val_every=4)))
+    (result,) = supervised_once(task)
+    assert steps == [24] and result.retrained and result.adopted and result.round_idx == 2
+    assert not (store.round_dir(0) / "model.safetensors").exists(), "from the initial weights"
+    other, other_store = task_of(task.cfg, "interrupted")
+    real = Checkpointer.save_state
+
+    def save_and_stop(*args):
+        real(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "save_state", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            list(supervised_once(other))
+    assert next(supervised_once(other)).metrics == result.metrics
+    assert same(weights(store, 2, "supervised_once"), weights(other_store, 2, "supervised_once"))
+    without = replace(task, cfg=replace(task.cfg, rounds=0))
+    assert [r.metrics for r in supervised_once(without)] == [r.metrics for r in supervised(without)]
+
+
+@pytest.mark.parametrize("method", [supervised, fixmatch])
+def test_methods_on_unlabeled_images_are_retrained_too(task_of, monkeypatch, method):
+    steps = record_steps(monkeypatch)
+    task, _store = task_of(replace(CFG, retrain=True, fixmatch=LOW_THRESHOLD))
+    rounds = list(method(task))
+    assert steps == ([12, 6, 6] if method is supervised else [12, 6, 6, 24])
+    assert [r.round_idx for r in rounds if r.retrained] == ([] if method is supervised else [3])
 
 
 def test_a_baseline_model_has_all_its_rounds_in_a_folder_of_its_own(task_of, monkeypatch):

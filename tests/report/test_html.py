@@ -175,16 +175,19 @@ def test_a_page_with_24_large_items_is_below_5_mb():
     assert len(render_html(report([row(0)], gallery=[large] * 24))) < 5e6
 
 
-@pytest.mark.parametrize(("flags", "baseline"), [((True, True, False), "0.660"), ((None,) * 3, "0.680")])
-def test_the_headline_compares_the_last_adopted_rounds(flags, baseline):
-    mined = [row(0, 0.6), row(1, 0.70), row(2, 0.65, adopted=False)]
-    beside = (0.60, 0.66, 0.68)
-    rounds = [replace(r, supervised_dice=d, supervised_adopted=f) for r, d, f in zip(mined, beside, flags, strict=True)]
-    text = headline(report(rounds, gain=Paired(0.063, 0.021, 0.105, 40)))
+ONE = {"supervised": 0.637}
+
+
+def test_the_headline_compares_the_kept_round_with_the_better_baseline():
+    rounds = [row(0, 0.6), row(1, 0.70, kept=True), row(2, 0.69)]
+    gain, both = Paired(0.063, 0.021, 0.105, 40), {"supervised_once": 0.66, "supervised": 0.65}
+    text = headline(report(rounds, gain=gain, baselines=both))
     assert "0.700 on 12 validation cases (round 1)" in text
     assert text.endswith(
-        f"reached {baseline}: mining is ahead by 6.3 points [+2.1, +10.5] (95 % interval, image by image)."
+        "reached 0.660 (in one schedule; 0.650 in rounds): mining is ahead by 6.3 points [+2.1, +10.5] (95 % interval, "
+        "image by image)."
     )
+    assert "reached 0.637 (in rounds): mining" in headline(report(rounds, gain=gain, baselines=ONE))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +206,7 @@ def test_the_headline_compares_the_last_adopted_rounds(flags, baseline):
     ],
 )
 def test_the_headline_states_the_difference_with_its_interval_or_none(gain, ending):
-    assert headline(report([row(0), row(1, 0.7, supervised_dice=0.637)], gain=gain)).endswith(ending)
+    assert headline(report([row(0), row(1, 0.7, kept=True)], gain=gain, baselines=ONE)).endswith(ending)
 
 
 def test_the_headline_without_a_baseline_claims_no_gain():
@@ -211,8 +214,8 @@ def test_the_headline_without_a_baseline_claims_no_gain():
 
 
 def test_the_headline_says_how_clean_images_count():
-    rounds = [row(0), row(1, supervised_dice=0.6, num_clean=3)]
-    assert headline(report(rounds, gain=Paired(0.1, 0.05, 0.15, 40))).endswith(
+    rounds = [row(0), row(1, num_clean=3, kept=True)]
+    assert headline(report(rounds, gain=Paired(0.1, 0.05, 0.15, 40), baselines=ONE)).endswith(
         "; silence on a clean image counts 1, a false alarm 0."
     )
 
@@ -223,10 +226,10 @@ def test_the_headline_of_a_run_that_kept_or_adopted_nothing():
         "Supervised training on 6 labels reached Dice 0.600 on 12 validation cases; nothing was mined: no round with "
         "ellipse kept a pseudo mask."
     )
-    refused = row(1, 0.5, adopted=False, supervised_dice=0.65)
-    text = headline(report([row(0, 0.6), refused], gain=Paired(-0.05, -0.08, -0.02, 40)))
+    rounds = [row(0, 0.6, kept=True), row(1, 0.5, adopted=False)]
+    text = headline(report(rounds, gain=Paired(-0.05, -0.08, -0.02, 40), baselines=ONE))
     assert text.startswith(
-        "No round of mining with ellipse was adopted: round 0, trained on the labels alone, reached Dice 0.600"
+        "No round of mining with ellipse is kept: round 0, trained on the labels alone, reached Dice 0.600"
     )
     assert "mining is behind by 5.0 points [-8.0, -2.0]" in text
 

@@ -64,14 +64,43 @@ def test_a_round_is_refused_for_false_alarms_on_clean_images():
         )
 
     first = RoundResult(0, 4, 0, metrics(0.5, 0), metrics(0.5, 0), True, {})
-    second = evaluation._compare_to(first, replace(first, round_idx=1, metrics=metrics(0.6, 10)), 0.01)
+    second = evaluation._compare_to(first, replace(first, round_idx=1, metrics=metrics(0.6, 10)), str, 0.01)
     assert second.difference == pytest.approx(-8.5 / 30) and not second.adopted
     third = evaluation._compare_to(
-        replace(first, metrics=metrics(0.5, 5)), replace(first, metrics=metrics(0.5, 0)), 0.01
+        replace(first, metrics=metrics(0.5, 5)), replace(first, metrics=metrics(0.5, 0)), str, 0.01
     )
     assert third.difference == pytest.approx(5 / 30) and third.adopted
-    silent = evaluation._compare_to(first, replace(first, metrics=metrics(0.6, 0)), 0.01)
+    silent = evaluation._compare_to(first, replace(first, metrics=metrics(0.6, 0)), str, 0.01)
     assert silent.difference == pytest.approx(0.05), "all 30 images count"
+
+
+def result_of(scores, round_idx: int = 1, **fields) -> RoundResult:
+    metrics = summarise(CaseMetrics(f"i{n}", float(score), 0.0, 1.0, 0) for n, score in enumerate(scores))
+    return RoundResult(round_idx, 4, 3, metrics, metrics, True, {}, **fields)
+
+
+def test_a_round_is_adopted_if_the_lower_end_of_the_interval_is_within_the_tolerance():
+    """Gaps +-.1 around a mean of .01 in 20 images: standard error .1 / sqrt(19), t(.9; 19) 1.328, lower end -.0205."""
+    before = result_of([0.5] * 20, 0)
+    after = result_of([0.5 + 0.01 + (0.1 if n % 2 else -0.1) for n in range(20)])
+    strict, lenient = (evaluation._compare_to(before, after, str, tolerance) for tolerance in (0.02, 0.021))
+    assert strict.difference_low == pytest.approx(0.01 - 1.3277 * 0.1 / 19**0.5, abs=1e-4)
+    assert (strict.adopted, strict.reason) == (False, "refused: may have fallen by 0.020")
+    assert (lenient.adopted, lenient.reason) == (True, "adopted")
+    for mean, adopted in ((0.01, True), (0.0, True), (-0.001, False)):
+        few = evaluation._compare_to(result_of([0.5] * 19, 0), result_of([0.5 + mean] * 19), str, 0.5)
+        assert few.adopted == adopted, "under 20 images the mean counts, whatever the tolerance"
+    grouped = evaluation._compare_to(before, after, lambda i: i[:2], 0.0)
+    assert grouped.adopted, "ten groups: the mean counts, which rose"
+
+
+@pytest.mark.parametrize(
+    ("score", "reason"), [(0.6, "adopted"), (0.5, "adopted"), (0.4, "refused: 0.100 below round 2")]
+)
+def test_a_retrained_model_is_adopted_unless_its_mean_is_lower(score, reason):
+    best = result_of([0.3, 0.7] * 20, 2)
+    found = evaluation._compare_to(best, result_of([score] * 40, 3, retrained=True), str, 0.0)
+    assert found.reason == reason and found.adopted == (reason == "adopted")
 
 
 def test_a_round_is_evaluated_once_and_refused_after_a_fall(task_of, monkeypatch):

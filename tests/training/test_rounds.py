@@ -30,7 +30,7 @@ def trained(monkeypatch):
     return calls
 
 
-TASK = SimpleNamespace(cfg=SimpleNamespace(rounds=3), auxiliary_model=None)
+TASK = SimpleNamespace(cfg=SimpleNamespace(rounds=3, retrain=False), auxiliary_model=None)
 
 
 def test_each_round_starts_from_the_last_adopted_one(trained):
