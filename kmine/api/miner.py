@@ -50,8 +50,8 @@ class KnowledgeMiner:
         rounds_: results of the rounds, in order.
         labeled_round_: round in which each image entered training: 0 for labeled ones; absent images took no part.
         termination_condition_: max_rounds, no_pseudo_masks or two_refused_rounds, as in run.json.
-        pseudo_labels_: pseudo masks of the adopted round by sample id, (H, W) uint8 class ids, 255 ignored.
-        model_: the local model of the adopted round, in evaluation mode on the CPU.
+        pseudo_labels_: pseudo masks of the kept model by sample id, (H, W) uint8 class ids, 255 ignored.
+        model_: the local model of the kept round, in evaluation mode on the CPU.
 
     Example:
         >>> KnowledgeMiner(rounds=2, fit__steps=50).get_params()["fit__steps"]
@@ -119,7 +119,7 @@ class KnowledgeMiner:
 
     @property
     def model_(self) -> LocalModel:
-        """The local model of the adopted round, in evaluation mode on the CPU."""
+        """The local model of the kept round, in evaluation mode on the CPU."""
         return load_model(open_run_model(self._fitted_root(), None, "best"))
 
     @cached_property

@@ -46,7 +46,7 @@ class Predictor:
 
         Args:
             run: the run folder, or a `kmine.Run`.
-            round: round of the model; None is the adopted one.
+            round: round of the model; None is the kept one.
             checkpoint: "best" is the one in use (`fit.checkpoint`), "final" is that of the last step.
             device: auto, cpu, cuda or cuda:N.
 

@@ -30,7 +30,7 @@ class AuditConfig:
     out: LocalPath | None = None
     """Folder for audit.csv, audit.html and exports; default: audit in the run folder."""
     round: int | None = None
-    """Round of the pseudo masks; default: the last adopted one."""
+    """Round of the pseudo masks; default: that of the masks of the kept model."""
     no_labeled: bool = False
     """Leave out the given masks, and train no models for them if the run has none."""
     with_withheld: bool = False

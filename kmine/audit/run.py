@@ -49,7 +49,7 @@ def audit_run(
     Args:
         run: the run folder, or a `kmine.Run`.
         labeled: rank the given masks too.
-        round_idx: round of the pseudo masks; None: the last adopted one.
+        round_idx: round of the pseudo masks; None: that of the masks of the kept model.
         device: auto, cpu, cuda or cuda:N.
         data_root: where the data lie now, if they were moved.
         progress: receives the progress; None is silent.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from kmine.config.checks import LocalPath, expand_paths, require
 from kmine.config.data import DataConfig
-from kmine.config.methods import FixmatchConfig, TeacherConfig
+from kmine.config.methods import FixmatchConfig, TeacherConfig, UnimatchConfig
 from kmine.config.mining import AdaptConfig, GateConfig, PromptsConfig, RefineConfig, SegmenterConfig
 from kmine.config.model import ClassifierConfig, FitConfig, InferConfig, ModelConfig
 
@@ -66,6 +66,7 @@ class LoopConfig:
     refine: RefineConfig = field(default_factory=RefineConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     fixmatch: FixmatchConfig = field(default_factory=FixmatchConfig)
+    unimatch: UnimatchConfig = field(default_factory=UnimatchConfig)
 
     def __post_init__(self) -> None:
         expand_paths(self)

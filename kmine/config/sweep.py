@@ -15,7 +15,7 @@ MINING, ORACLE = "mining", "oracle"
 METHODS: Registry[str | Callable[..., Any]] = Registry(
     "methods",
     "kmine.methods",
-    {name: f"kmine.methods.{name}:{name}" for name in ("supervised", "self_training", "mean_teacher", "fixmatch")}
+    {n: f"kmine.methods.{n}:{n}" for n in ("supervised", "self_training", "mean_teacher", "fixmatch", "unimatch")}
     | {
         "supervised_once": "kmine.methods.supervised:supervised_once",
         MINING: "kmine.methods.mining:prepare_and_mine",
@@ -45,7 +45,7 @@ class SweepConfig(LoopConfig):
     """Seeds; each draws its own labeled images. Test and validation split are the same for all."""
     methods: list[str] = field(default_factory=lambda: ["supervised", "mining"])
     """Methods: supervised, supervised_once (the same steps in one schedule), self_training, mean_teacher, fixmatch,
-    mining, oracle (true masks: the upper bound)."""
+    unimatch, mining, oracle (true masks: the upper bound)."""
     models: list[str] = field(default_factory=list)
     """Local models, as in unetpp unet sks; default: model.name."""
     set: list[str] = field(default_factory=list)

@@ -37,7 +37,7 @@ class Augment:
 
     `strong`: larger changes of colour and sharpness, same geometry. The strong view of UniMatch (arXiv 2208.09910), own
     reading, with noise added; nothing is erased, as that may be the lesion. `geometric_only`: colour and sharpness are
-    unchanged. With one seed all three apply the same geometric change.
+    unchanged. With one seed all three apply the same geometric change. `colours_only`: geometry is unchanged.
 
     Independent of the order of calls, threads and worker processes. Copies and pickles hold the settings only.
     """
@@ -50,6 +50,7 @@ class Augment:
         *,
         symmetry: Symmetry = DEFAULT_SYMMETRY,
         geometric_only: bool = False,
+        colours_only: bool = False,
         supersample: int = 1,
     ) -> None:
         """For results of `size` x `size`; `enabled=False` changes nothing.
@@ -58,14 +59,14 @@ class Augment:
         """
         assert not (strong and geometric_only) and symmetry.flips != "auto"
         self.size, self.enabled, self.strong, self.geometric_only = size, enabled, strong, geometric_only
-        self.symmetry, self.supersample = symmetry, supersample
+        self.symmetry, self.colours_only, self.supersample = symmetry, colours_only, supersample
         self._pipeline: list[albumentations.Compose] = []
         # The pipeline keeps random state between drawing and applying, so calls must not overlap.
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[partial[Augment], tuple[int, bool, bool]]:
         """Rebuild from the settings; the pipeline is built at first use."""
-        options = {name: getattr(self, name) for name in ("symmetry", "geometric_only", "supersample")}
+        options = {name: getattr(self, name) for name in ("symmetry", "geometric_only", "colours_only", "supersample")}
         return partial(Augment, **options), (self.size, self.enabled, self.strong)
 
     def __call__(
@@ -89,7 +90,7 @@ class Augment:
         with self._lock:
             if not self._pipeline:
                 colours = list if self.geometric_only else _strong if self.strong else _medium
-                geometry = _geometry(self.symmetry)
+                geometry = _geometry(self.symmetry)[: 0 if self.colours_only else None]
                 parts = [geometry + colours()] if self.supersample == 1 else [geometry, colours()]
                 self._pipeline = list(map(_composed, parts))
             # Compose.set_random_seed would give every transform the same stream, so those of equal probability would

@@ -39,11 +39,12 @@ class Views:
     weak: NDArray[np.uint8]
     """(U, S, S, 3) RGB, colours and sharpness unchanged."""
     strong: NDArray[np.uint8]
-    """(U, S, S, 3) RGB, colours and sharpness changed; with `view_cutmix`, rectangles of one another pasted in."""
+    """(V*U, S, S, 3) RGB, V views of all images in turn, colours and sharpness changed; with `view_cutmix`, rectangles
+    of one another pasted in."""
     valid: NDArray[np.bool_]
     """(U, S, S), pixels of `weak` inside the image."""
     source: NDArray[np.int64]
-    """(U, S, S), index of the weak view that the pixel of `strong` comes from; -1 outside an image."""
+    """(V*U, S, S), index of the weak view that the pixel of `strong` comes from; -1 outside an image."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class BatchPlan:
     """Probability of CutMix for each image with a mask, see `cutmix`."""
     view_cutmix: float = 0.0
     """Probability of CutMix for each strong view."""
+    num_strong: int = 1
+    """Strong views of an unlabeled image: V of `Views`."""
     patch: int | None = None
     """Side of the squares that images are cut to, see `crop`; None: whole images."""
 
@@ -189,7 +192,7 @@ class ViewBatches(Batches):
     """Labeled images, and unlabeled images in two views in place of the pseudo-labeled ones of `Batches`.
 
     The labeled images are those of `Batches` with the same plan. Unlabeled images are drawn in shuffled epochs; their
-    masks are not read and may be withheld. Weak and strong view share the geometric change. `plan.max_empty_share` is
+    masks are not read and may be withheld. Weak and strong views share the geometric change. `plan.max_empty_share` is
     not used.
 
     Raises:
@@ -206,6 +209,7 @@ class ViewBatches(Batches):
         self.strong = plan.strong or plan.augment
         options = {"symmetry": self.strong.symmetry, "supersample": self.strong.supersample}
         self.weak = Augment(self.strong.size, self.strong.enabled, geometric_only=True, **options)
+        self.colours = Augment(self.strong.size, self.strong.enabled, self.strong.strong, colours_only=True)
         self.view_cutmix = plan.view_cutmix if self.num_unlabeled > 1 else 0.0
 
     def __getitem__(self, step: int) -> Batch:
@@ -217,9 +221,19 @@ class ViewBatches(Batches):
         pairs = [self._two_views(i, step, slot) for slot, i in enumerate(drawn, self.num_labeled)]
         weak, strong, valid = map(np.stack, zip(*pairs, strict=True))
         source = np.where(valid, np.arange(len(drawn))[:, None, None], -1)
-        keys = (*self.keys, step, "cutmix of views")
-        mixed = cutmix(Batch(strong, source, np.ones(len(drawn), np.float32)), self.view_cutmix, keys)
-        return Views(weak, mixed.images, valid, mixed.masks)
+        keys, mixed = (*self.keys, step, "cutmix of views"), []
+        for view in range(self.plan.num_strong):
+            if view:
+                strong = np.stack([self._recoloured(image, step, view, slot) for slot, image in enumerate(weak)])
+            batch = Batch(strong, source, np.ones(len(drawn), np.float32))
+            mixed.append(cutmix(batch, self.view_cutmix, (*keys, view) if view else keys))
+        images, sources = (np.concatenate([getattr(one, name) for one in mixed]) for name in ("images", "masks"))
+        return Views(weak, images, valid, sources)
+
+    def _recoloured(self, weak: NDArray[np.uint8], step: int, view: int, slot: int) -> NDArray[np.uint8]:
+        """Another strong view from the weak one: the same place, other colours and sharpness."""
+        blank = np.zeros(weak.shape[:2], np.uint8)
+        return self.colours(weak, blank, derive_seed(*self.keys, step, "strong view", view, slot))[0]
 
     def _two_views(self, sample_id: str, step: int, slot: int) -> tuple[NDArray[np.uint8], ...]:
         """Weak and strong view of an image, and a mask of the pixels inside it."""

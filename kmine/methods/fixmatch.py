@@ -1,19 +1,20 @@
 """FixMatch for segmentation, as in UniMatch (arXiv 2208.09910): confident weak-view labels supervise the strong view.
 
-Letters: U unlabeled images, K classes, H, W. Differences to the paper: one strong view instead of two; weak views pass
-the model in eval mode; all images of a step pass it in one batch.
+Letters: U unlabeled images, V strong views, K classes, H, W. Differences to the paper: one strong view instead of two
+(`kmine.methods.unimatch` has both); weak views pass the model in eval mode; all images of a step pass it in one batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kmine.config import FixmatchConfig
+from kmine.config import FixmatchConfig, UnimatchConfig
 from kmine.data.batches import places_for_unlabeled
 from kmine.errors import UserError
 from kmine.io.files import sign
@@ -37,21 +38,32 @@ def fixmatch(task: Task) -> Iterator[RoundResult]:
         UserError: no place for unlabeled images in a batch (`fit.labeled_share`), or `fit.augment` is off.
     """
     cfg = task.cfg.fixmatch
-    if not task.cfg.fit.augment:
-        raise UserError("fit.augment: expected true for fixmatch, got False; without it the two views are one")
-    if cfg.weight:
-        places_for_unlabeled(task.unlabeled, task.cfg.fit.batch_size, task.cfg.fit.labeled_share)
+    require_views(task, METHOD_DIR, cfg.weight)
     views = {"strong": True, "cutmix": cfg.cutmix, "ema_decay": task.cfg.fit.ema_decay}
     consistency = Consistency(sign(METHOD_DIR, asdict(cfg)), fixmatch_consistency(cfg), **views)
     return train_rounds(task, METHOD_DIR, lambda _: {"consistency": consistency} if cfg.weight else {})
 
 
-def fixmatch_consistency(cfg: FixmatchConfig) -> ConsistencyFn:
-    """Loss on confident predictions, for the strong view and for the weak view with channels dropped."""
+def require_views(task: Task, name: str, weight: float) -> None:
+    """Raise `UserError` if the method `name` has no views to compare, or, with a `weight`, no place for them."""
+    if not task.cfg.fit.augment:
+        raise UserError(f"fit.augment: expected true for {name}, got False; without it all views are one")
+    if weight:
+        places_for_unlabeled(task.unlabeled, task.cfg.fit.batch_size, task.cfg.fit.labeled_share)
+
+
+def fixmatch_consistency(cfg: FixmatchConfig | UnimatchConfig, *, has_teacher: bool = False) -> ConsistencyFn:
+    """Loss on confident predictions, for the strong views and for the weak view with channels dropped.
+
+    Half of the weight is that of the strong views together. `has_teacher`: the predictions are those of the running
+    average, not of the model.
+    """
 
     def consistency_fn(net: nn.Module, views: UnlabeledViews, step: int, ema: EMA | None) -> ConsistencyTarget:
-        confidence, classes = net(views.weak).float().softmax(dim=1).max(dim=1)
-        confident, count = confidence > cfg.threshold, len(classes)
+        assert ema is not None or not has_teacher, "a teacher needs averaged weights"
+        with ema.applied() if has_teacher and ema else nullcontext():
+            confidence, classes = net(views.weak).float().softmax(dim=1).max(dim=1)
+        confident, count = confidence > cfg.threshold, len(views.strong)
 
         def loss(logits: Tensor) -> Tensor:
             mixed = [apply_cutmix(planes, views.source) for planes in (classes, confident)]
@@ -60,21 +72,21 @@ def fixmatch_consistency(cfg: FixmatchConfig) -> ConsistencyFn:
             return cfg.weight * (strong + perturbed) / 2
 
         images = torch.cat([views.strong, views.weak])
-        is_perturbed = torch.arange(2 * count, device=images.device) >= count
+        is_perturbed = torch.arange(len(images), device=images.device) >= count
         return ConsistencyTarget(images, loss, perturbed=is_perturbed, rate=cfg.feature_perturbation)
 
     return consistency_fn
 
 
 def apply_cutmix(planes: Tensor, source: Tensor) -> Tensor:
-    """(U, H, W) planes of the weak views, mixed like the strong ones: each pixel from the same place in `source`."""
+    """(U, H, W) planes of the weak views, mixed like the V*U strong ones: each pixel from its place in `source`."""
     return planes.gather(0, source.clamp_min(0))
 
 
 def masked_cross_entropy(logits: Tensor, classes: Tensor, confident: Tensor, valid: Tensor) -> Tensor:
     """Cross-entropy with `classes` where `confident`, as a mean over all valid pixels: few confident ones weigh little.
 
-    `logits` are (U, K, H, W) float, `classes` (U, H, W) int64; `confident` and `valid`, inside an image, bool as those.
+    `logits` are (N, K, H, W) float, `classes` (N, H, W) int64; `confident` and `valid`, inside an image, bool as those.
     """
     cross_entropy = F.cross_entropy(logits.float(), classes, reduction="none")
     return (cross_entropy * (confident & valid)).sum() / valid.sum().clamp_min(1)

@@ -38,7 +38,7 @@ class PredictConfig:
     out: LocalPath = "predictions"
     """Folder for masks/, predictions.csv, objects.csv, classes.json and, with their flags, probs/ and overlays/."""
     round: int | None = None
-    """Round of the run; default: the last adopted one."""
+    """Round of the run; default: the one that the run keeps."""
     checkpoint: Literal["best", "final"] = "best"
     """best: the one in use (fit.checkpoint); final: of the round's last step."""
     tta: Literal["none", "hflip", "flips"] = "none"

@@ -44,7 +44,7 @@ def open_run_model(root: Path, round_idx: int | None, checkpoint: str) -> RunMod
     Args:
         root: the run folder, or that of folds, of which the run on all masks is taken; `arm` in the run.json of a trial
             of a sweep locates its rounds.
-        round_idx: round of the model; None: the last adopted one.
+        round_idx: round of the model; None: the kept one.
         checkpoint: a key of `CHECKPOINTS`.
 
     Raises:

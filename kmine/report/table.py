@@ -154,7 +154,7 @@ class RoundsTable:
 
     def _table(self, *, detail: bool) -> Table:
         title = Text(f"validation, per round (segmenter: {self.segmenter})")
-        caption = Text("Adopted rounds were chosen on validation; kmine.compare gives test figures.")
+        caption = Text("Rounds were adopted and kept on validation; kmine.compare gives test figures.")
         table = Table(title=title, caption=caption, box=None, pad_edge=False, collapse_padding=True)
         used = [column for column in round_columns(self.rows, self.segmenter) if detail or not column.detail]
         for column in used:

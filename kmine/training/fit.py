@@ -28,11 +28,11 @@ class UnlabeledViews:
     weak: Tensor
     """(U, 3, S, S) uint8."""
     strong: Tensor
-    """(U, 3, S, S) uint8."""
+    """(V*U, 3, S, S) uint8, V strong views."""
     valid: Tensor
     """(U, S, S) bool."""
     source: Tensor
-    """(U, S, S) int64."""
+    """(V*U, S, S) int64."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,10 @@ class Consistency:
     consistency_fn: ConsistencyFn
     strong: bool = False
     """Whether the second view gets strong augmentation; else that of the labeled images."""
+    num_strong: int = 1
+    """Number of these views."""
     cutmix: float = 0.0
-    """Probability of the second view to get a rectangle of another one."""
+    """Probability of each of these views to get a rectangle of another one."""
     ema_decay: float = 0.0
     """Decay of the running average that is validated and kept; 0: no average."""
 

@@ -141,6 +141,7 @@ def training_batches(
         max_empty_share=cfg.max_empty_share,
         cutmix=cfg.cutmix,
         view_cutmix=consistency.cutmix if consistency else 0.0,
+        num_strong=consistency.num_strong if consistency else 1,
         patch=task.cfg.data.patch and task.cfg.data.patch * cfg.supersample,
     )
     return ViewBatches(labeled, unlabeled, plan) if consistency else Batches(labeled, pseudo, plan)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.loop_command import OPEN_GATE, SMALL, run_loop
+from helpers.loop_command import OPEN_GATE, SMALL, adopt_all, run_loop
 
 from kmine.audit import __main__ as audit
 
@@ -32,7 +32,9 @@ TINY = {
 def audited_run(tmp_path_factory) -> Path:
     """The run folder, with fold models; not to be changed."""
     folder = tmp_path_factory.mktemp("audit") / "run"
-    assert run_loop(TINY, folder) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        adopt_all(patch)
+        assert run_loop(TINY, folder) == 0
     assert audit.main([str(folder), "--device", "cpu"]) == 0
     return folder
 

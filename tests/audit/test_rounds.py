@@ -29,6 +29,8 @@ def test_the_last_adopted_round_with_masks_is_audited(tmp_path):
     assert select_round([replace(rounds[0], adopted=False), rounds[2]], None, tmp_path).round_idx == 3
     assert select_round(rounds, 2, tmp_path).round_idx == 2  # without masks: the given ones are audited alone
     assert select_round(rounds[1:2], None, tmp_path).round_idx == 2
+    of_kept = [select_round(rounds, None, tmp_path, kept=kept).round_idx for kept in (0, 1, 3, 4)]
+    assert of_kept == [1, 1, 3, 3], "round 4 is a retrained model"
     with pytest.raises(UserError, match="--round 4: expected one of 1, 2, 3"):
         select_round(rounds, 4, tmp_path)
     with pytest.raises(UserError, match="found no pseudo masks"):

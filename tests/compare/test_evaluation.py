@@ -13,7 +13,7 @@ from kmine.compare.runs import ComparedRun
 from kmine.config import LoopConfig
 from kmine.config.sweep import MINING
 from kmine.store.run_folder import RunFolder
-from kmine.types import EQUAL_STEPS, ROUND_0
+from kmine.types import EQUAL_STEPS, ONE_SCHEDULE, ROUND_0
 
 
 def compared(root: Path, info: dict, trial: dict | None = None, rounds: int = 2) -> ComparedRun:
@@ -41,6 +41,17 @@ def test_each_method_is_evaluated_at_its_last_adopted_round(run):
     assert found == {ROUND_0: (0, ""), EQUAL_STEPS: (1, "supervised"), MINING: (2, "")}
     one_method = {"method": "oracle", "adopted_round": 1, "arm": "oracle"}
     assert _rounds_to_evaluate(run, compared(run.root, one_method)) == {"oracle": (1, "oracle")}
+
+
+def test_recorded_rounds_take_the_place_of_the_last_adopted_ones(run):
+    write(run.root / "supervised_once" / "round_02", {"seconds": {"fit": 40}, "adopted": True})
+    info = {"adopted_round": 3, "kept_rounds": {"supervised": 2, "supervised_once": 2}}
+    found = _rounds_to_evaluate(run, compared(run.root, info))
+    assert found[EQUAL_STEPS] == (2, "supervised") and found[ONE_SCHEDULE] == (2, "supervised_once")
+    assert found[MINING] == (3, "")
+    assert _cost(compared(run.root, info), run, ONE_SCHEDULE, "supervised_once", 1).seconds == 40, "without round 0"
+    without = {"adopted_round": 2, "kept_rounds": {"supervised": 0}}
+    assert _rounds_to_evaluate(run, compared(run.root, without))[EQUAL_STEPS] == (0, "")
 
 
 def test_a_baseline_model_is_evaluated_from_its_own_folder(run):

@@ -20,7 +20,7 @@ from kmine.config.sweep import MINING
 from kmine.errors import UserError
 from kmine.ops.metrics import case_metrics, summarise
 from kmine.report import comparison
-from kmine.types import EQUAL_STEPS, ROUND_0, CaseMetrics
+from kmine.types import EQUAL_STEPS, ONE_SCHEDULE, ROUND_0, CaseMetrics
 
 NAN = float("nan")
 
@@ -54,6 +54,23 @@ def test_supervised_of_a_loop_is_the_arm_at_equal_steps_where_there_is_one(there
     assert table.baseline == base
     assert [row.method for row in table.rows if row.is_baseline] == [base]
     assert "mining (ellipse)" in by_method(table)
+
+
+@pytest.mark.parametrize("names", [(EQUAL_STEPS, ONE_SCHEDULE), ("supervised", "supervised_once")])
+def test_by_default_the_baseline_is_the_better_supervised_one_on_validation(names):
+    def base(*scores: tuple[float, float], baseline: str = "auto", seeds: int = 2) -> str:
+        found = [result(MINING, [0.5, 0.6], seed) for seed in range(2)]
+        for name, of_seeds in zip(names, scores, strict=False):
+            found += [result(name, [0.9, 0.1], seed, val_score=s) for seed, s in enumerate(of_seeds[:seeds])]
+            seeds = 2
+        return tabulate(found, baseline).baseline
+
+    assert base((0.5, 0.7), (0.6, 0.7)) == names[1] and base((0.5, 0.7), (0.6, 0.5)) == names[0]
+    assert base((0.5, 0.7), (0.5, 0.7)) == base((0.5, 0.7)) == names[0]
+    assert base((0.5, 0.7), (0.6, 0.7), seeds=1) == names[0], "not all runs have both"
+    assert base((0.5, NAN), (0.6, 0.7)) == names[0], "unknown"
+    assert base((0.5, 0.7), (0.6, 0.7), baseline="supervised") == names[0]
+    assert base((0.9, 0.9), (0.6, 0.7), baseline="supervised_once") == names[1]
 
 
 def test_any_method_can_be_the_baseline_and_an_unknown_one_is_refused():

@@ -195,6 +195,9 @@ def test_geometric_changes_are_the_same_and_keep_colours(augment):
         known = moved != 255
         colours = changed[known].reshape(-1, 3)
         assert np.median(np.abs(colours.astype(int) - (200, 90, 60)).max(axis=1)) == 0, seed
+    colours = pickle.loads(pickle.dumps(Augment(SIZE, strong=True, colours_only=True)))
+    assert all(np.array_equal(colours(image, mask, seed)[1], mask) for seed in range(10))
+    assert any((colours(image, mask, seed)[0] != image).any() for seed in range(3))
     assert pickle.loads(pickle.dumps(plain)).geometric_only and not pickle.loads(pickle.dumps(strong)).geometric_only
 
 

@@ -349,8 +349,24 @@ def test_source_gives_the_weak_view_of_each_strong_pixel():
     )
 
 
+def test_two_strong_views_differ_in_colours_and_rectangles_and_share_the_geometry():
+    one, two = (view_batches(num_strong=n, view_cutmix=0.5)[1].views for n in (1, 2))
+    for name in ("weak", "valid"):
+        assert np.array_equal(getattr(one, name), getattr(two, name))
+    for name in ("strong", "source"):
+        first, second = np.split(getattr(two, name), 2)
+        assert np.array_equal(first, getattr(one, name)), "the first view is that of one view"
+        assert (first != second).any()
+    plain = view_batches(num_strong=2)
+    assert all((a != b).any() for step in range(3) for a, b in zip(*np.split(plain[step].views.strong, 2), strict=True))
+    unchanged = view_batches(num_strong=2, enabled=False, view_cutmix=1.0)[0].views
+    rows, columns = np.indices((32, 32))
+    for strong, source in zip(unchanged.strong, unchanged.source, strict=True):
+        assert np.array_equal(strong, unchanged.weak[source, rows, columns]), "every pixel stays in its place"
+
+
 def test_views_are_determined_by_seed_round_and_step():
-    made = {"view_cutmix": 0.5}
+    made = {"view_cutmix": 0.5, "num_strong": 2}
     whole = list(view_batches(**made).stream(0, 6, 0))
     assert all(map(same_views, view_batches(**made).stream(3, 6, 2), whole[3:]))
     for other in ({"seed": 1}, {"round_idx": 2}):

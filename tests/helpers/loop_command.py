@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from kmine.data.datasets.phantom.dataset import PhantomSource
 from kmine.loop import __main__ as loop
+from kmine.training import evaluation
 
 Settings = dict[str, object]
 
@@ -49,6 +51,11 @@ def words(settings: Mapping[str, object], out: Path, cache: Path | None = None, 
 def run_loop(settings: Mapping[str, object], out: Path, cache: Path | None = None, **changes: object) -> int:
     """Run the command; returns its exit code."""
     return loop.main(words(settings, out, cache, **changes))
+
+
+def adopt_all(patch: pytest.MonkeyPatch) -> None:
+    """Few validation images have an interval, too, so that `adopt_tolerance` 1 adopts every round."""
+    patch.setattr(evaluation, "SMALL_SPLIT", 0)
 
 
 def write_pictures(folder: Path, num_samples: int) -> None:

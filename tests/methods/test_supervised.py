@@ -7,25 +7,26 @@ from dataclasses import replace
 import pytest
 from helpers.small import CFG, record_steps, same, weights
 
-from kmine.config import FixmatchConfig, TeacherConfig
+from kmine.config import FixmatchConfig, TeacherConfig, UnimatchConfig
 from kmine.data.pool import Pool
 from kmine.errors import UserError
 from kmine.methods.fixmatch import fixmatch
 from kmine.methods.mean_teacher import mean_teacher
 from kmine.methods.supervised import labels_only, supervised, supervised_once
+from kmine.methods.unimatch import unimatch
 from kmine.segmenters.identity import IdentitySegmenter
 from kmine.training.checkpoints import Checkpointer
 
 ONE = replace(CFG, rounds=1)
-LOW_THRESHOLD = FixmatchConfig(threshold=0.5)
+LOW_THRESHOLD = {"fixmatch": FixmatchConfig(threshold=0.5), "unimatch": UnimatchConfig(threshold=0.5)}
 """After a few steps a model has no higher confidence."""
 
 
-@pytest.mark.parametrize("method", [fixmatch, mean_teacher])
+@pytest.mark.parametrize("method", [fixmatch, mean_teacher, unimatch])
 def test_equal_steps_from_one_round_0_without_masks_or_labels(task_of, monkeypatch, method):
     steps, labels_read, real = record_steps(monkeypatch), [], Pool.image_label
     monkeypatch.setattr(Pool, "image_label", lambda pool, i: (labels_read.append(i), real(pool, i))[1])
-    task, store = task_of(replace(CFG, fixmatch=LOW_THRESHOLD), segmenter=IdentitySegmenter())
+    task, store = task_of(replace(CFG, **LOW_THRESHOLD), segmenter=IdentitySegmenter())
     assert task.unlabeled._masks == "withheld"
     rounds, counted = list(method(task)), list(steps)
     assert not labels_read and counted == [12, 6, 6] and [r.round_idx for r in rounds] == [0, 1, 2]
@@ -37,7 +38,12 @@ def test_equal_steps_from_one_round_0_without_masks_or_labels(task_of, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("method", "off"), [(fixmatch, {"fixmatch": FixmatchConfig(0.0)}), (mean_teacher, {"teacher": TeacherConfig(0.0)})]
+    ("method", "off"),
+    [
+        (fixmatch, {"fixmatch": FixmatchConfig(0.0)}),
+        (mean_teacher, {"teacher": TeacherConfig(0.0)}),
+        (unimatch, {"unimatch": UnimatchConfig(0.0)}),
+    ],
 )
 def test_with_weight_0_the_training_is_supervised_bit_for_bit(task_of, method, off):
     task, store = task_of(replace(ONE, **off))
@@ -47,9 +53,9 @@ def test_with_weight_0_the_training_is_supervised_bit_for_bit(task_of, method, o
         assert same(weights(store, 1, method.__name__, name), weights(store, 1, "supervised", name))
 
 
-@pytest.mark.parametrize("method", [fixmatch, mean_teacher])
+@pytest.mark.parametrize("method", [fixmatch, mean_teacher, unimatch])
 def test_an_interrupted_method_resumes_bit_for_bit(task_of, monkeypatch, method):
-    cfg = replace(ONE, fit=replace(CFG.fit, val_every=2), fixmatch=LOW_THRESHOLD)
+    cfg = replace(ONE, fit=replace(CFG.fit, val_every=2), **LOW_THRESHOLD)
     task, store = task_of(cfg)
     list(method(task))
     other, other_store = task_of(cfg, "interrupted")
@@ -73,18 +79,18 @@ def test_an_interrupted_method_resumes_bit_for_bit(task_of, monkeypatch, method)
 
 def test_a_changed_setting_affects_only_the_training_of_its_method(task_of, monkeypatch):
     steps = record_steps(monkeypatch)
-    task, _ = task_of(replace(ONE, fixmatch=LOW_THRESHOLD))
+    task, _ = task_of(replace(ONE, **LOW_THRESHOLD))
     for method in (fixmatch, mean_teacher):
         list(method(task))
     steps.clear()
-    other = replace(task, cfg=replace(task.cfg, fixmatch=replace(LOW_THRESHOLD, cutmix=0.9)))
+    other = replace(task, cfg=replace(task.cfg, fixmatch=FixmatchConfig(threshold=0.5, cutmix=0.9)))
     list(mean_teacher(other))
     assert steps == []
     list(fixmatch(other))
     assert steps == [6]
 
 
-@pytest.mark.parametrize("method", [fixmatch, mean_teacher])
+@pytest.mark.parametrize("method", [fixmatch, mean_teacher, unimatch])
 def test_without_room_for_unlabeled_images_nothing_is_trained(task_of, monkeypatch, method):
     steps = record_steps(monkeypatch)
     task, _ = task_of(replace(ONE, fit=replace(CFG.fit, labeled_share=1.0)))
@@ -119,7 +125,7 @@ def test_one_schedule_has_the_steps_of_all_rounds_and_resumes_bit_for_bit(task_o
 @pytest.mark.parametrize("method", [supervised, fixmatch])
 def test_methods_on_unlabeled_images_are_retrained_too(task_of, monkeypatch, method):
     steps = record_steps(monkeypatch)
-    task, _store = task_of(replace(CFG, retrain=True, fixmatch=LOW_THRESHOLD))
+    task, _store = task_of(replace(CFG, retrain=True, **LOW_THRESHOLD))
     rounds = list(method(task))
     assert steps == ([12, 6, 6] if method is supervised else [12, 6, 6, 24])
     assert [r.round_idx for r in rounds if r.retrained] == ([] if method is supervised else [3])
