@@ -369,14 +369,6 @@ class RoundResult:
         return cls(**value | {name: metrics(value[name]) for name in ("metrics", "final_metrics")})
 
 
-def kept_round(rounds: Sequence[RoundResult]) -> RoundResult:
-    """The round whose model is kept: of the adopted ones that of the highest score on validation, of equals the last.
-
-    Round 0 counts as adopted, and so does a retrained model that is not below all others.
-    """
-    return max((result for result in rounds if result.adopted), key=lambda r: (r.metrics.score, r.round_idx))
-
-
 def stopped_by(results: Sequence[RoundResult], rounds: int) -> str:
     """Why mining ended, a key of `STOPPED_BY`, from its results and the configured number of rounds."""
     mined = [result for result in results if not result.retrained]

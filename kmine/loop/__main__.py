@@ -16,7 +16,7 @@ from kmine.config.sweep import MINING
 from kmine.data import DATASETS
 from kmine.ops.statistics import Paired
 from kmine.setup.preflight import preflight
-from kmine.types import STOPPED_BY, kept_round
+from kmine.types import STOPPED_BY
 
 if TYPE_CHECKING:
     from kmine.report.comparison import Comparison
@@ -50,6 +50,7 @@ def run_loop(cfg: LoopConfig, given: Collection[str] | None = None) -> int:
     from kmine.report.comparison import summary_lines
     from kmine.report.table import RoundsTable
     from kmine.setup.finished import ALL_MASKS
+    from kmine.training.rounds import kept_round
 
     refuse_other_folder(cfg)
     try:

@@ -23,8 +23,9 @@ from kmine.setup.preflight import preflight
 from kmine.setup.provenance import peak_memory_mb, preparing
 from kmine.store.run_folder import RunFolder
 from kmine.training.distributed import rank_zero_first
+from kmine.training.rounds import kept_round
 from kmine.training.task import Task
-from kmine.types import ProgressReporter, RoundResult, kept_round, labels_only_dir, stopped_by
+from kmine.types import ProgressReporter, RoundResult, labels_only_dir, stopped_by
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from kmine.ops.statistics import SMALL_SPLIT, Paired, paired_change
 from kmine.report.inputs import BY_MODEL, CSV_COLUMNS, Calibrated, Category, GalleryItem, Report, RoundRow
 from kmine.store.run_folder import RunFolder
 from kmine.store.tables import DecisionRow, class_map
+from kmine.training.rounds import kept_round
 from kmine.training.task import Task
-from kmine.types import EVIDENCE_COLUMNS, STOPPED_BY, Prompts, RoundResult, Skipped, kept_round, labels_only_method
+from kmine.types import EVIDENCE_COLUMNS, STOPPED_BY, Prompts, RoundResult, Skipped, labels_only_method
 
 GALLERY_SIZE = 4
 """Images per category."""

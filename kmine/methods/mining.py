@@ -20,10 +20,10 @@ from kmine.training.checkpoints import Checkpoints
 from kmine.training.distributed import rank_zero_first
 from kmine.training.evaluation import evaluate_round
 from kmine.training.model_setup import new_model
-from kmine.training.rounds import train_once, trained_auxiliary_model
+from kmine.training.rounds import kept_round, train_once, trained_auxiliary_model
 from kmine.training.task import Task, single_process
 from kmine.training.trainer import train
-from kmine.types import RoundResult, kept_round
+from kmine.types import RoundResult
 
 
 def mine(task: Task) -> Iterator[RoundResult]:

@@ -21,8 +21,9 @@ from kmine.setup.open import begin_run, open_truth
 from kmine.setup.provenance import count_parameters, forget_peak_memory, peak_memory_mb, preparing
 from kmine.store.run_folder import FOLD_TRAININGS, RunFolder
 from kmine.sweep.trials import STATE, Session, State, Trial, config_of, save_failure, state_of, trial_dir
+from kmine.training.rounds import kept_round
 from kmine.training.task import Task
-from kmine.types import ProgressReporter, RoundResult, kept_round, stopped_by
+from kmine.types import ProgressReporter, RoundResult, stopped_by
 
 EXPECTED = (UserError, FloatingPointError, MemoryError)
 """Errors with a sufficient message; of others the traceback is kept."""

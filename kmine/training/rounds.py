@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from kmine.training.evaluation import evaluate_round
 from kmine.training.model_setup import new_model
 from kmine.training.task import Task
 from kmine.training.trainer import train
-from kmine.types import RoundResult, kept_round
+from kmine.types import RoundResult
 
 
 def trained_auxiliary_model(task: Task, method_dir: str = "witness") -> tuple[LocalModel, str] | None:
@@ -85,3 +85,11 @@ def train_once(
     trained = train(task, model, **place, **inputs)
     known = {"num_pseudo": len(inputs.get("pseudo") or ()), "retrained": True}
     return evaluate_round(task, model, trained, reference=reference, **place, **known)
+
+
+def kept_round(rounds: Sequence[RoundResult]) -> RoundResult:
+    """The round whose model is kept: of the adopted ones that of the highest score on validation, of equals the last.
+
+    Round 0 counts as adopted, and so does a retrained model that is not below all others.
+    """
+    return max((result for result in rounds if result.adopted), key=lambda r: (r.metrics.score, r.round_idx))

@@ -21,9 +21,10 @@ from kmine.training import evaluation as scoring
 from kmine.training import trainer as training
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.model_setup import new_model
+from kmine.training.rounds import kept_round
 from kmine.training.train_steps import FitResult
 from kmine.training.trainer import train
-from kmine.types import Candidate, CaseMetrics, RoundResult, kept_round, stopped_by
+from kmine.types import Candidate, CaseMetrics, RoundResult, stopped_by
 
 
 class MaskInputReturned(Ellipse):
