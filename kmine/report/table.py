@@ -100,9 +100,7 @@ def round_columns(rows: Sequence[RoundRow], segmenter: str) -> list[Column]:
         Column("IoU", "checkpoint in use", lambda row: number(row.iou), detail=True),
         Column("HD95", unit, lambda row: number(row.hd95, 1), detail=True),
         Column("missed", "true objects without any prediction", lambda row: str(row.num_missed)),
-        Column(
-            "adopted", "unless Dice may have fallen by more than the tolerance; kept: the run's model", _adopted, False
-        ),
+        Column("adopted", "unless Dice may have fallen by more than tolerated; kept: the run's model", _adopted, False),
         Column("time", "all stages", lambda row: duration(sum(row.seconds.values())) if row.seconds else DASH),
     ]
 
