@@ -56,7 +56,7 @@ from kmine.setup.open import open_task, open_truth
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
 from kmine.training.task import Task
-from kmine.types import IGNORE_INDEX, Candidate, Probs, Prompts
+from kmine.types import Candidate, Probs, Prompts
 
 PLAIN = {"source": "local", "passes": 1, "box": True, "points": False, "mask_hint": True, "doubtful": None,
          "box_scales": (1.0,)}  # fmt: skip
@@ -138,18 +138,14 @@ def scores(
     pairs = list(zip(prompts, best, strict=True))
     objects = [(k, part) for k in range(1, len(probs.probs)) for part in components(truth == k, MIN_OBJECT)]
     found = [any(p.class_id == k and metrics.iou(mask, part) >= 0.5 for p, mask in pairs) for k, part in objects]
-    wrong = (probs.mask != truth) & (truth != IGNORE_INDEX)
-    still = (ungated(probs, pairs) != truth) & (truth != IGNORE_INDEX)
-    corrected, broken = int((wrong & ~still).sum()), int((still & ~wrong).sum())
+    change = metrics.correction(probs.mask, ungated(probs, pairs), truth)
     return {
         "candidates": len(pairs),
         "dice": sum(true_dice(mask, prompt, truth) for prompt, mask in pairs),
         "objects": len(objects),
         "found": sum(found),
-        "wrong": int(wrong.sum()),
-        "corrected": corrected,
-        "broken": broken,
-        "gained": corrected - broken,
+        **change._asdict(),
+        "gained": change.corrected - change.broken,
     }
 
 
