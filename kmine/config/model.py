@@ -231,7 +231,7 @@ class FitConfig:
     max_empty_share: float = 0.25
     """Largest share of lesion-free images among the pseudo-labeled ones in training, unless all are."""
     ema_decay: float = 0.0
-    """Decay of an exponential moving average of the weights (such as 0.99), which is then validated and kept; 0: off."""
+    """Decay of an exponential moving average of the weights (as in 0.99), which is then validated and kept; 0: off."""
     checkpoint: Literal["last", "best"] = "last"
     """Weights that are used: last: those of the last step, unless validation shows that the training diverged (a fall
     of the score by more than 0.05 and by more than noise); best: those of the best validation."""
