@@ -87,6 +87,7 @@ def config(args: argparse.Namespace, labels: int, seed: int) -> LoopConfig:
         fit=FitConfig(steps=args.steps, round_steps=args.round_steps, round_lr=args.round_lr, val_every=args.val_every),
         segmenter=SegmenterConfig(name=args.segmenter),
         adapt=AdaptConfig(enabled=args.adapt),
+        retrain=False,
     )
 
 

@@ -6,7 +6,7 @@
 
 A cell is (set, labels, seed): round 0, the models of the parts and the adapted segmenter are made once and shared by
 its arms. Every arm then spends the same optimizer steps. In the differences silence on a clean image counts 1, a false
-alarm 0. OUT/CELL/ARM.csv holds Dice on validation and test of the last adopted round, OUT/CELL/ARM-objects.csv and
+alarm 0. OUT/CELL/ARM.csv holds Dice on validation and test of the kept round, OUT/CELL/ARM-objects.csv and
 ARM-images.csv what an audit finds of its pseudo masks: the withheld masks are read here, after the arm is done, and
 nowhere else. What is there is not repeated; a stopped training goes on.
 
@@ -58,7 +58,7 @@ from kmine.setup.open import open_for_test, open_task, open_truth
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
 from kmine.training.inference import infer
-from kmine.training.rounds import train_rounds
+from kmine.training.rounds import kept_round, train_rounds
 from kmine.training.task import Task
 from kmine.types import IGNORE_INDEX, Prompts, RoundResult
 
@@ -116,7 +116,7 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
     source, store, terminal = preflight(cfg), RunFolder(root), Terminal()
     task = open_task(cfg, source, store, terminal)
     results = list(_method(arm, folder, source, args.iou)(task))
-    last = [r for r in results if r.adopted][-1]
+    last = kept_round(results)
     _audit(task, source, results, folder / arm)
     calibrated = store.read_json(root / "calibration" / "calibration.json")
     if calibrated and calibrated["promise"]:

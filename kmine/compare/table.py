@@ -137,6 +137,7 @@ def _joined(method: str, folds: Sequence[Result]) -> Result:
         final=pooled("final"),
         groups={name: group for fold in folds for name, group in fold.groups.items()},
         cost=Cost(sum(cost.seconds for cost in costs), memory, costs[0].num_parameters),
+        val_score=float(np.mean([fold.val_score for fold in folds])),
     )
 
 

@@ -12,7 +12,7 @@ from helpers.loop_command import OPEN_GATE, SMALL, run_loop
 
 from kmine.compare import __main__ as compare
 from kmine.config.sweep import MINING
-from kmine.types import EQUAL_STEPS, ROUND_0
+from kmine.types import EQUAL_STEPS, ONE_SCHEDULE, ROUND_0
 
 TINY = {
     **SMALL,
@@ -45,19 +45,19 @@ def two_runs(tmp_path_factory) -> list[str]:
     return [run(base / f"seed{s}", base / "cache", seed=s) for s in (0, 1)]
 
 
-def test_the_table_has_the_three_arms_on_the_test_split_and_the_opening_is_logged(two_runs, capsys):
+def test_the_table_has_the_four_arms_on_the_test_split_and_the_opening_is_logged(two_runs, capsys):
     capsys.readouterr()
     assert compare.main(two_runs) == 0
     shown = capsys.readouterr().out
     assert "6 images, 2 seed(s), segmenter ellipse" in shown
-    assert shown.count("\n| ") == 4 and "mining (ellipse)" in shown
+    assert shown.count("\n| ") == 5 and "mining (ellipse)" in shown
     for folder in two_runs:
         assert len(opened(folder)) == 1
     rows = table(two_runs[0], "test_cases.csv")
     test_ids = {r["sample_id"] for r in table(two_runs[0], "splits.csv") if r["split"] == "test"}
     assert {r["sample_id"] for r in rows} == test_ids
     assert {(r["arm"], r["checkpoint"]) for r in rows} == {
-        (arm, checkpoint) for arm in (ROUND_0, EQUAL_STEPS, MINING) for checkpoint in ("chosen", "final")
+        (arm, checkpoint) for arm in (ROUND_0, EQUAL_STEPS, ONE_SCHEDULE, MINING) for checkpoint in ("chosen", "final")
     }
 
 
@@ -90,10 +90,10 @@ def test_the_table_is_written_in_every_format(two_runs, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert (tmp_path / "test_table.md").read_text() == shown and f"*{ROUND_0}*" in shown
     rows = table(str(tmp_path), "test_table.csv")
-    assert [row["method"] for row in rows] == [ROUND_0, EQUAL_STEPS, "mining (ellipse)"]
-    assert [row["is_baseline"] for row in rows] == ["True", "False", "False"]
+    assert [row["method"] for row in rows] == [ROUND_0, EQUAL_STEPS, ONE_SCHEDULE, "mining (ellipse)"]
+    assert [row["is_baseline"] for row in rows] == ["True", "False", "False", "False"]
     assert all(float(row["seconds"]) > 0 and float(row["num_parameters"]) > 1e4 for row in rows)
-    assert float(rows[2]["seconds"]) > float(rows[0]["seconds"])
+    assert float(rows[3]["seconds"]) > float(rows[0]["seconds"])
     assert "\\toprule" in (tmp_path / "test_table.tex").read_text()
     assert "<td>mining (ellipse)</td>" in (tmp_path / "test_table.html").read_text()
     assert compare.main([two_runs[0], "--out", str(tmp_path / "few"), "--format", "markdown"]) == 0

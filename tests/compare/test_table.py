@@ -313,6 +313,8 @@ def test_folds_are_joined_image_by_image_by_hand():
     assert (joined.cost.seconds, joined.cost.peak_memory_mb, joined.num_labeled) == (90.0, 200.0, 10)
     assert joined.segmenter == "tiny, tiny+adapted"
     assert join_folds(parts[:1]) == parts[0]
+    (joined,) = join_folds([[fold(n, 0.5, val_score=score)] for n, score in enumerate((0.4, 0.6))])
+    assert joined.val_score == pytest.approx(0.5)
 
 
 def test_a_fold_that_kept_no_mask_counts_with_its_round_0():

@@ -19,7 +19,7 @@ from kmine.predict.run_model import open_run_model
 from kmine.setup.finished import final_run, fold_runs
 from kmine.store.run_folder import RunFolder
 from kmine.training import trainer
-from kmine.types import EQUAL_STEPS, ROUND_0
+from kmine.types import EQUAL_STEPS, ONE_SCHEDULE, ROUND_0
 
 TINY = SMALL | UNET | FEW_STEPS | OPEN_GATE
 TINY |= {"baseline": "true", "data.num_samples": 12, "data.label_fraction": 0.6, "adopt_tolerance": 1, "data.folds": 2}
@@ -64,9 +64,10 @@ def test_the_end_names_the_figures_of_all_folds_and_one_thing_to_do(folds):
     out, lines = folds
     assert any("of every image by models not trained on it" in line for line in lines)
     figures = [line for line in lines if line.startswith("  ")]
-    assert [line.split("  ")[1] for line in figures] == [ROUND_0, EQUAL_STEPS, "mining (ellipse)"]
-    assert f"against {EQUAL_STEPS}" in figures[2] and lines[-1].startswith(f"results: {out / 'all'}")
+    assert [line.split("  ")[1] for line in figures] == [ROUND_0, EQUAL_STEPS, ONE_SCHEDULE, "mining (ellipse)"]
     table = compare_runs([out], device="cpu").table
+    assert table.baseline in (EQUAL_STEPS, ONE_SCHEDULE)
+    assert f"against {table.baseline}" in figures[3] and lines[-1].startswith(f"results: {out / 'all'}")
     assert all(f"{row.dice:.3f}" in line for row, line in zip(table.rows, figures, strict=True))
     assert "2 folds" in " ".join(table.notes) and "12 images" in table.notes[0]
 
@@ -99,7 +100,7 @@ def test_a_kill_in_a_fold_loses_nothing_and_finished_folds_are_not_repeated(fold
 
     def killed(*args, **kwargs):
         trained.append(len(trained))
-        if len(trained) == 5:  # three trainings a run; the second of fold 1
+        if len(trained) == 6:  # four trainings a run; the second of fold 1
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
@@ -107,10 +108,10 @@ def test_a_kill_in_a_fold_loses_nothing_and_finished_folds_are_not_repeated(fold
     assert run_loop(TINY, out, cache) == 130
     assert fold_runs(out) and not (out / "all").exists() and opened(out / "fold-0") == []
     assert run_loop(TINY, out, cache) == 0
-    assert len(trained) == 3 * 3 + 1
+    assert len(trained) == 3 * 4 + 1
     for name in NAMES:
         pair = [RunFolder(base / name, follows=True) for base in (folds[0], out)]
-        assert all(same(*(weights(store, 1, arm) for store in pair)) for arm in ("", "supervised"))
+        assert all(same(*(weights(store, 1, arm) for store in pair)) for arm in ("", "supervised", "supervised_once"))
     trained.clear()
     assert run_loop(TINY, out, cache) == 0 and not trained
 
