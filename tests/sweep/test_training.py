@@ -13,10 +13,13 @@ from kmine.types import Metrics, RoundResult
 def test_rounds_without_pseudo_masks_take_no_steps():
     metrics = Metrics((), 0.5, 0.5, 0.0, 0, 0)
     rounds = [RoundResult(n, 4, pseudo, metrics, metrics, True, {}) for n, pseudo in ((0, 0), (1, 3), (2, 0))]
-    task = SimpleNamespace(cfg=SimpleNamespace(fit=SimpleNamespace(steps=100, round_steps=10)))
+    task = SimpleNamespace(cfg=SimpleNamespace(rounds=3, fit=SimpleNamespace(steps=100, round_steps=10)))
     assert num_steps(task, rounds, by_pseudo_masks=True) == 110
     assert num_steps(task, rounds, by_pseudo_masks=False) == 120, "supervised training has no pseudo masks"
     assert num_steps(task, rounds[:1], by_pseudo_masks=True) == 100
+    once = RoundResult(3, 4, 3, metrics, metrics, True, {}, retrained=True)
+    assert num_steps(task, [*rounds, once], by_pseudo_masks=True) == 110, "those of the rounds, which it has too"
+    assert num_steps(task, [once], by_pseudo_masks=False) == 130, "one schedule in place of three rounds"
 
 
 def test_shared_artifacts_are_linked_unless_the_target_exists(tmp_path):
