@@ -13,7 +13,7 @@ from kmine.errors import first_names
 from kmine.mining.calibration.fit import MIN_OBJECTS
 from kmine.models.encoder_hub import PREFIX, weights_name
 from kmine.ops.metrics import correction_text
-from kmine.ops.statistics import Paired
+from kmine.ops.statistics import SMALL_SPLIT, Paired
 from kmine.store.tables import DecisionRow
 from kmine.training.task import Task
 
@@ -31,6 +31,8 @@ class Outcome:
     num_labeled: int
     num_masked: int
     """Images with masks in use: labeled and validation ones."""
+    num_test: int
+    """Images of the test split."""
     can_fold: bool
     """Whether the same command may take data.folds."""
     missing_weights: str
@@ -57,6 +59,7 @@ def outcome_of(
         gain=gain,
         num_labeled=len(task.labeled),
         num_masked=len(task.labeled) + len(task.val),
+        num_test=sum(row["split"] == "test" for row in task.run.read_csv("splits.csv") or ()),
         can_fold=not (data.folds or data.split_file or all(ref.split for ref in source.refs())),
         missing_weights="" if model.is_pretrained else weights_name(model.name, model.encoder),
         has_sam=task.cfg.segmenter.name.startswith("sam"),
@@ -79,14 +82,14 @@ def _least_sure(decisions: Iterable[DecisionRow]) -> list[str]:
 def next_step(outcome: Outcome) -> str:
     """One sentence: what the run does not show, and what to do next; empty where mining is shown to help.
 
-    The first of these that applies (own choice of order, cheapest first): pretrained weights, folds, another segmenter,
-    more labels.
+    The first of these that applies (own choice of order, cheapest first): pretrained weights, the test split, folds,
+    another segmenter, more labels.
     """
     gain, few = outcome.gain, outcome.gain is None or math.isnan(outcome.gain.low)
     if outcome.kept_none:
         problem = f"no mask was kept, {outcome.reasons}"
     elif few:
-        problem = "too few images to show whether mining helped"
+        problem = "too few validation images to show whether mining helped"
     elif gain.low <= 0:
         problem = f"no gain by mining is shown ({gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}])"
     else:
@@ -97,6 +100,8 @@ def next_step(outcome: Outcome) -> str:
 def _cure(outcome: Outcome, *, few: bool) -> str:
     if name := outcome.missing_weights:
         return f"begin with ImageNet weights: kmine weights get {PREFIX}{name}, {OTHER_OUT}"
+    if few and outcome.num_test >= SMALL_SPLIT:
+        return f"kmine compare with this folder, which tests on {outcome.num_test} images"
     if few and outcome.can_fold and outcome.num_masked >= FEW:
         return "--data.folds 5 with another --out, which tests on every image with a mask"
     if (shares := outcome.correction) and None not in shares and shares[0] <= shares[1]:

@@ -17,6 +17,7 @@ OUTCOME = Outcome(
     gain=Paired(0.01, -0.02, 0.04, 30),
     num_labeled=12,
     num_masked=16,
+    num_test=4,
     can_fold=True,
     missing_weights="",
     has_sam=False,
@@ -36,10 +37,17 @@ def test_nothing_is_said_where_mining_is_shown_to_help():
         ({}, "no gain by mining is shown (+0.010 [-0.020, +0.040]); next: label about 8 more images, such as c, a, b"),
         ({"num_labeled": 40}, "next: label about 20 more images"),
         ({"unsure": []}, "label about 8 more images; then the same command with another --out"),
-        ({"gain": None}, "too few images to show whether mining helped; next: --data.folds 5 with another --out"),
+        (
+            {"gain": None},
+            "too few validation images to show whether mining helped; next: --data.folds 5",
+        ),
         ({"gain": Paired(0.1, NAN, NAN, 1)}, "next: --data.folds 5"),
-        ({"gain": None, "num_masked": 9}, "too few images to show whether mining helped; next: label about 8 more"),
+        (
+            {"gain": None, "num_masked": 9},
+            "to show whether mining helped; next: label about 8 more",
+        ),
         ({"gain": None, "can_fold": False}, "next: label about 8 more"),
+        ({"gain": None, "num_test": 40}, "next: kmine compare with this folder, which tests on 40 images"),
         ({"gain": None, "kept_none": True}, "no mask was kept, most often low_stability (7 of 9); next: label about 8"),
         (
             {"missing_weights": "resnet34", "gain": None},
