@@ -46,7 +46,7 @@ from kmine.setup.finished import final_run
 from kmine.store.run_folder import RunFolder
 from kmine.training.distributed import SingleDevice
 from kmine.training.evaluation import evaluate_checkpoint
-from kmine.types import EQUAL_STEPS, ROUND_0, Metrics
+from kmine.types import ROUND_0, Metrics
 
 NUM_IMAGES, PHANTOM_SIZE = 80, 128
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -107,7 +107,9 @@ def run_cell(args: argparse.Namespace, masks: int, start: str, folds: bool, seed
     said = [line for line in (cell / "log.txt").read_text().splitlines() if "; next: " in line]
     row = {"masks": masks, "start": start, "folds": folds, "seed": seed, "minutes": minutes}
     row |= {"pseudo": _num_pseudo(final), "adopted": info["adopted_round"], "stopped_by": info["stopped_by"]}
-    row |= {"next": said[-1] if said else "", **_tested(run), **_held_out(final, data / "held_out", args.out / "cache")}
+    tested, baseline = _tested(run)
+    row |= {"next": said[-1] if said else "", "baseline": baseline, **tested}
+    row |= _held_out(final, baseline, data / "held_out", args.out / "cache")
     (cell / "row.json").write_text(json.dumps(row, indent=1))
     return row
 
@@ -127,16 +129,18 @@ def _num_pseudo(run: Path) -> int:
         return int(list(csv.DictReader(file))[-1]["num_pseudo"] or 0)
 
 
-def _tested(run: Path) -> dict[str, Any]:
-    """Dice of each method on the test images of `kmine compare`, and the difference of mining to the baseline."""
-    table = pd.read_csv(run / "test_table.csv")
-    row = {f"test {_short(method)}": dice for method, dice in zip(table["method"], table["dice"], strict=True)}
-    mining = table[table["method"].str.startswith(MINING)]
-    return row | {f"test {name}": float(mining[name].iloc[0]) for name in ("difference", "low", "high")}
+def _tested(run: Path) -> tuple[dict[str, Any], str]:
+    """Dice on the test images of `kmine compare`, mining's difference to the baseline, and the name of the latter."""
+    table = pd.read_csv(run / "test_table.csv").set_index("method")
+    mining = next(name for name in table.index if name.startswith(MINING))
+    baseline = table.index[table["is_baseline"]][0]
+    row = {f"test {name}": float(table.loc[mining, name]) for name in ("difference", "low", "high")}
+    methods = {"before": ROUND_0, "baseline": baseline, "after": mining}
+    return row | {f"test {name}": float(table.loc[method, "dice"]) for name, method in methods.items()}, baseline
 
 
-def _held_out(run: Path, folder: Path, cache: Path) -> dict[str, Any]:
-    """Dice of each method's final model on images that kmine never saw, and the difference of mining."""
+def _held_out(run: Path, baseline: str, folder: Path, cache: Path) -> dict[str, Any]:
+    """Dice on images that kmine never saw, and the difference of mining to `baseline` (its name in the table)."""
     (compared,), _ = find_runs([run], "cpu", None)
     cfg, store = compared.cfg, RunFolder(run, follows=True)
     data = DataConfig(name="folder", images=str(folder / "images"), masks=str(folder / "masks"), size=cfg.data.size)
@@ -149,14 +153,13 @@ def _held_out(run: Path, folder: Path, cache: Path) -> dict[str, Any]:
     for method, (round_idx, method_dir) in _rounds_to_evaluate(store, compared).items():
         weights, _ = store.load_tensors(store.round_dir(round_idx, method_dir) / "model.safetensors", None)
         found[method] = evaluate_checkpoint(pool, model, weights, batch_size=8, fabric=fabric)
-    base, mining = found.get(EQUAL_STEPS, found[ROUND_0]), found.get(MINING, found[ROUND_0])
-    gap = paired_change(*([case.score for case in m.cases] for m in (base, mining)), confidence=0.95)
-    row = {f"held out {_short(method)}": metrics.dice for method, metrics in found.items()}
+    # A run that kept no mask has no other model than that of round 0.
+    used = {"before": ROUND_0, "baseline": baseline, "after": MINING}
+    metrics = {name: found.get(method, found[ROUND_0]) for name, method in used.items()}
+    scores = [[case.score for case in metrics[name].cases] for name in ("baseline", "after")]
+    gap = paired_change(*scores, confidence=0.95)
+    row = {f"held out {name}": value.dice for name, value in metrics.items()}
     return row | {f"held out {name}": getattr(gap, name) for name in ("difference", "low", "high")}
-
-
-def _short(method: str) -> str:
-    return {ROUND_0: "before", EQUAL_STEPS: "baseline"}.get(method, "after" if method.startswith(MINING) else method)
 
 
 def table(rows: pd.DataFrame) -> str:
