@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from helpers.plan_facts import CPU, DATA, SPEED, TINY
 
-from kmine.config import FitConfig, GateConfig, InferConfig, LoopConfig
+from kmine.config import AdaptConfig, FitConfig, GateConfig, InferConfig, LoopConfig
 from kmine.plan.estimate import estimate_run
 
 CFG = LoopConfig(rounds=2, infer=InferConfig(tta="flips"))
@@ -27,6 +27,18 @@ def test_steps_of_a_stage_cost_their_time():
     assert more["round 0"] - seconds()["round 0"] == pytest.approx(100 * SPEED.step, rel=0.1)
     whole = {"round 0", "fold models", "retraining", "baselines"}
     assert {name for name, took in seconds().items() if more[name] != took} == whole, "one schedule has all the steps"
+    folds = more["fold models"] - seconds()["fold models"]
+    assert folds == pytest.approx(CFG.adapt.folds * (more["round 0"] - seconds()["round 0"]))
+    fixed = replace(CFG, adapt=AdaptConfig(fold_steps=300), fit=FitConfig(steps=300))
+    assert seconds(fixed)["fold models"] == seconds(replace(fixed, fit=FitConfig(steps=900)))["fold models"]
+
+
+def test_models_of_the_parts_are_trained_between_the_rounds():
+    for without in ({"crossfit": 1}, {"rounds": 1}):
+        assert "models of the parts" not in seconds(replace(CFG, **without))
+    one = seconds()["2 rounds: training"] / 2
+    assert seconds()["models of the parts"] == pytest.approx(2 * one)
+    assert seconds(replace(CFG, rounds=4, crossfit=3))["models of the parts"] == pytest.approx(9 * one)
 
 
 def test_mining_grows_with_unlabeled_images_and_rounds():
