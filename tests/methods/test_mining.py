@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.small import ANYTHING_GOES, CFG, decision, record_steps, same, weights
+from helpers.small import CFG, decision, record_steps, same, weights
 
 from kmine.config import PromptsConfig
 from kmine.methods import mining
@@ -142,7 +142,7 @@ def test_a_retrained_model_has_the_initial_weights_the_last_masks_and_the_steps_
 
 
 def test_without_pseudo_masks_nothing_is_retrained_and_else_on_those_of_the_last_round_with_any(task_of, monkeypatch):
-    task, _store = task_of(replace(CFG, retrain=True, gate=replace(ANYTHING_GOES, min_confidence=1.0)))
+    task, _store = task_of(replace(CFG, retrain=True, prompts=PromptsConfig(min_area_px=10_000)))
     assert [r.retrained for r in mine(task)] == [False, False]
     task, _store = task_of(replace(CFG, retrain=True), "second", segmenter=MaskInputReturned())
     nothing, real = type("Nothing", (dict,), {"seconds": {}})(), mining.pseudo_label

@@ -110,8 +110,15 @@ def test_parts_partition_the_unlabeled_images_and_one_is_none(task_of):
     assert unlabeled_parts(single) == [], "no model could be trained without a part"
 
 
-def test_from_round_2_on_no_image_is_predicted_by_a_model_trained_on_its_pseudo_mask(task_of, monkeypatch):
-    task, store = task_of(replace(CFG, rounds=3, crossfit=2, adopt_tolerance=1.0))
+@pytest.fixture
+def adopting(monkeypatch):
+    """Every round is adopted, whatever a few validation images say."""
+    real = mining.evaluate_round
+    monkeypatch.setattr(mining, "evaluate_round", lambda *a, **k: replace(real(*a, **k), adopted=True))
+
+
+def test_from_round_2_on_no_image_is_predicted_by_a_model_trained_on_its_pseudo_mask(task_of, adopting, monkeypatch):
+    task, store = task_of(replace(CFG, rounds=3, crossfit=2))
     trained_on, predicted = {}, []  # by weights: images with pseudo masks, those of earlier rounds included
     real_train, real_infer = train, candidates.infer_by_labels
 
@@ -143,8 +150,8 @@ def test_from_round_2_on_no_image_is_predicted_by_a_model_trained_on_its_pseudo_
     assert [r.metrics for r in again] == [r.metrics for r in results] and steps == [], "read back"
 
 
-def test_a_lost_part_is_trained_again_as_before(task_of, monkeypatch):
-    task, store = task_of(replace(CFG, rounds=2, crossfit=2, adopt_tolerance=1.0))
+def test_a_lost_part_is_trained_again_as_before(task_of, adopting, monkeypatch):
+    task, store = task_of(replace(CFG, rounds=2, crossfit=2))
     list(mine(task))
     path = store.round_dir(1, "part_1") / "model.safetensors"
     before, rows = weights(store, 1, "part_1", "model"), str(store.decisions(2))
@@ -155,8 +162,8 @@ def test_a_lost_part_is_trained_again_as_before(task_of, monkeypatch):
     assert str(store.decisions(2)) == rows
 
 
-def test_round_1_and_the_student_of_all_images_are_those_without_parts(task_of):
-    runs = [task_of(replace(CFG, rounds=2, crossfit=n, adopt_tolerance=1.0), f"run{n}") for n in (1, 2)]
+def test_round_1_and_the_student_of_all_images_are_those_without_parts(task_of, adopting):
+    runs = [task_of(replace(CFG, rounds=2, crossfit=n), f"run{n}") for n in (1, 2)]
     for task, _ in runs:
         list(mine(task))
     (_, one), (_, two) = runs
