@@ -95,8 +95,9 @@ def write_audit(
         truth = withheld_dice(audited, pseudo, withheld)
         true_charts, table = figures(audited, pseudo, truth)
         charts |= true_charts
-        changed = {str(n): correction_text(found.shares) for n, found in corrections(audited, withheld).items()}
-        audited.store.update_run(corrections=changed)
+        changed = {n: correction_text(found.shares) for n, found in corrections(audited, withheld).items()}
+        # By signature: the masks of a round may be made anew.
+        audited.store.update_run(corrections={audited.store.round_signature(n): t for n, t in changed.items()})
         write_csv(out / "strata.csv", Stratum._fields, table)
     rows = (history.row(report, truth) for report in reports)
     write_csv(out / "audit.csv", COLUMNS, ([row[name] for name in COLUMNS] for row in rows))
@@ -121,7 +122,7 @@ def write_audit(
     log(f"table: {out / 'audit.csv'}   page: {page}")
 
 
-def _corrections(audited: AuditedRun, by_round: Mapping[str, str]) -> dict[str, str]:
+def _corrections(audited: AuditedRun, by_round: Mapping[int, str]) -> dict[str, str]:
     """Lines of the summary: shares of the local model's wrong pixels corrected and newly broken by pseudo masks."""
     record = audited.store.read_json(audited.store.root / "calibration" / "calibration.json") or {}
     name = "wrong pixels of the local model corrected / newly broken"

@@ -91,7 +91,7 @@ def _row(result: RoundResult, baseline: RoundResult | None, num_unlabeled: int, 
         supervised_dice_lesion=other.dice_lesion if other else None,
         supervised_false_alarm_rate=other.false_alarm_rate if other else None,
         coverage=result.num_pseudo / num_unlabeled if num_unlabeled and result.round_idx else float("nan"),
-        correction=run.run().get("corrections", {}).get(str(result.round_idx), "–"),
+        correction=run.run().get("corrections", {}).get(run.round_signature(result.round_idx), "–"),
         reasons=dict(Counter(row.reason for row in run.decisions(result.round_idx))),
         **(_change_columns(round_changes) if round_changes else {}),
     )
