@@ -67,8 +67,9 @@ INGREDIENTS = {
     "new-without-norm_rule": {"fit.decay_norms": "true"},
     "new-with-depth_5": {"model.encoder_depth": "5"},
 }
-"""Settings by dotted name that differ from today's defaults."""
-REFERENCE = {"fit.encoder_lr": "1.0"}
+"""Settings by dotted name that differ from the reference, `new-on-validation`."""
+REFERENCE = {"fit.ema_decay": "0.99"}
+"""Settings that the arms of ingredients share: those of the first of them."""
 BARE_RATES = {"bare": 1e-4, "bare-full-rate": 1e-3}
 """Learning rate of the encoder in the bare loop; that of the decoder is 1e-3."""
 ARMS = ("new", *BARE_RATES, "old", *INGREDIENTS)
@@ -96,7 +97,7 @@ def settings(args: argparse.Namespace, arm: str, fold: int) -> LoopConfig:
             "data.cache_dir": f"{args.out}/cache",
         },
         **{"model.encoder_weights": args.weights, "fit.steps": str(args.steps), "seed": str(fold), "device": "cpu"},
-        **({} if IS_OLD else REFERENCE | INGREDIENTS.get(arm, {})),
+        **(REFERENCE | INGREDIENTS[arm] if arm in INGREDIENTS else {}),
     }
     cfg = cli.override(LoopConfig, cli.to_dict(LoopConfig()), changes, "recipe")
     if IS_OLD:
