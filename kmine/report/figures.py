@@ -29,6 +29,7 @@ REASON_COLOURS = (
 )  # fmt: skip
 _STAGE_COLOURS = (
     "#2f80c9", "#d97b1f", "#2f9e6e", "#8b5fbf", "#c8443f", "#f0b93a", "#5c6773", "#e58aa7", "#7fb6e6", "#8a5a3c",
+    "#a8b84a", "#1f6f4d",
 )  # fmt: skip
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.size": 10,
@@ -40,28 +41,41 @@ _STYLE: dict[str, Any] = {
 
 
 def dice_chart(rows: Sequence[RoundRow], segmenter: str) -> str:
-    """Validation Dice per round, with the supervised baseline at equal optimizer steps."""
+    """Validation Dice per round, with the supervised baseline at equal optimizer steps.
+
+    Models trained in one schedule, the retrained one and the baseline, are no round: points beside the lines.
+    """
     series_name = f"mining ({segmenter})" if any(row.round_idx for row in rows) else "labels only"
+    chain = [row for row in rows if not row.retrained]
     series = [
-        (f"{series_name}, checkpoint in use", MINING, "-", [row.dice for row in rows]),
-        (f"{series_name}, last step", MINING, "--", [row.dice_final for row in rows]),
+        (f"{series_name}, checkpoint in use", MINING, "-", [row.dice for row in chain]),
+        (f"{series_name}, last step", MINING, "--", [row.dice_final for row in chain]),
     ]
     if has_baseline(rows):
         series += [
-            ("supervised, checkpoint in use", SUPERVISED, "-", [none_to_nan(row.supervised_dice) for row in rows]),
-            ("supervised, last step", SUPERVISED, "--", [none_to_nan(row.supervised_dice_final) for row in rows]),
+            ("supervised, checkpoint in use", SUPERVISED, "-", [none_to_nan(row.supervised_dice) for row in chain]),
+            ("supervised, last step", SUPERVISED, "--", [none_to_nan(row.supervised_dice_final) for row in chain]),
         ]
+    once = [(f"{series_name}, trained once", MINING, row.round_idx, row.dice) for row in rows if row.retrained]
+    baselines = [
+        (row.round_idx, row.by_model["supervised_once"][0]) for row in rows if "supervised_once" in row.by_model
+    ]
+    once += [("supervised, one schedule", SUPERVISED, *point) for point in baselines]
 
     def draw(axes: Axes) -> None:
         at = [row.round_idx for row in rows]
         for label, colour, line, values in series:
             face = colour if line == "-" else "none"
-            axes.plot(at, values, line, color=colour, marker="o", markersize=5, markerfacecolor=face, label=label)
+            options = {"marker": "o", "markersize": 5, "markerfacecolor": face, "label": label}
+            axes.plot(at[: len(values)], values, line, color=colour, **options)
+        for label, colour, place, value in once:
+            axes.plot([place], [value], "D", color=colour, markersize=7, label=label)
         refused = [row for row in rows if not row.adopted]
         if refused:
             where = [row.round_idx for row in refused]
             axes.plot(where, [row.dice for row in refused], "x", color=_INK, markersize=10, label="not adopted")
-        axes.set(xlabel="round", ylabel="Dice", xticks=at)
+        names = ["once" if row.retrained else row.round_idx for row in rows]
+        axes.set(xlabel="round", ylabel="Dice", xticks=at, xticklabels=names)
         axes.grid(axis="y")
 
     return svg_chart("dice", f"Validation Dice (segmenter: {segmenter})", draw, height=4.9, legend_columns=1)

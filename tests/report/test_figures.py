@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kmine.report.figures import coverage_chart, dice_chart, reasons_chart, reliability_chart, seconds_chart
 from kmine.report.inputs import Calibrated, RoundRow
 from kmine.types import REASONS
@@ -18,6 +20,13 @@ def test_charts_use_the_page_colours_and_name_the_segmenter():
         assert chart.startswith("<svg") and chart.endswith("</svg>")
         assert "var(--ink)" in chart and "#010203" not in chart
         assert "(segmenter: tiny_x)" in chart
+
+
+def test_models_of_one_schedule_are_points_beside_the_rounds():
+    once = replace(ROWS[-1], round_idx=9, retrained=True, by_model={"supervised_once": (0.5, 0.5, 0.0)})
+    chart = dice_chart([*ROWS, once], "x")
+    assert ">once<" in chart and "mining (x), trained once" in chart and "supervised, one schedule" in chart
+    assert all(text not in dice_chart(ROWS, "x") for text in (">once<", "one schedule"))
 
 
 def test_the_dice_chart_shows_a_baseline_only_if_there_is_one():
