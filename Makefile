@@ -12,7 +12,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 demo: $(STAMP) ## the loop on built-in phantom data, no download; report in runs/phantom/report.html
-	@$(PY) -m kmine.loop --rounds 3 --model.encoder_weights none --fit.steps 300 --fit.round_steps 150
+	@$(PY) -m kmine.loop --rounds 3 --model.encoder_weights none --fit.steps 200 --fit.round_steps 100 --crossfit 1 --adapt.folds 1
 
 test: lint ## style first, then all tests; KMINE_TEST_DATA names the folder of real data, if any
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
