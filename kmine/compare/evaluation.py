@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from kmine.compare.runs import ComparedRun
-from kmine.compare.table import NAN, Cost, Result, volume_of
+from kmine.compare.table import NAN, ONCE, Cost, Result, volume_of
 from kmine.config.sweep import MINING
 from kmine.errors import UserError
 from kmine.io.files import sign
@@ -20,7 +20,6 @@ from kmine.store.artifacts import CURE, fitting, record_errors
 from kmine.store.run_folder import NEEDS_WRITING, RunFolder
 from kmine.types import EQUAL_STEPS, ONE_SCHEDULE, ROUND_0, ProgressReporter, labels_only_dir, labels_only_method
 
-ONCE_DIR = "supervised_once"
 RoundsByMethod = dict[str, tuple[int, str]]
 """Method -> (kept round, folder of the method within the run folder)."""
 
@@ -69,8 +68,8 @@ def _rounds_to_evaluate(run: RunFolder, compared: ComparedRun) -> RoundsByMethod
     if (run.root / "supervised").is_dir():
         kept = _kept_round(run, compared, "supervised")
         rounds[EQUAL_STEPS] = (kept, "supervised") if kept else (0, "")
-    if ONCE_DIR in info.get("kept_rounds", {}):
-        rounds[ONE_SCHEDULE] = (info["kept_rounds"][ONCE_DIR], ONCE_DIR)
+    if ONCE in info.get("kept_rounds", {}):
+        rounds[ONE_SCHEDULE] = (info["kept_rounds"][ONCE], ONCE)
     if compared.cfg.rounds:
         rounds[MINING] = (info["adopted_round"], "")
     for name in compared.cfg.baseline_models:

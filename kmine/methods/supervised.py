@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from kmine.config.sweep import LABELS_ONLY
 from kmine.training.rounds import train_once, train_rounds
 from kmine.training.task import Task
 from kmine.types import RoundResult, labels_only_dir
 
-METHOD_DIR, ONCE_DIR = "supervised", "supervised_once"
+METHOD_DIR, ONCE_DIR = LABELS_ONLY
 
 
 def supervised(task: Task) -> Iterator[RoundResult]:

@@ -16,8 +16,8 @@ from kmine.predict.metadata import ModelMetadata
 from kmine.predict.network import Network, TorchNetwork, open_onnx
 from kmine.predict.run_model import RunModel, load_model, open_run_model
 
-DESCRIPTION = """Predict masks of new images with the local model of a run (its kept round, the checkpoint chosen on
-validation), or with an exported model. RUN_INPUTS: first the run folder or FILE.onnx, then images (PNG, JPEG, TIFF,
+DESCRIPTION = """Predict masks of new images with the local model of a run (its kept round, the checkpoint in
+use), or with an exported model. RUN_INPUTS: first the run folder or FILE.onnx, then images (PNG, JPEG, TIFF,
 DICOM), volumes (NIfTI), DICOM series (their folders), and folders of all these. The same command resumes an interrupted
 one. Exit code 1: some files are unreadable. Not a medical device."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,20 @@ from kmine.training.checkpoints import Checkpointer
 ONE = replace(CFG, rounds=1)
 LOW_THRESHOLD = {"fixmatch": FixmatchConfig(threshold=0.5), "unimatch": UnimatchConfig(threshold=0.5)}
 """After a few steps a model has no higher confidence."""
+
+
+@contextmanager
+def stopped_at_its_first_state(monkeypatch):
+    """Within the block a training is killed when it has saved a state."""
+    real = Checkpointer.save_state
+
+    def save_and_stop(*args):
+        real(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpointer, "save_state", save_and_stop)
+        yield
 
 
 @pytest.mark.parametrize("method", [fixmatch, mean_teacher, unimatch])
@@ -61,16 +76,8 @@ def test_an_interrupted_method_resumes_bit_for_bit(task_of, monkeypatch, method)
     other, other_store = task_of(cfg, "interrupted")
     rounds = method(other)
     next(rounds)
-    real = Checkpointer.save_state
-
-    def save_and_stop(*args):
-        real(*args)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpointer, "save_state", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            next(rounds)
+    with stopped_at_its_first_state(monkeypatch):
+        next(rounds)
     assert (other_store.round_dir(1, method.__name__) / "fit_state.safetensors").exists()
     list(method(other))
     for name in ("model", "model_final"):
@@ -106,16 +113,8 @@ def test_one_schedule_has_the_steps_of_all_rounds_and_resumes_bit_for_bit(task_o
     assert steps == [24] and result.retrained and result.adopted and result.round_idx == 2
     assert not (store.round_dir(0) / "model.safetensors").exists(), "from the initial weights"
     other, other_store = task_of(task.cfg, "interrupted")
-    real = Checkpointer.save_state
-
-    def save_and_stop(*args):
-        real(*args)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpointer, "save_state", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            list(supervised_once(other))
+    with stopped_at_its_first_state(monkeypatch):
+        list(supervised_once(other))
     assert next(supervised_once(other)).metrics == result.metrics
     assert same(weights(store, 2, "supervised_once"), weights(other_store, 2, "supervised_once"))
     without = replace(task, cfg=replace(task.cfg, rounds=0))
