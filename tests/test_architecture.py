@@ -158,7 +158,7 @@ def package_lines() -> int:
 
 
 def test_the_package_stays_small():
-    assert package_lines() <= 33_300
+    assert package_lines() <= 36_000
 
 
 def test_no_public_name_stands_twice():
