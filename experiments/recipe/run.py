@@ -66,6 +66,9 @@ INGREDIENTS = {
     "new-with-width_16": {"model.decoder_width": "16"},
     "new-without-norm_rule": {"fit.decay_norms": "true"},
     "new-with-depth_5": {"model.encoder_depth": "5"},
+    "new-with-unet": {"model.name": "unet"},
+    "new-with-lr_2e-3": {"fit.lr": "0.002"},
+    "new-with-unet-lr_2e-3": {"model.name": "unet", "fit.lr": "0.002"},
 }
 """Settings by dotted name that differ from the reference, `new-on-validation`."""
 REFERENCE = {"fit.ema_decay": "0.99"}
