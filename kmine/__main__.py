@@ -48,7 +48,8 @@ def _help() -> str:
     return (
         "usage: kmine COMMAND [--config FILE.yaml] [--SETTING VALUE ...]\n\n"
         "Semi-supervised medical image segmentation by knowledge mining.\n\n"
-        f"commands:\n{lines}\n`kmine COMMAND --help` explains every setting. `python -m kmine.COMMAND` is the same.\n"
+        f"commands:\n{lines}\n`kmine COMMAND --help` lists the main settings, `--help all` explains every one.\n"
+        "`python -m kmine.COMMAND` is the same.\n"
     )
 
 

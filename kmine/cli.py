@@ -7,7 +7,6 @@ the output has gone (`| head`).
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import signal
@@ -23,10 +22,12 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from kmine.errors import UserError
+from kmine.io.argument_errors import plain_error, unknown_setting
 from kmine.io.console import Stopped, open_outputs, replace_unknown_characters, stop_signals, tame_messages, visible
 from kmine.io.errors import FULL, RERUN, expanded
 from kmine.io.older_settings import REMOVED, older_settings
 from kmine.io.presets import preset_files, settings_file
+from kmine.io.settings_help import help_text, help_topic
 from kmine.io.terminal import Terminal as Terminal
 from kmine.io.threads import choose_wait_policy
 from kmine.io.yaml_file import Text, read_yaml, yaml_kind
@@ -43,23 +44,34 @@ _RUNS: set[str] = set()
 
 
 def parse(
-    config_class: type[Config], argv: Sequence[str], *, prog: str, description: str, positional: str = ""
+    config_class: type[Config],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    positional: str = "",
+    main: Sequence[str] = (),
 ) -> Config:
     """Settings from `--config FILE.yaml` and flags (flags win); unknown keys are errors that suggest the nearest.
 
-    `positional` names the field, if any, that takes the words without a flag.
+    `positional` names the field, if any, that takes the words without a flag; `main` the settings of the short help.
 
     Raises:
-        SystemExit: code 2 after one line on stderr; code 0 after `--help`.
+        SystemExit: code 2 after one line on stderr; code 0 after `--help`, `--help all` or `--help SECTION`.
     """
     usage = f"{prog} {positional.upper()}{' ' if positional else ''}[--config FILE.yaml] [--SETTING VALUE ...]"
-    parser = _parser(config_class, {positional} - {""}, prog=prog, usage=usage, description=description)
+    parser = _parser(config_class, {positional} - {""}, prog=prog, usage=usage, add_help=False)
     if positional:
         parser.add_argument(positional, nargs="+", type=str)
     for memory in (_FROM_FILES, _RUNS, GIVEN):
         memory.clear()
     with open_outputs():
         try:
+            if (topic := help_topic(argv)) is not None:
+                text = help_text(config_class, topic, usage=usage, description=description, main=main, skip=positional)
+                sys.stdout.write(text)
+                sys.stdout.flush()
+                raise SystemExit(0)
             config = _parsed(parser, config_class, argv, positional)
         except UserError as error:
             raise SystemExit(fail(prog, str(error))) from None
@@ -114,7 +126,7 @@ def _named(values: Mapping[str, _Given], names: Iterable[str], where: str = "") 
     try:
         yield
     except (ArgumentError, UserError) as error:
-        message = _plain(str(error), names)
+        message = plain_error(str(error), names)
         head = re.split(r", | \+ ", message.partition(":")[0])
         files = [values[name].where for name in head if name in values and values[name].where]
         raise UserError(": ".join([*([where] if where else []), *files[:1], message])) from error
@@ -153,7 +165,7 @@ def override(config_class: type[Config], values: Mapping[str, Any], changes: Map
     parser, kinds = _parser(config_class, set()), _kinds(config_class)
     unknown = [name for name in changes if name not in kinds]
     if unknown:
-        raise UserError(f"{where}: {_unknown(unknown[0], kinds)}")
+        raise UserError(f"{where}: {unknown_setting(unknown[0], kinds)}")
     before = flat(values)
     given = {name: _Given(value) for name, value in before.items() if value is None or isinstance(value, str)}
     given |= {name: _Given(_word(kinds[name], value)) for name, value in changes.items()}
@@ -281,13 +293,13 @@ def _read(path: str, kinds: Mapping[str, Any], label: str) -> dict[str, _Given]:
             if older and name in REMOVED:
                 continue
             if name not in kinds:
-                raise UserError(f"{where}: {_unknown(name, kinds)}")
+                raise UserError(f"{where}: {unknown_setting(name, kinds)}")
             if not is_dataclass(kinds[name]):
                 values[name] = _Given(_file_word(kinds[name], value, f"{where}: {name}"), where)
             elif isinstance(value, Mapping):
                 walk(value, f"{name}.")
             else:
-                expected = f"expected settings indented below it, got {yaml_kind(value)}; see --help"
+                expected = f"expected settings indented below it, got {yaml_kind(value)}; see --help {name}"
                 raise UserError(f"{where}: {name}: {expected}")
 
     walk(content, "")
@@ -303,61 +315,6 @@ def _file_word(kind: Any, value: Any, where: str) -> str | None:
     if isinstance(value, list) and all(isinstance(text, Text) for text in value):
         return _word(kind, [str(text) for text in value])
     raise UserError(f"{where}: expected a value, or a list of values where several fit, got {yaml_kind(value)}")
-
-
-def _unknown(key: str, names: Iterable[str]) -> str:
-    near = (f"did you mean {name}?" for name in difflib.get_close_matches(key, list(names), n=1))
-    return f"unknown setting {key}; {REMOVED.get(key) or next(near, 'see --help for those there are')}"
-
-
-def _plain(message: str, names: Iterable[str]) -> str:
-    """Rewrite a message of jsonargparse as one line in the style of kmine's errors; needs the bounded version."""
-    group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-    flag = re.search(r"unrecognized arguments: (.*)", message)
-    if group or flag:
-        key = f"{group[1]}.{group[2]}" if group else flag[1].split()[0].split("=")[0].lstrip("-")  # type: ignore[index]
-        return _unknown(key, names)
-    message = re.sub(_OPTIONAL_TUPLE, _as_plain_tuple, message, flags=re.DOTALL)
-    if value := re.search(r'Parser key "([\w.]+)":\s*Expected a (.*?)\. Got value: (.*)', message, re.DOTALL):
-        expected, actual = value[2].replace("<class '", "").replace("'>", ""), _typed(value[3])
-        expected = re.sub(r"^tuple(?: with (\d+) elements)?$", _brackets, expected)
-        choices = re.findall(r"'([^']*)'", expected) if expected.startswith("typing.Literal") else []
-        near = difflib.get_close_matches(actual, choices, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{value[1]}: expected {'one of ' + ', '.join(choices) if choices else expected}, got {actual!r}{hint}"
-    union = re.search(r'Parser key "([\w.]+)":\s*Does not validate.*?\[(.*?)\].*Given value: (.*)', message, re.DOTALL)
-    if union:
-        kinds = [kind.replace("NoneType", "null") for kind in re.findall(r"<class '(\w+)'>", union[2])]
-        return f"{union[1]}: expected {' or '.join(kinds)}, got {_typed(union[3])!r}"
-    if section := re.search(r'Parser key "([\w.]+)":\s*Unable to load config', message):
-        return f"{section[1]}: it is a section, not a setting; set one of its own, as in --{section[1]}.NAME VALUE"
-    if bare := re.search(r"argument (--[\w.]+): expected one argument", message):
-        return f"{bare[1]}: expected a value after it, got none"
-    return " ".join(re.sub(r'^Parser key "([\w.]+)":', r"\1:", message).split())
-
-
-def _typed(value: str) -> str:
-    """A value in a message as the user typed it, without the quotes of `_unread`."""
-    try:
-        return str(json.loads(value)) if value.startswith('"') else value.strip()
-    except ValueError:
-        return value.strip()
-
-
-_OPTIONAL_TUPLE = (
-    r'Parser key "([\w.]+)":\s*Does not validate[^\n]*\s*Subtypes: \[tuple\[.*?Errors:\s*- '
-    r"(Expected a [^\n]*?)(\. Got value: [^\n]*)?\n.*Given value: (.*)"
-)
-
-
-def _as_plain_tuple(match: re.Match[str]) -> str:
-    """Reduce the message on an optional tuple to that on a tuple."""
-    return f'Parser key "{match[1]}": {match[2]}{match[3] or f". Got value: {match[4]}"}'
-
-
-def _brackets(match: re.Match[str]) -> str:
-    """Describe a tuple as YAML and the command line write it."""
-    return f"a list of {match[1]} in brackets" if match[1] else "a list in brackets, such as [1, 2]"
 
 
 def fail(prog: str, message: str) -> int:

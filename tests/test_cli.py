@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from dataclasses import is_dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import get_type_hints
 
@@ -12,9 +13,11 @@ import pytest
 from helpers.sources import documented
 
 from kmine import cli
-from kmine.config import DataConfig, LoopConfig
-from kmine.config.sweep import SweepConfig
+from kmine.__main__ import COMMANDS
+from kmine.config import DATA_SETTINGS, MAIN_SETTINGS, DataConfig, LoopConfig
+from kmine.config.sweep import SWEEP_SETTINGS, SweepConfig
 from kmine.errors import UserError
+from kmine.io.settings_help import settings_of
 from kmine.loop import __main__ as loop
 
 
@@ -54,15 +57,34 @@ def all_settings(kind: type = LoopConfig, prefix: str = "") -> dict[str, str]:
 
 def test_help_explains_every_setting_in_its_own_words(capsys):
     with pytest.raises(SystemExit) as stop:
-        loop.main(["--help"])
+        loop.main(["--help", "all"])
     assert stop.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     settings = all_settings()
     assert len(settings) > 50
     for name, text in settings.items():
         begin = shown.index(f"--{name} ")
-        # argparse breaks words at hyphens, so blanks are left out of the comparison
-        assert re.sub(r"\s", "", text) in re.sub(r"\s", "", shown[begin : begin + len(text) + 400]), name
+        assert " ".join(text.split()) in shown[begin : begin + len(text) + 400], name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_short_help_of_a_command_fits_a_screen(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        import_module(f"kmine.{command}{'' if command in ('fetch', 'weights') else '.__main__'}").main(["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert shown.startswith(f"usage: kmine {command} ") and shown.count("\n") <= 40
+    assert "--help all" in shown and "Optional[" not in shown
+
+
+def test_the_main_settings_exist():
+    for config_class, names in (
+        (LoopConfig, MAIN_SETTINGS),
+        (LoopConfig, DATA_SETTINGS),
+        (SweepConfig, SWEEP_SETTINGS),
+    ):
+        assert set(names) <= {setting.name for setting in settings_of(config_class)}
 
 
 # -- flags and YAML

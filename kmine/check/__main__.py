@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kmine import cli
-from kmine.config import LoopConfig
+from kmine.config import DATA_SETTINGS, LoopConfig
 from kmine.data.source import Source
 from kmine.io.console import say
 from kmine.io.files import write_atomic, write_json
@@ -23,7 +23,8 @@ kmine.loop; those of training are ignored. Exit code 1 if something would spoil 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     prog = "kmine check"
-    cfg = cli.parse(LoopConfig, sys.argv[1:] if argv is None else argv, prog=prog, description=DESCRIPTION)
+    words = sys.argv[1:] if argv is None else argv
+    cfg = cli.parse(LoopConfig, words, prog=prog, description=DESCRIPTION, main=DATA_SETTINGS)
     return cli.guarded(prog, lambda: run_check(cfg))
 
 

@@ -13,6 +13,16 @@ from kmine.config.methods import FixmatchConfig, TeacherConfig, UnimatchConfig
 from kmine.config.mining import AdaptConfig, GateConfig, PromptsConfig, RefineConfig, SegmenterConfig
 from kmine.config.model import ClassifierConfig, FitConfig, InferConfig, ModelConfig
 
+DATA_SETTINGS = ("data.name", "data.root", "data.images", "data.masks", "data.csv", "data.class_names", "data.window")
+"""Those of the short help that tell where the data lie and how they are read."""
+MAIN_SETTINGS = (
+    *("rounds", "seed", "out", "device", "plan_minutes"),
+    *DATA_SETTINGS,
+    *("data.label_fraction", "data.folds", "model.name", "model.encoder_weights", "segmenter.name"),
+    "segmenter.checkpoint",
+)
+"""Those of the short help of `kmine loop`."""
+
 
 @dataclass(frozen=True)
 class LoopConfig:

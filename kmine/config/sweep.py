@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from kmine.config import LoopConfig
+from kmine.config import DATA_SETTINGS, LoopConfig
 from kmine.config.checks import LocalPath, fraction, require
 from kmine.errors import UserError, unknown_name
 from kmine.io.plugins import Registry
@@ -27,6 +27,13 @@ LABELS_ONLY = ("supervised", "supervised_once")
 """Those that need no unlabeled images."""
 VARIED = ("out", "seed", "rounds", "baseline", "model.name", "fit.steps", "fit.round_steps")
 """Settings that `--set` may not change, beside all of data: those varied, and the budget, which is equal for all."""
+
+SWEEP_SETTINGS = (
+    *("out", "fractions", "seeds", "methods", "models", "set", "processes", "device", "dry_run", "plan_minutes"),
+    *(name for name in DATA_SETTINGS if name != "data.window"),
+    "segmenter.name",
+)
+"""Those of the short help of `kmine sweep`."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kmine import cli
-from kmine.config import LoopConfig
+from kmine.config import MAIN_SETTINGS, LoopConfig
 from kmine.config.sweep import MINING
 from kmine.data import DATASETS
 from kmine.ops.statistics import Paired
@@ -29,7 +29,8 @@ The same command again resumes where it stopped."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     prog = "kmine loop"
-    cfg = cli.parse(LoopConfig, sys.argv[1:] if argv is None else argv, prog=prog, description=DESCRIPTION)
+    words = sys.argv[1:] if argv is None else argv
+    cfg = cli.parse(LoopConfig, words, prog=prog, description=DESCRIPTION, main=MAIN_SETTINGS)
     given = frozenset(cli.GIVEN)
     return cli.guarded(prog, lambda: run_loop(cfg, given))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from kmine import cli
-from kmine.config import LoopConfig
+from kmine.config import MAIN_SETTINGS, LoopConfig
 from kmine.io.console import say
 from kmine.io.files import write_atomic
 from kmine.io.presets import SUFFIXES
@@ -28,7 +28,8 @@ kmine.loop; those given stay. kmine.loop does the same before it trains. --out F
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     prog = "kmine plan"
-    cfg = cli.parse(LoopConfig, sys.argv[1:] if argv is None else argv, prog=prog, description=DESCRIPTION)
+    words = sys.argv[1:] if argv is None else argv
+    cfg = cli.parse(LoopConfig, words, prog=prog, description=DESCRIPTION, main=MAIN_SETTINGS)
     given = frozenset(cli.GIVEN)
     return cli.guarded(prog, lambda: int(show_plan(cfg, given) is None))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kmine import cli
-from kmine.config.sweep import MINING, SweepConfig
+from kmine.config.sweep import MINING, SWEEP_SETTINGS, SweepConfig
 from kmine.io.files import write_json
 from kmine.segmenters import fetch_weights
 from kmine.setup.preflight import preflight
@@ -28,7 +28,8 @@ setting of the sweep. Exit code 1: some trials failed."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     prog = "kmine sweep"
-    cfg = cli.parse(SweepConfig, sys.argv[1:] if argv is None else argv, prog=prog, description=DESCRIPTION)
+    words = sys.argv[1:] if argv is None else argv
+    cfg = cli.parse(SweepConfig, words, prog=prog, description=DESCRIPTION, main=SWEEP_SETTINGS)
     given = frozenset(cli.GIVEN)
     return cli.guarded(prog, lambda: run_sweep(cfg, given))
 

@@ -65,7 +65,7 @@ def test_help_lists_the_presets(capsys):
     with pytest.raises(SystemExit):
         parsed("--help")
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"or a preset: {', '.join(preset_files())}." in shown
+    assert f"or a preset: {', '.join(preset_files())} --rounds" in shown
 
 
 def test_a_wheel_has_them_in_the_package(tmp_path, monkeypatch):
