@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import pwd
 from typing import Any
 
 __version__ = "0.1.0"
@@ -40,6 +39,10 @@ def _name_the_user() -> None:
 
     Without HOME they would write into a folder named `~`; kmine's cache stands in for it where KMINE_CACHE is set.
     """
+    try:
+        import pwd
+    except ImportError:  # Windows
+        return
     try:
         pwd.getpwuid(os.getuid())
     except KeyError:

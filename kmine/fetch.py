@@ -6,7 +6,6 @@ archive a record (JSON) of its files, their sizes and CRC-32.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shlex
@@ -24,7 +23,7 @@ from kmine.io.archive import Contents, differences, drop_leftovers, read_content
 from kmine.io.console import say
 from kmine.io.download import download, sha256_of
 from kmine.io.errors import storage_errors
-from kmine.io.files import read_json, write_atomic
+from kmine.io.files import lock, open_lock, read_json, write_atomic
 
 DESCRIPTION = """Fetch a data set, check it and unpack it; a download that broke off goes on where it did, and what is
 there and whole is left alone. kvasir_seg is downloaded. For lits and covid_qu_ex, which ask for an account or a
@@ -241,19 +240,21 @@ def _locked_state_dir(out: Path) -> Iterator[Path]:
     own, was_there = out / STATE_DIR, out.exists()
     with storage_errors(own):
         own.mkdir(parents=True, exist_ok=True)
-        handle = os.open(own, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield own
-    except BlockingIOError as error:
-        problem = "another process is fetching into this folder; wait, or choose another --out"
-        raise UserError(f"{out}: {problem}") from error
-    finally:
-        os.close(handle)
-        with suppress(OSError):  # not empty
-            own.rmdir()
-            if not was_there:
-                out.rmdir()
+        file = open_lock(own / ".lock")
+    with file:
+        try:
+            lock(file, wait=False)
+        except BlockingIOError as error:
+            problem = "another process is fetching into this folder; wait, or choose another --out"
+            raise UserError(f"{out}: {problem}") from error
+        try:
+            yield own
+        finally:
+            with suppress(OSError):  # not empty
+                (own / ".lock").unlink(missing_ok=True)
+                own.rmdir()
+                if not was_there:
+                    out.rmdir()
 
 
 if __name__ == "__main__":

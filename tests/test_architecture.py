@@ -129,6 +129,12 @@ def test_libraries_stay_at_home(module):
     assert libraries & PICKLES == set()
 
 
+@pytest.mark.parametrize("module", SOURCES)
+def test_nothing_that_windows_lacks_is_imported_at_the_top(module):
+    at_top = {alias.name for node in tree(module).body if isinstance(node, ast.Import) for alias in node.names}
+    assert at_top & {"fcntl", "resource", "termios", "pwd", "grp"} == set()
+
+
 @pytest.mark.parametrize("module", [module for module in SOURCES if module.startswith(PURE)])
 def test_pure_modules_handle_no_files(module):
     calls = [n.func for n in ast.walk(tree(module)) if isinstance(n, ast.Call)]

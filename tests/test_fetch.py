@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
-import os
 import zipfile
 
 import numpy as np
@@ -21,6 +19,7 @@ from kmine.data.datasets.covid_qu_ex_index import PUBLISHED
 from kmine.data.datasets.kvasir_seg import URL as KVASIR_URL
 from kmine.data.datasets.lits_index import URL as LITS_URL
 from kmine.io import archive
+from kmine.io.files import lock, open_lock
 
 FILES = {f"Kvasir-SEG/{part}/{n}.jpg": np.random.default_rng(n).bytes(20_000) for part in "im" for n in range(3)}
 
@@ -207,10 +206,9 @@ def test_offline_asks_nobody_and_leaves_nothing(server, refused, tmp_path):
 
 def test_two_processes_do_not_fill_one_folder(server, call, refused, out):
     (out / fetch.STATE_DIR).mkdir(parents=True)
-    handle = os.open(out / fetch.STATE_DIR, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    assert "another process is fetching" in refused()
-    os.close(handle)
+    with open_lock(out / fetch.STATE_DIR / ".lock") as file:
+        lock(file, wait=True)
+        assert "another process is fetching" in refused()
     assert server.ranges == []
     assert call()[0] == 0
 

@@ -18,7 +18,10 @@ from typing import Any, TextIO
 CONTROLS = [*range(9), *range(11, 32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 """All but tab and newline: they move the cursor, change colours or titles, or reverse the reading direction."""
 _VISIBLE = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in CONTROLS}
-STOPS = (signal.SIGTERM, signal.SIGHUP)
+STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+BROKEN_PIPE = 13
+"""SIGPIPE, which Windows has not."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -76,13 +79,15 @@ def open_outputs() -> Iterator[None]:
     except BrokenPipeError:
         if not any(_has_no_reader(stream) for stream in (sys.stdout, sys.stderr)):
             raise
-        raise SystemExit(128 + signal.SIGPIPE) from None
+        raise SystemExit(128 + BROKEN_PIPE) from None
     finally:
         _drop_unwritable(sys.stdout)
         _drop_unwritable(sys.stderr)
 
 
 def _has_no_reader(stream: TextIO) -> bool:
+    if not hasattr(select, "poll"):  # Windows
+        return True
     poll = select.poll()
     poll.register(stream, select.POLLOUT)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -6,7 +6,6 @@ pooch restarts after every break and takes the answer to a Range request (206) f
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import re
 import shutil
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from kmine.errors import UserError
 from kmine.io.errors import storage_errors
-from kmine.io.files import open_lock
+from kmine.io.files import lock, open_lock
 
 if TYPE_CHECKING:
     import requests
@@ -42,9 +41,9 @@ def download(url: str, sha256: str, target: Path, *, otherwise: str) -> None:
     part = target.with_name(target.name + ".part")
     with storage_errors(part):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open_lock(part) as lock:
+        with open_lock(part) as file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file, wait=False)
             except BlockingIOError as error:
                 raise UserError(f"{part}: another process is downloading it; wait until it is done") from error
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -101,8 +102,26 @@ def refuse_links(paths: Iterable[Path]) -> None:
 def open_lock(path: Path) -> IO[bytes]:
     """Open a file to lock it, empty if new. Raises `OSError`, and `UserError` for a link, a pipe or a device."""
     refuse_links([path])
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    # Windows has neither of the last two.
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return os.fdopen(os.open(path, flags, 0o666), "ab")
+
+
+def lock(file: IO[Any], *, wait: bool) -> None:
+    """Lock an open file against other processes, and threads that opened it themselves, until it is closed.
+
+    Raises:
+        BlockingIOError: it is locked, and `wait` is false.
+        OSError: the file system has no locks.
+    """
+    import portalocker
+
+    try:
+        portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | (0 if wait else portalocker.LockFlags.NON_BLOCKING))
+    except portalocker.AlreadyLocked as error:
+        raise BlockingIOError(errno.EAGAIN, "locked by another process") from error
+    except portalocker.LockException as error:
+        raise (error.__cause__ if isinstance(error.__cause__, OSError) else OSError(str(error))) from error
 
 
 def safe_name(sample_id: str) -> str:

@@ -31,8 +31,9 @@ def read_regular(path: Path, expected: str, cure: str, max_bytes: int = MAX_BYTE
     Raises:
         UserError: a missing or unreadable file, a folder, pipe, socket or device, more than `max_bytes`.
     """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # never waits on a pipe; Windows has no such flag
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # never waits on a pipe
+        with os.fdopen(os.open(path, flags), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 actual = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"

@@ -102,7 +102,7 @@ def read_yaml(path: Path | str, where: str, cure: str, *, as_text: bool = False)
     """
     try:
         # Opening a pipe without a writer would wait for one; reading waits for the writer, as in `--config <(command)`.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             os.set_blocking(file.fileno(), True)
             data = file.read(MAX_BYTES + 1)
         is_huge = len(data) > MAX_BYTES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from kmine.errors import UserError, first_names
 from kmine.io.errors import user_errors
-from kmine.io.files import UNFINISHED, refuse_links, sign, write_csv
+from kmine.io.files import UNFINISHED, lock, refuse_links, sign, write_csv
 
 LOG_FILE = ".kmine-predict.jsonl"
 TABLE = "predictions.csv"
@@ -38,7 +37,7 @@ class OutputLog:
         except OSError as error:
             raise UserError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._file, wait=False)
         except OSError as error:
             raise UserError(f"{out}: another process is predicting into this folder; choose another --out") from error
         self._lines: dict[str, Mapping[str, Any]] = {}

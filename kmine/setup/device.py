@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 def require_device_name(name: str) -> None:
     """Raise `UserError` unless `name` is auto, cpu, cuda or cuda:N; torch is not loaded."""
+    if name == "mps":
+        raise UserError("device: expected auto, cpu, cuda or cuda:N, got 'mps'; Apple's GPU is not supported, use cpu")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise UserError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -87,8 +86,13 @@ def forget_peak_memory() -> None:
 
 
 def peak_memory_mb() -> int:
-    """Peak resident memory of this process in MB, since its start or `forget_peak_memory`."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    """Peak resident memory of this process in MB since its start or `forget_peak_memory`; 0 on Windows: unknown."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS
 
 
 def _version(package: str) -> str:

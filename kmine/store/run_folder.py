@@ -11,7 +11,6 @@ the metadata of safetensors and parquet, in a text chunk of a PNG, in a key of a
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from kmine.io.files import (
     UNFINISHED,
     encode_png,
     is_whole_png,
+    lock,
     open_lock,
     read_json,
     read_png,
@@ -104,7 +104,7 @@ class RunFolder:
             refuse_links(root.iterdir() if (root / "run.json").exists() else [])
             self._lock = open_lock(root / ".lock")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._lock, wait=False)
         except OSError as error:
             self._lock.close()
             problem = f"another process is working in this run folder; {cure}, or wait until it ends"

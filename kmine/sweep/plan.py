@@ -8,7 +8,6 @@ SWEEP/config.yaml   settings
 
 from __future__ import annotations
 
-import fcntl
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from kmine.data.split_file import read_split, resolve_splits
 from kmine.data.splits import Splits, merge_duplicates
 from kmine.errors import UserError
 from kmine.io.errors import user_errors
-from kmine.io.files import UNFINISHED, open_lock, read_json, write_atomic, write_csv, write_json
+from kmine.io.files import UNFINISHED, lock, open_lock, read_json, write_atomic, write_csv, write_json
 from kmine.io.yaml_file import read_yaml
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
@@ -121,9 +120,9 @@ def _locked(out: str | Path) -> Iterator[Path]:
     root = Path(out)
     with user_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-        lock = open_lock(root / ".sweep.lock")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        file = open_lock(root / ".sweep.lock")
+    with file:
+        lock(file, wait=True)
         yield root
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from kmine import cli
 from kmine.data.source import Source
 from kmine.errors import UserError
+from kmine.io.console import STOPS
 from kmine.setup.preflight import preflight
 from kmine.sweep.plan import time_left, write_table
 from kmine.sweep.trials import Session, State, Trial, claim_next, config_of, record_crash
@@ -125,7 +126,7 @@ def report_finished(session: Session, remaining: Sequence[Trial], workers: int, 
 
 def _worker(session: Session) -> None:
     """Main function of a worker. Its parent handles Ctrl-C and a hangup, and it ends with its parent."""
-    for signum in (signal.SIGINT, signal.SIGHUP):
+    for signum in (signal.SIGINT, *STOPS[1:]):
         signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     work(session)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 from collections import namedtuple
 from pathlib import Path
@@ -15,6 +14,7 @@ from helpers.local_server import serving
 from kmine.errors import UserError
 from kmine.io import download
 from kmine.io.errors import storage_errors
+from kmine.io.files import lock
 
 CONTENT = np.random.default_rng(0).bytes(700_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -243,7 +243,7 @@ def test_a_file_where_the_folder_should_be_is_one_error(get, tmp_path):
 
 def test_two_processes_do_not_write_one_file(server, get, part):
     with part.open("ab") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+        lock(other, wait=True)
         with pytest.raises(UserError, match="another process is downloading it"):
             get()
     assert server.ranges == []

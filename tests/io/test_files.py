@@ -9,7 +9,7 @@ import os
 import pytest
 
 from kmine.errors import UserError
-from kmine.io.files import atomic_open, open_lock, refuse_links, sign, write_atomic, write_csv
+from kmine.io.files import atomic_open, lock, open_lock, refuse_links, sign, write_atomic, write_csv
 
 
 def failing(number: int):
@@ -74,6 +74,15 @@ def test_a_lock_is_a_plain_file(tmp_path, make):
     with pytest.raises(UserError, match=r"\.lock: expected a file or folder of kmine's own, got a "):
         open_lock(path)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_lock_holds_until_its_file_is_closed(tmp_path):
+    with open_lock(tmp_path / ".lock") as first, open_lock(tmp_path / ".lock") as second:
+        lock(first, wait=False)
+        with pytest.raises(BlockingIOError):
+            lock(second, wait=False)
+        first.close()
+        lock(second, wait=True)
 
 
 def test_a_pipe_anywhere_below_a_folder_is_refused(tmp_path):

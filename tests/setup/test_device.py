@@ -20,7 +20,7 @@ def gpus(monkeypatch):
     return report
 
 
-@pytest.mark.parametrize("name", ["gpu", "cpu:1", "cuda:x", "cuda:", "cuda:0 ", ""])
+@pytest.mark.parametrize("name", ["gpu", "cpu:1", "cuda:x", "cuda:", "cuda:0 ", "", "mps"])
 def test_an_unknown_name_is_refused(name):
     with pytest.raises(UserError, match=r"^device: expected auto, cpu, cuda or cuda:N, got"):
         require_device_name(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from kmine.errors import UserError
 from kmine.io.errors import user_errors
-from kmine.io.files import open_lock
+from kmine.io.files import lock, open_lock
 from kmine.io.json_file import parse_json, read_regular
 from kmine.types import Skipped
 
@@ -113,7 +112,7 @@ def allocate(path: Path, size: int, *, reserve: bool) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file, waiting for other processes and threads; the file remains."""
     with open_lock(path) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, wait=True)
         yield
 
 
