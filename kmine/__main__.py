@@ -24,13 +24,27 @@ COMMANDS = {
     "check": "faults of a data set: leaks, damage, masks that do not fit their images",
 }
 
+COMPLETION = r"""
+_kmine() {
+  local word=${COMP_WORDS[COMP_CWORD]} command=${COMP_WORDS[1]}
+  if [ "$COMP_CWORD" = 1 ]; then COMPREPLY=($(compgen -W "COMMANDS" -- "$word")); return; fi
+  if [[ $word != -* || ! " COMMANDS " == *" $command "* ]]; then COMPREPLY=($(compgen -f -- "$word")); return; fi
+  local flags=_kmine_$command
+  [ -n "${!flags}" ] || printf -v "$flags" %s "$("$1" "$command" --help all 2>/dev/null | grep -o '^  --[^ ]*')"
+  COMPREPLY=($(compgen -W "${!flags} --help" -- "$word"))
+}
+complete -o filenames -F _kmine kmine
+""".replace("COMMANDS", " ".join(COMMANDS)).lstrip()
+"""For bash, and zsh after `bashcompinit`. The flags of a command are asked of it once."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Dispatch to `kmine.<command>`; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help", "--version"):
+    outputs = {"--version": f"kmine {__version__}\n", "--completion": COMPLETION, "--help": _help(), "-h": _help()}
+    if not words or words[0] in outputs:
         with open_outputs():
-            sys.stdout.write(f"kmine {__version__}\n" if words[:1] == ["--version"] else _help())
+            sys.stdout.write(outputs[words[0] if words else "--help"])
         return 0
     if words[0] not in COMMANDS:
         return fail("kmine", str(unknown_name("command", words[0], COMMANDS)))
@@ -49,7 +63,7 @@ def _help() -> str:
         "usage: kmine COMMAND [--config FILE.yaml] [--SETTING VALUE ...]\n\n"
         "Semi-supervised medical image segmentation by knowledge mining.\n\n"
         f"commands:\n{lines}\n`kmine COMMAND --help` lists the main settings, `--help all` explains every one.\n"
-        "`python -m kmine.COMMAND` is the same.\n"
+        '`python -m kmine.COMMAND` is the same. Words by the tab key: eval "$(kmine --completion)" in ~/.bashrc.\n'
     )
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from helpers.sources import loaded_by
 
@@ -49,6 +54,27 @@ def test_help_lists_all_commands(capsys):
 def test_version_is_printed(capsys):
     assert dispatcher.main(["--version"]) == 0
     assert capsys.readouterr().out == f"kmine {__version__}\n"
+
+
+def completed(*words: str) -> set[str]:
+    """What bash offers for the last of the words after `kmine`."""
+    line = " ".join(["kmine", *words[:-1]])
+    script = f"""kmine() {{ {sys.executable} -m kmine "$@"; }}
+    eval "$(kmine --completion)"
+    COMP_WORDS=({line} "{words[-1]}"); COMP_CWORD={len(words)}; _kmine kmine; printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    return {*done.stdout.split()}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_tab_key_offers_commands_flags_and_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(dispatcher.__file__).parents[1]))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert completed("pl") == {"plan"}
+    assert completed("audit", "--ver") == {"--verdicts"}
+    assert completed("audit", "ru") == {"runs"}
 
 
 def test_an_unknown_command_suggests_the_nearest(capsys):
