@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -60,9 +61,6 @@ def parse(
         SystemExit: code 2 after one line on stderr; code 0 after `--help`, `--help all` or `--help SECTION`.
     """
     usage = f"{prog} {positional.upper()}{' ' if positional else ''}[--config FILE.yaml] [--SETTING VALUE ...]"
-    parser = _parser(config_class, {positional} - {""}, prog=prog, usage=usage, add_help=False)
-    if positional:
-        parser.add_argument(positional, nargs="+", type=str)
     for memory in (_FROM_FILES, _RUNS, GIVEN):
         memory.clear()
     with open_outputs():
@@ -72,7 +70,9 @@ def parse(
                 sys.stdout.write(text)
                 sys.stdout.flush()
                 raise SystemExit(0)
-            config = _parsed(parser, config_class, argv, positional)
+            parser = _parser(config_class, positional)
+            parser.prog, parser.usage = prog, usage
+            config = _parsed(config_class, argv, positional)
         except UserError as error:
             raise SystemExit(fail(prog, str(error))) from None
     replace_unknown_characters()
@@ -86,18 +86,12 @@ def load_config(config_class: type[Config], path: Path, flags: Sequence[str] = (
     Raises:
         UserError: a missing or damaged file, an unknown setting or an unfit value.
     """
-    return _parsed(_parser(config_class, set()), config_class, ["--config", str(path), *flags], label="")
+    return _parsed(config_class, ["--config", str(path), *flags], label="")
 
 
-def _parsed(
-    parser: ArgumentParser,
-    config_class: type[Config],
-    argv: Sequence[str],
-    positional: str = "",
-    label: str = "--config ",
-) -> Config:
-    text = f"YAML file of settings, or a preset: {', '.join(preset_files())}. Flags after it win."
-    parser.add_argument("--config", action="config", help=text)
+def _parsed(config_class: type[Config], argv: Sequence[str], positional: str = "", label: str = "--config ") -> Config:
+    parser = _parser(config_class, positional)
+    vars(parser).pop("print_config", None)  # left there by a command line that was refused
     kinds = {name: kind for name, kind in _kinds(config_class).items() if name != positional}
     values, rest = _given(argv, kinds, label)
     with _named(values, kinds.keys()):
@@ -162,7 +156,7 @@ def override(config_class: type[Config], values: Mapping[str, Any], changes: Map
     Raises:
         UserError: an unknown name or an unfit value; the message begins with `where`.
     """
-    parser, kinds = _parser(config_class, set()), _kinds(config_class)
+    parser, kinds = _new_parser(config_class), _kinds(config_class)
     unknown = [name for name in changes if name not in kinds]
     if unknown:
         raise UserError(f"{where}: {unknown_setting(unknown[0], kinds)}")
@@ -175,12 +169,19 @@ def override(config_class: type[Config], values: Mapping[str, Any], changes: Map
         return _built(parser, parser.parse_args(words), config_class, given, kinds)
 
 
-def _parser(config_class: type[Any], skip: set[str], **options: Any) -> ArgumentParser:
+def _new_parser(config_class: type[Any], positional: str = "") -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     _resolve_annotations(config_class)
-    parser = ArgumentParser(exit_on_error=False, default_meta=False, allow_abbrev=False, **options)
-    parser.add_class_arguments(config_class, as_group=False, skip=skip)
+    parser = ArgumentParser(exit_on_error=False, default_meta=False, allow_abbrev=False, add_help=False)
+    parser.add_class_arguments(config_class, as_group=False, skip={positional} - {""})
+    if positional:
+        parser.add_argument(positional, nargs="+", type=str)
+    text = f"YAML file of settings, or a preset: {', '.join(preset_files())}. Flags after it win."
+    parser.add_argument("--config", action="config", help=text)
     return parser
+
+
+_parser = cache(_new_parser)  # building one takes as long as all else; `override` changes defaults, on one of its own
 
 
 def _resolve_annotations(config_class: type[Any]) -> None:
@@ -192,11 +193,7 @@ def _resolve_annotations(config_class: type[Any]) -> None:
 
 
 def _built(
-    parser: ArgumentParser,
-    parsed: Any,
-    config_class: type[Config],
-    given: Mapping[str, _Given],
-    kinds: Mapping[str, Any],
+    parser: ArgumentParser, parsed: Any, config_class: type[Config], given: Mapping[str, _Given], kinds: dict[str, Any]
 ) -> Config:
     for name, value in given.items():
         if _is_text(kinds[name]):  # as it was typed; jsonargparse reads a comment in `#1 patients`, a null in `~`

@@ -6,13 +6,13 @@ import atexit
 import os
 import shutil
 import tempfile
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from kmine.config import LoopConfig
+    from kmine.segmenters.base import Segmenter
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,16 +26,17 @@ os.environ["HF_HUB_CACHE"] = f"{_CACHES}/HF_HOME/hub"
 @pytest.fixture
 def task_of(tmp_path):
     """Builds (task, run folder) from a config, with a cache in the test's own folder."""
-    from helpers.small import Silent
+    from helpers.small import build_task
 
-    from kmine.data import open_source
-    from kmine.setup.open import open_task
-    from kmine.store.run_folder import RunFolder
-
-    def build(cfg: LoopConfig, name: str = "run", segmenter=None):
-        cfg = replace(cfg, data=replace(cfg.data, cache_dir=str(tmp_path / "cache")))
-        store = RunFolder(tmp_path / name)
-        task = open_task(cfg, open_source(cfg.data), store, Silent())
-        return (replace(task, segmenter=segmenter) if segmenter else task), store
+    def build(cfg: LoopConfig, name: str = "run", segmenter: Segmenter | None = None):
+        return build_task(tmp_path, cfg, name, segmenter)
 
     return build
+
+
+@pytest.fixture
+def copy_of(tmp_path):
+    """Copies (task, run folder) that several tests share, for one that changes the folder."""
+    from helpers.small import copy_task
+
+    return lambda shared: copy_task(*shared, tmp_path / "copy")

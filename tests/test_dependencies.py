@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -30,11 +31,17 @@ def optional() -> set[str]:
     return {name for line in lines for name in re.findall(r'"([^"]+)"', line)}
 
 
+@cache
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text()) for path in sorted((ROOT / "kmine").rglob("*.py"))}
+
+
+@cache
 def imported() -> dict[str, str]:
     """Top-level module -> a file that imports it, third parties only."""
     found = {}
-    for path in sorted((ROOT / "kmine").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path, tree in trees().items():
+        for node in ast.walk(tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
             found |= {name.split(".")[0]: path.name for name in names}
@@ -52,12 +59,12 @@ def test_every_import_is_declared():
 
 
 def test_what_is_optional_is_asked_for_where_it_is_used():
-    for name in optional():
-        for path in sorted((ROOT / "kmine").rglob("*.py")):
-            top = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom)]
-            names = [alias.name for n in top if isinstance(n, ast.Import) for alias in n.names]
-            names += [n.module or "" for n in top if isinstance(n, ast.ImportFrom)]
-            assert name not in {found.split(".")[0] for found in names}, f"{path.name} needs {name} to be imported"
+    for path, tree in trees().items():
+        top = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+        names = [alias.name for n in top if isinstance(n, ast.Import) for alias in n.names]
+        names += [n.module or "" for n in top if isinstance(n, ast.ImportFrom)]
+        needed = optional() & {found.split(".")[0] for found in names}
+        assert not needed, f"{path.name} needs {needed} to be imported"
 
 
 def test_the_check_can_fail():

@@ -390,4 +390,4 @@ def test_kmine_lists_it_and_hands_over(capsys):
 
 
 def test_nothing_heavy_is_imported():
-    assert loaded_by("__import__('kmine.fetch').fetch.main(['lits'])") == (2, [])
+    assert loaded_by("__import__('kmine.fetch').fetch.main(['lits'])") == [(2, [])]

@@ -13,36 +13,34 @@ from helpers.sources import loaded_by
 from kmine import __main__ as dispatcher
 from kmine import __version__
 
-
-def loaded_by_command(*words: str) -> tuple[int, list[str]]:
-    """Exit code of `kmine WORDS` in a fresh interpreter, and the heavy modules that it imported."""
-    return loaded_by(f"__import__('kmine.__main__').__main__.main({list(words)!r})")
-
-
-@pytest.mark.parametrize("command", dispatcher.COMMANDS)
-def test_help_of_every_command_imports_nothing_heavy(command):
-    assert loaded_by_command(command, "--help") == (0, [])
-
-
-def test_help_of_kmine_and_the_list_of_weights_import_nothing_heavy(tmp_path):
-    assert loaded_by_command("--help") == (0, [])
-    assert loaded_by_command("weights", "list", "--cache_dir", str(tmp_path)) == (0, [])
+HELPS = [[command, "--help"] for command in dispatcher.COMMANDS]
+HELPS += [["--help"], ["weights", "list", "--cache_dir", "no/such/folder"]]
+ERRORS = [
+    ["loop", "--data.sise", "3"],
+    ["loop", "--model.name", "unet+"],
+    ["loop", "--segmenter.name", "sam_vit_x"],
+    ["loop", "--device", "gpu"],
+    ["loop", "--data.name", "kvasir_seg"],
+    ["loop", "--data.name", "kvasir_seg", "--data.root", "no/such/folder"],
+]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--data.sise", "3"],
-        ["--model.name", "unet+"],
-        ["--segmenter.name", "sam_vit_x"],
-        ["--device", "gpu"],
-        ["--data.name", "kvasir_seg"],
-        ["--data.name", "kvasir_seg", "--data.root", "no/such/folder"],
-    ],
-    ids=" ".join,
-)
-def test_early_errors_import_nothing_heavy(words):
-    assert loaded_by_command("loop", *words) == (2, [])
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, tuple[int, list[str]]]:
+    """Exit code of each command line, in one interpreter, and the heavy modules that are loaded after it."""
+    lines = HELPS + ERRORS
+    found = loaded_by(*(f"__import__('kmine.__main__').__main__.main({words!r})" for words in lines))
+    return dict(zip(map(" ".join, lines), found, strict=True))
+
+
+@pytest.mark.parametrize("line", map(" ".join, HELPS))
+def test_help_and_the_list_of_weights_import_nothing_heavy(loaded, line):
+    assert loaded[line] == (0, [])
+
+
+@pytest.mark.parametrize("line", map(" ".join, ERRORS))
+def test_early_errors_import_nothing_heavy(loaded, line):
+    assert loaded[line] == (2, [])
 
 
 def test_help_lists_all_commands(capsys):

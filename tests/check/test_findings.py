@@ -19,6 +19,7 @@ from PIL import Image
 from kmine import cli
 from kmine.check import __main__ as check
 from kmine.check import findings
+from kmine.check import report as check_report
 from kmine.config import LoopConfig
 from kmine.data.datasets.covid_qu_ex import CovidQuEx
 from kmine.data.datasets.kvasir_seg import KvasirSeg
@@ -39,6 +40,12 @@ def clean(tmp_path_factory) -> Path:
         save(root / "images" / f"{ref.sample_id}.png", source.image(ref.sample_id))
         save(root / "masks" / f"{ref.sample_id}.png", source.mask(ref.sample_id) * 255)
     return root
+
+
+@pytest.fixture(autouse=True)
+def no_contact_sheet(monkeypatch):
+    """Half the time of a check; tests/check/test_report.py has it."""
+    monkeypatch.setattr(check_report, "contact_sheet_png", lambda source, checked: b"")
 
 
 @pytest.fixture
@@ -127,6 +134,19 @@ class Official:
         )
 
 
+class Part:
+    """The samples of a source for which `is_part` holds."""
+
+    def __init__(self, source: Source, is_part) -> None:
+        self._source, self._is_part = source, is_part
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def refs(self):
+        return tuple(ref for ref in self._source.refs() if self._is_part(ref.sample_id))
+
+
 class Shifted:
     """A source whose masks are those of the next sample."""
 
@@ -184,8 +204,7 @@ def test_an_exact_copy_on_two_official_sides_is_a_fault_unless_allowed(root, cap
     assert "exact_duplicates_across" in notes(root)
 
 
-@pytest.mark.parametrize("share", [0.02, 0.04])
-@pytest.mark.parametrize("kind", ["polyp", "ct", "xray"])
+@pytest.mark.parametrize(("kind", "share"), [("polyp", 0.02), ("polyp", 0.04), ("ct", 0.04), ("xray", 0.04)])
 def test_cropped_recompressed_copies_on_another_side_are_a_fault(tmp_path, kind, share):
     phantom = PhantomSource(kind, NUM, 96)
     ids = [ref.sample_id for ref in phantom.refs()]
@@ -258,7 +277,7 @@ def at_rim(path: Path) -> bool:
     return bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
 
 
-@pytest.mark.parametrize("number", [0, 10, -1])
+@pytest.mark.parametrize("number", [0, -1])
 def test_one_inverted_mask_among_many_is_named(root, number):
     path = [path for path in pictures(root, "masks") if not at_rim(path)][number]
     save(path, 255 - np.array(Image.open(path)))
@@ -402,6 +421,8 @@ def test_a_slow_file_does_not_queue_more_results_than_the_limit():
 def test_kvasir_masks_belong_to_their_images_and_shifted_ones_do_not(tmp_path):
     cfg = config(tmp_path / "data", f"--data.root={DATA}/kvasir_seg")
     source = KvasirSeg(Path(DATA) / "kvasir_seg")
+    ids = [ref.sample_id for ref in source.refs()][:100]
+    source = Part(source, lambda sample_id: sample_id in ids)
     assert check.run_check(cfg, source) == 0
     assert check.run_check(cfg, Shifted(source)) == 1
     assert set(faults(tmp_path / "data")) == {"pairing"}
@@ -424,7 +445,8 @@ def test_cropped_recompressed_kvasir_images_are_recognized(tmp_path, share):
 def test_the_known_leak_of_the_x_rays_is_the_only_finding(tmp_path):
     argv = ["--data.name=covid_qu_ex", "--data.task=lung", f"--data.root={DATA}/covid_qu_ex"]
     cfg = config(tmp_path / "data", *argv)
-    assert check.run_check(cfg, CovidQuEx(Path(cfg.data.root), cfg.data)) == 1
+    source = Part(CovidQuEx(Path(cfg.data.root), cfg.data), lambda sample_id: "COVID-19" in sample_id)
+    assert check.run_check(cfg, source) == 1
     assert set(faults(tmp_path / "data")) == {"near_duplicates_across"}
     leak = faults(tmp_path / "data")["near_duplicates_across"]["samples"]
     assert leak == ["Test/COVID-19/covid_46 = Train/COVID-19/covid_23"]

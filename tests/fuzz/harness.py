@@ -13,6 +13,7 @@ tenth of a second instead of four.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import os
 import re
@@ -159,6 +160,7 @@ def load_libraries() -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # a collection in a fork does not copy the memory of all libraries
 
 
 def _start(words: Sequence[str], folder: Path) -> int:

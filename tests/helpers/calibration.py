@@ -20,6 +20,9 @@ SMALL = replace(
     # At 30 steps from random weights these teach more than the defaults, which are made for pretrained ones.
     fit=replace(CFG.fit, steps=30, dice="batch", clip_grad=0.0, flips="both", rotation=30.0, scale=(0.8, 1.25)),
 )
+FLIPPED = replace(SMALL, infer=replace(SMALL.infer, tta="hflip"))
+UNTRAINED = replace(FLIPPED, adapt=AdaptConfig(folds=3, fold_steps=2))
+"""For laws that hold whatever the models of the folds have learned."""
 
 
 def rows(count: int) -> list[dict[str, Any]]:

@@ -48,9 +48,27 @@ def words(settings: Mapping[str, object], out: Path, cache: Path | None = None, 
     return [f"--{name}={value}" for name, value in given.items()]
 
 
-def run_loop(settings: Mapping[str, object], out: Path, cache: Path | None = None, **changes: object) -> int:
-    """Run the command; returns its exit code."""
-    return loop.main(words(settings, out, cache, **changes))
+def run_loop(
+    settings: Mapping[str, object],
+    out: Path,
+    cache: Path | None = None,
+    *,
+    with_pictures: bool = False,
+    **changes: object,
+) -> int:
+    """Run the command; returns its exit code. Charts and gallery, if asked for, take half the time of a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not with_pictures:
+            leave_out_pictures(patch)
+        return loop.main(words(settings, out, cache, **changes))
+
+
+def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Reports without charts and gallery."""
+    from kmine.report import html
+
+    patch.setattr(html, "_charts", lambda report: [])
+    patch.setattr(html, "_gallery", lambda report: [])
 
 
 def adopt_all(patch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -14,12 +18,16 @@ from kmine.config import (
     ModelConfig,
     RefineConfig,
 )
+from kmine.data import open_source
 from kmine.data.pool import Pool
 from kmine.mining.context import RoundContext
+from kmine.segmenters.base import Segmenter
+from kmine.setup.open import open_task
 from kmine.store.run_folder import RunFolder
 from kmine.store.tables import DecisionRow
 from kmine.training import trainer
 from kmine.training.fit import UnlabeledViews
+from kmine.training.task import Task
 
 ANYTHING_GOES = GateConfig(mode="ranked", keep=1.0)
 CFG = LoopConfig(
@@ -47,6 +55,23 @@ class Silent:
 
     def log(self, text: str) -> None:
         self.said.append(text)
+
+
+def build_task(
+    folder: Path, cfg: LoopConfig, name: str = "run", segmenter: Segmenter | None = None
+) -> tuple[Task, RunFolder]:
+    """Task and run folder `name` below `folder`, which holds the cache too."""
+    cfg = replace(cfg, data=replace(cfg.data, cache_dir=str(folder / "cache")))
+    store = RunFolder(folder / name)
+    task = open_task(cfg, open_source(cfg.data), store, Silent())
+    return (replace(task, segmenter=segmenter) if segmenter else task), store
+
+
+def copy_task(task: Task, store: RunFolder, folder: Path) -> tuple[Task, RunFolder]:
+    """The same task in a copy of its run folder, with the lines said so far."""
+    progress, copy = Silent(), RunFolder(shutil.copytree(store.root, folder))
+    progress.said += task.progress.said
+    return replace(task, run=copy, progress=progress), copy
 
 
 def decision(sample_id: str, estimated: float | None, reason: str = "kept", object_idx: int = 0) -> DecisionRow:

@@ -35,16 +35,18 @@ def documented(class_name: str) -> dict[str, str]:
     }
 
 
-def loaded_by(code: str) -> tuple[int, list[str]]:
-    """Exit code of `code` in a fresh interpreter, and the heavy modules that it imported."""
+def loaded_by(*codes: str) -> list[tuple[int, list[str]]]:
+    """Of each of `codes`, one after the other in one fresh interpreter: exit code, and the heavy modules there then."""
     program = (
         "import json, sys\n"
-        "try:\n"
-        f"    code = {code}\n"
-        "except SystemExit as stop:\n"
-        "    code = stop.code\n"
-        f"print('\\n' + json.dumps([code, [m for m in {HEAVY!r} if m in sys.modules]]))\n"
+        f"for text in {codes!r}:\n"
+        "    try:\n"
+        "        code = eval(text)\n"
+        "    except SystemExit as stop:\n"
+        "        code = stop.code\n"
+        f"    print('\\nLOADED' + json.dumps([code, [m for m in {HEAVY!r} if m in sys.modules]]), flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    code, modules = json.loads(done.stdout.splitlines()[-1])
-    return code, modules
+    lines = [line.removeprefix("LOADED") for line in done.stdout.splitlines() if line.startswith("LOADED")]
+    assert len(lines) == len(codes)
+    return [tuple(json.loads(line)) for line in lines]

@@ -80,23 +80,25 @@ def test_without_adaptation_there_are_no_files_of_it(tmp_path):
     assert not (out / "segmenter").exists() and not list(out.glob("fold_*"))
 
 
-@pytest.mark.parametrize(("module", "name"), [(crossfit, "train"), (adaptation, "adapt")])
-def test_an_interrupted_adaptation_resumes_to_the_same_result(tmp_path, monkeypatch, module, name):
+def test_an_adaptation_interrupted_twice_resumes_to_the_same_result(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert run(whole) == 0
-    with monkeypatch.context() as patch:
-        real, count = getattr(module, name), [0]
-
-        def counted(*args, **kwargs):
-            value = real(*args, **kwargs)
-            count[0] += 1
-            if count[0] == 1:
-                raise KeyboardInterrupt
-            return value
-
-        patch.setattr(module, name, counted)
-        assert run(broken) == 130
+    for module, name in ((crossfit, "train"), (adaptation, "adapt")):
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt_after_first(patch, module, name)
+            assert run(broken) == 130
     assert run(broken) == 0
     assert read(whole, "segmenter/adaptation.json") == read(broken, "segmenter/adaptation.json")
     assert results(whole) == results(broken)
     assert read(whole, "run.json")["segmenter_sha256"] == read(broken, "run.json")["segmenter_sha256"]
+
+
+def interrupt_after_first(patch: pytest.MonkeyPatch, module: object, name: str) -> None:
+    """Ctrl-C at the end of the first call."""
+    real = getattr(module, name)
+
+    def interrupted(*args, **kwargs):
+        real(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    patch.setattr(module, name, interrupted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -26,21 +27,34 @@ TINY = SMALL | UNET | FEW_STEPS | {"data.name": "kvasir_seg", "data.label_fracti
 COUNT = 12
 
 
-@pytest.fixture
-def root(tmp_path):
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
     """A folder laid out as Kvasir-SEG, with smooth noise for images and discs for polyps."""
+    root = tmp_path_factory.mktemp("sound") / "data"
     for n in range(COUNT):
         rng = np.random.default_rng(n)
         coarse = rng.integers(40, 255, (5, 6, 3)).astype(np.uint8)
-        save(
-            tmp_path / "data" / "images" / f"p{n:02d}.jpg", cv2.resize(coarse, (80, 64), interpolation=cv2.INTER_CUBIC)
-        )
+        save(root / "images" / f"p{n:02d}.jpg", cv2.resize(coarse, (80, 64), interpolation=cv2.INTER_CUBIC))
         rows, cols = np.mgrid[:64, :80]
         disc = (rows - rng.integers(20, 44)) ** 2 + (cols - rng.integers(20, 60)) ** 2 < rng.integers(8, 16) ** 2
-        save(
-            tmp_path / "data" / "masks" / f"p{n:02d}.jpg", np.repeat(disc[..., None], 3, axis=2).astype(np.uint8) * 255
-        )
-    return tmp_path / "data"
+        save(root / "masks" / f"p{n:02d}.jpg", np.repeat(disc[..., None], 3, axis=2).astype(np.uint8) * 255)
+    return root
+
+
+@pytest.fixture(scope="module")
+def splits(sound):
+    """Samples by split, as a run on the sound folder draws them."""
+    assert run(sound, rounds=0) == 0
+    found: dict[str, list[str]] = {}
+    for row in (sound.parent / "run" / "splits.csv").read_text().splitlines()[1:]:
+        found.setdefault(row.split(",")[2], []).append(row.split(",")[0])
+    return found
+
+
+@pytest.fixture
+def root(sound, tmp_path):
+    """The sound folder, to be spoiled."""
+    return Path(shutil.copytree(sound, tmp_path / "data"))
 
 
 def save(path: Path, pixels: np.ndarray) -> None:
@@ -70,12 +84,9 @@ def refused(capsys: pytest.CaptureFixture[str], root: Path | None, **changes: ob
     return errors[0].removeprefix("kmine loop: error: ")
 
 
-def mask_in(root: Path, *splits: str) -> list[Path]:
-    """One mask file of each of these splits, as a run on the sound folder draws them."""
-    assert run(root, rounds=0, out=root.parent / "scout") == 0
-    rows = (root.parent / "scout" / "splits.csv").read_text().splitlines()
-    first = {row.split(",")[2]: root / "masks" / f"{row.split(',')[0]}.jpg" for row in reversed(rows)}
-    return [first[name] for name in splits]
+def masks_in(root: Path, splits: dict[str, list[str]], *names: str) -> list[Path]:
+    """One mask file of each of these splits."""
+    return [root / "masks" / f"{splits[name][0]}.jpg" for name in names]
 
 
 def test_the_unspoiled_folder_runs(root):
@@ -163,16 +174,25 @@ BAD_IMAGES = [
 
 
 @pytest.mark.parametrize(("spoil", "said"), BAD_IMAGES, ids=lambda v: getattr(v, "__name__", ""))
-def test_a_damaged_image_stops_the_run_or_is_listed(root, capsys, spoil, said):
+def test_a_damaged_image_stops_the_run(root, capsys, spoil, said):
     spoil(root / "images" / "p05.jpg")
     line = refused(capsys, root)
     assert line.startswith(str(root / "images" / "p05.")) and said in line
     assert "or pass --data.on_error skip to list and leave out such files" in line
+
+
+def test_damaged_images_are_listed(root, capsys):
+    for n, (spoil, _) in enumerate(BAD_IMAGES):
+        spoil(root / "images" / f"p{n:02d}.jpg")
+    refused(capsys, root)
     capsys.readouterr()
-    assert run(root, data__on_error="skip", rounds=0) == 0, "the cure works in the very folder that was refused"
-    (sample_id, problem), *others = skipped(root)
-    assert sample_id == "p05" and said in problem and not others
-    assert "1 files skipped, listed in run.json; the first: " + str(root / "images" / "p05.") in capsys.readouterr().err
+    flags = {"data__on_error": "skip", "data__val_fraction": 0.3, "rounds": 0}
+    assert run(root, **flags) == 0, "the cure works in the very folder that was refused"
+    found = skipped(root)
+    assert [sample_id for sample_id, _ in found] == [f"p{n:02d}" for n in range(len(BAD_IMAGES))]
+    assert all(said in problem for (_, problem), (_, said) in zip(found, BAD_IMAGES, strict=True))
+    said = f"6 files skipped, listed in run.json; the first: {root / 'images' / 'p00.'}"
+    assert said in capsys.readouterr().err
 
 
 def small(path: Path) -> None:
@@ -197,19 +217,29 @@ BAD_MASKS = [
 ]
 
 
-@pytest.mark.parametrize("split", ["labeled", "val"])
 @pytest.mark.parametrize(("spoil", "said"), BAD_MASKS, ids=lambda v: getattr(v, "__name__", ""))
-def test_a_damaged_mask_stops_the_run_or_is_listed(root, capsys, spoil, said, split):
-    (path,) = mask_in(root, split)
+def test_a_damaged_mask_stops_the_run(root, splits, capsys, spoil, said):
+    (path,) = masks_in(root, splits, "labeled")
     spoil(path)
     line = refused(capsys, root)
     assert line.startswith(str(path)) and said in line.lower() and "--data.on_error skip" in line
+
+
+def test_damaged_masks_are_listed(root, splits, capsys):
+    spoiled = {}
+    for path, (spoil, said) in zip(
+        masks_in(root, splits, "labeled", "val"), (BAD_MASKS[0], BAD_MASKS[-1]), strict=True
+    ):
+        spoil(path)
+        spoiled[path.stem] = said
+    refused(capsys, root)
     assert run(root, data__on_error="skip", rounds=0) == 0
-    assert [(i, said in problem.lower()) for i, problem in skipped(root)] == [(path.stem, True)]
+    found = dict(skipped(root))
+    assert found.keys() == spoiled.keys() and all(said in found[name].lower() for name, said in spoiled.items())
 
 
-def test_a_run_with_a_mended_file_resumes_in_its_folder(root, capsys):
-    (path,) = mask_in(root, "labeled")
+def test_a_run_with_a_mended_file_resumes_in_its_folder(root, splits, capsys):
+    (path,) = masks_in(root, splits, "labeled")
     whole = path.read_bytes()
     truncated(path)
     refused(capsys, root)
@@ -217,8 +247,8 @@ def test_a_run_with_a_mended_file_resumes_in_its_folder(root, capsys):
     assert run(root, rounds=0) == 0
 
 
-def test_masks_of_unlabeled_and_test_images_are_never_opened(root):
-    for path in mask_in(root, "unlabeled", "test"):
+def test_masks_of_unlabeled_and_test_images_are_never_opened(root, splits):
+    for path in masks_in(root, splits, "unlabeled", "test"):
         zero_bytes(path)
     assert run(root, rounds=0) == 0
     assert skipped(root) == []
@@ -230,12 +260,10 @@ def test_an_image_without_a_mask_is_unlabeled(root):
     assert "p03,p03,unlabeled" in (root.parent / "run" / "splits.csv").read_text()
 
 
-def test_no_validation_mask_that_can_be_read(root, capsys):
-    assert run(root, rounds=0, out=root.parent / "scout") == 0
-    rows = (root.parent / "scout" / "splits.csv").read_text().splitlines()
-    for name in (row.split(",")[0] for row in rows if row.endswith(",val")):
+def test_no_validation_mask_that_can_be_read(root, splits, capsys):
+    for name in splits["val"]:
         (root / "masks" / f"{name}.jpg").write_bytes(b"nonsense")
-    line = refused(capsys, root, data__on_error="skip", data__cache_dir=root.parent / "other")
+    line = refused(capsys, root, data__on_error="skip")
     assert "no readable validation image remains; mend the files listed in run.json" in line
 
 
@@ -355,8 +383,8 @@ def test_a_cache_folder_that_cannot_be_written(root, capsys):
     assert "a file stands where a folder is needed; name another folder: --data.cache_dir of loop" in line
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS], ids=errno.errorcode.get)
-def test_a_run_resumes_after_a_failed_write_without_loss(root, capsys, number):
+def write_fails(root: Path, capsys: pytest.CaptureFixture[str], number: int) -> None:
+    """A run that trains some steps before a write fails."""
     out = root.parent / "run"
     with pytest.MonkeyPatch.context() as patch:
         real, writes = os.fsync, [0]
@@ -371,8 +399,18 @@ def test_a_run_resumes_after_a_failed_write_without_loss(root, capsys, number):
         line = refused(capsys, root, rounds=0, fit__steps=20)
     assert line.startswith(f"{out}/round_00/") and (out / "round_00" / "fit_state.safetensors").exists()
     assert "free some space" in line or "choose another --out" in line
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS], ids=errno.errorcode.get)
+def test_a_failed_write_is_one_line_with_its_cure(root, capsys, number):
+    write_fails(root, capsys, number)
+
+
+def test_a_run_resumes_after_a_full_disk_without_loss(root, capsys):
     from kmine.training import train_steps as training
 
+    write_fails(root, capsys, errno.ENOSPC)
+    out = root.parent / "run"
     with pytest.MonkeyPatch.context() as patch:
         taken, real = [], training.set_rate
         patch.setattr(training, "set_rate", lambda *a: taken.append(1) or real(*a))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import random
 import shutil
 import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -69,7 +69,24 @@ def undisturbed(cache, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     with pytest.MonkeyPatch.context() as patch:
         set_batch_size(patch, 6)
-        assert run(out, cache) == 0
+        assert run(out, cache, with_pictures=True) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def one_round(cache, tmp_path_factory):
+    """An uninterrupted run of the first of the two rounds; tests go on in copies."""
+    out = tmp_path_factory.mktemp("one_round") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        set_batch_size(patch, 6)
+        assert run(out, cache, rounds=1) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def other_seed(cache, tmp_path_factory):
+    out = tmp_path_factory.mktemp("other_seed") / "run"
+    assert run(out, cache, seed=1, rounds=0) == 0
     return out
 
 
@@ -155,6 +172,8 @@ def test_a_finished_run_folder_has_exactly_the_documented_files(undisturbed):
     assert [row["round"] for row in rows] == ["0", "1", "2"]
     for n, row in enumerate(rows):
         assert int(row["num_pseudo"]) == sum(m.startswith(f"round_{n:02d}/") for m in masks)
+    page = (undisturbed / "report.html").read_text()
+    assert page.count('class="chart"') == 3 and page.count("data:image/webp") > 5, "drawn in whole runs, here alone"
     run_json = RunFolder(undisturbed).run()
     assert run_json["stopped_by"] == "rounds" and run_json["seed"] == 0 and run_json["segmenter"] == "ellipse"
     assert {"command", "git_commit", "versions", "device", "data_fingerprint", "segmenter_sha256"} <= run_json.keys()
@@ -177,54 +196,54 @@ def test_the_same_command_again_computes_nothing(undisturbed, cache):
     assert (undisturbed / "results.csv").read_text() == rows, "seconds included: they are those of the first time"
 
 
-def test_the_same_seed_twice_is_the_same_run_and_another_is_not(undisturbed, cache, tmp_path):
-    assert run(tmp_path / "again", cache) == 0
-    assert_same(tmp_path / "again", undisturbed)
-    assert (tmp_path / "again" / "splits.csv").read_bytes() == (undisturbed / "splits.csv").read_bytes()
-    assert run(tmp_path / "other", cache, seed=1, rounds=0) == 0
-    assert (tmp_path / "other" / "splits.csv").read_bytes() != (undisturbed / "splits.csv").read_bytes()
+def test_the_same_seed_twice_is_the_same_run_and_another_is_not(undisturbed, one_round, other_seed):
+    assert results(one_round) == results(undisturbed)[:2]
+    assert content(one_round).items() <= content(undisturbed).items()
+    assert (one_round / "splits.csv").read_bytes() == (undisturbed / "splits.csv").read_bytes()
+    assert (other_seed / "splits.csv").read_bytes() != (undisturbed / "splits.csv").read_bytes()
     first = "round_00/model_final.safetensors"
-    assert content(tmp_path / "other")[first] != content(undisturbed)[first]
+    assert content(other_seed)[first] != content(undisturbed)[first]
 
 
-def test_seeds_share_validation_and_test(undisturbed, cache, tmp_path):
-    assert run(tmp_path / "other", cache, seed=1, rounds=0) == 0
-
+def test_seeds_share_validation_and_test(undisturbed, other_seed):
     def held_back(out: Path) -> list[str]:
         return [line for line in (out / "splits.csv").read_text().splitlines() if line.endswith((",val", ",test"))]
 
-    assert held_back(tmp_path / "other") == held_back(undisturbed)
+    assert held_back(other_seed) == held_back(undisturbed)
 
 
 # -- interrupted
 
 
-@pytest.mark.parametrize(
-    ("owner", "name", "calls"),
-    [
-        (RunFolder, "claim", 1),
-        (RunFolder, "save_tensors", 1),  # in the middle of the first training
-        (RunFolder, "save_tensors", 2),  # between its two checkpoints
-        (RunFolder, "save_tensors", 3),  # after them, before its state is put away
-        (RunFolder, "save_json", 1),  # after round 0
-        (RunFolder, "save_batch", 2),  # in the middle of mining
-        (RunFolder, "save_batch", CHUNKS),  # mined, not joined
-        (run_store, "encode_table", 2 * CHUNKS + 2),  # one of the two joined tables is written
-        (RunFolder, "close_round", 1),
-        (RunFolder, "save_tensors", 4),  # in the middle of the training of round 1
-        (RunFolder, "save_json", 2),  # after what it changed is told
-        (RunFolder, "save_json", 3),  # after round 1
-        (RunFolder, "save_batch", CHUNKS + 1),
-    ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
-)
-def test_an_interrupted_run_resumed_equals_an_undisturbed_one(undisturbed, cache, tmp_path, capsys, owner, name, calls):
-    out = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt_after(patch, owner, name, calls)
-        assert run(out, cache) == 130
-    assert "the same command resumes where it stopped" in capsys.readouterr().err
-    kept = finished(times(out))
+MOMENTS = [
+    (RunFolder, "claim", 1, ""),
+    (RunFolder, "save_tensors", 1, "round_00/fit_state.safetensors"),  # in the middle of the first training
+    (RunFolder, "save_tensors", 1, "round_00/model_final.safetensors"),  # between its two checkpoints
+    (RunFolder, "save_tensors", 2, "round_00/model.safetensors"),  # after them, before its state is put away
+    (RunFolder, "save_json", 2, "round_00/metrics.json"),  # after round 0; the first is calibration.json
+    (RunFolder, "save_batch", 2, "round_01/.parts/00001.decisions.parquet"),  # in the middle of mining
+    (RunFolder, "save_batch", CHUNKS - 2, "round_01/.parts/00003.decisions.parquet"),  # mined, not joined
+    (run_store, "encode_table", 2, "round_01/prompts.parquet"),  # one of the two joined tables is written
+    (RunFolder, "close_round", 1, "round_01/decisions.parquet"),
+    (RunFolder, "save_json", 2, "round_01/changes.json"),  # after what it changed is told
+    (RunFolder, "save_tensors", 1, "round_01/fit_state.safetensors"),  # in the middle of the training of round 1
+    (RunFolder, "save_json", 2, "round_01/metrics.json"),  # after round 1
+    (RunFolder, "save_batch", 1, "round_02/.parts/00000.decisions.parquet"),
+]
+"""Of one session after the other: what it does last, at which call, and a file that is there from then on."""
+
+
+def test_a_run_interrupted_again_and_again_equals_an_undisturbed_one(undisturbed, cache, tmp_path, capsys):
+    out, before, kept = tmp_path / "run", {}, {}
+    for owner, name, calls, new in MOMENTS:
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt_after(patch, owner, name, calls)
+            assert run(out, cache) == 130, new
+        assert "the same command resumes where it stopped" in capsys.readouterr().err
+        after = times(out)
+        assert {f: after[f] for f in kept} == kept, f"finished files are not written again, {new}"
+        assert not new or (new in after and new not in before), f"{new}: {sorted(after)}"
+        before, kept = after, finished(after)
     assert run(out, cache) == 0
     assert_same(out, undisturbed)
     after = times(out)
@@ -237,34 +256,33 @@ def with_all_models(cache, tmp_path_factory):
     out = tmp_path_factory.mktemp("all") / "run"
     with pytest.MonkeyPatch.context() as patch:
         set_batch_size(patch, 6)
-        assert run(out, cache, retrain="true", baseline="true") == 0
+        assert run(out, cache, rounds=1, retrain="true", baseline="true") == 0
     return out
 
 
-def test_a_run_has_a_retrained_model_and_both_baselines(with_all_models, undisturbed):
+def test_a_run_has_a_retrained_model_and_both_baselines(with_all_models, one_round):
     rows, info = results(with_all_models), RunFolder(with_all_models, follows=True).run()
-    assert [row["retrained"] for row in rows] == ["False", "False", "False", "True"]
-    assert [row["dice"] for row in rows[:3]] == [row["dice"] for row in results(undisturbed)], "mining is the same"
-    assert rows[3]["supervised_once_dice"] and not rows[2]["supervised_once_dice"] and rows[2]["supervised_dice"]
+    assert [row["retrained"] for row in rows] == ["False", "False", "True"]
+    assert [row["dice"] for row in rows[:2]] == [row["dice"] for row in results(one_round)], "mining is the same"
+    assert rows[2]["supervised_once_dice"] and not rows[1]["supervised_once_dice"] and rows[1]["supervised_dice"]
     assert info["stopped_by"] == "rounds" and info["kept_rounds"].keys() == {"supervised", "supervised_once"}
     scores = {n: score_of(with_all_models, n) for n, row in enumerate(rows) if row["adopted"] == "True"}
     assert info["adopted_round"] == max(scores, key=lambda n: (scores[n], n))
     assert [n for n, row in enumerate(rows) if row["kept"] == "True"] == [info["adopted_round"]]
     page = (with_all_models / "report.html").read_text()
-    assert "Round 3 is a new model, trained once" in page and "in one schedule" in page
-    assert (with_all_models / "supervised_once/round_02/model.safetensors").is_file()
+    assert "Round 2 is a new model, trained once" in page and "in one schedule" in page
+    assert (with_all_models / "supervised_once/round_01/model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("calls", [5, 11], ids=["retrained", "supervised_once"])
-def test_a_kill_in_one_of_the_long_trainings_costs_its_last_checkpoint(with_all_models, cache, tmp_path, calls):
-    """Rounds save their states 1 to 3, the retrained model 4 to 7, supervised 8 and 9, supervised_once 10 to 13."""
-    settings, out = {"retrain": "true", "baseline": "true"}, tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt_after(patch, Checkpointer, "save_state", calls)
-        assert run(out, cache, **settings) == 130
-    states = [path.relative_to(out).as_posix() for path in out.rglob("fit_state.safetensors")]
-    where = "round_03" if calls == 5 else "supervised_once/round_02"
-    assert states == [f"{where}/fit_state.safetensors"]
+def test_a_kill_in_one_of_the_long_trainings_costs_its_last_checkpoint(with_all_models, cache, tmp_path):
+    """Rounds save their states 1 and 2, the retrained model 3 to 5, supervised 6, supervised_once 7 to 9."""
+    settings, out = {"rounds": 1, "retrain": "true", "baseline": "true"}, tmp_path / "run"
+    for calls, where in ((4, "round_02"), (8 - 4, "supervised_once/round_01")):
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt_after(patch, Checkpointer, "save_state", calls)
+            assert run(out, cache, **settings) == 130
+        states = [path.relative_to(out).as_posix() for path in out.rglob("fit_state.safetensors")]
+        assert states == [f"{where}/fit_state.safetensors"]
     assert run(out, cache, **settings) == 0
     assert_same(out, with_all_models)
 
@@ -279,25 +297,24 @@ def test_a_run_of_before_retraining_is_refused_by_that_setting_or_resumes(undist
     assert content(out) == content(undisturbed)
 
 
-def test_a_training_resumes_from_its_last_validation(undisturbed, cache, tmp_path):
+def test_a_training_resumes_from_its_last_validation(one_round, cache, tmp_path):
     from kmine.training import train_steps as training
 
     out, steps = tmp_path / "run", []
     with pytest.MonkeyPatch.context() as patch:
         interrupt_after(patch, RunFolder, "save_tensors", 1)
-        assert run(out, cache) == 130
+        assert run(out, cache, rounds=1) == 130
     with pytest.MonkeyPatch.context() as patch:
         real = training.set_rate
         patch.setattr(training, "set_rate", lambda *a: steps.append(1) or real(*a))
         assert run(out, cache, rounds=0) != 0, "fewer rounds than the folder was begun with are refused"
-        assert run(out, cache) == 0
-    assert len(steps) == (TINY["fit.steps"] - TINY["fit.val_every"]) + 2 * TINY["fit.round_steps"]
-    assert_same(out, undisturbed)
+        assert run(out, cache, rounds=1) == 0
+    assert len(steps) == (TINY["fit.steps"] - TINY["fit.val_every"]) + TINY["fit.round_steps"]
+    assert_same(out, one_round)
 
 
 def test_only_a_damaged_checkpoint_is_trained_again(undisturbed, cache, tmp_path):
-    out = tmp_path / "run"
-    assert run(out, cache) == 0
+    out = shutil.copytree(undisturbed, tmp_path / "run")
     before = times(out)
     victim = out / "round_01" / "model.safetensors"
     victim.write_bytes(victim.read_bytes()[:1000])
@@ -308,16 +325,14 @@ def test_only_a_damaged_checkpoint_is_trained_again(undisturbed, cache, tmp_path
 
 
 def test_a_lost_pseudo_mask_is_mined_again(undisturbed, cache, tmp_path):
-    out = tmp_path / "run"
-    assert run(out, cache) == 0
+    out = shutil.copytree(undisturbed, tmp_path / "run")
     sorted((out / "round_02" / "pseudo_masks").glob("*.png"))[0].unlink()
     assert run(out, cache) == 0
     assert_same(out, undisturbed)
 
 
-def test_one_round_extended_to_two_equals_two_from_the_start(undisturbed, cache, tmp_path):
-    out = tmp_path / "run"
-    assert run(out, cache, rounds=1) == 0
+def test_one_round_extended_to_two_equals_two_from_the_start(undisturbed, one_round, cache, tmp_path):
+    out = shutil.copytree(one_round, tmp_path / "run")
     before = times(out)
     assert run(out, cache) == 0
     assert_same(out, undisturbed)
@@ -325,12 +340,10 @@ def test_one_round_extended_to_two_equals_two_from_the_start(undisturbed, cache,
     assert {f: after[f] for f in before} == before
 
 
-def test_the_supervised_baseline_may_be_added_later(undisturbed, cache, tmp_path):
-    out = tmp_path / "run"
-    assert run(out, cache, rounds=1) == 0
+def test_the_supervised_baseline_may_be_added_later(one_round, watched, cache, tmp_path):
+    out = shutil.copytree(one_round, tmp_path / "run")
     assert run(out, cache, rounds=1, baseline="true") == 0
-    assert run(tmp_path / "both", cache, rounds=1, baseline="true") == 0
-    assert_same(out, tmp_path / "both")
+    assert_same(out, watched.out)
     assert results(out)[1]["supervised_dice"] != ""
     assert (out / "supervised" / "round_01" / "model.safetensors").exists()
 
@@ -339,17 +352,15 @@ def test_a_killed_process_resumes_to_the_same_results(cache, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "killed"
     with pytest.MonkeyPatch.context() as patch:
         set_batch_size(patch, 16)  # as the other process has it
-        assert run(whole, cache) == 0
-        lines = ("round 0: training: 2/4", "round 1: mining: 16/", "round 1: training", "round 2: mining: 16/")
-        moment = random.Random(0).choice(lines[1:])
-        command = [sys.executable, "-m", "kmine.loop", *words(TINY, out, cache)]
+        assert run(whole, cache, rounds=1) == 0
+        command = [sys.executable, "-m", "kmine.loop", *words(TINY, out, cache, rounds=1)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             for line in process.stderr:
-                if line.startswith(moment):
+                if line.startswith("round 1: mining: 16/"):
                     process.kill()
         assert process.returncode == -signal.SIGKILL
         assert not (out / "report.html").exists()
-        assert run(out, cache) == 0
+        assert run(out, cache, rounds=1) == 0
     assert_same(out, whole)
 
 
@@ -381,39 +392,53 @@ def test_a_run_of_zero_rounds_equals_round_0_of_a_longer_one(undisturbed, cache,
 # -- masks and images that are read
 
 
-def test_masks_of_unlabeled_and_test_images_are_never_opened(tmp_path, monkeypatch):
-    masks: set[str] = set()
-    real = PhantomSource.mask
-    monkeypatch.setattr(PhantomSource, "mask", lambda self, i: masks.add(i) or real(self, i))
-    out = tmp_path / "run"
-    assert run(out, tmp_path / "cache", rounds=1, baseline="true") == 0
-    with (out / "splits.csv").open(newline="") as file:
-        split = {row["sample_id"]: row["split"] for row in csv.DictReader(file)}
-    assert masks == {i for i, name in split.items() if name in ("labeled", "val")}
+class Watched(NamedTuple):
+    """A run with a baseline: masks that were read, images that were decoded after the cache was built, its task."""
+
+    out: Path
+    masks: set[str]
+    images: list[str]
+    task: Task
 
 
-def test_no_pool_of_a_task_holds_the_test_split_and_only_two_have_masks(tmp_path, monkeypatch):
-    from kmine.errors import WithheldMaskError
-
-    native: list[str] = []
-    tasks = []
-    real_open, real_image = setup_open.open_task, PhantomSource.image
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    masks, images, tasks = set(), [], []
+    real_open, real_image, real_mask = setup_open.open_task, PhantomSource.image, PhantomSource.mask
 
     def opened(*args, **more):
-        task = real_open(*args, **more)
-        native.clear()  # what was decoded for the cache, test images included
-        tasks.append(task)
-        return task
+        tasks.append(real_open(*args, **more))
+        images.clear()  # what was decoded for the cache, test images included
+        return tasks[-1]
 
-    monkeypatch.setattr(setup_open, "open_task", opened)
-    monkeypatch.setattr(PhantomSource, "image", lambda self, i: native.append(i) or real_image(self, i))
-    out = tmp_path / "run"
-    assert run(out, tmp_path / "cache", rounds=1) == 0
+    out = tmp_path_factory.mktemp("watched") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        set_batch_size(patch, 6)
+        patch.setattr(setup_open, "open_task", opened)
+        patch.setattr(PhantomSource, "image", lambda self, i: images.append(i) or real_image(self, i))
+        patch.setattr(PhantomSource, "mask", lambda self, i: masks.add(i) or real_mask(self, i))
+        assert run(out, out.parent / "cache", rounds=1, baseline="true") == 0
     (task,) = tasks
+    return Watched(out, masks, images, task)
+
+
+def splits_of(out: Path) -> dict[str, str]:
     with (out / "splits.csv").open(newline="") as file:
-        test = {row["sample_id"] for row in csv.DictReader(file) if row["split"] == "test"}
+        return {row["sample_id"]: row["split"] for row in csv.DictReader(file)}
+
+
+def test_masks_of_unlabeled_and_test_images_are_never_opened(watched):
+    split = splits_of(watched.out)
+    assert watched.masks == {i for i, name in split.items() if name in ("labeled", "val")}
+
+
+def test_no_pool_of_a_task_holds_the_test_split_and_only_two_have_masks(watched):
+    from kmine.errors import WithheldMaskError
+
+    task = watched.task
+    test = {i for i, name in splits_of(watched.out).items() if name == "test"}
     assert test
-    assert not test & {*task.labeled.ids, *task.unlabeled.ids, *task.val.ids, *native}
+    assert not test & {*task.labeled.ids, *task.unlabeled.ids, *task.val.ids, *watched.images}
     for sample_id in task.unlabeled.ids:
         assert task.unlabeled.sample(sample_id).mask is None
         with pytest.raises(WithheldMaskError):
@@ -431,14 +456,14 @@ def test_a_run_resumes_with_copied_data_and_refuses_changed_ones(tmp_path, capsy
         places = {"data__images": folder / "images", "data__masks": folder / "masks"}
         return run(out, cache, data__name="folder", data__duplicate_distance=-1, rounds=rounds, **places)
 
-    assert go_on(tmp_path / "here", 1) == 0
+    assert go_on(tmp_path / "here", 0) == 0
     before, fingerprint = times(out), RunFolder(out).run()["data_fingerprint"]
     move_pictures(tmp_path / "here", tmp_path / "there")
-    assert go_on(tmp_path / "there", 2) == 0
+    assert go_on(tmp_path / "there", 1) == 0
     assert "comparing their content" in capsys.readouterr().err
-    assert before.items() <= times(out).items() and (out / "round_02" / "model.safetensors").exists()
+    assert before.items() <= times(out).items() and (out / "round_01" / "model.safetensors").exists()
     assert RunFolder(out).run()["data_fingerprint"] == fingerprint
     labeled = next(r["sample_id"] for r in RunFolder(out).read_csv("splits.csv") if r["split"] == "labeled")
     Image.fromarray(np.full((32, 32), 255, np.uint8)).save(tmp_path / "there" / "masks" / f"{labeled}.png")
-    assert go_on(tmp_path / "there", 2) != 0
+    assert go_on(tmp_path / "there", 1) != 0
     assert f"samples have another content: {labeled};" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from kmine.config import FitConfig, ModelConfig
 from kmine.data.batches import Batch
 from kmine.errors import UserError
+from kmine.loop import __main__ as loop
 from kmine.models.build import build_model
 from kmine.store.run_folder import RunFolder
 from kmine.training.distributed import forward, gather_shards, is_distributed_launch, make_fabric, rank_slice, shard
@@ -123,28 +124,34 @@ def under_torchrun(*command: str) -> str:
     return ended.stderr
 
 
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory) -> tuple[Path, dict[str, object], str]:
+    """A step and then a run in two processes: their folder, the run's settings, its standard error."""
+    folder = tmp_path_factory.mktemp("launched")
+    settings = SMALL | FEW_STEPS | OPEN_GATE | {"fit.val_every": 1}
+    settings |= {"data.num_samples": 56, "data.label_fraction": 0.2, "fit.batch_size": 3, "gate.mode": "ranked"}
+    return folder, settings, under_torchrun(__file__, str(folder), *words(settings, folder / "two"))
+
+
 @pytest.mark.slow
-def test_a_step_in_two_processes_equals_the_step_in_one(tmp_path: Path) -> None:
+def test_a_step_in_two_processes_equals_the_step_in_one(launched) -> None:
     """Only one step: rounding errors grow with each step, and differ between machines.
 
     In float64 gradients of 1e-3 agree to 1e-14. The loss takes the logits as float32, whose last digit (6e-8) may flip.
     """
-    under_torchrun(__file__, str(tmp_path))
+    folder, _, _ = launched
     expected = first_step()
     for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(torch.load(folder / f"{rank}.pt"), expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.slow
-def test_a_run_in_two_processes_mines_and_writes_everything_once(tmp_path: Path) -> None:
+def test_a_run_in_two_processes_mines_and_writes_everything_once(launched) -> None:
     """25 images are mined in two batches. Of the training only the loss before the first update is compared."""
-    settings = SMALL | FEW_STEPS | OPEN_GATE | {"fit.val_every": 1}
-    settings |= {"data.num_samples": 56, "data.label_fraction": 0.2, "fit.batch_size": 3, "gate.mode": "ranked"}
-    cache = tmp_path / "cache"
-    assert run_loop(settings, tmp_path / "one", cache) == 0
-    output = under_torchrun("-m", "kmine.loop", *words(settings, tmp_path / "two", cache))
+    folder, settings, output = launched
+    assert run_loop(settings, folder / "one") == 0
     assert output.count("results: ") == 1, "only process 0 reports"
-    one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
+    one, two = (RunFolder(folder / name) for name in ("one", "two"))
     assert one.read_csv("splits.csv") == two.read_csv("splits.csv")
     mined = [sample_id for sample_id, _ in groupby(row.sample_id for row in two.decisions(1))]
     assert len(mined) == len(set(mined)) == two.run()["splits"]["unlabeled"] > 16
@@ -155,7 +162,7 @@ def test_a_run_in_two_processes_mines_and_writes_everything_once(tmp_path: Path)
     assert [step for step, *_ in histories[1]] == [1, 2, 3, 4]
     # Rounding of float32 is about 1e-6; other images or weights in the batch would change the loss by per cents.
     assert histories[1][0][1] == pytest.approx(histories[0][0][1], rel=1e-4)
-    rows = [list(csv.DictReader((tmp_path / name / "results.csv").open())) for name in ("one", "two")]
+    rows = [list(csv.DictReader((folder / name / "results.csv").open())) for name in ("one", "two")]
     assert [row["round"] for row in rows[0]] == [row["round"] for row in rows[1]]
     assert two.run()["stopped_by"] == "rounds"
     one.close(), two.close()
@@ -163,3 +170,4 @@ def test_a_run_in_two_processes_mines_and_writes_everything_once(tmp_path: Path)
 
 if __name__ == "__main__":  # a process started by `under_torchrun`
     torch.save(first_step(), Path(sys.argv[1]) / f"{os.environ['RANK']}.pt")
+    sys.exit(loop.main(sys.argv[2:]))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
-from helpers.small import CFG
+from helpers.small import CFG, build_task
 
 from kmine.config import AdaptConfig
 from kmine.methods.mining import mine
@@ -60,45 +61,59 @@ class ShrunkTuner:
         return {"weight": self.weight.detach().clone()}
 
 
-def test_the_adapted_segmenter_mines_and_is_an_artifact(task_of):
-    given = Shrunk()
-    task, store = task_of(SMALL, segmenter=given)
-    adapted = adapt_segmenter(task)
-    assert adapted.segmenter.name == "shrunk+adapted"
-    assert adapted.segmenter.weight > given.weight
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """(task with the adapted segmenter, run folder)."""
+    task, store = build_task(tmp_path_factory.mktemp("adapted"), SMALL, segmenter=Shrunk())
+    return adapt_segmenter(task), store
+
+
+@pytest.fixture
+def again(adapted, copy_of):
+    """Of a segmenter: (task with it as it was given, copy of the run folder)."""
+
+    def build(given: Shrunk):
+        task, store = copy_of(adapted)
+        return replace(task, segmenter=given), store
+
+    return build
+
+
+def test_the_adapted_segmenter_mines_and_is_an_artifact(adapted, copy_of):
+    task, store = copy_of(adapted)
+    assert task.segmenter.name == "shrunk+adapted"
+    assert task.segmenter.weight > Shrunk().weight
     record = store.read_json(store.root / "segmenter" / "adaptation.json")
     assert record["used"] and record["iou_after"] > record["iou_before"]
     assert f"{record['iou_before']:.3f} -> {record['iou_after']:.3f}" in task.progress.said[-1]
-    list(mine(adapted))
+    list(mine(task))
     assert store.decisions(1)
 
 
-def test_a_finished_adaptation_is_read_back(task_of):
+def test_a_finished_adaptation_is_read_back(adapted, again):
     given = Shrunk()
-    task, _store = task_of(SMALL, segmenter=given)
-    first = adapt_segmenter(task)
-    num_steps = given.num_steps
+    task, _store = again(given)
     second = adapt_segmenter(task)
-    assert given.num_steps == num_steps > 0
-    assert second.segmenter.signature == first.segmenter.signature != given.signature
+    assert given.num_steps == 0
+    assert second.segmenter.signature == adapted[0].segmenter.signature != given.signature
 
 
-def test_lost_weights_or_another_segmenter_are_fine_tuned_again(task_of):
+def test_lost_weights_or_another_segmenter_are_fine_tuned_again(again):
     given = Shrunk()
-    task, store = task_of(SMALL, segmenter=given)
-    adapt_segmenter(task)
-    num_steps = given.num_steps
+    task, store = again(given)
     (store.root / "segmenter" / "adapted.safetensors").unlink()
     adapt_segmenter(task)
-    assert given.num_steps == 2 * num_steps
+    assert given.num_steps == SMALL.adapt.steps
     other = Shrunk(0.4)
     adapt_segmenter(replace(task, segmenter=other))
-    assert other.num_steps == num_steps
+    assert other.num_steps == SMALL.adapt.steps
 
 
-def test_a_segmenter_that_gains_too_little_stays_as_it_was(task_of):
+def test_a_segmenter_that_gains_too_little_stays_as_it_was(again):
     given = Shrunk()
-    task, store = task_of(replace(SMALL, adapt=replace(SMALL.adapt, min_gain=0.9)), segmenter=given)
+    task, store = again(given)
+    task = replace(task, cfg=replace(SMALL, data=task.cfg.data, adapt=replace(SMALL.adapt, min_gain=0.9)))
+    task.progress.said.clear()
     assert adapt_segmenter(task).segmenter is given
     assert adapt_segmenter(task).segmenter is given, "read back"
     assert [said for said in task.progress.said if "adapted" in said] == task.progress.said[-1:]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
-from helpers.calibration import SMALL, rows
+from helpers.calibration import UNTRAINED, rows
 
 from kmine.mining.calibration import local_step
 from kmine.mining.calibration.local_quality import LocalQualityEstimator, local_only
@@ -15,14 +13,6 @@ from kmine.mining.calibration.step import calibrate, fit_calibration
 from kmine.mining.candidates import median_object_area
 from kmine.segmenters.ellipse import Ellipse
 from kmine.training import trainer
-
-FLIPPED = replace(SMALL, infer=replace(SMALL.infer, tta="hflip"))
-
-
-@pytest.fixture
-def calibrated(task_of):
-    task, store = task_of(FLIPPED, segmenter=Ellipse())
-    return calibrate(task, task.segmenter), store
 
 
 def saved(store, name: str = "calibration") -> dict:
@@ -73,7 +63,7 @@ def test_no_image_is_scored_by_a_model_trained_on_it_with_any_augmentation(task_
 
     monkeypatch.setattr(local_step, "fold_model", fold_model)
     monkeypatch.setattr(local_step, "_rows", local_rows)
-    task, store = task_of(FLIPPED, segmenter=Ellipse())
+    task, store = task_of(UNTRAINED, segmenter=Ellipse())
     calibrate(task, task.segmenter)
     assert sorted(scored) == sorted((i, tta) for i in task.labeled.ids for tta in ("none", "hflip"))
     assert saved(store)["alone"] is None, "without objects there is no estimate"

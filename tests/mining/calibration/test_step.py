@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.calibration import SMALL, rows
+from helpers.calibration import SMALL, UNTRAINED, rows
 
 from kmine.config import AdaptConfig, GateConfig
 from kmine.methods.mining import mine
@@ -15,12 +15,6 @@ from kmine.mining.calibration import step
 from kmine.mining.calibration.step import calibrate, calibration_summary, fit_calibration
 from kmine.segmenters.ellipse import Ellipse
 from kmine.types import Candidate, Probs, Prompts
-
-
-@pytest.fixture
-def calibrated(task_of):
-    task, store = task_of(SMALL, segmenter=Ellipse())
-    return calibrate(task, task.segmenter), store
 
 
 def test_no_image_is_scored_by_a_model_trained_on_it(task_of, monkeypatch):
@@ -38,7 +32,7 @@ def test_no_image_is_scored_by_a_model_trained_on_it(task_of, monkeypatch):
 
     monkeypatch.setattr(crossfit, "fold_model", fold_model)
     monkeypatch.setattr(step, "_evidence_rows", evidence_rows)
-    task, _ = task_of(SMALL, segmenter=Ellipse())
+    task, _ = task_of(UNTRAINED, segmenter=Ellipse())
     calibrate(task, task.segmenter)
     assert sorted(scored) == sorted(task.labeled.ids)
 
@@ -55,7 +49,7 @@ def test_an_adapted_segmenter_is_fine_tuned_again_without_each_fold(task_of, mon
         return base
 
     monkeypatch.setattr(step, "_finetuned_without", finetuned_without)
-    task, _ = task_of(SMALL, segmenter=Adapted())
+    task, _ = task_of(UNTRAINED, segmenter=Adapted())
     calibrate(task, Ellipse())
     every = set(task.labeled.ids)
     left_out = [every - ids for ids in trained_on]
