@@ -214,7 +214,7 @@ class ProposalSuite:
             assert [cv2.connectedComponents(mask.astype(np.uint8))[0] for mask in of_image.masks] == [2] * count
 
     def test_proposals_are_lazy_and_need_no_encoding(self, segmenter, monkeypatch) -> None:
-        embeddings = segmenter.encode(images())
+        embeddings = segmenter.encode(images()[:2])
         monkeypatch.setattr(segmenter, "encode", None)
         together = segmenter.propose(embeddings)
         assert isinstance(together, types.GeneratorType)

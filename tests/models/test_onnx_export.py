@@ -14,12 +14,11 @@ pytest.importorskip("onnxscript")
 SIZE = 40
 """Not a multiple of any stride, so that padding and cropping are exported."""
 MODELS = {
-    "unet": ModelConfig(name="unet", encoder="tu-resnet10t", encoder_depth=3, decoder_channels=8),
     "unetpp": ModelConfig(
-        name="unetpp", encoder="tu-resnet10t", encoder_depth=3, decoder_channels=8, normalization="imagenet"
+        name="unetpp", encoder="tu-test_resnet", encoder_depth=3, decoder_channels=8, normalization="imagenet"
     ),
-    "sks": ModelConfig(name="sks", encoder="resnet10t", levels=3, decoder_channels=8),
-    "sks without features at stride 2": ModelConfig(name="sks", encoder="convnext_atto", decoder_channels=8),
+    "sks": ModelConfig(name="sks", encoder="test_resnet", levels=3, decoder_channels=8),
+    "sks without features at stride 2": ModelConfig(name="sks", encoder="test_convnext", levels=3, decoder_channels=8),
 }
 
 

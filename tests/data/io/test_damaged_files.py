@@ -22,7 +22,7 @@ from kmine.errors import UserError
 
 SHAPE = (24, 20)
 WINDOW = (0.0, 255.0)
-FLIPS = 25
+FLIPS = 10
 
 # -- valid data sets
 
@@ -104,6 +104,8 @@ VICTIMS = [
     *(("lits", f"Training Batch 2/{kind}-2.nii.gz", "volume-002") for kind in ("volume", "segmentation")),
 ]
 """Data set, file, and a part of the ids of its samples."""
+ONE_A_KIND = list({(name, "mask" in file or "segm" in file): (name, file, own) for name, file, own in VICTIMS}.values())
+"""An image and a mask of each data set: what is opened before the format is known."""
 CHECKED = (".png", ".gz")
 """Suffixes of formats with checksums."""
 
@@ -216,6 +218,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "cut in the middle": rewritten(lambda b: b[: len(b) // 2]),
     "all zeros": rewritten(lambda b: bytes(len(b))),
     "wrong magic": rewritten(lambda b: bytes(8) + b[8:] if b[128:132] != b"DICM" else b[:128] + b"MCID" + b[132:]),
+}
+NO_FILE: dict[str, Callable[[Path], object]] = {
     "a folder": replaced(Path.mkdir),
     "a link to nothing": replaced(lambda path: path.symlink_to(path.parent / "gone")),
     "a link to itself": replaced(lambda path: path.symlink_to(path)),
@@ -228,6 +232,12 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("victim", VICTIMS, ids=ids)
 def test_a_damaged_file_is_one_error_or_one_skip(check_damage, victim, kind):
     check_damage(victim, DAMAGE[kind])
+
+
+@pytest.mark.parametrize("kind", NO_FILE)
+@pytest.mark.parametrize("victim", ONE_A_KIND, ids=ids)
+def test_what_is_no_file_is_one_error_or_one_skip(check_damage, victim, kind):
+    check_damage(victim, NO_FILE[kind])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
