@@ -17,6 +17,7 @@ SETTINGS = {
     "segmenter.name": "tiny",
     "adapt.enabled": "false",
     "prompts.source": "auto",
+    "data.num_samples": 14,
     "fit.steps": 12,
     "fit.round_steps": 4,
     "fit.val_every": 6,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -112,6 +113,7 @@ def test_lost_weights_or_another_segmenter_are_fine_tuned_again(again):
 def test_a_segmenter_that_gains_too_little_stays_as_it_was(again):
     given = Shrunk()
     task, store = again(given)
+    shutil.rmtree(store.root / "segmenter")
     task = replace(task, cfg=replace(SMALL, data=task.cfg.data, adapt=replace(SMALL.adapt, min_gain=0.9)))
     task.progress.said.clear()
     assert adapt_segmenter(task).segmenter is given

@@ -163,7 +163,8 @@ def test_pixels_of_an_object_are_counted_within_it():
 
 
 def test_each_fold_has_an_auxiliary_model(task_of):
-    task, store = task_of(replace(SMALL, model=replace(SMALL.model, name="unetpp+unet")), segmenter=Ellipse())
+    pair = replace(SMALL, model=replace(SMALL.model, name="unetpp+unet"), adapt=AdaptConfig(folds=3, fold_steps=15))
+    task, store = task_of(pair, segmenter=Ellipse())
     assert calibrate(task, task.segmenter).calibration is not None
     assert sorted(path.name for path in store.root.glob("witness_fold_*")) == [f"witness_fold_{n}" for n in range(3)]
     saved = [store.read_json(store.root / "calibration" / f"fold_{n}.json")["objects"] for n in range(3)]
