@@ -167,6 +167,8 @@ class Prompts:
     """(H, W), the local model's own mask of the object, if the prompts are of one."""
     scaled_boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     """(B, 4) XYXY: further boxes of the object; `kmine.mining.segment` gives a segmenter one at a time, as `box`."""
+    origin: Literal["model", "person"] = "model"
+    """Whether a person drew box and points."""
 
 
 @dataclass(frozen=True)
@@ -269,13 +271,11 @@ class CaseMetrics:
     """NaN where truth and prediction are both empty."""
     iou: float
     hd95: float
-    """95th percentile Hausdorff distance; a miss: the image diagonal. In mm where the spacing of every case is known,
-    else in pixels."""
+    """95th percentile Hausdorff distance; a miss: the diagonal. In mm where all spacings are known, else in pixels."""
     num_missed: int
     """Foreground classes of the truth with an empty prediction."""
     counts: tuple[tuple[int, int, int], ...] = ()
-    """Pixels of each foreground class in both, in the prediction, in the truth; they combine slices of a volume into
-    one case. Empty in metrics of older runs."""
+    """Pixels of each foreground class in both, prediction and truth, added over slices; empty in older metrics."""
 
     def __post_init__(self) -> None:
         # JSON has lists only; a case that is read equals the one that was written.

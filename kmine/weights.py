@@ -45,7 +45,7 @@ as in encoder:resnet34 or encoder:tu-swinv2_tiny_window8_256. `list`: where they
 `get NAME ...`: download. `verify [FILE ...]`: whether files are the official ones; without one, all that are here.
 `bundle FILE.tar NAME ...` and, on a machine without network, `unbundle FILE.tar`."""
 
-SIZES = {"sam_vit_b": 375_042_383, "sam_vit_l": 1_249_524_607, "sam_vit_h": 2_564_550_879}
+SIZES = {"sam_vit_b": 375_042_383, "sam_vit_l": 1_249_524_607, "sam_vit_h": 2_564_550_879, "mobile_sam": 40_728_226}
 """Bytes of the files on the server, for the list."""
 MANIFEST = "kmine-weights.json"
 MAX_MANIFEST = 2**20

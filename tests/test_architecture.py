@@ -29,6 +29,7 @@ HOMES = {
     **dict.fromkeys(("timm", "segmentation_models_pytorch", "onnx", "onnxscript", "onnxruntime"), "models"),
     **dict.fromkeys(("jinja2", "matplotlib"), "report"),
     "segment_anything": "segmenters/sam",
+    "transformers": "segmenters/hf",
     "jsonargparse": "cli",
     "requests": "io/download",
     "ray": "sweep/ray_backend",

@@ -61,6 +61,7 @@ TABLES = {
         "has_mask_input",
         "jittered_boxes",
         "scaled_boxes",
+        "origin",
     ),
     "splits.csv": ("sample_id", "group_id", "split"),
     "results.csv": (

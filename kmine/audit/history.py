@@ -128,9 +128,12 @@ class MaskHistory:
 
     def _line(self, mined: MinedRound, sample_id: str) -> str:
         method_dir, signature, sha256 = self._prompting_model(mined, sample_id)
-        rows, num_prompts = mined.objects(sample_id), len(mined.prompts.get(sample_id, []))
+        rows, prompts = mined.objects(sample_id), mined.prompts.get(sample_id, [])
+        by_person = sum(row.origin == "person" for row in prompts)
+        drawn = f", {by_person} from prompts of a person, the others" if by_person else ""
         parts = [
-            f"round {mined.round_idx}: {num_prompts} prompted object(s) by the model of round {mined.prompting_round} "
+            f"round {mined.round_idx}: {len(prompts)} prompted object(s){drawn} by the model of round "
+            f"{mined.prompting_round} "
             f"({method_dir}{method_dir and ', '}{signature[:8]}, weights {sha256[:8]}), segmenter {self._segmenter}",
             *([self._object_text(row) for row in rows] or [mined.decisions[sample_id][0].reason]),
             "used in training" if mined.has_pseudo_mask(sample_id) else "not used in training",

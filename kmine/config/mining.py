@@ -42,10 +42,15 @@ class PromptsConfig:
     classifier's class activation map."""
     num_jitters: int = 3
     """Jittered boxes per object, for the consistency evidence."""
+    file: LocalPath | None = None
+    """Boxes, points and scribbles that a person drew on images without masks: a CSV table (sample_id, class, box,
+    points, background, scribble) or boxes in COCO's JSON. They take the place of the model's prompts for the same
+    objects, and their masks are gated like all others. See docs/segmenters.md."""
     jitter: float = 0.1
     """Jitter of each box edge, as a share of the side; at most 20 px of an image 1024 px long."""
 
     def __post_init__(self) -> None:
+        expand_paths(self)
         kinds = (self.box, self.points)
         require(any(kinds), "prompts.box, prompts.points", "at least one of them true", kinds)
         require(self.passes in (1, 2), "prompts.passes", "1 or 2", self.passes)
@@ -61,18 +66,24 @@ class PromptsConfig:
         require(0 <= self.jitter < 0.5, "prompts.jitter", "0 to below 0.5", self.jitter)
 
 
+ENCODING = ("sam", "medsam", "mobile_sam", "lite_medsam", "hf:")
+"""How names of segmenters begin that have a large image encoder."""
+
+
 @dataclass(frozen=True)
 class SegmenterConfig:
     """The promptable model."""
 
     name: str = "tiny"
     """tiny (shipped with kmine, trained on procedural images only), ellipse (inscribed in the box; a floor without any
-    learned knowledge), sam_vit_b, sam_vit_l, sam_vit_h, or one registered by a plug-in."""
+    learned knowledge), sam_vit_b, sam_vit_l, sam_vit_h, medsam, mobile_sam, lite_medsam; hf:OWNER/NAME, a model of
+    Hugging Face transformers (hf:facebook/sam2.1-hiera-tiny), or hf:FOLDER; package.module:Class, or the name of a
+    plug-in (docs/segmenters.md)."""
     checkpoint: LocalPath | None = None
-    """Weights of that architecture, original or fine-tuned; default: the shipped ones of tiny, or a download of the
-    original SAM."""
+    """Weights of that architecture, original or fine-tuned, in the original layout or that of Hugging Face; default:
+    the shipped ones of tiny, or a download of the published ones (lite_medsam has none). Not with hf:."""
     batch_size: int = 1
-    """SAM only: images encoded at once: 1 on a CPU, 4 to 16 on a GPU; halved where it exceeds the memory."""
+    """Of large encoders only: images encoded at once, 1 on a CPU, 4 to 16 on a GPU; halved beyond the memory."""
     cache_dir: LocalPath | None = None
     """SAM only: folder for embeddings, so that each image is encoded once for all rounds, seeds and runs; default:
     embeddings in $KMINE_CACHE, else in ~/.cache/kmine."""

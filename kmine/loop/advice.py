@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from kmine.config.mining import ENCODING
 from kmine.data.quality.examine import FEW
 from kmine.data.source import Source
 from kmine.errors import first_names
@@ -62,7 +63,7 @@ def outcome_of(
         num_test=sum(row["split"] == "test" for row in task.run.read_csv("splits.csv") or ()),
         can_fold=not (data.folds or data.split_file or all(ref.split for ref in source.refs())),
         missing_weights="" if model.is_pretrained else weights_name(model.name, model.encoder),
-        has_sam=task.cfg.segmenter.name.startswith("sam"),
+        has_sam=task.cfg.segmenter.name.startswith(ENCODING),
         correction=calibration.get("correction") or (),
         reasons=f"most often {reason} ({count} of {len(decisions)})" if reason else "nothing to mine",
         unsure=_least_sure(decisions),

@@ -18,16 +18,19 @@ from kmine.mining.gate import gate
 from kmine.mining.prompts import (
     blend_previous_mask,
     doubtful_prompts,
+    place_of,
     prompts_from_cam,
     prompts_from_mask,
     prompts_from_probs,
+    prompts_with_person,
 )
 from kmine.mining.proposals import has_foreground, match_proposals
 from kmine.mining.refine import refine
 from kmine.mining.segment import embed, segment, segment_twice
 from kmine.ops.masks import components
 from kmine.seeding import derive_seed
-from kmine.segmenters.base import AutomaticMaskGenerator, no_proposals_error
+from kmine.segmenters import needs_box
+from kmine.segmenters.base import AutomaticMaskGenerator, abilities_of, no_proposals_error, without_missing
 from kmine.training.inference import activations
 from kmine.training.task import Task
 from kmine.training.veto import infer_by_labels, is_vetoed
@@ -67,20 +70,41 @@ def predict_auxiliary(ctx: RoundContext, batch: ImageBatch) -> list[Probs | None
 def generate_prompts(ctx: RoundContext, batch: ImageBatch, probs: Sequence[Probs]) -> list[list[Prompts]]:
     """Prompts for each object: from the local model's masks, or from matched proposals with `prompts.source auto`.
 
-    Places of middling probability (`prompts.doubtful`) follow. Image-level labels then remove or add prompts, and with
-    `prompts.source cascade` mask inputs are blended with the segmenter's masks of the round before.
+    Those that a person drew come first, places of middling probability (`prompts.doubtful`) last. Image-level labels
+    then remove or add prompts, and with `prompts.source cascade` mask inputs are blended with the segmenter's masks of
+    the round before.
     """
     cfg, seed = ctx.task.cfg.prompts, ctx.task.cfg.seed
     prompts = [prompts_from_probs(p, cfg, seed=seed, round_idx=ctx.round_idx) for p in probs]
     found = [[(prompt.class_id, prompt.component) for prompt in of_image] for of_image in prompts]
     if cfg.source == "auto":
         _use_proposals(ctx, batch, probs, prompts, found)
+    _use_person(ctx, probs, prompts, found)
     for p, of_image, objects in zip(probs, prompts, found, strict=True):
         of_image += doubtful_prompts(p, objects, cfg, seed=seed, round_idx=ctx.round_idx)
     pairs = zip(batch.ids, apply_image_labels(ctx, batch, prompts), strict=True)
     prompts = [blend_previous_mask(image_prompts, ctx.previous.get(i, [])) for i, image_prompts in pairs]
     ctx.timer.lap("prompts")
     return prompts
+
+
+def _use_person(
+    ctx: RoundContext,
+    probs: Sequence[Probs],
+    prompts: list[list[Prompts]],
+    found: list[list[tuple[int, Bool]]],
+) -> None:
+    """Add a person's prompts to `prompts`, and their places to `found`, without what the segmenter does not take."""
+    task, able = ctx.task, abilities_of(ctx.segmenter)
+    for n, p in enumerate(probs):
+        drawn = task.person.by_sample.get(p.sample_id, ())
+        if not drawn:
+            continue
+        found[n] += [(own.class_id, place_of(own, p.mask)) for own in drawn]
+        key = {"seed": task.cfg.seed, "round_idx": ctx.round_idx}
+        added = prompts_with_person(p, prompts[n], drawn, task.cfg.prompts, **key)
+        fitting = (without_missing(own, able) for own in added)
+        prompts[n] = [own for own in fitting if own.box is not None or not needs_box(ctx.segmenter)]
 
 
 def _use_proposals(

@@ -87,9 +87,57 @@ def prompts_from_mask(prompts: Prompts, mask: Bool, cfg: PromptsConfig, *, seed:
     """
     if not mask.any():
         return prompts
+    if prompts.origin == "person":  # no mask is a better place than what a person drew
+        return replace(prompts, mask_input=_mask_input_of(mask) if cfg.mask_hint else None)
     reprompted = _prompts(None, prompts.class_id, mask, cfg, np.random.default_rng(seed))
     mask_input = _mask_input_of(mask) if cfg.mask_hint else None
     return replace(reprompted, mask_input=mask_input, component=prompts.component)
+
+
+def prompts_with_person(
+    probs: Probs, found: Sequence[Prompts], drawn: Sequence[Prompts], cfg: PromptsConfig, *, seed: int, round_idx: int
+) -> list[Prompts]:
+    """The prompts of an image with a person's first, in place of those of `found` for the same objects.
+
+    A person's box is used as it is, with jittered copies; the local model's pixels within it (of points: its components
+    there) are the component and the mask input, as for other objects. Points alone get that component's box, where
+    there is one. A local object is the same if at least half of it lies there (own choice).
+    """
+    ids, out, covered = probs.mask, [], []
+    for n, prompts in enumerate(drawn):
+        place = place_of(prompts, ids)
+        component = place & (ids == prompts.class_id)
+        box, rng = prompts.box, np.random.default_rng(derive_seed(seed, round_idx, probs.sample_id, "person", n))
+        if box is None and component.any() and cfg.box:
+            box = _box(component, 1.0, cfg.box_margin)
+        own = _mask_input(probs.probs[prompts.class_id], component) if cfg.mask_hint and component.any() else None
+        count = cfg.num_jitters if box is not None else 0
+        jittered = masks.jitter_boxes(box, count, cfg.jitter, *ids.shape, rng) if count else prompts.jittered_boxes
+        settings = {"mask_input": own, "jittered_boxes": jittered, "component": component if component.any() else None}
+        out.append(replace(prompts, box=box, **settings))
+        covered.append((prompts.class_id, place))
+
+    def is_drawn(prompts: Prompts) -> bool:
+        mask = prompts.component
+        return mask is not None and any(
+            class_id == prompts.class_id and 2 * (mask & place).sum() >= mask.sum() for class_id, place in covered
+        )
+
+    return out + [prompts for prompts in found if not is_drawn(prompts)]
+
+
+def place_of(prompts: Prompts, ids: NDArray[np.uint8]) -> Bool:
+    """(H, W): pixels in the box of a prompt; without a box the components of its class in `ids` under its points."""
+    place = np.zeros(ids.shape, np.bool_)
+    if prompts.box is not None:
+        x0, y0, x1, y1 = masks.clip_box(np.array([*np.floor(prompts.box[:2]), *np.ceil(prompts.box[2:])]), *ids.shape)
+        place[int(y0) : int(y1) + 1, int(x0) : int(x1) + 1] = True
+    elif prompts.point_coords is not None and prompts.point_labels is not None:
+        inside = prompts.point_coords[prompts.point_labels == 1].round().astype(int)
+        points = np.clip(inside, 0, (ids.shape[1] - 1, ids.shape[0] - 1))
+        for component in masks.components(ids == prompts.class_id):
+            place |= component & component[points[:, 1], points[:, 0]].any()
+    return place
 
 
 def blend_previous_mask(

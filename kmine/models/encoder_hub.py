@@ -6,23 +6,20 @@ kmine's own cache holds `encoder-NAME.safetensors`, the bytes as published, and 
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from kmine.config.model import SCALINGS
 from kmine.errors import UserError
 from kmine.io.download import check_space, sha256_of
 from kmine.io.errors import storage_errors
 from kmine.io.files import read_json, write_atomic, write_json
+from kmine.io.hub import hub_session
 from kmine.io.tensor_file import content_kind
 
-HUB_TIMEOUT_S = 5.0
 PREFIX = "encoder:"
 """Of an encoder's name in `kmine weights`."""
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
@@ -190,29 +187,15 @@ def fetch_encoder(name: str, folder: Path, *, offline: bool = False) -> Path:
 
 @contextmanager
 def _hub_errors(encoder: str, offline: bool) -> Iterator[None]:
-    """Turn errors of a download within the block into `UserError`.
-
-    Where the hub does not answer, its library uses its cache alone; else it retries for minutes.
-    """
-    from huggingface_hub import constants
-
-    url, before = urlsplit(constants.ENDPOINT), constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or offline
-    if not (offline or getproxies()):
-        try:
-            port = url.port or (80 if url.scheme == "http" else 443)
-            socket.create_connection((url.hostname or "", port), HUB_TIMEOUT_S).close()
-        except OSError:
-            constants.HF_HUB_OFFLINE = True
+    """Turn errors of a download within the block into `UserError`; see `hub_session`."""
     try:
-        yield
+        with hub_session(offline):
+            yield
     except Exception as error:  # huggingface_hub and httpx raise many
         raise UserError(
             f"the ImageNet weights of encoder {encoder} could not be downloaded ({type(error).__name__}); "
             "pass a local .safetensors file as --model.encoder_weights, or none for random weights"
         ) from error
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def _in_hub_cache(source: EncoderSource) -> Path | None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from kmine.config import LoopConfig
+from kmine.config.mining import ENCODING
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.pool import Pool
 from kmine.data.resize import Resizer
@@ -145,7 +146,7 @@ def measure_segmenter(cfg: LoopConfig, source: Source, ids: Sequence[str], devic
     if cfg.rounds == 0:
         return SegmenterSpeed(0.0, 0.0)
     if not cfg.segmenter.name.startswith("tiny"):
-        is_sam = cfg.segmenter.name.startswith("sam")
+        is_sam = cfg.segmenter.name.startswith(ENCODING)
         return (SAM_ON_CPU if device == "cpu" else SAM_ON_GPU) if is_sam else SegmenterSpeed(0.0, 0.001)
     segmenter = open_segmenter(cfg.segmenter, device=device, offline=True)
     samples = []

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kmine.config import LoopConfig
+from kmine.config.mining import ENCODING
 from kmine.io.files import default_cache_dir
 from kmine.models.encoder_hub import cached_weights, weights_name
 from kmine.plan.fingerprint import Fingerprint
@@ -72,7 +73,7 @@ def network_choices(cfg: LoopConfig, data: Fingerprint, machine: Machine) -> Ite
     workers = min(4, machine.cores - 1) if gpu else 0
     why = "more were no faster on an H100" if gpu else "training uses all cores; a thread reads ahead"
     yield Choice("fit.num_workers", workers, why, True)
-    if cfg.segmenter.name.startswith("sam"):
+    if cfg.segmenter.name.startswith(ENCODING):
         why = "1.3 times as fast as 1 on an H100" if gpu else "a CPU gains nothing from more"
         yield Choice("segmenter.batch_size", 8 if gpu else 1, why, True)
 

@@ -8,9 +8,11 @@ from kmine.segmenters.registry import (
     check_prompting,
     create_segmenter,
     fetch_weights,
+    fitted_prompts,
+    needs_box,
     open_segmenter,
     register_segmenter,
 )
 
 __all__ = ["SEGMENTERS", "Embedding", "Segmenter", "check_prompting", "create_segmenter"]
-__all__ += ["fetch_weights", "open_segmenter", "register_segmenter"]
+__all__ += ["fetch_weights", "fitted_prompts", "needs_box", "open_segmenter", "register_segmenter"]

@@ -38,12 +38,46 @@ class Embedding:
     """(H, W, 3) RGB for a segmenter that reads pixels when it decodes; None for all others."""
 
 
+@dataclass(frozen=True)
+class Abilities:
+    """What a segmenter takes and returns. What it lacks is left out of its prompts and of the gate's evidence."""
+
+    box: bool = True
+    """Takes boxes."""
+    points: bool = True
+    """Takes points."""
+    mask_input: bool = True
+    """Takes mask inputs."""
+    predicted_iou: bool = True
+    """Predicts the IoU of its masks; without, `Candidate.predicted_iou` is NaN."""
+
+
+ALL_ABILITIES = Abilities()
+
+
+def abilities_of(segmenter: object) -> Abilities:
+    """A segmenter's `abilities`, an attribute that it may leave out if it lacks none."""
+    return getattr(segmenter, "abilities", ALL_ABILITIES)
+
+
+def without_missing(prompts: Prompts, abilities: Abilities) -> Prompts:
+    """The prompts without what a segmenter of these abilities does not take."""
+    if prompts.mask_input is not None and not abilities.mask_input:
+        prompts = replace(prompts, mask_input=None)
+    if prompts.point_coords is not None and prompts.box is not None and not abilities.points:
+        prompts = replace(prompts, point_coords=None, point_labels=None)
+    if prompts.box is not None and prompts.point_coords is not None and not abilities.box:
+        none = np.zeros((0, 4), np.float32)
+        prompts = replace(prompts, box=None, jittered_boxes=none, scaled_boxes=none)
+    return prompts
+
+
 class Segmenter(Protocol):
     """A model that turns prompts into masks.
 
     `kmine.segmenters.register_segmenter` gives one a name in the settings; `check_images`, `check_pairs` and
     `check_prompts` check its inputs. Extensions: `AutomaticMaskGenerator` (prompts.source auto), `FineTunable`
-    (adapt.enabled).
+    (adapt.enabled), and an attribute `abilities` (`Abilities`) of one that does not take or return everything.
     """
 
     name: str

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kmine.errors import UserError
 from kmine.io.download import download, sha256_of
 from kmine.io.tensor_file import read_state_dict
+from kmine.segmenters.hf.files import model_folder
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,35 @@ OFFICIAL_WEIGHTS: dict[str, Weights] = {
     "sam_vit_b": Weights(_SAM + "vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
     "sam_vit_l": Weights(_SAM + "vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
     "sam_vit_h": Weights(_SAM + "vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
+    "mobile_sam": Weights(
+        "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
+        "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+    ),
 }
+
+
+MEDSAM_ID = "wanglab/medsam-vit-base"
+"""Repository of the Hugging Face hub with MedSAM's weights, from its authors."""
+
+
+def weights_path(name: str, checkpoint: str | None, cache_dir: Path, offline: bool) -> Path:
+    """The file of a segmenter of SAM's layout: the user's `checkpoint`, or the published one, downloaded if need be.
+
+    Raises:
+        UserError: offline and the file is missing, a failed download, weights that are published by hand alone.
+    """
+    if checkpoint is not None:
+        return Path(checkpoint)
+    if name in OFFICIAL_WEIGHTS:
+        return download_weights(name, cache_dir, offline)
+    if name == "medsam":
+        folder = model_folder(MEDSAM_ID, offline)
+        safe = folder / "model.safetensors"
+        return safe if safe.exists() else folder / "pytorch_model.bin"
+    raise UserError(
+        f"segmenter.checkpoint: the weights of {name} have no address for programs; download lite_medsam.pth as "
+        f"github.com/bowang-lab/MedSAM (branch LiteMedSAM) says, and name it with {CHECKPOINT_FLAG}"
+    )
 
 
 def is_official(name: str, path: Path) -> bool:

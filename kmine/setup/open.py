@@ -16,6 +16,7 @@ from kmine.config import LoopConfig
 from kmine.config.checks import require
 from kmine.config.sweep import MINING
 from kmine.data.cache.sample_cache import SampleCache
+from kmine.data.person_prompts import PersonPrompts, read_person_prompts
 from kmine.data.pool import MaskReader, Pool
 from kmine.data.quality.intensity import MAX_IMAGES, intensity_ranges
 from kmine.data.resize import Resizer
@@ -29,8 +30,8 @@ from kmine.io.files import read_png, sign
 from kmine.io.older_settings import WITHDRAWN
 from kmine.models.base import LocalModel
 from kmine.models.build import build_model
-from kmine.segmenters import open_segmenter
-from kmine.segmenters.base import Segmenter
+from kmine.segmenters import fitted_prompts, open_segmenter
+from kmine.segmenters.base import Segmenter, check_prompts
 from kmine.setup.contents import record_contents, refuse_changed_data
 from kmine.setup.data_check import check_before_training, find_issues
 from kmine.setup.device import resolve_device
@@ -42,7 +43,7 @@ from kmine.store.settings import signed
 from kmine.training.distributed import DeviceContext, SingleDevice, make_fabric
 from kmine.training.evaluation import evaluate_checkpoint
 from kmine.training.task import Task
-from kmine.types import Metrics, ProgressReporter
+from kmine.types import Metrics, ProgressReporter, Prompts
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -133,24 +134,62 @@ def open_task(
     verdicts = [review.signature] if review.signature else []
     ids = (data.splits.rows(), list(labeled.ids), list(val.ids))
     resizing = signed("data", {name: getattr(cfg.data, name) for name in ("resize", "mask_resize", "patch")})
-    signature = sign(fingerprint, cfg.data.size, cfg.seed, *ids, *verdicts, *([resizing] if resizing else []))
+    person = open_person_prompts(cfg, data, source, run, progress)
+    drawn = [person.sha256] if person.sha256 else []
+    signature = sign(fingerprint, cfg.data.size, cfg.seed, *ids, *verdicts, *([resizing] if resizing else []), *drawn)
     examine = partial(find_issues, cfg.data, data.cache, data.splits, data.given_split, labeled, val)
     check_before_training(cfg.data, run, progress, signature, examine)
     model, auxiliary_model = cfg.model.split()
+    segmenter = _open_segmenter(cfg, bool(data.splits.unlabeled), progress) if mines else None
+    if segmenter is not None:
+        cfg = _without_missing(cfg, segmenter, progress)
     return Task(
         cfg=replace(cfg, model=model),
         num_classes=len(source.class_names),
         labeled=labeled,
         unlabeled=unlabeled,
         val=val,
-        segmenter=_open_segmenter(cfg, bool(data.splits.unlabeled), progress) if mines else None,
+        segmenter=segmenter,
         fabric=fabric or open_fabric(cfg),
         signature=signature,
         progress=progress,
         run=run,
         auxiliary_model=auxiliary_model,
         review=review,
+        person=person,
     )
+
+
+def open_person_prompts(
+    cfg: LoopConfig, data: OpenedData, source: Source, run: RunFolder, progress: ProgressReporter
+) -> PersonPrompts:
+    """Prompts of `prompts.file` on unlabeled images, recorded in run.json; a trained run refuses another file.
+
+    Raises:
+        UserError: a file that cannot be read, a box or point that does not fit its image.
+    """
+    ids = [ref.sample_id for ref in source.refs()]
+    person = read_person_prompts(cfg.prompts.file, source.class_names, ids)
+    if cfg.prompts.file is None and not run.run().get("prompts_sha256"):
+        return person
+    run.claim_prompts(person.sha256)
+    unlabeled = set(data.splits.unlabeled)
+    used = {i: prompts for i, prompts in person.by_sample.items() if i in unlabeled}
+    for sample_id, drawn in used.items():
+        _check_drawn(drawn, data.cache.native_shape(sample_id), f"{person.places[sample_id]}: {sample_id}")
+    counts = {"images": len(used), "prompts": sum(map(len, used.values()))}
+    counts["ignored"] = len(person.by_sample) - len(used)
+    run.update_run(person_prompts={"file": cfg.prompts.file, **counts})
+    ignored = f"; ignored on {counts['ignored']} images that are not unlabeled" if counts["ignored"] else ""
+    progress.log(f"prompts of a person: {counts['prompts']} on {counts['images']} unlabeled images{ignored}")
+    return replace(person, by_sample=used)
+
+
+def _check_drawn(drawn: Sequence[Prompts], size: tuple[int, int], where: str) -> None:
+    try:
+        all(check_prompts(prompts, size) for prompts in drawn)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; mend it there") from error
 
 
 def open_data(cfg: LoopConfig, source: Source, run: RunFolder, progress: ProgressReporter) -> OpenedData:
@@ -349,3 +388,13 @@ def _open_segmenter(cfg: LoopConfig, has_unlabeled: bool, progress: ProgressRepo
         raise UserError(f"nothing to mine: {cause}, or train on the labels alone with --rounds 0")
     device = str(resolve_device(cfg.device))
     return open_segmenter(cfg.segmenter, device=device, offline=cfg.offline, log=progress.log)
+
+
+def _without_missing(cfg: LoopConfig, segmenter: Segmenter, progress: ProgressReporter) -> LoopConfig:
+    """The settings without the prompts that the segmenter does not take, which are logged."""
+    prompts = fitted_prompts(segmenter, cfg.prompts)
+    names = ("box", "points", "mask_hint")
+    left_out = [f"prompts.{name}" for name in names if getattr(prompts, name) != getattr(cfg.prompts, name)]
+    if left_out:
+        progress.log(f"{segmenter.name} does not take {', '.join(left_out)}: left out of its prompts")
+    return replace(cfg, prompts=prompts)

@@ -19,7 +19,7 @@ from kmine.store.run_folder import FOLD_TRAININGS, RunFolder
 from kmine.training.task import Task
 
 PACKAGES = ("kmine", "torch", "lightning", "segment-anything", "timm", "segmentation-models-pytorch", "albumentations")
-PACKAGES += ("opencv-python-headless", "numpy", "nibabel", "pydicom", "monai")
+PACKAGES += ("opencv-python-headless", "numpy", "nibabel", "pydicom", "monai", "transformers")
 """Packages whose versions run.json records."""
 
 

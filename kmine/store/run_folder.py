@@ -149,6 +149,11 @@ class RunFolder:
         if self._changed("verdicts_signature", "verdicts", signature):
             self.update_run(verdicts_signature=signature)
 
+    def claim_prompts(self, sha256: str) -> None:
+        """Record the SHA-256 of prompts.file, empty without one; refuse another one once anything was trained."""
+        if self._changed("prompts_sha256", "prompts.file", sha256):
+            self.update_run(prompts_sha256=sha256)
+
     def _changed(self, entry: str, setting: str, fingerprint: str) -> bool:
         """Whether run.json has another fingerprint of the file that a setting names; an error after a training."""
         previous = self.run().get(entry, "")

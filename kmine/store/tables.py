@@ -40,6 +40,8 @@ class PromptRow:
     """(J, 4) XYXY."""
     scaled_boxes: list[list[float]] | None = None
     """(B, 4) XYXY; None in older tables."""
+    origin: str | None = None
+    """`model` or `person`, as in `Prompts`; None in older tables."""
 
     @classmethod
     def from_prompts(cls, sample_id: str, object_idx: int, prompts: Prompts) -> PromptRow:
@@ -47,7 +49,8 @@ class PromptRow:
         arrays = (prompts.box, prompts.point_coords, prompts.point_labels)
         plain = [None if array is None else array.tolist() for array in arrays]
         boxes = (prompts.jittered_boxes.tolist(), prompts.scaled_boxes.tolist())
-        return cls(sample_id, object_idx, prompts.class_id, *plain, prompts.mask_input is not None, *boxes)
+        own = prompts.mask_input is not None, *boxes, prompts.origin
+        return cls(sample_id, object_idx, prompts.class_id, *plain, *own)
 
     def to_prompts(self) -> Prompts:
         """The prompts without mask input and component."""
@@ -58,6 +61,7 @@ class PromptRow:
             None if self.point_labels is None else np.array(self.point_labels, np.int64),
             jittered_boxes=np.array(self.jittered_boxes, np.float32).reshape(-1, 4),
             scaled_boxes=np.array(self.scaled_boxes or [], np.float32).reshape(-1, 4),
+            origin="person" if self.origin == "person" else "model",
         )
 
     def to_arrow(self) -> dict[str, Any]:

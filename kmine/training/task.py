@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.config import LoopConfig, ModelConfig
+from kmine.data.person_prompts import NO_PERSON, PersonPrompts
 from kmine.data.pool import Pool
 from kmine.errors import UserError
 from kmine.feedback.verdict_effects import NO_VERDICTS, VerdictEffects
@@ -45,6 +46,8 @@ class Task:
     """A second local model, whose agreement is evidence."""
     review: VerdictEffects = NO_VERDICTS
     """A reviewer's verdicts on the masks of an earlier run."""
+    person: PersonPrompts = NO_PERSON
+    """Prompts that a person drew on unlabeled images."""
     mining_batch_size: int = 16
     """Images that mining and calibration hold in memory and save together; an interruption costs at most as many."""
 

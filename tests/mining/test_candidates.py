@@ -9,17 +9,19 @@ import pytest
 from helpers.small import CFG, context
 
 from kmine.config import PromptsConfig
+from kmine.data.person_prompts import PersonPrompts
 from kmine.errors import UserError
 from kmine.mining import candidates
 from kmine.mining.calibration import step as calibration
 from kmine.mining.candidates import generate_prompts, median_object_area, previous_masks, segment_prompts
 from kmine.mining.context import ImageBatch
 from kmine.mining.prompts import prompts_from_probs
+from kmine.mining.tables import table_rows
 from kmine.ops.masks import grow_box, tight_box
-from kmine.segmenters.base import proposals_of
+from kmine.segmenters.base import Abilities, proposals_of
 from kmine.segmenters.ellipse import Ellipse
 from kmine.training import veto
-from kmine.types import Candidate, Probs
+from kmine.types import Candidate, Probs, Prompts
 
 AUTO = replace(CFG, rounds=1, prompts=PromptsConfig(source="auto"))
 BELIEVED = (slice(4, 14), slice(4, 14))
@@ -254,3 +256,26 @@ def test_an_object_of_several_boxes_has_one_candidate_and_one_decision(opened) -
     prompts, segmented = segment_prompts(ctx, batch, generate_prompts(ctx, batch, probs))
     assert [len(of_image) for of_image in segmented] == [1, 1, 1]
     assert segmented[0][0].jittered_masks.shape[0] == 2 + 3 and prompts[0][0].scaled_boxes.shape == (2, 4)
+
+
+class NoPoints(Ellipse):
+    abilities = Abilities(points=False, mask_input=False)
+
+
+def test_a_person_s_prompts_come_first_and_are_marked_in_the_table(task_of) -> None:
+    box, point = np.array([3, 3, 15, 15], np.float32), np.array([[25, 25]], np.float32)
+    task, _ = task_of(replace(CFG, rounds=1), segmenter=NoPoints())
+    images = [task.unlabeled.sample(i) for i in task.unlabeled.ids[:2]]
+    marks = {"point_coords": point, "point_labels": np.array([1], np.int64), "origin": "person"}
+    drawn = (Prompts(1, box, **marks), Prompts(1, None, **marks))
+    ctx = context(replace(task, person=PersonPrompts({images[0].sample_id: drawn})))
+    batch, probs = ImageBatch(images), [probs_of(image, BELIEVED) for image in images]
+    prompts = generate_prompts(ctx, batch, probs)
+    # The object of the model lies in the person's box; a point where it sees nothing has no box, which is needed here.
+    assert [[own.origin for own in of_image] for of_image in prompts] == [["person"], ["model"]]
+    assert prompts[0][0].point_coords is None and prompts[0][0].mask_input is None, "not taken, so not recorded"
+    prompts, found = segment_prompts(ctx, batch, prompts)
+    decisions = candidates.gate_batch(ctx, batch, probs, prompts, found)
+    rows, _ = table_rows(images, prompts, found, decisions, [None, None])
+    assert [row.origin for row in rows] == ["person", "model"]
+    assert [row.to_prompts().origin for row in rows] == ["person", "model"]

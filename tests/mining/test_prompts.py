@@ -16,6 +16,7 @@ from kmine.mining.prompts import (
     prompts_from_cam,
     prompts_from_mask,
     prompts_from_probs,
+    prompts_with_person,
 )
 from kmine.types import Probs, Prompts
 
@@ -240,3 +241,45 @@ def test_the_jitter_of_a_place_depends_on_seed_round_and_sample_alone():
         ]
     ]
     assert np.array_equal(boxes[0], boxes[1]) and not any(np.array_equal(boxes[0], other) for other in boxes[2:])
+
+
+def drawn(box=None, points=(), class_id: int = 1) -> Prompts:
+    coords = np.array(points, np.float32) if points else None
+    labels = np.ones(len(points), np.int64) if points else None
+    return Prompts(class_id, None if box is None else np.array(box, np.float32), coords, labels, origin="person")
+
+
+def with_person(probs: Probs, *person: Prompts, **settings):
+    cfg = PromptsConfig(**settings)
+    found = prompts_from_probs(probs, cfg, seed=0, round_idx=1)
+    return prompts_with_person(probs, found, person, cfg, seed=0, round_idx=1)
+
+
+def test_a_person_s_box_takes_the_place_of_the_model_s_prompt_for_the_same_object(two_objects) -> None:
+    box = (28.0, 9.0, 44.0, 21.0)  # columns 30 to 44 of the object's 30 to 49: three quarters of it
+    first, second = with_person(probs_of(two_objects), drawn(box))
+    assert first.origin == "person" and first.box.tolist() == list(box) and len(first.jittered_boxes) == 3
+    assert first.component.sum() == 15 * 10 and (first.mask_input[first.component] > 0).all()
+    assert second.origin == "model" and second.component.sum() == 60
+    third = with_person(probs_of(two_objects), drawn((28, 9, 38, 21)))  # less than half of it: another object
+    assert [prompts.origin for prompts in third] == ["person", "model", "model"]
+
+
+def test_a_box_where_the_model_sees_nothing_has_no_component(two_objects) -> None:
+    first, *others = with_person(probs_of(two_objects), drawn((60, 30, 70, 40)))
+    assert first.component is None and first.mask_input is None and len(others) == 2
+
+
+def test_points_get_the_box_of_the_object_under_them(two_objects) -> None:
+    plain = find(probs_of(two_objects))
+    first, second = with_person(probs_of(two_objects), drawn(points=[(40, 15)]))
+    assert first.box.tolist() == plain[0].box.tolist() and first.point_coords.tolist() == [[40, 15]]
+    assert second.component.sum() == 60
+    assert with_person(probs_of(two_objects), drawn(points=[(70, 35)]))[0].box is None
+
+
+def test_a_second_pass_keeps_what_a_person_drew(two_objects) -> None:
+    (first, _), other = with_person(probs_of(two_objects), drawn((28, 9, 44, 21))), np.zeros((60, 100), bool)
+    other[30:40, 30:40] = True
+    again = prompts_from_mask(first, other, PromptsConfig(), seed=0)
+    assert again.box.tolist() == first.box.tolist() and (again.mask_input[other] == MASK_INPUT_CLIP).all()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +21,16 @@ from kmine.segmenters import (
     check_prompting,
     create_segmenter,
     fetch_weights,
+    fitted_prompts,
+    needs_box,
     open_segmenter,
     register_segmenter,
     registry,
     weights,
 )
-from kmine.segmenters.base import AutomaticMaskGenerator
+from kmine.segmenters.base import Abilities, AutomaticMaskGenerator
 from kmine.segmenters.ellipse import Ellipse
+from kmine.segmenters.hf import files
 from kmine.segmenters.identity import IdentitySegmenter
 from kmine.segmenters.registry import NEEDS_BOX, NO_PROPOSALS
 from kmine.segmenters.sam.build import ARCHITECTURES
@@ -42,8 +47,8 @@ def test_the_ellipse_takes_no_checkpoint() -> None:
 
 
 def test_the_nearest_name_is_suggested_for_an_unknown_one() -> None:
-    with pytest.raises(UserError, match=r"MedSAM .*--segmenter.name sam_vit_b --segmenter.checkpoint FILE"):
-        open_segmenter(SegmenterConfig(name="medsam"), device="cpu", offline=True)
+    with pytest.raises(UserError, match=r"--segmenter.checkpoint FILE.* hf:OWNER/NAME or hf:FOLDER, .*module:Class"):
+        open_segmenter(SegmenterConfig(name="medsa"), device="cpu", offline=True)
     with pytest.raises(UserError, match=r"unknown name 'sam_vitb'; did you mean sam_vit_b\?"):
         open_segmenter(SegmenterConfig("sam_vitb"), device="cpu", offline=True)
     with pytest.raises(UserError, match=", ".join(SEGMENTERS.names())):
@@ -107,10 +112,11 @@ def test_unfit_cache_settings_are_refused(name, value) -> None:
 
 
 def test_the_early_check_refuses_what_the_segmenter_does_not_take() -> None:
-    kinds = {"ellipse": Ellipse(), "tiny": Tiny(TinyNet()), "sam_vit_b": SamSegmenter(random_sam(), name="s")}
+    kinds = {"ellipse": Ellipse(), "tiny": Tiny(TinyNet()), "sam_vit_b": SamSegmenter(random_sam(), name="sam_vit_b")}
     assert {*NEEDS_BOX, *NO_PROPOSALS} <= set(SEGMENTERS.names())
     for name, segmenter in kinds.items():
         assert isinstance(segmenter, AutomaticMaskGenerator) == (name not in NO_PROPOSALS)
+        assert needs_box(segmenter) == (name in NEEDS_BOX)
     check_prompting("ellipse", PromptsConfig(points=True))
     check_prompting("sam_vit_h", PromptsConfig(source="auto", box=False, points=True))
     with pytest.raises(UserError, match=r"prompts\.source: auto.*`ellipse`.*--prompts\.source local.*tiny"):
@@ -181,3 +187,54 @@ def test_the_examples_of_the_documentation_run(monkeypatch) -> None:
     monkeypatch.setattr(SEGMENTERS, "_registered", {})
     result = doctest.testmod(registry)
     assert result.attempted >= 8 and result.failed == 0
+
+
+class Lacking(Ellipse):
+    """A segmenter with abilities of its own, as a plug-in's class."""
+
+    def __init__(self, *given) -> None:
+        self.abilities = given[0] if isinstance(given[0], Abilities) else Abilities()
+        self.given = given
+
+
+def test_a_class_is_named_by_its_module(monkeypatch) -> None:
+    monkeypatch.setattr(SEGMENTERS, "_registered", {})
+    monkeypatch.setitem(sys.modules, "my_module", types.SimpleNamespace(Mine=Lacking))
+    segmenter = open_segmenter(SegmenterConfig("my_module:Mine"), device="cuda:1", offline=True)
+    assert segmenter.given[1:3] == ("cuda:1", True)
+    with pytest.raises(UserError, match=r"'no_module_x:Mine' cannot be imported: ModuleNotFoundError.*PYTHONPATH"):
+        open_segmenter(SegmenterConfig("no_module_x:Mine"), device="cpu", offline=True)
+    with pytest.raises(UserError, match="'my_module:Nothing' cannot be imported: AttributeError"):
+        SEGMENTERS.get("my_module:Nothing")
+    monkeypatch.setitem(sys.modules, "other_module", types.SimpleNamespace(make=lambda *given: object()))
+    with pytest.raises(UserError, match="got a object without name, signature, encode, decode"):
+        open_segmenter(SegmenterConfig("other_module:make"), device="cpu", offline=True)
+
+
+def test_prompts_that_a_segmenter_does_not_take_are_left_out() -> None:
+    asked = PromptsConfig(points=True)
+    no_hint = fitted_prompts(Lacking(Abilities(mask_input=False)), asked)
+    assert no_hint == dataclasses.replace(asked, mask_hint=False)
+    assert not fitted_prompts(Lacking(Abilities(points=False)), asked).points
+    assert not fitted_prompts(Lacking(Abilities(box=False)), asked).box
+    assert fitted_prompts(Lacking(Abilities()), asked) == asked
+    with pytest.raises(UserError, match=r"takes points, no boxes.*--prompts.points true"):
+        fitted_prompts(Lacking(Abilities(box=False)), PromptsConfig())
+    with pytest.raises(UserError, match=r"expects a box.*--prompts.box true"):
+        fitted_prompts(Lacking(Abilities(points=False)), PromptsConfig(box=False, points=True))
+    with pytest.raises(UserError, match="cascade expects a segmenter that takes mask prompts"):
+        fitted_prompts(Lacking(Abilities(mask_input=False)), PromptsConfig(source="cascade"))
+
+
+def test_models_of_transformers_are_known_by_their_prefix(monkeypatch) -> None:
+    assert SEGMENTERS.is_builtin("hf:facebook/sam-vit-base") and not SEGMENTERS.is_builtin("hfx")
+    monkeypatch.setattr(files, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"need the package transformers, .*pip install 'kmine\[hf\]'"):
+        check_prompting("hf:facebook/sam-vit-base", PromptsConfig())
+    with pytest.raises(UserError, match="need the package transformers"):
+        open_segmenter(SegmenterConfig("hf:facebook/sam-vit-base"), device="cpu", offline=True)
+
+
+def test_lite_medsam_has_no_address() -> None:
+    with pytest.raises(UserError, match=r"weights of lite_medsam have no address.*--segmenter.checkpoint FILE"):
+        open_segmenter(SegmenterConfig("lite_medsam"), device="cpu", offline=True)

@@ -13,6 +13,8 @@ from kmine.config import SegmenterConfig
 from kmine.data import open_source
 from kmine.data.datasets.phantom.dataset import PhantomSource
 from kmine.errors import UserError, WithheldMaskError
+from kmine.segmenters.base import Abilities
+from kmine.segmenters.ellipse import Ellipse
 from kmine.setup.open import (
     begin_run,
     content_fingerprints,
@@ -182,3 +184,43 @@ def test_a_begun_run_records_its_origin_and_refuses_other_settings(cfg, tmp_path
     with pytest.raises(UserError, match="holds a run with seed = 0, this command has 1"):
         begin_run(replace(cfg, seed=1), source, run, Silent())
     run.close()
+
+
+# -- prompts of a person
+
+
+def test_prompts_of_a_person_are_kept_on_unlabeled_images_alone_and_recorded(cfg, run, tmp_path):
+    source = open_source(cfg.data)
+    plain = open_task(cfg, source, run, Silent())
+    rows = [
+        f"{plain.unlabeled.ids[0]},2 3 20 22",
+        f"{plain.unlabeled.ids[0]},1 1 9 9",
+        f"{plain.labeled.ids[0]},1 1 9 9",
+    ]
+    path = tmp_path / "drawn.csv"
+    path.write_text("\n".join(["sample_id,box", *rows]))
+    drawn, said = replace(cfg, prompts=replace(cfg.prompts, file=str(path))), Silent()
+    task = open_task(drawn, source, run, said)
+    assert {i: len(prompts) for i, prompts in task.person.by_sample.items()} == {plain.unlabeled.ids[0]: 2}
+    assert task.signature != plain.signature and run.run()["prompts_sha256"] == task.person.sha256
+    assert run.run()["person_prompts"] == {"file": str(path), "images": 1, "prompts": 2, "ignored": 1}
+    assert any("2 on 1 unlabeled images; ignored on 1 images" in line for line in said.said)
+    path.write_text(f"sample_id,box\n{plain.unlabeled.ids[0]},900 3 990 22\n")
+    with pytest.raises(UserError, match=r"drawn.csv, line 2: .* lies entirely outside the image.*mend it there"):
+        open_task(drawn, source, run, Silent())
+    run.round_dir(0).mkdir(parents=True)
+    (run.round_dir(0) / "model.safetensors").write_bytes(b"trained")
+    path.write_text("sample_id,box\n")
+    with pytest.raises(UserError, match=r"prompts\.file has changed since this run began"):
+        open_task(drawn, source, run, Silent())
+
+
+def test_what_the_segmenter_does_not_take_is_left_out_of_the_settings(cfg, run, monkeypatch):
+    class NoHint(Ellipse):
+        abilities = Abilities(mask_input=False)
+
+    monkeypatch.setattr("kmine.setup.open.open_segmenter", lambda *args, **kwargs: NoHint())
+    said = Silent()
+    task = open_task(replace(cfg, rounds=1), open_source(cfg.data), run, said)
+    assert task.cfg.prompts == replace(cfg.prompts, mask_hint=False)
+    assert any("ellipse does not take prompts.mask_hint" in line for line in said.said)

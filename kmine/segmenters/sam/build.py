@@ -1,17 +1,24 @@
-"""Build Segment Anything from its official modules, for any image size, and load a checkpoint."""
+"""Build Segment Anything, and networks of its layout, from the official modules, and load a checkpoint."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from kmine.errors import UserError
 from kmine.io.tensor_file import without_prefix
+from kmine.segmenters.base import ALL_ABILITIES, Abilities
+from kmine.segmenters.frame import SquareFrame
+from kmine.segmenters.pixels import BOXES_ONLY, LITE_ABILITIES, lite_medsam_pixels, medsam_pixels
+from kmine.segmenters.sam.tiny_vit import TinyVitEncoder
 from kmine.segmenters.weights import one_line, read_checkpoint
 
 
@@ -32,8 +39,36 @@ ARCHITECTURES: dict[str, Architecture] = {
     "sam_vit_h": Architecture(1280, 32, 16, (7, 15, 23, 31)),
 }
 
-ANCHORS = ("image_encoder.patch_embed.proj.weight", "vision_encoder.patch_embed.projection.weight")
-"""A tensor that every SAM has, by its official name and by that of Hugging Face."""
+TINY_VITS = {"mobile_sam": 1024, "lite_medsam": 256}
+"""Networks with a TinyViT as image encoder, and E; features of both are (256, 64, 64)."""
+PATCH_EMBED = "image_encoder.patch_embed.seq.0.c.weight"
+"""A tensor that every TinyViT has; (32, 3, 3, 3) in MobileSAM, (32, 3, 1, 1) in LiteMedSAM."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How a network is given images and prompts."""
+
+    frame: SquareFrame
+    version: str = ""
+    """Part of signatures; empty for SAM's own way."""
+    abilities: Abilities = ALL_ABILITIES
+    pixels: Callable[[NDArray[np.uint8], SquareFrame], NDArray[np.float32]] | None = None
+    """(H, W, 3) uint8 and the frame to (3, E, E); None: SAM's own."""
+
+
+def feed_of(name: str, image_size: int = 1024) -> Feed:
+    """The feed of a network by its name in the settings; SAM's for all but MedSAM and LiteMedSAM."""
+    if name == "medsam":
+        frame = SquareFrame(image_size, squash=True, as_probabilities=True)
+        return Feed(frame, " medsam 1", BOXES_ONLY, medsam_pixels)
+    if name == "lite_medsam":
+        return Feed(SquareFrame(image_size), " lite medsam 1", LITE_ABILITIES, lite_medsam_pixels)
+    return Feed(SquareFrame(image_size))
+
+
+ANCHORS = ("image_encoder.patch_embed.proj.weight", "vision_encoder.patch_embed.projection.weight", PATCH_EMBED)
+"""A tensor that every SAM has, by its official name and by that of Hugging Face, and one of every TinyViT."""
 HUGGING_FACE = (
     (r"^vision_encoder\.layers\.", "image_encoder.blocks."),
     (r"^vision_encoder\.", "image_encoder."),
@@ -59,35 +94,24 @@ PATCH = 16
 PROMPT_DIM = 256
 
 
-def build_sam(name: str, checkpoint: Path | None, image_size: int = 1024) -> Sam:
+def build_sam(name: str, checkpoint: Path | None, image_size: int | None = None) -> Sam:
     """The official modules of an architecture, in eval mode on the CPU.
 
     Args:
-        name: a key of `ARCHITECTURES`.
+        name: a key of `ARCHITECTURES` or `TINY_VITS`, or medsam.
         checkpoint: weights to load; None: random ones from torch's global generator.
-        image_size: E, a multiple of 16; published weights fit 1024 only.
+        image_size: E, a multiple of 16; default: 1024, of lite_medsam 256, which alone published weights fit.
 
     Raises:
         UserError: the checkpoint is missing, damaged, or of another architecture or image size.
     """
+    image_size = image_size or TINY_VITS.get(name, 1024)
     # Read before the modules are built: a wrong file fails at once, without drawing a large encoder.
     state = None if checkpoint is None else _read(name, checkpoint, image_size)
-    arch = ARCHITECTURES[name]
     if image_size % PATCH:
         raise ValueError(f"image_size: expected a multiple of {PATCH}, got {image_size}")
-    side = image_size // PATCH
-    encoder = ImageEncoderViT(
-        img_size=image_size,
-        patch_size=PATCH,
-        embed_dim=arch.embed_dim,
-        depth=arch.depth,
-        num_heads=arch.num_heads,
-        out_chans=PROMPT_DIM,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=14,
-        global_attn_indexes=arch.global_attn_indexes,
-    )
+    encoder = _tiny_vit(name, image_size) if name in TINY_VITS else _vit(_architecture(name), image_size)
+    side = image_size // 4 if name == "lite_medsam" else image_size // PATCH
     prompt_encoder = PromptEncoder(PROMPT_DIM, (side, side), (image_size, image_size), mask_in_chans=16)
     transformer = TwoWayTransformer(depth=2, embedding_dim=PROMPT_DIM, num_heads=8, mlp_dim=2048)
     sam = Sam(encoder, prompt_encoder, MaskDecoder(transformer_dim=PROMPT_DIM, transformer=transformer)).eval()
@@ -102,16 +126,45 @@ def build_sam(name: str, checkpoint: Path | None, image_size: int = 1024) -> Sam
     return sam
 
 
+def _architecture(name: str) -> Architecture:
+    return ARCHITECTURES["sam_vit_b" if name == "medsam" else name]
+
+
+def _tiny_vit(name: str, image_size: int) -> TinyVitEncoder:
+    return TinyVitEncoder(image_size, lite=name == "lite_medsam")
+
+
+def _vit(arch: Architecture, image_size: int) -> ImageEncoderViT:
+    return ImageEncoderViT(
+        img_size=image_size,
+        patch_size=PATCH,
+        embed_dim=arch.embed_dim,
+        depth=arch.depth,
+        num_heads=arch.num_heads,
+        out_chans=PROMPT_DIM,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=14,
+        global_attn_indexes=arch.global_attn_indexes,
+    )
+
+
 def _read(name: str, path: Path, image_size: int) -> dict[str, torch.Tensor]:
     """The state dict of a checkpoint whose image encoder has the expected width and image size, by official names."""
     state = _official_names(without_prefix(read_checkpoint(path), ANCHORS))
-    patches = state.get(ANCHORS[0])
+    tiny, patches = state.get(PATCH_EMBED), state.get(ANCHORS[0])
+    if tiny is not None or (patches is not None and name in TINY_VITS):
+        kernel = tiny.shape[-1] if tiny is not None and tiny.ndim == 4 else 0
+        actual = {3: "mobile_sam", 1: "lite_medsam"}.get(kernel, "sam_vit_b")
+        if actual != name:
+            raise UserError(f"{path}: expected the weights of {name}, got {actual}'s; use --segmenter.name {actual}")
+        return state
     if patches is None:
         raise UserError(
             f"{path}: expected the weights of {name}, got {sorted(state)[:3]}..., not a SAM image encoder; "
             "use a checkpoint of the whole SAM"
         )
-    width, expected = patches.shape[0] if patches.ndim else 0, ARCHITECTURES[name].embed_dim
+    width, expected = patches.shape[0] if patches.ndim else 0, _architecture(name).embed_dim
     if width != expected:
         same_width = [other for other, arch in ARCHITECTURES.items() if arch.embed_dim == width]
         cure = f"known: {sorted(ARCHITECTURES)}"

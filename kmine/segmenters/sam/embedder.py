@@ -3,49 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from segment_anything.modeling import Sam
+from segment_anything.modeling import ImageEncoderViT, Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from kmine.errors import UserError
-from kmine.segmenters.embedding_cache import EmbeddingCache
+from kmine.segmenters.cached_encoder import CachedEncoder
+from kmine.segmenters.sam.build import Feed, feed_of
 from kmine.segmenters.sam.fast_encoder import VERSION, use_fused_attention
 from kmine.segmenters.weights import update_digest
 
 
-class Embedder:
+class Embedder(CachedEncoder):
     """Images to features, with fused attention (`fast_encoder.py`), on the device of `sam`.
 
     Segmenters that differ only in their mask decoder share one.
 
     Args:
         sam: its encoder's weights must not change any more.
-        batch_size: images per forward pass; halved, once and for all, where a GPU's memory is too small.
-        cache: of features; None encodes every time.
-        dtype: float32 or float16, to which features are rounded, so that results do not depend on what is cached.
-        log: gets a line when a batch is too large for the GPU.
+        feed: how the images are given to it; None: as to SAM.
+        encoding: settings of `CachedEncoder`.
     """
 
-    def __init__(
-        self,
-        sam: Sam,
-        *,
-        batch_size: int,
-        cache: EmbeddingCache | None = None,
-        dtype: str = "float32",
-        log: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        use_fused_attention(sam.image_encoder)
-        self.batch_size = batch_size
+    def __init__(self, sam: Sam, feed: Feed | None = None, **encoding: Any) -> None:
+        super().__init__(**encoding)
+        if isinstance(sam.image_encoder, ImageEncoderViT):
+            use_fused_attention(sam.image_encoder)
         self._sam = sam
-        self._cache = cache
-        self._dtype = np.dtype(dtype)
-        self._log = log
+        self._feed = feed or feed_of("", sam.image_encoder.img_size)
         self._resize = ResizeLongestSide(sam.image_encoder.img_size)
 
     @cached_property
@@ -53,64 +43,17 @@ class Embedder:
         """sha256 over everything but the image that determines features; not over prompt encoder and mask decoder."""
         config = (VERSION, self._sam.image_encoder.img_size, str(self._dtype))
         pixels = [values.flatten().tolist() for values in (self._sam.pixel_mean, self._sam.pixel_std)]
-        digest = hashlib.sha256(f"sam encoder {config} {pixels}".encode())
+        digest = hashlib.sha256(f"sam encoder {config} {pixels}{self._feed.version}".encode())
         update_digest(digest, self._sam.image_encoder.state_dict())
         return digest.hexdigest()
 
-    @torch.inference_mode()
-    def features(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        """(256, E/16, E/16) float32 of each (H, W, 3) uint8 RGB image, rounded to `dtype`; E is the encoder's side.
-
-        Raises:
-            UserError: the GPU's memory is too small for one image.
-        """
-        cache = self._cache
-        keys = [self._key(image) for image in images] if cache else []
-        results = [cache.get(key) for key in keys] if cache else [None] * len(images)
-        missing = [n for n, features in enumerate(results) if features is None]
-        done = 0
-        while done < len(missing):
-            batch = missing[done : done + self.batch_size]
-            made = self._encode([images[n] for n in batch])
-            if made is None:
-                self._halve(len(batch))
-                continue
-            for n, features in zip(batch, made, strict=True):
-                results[n] = features
-                if cache:  # after every batch: an interruption loses one at most
-                    cache.put(keys[n], features)
-            done += len(batch)
-        return [features.astype(np.float32, copy=False) for features in results]
-
-    def _key(self, image: NDArray[np.uint8]) -> str:
-        digest = hashlib.sha256(f"{self.signature} {image.shape}".encode())
-        digest.update(np.ascontiguousarray(image).data)
-        return digest.hexdigest()
-
-    def _encode(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.floating]] | None:
-        """Features of one batch; None where the GPU's memory is too small for it."""
-        try:
-            out = self._sam.image_encoder(torch.stack([self._pixels(image) for image in images])).float().cpu().numpy()
-        except torch.cuda.OutOfMemoryError:
-            return None
-        # Copies: a view would keep the whole batch alive.
-        return [np.array(row, self._dtype) for row in out]
-
-    def _halve(self, too_many: int) -> None:
-        # Outside of `except`: the exception references the tensors that fill the memory.
-        torch.cuda.empty_cache()
-        if too_many == 1:
-            raise UserError(
-                "segmenter: expected GPU memory for at least one image, got less; stop other programs on the GPU, "
-                "choose a smaller SAM, or use --device cpu"
-            )
-        self.batch_size = too_many // 2
-        self._log(
-            f"segmenter: {too_many} images at once exceed the GPU's memory; continuing with {self.batch_size} "
-            "(--segmenter.batch_size)"
-        )
+    def forward(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        """(B, 256, E/16, E/16) features."""
+        return self._sam.image_encoder(torch.stack([self._pixels(image) for image in images]))
 
     def _pixels(self, image: NDArray[np.uint8]) -> torch.Tensor:
-        """(3, E, E) float32: resized by PIL as in the official predictor, normalised, padded with zeros."""
+        """(3, E, E) float32; for SAM resized by PIL as in the official predictor, normalised, padded with zeros."""
+        if self._feed.pixels is not None:
+            return torch.from_numpy(self._feed.pixels(image, self._feed.frame)).to(self._sam.device)
         resized = torch.from_numpy(self._resize.apply_image(image)).permute(2, 0, 1)
         return self._sam.preprocess(resized.to(self._sam.device))

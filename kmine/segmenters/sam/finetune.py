@@ -11,7 +11,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from kmine.segmenters.base import PromptedExample, check_example
-from kmine.segmenters.sam.decoder import DecoderQuery, PromptDecoder
+from kmine.segmenters.batched import DecoderQuery
+from kmine.segmenters.sam.decoder import PromptDecoder
 
 # The loss is that of Kirillov et al. 2023, "Segment Anything", appendix A: focal and Dice loss of the mask, 20 : 1, and
 # the squared error of the predicted IoU, weight 1. The paper gives no alpha and gamma; these are those of MaskFormer,

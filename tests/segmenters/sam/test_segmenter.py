@@ -9,8 +9,8 @@ from helpers.segmenter_suite import SegmenterSuite, box_prompts, images, random_
 from segment_anything import SamPredictor
 
 from kmine.errors import UserError
+from kmine.segmenters import batched
 from kmine.segmenters.base import Embedding
-from kmine.segmenters.sam import segmenter as sam_segmenter
 from kmine.segmenters.sam.segmenter import SamSegmenter
 from kmine.types import Prompts
 
@@ -140,7 +140,7 @@ def test_splitting_a_batch_changes_nothing(small, spy, monkeypatch) -> None:
     embeddings = segmenter.encode(images(sizes=[(60, 150)]))
     prompts = [box_prompts((3, 4, 20, 25), (30, 10, 55, 38), jitters=2)]
     (whole,) = segmenter.decode(embeddings, prompts)
-    monkeypatch.setattr(sam_segmenter, "MAX_LOGITS", 4 * 256**2)
+    monkeypatch.setattr(batched, "MAX_LOGITS", 4 * 256**2)
     (split,) = segmenter.decode(embeddings, prompts)
     assert [len(call["boxes"]) for call in spy] == [6, 4, 2]
     for a, b in zip(whole, split, strict=True):
