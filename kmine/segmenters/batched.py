@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -48,19 +47,6 @@ class DecoderQuery:
         return self.box is not None, 0 if coords is None else len(coords), self.mask_input is not None
 
 
-class FramedPrompts(NamedTuple):
-    """A batch in the network's frame; None for what its form lacks."""
-
-    points: Tensor | None
-    """(B, P, 2) float32."""
-    labels: Tensor | None
-    """(B, P) int32."""
-    boxes: Tensor | None
-    """(B, 4) float32."""
-    masks: Tensor | None
-    """(B, 1, S, S) float32."""
-
-
 class QueryDecoder:
     """A prompt encoder and a mask decoder behind a frame; a subclass gives `features` and `low_res`."""
 
@@ -97,8 +83,13 @@ class QueryDecoder:
         """(rows, columns) of (S, S) logits that an image of `size` = (H, W) covers; the rest is padding."""
         return self.frame.covered(size, self._mask_side)
 
-    def framed(self, queries: Sequence[DecoderQuery], size: tuple[int, int]) -> FramedPrompts:
-        """Queries of equal form, on an image of `size`, in the network's frame."""
+    def framed(
+        self, queries: Sequence[DecoderQuery], size: tuple[int, int]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """Queries of one form, on an image of `size`, in the network's frame; None for what the form lacks.
+
+        Points (B, P, 2), labels (B, P) int32, boxes (B, 4), mask inputs (B, 1, S, S).
+        """
         has_box, num_points, has_mask_input = queries[0].form
         points = labels = boxes = None
         if num_points:
@@ -107,8 +98,7 @@ class QueryDecoder:
             labels = self._tensor(np.stack([query.prompts.point_labels for query in queries]), torch.int32)
         if has_box:
             boxes = self._tensor(self.frame.boxes(np.stack([query.box for query in queries]), size), torch.float32)
-        masks = torch.stack([query.mask_input for query in queries]) if has_mask_input else None
-        return FramedPrompts(points, labels, boxes, masks)
+        return points, labels, boxes, torch.stack([query.mask_input for query in queries]) if has_mask_input else None
 
     def upscaled(self, low_res: Tensor, size: Sequence[int]) -> Tensor:
         """(B, M, S, S) logits to (B, M, H, W) in the frame of an image of `size` = (H, W)."""

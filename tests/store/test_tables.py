@@ -19,7 +19,8 @@ ROW = DecisionRow("a", 0, 1, True, "kept", "both", True, Evidence(agreement_iou=
 COLUMNS = {
     "prompts": "sample_id string, object_idx int64, class_id int64, box list<element: double>, "
     "point_coords list<element: list<element: double>>, point_labels list<element: int64>, has_mask_input bool, "
-    "jittered_boxes list<element: list<element: double>>, scaled_boxes list<element: list<element: double>>",
+    "jittered_boxes list<element: list<element: double>>, scaled_boxes list<element: list<element: double>>, "
+    "origin string",
     "decisions": "sample_id string, object_idx int64, class_id int64, kept bool, reason string, source string, "
     "in_training bool, predicted_iou double, stability_score double, agreement_iou double, jitter_dice double, "
     "confidence_inside double, confidence_outside double, area_ratio double, tta_std double, witness_dice double, "

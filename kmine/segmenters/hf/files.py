@@ -36,7 +36,7 @@ def model_folder(model: str, offline: bool) -> Path:
         UserError: no such folder or repository, a gated one, a failed or forbidden download, another kind of model.
     """
     folder = Path(model).expanduser()
-    if not folder.is_dir():
+    if not (model and folder.is_dir()):
         if folder.is_file() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
             raise UserError(
                 f"segmenter.name: expected {PREFIX} and an id of the hub, as in {PREFIX}facebook/sam-vit-base, or an "

@@ -126,17 +126,15 @@ class HfDecoder(QueryDecoder):
         self, features: Tensor, size: tuple[int, int], queries: Sequence[DecoderQuery], multimask: bool
     ) -> tuple[Tensor, Tensor]:
         """See `QueryDecoder.low_res`; SAM 2 chooses among its masks itself where one is wanted."""
-        prompts = self.framed(queries, size)
+        points, labels, boxes, masks = self.framed(queries, size)
         maps = [m.expand(len(queries), -1, -1, -1) for m in unstacked(features, self._model.levels)]
         kind = type(self._model.network).__name__
         inputs: dict[str, Any] = {"image_embeddings": maps if kind not in ("SamModel", "SamHQModel") else maps[0]}
         if kind == "SamHQModel":
             inputs["intermediate_embeddings"] = [maps[1].permute(0, 2, 3, 1)]
-        if prompts.points is not None and prompts.labels is not None:
-            inputs |= {"input_points": prompts.points[:, None], "input_labels": prompts.labels[:, None]}
-        if prompts.boxes is not None:
-            inputs["input_boxes"] = prompts.boxes[:, None]
-        out = self._model.network(**inputs, input_masks=prompts.masks, multimask_output=multimask)
+        given = {"input_points": points, "input_labels": labels, "input_boxes": boxes}
+        inputs |= {name: tensor[:, None] for name, tensor in given.items() if tensor is not None}
+        out = self._model.network(**inputs, input_masks=masks, multimask_output=multimask)
         return out.pred_masks[:, 0], out.iou_scores[:, 0]
 
 

@@ -86,11 +86,11 @@ class PromptDecoder(QueryDecoder):
         `features` are of one image of `size` = (H, W), `queries` of that image, equal in `form`; M is 3 with
         `multimask`, else 1.
         """
-        sam, prompts = self.sam, self.framed(queries, size)
-        points = None if prompts.points is None else (prompts.points, prompts.labels)
+        sam, (points, labels, boxes, masks) = self.sam, self.framed(queries, size)
         # Copies share the prompt encoder, so it is not trained.
         with torch.no_grad():
-            sparse, dense = sam.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
+            pair = None if points is None else (points, labels)
+            sparse, dense = sam.prompt_encoder(points=pair, boxes=boxes, masks=masks)
             positions = sam.prompt_encoder.get_dense_pe()
         return sam.mask_decoder(
             image_embeddings=features,

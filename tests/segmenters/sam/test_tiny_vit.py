@@ -91,9 +91,9 @@ def test_names_and_shapes_are_those_of_the_published_checkpoints() -> None:
         (256, 256, 3, 3),
         (256,),
     ]
-    # The file of the server has 40,728,226 bytes: ten million floats and the names.
+    # The file of the server has 40,728,226 bytes: the numbers, and some hundred bytes a tensor of torch.save.
     floats = sum(int(torch.Size(shape).numel()) for shape in mobile.values())
-    assert 0 < 40_728_226 - 4 * floats < 120_000
+    assert 100 < (40_728_226 - 4 * floats) / len(mobile) < 600
     different = {n for n in mobile.keys() | lite.keys() if mobile.get(n) != lite.get(n)}
     convs = {f"{prefix}patch_embed.seq.{n}.c.weight" for n in (0, 2)}
     assert different == convs | {
