@@ -11,7 +11,13 @@ from typing import Any
 from kmine.config import PromptsConfig, SegmenterConfig
 from kmine.errors import UserError
 from kmine.io.plugins import Registry
-from kmine.segmenters.base import Segmenter, abilities_of, box_required_error, no_proposals_error
+from kmine.segmenters.base import (
+    AutomaticMaskGenerator,
+    Segmenter,
+    abilities_of,
+    box_required_error,
+    no_proposals_error,
+)
 from kmine.segmenters.hf.files import PREFIX, model_folder, require_transformers
 
 LogFn = Callable[[str], None]
@@ -199,7 +205,7 @@ def fitted_prompts(segmenter: Segmenter, prompts: PromptsConfig) -> PromptsConfi
             f"prompts.source: cascade expects a segmenter that takes mask prompts, `{segmenter.name}` does not; set "
             "--prompts.source local"
         )
-    if prompts.source == "auto" and not able.points:
+    if prompts.source == "auto" and not (able.points and isinstance(segmenter, AutomaticMaskGenerator)):
         raise no_proposals_error(segmenter.name)
     return replace(prompts, box=has_box, points=has_points, mask_hint=prompts.mask_hint and able.mask_input)
 
@@ -215,7 +221,7 @@ def check_prompting(name: str, prompts: PromptsConfig) -> None:
         require_transformers()
     if name in NEEDS_BOX and not prompts.box:
         raise box_required_error(name)
-    if name in NO_PROPOSALS and prompts.source == "auto":
+    if (name in NO_PROPOSALS or name.startswith(PREFIX)) and prompts.source == "auto":
         raise no_proposals_error(name)
 
 

@@ -33,7 +33,7 @@ from kmine.segmenters.ellipse import Ellipse
 from kmine.segmenters.hf import files
 from kmine.segmenters.identity import IdentitySegmenter
 from kmine.segmenters.registry import NEEDS_BOX, NO_PROPOSALS
-from kmine.segmenters.sam.build import ARCHITECTURES
+from kmine.segmenters.sam.build import ARCHITECTURES, feed_of
 from kmine.segmenters.sam.segmenter import SamSegmenter
 from kmine.segmenters.tiny.network import TinyNet
 from kmine.segmenters.tiny.segmenter import Tiny, open_tiny
@@ -222,6 +222,9 @@ def test_prompts_that_a_segmenter_does_not_take_are_left_out() -> None:
         fitted_prompts(Lacking(Abilities(box=False)), PromptsConfig())
     with pytest.raises(UserError, match=r"expects a box.*--prompts.box true"):
         fitted_prompts(Lacking(Abilities(points=False)), PromptsConfig(box=False, points=True))
+    for source in (Lacking(Abilities()), SamSegmenter(random_sam(), name="s", feed=feed_of("medsam", 256))):
+        with pytest.raises(UserError, match=r"prompts\.source: auto expects a segmenter that proposes masks"):
+            fitted_prompts(source, PromptsConfig(source="auto"))
     with pytest.raises(UserError, match="cascade expects a segmenter that takes mask prompts"):
         fitted_prompts(Lacking(Abilities(mask_input=False)), PromptsConfig(source="cascade"))
 

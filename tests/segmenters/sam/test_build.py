@@ -140,3 +140,27 @@ def test_a_damaged_file_is_an_error_in_one_line(small, tmp_path, suffix, keep) -
     with pytest.raises(UserError, match=r"damaged.*again|an empty file.*again") as caught:
         build_sam("sam_small", path, 256)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kernel", "actual"),
+    [("sam_vit_b", 3, "mobile_sam"), ("mobile_sam", 1, "lite_medsam"), ("lite_medsam", 3, "mobile_sam")],
+)
+def test_a_tiny_vit_under_another_name_is_refused_with_its_own(tmp_path, asked, kernel, actual) -> None:
+    save_file({"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(32, 3, kernel, kernel)}, tmp_path / "w")
+    with pytest.raises(UserError, match=rf"the weights of {asked}, got {actual}'s; use --segmenter.name {actual}"):
+        build_sam(asked, tmp_path / "w")
+
+
+def test_a_vit_is_no_tiny_vit(small, tmp_path) -> None:
+    save_file(small.state_dict(), tmp_path / "w")
+    with pytest.raises(UserError, match=r"the weights of mobile_sam, got sam_vit_b's; use --segmenter.name sam_vit_b"):
+        build_sam("mobile_sam", tmp_path / "w")
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_tiny_vits_are_read_back(tmp_path, side) -> None:
+    name = "lite_medsam" if side == 64 else "mobile_sam"
+    sam = build_sam(name, None, side)
+    torch.save({"model": sam.state_dict()}, tmp_path / "w.pth")
+    assert signature(build_sam(name, tmp_path / "w.pth", side)) == signature(sam)

@@ -11,6 +11,8 @@ from segment_anything import SamPredictor
 from kmine.errors import UserError
 from kmine.segmenters import batched
 from kmine.segmenters.base import Embedding
+from kmine.segmenters.pixels import lite_medsam_pixels, medsam_pixels
+from kmine.segmenters.sam.build import build_sam, feed_of
 from kmine.segmenters.sam.segmenter import SamSegmenter
 from kmine.types import Prompts
 
@@ -199,3 +201,79 @@ def test_one_changed_weight_changes_the_signature() -> None:
         signatures.add(SamSegmenter(sam, name="s").signature)
     signatures.add(SamSegmenter(random_sam(), name="another name").signature)
     assert len(signatures) == 2
+
+
+def drawn(name: str, side: int):
+    """A TinyViT SAM with every tensor drawn."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sam = build_sam(name, None, side)
+        with torch.no_grad():
+            for parameter in sam.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return sam
+
+
+@pytest.fixture(scope="module")
+def mobile():
+    return drawn("mobile_sam", 128)
+
+
+@pytest.mark.parametrize("shape", ["wide", "tall"])
+def test_mobile_sam_equals_the_official_predictor_with_its_encoder(mobile, shape) -> None:
+    segmenter = SamSegmenter(mobile, name="mobile_sam", feed=feed_of("mobile_sam", 128))
+    image = images(3, [SHAPES[shape]])[0]
+    for prompts in (FORMS["box"], with_mask_input(FORMS["box+points"], SHAPES[shape])):
+        assert_equals_official(segmenter, mobile, image, prompts, multimask=False)
+
+
+def by_steps(sam, pixels: np.ndarray, box: np.ndarray, as_their_postprocessing) -> tuple[np.ndarray, float]:
+    """Mask and predicted IoU of MedSAM's and LiteMedSAM's published inference, after the image is prepared."""
+    with torch.no_grad():
+        features = sam.image_encoder(torch.from_numpy(pixels)[None])
+        sparse, dense = sam.prompt_encoder(points=None, boxes=torch.from_numpy(box).float()[None, None], masks=None)
+        low_res, iou = sam.mask_decoder(features, sam.prompt_encoder.get_dense_pe(), sparse, dense, False)
+        return as_their_postprocessing(low_res)[0, 0].numpy(), float(iou)
+
+
+def resized(values, size):
+    return torch.nn.functional.interpolate(values, size, mode="bilinear", align_corners=False)
+
+
+def test_medsam_equals_the_steps_of_its_authors() -> None:
+    sam, image = random_sam(), images(5, [(60, 150)])[0] // 2 + 30
+    feed = feed_of("medsam", 256)
+    segmenter = SamSegmenter(sam, name="medsam", feed=feed, multimask=False)
+    box = BOX / np.array([150, 60, 150, 60]) * 256
+    expected, _ = by_steps(
+        sam, medsam_pixels(image, feed.frame), box, lambda low: resized(low.sigmoid(), (60, 150)) > 0.5
+    )
+    (plain, guided), _ = segmenter.decode(
+        segmenter.encode([image, image]), [[FORMS["box"], with_mask_input(FORMS["box+points"], (60, 150))], []]
+    )
+    assert np.mean(plain.masks[0] != expected) < 1e-3 and 0 < expected.mean() < 1
+    np.testing.assert_array_equal(plain.masks, guided.masks)  # neither points nor mask prompts
+    assert np.isnan(plain.predicted_iou).all() and not np.isnan(plain.stability_score).any()
+    with pytest.raises(UserError, match="expects a box"):
+        segmenter.decode(segmenter.encode([image]), [[FORMS["point"]]])
+    plain_sam = SamSegmenter(sam, name="s")
+    assert (
+        segmenter.signature != plain_sam.signature != segmenter.with_weights(segmenter.fine_tuner().state()).signature
+    )
+    assert segmenter._embedder.signature != plain_sam._embedder.signature
+
+
+def test_lite_medsam_equals_the_steps_of_its_authors() -> None:
+    sam, image = drawn("lite_medsam", 64), images(5, [(60, 150)])[0]
+    feed = feed_of("lite_medsam", 64)
+    segmenter = SamSegmenter(sam, name="lite_medsam", feed=feed, multimask=False)
+    # The longest side, 150, becomes 64: 26 rows, 64 columns; logits have the side of the input.
+    steps = by_steps(
+        sam,
+        lite_medsam_pixels(image, feed.frame),
+        BOX * (64 / 150, 26 / 60, 64 / 150, 26 / 60),
+        lambda low: resized(low[..., :26, :64], (60, 150)).sigmoid() > 0.5,
+    )
+    candidate = segmenter.decode(segmenter.encode([image]), [[FORMS["box"]]])[0][0]
+    assert np.mean(candidate.masks[0] != steps[0]) < 1e-3
+    assert candidate.predicted_iou[0] == pytest.approx(np.clip(steps[1], 0, 1), abs=1e-4)
