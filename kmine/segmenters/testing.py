@@ -1,6 +1,6 @@
 """Laws of the `Segmenter` protocol as test classes, for kmine's own segmenters and those of other packages.
 
-Needs pytest, which alone imports this module. See docs/segmenters.md:
+Needs pytest (extra `suite`), which alone imports this module. See docs/segmenters.md:
 
     class TestMine(SegmenterSuite):
         @pytest.fixture
