@@ -7,11 +7,13 @@ from dataclasses import replace
 import numpy as np
 from helpers.small import CFG, same, weights
 
+from kmine.data.person_prompts import PersonPrompts
 from kmine.methods import self_training as module
 from kmine.methods.mining import mine
 from kmine.methods.self_training import self_training
 from kmine.ops.masks import from_rle
 from kmine.segmenters.identity import IdentitySegmenter
+from kmine.types import Prompts
 
 ONE = replace(CFG, rounds=1)
 
@@ -29,7 +31,8 @@ def test_pseudo_masks_are_the_local_models_own(task_of):
 
 def test_it_is_mining_with_the_identity_segmenter_whatever_the_prompts(task_of):
     task, store = task_of(replace(ONE, prompts=replace(CFG.prompts, source="auto", passes=2)))
-    rounds = list(self_training(task))
+    drawn = Prompts(1, np.array([1, 1, 30, 30], np.float32), origin="person")
+    rounds = list(self_training(replace(task, person=PersonPrompts({i: (drawn,) for i in task.unlabeled.ids}))))
     other, other_store = task_of(ONE, "identity", segmenter=IdentitySegmenter())
     assert [r.metrics for r in rounds] == [r.metrics for r in mine(other)]
     assert same(weights(store, 1), weights(other_store, 1))

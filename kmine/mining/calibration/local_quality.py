@@ -70,7 +70,7 @@ def local_only(cfg: PromptsConfig) -> PromptsConfig:
 
 def without_segmenter(cfg: PromptsConfig) -> PromptsConfig:
     """Prompt settings for `IdentitySegmenter`: one box each of the local model's own objects, in one pass."""
-    return replace(cfg, source="local", passes=1, box_scales=(1.0,), doubtful=None)
+    return replace(cfg, source="local", passes=1, box_scales=(1.0,), doubtful=None, file=None)
 
 
 def score_local_objects(
