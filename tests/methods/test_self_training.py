@@ -32,7 +32,7 @@ def test_pseudo_masks_are_the_local_models_own(task_of):
 def test_it_is_mining_with_the_identity_segmenter_whatever_the_prompts(task_of):
     task, store = task_of(replace(ONE, prompts=replace(CFG.prompts, source="auto", passes=2)))
     drawn = Prompts(1, np.array([1, 1, 30, 30], np.float32), origin="person")
-    rounds = list(self_training(replace(task, person=PersonPrompts({i: (drawn,) for i in task.unlabeled.ids}))))
+    rounds = list(self_training(replace(task, person=PersonPrompts(dict.fromkeys(task.unlabeled.ids, (drawn,))))))
     other, other_store = task_of(ONE, "identity", segmenter=IdentitySegmenter())
     assert [r.metrics for r in rounds] == [r.metrics for r in mine(other)]
     assert same(weights(store, 1), weights(other_store, 1))
