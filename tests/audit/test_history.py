@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import pytest
 
@@ -39,6 +40,10 @@ def test_lines_items_and_layers_follow_the_rounds(run):
         first, second = history.lines(pseudo[0])
         assert first.startswith("round 1: ") and second.startswith("round 2: ") and "segmenter ellipse" in second
         assert "used in training" in second and "by the model of round 0 (" in first
+        mined, sample_id = audited.rounds[-1], pseudo[0].sample_id
+        drawn = [replace(row, origin="person") for row in mined.prompts.get(sample_id, [])]
+        line = history._line(replace(mined, prompts={sample_id: drawn}), sample_id)
+        assert f"round 2: {len(drawn)} prompted object(s), {len(drawn)} from prompts of a person, the others by" in line
         rows = [history.row(report) for report in pseudo]
         parts = enumerate(unlabeled_parts(audited.task))
         assert {row["sample_id"]: row["asked_by"] for row in rows}.items() <= {
