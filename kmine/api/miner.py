@@ -45,8 +45,8 @@ class KnowledgeMiner:
         config: further settings: a `LoopConfig`, or a YAML file or preset as of `kmine loop --config`.
         **settings: settings of `kmine loop` with `__` for the dot, such as `fit__steps=600`.
 
-    Attributes after `fit`:
-        run_: the run folder (`kmine.open_run`).
+    Attributes:
+        run_: the run folder (`kmine.open_run`); this and the following are set by `fit`.
         rounds_: results of the rounds, in order.
         labeled_round_: round in which each image entered training: 0 for labeled ones; absent images took no part.
         termination_condition_: max_rounds, no_pseudo_masks or two_refused_rounds, as in run.json.

@@ -1,10 +1,12 @@
 """Dice, IoU, HD95 and missed lesions, per case, from counts.
 
 Rules for one class of one case:
+
 - truth and prediction empty: NaN; excluded from means and counted (`Metrics.num_empty`). Means of two methods then have
   different denominators: `LesionMetrics` and `CaseMetrics.score` have not.
 - truth present, prediction empty (a miss): Dice 0, IoU 0, HD95 = the image diagonal, `num_missed` + 1.
 - truth empty, prediction present (a false alarm): Dice 0, IoU 0, HD95 = the image diagonal.
+
 A case is an image or a volume; for a volume the pixels of all slices are counted before division.
 A case's figure is the mean over the foreground classes that have one; a table's figure is the mean over cases.
 """
@@ -35,7 +37,7 @@ def iou(a: Bool, b: Bool) -> float:
 
 
 def dice(a: Bool, b: Bool) -> float:
-    """2 |a & b| / (|a| + |b|); NaN where both are empty."""
+    """``2 |a & b| / (|a| + |b|)``; NaN where both are empty."""
     return _dice(*_count(a, b))
 
 
