@@ -70,7 +70,7 @@ def test_with_weight_0_the_training_is_supervised_bit_for_bit(task_of, method, o
 
 @pytest.mark.parametrize("method", [fixmatch, mean_teacher, unimatch])
 def test_an_interrupted_method_resumes_bit_for_bit(task_of, monkeypatch, method):
-    cfg = replace(ONE, fit=replace(CFG.fit, val_every=2), **LOW_THRESHOLD)
+    cfg = replace(ONE, fit=replace(CFG.fit, steps=4, round_steps=4, val_every=2), **LOW_THRESHOLD)
     task, store = task_of(cfg)
     list(method(task))
     other, other_store = task_of(cfg, "interrupted")
