@@ -67,9 +67,10 @@ def _download(model: str, offline: bool) -> Path:
         raise UserError(f"segmenter.name: {model}: {problem}, or log in (hf auth login)") from error
     except LocalEntryNotFoundError as error:
         why = "--offline forbids the download" if offline else "the hub does not answer"
+        folder = model.rpartition("/")[2]  # under another name MedSAM would be fed as SAM
         raise UserError(
             f"segmenter.name: {model} is not in the hub's cache and {why}; on a machine with network: hf download "
-            f"{model} --local-dir FOLDER, carry the folder here, --segmenter.name {PREFIX}FOLDER"
+            f"{model} --local-dir {folder}, carry that folder here, --segmenter.name {PREFIX}{folder}"
         ) from error
     except Exception as error:  # huggingface_hub and httpx raise many
         raise UserError(

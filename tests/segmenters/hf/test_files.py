@@ -100,7 +100,7 @@ def test_safetensors_are_preferred_and_pickles_the_way_out(tmp_path, monkeypatch
         (
             LocalEntryNotFoundError.__new__(LocalEntryNotFoundError),
             True,
-            r"not in the hub's cache and --offline forbids .*hf download a/b",
+            r"not in the hub's cache and --offline forbids .*hf download a/b --local-dir b, .* hf:b",
         ),
         (
             LocalEntryNotFoundError.__new__(LocalEntryNotFoundError),
