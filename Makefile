@@ -14,8 +14,9 @@ help: ## list the targets
 demo: $(STAMP) ## the loop on built-in phantom data, no download; report in runs/phantom/report.html
 	@$(PY) -m kmine.loop --rounds 3 --model.encoder_weights none --fit.steps 200 --fit.round_steps 100 --crossfit 1 --adapt.folds 1
 
+# Bytecode is kept, as two processes and those that they start read the same files; neighbours share their fixtures.
 test: lint ## style first, then all tests; KMINE_TEST_DATA names the folder of real data, if any
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP) ## ruff, without changing a file
 	@$(PY) -m ruff check --quiet .
