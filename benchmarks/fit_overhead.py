@@ -1,6 +1,6 @@
 """Steps per second of `stages.fit` beside a bare loop of the same network on tensors already in memory.
 
-    python benchmarks/fit_overhead.py [--steps 60] [--size 96] [--repeats 3]
+    python benchmarks/fit_overhead.py [--steps 60] [--size 96] [--repeats 3] [--before CLONE]
 
 Both run in one process, in turn, `--repeats` times; the ratio is taken pair by pair. The bare loop has neither data
 reading, augmentation, validation nor learning-rate schedule: only forward, loss, backward and AdamW.
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from alternate import alternate, print_json
 
 from kmine.config import DataConfig, FitConfig, ModelConfig
 from kmine.data import open_source
@@ -61,7 +62,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--before", type=Path)
+    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if args.before and not args.json:
+        alternate(["--steps", str(args.steps), "--size", str(args.size)], args.before, args.repeats)
+        return
     with tempfile.TemporaryDirectory() as folder:
         source = open_source(DataConfig(num_samples=64, size=args.size))
         cache = SampleCache(source, args.size, Path(folder))
@@ -71,6 +77,14 @@ def main() -> None:
         model = build_model(ModelConfig(), 2, 0)
         bare(model, batches, 5)
         fitted(model, batches, 5)
+        if args.json:
+            spent = {}
+            for name, way in (("fit", fitted), ("bare loop", bare)):
+                model, cpu = build_model(ModelConfig(), 2, 0), time.process_time()
+                spent[name] = [way(model, batches, args.steps), time.process_time() - cpu]
+            values = [float(v.double().sum()) for v in model.state_dict().values()]
+            print_json(spent, repr(values))
+            return
         ratios = []
         for n in range(args.repeats):
             slow, fast = fitted(model, batches, args.steps), bare(model, batches, args.steps)

@@ -1,6 +1,6 @@
 """`kmine predict` beside a plain inference script, and its memory over many images.
 
-    OMP_NUM_THREADS=1 python benchmarks/predict.py speed --images 200
+    OMP_NUM_THREADS=1 python benchmarks/predict.py speed --images 200 [--repeats 3] [--before CLONE]
     OMP_NUM_THREADS=1 python benchmarks/predict.py memory
 
 speed: U-Net++ (MobileNetV2, random weights) at 256 px on JPEG files of 626 x 532, read, squashed, asked, resized and
@@ -12,6 +12,7 @@ memory: peak resident memory of a process of its own for 300 and for 3,000 image
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import resource
 import statistics
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from alternate import alternate, print_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 SIZE, BATCH = 256, 16
@@ -70,7 +72,15 @@ def ours(model: Path, folder: Path, out: Path) -> None:
         sys.stderr = kept
 
 
-def speed(count: int, repeats: int) -> None:
+def digest(folders: list[Path]) -> str:
+    """SHA-256 of all masks below the folders."""
+    sha256 = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in folder.rglob("*.png")):
+        sha256.update(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+    return sha256.hexdigest()
+
+
+def speed(count: int, repeats: int, as_json: bool) -> None:
     """Images a second of each, the same images in turn."""
     import torch
     from helpers.made_up_run import make_run
@@ -101,6 +111,10 @@ def speed(count: int, repeats: int) -> None:
                 way(paths, root / "out" / f"{repeat}-{name}")
                 seconds[name].append(time.perf_counter() - began)
                 cpu[name].append(time.process_time() - used)
+        if as_json:
+            spent = {name: [statistics.median(table[name]) for table in (seconds, cpu)] for name in ways}
+            print_json(spent, digest([root / "out" / f"0-{name}" for name in ways if name != "plain smp"]))
+            return
         base, base_cpu = (statistics.median(table["plain smp"]) for table in (seconds, cpu))
         print(f"{count} images, {repeats} repeats, threads {torch.get_num_threads()}, load {os.getloadavg()[0]:.1f}")
         for name in ways:
@@ -144,9 +158,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--few", type=int, default=300)
     parser.add_argument("--many", type=int, default=3000)
+    parser.add_argument("--before", type=Path)
+    parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    if given.what == "speed" and given.before and not given.json:
+        return alternate(["speed", "--images", str(given.images)], given.before, given.repeats)
     if given.what == "speed":
-        return speed(given.images, given.repeats)
+        return speed(given.images, given.repeats, given.json)
     return memory(given.few, given.many)
 
 

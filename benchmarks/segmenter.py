@@ -1,6 +1,6 @@
 """Seconds of SAM for an image in a first and in a later round, beside the official predictor on the same prompts.
 
-    python benchmarks/segmenter.py [--name sam_vit_b] [--size 1024] [--repeats 1]
+    python benchmarks/segmenter.py [--name sam_vit_b] [--size 1024] [--repeats 1] [--before CLONE]
 
 Both have the same random weights (those of relative and absolute positions are drawn, too) and decode the same prompts
 in one process, in turn: one image, 4 components, 3 boxes each, with and without a mask input. The official side is the
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import statistics
 import tempfile
 import time
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from alternate import alternate, print_json
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
@@ -102,7 +104,12 @@ def main() -> None:
     parser.add_argument("--name", choices=sorted(ARCHITECTURES), default="sam_vit_b")
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--before", type=Path)
+    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if args.before and not args.json:
+        alternate(["--name", args.name, "--size", str(args.size)], args.before, args.repeats)
+        return
     plain, (image, prompts) = random_weights(args.name, args.size), prompted_image()
     fast = copy.deepcopy(plain)
     print(f"{args.name}, random weights, {args.size} px, {torch.get_num_threads()} threads, torch {torch.__version__}")
@@ -116,6 +123,10 @@ def main() -> None:
             for which in ("first round", "later round", "later round", "later round"):
                 candidates, *spent = timed(lambda s=segmenter: s.decode(s.encode([image]), [prompts])[0])
                 seconds[which].append(tuple(spent))
+    if args.json:
+        medians = {k: [statistics.median(part) for part in zip(*v, strict=True)] for k, v in seconds.items()}
+        print_json(medians, hashlib.sha256(masks_of(candidates)).hexdigest())
+        return
     compare("float32", candidates, masks, logits)
     (exact,) = segmenter.encode([image])
     half = Embedding(exact.size, exact.features.astype(np.float16))

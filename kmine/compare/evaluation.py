@@ -8,6 +8,8 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
+from torch import Tensor
+
 from kmine.compare.runs import ComparedRun
 from kmine.compare.table import NAN, ONCE, Cost, Result, volume_of
 from kmine.config.sweep import MINING
@@ -131,14 +133,17 @@ def _can_be_pooled(by_method: Mapping[str, Any]) -> bool:
 
 
 def _both_checkpoints(run: RunFolder, round_idx: int, method_dir: str, evaluator: Evaluator) -> dict[str, Any]:
-    out = {}
+    out: dict[str, Any] = {}
+    evaluated: dict[str, Tensor] = {}
     for checkpoint, name in (("chosen", "model"), ("final", "model_final")):
         path = run.round_dir(round_idx, method_dir) / f"{name}.safetensors"
         weights = run.load_tensors(path, None)
         if weights is None:
             raise UserError(f"{path}: expected the weights of the run, found no such file; {CURE}")
+        if evaluated and all(evaluated[k].equal(v) for k, v in weights[0].items()):
+            return out | {checkpoint: out["chosen"]}  # the last step's weights are those in use
         with fitting(path):
-            out[checkpoint] = asdict(evaluator.evaluate(weights[0]))
+            out[checkpoint] = asdict(evaluator.evaluate(evaluated := weights[0]))
     return out
 
 

@@ -87,9 +87,10 @@ class SegmenterConfig:
     cache_dir: LocalPath | None = None
     """SAM only: folder for embeddings, so that each image is encoded once for all rounds, seeds and runs; default:
     embeddings in $KMINE_CACHE, else in ~/.cache/kmine."""
-    cache_gb: float = 20.0
-    """SAM only: gigabytes of embeddings on disk (2.1 MB an image in float16); the least recently used are removed
-    first. 0 keeps none."""
+    cache_gb: float | None = None
+    """SAM only: gigabytes of embeddings on disk (2.1 MB an image in float16); default: half of the free space. Those of
+    other runs are removed first, the least recently used; images without room are encoded in each round. 0 keeps
+    none."""
     cache_dtype: Literal["float16", "float32"] = "float16"
     """SAM only: precision of embeddings; float32 is exact and takes twice the space."""
 
@@ -97,7 +98,8 @@ class SegmenterConfig:
         expand_paths(self)
         require(self.batch_size >= 1, "segmenter.batch_size", "at least 1", self.batch_size)
         require(self.cache_dir != "", "segmenter.cache_dir", "a folder", self.cache_dir)
-        require(0 <= self.cache_gb <= 1e6, "segmenter.cache_gb", "0 to a million gigabytes", self.cache_gb)
+        is_size = self.cache_gb is None or 0 <= self.cache_gb <= 1e6
+        require(is_size, "segmenter.cache_gb", "0 to a million gigabytes, or null", self.cache_gb)
         dtype = self.cache_dtype
         require(dtype in ("float16", "float32"), "segmenter.cache_dtype", "float16 or float32", dtype)
 

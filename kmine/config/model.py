@@ -236,11 +236,12 @@ class FitConfig:
     """Weights that are used: last: those of the last step, unless validation shows that the training diverged (a fall
     of the score by more than 0.05 and by more than noise); best: those of the best validation."""
     val_every: int = 100
-    """Steps between two validations; also the most training that a kill can cost."""
+    """Steps between two validations; a kill costs at most so many, or a minute of training."""
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
     """auto: bf16 on GPUs that have it, 32 on a CPU (where bf16 can be 80 times slower)."""
     num_workers: int = 0
-    """Worker processes that read and augment; 0: one thread."""
+    """Worker processes that read and augment; 0: one thread. Their batches are in shared memory (docker run
+    --shm-size)."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "round_steps", "val_every"):

@@ -117,6 +117,12 @@ class Augment:
                 raise ValueError(f"{name}: expected {shape} uint8, got {array.shape} {array.dtype}; resize it first")
 
 
+def import_albumentations() -> None:
+    """Import the library without its look for a newer version on the network."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations  # noqa: F401
+
+
 def _composed(transforms: Sequence[albumentations.BasicTransform]) -> albumentations.Compose:
     import albumentations as A
 
@@ -128,8 +134,7 @@ def _geometry(symmetry: Symmetry) -> list[albumentations.BasicTransform]:
 
     Keywords of albumentations 2.0; it ignores older ones with a mere warning.
     """
-    # Else the import looks for a newer version on the network.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import_albumentations()
     import albumentations as A
     import cv2
 

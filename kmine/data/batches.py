@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.augment import Augment
+from kmine.data.augment import Augment, import_albumentations
 from kmine.data.pool import Pool
 from kmine.errors import UserError
 from kmine.seeding import derive_seed
@@ -123,10 +123,14 @@ class _Stream(ABC, Generic[B]):
         if num_workers == 0:
             yield from self._stream_thread(start, stop)
             return
+        import torch
         from torch.utils.data import DataLoader
 
-        options = {"sampler": range(start, stop), "batch_size": None, "num_workers": num_workers, "collate_fn": _as_is}
-        yield from DataLoader(self, **options)  # type: ignore[arg-type]  # the loader needs __getitem__ only
+        import_albumentations()  # once, not in every process
+        options = {"sampler": range(start, stop), "batch_size": None, "num_workers": num_workers}
+        options |= {"collate_fn": _as_tensors, "worker_init_fn": _one_thread, "pin_memory": torch.cuda.is_available()}
+        loader = DataLoader(self, **options)  # type: ignore[arg-type]  # the loader needs __getitem__ only
+        yield from map(_as_arrays, loader)
 
     def _stream_thread(self, start: int, stop: int) -> Iterator[B]:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="kmine-batches") as executor:
@@ -365,5 +369,25 @@ class LabelBatches(_Stream[LabelBatch]):
         return self.augment(image, blank, derive_seed(*self.keys, step, slot, sample_id))[0]
 
 
-def _as_is(batch: B) -> B:
-    return batch
+def _as_tensors(value: Any) -> Any:
+    """A batch whose arrays pass from one process to another without a copy, and which can be pinned."""
+    import torch
+
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    return value and (type(value), {name: _as_tensors(field) for name, field in vars(value).items()})
+
+
+def _as_arrays(value: Any) -> Any:
+    """The inverse of `_as_tensors`; arrays share the memory of the tensors."""
+    if value is None or hasattr(value, "numpy"):
+        return value if value is None else value.numpy()
+    kind, fields = value
+    return kind(**{name: _as_arrays(field) for name, field in fields.items()})
+
+
+def _one_thread(worker: int) -> None:
+    """Processes are as many as there shall be threads."""
+    import cv2
+
+    cv2.setNumThreads(0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -15,6 +18,28 @@ from kmine.types import IGNORE_INDEX, Sample
 
 MaskReader = Callable[[str], NDArray[np.uint8]]
 """From a sample id to its (H, W) mask in the native frame: class ids, 255 is ignored."""
+
+
+MAX_PACKED = 2**28
+"""Bytes of compressed masks at training size that a pool keeps: some 100,000 pseudo masks."""
+
+
+@dataclass(frozen=True)
+class UnreadSample:
+    """A sample without mask whose image is decoded at its first request."""
+
+    sample_id: str
+    image_label: int | None
+    size: tuple[int, int]
+    """(H, W)."""
+    data_fingerprint: str
+    """Of the data set's files."""
+    cache: SampleCache
+
+    @cached_property
+    def image(self) -> NDArray[np.uint8]:
+        """(H, W, 3) RGB, [0, 255]. Raises `SampleError`."""
+        return self.cache.image_native(self.sample_id)
 
 
 def spaced_images(pools: Sequence[Pool], count: int) -> NDArray[np.uint8]:
@@ -67,6 +92,8 @@ class Pool:
         self.empty = frozenset(empty).intersection(self.ids)
         """Samples with masks known to be empty."""
         self._corrected = {i: read for i, read in (corrected or {}).items() if i in self._groups}
+        self._packed: dict[str, bytes] = {}
+        self._packed_bytes = 0
         for sample_id, weight in self.weights.items():
             if not 0 <= weight <= 1:
                 raise ValueError(f"{sample_id}: expected a weight in [0, 1], got {weight}")
@@ -129,13 +156,33 @@ class Pool:
         return self._cache.image_resized(self._checked_id(sample_id))
 
     def mask_resized(self, sample_id: str) -> NDArray[np.uint8]:
-        """(S, S) class ids or 255. Raises `WithheldMaskError` where withheld, `SampleError` for a bad file."""
+        """(S, S) class ids or 255. Raises `WithheldMaskError` where withheld, `SampleError` for a bad file.
+
+        Masks of a reader are read and resized once, and kept compressed up to `MAX_PACKED`.
+        """
         read = self._corrected.get(sample_id, self._masks)
         if read == "withheld":
             raise WithheldMaskError(f"the mask of {sample_id} was requested, but this pool withholds masks")
         if read == "true":
             return self._cache.mask_resized(self._checked_id(sample_id))
-        return self._cache.resizer.mask(self._read_mask(sample_id))
+        if sample_id in self._packed:
+            packed = np.frombuffer(bytearray(zlib.decompress(self._packed[sample_id])), np.uint8)
+            return packed.reshape((self._cache.size,) * 2)
+        mask = self._cache.resizer.mask(self._read_mask(sample_id))
+        if self._packed_bytes < MAX_PACKED:
+            self._packed[sample_id] = packed = zlib.compress(mask, 1)
+            self._packed_bytes += len(packed)
+        return mask
+
+    def mask_native(self, sample_id: str) -> NDArray[np.uint8]:
+        """(H, W) class ids or 255. Raises as `mask_resized`."""
+        if self._corrected.get(sample_id, self._masks) == "withheld":
+            raise WithheldMaskError(f"the mask of {sample_id} was requested, but this pool withholds masks")
+        return self._read_mask(sample_id)
+
+    def spacing(self, sample_id: str) -> tuple[float, float] | None:
+        """Millimetres per pixel (row, column), if known."""
+        return self._cache.ref(self._checked_id(sample_id)).spacing
 
     def blank_mask(self, sample_id: str) -> NDArray[np.uint8]:
         """(S, S): 0 where the resized image is, 255 around a letterboxed one."""
@@ -160,6 +207,11 @@ class Pool:
             image_label=ref.image_label,
             spacing=ref.spacing,
         )
+
+    def unread(self, sample_id: str) -> UnreadSample:
+        """`sample` without its mask, whose image is decoded when it is requested."""
+        label, shape = self.image_label(sample_id), self.native_shape(sample_id)
+        return UnreadSample(sample_id, label, shape, self._cache.source.fingerprint(), self._cache)
 
     def _checked_id(self, sample_id: str) -> str:
         if sample_id not in self._groups:

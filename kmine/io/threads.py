@@ -6,10 +6,13 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
+ItemT, ResultT = TypeVar("ItemT"), TypeVar("ResultT")
 MAX_THREADS = 8
 OPENMP_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 SAMPLES, SAMPLE_SECONDS = 5, 0.01
@@ -23,6 +26,23 @@ def thread_pool() -> Iterator[ThreadPoolExecutor]:
         yield executor
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def ahead(
+    pool: ThreadPoolExecutor, work: Callable[[ItemT], ResultT], items: Iterable[ItemT], depth: int = 2
+) -> Iterator[ResultT]:
+    """Results of `work` on the items, in order; threads of `pool` work while this one draws items or uses results.
+
+    At most `depth` items are drawn and not used up. An error of `work` is raised at its item's place.
+    """
+    waiting: deque[Future[ResultT]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        del item
+        if len(waiting) >= depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def choose_wait_policy() -> None:

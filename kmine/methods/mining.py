@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from kmine.io.threads import thread_pool
 from kmine.mining.adaptation.step import adapt_segmenter
 from kmine.mining.calibration.step import calibrate
-from kmine.mining.candidates import gate_batch, generate_prompts, predict_probs, refine_batch, segment_prompts
 from kmine.mining.crossfit import train_parts, unlabeled_parts
+from kmine.mining.pipeline import pending_batches, predict_batches, prompt_batches, save_batches, segment_batches
 from kmine.mining.pseudo_labels import PseudoLabels
-from kmine.mining.round import close_round, open_round, pending_batches, save_batch
+from kmine.mining.round import close_round, open_round
 from kmine.models.base import LocalModel
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.distributed import rank_zero_first
@@ -72,13 +73,13 @@ def pseudo_label(
 ) -> PseudoLabels:
     """One pass over the unlabeled images: probs -> prompts -> candidates -> decisions -> pseudo masks."""
     ctx = open_round(task, model, student, auxiliary, round_idx, parts)
-    for batch in pending_batches(ctx):
-        probs = predict_probs(ctx, batch)  # the local model, of each image the one that was trained without it
-        prompts = generate_prompts(ctx, batch, probs)  # boxes, points, mask inputs
-        prompts, candidates = segment_prompts(ctx, batch, prompts)  # the promptable segmenter, once or twice
-        decisions = gate_batch(ctx, batch, probs, prompts, candidates)  # evidence, and what is kept
-        masks = refine_batch(ctx, batch, probs, prompts, candidates, decisions)
-        save_batch(ctx, batch, prompts, candidates, decisions, masks)
+    # Networks run in this thread; other threads read the next batches, and prompt, gate, refine and save beside it.
+    with thread_pool() as workers:
+        batches = pending_batches(ctx, workers)
+        probs = predict_batches(ctx, batches)  # the local model, of each image the one that was trained without it
+        prompts = prompt_batches(ctx, workers, probs)  # boxes, points, mask inputs
+        candidates = segment_batches(ctx, prompts)  # the promptable segmenter, once or twice
+        save_batches(ctx, workers, candidates)  # what is kept, by its evidence, and the pseudo masks
     return close_round(ctx)
 
 

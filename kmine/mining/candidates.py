@@ -31,6 +31,7 @@ from kmine.ops.masks import components
 from kmine.seeding import derive_seed
 from kmine.segmenters import needs_box
 from kmine.segmenters.base import AutomaticMaskGenerator, abilities_of, no_proposals_error, without_missing
+from kmine.segmenters.embedding_cache import CachingSegmenter
 from kmine.training.inference import activations
 from kmine.training.task import Task
 from kmine.training.veto import infer_by_labels, is_vetoed
@@ -38,11 +39,16 @@ from kmine.types import Bool, Candidate, Decision, Probs, Prompts, PseudoLabel
 
 
 def read_batch(ctx: RoundContext, ids: Sequence[str], batch_idx: int = 0) -> ImageBatch:
-    """Read the images `ids`; those with a reviewer's verdict are listed alone."""
-    reviewed = [i for i in ids if i in ctx.task.review]
-    batch = ImageBatch([ctx.pool.sample(i) for i in ids if i not in reviewed], reviewed, batch_idx)
-    ctx.timer.lap("read")
-    return batch
+    """Read the images `ids`, or their embeddings where these are on disk; those with a verdict are listed alone."""
+    reviewed, segmenter = [i for i in ids if i in ctx.task.review], ctx.segmenter
+    others = [i for i in ids if i not in reviewed]
+    if not isinstance(segmenter, CachingSegmenter):
+        return ImageBatch([ctx.pool.sample(i) for i in others], reviewed, batch_idx)
+    images = [ctx.pool.unread(i) for i in others]
+    stored = dict(enumerate(segmenter.stored(images)))
+    for n, image in enumerate(images):
+        _ = stored[n] or image.image  # decoded here, in a thread that reads ahead
+    return ImageBatch(images, reviewed, batch_idx, {n: found for n, found in stored.items() if found})
 
 
 def predict_probs(ctx: RoundContext, batch: ImageBatch) -> list[Probs]:
@@ -83,9 +89,13 @@ def generate_prompts(ctx: RoundContext, batch: ImageBatch, probs: Sequence[Probs
     for p, of_image, objects in zip(probs, prompts, found, strict=True):
         of_image += doubtful_prompts(p, objects, cfg, seed=seed, round_idx=ctx.round_idx)
     pairs = zip(batch.ids, apply_image_labels(ctx, batch, prompts), strict=True)
-    prompts = [blend_previous_mask(image_prompts, ctx.previous.get(i, [])) for i, image_prompts in pairs]
-    ctx.timer.lap("prompts")
-    return prompts
+    return [blend_previous_mask(image_prompts, ctx.previous.get(i, [])) for i, image_prompts in pairs]
+
+
+def prompts_need_networks(ctx: RoundContext) -> bool:
+    """Whether `generate_prompts` may run a network: the segmenter's proposals, or activation maps of sks."""
+    cfg = ctx.task.cfg
+    return cfg.prompts.source == "auto" or (cfg.model.name == "sks" and cfg.prompts.seed_from_activation)
 
 
 def _use_person(
@@ -187,16 +197,14 @@ def gate_batch(
     probs: Sequence[Probs],
     prompts: Sequence[Sequence[Prompts]],
     candidates: Sequence[Sequence[Candidate]],
+    auxiliary_probs: Sequence[Probs | None],
 ) -> list[list[Decision]]:
     """The gate's decision on each object, with the auxiliary model's agreement as evidence where there is one."""
-    auxiliary_probs = predict_auxiliary(ctx, batch)
-    ctx.timer.lap("infer")
     settings = {"area_prior": ctx.area_prior, "cfg": ctx.task.cfg.gate, "calibration": ctx.calibration}
     decisions = []
     for image, p, auxiliary, *objects in zip(batch.images, probs, auxiliary_probs, prompts, candidates, strict=True):
         of_image = {"image_label": image.image_label, "auxiliary_probs": auxiliary, **settings}
         decisions.append([gate(p, *pair, **of_image) for pair in zip(*objects, strict=True)])
-    ctx.timer.lap("gate")
     return decisions
 
 
@@ -213,7 +221,6 @@ def refine_batch(
         refine(*stages, ctx.task.cfg.refine, image_label=image.image_label)
         for image, *stages in zip(batch.images, probs, prompts, candidates, decisions, strict=True)
     ]
-    ctx.timer.lap("refine")
     return [label and replace(label, signature=ctx.signature, round_idx=ctx.round_idx) for label in labels]
 
 

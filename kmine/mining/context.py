@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.pool import Pool
+from kmine.data.pool import Pool, UnreadSample
 from kmine.mining.rank import Ranking
 from kmine.mining.segment import Embedded
 from kmine.models.base import LocalModel
@@ -60,7 +60,7 @@ class RoundContext:
 class ImageBatch:
     """Images that pass the stages together; prompts, candidates and decisions have one entry per image."""
 
-    images: Sequence[Sample]
+    images: Sequence[Sample | UnreadSample]
     reviewed: Sequence[str] = ()
     """Ids of further images of the batch, which have a reviewer's verdict and are not segmented."""
     batch_idx: int = 0

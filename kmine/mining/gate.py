@@ -100,17 +100,20 @@ def collect_evidence(
     auxiliary_probs: Probs | None = None,
 ) -> Evidence:
     """Every score of one candidate; see `Evidence`."""
-    best, prob = candidate.masks[candidate.best], probs.probs[prompts.class_id]
+    best, component = candidate.masks[candidate.best], prompts.component
     auxiliary = None if auxiliary_probs is None else auxiliary_probs.mask == prompts.class_id
+    place = masks.window(best, component, *candidate.jittered_masks)
+    inside, prob = best[place], probs.probs[prompts.class_id]
+    share = int(np.count_nonzero(inside)) / best.size
     return Evidence(
         predicted_iou=float(candidate.predicted_iou[candidate.best]),
         stability_score=float(candidate.stability_score[candidate.best]),
-        agreement_iou=metrics.iou(best, prompts.component) if prompts.component is not None else float("nan"),
-        jitter_dice=metrics.mean_pairwise_dice(np.concatenate([best[None], candidate.jittered_masks])),
-        confidence_inside=_mean(prob[best]),
-        confidence_outside=_mean(prob[_box_area(prompts, best) & ~best]),
-        area_ratio=float(best.mean()) / area_prior[prompts.class_id] if prompts.class_id in area_prior else np.nan,
-        tta_std=_mean(probs.tta_std[best]) if probs.tta_std is not None else float("nan"),
+        agreement_iou=metrics.iou(inside, component[place]) if component is not None else float("nan"),
+        jitter_dice=metrics.mean_pairwise_dice([inside, *(mask[place] for mask in candidate.jittered_masks)]),
+        confidence_inside=_mean(prob[place][inside]),
+        confidence_outside=_mean_outside(prob, prompts, best),
+        area_ratio=share / area_prior[prompts.class_id] if prompts.class_id in area_prior else np.nan,
+        tta_std=_mean(probs.tta_std[place][inside]) if probs.tta_std is not None else float("nan"),
         auxiliary_dice=_auxiliary_dice(auxiliary, best, prompts) if auxiliary is not None else float("nan"),
     )
 
@@ -122,15 +125,14 @@ def _auxiliary_dice(auxiliary_mask: Bool, best: Bool, prompts: Prompts) -> float
     return metrics.dice(np.any(touching, axis=0), best) if touching else 0.0
 
 
-def _box_area(prompts: Prompts, best: Bool) -> Bool:
-    """(H, W): pixels of the prompt's box, or without one of the mask's own box."""
-    inside = np.zeros(best.shape, bool)
+def _mean_outside(prob: NDArray[np.float32], prompts: Prompts, best: Bool) -> float:
+    """Mean probability outside the mask in the prompt's box, or without one in the mask's own box."""
     if prompts.box is None and not best.any():
-        return inside
+        return float("nan")
     box = prompts.box if prompts.box is not None else masks.tight_box(best)
     x0, y0, x1, y1 = np.rint(box).astype(int)
-    inside[y0 : y1 + 1, x0 : x1 + 1] = True
-    return inside
+    place = slice(y0, y1 + 1), slice(x0, x1 + 1)
+    return _mean(prob[place][~best[place]])
 
 
 def _mean(values: NDArray[np.float32]) -> float:

@@ -19,6 +19,8 @@ from kmine.types import Bool, Probs, Prompts
 
 CAM_THRESHOLD = 0.5
 """Share of its highest value above which an activation map is foreground."""
+CERTAIN_BACKGROUND = 9e-4
+"""Up to this probability, logits are below -`MASK_INPUT_CLIP`."""
 MATCH_IOU = 0.3
 """Minimum IoU of two masks of the same object in consecutive rounds."""
 
@@ -198,7 +200,10 @@ def _points(component: Bool, box: NDArray[np.float32]) -> tuple[NDArray[np.float
 
 def _mask_input(prob: NDArray[np.float32], component: Bool) -> NDArray[np.float32]:
     """(H, W) logits of the class, limited to +-`MASK_INPUT_CLIP`; other components of the class count as background."""
-    p = np.clip(prob, 1e-6, 1 - 1e-6)
-    logits = np.clip(np.log(p / (1 - p)), -MASK_INPUT_CLIP, MASK_INPUT_CLIP).astype(np.float32)
-    logits[(prob >= 0.5) & ~component] = -MASK_INPUT_CLIP
+    logits = np.full(prob.shape, -MASK_INPUT_CLIP, np.float32)
+    place = masks.window(prob > CERTAIN_BACKGROUND)
+    inside, open_logits = prob[place], logits[place]
+    p = np.clip(inside, 1e-6, 1 - 1e-6)
+    np.clip(np.log(p / (1 - p)), -MASK_INPUT_CLIP, MASK_INPUT_CLIP, out=open_logits)
+    open_logits[(inside >= 0.5) & ~component[place]] = -MASK_INPUT_CLIP
     return logits

@@ -45,10 +45,11 @@ def refine(
     objects = zip(prompts, candidates, decisions, strict=True)
     mask, trusted, outside = merge_objects(probs.probs.shape[1:], objects, cfg.min_vote)
     if cfg.ask_local:
-        mask[(mask != probs.mask) & ~trusted] = IGNORE_INDEX
+        np.copyto(mask, IGNORE_INDEX, where=(mask != probs.mask) & ~trusted)
     if cfg.doubt is not None and cfg.doubt < 0.5:
-        foreground = probs.probs[1 : lesion + (image_label != 0)].sum(axis=0)
-        mask[outside & (foreground >= cfg.doubt) & (foreground <= 0.5)] = IGNORE_INDEX
+        planes = probs.probs[1 : lesion + (image_label != 0)]
+        foreground = planes[0] if len(planes) == 1 else planes.sum(axis=0)
+        np.copyto(mask, IGNORE_INDEX, where=outside & (foreground >= cfg.doubt) & (foreground <= 0.5))
     lesion_missed = image_label == 1 and not (mask == lesion).any()
     if lesion_missed or not ((mask != 0) & (mask != IGNORE_INDEX)).any():
         return None
@@ -67,19 +68,21 @@ def merge_objects(
     """(H, W) class ids and 255 of all objects, pixels on which the segmenter was found better, those of no object."""
     out, trusted, outside = np.zeros(shape, np.uint8), np.zeros(shape, bool), np.ones(shape, bool)
     for prompt, candidate, decision in objects:
-        best, class_id = candidate.masks[candidate.best], prompt.class_id
-        either = best if prompt.component is None else best | prompt.component
-        outside &= ~either
+        best, class_id, component = candidate.masks[candidate.best], prompt.class_id, prompt.component
+        place = masks.window(best, component, *candidate.jittered_masks)
+        best, component, ids = best[place], None if component is None else component[place], out[place]
+        either = best if component is None else best | component
+        outside[place] &= ~either
         if not decision.kept:
-            out[either] = IGNORE_INDEX
+            ids[either] = IGNORE_INDEX
             continue
-        votes = masks.vote(np.concatenate([best[None], candidate.jittered_masks]), min_vote)
-        if decision.source == "local" and prompt.component is not None:
-            votes = prompt.component.astype(votes.dtype)
+        votes = masks.vote(np.stack([best, *(mask[place] for mask in candidate.jittered_masks)]), min_vote)
+        if decision.source == "local" and component is not None:
+            votes = component.astype(votes.dtype)
         if decision.source == "segmenter":
-            trusted |= either
+            trusted[place] |= either
         # Of two objects that claim a pixel for different classes neither is known to be right.
-        clash = (votes == 1) & (out != 0) & (out != class_id)
-        out[(votes == 1) & (out == 0)] = class_id
-        out[clash | ((votes == -1) & (out == 0))] = IGNORE_INDEX
+        clash = (votes == 1) & (ids != 0) & (ids != class_id)
+        ids[(votes == 1) & (ids == 0)] = class_id
+        ids[clash | ((votes == -1) & (ids == 0))] = IGNORE_INDEX
     return out, trusted, outside

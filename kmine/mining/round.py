@@ -1,4 +1,4 @@
-"""A mining round around its stages: opening, batches that an interrupted session left, saving, closing."""
+"""A mining round around its stages: opening, and closing when all batches are saved."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import replace
 from itertools import groupby
 
 from kmine.io.files import sign
-from kmine.mining.candidates import median_object_area, previous_masks, read_batch
-from kmine.mining.context import ImageBatch, RoundContext
+from kmine.io.threads import ahead, thread_pool
+from kmine.mining.candidates import median_object_area, previous_masks
+from kmine.mining.context import RoundContext
 from kmine.mining.crossfit import part_models
-from kmine.mining.pseudo_labels import PseudoLabels, reviewed_labels
+from kmine.mining.pseudo_labels import PseudoLabels
 from kmine.mining.round_changes import MaskComparison, RoundChanges, compare_rounds, summary_line, warnings
-from kmine.mining.tables import table_rows
 from kmine.mining.threshold import round_signature, select_threshold
 from kmine.models.base import LocalModel
+from kmine.segmenters.embedding_cache import CachingSegmenter
 from kmine.store.tables import DecisionRow
 from kmine.training.checkpoints import Checkpoints
-from kmine.training.distributed import rank_zero_first, shard
+from kmine.training.distributed import rank_zero_first
 from kmine.training.task import Task
-from kmine.types import Candidate, Decision, Prompts, PseudoLabel
 
 
 def open_round(
@@ -49,33 +49,10 @@ def open_round(
     task.fabric.barrier()  # every process has read what is pending before one of them saves a batch
     with rank_zero_first(task.fabric):
         ctx = replace(ctx, calibration=select_threshold(ctx)) if pending else ctx
+    if pending and isinstance(task.segmenter, CachingSegmenter):
+        task.progress.log(task.segmenter.reserve([task.unlabeled.unread(i) for i in task.unlabeled.ids]))
     task.progress.start(f"round {round_idx}: mining", len(task.unlabeled))
     return ctx
-
-
-def pending_batches(ctx: RoundContext) -> Iterator[ImageBatch]:
-    """This process's share of the batches left to mine; progress is reported when the next one is drawn."""
-    task = ctx.task
-    for batch_idx, ids in shard(ctx.pending, task.fabric):
-        yield read_batch(ctx, ids, batch_idx)
-        task.progress.advance(min((batch_idx + 1) * task.mining_batch_size, len(task.unlabeled)))
-
-
-def save_batch(
-    ctx: RoundContext,
-    batch: ImageBatch,
-    prompts: Sequence[Sequence[Prompts]],
-    candidates: Sequence[Sequence[Candidate]],
-    decisions: Sequence[Sequence[Decision]],
-    labels: Sequence[PseudoLabel | None],
-) -> None:
-    """Save a mined batch, with the images that have a reviewer's verdict behind the others."""
-    prompt_rows, rows = table_rows(batch.images, prompts, candidates, decisions, labels, batch.vetoed)
-    by_id = {i: label for i, label in zip(batch.ids, labels, strict=True) if label is not None}
-    more_rows, more_labels = reviewed_labels(ctx.task.review, batch.reviewed, ctx.signature, ctx.round_idx)
-    written = prompt_rows, rows + more_rows, by_id | more_labels
-    ctx.task.run.save_batch(ctx.round_idx, ctx.signature, batch.batch_idx, *written)
-    ctx.timer.lap("store")
 
 
 def close_round(ctx: RoundContext) -> PseudoLabels:
@@ -124,8 +101,13 @@ def record_round_changes(task: Task, round_idx: int, rows: Sequence[DecisionRow]
 def _mask_comparisons(
     task: Task, round_idx: int, rows: Sequence[DecisionRow], previous_ids: frozenset[str]
 ) -> Iterator[MaskComparison]:
-    """The pseudo-labeled images of a round, one at a time; `previous_ids` have a pseudo mask of the round before."""
-    groups = groupby((row for row in rows if row.in_training), key=lambda row: row.sample_id)
-    for sample_id, group in groups:
+    """The pseudo-labeled images of a round, a few at a time; `previous_ids` have a pseudo mask of the round before."""
+
+    def read(of_image: Sequence[DecisionRow]) -> MaskComparison:
+        sample_id = of_image[0].sample_id
         previous = task.pseudo_mask(round_idx - 1, sample_id) if sample_id in previous_ids else None
-        yield MaskComparison.from_rows(list(group), task.pseudo_mask(round_idx, sample_id), previous)
+        return MaskComparison.from_rows(of_image, task.pseudo_mask(round_idx, sample_id), previous)
+
+    groups = groupby((row for row in rows if row.in_training), key=lambda row: row.sample_id)
+    with thread_pool() as readers:
+        yield from ahead(readers, read, (list(group) for _, group in groups), depth=8)

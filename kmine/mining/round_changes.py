@@ -194,7 +194,7 @@ def compare_rounds(
 
 def class_shares(mask: Mask, num_classes: int) -> Floats:
     """(K - 1,): the share of the known pixels that each class of a mask covers; NaN where none is known."""
-    counts = np.bincount(mask[mask != IGNORE_INDEX], minlength=num_classes)[:num_classes]
+    counts = np.array([np.count_nonzero(mask == class_id) for class_id in range(num_classes)])
     return counts[1:] / counts.sum() if counts.sum() else np.full(num_classes - 1, np.nan)
 
 

@@ -8,7 +8,8 @@ from itertools import chain, islice
 
 import numpy as np
 
-from kmine.ops import metrics
+from kmine.data.pool import UnreadSample
+from kmine.ops import masks, metrics
 from kmine.segmenters.base import Embedding, Segmenter
 from kmine.types import Candidate, Prompts, Sample
 
@@ -16,18 +17,24 @@ Embedded = dict[int, Embedding]
 """Embeddings by index of the image, for the images encoded so far."""
 
 
-def embed(segmenter: Segmenter, samples: Sequence[Sample], indices: Iterable[int], embedded: Embedded) -> Embedded:
-    """Embeddings of the images `indices`, in that order; `embedded` gains those that it lacks, encoded in batches."""
+def embed(
+    segmenter: Segmenter, samples: Sequence[Sample | UnreadSample], indices: Iterable[int], embedded: Embedded
+) -> Embedded:
+    """Embeddings of the images `indices`, in that order; `embedded` gains those that it lacks, encoded in batches.
+
+    An `UnreadSample` is one of a `CachingSegmenter`, which decodes it if it must.
+    """
     indices = list(indices)
     missing = [n for n in indices if n not in embedded]
     if missing:
-        embedded |= zip(missing, segmenter.encode([samples[n].image for n in missing]), strict=True)
+        images = [samples[n] if isinstance(samples[n], UnreadSample) else samples[n].image for n in missing]
+        embedded |= zip(missing, segmenter.encode(images), strict=True)
     return {n: embedded[n] for n in indices}
 
 
 def segment(
     segmenter: Segmenter,
-    samples: Sequence[Sample],
+    samples: Sequence[Sample | UnreadSample],
     prompts: Sequence[Sequence[Prompts]],
     embedded: Embedded | None = None,
 ) -> list[list[Candidate]]:
@@ -68,9 +75,11 @@ def merge_boxes(candidates: Sequence[Candidate]) -> Candidate:
     jittered = [mask for candidate in candidates for mask in candidate.jittered_masks]
     scores = [float(np.nan_to_num(candidate.predicted_iou[candidate.best])) for candidate in candidates]
 
+    place = masks.window(*best, *jittered)
+
     def rank(n: int) -> tuple[float, float, int]:
-        others = [*best[:n], *best[n + 1 :], *jittered]
-        return sum(metrics.dice(best[n], mask) for mask in others) if best[n].any() else 0.0, scores[n], -n
+        others = [mask[place] for mask in (*best[:n], *best[n + 1 :], *jittered)]
+        return sum(metrics.dice(best[n][place], mask) for mask in others) if best[n].any() else 0.0, scores[n], -n
 
     chosen = max(range(len(best)), key=rank)
     others = np.stack([*best[:chosen], *best[chosen + 1 :], *jittered])
@@ -79,7 +88,7 @@ def merge_boxes(candidates: Sequence[Candidate]) -> Candidate:
 
 def segment_twice(
     segmenter: Segmenter,
-    samples: Sequence[Sample],
+    samples: Sequence[Sample | UnreadSample],
     prompts: Sequence[Sequence[Prompts]],
     reprompt: Callable[[int, int, Prompts, Candidate], Prompts],
     embedded: Embedded | None = None,

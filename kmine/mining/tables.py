@@ -6,13 +6,14 @@ from collections.abc import Container, Sequence
 
 import numpy as np
 
+from kmine.data.pool import UnreadSample
 from kmine.ops.masks import to_rle
 from kmine.store.tables import DecisionRow, PromptRow
 from kmine.types import LESION_FREE, Candidate, Decision, Prompts, PseudoLabel, Sample
 
 
 def table_rows(
-    images: Sequence[Sample],
+    images: Sequence[Sample | UnreadSample],
     prompts: Sequence[Sequence[Prompts]],
     candidates: Sequence[Sequence[Candidate]],
     decisions: Sequence[Sequence[Decision]],

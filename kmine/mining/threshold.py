@@ -10,7 +10,14 @@ import numpy as np
 
 from kmine.io.files import sign
 from kmine.mining.calibration.fit import threshold_for_mean_estimate
-from kmine.mining.candidates import gate_batch, generate_prompts, predict_probs, read_batch, segment_prompts
+from kmine.mining.candidates import (
+    gate_batch,
+    generate_prompts,
+    predict_auxiliary,
+    predict_probs,
+    read_batch,
+    segment_prompts,
+)
 from kmine.mining.context import RoundContext
 from kmine.mining.rank import LIMIT, PRIOR, Ranking, fit_ranking
 from kmine.ops.calibrator import Calibration, describe_threshold
@@ -71,7 +78,8 @@ def _pilot_decisions(ctx: RoundContext, ids: list[str]) -> list[Decision]:
         batch = read_batch(ctx, ids[first : first + size])
         probs = predict_probs(ctx, batch)
         prompts, candidates = segment_prompts(ctx, batch, generate_prompts(ctx, batch, probs))
-        decisions = gate_batch(ctx, batch, probs, prompts, candidates)
+        decisions = gate_batch(ctx, batch, probs, prompts, candidates, predict_auxiliary(ctx, batch))
+        ctx.timer.lap("gate")
         found += [d for image in decisions for d in image if d.reason in ESTIMATED]
         task.progress.advance(min(first + size, len(ids)))
     return found

@@ -11,12 +11,12 @@ from kmine.errors import UserError
 INSTALL = "pip install 'kmine[onnx]'"
 
 
-def open_session(path: Path, device: str, data: bytes | None = None) -> Any:
+def open_session(path: Path, device: str, data: bytes | None = None, *, threads: int | None = None) -> Any:
     """An inference session of onnxruntime on `device` (auto, cpu, cuda or cuda:N).
 
     `data` is the content of `path`, if it was read and examined before (`kmine.models.onnx_file`).
 
-    The number of threads is OMP_NUM_THREADS, which onnxruntime itself ignores, or else onnxruntime's default.
+    A call takes `threads` threads; default: OMP_NUM_THREADS, which onnxruntime itself ignores, or onnxruntime's own.
 
     Raises:
         UserError: onnxruntime or the device is missing, or the file is not an ONNX model.
@@ -27,9 +27,7 @@ def open_session(path: Path, device: str, data: bytes | None = None) -> Any:
         raise UserError(f"{path}: an ONNX file needs onnxruntime, which is not installed; {INSTALL}") from error
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdecimal():
-        options.intra_op_num_threads = int(threads)
+    options.intra_op_num_threads = threads or _omp_num_threads()
     # Spinning threads would take the cores from the threads that read the next images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
@@ -39,6 +37,17 @@ def open_session(path: Path, device: str, data: bytes | None = None) -> Any:
     except Exception as error:  # onnxruntime's error classes have no common base
         first_line = "".join(c for c in str(error).split("\n")[0][:200] if c.isprintable())
         raise UserError(f"{path}: not a whole ONNX model ({first_line}); copy or export it again") from error
+
+
+def num_cores() -> int:
+    """Sessions that may be called at once: OMP_NUM_THREADS, or else the number of cores."""
+    return _omp_num_threads() or os.cpu_count() or 1
+
+
+def _omp_num_threads() -> int:
+    """0 where it is not set."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return int(threads) if threads.isdecimal() else 0
 
 
 def _providers(ort: Any, device: str) -> list[Any]:

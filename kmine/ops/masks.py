@@ -21,12 +21,34 @@ MAX_MOVE = 20 / 1024
 """Largest jitter of an edge in SAM's training, as a share of the image's long side."""
 
 
+def window(*masks: Bool | None) -> tuple[slice, slice]:
+    """Rows and columns of the smallest box around all (H, W) masks, those that are not None; empty without a pixel."""
+    boxes = np.array([cv2.boundingRect(mask.view(np.uint8)) for mask in masks if mask is not None]).reshape(-1, 4)
+    boxes = boxes[boxes[:, 2] > 0]
+    if not len(boxes):
+        return slice(0, 0), slice(0, 0)
+    (x0, y0), (x1, y1) = boxes[:, :2].min(axis=0), (boxes[:, :2] + boxes[:, 2:]).max(axis=0)
+    return slice(int(y0), int(y1)), slice(int(x0), int(x1))
+
+
 def components(mask: Bool, min_area: int = 1) -> list[Bool]:
     """8-connected components of at least `min_area` pixels, largest first (ties: top to bottom)."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    areas = stats[1:count, cv2.CC_STAT_AREA]
-    order = sorted(range(len(areas)), key=lambda i: (-int(areas[i]), i))
-    return [labels == i + 1 for i in order if areas[i] >= min_area]
+    rows, cols = window(mask)
+    # OpenCV numbers components by blocks of 2 x 2 pixels: those of the whole mask.
+    top, left = rows.start // 2 * 2, cols.start // 2 * 2
+    if rows.start == rows.stop:
+        return []
+    content = mask[top : rows.stop, left : cols.stop].view(np.uint8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(content, connectivity=8)
+    numbers = sorted(range(1, len(stats)), key=lambda i: (-int(stats[i, cv2.CC_STAT_AREA]), i))
+    out = []
+    for number in (i for i in numbers if stats[i, cv2.CC_STAT_AREA] >= min_area):
+        x, y, width, height = map(int, stats[number, :4])
+        component = np.zeros(mask.shape, np.bool_)
+        inside = labels[y : y + height, x : x + width] == number
+        component[top + y : top + y + height, left + x : left + x + width] = inside
+        out.append(component)
+    return out
 
 
 def tight_box(mask: Bool) -> Box:
@@ -77,34 +99,51 @@ def inner_point(mask: Bool) -> NDArray[np.float32]:
     The image is padded with zeros first, so that an object cut by the border is deepest away from it. The centroid is
     no alternative: that of a crescent lies outside.
     """
-    row, col = np.unravel_index(int(squared_depth(np.pad(mask, 1))[1:-1, 1:-1].argmax()), mask.shape)
-    return np.array([col, row], np.float32)
+    rows, cols = window(mask)
+    depth = squared_depth(np.pad(mask[rows, cols], 1))[1:-1, 1:-1]
+    row, col = np.unravel_index(int(depth.argmax()), depth.shape)
+    return np.array([cols.start + col, rows.start + row], np.float32)
 
 
 def outer_point(mask: Bool, box: Box, min_px: float = 3.0) -> NDArray[np.float32] | None:
     """(2,) as (x, y): the background pixel in the box farthest from the mask; None if nearer than `min_px`."""
     x0, y0, x1, y1 = (int(v) for v in (np.floor(box[0]), np.floor(box[1]), np.ceil(box[2]), np.ceil(box[3])))
-    window = squared_depth(~mask)[y0 : y1 + 1, x0 : x1 + 1]
-    if window.size == 0 or window.max() < min_px**2:
+    rows, cols = window(mask)
+    top, left = min(y0, rows.start), min(x0, cols.start)
+    depth = squared_depth(~mask[top : max(y1 + 1, rows.stop), left : max(x1 + 1, cols.stop)])
+    depth = depth[y0 - top : y1 + 1 - top, x0 - left : x1 + 1 - left]
+    if depth.size == 0 or depth.max() < min_px**2:
         return None
-    row, col = np.unravel_index(int(window.argmax()), window.shape)
+    row, col = np.unravel_index(int(depth.argmax()), depth.shape)
     return np.array([x0 + col, y0 + row], np.float32)
 
 
 def vote(masks: Bool, min_vote: float) -> NDArray[np.int8]:
     """(H, W): 1 where at least a share `min_vote` of the (M, H, W) masks is set, 0 where as many are unset, else -1."""
-    share = masks.mean(axis=0)
-    out = np.full(share.shape, -1, np.int8)
-    out[share >= min_vote - 1e-9] = 1
-    out[share <= 1 - min_vote + 1e-9] = 0
-    return out
+    share = np.arange(len(masks) + 1) / len(masks)
+    by_count = np.full(len(share), -1, np.int8)
+    by_count[share >= min_vote - 1e-9] = 1
+    by_count[share <= 1 - min_vote + 1e-9] = 0
+    return by_count[masks.view(np.uint8).sum(axis=0, dtype=np.uint16)]
 
 
 def to_rle(mask: Bool) -> str:
     """Encode as COCO's compressed run lengths (column-major, lossless), as text."""
     from pycocotools import mask as coco
 
-    return coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
+    (height, width), (_, cols) = mask.shape, window(mask)
+    if not cols.stop:
+        cols = slice(0, 1)
+    inside = coco.encode(np.asfortranarray(mask[:, cols], dtype=np.uint8))["counts"].decode("ascii")
+    # The columns without a pixel need not be transposed: they lengthen the first and the last run.
+    before, after = cols.start * height, (width - cols.stop) * height
+    lengths = run_lengths(inside).tolist()
+    lengths[0] += before
+    if len(lengths) % 2:
+        lengths[-1] += after
+    elif after:
+        lengths.append(after)
+    return coco.frPyObjects({"counts": lengths, "size": [height, width]}, height, width)["counts"].decode("ascii")
 
 
 def from_rle(counts: str, height: int, width: int) -> Bool:

@@ -56,8 +56,8 @@ def _dice(both: int, in_a: int, in_b: int) -> float:
     return 2 * both / total if total else float("nan")
 
 
-def mean_pairwise_dice(masks: Bool) -> float:
-    """Mean Dice over the pairs of (M, H, W) masks; NaN for fewer than two masks or where no pair has foreground."""
+def mean_pairwise_dice(masks: Sequence[Bool] | Bool) -> float:
+    """Mean Dice over the pairs of M masks (H, W); NaN for fewer than two masks or where no pair has foreground."""
     return nanmean(dice(a, b) for a, b in combinations(masks, 2))
 
 

@@ -6,7 +6,8 @@ Letters: B images, K classes, S the side of the square.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {"none": ((),), "hflip": ((), (2,)), "flips": ((), (2,), (1,), (1, 2))}
 """Flipped axes of the (B, S, S, 3) views."""
+
+
+PART_PIXELS = 2**16
+"""Pixels of the images that a core predicts at once: one image of 256 px."""
 
 
 class BatchProbs(NamedTuple):
@@ -53,6 +58,25 @@ class Network(Protocol):
         """
 
 
+class _Cores:
+    """Predicts a batch on a CPU in small parts, each by a thread of its own with one core.
+
+    Threads wait for one another once a batch instead of in every layer, and a part stays in the caches (own choice).
+    """
+
+    def __init__(self, predict: Callable[[NDArray[np.uint8], str], BatchProbs], count: int) -> None:
+        self._predict, self._pool, self._is_first = predict, ThreadPoolExecutor(count, "network"), True
+
+    def __call__(self, images: NDArray[np.uint8], tta: str) -> BatchProbs:
+        at_once = max(1, PART_PIXELS // images[0, ..., 0].size)
+        parts = [images[first : first + at_once] for first in range(0, len(images), at_once)]
+        done = [self._predict(parts.pop(0), tta)] if self._is_first else []  # networks may adapt to the size of images
+        self._is_first = False
+        done += self._pool.map(lambda part: self._predict(part, tta), parts)
+        probs, deviations = zip(*done, strict=True)
+        return BatchProbs(np.concatenate(probs), None if deviations[0] is None else np.concatenate(deviations))
+
+
 class TorchNetwork:
     """The network of a run, on a device (auto, cpu, cuda or cuda:N); loaded at the first prediction."""
 
@@ -61,11 +85,31 @@ class TorchNetwork:
 
     def predict(self, images: NDArray[np.uint8], tta: str) -> BatchProbs:
         """See `Network`."""
+        import torch
+
+        cores, count = self._cores, torch.get_num_threads()
+        try:
+            return cores(images, tta) if cores and min(count, len(images)) > 1 else self._predict(images, tta)
+        finally:
+            torch.set_num_threads(count)  # of this thread, and of others to come
+
+    def _predict(self, images: NDArray[np.uint8], tta: str) -> BatchProbs:
         from kmine.training.inference import predict_resized
 
         model, device = self._loaded
         probs, std = predict_resized(model, images, tta, device)
         return BatchProbs(probs, None if tta == "none" else std)
+
+    @cached_property
+    def _cores(self) -> _Cores | None:
+        """None on a GPU."""
+        import torch
+
+        def predict(images: NDArray[np.uint8], tta: str) -> BatchProbs:
+            torch.set_num_threads(1)  # of this thread
+            return self._predict(images, tta)
+
+        return _Cores(predict, torch.get_num_threads()) if self._loaded[1].type == "cpu" else None
 
     @cached_property
     def _loaded(self) -> tuple[LocalModel, Any]:
@@ -88,18 +132,32 @@ class OnnxNetwork:
         from kmine.models.onnx_session import open_session
 
         self.path, self.session = path, open_session(path, device, data)
+        self._open_single = partial(open_session, path, device, data, threads=1)
 
     def predict(self, images: NDArray[np.uint8], tta: str) -> BatchProbs:
         """See `Network`."""
-        views = [self._view(images, axes) for axes in FLIPS[tta]]
+        cores = self._cores
+        return cores(images, tta) if cores and len(images) > 1 else self._predict(self.session, images, tta)
+
+    @cached_property
+    def _cores(self) -> _Cores | None:
+        """None on a GPU, and with a single core."""
+        from kmine.models.onnx_session import num_cores
+
+        if (count := num_cores()) == 1 or self.session.get_providers() != ["CPUExecutionProvider"]:
+            return None
+        return _Cores(partial(self._predict, self._open_single()), count)
+
+    def _predict(self, session: Any, images: NDArray[np.uint8], tta: str) -> BatchProbs:
+        views = [self._view(session, images, axes) for axes in FLIPS[tta]]
         mean = np.mean(views, axis=0)
         if not np.isfinite(mean).all():
             raise FloatingPointError("the network gave NaN or infinite probabilities; export the run again")
         return BatchProbs(mean, np.std([1 - view[:, :1] for view in views], axis=0) if len(views) > 1 else None)
 
-    def _view(self, images: NDArray[np.uint8], axes: tuple[int, ...]) -> NDArray[np.float32]:
+    def _view(self, session: Any, images: NDArray[np.uint8], axes: tuple[int, ...]) -> NDArray[np.float32]:
         try:
-            flipped = self.session.run(None, {"images": np.ascontiguousarray(np.flip(images, axes))})[0]
+            flipped = session.run(None, {"images": np.ascontiguousarray(np.flip(images, axes))})[0]
         except (FloatingPointError, UserError):
             raise
         except Exception as error:  # onnxruntime's error classes have no common base

@@ -16,6 +16,7 @@ from torch import Tensor
 from kmine.segmenters import base
 from kmine.segmenters.base import Abilities, Embedding
 from kmine.segmenters.cached_encoder import CachedEncoder
+from kmine.segmenters.embedding_cache import KnownImage
 from kmine.segmenters.frame import SquareFrame
 from kmine.types import Candidate, Prompts
 
@@ -122,15 +123,24 @@ class BatchedSegmenter:
         self._embedder = encoder
         self._multimask = multimask
 
-    def encode(self, images: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
+    def encode(self, images: Sequence[NDArray[np.uint8] | KnownImage]) -> list[Embedding]:
         """See `Segmenter.encode`; features are (C, h, w) float32, read from the cache or encoded in batches.
 
         Raises:
             UserError: the GPU's memory is too small for one image.
         """
-        base.check_images(images)
-        features = self._embedder.features(images)
-        return [Embedding((image.shape[0], image.shape[1]), f) for image, f in zip(images, features, strict=True)]
+        base.check_images([image for image in images if isinstance(image, np.ndarray)])
+        sizes = [image.shape[:2] if isinstance(image, np.ndarray) else image.size for image in images]
+        return list(map(Embedding, sizes, self._embedder.features(images)))
+
+    def stored(self, images: Sequence[KnownImage]) -> list[Embedding | None]:
+        """See `CachingSegmenter.stored`; features are as on disk, float16 or float32."""
+        features = self._embedder.stored(images)
+        return [None if f is None else Embedding(image.size, f) for image, f in zip(images, features, strict=True)]
+
+    def reserve(self, images: Sequence[KnownImage]) -> str:
+        """See `CachingSegmenter.reserve`."""
+        return self._embedder.reserve(images)
 
     @torch.inference_mode()
     def decode(self, embeddings: Sequence[Embedding], prompts: Sequence[Sequence[Prompts]]) -> list[list[Candidate]]:
@@ -172,7 +182,7 @@ class BatchedSegmenter:
         self, features: Tensor, size: tuple[int, int], queries: Sequence[DecoderQuery], multimask: bool
     ) -> list[Candidate]:
         """One candidate per query; its predicted IoU is not clipped, and a jittered box has no stability."""
-        low_res, iou = self.decoder.low_res(features, size, queries, multimask)
+        low_res, iou = (out.float() for out in self.decoder.low_res(features, size, queries, multimask))
         base.check_logits(bool(torch.isfinite(low_res).all() and torch.isfinite(iou).all()), self.name)
         logits, threshold = self.decoder.upscaled(low_res, size), self.decoder.mask_threshold
         rows = []

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from kmine.errors import UserError
-from kmine.segmenters.embedding_cache import EmbeddingCache
+from kmine.segmenters.embedding_cache import EmbeddingCache, KeyIndex, KnownImage
 
 
 class CachedEncoder:
@@ -38,14 +38,17 @@ class CachedEncoder:
         self._cache = cache
         self._dtype = np.dtype(dtype)
         self._log = log
+        self._indices: dict[str, KeyIndex] = {}
 
     def forward(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         """(B, C, h, w) features of images (H, W, 3) uint8 RGB of any sizes."""
         raise NotImplementedError
 
     @torch.inference_mode()
-    def features(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+    def features(self, images: Sequence[NDArray[np.uint8] | KnownImage]) -> list[NDArray[np.float32]]:
         """(C, h, w) float32 of each (H, W, 3) uint8 RGB image, rounded to `dtype`.
+
+        A `KnownImage` is decoded only if it is encoded, or its key is not known.
 
         Raises:
             UserError: the GPU's memory is too small for one image.
@@ -57,7 +60,7 @@ class CachedEncoder:
         done = 0
         while done < len(missing):
             batch = missing[done : done + self.batch_size]
-            made = self._encode([images[n] for n in batch])
+            made = self._encode([_pixels_of(images[n]) for n in batch])
             if made is None:
                 self._halve(len(batch))
                 continue
@@ -68,7 +71,38 @@ class CachedEncoder:
             done += len(batch)
         return [features.astype(np.float32, copy=False) for features in results]
 
-    def _key(self, image: NDArray[np.uint8]) -> str:
+    def stored(self, images: Sequence[KnownImage]) -> list[NDArray[np.floating] | None]:
+        """Features on disk in their own precision, None for others; no image is decoded."""
+        keys = [self._index(image).get(image.sample_id) for image in images] if self._cache else []
+        return [key and self._cache.get(key) for key in keys] if self._cache else [None] * len(images)
+
+    def reserve(self, images: Sequence[KnownImage]) -> str:
+        """See `kmine.segmenters.embedding_cache.CachingSegmenter.reserve`."""
+        if self._cache is None:
+            return "embeddings are not kept (segmenter.cache_gb 0): images are encoded again in each round"
+        keys = (self._index(image).get(image.sample_id) for image in images)
+        present, budget = self._cache.reserve(key for key in keys if key), self._cache.budget
+        text = f"embeddings: {len(present)} of {len(images)} images are in {self._cache.folder}"
+        needed = len(images) * present[0] if present else 0
+        if needed <= budget:
+            return f"{text}, which may hold {budget / 1e9:.1f} GB" + f"; all take {needed / 1e9:.1f} GB" * bool(needed)
+        more = f"unless --segmenter.cache_gb {needed / 1e9:.0f} allows more"
+        return f"{text}, which may hold {budget // present[0]:,}; the others are encoded again in each round, {more}"
+
+    def _index(self, image: KnownImage) -> KeyIndex:
+        group = image.data_fingerprint
+        if group not in self._indices:
+            name = hashlib.sha256(f"{self.signature} {group}".encode()).hexdigest()
+            self._indices[group] = KeyIndex(self._cache.folder / "keys" / f"{name}.jsonl")
+        return self._indices[group]
+
+    def _key(self, image: NDArray[np.uint8] | KnownImage) -> str:
+        if not isinstance(image, np.ndarray):
+            index = self._index(image)
+            key = index.get(image.sample_id)
+            if key is None:
+                index.add(image.sample_id, key := self._key(image.image))
+            return key
         digest = hashlib.sha256(f"{self.signature} {image.shape}".encode())
         digest.update(np.ascontiguousarray(image).data)
         return digest.hexdigest()
@@ -95,3 +129,7 @@ class CachedEncoder:
             f"segmenter: {too_many} images at once exceed the GPU's memory; continuing with {self.batch_size} "
             "(--segmenter.batch_size)"
         )
+
+
+def _pixels_of(image: NDArray[np.uint8] | KnownImage) -> NDArray[np.uint8]:
+    return image if isinstance(image, np.ndarray) else image.image

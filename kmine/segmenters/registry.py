@@ -92,7 +92,8 @@ def _encoding(cfg: SegmenterConfig, log: LogFn) -> dict[str, Any]:
     from kmine.segmenters.embedding_cache import EmbeddingCache, default_folder
 
     folder = Path(cfg.cache_dir) if cfg.cache_dir else default_folder()
-    cache = EmbeddingCache(folder, int(cfg.cache_gb * 1e9), log) if cfg.cache_gb else None
+    budget = None if cfg.cache_gb is None else int(cfg.cache_gb * 1e9)
+    cache = None if budget == 0 else EmbeddingCache(folder, budget, log)
     return {"batch_size": cfg.batch_size, "cache": cache, "dtype": cfg.cache_dtype, "log": log}
 
 

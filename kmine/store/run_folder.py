@@ -321,11 +321,16 @@ class RunFolder:
         decisions: Sequence[DecisionRow],
         labels: Mapping[str, PseudoLabel],
     ) -> None:
-        """Save one batch: its pseudo masks, its prompts, and last its decisions, which mark it as complete."""
+        """Save one batch: its pseudo masks, its prompts, and last its decisions, which mark it as complete.
+
+        Only these are synced: what a power failure damages of the others is found by its checksum, and made again.
+        """
         for sample_id, label in labels.items():
-            write_atomic(self.pseudo_path(round_idx, sample_id), encode_png(label.mask, signature, round_idx))
+            data = encode_png(label.mask, signature, round_idx)
+            write_atomic(self.pseudo_path(round_idx, sample_id), data, sync=False)
         for (name, row_type), rows in zip(TABLES.items(), (prompts, decisions), strict=True):
-            write_atomic(self._table_path(round_idx, name, batch_idx), encode_table(rows, row_type, signature))
+            data = encode_table(rows, row_type, signature)
+            write_atomic(self._table_path(round_idx, name, batch_idx), data, sync=name == "decisions")
 
     def close_round(self, round_idx: int, signature: str, num_batches: int) -> list[DecisionRow]:
         """Join the batches into prompts.parquet and decisions.parquet; return the decisions."""

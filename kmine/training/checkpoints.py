@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -35,6 +35,8 @@ class Checkpoints:
 class Checkpointer:
     """Reads and writes the files of one training: best and final weights, and the state to resume from."""
 
+    SAVE_EVERY_S: ClassVar[float] = 60.0
+    """Seconds between two states: what a kill costs, or `fit.val_every` steps where these take longer. Own choice."""
     run: RunFolder
     folder: Path
     signature: str

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from kmine.data.pool import Pool
 from kmine.io.files import sign
+from kmine.io.threads import ahead, thread_pool
 from kmine.models.base import LocalModel
 from kmine.ops.metrics import case_metrics, of_one_kind, summarise
 from kmine.ops.statistics import SMALL_SPLIT, paired_change
@@ -20,7 +19,7 @@ from kmine.training.checkpoints import Checkpoints
 from kmine.training.distributed import DeviceContext, gather_shards, shard
 from kmine.training.inference import infer, predict_resized, resized_batches
 from kmine.training.task import Task
-from kmine.types import CaseMetrics, Metrics, RoundResult, Sample, most_probable
+from kmine.types import CaseMetrics, Metrics, Probs, RoundResult, most_probable
 
 
 def evaluate_round(
@@ -106,25 +105,14 @@ def evaluate_checkpoint(
     model.load_state_dict(weights)
     ids = shard(pool.ids, fabric)
     predictions = infer(model, pool, ids, batch_size=batch_size, tta="none", device=fabric.device)
-    samples = ((pool.sample(p.sample_id), p.mask) for p in predictions)
-    if not pool.in_mm:
-        samples = ((replace(sample, spacing=None), mask) for sample, mask in samples)
-    return summarise(gather_shards(compute_metrics(samples, model.num_classes).cases, fabric))
 
+    def case(probs: Probs) -> CaseMetrics:
+        mask, spacing = pool.mask_native(probs.sample_id), pool.spacing(probs.sample_id) if in_mm else None
+        return case_metrics(probs.sample_id, probs.mask, mask, model.num_classes, spacing)
 
-def compute_metrics(predictions: Iterable[tuple[Sample, NDArray[np.uint8]]], num_classes: int) -> Metrics:
-    """Dice, IoU, HD95 and missed lesions of each case, and their means; rules in `kmine.ops.metrics`.
-
-    `predictions` are samples with the predicted (H, W) class ids in the sample's frame; `num_classes` includes the
-    background. `ValueError` for a sample without a mask.
-    """
-    return summarise(case_metrics(s.sample_id, pred, _truth(s), num_classes, s.spacing) for s, pred in predictions)
-
-
-def _truth(sample: Sample) -> NDArray[np.uint8]:
-    if sample.mask is None:
-        raise ValueError(f"evaluate: sample {sample.sample_id} was opened without its mask")
-    return sample.mask
+    in_mm = pool.in_mm
+    with thread_pool() as workers:  # beside the network
+        return summarise(gather_shards(list(ahead(workers, case, predictions, depth=8)), fabric))
 
 
 def validation_scores(task: Task, model: LocalModel) -> list[float]:

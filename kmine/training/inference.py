@@ -13,6 +13,9 @@ from kmine.data.pool import Pool
 from kmine.models.base import LocalModel
 from kmine.types import Probs
 
+CPU_PIXELS = 2**18
+"""Pixels of a forward pass on a CPU, or one image: larger tensors do not stay in the cores' caches, and their memory
+comes from the kernel page by page each time."""
 _FLIPS: dict[str, list[list[int]]] = {"none": [[]], "hflip": [[], [-1]], "flips": [[], [-1], [-2], [-2, -1]]}
 
 
@@ -62,8 +65,12 @@ def predict_resized(
 
     (B, S, S, 3) uint8 RGB -> (B, K, S, S) means over the flips `tta`, (B, 1, S, S) standard deviation of foreground.
     """
-    x = image_tensor(images, device)
-    views = torch.stack([model(x.flip(dims)).float().softmax(dim=1).flip(dims) for dims in _FLIPS[tta]])
+    x, flips = image_tensor(images, device), _FLIPS[tta]
+    flipped = torch.cat([x.flip(dims) for dims in flips])  # one forward pass on a GPU
+    at_once = max(1, CPU_PIXELS // images[0, ..., 0].size) if device.type == "cpu" else len(flipped)
+    logits = torch.cat([model(part) for part in flipped.split(at_once)])
+    pairs = zip(logits.float().softmax(dim=1).chunk(len(flips)), flips, strict=True)
+    views = torch.stack([view.flip(dims) for view, dims in pairs])
     if not torch.isfinite(views).all():
         raise FloatingPointError("the local model gave NaN or infinite logits; lower fit.lr or use fit.precision 32")
     std = (1 - views[:, :, :1]).std(dim=0, unbiased=False)

@@ -85,6 +85,7 @@ def _train_classifier(task: Task, model: SksModel) -> dict[str, Tensor]:
         callbacks=Callbacks(
             validate,
             checkpointer.save_state,
+            checkpointer.SAVE_EVERY_S,
             show_progress(task.progress, "AUC"),
             partial(has_stopped_rising, patience=cfg.patience),
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -49,7 +50,8 @@ class Task:
     person: PersonPrompts = NO_PERSON
     """Prompts that a person drew on unlabeled images."""
     mining_batch_size: int = 16
-    """Images that mining and calibration hold in memory and save together; an interruption costs at most as many."""
+    """Images that pass the stages of mining and calibration and are saved together; mining holds up to five batches in
+    memory, and an interruption costs at most as many."""
 
     def pseudo_mask(self, round_idx: int, sample_id: str) -> NDArray[np.uint8]:
         """(H, W) class ids and 255, as saved. `UserError` for a missing or damaged file, or one of another image."""
@@ -72,8 +74,14 @@ class StageTimer:
 
     def lap(self, name: str) -> None:
         """Add the time since the last lap to stage `name`."""
+        self.share_lap({name: 1.0})
+
+    def share_lap(self, weights: Mapping[str, float]) -> None:
+        """Add the time since the last lap to several stages, in proportion to `weights`, of which one is above 0."""
         now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        for name, weight in weights.items():
+            passed = (now - self.last) * weight / sum(weights.values())
+            self.seconds[name] = self.seconds.get(name, 0.0) + passed
         self.last = now
 
 

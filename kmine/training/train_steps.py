@@ -6,9 +6,11 @@ The trained module (local model, classifier) and its loss are arguments.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -109,7 +111,10 @@ class Callbacks(Generic[ModuleT]):
     """Score of the module, which is in eval mode, or scores of the same images in the same order, of which the mean
     counts; higher is better, NaN counts as 0. A `FloatingPointError` counts as divergence after the first score."""
     save: Callable[[FitState], None] | None = None
-    """Called with the state after every validation but the last; the state of a training that stopped is not saved."""
+    """Called in another thread with the state after a validation, but not after the last; the state of a training that
+    stopped is not saved."""
+    save_every_s: float = 0.0
+    """Seconds between two of these calls, at least; the first validation is always saved."""
     progress: Callable[[int, float, float], None] | None = None
     """Called every tenth step with (step, loss, last score)."""
     stop: Callable[[Sequence[tuple[int, float, float]]], bool] | None = None
@@ -168,33 +173,62 @@ def train_steps(
     ema = EMA(module, cfg.ema_decay, state.average) if cfg.ema_decay else None
     losses: list[Tensor] = []
     scores: list[float] = []
-    for step, batch in enumerate(batches.stream(state.step, cfg.steps, cfg.num_workers), start=state.step):
-        torch.manual_seed((seed + step) % 2**63)
-        module.train()
-        set_rate(optimizer, step, cfg)
-        fabric.backward(loss := loss_fn(net, batch, step, ema))
-        if cfg.clip_grad:
-            fabric.clip_gradients(net, optimizer, max_norm=cfg.clip_grad, error_if_nonfinite=False)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
-        if ema:
-            ema.update(step)
-        done = step + 1
-        if callbacks.progress and (done % 10 == 0 or done == cfg.steps):  # reading the loss waits for the device
-            callbacks.progress(done, float(losses[-1]), state.history[-1][2] if state.history else math.nan)
-        if done % cfg.val_every == 0 or done == cfg.steps:
-            with ema.applied() if ema else nullcontext():
-                scores = _validate(module, callbacks.validate, state, done, losses)
-            losses = []
-            if callbacks.stop and callbacks.stop(state.history):
-                break
-            if callbacks.save and done < cfg.steps:
-                state.step, state.model, state.optimizer = done, _copy(module), optimizer_state(optimizer, module)
-                state.average = ema.state() if ema else {}
-                callbacks.save(state)
+    with _Saver(callbacks) as saver:
+        for step, batch in enumerate(batches.stream(state.step, cfg.steps, cfg.num_workers), start=state.step):
+            torch.manual_seed((seed + step) % 2**63)
+            module.train()
+            set_rate(optimizer, step, cfg)
+            fabric.backward(loss := loss_fn(net, batch, step, ema))
+            if cfg.clip_grad:
+                fabric.clip_gradients(net, optimizer, max_norm=cfg.clip_grad, error_if_nonfinite=False)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(loss.detach())
+            if ema:
+                ema.update(step)
+            done = step + 1
+            if callbacks.progress and (done % 10 == 0 or done == cfg.steps):  # reading the loss waits for the device
+                callbacks.progress(done, float(losses[-1]), state.history[-1][2] if state.history else math.nan)
+            if done % cfg.val_every == 0 or done == cfg.steps:
+                with ema.applied() if ema else nullcontext():
+                    scores = _validate(module, callbacks.validate, state, done, losses)
+                losses = []
+                if callbacks.stop and callbacks.stop(state.history):
+                    break
+                if done < cfg.steps and saver.is_due():
+                    state.step, state.model, state.optimizer = done, _copy(module), optimizer_state(optimizer, module)
+                    state.average = ema.state() if ema else {}
+                    saver.save(state)
     with ema.applied() if ema else nullcontext():
         return _result(cfg, state, _copy(module), scores)
+
+
+class _Saver:
+    """Saves states beside the training, one at a time; an error is raised at the next state or at the end."""
+
+    def __init__(self, callbacks: Callbacks[Any]) -> None:
+        self._callbacks, self._last = callbacks, -math.inf
+        self._writer, self._writing = ThreadPoolExecutor(1, "save"), Future[None]()
+        self._writing.set_result(None)
+
+    def __enter__(self) -> _Saver:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._writer.shutdown()
+        if kind is None:
+            self._writing.result()
+
+    def is_due(self) -> bool:
+        """Whether a state is to be saved now."""
+        return self._callbacks.save is not None and time.monotonic() - self._last >= self._callbacks.save_every_s
+
+    def save(self, state: FitState) -> None:
+        """Begin to save a state, whose tensors must not change any more."""
+        assert self._callbacks.save is not None, "is due"
+        self._writing.result()
+        self._writing = self._writer.submit(self._callbacks.save, replace(state, history=list(state.history)))
+        self._last = time.monotonic()
 
 
 def _result(cfg: FitConfig, state: FitState, final: StateDict, scores: list[float]) -> FitResult:

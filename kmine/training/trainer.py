@@ -77,7 +77,10 @@ def train(
             fabric=cast(Fabric, task.fabric),
             seed=derive_seed(task.cfg.seed, "fit", round_idx),
             callbacks=Callbacks(
-                partial(validation_scores, task), checkpointer.save_state, show_progress(task.progress, "score")
+                partial(validation_scores, task),
+                checkpointer.save_state,
+                checkpointer.SAVE_EVERY_S,
+                show_progress(task.progress, "score"),
             ),
             resume=state,
             consistency_fn=consistency.consistency_fn if consistency else None,

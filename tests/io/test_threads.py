@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from threading import Event
+from threading import Event, get_ident
 
 import pytest
 
-from kmine.io.threads import MAX_THREADS, OPENMP_SETTINGS, choose_wait_policy, thread_pool
+from kmine.io.threads import MAX_THREADS, OPENMP_SETTINGS, ahead, choose_wait_policy, thread_pool
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, 1), (3, 3), (64, MAX_THREADS), (None, 1)])
@@ -22,6 +22,30 @@ def test_the_number_of_threads_is_that_of_the_cores_up_to_a_limit(monkeypatch, c
 def test_results_of_map_keep_the_order_of_the_items():
     with thread_pool() as threads:
         assert list(threads.map(abs, range(-20, 0))) == list(range(20, 0, -1))
+
+
+def test_work_ahead_is_in_order_bounded_and_drawn_by_the_caller():
+    drawn, used = [], []
+
+    def items():
+        for n in range(20):
+            drawn.append(get_ident())
+            assert len(drawn) - len(used) <= 3, "at most three drawn and not used up"
+            yield n
+
+    with thread_pool() as threads:
+        for number, thread in ahead(threads, lambda n: (n, get_ident()), items(), depth=3):
+            used.append(number)
+            assert thread != get_ident()
+    assert used == list(range(20)) and set(drawn) == {get_ident()}
+
+
+def test_an_error_ahead_is_raised_at_its_place():
+    with thread_pool() as threads:
+        results = ahead(threads, lambda n: 6 // (3 - n), range(9), depth=4)
+        assert [next(results) for _ in range(3)] == [2, 3, 6]
+        with pytest.raises(ZeroDivisionError):
+            next(results)
 
 
 def test_an_error_drops_pending_work_and_waits_for_running_work(monkeypatch):

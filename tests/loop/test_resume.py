@@ -279,6 +279,7 @@ def test_a_kill_in_one_of_the_long_trainings_costs_its_last_checkpoint(with_all_
     settings, out = {"rounds": 1, "retrain": "true", "baseline": "true"}, tmp_path / "run"
     for calls, where in ((4, "round_02"), (8 - 4, "supervised_once/round_01")):
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Checkpointer, "SAVE_EVERY_S", 0)
             interrupt_after(patch, Checkpointer, "save_state", calls)
             assert run(out, cache, **settings) == 130
         states = [path.relative_to(out).as_posix() for path in out.rglob("fit_state.safetensors")]

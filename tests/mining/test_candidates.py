@@ -228,7 +228,7 @@ def test_places_of_middling_probability_follow_the_objects_and_pass_the_gate_wit
     assert [[p.component is None for p in of_image] for of_image in prompts] == [[False, True], [True]]
     assert prompts[0][1].box.tolist() == prompts[1][0].box.tolist() == [0, 18, 11, 29]
     assert prompts[0][1].mask_input is None and prompts[0][0].mask_input is not None
-    (decision,) = candidates.gate_batch(ctx, batch, probs, *segment_prompts(ctx, batch, prompts))[1]
+    (decision,) = candidates.gate_batch(ctx, batch, probs, *segment_prompts(ctx, batch, prompts), [None, None])[1]
     assert np.isnan(decision.evidence.agreement_iou) and 0.1 < decision.evidence.confidence_inside < 0.31
     free = ImageBatch([replace(image, image_label=0) for image in images[:2]])
     assert generate_prompts(ctx, free, probs) == [[], []]
@@ -275,7 +275,7 @@ def test_a_person_s_prompts_come_first_and_are_marked_in_the_table(task_of) -> N
     assert [[own.origin for own in of_image] for of_image in prompts] == [["person"], ["model"]]
     assert prompts[0][0].point_coords is None and prompts[0][0].mask_input is None, "not taken, so not recorded"
     prompts, found = segment_prompts(ctx, batch, prompts)
-    decisions = candidates.gate_batch(ctx, batch, probs, prompts, found)
+    decisions = candidates.gate_batch(ctx, batch, probs, prompts, found, [None] * len(probs))
     rows, _ = table_rows(images, prompts, found, decisions, [None, None])
     assert [row.origin for row in rows] == ["person", "model"]
     assert [row.to_prompts().origin for row in rows] == ["person", "model"]

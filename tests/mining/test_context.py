@@ -26,4 +26,4 @@ def test_a_batch_reads_the_images_without_a_verdict(task_of):
     ctx = context(replace(task, review=replace(NO_VERDICTS, rejected=frozenset([b]))))
     batch = read_batch(ctx, [a, b, c], 7)
     assert (batch.ids, list(batch.reviewed), batch.batch_idx) == ([a, c], [b], 7)
-    assert all(image.mask is None for image in batch.images) and list(ctx.timer.seconds) == ["read"]
+    assert all(image.mask is None for image in batch.images)

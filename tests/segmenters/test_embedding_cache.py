@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from kmine.segmenters.embedding_cache import EmbeddingCache, default_folder, packed, unpacked
+from kmine.segmenters.embedding_cache import FREE_SHARE, EmbeddingCache, KeyIndex, default_folder, packed, unpacked
 
 KEYS = [f"{n:02x}" * 32 for n in range(40)]
 
@@ -118,12 +120,60 @@ def test_the_least_recently_used_are_removed_first(cache) -> None:
     assert left == [0, *range(3, 11)]  # the new one and eight of the ten: nine tenths of the budget
 
 
+def scan(cache: EmbeddingCache, order: list[int]) -> int:
+    """Hits of a round over images, each of which is stored if it was not there."""
+    hits = 0
+    for n in order:
+        found = cache.get(KEYS[n])
+        hits += found is not None
+        if found is None:
+            cache.put(KEYS[n], numbers(n))
+    return hits
+
+
+def test_a_scan_larger_than_the_budget_finds_what_fits_in_every_round(tmp_path, logged) -> None:
+    def opened() -> EmbeddingCache:
+        return EmbeddingCache(tmp_path, 10 * SIZE, logged.append)
+
+    cache = opened()
+    assert [scan(cache, list(range(13))) for _ in range(3)] == [0, 10, 10]
+    for n in range(10):
+        os.utime(cache._path(KEYS[n]), (n, n))  # of a process that ended long ago
+    later = opened()
+    assert later.reserve(KEYS[:13]) == [SIZE] * 10
+    assert [scan(later, [12, 11, 10, *range(10)]) for _ in range(2)] == [10, 10]
+    other = opened()
+    for n in range(10):
+        os.utime(cache._path(KEYS[n]), (n, n))
+    assert scan(other, [30, 31]) == 0 and scan(other, [30, 31]) == 2, "those of other data are removed"
+
+
+def test_the_default_budget_is_a_share_of_the_free_space_and_of_what_is_there(tmp_path, logged, monkeypatch) -> None:
+    EmbeddingCache(tmp_path / "e", 10**6, logged.append).put(KEYS[0], numbers())
+    free = SimpleNamespace(free=10 * SIZE)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
+    assert EmbeddingCache(tmp_path / "e", None, logged.append).budget == int(FREE_SHARE * 11 * SIZE)
+    assert EmbeddingCache(tmp_path / "none/e", None, logged.append).budget == int(FREE_SHARE * 10 * SIZE)
+
+
+def test_keys_are_remembered_across_processes_and_torn_lines_are_missing(tmp_path) -> None:
+    path = tmp_path / "keys" / "a.jsonl"
+    index = KeyIndex(path)
+    assert index.get("a\nb") is None
+    index.add("a\nb", KEYS[0])
+    with path.open("ab") as file:
+        file.write(b'\n["c", "dd')  # a kill
+    KeyIndex(path).add("ü", KEYS[2])
+    again = KeyIndex(path)
+    assert [again.get(name) for name in ("a\nb", "c", "ü")] == [KEYS[0], None, KEYS[2]]
+
+
 def test_the_budget_holds_for_two_caches_on_one_folder(tmp_path, logged) -> None:
     first, second = (EmbeddingCache(tmp_path, 20 * SIZE, logged.append) for _ in range(2))
     for n in range(40):
         (first, second)[n % 2].put(KEYS[n], numbers(n))
         assert sum(path.stat().st_size for path in files(first)) <= 22 * SIZE
-    assert first.get(KEYS[39]) is not None and first.get(KEYS[0]) is None
+    assert first.get(KEYS[0]) is not None and first.get(KEYS[39]) is None, "what is in use is kept"
     assert not logged
 
 
@@ -139,6 +189,7 @@ def test_files_may_vanish_while_the_cache_is_cleared(cache, logged, monkeypatch)
     cache._max_bytes = 3 * SIZE
     for n in range(3):
         cache.put(KEYS[n], numbers(n))
+        os.utime(cache._path(KEYS[n]), (n, n))
     unlink = Path.unlink
 
     def removed_before(path: Path, missing_ok: bool = False) -> None:

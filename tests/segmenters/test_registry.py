@@ -93,7 +93,7 @@ def test_the_cache_settings_reach_the_segmenter(tmp_path, monkeypatch) -> None:
 
     default = opened()._embedder
     assert default._cache.folder == tmp_path / "root/embeddings"
-    assert default._cache._max_bytes == 20 * 10**9
+    assert default._cache._max_bytes is None
     assert default._dtype == np.float16
     own = opened(cache_dir=str(tmp_path / "own"), cache_gb=0.5, cache_dtype="float32")._embedder
     assert (own._cache.folder, own._cache._max_bytes) == (tmp_path / "own", 5 * 10**8)

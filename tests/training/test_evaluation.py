@@ -11,20 +11,20 @@ import torch
 from helpers.small import CFG
 
 from kmine.config import InferConfig
+from kmine.errors import WithheldMaskError
 from kmine.ops.metrics import summarise
 from kmine.training import evaluation
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.distributed import SingleDevice
-from kmine.training.evaluation import compute_metrics, evaluate_checkpoint, evaluate_round, validation_scores
+from kmine.training.evaluation import evaluate_checkpoint, evaluate_round, validation_scores
 from kmine.training.model_setup import new_model
-from kmine.types import CaseMetrics, RoundResult, Sample
+from kmine.types import CaseMetrics, RoundResult
 
 
 def test_hd95_is_in_pixels_unless_the_spacing_of_every_image_is_known(task_of, monkeypatch):
     task, _run = task_of(replace(CFG, rounds=0))
     model = new_model(task)
-    spaced = [replace(task.val.sample(i), spacing=(2.0, 2.0)) for i in task.val.ids]
-    monkeypatch.setattr(type(task.val), "sample", lambda self, i: next(s for s in spaced if s.sample_id == i))
+    monkeypatch.setattr(type(task.val), "spacing", lambda self, i: (2.0, 2.0))
     hd95 = {}
     for in_mm in (True, False):
         monkeypatch.setattr(type(task.val), "in_mm", in_mm)
@@ -126,21 +126,8 @@ def test_a_round_is_evaluated_once_and_refused_after_a_fall(task_of, monkeypatch
         evaluate_round(task, model, replace(checkpoints, signature="b"), **how)
 
 
-def sample(sample_id: str, mask: np.ndarray | None) -> Sample:
-    return Sample(sample_id, sample_id, np.zeros((4, 4, 3), np.uint8), mask)
-
-
-def test_metrics_are_means_over_cases():
-    half = np.zeros((4, 4), np.uint8)
-    half[:2] = 1
-    quarter = np.zeros((4, 4), np.uint8)
-    quarter[:1] = 1
-    metrics = compute_metrics([(sample("a", half), half), (sample("b", half), quarter)], 2)
-    assert [c.sample_id for c in metrics.cases] == ["a", "b"]
-    assert metrics.dice == pytest.approx((1 + 2 / 3) / 2)
-    assert metrics.iou == pytest.approx((1 + 0.5) / 2)
-
-
-def test_a_sample_without_its_mask_is_an_error():
-    with pytest.raises(ValueError, match="without its mask"):
-        compute_metrics([(sample("a", None), np.zeros((4, 4), np.uint8))], 2)
+def test_images_without_their_masks_cannot_be_evaluated(task_of):
+    task, _ = task_of(CFG)
+    model = new_model(task)
+    with pytest.raises(WithheldMaskError):
+        evaluate_checkpoint(task.unlabeled, model, model.state_dict(), batch_size=4, fabric=task.fabric)

@@ -31,13 +31,15 @@ def test_single_process_changes_the_device_context_of_several_processes_only(mon
 
 
 def test_seconds_of_a_stage_add_up(monkeypatch):
-    clock = iter([2.0, 3.0, 7.0])
+    clock = iter([2.0, 3.0, 7.0, 11.0])
     monkeypatch.setattr(task_module.time, "perf_counter", lambda: next(clock))
     timer = StageTimer(last=0.0)
     timer.lap("read")
     timer.lap("infer")
     timer.lap("read")
     assert timer.seconds == {"read": 2.0 + 4.0, "infer": 1.0}
+    timer.share_lap({"gate": 0.3, "read": 0.1})
+    assert timer.seconds == pytest.approx({"read": 6.0 + 1.0, "infer": 1.0, "gate": 3.0})
 
 
 @pytest.mark.parametrize(

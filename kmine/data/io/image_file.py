@@ -80,7 +80,7 @@ def read_stored(path: Path) -> Image.Image:
         if image.mode.startswith(DEEP_MODES) and getattr(image, "tag_v2", {}).get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO:
             # Pillow inverts 8-bit files of this kind, but not deeper ones.
             raise SampleError(path, "expected a TIFF file in which 0 is black, got 0 as white; invert it")
-        return _load(path, image).copy()
+        return _load(path, image)  # keeps its pixels when the file is closed
 
 
 def image_shape(path: Path) -> tuple[int, int]:

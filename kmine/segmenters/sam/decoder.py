@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from segment_anything.modeling import MaskDecoder, Sam
 from torch import Tensor
@@ -76,7 +75,7 @@ class PromptDecoder(QueryDecoder):
             raise ValueError(
                 f"embedding: expected features {expected} of {self._name}, got {actual}; encode the image again"
             )
-        return torch.from_numpy(embedding.features.astype(np.float32)).to(self.sam.device)[None]
+        return torch.tensor(embedding.features, device=self.sam.device).float()[None]
 
     def low_res(
         self, features: Tensor, size: tuple[int, int], queries: Sequence[DecoderQuery], multimask: bool

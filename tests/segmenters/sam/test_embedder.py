@@ -12,7 +12,7 @@ from helpers.segmenter_suite import count_encoded, disc, images, random_sam
 from kmine.config import AdaptConfig
 from kmine.errors import UserError
 from kmine.mining.adaptation.finetune import adapt
-from kmine.segmenters.embedding_cache import EmbeddingCache
+from kmine.segmenters.embedding_cache import CachingSegmenter, EmbeddingCache
 from kmine.segmenters.sam.segmenter import SamSegmenter
 from kmine.types import Prompts, Sample
 
@@ -63,6 +63,58 @@ def test_an_image_is_encoded_once_for_all_segmenters_and_processes(cache, monkey
     mixed = [pictures[0], images(seed=1)[0], pictures[1]]
     SamSegmenter(new_process, name="s", cache=cache).encode(mixed)
     assert counts == [1]
+
+
+class Known:
+    """An image in a file; counts how often it is decoded."""
+
+    data_fingerprint = "data"
+
+    def __init__(self, name: str, pixels: np.ndarray) -> None:
+        self.sample_id, self.pixels, self.decoded = name, pixels, 0
+        self.size = pixels.shape[:2]
+
+    @property
+    def image(self) -> np.ndarray:
+        self.decoded += 1
+        return self.pixels
+
+
+def test_a_known_image_is_neither_decoded_nor_hashed_again(cache, monkeypatch) -> None:
+    pictures = images()
+    known = [Known(str(n), picture) for n, picture in enumerate(pictures)]
+    sam = random_sam()
+    counts = count_encoded(sam, monkeypatch)
+    segmenter = SamSegmenter(sam, name="s", cache=cache)
+    assert isinstance(segmenter, CachingSegmenter) and segmenter.stored(known) == [None] * 3
+    assert f"0 of 3 images are in {cache.folder}" in segmenter.reserve(known)
+    first = segmenter.encode([*known[:2], pictures[2]])
+    assert [image.decoded > 0 for image in known] == [True, True, False]
+    later = SamSegmenter(random_sam(), name="s", cache=cache)
+    again = [Known(str(n), picture) for n, picture in enumerate(pictures)]
+    stored = later.stored(again)
+    assert [found is None for found in stored] == [False, False, True] and [i.decoded for i in again] == [0, 0, 0]
+    assert "2 of 3 images are in" in later.reserve(again)
+    for a, b, c in zip(first, stored[:2], later.encode(again), strict=False):
+        assert a.size == b.size == c.size
+        np.testing.assert_array_equal(a.features, b.features.astype(np.float32))
+        np.testing.assert_array_equal(a.features, c.features)
+    assert counts == [3] and [i.decoded for i in again] == [0, 0, 1], "the third is hashed, and found by its pixels"
+    assert later.stored(again)[2] is not None
+    other = [Known("0", pictures[0])]
+    other[0].data_fingerprint = "changed files"
+    assert later.stored(other) == [None]
+
+
+def test_what_does_not_fit_the_cache_is_said(tmp_path, logged) -> None:
+    known = [Known(str(n), picture) for n, picture in enumerate(images())]
+    SamSegmenter(random_sam(), name="s", cache=EmbeddingCache(tmp_path, 10**9, logged.append)).encode(known[:1])
+    (stored,) = tmp_path.rglob("*.emb")
+    small = EmbeddingCache(tmp_path, 2 * stored.stat().st_size, logged.append)
+    text = SamSegmenter(random_sam(), name="s", cache=small).reserve(known)
+    assert "may hold 2; the others are encoded again in each round, unless --segmenter.cache_gb" in text
+    assert "segmenter.cache_gb 0" in SamSegmenter(random_sam(), name="s").reserve(known)
+    assert SamSegmenter(random_sam(), name="s").stored(known) == [None] * 3
 
 
 @pytest.mark.parametrize("part", ["mask_decoder", "prompt_encoder", "image_encoder", "pixel_mean"])
