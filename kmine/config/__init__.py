@@ -22,6 +22,7 @@ MAIN_SETTINGS = (
     "segmenter.checkpoint",
 )
 """Those of the short help of `kmine loop`."""
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ class LoopConfig:
     plan_minutes: float | None = None
     """Time that a planned run may take, or all runs of data.folds together; default: for each run 20 on a CPU, 60 on a
     GPU."""
+    log: list[str] = field(default_factory=list)
+    """Experiment trackers: tensorboard, wandb, mlflow, several as in --log tensorboard mlflow; each is an extra (pip
+    install 'kmine[wandb]'). Without a server (offline, or none named) they write into the run folder. history.csv and
+    log.txt are written in any case."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
@@ -85,6 +90,8 @@ class LoopConfig:
             object.__setattr__(self, "baseline_models", ("unetpp",) if self.model.split()[0].name == "sks" else ())
         unknown = set(self.baseline_models) - {"unetpp", "unet"}
         require(not unknown, "baseline_models", "unetpp, unet", self.baseline_models)
+        expected = f"some of {', '.join(TRACKERS)}, each once"
+        require(len({*self.log} & {*TRACKERS}) == len(self.log), "log", expected, self.log)
         require(bool(self.out), "out", "a folder", self.out)
         has_sks = "sks" in self.model.name.split("+")
         require(not (self.data.patch and has_sks), "data.patch", "null with model.name sks", self.data.patch)

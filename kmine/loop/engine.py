@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 from kmine.config import LoopConfig
 from kmine.data.source import Source
 from kmine.io.files import write_json
+from kmine.io.log_file import LOG_FILE, logged
 from kmine.loop.advice import Outcome, outcome_of
 from kmine.loop.summary import build_report, gain_over, round_rows, segmenter_name, write_results
 from kmine.methods.mining import prepare_and_mine
 from kmine.methods.supervised import labels_only, supervised, supervised_once
 from kmine.report.html import write_report
 from kmine.report.inputs import RoundRow
+from kmine.report.training_curves import CURVES, curves_picture
 from kmine.setup.open import begin_run, open_fabric
 from kmine.setup.preflight import preflight
 from kmine.setup.provenance import peak_memory_mb, preparing
@@ -64,8 +66,10 @@ def run_rounds(
     began, fabric = time.perf_counter(), open_fabric(cfg)
     with rank_zero_first(fabric):
         source = source or preflight(cfg)
-    with closing(RunFolder(Path(cfg.out), follows=fabric.global_rank > 0)) as run:
-        run.log = progress.log
+    with ExitStack() as stack:
+        run = stack.enter_context(closing(RunFolder(Path(cfg.out), follows=fabric.global_rank > 0)))
+        if not run.follows:
+            progress = stack.enter_context(logged(run.root / LOG_FILE, progress))
         if plan is not None:
             write_json(run.root / "plan.json", plan)
         with rank_zero_first(fabric):
@@ -90,7 +94,9 @@ def run_rounds(
         )
         rows = round_rows(task, mined, baselines, by_model)
         write_results(run, rows)
-        write_report(run.root / "report.html", build_report(task, rows, mined, baselines, by_model))
+        report = build_report(task, rows, mined, baselines, by_model)
+        write_report(run.root / "report.html", report)
+        run.write_text(CURVES, curves_picture(report.history, [row.round_idx for row in rows if row.retrained]))
         decisions, kept_none = run.decisions(_last_mined(mined).round_idx), reason == "no_pseudo_masks"
         is_compared = bool(cfg.rounds) and (cfg.baseline or kept_none)
         gain = gain_over(task, mined, next(iter(baselines.values()), ()))

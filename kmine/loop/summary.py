@@ -18,6 +18,7 @@ from kmine.ops.calibrator import describe_threshold
 from kmine.ops.metrics import lesion_metrics, of_one_kind
 from kmine.ops.statistics import SMALL_SPLIT, Paired, paired_change
 from kmine.report.inputs import BY_MODEL, CSV_COLUMNS, Calibrated, Category, GalleryItem, Report, RoundRow
+from kmine.store.history import read_history
 from kmine.store.run_folder import RunFolder
 from kmine.store.tables import DecisionRow, class_map
 from kmine.training.rounds import kept_round
@@ -171,6 +172,7 @@ def build_report(
         calibration=_calibrated(task.run) if task.cfg.rounds else None,
         gain=gain_over(task, mined, next(iter(baselines.values()), ())),
         baselines={name: kept_round(rounds).metrics.dice for name, rounds in baselines.items()},
+        history=read_history(task.run),
     )
 
 

@@ -160,16 +160,21 @@ def _stacked(
     return svg_chart(name, title, draw, height=1.3 + 0.42 * len(labels) + 0.22 * rows_of_legend, legend_columns=3)
 
 
-def svg_chart(name: str, title: str, draw: Callable[[Axes], None], height: float, legend_columns: int = 2) -> str:
-    """The chart that `draw` makes on its axes, as inline SVG; `name` prefixes its ids, `height` is in inches."""
+def svg_chart(
+    name: str, title: str, draw: Callable[[Any], None], height: float, legend_columns: int = 2, panels: int = 1
+) -> str:
+    """The chart that `draw` makes on its axes, as inline SVG; `name` prefixes its ids, `height` is in inches.
+
+    With more `panels`, one above the other, `draw` gets their axes, which share the horizontal one.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axes = figure.subplots()
+        axes = figure.subplots(panels, sharex=True)
         draw(axes)
-        axes.set_title(title, pad=10)
+        np.ravel(axes)[0].set_title(title, pad=10)
         figure.legend(loc="outside lower left", ncols=legend_columns, handlelength=1.8, columnspacing=1.2)
         return _inline(figure, name, title)
 

@@ -14,6 +14,7 @@ from kmine.report.figures import coverage_chart, dice_chart, reasons_chart, reli
 from kmine.report.inputs import CATEGORIES, Report
 from kmine.report.panels import panels
 from kmine.report.table import number, round_columns
+from kmine.report.training_curves import training_chart
 
 _HEADINGS = {
     "best": ("Most trusted", "kept, with the highest scores"),
@@ -100,8 +101,10 @@ def _charts(report: Report) -> list[dict[str, Any]]:
     if not report.rounds:
         return []
     name, calibration = report.segmenter, report.calibration
+    curves = training_chart(report.history, [row.round_idx for row in report.rounds if row.retrained])
     drawn = [
         ("Dice per round; the supervised baseline took as many optimizer steps.", dice_chart(report.rounds, name)),
+        ("Score on validation images and loss at every validation; history.csv has them with times.", curves),
         ("Objects kept, and dropped, by the gate's reason.", reasons_chart(report.rounds, name)),
         ("Mean Dice of the masks above a threshold of the gate against their share.", coverage_chart(calibration)),
         ("Reliability of the gate's estimates.", reliability_chart(calibration)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -159,3 +160,5 @@ class Report:
     None without a baseline or where the validation images are too few."""
     baselines: dict[str, float] = field(default_factory=dict)
     """Dice on validation of the kept rounds of supervised and supervised_once, that of *the* baseline first."""
+    history: Sequence[tuple[str, int, int, float, float]] = ()
+    """(arm, round, step, loss, score) of history.csv."""

@@ -40,6 +40,7 @@ from kmine.setup.provenance import provenance
 from kmine.setup.resolve import resolve_settings
 from kmine.store.run_folder import RunFolder
 from kmine.store.settings import signed
+from kmine.store.trackers import open_trackers
 from kmine.training.distributed import DeviceContext, SingleDevice, make_fabric
 from kmine.training.evaluation import evaluate_checkpoint
 from kmine.training.task import Task
@@ -80,6 +81,7 @@ def begin_run(
     expected = "calibrated or ranked, in another --out if this run began with it"
     require(not cfg.rounds or cfg.gate.mode != WITHDRAWN["gate.mode"], "gate.mode", expected, cfg.gate.mode)
     cfg = resolve_settings(cfg, source)
+    run.log = progress.log
 
     def contents() -> dict[str, str]:
         progress.log(
@@ -92,6 +94,7 @@ def begin_run(
     cfg = resolve_weights(cfg, run, progress.log)
     if not run.follows:
         run.claim(cli.to_dict(cfg), source.fingerprint(), contents)
+        open_trackers(run, cfg.log, cli.flat(cli.to_dict(cfg)), offline=cfg.offline)
     task = open_task(cfg, source, run, progress, fabric, mines=method == MINING)
     run.update_run(**provenance(cfg, task, source, content_fingerprints(cfg, source, run)), stopped_by="interrupted")
     if not run.follows:

@@ -9,6 +9,7 @@ from kmine.errors import unknown_name
 from kmine.models import ARCHITECTURES
 from kmine.segmenters import SEGMENTERS, check_prompting
 from kmine.setup.device import require_device_name
+from kmine.store.trackers import require_trackers
 
 
 def preflight(cfg: LoopConfig, *, mines: bool = True) -> Source:
@@ -26,4 +27,5 @@ def preflight(cfg: LoopConfig, *, mines: bool = True) -> Source:
         if cfg.rounds:
             check_prompting(cfg.segmenter.name, cfg.prompts)
     require_device_name(cfg.device)
+    require_trackers(cfg.log)
     return open_source(cfg.data)

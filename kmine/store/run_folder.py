@@ -97,6 +97,8 @@ class RunFolder:
         self.follows = follows
         self.log: Callable[[str], None] = lambda text: None
         """Receives a line on each damaged file that is made anew."""
+        self.trackers: Sequence[Any] = ()
+        """`kmine.store.trackers.Tracker`s that receive the figures of the trainings."""
         if follows:
             return
         with user_errors(root, cure=cure):
@@ -212,9 +214,16 @@ class RunFolder:
         self._write_json(self.root / "run.json", {**self.run(), **fields})
 
     def close(self) -> None:
-        """Release the lock."""
+        """Close the trackers and release the lock."""
+        for tracker in self.trackers:
+            tracker.close(self.log)
         if not self.follows:
             self._lock.close()
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Send numbers by name to the trackers."""
+        for tracker in self.trackers:
+            tracker.log_metrics(values, step, self.log)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file at the top level of the run folder."""

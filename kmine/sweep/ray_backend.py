@@ -14,6 +14,7 @@ from typing import Any
 from kmine import cli
 from kmine.config.sweep import SweepConfig
 from kmine.errors import UserError
+from kmine.io.log_file import LOG_FILE, LogFile
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import BusyError, RunFolder
 from kmine.sweep.plan import write_table
@@ -71,7 +72,7 @@ def interleave(trials: Sequence[Trial]) -> list[Trial]:
 
 def run_remote_trial(session: Session, trial: Trial, folder: str) -> str:
     """Train one trial on a node; returns its status. Relative paths of the settings start at `folder`."""
-    from kmine.sweep.training import TrialLog, run_trial
+    from kmine.sweep.training import run_trial
 
     os.chdir(folder)
     cfg = session.cfg
@@ -81,7 +82,7 @@ def run_remote_trial(session: Session, trial: Trial, folder: str) -> str:
         return BUSY
     with closing(run):
         if not is_finished(state_of(cfg.out, trial), session.since):
-            run_trial(session, trial, run, preflight(config_of(cfg, trial)), TrialLog(run.root / "log.txt"))
+            run_trial(session, trial, run, preflight(config_of(cfg, trial)), LogFile(run.root / LOG_FILE))
     return state_of(cfg.out, trial).get("status", "")
 
 

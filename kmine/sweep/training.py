@@ -14,11 +14,12 @@ from pathlib import Path
 from kmine.config.sweep import ORACLE
 from kmine.data.source import Source
 from kmine.errors import UserError
-from kmine.io.console import visible
 from kmine.io.files import UNFINISHED, write_json
 from kmine.methods.registry import ROOT_METHODS, method, method_dir_of
+from kmine.report.training_curves import CURVES, curves_picture
 from kmine.setup.open import begin_run, open_truth
 from kmine.setup.provenance import count_parameters, forget_peak_memory, peak_memory_mb, preparing
+from kmine.store.history import read_history
 from kmine.store.run_folder import FOLD_TRAININGS, RunFolder
 from kmine.sweep.trials import STATE, Session, State, Trial, config_of, save_failure, state_of, trial_dir
 from kmine.training.rounds import kept_round
@@ -29,25 +30,6 @@ EXPECTED = (UserError, FloatingPointError, MemoryError)
 """Errors with a sufficient message; of others the traceback is kept."""
 SHARED_ARTIFACTS = ("round_00", "classifier", "witness/round_00", *FOLD_TRAININGS)
 """Artifacts that trials of one model, fraction and seed share. All are signed: one that does not fit is made again."""
-
-
-class TrialLog:
-    """A `ProgressReporter` that writes to a file, for trials that are trained in parallel."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def start(self, title: str, total: int) -> None:
-        """Log the title."""
-        self.log(f"{title} ({total})")
-
-    def advance(self, done: int, text: str = "") -> None:
-        """Not logged."""
-
-    def log(self, text: str) -> None:
-        """Append a line with the time."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible(text)}\n")
 
 
 def run_trial(session: Session, trial: Trial, run: RunFolder, source: Source, progress: ProgressReporter) -> State:
@@ -85,6 +67,8 @@ def _train(session: Session, trial: Trial, run: RunFolder, source: Source, progr
         rounds = method(trial.method, truth)(task)
     results = list(rounds)
     kept = kept_round(results)
+    retrained = [result.round_idx for result in results if result.retrained]
+    run.write_text(CURVES, curves_picture(read_history(run), retrained))
     in_root = trial.method in ROOT_METHODS
     costs: State = {
         "steps": num_steps(task, results, in_root),

@@ -16,6 +16,7 @@ from kmine import cli
 from kmine.data.source import Source
 from kmine.errors import UserError
 from kmine.io.console import STOPS
+from kmine.io.log_file import LOG_FILE, LogFile
 from kmine.setup.preflight import preflight
 from kmine.sweep.plan import time_left, write_table
 from kmine.sweep.trials import Session, State, Trial, claim_next, config_of, record_crash
@@ -39,14 +40,14 @@ def work(session: Session, source: Source | None = None, terminal: cli.Terminal 
             waiting = True
             time.sleep(POLL_SECONDS)
             continue
-        from kmine.sweep.training import TrialLog, run_trial
+        from kmine.sweep.training import run_trial
 
         waiting, (trial, run) = False, claimed
         done, count = len(session.trials) - len(remaining), len(session.trials)
         log(f"trial {done + 1} of {count}: {trial}; time left: {time_left(session.states(), session.since, 1)}")
         with closing(run):
             source = source or preflight(config_of(cfg, trial))
-            state = run_trial(session, trial, run, source, terminal or TrialLog(run.root / "log.txt"))
+            state = run_trial(session, trial, run, source, LogFile(run.root / LOG_FILE, terminal))
         write_table(cfg.out, session.table_trials)
         log(f"{trial}: {outcome(state)}")
 

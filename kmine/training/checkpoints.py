@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +25,9 @@ class Checkpoints:
     """Weights after the last step."""
     seconds: float
     """Duration of the training."""
+    history: Sequence[tuple[int, float, float]] = ()
+    """As in `FitResult`, and so is `clock`."""
+    clock: Sequence[tuple[float, float]] = ()
 
     @property
     def is_last_used(self) -> bool:
@@ -49,14 +53,16 @@ class Checkpointer:
         if not best or not final:
             return None
         self._discard_state()  # left behind by a kill just before the end
-        return Checkpoints(self.signature, best[0], final[0], best[1]["seconds"])
+        curves = (best[1].get(name, ()) for name in ("history", "clock"))
+        return Checkpoints(self.signature, best[0], final[0], best[1]["seconds"], *curves)
 
     def save(self, result: FitResult, seconds: float) -> Checkpoints:
         """Write both checkpoints; training took `seconds`."""
         self.run.save_tensors(self.folder / "model_final.safetensors", result.final, self.signature)
         # The best checkpoint is written last: it marks the training as finished.
-        self.save_best(result.best, best_step=result.best_step, history=result.history, seconds=seconds)
-        return Checkpoints(self.signature, result.best, result.final, seconds)
+        curves = {"history": result.history, "clock": result.clock}
+        self.save_best(result.best, best_step=result.best_step, seconds=seconds, **curves)
+        return Checkpoints(self.signature, result.best, result.final, seconds, **curves)
 
     def load_best(self) -> tuple[StateDict, dict[str, Any]] | None:
         """Weights and metadata of the best checkpoint; None as in `load`."""

@@ -17,6 +17,7 @@ from kmine.models.build import build_model
 from kmine.models.encoder_weights import LostWeightsError
 from kmine.models.sks import SksModel
 from kmine.seeding import derive_seed
+from kmine.store.history import record_history
 from kmine.store.settings import signed, signed_sections
 from kmine.training.checkpoints import Checkpointer
 from kmine.training.distributed import Fabric, rank_zero_first
@@ -66,7 +67,9 @@ def _train_classifier(task: Task, model: SksModel) -> dict[str, Tensor]:
     settings = signed("fit", {name: getattr(fit_cfg, name) for name in FIT_SETTINGS})
     signature = sign(task.signature, *signed_sections(task.cfg, "model", "classifier"), settings)
     checkpointer = Checkpointer(task.run, task.run.root / "classifier", signature)
+    record = partial(record_history, task.run, "classifier", 0)
     if finished := checkpointer.load_best():
+        record(finished[1].get("history", ()), finished[1].get("clock", ()))
         return finished[0]
     state = checkpointer.load_state()
     if state is None:
@@ -88,11 +91,12 @@ def _train_classifier(task: Task, model: SksModel) -> dict[str, Tensor]:
             checkpointer.SAVE_EVERY_S,
             show_progress(task.progress, "AUC"),
             partial(has_stopped_rising, patience=cfg.patience),
+            record,
         ),
         resume=state,
     )
     num_images = len(batches.positive) + len(batches.negative)
     meta = {"best_step": result.best_step, "history": result.history, "num_images": num_images}
     task.run.save_json(checkpointer.folder / "metrics.json", {**meta, "shuffled": cfg.shuffle}, signature)
-    checkpointer.save_best(result.best, **meta)
+    checkpointer.save_best(result.best, clock=result.clock, **meta)
     return result.best

@@ -22,7 +22,14 @@ from kmine.models.sync_batchnorm import sync_batchnorm
 from kmine.ops.statistics import is_fall, paired_change
 from kmine.training.distributed import Fabric
 from kmine.training.ema import EMA
-from kmine.training.optimizer import StateDict, load_optimizer, make_optimizer, optimizer_state, set_rate
+from kmine.training.optimizer import (
+    StateDict,
+    learning_rate,
+    load_optimizer,
+    make_optimizer,
+    optimizer_state,
+    set_rate,
+)
 from kmine.types import ProgressReporter
 
 DIVERGED = 0.05
@@ -57,6 +64,8 @@ class FitState:
     """(step, mean training loss since the last entry, validation score)."""
     average: StateDict = field(default_factory=dict)
     """Running average of the model; empty without one."""
+    clock: list[tuple[float, float]] = field(default_factory=list)
+    """(learning rate, Unix time) of each entry of the history; older states lack the first ones."""
     scores_empty: bool = True
     """Whether `best_score` counts images that are empty in truth and prediction; older states left them out."""
     best_scores: list[float] = field(default_factory=list)
@@ -67,7 +76,7 @@ class FitState:
         groups = {"model": self.model, "best": self.best, "average": self.average}
         flat = {f"{group}/{k}": v for group, state in groups.items() for k, v in state.items()}
         flat |= {f"optimizer/{i}/{k}": v for i, entry in self.optimizer.items() for k, v in entry.items()}
-        names = ("step", "best_score", "best_step", "history", "scores_empty", "best_scores")
+        names = ("step", "best_score", "best_step", "history", "clock", "scores_empty", "best_scores")
         return flat, {name: getattr(self, name) for name in names}
 
     @classmethod
@@ -81,7 +90,8 @@ class FitState:
                 number, _, key = key.partition("/")
                 entry = entry.setdefault(number, {})
             entry[key] = value
-        return cls(**groups, **{"scores_empty": False} | plain | {"history": [tuple(row) for row in plain["history"]]})
+        rows = {name: [tuple(row) for row in plain.get(name, ())] for name in ("history", "clock")}
+        return cls(**groups, **{"scores_empty": False} | plain | rows)
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,8 @@ class FitResult:
     """(step, mean training loss since the last entry, validation score)."""
     has_diverged: bool = False
     """Whether the last weights were to be used and are not, as validation fell."""
+    clock: list[tuple[float, float]] = field(default_factory=list)
+    """As in `FitState`."""
 
 
 Validate = Callable[[ModuleT], float | Sequence[float]]
@@ -119,6 +131,8 @@ class Callbacks(Generic[ModuleT]):
     """Called every tenth step with (step, loss, last score)."""
     stop: Callable[[Sequence[tuple[int, float, float]]], bool] | None = None
     """Called with the history after every validation; true ends the training there."""
+    record: Callable[[Sequence[tuple[int, float, float]], Sequence[tuple[float, float]]], None] | None = None
+    """Called with the history and its clock after every validation."""
 
 
 def show_progress(reporter: ProgressReporter, score_name: str) -> Callable[[int, float, float], None]:
@@ -191,7 +205,7 @@ def train_steps(
                 callbacks.progress(done, float(losses[-1]), state.history[-1][2] if state.history else math.nan)
             if done % cfg.val_every == 0 or done == cfg.steps:
                 with ema.applied() if ema else nullcontext():
-                    scores = _validate(module, callbacks.validate, state, done, losses)
+                    scores = _validate(module, callbacks, state, losses, done, learning_rate(step, cfg))
                 losses = []
                 if callbacks.stop and callbacks.stop(state.history):
                     break
@@ -227,7 +241,8 @@ class _Saver:
         """Begin to save a state, whose tensors must not change any more."""
         assert self._callbacks.save is not None, "is due"
         self._writing.result()
-        self._writing = self._writer.submit(self._callbacks.save, replace(state, history=list(state.history)))
+        frozen = replace(state, history=list(state.history), clock=list(state.clock))
+        self._writing = self._writer.submit(self._callbacks.save, frozen)
         self._last = time.monotonic()
 
 
@@ -240,17 +255,20 @@ def _result(cfg: FitConfig, state: FitState, final: StateDict, scores: list[floa
         fell = not finite or np.mean(scores) < state.best_score - DIVERGED
     if cfg.checkpoint == "best" or fell:
         usable = final if finite else state.best
-        return FitResult(state.best, state.best_step, usable, state.history, cfg.checkpoint == "last")
-    return FitResult(final, cfg.steps, final, state.history)
+        return FitResult(state.best, state.best_step, usable, state.history, cfg.checkpoint == "last", state.clock)
+    return FitResult(final, cfg.steps, final, state.history, clock=state.clock)
 
 
 def _validate(
-    module: ModuleT, validate: Validate[ModuleT], state: FitState, done: int, losses: list[Tensor]
+    module: ModuleT, callbacks: Callbacks[ModuleT], state: FitState, losses: list[Tensor], done: int, rate: float
 ) -> list[float]:
     """Add an entry to the history of `state`, and replace its best checkpoint unless the score is lower."""
-    scores = _scores(module, validate, first=not state.history)
+    scores = _scores(module, callbacks.validate, first=not state.history)
     score = float(np.mean(scores))
     state.history.append((done, float(torch.stack(losses).mean()), score if np.isfinite(score) else 0.0))
+    state.clock.append((rate, time.time()))
+    if callbacks.record:
+        callbacks.record(state.history, state.clock)
     if score >= state.best_score:
         state.best, state.best_score, state.best_step, state.best_scores = _copy(module), score, done, scores
     return scores

@@ -17,6 +17,7 @@ from kmine.data.pool import Pool
 from kmine.io.files import sign
 from kmine.models.base import LocalModel
 from kmine.seeding import derive_seed
+from kmine.store.history import record_history
 from kmine.store.settings import signed, signed_sections
 from kmine.training.checkpoints import Checkpointer, Checkpoints
 from kmine.training.distributed import Fabric
@@ -58,7 +59,9 @@ def train(
     pseudo_inputs = (consistency.signature if consistency else pseudo_signature, pseudo.weights if pseudo else {})
     signature = _signature(task, cfg, round_idx, start, pseudo_inputs)
     checkpointer = Checkpointer(task.run, task.run.round_dir(round_idx, method_dir), signature)
+    record = partial(record_history, task.run, method_dir, round_idx)
     if finished := checkpointer.load():
+        record(finished.history, finished.clock)
         return finished
     state = checkpointer.load_state()
     if start:
@@ -68,6 +71,10 @@ def train(
     clear_veto(model)
     began = time.perf_counter()
     task.progress.start(f"round {round_idx}{' ' + method_dir if method_dir else ''}: training", cfg.steps)
+    progress = show_progress(task.progress, "score")
+    callbacks = Callbacks(
+        partial(validation_scores, task), checkpointer.save_state, checkpointer.SAVE_EVERY_S, progress, record=record
+    )
     # The weak views pass the model in eval mode and would fill the cache in place of the validation images.
     with nullcontext() if consistency else model.caching_features(augmented=cfg.augment or cfg.cutmix > 0):
         result = fit(
@@ -76,12 +83,7 @@ def train(
             cfg,
             fabric=cast(Fabric, task.fabric),
             seed=derive_seed(task.cfg.seed, "fit", round_idx),
-            callbacks=Callbacks(
-                partial(validation_scores, task),
-                checkpointer.save_state,
-                checkpointer.SAVE_EVERY_S,
-                show_progress(task.progress, "score"),
-            ),
+            callbacks=callbacks,
             resume=state,
             consistency_fn=consistency.consistency_fn if consistency else None,
         )

@@ -1,0 +1,55 @@
+"""A log file with clock times, for a command's progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kmine.io.console import visible
+from kmine.types import ProgressReporter
+
+LOG_FILE = "log.txt"
+"""Its name in a run folder."""
+
+
+class LogFile:
+    """A `ProgressReporter` that appends lines with clock times to a file, and passes all on to `shown`, if given."""
+
+    def __init__(self, path: Path, shown: ProgressReporter | None = None) -> None:
+        self.path, self._shown = path, shown
+
+    def start(self, title: str, total: int) -> None:
+        """Begin a piece of work; the title is written."""
+        self._write(f"{title} ({total})")
+        if self._shown:
+            self._shown.start(title, total)
+
+    def advance(self, done: int, text: str = "") -> None:
+        """Report finished steps; not written."""
+        if self._shown:
+            self._shown.advance(done, text)
+
+    def log(self, text: str) -> None:
+        """Write a line."""
+        self._write(text)
+        if self._shown:
+            self._shown.log(text)
+
+    def _write(self, text: str) -> None:
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {visible(text)}\n")
+
+
+@contextmanager
+def logged(path: Path, shown: ProgressReporter) -> Iterator[ProgressReporter]:
+    """`shown` with a log file beside it, which also says by which error the block ended."""
+    progress = LogFile(path, shown)
+    progress._write("begins")
+    try:
+        yield progress
+    except BaseException as error:
+        progress._write(f"ended by {type(error).__name__}: {error}")
+        raise
+    progress._write("done")
