@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kmine.audit.rounds import AuditedRun
+from kmine.data.datasets.nnunet import Nnunet
 from kmine.data.datasets.nnunet_index import CT, IGNORE
 from kmine.data.io.nifti_header import is_gzip
 from kmine.data.io.volume_masks import write_mask_volume
@@ -102,7 +103,8 @@ def _write_volume(folder: Path, case: str, ids: Sequence[str], audited: AuditedR
         place = source.slice_location(sample_id)
         assert place is not None, "slices of one volume"
         scan, slices[place.number] = place.path, _pool_and_mask(audited, sample_id)[1]
-    for number, path in enumerate(_channel_files(source, ids[0], scan)):
+    channels = source.channel_files(ids[0]) if isinstance(source, Nnunet) else (scan,)
+    for number, path in enumerate(channels):
         with atomic_open(folder / "imagesTr" / f"{case}_{number:04}.nii.gz") as target:
             if is_gzip(path):
                 target.write(path.read_bytes())
@@ -121,18 +123,13 @@ def _labels(mask: NDArray[np.uint8], source: Source) -> tuple[NDArray[np.uint8],
     return np.where(ignored, np.uint8(len(source.class_names)), mask), bool(ignored.any())
 
 
-def _channel_files(source: Source, sample_id: str, scan: Path) -> Sequence[Path]:
-    of_source = getattr(source, "channel_files", None)
-    return of_source(sample_id) if of_source else (scan,)
-
-
 def _write_dataset_json(
     folder: Path, source: Source, cases: Mapping[str, object], *, ending: str, ignores: bool
 ) -> None:
     """Channels have the names by which nnU-Net chooses their normalization: CT by the data set's values, others each
     by its own."""
-    names = getattr(source, "channel_names", None) or (CT if source.name == "lits" else "image",)
-    names = names if ending == ".nii.gz" else ("R", "G", "B")
+    of_volumes = source.channel_names if isinstance(source, Nnunet) else (CT if source.name == "lits" else "image",)
+    names = of_volumes if ending == ".nii.gz" else ("R", "G", "B")
     labels = {name: number for number, name in enumerate(source.class_names)}
     value = {
         "channel_names": {str(number): name for number, name in enumerate(names)},

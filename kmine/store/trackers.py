@@ -94,7 +94,7 @@ def _cure(name: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return first_names([f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"])
+    return first_names([f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"])
 
 
 def _tensorboard(root: Path, run_id: str | None, offline: bool) -> Any:

@@ -473,3 +473,10 @@ def test_a_link_in_a_run_is_refused_and_what_it_names_stays(tmp_path, name):
     with pytest.raises(UserError, match=f"{name}: .*symbolic link to .*precious"):
         RunFolder(tmp_path / "run")
     assert outside.read_text() == "years of work"
+
+
+def test_links_that_a_tracker_makes_in_its_own_folder_are_no_links_of_kmine(tmp_path):
+    RunFolder(tmp_path / "run").update_run(seed=0)
+    (tmp_path / "run/wandb").mkdir()
+    (tmp_path / "run/wandb/latest-run").symlink_to(tmp_path)
+    RunFolder(tmp_path / "run").close()

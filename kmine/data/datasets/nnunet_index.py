@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kmine.data.datasets.folder_index import Kind, split_suffix
+from kmine.data.datasets.folder_index import split_suffix
 from kmine.data.io.find_files import named, printable, refuse_folder
 from kmine.data.source import OnError, is_folder, require_root
 from kmine.errors import UserError
@@ -143,8 +143,8 @@ def find_cases(
                     raise UserError(f"{images}: {problem} of {name}; {cure}, or pass --data.on_error skip")
                 skipped.append(Skipped(name, str(images), problem))
             else:
-                chosen_files = tuple(by_channel[n] for n in chosen) if len(by_channel) > 1 else (by_channel[0],)
-                cases.append(Case(name, chosen_files, masks.get(name), is_test))
+                numbers = (0,) if _is_colour(layout, by_channel) else chosen
+                cases.append(Case(name, tuple(by_channel[n] for n in numbers), masks.get(name), is_test))
     if twice := [name for name, count in Counter(case.name for case in cases).items() if count > 1]:
         raise UserError(f"{root}: expected other names in imagesTs than in imagesTr, got {named(twice)}; rename them")
     if not cases:
@@ -154,14 +154,14 @@ def find_cases(
 
 
 def _missing(layout: Layout, chosen: tuple[int, ...], by_channel: Mapping[int, Path]) -> str:
-    """Which channel a case lacks; a single picture may hold all of them in colour."""
-    kind: Kind | None = split_suffix(f"x{layout.ending}")[1]
-    if len(by_channel) == 1 and 0 in by_channel and kind == "picture" and len(layout.channels) in (1, 3):
-        return ""
-    lacking = [n for n in chosen if n not in by_channel]
-    if not lacking:
-        return ""
-    return f"expected a file {lacking[0]:04} (channel {layout.channels[lacking[0]]}), found none"
+    """Which channel a case lacks, in words."""
+    lacking = [n for n in chosen if n not in by_channel and not _is_colour(layout, by_channel)]
+    return f"expected a file {lacking[0]:04} (channel {layout.channels[lacking[0]]}), found none" if lacking else ""
+
+
+def _is_colour(layout: Layout, by_channel: Mapping[int, Path]) -> bool:
+    """Whether a single picture holds all channels."""
+    return {*by_channel} == {0} and len(layout.channels) == 3 and split_suffix(f"x{layout.ending}")[1] == "picture"
 
 
 def _files_by_case(folder: Path, layout: Layout) -> tuple[dict[str, dict[int, Path]], list[Skipped]]:

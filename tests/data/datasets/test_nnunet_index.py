@@ -69,6 +69,9 @@ def test_cases_without_a_label_are_kept_and_a_missing_channel_stops_or_is_skippe
         find_cases(root, layout, (0, 1), "stop")
     assert [skip.sample_id for skip in find_cases(root, layout, (0, 1), "skip")[1]] == ["b"]
     assert len(find_cases(root, layout, (0,), "stop")[0]) == 3, "the cure of the message"
+    (root / "imagesTr/c_0000.nii.gz").unlink()
+    (only,) = [case for case in find_cases(root, layout, (1,), "skip")[0] if case.name == "c"]
+    assert [path.name for path in only.channels] == ["c_0001.nii.gz"]
 
 
 def test_images_of_the_test_folder_count_with_a_label_only(tmp_path):
