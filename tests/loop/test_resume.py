@@ -111,6 +111,12 @@ def content(out: Path) -> dict[str, str]:
     return found
 
 
+def history(out: Path) -> list[list[str]]:
+    """history.csv without the clock times."""
+    with (out / "history.csv").open(newline="") as file:
+        return sorted(row[:-1] for row in csv.reader(file))
+
+
 def times(out: Path) -> dict[str, int]:
     kinds = (".png", ".safetensors", ".parquet")
     files = [p for p in out.rglob("*") if p.suffix in kinds or p.name in ("metrics.json", "changes.json", "splits.csv")]
@@ -131,6 +137,7 @@ def finished(found: dict[str, int]) -> dict[str, int]:
 def assert_same(out: Path, other: Path) -> None:
     assert results(out) == results(other)
     assert content(out) == content(other)
+    assert history(out) == history(other)
     assert not [p for p in out.rglob("*") if p.name.startswith(".") and p.name != ".lock"], "nothing half written"
 
 

@@ -79,6 +79,11 @@ class Nnunet(Folder):
         """Names of the chosen channels."""
         return tuple(self.layout.channels[n] for n in self.channels)
 
+    @property
+    def file_channels(self) -> tuple[str, ...]:
+        """These names where the channels are files of their own; none where one file is the whole image."""
+        return self.channel_names if any(len(files) > 1 for files in self._files.values()) else ()
+
     def channel_files(self, sample_id: str) -> tuple[Path, ...]:
         """Files of the chosen channels of a sample."""
         return self._files[self._locate(sample_id)[0].name]

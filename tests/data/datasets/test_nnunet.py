@@ -98,3 +98,9 @@ def test_files_that_do_not_fit_together_are_one_line(tmp_path):
         opened(grey).image("p0")
     with pytest.raises(UserError, match=r"data.root: expected the folder of an nnU-Net data set, got nothing"):
         open_source(DataConfig(name="nnunet"))
+
+
+def test_channels_in_files_of_their_own_are_named_for_prediction(tmp_path):
+    assert opened(volumes(tmp_path / "two")).file_channels == ("T2", "ADC")
+    assert opened(tmp_path / "two", channels=(1,)).file_channels == ()
+    assert opened(pictures(tmp_path / "colour", 2)).file_channels == ()
