@@ -46,3 +46,7 @@ def test_trials_with_a_split_file_share_round_0(tmp_path):
     assert [row["status"] for row in table(tmp_path / "out")] == ["done", "done"]
     weights = (tmp_path / "out").glob("cells/*/round_00/model.safetensors")
     assert len({path.stat().st_ino for path in weights}) == 1
+    for trial in (tmp_path / "out" / "cells").iterdir():
+        rounds = [line.split(",")[:2] for line in (trial / "history.csv").read_text().splitlines()]
+        assert ["mining", "0"] in rounds and len(rounds) > 2, "of round 0 also where it was shared"
+        assert (trial / "curves.svg").read_text().startswith("<svg") and "training" in (trial / "log.txt").read_text()
