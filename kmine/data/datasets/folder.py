@@ -57,7 +57,7 @@ class Folder(IndexedSource):
 
     def __init__(self, cfg: DataConfig) -> None:
         self.cfg = cfg
-        self.class_names = cfg.class_names
+        self.class_names = self.mask_names = cfg.class_names
         self._volumes, self._labels = VolumeCache(), VolumeCache()
         root, items, left_out = self._found()
         self._require_window([item.image.name for item in items if item.kind == "nifti"])
@@ -128,14 +128,14 @@ class Folder(IndexedSource):
         if item.kind == "nifti":
             geometry = self._geometry(item)
             mask = self._labels.read_slice(
-                path, lambda: class_ids(path, read_integers(path, geometry), self.class_names), number
+                path, lambda: class_ids(path, read_integers(path, geometry), self.mask_names), number
             )
         else:
             is_seg = file_kind(path) == "dicom"
             mask = (
                 read_seg_mask(path, item.image, number, self.class_names)
                 if is_seg
-                else read_mask_picture(path, self.class_names, self.palettes)
+                else read_mask_picture(path, self.mask_names, self.palettes)
             )
             header = self._headers.get(item.name)
             require_size(path, mask, header.shape if isinstance(header, Header) else image_shape(item.image))

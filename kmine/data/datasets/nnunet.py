@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,9 @@ from kmine.data.datasets.folder import Folder, file_stamp
 from kmine.data.datasets.folder_index import Item
 from kmine.data.datasets.nnunet_index import CT, IGNORE, choose_channels, find_cases, read_layout
 from kmine.data.io.find_files import named
-from kmine.data.io.image_file import image_shape
-from kmine.data.io.nifti import VolumeCache, percentile_window, read_integers, read_windowed
+from kmine.data.io.nifti import VolumeCache, percentile_window, read_windowed
 from kmine.data.io.nifti_header import read_geometry
-from kmine.data.io.pictures import WINDOW_CURE, class_ids, read_mask_picture, read_picture, require_size
+from kmine.data.io.pictures import WINDOW_CURE, read_picture, require_size
 from kmine.data.io.windowing import LIVER_WINDOW, grey_as_rgb
 from kmine.errors import SampleError, UserError
 from kmine.types import IGNORE_INDEX, Skipped
@@ -56,6 +54,7 @@ class Nnunet(Folder):
         self._files: dict[str, tuple[Path, ...]] = {}
         self._num_unused = 0
         super().__init__(replace(cfg, class_names=self.layout.class_names))
+        self.mask_names += (IGNORE,) if self.layout.ignore else ()
         if self._num_unused:
             self.notes += (f"{self._num_unused} images of imagesTs have no label and are not used",)
 
@@ -119,25 +118,13 @@ class Nnunet(Folder):
         return cache.read_slice(path, decode, number)
 
     def _read_mask(self, item: Item, path: Path, number: int) -> NDArray[np.uint8]:
-        ignore = self.layout.ignore
-        names = self.class_names if ignore is None else (*self.class_names, IGNORE)
-        if item.kind == "nifti":
-            geometry = self._geometry(item)
-            read = partial(_labels, path, geometry, names)
-            mask = self._labels.read_slice(path, read, number)
-        else:
-            mask = read_mask_picture(path, names, self.palettes)
-            require_size(path, mask, image_shape(item.image))
+        mask, ignore = super()._read_mask(item, path, number), self.layout.ignore
         return mask if ignore is None else np.where(mask == ignore, np.uint8(IGNORE_INDEX), mask)
 
     def _sign(self, root: Path) -> str:
         rows = [file_stamp(path) for _, paths in sorted(self._files.items()) for path in paths[1:]]
         settings = [VERSION, self.channels, self.layout, rows, super()._sign(root)]
         return hashlib.sha256(repr(settings).encode()).hexdigest()
-
-
-def _labels(path: Path, geometry: object, names: Sequence[str]) -> NDArray[np.uint8]:
-    return class_ids(path, read_integers(path, geometry), names)  # type: ignore[arg-type]
 
 
 def _grey(path: Path, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
