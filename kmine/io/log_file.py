@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kmine.io.console import visible
@@ -50,6 +50,7 @@ def logged(path: Path, shown: ProgressReporter) -> Iterator[ProgressReporter]:
     try:
         yield progress
     except BaseException as error:
-        progress._write(f"ended by {type(error).__name__}: {error}")
+        with suppress(OSError):  # the disk is full
+            progress._write(f"ended by {type(error).__name__}: {error}")
         raise
     progress._write("done")

@@ -13,7 +13,9 @@ from kmine.store.trackers import require_trackers
 
 
 def preflight(cfg: LoopConfig, *, mines: bool = True) -> Source:
-    """Check names and open the data source; no pixel is read. The segmenter is checked only if the command `mines`.
+    """Check names and open the data source; no pixel is read.
+
+    Segmenter and trackers are checked only if the command `mines`.
 
     Raises:
         UserError: an unknown model, segmenter, device or data set, prompts that the segmenter does not support, or a
@@ -23,9 +25,9 @@ def preflight(cfg: LoopConfig, *, mines: bool = True) -> Source:
         if model and model.name not in ARCHITECTURES:
             raise unknown_name("model.name", model.name, ARCHITECTURES)
     if mines:
+        require_trackers(cfg.log)
         SEGMENTERS.get(cfg.segmenter.name)
         if cfg.rounds:
             check_prompting(cfg.segmenter.name, cfg.prompts)
     require_device_name(cfg.device)
-    require_trackers(cfg.log)
     return open_source(cfg.data)

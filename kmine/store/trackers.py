@@ -132,6 +132,13 @@ def _mlflow(root: Path, run_id: str | None, offline: bool) -> Any:
     server = None if offline else os.environ.get("MLFLOW_TRACKING_URI")
     uri = server or (root.resolve() / "mlruns").as_uri()
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "kmine")
+    if run_id:
+        from mlflow import MlflowClient, MlflowException
+
+        try:
+            MlflowClient(uri).get_run(run_id)
+        except MlflowException as error:
+            run_id = None if error.error_code == "RESOURCE_DOES_NOT_EXIST" else run_id  # it was removed there
     return MLFlowLogger(experiment, root.name, uri, run_id=run_id)
 
 

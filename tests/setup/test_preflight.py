@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -43,3 +44,11 @@ def test_a_command_that_mines_nothing_needs_no_segmenter():
     for cfg in (UNKNOWN_SEGMENTER, POINTS_FOR_A_BOX):
         assert preflight(cfg, mines=False).name == "phantom"
     assert preflight(replace(POINTS_FOR_A_BOX, rounds=0)).name == "phantom", "no round, so no prompt"
+
+
+def test_trackers_are_asked_for_where_something_is_trained_alone(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    tracked = replace(CFG, log=["wandb"])
+    with pytest.raises(UserError, match="log: expected the package wandb"):
+        preflight(tracked)
+    assert preflight(tracked, mines=False)
