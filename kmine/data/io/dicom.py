@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     import pydicom
 
 HEADER_TAGS = ["Rows", "Columns", "NumberOfFrames", "SeriesInstanceUID", "PixelSpacing", "PhotometricInterpretation"]
-HEADER_TAGS += ["ImageType", "SOPInstanceUID", "FrameOfReferenceUID"]
+HEADER_TAGS += ["ImageType", "SOPInstanceUID", "FrameOfReferenceUID", "SOPClassUID"]
+SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""SOP classes Segmentation Storage and Label Map Segmentation Storage."""
 POSITION_TAGS = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"]
 GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 """Where an enhanced file keeps scale, window, spacing and position of its frame (PS3.3, C.7.6.16)."""
@@ -75,6 +77,10 @@ def read_header(path: Path) -> Header:
         is_localizer = "LOCALIZER" in map(str, data.get("ImageType") or ())
     except Exception as error:  # pydicom parses values on access and raises any type
         raise damaged_dicom(path, error) from error
+    if data.get("SOPClassUID") in SEG_CLASSES:
+        raise SampleError(
+            path, "expected an image, got a DICOM segmentation; move it, or name its folder as data.masks"
+        )
     if not 1 <= frames <= MAX_FRAMES:
         raise SampleError(path, f"expected 1 to {MAX_FRAMES:,} frames, got {frames}; split the file")
     refuse_size(path, *shape)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.io.dicom import damaged_dicom, open_dicom, read_header
+from kmine.data.io.dicom import SEG_CLASSES, damaged_dicom, open_dicom, read_header
 from kmine.data.io.file_content import problem_text
 from kmine.errors import SampleError, UserError, first_names
 from kmine.types import IGNORE_INDEX
@@ -22,8 +22,6 @@ from kmine.types import IGNORE_INDEX
 if TYPE_CHECKING:
     import pydicom
 
-SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-"""SOP classes Segmentation Storage and Label Map Segmentation Storage."""
 IGNORED = "ignored"
 """Label of the segment of ignored pixels."""
 TISSUE = ("85756007", "SCT", "Tissue")

@@ -10,6 +10,7 @@ from helpers.dicom_files import SHAPE, multiframe, scan
 from helpers.image_files import save_dicom
 from pydicom import dcmread
 
+from kmine.data.io.dicom import read_header
 from kmine.data.io.dicom_seg import encode_seg, pair_segs, read_seg_header, read_seg_mask, require_highdicom
 from kmine.errors import SampleError, UserError
 
@@ -40,6 +41,8 @@ def test_masks_come_back_bit_for_bit(written):
     assert header.labels == {1: "liver", 2: "tumour", 3: "ignored"} and header.frame_of_reference == "1.2.9"
     assert header.covered == {str(dcmread(file).SOPInstanceUID) for file in files}
     assert read_seg_header(files[0]) is None
+    with pytest.raises(SampleError, match="expected an image, got a DICOM segmentation"):
+        read_header(path)
 
 
 def test_an_empty_stack_and_one_class_come_back(tmp_path):
