@@ -65,10 +65,12 @@ def run_loop(
 
 def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
     """Reports without charts and gallery."""
+    from kmine.loop import engine
     from kmine.report import html
 
     patch.setattr(html, "_charts", lambda report: [])
     patch.setattr(html, "_gallery", lambda report: [])
+    patch.setattr(engine, "curves_picture", lambda *_: "")
 
 
 def adopt_all(patch: pytest.MonkeyPatch) -> None:

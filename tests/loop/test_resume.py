@@ -169,7 +169,17 @@ def test_a_finished_run_folder_has_exactly_the_documented_files(undisturbed):
     trained = ("model.safetensors", "model_final.safetensors", "metrics.json")
     mined = ("prompts.parquet", "decisions.parquet", "changes.json")
     assert found - masks == {
-        *("config.yaml", "run.json", "splits.csv", "contents.csv", "results.csv", "report.html"),
+        *(
+            "config.yaml",
+            "run.json",
+            "splits.csv",
+            "contents.csv",
+            "results.csv",
+            "report.html",
+            "history.csv",
+            "curves.svg",
+            "log.txt",
+        ),
         "calibration/calibration.json",
         *(f"round_{n:02d}/{name}" for n in range(3) for name in trained),
         *(f"round_{n:02d}/{name}" for n in (1, 2) for name in mined),
@@ -180,7 +190,7 @@ def test_a_finished_run_folder_has_exactly_the_documented_files(undisturbed):
     for n, row in enumerate(rows):
         assert int(row["num_pseudo"]) == sum(m.startswith(f"round_{n:02d}/") for m in masks)
     page = (undisturbed / "report.html").read_text()
-    assert page.count('class="chart"') == 3 and page.count("data:image/webp") > 5, "drawn in whole runs, here alone"
+    assert page.count('class="chart"') == 4 and page.count("data:image/webp") > 5, "drawn in whole runs, here alone"
     run_json = RunFolder(undisturbed).run()
     assert run_json["stopped_by"] == "rounds" and run_json["seed"] == 0 and run_json["segmenter"] == "ellipse"
     assert {"command", "git_commit", "versions", "device", "data_fingerprint", "segmenter_sha256"} <= run_json.keys()
