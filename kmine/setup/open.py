@@ -80,13 +80,10 @@ def begin_run(
     """
     expected = "calibrated or ranked, in another --out if this run began with it"
     require(not cfg.rounds or cfg.gate.mode != WITHDRAWN["gate.mode"], "gate.mode", expected, cfg.gate.mode)
-    cfg = resolve_settings(cfg, source)
-    run.log = progress.log
+    cfg, run.log = resolve_settings(cfg, source), progress.log
 
     def contents() -> dict[str, str]:
-        progress.log(
-            "the data files have other times, or another reader, than when this run began: comparing their content"
-        )
+        progress.log("the data files have other times, or another reader, than at the run's begin: comparing content")
         cache = open_cache(cfg, source)
         refuse_changed_data(source, cache, run, _opened_masks(open_splits(cfg, cache, run)))
         return content_fingerprints(cfg, source, run)

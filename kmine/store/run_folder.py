@@ -75,10 +75,6 @@ TABLES = {"prompts": PromptRow, "decisions": DecisionRow}
 """Tables of a mined round; the second is written last, so its presence marks the first as complete."""
 
 
-OTHERS = ("wandb",)
-"""Folders that others write, with links to their own files."""
-
-
 class BusyError(UserError):
     """Another process holds the lock of this run folder."""
 
@@ -107,7 +103,7 @@ class RunFolder:
             return
         with user_errors(root, cure=cure):
             root.mkdir(parents=True, exist_ok=True)
-            own = (path for path in root.iterdir() if path.name not in OTHERS or path.is_symlink())
+            own = (p for p in root.iterdir() if p.name != "wandb" or p.is_symlink())  # W&B links to its own files
             refuse_links(own if (root / "run.json").exists() else [])
             self._lock = open_lock(root / ".lock")
         try:
