@@ -83,7 +83,7 @@ def begin_run(
     cfg, run.log = resolve_settings(cfg, source), progress.log
 
     def contents() -> dict[str, str]:
-        progress.log("the data files have other times, or another reader, than at the run's begin: comparing content")
+        progress.log("the data files have other times, or another reader, than before: comparing their content")
         cache = open_cache(cfg, source)
         refuse_changed_data(source, cache, run, _opened_masks(open_splits(cfg, cache, run)))
         return content_fingerprints(cfg, source, run)
