@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -51,7 +51,13 @@ def record_history(
         run.write_csv(HISTORY, COLUMNS, table)
         step, loss, score = entries[-1]
         values = {"loss": loss, "score": score} | ({"learning_rate": clock[-1][0]} if clock else {})
-        run.track({f"{arm}/round_{round_idx:02d}/{name}": value for name, value in values.items()}, step)
+        track(run, {f"{arm}/round_{round_idx:02d}/{name}": value for name, value in values.items()}, step)
+
+
+def track(run: RunFolder, values: Mapping[str, float], step: int) -> None:
+    """Send numbers by name to the trackers of a run."""
+    for tracker in run.trackers:
+        tracker.log_metrics(values, step, run.log)
 
 
 def read_history(run: RunFolder) -> list[HistoryRow]:

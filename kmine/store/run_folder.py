@@ -97,14 +97,13 @@ class RunFolder:
         self.follows = follows
         self.log: Callable[[str], None] = lambda text: None
         """Receives a line on each damaged file that is made anew."""
-        self.trackers: Sequence[Any] = ()
-        """`kmine.store.trackers.Tracker`s that receive the figures of the trainings."""
+        self.trackers: Sequence[Any] = ()  # `kmine.store.trackers.Tracker`
         if follows:
             return
         with user_errors(root, cure=cure):
             root.mkdir(parents=True, exist_ok=True)
-            own = (p for p in root.iterdir() if p.name != "wandb" or p.is_symlink())  # W&B links to its own files
-            refuse_links(own if (root / "run.json").exists() else [])
+            if (root / "run.json").exists():  # W&B links to its own files
+                refuse_links(p for p in root.iterdir() if p.name != "wandb" or p.is_symlink())
             self._lock = open_lock(root / ".lock")
         try:
             lock(self._lock, wait=False)
@@ -220,11 +219,6 @@ class RunFolder:
             tracker.close(self.log)
         if not self.follows:
             self._lock.close()
-
-    def track(self, values: Mapping[str, float], step: int) -> None:
-        """Send numbers by name to the trackers."""
-        for tracker in self.trackers:
-            tracker.log_metrics(values, step, self.log)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file at the top level of the run folder."""

@@ -15,7 +15,7 @@ from kmine.io.threads import ahead, thread_pool
 from kmine.models.base import LocalModel
 from kmine.ops.metrics import case_metrics, of_one_kind, summarise
 from kmine.ops.statistics import SMALL_SPLIT, paired_change
-from kmine.store.history import LOOP_ARM
+from kmine.store.history import LOOP_ARM, track
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.distributed import DeviceContext, gather_shards, shard
 from kmine.training.inference import infer, predict_resized, resized_batches
@@ -65,7 +65,8 @@ def evaluate_round(
     if reference:
         result = _compare_to(reference, result, task.val.group_of, task.cfg.adopt_tolerance)
     task.run.save_json(path, asdict(result), signature)
-    task.run.track({f"{method_dir or LOOP_ARM}/dice": best.dice, f"{method_dir or LOOP_ARM}/iou": best.iou}, round_idx)
+    arm = method_dir or LOOP_ARM
+    track(task.run, {f"{arm}/dice": best.dice, f"{arm}/iou": best.iou}, round_idx)
     task.fabric.barrier()
     return result
 

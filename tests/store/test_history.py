@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +19,8 @@ CLOCK = [(1e-3, 1000.0), (5e-4, 2000.0)]
 def run(tmp_path):
     store = RunFolder(tmp_path / "run")
     store.sent = []
-    store.track = lambda values, step: store.sent.append((step, values))
+    send = lambda values, step, log: store.sent.append((step, values))  # noqa: E731
+    store.trackers = [SimpleNamespace(log_metrics=send, close=lambda log: None)]
     yield store
     store.close()
 

@@ -10,6 +10,7 @@ import pytest
 from kmine.config import LoopConfig
 from kmine.errors import UserError
 from kmine.store import trackers
+from kmine.store.history import track
 from kmine.store.run_folder import RunFolder
 
 
@@ -61,7 +62,7 @@ def test_settings_figures_and_the_end_are_sent_and_a_resumed_run_goes_on_with_it
     logger = Logger()
     given = opened(monkeypatch, logger)
     trackers.open_trackers(run, ["mlflow"], {"fit.lr": 1}, offline=True)
-    run.track({"mining/dice": 0.5}, 3)
+    track(run, {"mining/dice": 0.5}, 3)
     run.close()
     assert logger.calls == [
         ("log_hyperparams", {"fit.lr": 1}),
@@ -84,8 +85,8 @@ def test_one_that_fails_later_costs_one_line_and_nothing_else(run, monkeypatch):
     logger = Logger(broken="log_metrics")
     opened(monkeypatch, logger)
     trackers.open_trackers(run, ["mlflow"], {}, offline=False)
-    run.track({"a": 1.0}, 1)
-    run.track({"a": 2.0}, 2)
+    track(run, {"a": 1.0}, 1)
+    track(run, {"a": 2.0}, 2)
     run.close()
     assert [call[0] for call in logger.calls] == ["log_hyperparams", "log_metrics"]
     (line,) = run.said
@@ -100,7 +101,7 @@ def test_each_works_without_network(name, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     run = RunFolder(tmp_path / "run")
     trackers.open_trackers(run, [name], {"fit.lr": 1e-3}, offline=True)
-    run.track({"mining/round_00/loss": 0.25}, 10)
+    track(run, {"mining/round_00/loss": 0.25}, 10)
     run.close()
     files = [path for path in run.root.rglob("*") if path.is_file() and path.suffix != ".json"]
     assert any(b"mining/round_00/loss" in path.read_bytes() or path.match("*/mining/round_00/loss") for path in files)
