@@ -13,9 +13,6 @@ from kmine.data.pool import Pool
 from kmine.models.base import LocalModel
 from kmine.types import Probs
 
-CPU_PIXELS = 2**18
-"""Pixels of a forward pass on a CPU, or one image: larger tensors do not stay in the cores' caches, and their memory
-comes from the kernel page by page each time."""
 _FLIPS: dict[str, list[list[int]]] = {"none": [[]], "hflip": [[], [-1]], "flips": [[], [-1], [-2], [-2, -1]]}
 
 
@@ -67,7 +64,7 @@ def predict_resized(
     """
     x, flips = image_tensor(images, device), _FLIPS[tta]
     flipped = torch.cat([x.flip(dims) for dims in flips])  # one forward pass on a GPU
-    at_once = max(1, CPU_PIXELS // images[0, ..., 0].size) if device.type == "cpu" else len(flipped)
+    at_once = len(x) if device.type == "cpu" else len(flipped)
     logits = torch.cat([model(part) for part in flipped.split(at_once)])
     pairs = zip(logits.float().softmax(dim=1).chunk(len(flips)), flips, strict=True)
     views = torch.stack([view.flip(dims) for view, dims in pairs])
