@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -56,15 +56,10 @@ class Folder(IndexedSource):
 
     def __init__(self, cfg: DataConfig) -> None:
         self.cfg = cfg
-        self.class_names = cfg.class_names
+        self.class_names = self.mask_names = cfg.class_names
         self._volumes, self._labels = VolumeCache(), VolumeCache()
-        root, items, left_out = _find(cfg)
-        volumes = [item.image.name for item in items if item.kind == "nifti"]
-        if volumes and cfg.window is None:
-            raise UserError(
-                f"data.window: expected the values shown as black and as white, for {named(volumes)}, got nothing; "
-                f"{WINDOW_CURE}, for the liver in CT [{LIVER_WINDOW[0]:g},{LIVER_WINDOW[1]:g}]"
-            )
+        root, items, left_out = self._found()
+        self._require_window([item.image.name for item in items if item.kind == "nifti"])
         self._headers: dict[str, Geometry | Header] = {}
         damaged = [skipped for item in items if (skipped := self._read_header(item)) is not None]
         lost = {skipped.sample_id for skipped in damaged}
@@ -82,6 +77,17 @@ class Folder(IndexedSource):
         for note in self.notes:
             _log.warning("%s", note)
         self._fingerprint = self._sign(root)
+
+    def _found(self) -> tuple[Path, list[Item], tuple[Skipped, ...]]:
+        """Root folder of the names, images, and files left out."""
+        return _find(self.cfg)
+
+    def _require_window(self, volumes: Sequence[str]) -> None:
+        if volumes and self.cfg.window is None:
+            raise UserError(
+                f"data.window: expected the values shown as black and as white, for {named(volumes)}, got nothing; "
+                f"{WINDOW_CURE}, for the liver in CT [{LIVER_WINDOW[0]:g},{LIVER_WINDOW[1]:g}]"
+            )
 
     def refs(self) -> tuple[SampleRef, ...]:
         """All images and slices, sorted by id."""
@@ -116,10 +122,10 @@ class Folder(IndexedSource):
         if item.kind == "nifti":
             geometry = self._geometry(item)
             mask = self._labels.read_slice(
-                path, lambda: class_ids(path, read_integers(path, geometry), self.class_names), number
+                path, lambda: class_ids(path, read_integers(path, geometry), self.mask_names), number
             )
         else:
-            mask = read_mask_picture(path, self.class_names, self.palettes)
+            mask = read_mask_picture(path, self.mask_names, self.palettes)
             header = self._headers.get(item.name)
             require_size(path, mask, header.shape if isinstance(header, Header) else image_shape(item.image))
         return mask
@@ -190,8 +196,8 @@ class Folder(IndexedSource):
 
     def _sign(self, root: Path) -> str:
         rows = [
-            [item.name, _stat(item.image), item.mask and _stat(item.mask), item.group, item.label, item.split]
-            + [_stat(path) for path in item.more]
+            [item.name, file_stamp(item.image), item.mask and file_stamp(item.mask), item.group, item.label, item.split]
+            + [file_stamp(path) for path in item.more]
             for _, item in sorted(self._items.items())
         ]
         is_dicom = any(item.kind == "dicom" for item in self._items.values())
@@ -217,5 +223,6 @@ def _find(cfg: DataConfig) -> tuple[Path, list[Item], tuple[Skipped, ...]]:
     return images, *pair_folders(images, masks, cfg.on_error, cfg.mask_suffix or "")
 
 
-def _stat(path: Path) -> list[str | int]:
+def file_stamp(path: Path) -> list[str | int]:
+    """Name, bytes and modification time in ns."""
     return [path.name, *size_and_time(path)]
