@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.audit.evidence import MaskReport, class_masks
+from kmine.audit.export_dicom_seg import write_dicom_segs
 from kmine.audit.export_nnunet import export_nnunet
 from kmine.audit.rounds import AuditedRun
 from kmine.data.io.volume_masks import write_mask_volume
@@ -52,6 +53,8 @@ def export_masks(audited: AuditedRun, what: str, out: Path, reports: Sequence[Ma
 
     if what == "coco":
         return write_coco(out / "coco.json", masks(), names, f"kmine audit of {audited.store.root.name}")
+    if what == "dicomseg":
+        return write_dicom_segs(out / "dicomseg", ((e.sample_id, e.mask) for e in masks()), audited.source)
     if what == "nnunet":
         return export_nnunet(audited, out)
     if what == "labelstudio":

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from kmine.config import DataConfig
 from kmine.data.datasets.folder_csv import read_folder_csv
-from kmine.data.datasets.folder_index import Item, pair_folders
+from kmine.data.datasets.folder_index import Item, file_kind, pair_folders
 from kmine.data.io.dicom import Header, read_dicom, read_header
+from kmine.data.io.dicom_seg import read_seg_mask
 from kmine.data.io.find_files import named
 from kmine.data.io.image_file import image_shape
 from kmine.data.io.mask_palettes import MaskPalettes
@@ -24,7 +25,7 @@ from kmine.data.io.pictures import WINDOW_CURE, class_ids, read_mask_picture, re
 from kmine.data.io.windowing import LIVER_WINDOW, grey_as_rgb
 from kmine.data.source import IndexedSource, fingerprint_files, size_and_time, stop_or_skip
 from kmine.errors import SampleError, UserError
-from kmine.types import SampleRef, Skipped, slice_id
+from kmine.types import SLICE_ID, SampleRef, Skipped, slice_id
 
 VERSION, READ_ANEW = 1, 2
 """Part of the fingerprint: increase it when the same files and settings give other pixels.
@@ -66,7 +67,7 @@ class Folder(IndexedSource):
         self._items = {item.name: item for item in items if item.name not in lost}
         self.skipped = (*left_out, *damaged)
         stacks = {name: head.stack_shape[0] for name, head in self._headers.items() if isinstance(head, Geometry)}
-        pictures = (item.mask for item in self._items.values() if item.mask is not None and item.kind != "nifti")
+        pictures = (m for i in self._items.values() if (m := i.mask) is not None and file_kind(m) == "picture")
         self.palettes = MaskPalettes(pictures)
         """Colours of masks with a palette."""
         self._stacks = {name: (self._items[name].image, num_slices) for name, num_slices in stacks.items()}
@@ -99,7 +100,7 @@ class Folder(IndexedSource):
         if item.kind == "picture":
             return read_picture(item.image, self.cfg.window)
         if item.kind == "dicom":
-            return read_dicom(item.image, self.cfg.window)
+            return read_dicom(item.image, self.cfg.window, number)
         geometry, window = self._geometry(item), self.cfg.window
         assert window is not None, "refused when opened"
         read = partial(read_windowed, item.image, geometry, window)
@@ -118,6 +119,11 @@ class Folder(IndexedSource):
             )
         return mask
 
+    def dicom_frame(self, sample_id: str) -> tuple[Path, int] | None:
+        """DICOM file and frame of a sample; None for another kind."""
+        item, number = self._locate(sample_id)
+        return (item.image, number) if item.kind == "dicom" else None
+
     def _read_mask(self, item: Item, path: Path, number: int) -> NDArray[np.uint8]:
         if item.kind == "nifti":
             geometry = self._geometry(item)
@@ -125,7 +131,12 @@ class Folder(IndexedSource):
                 path, lambda: class_ids(path, read_integers(path, geometry), self.mask_names), number
             )
         else:
-            mask = read_mask_picture(path, self.mask_names, self.palettes)
+            is_seg = file_kind(path) == "dicom"
+            mask = (
+                read_seg_mask(path, item.image, number, self.class_names)
+                if is_seg
+                else read_mask_picture(path, self.mask_names, self.palettes)
+            )
             header = self._headers.get(item.name)
             require_size(path, mask, header.shape if isinstance(header, Header) else image_shape(item.image))
         return mask
@@ -135,6 +146,10 @@ class Folder(IndexedSource):
         item = self._items.get(sample_id)
         if item is not None and item.kind != "nifti":
             return item, 0
+        match = SLICE_ID.fullmatch(sample_id)
+        header = self._headers.get(match[1]) if match else None
+        if match and isinstance(header, Header) and int(match[2]) < header.frames > 1:
+            return self._items[match[1]], int(match[2])
         location = self.slice_location(sample_id)
         if location is None:
             raise KeyError(f"no sample {sample_id!r} among {len(self._refs)}")
@@ -150,7 +165,10 @@ class Folder(IndexedSource):
             if item.kind == "nifti":
                 self._headers[item.name] = read_geometry(item.image)
             elif item.kind == "dicom":
-                self._headers[item.name] = read_header(item.image)
+                self._headers[item.name] = header = read_header(item.image)
+                if header.frames > 1 and item.mask is not None and file_kind(item.mask) != "dicom":
+                    problem = f"expected a DICOM segmentation of {item.image.name} with its {header.frames} frames"
+                    raise SampleError(item.mask, f"{problem}, got another file; convert the mask, or split the image")
         except SampleError as error:
             return stop_or_skip(item.name, error, self.cfg.on_error)
         return None
@@ -175,6 +193,8 @@ class Folder(IndexedSource):
             ids = [slice_id(item.name, number) for number in range(0, header.stack_shape[0], self.cfg.every_nth)]
         elif header is not None:
             series = header.series
+            if header.frames > 1:
+                ids = [slice_id(item.name, number) for number in range(0, header.frames, self.cfg.every_nth)]
         group, spacing = item.group or series or item.name, header.spacing if header else None
         return [SampleRef(i, group, item.mask is not None, item.label, spacing, item.split) for i in ids]
 
