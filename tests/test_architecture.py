@@ -25,7 +25,7 @@ LAYERS = (
 """A room imports rooms of later layers; neighbours only within the last layer, the core. `command` stands for the
 `__main__` of the packages that are commands: a thin shell over the public API."""
 HOMES = {
-    **dict.fromkeys(("albumentations", "nibabel", "pydicom"), "data"),
+    **dict.fromkeys(("albumentations", "nibabel", "pydicom", "highdicom"), "data"),
     **dict.fromkeys(("timm", "segmentation_models_pytorch", "onnx", "onnxscript", "onnxruntime"), "models"),
     **dict.fromkeys(("jinja2", "matplotlib"), "report"),
     "segment_anything": "segmenters/sam",

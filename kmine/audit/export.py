@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.audit.evidence import MaskReport, class_masks
+from kmine.audit.export_dicom_seg import write_dicom_segs
+from kmine.audit.export_nnunet import export_nnunet
 from kmine.audit.rounds import AuditedRun
 from kmine.data.io.volume_masks import write_mask_volume
 from kmine.data.source import Source
@@ -39,7 +41,7 @@ class ExportedMask(NamedTuple):
 
 
 def export_masks(audited: AuditedRun, what: str, out: Path, reports: Sequence[MaskReport]) -> Path:
-    """Write the reported masks below `out` as `what`: coco, masks or labelstudio; returns the file or folder."""
+    """Write the reported masks below `out` as `what` (see `kmine audit --help`); returns the file or folder."""
     names, mined = audited.source.class_names, audited.audited_round
 
     def masks() -> Iterator[ExportedMask]:
@@ -51,6 +53,10 @@ def export_masks(audited: AuditedRun, what: str, out: Path, reports: Sequence[Ma
 
     if what == "coco":
         return write_coco(out / "coco.json", masks(), names, f"kmine audit of {audited.store.root.name}")
+    if what == "dicomseg":
+        return write_dicom_segs(out / "dicomseg", ((e.sample_id, e.mask) for e in masks()), audited.source)
+    if what == "nnunet":
+        return export_nnunet(audited, out)
     if what == "labelstudio":
         return write_label_studio(out / "labelstudio.json", masks(), names)
     return write_masks(out / "masks", masks(), audited.source)

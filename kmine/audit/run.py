@@ -80,7 +80,7 @@ def write_audit(
     """Write audit.csv, audit.html with its folders, strata.csv with `with_withheld`, and the export into `out`.
 
     `labeled`: audit the given masks too. `with_withheld`: open withheld masks for true Dice, calibration and strata;
-    logged in run.json. `export`: none, coco, masks or labelstudio.
+    logged in run.json. `export`: as `kmine audit --help` has it.
     """
     began = time.perf_counter()
     pseudo, given = rank_all_masks(audited.task, audited.rounds, audited.audited_round, with_labeled=labeled)

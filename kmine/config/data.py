@@ -16,9 +16,12 @@ class DataConfig:
     """Data set, splits, and reading of images."""
 
     name: str = "phantom"
-    """Data set: phantom (procedural, no files needed), kvasir_seg, lits, covid_qu_ex, or folder: your own files."""
+    """Data set: phantom (procedural, no files needed), kvasir_seg, lits, covid_qu_ex, or your own files: folder, or
+    nnunet: a data set in nnU-Net's layout."""
     root: LocalPath | None = None
-    """Folder of the data set as downloaded; not used by phantom and folder."""
+    """Folder of the data set as downloaded, of nnunet that of dataset.json; not used by phantom and folder."""
+    channels: tuple[int, ...] | None = None
+    """nnunet only: numbers of one to three channels, as in [0,2], that become the colours; default: all."""
     images: LocalPath | None = None
     """Folder only: your images, in sub-folders or not: PNG, JPEG, TIFF, BMP, GIF, DICOM (.dcm, or no suffix)
     or NIfTI (.nii, .nii.gz)."""
@@ -47,7 +50,8 @@ class DataConfig:
     """LiTS, and NIfTI files of folder: use only slices 0, n, 2n, ... of each volume."""
     window: tuple[float, float] | None = None
     """Stored values (in CT Hounsfield units) shown as black and as white, as in [-160, 240]; the same for every image.
-    LiTS: [-160, 240] if not given. Folder: needed for NIfTI and 16-bit images; DICOM files may bring their own."""
+    LiTS: [-160, 240] if not given. Folder: needed for NIfTI and 16-bit images; DICOM files may bring their own.
+    nnunet: needed for CT; other NIfTI channels are otherwise windowed from the 0.5th to the 99.5th percentile."""
     image_labels: LocalPath | None = None
     """LiTS only: CSV of sample_id,label (0: lesion-free, 1: lesion). Masks of volumes listed there are not opened."""
     normal_images: LocalPath | None = None
@@ -111,6 +115,10 @@ class DataConfig:
         suffix = self.mask_suffix
         is_valid = suffix is None or (suffix.strip() != "" and "/" not in suffix)
         require(is_valid, "data.mask_suffix", "the end of the masks' names, as _mask", suffix)
+        are_valid = self.channels is None or (
+            0 < len({*self.channels}) == len(self.channels) and min(self.channels) >= 0
+        )
+        require(are_valid, "data.channels", "numbers of channels, each once, as in [0,2]", self.channels)
         names = self.class_names
         are_valid = 2 <= len(names) <= 255 and names[0] == "background" and len({*names, ""}) == len(names) + 1
         expected = "background and at least one class more, each named once, as in [background, polyp]"

@@ -49,6 +49,13 @@ def _folder(cfg: DataConfig) -> Source:
     return Folder(cfg)
 
 
+def _nnunet(cfg: DataConfig) -> Source:
+    from kmine.data.datasets.nnunet import Nnunet
+    from kmine.data.datasets.nnunet_index import WHERE
+
+    return Nnunet(_root(cfg, "of an nnU-Net data set", WHERE), cfg)
+
+
 def _root(cfg: DataConfig, expected: str, where: str) -> Path:
     if cfg.root is None:
         raise UserError(f"data.root: expected the folder {expected}, got nothing; pass --data.root FOLDER ({where})")
@@ -59,7 +66,10 @@ DatasetFactory = Callable[[DataConfig], "Source"]
 DATASETS: Registry[DatasetFactory] = Registry(
     "data.name",
     "kmine.datasets",
-    {"phantom": _phantom, "kvasir_seg": _kvasir_seg, "lits": _lits, "covid_qu_ex": _covid_qu_ex, "folder": _folder},
+    {
+        **{"phantom": _phantom, "kvasir_seg": _kvasir_seg, "lits": _lits, "covid_qu_ex": _covid_qu_ex},
+        **{"folder": _folder, "nnunet": _nnunet},
+    },
 )
 
 

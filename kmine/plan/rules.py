@@ -47,7 +47,7 @@ class Choice:
 
 def own_data_choices(cfg: LoopConfig) -> Iterator[Choice]:
     """How a user's own files are divided; before the fingerprint, which needs the splits."""
-    if cfg.data.name == "folder" and cfg.data.fine_groups is None:
+    if cfg.data.name in ("folder", "nnunet") and cfg.data.fine_groups is None:
         yield Choice("data.label_fraction", 1.0, "your own masks are all used; a share is for experiments")
         yield Choice("data.val_fraction", 0.2, "of few masks a tenth would be too few to validate on")
 

@@ -44,6 +44,9 @@ def run_predict(cfg: PredictConfig) -> int:
         raise UserError(f"{first}: --export, --round and --checkpoint need a run folder, got an exported model")
     # Inputs are checked before the network is loaded, which takes seconds.
     run_model = None if is_exported else open_run_model(path, cfg.round, cfg.checkpoint)
+    if words and run_model and (channels := run_model.run.get("channels")):
+        problem = f"expected a model of one file an image, got one of the channels {', '.join(channels)}"
+        raise UserError(f"{first}: {problem}; predict arrays of these as colours with kmine.Predictor")
     inputs = find_inputs(words, Path(cfg.out))
     if words and not inputs.readable and not inputs.unreadable:
         raise UserError(f"expected images, found none among {', '.join(words)}; name other files or folders")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from kmine.config.checks import LocalPath, expand_paths, require
+from kmine.data.io.dicom_seg import require_highdicom
 from kmine.data.io.find_files import printable
 from kmine.errors import UserError, first_names
 from kmine.io.files import sign, write_atomic
@@ -48,6 +49,9 @@ class PredictConfig:
     """Also write probabilities of all classes: (K, H, W) float16 as .npz, of volumes (X, Y, Z, K) float32 as .nii."""
     overlay: bool = False
     """Also draw each mask over its image, as JPEG; of a volume the slice with the largest mask."""
+    dicom_seg: bool = False
+    """Also write the masks of DICOM images, series and frames as DICOM segmentations, segs/NAME.dcm (extra dicom); like
+    their images these hold the patient's data."""
     window: tuple[float, float] | None = None
     """Stored values shown as black and as white, as in [-160, 240]; default: those of the run's data.window."""
     batch_size: int | None = None
@@ -92,8 +96,12 @@ def predict_files(
     estimator, no_estimate_reason = load_estimator(metadata, cfg.tta)
     batch_size = cfg.batch_size or metadata.batch_size
     job = PredictJob(network, metadata, out, window, cfg.tta, batch_size, cfg.probs, cfg.overlay, estimator)
+    job = replace(job, dicom_seg=cfg.dicom_seg)
     estimator_json = estimator.to_json() if estimator else None
-    settings = (metadata.signature, window, cfg.tta, cfg.probs, cfg.overlay, estimator_json)
+    settings: list[object] = [metadata.signature, window, cfg.tta, cfg.probs, cfg.overlay, estimator_json]
+    if cfg.dicom_seg:
+        require_highdicom()
+        settings.append("dicom_seg")
     signatures = {item.name: sign(VERSION, *settings, file_stamps(item)) for item in inputs.readable}
     with closing(OutputLog(out)) as output_log:
         output_log.claim(name for item in inputs.readable for name in job.names(item).values())
@@ -139,7 +147,7 @@ def _predict_pending(
         if result.error:
             errors.append(result.error)
         else:
-            output_log.add(name, signatures[name], job.names(result.item).values(), row)
+            output_log.add(name, signatures[name], result.names.values(), row)
         progress.advance(count, f"{len(errors)} unreadable" if errors else "")
     return errors
 

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Literal
 
 from kmine.data.datasets.folder_index import KINDS, Kind, file_kind, split_suffix
+from kmine.data.io.dicom import read_header
 from kmine.data.io.dicom_series import group_series
 from kmine.data.io.file_content import describe_content
 from kmine.data.io.find_files import UNWRITABLE, printable, walk
 from kmine.data.source import is_folder
-from kmine.errors import UserError
+from kmine.errors import SampleError, UserError
 from kmine.io.errors import expanded
 from kmine.types import Skipped
 
-InputKind = Literal["picture", "dicom", "nifti", "series"]
+InputKind = Literal["picture", "dicom", "nifti", "series", "frames"]
+"""`frames` is a DICOM file of several."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,12 @@ class Input:
     @property
     def is_volume(self) -> bool:
         """Whether its mask is a volume."""
-        return self.kind in ("nifti", "series")
+        return self.kind in ("nifti", "series", "frames")
+
+    @property
+    def is_dicom(self) -> bool:
+        """Whether a DICOM segmentation can refer to it."""
+        return self.kind in ("dicom", "series", "frames")
 
     @property
     def path(self) -> Path:
@@ -84,13 +91,22 @@ def find_inputs(words: Sequence[str], closed: Path) -> Inputs:
 def _inputs(root: Path, folder: Path, kinds: dict[Path, Kind]) -> Iterator[Input]:
     series, single_files = group_series(sorted(file for file, kind in kinds.items() if kind == "dicom"))
     warning = "an image beside a series, such as its localizer: predicted as a picture" if series else ""
-    yield from (Input(_name(root, file), "dicom", (file,), warning) for file in single_files)
+    for file in single_files:
+        name = _name(root, file)
+        yield Input(name, "frames", (file,)) if _has_frames(file) else Input(name, "dicom", (file,), warning)
     yield from (Input(_name(root, file), kind, (file,)) for file, kind in kinds.items() if kind != "dicom")
     inside = folder.relative_to(root).as_posix()
     name = folder.resolve().name if inside == "." else inside
     for number, files in enumerate(series, 1):
         # Not named after series descriptions: these may contain the patient's name.
         yield Input(name if len(series) == 1 else f"{name}/series-{number}", "series", files)
+
+
+def _has_frames(file: Path) -> bool:
+    try:
+        return read_header(file).frames > 1
+    except SampleError:  # reported when read
+        return False
 
 
 def _name(root: Path, file: Path) -> str:

@@ -16,7 +16,7 @@ from kmine.io.files import UNFINISHED, lock, refuse_links, sign, write_csv
 LOG_FILE = ".kmine-predict.jsonl"
 TABLE = "predictions.csv"
 OBJECTS = "objects.csv"
-FOLDERS = ("masks", "probs", "overlays")
+FOLDERS = ("masks", "probs", "overlays", "segs")
 Row = dict[str, Any]
 
 

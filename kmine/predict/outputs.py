@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.data.io.dicom_seg import encode_seg
 from kmine.data.io.nifti_write import encode_mask
 from kmine.data.resize import to_frame
 from kmine.io.files import atomic_open
@@ -86,6 +87,14 @@ def write_outputs(
         areas = np.array([np.count_nonzero(slice_mask) for slice_mask in masks])
         number = int(areas.argmax()) if areas.any() else len(areas) // 2
         _write(out / names["overlay"], overlay(loaded.native[number], masks[number], num_classes))
+
+
+def write_seg(item: Input, loaded: Loaded, mask: NDArray[np.uint8], path: Path, class_names: Sequence[str]) -> None:
+    """Write an (H, W) or (D, H, W) mask as DICOM segmentation. `SampleError` where none can refer to the image."""
+    series, stack = loaded.series, mask if item.is_volume else mask[None]
+    if series and series.frames:
+        stack = stack[np.argsort(series.frames)]
+    _write(path, encode_seg(series.files if series else item.files, stack, class_names))
 
 
 def prediction_columns(class_names: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.data.io.dicom import read_dicom, read_header
-from kmine.data.io.dicom_series import open_series
+from kmine.data.io.dicom_series import Series, open_frames, open_series
 from kmine.data.io.nifti import read_windowed
 from kmine.data.io.nifti_header import read_geometry
 from kmine.data.io.nifti_write import Frame, frame_of_nifti, frame_of_series
@@ -41,6 +41,8 @@ class Loaded:
     native: NDArray[np.uint8] | None
     """(N, H, W) grey or (N, H, W, 3) RGB, for overlays; None if not requested."""
     warning: str = ""
+    series: Series | None = None
+    """Files, or frames, in the order of the slices, of DICOM volumes."""
 
 
 def load(item: Input, resizer: Resizer, window: ValueWindow | None, *, keep: bool) -> Loaded:
@@ -89,16 +91,17 @@ def _nifti(item: Input, resizer: Resizer, window: ValueWindow | None, keep: bool
 
 
 def _series(item: Input, resizer: Resizer, window: ValueWindow | None, keep: bool) -> Loaded:
-    series = open_series(item.files)
-    small = np.empty((len(series.files), resizer.size, resizer.size, 3), np.uint8)
-    native = np.empty((len(series.files), *series.shape), np.uint8) if keep else None
-    for number, path in enumerate(series.files):
-        image = read_dicom(path, window)
+    series = open_series(item.files) if item.kind == "series" else open_frames(item.path)
+    small = np.empty((series.num_slices, resizer.size, resizer.size, 3), np.uint8)
+    native = np.empty((series.num_slices, *series.shape), np.uint8) if keep else None
+    places = [(item.path, n) for n in series.frames] or [(path, 0) for path in series.files]
+    for number, (path, frame) in enumerate(places):
+        image = read_dicom(path, window, frame)
         small[number] = resizer.image(image)
         if native is not None:
             native[number] = image[..., 0]
     warning = "; ".join(filter(None, (LOCALIZER * read_header(item.files[0]).is_localizer, series.warning)))
-    return Loaded(small, series.shape, series.spacing, frame_of_series(series), native, warning)
+    return Loaded(small, series.shape, series.spacing, frame_of_series(series), native, warning, series)
 
 
-_LOADERS = {"picture": _image, "dicom": _image, "nifti": _nifti, "series": _series}
+_LOADERS = {"picture": _image, "dicom": _image, "nifti": _nifti, "series": _series, "frames": _series}

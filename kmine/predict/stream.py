@@ -6,10 +6,10 @@ Memory holds a few batches of images, or two volumes, whatever the number of inp
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import ThreadPoolExecutor as Pool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ from kmine.predict.inputs import Input
 from kmine.predict.log import Row
 from kmine.predict.metadata import ModelMetadata
 from kmine.predict.network import BatchProbs, Network
-from kmine.predict.outputs import Prediction, class_mask, mean_max_probability, prediction_row, write_outputs
+from kmine.predict.outputs import Prediction, class_mask, mean_max_probability, prediction_row, write_outputs, write_seg
 from kmine.predict.reader import Loaded, ValueWindow, load
 
 THREADS = 2
@@ -49,14 +49,17 @@ class PredictJob:
     overlay: bool
     estimator: LocalQualityEstimator | None = None
     """Estimates Dice; None: no estimates."""
+    dicom_seg: bool = False
 
     def names(self, item: Input) -> dict[str, str]:
-        """Kind of output (mask, probs, overlay) -> its path below the folder of outputs."""
+        """Kind of output (mask, probs, overlay, seg) -> its path below the folder of outputs."""
         names = {"mask": f"masks/{item.name}{'.nii.gz' if item.is_volume else '.png'}"}
         if self.probs:
             names["probs"] = f"probs/{item.name}{'.nii' if item.is_volume else '.npz'}"
         if self.overlay:
             names["overlay"] = f"overlays/{item.name}.jpg"
+        if self.dicom_seg and item.is_dicom:
+            names["seg"] = f"segs/{item.name}.dcm"
         return names
 
     def write_result(
@@ -66,8 +69,15 @@ class PredictJob:
         if file is not None:
             file.finish()
         class_names, names = self.metadata.class_names, self.names(item)
+        try:
+            if "seg" in names:
+                write_seg(item, loaded, prediction.mask, self.out / names["seg"], class_names)
+        except SampleError as error:
+            del names["seg"]
+            warning = "; ".join(filter(None, (prediction.warning, f"no DICOM segmentation: {error.problem}")))
+            prediction = replace(prediction, warning=warning)
         write_outputs(loaded, prediction, self.out, names, len(class_names))
-        return PredictResult(item, prediction_row(item, loaded, prediction, class_names, names))
+        return PredictResult(item, prediction_row(item, loaded, prediction, class_names, names), names=names)
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,8 @@ class PredictResult:
     row: Row
     error: str = ""
     """Reason for a missing mask."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Written outputs, as in `PredictJob.names`."""
 
 
 def predict_stream(job: PredictJob, inputs: Iterable[Input]) -> Iterator[PredictResult]:

@@ -55,6 +55,7 @@ def provenance(cfg: LoopConfig, task: Task, source: Source, data_contents: dict[
         "seed": cfg.seed,
         "dataset": source.name,
         "class_names": list(source.class_names),
+        "channels": list(getattr(source, "file_channels", ())),
         "segmenter": task.segmenter.name if task.segmenter else "none",
         "segmenter_sha256": task.segmenter.signature if task.segmenter else "none",
         "device": torch.cuda.get_device_name() if task.fabric.device.type == "cuda" else platform.processor() or "cpu",

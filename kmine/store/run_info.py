@@ -18,13 +18,13 @@ FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("stopped_by",), (str, NoneType)),
     **dict.fromkeys(("seconds_of_last_session", "preparation_seconds", "peak_memory_mb"), (float, NoneType)),
     **dict.fromkeys(("adopted_round", "seed", "threads", "num_skipped"), (int,)),
-    **dict.fromkeys(("class_names", "skipped", "test_opened", "withheld_opened"), (list,)),
+    **dict.fromkeys(("class_names", "skipped", "test_opened", "withheld_opened", "channels"), (list,)),
     **dict.fromkeys(("data_contents", "splits", "kept_rounds", "versions", "corrections", "trackers"), (dict,)),
     **dict.fromkeys(("check", "verdicts", "intensity"), (dict, NoneType)),
 }
 """Kinds of the known fields, as in `kmine.io.json_file.NAMES`; others may join them."""
 _PLAIN = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*")
-_TEXTS = ("class_names", "test_opened", "withheld_opened")
+_TEXTS = ("class_names", "test_opened", "withheld_opened", "channels")
 
 
 def is_plain(text: object) -> bool:

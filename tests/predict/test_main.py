@@ -220,6 +220,13 @@ def test_a_run_that_is_not_finished_has_no_model_unless_a_round_is_named(tmp_pat
     assert main(run, tmp_path / "a.png", "--out", tmp_path / "out", "--round", 1) == 0
 
 
+def test_a_model_of_channels_in_files_of_their_own_predicts_no_single_files(tmp_path, capsys):
+    run = make_run(tmp_path / "run", channels=["T2", "ADC"])
+    save(tmp_path / "a.png", picture())
+    assert main(run, tmp_path / "a.png", "--out", tmp_path / "out") == 2
+    assert "expected a model of one file an image, got one of the channels T2, ADC" in capsys.readouterr().err
+
+
 def test_damaged_weights_are_named(tmp_path, capsys):
     run = make_run(tmp_path / "run")
     (run / "round_01" / "model.safetensors").write_bytes(b"nonsense")

@@ -7,12 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.dicom_files import multiframe, scan
+from helpers.image_files import save_dicom
 from helpers.made_up_run import ABOUT, ALONE
 
+from kmine.data.io.dicom import read_header
+from kmine.data.io.dicom_seg import read_seg_mask
 from kmine.errors import SampleError
 from kmine.mining.calibration.local_quality import LocalQualityEstimator
 from kmine.predict import stream
-from kmine.predict.inputs import Input
+from kmine.predict.inputs import Input, find_inputs
 from kmine.predict.network import BatchProbs
 from kmine.predict.reader import Loaded
 from kmine.predict.stream import PredictJob, predict_stream
@@ -136,3 +140,42 @@ def test_outputs_are_named_after_their_input_by_kind(job, tmp_path):
     assert full.names(image) == {"mask": "masks/x/y.png", "probs": "probs/x/y.npz", "overlay": "overlays/x/y.jpg"}
     assert full.names(volume) == {"mask": "masks/v.nii.gz", "probs": "probs/v.nii", "overlay": "overlays/v.jpg"}
     assert job.names(volume) == {"mask": "masks/v.nii.gz"}
+
+
+def seg_job(out, window):
+    return PredictJob(Threshold(), ABOUT, out, window, "none", 2, probs=False, overlay=False, dicom_seg=True)
+
+
+@pytest.mark.parametrize("kind", ["series", "frames", "dicom"])
+def test_masks_of_dicom_are_segmentations_of_it(tmp_path, kind):
+    pytest.importorskip("highdicom")
+    if kind == "frames":
+        multiframe(tmp_path / "in" / "a.dcm", 3)
+    else:
+        scan(tmp_path / "in", 3 if kind == "series" else 1)
+    (item,) = find_inputs([str(tmp_path / "in")], tmp_path / "out").readable
+    assert item.kind == kind
+    job = PredictJob(
+        Threshold(), ABOUT, tmp_path / "out", (0, 3), "none", 2, probs=False, overlay=False, dicom_seg=True
+    )
+    (done,) = predict_stream(job, [item])
+    assert not done.error and not done.row["warning"]
+    seg = tmp_path / "out" / done.names["seg"]
+    found = [
+        read_seg_mask(seg, path, frame, ABOUT.class_names).max()
+        for path in sorted(item.files)
+        for frame in range(read_header(path).frames)
+    ]
+    values = [0, 10, 20] if kind == "frames" else range(len(item.files))
+    assert found == [int(value > 1.5) for value in values]
+
+
+def test_an_image_without_place_has_its_mask_and_a_warning(tmp_path):
+    pytest.importorskip("highdicom")
+    path = save_dicom(tmp_path / "x.dcm", np.full((6, 8), 9, np.uint8))
+    job = PredictJob(
+        Threshold(), ABOUT, tmp_path / "out", (0, 9), "none", 2, probs=False, overlay=False, dicom_seg=True
+    )
+    (done,) = predict_stream(job, [Input("x", "dicom", (path,))])
+    assert "no DICOM segmentation: expected an image that" in done.row["warning"] and not done.error
+    assert (tmp_path / "out/masks/x.png").is_file() and "seg" not in done.names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from kmine.config import DataConfig
 from kmine.data.datasets.folder_csv import read_folder_csv
-from kmine.data.datasets.folder_index import Item, pair_folders
+from kmine.data.datasets.folder_index import Item, file_kind, pair_folders
 from kmine.data.io.dicom import Header, read_dicom, read_header
+from kmine.data.io.dicom_seg import read_seg_mask
 from kmine.data.io.find_files import named
 from kmine.data.io.image_file import image_shape
 from kmine.data.io.mask_palettes import MaskPalettes
@@ -24,7 +25,7 @@ from kmine.data.io.pictures import WINDOW_CURE, class_ids, read_mask_picture, re
 from kmine.data.io.windowing import LIVER_WINDOW, grey_as_rgb
 from kmine.data.source import IndexedSource, fingerprint_files, size_and_time, stop_or_skip
 from kmine.errors import SampleError, UserError
-from kmine.types import SampleRef, Skipped, slice_id
+from kmine.types import SLICE_ID, SampleRef, Skipped, slice_id
 
 VERSION, READ_ANEW = 1, 2
 """Part of the fingerprint: increase it when the same files and settings give other pixels.
@@ -56,22 +57,17 @@ class Folder(IndexedSource):
 
     def __init__(self, cfg: DataConfig) -> None:
         self.cfg = cfg
-        self.class_names = cfg.class_names
+        self.class_names = self.mask_names = cfg.class_names
         self._volumes, self._labels = VolumeCache(), VolumeCache()
-        root, items, left_out = _find(cfg)
-        volumes = [item.image.name for item in items if item.kind == "nifti"]
-        if volumes and cfg.window is None:
-            raise UserError(
-                f"data.window: expected the values shown as black and as white, for {named(volumes)}, got nothing; "
-                f"{WINDOW_CURE}, for the liver in CT [{LIVER_WINDOW[0]:g},{LIVER_WINDOW[1]:g}]"
-            )
+        root, items, left_out = self._found()
+        self._require_window([item.image.name for item in items if item.kind == "nifti"])
         self._headers: dict[str, Geometry | Header] = {}
         damaged = [skipped for item in items if (skipped := self._read_header(item)) is not None]
         lost = {skipped.sample_id for skipped in damaged}
         self._items = {item.name: item for item in items if item.name not in lost}
         self.skipped = (*left_out, *damaged)
         stacks = {name: head.stack_shape[0] for name, head in self._headers.items() if isinstance(head, Geometry)}
-        pictures = (item.mask for item in self._items.values() if item.mask is not None and item.kind != "nifti")
+        pictures = (m for i in self._items.values() if (m := i.mask) is not None and file_kind(m) == "picture")
         self.palettes = MaskPalettes(pictures)
         """Colours of masks with a palette."""
         self._stacks = {name: (self._items[name].image, num_slices) for name, num_slices in stacks.items()}
@@ -83,6 +79,17 @@ class Folder(IndexedSource):
             _log.warning("%s", note)
         self._fingerprint = self._sign(root)
 
+    def _found(self) -> tuple[Path, list[Item], tuple[Skipped, ...]]:
+        """Root folder of the names, images, and files left out."""
+        return _find(self.cfg)
+
+    def _require_window(self, volumes: Sequence[str]) -> None:
+        if volumes and self.cfg.window is None:
+            raise UserError(
+                f"data.window: expected the values shown as black and as white, for {named(volumes)}, got nothing; "
+                f"{WINDOW_CURE}, for the liver in CT [{LIVER_WINDOW[0]:g},{LIVER_WINDOW[1]:g}]"
+            )
+
     def refs(self) -> tuple[SampleRef, ...]:
         """All images and slices, sorted by id."""
         return self._refs
@@ -93,7 +100,7 @@ class Folder(IndexedSource):
         if item.kind == "picture":
             return read_picture(item.image, self.cfg.window)
         if item.kind == "dicom":
-            return read_dicom(item.image, self.cfg.window)
+            return read_dicom(item.image, self.cfg.window, number)
         geometry, window = self._geometry(item), self.cfg.window
         assert window is not None, "refused when opened"
         read = partial(read_windowed, item.image, geometry, window)
@@ -112,14 +119,24 @@ class Folder(IndexedSource):
             )
         return mask
 
+    def dicom_frame(self, sample_id: str) -> tuple[Path, int] | None:
+        """DICOM file and frame of a sample; None for another kind."""
+        item, number = self._locate(sample_id)
+        return (item.image, number) if item.kind == "dicom" else None
+
     def _read_mask(self, item: Item, path: Path, number: int) -> NDArray[np.uint8]:
         if item.kind == "nifti":
             geometry = self._geometry(item)
             mask = self._labels.read_slice(
-                path, lambda: class_ids(path, read_integers(path, geometry), self.class_names), number
+                path, lambda: class_ids(path, read_integers(path, geometry), self.mask_names), number
             )
         else:
-            mask = read_mask_picture(path, self.class_names, self.palettes)
+            is_seg = file_kind(path) == "dicom"
+            mask = (
+                read_seg_mask(path, item.image, number, self.class_names)
+                if is_seg
+                else read_mask_picture(path, self.mask_names, self.palettes)
+            )
             header = self._headers.get(item.name)
             require_size(path, mask, header.shape if isinstance(header, Header) else image_shape(item.image))
         return mask
@@ -129,6 +146,10 @@ class Folder(IndexedSource):
         item = self._items.get(sample_id)
         if item is not None and item.kind != "nifti":
             return item, 0
+        match = SLICE_ID.fullmatch(sample_id)
+        header = self._headers.get(match[1]) if match else None
+        if match and isinstance(header, Header) and int(match[2]) < header.frames > 1:
+            return self._items[match[1]], int(match[2])
         location = self.slice_location(sample_id)
         if location is None:
             raise KeyError(f"no sample {sample_id!r} among {len(self._refs)}")
@@ -144,7 +165,10 @@ class Folder(IndexedSource):
             if item.kind == "nifti":
                 self._headers[item.name] = read_geometry(item.image)
             elif item.kind == "dicom":
-                self._headers[item.name] = read_header(item.image)
+                self._headers[item.name] = header = read_header(item.image)
+                if header.frames > 1 and item.mask is not None and file_kind(item.mask) != "dicom":
+                    problem = f"expected a DICOM segmentation of {item.image.name} with its {header.frames} frames"
+                    raise SampleError(item.mask, f"{problem}, got another file; convert the mask, or split the image")
         except SampleError as error:
             return stop_or_skip(item.name, error, self.cfg.on_error)
         return None
@@ -169,6 +193,8 @@ class Folder(IndexedSource):
             ids = [slice_id(item.name, number) for number in range(0, header.stack_shape[0], self.cfg.every_nth)]
         elif header is not None:
             series = header.series
+            if header.frames > 1:
+                ids = [slice_id(item.name, number) for number in range(0, header.frames, self.cfg.every_nth)]
         group, spacing = item.group or series or item.name, header.spacing if header else None
         return [SampleRef(i, group, item.mask is not None, item.label, spacing, item.split) for i in ids]
 
@@ -190,8 +216,8 @@ class Folder(IndexedSource):
 
     def _sign(self, root: Path) -> str:
         rows = [
-            [item.name, _stat(item.image), item.mask and _stat(item.mask), item.group, item.label, item.split]
-            + [_stat(path) for path in item.more]
+            [item.name, file_stamp(item.image), item.mask and file_stamp(item.mask), item.group, item.label, item.split]
+            + [file_stamp(path) for path in item.more]
             for _, item in sorted(self._items.items())
         ]
         is_dicom = any(item.kind == "dicom" for item in self._items.values())
@@ -217,5 +243,6 @@ def _find(cfg: DataConfig) -> tuple[Path, list[Item], tuple[Skipped, ...]]:
     return images, *pair_folders(images, masks, cfg.on_error, cfg.mask_suffix or "")
 
 
-def _stat(path: Path) -> list[str | int]:
+def file_stamp(path: Path) -> list[str | int]:
+    """Name, bytes and modification time in ns."""
     return [path.name, *size_and_time(path)]

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from kmine.data.io.dicom_seg import pair_segs
 from kmine.data.io.file_content import describe_content
 from kmine.data.io.find_files import UNWRITABLE, drop_orphans, printable, walk
 from kmine.data.source import OnError, is_folder
@@ -107,6 +108,10 @@ def pair_folders(
             mask_strays += others
     if mask_strays and not mask_paths:
         raise _no_files("data.masks", masks or images, mask_strays, "convert the masks")
+    dicoms = {name: path for name, path in image_paths.items() if file_kind(path) == "dicom"}
+    segs = {name: path for name, path in mask_paths.items() if file_kind(path) == "dicom"}
+    if segs:
+        mask_paths = {name: path for name, path in mask_paths.items() if name not in segs} | pair_segs(dicoms, segs)
     if mask_paths and not image_paths.keys() & mask_paths.keys():
         suffix = _common_suffix(image_paths, mask_paths)
         raise UserError(
@@ -184,7 +189,7 @@ def mismatch(image: Path, mask: Path | None) -> str | None:
         return None
     expected: Kind = "nifti" if file_kind(image) == "nifti" else "picture"
     words = {"nifti": "a NIfTI file (.nii, .nii.gz)", "picture": "a picture (PNG, TIFF, BMP, GIF or JPEG)"}
-    if file_kind(mask) == expected:
+    if file_kind(mask) == expected or file_kind(mask) == file_kind(image) == "dicom":
         return None
     return f"expected {words[expected]} as mask of {image.name}, got {mask.name}; convert the mask"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.io.dicom import SlicePosition, read_header, read_slice_position
+from kmine.data.io.dicom import SlicePosition, read_header, read_positions, read_slice_position
 from kmine.errors import SampleError
 
 MIN_SLICES = 2
@@ -34,6 +34,51 @@ class Series:
     thickness: float
     """Distance of two slices along their normal in mm."""
     warning: str = ""
+    frames: tuple[int, ...] = ()
+    """Of a file of several frames, which stands in `files` alone: their numbers in the order of the slices."""
+
+    @property
+    def num_slices(self) -> int:
+        """Number of slices."""
+        return len(self.frames or self.files)
+
+
+def open_frames(path: Path) -> Series:
+    """The frames of a file, ordered by their positions; without these as stored, at no known place in the patient.
+
+    Raises:
+        SampleError: a damaged file.
+    """
+    header = read_header(path)
+    places = [place for place in read_positions(path, header.frames) if place is not None]
+    numbers = tuple(range(header.frames))
+    if len(places) == len(numbers) > 1 and all(_is_parallel(places[0], place) for place in places):
+        row, column = np.array(places[0].orientation[:3]), np.array(places[0].orientation[3:])
+        normal = np.cross(row, column) / np.linalg.norm(np.cross(row, column))
+        along = np.array([float(np.dot(place.position, normal)) for place in places])
+        order = np.argsort(along, kind="stable")
+        if np.diff(along[order]).min() >= SAME_MM:
+            ends = [np.array(places[n].position) for n in (order[0], order[-1])]
+            affine = _affine(row, column, (ends[1] - ends[0]) / (len(places) - 1), ends[0], header.spacing)
+            thickness = float(along.max() - along.min()) / (len(places) - 1)
+            frames = tuple(map(int, order))
+            return Series((path,), header.shape, affine, header.spacing, thickness, frames=frames)
+    spacing = header.spacing or (1.0, 1.0)
+    return Series((path,), header.shape, np.diag([spacing[1], spacing[0], 1.0, 1.0]), None, 1.0, frames=numbers)
+
+
+def _affine(
+    row: NDArray[np.float64],
+    column: NDArray[np.float64],
+    step: NDArray[np.float64],
+    start: NDArray[np.float64],
+    spacing: tuple[float, float] | None,
+) -> NDArray[np.float64]:
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = row * (spacing[1] if spacing else 1), column * (spacing[0] if spacing else 1)
+    affine[:3, 2], affine[:3, 3] = step, start
+    affine[:2] *= -1  # DICOM axes point to the left and to the back, those of NIfTI to the right and to the front
+    return affine
 
 
 def group_series(files: Sequence[Path]) -> tuple[list[tuple[Path, ...]], list[Path]]:
@@ -48,6 +93,7 @@ def group_series(files: Sequence[Path]) -> tuple[list[tuple[Path, ...]], list[Pa
     for path in files:
         try:
             place, header = read_slice_position(path), read_header(path)
+            place = place if header.frames == 1 else None
         except SampleError:
             place = None
         if place is None:
@@ -99,10 +145,7 @@ def open_series(files: Sequence[Path]) -> Series:
     gaps = int(np.count_nonzero(np.abs(steps - usual) > UNEVEN * usual))
     spacing = first[2].spacing
     start, end = (np.array(placed[n][1].position) for n in (0, -1))
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1] = row * (spacing[1] if spacing else 1), column * (spacing[0] if spacing else 1)
-    affine[:3, 2], affine[:3, 3] = (end - start) / (len(placed) - 1), start
-    affine[:2] *= -1  # DICOM axes point to the left and to the back, those of NIfTI to the right and to the front
+    affine = _affine(row, column, (end - start) / (len(placed) - 1), start, spacing)
     return Series(
         files=tuple(path for path, _, _ in placed),
         shape=first[2].shape,

@@ -59,7 +59,7 @@ def frame_of_series(series: Series) -> Frame:
     import nibabel
 
     header = nibabel.Nifti1Header()
-    header.set_data_shape((series.shape[1], series.shape[0], len(series.files)))
+    header.set_data_shape((series.shape[1], series.shape[0], series.num_slices))
     header.set_sform(series.affine, 1)
     header.set_qform(series.affine, 1, strip_shears=True)
     header.set_xyzt_units("mm")

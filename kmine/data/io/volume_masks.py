@@ -18,16 +18,18 @@ from kmine.types import IGNORE_INDEX
 _log = logging.getLogger(__name__)
 
 
-def write_mask_volume(path: Path, scan: Path, slices: Mapping[int, NDArray[np.uint8]]) -> None:
-    """Write class ids as .nii.gz with shape, axes and affine of the scan; `IGNORE_INDEX` in all other slices.
+def write_mask_volume(path: Path, scan: Path, slices: Mapping[int, NDArray[np.uint8]], fill: int = IGNORE_INDEX) -> int:
+    """Write class ids as .nii.gz with shape, axes and affine of the scan; `fill` in all other slices.
 
     Replaces `path` (.nii.gz) atomically. `slices` holds (H, W) class ids by slice number in `scan`, a NIfTI file.
+    Returns the number of slices of the scan.
     """
     geometry = read_geometry(scan)
-    stack = np.full(geometry.stack_shape, IGNORE_INDEX, np.uint8)
+    stack = np.full(geometry.stack_shape, fill, np.uint8)
     for number, mask in slices.items():
         stack[number] = mask
     write_atomic(path, encode_mask(stack, frame_of_nifti(scan, geometry)))
+    return len(stack)
 
 
 def read_mask_volume(path: Path, scan: Path) -> Iterator[tuple[int, NDArray[np.uint8]]]:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.dicom_files import multiframe
 from helpers.image_files import colour_noise, dicom_dataset, save_dicom, save_slice, square
 from PIL import Image
 from pydicom import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1
 
-from kmine.data.io.dicom import J2K_START, _frame_size, read_dicom, read_header, read_slice_position
+from kmine.data.io.dicom import J2K_START, _frame_size, read_dicom, read_header, read_positions, read_slice_position
 from kmine.errors import SampleError
 
 ROW = np.array([[-100, 0, 50, 99, 199, 200]], np.int16)
@@ -60,8 +61,10 @@ def test_colour_is_read_and_unsuitable_files_are_refused(first_row):
         first_row(colour_noise(), PhotometricInterpretation="HSV")
     with pytest.raises(SampleError, match="or 8-bit colour, got RGB of 16 bits"):
         first_row(colour_noise().astype(np.uint16))
-    with pytest.raises(SampleError, match="of one frame, got 2"):
-        first_row(NumberOfFrames=2)
+    with pytest.raises(SampleError, match="expected 1 to 8,192 frames, got 8193"):
+        first_row(NumberOfFrames=8193)
+    with pytest.raises(SampleError, match="expected a whole DICOM file"):
+        first_row(NumberOfFrames=2, WindowCenter=0, WindowWidth=9)
     with pytest.raises(SampleError, match="expected a whole DICOM file"):
         first_row(PixelData=b"\0\0", WindowCenter=0, WindowWidth=9)
 
@@ -205,3 +208,10 @@ def test_a_file_without_preamble_or_meta_header_is_read(tmp_path, implicit):
 def test_the_size_of_a_jpeg_2000_frame_is_found_behind_long_boxes():
     codestream = J2K_START + struct.pack(">HH4I", 41, 0, 405, 302, 5, 2)
     assert _frame_size(codestream) == _frame_size(b"\0\0\0\x0cjP  " + bytes(5000) + codestream) == (300, 400)
+
+
+def test_frames_of_one_file_are_read_one_by_one(tmp_path):
+    path = multiframe(tmp_path / "a.dcm", 3)
+    assert read_header(path).frames == 3
+    assert [int(read_dicom(path, (0, 20), frame)[0, 0, 0]) for frame in (2, 0, 1)] == [255, 0, 128]
+    assert [place.position for place in read_positions(path, 3)] == [(0, 0, 0), (0, 0, 2), (0, 0, 4)]
