@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint docs format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -22,12 +22,15 @@ lint: $(STAMP) ## ruff, without changing a file
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m ruff format --check --quiet . || { echo "not formatted: run 'make format'"; exit 1; }
 
+docs: $(STAMP) ## the documentation site, in docs/_build/index.html
+	@$(PY) -m sphinx -W -q docs docs/_build && echo "docs/_build/index.html"
+
 format: $(STAMP) ## ruff, changing what it can
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
 clean: ## remove the environment and every cache; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/_generated *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last: an interrupted install is taken up again. pip marks a package whole by its INSTALLER file,
