@@ -126,10 +126,11 @@ def run_fetch(cfg: FetchConfig) -> int:
 
 
 def _nothing_to_fetch(name: str) -> int:
-    if name == "folder":
+    own = {"folder": "--config folder --data.images IMAGES --data.masks MASKS"}
+    own["nnunet"] = "--data.name nnunet --data.root Dataset123_NAME"
+    if name in own:
         raise UserError(
-            "folder: these are your own images, there is nothing to fetch; "
-            "pass them as in `kmine check --config folder --data.images IMAGES --data.masks MASKS`"
+            f"{name}: these are your own images, there is nothing to fetch; pass them as in `kmine check {own[name]}`"
         )
     say(f"{name}: nothing to fetch, its images are made as they are needed: kmine loop\n")
     return 0

@@ -365,7 +365,7 @@ def test_bad_flags_are_one_line(argv, capsys):
 
 
 def test_every_data_set_has_an_answer():
-    assert set(DATASETS.names()) == {*fetch.DOWNLOADS, *fetch.MANUAL_SOURCES, "phantom", "folder"}
+    assert set(DATASETS.names()) == {*fetch.DOWNLOADS, *fetch.MANUAL_SOURCES, "phantom", "folder", "nnunet"}
 
 
 def test_the_address_is_the_published_one():

@@ -17,8 +17,10 @@ LOG_FILE = "log.txt"
 class LogFile:
     """A `ProgressReporter` that appends lines with clock times to a file, and passes all on to `shown`, if given."""
 
-    def __init__(self, path: Path, shown: ProgressReporter | None = None) -> None:
+    def __init__(self, path: Path, shown: ProgressReporter | None = None, first: str = "") -> None:
         self.path, self._shown = path, shown
+        self.first = first
+        """A line that is written before any other."""
 
     def start(self, title: str, total: int) -> None:
         """Begin a piece of work; the title is written."""
@@ -38,19 +40,25 @@ class LogFile:
             self._shown.log(text)
 
     def _write(self, text: str) -> None:
+        if first := self.first:
+            self.first = ""
+            self._write(first)
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {visible(text)}\n")
 
 
 @contextmanager
 def logged(path: Path, shown: ProgressReporter) -> Iterator[ProgressReporter]:
-    """`shown` with a log file beside it, which also says by which error the block ended."""
-    progress = LogFile(path, shown)
-    progress._write("begins")
+    """`shown` with a log file beside it, which also says by which error the block ended.
+
+    A block that is refused before it reports anything leaves the file as it was.
+    """
+    progress = LogFile(path, shown, "begins")
     try:
         yield progress
     except BaseException as error:
-        with suppress(OSError):  # the disk is full
-            progress._write(f"ended by {type(error).__name__}: {error}")
+        if not progress.first:
+            with suppress(OSError):  # the disk is full
+                progress._write(f"ended by {type(error).__name__}: {error}")
         raise
     progress._write("done")

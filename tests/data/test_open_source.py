@@ -9,7 +9,7 @@ from kmine.data import DATASETS, open_source, register_dataset
 from kmine.data.datasets.phantom.dataset import PhantomSource
 from kmine.errors import UserError
 
-BUILTIN = ("covid_qu_ex", "folder", "kvasir_seg", "lits", "phantom")
+BUILTIN = ("covid_qu_ex", "folder", "kvasir_seg", "lits", "nnunet", "phantom")
 
 
 def test_names_are_those_of_the_data_sets():

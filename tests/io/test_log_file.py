@@ -32,5 +32,7 @@ def test_sessions_follow_one_another_and_an_error_is_the_last_line(tmp_path):
     with pytest.raises(UserError), logged(path, Silent()) as progress:
         progress.log("works")
         raise UserError("data: no file")
+    with pytest.raises(UserError), logged(path, Silent()):
+        raise UserError("refused: nothing is written")
     ends = [line.split(" ", 2)[2] for line in path.read_text().splitlines()]
     assert ends == ["begins", "done", "begins", "works", "ended by UserError: data: no file"]

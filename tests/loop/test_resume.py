@@ -27,6 +27,7 @@ from helpers.loop_command import (
 from PIL import Image
 
 from kmine.data.datasets.phantom.dataset import PhantomSource
+from kmine.methods import mining
 from kmine.setup import open as setup_open
 from kmine.store import run_folder as run_store
 from kmine.store.run_folder import RunFolder
@@ -45,8 +46,6 @@ TINY = {
     "data.val_fraction": 0.1,
     "adopt_tolerance": 1,
 }
-CHUNKS = 4
-"""Of the 23 unlabeled images, with six in a chunk."""
 
 
 def set_batch_size(patch: pytest.MonkeyPatch, size: int) -> None:
@@ -239,7 +238,7 @@ MOMENTS = [
     (RunFolder, "save_tensors", 2, "round_00/model.safetensors"),  # after them, before its state is put away
     (RunFolder, "save_json", 2, "round_00/metrics.json"),  # after round 0; the first is calibration.json
     (RunFolder, "save_batch", 2, "round_01/.parts/00001.decisions.parquet"),  # in the middle of mining
-    (RunFolder, "save_batch", CHUNKS - 2, "round_01/.parts/00003.decisions.parquet"),  # mined, not joined
+    (mining, "save_batches", 1, ""),  # all mined, not joined
     (run_store, "encode_table", 2, "round_01/prompts.parquet"),  # one of the two joined tables is written
     (RunFolder, "close_round", 1, "round_01/decisions.parquet"),
     (RunFolder, "save_json", 2, "round_01/changes.json"),  # after what it changed is told

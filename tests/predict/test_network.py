@@ -73,7 +73,7 @@ def test_a_run_is_predicted_by_single_cores_and_leaves_the_number_of_threads(mon
     try:
         torch.set_num_threads(2)
         several = made.predict(IMAGES, "hflip")
-        assert torch.get_num_threads() == 2 and threads == [1, 1]
+        assert torch.get_num_threads() == 2 and threads == [1] * 4  # two images, each as it is and mirrored
         alone = [made.predict(IMAGES[n : n + 1], "hflip") for n in range(2)]
         assert np.array_equal(several.probs, np.concatenate([of_one.probs for of_one in alone]))
     finally:
