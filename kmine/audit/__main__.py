@@ -38,9 +38,9 @@ class AuditConfig:
 
     Off by default: settings chosen after looking at them are no longer validated independently."""
     export: Literal["none", "coco", "masks", "dicomseg", "labelstudio", "nnunet"] = "none"
-    """Also write the masks for other tools: COCO run lengths, PNG (NIfTI for volumes), DICOM-SEG (extra dicom),
-    Label Studio; nnunet:
-    images, given masks and pseudo masks as a data set of nnU-Net, doubtful pixels as its ignore label."""
+    """Also write the masks for other tools: COCO run lengths, PNG (NIfTI for volumes), DICOM-SEG (extra dicom), Label
+    Studio; nnunet: images, given masks and pseudo masks as a data set of nnU-Net, doubtful pixels as its ignore
+    label."""
     verdicts: LocalPath | None = None
     """A verdicts.json saved from audit.html: checked and stored in the run. Nothing else is done then."""
     corrected: LocalPath | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def write_dicom_segs(folder: Path, masks: Iterable[tuple[str, NDArray[np.uint8]]
     """
     require_highdicom()
     locate = getattr(source, "dicom_frame", lambda sample_id: None)
-    series: dict[Any, dict[tuple[Path, int], tuple[str, NDArray[np.uint8]]]] = {}
+    series: dict[Any, dict[tuple[Path, int], tuple[str, bytes]]] = {}
     for sample_id, mask in masks:
         place = locate(sample_id)
         if place is None:
@@ -37,21 +38,22 @@ def write_dicom_segs(folder: Path, masks: Iterable[tuple[str, NDArray[np.uint8]]
             raise UserError(f"--export dicomseg: expected DICOM images, got another kind for {sample_id}; {cure}")
         header = read_header(place[0])
         key = place[0] if header.frames > 1 else (header.series, header.shape, header.frame_of_reference)
-        series.setdefault(key, {})[place] = (sample_id, mask)
+        series.setdefault(key, {})[place] = (sample_id, zlib.compress(mask, 1))  # a series may end with the last mask
     for of_series in series.values():
         name = picture_name(next(iter(of_series.values()))[0])
-        files, stack = _stack({place: mask for place, (_, mask) in of_series.items()})
+        files, stack = _stack({place: packed for place, (_, packed) in of_series.items()})
         write_atomic(folder / f"{name}.dcm", encode_seg(files, stack, source.class_names))
     return folder
 
 
-def _stack(masks: dict[tuple[Path, int], NDArray[np.uint8]]) -> tuple[Sequence[Path], NDArray[np.uint8]]:
-    """Files and masks in their order; of a file of several frames, all frames."""
-    first = next(iter(masks))[0]
+def _stack(packed: dict[tuple[Path, int], bytes]) -> tuple[Sequence[Path], NDArray[np.uint8]]:
+    """Files and (N, H, W) masks in their order; of a file of several frames, all frames."""
+    first = next(iter(packed))[0]
     header = read_header(first)
+    masks = [np.frombuffer(zlib.decompress(data), np.uint8).reshape(header.shape) for data in packed.values()]
     if header.frames == 1:
-        return [path for path, _ in masks], np.stack([*masks.values()])
+        return [path for path, _ in packed], np.stack(masks)
     stack = np.full((header.frames, *header.shape), IGNORE_INDEX, np.uint8)
-    for (_, frame), mask in masks.items():
+    for (_, frame), mask in zip(packed, masks, strict=True):
         stack[frame] = mask
     return [first], stack

@@ -57,8 +57,9 @@ def export_nnunet(audited: AuditedRun, out: Path) -> Path:
             shutil.rmtree(folder / part, ignore_errors=True)  # of an earlier export
         has_ignored = [write(folder, case, ids, audited) for case, ids in cases.items()]
     _write_dataset_json(folder, source, cases, ending=_ENDINGS[write], ignores=any(has_ignored))
-    of_val = [case for case, ids in cases.items() if ids[0] in {*audited.task.val.ids}]
-    split = {"train": [case for case in cases if case not in of_val], "val": of_val}
+    val = {*audited.task.val.ids}
+    of_val = [case for case, ids in cases.items() if ids[0] in val]
+    split = {"train": [case for case, ids in cases.items() if ids[0] not in val], "val": of_val}
     write_atomic(folder / "splits_final.json", json.dumps([split], indent=1).encode())
     return folder
 
@@ -105,12 +106,12 @@ def _write_volume(folder: Path, case: str, ids: Sequence[str], audited: AuditedR
         scan, slices[place.number] = place.path, _pool_and_mask(audited, sample_id)[1]
     channels = source.channel_files(ids[0]) if isinstance(source, Nnunet) else (scan,)
     for number, path in enumerate(channels):
-        with atomic_open(folder / "imagesTr" / f"{case}_{number:04}.nii.gz") as target:
+        with atomic_open(folder / "imagesTr" / f"{case}_{number:04}.nii.gz") as target, path.open("rb") as stored:
             if is_gzip(path):
-                target.write(path.read_bytes())
+                shutil.copyfileobj(stored, target)
             else:
-                with gzip.GzipFile("", "wb", 1, target, mtime=0) as packed, path.open("rb") as plain:
-                    shutil.copyfileobj(plain, packed)
+                with gzip.GzipFile("", "wb", 1, target, mtime=0) as packed:
+                    shutil.copyfileobj(stored, packed)
     ignore = len(source.class_names)
     target = folder / "labelsTr" / f"{case}.nii.gz"
     depth = write_mask_volume(target, scan, {n: _labels(m, source)[0] for n, m in slices.items()}, fill=ignore)

@@ -5,6 +5,7 @@ B prompts of one form are decoded at once, with M masks of each, on the features
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -48,7 +49,7 @@ class DecoderQuery:
         return self.box is not None, 0 if coords is None else len(coords), self.mask_input is not None
 
 
-class QueryDecoder:
+class QueryDecoder(ABC):
     """A prompt encoder and a mask decoder behind a frame; a subclass gives `features` and `low_res`."""
 
     device: torch.device
@@ -59,15 +60,15 @@ class QueryDecoder:
         self.frame, self.abilities = frame, abilities
         self._mask_side = mask_side
 
+    @abstractmethod
     def features(self, embedding: Embedding) -> Tensor:
-        """Features with a batch axis, float32 on the device. `ValueError` for those of another model."""
-        raise NotImplementedError
+        """(1, C, h, w) float32 on the device. `ValueError` for those of another model."""
 
+    @abstractmethod
     def low_res(
         self, features: Tensor, size: tuple[int, int], queries: Sequence[DecoderQuery], multimask: bool
     ) -> tuple[Tensor, Tensor]:
         """(B, M, S, S) logits in the network's frame and (B, M) predicted IoU, not clipped; queries are of one form."""
-        raise NotImplementedError
 
     def queries(self, owner: int, prompts: Prompts, size: tuple[int, int]) -> Iterator[DecoderQuery]:
         """Rows of a `Prompts` on an image of `size` = (H, W): its own, then its jittered boxes; see `check_prompts`."""

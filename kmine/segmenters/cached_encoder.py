@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from kmine.errors import UserError
 from kmine.segmenters.embedding_cache import EmbeddingCache, KeyIndex, KnownImage
 
 
-class CachedEncoder:
+class CachedEncoder(ABC):
     """Images to features; a subclass gives `signature` and `forward`.
 
     Args:
@@ -40,9 +41,9 @@ class CachedEncoder:
         self._log = log
         self._indices: dict[str, KeyIndex] = {}
 
+    @abstractmethod
     def forward(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         """(B, C, h, w) features of images (H, W, 3) uint8 RGB of any sizes."""
-        raise NotImplementedError
 
     @torch.inference_mode()
     def features(self, images: Sequence[NDArray[np.uint8] | KnownImage]) -> list[NDArray[np.float32]]:
@@ -73,8 +74,10 @@ class CachedEncoder:
 
     def stored(self, images: Sequence[KnownImage]) -> list[NDArray[np.floating] | None]:
         """Features on disk in their own precision, None for others; no image is decoded."""
-        keys = [self._index(image).get(image.sample_id) for image in images] if self._cache else []
-        return [key and self._cache.get(key) for key in keys] if self._cache else [None] * len(images)
+        if self._cache is None:
+            return [None] * len(images)
+        keys = [self._index(image).get(image.sample_id) for image in images]
+        return [key and self._cache.get(key) for key in keys]
 
     def reserve(self, images: Sequence[KnownImage]) -> str:
         """See `kmine.segmenters.embedding_cache.CachingSegmenter.reserve`."""

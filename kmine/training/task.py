@@ -50,7 +50,7 @@ class Task:
     person: PersonPrompts = NO_PERSON
     """Prompts that a person drew on unlabeled images."""
     mining_batch_size: int = 16
-    """Images that pass the stages of mining and calibration and are saved together; mining holds up to five batches in
+    """Images that pass the stages of mining and calibration and are saved together; mining holds up to six batches in
     memory, and an interruption costs at most as many."""
 
     def pseudo_mask(self, round_idx: int, sample_id: str) -> NDArray[np.uint8]:

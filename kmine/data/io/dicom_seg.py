@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
 from collections.abc import Mapping, Sequence
@@ -94,7 +95,8 @@ def pair_segs(images: Mapping[str, Path], masks: Mapping[str, Path]) -> dict[str
     if not headers:
         return out
     require_highdicom()
-    known = {read_header(path).uid: (name, read_header(path).frame_of_reference) for name, path in images.items()}
+    of_images = {name: read_header(path) for name, path in images.items()}
+    known = {header.uid: (name, header.frame_of_reference) for name, header in of_images.items()}
     for seg_name, header in headers.items():
         path = masks[seg_name]
         own = sorted(known[uid] for uid in header.covered & known.keys())
@@ -197,7 +199,8 @@ def encode_seg(files: Sequence[Path], masks: NDArray[np.uint8], class_names: Seq
     for name in PATIENT:
         for source in sources:
             source.setdefault(name, "")
-    seed = [str(sources[0].SOPInstanceUID), labels.tobytes().hex()[:4096], *names]
+    content = hashlib.sha256(np.ascontiguousarray(labels)).hexdigest()
+    seed = [str(sources[0].SOPInstanceUID), content, *names]
     code = hd.sr.CodedConcept(*TISSUE)
     segments = [_segment(hd, number, name, code) for number, name in enumerate(names, start=1)]
     try:

@@ -54,6 +54,21 @@ def test_an_empty_stack_and_one_class_come_back(tmp_path):
             np.testing.assert_array_equal(read_seg_mask(tmp_path / "seg.dcm", file, 0, NAMES[:2]), truth[number])
 
 
+def test_other_masks_have_other_identifiers_and_the_same_ones_the_same(tmp_path):
+    pytest.importorskip("highdicom")
+    files = scan(tmp_path, 24)
+    truth = np.zeros((24, *SHAPE), np.uint8)
+    truth[:, 0, 0] = 1
+    other = truth.copy()
+    other[-1, -1, -1] = 1
+    uids = []
+    for masks_of_run in (truth, truth, other):
+        (tmp_path / "seg.dcm").write_bytes(encode_seg(files, masks_of_run, NAMES[:2]))
+        data = dcmread(tmp_path / "seg.dcm")
+        uids.append((data.SOPInstanceUID, data.SeriesInstanceUID))
+    assert uids[0] == uids[1] and not {*uids[0]} & {*uids[2]}
+
+
 def test_a_segmentation_belongs_to_its_images_whatever_its_name(written):
     files, _, path = written
     images = {f"sub/{file.stem}": file for file in files}
