@@ -56,8 +56,9 @@ def test_an_empty_stack_and_one_class_come_back(tmp_path):
 
 def test_other_masks_have_other_identifiers_and_the_same_ones_the_same(tmp_path):
     pytest.importorskip("highdicom")
-    files = scan(tmp_path, 24)
-    truth = np.zeros((24, *SHAPE), np.uint8)
+    count = 2**12 // (SHAPE[0] * SHAPE[1])
+    files = scan(tmp_path, count)
+    truth = np.zeros((count, *SHAPE), np.uint8)
     truth[:, 0, 0] = 1
     other = truth.copy()
     other[-1, -1, -1] = 1
