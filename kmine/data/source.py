@@ -37,8 +37,9 @@ class Symmetry(NamedTuple):
     """Smallest and largest magnification."""
 
 
-ENDOSCOPY = Symmetry("both", 180.0, (0.6, 1.6))
-"""The endoscope turns about its own axis, so there is no up or left; the distance to the wall varies much."""
+ENDOSCOPY = Symmetry("horizontal", 180.0, (0.6, 1.6))
+"""The endoscope turns about its own axis, so there is no up or left; the distance to the wall varies much. A vertical
+flip is a mirror image that is turned by 180 degrees: beside full rotation it gains nothing (experiments/recipe)."""
 AXIAL_CT = Symmetry("horizontal", 15.0)
 """Spine and table are below, so no vertical flip. Which side is left depends on headers that are often wrong."""
 CHEST_XRAY = Symmetry("none", 10.0)

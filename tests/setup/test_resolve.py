@@ -11,7 +11,7 @@ from kmine.setup.resolve import resolve_settings
 
 @pytest.mark.parametrize(
     ("kind", "flips", "tta", "rotation"),
-    [("polyp", "both", "flips", 180.0), ("ct", "horizontal", "hflip", 15.0), ("xray", "none", "none", 10.0)],
+    [("polyp", "horizontal", "hflip", 180.0), ("ct", "horizontal", "hflip", 15.0), ("xray", "none", "none", 10.0)],
 )
 def test_flips_and_rotations_are_those_of_the_modality(kind, flips, tta, rotation):
     cfg = LoopConfig(data=DataConfig(kind=kind))
