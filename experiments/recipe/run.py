@@ -53,26 +53,28 @@ INGREDIENTS = {
     "new-on-validation": {},
     "new-with-encoder_lr_0.1": {"fit.encoder_lr": "0.1"},
     "new-with-encoder_lr_0.3": {"fit.encoder_lr": "0.3"},
-    "new-without-ema": {"fit.ema_decay": "0.0"},
+    "new-with-ema": {"fit.ema_decay": "0.99"},
     "new-without-rotation": {"fit.rotation": "30.0"},
     "new-without-wide_scale": {"fit.scale": "[0.8, 1.25]"},
     "new-without-image_dice": {"fit.dice": "batch"},
     "new-without-last_step": {"fit.checkpoint": "best"},
     "new-with-letterbox": {"data.resize": "letterbox"},
     "new-with-native_pixels": {"fit.supersample": "2"},
-    "new-without-vertical_flip": {"fit.flips": "horizontal"},
+    "new-with-vertical_flip": {"fit.flips": "both"},
     "new-without-clip": {"fit.clip_grad": "0.0"},
     "new-without-area_masks": {"data.mask_resize": "nearest"},
     "new-with-width_16": {"model.decoder_width": "16"},
     "new-without-norm_rule": {"fit.decay_norms": "true"},
     "new-with-depth_5": {"model.encoder_depth": "5"},
     "new-with-unet": {"model.name": "unet"},
+    "new-with-half_small": {"fit.small_share": "0.5"},
+    "new-with-most_small": {"fit.small_share": "0.75"},
+    "new-with-unet-half_small": {"model.name": "unet", "fit.small_share": "0.5"},
+    "new-with-unet-most_small": {"model.name": "unet", "fit.small_share": "0.75"},
     "new-with-lr_2e-3": {"fit.lr": "0.002"},
     "new-with-unet-lr_2e-3": {"model.name": "unet", "fit.lr": "0.002"},
 }
 """Settings by dotted name that differ from the reference, `new-on-validation`."""
-REFERENCE = {"fit.ema_decay": "0.99"}
-"""Settings that the arms of ingredients share: those of the first of them."""
 BARE_RATES = {"bare": 1e-4, "bare-full-rate": 1e-3}
 """Learning rate of the encoder in the bare loop; that of the decoder is 1e-3."""
 ARMS = ("new", *BARE_RATES, "old", *INGREDIENTS)
@@ -100,7 +102,7 @@ def settings(args: argparse.Namespace, arm: str, fold: int) -> LoopConfig:
             "data.cache_dir": f"{args.out}/cache",
         },
         **{"model.encoder_weights": args.weights, "fit.steps": str(args.steps), "seed": str(fold), "device": "cpu"},
-        **(REFERENCE | INGREDIENTS[arm] if arm in INGREDIENTS else {}),
+        **INGREDIENTS.get(arm, {}),
     }
     cfg = cli.override(LoopConfig, cli.to_dict(LoopConfig()), changes, "recipe")
     if IS_OLD:

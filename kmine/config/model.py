@@ -182,6 +182,9 @@ class FitConfig:
     """Optimizer steps of every later round, and of the supervised baseline."""
     batch_size: int = 8
     """Images per step."""
+    small_share: float = 0.0
+    """Share of the steps, the first ones, that train on images of half the side, at less than half the cost; 0: none.
+    Methods that train on views of unlabeled images (mean_teacher, fixmatch, unimatch) have no such steps."""
     labeled_share: float = 0.5
     """Share of each batch drawn from the labeled images; the rest are pseudo-labeled."""
     lr: float = 1e-3
@@ -206,8 +209,8 @@ class FitConfig:
     augment: bool = True
     """Flips, shifts, scaling, rotation, brightness, contrast, blur and noise."""
     flips: Literal["auto", "none", "horizontal", "both"] = "auto"
-    """Mirror images in training. auto: by the data set: both for polyps, horizontal for CT and for your own files, none
-    for chest X-rays, where left and right differ."""
+    """Mirror images in training. auto: by the data set: none for chest X-rays, where left and right differ, else
+    horizontal."""
     rotation: float | None = None
     """Largest rotation in training in degrees; default by the data set: 180 for polyps, 15 for CT, 10 for chest
     X-rays, 30 for your own files."""
@@ -248,6 +251,7 @@ class FitConfig:
             require(getattr(self, name) >= 1, f"fit.{name}", "at least 1", getattr(self, name))
         require(self.batch_size >= 2, "fit.batch_size", "at least 2 (batch norm needs two images)", self.batch_size)
         fraction(self.labeled_share, "fit.labeled_share")
+        require(0 <= self.small_share < 1, "fit.small_share", "0 to below 1", self.small_share)
         for name in ("lr", "round_lr"):
             require(getattr(self, name) > 0, f"fit.{name}", "a positive number", getattr(self, name))
         require(self.weight_decay >= 0, "fit.weight_decay", "0 or more", self.weight_decay)
