@@ -67,10 +67,6 @@ INGREDIENTS = {
     "new-without-norm_rule": {"fit.decay_norms": "true"},
     "new-with-depth_5": {"model.encoder_depth": "5"},
     "new-with-unet": {"model.name": "unet"},
-    "new-with-half_small": {"fit.small_share": "0.5"},
-    "new-with-most_small": {"fit.small_share": "0.75"},
-    "new-with-unet-half_small": {"model.name": "unet", "fit.small_share": "0.5"},
-    "new-with-unet-most_small": {"model.name": "unet", "fit.small_share": "0.75"},
     "new-with-lr_2e-3": {"fit.lr": "0.002"},
     "new-with-unet-lr_2e-3": {"model.name": "unet", "fit.lr": "0.002"},
 }

@@ -182,9 +182,6 @@ class FitConfig:
     """Optimizer steps of every later round, and of the supervised baseline."""
     batch_size: int = 8
     """Images per step."""
-    small_share: float = 0.0
-    """Share of the steps, the first ones, that train on images of half the side, at less than half the cost; 0: none.
-    Methods that train on views of unlabeled images (mean_teacher, fixmatch, unimatch) have no such steps."""
     labeled_share: float = 0.5
     """Share of each batch drawn from the labeled images; the rest are pseudo-labeled."""
     lr: float = 1e-3
@@ -251,7 +248,6 @@ class FitConfig:
             require(getattr(self, name) >= 1, f"fit.{name}", "at least 1", getattr(self, name))
         require(self.batch_size >= 2, "fit.batch_size", "at least 2 (batch norm needs two images)", self.batch_size)
         fraction(self.labeled_share, "fit.labeled_share")
-        require(0 <= self.small_share < 1, "fit.small_share", "0 to below 1", self.small_share)
         for name in ("lr", "round_lr"):
             require(getattr(self, name) > 0, f"fit.{name}", "a positive number", getattr(self, name))
         require(self.weight_decay >= 0, "fit.weight_decay", "0 or more", self.weight_decay)

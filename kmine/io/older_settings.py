@@ -7,7 +7,7 @@ from typing import Any
 
 BEFORE: dict[str, Any] = {
     **{"data.resize": "squash", "data.mask_resize": "nearest", "data.patch": None},
-    **{"data.folds": None, "data.fold": None, "fit.small_share": 0.0},
+    **{"data.folds": None, "data.fold": None},
     **{"model.decoder_width": 8, "model.decoder": "unet", "model.fine_init": "weights", "model.veto": False},
     **{"fit.dice": "batch", "fit.encoder_lr": 1.0, "fit.decay_norms": True, "fit.clip_grad": 0.0},
     **{"fit.flips": "both", "fit.rotation": 30.0, "fit.scale": [0.8, 1.25], "fit.checkpoint": "best"},

@@ -86,8 +86,6 @@ class _Loss:
         """Loss of `batch`; see `kmine.training.train_steps.LossFn`."""
         images, masks, weights = to_device(batch, self.fabric.device)
         if self.consistency_fn is None:
-            if step < self.cfg.small_share * self.cfg.steps:
-                images, masks, weights = halved(images, masks, weights)
             has_pseudo = batch.pseudo is not None and batch.pseudo.any()
             pseudo = _tensor(batch.pseudo, self.fabric.device) if has_pseudo else None
             logits = self._logits(net, images, pseudo, self.cfg.feature_perturbation)
@@ -135,16 +133,6 @@ def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tenso
     """(B, 3, S, S) uint8 images, (B, S, S) int64 masks, (B,) or (B, S, S) float32 weights on `device`."""
     masks, weights = _tensor(batch.masks, device).long(), _tensor(batch.weights, device)
     return image_tensor(batch.images, device), masks, weights
-
-
-def halved(images: Tensor, masks: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Arrays as from `to_device` at half the side, rounded up; images (float32 now) by area, the others by pixel.
-
-    First steps on small images are EfficientNetV2's progressive resizing (arXiv 2104.00298) in two stages.
-    """
-    size = [-(-side // 2) for side in masks.shape[-2:]]
-    weights = weights[:, ::2, ::2] if weights.ndim == 3 else weights
-    return F.interpolate(images.float(), size, mode="area"), masks[:, ::2, ::2], weights
 
 
 def _views_to_device(views: Views, device: torch.device) -> UnlabeledViews:

@@ -12,7 +12,7 @@ from helpers.small import same
 
 from kmine.data.batches import Batch, Views
 from kmine.models.base import LocalModel
-from kmine.training.fit import ConsistencyTarget, halved
+from kmine.training.fit import ConsistencyTarget
 
 
 class Recording(LocalModel):
@@ -35,29 +35,6 @@ def test_feature_dropout_is_for_pseudo_labeled_images_in_training_only():
     model = Recording()
     train(replace(CFG, steps=2, feature_perturbation=0.3), model=model, batches=Mixed())
     assert model.calls == [(None, 0.3, True), ([False, True, True, False], 0.3, True)]
-
-
-def test_images_at_half_the_side_by_hand():
-    images = torch.tensor([[1, 3, 10], [5, 7, 20], [30, 40, 50]], dtype=torch.uint8).expand(1, 3, 3, 3)
-    masks = torch.tensor([[[0, 1, 2], [3, 4, 5], [6, 7, 255]]])
-    small, small_masks, weights = halved(images, masks, masks.float())
-    # Blocks of two by two that meet in the middle row and column: torch's adaptive average of 3 in 2.
-    assert small[0, 0].tolist() == [[4, 10], [20.5, 29.25]]
-    assert small_masks.tolist() == [[[0, 2], [6, 255]]] and weights.tolist() == [[[0, 2], [6, 255]]]
-    even = halved(images[..., :2, :2], masks[:, :2, :2], torch.tensor([0.5]))
-    assert even[0][0, 0].tolist() == [[4]] and even[1].tolist() == [[[0]]] and even[2].tolist() == [0.5]
-
-
-def test_the_first_steps_are_on_small_images():
-    """Five of ten steps, unless the method trains on views."""
-    model, sides = network(), []
-    model.register_forward_pre_hook(lambda _, args: sides.append(args[0].shape[-1]) if model.training else None)
-    cfg = replace(CFG, steps=10, small_share=0.5)
-    train(cfg, model=model)
-    assert sides == 5 * [4] + 5 * [8]
-    sides.clear()
-    train_with_views(lambda net, views, step, ema: ConsistencyTarget(views.strong, torch.mean), cfg, model=model)
-    assert sides == 10 * [8]
 
 
 class BarsWithViews(Bars):
