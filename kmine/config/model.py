@@ -21,6 +21,7 @@ SCALINGS: dict[str, tuple[Channels, Channels]] = {
     "unit": ((0.0,) * 3, (1.0,) * 3),
 }
 """Mean and deviation of RGB in [0, 1] that pretrained encoders expect, by name: all that timm 1.0 publishes."""
+DEFAULT_ENCODERS = {"sks": "swinv2_tiny_window8_256", "dpt": "tu-vit_small_patch14_dinov2"}
 _PAIRED = ("name", "encoder", "encoder_weights", "encoder_sha256", "normalization")
 """Settings with a value for each of two models joined by +."""
 
@@ -30,13 +31,15 @@ class ModelConfig:
     """The local model."""
 
     name: str = "unetpp"
-    """Local model: unetpp, unet or sks (a U-Net guided by a classifier of image-level labels). Two joined by +, as in
-    unetpp+sks: the second is an auxiliary model, trained once on the labels only; its agreement is evidence for the
-    gate. encoder and encoder_weights may then be pairs, too: A+B."""
+    """Local model: unetpp, unet, dpt (a plain vision transformer with the decoder of DPT, for DINOv2 and DINOv3) or sks
+    (a U-Net guided by a classifier of image-level labels). Two joined by +, as in unetpp+sks: the second is an
+    auxiliary model, trained once on the labels only; its agreement is evidence for the gate. encoder and
+    encoder_weights may then be pairs, too: A+B."""
     encoder: str = ""
     """Any encoder of segmentation-models-pytorch by name, or tu-NAME for a timm encoder; default: mobilenet_v2. sks
     takes timm names, with or without tu-; default: swinv2_tiny_window8_256, as in its paper, for a GPU. For a CPU:
-    mobilenetv2_050 or mobilenetv3_small_050."""
+    mobilenetv2_050 or mobilenetv3_small_050. dpt takes vision transformers of timm; default:
+    tu-vit_small_patch14_dinov2."""
     encoder_weights: LocalPath | None = "auto"
     """Initial weights of the encoder: none (random), hub (ImageNet, downloaded), a local .safetensors file, or auto:
     those that a cache of kmine, Hugging Face or PyTorch holds, without a download, else random ones. A run records the
@@ -44,7 +47,7 @@ class ModelConfig:
     encoder_sha256: str | None = None
     """SHA-256 (hex) of the file of encoder weights; a run records it, and refuses another file."""
     encoder_depth: int = 4
-    """Not for sks: number of encoder levels, 3 to 5; input sides are padded to a multiple of 2 ** depth."""
+    """For unet and unetpp: number of encoder levels, 3 to 5; input sides are padded to a multiple of 2 ** depth."""
     decoder_width: int = 8
     """Channels of the decoder at full resolution, doubled at each stride below: 8 at stride 1, 16 at stride 2, and so
     on, equally for all models. 16 is the width of segmentation-models-pytorch."""
@@ -141,7 +144,9 @@ class ModelConfig:
 
     def resolved(self) -> ModelConfig:
         """Copy with the default encoder in place of an empty `encoder`, and `OF_SKS` where no model is sks."""
-        default = "swinv2_tiny_window8_256" if self.name == "sks" else "mobilenet_v2"
+        default = {"sks": "swinv2_tiny_window8_256", "dpt": "tu-vit_small_patch14_dinov2"}.get(
+            self.name, "mobilenet_v2"
+        )
         encoder = "+".join(m.encoder for m in self.split() if m) if self.has_auxiliary else self.encoder or default
         return replace(self, encoder=encoder, **({} if "sks" in self.name.split("+") else OF_SKS))
 

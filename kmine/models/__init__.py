@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-ARCHITECTURES = {"unet": "Unet", "unetpp": "UnetPlusPlus", "sks": None}
+ARCHITECTURES = {"unet": "Unet", "unetpp": "UnetPlusPlus", "dpt": "DPT", "sks": None}
 """Name in a config -> class of segmentation-models-pytorch; None for kmine's own network."""

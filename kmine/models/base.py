@@ -104,8 +104,10 @@ class LocalModel(nn.Module):
         """
 
         def drop(features: Any) -> Any:
-            if not isinstance(features, Tensor):
+            if isinstance(features, list | tuple):
                 return type(features)(drop(level) for level in features)
+            if features is None or features.ndim != 4:  # tokens of a transformer that belong to no place
+                return features
             kept = F.dropout2d(features.new_ones(*features.shape[:2], 1, 1), rate)
             return features * torch.where(images[:, None, None, None], kept, 1)
 

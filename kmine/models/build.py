@@ -1,4 +1,4 @@
-"""Local models by name: U-Net and U-Net++ of segmentation-models-pytorch, and sks."""
+"""Local models by name: U-Net, U-Net++ and DPT of segmentation-models-pytorch, and sks."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def create_model(
     """Create a segmentation network: (B, 3, H, W) RGB in [0, 255] of any size -> (B, classes, H, W) logits.
 
     Args:
-        name: unetpp, unet or sks.
+        name: unetpp, unet, dpt or sks.
         encoder: an encoder of segmentation-models-pytorch, or tu-NAME for one of timm; empty: mobilenet_v2
-            (sks: swinv2_tiny_window8_256).
+            (sks: swinv2_tiny_window8_256, dpt: tu-vit_small_patch14_dinov2).
         encoder_weights: None (random), hub (ImageNet weights, downloaded) or a local .safetensors file. The input is
             scaled as the file or its publisher states, unless `normalization` is given.
         classes: number of classes, background included.
@@ -111,6 +111,10 @@ def _build(cfg: ModelConfig, num_classes: int) -> LocalModel:
         from kmine.models.sks import build_sks
 
         return build_sks(cfg, num_classes)
+    if cfg.name == "dpt":
+        from kmine.models.dpt import build_dpt
+
+        return build_dpt(cfg, num_classes)
     import segmentation_models_pytorch as smp
 
     if not cfg.encoder.startswith("tu-") and cfg.encoder not in smp.encoders.get_encoder_names():

@@ -55,8 +55,8 @@ class EncoderRecord:
 
 
 def weights_name(architecture: str, encoder: str) -> str:
-    """Name of an encoder's weights: segmentation-models-pytorch's own, or `tu-` and timm's, as all of sks are."""
-    return f"tu-{encoder.removeprefix('tu-')}" if architecture == "sks" else encoder
+    """Name of an encoder's weights: segmentation-models-pytorch's own, or `tu-` and timm's, as all of sks and dpt."""
+    return f"tu-{encoder.removeprefix('tu-')}" if architecture in ("sks", "dpt") else encoder
 
 
 def encoder_path(folder: Path, name: str) -> Path:

@@ -55,14 +55,19 @@ def own_data_choices(cfg: LoopConfig) -> Iterator[Choice]:
 def network_choices(cfg: LoopConfig, data: Fingerprint, machine: Machine) -> Iterator[Choice]:
     """Network, batch, precision and workers."""
     is_sks, gpu, weights = "sks" in cfg.model.name, machine.is_gpu, cfg.model.encoder_weights
-    if not cfg.model.has_auxiliary and weights in (None, "none", "auto", "hub"):  # a file is of one encoder
+    if cfg.model.name in ("unet", "unetpp", "sks") and weights in (
+        None,
+        "none",
+        "auto",
+        "hub",
+    ):  # a file is of one encoder
         small, large = ("mobilenetv2_100", "swinv2_tiny_window8_256") if is_sks else ("mobilenet_v2", "resnet34")
         folder, names = default_cache_dir(), [weights_name(cfg.model.name, name) for name in (large, small)]
         has = [weights == "auto" and gpu and cached_weights(name, folder) is not None for name in names]
         why = "fast on a CPU" if not gpu else "the field's usual encoder"
         why = "pretrained weights are here, which matter more than the encoder" if has == [False, True] else why
         yield Choice("model.encoder", large if gpu and has != [False, True] else small, why, True)
-    if not is_sks:
+    if not is_sks and cfg.model.name != "dpt":
         why = "all stages of the encoder" if gpu else "small images have little left at stride 32"
         yield Choice("model.encoder_depth", 5 if gpu else 4, why, True)
     why = "widths of segmentation-models-pytorch" if gpu else "half of the usual width, where it costs most"

@@ -17,6 +17,7 @@ MODELS = {
     "unetpp": ModelConfig(
         name="unetpp", encoder="tu-test_resnet", encoder_depth=3, decoder_channels=8, normalization="imagenet"
     ),
+    "dpt": ModelConfig(name="dpt", encoder="tu-test_vit", decoder_width=1),
     "sks": ModelConfig(name="sks", encoder="test_resnet", levels=3, decoder_channels=8),
     "sks without features at stride 2": ModelConfig(name="sks", encoder="test_convnext", levels=3, decoder_channels=8),
 }
