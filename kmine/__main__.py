@@ -19,6 +19,7 @@ COMMANDS = {
     "sweep": "methods, models, label fractions and seeds, a run each; resumes",
     "compare": "mining against its supervised baseline on the test split, with paired intervals",
     "audit": "pseudo masks, the most suspicious first; verdicts and corrected masks back into the run",
+    "next": "which unlabeled images to label next, with tasks for Label Studio and CVAT",
     "predict": "masks of new images by the model of a run; export it, with a model card",
     "weights": "checkpoints of the segmenters: list, download, verify, carry to a machine without network",
     "check": "faults of a data set: leaks, damage, masks that do not fit their images",

@@ -13,14 +13,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "kmine"
 LAYERS = (
-    {"__init__", "__main__", "command", "fetch", "weights"},
+    {"__init__", "__main__", "command", "fetch", "next", "weights"},
     {"api"},
     {"loop", "plan", "sweep", "compare", "audit", "check", "predict"},
     {"setup", "methods"},
     {"mining"},
     {"training"},
     {"data", "models", "segmenters", "feedback", "store", "report"},
-    {"types", "errors", "seeding", "cli", "config", "ops", "io"},
+    {"types", "errors", "cli", "config", "ops", "io"},
 )
 """A room imports rooms of later layers; neighbours only within the last layer, the core. `command` stands for the
 `__main__` of the packages that are commands: a thin shell over the public API."""

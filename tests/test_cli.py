@@ -71,7 +71,9 @@ def test_help_explains_every_setting_in_its_own_words(capsys):
 def test_the_short_help_of_a_command_fits_a_screen(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stop:
-        import_module(f"kmine.{command}{'' if command in ('fetch', 'weights') else '.__main__'}").main(["--help"])
+        import_module(f"kmine.{command}{'' if command in ('fetch', 'next', 'weights') else '.__main__'}").main(
+            ["--help"]
+        )
     shown = capsys.readouterr().out
     assert stop.value.code == 0
     assert shown.startswith(f"usage: kmine {command} ") and shown.count("\n") <= 40

@@ -26,7 +26,7 @@ from kmine import cli
 from kmine.__main__ import COMMANDS, main
 from kmine.config import SegmenterConfig
 from kmine.io.files import sign
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.segmenters import open_segmenter
 from kmine.types import EVIDENCE_COLUMNS, REASONS, STOPPED_BY
 

@@ -16,7 +16,7 @@ from kmine.config import FitConfig, ModelConfig
 from kmine.data.augment import Augment
 from kmine.data.batches import Batches, BatchPlan
 from kmine.models.build import build_model
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.store.run_folder import RunFolder
 from kmine.training.distributed import make_fabric
 from kmine.training.fit import fit as train

@@ -39,7 +39,6 @@ from kmine.data.splits import merge_duplicates
 from kmine.models.base import LocalModel
 from kmine.ops.metrics import case_metrics
 from kmine.ops.statistics import paired_difference
-from kmine.seeding import derive_seed
 from kmine.setup.open import open_cache
 from kmine.store.run_folder import RunFolder
 from kmine.training.distributed import make_fabric
@@ -47,6 +46,11 @@ from kmine.training.inference import infer
 from kmine.training.model_setup import new_model
 from kmine.training.task import Task
 from kmine.training.trainer import train
+
+try:
+    from kmine.ops.seeding import derive_seed
+except ImportError:  # older code, for the arm `old`
+    from kmine.seeding import derive_seed
 
 NUM_FOLDS, NUM_CHECKED, MOST_SCORED = 5, 30, 200
 INGREDIENTS = {

@@ -44,7 +44,7 @@ from scipy.stats import spearmanr
 from kmine.config import AdaptConfig, SegmenterConfig
 from kmine.io.files import write_atomic
 from kmine.mining.adaptation.finetune import Adaptation, adapt
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.segmenters import open_segmenter
 from kmine.segmenters.base import FineTunable
 from kmine.segmenters.ellipse import Ellipse

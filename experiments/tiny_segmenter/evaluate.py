@@ -29,7 +29,7 @@ from kmine.ops.masks import (
     jitter_boxes,
     tight_box,
 )
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.segmenters.base import Segmenter
 from kmine.segmenters.ellipse import Ellipse
 from kmine.segmenters.tiny.segmenter import open_tiny

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, safe_open, save_file
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.segmenters.tiny.finetune import iou_of, predict_masks, tiny_loss
 from kmine.segmenters.tiny.network import (
     SIDE,

@@ -140,7 +140,7 @@ def _fold_models(task: Task, *, train_folds: bool) -> Iterator[tuple[ReferenceMo
     fold_ids = folds(task.labeled, task.cfg.adapt.folds, task.cfg.seed)
     for number, held_out in enumerate(fold_ids if len(fold_ids) > 1 else ()):
         try:
-            model = _load(task, number=0, method_dir=f"fold_{number}")
+            model = load_round_model(task, number=0, method_dir=f"fold_{number}")
         except DamagedError as error:
             if not train_folds:
                 path = task.run.round_dir(0, f"fold_{number}") / "model.safetensors"
@@ -164,7 +164,7 @@ def _round_models(
     trained = {0, *(mined.round_idx for mined in rounds if mined.pseudo_labeled)}
     for number, ids in trained_on.items():
         is_held_out = number == 0 or any(name not in ids for name in audited_ids)
-        model = _load(task, number=number) if is_held_out else None
+        model = load_round_model(task, number=number) if is_held_out else None
         if model is None and is_held_out and number in trained:
             path = task.run.round_dir(number) / "model.safetensors"
             raise UserError(f"{path}: expected the weights of the round, found no such file; {CURE}")
@@ -173,7 +173,8 @@ def _round_models(
             yield ReferenceModel(f"round_{number:02}", ids, prompted_rounds), model
 
 
-def _load(task: Task, *, number: int, method_dir: str = "") -> LocalModel | None:
+def load_round_model(task: Task, *, number: int, method_dir: str = "") -> LocalModel | None:
+    """The local model of a round in eval mode, on the task's device; None without weights."""
     path = task.run.round_dir(number, method_dir) / "model.safetensors"
     weights = task.run.load_tensors(path, None)
     if weights is None:

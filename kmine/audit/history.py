@@ -157,7 +157,7 @@ class MaskHistory:
         """Items of the page, one image in memory at a time; pictures that `folder` lacks are written."""
         for report in reports:
             picture = f"pictures/{picture_name(report.sample_id)}.jpg"
-            _write_picture(folder / picture, self._audited.pool(report.kind), report.sample_id)
+            write_picture(folder / picture, self._audited.pool(report.kind), report.sample_id)
             facts = self.row(report, truth)
             prompts = self._round.prompts.get(report.sample_id, []) if report.kind == "pseudo" else []
             yield AuditItem(
@@ -198,7 +198,8 @@ def _object_layers(name: Literal["local", "segmenter"], rows: Sequence[DecisionR
         yield Layer(name, class_id, rle)
 
 
-def _write_picture(path: Path, pool: Pool, sample_id: str) -> None:
+def write_picture(path: Path, pool: Pool, sample_id: str) -> None:
+    """Write the image of a sample as a JPEG file, unless it is there."""
     if not path.exists():
         write_atomic(path, encode_picture(pool.sample(sample_id).image, ".jpg", (cv2.IMWRITE_JPEG_QUALITY, 90)))
 

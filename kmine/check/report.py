@@ -15,8 +15,8 @@ from kmine.config import DataConfig
 from kmine.data.quality.image_stats import ImageStats
 from kmine.data.source import Source
 from kmine.data.split_file import SIDES
+from kmine.ops.seeding import derive_seed
 from kmine.report.sheet import Tile, contact_sheet
-from kmine.seeding import derive_seed
 from kmine.types import IGNORE_INDEX, Finding, SampleRef
 
 NUM_TILES = 24

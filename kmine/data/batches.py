@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kmine.data.augment import Augment, import_albumentations
 from kmine.data.pool import Pool
 from kmine.errors import UserError
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.types import IGNORE_INDEX
 
 B = TypeVar("B")

@@ -13,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from kmine.errors import UserError
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.types import SPLIT_NAMES, SampleRef, SplitName
 
 BLOCK = 256

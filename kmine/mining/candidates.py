@@ -28,7 +28,7 @@ from kmine.mining.proposals import has_foreground, match_proposals
 from kmine.mining.refine import refine
 from kmine.mining.segment import embed, segment, segment_twice
 from kmine.ops.masks import components
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.segmenters import needs_box
 from kmine.segmenters.base import AutomaticMaskGenerator, abilities_of, no_proposals_error, without_missing
 from kmine.segmenters.embedding_cache import CachingSegmenter

@@ -17,7 +17,7 @@ from kmine.mining.adaptation.finetune import Example
 from kmine.mining.prompts import prompts_from_probs
 from kmine.mining.pseudo_labels import PseudoLabels
 from kmine.models.base import LocalModel
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.inference import infer
 from kmine.training.model_setup import new_model

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kmine.config import PromptsConfig
 from kmine.ops import masks, metrics
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.segmenters.base import MASK_INPUT_CLIP
 from kmine.types import Bool, Probs, Prompts
 

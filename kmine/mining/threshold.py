@@ -21,7 +21,7 @@ from kmine.mining.candidates import (
 from kmine.mining.context import RoundContext
 from kmine.mining.rank import LIMIT, PRIOR, Ranking, fit_ranking
 from kmine.ops.calibrator import Calibration, describe_threshold
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.store.settings import signed_sections
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.task import Task

@@ -17,7 +17,7 @@ from kmine.models import ARCHITECTURES
 from kmine.models.base import LocalModel, decoder_channels
 from kmine.models.batch_norms import folded_norms, restore_norms
 from kmine.models.encoder_weights import encoder_errors, load_encoder, with_local_weights
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 
 ImagesFn = Callable[[], NDArray[np.uint8]]
 """Gives (N, S, S, 3) uint8 RGB training images."""

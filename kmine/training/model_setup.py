@@ -16,7 +16,7 @@ from kmine.models.base import LocalModel
 from kmine.models.build import build_model
 from kmine.models.encoder_weights import LostWeightsError
 from kmine.models.sks import SksModel
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.store.history import record_history
 from kmine.store.settings import signed, signed_sections
 from kmine.training.checkpoints import Checkpointer

@@ -16,7 +16,7 @@ from kmine.data.batches import Batches, BatchPlan, ViewBatches
 from kmine.data.pool import Pool
 from kmine.io.files import sign
 from kmine.models.base import LocalModel
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.store.history import record_history
 from kmine.store.settings import signed, signed_sections
 from kmine.training.checkpoints import Checkpointer, Checkpoints

@@ -15,7 +15,7 @@ from kmine.data.split_file import read_split, resolve_splits
 from kmine.data.splits import Splits
 from kmine.errors import UserError
 from kmine.io.files import write_csv
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.types import SampleRef, Skipped
 
 DATA = os.environ.get("KMINE_TEST_DATA")

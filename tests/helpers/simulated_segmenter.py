@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from kmine.data.pool import Pool
 from kmine.ops.masks import clip_box, components, grow_box, squared_depth, tight_box
 from kmine.ops.metrics import iou as iou_of
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.segmenters.base import Embedding, Proposals, check_images, check_pairs, check_prompts, proposals_of
 from kmine.segmenters.ellipse import ellipse_mask
 from kmine.types import IGNORE_INDEX, Candidate, Prompts

@@ -18,7 +18,7 @@ from torch import Tensor
 from kmine.config import AdaptConfig
 from kmine.mining.calibration.fit import MIN_OVERLAP
 from kmine.ops import masks, metrics
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.segmenters.base import Embedding, FineTunable, PromptedExample, Segmenter
 from kmine.types import Bool, Prompts, Sample
 

@@ -35,7 +35,7 @@ from kmine.ops.calibrator import (
     used_estimates,
     used_sides,
 )
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 from kmine.types import IGNORE_INDEX, Bool, Evidence, Floats, Prompts
 
 THRESHOLD_GRID = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from kmine.seeding import derive_seed
+from kmine.ops.seeding import derive_seed
 
 
 def test_equal_keys_give_equal_seeds_in_every_process():
-    program = "from kmine.seeding import derive_seed; print(derive_seed(0, 1, 'images'))"
+    program = "from kmine.ops.seeding import derive_seed; print(derive_seed(0, 1, 'images'))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) == derive_seed(0, 1, "images")
 
