@@ -93,16 +93,13 @@ class LocalModel(nn.Module):
     @torch.inference_mode()
     def pooled_features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C): means over the image of the deepest features that the decoder takes."""
-        found: list[Any] = []
-        hook = self.net.decoder.register_forward_pre_hook(lambda decoder, inputs: found.append(inputs))
+        found: list[Tensor] = []
+        hook = self.net.decoder.register_forward_pre_hook(lambda decoder, inputs: found.append(inputs[0][-1]))
         try:
             self.net(self.prepare(images))
         finally:
             hook.remove()
-        deepest = found[0]
-        while not isinstance(deepest, Tensor):
-            deepest = deepest[-1]
-        return deepest.float().mean(dim=(2, 3))
+        return found[0].float().mean(dim=(2, 3))
 
     @contextmanager
     def caching_features(self, *, augmented: bool) -> Iterator[None]:
