@@ -212,6 +212,9 @@ class Evidence:
     """Mean standard deviation of the foreground probability over test-time flips, inside the candidate."""
     auxiliary_dice: float = float("nan")
     """Dice of the candidate with the objects that the auxiliary model finds there; NaN without such a model."""
+    slice_dice: float = float("nan")
+    """The same with those that the local model finds on a neighbouring slice of the volume, of two the better; NaN for
+    an image that is no slice."""
 
 
 EVIDENCE_COLUMNS = tuple("witness_dice" if f.name == "auxiliary_dice" else f.name for f in fields(Evidence))

@@ -35,7 +35,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "kmine"
 
 EVIDENCE = (
     *("predicted_iou", "stability_score", "agreement_iou", "jitter_dice", "confidence_inside", "confidence_outside"),
-    *("area_ratio", "tta_std", "witness_dice"),
+    *("area_ratio", "tta_std", "witness_dice", "slice_dice"),
 )
 """Fields of `Evidence` in their order: a calibrator on disk holds one weight for each."""
 GATE_REASONS = (

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.resize import to_frame
 from kmine.errors import UserError, WithheldMaskError
-from kmine.types import IGNORE_INDEX, Sample
+from kmine.types import IGNORE_INDEX, SLICE_ID, Sample
 
 MaskReader = Callable[[str], NDArray[np.uint8]]
 """From a sample id to its (H, W) mask in the native frame: class ids, 255 is ignored."""
@@ -137,6 +138,27 @@ class Pool:
     def group_of(self, sample_id: str) -> str:
         """Patient, volume or near-duplicate group of a sample."""
         return self._groups[sample_id]
+
+    def neighbours(self, sample_id: str) -> tuple[str, ...]:
+        """The slices before and after a slice in its volume, as far as the pool has them; none for other images.
+
+        The next slice is as far away as the two of the pool's slices of the volume that are closest to each other.
+        """
+        return self._neighbours.get(sample_id, ())
+
+    @cached_property
+    def _neighbours(self) -> dict[str, tuple[str, ...]]:
+        volumes: dict[str, dict[int, str]] = {}
+        for sample_id in self.ids:
+            if match := SLICE_ID.fullmatch(sample_id):
+                volumes.setdefault(match[1], {})[int(match[2])] = sample_id
+        found = {}
+        for slices in volumes.values():
+            numbers = sorted(slices)
+            gap = min((b - a for a, b in pairwise(numbers)), default=0)
+            for number in numbers if gap else ():
+                found[slices[number]] = tuple(slices[n] for n in (number - gap, number + gap) if n in slices)
+        return found
 
     def image_label(self, sample_id: str) -> int | None:
         """Image-level label (0: lesion-free) from the index; None where unknown. Reads no mask."""

@@ -27,6 +27,8 @@ from kmine.types import EVIDENCE_COLUMNS, STOPPED_BY, Prompts, RoundResult, Skip
 
 GALLERY_SIZE = 4
 """Images per category."""
+OPTIONAL = ("witness_dice", "slice_dice")
+"""Scores that a picture shows only where they are known."""
 NOT_SAM = {
     "ellipse": "The segmenter is a stand-in (ellipse) that does not read images. These are not SAM's figures.",
     "tiny": "The segmenter is tiny, kmine's own, trained on procedural images only. These are not SAM's figures.",
@@ -273,7 +275,6 @@ def _item(
 ) -> GalleryItem:
     sample = task.unlabeled.sample(rows[0].sample_id)
     local, segmenter_mask = (class_map(rows, sample.image.shape[:2], source) for source in ("local", "segmenter"))
-    has_auxiliary = not np.isnan(rows[0].evidence.auxiliary_dice)
     first = next((row for row in rows if not row.kept), rows[0])
     scores = dict(zip(EVIDENCE_COLUMNS, astuple(first.evidence), strict=True))
     return GalleryItem(
@@ -281,7 +282,7 @@ def _item(
         sample_id=sample.sample_id,
         round_idx=round_idx,
         reason=first.reason,
-        scores={name: score for name, score in scores.items() if name != "witness_dice" or has_auxiliary},
+        scores={name: x for name, x in scores.items() if name not in OPTIONAL or not np.isnan(x)},
         image=sample.image,
         prompts=prompts,
         local_mask=local,

@@ -52,14 +52,20 @@ def read_batch(ctx: RoundContext, ids: Sequence[str], batch_idx: int = 0) -> Ima
 
 
 def predict_probs(ctx: RoundContext, batch: ImageBatch) -> list[Probs]:
-    """The local model's probabilities, of each image by the model of its part; in `batch`, which images it vetoes."""
+    """The local model's probabilities, of each image by the model of its part; the batch gets what else is found.
+
+    That is which images are vetoed, and the masks of neighbouring slices, which may belong to another batch.
+    """
     settings = {"device": ctx.task.fabric.device, **asdict(ctx.task.cfg.infer)}
     by_id: dict[str, Probs] = {}
-    for model, ids in ctx.predicting(batch.ids):
-        own = [image for image in batch.images if image.sample_id in ids]
+    near = [i for sample_id in batch.ids for i in ctx.pool.neighbours(sample_id)]
+    images = [*batch.images, *(ctx.pool.unread(i) for i in dict.fromkeys(near) if i not in batch.ids)]
+    for model, ids in ctx.predicting([image.sample_id for image in images]):
+        own = [image for image in images if image.sample_id in ids]
         probs = infer_by_labels(model, ctx.pool, own, **settings)
-        batch.vetoed.update(p.sample_id for p in probs if is_vetoed(model, p))
+        batch.vetoed.update(p.sample_id for p in probs if is_vetoed(model, p) and p.sample_id in batch.ids)
         by_id |= {p.sample_id: p for p in probs}
+    batch.slices.update((i, by_id[i].mask) for i in near)
     ctx.timer.lap("infer")
     return [by_id[i] for i in batch.ids]
 
@@ -199,11 +205,12 @@ def gate_batch(
     candidates: Sequence[Sequence[Candidate]],
     auxiliary_probs: Sequence[Probs | None],
 ) -> list[list[Decision]]:
-    """The gate's decision on each object, with the auxiliary model's agreement as evidence where there is one."""
+    """The gate's decision on each object; agreement with auxiliary model and neighbouring slices is evidence, too."""
     settings = {"area_prior": ctx.area_prior, "cfg": ctx.task.cfg.gate, "calibration": ctx.calibration}
     decisions = []
     for image, p, auxiliary, *objects in zip(batch.images, probs, auxiliary_probs, prompts, candidates, strict=True):
-        of_image = {"image_label": image.image_label, "auxiliary_probs": auxiliary, **settings}
+        near = [batch.slices[i] for i in ctx.pool.neighbours(image.sample_id)]
+        of_image = {"image_label": image.image_label, "auxiliary_probs": auxiliary, "neighbours": near, **settings}
         decisions.append([gate(p, *pair, **of_image) for pair in zip(*objects, strict=True)])
     return decisions
 

@@ -68,6 +68,8 @@ class ImageBatch:
     """Embeddings by index of the image: filled when an image is encoded first, so that none is encoded twice."""
     vetoed: set[str] = field(default_factory=set)
     """Ids of images in which the classifier of sks sees no lesion: filled when the local model predicts."""
+    slices: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """(H, W) class ids that the local model predicts, by id, of the images' neighbours in volumes; filled likewise."""
 
     @property
     def ids(self) -> list[str]:

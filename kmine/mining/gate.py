@@ -39,6 +39,7 @@ def gate(
     cfg: GateConfig,
     calibration: Calibration | Ranking | None = None,
     auxiliary_probs: Probs | None = None,
+    neighbours: Sequence[NDArray[np.uint8]] = (),
 ) -> Decision:
     """Keep or drop the candidate of one object.
 
@@ -55,11 +56,12 @@ def gate(
         cfg: the margin.
         calibration: what the gate goes by; None: everything else is kept.
         auxiliary_probs: of the auxiliary model, if there is one.
+        neighbours: (H, W) class ids that the local model predicts on neighbouring slices, if the image is a slice.
 
     Returns:
         The decision; its evidence has every score in any case.
     """
-    evidence = collect_evidence(probs, prompts, candidate, area_prior, auxiliary_probs)
+    evidence = collect_evidence(probs, prompts, candidate, area_prior, auxiliary_probs, neighbours)
     empty = not candidate.masks[candidate.best].any()
     if isinstance(calibration, Calibration):
         return _by_estimate(evidence, calibration, cfg.margin, empty=empty, lesion_free=image_label == 0)
@@ -98,10 +100,12 @@ def collect_evidence(
     candidate: Candidate,
     area_prior: Mapping[int, float],
     auxiliary_probs: Probs | None = None,
+    neighbours: Sequence[NDArray[np.uint8]] = (),
 ) -> Evidence:
     """Every score of one candidate; see `Evidence`."""
     best, component = candidate.masks[candidate.best], prompts.component
     auxiliary = None if auxiliary_probs is None else auxiliary_probs.mask == prompts.class_id
+    near = (mask == prompts.class_id for mask in neighbours if mask.shape == best.shape)
     place = masks.window(best, component, *candidate.jittered_masks)
     inside, prob = best[place], probs.probs[prompts.class_id]
     share = int(np.count_nonzero(inside)) / best.size
@@ -114,14 +118,15 @@ def collect_evidence(
         confidence_outside=_mean_outside(prob, prompts, best),
         area_ratio=share / area_prior[prompts.class_id] if prompts.class_id in area_prior else np.nan,
         tta_std=_mean(probs.tta_std[place][inside]) if probs.tta_std is not None else float("nan"),
-        auxiliary_dice=_auxiliary_dice(auxiliary, best, prompts) if auxiliary is not None else float("nan"),
+        auxiliary_dice=_touching_dice(auxiliary, best, prompts) if auxiliary is not None else float("nan"),
+        slice_dice=max((_touching_dice(mask, best, prompts) for mask in near), default=float("nan")),
     )
 
 
-def _auxiliary_dice(auxiliary_mask: Bool, best: Bool, prompts: Prompts) -> float:
-    """Dice of the candidate with the auxiliary components that touch it or the local one; 0 without any."""
+def _touching_dice(other: Bool, best: Bool, prompts: Prompts) -> float:
+    """Dice of the candidate with the components of another mask that touch it or the local one; 0 without any."""
     region = best if prompts.component is None else best | prompts.component
-    touching = [component for component in masks.components(auxiliary_mask) if (component & region).any()]
+    touching = [component for component in masks.components(other) if (component & region).any()]
     return metrics.dice(np.any(touching, axis=0), best) if touching else 0.0
 
 

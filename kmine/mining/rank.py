@@ -26,6 +26,7 @@ PRIOR = Evidence(
     area_ratio=-1.0,
     tta_std=-1.0,
     auxiliary_dice=1.0,
+    slice_dice=1.0,
 )
 """Weight of each standardised score; that of `area_ratio` is of its distance from the usual size.
 
@@ -33,6 +34,7 @@ Own choice: equal weights, signs by the meaning of the scores. experiments/gate/
 calibrations of runs on several data sets."""
 LIMIT = 3.0
 """Standardised scores are clipped to this on both sides, so that none decides alone. Own choice."""
+_DIVISOR = 9  # number of scores when the first thresholds were saved, which stay valid
 _TO_SD = 1.4826  # median absolute deviation to standard deviation, of a normal distribution
 
 
@@ -46,9 +48,9 @@ class Ranking:
     threshold: float
 
     def scores(self, evidence: Sequence[Evidence]) -> Floats:
-        """(N,) combined scores: means of the standardised scores by `PRIOR`; a missing one counts as the median."""
+        """(N,) combined scores: weighted sums of the standardised scores; a missing one counts as the median."""
         z = standardised(feature_rows(evidence), np.array(self.centre), np.array(self.spread))
-        return np.clip(z, -LIMIT, LIMIT) @ np.array(astuple(PRIOR)) / len(FEATURES)
+        return np.clip(z, -LIMIT, LIMIT) @ np.array(astuple(PRIOR)) / _DIVISOR
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` is the inverse."""
@@ -58,7 +60,7 @@ class Ranking:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Ranking:
         """See `to_json`; other keys are ignored."""
-        centre, spread = (tuple(value[name][feature] for feature in FEATURES) for name in ("centre", "spread"))
+        centre, spread = (tuple(value[name].get(score, 0.0) for score in FEATURES) for name in ("centre", "spread"))
         return cls(centre, spread, value["threshold"])
 
 

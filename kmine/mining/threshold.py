@@ -20,7 +20,7 @@ from kmine.mining.candidates import (
 )
 from kmine.mining.context import RoundContext
 from kmine.mining.rank import LIMIT, PRIOR, Ranking, fit_ranking
-from kmine.ops.calibrator import Calibration, describe_threshold
+from kmine.ops.calibrator import LATER, Calibration, describe_threshold
 from kmine.ops.seeding import derive_seed
 from kmine.store.settings import signed_sections
 from kmine.training.checkpoints import Checkpoints
@@ -91,7 +91,9 @@ def round_signature(
     """Signature of what the pseudo masks of a round are made from: models, segmenter, settings, verdicts."""
     cfg = task.cfg
     settings = signed_sections(cfg, "infer", "prompts", "gate", "refine")
-    calibration = task.calibration.to_json() if task.calibration else (astuple(PRIOR), LIMIT)
+    has_slices = any(task.unlabeled.neighbours(i) for i in task.unlabeled.ids)
+    prior = astuple(PRIOR)[: None if has_slices else -len(LATER)]  # that of older rounds, where it is all that counts
+    calibration = task.calibration.to_json() if task.calibration else (prior, LIMIT)
     gate_inputs = (calibration, NUM_PILOT_IMAGES)
     further = [task.review.signature] if task.review.signature else []
     if cfg.model.veto and "sks" in cfg.model.name:

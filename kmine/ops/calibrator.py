@@ -15,6 +15,8 @@ import numpy as np
 from kmine.types import EVIDENCE_COLUMNS, Evidence, Floats, none_to_nan
 
 FEATURES = EVIDENCE_COLUMNS
+LATER = ("slice_dice",)
+"""Features that older files lack."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,18 @@ class Calibrator:
         return np.interp(linear_predictor(rows, self), x, y)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` is the inverse."""
-        return {"features": list(FEATURES), **asdict(self)}
+        """Plain values; `from_json` is the inverse. A feature of `LATER` without effect is left out."""
+        used = [n for n, name in enumerate(FEATURES) if name not in LATER or self.scale[n]]
+        lists = {name: [getattr(self, name)[n] for n in used] for name in ("fill", "scale", "weights")}
+        return {"features": [FEATURES[n] for n in used], **asdict(self), **lists}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Calibrator:
-        """See `to_json`."""
-        lists = {name: tuple(value[name]) for name in ("fill", "scale", "weights")}
+        """See `to_json`; features that are not listed have no effect."""
+        lists = {}
+        for name in ("fill", "scale", "weights"):
+            known = dict(zip(value["features"], value[name], strict=True))
+            lists[name] = tuple(known.get(feature, 0.0) for feature in FEATURES)
         return cls(**lists, intercept=value["intercept"], knots=tuple((x, y) for x, y in value["knots"]))
 
 
@@ -154,7 +161,7 @@ def evidence_row(evidence: Evidence) -> dict[str, float]:
 
 def evidence_from_row(row: Mapping[str, Any]) -> Evidence:
     """See `evidence_row`; other columns are ignored, None is NaN."""
-    return Evidence(*(none_to_nan(row[name]) for name in FEATURES))
+    return Evidence(*(none_to_nan(row.get(name)) for name in FEATURES))
 
 
 def feature_rows(evidence: Sequence[Evidence]) -> Floats:

@@ -11,6 +11,7 @@ from helpers.memory_source import MemorySource
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.pool import Pool, spaced_images
 from kmine.errors import UserError, WithheldMaskError
+from kmine.types import slice_id
 
 IDS = tuple(f"s{i:02}" for i in (7, 1, 4, 2, 9, 0, 3))
 GROUPS = dict.fromkeys(IDS, "g")
@@ -119,6 +120,15 @@ def test_a_pool_may_be_empty_but_lacks_no_sample(cache):
         Pool(cache, ("s01", "gone"), {"s01": "g", "gone": "g"})
     with pytest.raises(KeyError, match="not in this pool"):
         Pool(cache, IDS, GROUPS).image_resized("s05")
+
+
+def test_neighbours_are_the_next_slices_of_the_volume_that_the_pool_has(tmp_path):
+    names = [*(slice_id("a", n) for n in (4, 8, 12, 20)), slice_id("b", 8), "c/slice-x", "d"]
+    source = MemorySource(dict.fromkeys(names, np.zeros((4, 4, 3), np.uint8)), {})
+    pool = Pool(SampleCache(source, 4, tmp_path, "stop"), names, dict.fromkeys(names, "g"))
+    found = {i: pool.neighbours(i) for i in (*names, "unknown") if pool.neighbours(i)}
+    a4, a8, a12, _ = names[:4]
+    assert found == {a4: (a8,), a8: (a4, a12), a12: (a8,)}
 
 
 def test_spaced_images_are_those_of_all_pools_in_the_order_of_their_ids(cache):

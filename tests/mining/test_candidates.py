@@ -6,14 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.memory_source import MemorySource
 from helpers.small import CFG, context
 
 from kmine.config import PromptsConfig
+from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.person_prompts import PersonPrompts
+from kmine.data.pool import Pool
 from kmine.errors import UserError
 from kmine.mining import candidates
 from kmine.mining.calibration import step as calibration
-from kmine.mining.candidates import generate_prompts, median_object_area, previous_masks, segment_prompts
+from kmine.mining.candidates import generate_prompts, median_object_area, predict_probs, previous_masks, segment_prompts
 from kmine.mining.context import ImageBatch
 from kmine.mining.prompts import prompts_from_probs
 from kmine.mining.tables import table_rows
@@ -21,7 +24,7 @@ from kmine.ops.masks import grow_box, tight_box
 from kmine.segmenters.base import Abilities, proposals_of
 from kmine.segmenters.ellipse import Ellipse
 from kmine.training import veto
-from kmine.types import Candidate, Probs, Prompts
+from kmine.types import Candidate, Probs, Prompts, slice_id
 
 AUTO = replace(CFG, rounds=1, prompts=PromptsConfig(source="auto"))
 BELIEVED = (slice(4, 14), slice(4, 14))
@@ -279,3 +282,24 @@ def test_a_person_s_prompts_come_first_and_are_marked_in_the_table(task_of) -> N
     rows, _ = table_rows(images, prompts, found, decisions, [None, None])
     assert [row.origin for row in rows] == ["person", "model"]
     assert [row.to_prompts().origin for row in rows] == ["person", "model"]
+
+
+def test_masks_of_neighbouring_slices_are_predicted_whatever_the_batch(opened, tmp_path, monkeypatch) -> None:
+    task, images = opened
+    names = [slice_id("volume", n) for n in range(4)]
+    source = MemorySource(dict.fromkeys(names, images[0].image), {})
+    pool = Pool(SampleCache(source, 32, tmp_path, "stop"), names, dict.fromkeys(names, "volume"))
+    predicted = {i: probs_of(pool.sample(i), *[BELIEVED] * (n % 2)) for n, i in enumerate(names)}
+    infer = lambda model, pool, own, **_: [predicted[image.sample_id] for image in own]  # noqa: E731
+    monkeypatch.setattr(candidates, "infer_by_labels", infer)
+    ctx, batch = replace(context(task), pool=pool), ImageBatch([pool.sample(names[1])])
+    probs = predict_probs(ctx, batch)
+    assert probs == [predicted[names[1]]] and set(batch.slices) == {names[0], names[2]} and not batch.vetoed
+    objects = segment_prompts(ctx, batch, generate_prompts(ctx, batch, probs))
+    (alone,) = candidates.gate_batch(ctx, batch, probs, *objects, [None])
+    assert [d.evidence.slice_dice for d in alone] == [0.0]
+    predicted[names[0]] = replace(predicted[names[3]], sample_id=names[0])
+    predict_probs(ctx, batch)
+    (beside,) = candidates.gate_batch(ctx, batch, probs, *objects, [None])
+    iou = beside[0].evidence.agreement_iou
+    assert beside[0].evidence.slice_dice == pytest.approx(2 * iou / (1 + iou)) and iou > 0

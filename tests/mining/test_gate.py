@@ -59,6 +59,17 @@ def test_auxiliary_dice_compares_the_components_that_touch_the_object(case):
     assert np.isnan(collect_evidence(*case, {}).auxiliary_dice)
 
 
+def test_slice_dice_is_the_better_one_of_two_neighbouring_slices(case):
+    def score(*masks):
+        return collect_evidence(*case, {}, None, [mask.astype(np.uint8) for mask in masks]).slice_dice
+
+    # The candidate is the square at (10, 12).
+    assert score(square(15, 12)) == pytest.approx(2 * 50 / 200)
+    assert score(square(28, 28)) == 0 and score(2 * square(10, 12)) == 0  # far away, of another class
+    assert score(square(28, 28), square(11, 12)) == pytest.approx(2 * 90 / 200)
+    assert np.isnan(score()) and np.isnan(score(square(10, 12, size=44)))
+
+
 def test_every_score_of_the_best_mask_by_hand(case):
     e = collect_evidence(*case, {1: 0.125})
     assert e.predicted_iou == pytest.approx(0.8)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmine.mining.rank import LIMIT, PRIOR, Ranking, fit_ranking
-from kmine.ops.calibrator import FEATURES
+from kmine.ops.calibrator import FEATURES, LATER
 from kmine.types import Evidence
 
 
@@ -66,3 +66,5 @@ def test_without_objects_everything_is_kept_and_a_ranking_survives_json():
     made = fit_ranking([Evidence(predicted_iou=0.1, auxiliary_dice=0.5), Evidence(area_ratio=3.0)], 0.5)
     saved = json.loads(json.dumps(made.to_json() | {"keep": 0.5}))
     assert Ranking.from_json(saved) == made and set(saved["centre"]) == set(FEATURES)
+    older = {name: {k: v for k, v in saved[name].items() if k not in LATER} for name in ("centre", "spread")}
+    assert Ranking.from_json(saved | older) == made

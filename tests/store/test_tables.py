@@ -24,6 +24,7 @@ COLUMNS = {
     "decisions": "sample_id string, object_idx int64, class_id int64, kept bool, reason string, source string, "
     "in_training bool, predicted_iou double, stability_score double, agreement_iou double, jitter_dice double, "
     "confidence_inside double, confidence_outside double, area_ratio double, tta_std double, witness_dice double, "
+    "slice_dice double, "
     "estimated_dice double, estimated_segmenter double, estimated_local double, height int64, width int64, "
     "local_rle string, segmenter_rle string",
 }
