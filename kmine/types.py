@@ -52,8 +52,7 @@ STOPPED_BY = {
 """Values of `stopped_by` in run.json with their meanings; an unfinished run has `interrupted`."""
 ROUND_0, EQUAL_STEPS = "supervised, round 0", "supervised, equal steps"
 ONE_SCHEDULE = "supervised, equal steps in one schedule"
-"""Names in tables of the supervised models of a run of kmine.loop: round 0, and with as many steps as mining, in rounds
-or in one schedule."""
+"""Names in tables of a run's supervised models: round 0; as many steps as mining, in rounds or in one schedule."""
 
 LESION_FREE = "lesion_free"
 """Reason of an image whose label excludes lesions: it is not segmented, and its pseudo mask is empty."""
@@ -213,8 +212,7 @@ class Evidence:
     auxiliary_dice: float = float("nan")
     """Dice of the candidate with the objects that the auxiliary model finds there; NaN without such a model."""
     slice_dice: float = float("nan")
-    """The same with those that the local model finds on a neighbouring slice of the volume, of two the better; NaN for
-    an image that is no slice."""
+    """The same with those of the local model on the slice before or after, the better one; NaN without such slices."""
 
 
 EVIDENCE_COLUMNS = tuple("witness_dice" if f.name == "auxiliary_dice" else f.name for f in fields(Evidence))
@@ -394,8 +392,7 @@ class ProgressReporter(Protocol):
 
 
 def none_to_nan(value: Any) -> Any:
-    """Copy of a nested value with NaN in place of None: the inverse of `io.files.nan_to_none` where only numbers are
-    None."""
+    """Copy of a nested value, NaN for None: the inverse of `io.files.nan_to_none` where only numbers are None."""
     if isinstance(value, Mapping):
         return {k: none_to_nan(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -14,7 +14,7 @@ import numpy as np
 
 from kmine.data.pool import Pool
 from kmine.mining.context import ImageBatch, PreviousMasks, RoundContext
-from kmine.mining.gate import gate
+from kmine.mining.gate import Beside, gate
 from kmine.mining.prompts import (
     blend_previous_mask,
     doubtful_prompts,
@@ -209,8 +209,8 @@ def gate_batch(
     settings = {"area_prior": ctx.area_prior, "cfg": ctx.task.cfg.gate, "calibration": ctx.calibration}
     decisions = []
     for image, p, auxiliary, *objects in zip(batch.images, probs, auxiliary_probs, prompts, candidates, strict=True):
-        near = [batch.slices[i] for i in ctx.pool.neighbours(image.sample_id)]
-        of_image = {"image_label": image.image_label, "auxiliary_probs": auxiliary, "neighbours": near, **settings}
+        beside = Beside(auxiliary, [batch.slices[i] for i in ctx.pool.neighbours(image.sample_id)])
+        of_image = {"image_label": image.image_label, "beside": beside, **settings}
         decisions.append([gate(p, *pair, **of_image) for pair in zip(*objects, strict=True)])
     return decisions
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,17 @@ from kmine.ops import masks, metrics
 from kmine.ops.calibrator import Calibration
 from kmine.types import Bool, Candidate, Decision, Evidence, Probs, Prompts
 
+
+class Beside(NamedTuple):
+    """What else is predicted at the place of a candidate; agreement with it is evidence."""
+
+    auxiliary: Probs | None = None
+    """Of the auxiliary model, if there is one."""
+    slices: Sequence[NDArray[np.uint8]] = ()
+    """(H, W) class ids that the local model predicts on neighbouring slices, if the image is a slice."""
+
+
+NOTHING = Beside()
 CURES = {"low_estimated_dice": "lower gate.target_dice", "low_rank": "raise gate.keep"}
 """The setting that lets masks pass which are dropped for a reason."""
 
@@ -38,8 +50,7 @@ def gate(
     image_label: int | None,
     cfg: GateConfig,
     calibration: Calibration | Ranking | None = None,
-    auxiliary_probs: Probs | None = None,
-    neighbours: Sequence[NDArray[np.uint8]] = (),
+    beside: Beside = NOTHING,
 ) -> Decision:
     """Keep or drop the candidate of one object.
 
@@ -55,13 +66,12 @@ def gate(
         image_label: 0: the image has no lesion, so nothing is kept.
         cfg: the margin.
         calibration: what the gate goes by; None: everything else is kept.
-        auxiliary_probs: of the auxiliary model, if there is one.
-        neighbours: (H, W) class ids that the local model predicts on neighbouring slices, if the image is a slice.
+        beside: other predictions at this place.
 
     Returns:
         The decision; its evidence has every score in any case.
     """
-    evidence = collect_evidence(probs, prompts, candidate, area_prior, auxiliary_probs, neighbours)
+    evidence = collect_evidence(probs, prompts, candidate, area_prior, beside)
     empty = not candidate.masks[candidate.best].any()
     if isinstance(calibration, Calibration):
         return _by_estimate(evidence, calibration, cfg.margin, empty=empty, lesion_free=image_label == 0)
@@ -99,13 +109,12 @@ def collect_evidence(
     prompts: Prompts,
     candidate: Candidate,
     area_prior: Mapping[int, float],
-    auxiliary_probs: Probs | None = None,
-    neighbours: Sequence[NDArray[np.uint8]] = (),
+    beside: Beside = NOTHING,
 ) -> Evidence:
     """Every score of one candidate; see `Evidence`."""
     best, component = candidate.masks[candidate.best], prompts.component
-    auxiliary = None if auxiliary_probs is None else auxiliary_probs.mask == prompts.class_id
-    near = (mask == prompts.class_id for mask in neighbours if mask.shape == best.shape)
+    auxiliary = None if beside.auxiliary is None else beside.auxiliary.mask == prompts.class_id
+    near = (mask == prompts.class_id for mask in beside.slices if mask.shape == best.shape)
     place = masks.window(best, component, *candidate.jittered_masks)
     inside, prob = best[place], probs.probs[prompts.class_id]
     share = int(np.count_nonzero(inside)) / best.size

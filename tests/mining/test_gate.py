@@ -9,7 +9,7 @@ import pytest
 from helpers.small import ANYTHING_GOES
 
 from kmine.config import GateConfig
-from kmine.mining.gate import collect_evidence, gate, why_none_is_kept
+from kmine.mining.gate import Beside, collect_evidence, gate, why_none_is_kept
 from kmine.mining.rank import Ranking
 from kmine.ops.calibrator import FEATURES, Calibration, Calibrator, RiskGuarantee, feature_rows
 from kmine.types import Candidate, Evidence, Probs, Prompts
@@ -45,7 +45,7 @@ def decide(case, cfg=ANYTHING_GOES, image_label=None, candidate=None):
 def test_auxiliary_dice_compares_the_components_that_touch_the_object(case):
     def auxiliary(*parts):
         p = np.where(np.any(parts, axis=0), 0.9, 0.1).astype(np.float32)
-        return Probs("a", np.stack([1 - p, p]))
+        return Beside(Probs("a", np.stack([1 - p, p])))
 
     far = square(28, 28)
     # The candidate is the square at (10, 12); the auxiliary model has it shifted by 5 rows, and an object far away.
@@ -61,7 +61,7 @@ def test_auxiliary_dice_compares_the_components_that_touch_the_object(case):
 
 def test_slice_dice_is_the_better_one_of_two_neighbouring_slices(case):
     def score(*masks):
-        return collect_evidence(*case, {}, None, [mask.astype(np.uint8) for mask in masks]).slice_dice
+        return collect_evidence(*case, {}, Beside(slices=[mask.astype(np.uint8) for mask in masks])).slice_dice
 
     # The candidate is the square at (10, 12).
     assert score(square(15, 12)) == pytest.approx(2 * 50 / 200)

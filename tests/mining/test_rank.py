@@ -16,15 +16,15 @@ from kmine.types import Evidence
 
 
 def test_scores_by_hand():
-    # Medians .8 and .3, median deviations .1 and .1; of nine scores, seven are unknown.
+    # Medians .8 and .3, median deviations .1 and .1; the other scores are unknown. The sum is divided by nine.
     values = [(0.7, 0.3), (0.8, 0.2), (0.9, 0.4)]
     evidence = [Evidence(predicted_iou=iou, confidence_outside=outside) for iou, outside in values]
     ranking = fit_ranking(evidence, 0.5)
     z = 1 / 1.4826
-    assert ranking.scores(evidence) == pytest.approx(np.array([-z, z, z - z]) / len(FEATURES))
+    assert ranking.scores(evidence) == pytest.approx(np.array([-z, z, z - z]) / 9)
     assert ranking.threshold == pytest.approx(0, abs=1e-9), "the second of three is the last of half of them"
     missing = Evidence(predicted_iou=0.9)
-    assert ranking.scores([missing])[0] == pytest.approx(z / len(FEATURES)), "a missing score counts as the median"
+    assert ranking.scores([missing])[0] == pytest.approx(z / 9), "a missing score counts as the median"
 
 
 def test_a_far_value_is_clipped_and_one_that_most_objects_share_spreads_by_the_rest():
@@ -35,7 +35,7 @@ def test_a_far_value_is_clipped_and_one_that_most_objects_share_spreads_by_the_r
     assert dict(zip(FEATURES, ranking.spread, strict=True))["predicted_iou"] == pytest.approx(0.4 * np.sqrt(3) / 4)
     assert dict(zip(FEATURES, ranking.spread, strict=True))["tta_std"] == 0, "constant, so ignored"
     far = replace(evidence[0], predicted_iou=1e6)
-    assert ranking.scores([far])[0] == pytest.approx(LIMIT / len(FEATURES))
+    assert ranking.scores([far])[0] == pytest.approx(LIMIT / 9)
 
 
 def test_signs_of_the_prior_are_those_of_good_masks():

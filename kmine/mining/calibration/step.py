@@ -20,7 +20,7 @@ from kmine.mining.adaptation.finetune import Example, adapt
 from kmine.mining.calibration import fit
 from kmine.mining.calibration.local_step import Row, calibrate_local_quality
 from kmine.mining.context import ImageBatch, RoundContext
-from kmine.mining.gate import collect_evidence
+from kmine.mining.gate import Beside, collect_evidence
 from kmine.mining.refine import merge_objects
 from kmine.ops import metrics
 from kmine.ops.calibrator import Calibration, RiskGuarantee, evidence_from_row, evidence_row
@@ -195,10 +195,10 @@ def _evidence_rows(ctx: RoundContext, ids: Sequence[str]) -> Iterator[Row]:
         prompts, candidates = stages.segment_prompts(ctx, batch, stages.generate_prompts(ctx, batch, probs))
         images = zip(samples, probs, stages.predict_auxiliary(ctx, batch), prompts, candidates, strict=True)
         for sample, p, auxiliary, *objects in images:
-            near = [batch.slices[i] for i in ctx.pool.neighbours(sample.sample_id)]
+            beside = Beside(auxiliary, [batch.slices[i] for i in ctx.pool.neighbours(sample.sample_id)])
             for prompt, candidate in zip(*objects, strict=True):
                 best = candidate.masks[candidate.best]
-                evidence = collect_evidence(p, prompt, candidate, ctx.area_prior, auxiliary, near)
+                evidence = collect_evidence(p, prompt, candidate, ctx.area_prior, beside)
                 # Without a component the local model's mask is empty, as in the table of decisions.
                 local = prompt.component if prompt.component is not None else np.zeros_like(best)
                 yield {
