@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kmine.config.mining import ENCODING
 from kmine.data.quality.examine import FEW
 from kmine.data.source import Source
-from kmine.errors import first_names
 from kmine.mining.calibration.fit import MIN_OBJECTS
 from kmine.models.encoder_hub import PREFIX, weights_name
 from kmine.ops.metrics import correction_text
@@ -44,8 +43,6 @@ class Outcome:
     wrong ones; empty if unknown."""
     reasons: str
     """The most frequent reason of the last round's decisions, with its share."""
-    unsure: Sequence[str]
-    """Unlabeled images, those first on which the local model is least sure."""
 
 
 def outcome_of(
@@ -66,18 +63,7 @@ def outcome_of(
         has_sam=task.cfg.segmenter.name.startswith(ENCODING),
         correction=calibration.get("correction") or (),
         reasons=f"most often {reason} ({count} of {len(decisions)})" if reason else "nothing to mine",
-        unsure=_least_sure(decisions),
     )
-
-
-def _least_sure(decisions: Iterable[DecisionRow]) -> list[str]:
-    """Images by the mean probability in their most doubtful object; first those in which the local model found none."""
-    surest: dict[str, float] = {}
-    for row in decisions:
-        if row.reason not in ("accepted", "rejected", "lesion_free", "vetoed"):
-            value = row.evidence.confidence_inside if row.evidence else 0.0
-            surest[row.sample_id] = min(surest.get(row.sample_id, 1.0), 0.0 if math.isnan(value) else value)
-    return sorted(surest, key=lambda sample_id: (surest[sample_id], sample_id))
 
 
 def next_step(outcome: Outcome) -> str:
@@ -110,6 +96,4 @@ def _cure(outcome: Outcome, *, few: bool) -> str:
         why = f"of labeled images this one breaks as many pixels as it corrects ({correction_text(shares)})"
         return f"another segmenter ({other}), as {why}"
     number = max(MIN_OBJECTS - outcome.num_labeled, math.ceil(outcome.num_labeled / 2))
-    names = first_names(outcome.unsure[:3])
-    which = f", such as {names}, where the local model is least sure" if names else ""
-    return f"label about {number} more images{which}; {OTHER_OUT}"
+    return f"label about {number} more images, which kmine next -n {number} with this folder chooses; {OTHER_OUT}"

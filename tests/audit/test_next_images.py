@@ -202,7 +202,7 @@ def test_tasks_go_out_masks_come_in_and_the_next_run_trains_on_them(run, tmp_pat
         assert ((cv2.imread(str(corrected[name]), -1) == 1) == drawn(name)).all()
     if tool == "cvat":
         return
-    settings = {**TINY, "rounds": 0, "data.split_file": run / "splits.csv", "verdicts": run / "verdicts.json"}
+    settings = {**TINY, "rounds": 1, "data.split_file": run / "splits.csv", "verdicts": run / "verdicts.json"}
     second = tmp_path / "second"
     assert run_loop(settings, second) == 0
     info = json.loads((second / "run.json").read_text())
@@ -211,6 +211,11 @@ def test_tasks_go_out_masks_come_in_and_the_next_run_trains_on_them(run, tmp_pat
         labeled = sum(row["split"] == "labeled" for row in csv.DictReader(file))
     metrics = json.loads((second / "round_00" / "metrics.json").read_text())
     assert metrics["num_labeled"] == labeled + 3
+    assert audit.main([str(second), "--export", "coco", "--device", "cpu"]) == 0
+    coco = json.loads((second / "audit" / "coco.json").read_text())
+    ids = {image["id"]: image["sample_id"] for image in coco["images"]}
+    strokes = {ids[one["image_id"]]: coco_masks.decode(one["segmentation"]) for one in coco["annotations"]}
+    assert all((strokes[name] == drawn(name)).all() for name in names), "from brush to run lengths of COCO"
     assert command.main([str(run), "-n", "3", "--device", "cpu"]) == 0
     with (run / "next" / "next.csv").open(newline="") as file:
         assert not {row["sample_id"] for row in csv.DictReader(file)} & set(names), "these have a mask now"

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from helpers.small import decision
 
-from kmine.loop.advice import Outcome, _least_sure, next_step
+from kmine.loop.advice import Outcome, next_step
 from kmine.ops.statistics import Paired
-from kmine.types import Evidence
 
 NAN = float("nan")
 OUTCOME = Outcome(
@@ -23,7 +21,6 @@ OUTCOME = Outcome(
     has_sam=False,
     correction=(0.4, 0.1),
     reasons="most often low_stability (7 of 9)",
-    unsure=["c", "a", "b", "d"],
 )
 
 
@@ -34,9 +31,9 @@ def test_nothing_is_said_where_mining_is_shown_to_help():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "no gain by mining is shown (+0.010 [-0.020, +0.040]); next: label about 8 more images, such as c, a, b"),
+        ({}, "no gain by mining is shown (+0.010 [-0.020, +0.040]); next: label about 8 more images, which kmine"),
         ({"num_labeled": 40}, "next: label about 20 more images"),
-        ({"unsure": []}, "label about 8 more images; then the same command with another --out"),
+        ({"num_labeled": 2}, "kmine next -n 18 with this folder chooses; then the same command with another --out"),
         (
             {"gain": None},
             "too few validation images to show whether mining helped; next: --data.folds 5",
@@ -66,19 +63,3 @@ def test_nothing_is_said_where_mining_is_shown_to_help():
 def test_one_thing_is_named(changes, words):
     said = next_step(replace(OUTCOME, **changes))
     assert words in said and said.count("; next: ") == 1 and "\n" not in said
-
-
-def test_the_least_sure_images_come_first_and_reviewed_ones_not_at_all():
-    rows = [
-        replace(decision(name, None, reason), evidence=evidence)
-        for name, reason, evidence in (
-            ("sure", "kept", Evidence(confidence_inside=0.9)),
-            ("mixed", "kept", Evidence(confidence_inside=0.95)),
-            ("mixed", "low_stability", Evidence(confidence_inside=0.6)),
-            ("nothing", "no_component", None),
-            ("unknown", "empty_candidate", Evidence()),
-            ("clean", "lesion_free", None),
-            ("seen", "rejected", None),
-        )
-    ]
-    assert _least_sure(rows) == ["nothing", "unknown", "mixed", "sure"]
