@@ -32,8 +32,8 @@ class NextConfig:
     """Images to choose; -n 10 is the same."""
     out: LocalPath | None = None
     """Folder for next.csv, next.png, pictures and tasks; default: next in the run folder."""
-    format: list[Literal["labelstudio", "cvat", "masks"]] = field(default_factory=lambda: ["labelstudio", "cvat"])
-    """Tasks to write: labelstudio.json, coco.json for CVAT, or masks as files; several as in --format cvat masks."""
+    format: list[Literal["labelstudio", "cvat"]] = field(default_factory=lambda: ["labelstudio", "cvat"])
+    """Tasks to write: labelstudio.json, coco.json for CVAT, or both."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     data_root: LocalPath | None = None

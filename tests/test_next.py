@@ -13,10 +13,10 @@ from kmine.audit.next_images import NextImage
 def test_n_is_the_number_of_images(monkeypatch):
     seen = []
     monkeypatch.setattr(command, "run_next", lambda cfg: seen.append(cfg) or 0)
-    assert command.main(["RUN", "-n", "7", "--format", "cvat", "masks"]) == 0
+    assert command.main(["RUN", "-n", "7", "--format", "cvat"]) == 0
     assert command.main(["RUN"]) == 0
     assert [(cfg.run, cfg.count, cfg.format) for cfg in seen] == [
-        (["RUN"], 7, ["cvat", "masks"]),
+        (["RUN"], 7, ["cvat"]),
         (["RUN"], 10, ["labelstudio", "cvat"]),
     ]
 

@@ -44,7 +44,8 @@ class AuditConfig:
     verdicts: LocalPath | None = None
     """A verdicts.json saved from audit.html: checked and stored in the run. Nothing else is done then."""
     corrected: LocalPath | None = None
-    """Corrected masks, with or without verdicts: a folder of PNG or NIfTI, a COCO file or a Label Studio export."""
+    """Corrected masks, with or without verdicts: a folder of PNG or NIfTI, a COCO file, a Label Studio export, or
+    DICOM-SEG (a file or a folder; extra dicom)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     data_root: LocalPath | None = None

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.audit.rounds import AuditedRun
+from kmine.data.datasets.folder_index import file_kind
+from kmine.data.io.dicom_seg import pair_segs, read_seg_mask
 from kmine.data.io.mask_palettes import MaskPalettes
 from kmine.data.io.pictures import read_mask_picture
 from kmine.data.io.volume_masks import read_mask_volume
@@ -21,6 +23,7 @@ from kmine.feedback.corrections import read_corrections
 from kmine.feedback.expected import ExpectedMasks
 from kmine.feedback.verdicts import ACCEPTED, FOLDER, Verdict, Verdicts, mask_signature
 from kmine.io.files import encode_png, read_png, safe_name, sign, write_atomic
+from kmine.types import IGNORE_INDEX
 
 
 def import_verdicts(
@@ -132,10 +135,13 @@ def _store_corrected(audited: AuditedRun, path: Path, log: Callable[[str], None]
 
     expected = ExpectedMasks(shapes, names, volumes, pictures)
     # Read all once before storing any: corrections are stored completely or not at all.
-    for _ in read_corrections(path, expected):
+    read = (
+        partial(_read_segs, audited, expected) if _holds_dicom(path) else partial(read_corrections, expected=expected)
+    )
+    for _ in read(path):
         pass
     out, num_unchanged, empty = {}, 0, []
-    for sample_id, mask in read_corrections(path, expected):
+    for sample_id, mask in read(path):
         kind = "labeled" if sample_id in task.labeled.ids else "pseudo"
         exists = kind == "labeled" or sample_id in pseudo_labeled
         if exists and (audited.read(kind)(sample_id) == mask).all():
@@ -152,3 +158,32 @@ def _store_corrected(audited: AuditedRun, path: Path, log: Callable[[str], None]
             f"{first_names(empty)}; if these were only not drawn yet, remove them from {path} and from {store.root}"
         )
     return out
+
+
+def _holds_dicom(path: Path) -> bool:
+    """Whether corrected masks are DICOM segmentations: a file, or those of a folder without masks of another kind."""
+    kinds = {file_kind(file) for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()}
+    return "dicom" in kinds and not kinds & {"picture", "nifti"}
+
+
+def _read_segs(audited: AuditedRun, expected: ExpectedMasks, path: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """(sample id, mask) of each image of the run that a DICOM segmentation covers; wholly ignored ones are left out.
+
+    Raises:
+        UserError: images of another kind, segmentations of other images, damaged ones; highdicom is not installed.
+    """
+    locate = getattr(audited.source, "dicom_frame", lambda sample_id: None)
+    places = {sample_id: place for sample_id in expected.shapes if (place := locate(sample_id))}
+    if not places:
+        cure = "give masks as PNG, NIfTI or COCO, or of Label Studio"
+        raise UserError(f"{path}: expected masks of images that are not DICOM, got DICOM files; {cure}")
+    files = sorted(file for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    segs = {f"{number}": file for number, file in enumerate(files) if file_kind(file) == "dicom"}
+    by_image = pair_segs({f"of {file}": file for file, _ in places.values()}, segs)
+    if by_image.keys() <= segs.keys():
+        raise UserError(f"{path}: expected DICOM segmentations, got other DICOM files; give the masks, not the images")
+    for sample_id, (file, frame) in places.items():
+        if (seg := by_image.get(f"of {file}")) is not None:
+            mask = read_seg_mask(seg, file, frame, expected.class_names)
+            if (mask != IGNORE_INDEX).any():
+                yield expected.check(str(seg), sample_id, mask)

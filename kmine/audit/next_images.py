@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.audit.evidence import BATCH_SIZE, load_round_model
-from kmine.audit.export import ExportedMask, write_coco, write_label_studio, write_masks
+from kmine.audit.export import ExportedMask, write_coco, write_label_studio
 from kmine.audit.history import write_picture
 from kmine.audit.rounds import AuditedRun
 from kmine.errors import UserError
@@ -24,13 +24,13 @@ from kmine.ops.metrics import dice, nanmean
 from kmine.report.sheet import Tile, contact_sheet
 from kmine.setup.resolve import TTA_OF_FLIPS
 from kmine.store.artifacts import CURE
-from kmine.store.tables import DecisionRow, MaskName, class_map
+from kmine.store.tables import MaskName, class_map
 from kmine.training.inference import image_tensor, predict_resized, resized_batches
 from kmine.types import IGNORE_INDEX, LESION_FREE, Bool, most_probable
 
 NEAR_SLICES = 8
 """Slices of a volume that count as one image; own choice."""
-FORMATS = {"labelstudio": "labelstudio.json", "cvat": "coco.json", "masks": "masks"}
+FORMATS = {"labelstudio": "labelstudio.json", "cvat": "coco.json"}
 """Files of the tasks, in the folder of next.csv; CVAT reads COCO."""
 
 
@@ -80,11 +80,11 @@ def choose_next(audited: AuditedRun, count: int) -> list[NextImage]:
         )
     doubts, features = zip(*_doubts(audited, ids), strict=True)
     gains = np.array([gain for gain, *_ in doubts])
-    chosen = choose_covering(gains, np.stack(features), groups, count)
-    return [
-        NextImage(rank, ids[n], audited.task.unlabeled.group_of(ids[n]), *doubts[n], number, _reason(audited, ids[n]))
-        for rank, (n, number) in enumerate(chosen, start=1)
-    ]
+    rows, group_of, out = audited.audited_round.decisions, audited.task.unlabeled.group_of, []
+    for rank, (n, number) in enumerate(choose_covering(gains, np.stack(features), groups, count), start=1):
+        reasons = dict.fromkeys(row.reason for row in rows.get(ids[n], []))
+        out.append(NextImage(rank, ids[n], group_of(ids[n]), *doubts[n], number, " ".join(reasons)))
+    return out
 
 
 def dropped_or_doubtful(audited: AuditedRun) -> list[str]:
@@ -114,11 +114,6 @@ def _group(audited: AuditedRun, sample_id: str) -> str:
     return audited.task.unlabeled.group_of(sample_id) if place is None else f"{place[0]} {place[2] // NEAR_SLICES}"
 
 
-def _reason(audited: AuditedRun, sample_id: str) -> str:
-    rows: Sequence[DecisionRow] = audited.audited_round.decisions.get(sample_id, [])
-    return " ".join(dict.fromkeys(row.reason for row in rows))
-
-
 def _doubts(
     audited: AuditedRun, ids: Sequence[str]
 ) -> Iterator[tuple[tuple[float, float, float, float], NDArray[np.float32]]]:
@@ -126,8 +121,7 @@ def _doubts(
     task, mined, kept = audited.task, audited.audited_round, int(audited.info.get("adopted_round", 0))
     model = load_round_model(task, number=kept)
     if model is None:
-        path = task.run.round_dir(kept) / "model.safetensors"
-        raise UserError(f"{path}: expected the weights of the kept model, found no such file; {CURE}")
+        raise UserError(f"{task.run.round_dir(kept)}: expected the weights of the kept model, found none; {CURE}")
     segmented = task.unlabeled.with_masks(ids, partial(mask_of_round, audited, of="segmenter"))
     prior = float(np.mean([_foreground(task.labeled.mask_resized(i)).any() for i in task.labeled.ids]))
     tta, done = TTA_OF_FLIPS[task.cfg.fit.flips], 0
@@ -177,6 +171,4 @@ def write_next(audited: AuditedRun, chosen: Sequence[NextImage], out: Path, form
         write_label_studio(out / FORMATS["labelstudio"], exported, names)
     if "cvat" in formats:
         write_coco(out / FORMATS["cvat"], exported, names, f"kmine next of {audited.name}")
-    if "masks" in formats:
-        write_masks(out / FORMATS["masks"], sorted(exported), audited.source)
     return [out / "next.csv", out / "next.png", *(out / FORMATS[name] for name in formats)]

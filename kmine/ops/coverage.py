@@ -24,11 +24,8 @@ def choose_covering(
     their similarity to the nearest chosen item; that the weight counts there, too, is our choice. An item stands for
     those that are nearest to it. Similarity is the cosine of features less their mean, at least 0.
 
-    Args:
-        weights: (N,) at least 0.
-        features: (N, C).
-        groups: (N,) names; items of a group, such as near-duplicates, count as one: that of the highest weight.
-        count: at least 1.
+    `weights` are (N,), at least 0, `features` (N, C). Items of one of the (N,) `groups`, such as near-duplicates, count
+    as one: that of the highest weight.
     """
     firsts: dict[str, int] = {}
     for n in np.argsort(-weights, kind="stable"):

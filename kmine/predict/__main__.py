@@ -11,7 +11,7 @@ from kmine import cli
 from kmine.errors import UserError
 from kmine.io.files import write_atomic
 from kmine.predict.files import PredictConfig, files_summary, predict_files
-from kmine.predict.inputs import find_inputs
+from kmine.predict.inputs import find_inputs, inputs_of_channels
 from kmine.predict.metadata import ModelMetadata
 from kmine.predict.network import Network, TorchNetwork, open_onnx
 from kmine.predict.run_model import RunModel, load_model, open_run_model
@@ -44,10 +44,10 @@ def run_predict(cfg: PredictConfig) -> int:
         raise UserError(f"{first}: --export, --round and --checkpoint need a run folder, got an exported model")
     # Inputs are checked before the network is loaded, which takes seconds.
     run_model = None if is_exported else open_run_model(path, cfg.round, cfg.checkpoint)
-    if words and run_model and (channels := run_model.run.get("channels")):
-        problem = f"expected a model of one file an image, got one of the channels {', '.join(channels)}"
-        raise UserError(f"{first}: {problem}; predict arrays of these as colours with kmine.Predictor")
     inputs = find_inputs(words, Path(cfg.out))
+    if run_model and (names := run_model.run.get("channels")):
+        numbers = run_model.cfg.data.channels or range(len(names))
+        inputs = inputs_of_channels(inputs, dict(zip(numbers, names, strict=True)))
     if words and not inputs.readable and not inputs.unreadable:
         raise UserError(f"expected images, found none among {', '.join(words)}; name other files or folders")
     metadata, network = open_onnx(path, cfg.device) if run_model is None else _network_of_run(run_model, cfg, terminal)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +31,7 @@ class Input:
     """Name of its outputs: the path below the folder given by the user, without suffix."""
     kind: InputKind
     files: tuple[Path, ...]
-    """One file, or those of a series."""
+    """One file, those of a series, or of channels."""
     warning: str = ""
 
     @property
@@ -86,6 +87,31 @@ def find_inputs(words: Sequence[str], closed: Path) -> Inputs:
             inputs += _inputs(root, folder, {file: kind for file, kind in kinds.items() if file not in unwritable})
     _refuse_collisions(inputs)
     return Inputs(tuple(sorted(inputs, key=lambda item: (item.is_volume, item.name))), tuple(unreadable), num_others)
+
+
+def inputs_of_channels(inputs: Inputs, channels: Mapping[int, str]) -> Inputs:
+    """Files NAME_0000, NAME_0001, ..., as nnU-Net names channels, as one input NAME each.
+
+    `channels` has the names of those to use by number, in the order of the colours.
+
+    Raises:
+        UserError: a file of another name or kind, or an image that lacks a channel.
+    """
+    cases: dict[str, dict[int, Input]] = {}
+    for item in inputs.readable:
+        name, _, number = item.name.rpartition("_")
+        if item.kind not in ("picture", "nifti") or not re.fullmatch(r"\d{4}", number):
+            problem = f"expected pictures or NIfTI files, one for each of {', '.join(channels.values())}, as NAME_0000"
+            raise UserError(f"{item.path}: {problem}, got another; rename it, or name other files")
+        cases.setdefault(name, {})[int(number)] = item
+    merged = []
+    for name, items in cases.items():
+        if lacking := [number for number in channels if number not in items]:
+            problem = f"expected a file {lacking[0]:04} (channel {channels[lacking[0]]}) of {name}, found none"
+            raise UserError(f"{next(iter(items.values())).path.parent}: {problem}; restore it, or leave out {name}")
+        own = [items[number] for number in channels]
+        merged.append(replace(own[0], name=name, files=tuple(item.path for item in own)))
+    return replace(inputs, readable=tuple(merged))
 
 
 def _inputs(root: Path, folder: Path, kinds: dict[Path, Kind]) -> Iterator[Input]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.data.datasets.nnunet import grey_plane, read_channel, stack_channels
 from kmine.data.io.dicom import read_dicom, read_header
 from kmine.data.io.dicom_series import Series, open_frames, open_series
 from kmine.data.io.nifti import read_windowed
@@ -70,7 +71,10 @@ def file_stamps(item: Input) -> list[list[object]]:
 
 def _image(item: Input, resizer: Resizer, window: ValueWindow | None, keep: bool) -> Loaded:
     path, is_dicom = item.files[0], item.kind == "dicom"
-    image = read_dicom(path, window) if is_dicom else read_picture(path, window)
+    if len(item.files) > 1:
+        image = stack_channels(item.files, [grey_plane(file, read_picture(file, window)) for file in item.files])
+    else:
+        image = read_dicom(path, window) if is_dicom else read_picture(path, window)
     header = read_header(path) if is_dicom else None
     spacing, warning = (header.spacing, LOCALIZER * header.is_localizer) if header else (None, "")
     small, native = resizer.image(image)[None], image[None] if keep else None
@@ -80,14 +84,17 @@ def _image(item: Input, resizer: Resizer, window: ValueWindow | None, keep: bool
 def _nifti(item: Input, resizer: Resizer, window: ValueWindow | None, keep: bool) -> Loaded:
     path = item.files[0]
     geometry = read_geometry(path)
-    if window is None:
+    if len(item.files) > 1:
+        slices = stack_channels(item.files, [read_channel(file, geometry, window) for file in item.files])
+    elif window is None:
         raise SampleError(str(path), NO_WINDOW)
-    slices = read_windowed(path, geometry, window)
+    else:
+        slices = read_windowed(path, geometry, window)
     small = np.empty((len(slices), resizer.size, resizer.size, 3), np.uint8)
-    for number, grey in enumerate(slices):
-        small[number] = resizer.image(grey)[..., None]
+    for number, native in enumerate(slices):
+        small[number] = resizer.image(native).reshape(resizer.size, resizer.size, -1)
     frame = frame_of_nifti(path, geometry)
-    return Loaded(small, slices.shape[1:], geometry.spacing, frame, slices if keep else None)
+    return Loaded(small, slices.shape[1:3], geometry.spacing, frame, slices if keep else None)
 
 
 def _series(item: Input, resizer: Resizer, window: ValueWindow | None, keep: bool) -> Loaded:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.dicom_files import SHAPE, multiframe, scan
 from PIL import Image
 
 from kmine.audit import __main__ as audit
+from kmine.audit import import_verdicts
+from kmine.audit.export_dicom_seg import write_dicom_segs
+from kmine.config import DataConfig
+from kmine.data import open_source
+from kmine.errors import UserError
+from kmine.feedback.expected import ExpectedMasks
 from kmine.feedback.verdicts import FORMAT, mask_signature, read_verdicts
 from kmine.io.files import encode_png
 from kmine.store.run_folder import RunFolder
@@ -71,3 +79,45 @@ def test_unknown_images_and_masks_of_another_size_leave_nothing_behind(run, rows
     assert audit.main([str(run), "--corrected", str(tmp_path / "small"), "--device", "cpu"]) == 2
     assert "got 4 x 5" in capsys.readouterr().err.splitlines()[-1]
     assert not (run / "corrected").exists() and not (run / "verdicts.json").exists()
+
+
+def opened(folder: Path):
+    where = {"images": str(folder / "images"), "class_names": ("background", "liver", "tumour"), "window": (0.0, 9.0)}
+    return open_source(DataConfig(name="folder", **where))
+
+
+def test_dicom_segmentations_are_corrected_masks_bit_for_bit(tmp_path):
+    pytest.importorskip("highdicom")
+    scan(tmp_path / "images" / "ct", 4)
+    multiframe(tmp_path / "images" / "enhanced.dcm", 3)
+    source = opened(tmp_path)
+    drawn_ids = ["ct/s0", "ct/s2", "enhanced/slice-0000", "enhanced/slice-0002"]
+    rng = np.random.default_rng(0)
+    drawn = {i: rng.choice(np.array([0, 1, 2, 255], np.uint8), SHAPE) for i in drawn_ids}
+    segs = write_dicom_segs(tmp_path / "segs", drawn.items(), source)
+    run = SimpleNamespace(source=source)
+    shapes = {ref.sample_id: SHAPE for ref in source.refs() if ref.sample_id != "ct/s2"}  # that one is of validation
+    expected = ExpectedMasks(shapes, source.class_names)
+    assert import_verdicts._holds_dicom(segs) and not import_verdicts._holds_dicom(tmp_path / "nothing")
+    back = dict(import_verdicts._read_segs(run, expected, segs))
+    assert set(back) == {*drawn_ids} - {"ct/s2"}, "without the frame that is ignored as a whole"
+    assert all((back[i] == drawn[i]).all() for i in back)
+    single = dict(import_verdicts._read_segs(run, expected, next(segs.glob("ct*.dcm"))))
+    assert set(single) == {"ct/s0"}
+
+
+def test_dicom_that_is_no_mask_of_the_run_is_one_line(run, tmp_path, capsys):
+    pytest.importorskip("highdicom")
+    scan(tmp_path / "images" / "ct", 2)
+    source = opened(tmp_path)
+    expected = ExpectedMasks({ref.sample_id: SHAPE for ref in source.refs()}, source.class_names)
+    with pytest.raises(UserError, match="expected DICOM segmentations, got other DICOM files; give the masks"):
+        [*import_verdicts._read_segs(SimpleNamespace(source=source), expected, tmp_path / "images")]
+    scan(tmp_path / "other" / "images" / "ct", 2, study="1.2.7")
+    other = opened(tmp_path / "other")
+    segs = write_dicom_segs(tmp_path / "segs", [("ct/s0", np.ones(SHAPE, np.uint8))], other)
+    with pytest.raises(UserError, match="expected a segmentation of these images, got one of 1 others"):
+        [*import_verdicts._read_segs(SimpleNamespace(source=source), expected, segs)]
+    assert audit.main([str(run), "--corrected", str(segs), "--device", "cpu"]) == 2
+    assert "expected masks of images that are not DICOM, got DICOM files" in capsys.readouterr().err.splitlines()[-1]
+    assert not (run / "verdicts.json").exists()

@@ -220,11 +220,23 @@ def test_a_run_that_is_not_finished_has_no_model_unless_a_round_is_named(tmp_pat
     assert main(run, tmp_path / "a.png", "--out", tmp_path / "out", "--round", 1) == 0
 
 
-def test_a_model_of_channels_in_files_of_their_own_predicts_no_single_files(tmp_path, capsys):
+def test_files_of_channels_are_one_image(tmp_path, capsys):
     run = make_run(tmp_path / "run", channels=["T2", "ADC"])
+    channels = [picture(seed=n)[..., 0] for n in range(3)]
+    for number, grey in enumerate(channels):
+        save(tmp_path / "in" / "deep" / f"case_1_{number:04}.png", grey)
+    assert main(run, tmp_path / "in", "--out", tmp_path / "out") == 0
+    stacked = np.stack([*channels[:2], np.zeros_like(channels[0])], axis=2)
+    mask = np.asarray(Image.open(tmp_path / "out" / "masks" / "deep" / "case_1.png"))
+    assert (mask == expected_mask(run, stacked)).all() and len(table(tmp_path / "out")) == 1
+    (tmp_path / "in" / "deep" / "case_1_0001.png").unlink()
+    capsys.readouterr()
+    assert main(run, tmp_path / "in", "--out", tmp_path / "out") == 2
+    assert "expected a file 0001 (channel ADC) of deep/case_1, found none" in capsys.readouterr().err
     save(tmp_path / "a.png", picture())
     assert main(run, tmp_path / "a.png", "--out", tmp_path / "out") == 2
-    assert "expected a model of one file an image, got one of the channels T2, ADC" in capsys.readouterr().err
+    message = "a.png: expected pictures or NIfTI files, one for each of T2, ADC, as NAME_0000, got another"
+    assert message in capsys.readouterr().err
 
 
 def test_damaged_weights_are_named(tmp_path, capsys):

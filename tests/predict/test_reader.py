@@ -7,13 +7,16 @@ import os
 import numpy as np
 import pytest
 from helpers.image_files import save_dicom, save_slice
+from helpers.nnunet_files import volumes
 from PIL import Image
 
+from kmine.config import DataConfig
+from kmine.data.datasets.nnunet import Nnunet
 from kmine.data.io.nifti_write import encode_mask
 from kmine.data.resize import Resizer
 from kmine.errors import SampleError
 from kmine.predict import reader
-from kmine.predict.inputs import Input, find_inputs
+from kmine.predict.inputs import Input, find_inputs, inputs_of_channels
 from kmine.predict.reader import file_stamps, load
 
 
@@ -103,3 +106,17 @@ def test_a_localizer_is_named_beside_a_series_and_alone(tmp_path):
         "b": "",
         "c": "a localizer, not a slice of a scan",
     }
+
+
+@pytest.mark.parametrize("window", [None, (0.0, 300.0)])
+def test_volumes_of_channels_are_read_as_in_training(tmp_path, window):
+    source = Nnunet(volumes(tmp_path), DataConfig(name="nnunet", root=str(tmp_path), window=window))
+    found = inputs_of_channels(find_inputs([str(tmp_path / "imagesTr")], tmp_path / "out"), {0: "T2", 1: "ADC"})
+    assert [item.name for item in found.readable] == ["a", "b", "c"]
+    loaded = load(found.readable[1], Resizer(4), window, keep=True)
+    images = [source.image(ref.sample_id) for ref in source.refs() if ref.sample_id.startswith("b/")]
+    assert np.array_equal(loaded.native, images) and loaded.shape == images[0].shape[:2]
+    assert np.array_equal(loaded.small, [Resizer(4).image(image) for image in images])
+    (tmp_path / "imagesTr" / "b_0001.nii.gz").write_bytes(b"broken")
+    with pytest.raises(SampleError, match="b_0001"):
+        load(found.readable[1], Resizer(4), window, keep=True)

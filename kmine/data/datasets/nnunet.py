@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from kmine.data.datasets.folder_index import Item
 from kmine.data.datasets.nnunet_index import CT, IGNORE, choose_channels, find_cases, read_layout
 from kmine.data.io.find_files import named
 from kmine.data.io.nifti import VolumeCache, percentile_window, read_windowed
-from kmine.data.io.nifti_header import read_geometry
+from kmine.data.io.nifti_header import Geometry, read_geometry
 from kmine.data.io.pictures import WINDOW_CURE, read_picture, require_size
 from kmine.data.io.windowing import LIVER_WINDOW, grey_as_rgb
 from kmine.errors import SampleError, UserError
@@ -98,24 +99,14 @@ class Nnunet(Folder):
             elif len(pictures) == 1:
                 return pictures[0]
             else:
-                planes = [_grey(path, picture) for path, picture in zip(paths, pictures, strict=True)]
+                planes = [grey_plane(path, picture) for path, picture in zip(paths, pictures, strict=True)]
         else:
             planes = [self._slice(item, path, number, cache) for path, cache in zip(paths, self._caches, strict=True)]
-        if len(planes) == 1:
-            return grey_as_rgb(planes[0])
-        for path, plane in zip(paths, planes, strict=False):
-            require_size(path, plane, planes[0].shape)
-        return np.stack([*planes, *[np.zeros_like(planes[0])] * (3 - len(planes))], axis=2)
+        return stack_channels(paths, planes)
 
     def _slice(self, item: Item, path: Path, number: int, cache: VolumeCache) -> NDArray[np.uint8]:
-        geometry = self._geometry(item)
-
-        def decode() -> NDArray[np.uint8]:
-            if read_geometry(path).orientation != geometry.orientation:
-                raise SampleError(path, f"expected the axis directions of {item.image.name}, got others; resample it")
-            return read_windowed(path, geometry, self.cfg.window or percentile_window(path, geometry))
-
-        return cache.read_slice(path, decode, number)
+        read = partial(read_channel, path, self._geometry(item), self.cfg.window)
+        return cache.read_slice(path, read, number)
 
     def _read_mask(self, item: Item, path: Path, number: int) -> NDArray[np.uint8]:
         mask, ignore = super()._read_mask(item, path, number), self.layout.ignore
@@ -127,7 +118,27 @@ class Nnunet(Folder):
         return hashlib.sha256(repr(settings).encode()).hexdigest()
 
 
-def _grey(path: Path, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def read_channel(path: Path, geometry: Geometry, window: tuple[float, float] | None) -> NDArray[np.uint8]:
+    """(D, H, W) grey, [0, 255], of a channel's volume; `geometry` is that of the first one. Raises `SampleError`."""
+    if read_geometry(path).orientation != geometry.orientation:
+        raise SampleError(path, "expected the axis directions of the first channel, got others; resample it")
+    return read_windowed(path, geometry, window or percentile_window(path, geometry))
+
+
+def grey_plane(path: Path, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) of a channel's file -> (H, W). Raises `SampleError` for colours."""
     if (picture != picture[..., :1]).any():
         raise SampleError(path, "expected one grey channel a file, got colours; store a grey image")
     return picture[..., 0]
+
+
+def stack_channels(paths: Sequence[Path], planes: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """(..., H, W) of one to three channels -> (..., H, W, 3): grey, two and black, or three.
+
+    Raises `SampleError` for another size than the first one's; `paths` are the files.
+    """
+    if len(planes) == 1:
+        return grey_as_rgb(planes[0])
+    for path, plane in zip(paths, planes, strict=False):
+        require_size(path, plane, planes[0].shape)
+    return np.stack([*planes, *[np.zeros_like(planes[0])] * (3 - len(planes))], axis=-1)

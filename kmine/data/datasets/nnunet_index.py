@@ -86,7 +86,7 @@ def read_layout(root: Path) -> Layout:
 def _label_numbers(path: Path, labels: Mapping[str, object]) -> dict[str, int]:
     regions = [name for name, number in labels.items() if isinstance(number, list)]
     if regions:
-        cure = "store a label per pixel, each with a number of its own"
+        cure = "the files hold one number a pixel: name each of these, as in edema: 1, core: 2, in dataset.json"
         raise UserError(f"{path}: expected a number for each label, got regions for {named(regions)}; {cure}")
     wrong = [name for name, number in labels.items() if not is_kind(number, int)]
     if wrong:

@@ -20,7 +20,10 @@ def test_the_layout_is_that_of_dataset_json(tmp_path):
     ("changes", "message"),
     [
         ({"channel_names": None, "modality": {"0": "CT"}}, "expected `channel_names` to be an object"),
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "expected a number for each label, got regions for whole"),
+        (
+            {"labels": {"background": 0, "whole": [1, 2]}},
+            "expected a number for each label, got regions for whole; the files hold one number a pixel",
+        ),
         (
             {"labels": {"background": 0, "a": 2}},
             "labels numbered from 0, .* got background 0",
