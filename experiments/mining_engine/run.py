@@ -5,10 +5,11 @@
     python experiments/mining_engine/run.py OUT --table     # also writes OUT/results.csv
 
 A cell is (set, labels, seed): round 0, the models of the parts and the adapted segmenter are made once and shared by
-its arms. Every arm then spends the same optimizer steps. In the differences silence on a clean image counts 1, a false
-alarm 0. OUT/CELL/ARM.csv holds Dice on validation and test of the kept round, OUT/CELL/ARM-objects.csv and
-ARM-images.csv what an audit finds of its pseudo masks: the withheld masks are read here, after the arm is done, and
-nowhere else. What is there is not repeated; a stopped training goes on.
+its arms. Every arm then spends the same optimizer steps. With `--folds` the seeds 0 to 4 are five folds that cover all
+images, each the test split once, and differences have intervals over folds. In the differences silence on a clean image
+counts 1, a false alarm 0. OUT/CELL/ARM.csv holds Dice on validation and test of the kept round, OUT/CELL/
+ARM-objects.csv and ARM-images.csv what an audit finds of its pseudo masks: the withheld masks are read here, after the
+arm is done, and nowhere else. What is there is not repeated; a stopped training goes on.
 
 `simulated` mines with a simulation of a segmenter of SAM's published quality on polyps (box IoU .85): truth, degraded.
 It says what such a segmenter would bring, and nothing about SAM. The oracle arms are given the true masks of the
@@ -33,6 +34,8 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from folds import difference, parts_of
 from helpers.simulated_segmenter import PUBLISHED_IOU, Simulated
 
 from kmine.cli import Terminal
@@ -45,7 +48,9 @@ from kmine.config import (
     PromptsConfig,
     SegmenterConfig,
 )
+from kmine.data import open_source
 from kmine.data.pool import Pool
+from kmine.data.splits import merge_duplicates
 from kmine.methods import registry as arms
 from kmine.methods.mining import mine
 from kmine.mining.calibration.fit import true_dice
@@ -54,7 +59,7 @@ from kmine.ops import metrics
 from kmine.ops.masks import from_rle
 from kmine.ops.statistics import paired_difference, score_empty_cases
 from kmine.segmenters.base import Segmenter
-from kmine.setup.open import open_for_test, open_task, open_truth
+from kmine.setup.open import open_cache, open_for_test, open_task, open_truth
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
 from kmine.training.inference import infer
@@ -113,6 +118,11 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
                 for path in [path for pattern in SHARED for path in (folder / other).glob(pattern)]:
                     shutil.copytree(path, root / path.name, dirs_exist_ok=True)
     cfg = config(args, labels, seed, arm, root)
+    if args.folds:
+        path = folder / "splits.csv"
+        if not path.exists():
+            write_fold(cfg, int(labels), seed, path)
+        cfg = replace(cfg, data=replace(cfg.data, fine_groups=None, split_file=str(path)))
     source, store, terminal = preflight(cfg), RunFolder(root), Terminal()
     task = open_task(cfg, source, store, terminal)
     results = list(_method(arm, folder, source, args.iou)(task))
@@ -145,6 +155,18 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
     means = frame[frame["checkpoint"] == "chosen"].groupby("split")["dice"].mean()
     rounds = ", ".join(f"{r.round_idx}: {r.num_pseudo} pseudo, val {r.metrics.dice:.3f}, {r.reason}" for r in results)
     print(f"{folder.name} {arm}: test {means['test']:.3f}, val {means['val']:.3f} ({rounds})", flush=True)
+
+
+def write_fold(cfg: LoopConfig, num_labels: int, fold: int, path: Path) -> None:
+    """The splits.csv of one of five folds: the fold is the test split, `num_labels` images outside it are labeled."""
+    cache = open_cache(cfg, open_source(cfg.data))
+    groups = {r.sample_id: r.group_id for r in merge_duplicates(cache.refs, cache.hashes, cfg.data.duplicate_distance)}
+    names = {"labeled": "labeled", "checked": "val", "others": "unlabeled", "test": "test"}
+    parts = parts_of(groups, fold, num_labels)
+    rows = [(i, groups[i], split) for part, split in names.items() for i in parts[part]]
+    unfinished = path.with_suffix(".part")
+    pd.DataFrame(rows, columns=["sample_id", "group_id", "split"]).to_csv(unfinished, index=False)
+    unfinished.replace(path)
 
 
 def lesion_dice(model: Any, pool: Pool, device: Any, *, by_group: bool) -> dict[str, tuple[float, bool]]:
@@ -302,14 +324,27 @@ def _clean_figures(tests: Sequence[pd.DataFrame]) -> list[str]:
 
 
 def _gap(paths: dict[str, Path], other: str) -> str:
-    """Paired by seed and test image, over the seeds that have both."""
+    """Paired by seed and test image, over the seeds that have both; of folds with the interval over folds."""
     beside = {seed: path.with_name(f"{other}.csv") for seed, path in paths.items()}
     seeds = [seed for seed, path in beside.items() if path.exists() and path != paths[seed]]
     if not seeds:
         return "–"
+    if all(path.with_name("splits.csv").exists() for path in paths.values()):
+        found = difference(pd.concat([_fold_rows(path, path.stem) for s in seeds for path in (beside[s], paths[s])]),
+                           next(iter(paths.values())).stem, other)  # fmt: skip
+        return f"{found.mean:+.3f} [{found.folds[0]:+.3f}, {found.folds[1]:+.3f}]"
     a, b = (_common([_test_scores(where[seed]) for seed in seeds]) for where in (beside, paths))
     gap = paired_difference(a, b, seed=0)
     return f"{gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+
+
+def _fold_rows(path: Path, arm: str) -> pd.DataFrame:
+    """Test scores of an arm of a cell, as `folds.difference` takes them."""
+    scores = _test_scores(path)
+    groups = pd.read_csv(path.with_name("splits.csv"), dtype=str).set_index("sample_id")["group_id"]
+    ids = [str(sample_id) for sample_id in scores.index]
+    rows = {"sample_id": ids, "group": groups.loc[ids].to_numpy(), "dice": scores.to_numpy()}
+    return pd.DataFrame(rows).assign(arm=arm, fold=path.parent.name)
 
 
 def _common(scores: Sequence[pd.Series]) -> np.ndarray:
@@ -364,6 +399,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--labels", type=float, nargs="+", default=[30, 60], help="groups: near-duplicates, volumes")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--folds", action="store_true", help="seeds 0 to 4 are test folds that cover all images")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=2)

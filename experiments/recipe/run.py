@@ -20,12 +20,12 @@ import argparse
 import fcntl
 import json
 import shutil
+import sys
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -38,7 +38,6 @@ from kmine.data.pool import Pool
 from kmine.data.splits import merge_duplicates
 from kmine.models.base import LocalModel
 from kmine.ops.metrics import case_metrics
-from kmine.ops.statistics import paired_difference
 from kmine.setup.open import open_cache
 from kmine.store.run_folder import RunFolder
 from kmine.training.distributed import make_fabric
@@ -47,12 +46,10 @@ from kmine.training.model_setup import new_model
 from kmine.training.task import Task
 from kmine.training.trainer import train
 
-try:
-    from kmine.ops.seeding import derive_seed
-except ImportError:  # older code, for the arm `old`
-    from kmine.seeding import derive_seed
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from folds import NUM_FOLDS, difference, parts_of
 
-NUM_FOLDS, NUM_CHECKED, MOST_SCORED = 5, 30, 200
+MOST_SCORED = 200
 INGREDIENTS = {
     "new-on-validation": {},
     "new-with-encoder_lr_0.1": {"fit.encoder_lr": "0.1"},
@@ -110,42 +107,6 @@ def settings(args: argparse.Namespace, arm: str, fold: int) -> LoopConfig:
     from kmine.setup.resolve import resolve_settings
 
     return resolve_settings(cfg, open_source(cfg.data))
-
-
-def folds_of(groups: dict[str, str]) -> list[list[str]]:
-    """The ids in `NUM_FOLDS` folds of nearly equal size; a group is in one fold."""
-    folds: list[list[str]] = [[] for _ in range(NUM_FOLDS)]
-    for members in _by_group(groups, "folds", 0):
-        min(folds, key=len).extend(members)
-    return folds
-
-
-def _by_group(groups: dict[str, str], *keys: Any) -> list[list[str]]:
-    """Ids by group, groups in seeded order."""
-    members = defaultdict(list)
-    for sample_id, group in sorted(groups.items()):
-        members[group].append(sample_id)
-    return [members[group] for group in sorted(members, key=lambda group: (derive_seed(*keys, group), group))]
-
-
-def parts_of(groups: dict[str, str], fold: int, num_labels: int) -> dict[str, list[str]]:
-    """Ids of a fold's parts: test (the fold), labeled, checked (to watch the training), others.
-
-    Groups are in one part each; labels beyond `num_labels` in the last group are unused. 0 or more labels than there
-    are: all images outside the fold are labeled, and `checked` are some of them.
-    """
-    test = set(folds_of(groups)[fold])
-    rest = _by_group({i: g for i, g in groups.items() if i not in test}, "labels", fold)
-    parts: dict[str, list[str]] = {"test": sorted(test), "labeled": [], "checked": [], "others": []}
-    for members in rest:
-        labeled, checked = len(parts["labeled"]) < num_labels, len(parts["checked"]) < NUM_CHECKED
-        parts["labeled" if labeled else "checked" if checked else "others"] += members
-    if not parts["others"]:
-        parts["labeled"] = [i for members in rest for i in members]
-        parts["checked"] = parts["labeled"][:NUM_CHECKED]
-    else:
-        parts["labeled"] = parts["labeled"][:num_labels]
-    return parts
 
 
 def run_cell(args: argparse.Namespace, fold: int, num_labels: int, arm: str) -> pd.DataFrame:
@@ -249,24 +210,6 @@ def table(out: Path, reference: str | None) -> None:
             against = reference or ("new-on-validation" if arm in INGREDIENTS else "bare" if arm == "new" else "new")
             if arm != against and against in {*rows.arm}:
                 print(f"  {arm} minus {against}: {difference(rows, arm, against)}")
-
-
-def difference(rows: pd.DataFrame, arm: str, against: str) -> str:
-    """Paired over images (near-duplicates are one unit), and over the means of folds, each a training of its own."""
-    wide = rows[rows.arm.isin((arm, against))].pivot_table(
-        index=["fold", "group", "sample_id"], columns="arm", values="dice"
-    )
-    wide = wide.dropna().reset_index()
-    units = [f"{fold} {group}" for fold, group in zip(wide.fold, wide.group, strict=True)]
-    by_image = paired_difference(wide[[against]].to_numpy().T, wide[[arm]].to_numpy().T, seed=0, groups=units)
-    by_fold = (wide[arm] - wide[against]).groupby(wide.fold).mean()
-    text = f"{by_image.difference:+.4f} [{by_image.low:+.4f}, {by_image.high:+.4f}] over {by_image.num_pairs} images"
-    if len(by_fold) < 2:
-        return text
-    from scipy.special import stdtrit
-
-    half = stdtrit(len(by_fold) - 1, 0.975) * by_fold.std() / np.sqrt(len(by_fold))
-    return f"{text}; [{by_fold.mean() - half:+.4f}, {by_fold.mean() + half:+.4f}] over {len(by_fold)} folds"
 
 
 def main() -> None:

@@ -1,0 +1,86 @@
+"""Five folds that cover all images of a data set: their parts, and paired differences over them (README, protocol)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from kmine.ops.statistics import paired_difference
+
+try:
+    from kmine.ops.seeding import derive_seed
+except ImportError:  # older code, of which experiments/recipe trains an arm
+    from kmine.seeding import derive_seed
+
+NUM_FOLDS, NUM_CHECKED = 5, 30
+
+
+def folds_of(groups: dict[str, str]) -> list[list[str]]:
+    """The ids in `NUM_FOLDS` folds of nearly equal size; a group is in one fold."""
+    folds: list[list[str]] = [[] for _ in range(NUM_FOLDS)]
+    for members in _by_group(groups, "folds", 0):
+        min(folds, key=len).extend(members)
+    return folds
+
+
+def parts_of(groups: dict[str, str], fold: int, num_labels: int) -> dict[str, list[str]]:
+    """Ids of a fold's parts: test (the fold), labeled, checked (`NUM_CHECKED`, to watch the training), others.
+
+    Groups are in one part each; labels beyond `num_labels` in the last group are unused. With more labels than there
+    are all images outside the fold are labeled, and `checked` are some of them.
+    """
+    test = set(folds_of(groups)[fold])
+    rest = _by_group({i: g for i, g in groups.items() if i not in test}, "labels", fold)
+    parts: dict[str, list[str]] = {"test": sorted(test), "labeled": [], "checked": [], "others": []}
+    for members in rest:
+        labeled, checked = len(parts["labeled"]) < num_labels, len(parts["checked"]) < NUM_CHECKED
+        parts["labeled" if labeled else "checked" if checked else "others"] += members
+    if not parts["others"]:
+        parts["labeled"] = [i for members in rest for i in members]
+        parts["checked"] = parts["labeled"][:NUM_CHECKED]
+    else:
+        parts["labeled"] = parts["labeled"][:num_labels]
+    return parts
+
+
+def _by_group(groups: dict[str, str], *keys: Any) -> list[list[str]]:
+    """Ids by group, groups in seeded order."""
+    members = defaultdict(list)
+    for sample_id, group in sorted(groups.items()):
+        members[group].append(sample_id)
+    return [members[group] for group in sorted(members, key=lambda group: (derive_seed(*keys, group), group))]
+
+
+class Difference(NamedTuple):
+    """Mean paired difference with 95 % intervals; those over folds are NaN with a single one."""
+
+    mean: float
+    num_images: int
+    images: tuple[float, float]
+    """With the trainings as given; near-duplicates are one unit."""
+    folds: tuple[float, float]
+    """Over the means of folds, each a training of its own."""
+
+    def __str__(self) -> str:
+        text = f"{self.mean:+.4f} [{self.images[0]:+.4f}, {self.images[1]:+.4f}] over {self.num_images} images"
+        return text if np.isnan(self.folds[0]) else f"{text}; [{self.folds[0]:+.4f}, {self.folds[1]:+.4f}] over folds"
+
+
+def difference(rows: pd.DataFrame, arm: str, against: str) -> Difference:
+    """Of two arms in rows of arm, fold, group, sample_id and dice, over the images that both have."""
+    from scipy.special import stdtrit
+
+    wide = rows[rows.arm.isin((arm, against))].pivot_table(
+        index=["fold", "group", "sample_id"], columns="arm", values="dice"
+    )
+    wide = wide.dropna().reset_index()
+    units = [f"{fold} {group}" for fold, group in zip(wide.fold, wide.group, strict=True)]
+    by_image = paired_difference(wide[[against]].to_numpy().T, wide[[arm]].to_numpy().T, seed=0, groups=units)
+    by_fold, interval = (wide[arm] - wide[against]).groupby(wide.fold).mean(), (np.nan, np.nan)
+    if len(by_fold) > 1:
+        half = stdtrit(len(by_fold) - 1, 0.975) * by_fold.std() / np.sqrt(len(by_fold))
+        interval = (by_fold.mean() - half, by_fold.mean() + half)
+    return Difference(by_image.difference, by_image.num_pairs, (by_image.low, by_image.high), interval)
