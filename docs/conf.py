@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import kmine
+from kmine.audit.__main__ import AuditConfig
 from kmine.config import LoopConfig
 from kmine.config.sweep import SweepConfig
 from kmine.io.settings_help import sections_of, settings_of
+from kmine.next import NextConfig
+from kmine.predict.files import PredictConfig
 
 DOCS = Path(__file__).parent
 
@@ -24,6 +27,7 @@ autodoc_typehints = "none"
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 suppress_warnings = ["myst.xref_missing"]  # links of pages to files of the source tree, outside the site
+COMMANDS = (("audit", AuditConfig, "run"), ("next", NextConfig, "run"), ("predict", PredictConfig, "run_inputs"))
 
 
 def settings_page() -> str:
@@ -48,6 +52,11 @@ def settings_page() -> str:
     for setting in settings_of(SweepConfig):
         if setting.name not in own:
             lines += ["", f"`{setting.flag}`", f": {_escaped(setting.text)}"]
+    for name, config, positional in COMMANDS:
+        lines += ["", f"## {name}", "", f"`kmine {name}` has settings of its own:"]
+        for setting in settings_of(config, positional):
+            default = f" Default: `{setting.default}`." if setting.default else ""
+            lines += ["", f"`{setting.flag}`", f": {_escaped(setting.text)}{default}"]
     return "\n".join(lines) + "\n"
 
 
