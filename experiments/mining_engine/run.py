@@ -117,6 +117,8 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
             if (folder / f"{other}.csv").exists():
                 for path in [path for pattern in SHARED for path in (folder / other).glob(pattern)]:
                     shutil.copytree(path, root / path.name, dirs_exist_ok=True)
+                claimed = json.loads((folder / other / "run.json").read_text())["split_file_sha256"]
+                (root / "run.json").write_text(json.dumps({"split_file_sha256": claimed}))
     cfg = config(args, labels, seed, arm, root)
     if args.folds:
         path = folder / "splits.csv"
