@@ -12,10 +12,11 @@ from kmine.config.checks import LocalPath, expand_paths, fraction, require
 class PromptsConfig:
     """How local probabilities become prompts, one object per connected component."""
 
-    source: Literal["local", "cascade", "auto"] = "local"
+    source: Literal["local", "cascade", "auto", "memory"] = "local"
     """local: components of the local model's prediction. cascade: the same; from round 2 on, the mask prompt is blended
     with the segmenter's mask of the round before. auto: the segmenter proposes masks without prompts, those that match
-    the local model's probabilities become prompts; not with ellipse."""
+    the local model's probabilities become prompts; not with ellipse. memory: as auto, with masks that SAM 2 recalls
+    from labeled images, or in volumes by tracking the clearest object through all slices; hf: models of SAM 2 only."""
     passes: int = 1
     """2: a second pass, prompted with box and mask of the first pass's result."""
     min_area_px: int = 20

@@ -146,14 +146,24 @@ class Pool:
         """
         return self._neighbours.get(sample_id, ())
 
+    def volume_of(self, sample_id: str) -> tuple[str, ...]:
+        """All slices of a slice's volume that the pool has, in order; none for other images and for a single slice."""
+        match = SLICE_ID.fullmatch(sample_id)
+        slices = self._volumes.get(match[1], {}) if match else {}
+        return tuple(slices[n] for n in sorted(slices)) if len(slices) > 1 else ()
+
     @cached_property
-    def _neighbours(self) -> dict[str, tuple[str, ...]]:
+    def _volumes(self) -> dict[str, dict[int, str]]:
         volumes: dict[str, dict[int, str]] = {}
         for sample_id in self.ids:
             if match := SLICE_ID.fullmatch(sample_id):
                 volumes.setdefault(match[1], {})[int(match[2])] = sample_id
+        return volumes
+
+    @cached_property
+    def _neighbours(self) -> dict[str, tuple[str, ...]]:
         found = {}
-        for slices in volumes.values():
+        for slices in self._volumes.values():
             numbers = sorted(slices)
             gap = min((b - a for a, b in pairwise(numbers)), default=0)
             for number in numbers if gap else ():

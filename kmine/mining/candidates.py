@@ -6,7 +6,7 @@ are in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -30,12 +30,21 @@ from kmine.mining.segment import embed, segment, segment_twice
 from kmine.ops.masks import components
 from kmine.ops.seeding import derive_seed
 from kmine.segmenters import needs_box
-from kmine.segmenters.base import AutomaticMaskGenerator, abilities_of, no_proposals_error, without_missing
+from kmine.segmenters.base import (
+    AutomaticMaskGenerator,
+    Proposals,
+    abilities_of,
+    no_proposals_error,
+    without_missing,
+)
 from kmine.segmenters.embedding_cache import CachingSegmenter
 from kmine.training.inference import activations
 from kmine.training.task import Task
 from kmine.training.veto import infer_by_labels, is_vetoed
 from kmine.types import Bool, Candidate, Decision, Probs, Prompts, PseudoLabel
+
+PROPOSING = ("auto", "memory")
+"""Values of `prompts.source` by which objects come from proposals."""
 
 
 def read_batch(ctx: RoundContext, ids: Sequence[str], batch_idx: int = 0) -> ImageBatch:
@@ -80,7 +89,7 @@ def predict_auxiliary(ctx: RoundContext, batch: ImageBatch) -> list[Probs | None
 
 
 def generate_prompts(ctx: RoundContext, batch: ImageBatch, probs: Sequence[Probs]) -> list[list[Prompts]]:
-    """Prompts for each object: from the local model's masks, or from matched proposals with `prompts.source auto`.
+    """Prompts for each object: from the local model's masks, or with `prompts.source auto` and memory from proposals.
 
     Those that a person drew come first, places of middling probability (`prompts.doubtful`) last. Image-level labels
     then remove or add prompts, and with `prompts.source cascade` mask inputs are blended with the segmenter's masks of
@@ -89,7 +98,7 @@ def generate_prompts(ctx: RoundContext, batch: ImageBatch, probs: Sequence[Probs
     cfg, seed = ctx.task.cfg.prompts, ctx.task.cfg.seed
     prompts = [prompts_from_probs(p, cfg, seed=seed, round_idx=ctx.round_idx) for p in probs]
     found = [[(prompt.class_id, prompt.component) for prompt in of_image] for of_image in prompts]
-    if cfg.source == "auto":
+    if cfg.source in PROPOSING:
         _use_proposals(ctx, batch, probs, prompts, found)
     _use_person(ctx, probs, prompts, found)
     for p, of_image, objects in zip(probs, prompts, found, strict=True):
@@ -101,7 +110,7 @@ def generate_prompts(ctx: RoundContext, batch: ImageBatch, probs: Sequence[Probs
 def prompts_need_networks(ctx: RoundContext) -> bool:
     """Whether `generate_prompts` may run a network: the segmenter's proposals, or activation maps of sks."""
     cfg = ctx.task.cfg
-    return cfg.prompts.source == "auto" or (cfg.model.name == "sks" and cfg.prompts.seed_from_activation)
+    return cfg.prompts.source in PROPOSING or (cfg.model.name == "sks" and cfg.prompts.seed_from_activation)
 
 
 def _use_person(
@@ -134,13 +143,10 @@ def _use_proposals(
 
     Nothing is proposed where the local model sees nothing, nor in images known to be free of the only class.
     """
-    task, segmenter = ctx.task, ctx.segmenter
-    if not isinstance(segmenter, AutomaticMaskGenerator):
-        raise no_proposals_error(segmenter.name)
+    task = ctx.task
     lesion_free = [image.image_label == 0 and task.num_classes == 2 for image in batch.images]
     indices = [n for n, p in enumerate(probs) if not lesion_free[n] and has_foreground(p, prompts[n], task.cfg.prompts)]
-    embeddings = embed(segmenter, batch.images, indices, batch.embedded)
-    for n, proposals in zip(indices, segmenter.propose(list(embeddings.values())), strict=True):
+    for n, proposals in zip(indices, _proposals(ctx, batch, indices), strict=True):
         key = (task.cfg.seed, ctx.round_idx, batch.images[n].sample_id)
         matches = match_proposals(probs[n], prompts[n], proposals, task.cfg.prompts)
         found[n] += [(own.class_id, mask) for own, mask in matches if mask is not None]
@@ -148,6 +154,15 @@ def _use_proposals(
             own if mask is None else prompts_from_mask(own, mask, task.cfg.prompts, seed=derive_seed(*key, k))
             for k, (own, mask) in enumerate(matches)
         ]
+
+
+def _proposals(ctx: RoundContext, batch: ImageBatch, indices: Sequence[int]) -> Iterator[Proposals]:
+    """Proposals for the images of the batch with these indices, from memory or by the segmenter's own generator."""
+    if ctx.memory:
+        return ctx.memory.proposals(ctx, [batch.images[n].sample_id for n in indices])
+    if not isinstance(ctx.segmenter, AutomaticMaskGenerator):
+        raise no_proposals_error(ctx.segmenter.name)
+    return ctx.segmenter.propose(list(embed(ctx.segmenter, batch.images, indices, batch.embedded).values()))
 
 
 def apply_image_labels(ctx: RoundContext, batch: ImageBatch, prompts: Sequence[list[Prompts]]) -> list[list[Prompts]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +14,19 @@ from kmine.mining.rank import Ranking
 from kmine.mining.segment import Embedded
 from kmine.models.base import LocalModel
 from kmine.ops.calibrator import Calibration
-from kmine.segmenters.base import Segmenter
+from kmine.segmenters.base import Proposals, Segmenter
 from kmine.training.task import StageTimer, Task
 from kmine.types import Sample
 
 PreviousMasks = dict[str, list[tuple[int, Callable[[], NDArray[np.bool_]]]]]
 """Class id and (H, W) mask, decoded when called, of the objects of each sample."""
+
+
+class ProposalSource(Protocol):
+    """Where proposals come from, if not from the segmenter's own generator (`kmine.mining.memory`)."""
+
+    def proposals(self, ctx: RoundContext, ids: Sequence[str]) -> Iterator[Proposals]:
+        """One `Proposals` for each of the images `ids`, in order."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ class RoundContext:
     pending: tuple[tuple[int, list[str]], ...] = ()
     """Number and sample ids of the batches that no interrupted session has mined."""
     timer: StageTimer = field(default_factory=StageTimer)
+    memory: ProposalSource | None = None
+    """With `prompts.source memory`, where proposals come from."""
     parts: tuple[tuple[frozenset[str], LocalModel], ...] = ()
     """Ids of each part of the images, and the model that predicts it: trained without pseudo masks of the part. Empty:
     `model` predicts all."""

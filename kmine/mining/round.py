@@ -12,6 +12,7 @@ from kmine.io.threads import ahead, thread_pool
 from kmine.mining.candidates import median_object_area, previous_masks
 from kmine.mining.context import RoundContext
 from kmine.mining.crossfit import part_models
+from kmine.mining.memory import memory_of
 from kmine.mining.pseudo_labels import PseudoLabels
 from kmine.mining.round_changes import MaskComparison, RoundChanges, compare_rounds, summary_line, warnings
 from kmine.mining.threshold import round_signature, select_threshold
@@ -42,7 +43,7 @@ def open_round(
     pending = tuple(task.run.pending_batches(round_idx, signature, task.unlabeled.ids, task.mining_batch_size))
     area_prior = median_object_area(task.labeled, task.num_classes)
     ctx = RoundContext(task, model, auxiliary_model, task.segmenter, task.unlabeled, area_prior, round_idx, signature)
-    ctx = replace(ctx, previous=previous_masks(task, round_idx), pending=pending)
+    ctx = replace(ctx, previous=previous_masks(task, round_idx), pending=pending, memory=memory_of(task, task.labeled))
     ctx = replace(ctx, parts=part_models(task, student, parts)) if pending else ctx
     if seconds := task.run.training_seconds(f"part_*/round_{round_idx - 1:02}"):
         ctx.timer.seconds["parts"] = seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from kmine.mining.context import RoundContext
 from kmine.mining.rank import LIMIT, PRIOR, Ranking, fit_ranking
 from kmine.ops.calibrator import LATER, Calibration, describe_threshold
 from kmine.ops.seeding import derive_seed
+from kmine.segmenters.base import MemorySegmenter
 from kmine.store.settings import signed_sections
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.task import Task
@@ -98,6 +99,8 @@ def round_signature(
     further = [task.review.signature] if task.review.signature else []
     if cfg.model.veto and "sks" in cfg.model.name:
         further.append("no veto of images labeled with a lesion")  # older rounds vetoed these, too
+    if cfg.prompts.source == "memory":
+        further.append(cast(MemorySegmenter, task.segmenter).sign_memory())
     further += [part.signature for part in parts if part.signature != student.signature]
     models = (student.signature, task.segmenter.signature)
     return sign(*models, settings, gate_inputs, auxiliary_signature, *further)

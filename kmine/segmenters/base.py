@@ -5,7 +5,7 @@ Legend and frames as in `kmine.types`; N proposals of one image, C, h, w channel
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -174,6 +174,26 @@ class Proposals:
 
 
 @runtime_checkable
+class MemorySegmenter(Segmenter, Protocol):
+    """A segmenter that finds an object again in an image after it was shown others with its mask."""
+
+    def sign_memory(self) -> str:
+        """As `signature`, of all that recalled masks depend on; a method, as it may load the memory's weights."""
+
+    def recall(
+        self, memory: Sequence[tuple[NDArray[np.uint8], Bool]], frames: Iterable[NDArray[np.uint8]], *, track: bool
+    ) -> Iterator[Bool]:
+        """(H, W) mask of the object in each of `frames`, in order, lazily; empty where it is not seen.
+
+        Args:
+            memory: images, (H, W, 3) uint8 RGB, and the object's mask in each; at least one.
+            frames: further images, of any sizes.
+            track: whether these follow each other, as slices do: each is remembered for the next. Else each is seen
+                with `memory` alone.
+        """
+
+
+@runtime_checkable
 class AutomaticMaskGenerator(Segmenter, Protocol):
     """A segmenter that also proposes masks of a whole image without prompts."""
 
@@ -225,6 +245,14 @@ def no_proposals_error(name: str) -> UserError:
     return UserError(
         f"prompts.source: auto expects a segmenter that proposes masks unprompted, got `{name}`; "
         "set --prompts.source local, or choose tiny or a SAM with --segmenter.name"
+    )
+
+
+def no_memory_error(name: str) -> UserError:
+    """Error for prompts.source memory with a segmenter that is no `MemorySegmenter`."""
+    return UserError(
+        f"prompts.source: memory expects a SAM 2 with its video model, got `{name}`; set --prompts.source local, or "
+        "--segmenter.name hf:facebook/sam2.1-hiera-tiny"
     )
 
 

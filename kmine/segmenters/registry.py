@@ -13,9 +13,11 @@ from kmine.errors import UserError
 from kmine.io.plugins import Registry
 from kmine.segmenters.base import (
     AutomaticMaskGenerator,
+    MemorySegmenter,
     Segmenter,
     abilities_of,
     box_required_error,
+    no_memory_error,
     no_proposals_error,
 )
 from kmine.segmenters.hf.files import PREFIX, model_folder, require_transformers
@@ -76,7 +78,7 @@ def _open_sam(cfg: SegmenterConfig, device: str, offline: bool, log: LogFn) -> S
 
 def _open_hf(cfg: SegmenterConfig, device: str, offline: bool, log: LogFn) -> Segmenter:
     require_transformers()
-    from kmine.segmenters.hf.segmenter import open_hf
+    from kmine.segmenters.hf.open import open_hf
 
     if cfg.checkpoint is not None:
         raise UserError(
@@ -208,6 +210,8 @@ def fitted_prompts(segmenter: Segmenter, prompts: PromptsConfig) -> PromptsConfi
         )
     if prompts.source == "auto" and not (able.points and isinstance(segmenter, AutomaticMaskGenerator)):
         raise no_proposals_error(segmenter.name)
+    if prompts.source == "memory" and not isinstance(segmenter, MemorySegmenter):
+        raise no_memory_error(segmenter.name)
     return replace(prompts, box=has_box, points=has_points, mask_hint=prompts.mask_hint and able.mask_input)
 
 
@@ -224,6 +228,8 @@ def check_prompting(name: str, prompts: PromptsConfig) -> None:
         raise box_required_error(name)
     if (name in NO_PROPOSALS or name.startswith(PREFIX)) and prompts.source == "auto":
         raise no_proposals_error(name)
+    if prompts.source == "memory" and name in (*NEEDS_BOX, "mobile_sam", "sam_vit_b", "sam_vit_h", "sam_vit_l"):
+        raise no_memory_error(name)
 
 
 def fetch_weights(cfg: SegmenterConfig, *, offline: bool) -> None:

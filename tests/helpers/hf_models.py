@@ -59,12 +59,25 @@ def _edgetam_vision() -> dict:
     }
 
 
+def _hiera_of_video() -> dict:
+    return {**_hiera(), "fpn_hidden_size": 128}  # more channels than the memory's 64, as in every checkpoint
+
+
 KINDS = {
     "sam": ("SamConfig", "SamModel", "SamImageProcessor", _sam_vision),
     "sam_hq": ("SamHQConfig", "SamHQModel", "SamImageProcessor", _sam_vision),
     "sam2": ("Sam2Config", "Sam2Model", "Sam2ImageProcessor", _hiera),
     "sam3_tracker": ("Sam3TrackerConfig", "Sam3TrackerModel", "Sam3ImageProcessor", _sam3_vision),
     "edgetam": ("EdgeTamConfig", "EdgeTamModel", "Sam2ImageProcessor", _edgetam_vision),
+}
+VIDEO = {"sam2_video": ("Sam2VideoConfig", "Sam2VideoModel", "Sam2ImageProcessor", _hiera_of_video)}
+MEMORY = {
+    "sam2_video": {
+        **{"image_size": SIDE, "memory_attention_hidden_size": 128, "memory_attention_num_layers": 1},
+        **{"memory_attention_feed_forward_hidden_size": 32, "memory_attention_rope_feat_sizes": [SIDE // 16] * 2},
+        **{"memory_encoder_hidden_size": 128, "memory_encoder_output_channels": 64, "mask_downsampler_embed_dim": 128},
+        **{"memory_fuser_embed_dim": 128, "memory_fuser_intermediate_dim": 32, "memory_fuser_num_layers": 1},
+    }
 }
 PROCESSORS = {
     "sam": "SamProcessor",
@@ -78,10 +91,11 @@ PROCESSORS = {
 def save_random(kind: str, folder: Path, seed: int = 0) -> Path:
     """A folder with config.json, preprocessor_config.json and model.safetensors of a family."""
     transformers = pytest.importorskip("transformers")
-    config, network, processor, vision = KINDS[kind]
+    config, network, processor, vision = (KINDS | VIDEO)[kind]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        settings = getattr(transformers, config)(vision_config=vision(), **_prompting(kind))
+        prompting = _prompting(kind, 128 if kind in MEMORY else 32)
+        settings = getattr(transformers, config)(vision_config=vision(), **prompting, **MEMORY.get(kind, {}))
         model = getattr(transformers, network)(settings)
         with torch.no_grad():
             for parameter in model.parameters():

@@ -21,6 +21,7 @@ from kmine.mining.calibration import fit
 from kmine.mining.calibration.local_step import Row, calibrate_local_quality
 from kmine.mining.context import ImageBatch, RoundContext
 from kmine.mining.gate import Beside, collect_evidence
+from kmine.mining.memory import memory_of
 from kmine.mining.refine import merge_objects
 from kmine.ops import metrics
 from kmine.ops.calibrator import Calibration, RiskGuarantee, evidence_from_row, evidence_row
@@ -168,8 +169,10 @@ def _measure(task: Task, base: Segmenter, fold_ids: Sequence[Sequence[str]], sav
         others = [example for n, fold_examples in enumerate(examples) if n != fold_idx for example in fold_examples]
         title = f"calibrating the gate: fold {fold_idx + 1} of {len(fold_ids)}"
         segmenter = _finetuned_without(task, base, others, held_out, title)
-        area_prior = stages.median_object_area(crossfit.remaining_labels(task, held_out_ids), task.num_classes)
+        rest = crossfit.remaining_labels(task, held_out_ids)
+        area_prior = stages.median_object_area(rest, task.num_classes)
         ctx = RoundContext(task, models[fold_idx], auxiliary_models[fold_idx], segmenter, task.labeled, area_prior)
+        ctx = replace(ctx, memory=memory_of(task, rest))
         out.append({"objects": list(_evidence_rows(ctx, held_out_ids))})
     return out
 

@@ -24,7 +24,6 @@ from kmine.segmenters.base import ALL_ABILITIES, Embedding
 from kmine.segmenters.batched import BatchedSegmenter, DecoderQuery, QueryDecoder
 from kmine.segmenters.cached_encoder import CachedEncoder
 from kmine.segmenters.frame import SquareFrame
-from kmine.segmenters.hf.files import PREFIX
 from kmine.segmenters.pixels import BOXES_ONLY, medsam_pixels
 from kmine.segmenters.weights import update_digest
 
@@ -190,13 +189,6 @@ def load_network(folder: Path, name: str, device: str) -> HfModel:
         )
     frame = SquareFrame(side, squash=squash, as_probabilities=is_medsam)
     return HfModel(network.to(device).eval(), processor, frame, is_medsam)
-
-
-def open_hf(name: str, folder: Path, device: str, **settings: Any) -> HfSegmenter:
-    """The segmenter of a folder; `name` is that of the settings, of a local folder its last part alone is shown."""
-    model = name.removeprefix(PREFIX)
-    shown = f"{PREFIX}{folder.name}" if Path(model).expanduser().is_dir() else name
-    return HfSegmenter(load_network(folder, model.rstrip("/").rsplit("/", 1)[-1], device), shown, **settings)
 
 
 def stacked(maps: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,8 @@ from kmine.errors import UserError
 from kmine.segmenters import open_segmenter
 from kmine.segmenters.base import MASK_INPUT_CLIP, Embedding
 from kmine.segmenters.embedding_cache import EmbeddingCache
-from kmine.segmenters.hf.segmenter import HfSegmenter, load_network, open_hf, stacked, unstacked
+from kmine.segmenters.hf.open import open_hf
+from kmine.segmenters.hf.segmenter import HfSegmenter, load_network, stacked, unstacked
 from kmine.types import Prompts
 
 transformers = pytest.importorskip("transformers")
