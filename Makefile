@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint docs format clean
+.PHONY: help demo test lint docs screenshots format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -24,6 +24,9 @@ lint: $(STAMP) ## ruff, without changing a file
 
 docs: $(STAMP) ## the documentation site, in docs/_build/index.html
 	@$(PY) -m sphinx -W -q docs docs/_build && echo "docs/_build/index.html"
+
+screenshots: $(STAMP) ## pictures of all pages for the documentation; needs Chromium
+	@$(PY) docs/screenshots.py
 
 format: $(STAMP) ## ruff, changing what it can
 	@$(PY) -m ruff check --fix .

@@ -65,6 +65,22 @@ def _escaped(text: str) -> str:
     return "".join(f"\\{letter}" if letter in "*_[]<>{}$" else letter for letter in text)
 
 
+def pictures_page() -> str:
+    """The pages of a run as docs/screenshots.py took them, in the colours of the reader; without them, how to."""
+    lines = [
+        "# What a run shows",
+        "",
+        "`report.html`, `test_table.html` and `audit/audit.html` open without network.",
+        "",
+    ]
+    for picture in sorted(GENERATED.glob("screens/*.png")):
+        name, width, scheme = picture.stem.rsplit("-", 2)
+        lines += [f"```{{image}} screens/{picture.name}", f":alt: {name}, {width} pixels wide, {scheme}"]
+        lines += [f":class: only-{scheme}", f":width: {int(width) // 2}px", "```", ""]
+    return "\n".join(lines if len(lines) > 4 else [*lines, "`make screenshots` takes pictures of them for this page."])
+
+
 GENERATED = DOCS / "_generated"
 GENERATED.mkdir(exist_ok=True)
+(GENERATED / "pages.md").write_text(pictures_page(), "utf-8")
 (GENERATED / "settings.md").write_text(settings_page(), "utf-8")

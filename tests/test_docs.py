@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -13,6 +14,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from helpers.browser import CHROMIUM
+from PIL import Image
 
 from kmine import cli
 from kmine.__main__ import COMMANDS
@@ -99,3 +102,28 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     settings = (tmp_path / "site" / "_generated" / "settings.html").read_text("utf-8")
     assert "--gate.target_dice" in settings
+
+
+def screenshots(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "docs" / "screenshots.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+
+
+def test_screenshots_without_chromium_or_a_run_are_one_line(tmp_path):
+    done = screenshots(PATH=str(tmp_path))
+    assert (done.returncode, done.stdout.count("\n"), done.stderr) == (2, 1, "") and "install it" in done.stdout
+    if CHROMIUM:
+        done = screenshots(tmp_path)
+        assert (done.returncode, done.stdout.count("\n")) == (2, 1) and "found no report.html" in done.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_screenshots_show_each_page_in_both_widths_and_colours(tmp_path):
+    style = "body{background:#fff}@media(prefers-color-scheme:dark){body{background:#000}}"
+    (tmp_path / "report.html").write_text(f"<!doctype html><style>{style}</style>a")
+    assert screenshots(tmp_path, "--out", tmp_path / "out").returncode == 0
+    corners = {}
+    for path in (tmp_path / "out").iterdir():
+        with Image.open(path) as picture:
+            corners[path.stem] = (picture.width, picture.convert("L").getpixel((9, 500)))
+    assert corners == {f"report-{w}-{s}": (w, c) for w in (1280, 500) for s, c in (("light", 255), ("dark", 0))}

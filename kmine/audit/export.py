@@ -107,7 +107,7 @@ def write_masks(folder: Path, masks: Iterable[ExportedMask], source: Source) -> 
     for volume, parts in groupby(located, key=lambda pair: pair[0] and pair[0][:2]):
         if volume is None:
             for _, exported in parts:
-                data = encode_png(exported.mask, exported.signature, exported.round_idx)
+                data = encode_png(exported.mask, exported.signature, exported.round_idx, palette=True)
                 write_atomic(folder / f"{safe_name(exported.sample_id)}.png", data)
             continue
         name, scan = volume

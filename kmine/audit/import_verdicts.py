@@ -23,6 +23,7 @@ from kmine.feedback.corrections import read_corrections
 from kmine.feedback.expected import ExpectedMasks
 from kmine.feedback.verdicts import ACCEPTED, FOLDER, Verdict, Verdicts, mask_signature
 from kmine.io.files import encode_png, read_png, safe_name, sign, write_atomic
+from kmine.ops.masks import from_rle
 from kmine.types import IGNORE_INDEX
 
 
@@ -46,7 +47,11 @@ def import_verdicts(
             f"{origin}: expected verdicts on masks of {audited.store.root}, got those of another run "
             f"({incoming.run or 'unnamed'}); import them into that run"
         )
-    masks = {**previous.corrected, **(_store_corrected(audited, corrected, log) if corrected is not None else {})}
+    mended = _mended_masks(audited, current, origin)
+    withdrawn = {v.sample_id for v in previous.all if v.mended} & {v.sample_id for v in current if not v.mended}
+    masks = {name: path for name, path in previous.corrected.items() if name not in withdrawn}
+    masks |= _store_corrected(audited, corrected, log) if corrected is not None else {}
+    masks |= {name: _store(audited, FOLDER, name, mask) for name, mask in mended.items()}
     latest = {verdict.sample_id: verdict for verdict in (*previous.all, *current)}
     merged = tuple(latest[sample_id] for sample_id in sorted(latest))
     accepted = _store_accepted(audited, previous, current)
@@ -74,14 +79,35 @@ def _entries(masks: Mapping[str, Path], folder: str) -> dict[str, dict[str, str]
     }
 
 
+def _mended_masks(audited: AuditedRun, current: Sequence[Verdict], path: Path) -> dict[str, NDArray[np.uint8]]:
+    """Masks that the reviewer changed on the page, (H, W) class ids and 255, by sample id."""
+    out, num_classes = {}, len(audited.source.class_names)
+    for verdict in (verdict for verdict in current if verdict.mended):
+        mask = np.zeros(audited.pool(verdict.kind).native_shape(verdict.sample_id), np.uint8)
+        for class_id, runs in verdict.mended:
+            if not 0 < class_id < num_classes and class_id != IGNORE_INDEX:
+                expected = f"mended masks of the classes 1 to {num_classes - 1} and {IGNORE_INDEX}"
+                raise UserError(f"{path}: {verdict.sample_id}: expected {expected}, got {class_id}; {stored.CURE}")
+            try:
+                mask[from_rle(runs, *mask.shape)] = class_id
+            except ValueError as error:
+                raise UserError(f"{path}: {verdict.sample_id}: {error}; {stored.CURE}") from error
+        out[verdict.sample_id] = mask
+    return out
+
+
+def _store(audited: AuditedRun, folder: str, name: str, mask: NDArray[np.uint8]) -> Path:
+    path = audited.store.root / folder / f"{safe_name(name)}.png"
+    write_atomic(path, encode_png(mask, mask_signature(mask), audited.audited_round.round_idx))
+    return path
+
+
 def _store_accepted(audited: AuditedRun, previous: Verdicts, current: Sequence[Verdict]) -> dict[str, Path]:
     """Keep accepted pseudo masks as they are now: the next run must train on the reviewed masks."""
     verdict_of = {verdict.sample_id: verdict.verdict for verdict in current if verdict.kind == "pseudo"}
     out = {name: path for name, path in previous.masks.items() if verdict_of.get(name, "accept") == "accept"}
     for name in (name for name, verdict in verdict_of.items() if verdict == "accept"):
-        mask = audited.read("pseudo")(name)
-        out[name] = audited.store.root / ACCEPTED / f"{safe_name(name)}.png"
-        write_atomic(out[name], encode_png(mask, mask_signature(mask), audited.audited_round.round_idx))
+        out[name] = _store(audited, ACCEPTED, name, audited.read("pseudo")(name))
     return out
 
 
@@ -148,8 +174,7 @@ def _store_corrected(audited: AuditedRun, path: Path, log: Callable[[str], None]
             num_unchanged += 1
             continue
         empty += [sample_id] if not mask.any() else []
-        out[sample_id] = store.root / FOLDER / f"{safe_name(sample_id)}.png"
-        write_atomic(out[sample_id], encode_png(mask, mask_signature(mask), audited.audited_round.round_idx))
+        out[sample_id] = _store(audited, FOLDER, sample_id, mask)
     if num_unchanged:
         log(f"{num_unchanged} masks are unchanged and no corrections")
     if empty:

@@ -176,8 +176,8 @@ def explanations(
     conflict: ConfidentDisagreement | None = None,
     weights: Mapping[str, float] = WEIGHTS,
 ) -> tuple[str, ...]:
-    """Reasons why a mask is suspicious, as text, the most important first; `signal_ranks`: rank by signal name."""
-    texts = ["contradicts the image-level label"] if contradicted else []
+    """Reasons for suspicion, `tag: detail`, the most important first; `signal_ranks`: rank by signal name."""
+    texts = ["image label: the mask contradicts it"] if contradicted else []
     high = [name for name, rank in signal_ranks.items() if rank >= MIN_NAMED_RANK and not math.isnan(signals[name])]
     high.sort(key=lambda name: -weights[name] * (signal_ranks[name] - 0.5))
     texts += [_explanation(name, signals[name], conflict) for name in high]
@@ -190,14 +190,16 @@ def _explanation(name: str, value: float, conflict: ConfidentDisagreement | None
         if conflict.mislabeled > 0:
             parts.append(f"{conflict.mislabeled:.0%} of the mask is confidently another class")
         if conflict.missed > 0:
-            parts.append(f"{conflict.missed:.0%} of their confident foreground is outside of it")
-        return "models not trained on it disagree: " + ", ".join(parts) if parts else ""
+            parts.append(f"{conflict.missed:.0%} of what they are sure of is outside of it")
+        return "models: those not trained on it disagree, " + ", ".join(parts) if parts else ""
     return {
-        "unlike": f"low overlap with models not trained on it (soft Dice {1 - value:.2f})",
-        "doubt": f"low estimated Dice ({1 - value:.2f})",
-        "disagreement": f"local model, segmenter and jittered prompts disagree ({value:.2f})",
-        "area": f"unusual size ({value:.1f} deviations)" if value > 1 else "",
-        "position": f"unusual position ({value:.1f} deviations)" if value > 1 else "",
-        "shape": f"unusual shape ({value:.1f} deviations)" if value > 1 else "",
-        "edge": "its outline does not follow image edges",
+        "unlike": f"overlap: low with models not trained on it (soft Dice {1 - value:.2f})",
+        "doubt": f"estimate: low Dice is expected ({1 - value:.2f})",
+        "disagreement": f"prompts: local model, segmenter and jittered prompts disagree ({value:.2f})",
+        **{n: f"{tag}: {value:.1f} deviations from the usual" if value > 1 else "" for n, tag in _USUAL.items()},
+        "edge": "edges: its outline does not follow those of the image",
     }.get(name, "")
+
+
+_USUAL = {"area": "size", "position": "position", "shape": "shape"}
+"""Tags of the signals that are deviations from the other masks."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -13,14 +12,12 @@ from kmine import cli
 from kmine.audit.evidence import MaskReport, rank_all_masks
 from kmine.audit.export import export_masks
 from kmine.audit.history import COLUMNS, MaskHistory
-from kmine.audit.ranking import MIN_NAMED_RANK, WEIGHTS, ranks
 from kmine.audit.rounds import AuditedRun, open_audit
 from kmine.audit.truth import Stratum, corrections, figures, withheld_dice
 from kmine.io.errors import expanded
 from kmine.io.files import write_csv
 from kmine.mining.gate import why_none_is_kept
 from kmine.ops.metrics import correction_text, nanmean
-from kmine.report.audit.figures import explanations_chart
 from kmine.report.audit.page import write_page
 from kmine.setup.open import open_withheld
 from kmine.setup.provenance import peak_memory_mb
@@ -89,7 +86,7 @@ def write_audit(
         reasons = [*mined.decisions.firsts("reason").values()]
         log(f"round {mined.round_idx} kept no mask, only given ones are ranked: {why_none_is_kept(reasons)}")
     history, reports = MaskHistory(audited), [*pseudo, *given]
-    truth, withheld, charts, changed = None, None, {"causes": _explanations_chart(pseudo)}, {}
+    truth, withheld, charts, changed = None, None, {}, {}
     if with_withheld:
         withheld = open_withheld(audited.task, audited.source)
         truth = withheld_dice(audited, pseudo, withheld)
@@ -109,6 +106,7 @@ def write_audit(
         title=f"Audit of {audited.name}",
         run_name=audited.name,
         run_signature=audited.signature,
+        class_names=audited.source.class_names,
         summary=_summary(audited, pseudo, given, truth) | _corrections(audited, changed),
         figures=charts,
     )
@@ -128,14 +126,6 @@ def _corrections(audited: AuditedRun, by_round: Mapping[int, str]) -> dict[str, 
     name = "wrong pixels of the local model corrected / newly broken"
     lines = {f"{name}, labeled images by fold models": correction_text(record.get("correction"))}
     return lines | {f"{name}, round {n}, withheld masks": text for n, text in by_round.items()}
-
-
-def _explanations_chart(pseudo: Sequence[MaskReport]) -> str:
-    """How often each signal is prominent in the most suspicious fifth."""
-    top = max(len(pseudo) // 5, 1)
-    signals = {name: ranks([report.signals.get(name, float("nan")) for report in pseudo]) for name in WEIGHTS}
-    counts = Counter({name: int((values[:top] >= MIN_NAMED_RANK).sum()) for name, values in signals.items()})
-    return explanations_chart(counts.most_common())
 
 
 def _summary(

@@ -122,7 +122,7 @@ def render_text(report: Mapping[str, Any], folder: Path) -> str:
     num_more = images["num_sizes"] - len(images["sizes"])
     more = f" and {num_more} more" if num_more else ""
     values = ", ".join(f"{value} in {n['masks']}" for value, n in masks["values"].items())
-    share = masks["median_share_of_filled"]
+    share, objects = masks["median_share_of_filled"], ", ".join(masks["class_names"][1:])
     lines = [
         f"{report['dataset']}: {report['num_samples']} samples, {report['num_pairs']} pairs of image and readable "
         f"mask, {len(report['damaged'])} damaged, {len(report['left_out'])} files left out",
@@ -130,7 +130,7 @@ def render_text(report: Mapping[str, Any], folder: Path) -> str:
         *(f"  {side}: {', '.join(f'{n} {what}' for what, n in row.items())}" for side, row in report["counts"].items()),
         f"sizes (width x height): {sizes}{more}; values {images['lowest_value']} to {images['highest_value']}",
         f"mask values: {values or 'none'}; {masks['num_empty']} of {report['num_pairs']} empty"
-        + ("" if share is None else f"; median foreground of the others {share:.1%} of the image"),
+        + ("" if share is None else f"; of the others {share:.1%} is {objects} (median)"),
         f"groups: {groups['count']}, the largest of {groups['largest']}; duplicates: {len(duplicates['exact'])} exact, "
         f"{len(duplicates['near'])} near, {len(duplicates['hash_alone'])} by hash only",
         *(f"{f['severity'].upper()} {f['code']}: {Finding(**f)}" for f in report["findings"]),

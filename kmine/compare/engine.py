@@ -14,6 +14,7 @@ from kmine.compare.table import LabelsSaved, Result, join_folds, label_curve, ta
 from kmine.report import comparison
 from kmine.report.comparison import Comparison
 from kmine.report.curve import CurvePoint, label_efficiency
+from kmine.report.figures import svg_file
 from kmine.types import ProgressReporter
 
 if TYPE_CHECKING:
@@ -81,4 +82,4 @@ def compare_runs(
     curve, saved = label_curve(results, baseline)
     table = with_labels_saved(tabulate(results, baseline, notes), saved)
     chart = label_efficiency(curve, f"{compared[0].info.get('dataset', 'test split')}, segmenter {table.segmenter}")
-    return RunComparison(replace(table, chart=chart[0]), results, curve, saved, chart)
+    return RunComparison(replace(table, chart=chart[0]), results, curve, saved, (svg_file(chart[0]), chart[1]))

@@ -160,7 +160,8 @@ def tabulate(results: Sequence[Result], baseline: str, extra_notes: Sequence[str
     corrected = holm([row.p_value for row in table])
     table = [replace(row, p_holm=p) for row, p in zip(table, corrected, strict=True)]
     segmenter = ", ".join(sorted({r.segmenter for r in results} - {"none"}) or ["none"])
-    return Comparison(table, base, segmenter, [*_notes(cases, table, base, segmenter, of_volumes), *extra_notes])
+    notes, unit = _notes(cases, table, base, segmenter, of_volumes), "volume" if of_volumes else "image"
+    return Comparison(table, base, segmenter, [*notes, *extra_notes], unit=unit)
 
 
 def _cases(results: Sequence[Result]) -> tuple[list[Result], bool]:

@@ -81,6 +81,11 @@ def resolve_verdicts(
             f"{path}: expected the accepted masks beside it, that of {missing[0]} is missing ({len(missing)} in all); "
             "first import the file with kmine audit RUN --verdicts FILE, then name RUN/verdicts.json here"
         )
+    if lost := [v.sample_id for v in verdicts.all if v.mended and v.sample_id in relevant - set(corrected)]:
+        raise UserError(
+            f"{path}: expected the mended masks beside it, that of {lost[0]} is missing ({len(lost)} in all); first "
+            "import the file with kmine audit RUN --verdicts FILE, then name RUN/verdicts.json here"
+        )
     masks = {i: verdicts.masks[i] for i in accepted}
     rejected = frozenset(verdicts.rejected & unlabeled_ids - set(corrected))
     dropped_labels = frozenset(verdicts.rejected & labeled_ids - set(corrected))

@@ -38,6 +38,9 @@ class Verdict:
     mask_signature: str = ""
     """Signature of the reviewed mask; empty if unknown."""
     note: str = ""
+    mended: tuple[tuple[int, str], ...] = ()
+    """The mask as the reviewer changed it on the page, in place of the reviewed one: class id (255: ignored) and COCO's
+    run lengths; later ones on top."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,11 @@ def _verdict(path: Path, number: int, row: Any) -> Verdict:
                 f"got {kind_of(row.get(name))}; {CURE}"
             )
     signature, note = (_text(row, name, where) for name in ("mask_signature", "note"))
-    return Verdict(row["sample_id"], row["kind"], row["verdict"], signature, note)
+    mended = json_field(row, "mended", list, NoneType, where=where, cure=CURE) or []
+    for part in mended:
+        if not (isinstance(part, list) and [*map(type, part)] == [int, str]):
+            raise UserError(f"{where}: expected mended masks as [class id, run lengths], got {kind_of(part)}; {CURE}")
+    return Verdict(row["sample_id"], row["kind"], row["verdict"], signature, note, tuple(map(tuple, mended)))
 
 
 def _text(row: Any, name: str, where: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import signal
@@ -35,6 +36,15 @@ class Stopped(KeyboardInterrupt):
 def visible(text: str) -> str:
     r"""Text from names, files and notes for a terminal: control characters as escapes such as `\x1b`."""
     return text.translate(_VISIBLE)
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3.1 min` or `2.1 h`; an en dash if unknown."""
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3597 else f"{seconds / 3600:.1f} h"
 
 
 def say(text: str) -> None:

@@ -24,7 +24,10 @@ from numpy.typing import NDArray
 from kmine.errors import UserError
 from kmine.io.errors import expanded, user_errors
 from kmine.io.json_file import parse_json, read_regular
+from kmine.types import IGNORE_INDEX
 
+CLASS_COLOURS = ((0, 229, 255), (166, 255, 60), (148, 122, 255), (255, 240, 70), (255, 90, 255), (0, 190, 140))
+"""RGB of class 1, 2, ..., in hues that tissue lacks; darker in each repetition."""
 UNFINISHED = ".kmine-tmp"
 """Suffix of a file that is being written."""
 MAX_NAME = 200
@@ -136,15 +139,27 @@ def safe_name(sample_id: str) -> str:
     return name
 
 
-def encode_png(mask: NDArray[np.uint8], signature: str, round_idx: int) -> bytes:
-    """Encode a pseudo mask, (H, W) uint8, as PNG; signature and round are stored in text chunks."""
+def class_colours(num_classes: int) -> NDArray[np.uint8]:
+    """(K, 3) RGB, one colour per class id; the background is black, and of 256 the last, `IGNORE_INDEX`, is grey."""
+    numbers = np.arange(IGNORE_INDEX - 1)
+    shades = np.array(CLASS_COLOURS)[numbers % len(CLASS_COLOURS)] / (1 + numbers[:, None] // len(CLASS_COLOURS) / 3)
+    return np.vstack([np.zeros(3), shades, np.full(3, 128)]).astype(np.uint8)[:num_classes]
+
+
+def encode_png(mask: NDArray[np.uint8], signature: str = "", round_idx: int = 0, *, palette: bool = False) -> bytes:
+    """Encode a mask, (H, W) uint8 class ids, as PNG; signature and round are stored in text chunks.
+
+    With a `palette` any viewer shows the classes in their colours; a pixel's index is its class id.
+    """
     from PIL import Image, PngImagePlugin
 
     info = PngImagePlugin.PngInfo()
     info.add_text(SIGNATURE_KEY, signature)
     info.add_text("kmine.round", str(round_idx))
-    buffer = io.BytesIO()
-    Image.fromarray(mask).save(buffer, "PNG", pnginfo=info, compress_type=zlib.Z_RLE)  # of long runs: half the time
+    buffer, picture = io.BytesIO(), Image.fromarray(mask)
+    if palette:
+        picture.putpalette(class_colours(256).tobytes())
+    picture.save(buffer, "PNG", pnginfo=info, compress_type=zlib.Z_RLE)  # of long runs: half the time
     return buffer.getvalue()
 
 

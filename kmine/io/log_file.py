@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kmine.io.console import visible
+from kmine.io.console import duration, visible
 from kmine.types import ProgressReporter
 
 LOG_FILE = "log.txt"
@@ -18,18 +18,23 @@ class LogFile:
     """A `ProgressReporter` that appends lines with clock times to a file, and passes all on to `shown`, if given."""
 
     def __init__(self, path: Path, shown: ProgressReporter | None = None, first: str = "") -> None:
-        self.path, self._shown = path, shown
+        self.path, self._shown, self._work, self._total = path, shown, "", 0
+        self.began = self._since = time.perf_counter()
         self.first = first
         """A line that is written before any other."""
 
     def start(self, title: str, total: int) -> None:
         """Begin a piece of work; the title is written."""
+        self._work, self._total, self._since = title, total, time.perf_counter()
         self._write(f"{title} ({total})")
         if self._shown:
             self._shown.start(title, total)
 
     def advance(self, done: int, text: str = "") -> None:
-        """Report finished steps; not written."""
+        """Report finished steps; the time is written when all are."""
+        if done >= self._total > 0:
+            self._write(f"{self._work}: {text or done} in {duration(time.perf_counter() - self._since)}")
+            self._total = 0
         if self._shown:
             self._shown.advance(done, text)
 
@@ -61,4 +66,4 @@ def logged(path: Path, shown: ProgressReporter) -> Iterator[ProgressReporter]:
             with suppress(OSError):  # the disk is full
                 progress._write(f"ended by {type(error).__name__}: {error}")
         raise
-    progress._write("done")
+    progress._write(f"done in {duration(time.perf_counter() - progress.began)}")

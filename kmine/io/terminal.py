@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, NoReturn
 
-from kmine.io.console import visible
+from kmine.io.console import duration, visible
 
 
 def _broken_pipe() -> NoReturn:
@@ -20,12 +21,12 @@ class Terminal:
         self.console = Console(stderr=True, quiet=quiet)
         self.console.on_broken_pipe = _broken_pipe  # type: ignore[method-assign]
         self._bar: Any = None
-        self._title, self._total, self._shown = "", 0, -1
+        self._title, self._total, self._shown, self._began = "", 0, -1, 0.0
 
     def start(self, title: str, total: int) -> None:
         """Begin a piece of work of `total` steps."""
         self.stop()
-        self._title, self._total, self._shown = visible(title), total, -1
+        self._title, self._total, self._shown, self._began = visible(title), total, -1, time.perf_counter()
         if self.console.is_terminal and total:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -43,7 +44,8 @@ class Terminal:
                 self.stop()
         elif done * 4 // max(self._total, 1) > self._shown:  # four lines for each piece of work
             self._shown = done * 4 // max(self._total, 1)
-            self._print(f"{self._title}: {done}/{self._total}  {text}".rstrip())
+            took = f"  ({duration(time.perf_counter() - self._began)})" if done >= self._total else ""
+            self._print(f"{self._title}: {done}/{self._total}  {text}".rstrip() + took)
 
     def log(self, text: str) -> None:
         """Print a line."""

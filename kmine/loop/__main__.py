@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +16,13 @@ from kmine import cli
 from kmine.config import MAIN_SETTINGS, LoopConfig
 from kmine.config.sweep import MINING
 from kmine.data import DATASETS
+from kmine.io.console import duration
 from kmine.ops.statistics import Paired
 from kmine.setup.preflight import preflight
 from kmine.types import STOPPED_BY
 
 if TYPE_CHECKING:
+    from kmine.loop.engine import LoopResults
     from kmine.report.comparison import Comparison
 
 DESCRIPTION = """Train a local model on the few masks, mine pseudo masks with a promptable segmenter on the unlabeled
@@ -41,6 +45,7 @@ def run_loop(cfg: LoopConfig, given: Collection[str] | None = None) -> int:
     With the names of the settings that were `given`, `kmine.plan` chooses others.
     """
     is_distributed = "TORCHELASTIC_RUN_ID" in os.environ  # set by torchrun
+    began = time.perf_counter()
     # Errors that need no torch are reported before it is loaded; torchrun's processes check one after another.
     source = None if is_distributed else preflight(cfg)
     terminal = cli.Terminal(quiet=is_distributed and os.environ.get("RANK", "0") != "0")
@@ -81,7 +86,18 @@ def run_loop(cfg: LoopConfig, given: Collection[str] | None = None) -> int:
         terminal.log(advice)
     final = root / ALL_MASKS if compared else root
     terminal.log(f"results: {final / 'results.csv'}   report: {final / 'report.html'}")
+    _log_end(results, began, terminal)
     return 0
+
+
+def _log_end(results: LoopResults, began: float, terminal: cli.Terminal) -> None:
+    """Time of this session, of the stages of all rounds of mining, and what to type next."""
+    stages = sum((Counter(result.seconds) for result in results.mined), Counter())
+    of_each = ", ".join(f"{name} {duration(seconds)}" for name, seconds in stages.most_common() if seconds >= 1)
+    terminal.log(f"time: {duration(time.perf_counter() - began)}; rounds of mining: {of_each or 'below a second'}")
+    width = max((len(command) for command, _ in results.commands), default=0)
+    for command, meaning in results.commands:
+        terminal.log(f"next: {command:<{width}}  {meaning}")
 
 
 def _compared(cfg: LoopConfig, terminal: cli.Terminal) -> Comparison:

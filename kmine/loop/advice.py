@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from kmine.mining.calibration.fit import MIN_OBJECTS
 from kmine.models.encoder_hub import PREFIX, weights_name
 from kmine.ops.metrics import correction_text
 from kmine.ops.statistics import SMALL_SPLIT, Paired
+from kmine.store.run_folder import RunFolder
 from kmine.store.tables import DecisionRow
 from kmine.training.task import Task
 
@@ -57,13 +59,29 @@ def outcome_of(
         gain=gain,
         num_labeled=len(task.labeled),
         num_masked=len(task.labeled) + len(task.val),
-        num_test=sum(row["split"] == "test" for row in task.run.read_csv("splits.csv") or ()),
+        num_test=_num_test(task.run),
         can_fold=not (data.folds or data.split_file or all(ref.split for ref in source.refs())),
         missing_weights="" if model.is_pretrained else weights_name(model.name, model.encoder),
         has_sam=task.cfg.segmenter.name.startswith(ENCODING),
         correction=calibration.get("correction") or (),
         reasons=f"most often {reason} ({count} of {len(decisions)})" if reason else "nothing to mine",
     )
+
+
+def next_commands(run: RunFolder) -> list[tuple[str, str]]:
+    """What to type after a run, and what for."""
+    root = shlex.quote(str(run.root))
+    num_test = _num_test(run)
+    return [
+        (f"kmine audit {root}", "review and mend the masks, the most doubtful first"),
+        (f"kmine next {root}", "which images to label next"),
+        *([(f"kmine compare {root}", f"figures of the {num_test} test images, with intervals")] if num_test else []),
+        (f"kmine predict {root} IMAGES --out masks", "masks of new images"),
+    ]
+
+
+def _num_test(run: RunFolder) -> int:
+    return sum(row["split"] == "test" for row in run.read_csv("splits.csv") or ())
 
 
 def next_step(outcome: Outcome) -> str:

@@ -13,7 +13,7 @@ from kmine.config import LoopConfig
 from kmine.data.source import Source
 from kmine.io.files import write_json
 from kmine.io.log_file import LOG_FILE, logged
-from kmine.loop.advice import Outcome, outcome_of
+from kmine.loop.advice import Outcome, next_commands, next_step, outcome_of
 from kmine.loop.summary import build_report, gain_over, round_rows, segmenter_name, write_results
 from kmine.methods.mining import prepare_and_mine
 from kmine.methods.supervised import labels_only, supervised, supervised_once
@@ -47,6 +47,8 @@ class LoopResults:
     """What the run shows, for `next_step`; None without mining or without a baseline."""
     by_model: dict[str, list[RoundResult]] = field(default_factory=dict)
     """Rounds of each of `baseline_models`, trained on the labels alone."""
+    commands: Sequence[tuple[str, str]] = ()
+    """What to type next, and what for."""
 
 
 def run_rounds(
@@ -94,14 +96,15 @@ def run_rounds(
         )
         rows = round_rows(task, mined, baselines, by_model)
         write_results(run, rows)
-        report = build_report(task, rows, mined, baselines, by_model)
-        write_report(run.root / "report.html", report)
-        run.write_text(CURVES, curves_picture(report.history, [row.round_idx for row in rows if row.retrained]))
         decisions, kept_none = run.decisions(_last_mined(mined).round_idx), reason == "no_pseudo_masks"
         is_compared = bool(cfg.rounds) and (cfg.baseline or kept_none)
         gain = gain_over(task, mined, next(iter(baselines.values()), ()))
         outcome = outcome_of(task, source, decisions, gain, kept_none=kept_none) if is_compared else None
-        return LoopResults(mined, baselines, rows, segmenter_name(run), reason, outcome, by_model)
+        advice, commands = next_step(outcome) if outcome else "", next_commands(run)
+        report = build_report(task, rows, mined, baselines, by_model)
+        write_report(run.root / "report.html", replace(report, advice=advice, commands=commands))
+        run.write_text(CURVES, curves_picture(report.history, [row.round_idx for row in rows if row.retrained]))
+        return LoopResults(mined, baselines, rows, segmenter_name(run), reason, outcome, by_model, commands)
 
 
 def _last_mined(results: Sequence[RoundResult]) -> RoundResult:

@@ -14,9 +14,10 @@ import numpy as np
 from kmine.mining import round_changes as changes
 from kmine.mining.adaptation.step import adaptation_summary
 from kmine.mining.calibration.step import calibration_summary
-from kmine.ops.calibrator import describe_threshold
+from kmine.ops.calibrator import RiskGuarantee, describe_threshold
 from kmine.ops.metrics import lesion_metrics, of_one_kind
 from kmine.ops.statistics import SMALL_SPLIT, Paired, paired_change
+from kmine.report.card import STAND_INS
 from kmine.report.inputs import BY_MODEL, CSV_COLUMNS, Calibrated, Category, GalleryItem, Report, RoundRow
 from kmine.store.history import read_history
 from kmine.store.run_folder import RunFolder
@@ -29,11 +30,6 @@ GALLERY_SIZE = 4
 """Images per category."""
 OPTIONAL = ("witness_dice", "slice_dice")
 """Scores that a picture shows only where they are known."""
-NOT_SAM = {
-    "ellipse": "The segmenter is a stand-in (ellipse) that does not read images. These are not SAM's figures.",
-    "tiny": "The segmenter is tiny, kmine's own, trained on procedural images only. These are not SAM's figures.",
-}
-"""Notes on segmenters other than SAM, by the first word of their name."""
 
 
 def segmenter_name(run: RunFolder) -> str:
@@ -168,7 +164,9 @@ def build_report(
         gallery=_gallery(task, max((r.round_idx for r in rows if not r.retrained), default=0)),
         provenance=_provenance(run),
         config_yaml=(task.run.root / "config.yaml").read_text("utf-8"),
-        notes=[*_notes(task, rows, segmenter), *gains],
+        objects=", ".join(run.get("class_names", [])[1:]),
+        warnings=_warnings(task, rows, segmenter),
+        notes=[*_notes(task, rows), *gains],
         skipped=[Skipped(**s) for s in run.get("skipped", [])],
         validation_cases=len(task.val),
         calibration=_calibrated(task.run) if task.cfg.rounds else None,
@@ -203,12 +201,34 @@ def _provenance(run: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in (shown | versions).items()}
 
 
-def _notes(task: Task, rows: Sequence[RoundRow], segmenter: str) -> list[str]:
-    run, plain = task.run, re.split(r"[:+]", segmenter)[0]
-    notes = [NOT_SAM[plain]] if plain in NOT_SAM else []
+def _warnings(task: Task, rows: Sequence[RoundRow], segmenter: str) -> list[tuple[str, str]]:
+    """What limits the figures, with its cure, the weightiest first: images, masks, segmenter, gate, files."""
+    run, plain, found = task.run.run(), re.split(r"[:+]", segmenter)[0], []
+    if len(task.val) < SMALL_SPLIT:
+        cure = "a larger --data.val_fraction, or --data.folds 5, with another --out"
+        found.append((f"Validation holds only {len(task.val)} images: differences of a few points are noise", cure))
+    for n, changed in _changes_by_round(task.run, rows).items():
+        problems = changes.warnings(changed, run.get("class_names", ()))
+        found += [(f"Round {n}: {problem}", cure) for problem, cure in problems]
+    if task.cfg.rounds and (stand_in := STAND_INS.get(plain)):
+        found.append((f"The segmenter: {stand_in}", "--segmenter.name sam_vit_b with another --out mines with SAM"))
+    if (record := _calibration(task)) and not (record["promise"] and RiskGuarantee.from_json(record["promise"]).holds):
+        found.append((f"The gate: {calibration_summary(record)}", "label more images: kmine next names them"))
+    if skipped := len(run.get("skipped", [])):
+        found.append((f"{skipped} files were left out", "mend those under Skipped files, and run again"))
+    return found
+
+
+def _calibration(task: Task) -> dict[str, Any] | None:
+    return task.run.read_json(task.run.root / "calibration" / "calibration.json") if task.cfg.rounds else None
+
+
+def _notes(task: Task, rows: Sequence[RoundRow]) -> list[str]:
+    """What happened, in sentences."""
+    run, notes = task.run, []
     if task.cfg.rounds and (record := run.read_json(run.root / "segmenter" / "adaptation.json")):
         notes.append(f"The segmenter: {adaptation_summary(record)}.")
-    if task.cfg.rounds and (record := run.read_json(run.root / "calibration" / "calibration.json")):
+    if (record := _calibration(task)) and record["promise"] and RiskGuarantee.from_json(record["promise"]).holds:
         notes.append(f"The gate: {calibration_summary(record)}.")
     interval = f"that is the lower end of the 80 % interval, and up to {task.cfg.adopt_tolerance} is tolerated"
     mean = f"with fewer than {SMALL_SPLIT} independent images the mean decides, and no fall is tolerated"
@@ -227,9 +247,9 @@ def _notes(task: Task, rows: Sequence[RoundRow], segmenter: str) -> list[str]:
     ]
     if kept := [r.round_idx for r in rows if r.kept and len(rows) > 1]:
         notes.append(f"The run keeps the model of round {kept[0]}, of those adopted the best on validation.")
-    if len(task.val) < 20:
-        notes.append(f"Validation holds only {len(task.val)} images: differences of a few points are noise.")
-    notes += _change_notes(run, rows)
+    if by_round := _changes_by_round(run, rows):
+        last, names = max(by_round), run.run().get("class_names", ())
+        notes.append(f"Round {last}: {changes.summary_line(by_round[last], names)}.")
     reason = STOPPED_BY.get(run.run().get("stopped_by", ""))
     if reason and rows and task.cfg.rounds:
         last = [r.round_idx for r in rows if not r.retrained][-1]
@@ -237,11 +257,8 @@ def _notes(task: Task, rows: Sequence[RoundRow], segmenter: str) -> list[str]:
     return notes
 
 
-def _change_notes(run: RunFolder, rows: Sequence[RoundRow]) -> list[str]:
-    """Changes of the last mined round, and warnings of all rounds."""
-    by_round = {row.round_idx: round_changes for row in rows if (round_changes := _changes(run, row.round_idx))}
-    last = [f"Round {max(by_round)}: {changes.summary_line(by_round[max(by_round)])}."] if by_round else []
-    return last + [f"Round {n}: {warning}." for n, found in by_round.items() for warning in changes.warnings(found)]
+def _changes_by_round(run: RunFolder, rows: Sequence[RoundRow]) -> dict[int, changes.RoundChanges]:
+    return {row.round_idx: round_changes for row in rows if (round_changes := _changes(run, row.round_idx))}
 
 
 def _gallery(task: Task, round_idx: int) -> list[GalleryItem]:

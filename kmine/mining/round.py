@@ -93,9 +93,10 @@ def record_round_changes(task: Task, round_idx: int, rows: Sequence[DecisionRow]
             num_classes=task.num_classes,
         )
         run.save_json(paths[-1], changes.to_json(), signatures[-1])
-    task.progress.log(f"round {round_idx}: {summary_line(changes)}")
-    for warning in warnings(changes):
-        task.progress.log(f"round {round_idx}: warning: {warning}")
+    names = task.run.run().get("class_names", ())
+    task.progress.log(f"round {round_idx}: {summary_line(changes, names)}")
+    for problem, cure in warnings(changes, names):
+        task.progress.log(f"round {round_idx}: warning: {problem}; {cure}")
     return changes
 
 

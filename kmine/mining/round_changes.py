@@ -198,8 +198,11 @@ def class_shares(mask: Mask, num_classes: int) -> Floats:
     return counts[1:] / counts.sum() if counts.sum() else np.full(num_classes - 1, np.nan)
 
 
-def summary_line(changes: RoundChanges) -> str:
-    """How many images have pseudo masks, what the segmenter changed, and the shares of the classes, in one line."""
+def summary_line(changes: RoundChanges, names: Sequence[str] = ()) -> str:
+    """How many images have pseudo masks, what the segmenter changed, and the shares of the classes, in one line.
+
+    `names`: of the classes by id, as far as known.
+    """
     if not changes.pseudo_labeled:
         return f"0 of {changes.num_unlabeled} unlabeled images have a pseudo mask ({len(changes.removed)} removed)"
     numbers = {"retained": len(changes.retained), "readmitted": len(changes.readmitted)}
@@ -215,25 +218,32 @@ def summary_line(changes: RoundChanges) -> str:
             f"{_percent(changes.changed_label_pixels)} are labeled otherwise"
         )
     shares = enumerate(zip(map(_percent, changes.pseudo_shares), map(_percent, changes.labeled_shares), strict=True), 1)
-    classes = [f"class {n} covers {pseudo} of a pseudo mask, {labeled} of a label" for n, (pseudo, labeled) in shares]
+    classes = [f"{_class(n, names)} covers {own} of a pseudo mask, {given} of a label" for n, (own, given) in shares]
     return "; ".join([*out, ", ".join(classes)])
 
 
-def warnings(changes: RoundChanges) -> list[str]:
-    """Defects of a round with pseudo masks, one sentence each; empty for a round of effective mining."""
+def warnings(changes: RoundChanges, names: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Defects of a round with pseudo masks, each with its cure, the gravest first; empty for effective mining."""
     messages = []
     if changes.segmenter_changed_nothing:
         none_kept = math.isnan(changes.changed_pixels)
         reason = "all pseudo masks are empty by image-level labels" if none_kept else "this round is self-training"
-        messages.append(f"the segmenter changed nothing: {reason}")
+        messages.append((f"the segmenter changed nothing: {reason}", "take another --segmenter.name"))
     if changes.training_set_unchanged:
-        messages.append("mining changed nothing: images and pseudo masks are those of the round before")
+        text = "mining changed nothing: images and pseudo masks are those of the round before"
+        messages.append((text, "fewer --rounds give the same"))
     for n, (pseudo, labeled) in enumerate(zip(changes.pseudo_shares, changes.labeled_shares, strict=True), start=1):
         if pseudo == 0 and labeled > 0:
-            messages.append(f"no pseudo mask shows class {n}, though labels do")
+            cure = "label more images that show it"
+            messages.append((f"no pseudo mask shows {_class(n, names)}, though labels do", cure))
         if pseudo > 0 and labeled == 0:
-            messages.append(f"pseudo masks show class {n}, which no label does")
+            cure = "check the classes of the given masks (kmine check)"
+            messages.append((f"pseudo masks show {_class(n, names)}, which no label does", cure))
     return messages if changes.pseudo_labeled else []
+
+
+def _class(number: int, names: Sequence[str]) -> str:
+    return names[number] if number < len(names) else f"class {number}"
 
 
 def explain_empty_round(rows: Sequence[DecisionRow]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from kmine import cli
 from kmine.config import LoopConfig
 from kmine.data.source import Source
+from kmine.io.console import duration
 from kmine.io.files import nan_to_none
 from kmine.io.json_file import json_field, load_json
 from kmine.plan.estimate import Estimate, estimate_run
@@ -72,9 +73,9 @@ class RunPlan:
             yield f"{runs} runs, {runs - 1} folds and one on all masks, with the same settings; times are of all"
         rows = [(c.setting, str(c.value), c.why + " (this machine)" * c.by_machine) for c in self.choices]
         yield from _columns([("setting", "value", "why"), *rows])
-        took = [(stage, _duration(seconds)) for stage, seconds in self.estimate.seconds.items()]
-        yield from _columns([("stage", "time"), *took, ("in all", f"about {_duration(self.estimate.total)}")])
-        kind, budget = "of the GPU" if machine.is_gpu else "of the process", _duration(60 * self.minutes)
+        took = [(stage, duration(seconds)) for stage, seconds in self.estimate.seconds.items()]
+        yield from _columns([("stage", "time"), *took, ("in all", f"about {duration(self.estimate.total)}")])
+        kind, budget = "of the GPU" if machine.is_gpu else "of the process", duration(60 * self.minutes)
         yield f"memory {kind}: about {self.estimate.peak_gb:.1f} GB; time budget (plan_minutes): {budget}"
         if speed.busy > 1.3:
             yield f"other processes use the cores now: while they do, all takes {speed.busy:.1f} times as long"
@@ -143,7 +144,7 @@ class _Planner:
             options = [size for size in options if size >= (self.cfg.data.patch or 0)] or [smallest]
             fitting = [size for size in options if estimated(speed.at(size)).total <= seconds]
             is_largest = bool(fitting) and fitting[0] == options[0]
-            reason = why if is_largest else f"the largest within {_duration(seconds)}" if fitting else "the smallest"
+            reason = why if is_largest else f"the largest within {duration(seconds)}" if fitting else "the smallest"
             self.choose([Choice("data.size", (fitting or options[-1:])[0], reason, not is_largest)])
             if "data.patch" not in self.given and (patches := list(patch_choices(self.cfg, data))):
                 self.choose(patches)
@@ -228,9 +229,3 @@ def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

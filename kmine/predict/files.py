@@ -13,12 +13,12 @@ from kmine.config.checks import LocalPath, expand_paths, require
 from kmine.data.io.dicom_seg import require_highdicom
 from kmine.data.io.find_files import printable
 from kmine.errors import UserError, first_names
-from kmine.io.files import sign, write_atomic
+from kmine.io.files import class_colours, sign, write_atomic
 from kmine.mining.calibration.local_quality import local_quality_summary
 from kmine.predict.estimates import OBJECT_COLUMNS, load_estimator
 from kmine.predict.inputs import Inputs
 from kmine.predict.log import OBJECTS, TABLE, OutputLog, Row
-from kmine.predict.metadata import ModelMetadata, colours
+from kmine.predict.metadata import ModelMetadata
 from kmine.predict.network import Network
 from kmine.predict.outputs import prediction_columns
 from kmine.predict.reader import file_stamps
@@ -154,7 +154,7 @@ def _predict_pending(
 
 def _write_classes(out: Path, metadata: ModelMetadata, no_estimate_reason: str) -> None:
     """Write classes.json: mask values, overlay colours, and the basis of estimated_dice."""
-    of_each = zip(metadata.class_names, colours(len(metadata.class_names)).tolist(), strict=True)
+    of_each = zip(metadata.class_names, class_colours(len(metadata.class_names)).tolist(), strict=True)
     classes = [{"id": n, "name": name, "overlay_rgb": colour} for n, (name, colour) in enumerate(of_each)]
     values = {"classes": classes, "model": metadata.name, "round": metadata.round_idx, "signature": metadata.signature}
     values["estimated_dice"] = no_estimate_reason or local_quality_summary(metadata.local_quality or {})

@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass
 from types import NoneType
 from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from kmine.data.quality.intensity import out_of_range_text
 from kmine.data.resize import Resizer
@@ -152,10 +150,3 @@ def _use_local_quality(value: Mapping[str, Any] | None) -> None:
     half[0], half[:, 2:6, 2:6] = 0.6, np.array([0.4, 0.6])[:, None, None]
     for tta in estimator.calibrators:
         estimator.estimates(Probs("", half, None), tta)
-
-
-def colours(num_classes: int) -> NDArray[np.uint8]:
-    """(K, 3) RGB, one colour per class at equal distances in hue; the background is black."""
-    hues = np.linspace(0, 180, num_classes, endpoint=False)[:-1]
-    hsv = np.array([[[hue, 230, 255] for hue in hues]], np.uint8)
-    return np.concatenate([np.zeros((1, 3), np.uint8), cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]])

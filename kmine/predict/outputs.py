@@ -18,16 +18,14 @@ from numpy.typing import NDArray
 from kmine.data.io.dicom_seg import encode_seg
 from kmine.data.io.nifti_write import encode_mask
 from kmine.data.resize import to_frame
-from kmine.io.files import atomic_open
+from kmine.io.files import atomic_open, encode_png
 from kmine.predict.estimates import ObjectEstimate, object_rows
 from kmine.predict.inputs import Input
 from kmine.predict.log import Row
-from kmine.predict.metadata import colours
 from kmine.predict.reader import Loaded
+from kmine.report.panels import draw_mask, encode_picture
 from kmine.types import most_probable
 
-FILL = 0.35
-"""Opacity of an overlay's colour inside a mask; the border is opaque."""
 LONG_SIDE = 1024
 """Longest side of an overlay in pixels; larger ones take longer than the prediction."""
 
@@ -67,15 +65,14 @@ def mean_max_probability(probs: NDArray[np.float32]) -> float:
     return float(reduce(np.maximum, probs).mean())
 
 
-def write_outputs(
-    loaded: Loaded, prediction: Prediction, out: Path, names: Mapping[str, str], num_classes: int
-) -> None:
+def write_outputs(loaded: Loaded, prediction: Prediction, out: Path, names: Mapping[str, str]) -> None:
     """Write the outputs in `names`, but not the probabilities of a volume, which are in its `ProbabilityFile`.
 
     The overlay of a volume shows the slice with the largest mask.
     """
     mask = prediction.mask
-    _write(out / names["mask"], _encode(".png", mask) if loaded.frame is None else encode_mask(mask, loaded.frame))
+    data = encode_png(mask, palette=True) if loaded.frame is None else encode_mask(mask, loaded.frame)
+    _write(out / names["mask"], data)
     if "probs" in names and loaded.frame is None:
         assert prediction.probs is not None, "requested"
         buffer = io.BytesIO()
@@ -86,7 +83,7 @@ def write_outputs(
         masks = mask if mask.ndim == 3 else mask[None]
         areas = np.array([np.count_nonzero(slice_mask) for slice_mask in masks])
         number = int(areas.argmax()) if areas.any() else len(areas) // 2
-        _write(out / names["overlay"], overlay(loaded.native[number], masks[number], num_classes))
+        _write(out / names["overlay"], overlay(loaded.native[number], masks[number]))
 
 
 def write_seg(item: Input, loaded: Loaded, mask: NDArray[np.uint8], path: Path, class_names: Sequence[str]) -> None:
@@ -156,20 +153,14 @@ def num_components(mask: NDArray[np.bool_]) -> int:
     return int(ndimage.label(mask, np.ones((3, 3, 3)))[1])
 
 
-def overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8], num_classes: int) -> bytes:
+def overlay(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> bytes:
     """JPEG bytes: an (H, W) or (H, W, 3) image with its mask drawn over it, reduced to `LONG_SIDE`."""
     picture = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image.copy()
     share = LONG_SIDE / max(picture.shape[:2])
     if share < 1:
         side = (max(1, round(picture.shape[1] * share)), max(1, round(picture.shape[0] * share)))
         picture = cv2.resize(picture, side, interpolation=cv2.INTER_AREA)
-        mask = cv2.resize(mask, side, interpolation=cv2.INTER_NEAREST)
-    for class_id, colour in enumerate(colours(num_classes)[1:], 1):
-        inside = mask == class_id
-        picture[inside] = (picture[inside] * (1 - FILL) + colour * FILL).astype(np.uint8)
-        core = cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0)
-        picture[inside & (core == 0)] = colour
-    return _encode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return encode_picture(draw_mask(picture, mask), ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 90])
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -179,9 +170,3 @@ def _write(path: Path, data: bytes) -> None:
     """
     with atomic_open(path, sync=False) as file:
         file.write(data)
-
-
-def _encode(suffix: str, image: NDArray[np.uint8], options: Sequence[int] = ()) -> bytes:
-    done, data = cv2.imencode(suffix, image, options)
-    assert done, f"any 8-bit image can be encoded as {suffix}"
-    return data.tobytes()

@@ -76,7 +76,7 @@ class PredictJob:
             del names["seg"]
             warning = "; ".join(filter(None, (prediction.warning, f"no DICOM segmentation: {error.problem}")))
             prediction = replace(prediction, warning=warning)
-        write_outputs(loaded, prediction, self.out, names, len(class_names))
+        write_outputs(loaded, prediction, self.out, names)
         return PredictResult(item, prediction_row(item, loaded, prediction, class_names, names), names=names)
 
 

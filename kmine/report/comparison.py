@@ -8,7 +8,9 @@ from dataclasses import astuple, dataclass, field, fields
 
 from markupsafe import Markup
 
-from kmine.report.html import environment
+from kmine.config.sweep import MINING
+from kmine.ops.statistics import Paired
+from kmine.report.html import Headline, environment, verdict_on
 from kmine.report.table import DASH, duration, number, percent
 
 NAN = float("nan")
@@ -76,7 +78,9 @@ class Comparison:
     labels_needed: Mapping[tuple[str, str, float], str] = field(default_factory=dict)
     """Labels that the baseline needs for the same Dice, as text, by method, model and label fraction."""
     chart: str = ""
-    """SVG of the label-efficiency curve; empty with one label fraction."""
+    """Inline SVG of the label-efficiency curve; empty with one label fraction."""
+    unit: str = "image"
+    """What a case is: an image, or a volume."""
 
 
 @dataclass(frozen=True)
@@ -189,30 +193,33 @@ def escape_latex(text: str) -> str:
 
 def latex(table: Comparison) -> str:
     """A table environment with the notes in its caption; needs \\usepackage{booktabs}."""
-    used = comparison_columns(table)
-    lines = [
-        "% \\usepackage{booktabs}",
-        "\\begin{table}",
-        "\\centering",
-        f"\\caption{{{escape_latex(' '.join(table.notes))}}}",
-        f"\\begin{{tabular}}{{{''.join('r' if column.numeric else 'l' for column in used)}}}",
-        "\\toprule",
-        " & ".join(escape_latex(column.heading) for column in used) + r" \\",
-        "\\midrule",
-        *(" & ".join(escape_latex(text) for text in cells) + r" \\" for cells in _cells(table)),
-        "\\bottomrule",
-        "\\end{tabular}",
-        "\\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    env = environment().overlay(autoescape=False)
+    env.filters["tex"] = escape_latex
+    return env.get_template("comparison.tex.jinja").render(
+        table=table, columns=comparison_columns(table), rows=[*_cells(table)]
+    )
 
 
 def html(table: Comparison) -> str:
-    """A self-contained page; all text of the table is escaped."""
-    rows = list(zip(table.rows, _cells(table), strict=True))
-    chart = Markup(table.chart[table.chart.find("<svg") :])  # matplotlib escapes the text in it
+    """A self-contained page, which opens with the verdicts on mining; all text of the table is escaped."""
+    differing = [row for row in table.rows if math.isfinite(row.difference)]
     page = environment().get_template("comparison.jinja")
-    return page.render(table=table, columns=comparison_columns(table), rows=rows, chart=chart)
+    return page.render(
+        table=table,
+        columns=comparison_columns(table),
+        chart=Markup(table.chart),  # matplotlib escapes the text in it
+        compared=[row for row in differing if row.method.startswith(MINING)] or differing,
+        reach=max((abs(end) for row in differing for end in (row.low, row.high) if math.isfinite(end)), default=0),
+        verdict_of=lambda row: _verdict(row, table.unit),
+        is_known=math.isfinite,
+        p=_p,
+    )
+
+
+def _verdict(row: ComparisonRow, unit: str) -> Headline:
+    num, seeds = row.num_pairs, len(row.seeds)
+    cases = f"{num} {unit}s" if seeds == 1 else f"{num} pairs of {unit} and seed"
+    return verdict_on(row.method, Paired(row.difference, row.low, row.high, num), cases, shown=row.is_shown)
 
 
 def tidy(table: Comparison) -> tuple[list[str], list[list[object]]]:

@@ -7,14 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-COLOURS = {
-    "supervised": "#d97b1f",
-    "mining": "#2f80c9",
-    "self_training": "#2f9e6e",
-    "mean_teacher": "#8b5fbf",
-    "fixmatch": "#c8443f",
-    "oracle": "#5c6773",
-}
+from kmine.report.figures import MINING, STYLE, SUPERVISED, inline_svg
+
+COLOURS = {"supervised": SUPERVISED, "mining": MINING, "self_training": "#2f9e6e", "mean_teacher": "#8b5fbf"}
+COLOURS |= {"fixmatch": "#c8443f", "oracle": "#8d99a6"}
 """Line colours by the first word of a method's label; markers differ as well."""
 OTHERS = ("#8a5a3c", "#f0b93a", "#e58aa7", "#7fb6e6")
 MARKERS = "osD^vPX*"
@@ -39,18 +35,16 @@ class CurvePoint:
 
 
 def label_efficiency(points: Sequence[CurvePoint], title: str) -> tuple[str, bytes]:
-    """The chart as SVG and as PNG, empty without points; a panel per model, methods in the order of `points`."""
+    """The chart as inline SVG and as PNG, empty without points; a panel per model, methods in the order of `points`."""
     if not points:
         return "", b""
-    import matplotlib.style
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(point.model for point in points))
     methods = list(dict.fromkeys(point.method for point in points))
-    style = {"svg.fonttype": "none", "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False,
-             "svg.hashsalt": "kmine", "font.size": 10}  # fmt: skip
-    with matplotlib.style.context([style]):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "kmine"}):
         figure = Figure(figsize=(1.5 + 4.6 * len(models), 4.6), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
@@ -61,10 +55,9 @@ def label_efficiency(points: Sequence[CurvePoint], title: str) -> tuple[str, byt
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
         figure.suptitle(title, fontsize=11)
-        svg, png = io.StringIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None})
+        png = io.BytesIO()
         figure.savefig(png, format="png", dpi=160)
-    return svg.getvalue(), png.getvalue()
+        return inline_svg(figure, "labels"), png.getvalue()
 
 
 def _draw(axes: Any, points: Sequence[CurvePoint], methods: Sequence[str]) -> None:
@@ -86,4 +79,4 @@ def _draw(axes: Any, points: Sequence[CurvePoint], methods: Sequence[str]) -> No
                                   for count, fraction in ticks.items()])  # fmt: skip
     axes.minorticks_off()
     axes.set_xlabel("labeled images")
-    axes.grid(axis="y", linewidth=0.5, alpha=0.5)
+    axes.grid(axis="y")

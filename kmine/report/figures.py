@@ -1,4 +1,4 @@
-"""Charts as inline SVG: text remains text, lines follow the light or dark colours of the page."""
+"""Charts as SVG, inline or a file of its own: text remains text, lines follow a light or dark surface."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from kmine.report.inputs import Calibrated, RoundRow
 from kmine.report.table import has_baseline
-from kmine.types import REASONS, none_to_nan
+from kmine.types import none_to_nan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,22 +21,16 @@ MINING, SUPERVISED = "#2f80c9", "#d97b1f"
 WIDTH = 5.6
 """Inches. Pages scale a chart to the column, so a narrow chart has legible text on a phone."""
 
-# Placeholder colours, replaced by CSS variables: one drawing serves light and dark pages.
-_INK, _GRID = "#010203", "#040506"
-REASON_COLOURS = (
-    "#2f9e6e", "#6cc3a0", "#1f6f4d", "#7a2320", "#b9e4d0", "#8d99a6", "#c4ccd4", "#5c6773", "#d97b1f", "#f0b93a",
-    "#c8443f", "#e58aa7", "#8b5fbf", "#b9a1e0", "#2f80c9", "#7fb6e6", "#8a5a3c", "#c9a58c", "#a8b84a",
-)  # fmt: skip
-_STAGE_COLOURS = (
-    "#2f80c9", "#d97b1f", "#2f9e6e", "#8b5fbf", "#c8443f", "#f0b93a", "#5c6773", "#e58aa7", "#7fb6e6", "#8a5a3c",
-    "#a8b84a", "#1f6f4d",
-)  # fmt: skip
-_STYLE: dict[str, Any] = {
+INK, GRID = "#010203", "#8d99a6"
+"""Ink is a placeholder for the colour of the text around, so that one drawing serves light and dark pages; the grey of
+grids and axes is visible on both."""
+_SURFACE = "svg{color:#1c2733}@media screen and (prefers-color-scheme:dark){svg{color:#e4e9f0;background:#12161c}}"
+STYLE: dict[str, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.size": 10,
     "axes.titlesize": 10, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.edgecolor": _GRID, "axes.axisbelow": True, "grid.color": _GRID, "grid.linewidth": 0.6,
+    "axes.edgecolor": GRID, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.6, "grid.alpha": 0.6,
     "legend.frameon": False, "legend.fontsize": 9,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), _INK),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
 }  # fmt: skip
 
 
@@ -73,36 +67,12 @@ def dice_chart(rows: Sequence[RoundRow], segmenter: str) -> str:
         refused = [row for row in rows if not row.adopted]
         if refused:
             where = [row.round_idx for row in refused]
-            axes.plot(where, [row.dice for row in refused], "x", color=_INK, markersize=10, label="not adopted")
+            axes.plot(where, [row.dice for row in refused], "x", color=INK, markersize=10, label="not adopted")
         names = ["once" if row.retrained else row.round_idx for row in rows]
         axes.set(xlabel="round", ylabel="Dice", xticks=at, xticklabels=names)
         axes.grid(axis="y")
 
     return svg_chart("dice", f"Validation Dice (segmenter: {segmenter})", draw, height=4.9, legend_columns=1)
-
-
-def reasons_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
-    """Objects by the gate's reason, per round; None if nothing was mined."""
-    mined = [row for row in rows if row.reasons]
-    if not mined:
-        return None
-    present = [reason for reason in REASONS if any(row.reasons.get(reason) for row in mined)]
-    shades = dict(zip(REASONS, REASON_COLOURS, strict=True))
-    parts = [(r.replace("_", " "), shades[r], [row.reasons.get(r, 0) for row in mined]) for r in present]
-    return _stacked("reasons", f"Objects by the gate's reason (segmenter: {segmenter})", mined, parts, "objects")
-
-
-def seconds_chart(rows: Sequence[RoundRow], segmenter: str) -> str | None:
-    """Seconds per stage and round; None without times."""
-    timed = [row for row in rows if row.seconds]
-    if not timed:
-        return None
-    stages = list(dict.fromkeys(stage for row in timed for stage in row.seconds))
-    parts = [
-        (stage, _STAGE_COLOURS[i % len(_STAGE_COLOURS)], [row.seconds.get(stage, 0.0) for row in timed])
-        for i, stage in enumerate(stages)
-    ]
-    return _stacked("seconds", f"Seconds per stage (segmenter: {segmenter})", timed, parts, "seconds")
 
 
 def coverage_chart(calibration: Calibrated | None) -> str | None:
@@ -114,7 +84,7 @@ def coverage_chart(calibration: Calibrated | None) -> str | None:
         shares, means = zip(*calibration.risk_coverage, strict=True)
         axes.plot(shares, means, "-", color=MINING, label="mean Dice of the accepted")
         axes.axvline(calibration.coverage, color=SUPERVISED, linestyle="--", label="the gate's threshold")
-        axes.axhline(calibration.target, color=_INK, linestyle=":", label="target")
+        axes.axhline(calibration.target, color=INK, linestyle=":", label="target")
         axes.set(xlabel="share of the objects accepted", ylabel="Dice", xlim=(0, 1.02))
         axes.grid(axis="y")
 
@@ -131,33 +101,13 @@ def reliability_svg(name: str, title: str, bins: Sequence[tuple[float, float, in
     """True against estimated Dice: (mean estimate, mean Dice, count) of bins of `noun`."""
 
     def draw(axes: Axes) -> None:
-        axes.plot((0, 1), (0, 1), ":", color=_INK, label="perfect calibration")
+        axes.plot((0, 1), (0, 1), ":", color=INK, label="perfect calibration")
         estimates, means, counts = zip(*bins, strict=True)
         axes.plot(estimates, means, "o-", color=MINING, label=f"bins of {min(counts)} to {max(counts)} {noun}")
         axes.set(xlabel="estimated Dice", ylabel="true Dice", xlim=(0, 1), ylim=(0, 1))
         axes.grid()
 
     return svg_chart(name, title, draw, height=3.6)
-
-
-def _stacked(
-    name: str, title: str, rows: Sequence[RoundRow], parts: list[tuple[str, str, list[Any]]], unit: str
-) -> str:
-    """Stacked horizontal bars, one per round: (label, colour, value by round) of the parts, in the given order."""
-    labels = [f"round {row.round_idx}" for row in rows]
-
-    def draw(axes: Axes) -> None:
-        left = np.zeros(len(labels))
-        for label, colour, values in parts:
-            axes.barh(labels, values, left=left, color=colour, height=0.62, label=label)
-            left += np.nan_to_num(np.asarray(values, float))
-        axes.invert_yaxis()
-        axes.set_xlabel(unit)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x")
-
-    rows_of_legend = (len(parts) + 2) // 3
-    return svg_chart(name, title, draw, height=1.3 + 0.42 * len(labels) + 0.22 * rows_of_legend, legend_columns=3)
 
 
 def svg_chart(
@@ -170,16 +120,16 @@ def svg_chart(
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots(panels, sharex=True)
         draw(axes)
         np.ravel(axes)[0].set_title(title, pad=10)
         figure.legend(loc="outside lower left", ncols=legend_columns, handlelength=1.8, columnspacing=1.2)
-        return _inline(figure, name, title)
+        return inline_svg(figure, name)
 
 
-def _inline(figure: Figure, name: str, title: str) -> str:
+def inline_svg(figure: Figure, name: str) -> str:
     """The figure as an `<svg>` element that fills its column, with ids unique on the page."""
     buffer = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -189,4 +139,10 @@ def _inline(figure: Figure, name: str, title: str) -> str:
     svg = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r'\1 class="chart" aria-hidden="true"', svg, count=1)
     svg = re.sub(r'\bid="|url\(#|href="#', rf"\g<0>{name}-", svg)
-    return svg.replace(_INK, "var(--ink)").replace(_GRID, "var(--line)").strip()
+    return svg.replace(INK, "currentColor").strip()
+
+
+def svg_file(inline: str) -> str:
+    """An inline chart as a file of its own, which is dark where the reader's system is; empty if the chart is."""
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return re.sub("<svg([^>]*)>", rf"<svg {spaces}\1><style>{_SURFACE}</style>", inline, count=1)

@@ -13,8 +13,7 @@ from kmine.ops.statistics import Paired
 from kmine.types import Prompts, Skipped
 
 Category = Literal["best", "worst", "dropped"]
-CATEGORIES: tuple[Category, ...] = ("best", "worst", "dropped")
-"""In the order of the gallery; best and worst by the gate's scores, without ground truth."""
+"""Of the gallery; best and worst by the gate's scores, without ground truth."""
 
 
 @dataclass(frozen=True)
@@ -109,17 +108,6 @@ class GalleryItem:
     pseudo_mask: NDArray[np.uint8] | None = None
     """(H, W) class ids, 255 ignored; None if nothing was kept."""
 
-    def __post_init__(self) -> None:
-        if self.category not in CATEGORIES:
-            raise ValueError(f"category must be one of {CATEGORIES}, got {self.category!r}")
-        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
-            raise ValueError(f"image must be (H, W, 3) uint8, got {self.image.shape} {self.image.dtype}")
-        expected = self.image.shape[:2]
-        for name in ("local_mask", "segmenter_mask", "pseudo_mask"):
-            mask = getattr(self, name)
-            if mask is not None and (mask.shape != expected or mask.dtype != np.uint8):
-                raise ValueError(f"{name} must be {expected} uint8 like the image, got {mask.shape} {mask.dtype}")
-
 
 @dataclass(frozen=True)
 class Calibrated:
@@ -149,8 +137,16 @@ class Report:
     provenance: dict[str, str] = field(default_factory=dict)
     """Git commit, versions, seed, device, fingerprints, `stopped_by` and more."""
     config_yaml: str = ""
-    notes: list[str] = field(default_factory=list)
-    """Sentences the reader must know, for example that the segmenter is a stand-in."""
+    objects: str = ""
+    """Names of the classes, without the background."""
+    warnings: Sequence[tuple[str, str]] = ()
+    """What limits the figures, and its cure (empty without one), the weightiest first; without a stop."""
+    advice: str = ""
+    """The one thing to do next, as `kmine.loop.advice.next_step` has it."""
+    commands: Sequence[tuple[str, str]] = ()
+    """What to type next, and what for."""
+    notes: Sequence[str] = ()
+    """What happened, in sentences."""
     skipped: list[Skipped] = field(default_factory=list)
     validation_cases: int = 0
     calibration: Calibrated | None = None

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from kmine.io.files import class_colours
 from kmine.report.inputs import GalleryItem
 from kmine.types import IGNORE_INDEX, Prompts
 
@@ -20,9 +21,10 @@ SIDE = 256
 QUALITY = 80
 """WebP quality: a picture of 256 px takes 5 to 25 kB."""
 
-CLASS_COLOURS = ((255, 176, 0), (0, 190, 255), (255, 96, 160), (120, 230, 90), (190, 140, 255), (255, 120, 60))
-"""RGB of class 1, 2, ..., repeated beyond the last; visible on endoscopy, CT and X-ray images."""
+COLOURS = tuple(tuple(colour) for colour in class_colours(IGNORE_INDEX).tolist())
+"""RGB by class id."""
 _HALO = (10, 10, 10)
+"""Casing of every line, so that it is seen on bright ground as well."""
 _POSITIVE, _NEGATIVE = (80, 230, 110), (255, 70, 70)
 
 
@@ -66,7 +68,7 @@ def draw_mask(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.u
     _hatch(canvas, small == IGNORE_INDEX)
     for class_id in np.setdiff1d(small, (0, IGNORE_INDEX)):
         region = small == class_id
-        colour = CLASS_COLOURS[(int(class_id) - 1) % len(CLASS_COLOURS)]
+        colour = COLOURS[int(class_id)]
         canvas[region] = (0.8 * canvas[region] + 0.2 * np.array(colour)).astype(np.uint8)
         contours, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, contours, -1, _HALO, 4, cv2.LINE_AA)
@@ -86,7 +88,7 @@ def draw_prompts(image: NDArray[np.uint8], prompts: Sequence[Prompts], native: t
         cv2.rectangle(canvas, _pixel(box[:2], scale), _pixel(box[2:], scale), colour, thickness, cv2.LINE_AA)
 
     for prompt in prompts:
-        colour = CLASS_COLOURS[(prompt.class_id - 1) % len(CLASS_COLOURS)]
+        colour = COLOURS[prompt.class_id]
         for box in (*prompt.scaled_boxes, *prompt.jittered_boxes):
             draw_box(box, colour, 1)
         if prompt.box is not None:

@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
+from kmine.io.console import duration
 from kmine.report.inputs import RoundRow
 
 DASH = "–"
@@ -40,15 +41,6 @@ def percent(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return DASH
     return f"{100 * value:.0f} %" if value >= 0.1 or value == 0 else f"{100 * value:.1f} %"
-
-
-def duration(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3.1 min` or `2.1 h`; an en dash if unknown."""
-    if not math.isfinite(seconds):
-        return DASH
-    if seconds < 59.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3597 else f"{seconds / 3600:.1f} h"
 
 
 def has_baseline(rows: Sequence[RoundRow]) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kmine.report.figures import MINING, SUPERVISED, svg_chart
+from kmine.report.figures import MINING, SUPERVISED, svg_chart, svg_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,8 +21,6 @@ HELPERS = re.compile(r"(fold|part)_\d+|classifier|witness(_.*)?")
 """Trainings of parts of the data and of other networks, which are not drawn."""
 COLOURS = {LOOP: MINING, "supervised": SUPERVISED, "supervised_once": "#8a5a3c"}
 OTHERS = ("#2f9e6e", "#8b5fbf", "#c8443f", "#f0b93a", "#5c6773", "#e58aa7")
-LIGHT = {"var(--ink)": "#1c2733", "var(--line)": "#c4ccd4"}
-"""Colours of a picture of its own, in place of the page's."""
 
 
 def training_chart(history: Sequence[HistoryTuple], retrained: Collection[int] = ()) -> str | None:
@@ -54,11 +52,7 @@ def training_chart(history: Sequence[HistoryTuple], retrained: Collection[int] =
 
 def curves_picture(history: Sequence[HistoryTuple], retrained: Collection[int] = ()) -> str:
     """The chart as an SVG file of its own; empty without a training."""
-    svg = training_chart(history, retrained) or ""
-    for variable, colour in LIGHT.items():
-        svg = svg.replace(variable, colour)
-    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return svg.replace("<svg", f"<svg {spaces}", 1)
+    return svg_file(training_chart(history, retrained) or "")
 
 
 def _lines(

@@ -8,7 +8,6 @@ SWEEP/config.yaml   settings
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from kmine.data.source import Source
 from kmine.data.split_file import read_split, resolve_splits
 from kmine.data.splits import Splits, merge_duplicates
 from kmine.errors import UserError
+from kmine.io.console import duration
 from kmine.io.errors import user_errors
 from kmine.io.files import UNFINISHED, lock, open_lock, read_json, write_atomic, write_csv, write_json
 from kmine.io.yaml_file import read_yaml
@@ -246,13 +246,6 @@ def time_left(states: Mapping[Trial, State], since: float, processes: int) -> st
     seconds = [sum(took[method]) / len(took[method]) for method in remaining if method in took]
     if not seconds:
         return "not known yet, no trial of these methods is done"
-    estimate = f"about {_duration(sum(seconds) / min(processes, len(remaining)))}"
+    estimate = f"about {duration(sum(seconds) / min(processes, len(remaining)))}"
     unknown = dict.fromkeys(method for method in remaining if method not in took)
     return f"{estimate} without {', '.join(unknown)}, not known yet" if unknown else estimate
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{math.ceil(seconds)} s"
-    minutes = math.ceil(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

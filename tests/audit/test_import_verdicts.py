@@ -18,8 +18,10 @@ from kmine.config import DataConfig
 from kmine.data import open_source
 from kmine.errors import UserError
 from kmine.feedback.expected import ExpectedMasks
+from kmine.feedback.verdict_effects import resolve_verdicts
 from kmine.feedback.verdicts import FORMAT, mask_signature, read_verdicts
 from kmine.io.files import encode_png
+from kmine.ops.masks import to_rle
 from kmine.store.run_folder import RunFolder
 
 
@@ -121,3 +123,44 @@ def test_dicom_that_is_no_mask_of_the_run_is_one_line(run, tmp_path, capsys):
     assert audit.main([str(run), "--corrected", str(segs), "--device", "cpu"]) == 2
     assert "expected masks of images that are not DICOM, got DICOM files" in capsys.readouterr().err.splitlines()[-1]
     assert not (run / "verdicts.json").exists()
+
+
+def mended_on(row: dict[str, str], mask: np.ndarray, *more: tuple[int, str]) -> dict[str, object]:
+    """A verdict of the page on a mask that the reviewer changed."""
+    runs = [[class_id, to_rle(mask == class_id)] for class_id in (1, 255)]
+    verdict = {name: row[name] for name in ("sample_id", "kind", "mask_signature")} | {"verdict": "reject", "note": ""}
+    return {**verdict, "mended": [*runs, *more]}
+
+
+def test_masks_mended_on_the_page_are_corrections_until_they_are_withdrawn(run, rows, verdicts_json, capsys):
+    by_kind = {row["kind"]: row for row in rows(run / "audit")}
+    pseudo, given = (by_kind[kind] for kind in ("pseudo", "labeled"))
+    mask = np.zeros((int(pseudo["height"]), int(pseudo["width"])), np.uint8)
+    mask[4:9, 5:20], mask[0, :3] = 1, 255
+    page = verdicts_json(verdicts=[mended_on(pseudo, mask), mended_on(given, mask)])
+    assert audit.main([str(run), "--device", "cpu", "--verdicts", str(page)]) == 0
+    kept = read_verdicts(run / "verdicts.json")
+    assert set(kept.corrected) == {pseudo["sample_id"], given["sample_id"]} == kept.rejected
+    assert all((np.asarray(Image.open(path)) == mask).all() for path in kept.corrected.values())
+    ids = [[given["sample_id"]], [pseudo["sample_id"]]]
+    effects = resolve_verdicts(run / "verdicts.json", *ids, ())
+    assert set(effects.corrected) == kept.rejected and not effects.rejected and not effects.dropped_labels
+    with pytest.raises(UserError, match=r"expected the mended masks beside it.*first import the file"):
+        resolve_verdicts(page, *ids, ())
+    plain = {**mended_on(pseudo, mask), "mended": None}
+    assert audit.main([str(run), "--device", "cpu", "--verdicts", str(verdicts_json(verdicts=[plain]))]) == 0
+    assert set(read_verdicts(run / "verdicts.json").corrected) == {given["sample_id"]}
+
+
+def test_damaged_mended_masks_leave_nothing_behind(run, rows, verdicts_json, capsys):
+    row = rows(run / "audit")[0]
+    mask = np.zeros((int(row["height"]), int(row["width"])), np.uint8)
+    for wrong, words in (
+        (mended_on(row, mask, (7, to_rle(mask == 0))), "of the classes 1 to 1 and 255, got 7; save it again"),
+        (mended_on(row, mask[:-1]), "expected run lengths of 32 x 32"),
+        ({**mended_on(row, mask), "mended": [[1]]}, "expected mended masks as [class id, run lengths]"),
+    ):
+        page = verdicts_json(verdicts=[wrong])
+        assert audit.main([str(run), "--verdicts", str(page), "--device", "cpu"]) == 2
+        assert words in capsys.readouterr().err.splitlines()[-1]
+    assert not (run / "corrected").exists() and not (run / "verdicts.json").exists()

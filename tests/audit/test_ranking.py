@@ -119,7 +119,7 @@ def test_explanations_start_with_the_most_important():
     conflict = ConfidentDisagreement(0.3, 0.5, 0.4, 0.6)
     signals = dict.fromkeys(WEIGHTS, 2.0) | {"conflict": 0.4, "unlike": 0.6, "doubt": math.nan}
     texts = explanations(signals, {"conflict": 0.99, "position": 0.95, "doubt": 0.99, "area": 0.3}, True, conflict)
-    assert texts[0] == "contradicts the image-level label"
-    assert texts[1].startswith("models not trained on it disagree: 30% of the mask")
-    assert texts[2] == "unusual position (2.0 deviations)" and len(texts) == 3
+    assert texts[0] == "image label: the mask contradicts it"
+    assert texts[1].startswith("models: those not trained on it disagree, 30% of the mask")
+    assert texts[2] == "position: 2.0 deviations from the usual" and len(texts) == 3
     assert explanations(signals, {"conflict": 0.5}, False, conflict) == ()

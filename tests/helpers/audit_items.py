@@ -42,7 +42,7 @@ def item(number: int, kind: str = "pseudo", **more) -> AuditItem:
         "kind": kind,
         "rank": number + 1,
         "suspicion": 1 - number / 1000,
-        "explanations": ("the models disagree",),
+        "explanations": ("models: they disagree",),
         "picture": f"pictures/{PICTURES[number % len(PICTURES)]}",
         "height": 30,
         "width": 40,
@@ -73,5 +73,11 @@ def write(folder: Path, found: list[AuditItem] | None = None, signature: str = "
     pictures.mkdir(parents=True, exist_ok=True)
     for name in PICTURES:
         Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(pictures / name, "png")
-    words = {"title": f"Audit of {EVIL}", "run_name": EVIL, "summary": {EVIL: EVIL, "masks": 64}, "figures": {}} | more
+    words = {
+        "title": f"Audit of {EVIL}",
+        "run_name": EVIL,
+        "summary": {EVIL: EVIL, "masks": 64},
+        "figures": {},
+        "class_names": ("background", "polyp", EVIL),
+    } | more
     return write_page(folder, iter(items() if found is None else found), run_signature=signature, **words)

@@ -69,7 +69,7 @@ def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
     from kmine.report import html
 
     patch.setattr(html, "_charts", lambda report: [])
-    patch.setattr(html, "_gallery", lambda report: [])
+    patch.setattr(html, "panels", lambda *_: [])
     patch.setattr(engine, "curves_picture", lambda *_: "")
 
 

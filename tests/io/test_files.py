@@ -6,10 +6,11 @@ import csv
 import errno
 import os
 
+import numpy as np
 import pytest
 
 from kmine.errors import UserError
-from kmine.io.files import atomic_open, lock, open_lock, refuse_links, sign, write_atomic, write_csv
+from kmine.io.files import atomic_open, class_colours, lock, open_lock, refuse_links, sign, write_atomic, write_csv
 
 
 def failing(number: int):
@@ -91,3 +92,10 @@ def test_a_pipe_anywhere_below_a_folder_is_refused(tmp_path):
     os.mkfifo(tmp_path / "round_0" / "metrics.json")
     with pytest.raises(UserError, match=r"metrics\.json: .* got a pipe, socket or device; remove it"):
         refuse_links([tmp_path])
+
+
+def test_classes_have_different_colours_that_are_never_black():
+    colours = class_colours(256)
+    assert colours[0].tolist() == [0, 0, 0] and colours[255].tolist() == [128, 128, 128]
+    assert (colours[1:] > 0).any(axis=1).all() and len({tuple(c) for c in colours[:31].tolist()}) == 31
+    assert np.array_equal(class_colours(3), colours[:3]) and colours[1, 0] < min(colours[1, 1:])

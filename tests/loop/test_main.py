@@ -31,9 +31,10 @@ def calls(monkeypatch):
             return None
         row = RoundRow(0, 3, 0, 0.5, 0.4, 2.0, 1, 0.45, True)
         metrics = Metrics((), 0.5, 0.4, 2.0, 1, 0)
-        mined = [RoundResult(n, 3, 0, metrics, metrics, True, {}, retrained=n == 2) for n in range(3)]
+        mined = [RoundResult(n, 3, 0, metrics, metrics, True, {"fit": 40.0}, retrained=n == 2) for n in range(3)]
         baselines = {"supervised_once": mined[2:], "supervised": mined[:1]}
-        return LoopResults(mined, baselines, [row], "ellipse", "no_pseudo_masks")
+        commands = [("kmine audit run", "review"), ("kmine predict run IMAGES", "new images")]
+        return LoopResults(mined, baselines, [row], "ellipse", "no_pseudo_masks", commands=commands)
 
     monkeypatch.setattr(engine, "run_rounds", run_rounds)
     return found
@@ -47,6 +48,11 @@ def test_the_table_the_reason_and_the_files_are_printed(cfg, calls, capsys):
     assert "stopped after round 1 of 2: " in err, "the retrained model is no round of mining"
     assert "baselines on validation, the better one first: supervised_once 0.500, supervised 0.500\n" in err
     assert f"results: {cfg.out}/results.csv   report: {cfg.out}/report.html\n" in err
+    assert err.splitlines()[-2:] == [
+        "next: kmine audit run           review",
+        "next: kmine predict run IMAGES  new images",
+    ]
+    assert err.splitlines()[-3].startswith("time: ") and "rounds of mining: fit 2.0 min" in err
 
 
 @pytest.mark.parametrize(("rank", "is_quiet"), [("0", False), ("1", True)])

@@ -68,17 +68,33 @@ def test_without_a_segmenter_its_name_is_none(tmp_path):
     folder.close()
 
 
-def test_notes_name_stand_ins_refused_rounds_and_the_end(run):
-    run.update_run(stopped_by="refused_twice")
+def test_warnings_are_apart_from_news_and_the_weightiest_comes_first(run):
+    run.update_run(stopped_by="refused_twice", skipped=[{}])
     rows = summary.round_rows(task_of(run), [FIRST, SECOND])
-    notes = summary._notes(task_of(run, num_val=19), rows, "ellipse")
-    assert notes[0].startswith("The segmenter is a stand-in (ellipse)")
-    assert notes[1].startswith("Round 1 was refused: fell by 0.1 in validation Dice")
-    assert "no fall is tolerated. The next round started" in notes[1]
-    assert notes[2] == "The run keeps the model of round 0, of those adopted the best on validation."
-    assert notes[3] == "Validation holds only 19 images: differences of a few points are noise."
-    assert notes[4].startswith("The loop stopped after round 1 of 3: ") and len(notes) == 5
-    assert summary._notes(task_of(run), rows[:1], "sam_vit_b")[0].startswith("The loop stopped after round 0 of 3")
+    few, stand_in, skipped = summary._warnings(task_of(run, num_val=19), rows, "ellipse")
+    assert few[0] == "Validation holds only 19 images: differences of a few points are noise" and "folds" in few[1]
+    assert (
+        stand_in[0].startswith("The segmenter: the ellipse inscribed in the box, a stand-in")
+        and "sam_vit_b" in stand_in[1]
+    )
+    assert skipped[0] == "1 files were left out"
+    assert len(summary._warnings(task_of(run), rows, "sam_vit_b")) == 1
+    notes = summary._notes(task_of(run, num_val=19), rows)
+    assert notes[0].startswith("Round 1 was refused: fell by 0.1 in validation Dice")
+    assert "no fall is tolerated. The next round started" in notes[0]
+    assert notes[1] == "The run keeps the model of round 0, of those adopted the best on validation."
+    assert notes[2].startswith("The loop stopped after round 1 of 3: ") and len(notes) == 3
+    assert summary._notes(task_of(run), rows[:1])[0].startswith("The loop stopped after round 0 of 3")
+
+
+def test_a_gate_without_a_guarantee_is_a_warning_and_one_with_it_is_news(run):
+    path = run.root / "calibration" / "calibration.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"promise": None, "num_objects": 3}))
+    rows = summary.round_rows(task_of(run), [FIRST])
+    ((text, cure),) = summary._warnings(task_of(run), rows, "sam_vit_b")
+    assert text.startswith("The gate: the gate is not calibrated") and cure
+    assert not any("gate" in note for note in summary._notes(task_of(run), rows))
 
 
 def test_a_calibration_without_a_promise_has_no_chart(run):

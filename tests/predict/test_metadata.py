@@ -1,4 +1,4 @@
-"""Metadata of a model as JSON text, and the colours of its classes."""
+"""Metadata of a model as JSON text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from helpers.made_up_run import ABOUT, ALONE
 
 from kmine.errors import UserError
-from kmine.predict.metadata import ModelMetadata, colours
+from kmine.predict.metadata import ModelMetadata
 
 
 def test_what_is_known_of_a_model_survives_its_file():
@@ -49,8 +49,3 @@ def test_a_field_of_another_kind_is_named(field, value):
     values = json.loads(ABOUT.to_json()) | {field: value}
     with pytest.raises(UserError, match=rf"^x\.onnx: .*({field}|local_quality).*; export the run again$"):
         ModelMetadata.from_json(json.dumps(values), "x.onnx")
-
-
-def test_the_background_is_black_and_a_single_class_is_red():
-    black, red = colours(2).tolist()
-    assert black == [0, 0, 0] and red[0] == 255 and red[1] == red[2] < 30

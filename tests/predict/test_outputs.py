@@ -6,11 +6,12 @@ import cv2
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 from kmine.data.io.nifti_write import Frame
+from kmine.io.files import class_colours
 from kmine.predict.estimates import ObjectEstimate
 from kmine.predict.inputs import Input
-from kmine.predict.metadata import colours
 from kmine.predict.outputs import (
     Prediction,
     class_mask,
@@ -55,16 +56,16 @@ def test_components_connect_at_corners_in_two_and_three_dimensions():
 def test_an_overlay_shows_the_class_colour_and_leaves_the_rest():
     image, mask = np.full((64, 64), 100, np.uint8), np.zeros((64, 64), np.uint8)
     mask[16:48, 16:48] = 1
-    drawn = cv2.imdecode(np.frombuffer(overlay(image, mask, 2), np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
+    drawn = cv2.imdecode(np.frombuffer(overlay(image, mask), np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
     assert np.abs(drawn[4, 4] - 100).max() < 10
-    expected = 100 * 0.65 + colours(2)[1] * 0.35
+    expected = 100 * 0.8 + class_colours(2)[1] * 0.2
     assert np.abs(drawn[32, 32] - expected).max() < 12
-    huge = overlay(np.zeros((3000, 1000), np.uint8), np.zeros((3000, 1000), np.uint8), 2)
+    assert drawn[32].min() < 60, "a dark casing"
+    huge = overlay(np.zeros((3000, 1000), np.uint8), np.zeros((3000, 1000), np.uint8))
     assert cv2.imdecode(np.frombuffer(huge, np.uint8), cv2.IMREAD_COLOR).shape[:2] == (1024, 341)
 
 
-def test_colours_of_classes_differ_and_columns_name_every_class():
-    assert len({tuple(c) for c in colours(6).tolist()}) == 6
+def test_columns_name_every_class():
     assert {"liver_px", "tumour_mm3"} <= set(prediction_columns(("background", "liver", "tumour")))
 
 
@@ -84,8 +85,9 @@ def test_an_image_has_png_npz_and_jpg_files(tmp_path):
     mask = np.arange(48, dtype=np.uint8).reshape(6, 8) % 2
     probs = np.stack([1 - mask, mask]).astype(np.float32)
     prediction = Prediction(mask, 1.0, "", None, probs)
-    write_outputs(loaded(np.full((1, 6, 8), 9, np.uint8)), prediction, tmp_path, names, 2)
-    assert np.array_equal(cv2.imread(str(tmp_path / names["mask"]), cv2.IMREAD_UNCHANGED), mask)
+    write_outputs(loaded(np.full((1, 6, 8), 9, np.uint8)), prediction, tmp_path, names)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / names["mask"])), mask)
+    assert np.array_equal(cv2.imread(str(tmp_path / names["mask"]))[..., ::-1], class_colours(2)[mask]), "for viewers"
     assert np.array_equal(np.load(tmp_path / names["probs"])["probabilities"], probs)
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")} == set(names.values())
 
@@ -96,7 +98,7 @@ def test_the_overlay_of_a_volume_shows_the_slice_with_the_largest_mask(tmp_path)
     mask[1, 0, 0] = mask[2, 0, 0] = mask[2, 0, 1] = 1
     frame = Frame(nibabel.Nifti1Header(), ((0, 1), (1, 1), (2, 1)), 2.0)
     names = {"mask": "m.nii.gz", "overlay": "o.jpg"}
-    write_outputs(loaded(native, frame, num_slices=3), Prediction(mask, 1.0, ""), tmp_path, names, 2)
+    write_outputs(loaded(native, frame, num_slices=3), Prediction(mask, 1.0, ""), tmp_path, names)
     assert abs(int(cv2.imread(str(tmp_path / "o.jpg"))[5, 7, 0]) - 160) < 6
     assert nibabel.load(tmp_path / "m.nii.gz").get_fdata().sum() == 3
 

@@ -55,6 +55,18 @@ def test_figures_have_an_interval_or_its_absence():
     assert "[0.100, 0.900]" in render_card(replace(CARD, figures=(row,)))
 
 
+def test_the_card_opens_with_its_best_figure_and_warns_by_weight():
+    lines = render_card(CARD).splitlines()
+    assert lines[2] == "**Dice 0.600 on 3 validation images**, without an interval; 0 missed objects."
+    assert lines[3] == "It segments polyp; trained and measured on made up."
+    warned = [line for line in lines if line.startswith("1. ")]
+    assert ["test split" in warned[0], "3 images are few" in warned[1], "stand-in" in warned[2]] == [True] * 3
+    tested = replace(CARD.figures[0], split="test", num_images=40, low=0.5, high=0.7)
+    text = render_card(replace(CARD, figures=(*CARD.figures, tested), segmenter="sam_vit_b"))
+    assert text.splitlines()[2].startswith("**Dice 0.600 on 40 test images**, 95 % interval [0.500, 0.700]; 0 missed")
+    assert text.count("\n1. ") == 2 and "**Quality unknown**" in render_card(replace(CARD, figures=()))
+
+
 def test_test_figures_appear_once_the_test_split_was_opened(tmp_path):
     run = make_run(tmp_path / "run", with_weights=False)
     before = model_card(open_run_model(run, None, "best"))

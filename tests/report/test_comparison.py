@@ -78,9 +78,20 @@ def test_latex_is_escaped_and_rows_have_equal_numbers_of_cells():
 def test_html_is_escaped_and_self_contained():
     text = html(table(BASE, replace(BETTER, method=EVIL)))
     assert "<b>" not in text and "&lt;b&gt;&amp;_50%|$x\\" in text
-    assert not re.search(r"(?:src|href)=\"(?!data:,\")", text) and "url(" not in text and "<script" not in text
+    assert not re.search(r"(?:src|href)=\"(?!data:,\"|#)", text) and "url(" not in text and "<script" not in text
     assert text.count("<tr") == 3 and 'class="baseline"' in text and 'class="shown"' in text
-    assert "+0.050 [+0.020, +0.080]" in text and "A note." in text
+    assert "+0.050 [+0.020, +0.080]" in text and "A note." in text and "var(--" not in text[text.index("<main>") :]
+
+
+def test_the_page_opens_with_the_verdict_on_mining_and_shows_differences_in_narrow_windows():
+    text = html(table(BASE, replace(UNSURE, num_pairs=54), replace(BETTER, num_pairs=54)))
+    first = "mining gains 5.0 points of Dice over the baseline (95 % interval +2.0 to +8.0, image by image, on 54 pairs"
+    assert text.index(">Better<") < text.index(first) < text.index("<h2>") and text.count('class="call"') == 1
+    hidden = re.findall(r'<th scope="col" class="[^"]*more">(.*?)</th>', text)
+    assert {"IoU", "HD95 (px or mm)", "p, Holm"} <= set(hidden) and not {"method", "Dice"} & set(hidden)
+    shown = re.findall(r'<th scope="col"(?: class="num")?>(.*?)</th>', text)
+    assert shown == ["method", "Dice", "difference in Dice"]
+    assert ">No comparison<" in html(table(BASE))
 
 
 def test_a_method_name_cannot_add_a_markdown_column():

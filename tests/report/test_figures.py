@@ -1,12 +1,11 @@
-"""Charts of a run: colours, series, reasons, calibration."""
+"""Charts of a run: colours, series, calibration."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from kmine.report.figures import coverage_chart, dice_chart, reasons_chart, reliability_chart, seconds_chart
+from kmine.report.figures import coverage_chart, dice_chart, reliability_chart, svg_file
 from kmine.report.inputs import Calibrated, RoundRow
-from kmine.types import REASONS
 
 NAN = float("nan")
 ROWS = [
@@ -15,11 +14,12 @@ ROWS = [
 ]
 
 
-def test_charts_use_the_page_colours_and_name_the_segmenter():
-    for chart in (dice_chart(ROWS, "tiny_x"), reasons_chart(ROWS, "tiny_x"), seconds_chart(ROWS, "tiny_x")):
-        assert chart.startswith("<svg") and chart.endswith("</svg>")
-        assert "var(--ink)" in chart and "#010203" not in chart
-        assert "(segmenter: tiny_x)" in chart
+def test_a_chart_has_the_colour_of_the_text_around_and_names_the_segmenter():
+    chart = dice_chart(ROWS, "tiny_x")
+    assert chart.startswith("<svg") and chart.endswith("</svg>")
+    assert "currentColor" in chart and "#010203" not in chart and "var(" not in chart
+    assert "(segmenter: tiny_x)" in chart
+    assert svg_file(chart).startswith('<svg xmlns="http://www.w3.org/2000/svg"') and svg_file("") == ""
 
 
 def test_models_of_one_schedule_are_points_beside_the_rounds():
@@ -36,20 +36,8 @@ def test_the_dice_chart_shows_a_baseline_only_if_there_is_one():
     assert "supervised" not in bare and "not adopted" not in bare
 
 
-def test_no_reasons_and_no_times_give_no_chart():
-    bare = [RoundRow(0, 6, 0, 0.6, 0.5, 1.0, 0, 0.6, True)]
-    assert reasons_chart(bare, "x") is None
-    assert seconds_chart(bare, "x") is None
-
-
 def test_the_calibration_of_the_gate_is_drawn_if_there_is_one():
     found = Calibrated([(0.5, 0.9), (1.0, 0.7)], [(0.4, 0.5, 9), (0.8, 0.9, 10)], coverage=0.5, target=0.85)
     assert "the gate's threshold" in coverage_chart(found) and ">target<" in coverage_chart(found)
     assert "bins of 9 to 10 objects" in reliability_chart(found)
     assert coverage_chart(None) is None and reliability_chart(None) is None
-
-
-def test_every_reason_has_its_own_colour():
-    chart = reasons_chart([RoundRow(1, 6, 1, 0.6, 0.5, 1.0, 0, 0.6, True, reasons=dict.fromkeys(REASONS, 1))], "x")
-    for reason in REASONS:
-        assert f">{reason.replace('_', ' ')}</text>" in chart

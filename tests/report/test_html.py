@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from kmine.ops.statistics import Paired
-from kmine.report.html import headline, render_html, write_report
+from kmine.report.html import headline, render_html, verdict_on, write_report
 from kmine.report.inputs import GalleryItem, Report, RoundRow
-from kmine.types import Prompts, Skipped
+from kmine.types import REASONS, Prompts, Skipped
 
 EVIL = "<script>alert(1)</script>"
 NAN = float("nan")
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def row(round_idx: int, dice: float = 0.7, **more) -> RoundRow:
@@ -46,7 +48,7 @@ def report(rounds: list[RoundRow], **more) -> Report:
 class _Page(HTMLParser):
     """Collects tags, what they would load, and the text; checks that tags close in order."""
 
-    VOID: ClassVar = {"meta", "link", "img", "br", "hr"}
+    VOID: ClassVar = {"meta", "link", "img", "br", "hr", "input"}
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -111,24 +113,41 @@ def test_gallery_order_is_best_worst_dropped(full):
 
 
 def test_the_segmenter_is_named_in_tables_and_figures(full):
-    assert full.count("<td>ellipse</td>") == 2
+    assert full.count('<td class="more">ellipse</td>') == 2
     assert full.count("(segmenter: ellipse)") == 3
     assert "ellipse mask" in full
 
 
+def test_bars_of_reasons_and_of_stages_are_to_scale_and_every_reason_has_its_own_colour():
+    counts = dict.fromkeys(REASONS, 1)
+    page = render_html(report([row(0), row(1, reasons=counts, seconds={"fit": 30.0, "infer": 10.0})]))
+    bars = re.findall(r'<i style="flex-basis: ([\d.]+)%; background: (#\w+)" title="([^"]*)">', page)
+    assert bars[: len(REASONS)][0][0] == f"{100 / len(REASONS):.2f}"
+    assert len({colour for _, colour, _ in bars[: len(REASONS)]}) == len(REASONS)
+    assert [(width, title) for width, _, title in bars[len(REASONS) :]] == [
+        ("100.00", "fit 65.0"), ("46.15", "fit 30.0"), ("15.38", "infer 10.0"),
+    ]  # fmt: skip
+    bare = render_html(report([row(0, seconds={})]))
+    assert "Seconds per stage" not in bare and "by the gate's reason" not in bare
+
+
 def test_everything_is_escaped():
-    fields = dict.fromkeys(("title", "dataset", "model", "segmenter", "command", "config_yaml"), EVIL)
+    fields = dict.fromkeys(
+        ("title", "dataset", "model", "segmenter", "command", "config_yaml", "objects", "advice"), EVIL
+    )
     hostile = report(
         [row(0), row(1, reasons={"kept": 1}, seconds={EVIL: 1.0, "$x_{": 2.0})],
         **fields,
         gallery=[replace(item(), sample_id=EVIL, reason=EVIL, scores={EVIL: 1.0})],
         provenance={EVIL: EVIL},
         notes=[EVIL],
+        warnings=[(EVIL, EVIL)],
+        commands=[(EVIL, EVIL)],
         skipped=[Skipped(EVIL, EVIL, EVIL)],
     )
     page = _Page(render_html(hostile))
     assert all(tag != "script" for tag, _ in page.tags)
-    assert sum(EVIL in text for text in page.text) >= 14
+    assert sum(EVIL in text for text in page.text) >= 19
 
 
 def test_unknown_numbers_are_dashes_and_never_nan(full):
@@ -178,66 +197,106 @@ def test_a_page_with_24_large_items_is_below_5_mb():
 ONE = {"supervised": 0.637}
 
 
-def test_the_headline_compares_the_kept_round_with_the_better_baseline():
+def test_the_verdict_compares_the_kept_round_with_the_better_baseline():
     rounds = [row(0, 0.6), row(1, 0.70, kept=True), row(2, 0.69)]
     gain, both = Paired(0.063, 0.021, 0.105, 40), {"supervised_once": 0.66, "supervised": 0.65}
-    text = headline(report(rounds, gain=gain, baselines=both))
-    assert "0.700 on 12 validation cases (round 1)" in text
-    assert text.endswith(
-        "reached 0.660 (in one schedule; 0.650 in rounds): mining is ahead by 6.3 points [+2.1, +10.5] (95 % interval, "
-        "image by image)."
+    verdict = headline(report(rounds, gain=gain, baselines=both))
+    assert verdict.call == "Better"
+    assert verdict.by == (
+        "mining gains 6.3 points of Dice over the baseline (95 % interval +2.1 to +10.5, image by image, on 12 "
+        "validation images)"
     )
-    assert "reached 0.637 (in rounds): mining" in headline(report(rounds, gain=gain, baselines=ONE))
+    assert "0.700 on 12 validation images (round 1)" in verdict.lead
+    assert verdict.lead.endswith("reached 0.660 (in one schedule; 0.650 in rounds)")
+    assert headline(report(rounds, gain=gain, baselines=ONE)).lead.endswith("reached 0.637 (in rounds)")
 
 
 @pytest.mark.parametrize(
-    ("gain", "ending"),
+    ("gain", "call", "by"),
     [
         (
             Paired(-0.01, -0.015, -0.005, 40),
-            ": mining is behind by 1.0 points [-1.5, -0.5] (95 % interval, image by image).",
+            "Worse",
+            "mining loses 1.0 points of Dice over the baseline (95 % interval",
         ),
         (
             Paired(0.063, -0.01, 0.136, 20),
-            ": no difference shown, +6.3 points [-1.0, +13.6] (95 % interval, image by image).",
+            "Not shown",
+            "+6.3 points of Dice by mining may be chance (95 % interval -1.0",
         ),
-        (Paired(0.0, 0.0, 0.0, 20), ": no difference shown, +0.0 points [+0.0, +0.0] (95 % interval, image by image)."),
-        (None, ": too few validation images to say which is ahead."),
+        (Paired(0.0, 0.0, 0.0, 20), "Not shown", "+0.0 points of Dice by mining may be chance"),
+        (Paired(0.1, NAN, NAN, 20), "Not shown", "+10.0 points of Dice by mining, without an interval, on 12"),
+        (None, "Not shown", "12 validation images are too few to say whether mining is better"),
     ],
 )
-def test_the_headline_states_the_difference_with_its_interval_or_none(gain, ending):
-    assert headline(report([row(0), row(1, 0.7, kept=True)], gain=gain, baselines=ONE)).endswith(ending)
+def test_the_verdict_is_a_word_and_the_difference_with_its_interval(gain, call, by):
+    rendered = report([row(0), row(1, 0.7, kept=True)], gain=gain, baselines=ONE)
+    verdict = headline(rendered)
+    assert verdict.call == call and verdict.by.startswith(by)
+    page = render_html(rendered)
+    assert page.index(f">{call}<") < page.index("<h2>")
+    assert ('class="span"' in page) == (gain is not None and gain.low == gain.low)
+    assert not re.search(r"\bnan\b", page)
 
 
-def test_the_headline_without_a_baseline_claims_no_gain():
-    assert headline(report([row(0), row(1)])).endswith("more optimizer steps may explain any gain over round 0.")
+def test_a_correction_for_many_comparisons_takes_a_verdict_back():
+    gain = Paired(0.05, 0.01, 0.09, 40)
+    assert verdict_on("x", gain, "9 images").call == "Better"
+    text = "+5.0 points of Dice by x, among so many comparisons, may be chance"
+    assert verdict_on("x", gain, "9 images", shown=False).by.startswith(text)
 
 
-def test_the_headline_says_how_clean_images_count():
+def test_without_a_baseline_no_gain_is_claimed():
+    verdict = headline(report([row(0), row(1)]))
+    assert verdict.call == "No comparison"
+    assert verdict.by.endswith("more optimizer steps may explain any gain over round 0")
+
+
+def test_the_lead_says_how_clean_images_count():
     rounds = [row(0), row(1, num_clean=3, kept=True)]
-    assert headline(report(rounds, gain=Paired(0.1, 0.05, 0.15, 40), baselines=ONE)).endswith(
-        "; silence on a clean image counts 1, a false alarm 0."
-    )
+    verdict = headline(report(rounds, gain=Paired(0.1, 0.05, 0.15, 40), baselines=ONE))
+    assert verdict.lead.endswith("; silence on a clean image counts 1, a false alarm 0")
 
 
-def test_the_headline_of_a_run_that_kept_or_adopted_nothing():
+def test_the_verdict_of_a_run_that_kept_or_adopted_nothing():
     empty = row(1, 0.6, num_pseudo=0, adopted=False, supervised_dice=0.5)
     assert headline(report([row(0, 0.6), empty], gain=Paired(0.1, 0.05, 0.15, 40))) == (
-        "Supervised training on 6 labels reached Dice 0.600 on 12 validation cases; nothing was mined: no round with "
-        "ellipse kept a pseudo mask."
+        "No comparison",
+        "supervised training on 6 labels reached Dice 0.600 on 12 validation images; nothing was mined: no round with "
+        "ellipse kept a pseudo mask",
+        "",
     )
     rounds = [row(0, 0.6, kept=True), row(1, 0.5, adopted=False)]
-    text = headline(report(rounds, gain=Paired(-0.05, -0.08, -0.02, 40), baselines=ONE))
-    assert text.startswith(
+    verdict = headline(report(rounds, gain=Paired(-0.05, -0.08, -0.02, 40), baselines=ONE))
+    assert verdict.lead.startswith(
         "No round of mining with ellipse is kept: round 0, trained on the labels alone, reached Dice 0.600"
     )
-    assert "mining is behind by 5.0 points [-8.0, -2.0]" in text
+    assert verdict.call == "Worse" and "loses 5.0 points" in verdict.by
 
 
-def test_the_headline_where_only_image_labels_gave_masks():
+def test_the_verdict_where_only_image_labels_gave_masks():
     rounds = [row(0), row(1, 0.7, supervised_dice=0.6, reasons={"lesion_free": 8, "low_agreement": 3})]
-    text = headline(report(rounds, gain=Paired(0.1, 0.05, 0.15, 40)))
-    assert text.startswith("No mask of ellipse was kept, so nothing was mined;") and "ahead" not in text
+    verdict = headline(report(rounds, gain=Paired(0.1, 0.05, 0.15, 40)))
+    assert verdict.call == "No comparison"
+    assert verdict.by.startswith("no mask of ellipse was kept, so nothing was mined;")
+
+
+def test_warnings_come_in_order_with_their_cures_and_apart_from_news():
+    warned = [("Few images", "label more"), ("A stand-in", "")]
+    page = render_html(report([row(0)], warnings=warned, notes=["It stopped."], commands=[("audit r", "look")]))
+    places = [page.index(text) for text in ("Few images.", "label more.", "A stand-in.", "audit r", "It stopped.")]
+    assert places == sorted(places)
+    assert "<h2>Warnings</h2>" not in render_html(report([row(0)]))
+
+
+def test_the_words_of_the_page_are_those_of_the_glossary(full):
+    written = re.sub(r"[`\n]", "", (DOCS / "glossary.md").read_text("utf-8"))
+    pairs = re.findall(r'<dt id="word-[^"]*">(.*?)</dt><dd>(.*?)</dd>', full)
+    assert len(pairs) > 10 and {"Dice", "gate"} <= {word for word, _ in pairs}
+    for word, meaning in pairs:
+        assert f"| {word} | {meaning} |" in written
+    links = set(re.findall(r'href="#(word-[^"]*)"', full))
+    assert links and links <= set(_Page(full).ids)
 
 
 def test_figures_of_clean_images_are_shown_where_there_are_any():
@@ -257,8 +316,8 @@ def test_figures_of_clean_images_are_shown_where_there_are_any():
     assert "false alarms" not in render_html(report([row(0)]))
 
 
-def test_the_headline_before_and_without_mining():
-    assert headline(report([])).startswith("No round has finished")
-    assert headline(report([row(0, 0.5)])) == (
-        "Supervised training on 6 labels reached Dice 0.500 on 12 validation cases; nothing was mined."
+def test_the_verdict_before_and_without_mining():
+    assert headline(report([])) == ("No comparison", "no round has finished yet", "")
+    assert headline(report([row(0, 0.5)])).by == (
+        "supervised training on 6 labels reached Dice 0.500 on 12 validation images; nothing was mined"
     )

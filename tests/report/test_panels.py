@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kmine.report.inputs import GalleryItem
-from kmine.report.panels import CLASS_COLOURS, SIDE, draw_mask, draw_prompts, panels, thumbnail
+from kmine.report.panels import COLOURS, SIDE, draw_mask, draw_prompts, panels, thumbnail
 from kmine.types import Prompts
 
 
@@ -26,7 +26,7 @@ def test_contours_have_the_colour_of_their_class():
     mask[8:28, 8:28], mask[36:60, 36:60] = 1, 2
     drawn = draw_mask(black(256, 256), mask)
     for class_id in (1, 2):
-        assert (drawn == CLASS_COLOURS[class_id - 1]).all(-1).any()
+        assert (drawn == COLOURS[class_id]).all(-1).any()
     assert (drawn[:20, 200:] == 0).all()
 
 
@@ -52,7 +52,7 @@ def test_points_are_drawn_at_x_y():
 
 def test_a_box_is_drawn_at_its_corners():
     prompt = Prompts(1, np.array([10, 20, 50, 40], np.float32))
-    rows, cols = np.nonzero((draw_prompts(black(64, 64), [prompt], (64, 64)) == CLASS_COLOURS[0]).all(-1))
+    rows, cols = np.nonzero((draw_prompts(black(64, 64), [prompt], (64, 64)) == COLOURS[1]).all(-1))
     assert (cols.min(), rows.min(), cols.max(), rows.max()) == pytest.approx((10, 20, 50, 40), abs=2)
 
 

@@ -31,7 +31,7 @@ def test_a_wide_picture_is_centred_and_its_mask_outlined():
     cell = drawn[6 : 6 + 256, 6 : 6 + 256]
     rows = np.flatnonzero((cell == 99).all(axis=2).any(axis=1))
     assert (rows.min(), rows.max()) == (64, 191)
-    assert (np.abs(cell.astype(int) - (255, 176, 0)) < 12).all(axis=2).sum() > 50
+    assert (np.abs(cell.astype(int) - (0, 229, 255)) < 12).all(axis=2).sum() > 50
 
 
 def test_no_tiles_give_one_empty_cell():

@@ -61,7 +61,7 @@ def test_time_left_is_the_mean_of_finished_trials_of_the_method():
     done, waiting = {"status": "done", "took": 60.0}, {}
     assert time_left({A0: waiting, A1: waiting}, 0, 1).startswith("not known yet")
     assert time_left({A0: done, A1: waiting}, 0, 1).startswith("not known yet")
-    assert time_left({A0: done, B0: waiting}, 0, 1) == "about 60 s"
+    assert time_left({A0: done, B0: waiting}, 0, 1) == "about 1.0 min"
     assert time_left({A0: done, B0: waiting, B1: waiting}, 0, 2) == "about 30 s without mining, not known yet"
     assert time_left({A0: done}, 0, 1) == "none"
-    assert time_left({A0: {"status": "done", "took": 7000.0}, B0: waiting}, 0, 4) == "about 1 h 57 min"
+    assert time_left({A0: {"status": "done", "took": 7000.0}, B0: waiting}, 0, 4) == "about 1.9 h"

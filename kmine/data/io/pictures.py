@@ -15,7 +15,7 @@ from kmine.data.io.image_file import DEEP_MODES, GREY_MODES, as_rgb, image_shape
 from kmine.data.io.mask_palettes import MaskPalettes, is_grey
 from kmine.data.io.windowing import grey_as_rgb, windowed
 from kmine.errors import SampleError, first_names
-from kmine.io.files import SIGNATURE_KEY
+from kmine.io.files import SIGNATURE_KEY, class_colours
 from kmine.types import IGNORE_INDEX
 
 WINDOW_CURE = "say which values are black and white with --data.window [LOW,HIGH]"
@@ -100,6 +100,8 @@ def read_mask_picture(
     """
     image = read_stored(path)
     palette = np.array(image.getpalette("RGB") or (), np.uint8).reshape(-1, 3)
+    if image.mode == "P" and len(palette) > 1 and np.array_equal(palette, class_colours(256)[: len(palette)]):
+        return class_ids(path, np.array(image), class_names, are_ids=True)  # a mask of kmine, whatever the others are
     if image.mode == "P" and not is_grey(palette):
         usable = palettes if palettes is not None and len(class_names) > 2 else MaskPalettes()
         return class_ids(path, usable.class_ids(path, np.array(image), palette), class_names, are_ids=True)

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { view, list, verdicts, filter } = kmineAudit;
+  const { view, list, verdicts, filter, mend } = kmineAudit;
   const FACTS = 9; // where the facts of an index row begin
   kmineAudit.FACTS = FACTS;
   const DETAILS_HELD = 60; // files of run lengths kept in memory
@@ -71,7 +71,7 @@
   async function start() {
     view.start();
     list.start();
-    Object.assign(list, { pick, details, verdictOf: (item) => verdicts.get(item)?.verdict });
+    Object.assign(list, { pick, details, verdictOf: verdicts.state });
     verdicts.start(page, () => {
       list.refreshAll();
       progress();
@@ -109,13 +109,14 @@
     }
     list.select(place);
     const one = item();
+    if (mend.active) mending(false);
     verdicts.place(one);
     view.show(one);
     panel(one);
     progress();
     details(one).then(([, , , layers, prompts, history]) => {
       if (item() !== one) return;
-      view.fill(one, layers, prompts);
+      view.fill(one, reviewed(one, layers), prompts);
       fill($("history"), history.map((line) => element("li", line)));
       const present = new Set(layers.flatMap(([name, classId]) => (classId === 255 ? [name, "ignored"] : [name])));
       if (prompts.length) present.add("prompts");
@@ -124,6 +125,50 @@
       $("classes").hidden = !layers.some(([, classId]) => classId > 1 && classId !== 255);
       ahead(place + 1);
     }, (error) => item() === one && announce(`Masks cannot be shown: ${error.message}`));
+  }
+
+  /* The layers with the mask under review as the reviewer has mended it. */
+  function reviewed(one, layers) {
+    const mended = verdicts.get(one)?.mended;
+    if (!mended) return layers;
+    return [...layers.filter(([name]) => name !== view.own(one)), ...mended.map((layer) => [view.own(one), ...layer])];
+  }
+
+  const refill = (one) => details(one).then(([, , , layers, prompts]) => view.fill(one, reviewed(one, layers), prompts), () => {});
+
+  /* Switch the brush on or off; the stage stays as it is. */
+  function mending(on) {
+    const one = item();
+    if (!one || on === mend.active) return;
+    if (on) {
+      details(one).then(([, , , layers]) => {
+        if (item() !== one) return;
+        const given = layers.filter(([name]) => name === view.own(one)).map(([, classId, text]) => [classId, text]);
+        mend.open(one, given, verdicts.get(one)?.mended);
+        if (!view.on.get(view.own(one))) layer(view.LAYERS.findIndex(([name]) => name === view.own(one)));
+        announce("Drag to paint, x erases, comma and full stop size the brush, Shift and drag pans; m ends it.");
+        tools();
+      }, (error) => announce(`The mask cannot be mended: ${error.message}`));
+    } else mend.close();
+    tools();
+  }
+
+  function tools() {
+    $("mend").setAttribute("aria-pressed", mend.active);
+    $("mend-tools").hidden = !mend.active;
+    $("erase").setAttribute("aria-pressed", mend.erasing);
+    $("brush").value = mend.size;
+    if (mend.active) $("stage").dataset.mending = "yes";
+    else delete $("stage").dataset.mending;
+  }
+
+  function mended(one, layers) {
+    verdicts.set(one, layers ? "reject" : null, layers);
+    refill(one);
+    list.refresh(list.at);
+    showVerdict(one);
+    progress();
+    announce(layers ? `${one.id}: mended` : `${one.id}: as the run made it`);
   }
 
   /* Preload the next masks. */
@@ -150,7 +195,12 @@
     $("name").textContent = one.id;
     const suspicion = one.suspicion === null ? "–" : one.suspicion.toFixed(3);
     $("what").textContent = `${one.kind === "labeled" ? "given" : "pseudo"} mask, rank ${one.rank}, suspicion ${suspicion}`;
-    fill($("causes"), one.causes.map((cause) => element("li", cause)));
+    fill($("causes"), one.causes.map((cause) => {
+      const [tag, ...detail] = cause.split(": ");
+      const line = element("li");
+      line.append(element("span", tag, "tag"), detail.length ? ` ${detail.join(": ")}` : "");
+      return line;
+    }));
     $("causes-none").hidden = one.causes.length > 0;
     fill($("facts"), [...one.columns].filter(([, at]) => one.row[at] !== null).map(([name, at]) => {
       const row = element("tr");
@@ -166,9 +216,11 @@
 
   function showVerdict(one) {
     const entry = verdicts.get(one);
-    for (const button of $("verdicts").children) {
-      button.setAttribute("aria-pressed", entry?.verdict === button.dataset.verdict);
+    for (const button of $("verdicts").querySelectorAll("[data-verdict]")) {
+      button.setAttribute("aria-pressed", verdicts.state(one) === button.dataset.verdict);
     }
+    $("mend").dataset.mended = entry?.mended ? "yes" : "no";
+    $("discard").disabled = !entry?.mended;
     if (document.activeElement !== $("note")) $("note").value = entry?.note ?? "";
     $("note-unsaved").hidden = !entry?.note || Boolean(entry.verdict);
   }
@@ -176,7 +228,10 @@
   function decide(verdict) {
     const one = item();
     if (!one) return;
+    const before = verdicts.get(one)?.mended;
+    if (mend.active) mending(false);
     verdicts.set(one, verdict);
+    if (before) refill(one);
     list.refresh(list.at);
     showVerdict(one);
     progress();
@@ -188,7 +243,11 @@
     const key = verdicts.undo((which) => byKey.get(which));
     if (key === null) return void announce("There is nothing to undo.");
     const place = list.shown.indexOf(byKey.get(key));
-    if (place >= 0) pick(place);
+    if (place >= 0 && place !== list.at) pick(place);
+    else if (item()) {
+      if (mend.active) mend.open(item(), mend.given, verdicts.get(item())?.mended);
+      refill(item());
+    }
     list.refreshAll();
     progress();
     if (item()) showVerdict(item());
@@ -250,7 +309,24 @@
       $("legend").append(row);
       $("layers").append(button);
     });
-    for (const button of $("verdicts").children) button.addEventListener("click", () => decide(button.dataset.verdict));
+    for (const button of $("verdicts").querySelectorAll("[data-verdict]")) {
+      button.addEventListener("click", () => decide(button.dataset.verdict));
+    }
+    mend.start(mended);
+    page.classes.forEach((name, classId) => classId && $("mend-class").append(new Option(name, classId)));
+    $("mend-class").append(new Option("ignored", 255));
+    $("mend-class").addEventListener("change", () => {
+      [mend.classId, mend.erasing] = [Number($("mend-class").value), false];
+      tools();
+    });
+    $("brush").max = mend.SIZES.length - 1;
+    $("brush").addEventListener("input", () => mend.resize(Number($("brush").value) - mend.size));
+    click("mend", () => mending(!mend.active));
+    click("erase", erase);
+    click("discard", () => {
+      mending(false);
+      mended(item(), null);
+    });
     $("sort").addEventListener("change", filtered);
     filter.start(filtered, facts);
     click("direction", () => {
@@ -273,9 +349,31 @@
     for (const [id, act] of Object.entries({ ...acts, "zoom-in": () => view.zoom(1.4), "zoom-out": () => view.zoom(1 / 1.4) })) {
       click(id, act);
     }
+    click("show-summary", reasons);
     for (const id of ["help", "summary"]) click(`show-${id}`, () => $(id).showModal());
     $("single-keys").addEventListener("change", () => (keysOn = $("single-keys").checked));
     document.addEventListener("keydown", pressed);
+  }
+
+  /* How often each reason is given for the most suspicious fifth, counted when the summary is opened. */
+  function reasons() {
+    const ranked = list.items.filter((one) => one.suspicion !== null).sort((a, b) => b.suspicion - a.suspicion);
+    const counts = new Map();
+    for (const one of ranked.slice(0, Math.ceil(ranked.length / 5))) {
+      for (const cause of one.causes) counts.set(list.tag(cause), (counts.get(list.tag(cause)) ?? 0) + 1);
+    }
+    fill($("reasons"), [...counts].sort(([, a], [, b]) => b - a).map(([tag, count]) => {
+      const row = element("tr");
+      const head = element("th");
+      head.scope = "row";
+      head.append(element("span", tag, "tag"));
+      const bar = element("progress");
+      [bar.max, bar.value, bar.ariaLabel] = [Math.ceil(ranked.length / 5), count, `${tag}: ${count} masks`];
+      const cell = element("td", `${count} `);
+      cell.append(bar);
+      row.append(head, cell);
+      return row;
+    }));
   }
 
   function layer(at) {
@@ -293,6 +391,17 @@
     view.filled = !view.filled;
     $("fill").setAttribute("aria-pressed", view.filled);
     view.draw();
+  }
+
+  function erase() {
+    mend.erasing = !mend.erasing;
+    tools();
+    view.draw();
+  }
+
+  function brush(by) {
+    mend.resize(by);
+    tools();
   }
 
   function save() {
@@ -333,8 +442,20 @@
     "=": () => view.zoom(1.4),
     "-": () => view.zoom(1 / 1.4),
     0: () => view.fit(),
+    m: () => mending(!mend.active),
     "/": () => $("text").focus(),
     "?": () => $("help").showModal(),
+  };
+  const MENDING = {
+    x: erase,
+    ",": () => brush(-1),
+    ".": () => brush(1),
+    " ": mend.dab,
+    Escape: () => mending(false),
+    ArrowLeft: () => mend.nudge(-1, 0),
+    ArrowRight: () => mend.nudge(1, 0),
+    ArrowUp: () => mend.nudge(0, -1),
+    ArrowDown: () => mend.nudge(0, 1),
   };
   const IN_LIST = { ArrowDown: KEYS.n, ArrowUp: KEYS.p, Home: () => pick(0), End: () => pick(list.shown.length - 1) };
 
@@ -349,6 +470,7 @@
     if (at.type === "range" && event.key.startsWith("Arrow")) return;
     const digit = "123456789".indexOf(event.key);
     const act =
+      (mend.active && at !== $("list") && !(event.key === " " && at.matches("button, input")) && MENDING[event.key]) ||
       (at === $("list") && Object.hasOwn(IN_LIST, event.key) && IN_LIST[event.key]) ||
       (event.key.length === 1 && !keysOn ? null : digit >= 0 && event.key ? () => layer(digit) : KEYS[event.key]);
     if (!act) return;

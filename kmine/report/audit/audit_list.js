@@ -122,6 +122,9 @@
     return made;
   };
 
+  /* A reason is `tag: detail`. */
+  const tag = (cause) => cause.split(": ", 1)[0];
+
   function make(place) {
     const item = list.shown[place];
     const row = element("div", "row");
@@ -135,7 +138,10 @@
     const lines = element("div", "lines");
     const name = element("bdi", "name", item.id);
     name.title = item.id;
-    lines.append(name, element("div", "soft", item.causes[0] || (item.kind === "labeled" ? "given mask" : "pseudo mask")));
+    const tags = element("div", "tags");
+    for (const cause of item.causes) tags.append(element("span", "tag", tag(cause)));
+    if (!item.causes.length) tags.append(element("span", "soft", item.kind === "labeled" ? "given mask" : "pseudo mask"));
+    lines.append(name, tags);
     const mark = element("div", "mark");
     mark.append(element("span", "verdict"), element("span", "suspicion", item.suspicion === null ? "–" : item.suspicion.toFixed(2)));
     lines.append(mark);
@@ -147,7 +153,7 @@
   function dress(row, place) {
     const verdict = list.verdictOf(list.shown[place]);
     const label = row.querySelector(".verdict");
-    label.textContent = verdict ? { accept: "✓ accepted", reject: "✗ rejected", unsure: "? unsure" }[verdict] : "not reviewed";
+    label.textContent = verdict ? { accept: "✓ accepted", reject: "✗ rejected", unsure: "? unsure", mended: "✎ mended" }[verdict] : "not reviewed";
     label.dataset.verdict = verdict || "none";
     row.setAttribute("aria-selected", place === list.at);
   }
@@ -187,5 +193,5 @@
     }
   }
 
-  kmineAudit.list = Object.assign(list, { start, choose, select, refresh, refreshAll, fact, render, OPERATIONS });
+  kmineAudit.list = Object.assign(list, { start, choose, select, refresh, refreshAll, fact, render, tag, OPERATIONS });
 })();

@@ -1,4 +1,4 @@
-/* Masks: from COCO's compressed run lengths to pixels, outlines and canvases. Pure functions. */
+/* Masks: COCO's compressed run lengths, pixels, outlines and canvases. Pure functions. */
 "use strict";
 
 const kmineAudit = {};
@@ -21,6 +21,35 @@ const kmineAudit = {};
       lengths.push(value);
     }
     return lengths;
+  }
+
+  /* COCO's text of the pixels of `map` (height * width, row order) that are `value`: the inverse of `decode`. */
+  function encode(map, value, height, width) {
+    const lengths = [];
+    let [inside, length] = [false, 0];
+    for (let x = 0; x < width; x++) {
+      for (let at = x; at < height * width; at += width) {
+        if ((map[at] === value) !== inside) {
+          lengths.push(length);
+          length = 0;
+          inside = !inside;
+        }
+        length += 1;
+      }
+    }
+    lengths.push(length);
+    let text = "";
+    lengths.forEach((one, number) => {
+      let rest = number > 2 ? one - lengths[number - 2] : one;
+      let more = true;
+      while (more) {
+        const bits = rest & 31;
+        rest >>= 5;
+        more = bits & 16 ? rest !== -1 : rest !== 0;
+        text += String.fromCharCode((more ? bits | 32 : bits) + 48);
+      }
+    });
+    return text;
   }
 
   /* {pixels: Uint8Array (height * width, row order, 0 or 1), box: [x0, y0, x1, y1], ends inclusive, null if empty, area}. */
@@ -138,5 +167,5 @@ const kmineAudit = {};
     return found;
   }
 
-  kmineAudit.masks = { runs, decode, sample, paint, outline, path };
+  kmineAudit.masks = { runs, encode, decode, sample, paint, outline, path };
 })();

@@ -6,8 +6,10 @@
   const VERDICTS = ["accept", "reject", "unsure"];
   const KINDS = ["pseudo", "labeled"];
 
-  const entries = new Map(); // key -> {kind, id, verdict or null, note, signature: of the reviewed mask}
-  const steps = []; // undo steps: lists of [key, previous verdict, previous note or null if unchanged]
+  /* key -> {kind, id, verdict or null, note, signature: of the reviewed mask, mended: [[class, run lengths] ...] or null}.
+     A mended mask takes the place of the one that the run made, which is rejected. */
+  const entries = new Map();
+  const steps = []; // undo steps: lists of [key, previous verdict, previous note or null if unchanged, previous mended]
   let page, waiting, changed;
   const store = { works: true, unsaved: 0, at: null };
   const key = (kind, id) => `${kind}/${id}`;
@@ -43,8 +45,8 @@
     if (!text) return;
     const { entries: rows, at, unsaved } = JSON.parse(text);
     entries.clear();
-    for (const [kind, id, verdict, note, signature] of rows) {
-      entries.set(key(kind, id), { kind, id, verdict, note, signature });
+    for (const [kind, id, verdict, note, signature, mended] of rows) {
+      entries.set(key(kind, id), { kind, id, verdict, note, signature, mended: mended ?? null });
     }
     store.at = at;
     store.unsaved = unsaved;
@@ -53,7 +55,7 @@
   function keep() {
     clearTimeout(waiting);
     waiting = 0;
-    const rows = [...entries.values()].map((one) => [one.kind, one.id, one.verdict, one.note, one.signature]);
+    const rows = [...entries.values()].map((one) => [one.kind, one.id, one.verdict, one.note, one.signature, one.mended]);
     try {
       localStorage.setItem(name(), JSON.stringify({ entries: rows, at: store.at, unsaved: store.unsaved }));
     } catch {
@@ -72,23 +74,29 @@
     return found && found.signature === item.signature ? found : null;
   }
 
-  function put(item, verdict, note) {
+  function put(item, verdict, note, mended = null) {
     const before = get(item);
     if (verdict === null && !note) entries.delete(item.key);
-    else entries.set(item.key, { kind: item.kind, id: item.id, verdict, note, signature: item.signature });
-    return [item.key, before ? before.verdict : null, null];
+    else entries.set(item.key, { kind: item.kind, id: item.id, verdict, note, signature: item.signature, mended });
+    return [item.key, before ? before.verdict : null, null, before ? before.mended : null];
   }
 
-  function set(item, verdict) {
+  function set(item, verdict, mended = null) {
     const before = get(item);
-    steps.push([put(item, verdict, before ? before.note : "")]);
+    steps.push([put(item, verdict, before ? before.note : "", mended)]);
     store.unsaved += 1;
     later();
   }
 
+  /* The verdict as a word for the list: `mended` for a mask that the reviewer has changed; undefined without any. */
+  function state(item) {
+    const entry = get(item);
+    return entry?.mended ? "mended" : entry?.verdict;
+  }
+
   function note(item, text) {
     const before = get(item);
-    put(item, before ? before.verdict : null, text);
+    put(item, before ? before.verdict : null, text, before ? before.mended : null);
     store.unsaved += 1;
     later();
   }
@@ -97,10 +105,10 @@
   function undo(find) {
     const step = steps.pop();
     if (!step) return null;
-    for (const [which, verdict, text] of step) {
+    for (const [which, verdict, text, mended] of step) {
       const item = find(which);
       const now = item && get(item);
-      if (item) put(item, verdict, text ?? (now ? now.note : ""));
+      if (item) put(item, verdict, text ?? (now ? now.note : ""), mended);
     }
     store.unsaved += 1;
     later();
@@ -128,6 +136,7 @@
         verdict: entry.verdict,
         mask_signature: item.signature,
         note: entry.note,
+        ...(entry.mended ? { mended: entry.mended } : {}),
       });
     }
     return `${JSON.stringify({ format: FORMAT, run: page.run, run_signature: page.run_signature, verdicts }, null, 1)}\n`;
@@ -161,7 +170,8 @@
         KINDS.includes(one.kind) &&
         VERDICTS.includes(one.verdict) &&
         typeof one.mask_signature === "string" &&
-        ["string", "undefined"].includes(typeof (one.note ?? undefined));
+        ["string", "undefined"].includes(typeof (one.note ?? undefined)) &&
+        (one.mended ?? []).every?.(([value, runs]) => Number.isInteger(value) && typeof runs === "string");
       if (!sound) throw new Error(`${wanted}, got ${JSON.stringify(one)} as verdict ${number + 1}`);
     });
     const step = [];
@@ -172,8 +182,8 @@
       else if (item.signature !== one.mask_signature) stale += 1;
       else {
         const before = get(item);
-        put(item, one.verdict, one.note ?? "");
-        step.push([item.key, before ? before.verdict : null, before ? before.note : ""]);
+        put(item, one.verdict, one.note ?? "", one.mended?.length ? one.mended : null);
+        step.push([item.key, before ? before.verdict : null, before ? before.note : "", before ? before.mended : null]);
       }
     }
     if (step.length) steps.push(step);
@@ -186,5 +196,5 @@
     ].join("; ");
   }
 
-  kmineAudit.verdicts = Object.assign(store, { start, get, set, note, undo, place, count, text, save, read, key, VERDICTS });
+  kmineAudit.verdicts = Object.assign(store, { start, get, set, state, note, undo, place, count, text, save, read, key, VERDICTS });
 })();

@@ -4,15 +4,16 @@
 (() => {
   const { masks } = kmineAudit;
 
-  /* Okabe and Ito's palette, distinct for all common kinds of colour vision; every line has a dark edge as well. */
+  /* Hues that tissue lacks; every line has a dark casing, so that it is seen on bright ground as well. The mask under
+     review is cyan, what it is compared with lime. */
   const COLOURS = {
     prompts: [255, 255, 255],
-    local: [86, 180, 233],
-    segmenter: [204, 121, 167],
-    pseudo: [230, 159, 0],
-    withheld: [213, 94, 0],
-    given: [240, 228, 66],
-    model: [0, 158, 115],
+    local: [166, 150, 255],
+    segmenter: [255, 90, 255],
+    pseudo: [0, 229, 255],
+    withheld: [255, 240, 70],
+    given: [0, 229, 255],
+    model: [166, 255, 60],
     ignored: [170, 170, 170],
   };
   /* In the order of the keys 1 to 9. Layers that would bias the reviewer start hidden. */
@@ -29,6 +30,7 @@
   ];
   const DASHES = [[], [7, 4], [2, 4], [10, 3, 2, 3]]; // by class: 1, 2, 3, 4 and so on in turn
   const IGNORED = 255;
+  const own = (item) => (item.kind === "labeled" ? "given" : "pseudo"); // the layer under review
   const css = (colour) => `rgb(${colour.join(" ")})`;
 
   const view = {
@@ -41,6 +43,7 @@
     item: null,
     layers: [],
     prompts: [],
+    brush: { isOn: () => false, down: () => false, move: () => {}, up: () => {}, draw: () => false },
   };
   let stage, picture, canvas, failed;
   let frame = 0;
@@ -152,7 +155,10 @@
     picture.style.imageRendering = view.scale >= 3 ? "pixelated" : "auto";
     context.setTransform(ratio * view.scale, 0, 0, ratio * view.scale, ratio * view.x, ratio * view.y);
     context.imageSmoothingEnabled = false;
-    const shown = view.layers.filter((layer) => view.on.get(layer.name) && view.on.get(layer.kind));
+    const drawn = view.brush.draw(context);
+    const shown = view.layers.filter(
+      ({ name, kind }) => view.on.get(name) && view.on.get(kind) && !(drawn && name === own(view.item)),
+    );
     for (const layer of shown) paintInside(context, layer);
     for (const layer of shown) paintOutline(context, layer);
     if (view.on.get("prompts")) for (const prompt of view.prompts) paintPrompt(context, prompt);
@@ -182,8 +188,8 @@
   function stroke(context, path, colour, width, dashes) {
     context.lineJoin = "round";
     context.setLineDash([]);
-    context.strokeStyle = "rgb(0 0 0 / 55%)";
-    context.lineWidth = (width + 2) / view.scale;
+    context.strokeStyle = "rgb(0 0 0 / 80%)";
+    context.lineWidth = (width + 2.5) / view.scale;
     context.stroke(path);
     context.setLineDash(dashes.map((length) => length / view.scale));
     context.strokeStyle = colour;
@@ -219,7 +225,7 @@
     }
   }
 
-  /* Wheel and two fingers zoom, one finger or the mouse pans, a double click fits. */
+  /* Wheel and two fingers zoom, one finger or the mouse pans (or paints; with Shift it always pans), a double click fits. */
   function listen() {
     const touching = new Map();
     const place = (event) => {
@@ -230,15 +236,23 @@
       event.preventDefault();
       zoom(Math.exp(-Math.max(-240, Math.min(240, event.deltaY)) / 400), ...place(event));
     }, { passive: false });
-    stage.addEventListener("dblclick", fit);
+    const pixel = ([x, y]) => [(x - view.x) / view.scale, (y - view.y) / view.scale];
+    let painting = false;
+    stage.addEventListener("dblclick", () => view.brush.isOn() || fit());
     stage.addEventListener("pointerdown", (event) => {
       touching.set(event.pointerId, place(event));
       stage.setPointerCapture(event.pointerId);
+      if (touching.size > 1) view.brush.up();
+      painting = touching.size === 1 && !event.shiftKey && event.button === 0 && view.brush.down(pixel(place(event)));
     });
     stage.addEventListener("pointermove", (event) => {
       const before = touching.get(event.pointerId);
-      if (!before) return;
       const now = place(event);
+      if (!before) return void view.brush.move(pixel(now));
+      if (painting && touching.size === 1) {
+        touching.set(event.pointerId, now);
+        return void view.brush.move(pixel(now));
+      }
       const other = [...touching].find(([id]) => id !== event.pointerId);
       touching.set(event.pointerId, now);
       if (!other) return void pan(now[0] - before[0], now[1] - before[1]);
@@ -246,9 +260,13 @@
       zoom(far(now) / far(before), ...other[1]);
     });
     for (const name of ["pointerup", "pointercancel"]) {
-      stage.addEventListener(name, (event) => touching.delete(event.pointerId));
+      stage.addEventListener(name, (event) => {
+        touching.delete(event.pointerId);
+        if (painting) view.brush.up();
+        painting = false;
+      });
     }
   }
 
-  kmineAudit.view = Object.assign(view, { start, show, fill, fit, zoom, pan, toggle, draw, LAYERS, COLOURS, css });
+  kmineAudit.view = Object.assign(view, { start, show, fill, fit, zoom, pan, toggle, draw, stroke, own, LAYERS, COLOURS, css });
 })();

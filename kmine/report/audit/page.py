@@ -30,7 +30,7 @@ INDEX_ROWS = 1000
 """Masks per index file; the first view waits for the first file."""
 DETAIL_ROWS = 40
 """Masks per file of run lengths; showing a mask loads one such file."""
-_SCRIPTS = ("audit_masks.js", "audit_view.js", "audit_list.js", "audit_filter.js", "audit_verdicts.js", "audit.js")
+_SCRIPTS = tuple(f"audit{part}.js" for part in ("_masks", "_view", "_mend", "_list", "_filter", "_verdicts", ""))
 """In the order of execution."""
 _OURS = re.compile(r"(index|masks)_\d+\.js")
 Kind = Literal["pseudo", "labeled"]
@@ -65,7 +65,7 @@ class AuditItem:
     suspicion: float
     """In [0, 1]; defines `rank`."""
     explanations: tuple[str, ...]
-    """Reasons for suspicion, the most important first."""
+    """Reasons for suspicion, `tag: detail`, the most important first; the list shows the tags."""
     picture: str
     """Path of an image file that browsers show, relative to the page."""
     height: int
@@ -88,6 +88,7 @@ def write_page(
     title: str,
     run_name: str,
     run_signature: str,
+    class_names: Sequence[str],
     summary: Mapping[str, str | int | float],
     figures: Mapping[str, str],
 ) -> Path:
@@ -107,7 +108,7 @@ def write_page(
         count = _write_data(temp, items)
         for asset in ("audit.css", *_SCRIPTS):
             shutil.copyfile(Path(__file__).parent / asset, temp / asset)
-        page = {"run": run_name, "run_signature": run_signature, "count": count}
+        page = {"run": run_name, "run_signature": run_signature, "count": count, "classes": [*class_names]}
         page |= {"index_files": math.ceil(count / INDEX_ROWS), "detail_rows": DETAIL_ROWS}
         (temp / "audit.html").write_bytes(_render(page, title, summary, figures).encode("utf-8", "replace"))
         _put(temp, folder)
@@ -129,16 +130,11 @@ def _render(
         run_name=page["run"],
         data=DATA,
         count=page["count"],
+        classes=page["classes"],
         scripts=_SCRIPTS,
-        summary={name: _round(value) for name, value in summary.items()},
+        summary=summary,
         figures={caption: Markup(svg) for caption, svg in figures.items()},  # matplotlib escapes the text in its SVG
     )
-
-
-def _round(value: str | int | float) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else "–"
-    return str(value)
 
 
 def _write_data(folder: Path, items: Iterator[AuditItem]) -> int:

@@ -12,6 +12,7 @@ from PIL import Image
 from kmine.data.io.mask_palettes import MaskPalettes
 from kmine.data.io.pictures import read_mask_picture
 from kmine.errors import SampleError
+from kmine.io.files import class_colours, encode_png
 
 BLACK, GREEN, RED = (0, 0, 0), (0, 255, 0), (255, 0, 0)
 
@@ -52,3 +53,16 @@ def test_foreign_colours_and_a_coloured_background_are_refused(tmp_path):
 def test_255_of_a_colour_palette_is_ignored(tmp_path):
     mask = save(tmp_path / "a.png", [0, 255], BLACK, RED, *[BLACK] * 253, (224, 224, 192))
     assert read_mask_picture(mask, THREE_CLASSES[:2])[0].tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("num_colours", [256, 3])
+def test_a_mask_of_kmine_holds_class_ids_whatever_the_palettes_of_the_others(tmp_path, num_colours):
+    others = MaskPalettes([save(tmp_path / "a.png", [0, 1, 2], BLACK, GREEN, RED)])
+    own = tmp_path / "own.png"
+    own.write_bytes(encode_png(np.array([[0, 2, 1, 255]], np.uint8), palette=True))
+    with Image.open(own) as image:
+        assert image.mode == "P" and image.convert("RGB").getpixel((1, 0)) == tuple(class_colours(3)[2].tolist())
+    if num_colours == 3:  # as an editor saves it again
+        own = save(tmp_path / "again.png", [0, 2, 1], *class_colours(3).tolist())
+    expected = [0, 2, 1, 255][:num_colours]
+    assert read_mask_picture(own, THREE_CLASSES, others)[0].tolist() == expected

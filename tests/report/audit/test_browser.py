@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from helpers.audit_items import (
 )
 from helpers.browser import CHROMIUM, Browser
 
+from kmine.feedback.verdicts import read_verdicts
 from kmine.ops.masks import from_rle, to_rle
 from kmine.report.audit import page as audit_page
 
@@ -132,6 +135,19 @@ def test_run_lengths_are_decoded_as_by_pycocotools(page):
         assert same == drawn[0]
 
 
+def test_run_lengths_are_encoded_as_by_pycocotools(page):
+    rng = np.random.default_rng(1)
+    found = [rng.random(shape) > level for shape in ((1, 1), (7, 5), (90, 70)) for level in (0.02, 0.5, 0.98)]
+    found += [np.zeros((9, 4), bool), np.ones((9, 4), bool), disc(200, 300, 5), np.eye(40, 3000, dtype=bool)]
+    for mask in found:
+        rle, (height, width) = to_rle(mask), mask.shape
+        again = page.evaluate(
+            f"kmineAudit.masks.encode(kmineAudit.masks.decode({json.dumps(rle)}, {height}, {width}).pixels, 1,"
+            f" {height}, {width})"
+        )
+        assert again == rle
+
+
 def test_outline_of_a_square_and_of_two_that_touch_at_a_corner(page):
     def loops(mask):
         height, width = np.shape(mask)
@@ -196,6 +212,82 @@ def test_keys_give_verdicts_move_and_undo(page):
     assert text(page, "progress") == "1 of 64 reviewed"
     page.key("Escape")
     page.wait("!document.getElementById('help').open")
+
+
+def mended(page: Browser) -> np.ndarray | None:
+    """The mask under review as the reviewer has changed it, as the page saves it."""
+    page.evaluate("new Promise((done) => setTimeout(done, 50))")
+    text = page.evaluate("kmineAudit.verdicts.text(kmineAudit.list.items)")
+    path = Path(tempfile.mkdtemp()) / "verdicts.json"
+    path.write_text(text, "utf-8")
+    found = [verdict for verdict in read_verdicts(path).all if verdict.mended]
+    if not found:
+        return None
+    assert [(verdict.sample_id, verdict.verdict) for verdict in found] == [(names(page)[0], "reject")]
+    mask = np.zeros((30, 40), np.uint8)
+    for class_id, runs in found[0].mended:
+        mask[from_rle(runs, 30, 40)] = class_id
+    return mask
+
+
+def stroke(page: Browser, *places: tuple[float, float]) -> None:
+    """Drag from pixel to pixel (x, y) of the image."""
+    left, top, scale, x, y = page.evaluate(
+        "(({ left, top }, { scale, x, y }) => [left, top, scale, x, y])"
+        "(document.getElementById('stage').getBoundingClientRect(), kmineAudit.view)"
+    )
+    at = [(round(left + x + scale * (u + 0.5)), round(top + y + scale * (v + 0.5))) for u, v in places]
+    page.mouse("mousePressed", *at[0], button="left", clickCount=1)
+    for place in at:
+        page.mouse("mouseMoved", *place, button="left", buttons=1)
+    page.mouse("mouseReleased", *at[-1], button="left", clickCount=1)
+
+
+def test_a_brush_mends_the_mask_in_place(page):
+    first = np.where(disc(30, 40, 0), 1, 255).astype(np.uint8)
+    page.key("m")
+    page.wait("kmineAudit.mend.active")
+    page.evaluate("kmineAudit.mend.resize(-9)")  # one pixel
+    stroke(page, (2, 3), (12, 3))
+    page.wait("kmineAudit.verdicts.state(kmineAudit.list.shown[0]) === 'mended'")
+    expected = first.copy()
+    expected[3, 2:13] = 1
+    assert (expected != first).any() and np.array_equal(mended(page), expected)
+    assert "✎ mended" in text(page, "rows")
+    page.key("x")
+    stroke(page, (5, 3), (5, 3))
+    expected[3, 5] = 0
+    assert np.array_equal(mended(page), expected)
+    put(page, "mend-class", "2")
+    page.key("ArrowDown")
+    page.key(" ")
+    expected[4, 5] = 2
+    assert np.array_equal(mended(page), expected)
+    page.key("z")
+    expected[4, 5] = first[4, 5]
+    assert np.array_equal(mended(page), expected)
+    page.key("Escape")
+    page.wait("!kmineAudit.mend.active")
+    page.key("r")
+    assert mended(page) is None, "a verdict on the mask as the run made it"
+    page.key("z")
+    assert np.array_equal(mended(page), expected)
+    page.evaluate("document.getElementById('discard').click()")
+    assert mended(page) is None and text(page, "progress") == "0 of 64 reviewed"
+
+
+def test_a_mended_mask_survives_a_reload_and_pans_are_no_strokes(page):
+    page.key("m")
+    page.wait("kmineAudit.mend.active")
+    stroke(page, (20, 10), (22, 10))
+    drawn = mended(page)
+    assert drawn is not None
+    page.evaluate("new Promise((done) => setTimeout(done, 400))")
+    page.open(page.evaluate("location.href"))
+    page.wait(READY)
+    assert np.array_equal(mended(page), drawn)
+    stroke(page, (3, 3), (9, 9))
+    assert np.array_equal(mended(page), drawn)
 
 
 def test_the_wheel_zooms_about_the_pointer_and_dragging_pans(page):

@@ -19,6 +19,8 @@ from helpers.audit_items import (
 from kmine.report.audit import page as audit_page
 from kmine.report.audit.page import Layer, script_json, write_page
 
+WORDS = {"title": "t", "run_name": "r", "run_signature": "s", "class_names": ("b", "o"), "summary": {}, "figures": {}}
+
 
 def test_script_json_cannot_end_a_script_and_is_read_back_equal():
     value = [*HOSTILE, os.fsdecode(b"\xff")]
@@ -48,7 +50,7 @@ def test_items_are_streamed_and_files_written_as_they_fill(tmp_path, monkeypatch
             read.append(number)
             yield item(number)
 
-    write_page(tmp_path, stream(), title="t", run_name="r", run_signature="s", summary={}, figures={})
+    write_page(tmp_path, stream(), **WORDS)
     assert written == [("masks", 0, 2), ("masks", 1, 4), ("index", 0, 4), ("masks", 2, 5), ("index", 1, 5)]
 
 
@@ -72,7 +74,7 @@ def test_an_interrupted_page_leaves_the_one_before(tmp_path):
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        write_page(tmp_path, stream(), title="t", run_name="r", run_signature="s", summary={}, figures={})
+        write_page(tmp_path, stream(), **WORDS)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert page.exists()
 
