@@ -170,7 +170,8 @@ def read_png(path: Path, cure: str = "import it again with kmine audit") -> NDAr
     data = read_regular(path, "a mask of kmine (PNG)", cure)
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.mode == "L" and image.width * image.height <= MAX_PIXELS:
+            is_ours = image.mode == "L" or (image.mode == "P" and SIGNATURE_KEY in image.info)
+            if is_ours and image.width * image.height <= MAX_PIXELS:
                 return np.asarray(image, np.uint8).copy()
             actual = f"got mode {image.mode}, {image.width} x {image.height}"
     except Exception as error:  # decoders raise any type on foreign bytes
