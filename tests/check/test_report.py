@@ -50,8 +50,8 @@ def test_the_text_has_the_counts_and_names_three_samples_a_finding(source, check
 def test_the_contact_sheet_shows_24_samples_with_their_outlines(source, checked):
     sheet = np.array(Image.open(io.BytesIO(contact_sheet_png(source, checked))))
     assert sheet.shape == (4 * (256 + 34 + 6) + 6, 6 * (256 + 6) + 6, 3)
-    yellow = np.all(np.abs(sheet.astype(int) - (255, 176, 0)) < 12, axis=2)  # the outlines' colour
-    cells = [yellow[6 + y * 296 :, 6 + x * 262 :][:256, :256] for y in range(4) for x in range(6)]
+    cyan = np.all(np.abs(sheet.astype(int) - (0, 229, 255)) < 12, axis=2)  # the outlines' colour
+    cells = [cyan[6 + y * 296 :, 6 + x * 262 :][:256, :256] for y in range(4) for x in range(6)]
     assert all(cell.sum() > 50 for cell in cells)
 
 

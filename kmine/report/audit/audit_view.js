@@ -40,6 +40,7 @@
     scale: 1,
     x: 0,
     y: 0,
+    fitted: true,
     item: null,
     layers: [],
     prompts: [],
@@ -63,7 +64,7 @@
       picture.style.visibility = "visible";
       settle({ pictured: true });
     });
-    new ResizeObserver(fit).observe(stage);
+    new ResizeObserver(() => (view.fitted ? fit() : draw())).observe(stage); // the brush's tools change its height
     listen();
   }
 
@@ -106,6 +107,7 @@
   }
 
   function fit() {
+    view.fitted = true;
     if (!view.item) return draw();
     const { width, height } = view.item;
     view.scale = Math.min(stage.clientWidth / width, stage.clientHeight / height) || 1;
@@ -120,10 +122,12 @@
     view.x = x - ((x - view.x) * scale) / view.scale;
     view.y = y - ((y - view.y) * scale) / view.scale;
     view.scale = scale;
+    view.fitted = false;
     draw();
   }
 
   function pan(dx, dy) {
+    view.fitted = false;
     view.x += dx;
     view.y += dy;
     draw();

@@ -231,7 +231,8 @@ def mended(page: Browser) -> np.ndarray | None:
 
 
 def stroke(page: Browser, *places: tuple[float, float]) -> None:
-    """Drag from pixel to pixel (x, y) of the image."""
+    """Drag from pixel to pixel (x, y) of the image, once the stage has its size."""
+    page.evaluate("new Promise((done) => setTimeout(() => requestAnimationFrame(done), 100))")
     left, top, scale, x, y = page.evaluate(
         "(({ left, top }, { scale, x, y }) => [left, top, scale, x, y])"
         "(document.getElementById('stage').getBoundingClientRect(), kmineAudit.view)"
