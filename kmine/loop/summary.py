@@ -211,7 +211,8 @@ def _warnings(task: Task, rows: Sequence[RoundRow], segmenter: str) -> list[tupl
         problems = changes.warnings(changed, run.get("class_names", ()))
         found += [(f"Round {n}: {problem}", cure) for problem, cure in problems]
     if task.cfg.rounds and (stand_in := STAND_INS.get(plain)):
-        found.append((f"The segmenter: {stand_in}", "--segmenter.name sam_vit_b with another --out mines with SAM"))
+        what = f"The segmenter: {stand_in} (these are not SAM's figures)"
+        found.append((what, "--segmenter.name sam_vit_b with another --out mines with SAM"))
     if (record := _calibration(task)) and not (record["promise"] and RiskGuarantee.from_json(record["promise"]).holds):
         found.append((f"The gate: {calibration_summary(record)}", "label more images: kmine next names them"))
     if skipped := len(run.get("skipped", [])):

@@ -67,7 +67,10 @@ def test_the_end_names_the_figures_of_all_folds_and_one_thing_to_do(folds):
     assert [line.split("  ")[1] for line in figures] == [ROUND_0, EQUAL_STEPS, ONE_SCHEDULE, "mining (ellipse)"]
     table = compare_runs([out], device="cpu").table
     assert table.baseline in (EQUAL_STEPS, ONE_SCHEDULE)
-    assert f"against {table.baseline}" in figures[3] and lines[-1].startswith(f"results: {out / 'all'}")
+    assert f"against {table.baseline}" in figures[3]
+    assert any(line.startswith(f"results: {out / 'all'}") for line in lines)
+    assert lines[-1].startswith(f"next: kmine predict {out / 'all'} IMAGES"), "the model of all masks; no test split"
+    assert not any(line.startswith("next: kmine compare") for line in lines)
     assert all(f"{row.dice:.3f}" in line for row, line in zip(table.rows, figures, strict=True))
     assert "2 folds" in " ".join(table.notes) and "12 images" in table.notes[0]
 

@@ -189,7 +189,8 @@ def test_a_finished_run_folder_has_exactly_the_documented_files(undisturbed):
     for n, row in enumerate(rows):
         assert int(row["num_pseudo"]) == sum(m.startswith(f"round_{n:02d}/") for m in masks)
     page = (undisturbed / "report.html").read_text()
-    assert page.count('class="chart"') == 4 and page.count("data:image/webp") > 5, "drawn in whole runs, here alone"
+    drawn = [page.count(f'class="{name}"') for name in ("chart", "bars")]
+    assert drawn == [2, 2] and page.count("data:image/webp") > 5, "drawn in whole runs, here alone"
     run_json = RunFolder(undisturbed).run()
     assert run_json["stopped_by"] == "rounds" and run_json["seed"] == 0 and run_json["segmenter"] == "ellipse"
     assert {"command", "git_commit", "versions", "device", "data_fingerprint", "segmenter_sha256"} <= run_json.keys()
