@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -75,16 +74,9 @@ def run_next(cfg: NextConfig) -> int:
 
 def next_table(chosen: Sequence[NextImage]) -> str:
     """The images as lines of a table; `-` for an unknown number."""
-    columns = ("rank", "gain", "estimated_dice", "disagreement", "flips", "stands_for", "sample_id", "reason")
-    rows = [columns, *([_cell(getattr(image, name)) for name in columns] for image in chosen)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
-    )
-
-
-def _cell(value: float | str) -> str:
-    return value if isinstance(value, str) else "-" if math.isnan(value) else f"{value:.3g}"
+    numbers = "{0.rank:4} {0.gain:6.2f} {0.estimated_dice:6.2f} {0.disagreement:13.2f} {0.flips:6.2f} {0.stands_for:11}"
+    rows = (f"{numbers.format(i).replace('nan', '  -')}  {i.sample_id}: {i.reason}\n" for i in chosen)
+    return "rank   gain   Dice  disagreement  flips  stands for  image: reason\n" + "".join(rows)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_bad_words_are_one_line(words, text, capsys):
 
 
 def test_the_table_has_a_line_an_image_and_a_dash_for_what_is_unknown():
-    image = NextImage(1, "polyp_1", "polyp_1", 0.5, math.nan, 0.25, 1.0, 3, "no_component")
-    lines = command.next_table([image]).splitlines()
-    assert lines[0].split()[:3] == ["rank", "gain", "estimated_dice"]
-    assert lines[1].split() == ["1", "0.5", "-", "0.25", "1", "3", "polyp_1", "no_component"]
+    image = NextImage(1, "nano_1", "nano_1", 0.5, math.nan, 0.25, 1.0, 3, "no_component")
+    head, line = command.next_table([image]).splitlines()
+    assert head.split()[:3] == ["rank", "gain", "Dice"] and head.index("image") == line.index("nano_1")
+    assert line.split() == ["1", "0.50", "-", "0.25", "1.00", "3", "nano_1:", "no_component"]

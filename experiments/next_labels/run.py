@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
 import shutil
 import sys
 import time
@@ -53,10 +52,9 @@ from kmine.training.model_setup import new_model
 from kmine.training.task import Task
 from kmine.training.trainer import train
 
-spec = importlib.util.spec_from_file_location("recipe", Path(__file__).parents[1] / "recipe" / "run.py")
-recipe = importlib.util.module_from_spec(spec)
-sys.modules["recipe"] = recipe
-spec.loader.exec_module(recipe)
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from folds import NUM_FOLDS, difference, parts_of
+from recipe import run as recipe
 
 NUM_LABELS, NUM_NEW, REFERENCE = 60, 10, "random"
 SPLITS = {"labeled": "labeled", "others": "unlabeled", "checked": "val", "test": "test"}
@@ -72,7 +70,7 @@ class Fold:
         self.cache = open_cache(self.cfg, open_source(self.cfg.data))
         refs = merge_duplicates(self.cache.refs, self.cache.hashes, self.cfg.data.duplicate_distance)
         self.groups = {ref.sample_id: ref.group_id for ref in refs}
-        self.parts = recipe.parts_of(self.groups, number, NUM_LABELS)
+        self.parts = parts_of(self.groups, number, NUM_LABELS)
         self.run = args.out / "runs" / str(number)
 
     def pool(self, ids: Sequence[str]) -> Pool:
@@ -163,7 +161,7 @@ def table(out: Path) -> None:
         print(f"  {arm:12} {rows.labels.iloc[0]}  {rows.dice.mean():.3f}  {len(rows)}  {rows.fold.nunique()}")
     for arm in sorted({*cases.arm} - {REFERENCE}):
         if REFERENCE in {*cases.arm}:
-            print(f"  {arm} minus {REFERENCE}: {recipe.difference(cases, arm, REFERENCE)}")
+            print(f"  {arm} minus {REFERENCE}: {difference(cases, arm, REFERENCE)}")
     for path in sorted((out / "chosen").glob("*.csv")):
         of_arm = pd.read_csv(path).groupby("arm")[["gain", "estimated_dice", "disagreement"]].mean().round(3)
         print(f"fold {path.stem}, means of the choice: {of_arm.to_dict('index')}")
@@ -175,7 +173,7 @@ def main() -> None:
     parser.add_argument("--root", help="folder of Kvasir-SEG")
     parser.add_argument("--weights", help="MobileNetV2 encoder weights (.safetensors)")
     parser.add_argument("--arms", nargs="+", default=["base", "chosen", "random"])
-    parser.add_argument("--folds", nargs="+", type=int, default=list(range(recipe.NUM_FOLDS)))
+    parser.add_argument("--folds", nargs="+", type=int, default=list(range(NUM_FOLDS)))
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--segmenter", default="tiny", help="that mines, not adapted")
     parser.add_argument("--table", action="store_true", help="write results.csv and print it; trains nothing")

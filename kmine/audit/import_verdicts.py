@@ -161,9 +161,8 @@ def _store_corrected(audited: AuditedRun, path: Path, log: Callable[[str], None]
 
     expected = ExpectedMasks(shapes, names, volumes, pictures)
     # Read all once before storing any: corrections are stored completely or not at all.
-    read = (
-        partial(_read_segs, audited, expected) if _holds_dicom(path) else partial(read_corrections, expected=expected)
-    )
+    segs = _dicom_files(path)
+    read = partial(_read_segs, audited, expected, segs) if segs else partial(read_corrections, expected=expected)
     for _ in read(path):
         pass
     out, num_unchanged, empty = {}, 0, []
@@ -185,13 +184,16 @@ def _store_corrected(audited: AuditedRun, path: Path, log: Callable[[str], None]
     return out
 
 
-def _holds_dicom(path: Path) -> bool:
-    """Whether corrected masks are DICOM segmentations: a file, or those of a folder without masks of another kind."""
-    kinds = {file_kind(file) for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()}
-    return "dicom" in kinds and not kinds & {"picture", "nifti"}
+def _dicom_files(path: Path) -> dict[str, Path]:
+    """A DICOM file, or those of a folder without masks of another kind, numbered."""
+    files = sorted(file for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    kinds = [file_kind(file) for file in files]
+    return {str(n): files[n] for n, kind in enumerate(kinds) if kind == "dicom" and not {"picture", "nifti"} & {*kinds}}
 
 
-def _read_segs(audited: AuditedRun, expected: ExpectedMasks, path: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def _read_segs(
+    audited: AuditedRun, expected: ExpectedMasks, segs: Mapping[str, Path], path: Path
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """(sample id, mask) of each image of the run that a DICOM segmentation covers; wholly ignored ones are left out.
 
     Raises:
@@ -202,8 +204,6 @@ def _read_segs(audited: AuditedRun, expected: ExpectedMasks, path: Path) -> Iter
     if not places:
         cure = "give masks as PNG, NIfTI or COCO, or of Label Studio"
         raise UserError(f"{path}: expected masks of images that are not DICOM, got DICOM files; {cure}")
-    files = sorted(file for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
-    segs = {f"{number}": file for number, file in enumerate(files) if file_kind(file) == "dicom"}
     by_image = pair_segs({f"of {file}": file for file, _ in places.values()}, segs)
     if by_image.keys() <= segs.keys():
         raise UserError(f"{path}: expected DICOM segmentations, got other DICOM files; give the masks, not the images")

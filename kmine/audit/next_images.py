@@ -19,6 +19,7 @@ from kmine.errors import UserError
 from kmine.feedback.expected import picture_name
 from kmine.feedback.verdicts import FILE, read_verdicts
 from kmine.io.files import write_atomic, write_csv
+from kmine.models.base import LocalModel
 from kmine.ops.coverage import choose_covering
 from kmine.ops.metrics import dice, nanmean
 from kmine.report.sheet import Tile, contact_sheet
@@ -26,6 +27,7 @@ from kmine.setup.resolve import TTA_OF_FLIPS
 from kmine.store.artifacts import CURE
 from kmine.store.tables import MaskName, class_map
 from kmine.training.inference import image_tensor, predict_resized, resized_batches
+from kmine.training.task import Task
 from kmine.types import IGNORE_INDEX, LESION_FREE, Bool, most_probable
 
 NEAR_SLICES = 8
@@ -58,29 +60,25 @@ def choose_next(audited: AuditedRun, count: int) -> list[NextImage]:
     """The `count` images to label next, among those that the audited round dropped or doubts.
 
     Of the images with the highest gain (see `NextImage`) those are chosen that stand for most others, by the local
-    model's pooled features (`kmine.ops.coverage`); near-duplicates count as one image. An image in which nothing was
-    found has as its gain the share of labeled images with an object, or 1 where its image-level label reports one.
+    model's pooled features (`kmine.ops.coverage`); near-duplicates count as one image. The gain of an image in which
+    nothing was found is the share of such validation images that have an object, or 1 where its label reports one.
 
     Raises:
         UserError: no such image, or fewer than `count`; weights that are missing.
     """
-    ids = dropped_or_doubtful(audited)
-    groups = [_group(audited, sample_id) for sample_id in ids]
+    ids, group_of, locate = dropped_or_doubtful(audited), audited.task.unlabeled.group_of, audited.source.slice_location
+    groups = [f"{at[0]} {at[2] // NEAR_SLICES}" if (at := locate(i)) else group_of(i) for i in ids]
     where, available = f"round {audited.audited_round.round_idx} of {audited.store.root}", len({*groups})
     if not ids:
-        raise UserError(
-            f"expected images that {where} dropped or doubts, found none among {len(audited.task.unlabeled)} unlabeled "
-            "ones; check the masks that it kept with kmine audit"
-        )
+        found = f"found none among {len(audited.task.unlabeled)} unlabeled ones"
+        raise UserError(f"expected images that {where} dropped or doubts, {found}; check its masks with kmine audit")
     if count > available:
         alike = f", {available} without near-duplicates" if available < len(ids) else ""
-        raise UserError(
-            f"-n {count}: expected at most {available}, as {where} dropped or doubts {len(ids)} images{alike}; choose "
-            f"-n {available}"
-        )
+        why = f"{where} dropped or doubts {len(ids)} images{alike}"
+        raise UserError(f"-n {count}: expected at most {available}, as {why}; choose -n {available}")
     doubts, features = zip(*_doubts(audited, ids), strict=True)
     gains = np.array([gain for gain, *_ in doubts])
-    rows, group_of, out = audited.audited_round.decisions, audited.task.unlabeled.group_of, []
+    rows, out = audited.audited_round.decisions, []
     for rank, (n, number) in enumerate(choose_covering(gains, np.stack(features), groups, count), start=1):
         reasons = dict.fromkeys(row.reason for row in rows.get(ids[n], []))
         out.append(NextImage(rank, ids[n], group_of(ids[n]), *doubts[n], number, " ".join(reasons)))
@@ -109,11 +107,6 @@ def dropped_or_doubtful(audited: AuditedRun) -> list[str]:
     return [sample_id for sample_id in pool.ids if is_wanted(sample_id)]
 
 
-def _group(audited: AuditedRun, sample_id: str) -> str:
-    place = audited.source.slice_location(sample_id)
-    return audited.task.unlabeled.group_of(sample_id) if place is None else f"{place[0]} {place[2] // NEAR_SLICES}"
-
-
 def _doubts(
     audited: AuditedRun, ids: Sequence[str]
 ) -> Iterator[tuple[tuple[float, float, float, float], NDArray[np.float32]]]:
@@ -123,8 +116,7 @@ def _doubts(
     if model is None:
         raise UserError(f"{task.run.round_dir(kept)}: expected the weights of the kept model, found none; {CURE}")
     segmented = task.unlabeled.with_masks(ids, partial(mask_of_round, audited, of="segmenter"))
-    prior = float(np.mean([_foreground(task.labeled.mask_resized(i)).any() for i in task.labeled.ids]))
-    tta, done = TTA_OF_FLIPS[task.cfg.fit.flips], 0
+    tta, done, missed = TTA_OF_FLIPS[task.cfg.fit.flips], 0, _missed_share(task, model)
     task.progress.start("images to label next", len(ids))
     for batch, images in resized_batches(task.unlabeled, ids, BATCH_SIZE):
         probs, std = predict_resized(model, images, tta, task.fabric.device)
@@ -135,9 +127,23 @@ def _doubts(
             flips = min(1.0, 2 * float(s[0][local].mean())) if local.any() and tta != "none" else math.nan
             disagreement = 1 - dice(local, other)
             known = nanmean([1 - estimate, disagreement, flips])
-            silent = 1.0 if task.unlabeled.image_label(sample_id) else prior
+            silent = 1.0 if task.unlabeled.image_label(sample_id) else missed
             yield (silent if math.isnan(known) else known, estimate, disagreement, flips), vector
         task.progress.advance(done := done + len(batch))
+
+
+def _missed_share(task: Task, model: LocalModel) -> float:
+    """Share with an object of the validation images in which the model finds nothing.
+
+    The share of labeled images with an object counts as one more such image, and alone where the model is never silent.
+    """
+    truth = [float(_foreground(task.labeled.mask_resized(i)).any()) for i in task.labeled.ids]
+    found = [float(np.mean(truth))]
+    for batch, images in resized_batches(task.val, task.val.ids, BATCH_SIZE):
+        probs, _ = predict_resized(model, images, "none", task.fabric.device)
+        silent = [i for i, p in zip(batch, probs, strict=True) if not most_probable(p).any()]
+        found += [float(_foreground(task.val.mask_resized(i)).any()) for i in silent]
+    return float(np.mean(found))
 
 
 def mask_of_round(audited: AuditedRun, sample_id: str, of: MaskName = "used") -> NDArray[np.uint8]:

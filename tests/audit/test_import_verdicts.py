@@ -100,12 +100,17 @@ def test_dicom_segmentations_are_corrected_masks_bit_for_bit(tmp_path):
     run = SimpleNamespace(source=source)
     shapes = {ref.sample_id: SHAPE for ref in source.refs() if ref.sample_id != "ct/s2"}  # that one is of validation
     expected = ExpectedMasks(shapes, source.class_names)
-    assert import_verdicts._holds_dicom(segs) and not import_verdicts._holds_dicom(tmp_path / "nothing")
-    back = dict(import_verdicts._read_segs(run, expected, segs))
+
+    def read(path: Path) -> dict[str, np.ndarray]:
+        return dict(import_verdicts._read_segs(run, expected, import_verdicts._dicom_files(path), path))
+
+    assert len(import_verdicts._dicom_files(segs)) == 2 and not import_verdicts._dicom_files(tmp_path / "nothing")
+    back = read(segs)
     assert set(back) == {*drawn_ids} - {"ct/s2"}, "without the frame that is ignored as a whole"
     assert all((back[i] == drawn[i]).all() for i in back)
-    single = dict(import_verdicts._read_segs(run, expected, next(segs.glob("ct*.dcm"))))
-    assert set(single) == {"ct/s0"}
+    assert set(read(next(segs.glob("ct*.dcm")))) == {"ct/s0"}
+    (segs / "other.png").touch()
+    assert not import_verdicts._dicom_files(segs), "left to the reader of pictures"
 
 
 def test_dicom_that_is_no_mask_of_the_run_is_one_line(run, tmp_path, capsys):
@@ -113,13 +118,18 @@ def test_dicom_that_is_no_mask_of_the_run_is_one_line(run, tmp_path, capsys):
     scan(tmp_path / "images" / "ct", 2)
     source = opened(tmp_path)
     expected = ExpectedMasks({ref.sample_id: SHAPE for ref in source.refs()}, source.class_names)
+
+    def read(path: Path) -> None:
+        files = import_verdicts._dicom_files(path)
+        [*import_verdicts._read_segs(SimpleNamespace(source=source), expected, files, path)]
+
     with pytest.raises(UserError, match="expected DICOM segmentations, got other DICOM files; give the masks"):
-        [*import_verdicts._read_segs(SimpleNamespace(source=source), expected, tmp_path / "images")]
+        read(tmp_path / "images")
     scan(tmp_path / "other" / "images" / "ct", 2, study="1.2.7")
     other = opened(tmp_path / "other")
     segs = write_dicom_segs(tmp_path / "segs", [("ct/s0", np.ones(SHAPE, np.uint8))], other)
     with pytest.raises(UserError, match="expected a segmentation of these images, got one of 1 others"):
-        [*import_verdicts._read_segs(SimpleNamespace(source=source), expected, segs)]
+        read(segs)
     assert audit.main([str(run), "--corrected", str(segs), "--device", "cpu"]) == 2
     assert "expected masks of images that are not DICOM, got DICOM files" in capsys.readouterr().err.splitlines()[-1]
     assert not (run / "verdicts.json").exists()

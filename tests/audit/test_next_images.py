@@ -108,22 +108,33 @@ def test_the_gain_is_the_mean_of_the_three_doubts(run, monkeypatch):
     assert gain == pytest.approx((0.3 + 0.2 + 1 - dice) / 3) and features.ndim == 1 and np.isfinite(features).all()
 
 
-def test_an_image_where_nothing_is_found_has_the_share_of_labeled_images_with_an_object(run, monkeypatch):
+def test_an_image_where_nothing_is_found_has_the_share_of_such_validation_images_with_an_object(run, monkeypatch):
     silent = {"object_idx": -1, "local_rle": None, "segmenter_rle": None, **DROPPED}
     ids = change_decisions(run, {0: silent})
+    finds: set[bytes] = set()
 
     def predict(model, images, tta, device):
+        """Foreground everywhere in the images of `finds`, nothing in others."""
         probs = np.zeros((len(images), 2, 32, 32), np.float32)
-        probs[:, 0] = 1
+        for n, image in enumerate(images):
+            probs[n, int(image.tobytes() in finds)] = 1
         return probs, np.zeros((len(images), 1, 32, 32), np.float32)
 
     monkeypatch.setattr(next_images, "predict_resized", predict)
     with opened(run) as audited:
-        has_object = [audited.task.labeled.mask_resized(i).any() for i in audited.task.labeled.ids]
+        val, labeled = audited.task.val, audited.task.labeled
+        prior = np.mean([labeled.mask_resized(i).any() for i in labeled.ids])
+        masks = {i: np.full((32, 32), n % 2, np.uint8) for n, i in enumerate(val.ids)}
+        monkeypatch.setattr(val, "mask_resized", masks.get)
+        finds |= {val.image_resized(val.ids[0]).tobytes()}
+        with_object = [n % 2 for n in range(1, len(val.ids))]
         ((gain, *rest), _), *_ = next_images._doubts(audited, [ids[0]])
+        finds |= {val.image_resized(i).tobytes() for i in val.ids}
+        ((alone, *_), _), *_ = next_images._doubts(audited, [ids[0]])
         monkeypatch.setattr(audited.task.unlabeled, "image_label", lambda sample_id: 1)
         ((diseased, *_), _), *_ = next_images._doubts(audited, [ids[0]])
-    assert gain == pytest.approx(np.mean(has_object)) and all(map(math.isnan, rest)) and diseased == 1
+    assert gain == pytest.approx(np.mean([prior, *with_object])) and all(map(math.isnan, rest))
+    assert (alone, diseased) == (pytest.approx(prior), 1)
 
 
 def test_near_duplicates_and_neighbouring_slices_count_as_one(run, monkeypatch):
