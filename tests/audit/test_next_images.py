@@ -126,6 +126,7 @@ def test_an_image_where_nothing_is_found_has_the_share_of_such_validation_images
         prior = np.mean([labeled.mask_resized(i).any() for i in labeled.ids])
         masks = {i: np.full((32, 32), n % 2, np.uint8) for n, i in enumerate(val.ids)}
         monkeypatch.setattr(val, "mask_resized", masks.get)
+        monkeypatch.setattr(audited.task.unlabeled, "image_label", lambda sample_id: None)
         finds |= {val.image_resized(val.ids[0]).tobytes()}
         with_object = [n % 2 for n in range(1, len(val.ids))]
         ((gain, *rest), _), *_ = next_images._doubts(audited, [ids[0]])
