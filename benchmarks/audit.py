@@ -28,13 +28,14 @@ from kmine.config import (
     ModelConfig,
     SegmenterConfig,
 )
-from kmine.io.files import encode_png, write_atomic
+from kmine.io.files import write_atomic
 from kmine.models.build import build_model
 from kmine.ops.masks import to_rle
 from kmine.setup.open import open_cache, open_splits
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
-from kmine.store.tables import encode_table
+from kmine.store.table_files import encode_table
+from kmine.store.tables import DecisionRow, MaskRow, PromptRow
 from kmine.types import Evidence
 
 SIGNATURE = "benchmark"
@@ -84,9 +85,10 @@ def make_run(folder: Path, masks: int, size: int) -> None:
     for arm, number in (("fold_0", 0), ("fold_1", 0), ("fold_2", 0), ("", 0), ("", 1)):
         store.save_tensors(store.round_dir(number, arm) / "model.safetensors", model.state_dict(), SIGNATURE)
     tables: dict[str, list[dict[str, object]]] = {"prompts": [], "decisions": []}
+    masks: list[MaskRow] = []
     for sample_id in splits.unlabeled:
         mask = draw(rng, size)
-        write_atomic(store.pseudo_path(1, sample_id), encode_png(mask, SIGNATURE, 1))
+        masks.append(MaskRow.from_mask(sample_id, mask))
         key = {"sample_id": sample_id, "object_idx": 0, "class_id": 1}
         rle = to_rle(mask.astype(bool))
         scores = {name: float(rng.uniform()) for name in (*vars(Evidence()), "estimated_dice")}
@@ -97,8 +99,10 @@ def make_run(folder: Path, masks: int, size: int) -> None:
             key | {"box": [1.0, 2.0, 3.0, 4.0], "point_coords": [[2.0, 3.0]], "point_labels": [1],
                    "has_mask_input": True, "jittered_boxes": [[1.0, 2.0, 3.0, 4.0]] * 4}
         )  # fmt: skip
-    for name, rows in tables.items():
-        write_atomic(store.round_dir(1) / f"{name}.parquet", encode_table(rows, name, SIGNATURE))
+    for (name, rows), row_type in zip(tables.items(), (PromptRow, DecisionRow), strict=True):
+        rows = [row_type.from_arrow(row) for row in rows]
+        write_atomic(store.round_dir(1) / f"{name}.parquet", encode_table(rows, row_type, SIGNATURE))
+    write_atomic(store.round_dir(1) / "pseudo_masks" / "00000.parquet", encode_table(masks, MaskRow, SIGNATURE))
     store.save_json(store.round_dir(1) / "metrics.json", {"adopted": True}, SIGNATURE)
     store.close()
 

@@ -32,6 +32,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from kmine.store.table_files import TableRows
+from kmine.store.tables import MaskRow
+
 SMALL = (
     "--plan=false",
     *("--data.size=32", "--data.label_fraction=0.3", "--data.val_fraction=0.2", "--data.test_fraction=0.2"),
@@ -85,7 +88,8 @@ def commands(place: Path, data: Path) -> dict[str, list[str]]:
 
 def write_verdicts(place: Path) -> None:
     """A verdict on each pseudo mask of the run."""
-    names = sorted(path.stem for path in (place / "run").glob("round_*/pseudo_masks/*.png"))
+    files = (place / "run").glob("round_*/pseudo_masks/*.parquet")
+    names = sorted(name for path in files for name in TableRows([path], MaskRow).column("sample_id"))
     rows = [
         {"sample_id": name, "kind": "pseudo", "verdict": "accept" if n else "reject"} for n, name in enumerate(names)
     ]

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 SETTINGS = {
     "rounds": 1,
     "baseline": "false",
@@ -46,7 +48,7 @@ def peak_mb(num_samples: int, folder: Path) -> tuple[int, int, float]:
     subprocess.run(
         [sys.executable, "-m", "kmine.loop", *flags], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    pseudo = len(list((run_folder / "round_01" / "pseudo_masks").glob("*.png")))
+    pseudo = sum(pq.read_metadata(path).num_rows for path in run_folder.glob("round_01/pseudo_masks/*.parquet"))
     return json.loads((run_folder / "run.json").read_text())["peak_memory_mb"], pseudo, time.perf_counter() - began
 
 

@@ -107,7 +107,7 @@ def mined(root: Path, segmenter: str, count: int) -> tuple[list[float], str]:
     labels = pseudo_label(task, model, student, None, 1)
     spent = [time.perf_counter() - clock, time.process_time() - cpu]
     digest = hashlib.sha256(repr([(i, hashlib.sha256(labels[i].mask).hexdigest()) for i in labels]).encode())
-    digest.update(repr(run.decisions(1)).encode())
+    digest.update(repr(list(run.decisions(1))).encode())
     assert len(labels) > len(task.unlabeled) // 2
     return spent, digest.hexdigest()
 

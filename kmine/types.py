@@ -65,7 +65,7 @@ def slice_id(volume: str, number: int) -> str:
     return f"{volume}/slice-{number:04}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SampleRef:
     """Entry of a data set's index, made without reading a pixel."""
 

@@ -148,7 +148,7 @@ NESTED = {
     },
 }
 TRAINED = ("model.safetensors", "model_final.safetensors")
-MINED = ("changes.json", "decisions.parquet", "prompts.parquet", "pseudo_masks/ID.png", "threshold.json")
+MINED = ("changes.json", "decisions.parquet", "prompts.parquet", "pseudo_masks/00000.parquet", "threshold.json")
 RUN_FILES = {
     *("config.yaml", "run.json", "splits.csv", "results.csv", "report.html", ".lock"),
     *(f"calibration/{name}.json" for name in ("calibration", "fold_0", "fold_1", "alone_0", "alone_1")),

@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -264,8 +263,7 @@ def _image(store: RunFolder, key: dict[str, Any], rows: list[dict[str, Any]], tr
            "dice_segmenter": metrics.dice(real, union["segmenter_rle"])}  # fmt: skip
     if not out["in_training"]:
         return out | {"dice_pseudo": np.nan, "ignored": np.nan, "dice_local_same_pixels": np.nan}
-    with Image.open(store.pseudo_path(key["round"], key["sample_id"])) as image:
-        pseudo = np.asarray(image)
+    pseudo = store.pseudo_mask(key["round"], key["sample_id"])
     valid = pseudo != IGNORE_INDEX
     return out | {
         "dice_pseudo": metrics.dice(real & valid, (pseudo == lesion) & valid),

@@ -38,11 +38,13 @@ from kmine.audit.evidence import (
 )
 from kmine.audit.rounds import load_rounds, select_round
 from kmine.config import LoopConfig
-from kmine.io.files import encode_png, write_atomic
+from kmine.io.files import write_atomic
 from kmine.ops import metrics
 from kmine.setup.open import open_for_audit, open_withheld
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
+from kmine.store.table_files import encode_table
+from kmine.store.tables import MaskRow
 from kmine.types import IGNORE_INDEX
 
 TOP = 0.2
@@ -70,8 +72,13 @@ def audit_once(run: Path, out: Path, planting: int, args: argparse.Namespace) ->
     pseudo = {i: store.pseudo_mask(this.round_idx, i) for i in this.pseudo_labeled}
     given = {i: task.labeled.sample(i).mask for i in task.labeled.ids}
     wrong, wrong_given = plant(pseudo, args.share, rng), plant(given, args.share, rng)
-    for name, (_, mask) in wrong.items():
-        write_atomic(store.pseudo_path(this.round_idx, name), encode_png(mask, this.signature, this.round_idx))
+    masks = pseudo | {name: mask for name, (_, mask) in wrong.items()}
+    rows = [MaskRow.from_mask(name, mask) for name, mask in masks.items()]
+    folder = store.round_dir(this.round_idx) / "pseudo_masks"
+    for path in folder.glob("*"):
+        path.unlink()
+    write_atomic(folder / "00000.parquet", encode_table(rows, MaskRow, this.signature))
+    store.masks.cache_clear()
 
     def as_given(sample_id: str) -> Mask:
         return wrong_given[sample_id][1] if sample_id in wrong_given else given[sample_id]

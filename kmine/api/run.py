@@ -26,8 +26,7 @@ class PseudoMasks(Mapping[str, NDArray[np.uint8]]):
 
     def __init__(self, folder: RunFolder, round_idx: int) -> None:
         self._folder, self._round_idx = folder, round_idx
-        rows = folder.decisions(round_idx)
-        self._ids = list(dict.fromkeys(row.sample_id for row in rows if row.in_training))
+        self._ids = {i: 0 for i, used in folder.by_sample(round_idx)[0].firsts("in_training").items() if used}
 
     def __getitem__(self, sample_id: str) -> NDArray[np.uint8]:
         if sample_id not in self._ids:

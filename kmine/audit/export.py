@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kmine.audit.evidence import MaskReport, class_masks
 from kmine.audit.export_dicom_seg import write_dicom_segs
 from kmine.audit.export_nnunet import export_nnunet
+from kmine.audit.history import write_picture
 from kmine.audit.rounds import AuditedRun
 from kmine.data.io.volume_masks import write_mask_volume
 from kmine.data.source import Source
@@ -48,6 +49,8 @@ def export_masks(audited: AuditedRun, what: str, out: Path, reports: Sequence[Ma
         for report in sorted(reports, key=lambda report: report.sample_id):  # slices of a volume in sequence
             mask, suspicion = audited.read(report.kind)(report.sample_id), round(report.suspicion, 4)
             picture = f"pictures/{picture_name(report.sample_id)}.jpg"
+            if what in ("coco", "labelstudio"):  # whose files name the pictures; the page shows but some
+                write_picture(out / picture, audited.pool(report.kind), report.sample_id)
             signature, number = (mined.signature, mined.round_idx) if report.kind == "pseudo" else ("", 0)
             yield ExportedMask(report.sample_id, report.kind, mask, picture, suspicion, report.rank, signature, number)
 

@@ -76,7 +76,7 @@ def _cases(audited: AuditedRun) -> dict[str, list[str]]:
 def _pool_and_mask(audited: AuditedRun, sample_id: str) -> tuple[Pool, NDArray[np.uint8]]:
     """The pool of a sample, and its (H, W) class ids and 255."""
     for pool in (audited.task.labeled, audited.task.val):
-        if sample_id in pool.ids:
+        if sample_id in pool:
             mask = pool.sample(sample_id).mask
             assert mask is not None, "opened with masks"
             return pool, mask

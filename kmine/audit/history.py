@@ -181,7 +181,7 @@ class MaskHistory:
             small = from_rle(rle, size, size).astype(np.uint8)
             resized = cv2.resize(small, (report.width, report.height), interpolation=cv2.INTER_NEAREST_EXACT)
             yield Layer("model", class_id, to_rle(resized.astype(bool)))
-        if withheld is not None and mined and report.sample_id in withheld.ids:
+        if withheld is not None and mined and report.sample_id in withheld:
             yield from _mask_layers("withheld", read_mask_of(withheld, report.sample_id))
 
 

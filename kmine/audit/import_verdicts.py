@@ -167,7 +167,7 @@ def _store_corrected(audited: AuditedRun, path: Path, log: Callable[[str], None]
         pass
     out, num_unchanged, empty = {}, 0, []
     for sample_id, mask in read(path):
-        kind = "labeled" if sample_id in task.labeled.ids else "pseudo"
+        kind = "labeled" if sample_id in task.labeled else "pseudo"
         exists = kind == "labeled" or sample_id in pseudo_labeled
         if exists and (audited.read(kind)(sample_id) == mask).all():
             num_unchanged += 1

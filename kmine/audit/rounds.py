@@ -21,7 +21,8 @@ from kmine.setup.finished import final_run, open_finished_run
 from kmine.setup.open import open_for_audit
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import NEEDS_WRITING, RunFolder
-from kmine.store.tables import DecisionRow, PromptRow, RowsBySample
+from kmine.store.table_files import RowsBySample
+from kmine.store.tables import DecisionRow, PromptRow
 from kmine.training.task import Task
 from kmine.types import ProgressReporter
 
@@ -173,7 +174,7 @@ def read_mask_of(pool: Pool, sample_id: str) -> NDArray[np.uint8]:
 
 
 def _require_masks(store: RunFolder, mined: MinedRound) -> None:
-    missing = [i for i in mined.pseudo_labeled if not store.pseudo_path(mined.round_idx, i).is_file()]
+    missing = store.masks(mined.round_idx).missing(mined.pseudo_labeled)
     if missing:
         raise UserError(
             f"{store.root}: expected {len(mined.pseudo_labeled)} pseudo masks, that of {missing[0]} is missing; run "

@@ -26,8 +26,8 @@ from kmine.types import ProgressReporter
 if TYPE_CHECKING:
     import pandas as pd
 
-NUM_LOGGED = 5
-"""Masks of each kind in the log."""
+NUM_LOGGED, MAX_SHOWN = 5, 5000
+"""Masks of each kind in the log, and on the page with their pictures; audit.csv has all."""
 
 
 def audit_run(
@@ -100,14 +100,18 @@ def write_audit(
     write_csv(out / "audit.csv", COLUMNS, ([row[name] for name in COLUMNS] for row in rows))
     if export != "none":
         log(f"exported: {export_masks(audited, export, out, reports)}")
+    shown = [*pseudo[:MAX_SHOWN], *given[:MAX_SHOWN]]
+    summary = _summary(audited, pseudo, given, truth) | _corrections(audited, changed)
+    if len(shown) < len(reports):
+        summary["on this page"] = f"the {MAX_SHOWN:,} most suspicious masks of each kind; all are in audit.csv"
     page = write_page(
         out,
-        history.items(reports, out, truth, withheld),
+        history.items(shown, out, truth, withheld),
         title=f"Audit of {audited.name}",
         run_name=audited.name,
         run_signature=audited.signature,
         class_names=audited.source.class_names,
-        summary=_summary(audited, pseudo, given, truth) | _corrections(audited, changed),
+        summary=summary,
         figures=charts,
     )
     for report in (*pseudo[:NUM_LOGGED], *given[:NUM_LOGGED]):

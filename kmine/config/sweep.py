@@ -57,9 +57,10 @@ class SweepConfig(LoopConfig):
     """Local models, as in unetpp unet sks; default: model.name."""
     set: list[str] = field(default_factory=list)
     """Settings of a single method or model: supervised.fit.lr=0.0003 sks.model.encoder=mobilenetv2_100."""
-    processes: int = 1
+    processes: int | Literal["auto"] = 1
     """1: this process; more: worker processes, each with its share of the threads and, with several GPUs and no GPU
-    named by device, one of them (CUDA_VISIBLE_DEVICES). A crash then costs one trial."""
+    named by device, one of them (CUDA_VISIBLE_DEVICES). A crash then costs one trial. auto: one per GPU, as several
+    on one GPU slow each other; without GPU one per two cores, of 4 GB of free memory each."""
     backend: Literal["local", "ray"] = "local"
     """ray: spread trials over a Ray cluster whose nodes all see the folder out and the data (extra ray)."""
     address: str | None = None
@@ -84,7 +85,7 @@ class SweepConfig(LoopConfig):
             if method not in METHODS.names():
                 raise unknown_name("methods", method, METHODS.names())
         require(self.data.num_runs == 1, "data.folds", "null in a sweep, as kmine loop makes folds", self.data.folds)
-        require(self.processes >= 1, "processes", "at least 1", self.processes)
+        require(self.processes == "auto" or self.processes >= 1, "processes", "auto or at least 1", self.processes)
         require(self.address is None or self.backend == "ray", "address", "none without --backend ray", self.address)
         self.own_settings()
 

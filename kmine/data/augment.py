@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kmine.config import FitConfig
 from kmine.data.resize import Resizer
 from kmine.data.source import Symmetry
+from kmine.ops.seeding import derive_seed
 from kmine.types import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -179,3 +180,23 @@ def _strong() -> list[albumentations.BasicTransform]:
         A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5),
         A.GaussNoise(std_range=(0.02, 0.1), per_channel=False, p=0.3),
     ]
+
+
+def crop(
+    image: NDArray[np.uint8], mask: NDArray[np.uint8], side: int | None, seed: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A random square of `side` pixels of an image and its mask; without `side` the whole.
+
+    Half of the squares of an image with objects contain a random pixel of one; objects are rare in large images.
+    """
+    if side is None or side >= len(mask):
+        return image, mask
+    rng, most = np.random.default_rng(derive_seed(seed, "crop")), len(mask) - side
+    first = rng.integers(0, most + 1, 2)
+    rows, cols = np.nonzero((mask > 0) & (mask != IGNORE_INDEX))
+    if len(rows) and rng.random() < 0.5:
+        pixel = rng.integers(len(rows))
+        offset = rng.integers(0, side, 2)
+        first = np.clip([rows[pixel] - offset[0], cols[pixel] - offset[1]], 0, most)
+    window = slice(first[0], first[0] + side), slice(first[1], first[1] + side)
+    return np.ascontiguousarray(image[window]), np.ascontiguousarray(mask[window])

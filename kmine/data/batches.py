@@ -6,7 +6,7 @@ B images of a batch, U unlabeled images, S the side of an image in pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -16,11 +16,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.augment import Augment, import_albumentations
+from kmine.data.augment import Augment, crop, import_albumentations
 from kmine.data.pool import Pool
 from kmine.errors import UserError
 from kmine.ops.seeding import derive_seed
-from kmine.types import IGNORE_INDEX
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -150,6 +149,8 @@ class Batches(_Stream[Batch]):
     Images of `labeled` have weight 1; `plan.view_cutmix` is not used.
     """
 
+    own: Callable[[int], slice] = slice  # slots that this process reads; the others are 0, and the caller mixes
+
     def __init__(self, labeled: Pool, pseudo: Pool | None, plan: BatchPlan) -> None:
         self.labeled, self.pseudo, self.plan = labeled, pseudo, plan
         self.keys = (plan.seed, plan.round_idx)
@@ -172,11 +173,17 @@ class Batches(_Stream[Batch]):
         pseudo_ids = self._draw_pseudo(step)
         drawn = [(self.labeled, plan.augment, i) for i in labeled_ids]
         drawn += [(self.pseudo, plan.strong or plan.augment, i) for i in pseudo_ids]
-        pairs = [self._read(*image, step, slot) for slot, image in enumerate(drawn)]
-        images, masks = map(np.stack, zip(*pairs, strict=True))
+        slots = range(len(drawn))
+        pairs = {slot: self._read(*drawn[slot], step, slot) for slot in slots[self.own(len(drawn))]}
+        blank = tuple(map(np.zeros_like, next(iter(pairs.values()))))
+        images, masks = map(np.stack, zip(*(pairs.get(slot, blank) for slot in slots), strict=True))
         weights = np.array([1.0] * len(labeled_ids) + [self.pseudo.weight(i) for i in pseudo_ids], np.float32)
-        batch = Batch(images, masks, weights, np.arange(len(pairs)) >= len(labeled_ids))
-        return cutmix(batch, plan.cutmix, (*self.keys, step, "cutmix")) if plan.cutmix else batch
+        batch = Batch(images, masks, weights, np.arange(len(drawn)) >= len(labeled_ids))
+        return self.mix(batch, step) if len(pairs) == len(drawn) else batch
+
+    def mix(self, batch: Batch, step: int) -> Batch:
+        """The whole batch of `step` with its CutMix."""
+        return cutmix(batch, self.plan.cutmix, (*self.keys, step, "cutmix")) if self.plan.cutmix else batch
 
     def _draw_pseudo(self, step: int) -> list[str]:
         """Pseudo-labeled images of `step`, empty ones last."""
@@ -263,26 +270,6 @@ def places_for_unlabeled(unlabeled: Pool, batch_size: int, labeled_share: float)
             f"{labeled_share}; lower it, or enlarge fit.batch_size"
         )
     return places
-
-
-def crop(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8], side: int | None, seed: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A random square of `side` pixels of an image and its mask; without `side` the whole.
-
-    Half of the squares of an image with objects contain a random pixel of one; objects are rare in large images.
-    """
-    if side is None or side >= len(mask):
-        return image, mask
-    rng, most = np.random.default_rng(derive_seed(seed, "crop")), len(mask) - side
-    first = rng.integers(0, most + 1, 2)
-    rows, cols = np.nonzero((mask > 0) & (mask != IGNORE_INDEX))
-    if len(rows) and rng.random() < 0.5:
-        pixel = rng.integers(len(rows))
-        offset = rng.integers(0, side, 2)
-        first = np.clip([rows[pixel] - offset[0], cols[pixel] - offset[1]], 0, most)
-    window = slice(first[0], first[0] + side), slice(first[1], first[1] + side)
-    return np.ascontiguousarray(image[window]), np.ascontiguousarray(mask[window])
 
 
 def cutmix(batch: Batch, probability: float, keys: tuple[int | str, ...]) -> Batch:

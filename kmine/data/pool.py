@@ -102,6 +102,9 @@ class Pool:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __contains__(self, sample_id: str) -> bool:
+        return sample_id in self._groups
+
     def with_masks(
         self,
         ids: Sequence[str],

@@ -179,26 +179,6 @@ def read_png(path: Path, cure: str = "import it again with kmine audit") -> NDAr
     raise UserError(f"{path}: expected a mask of kmine (8-bit grey PNG), {actual}; {cure}")
 
 
-def is_whole_png(path: Path, signature: str) -> bool:
-    """Whether the file is an undamaged PNG that carries this signature."""
-    from PIL import Image
-
-    if not path.is_file():
-        return False
-    try:
-        with Image.open(path) as image:
-            signed = image.info.get(SIGNATURE_KEY) == signature
-            image.verify()
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ):  # raised by Pillow for missing, truncated and damaged files
-        return False
-    return signed
-
-
 def nan_to_none(value: Any) -> Any:
     """Copy of a nested value with None in place of NaN and infinities, which JSON lacks."""
     if isinstance(value, Mapping):

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, fields, replace
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any
 
@@ -91,7 +92,7 @@ def _row(result: RoundResult, baseline: RoundResult | None, num_unlabeled: int, 
         supervised_false_alarm_rate=other.false_alarm_rate if other else None,
         coverage=result.num_pseudo / num_unlabeled if num_unlabeled and result.round_idx else float("nan"),
         correction=run.run().get("corrections", {}).get(run.round_signature(result.round_idx), "–"),
-        reasons=dict(Counter(row.reason for row in run.decisions(result.round_idx))),
+        reasons=dict(Counter(run.decisions(result.round_idx).column("reason"))),
         **(_change_columns(round_changes) if round_changes else {}),
     )
 
@@ -264,18 +265,16 @@ def _changes_by_round(run: RunFolder, rows: Sequence[RoundRow]) -> dict[int, cha
 
 def _gallery(task: Task, round_idx: int) -> list[GalleryItem]:
     """Best and worst kept images and dropped ones of a round, by the gate's scores; no true mask is read."""
-    by_image: dict[str, list[DecisionRow]] = {}
-    for row in task.run.decisions(round_idx):
-        if row.is_object:
-            by_image.setdefault(row.sample_id, []).append(row)
-    kept = sorted((i for i, rows in by_image.items() if rows[0].in_training), key=lambda i: -_score(by_image[i]))
-    dropped = sorted((i for i, rows in by_image.items() if not rows[0].in_training), key=lambda i: _score(by_image[i]))
+    decisions, prompts = task.run.by_sample(round_idx)
+    scores: dict[bool, dict[str, float]] = {True: {}, False: {}}  # by whether the image is in training
+    objects = (row for row in task.run.decisions(round_idx) if row.is_object)
+    for sample_id, group in groupby(objects, key=lambda row: row.sample_id):
+        rows = list(group)
+        scores[rows[0].in_training][sample_id] = _score(rows)
+    kept, dropped = sorted(scores[True], key=lambda i: -scores[True][i]), sorted(scores[False], key=scores[False].get)
     best, worst = kept[:GALLERY_SIZE], kept[GALLERY_SIZE:][-GALLERY_SIZE:]
-    prompts: dict[str, list[Prompts]] = {}
-    for row in task.run.prompts(round_idx):
-        prompts.setdefault(row.sample_id, []).append(row.to_prompts())
     return [
-        _item(task, round_idx, category, by_image[sample_id], prompts[sample_id])
+        _item(task, round_idx, category, decisions[sample_id], [row.to_prompts() for row in prompts[sample_id]])
         for category, ids in (("best", best), ("worst", worst), ("dropped", dropped[:GALLERY_SIZE]))
         for sample_id in ids
     ]

@@ -6,14 +6,14 @@ are in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
 
 from kmine.data.pool import Pool
-from kmine.mining.context import ImageBatch, PreviousMasks, RoundContext
+from kmine.mining.context import ImageBatch, RoundContext
 from kmine.mining.gate import Beside, gate
 from kmine.mining.prompts import (
     blend_previous_mask,
@@ -38,6 +38,7 @@ from kmine.segmenters.base import (
     without_missing,
 )
 from kmine.segmenters.embedding_cache import CachingSegmenter
+from kmine.store.tables import DecisionRow
 from kmine.training.inference import activations
 from kmine.training.task import Task
 from kmine.training.veto import infer_by_labels, is_vetoed
@@ -103,8 +104,9 @@ def generate_prompts(ctx: RoundContext, batch: ImageBatch, probs: Sequence[Probs
     _use_person(ctx, probs, prompts, found)
     for p, of_image, objects in zip(probs, prompts, found, strict=True):
         of_image += doubtful_prompts(p, objects, cfg, seed=seed, round_idx=ctx.round_idx)
-    pairs = zip(batch.ids, apply_image_labels(ctx, batch, prompts), strict=True)
-    return [blend_previous_mask(image_prompts, ctx.previous.get(i, [])) for i, image_prompts in pairs]
+    before = ((row for row in ctx.previous.get(i, ()) if row.is_object) for i in batch.ids)
+    masks = ([(row.class_id, partial(row.mask, "segmenter")) for row in rows] for rows in before)
+    return list(map(blend_previous_mask, apply_image_labels(ctx, batch, prompts), masks))
 
 
 def prompts_need_networks(ctx: RoundContext) -> bool:
@@ -114,10 +116,7 @@ def prompts_need_networks(ctx: RoundContext) -> bool:
 
 
 def _use_person(
-    ctx: RoundContext,
-    probs: Sequence[Probs],
-    prompts: list[list[Prompts]],
-    found: list[list[tuple[int, Bool]]],
+    ctx: RoundContext, probs: Sequence[Probs], prompts: list[list[Prompts]], found: list[list[tuple[int, Bool]]]
 ) -> None:
     """Add a person's prompts to `prompts`, and their places to `found`, without what the segmenter does not take."""
     task, able = ctx.task, abilities_of(ctx.segmenter)
@@ -246,14 +245,10 @@ def refine_batch(
     return [label and replace(label, signature=ctx.signature, round_idx=ctx.round_idx) for label in labels]
 
 
-def previous_masks(task: Task, round_idx: int) -> PreviousMasks:
-    """The segmenter's masks of the round before, by sample, with `prompts.source cascade`; else none."""
-    previous: PreviousMasks = {}
-    if task.cfg.prompts.source == "cascade" and round_idx > 1:
-        for row in task.run.decisions(round_idx - 1):
-            if row.is_object:
-                previous.setdefault(row.sample_id, []).append((row.class_id, partial(row.mask, "segmenter")))
-    return previous
+def previous_masks(task: Task, round_idx: int) -> Mapping[str, Sequence[DecisionRow]]:
+    """Decisions of the round before with the segmenter's masks, with `prompts.source cascade`; else none."""
+    is_used = task.cfg.prompts.source == "cascade" and round_idx > 1
+    return task.run.by_sample(round_idx - 1)[0] if is_used else {}
 
 
 def median_object_area(labeled: Pool, num_classes: int) -> dict[int, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,11 +15,9 @@ from kmine.mining.segment import Embedded
 from kmine.models.base import LocalModel
 from kmine.ops.calibrator import Calibration
 from kmine.segmenters.base import Proposals, Segmenter
+from kmine.store.tables import DecisionRow
 from kmine.training.task import StageTimer, Task
 from kmine.types import Sample
-
-PreviousMasks = dict[str, list[tuple[int, Callable[[], NDArray[np.bool_]]]]]
-"""Class id and (H, W) mask, decoded when called, of the objects of each sample."""
 
 
 class ProposalSource(Protocol):
@@ -48,8 +46,8 @@ class RoundContext:
     """Of the round's pseudo masks: model, segmenter, settings."""
     calibration: Calibration | Ranking | None = None
     """What the gate goes by; None: it keeps what no check drops."""
-    previous: PreviousMasks = field(default_factory=dict)
-    """The segmenter's masks of the round before, with `prompts.source cascade`."""
+    previous: Mapping[str, Sequence[DecisionRow]] = field(default_factory=dict)
+    """Decisions of the round before, with `prompts.source cascade`."""
     pending: tuple[tuple[int, list[str]], ...] = ()
     """Number and sample ids of the batches that no interrupted session has mined."""
     timer: StageTimer = field(default_factory=StageTimer)

@@ -17,7 +17,7 @@ from kmine.config.checks import require
 from kmine.config.sweep import MINING
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.person_prompts import PersonPrompts, read_person_prompts
-from kmine.data.pool import MaskReader, Pool
+from kmine.data.pool import Pool
 from kmine.data.quality.intensity import MAX_IMAGES, intensity_ranges
 from kmine.data.resize import Resizer
 from kmine.data.source import Source
@@ -84,25 +84,27 @@ def begin_run(
 
     def contents() -> dict[str, str]:
         progress.log("the data files have other times, or another reader, than before: comparing their content")
-        cache = open_cache(cfg, source)
-        refuse_changed_data(source, cache, run, _opened_masks(open_splits(cfg, cache, run)))
-        return content_fingerprints(cfg, source, run)
+        cache, opened = _opened_masks(cfg, source, run)
+        refuse_changed_data(source, cache, run, opened)
+        return cache.content_fingerprints(opened)
 
     cfg = resolve_weights(cfg, run, progress.log)
     if not run.follows:
         run.claim(cli.to_dict(cfg), source.fingerprint(), contents)
         open_trackers(run, cfg.log, cli.flat(cli.to_dict(cfg)), offline=cfg.offline)
     task = open_task(cfg, source, run, progress, fabric, mines=method == MINING)
-    run.update_run(**provenance(cfg, task, source, content_fingerprints(cfg, source, run)), stopped_by="interrupted")
+    cache, opened = _opened_masks(cfg, source, run)
+    run.update_run(**provenance(cfg, task, source, cache.content_fingerprints(opened)), stopped_by="interrupted")
     if not run.follows:
-        cache = open_cache(cfg, source)
-        record_contents(cache, run, _opened_masks(open_splits(cfg, cache, run)))
+        record_contents(cache, run, opened)
     return task
 
 
-def _opened_masks(splits: Splits) -> frozenset[str]:
-    """Samples whose masks training may read."""
-    return frozenset((*splits.labeled, *splits.val))
+def _opened_masks(cfg: LoopConfig, source: Source, run: RunFolder) -> tuple[SampleCache, frozenset[str]]:
+    """Decoded images, and the samples whose masks training may read."""
+    cache = open_cache(cfg, source)
+    splits = open_splits(cfg, cache, run)
+    return cache, frozenset((*splits.labeled, *splits.val))
 
 
 def open_task(
@@ -172,7 +174,7 @@ def open_person_prompts(
     person = read_person_prompts(cfg.prompts.file, source.class_names, ids)
     if cfg.prompts.file is None and not run.run().get("prompts_sha256"):
         return person
-    run.claim_prompts(person.sha256)
+    run.claim_file("prompts_sha256", "prompts.file", person.sha256)
     unlabeled = set(data.splits.unlabeled)
     used = {i: prompts for i, prompts in person.by_sample.items() if i in unlabeled}
     for sample_id, drawn in used.items():
@@ -195,7 +197,7 @@ def _check_drawn(drawn: Sequence[Prompts], size: tuple[int, int], where: str) ->
 def open_data(cfg: LoopConfig, source: Source, run: RunFolder, progress: ProgressReporter) -> OpenedData:
     """Decode all images and the masks of labeled and validation ones, and split; skipped files go to run.json."""
     given_split = read_split(cfg.data.split_file, source)
-    run.claim_split(given_split.fingerprint if given_split else "")
+    run.claim_file("split_file_sha256", "data.split_file", given_split.fingerprint if given_split else "")
     cache = open_cache(cfg, source)
     splits = open_splits(cfg, cache, run, given_split)
     bad_masks = cache.decode_masks((*splits.labeled, *splits.val))
@@ -241,9 +243,8 @@ def _refuse_missing(ids: Sequence[str], cache: SampleCache, path: Path) -> None:
 
 def content_fingerprints(cfg: LoopConfig, source: Source, run: RunFolder) -> dict[str, str]:
     """Fingerprints of images and of labeled and validation masks: `SampleCache.content_fingerprints`."""
-    cache = open_cache(cfg, source)
-    splits = open_splits(cfg, cache, run)
-    return cache.content_fingerprints(_opened_masks(splits))
+    cache, opened = _opened_masks(cfg, source, run)
+    return cache.content_fingerprints(opened)
 
 
 def apply_verdicts(cfg: LoopConfig, data: OpenedData, run: RunFolder, progress: ProgressReporter) -> VerdictEffects:
@@ -259,7 +260,7 @@ def apply_verdicts(cfg: LoopConfig, data: OpenedData, run: RunFolder, progress: 
     for sample_id, path in (review.accepted | review.corrected).items():
         expected = ExpectedMasks({sample_id: data.cache.native_shape(sample_id)}, data.cache.source.class_names)
         expected.check(str(path), sample_id, read_png(path))
-    run.claim_verdicts(review.signature)
+    run.claim_file("verdicts_signature", "verdicts", review.signature)
     run.update_run(verdicts={"file": cfg.verdicts, **review.summary()})
     counts = ", ".join(f"{count} {kind}" for kind, count in review.summary().items() if count)
     progress.log(f"verdicts of {cfg.verdicts}: {counts or 'none with an effect'}")
@@ -273,7 +274,7 @@ def _open_pools(data: OpenedData, review: VerdictEffects) -> tuple[Pool, Pool, P
     for name, ids in (("labeled", labeled), ("validation", data.val)):
         if not ids:
             raise UserError(f"no readable {name} image remains; mend the files listed in run.json, or label more")
-    corrected = {i: _reader(path) for i, path in review.corrected.items()}
+    corrected = {i: lambda _, path=path: read_png(path) for i, path in review.corrected.items()}
     unlabeled = [i for i in data.splits.unlabeled if i not in review.corrected]
     groups = data.splits.groups
     return (
@@ -281,10 +282,6 @@ def _open_pools(data: OpenedData, review: VerdictEffects) -> tuple[Pool, Pool, P
         Pool(data.cache, unlabeled, groups, "withheld"),
         Pool(data.cache, data.val, groups, "true", corrected=corrected),
     )
-
-
-def _reader(path: Path) -> MaskReader:
-    return lambda sample_id: read_png(path)
 
 
 def _intensity(cache: SampleCache, ids: Sequence[str]) -> dict[str, Any]:
@@ -325,7 +322,7 @@ def open_for_test(cfg: LoopConfig, source: Source, run: RunFolder) -> Evaluator:
         why = "data.test_fraction 0, or the run on all masks of data.folds"
         raise UserError(f"{run.root}: the run has no test split ({why}); nothing to compare on")
     bad = {s.sample_id for s in cache.decode_masks(splits.test)}
-    opened = _opened_masks(splits) | {*splits.test}
+    opened = frozenset((*splits.labeled, *splits.val, *splits.test))
     refuse_changed_data(source, cache, run, opened)
     record_contents(cache, run, opened)
     pool = Pool(cache, [i for i in splits.test if i not in bad], splits.groups, "true")
@@ -340,8 +337,8 @@ def open_for_audit(cfg: LoopConfig, source: Source, run: RunFolder, progress: Pr
     Raises:
         UserError: the data are not those of the run, or cannot be opened.
     """
-    cache = open_cache(cfg, source)
-    refuse_changed_data(source, cache, run, _opened_masks(open_splits(cfg, cache, run)))
+    cache, opened = _opened_masks(cfg, source, run)
+    refuse_changed_data(source, cache, run, opened)
     return open_task(replace(cfg, rounds=0), source, run, progress, SingleDevice(resolve_device(cfg.device)))
 
 

@@ -2,18 +2,20 @@
 
     config.yaml  run.json  splits.csv  results.csv  report.html
     round_00/  model.safetensors  model_final.safetensors  metrics.json
-    round_01/  the same, and prompts.parquet  decisions.parquet  changes.json  pseudo_masks/ID.png
+    round_01/  the same, and prompts.parquet  decisions.parquet  changes.json  pseudo_masks/00000.parquet ...
     supervised/round_01/ ...   the baseline at equal steps
 
 A signature is the hash of what an artifact was made from: settings, inputs, weights. It is stored inside the file: in
-the metadata of safetensors and parquet, in a text chunk of a PNG, in a key of a JSON file.
+the metadata of safetensors and parquet, in a key of a JSON file.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,24 +26,10 @@ from numpy.typing import NDArray
 from kmine.errors import UserError
 from kmine.io.download import sha256_of
 from kmine.io.errors import user_errors
-from kmine.io.files import (
-    UNFINISHED,
-    encode_png,
-    is_whole_png,
-    lock,
-    open_lock,
-    read_json,
-    read_png,
-    refuse_links,
-    safe_name,
-    write_atomic,
-    write_csv,
-    write_json,
-)
+from kmine.io.files import UNFINISHED, lock, open_lock, read_json, refuse_links, write_atomic, write_csv, write_json
 from kmine.io.older_settings import WITHDRAWN
 from kmine.io.yaml_file import read_yaml
 from kmine.store.artifacts import (
-    CURE,
     DamagedError,
     checked,
     encode_tensors,
@@ -52,17 +40,11 @@ from kmine.store.artifacts import (
     seconds_of,
     tensor_metadata,
 )
+from kmine.store.mask_files import MaskFiles
 from kmine.store.run_info import valid_info
 from kmine.store.settings import as_flags, settings_changes
-from kmine.store.tables import (
-    DecisionRow,
-    PromptRow,
-    RowsBySample,
-    encode_table,
-    read_by_sample,
-    read_table,
-    table_signature,
-)
+from kmine.store.table_files import RowsBySample, TableRows, encode_table, join_tables, open_table
+from kmine.store.tables import DecisionRow, MaskRow, PromptRow
 from kmine.types import PseudoLabel
 
 if TYPE_CHECKING:
@@ -71,8 +53,8 @@ if TYPE_CHECKING:
 NEEDS_WRITING = "make this run writable (the command records there what it opened), or work on a copy of it"
 FOLD_TRAININGS = ("fold_*/round_00", "witness_fold_*/round_00")
 """Folders of the trainings that mining needs before its first round."""
-TABLES = {"prompts": PromptRow, "decisions": DecisionRow}
-"""Tables of a mined round; the second is written last, so its presence marks the first as complete."""
+TABLES: dict[str, Any] = {"prompts": PromptRow, "masks": MaskRow, "decisions": DecisionRow}
+"""Tables of a mined batch; the last is written last, so its presence marks the others as complete."""
 
 
 class BusyError(UserError):
@@ -98,6 +80,7 @@ class RunFolder:
         self.log: Callable[[str], None] = lambda text: None
         """Receives a line on each damaged file that is made anew."""
         self.trackers: Sequence[Any] = ()  # `kmine.store.trackers.Tracker`
+        self.masks = lru_cache(2)(lambda round_idx: MaskFiles(root / f"round_{round_idx:02d}" / "pseudo_masks"))
         if follows:
             return
         with user_errors(root, cure=cure):
@@ -140,29 +123,20 @@ class RunFolder:
         self.update_run(data_fingerprint=fingerprint)
         self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
-    def claim_split(self, fingerprint: str) -> None:
-        """Record the SHA-256 of the split file, empty without one; refuse another one once anything was trained."""
-        if self._changed("split_file_sha256", "data.split_file", fingerprint):
-            (self.root / "splits.csv").unlink(missing_ok=True)
-            self.update_run(split_file_sha256=fingerprint)
+    def claim_file(self, entry: str, setting: str, fingerprint: str) -> None:
+        """Record in run.json the fingerprint of the file that a setting names, empty without one.
 
-    def claim_verdicts(self, signature: str) -> None:
-        """Record the signature of the verdicts; refuse another one once anything was trained."""
-        if self._changed("verdicts_signature", "verdicts", signature):
-            self.update_run(verdicts_signature=signature)
-
-    def claim_prompts(self, sha256: str) -> None:
-        """Record the SHA-256 of prompts.file, empty without one; refuse another one once anything was trained."""
-        if self._changed("prompts_sha256", "prompts.file", sha256):
-            self.update_run(prompts_sha256=sha256)
-
-    def _changed(self, entry: str, setting: str, fingerprint: str) -> bool:
-        """Whether run.json has another fingerprint of the file that a setting names; an error after a training."""
+        `UserError` for another one than before once anything was trained.
+        """
         previous = self.run().get(entry, "")
-        if previous != fingerprint and self._has_weights():
+        if previous == fingerprint:
+            return
+        if self._has_weights():
             difference = f"(sha256 {fingerprint[:12]}, was {previous[:12]}); choose another --out, or restore the file"
             raise UserError(f"{self.root}: {setting} has changed since this run began {difference}")
-        return previous != fingerprint
+        if setting == "data.split_file":
+            (self.root / "splits.csv").unlink(missing_ok=True)
+        self.update_run(**{entry: fingerprint})
 
     def _refuse_others(self, config: Mapping[str, Any]) -> None:
         path = self.root / "config.yaml"
@@ -310,10 +284,10 @@ class RunFolder:
         self, round_idx: int, signature: str, ids: Sequence[str], batch_size: int
     ) -> Iterator[tuple[int, list[str]]]:
         """Numbered batches of `ids` that no earlier, interrupted session has mined."""
-        if self._complete_decisions(round_idx, signature) is not None:
+        if self._is_complete(round_idx, signature):
             return
         for n, first in enumerate(range(0, len(ids), batch_size)):
-            if self._complete_decisions(round_idx, signature, n) is None:
+            if not self._is_complete(round_idx, signature, n):
                 yield n, list(ids[first : first + batch_size])
 
     def save_batch(
@@ -325,73 +299,65 @@ class RunFolder:
         decisions: Sequence[DecisionRow],
         labels: Mapping[str, PseudoLabel],
     ) -> None:
-        """Save one batch: its pseudo masks, its prompts, and last its decisions, which mark it as complete.
+        """Save one batch: its prompts, its pseudo masks, and last its decisions, which mark it as complete.
 
         Only these are synced: what a power failure damages of the others is found by its checksum, and made again.
         """
-        for sample_id, label in labels.items():
-            data = encode_png(label.mask, signature, round_idx)
-            write_atomic(self.pseudo_path(round_idx, sample_id), data, sync=False)
-        for (name, row_type), rows in zip(TABLES.items(), (prompts, decisions), strict=True):
+        masks = [MaskRow.from_mask(sample_id, label.mask) for sample_id, label in labels.items()]
+        for (name, row_type), rows in zip(TABLES.items(), (prompts, masks, decisions), strict=True):
             data = encode_table(rows, row_type, signature)
             write_atomic(self._table_path(round_idx, name, batch_idx), data, sync=name == "decisions")
 
-    def close_round(self, round_idx: int, signature: str, num_batches: int) -> list[DecisionRow]:
-        """Join the batches into prompts.parquet and decisions.parquet; return the decisions."""
-        decisions = self._complete_decisions(round_idx, signature)
-        if decisions is None:
-            for name, row_type in TABLES.items():
-                paths = [self._table_path(round_idx, name, n) for n in range(num_batches)]
-                batches = [read_table(path, row_type, signature) for path in paths]
-                assert None not in batches, "a round is closed once every batch is saved"
-                decisions = [row for rows in batches for row in rows or ()]
-                write_atomic(self._table_path(round_idx, name), encode_table(decisions, row_type, signature))
-        self._drop_stale_masks(round_idx, {row.sample_id for row in decisions if row.in_training})
+    def close_round(self, round_idx: int, signature: str, num_batches: int) -> TableRows[DecisionRow]:
+        """Join the batches into pseudo_masks/, prompts.parquet and decisions.parquet; return the decisions."""
+        self.masks.cache_clear()  # another process may have joined them
+        if not self._is_complete(round_idx, signature):
+            parts = {name: [self._table_path(round_idx, name, n) for n in range(num_batches)] for name in TABLES}
+            self.masks(round_idx).write(parts.pop("masks"), signature)
+            for name, paths in parts.items():
+                join_tables(paths, TABLES[name], signature, [self._table_path(round_idx, name)])
+        self.masks.cache_clear()
         shutil.rmtree(self.round_dir(round_idx) / ".parts", ignore_errors=True)
-        return decisions
+        return self.decisions(round_idx)
 
-    def _complete_decisions(
-        self, round_idx: int, signature: str, batch_idx: int | None = None
-    ) -> list[DecisionRow] | None:
-        """Decisions of a round or of one batch; None unless both tables and every pseudo mask are complete."""
+    def _is_complete(self, round_idx: int, signature: str, batch_idx: int | None = None) -> bool:
+        """Whether both tables and every pseudo mask of a round or of one batch are there, undamaged."""
         paths = {name: self._table_path(round_idx, name, batch_idx) for name in TABLES}
-        prompts, decisions = (read_table(paths[name], row_type, signature) for name, row_type in TABLES.items())
+        prompts, masks, decisions = (open_table([paths[name]], TABLES[name], signature) for name in TABLES)
         if prompts is None or decisions is None:
-            return None
-        masked = {row.sample_id for row in decisions if row.in_training}
-        return decisions if all(is_whole_png(self.pseudo_path(round_idx, i), signature) for i in masked) else None
+            return False
+        rows = zip(decisions.column("sample_id"), decisions.column("in_training"), strict=True)
+        masked = {sample_id for sample_id, in_training in rows if in_training}
+        if batch_idx is None:
+            return self.masks(round_idx).is_complete(masked, signature)
+        return masks is not None and masked == set(masks.column("sample_id"))
 
-    def decisions(self, round_idx: int) -> list[DecisionRow]:
+    def decisions(self, round_idx: int) -> TableRows[DecisionRow]:
         """The decisions of a round of any signature; empty where there are none."""
-        return read_table(self._table_path(round_idx, "decisions"), DecisionRow, None) or []
+        return self._rows(round_idx, "decisions", DecisionRow)
 
-    def prompts(self, round_idx: int) -> list[PromptRow]:
+    def prompts(self, round_idx: int) -> TableRows[PromptRow]:
         """The prompts of a round of any signature; empty where there are none."""
-        return read_table(self._table_path(round_idx, "prompts"), PromptRow, None) or []
+        return self._rows(round_idx, "prompts", PromptRow)
 
     def by_sample(self, round_idx: int) -> tuple[RowsBySample[DecisionRow], RowsBySample[PromptRow]]:
         """Decisions and prompts of a round by sample; empty where there are none."""
-        decisions = read_by_sample(self._table_path(round_idx, "decisions"), DecisionRow)
-        return decisions, read_by_sample(self._table_path(round_idx, "prompts"), PromptRow)
+        return RowsBySample(self.decisions(round_idx)), RowsBySample(self.prompts(round_idx))
+
+    def pseudo_mask(self, round_idx: int, sample_id: str) -> NDArray[np.uint8]:
+        """(H, W) uint8 class ids and 255, bit for bit as saved. `UserError` where it is missing or damaged."""
+        return self.masks(round_idx).read(sample_id)
+
+    def _rows(self, round_idx: int, name: str, row_type: Any) -> TableRows[Any]:
+        path = self._table_path(round_idx, name)
+        return TableRows([path] if os.path.lexists(path) else [], row_type)
 
     def round_signature(self, round_idx: int) -> str:
         """Signature of what the masks of a round were made from; empty where nothing was mined."""
-        return table_signature(self._table_path(round_idx, "decisions"))
-
-    def pseudo_path(self, round_idx: int, sample_id: str) -> Path:
-        """Path of the pseudo mask of a sample; any id becomes a valid file name."""
-        return self.round_dir(round_idx) / "pseudo_masks" / f"{safe_name(sample_id)}.png"
-
-    def pseudo_mask(self, round_idx: int, sample_id: str) -> NDArray[np.uint8]:
-        """(H, W) uint8 class ids and 255, as saved. `UserError` for a missing or damaged file."""
-        return read_png(self.pseudo_path(round_idx, sample_id), CURE)
-
-    def _drop_stale_masks(self, round_idx: int, kept: set[str]) -> None:
-        kept_paths = {self.pseudo_path(round_idx, sample_id) for sample_id in kept}
-        for path in {*(self.round_dir(round_idx) / "pseudo_masks").glob("*.png")} - kept_paths:
-            path.unlink()
+        return next(iter(self.decisions(round_idx).signatures), "")
 
     def _table_path(self, round_idx: int, name: str, batch_idx: int | None = None) -> Path:
         """Path of a table of a round, or of one of its batches."""
-        file = f"{name}.parquet" if batch_idx is None else f".parts/{batch_idx:05d}.{name}.parquet"
-        return self.round_dir(round_idx) / file
+        if batch_idx is None:
+            return self.round_dir(round_idx) / f"{name}.parquet"
+        return self.round_dir(round_idx) / f".parts/{batch_idx // 1000:03}/{batch_idx:05}.{name}.parquet"

@@ -16,7 +16,7 @@ from kmine.segmenters import fetch_weights
 from kmine.setup.preflight import preflight
 from kmine.sweep.plan import claim, describe, make_plan, write_table
 from kmine.sweep.trials import Session, Trial, config_of, data_of
-from kmine.sweep.workers import work, work_in_processes
+from kmine.sweep.workers import auto_processes, work, work_in_processes
 
 NETWORK = ("model.encoder", "model.encoder_depth", "model.decoder_width")
 DESCRIPTION = """Train every method with every model, label fraction and seed at equal optimizer steps, each into a run
@@ -40,6 +40,10 @@ def run_sweep(cfg: SweepConfig, given: Collection[str] | None = None) -> int:
     With the names of the settings that were `given`, `kmine.plan` chooses others, once for all trials.
     """
     terminal, since, record = cli.Terminal(), time.time(), None
+    if cfg.processes == "auto":
+        from kmine.plan.machine import this_machine
+
+        cfg = replace(cfg, processes=auto_processes(this_machine(cfg.device), cfg.device))
     if cfg.plan and given is not None:
         cfg, record = _planned(cfg, given, terminal)
     plan, source = make_plan(cfg)

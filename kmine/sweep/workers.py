@@ -108,6 +108,13 @@ def work_in_processes(session: Session, terminal: cli.Terminal) -> None:
             worker.join()
 
 
+def auto_processes(machine: Any, device: str) -> int:
+    """Workers for a `kmine.plan.machine.Machine`: one a GPU, else one per two cores and 4 GB of free memory."""
+    by_cores = min(machine.cores // 2, int(machine.ram_gb // 4))
+    by_gpus = len(visible_gpus()) if device in ("auto", "cuda") else 1
+    return max(1, by_gpus if machine.is_gpu else by_cores)
+
+
 def ended_by(exitcode: int) -> str:
     """Exit code of a process, negative for a signal, as text."""
     if exitcode >= 0:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -81,9 +82,16 @@ class _Loss:
     cfg: FitConfig
     fabric: DeviceContext
     consistency_fn: ConsistencyFn | None
+    mix: Callable[[Batch, int], Batch] | None = None  # of batches of which each process has its slots only
 
     def __call__(self, net: nn.Module, batch: Batch, step: int, ema: EMA | None) -> Tensor:
         """Loss of `batch`; see `kmine.training.train_steps.LossFn`."""
+        if self.mix:
+            parts = [_tensor(array, self.fabric.device) for array in (batch.images, batch.masks)]
+            for part in parts:
+                torch.distributed.all_reduce(part)  # each slot is 0 in all processes but one
+            images, masks = (part.cpu().numpy() for part in parts)
+            batch = self.mix(replace(batch, images=images, masks=masks), step)
         images, masks, weights = to_device(batch, self.fabric.device)
         if self.consistency_fn is None:
             has_pseudo = batch.pseudo is not None and batch.pseudo.any()
@@ -125,7 +133,10 @@ def fit(
 
     The other arguments are those of `kmine.training.train_steps.train_steps`.
     """
-    loss_fn = _Loss(model, cfg, fabric, consistency_fn)
+    mix = None
+    if isinstance(batches, Batches) and consistency_fn is None and 1 < fabric.world_size <= batches.plan.batch_size:
+        batches.own, mix = partial(rank_slice, fabric=fabric), batches.mix
+    loss_fn = _Loss(model, cfg, fabric, consistency_fn, mix)
     return train_steps(model, batches, loss_fn, cfg, fabric=fabric, seed=seed, callbacks=callbacks, resume=resume)
 
 

@@ -61,8 +61,8 @@ class Task:
             return mask
         expected = f"the class ids 0 to {self.num_classes - 1} and {IGNORE_INDEX}" if foreign else f"{shape} pixels"
         actual = ", ".join(map(str, foreign[:5])) if foreign else str(mask.shape)
-        path = self.run.pseudo_path(round_idx, sample_id)
-        raise UserError(f"{path}: expected a pseudo mask of {expected}, got {actual}; {CURE}")
+        path = self.run.masks(round_idx).path(sample_id)
+        raise UserError(f"{path}: expected a pseudo mask of {sample_id} of {expected}, got {actual}; {CURE}")
 
 
 @dataclass

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
+from helpers.masks import replace_masks
 from helpers.planted_faults import plant
 
 from kmine.audit.evidence import load_reference_models, rank_all_masks, rank_masks
 from kmine.audit.rounds import open_audit
 from kmine.cli import Terminal
-from kmine.io.files import encode_png
 
 
 def test_only_models_not_trained_on_a_mask_are_compared_with_it(audited_run, rows):
@@ -39,9 +39,8 @@ def test_planted_faults_are_in_the_first_fifth(run, monkeypatch):
         ids = [i for i in mined.pseudo_labeled if truth[i].any()]
         labeled = {i: truth[i] for i in task.labeled.ids}
         wrong, wrong_given = (plant(masks, 0.2, rng) for masks in ({i: truth[i] for i in ids}, labeled))
-        for name in ids:
-            mask = wrong[name][1] if name in wrong else truth[name]
-            audited.store.pseudo_path(mined.round_idx, name).write_bytes(encode_png(mask, mined.signature, 1))
+        masks = {name: wrong[name][1] if name in wrong else truth[name] for name in ids}
+        replace_masks(audited.store, mined.round_idx, masks)
         given = task.labeled.with_masks([*labeled], lambda i: wrong_given[i][1] if i in wrong_given else labeled[i])
         pseudo, found = rank_all_masks(task, audited.rounds, mined, with_labeled=True, labeled=given)
     first = [report.sample_id for report in pseudo if report.sample_id in ids][: len(wrong) + 1]

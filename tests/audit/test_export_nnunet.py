@@ -27,6 +27,9 @@ class FakePool:
     def __init__(self, images, masks=None):
         self.ids, self._images, self._masks = tuple(images), images, masks or {}
 
+    def __contains__(self, sample_id):
+        return sample_id in self._images
+
     def sample(self, sample_id):
         return SimpleNamespace(image=self._images[sample_id], mask=self._masks.get(sample_id))
 

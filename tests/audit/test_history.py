@@ -6,6 +6,7 @@ import csv
 from dataclasses import replace
 
 import pytest
+from helpers.masks import mask_ids
 
 from kmine.audit.evidence import rank_all_masks
 from kmine.audit.history import COLUMNS, MaskHistory
@@ -19,7 +20,7 @@ def test_every_mask_has_one_row_with_its_history(audited_run, rows):
     assert tuple(found[0]) == COLUMNS
     pseudo = [row for row in found if row["kind"] == "pseudo"]
     last = max(int(p.name[-2:]) for p in audited_run.glob("round_*"))
-    masks = list((audited_run / f"round_{last:02}" / "pseudo_masks").glob("*.png"))
+    masks = mask_ids(audited_run / f"round_{last:02}" / "pseudo_masks")
     assert len(pseudo) == len(masks) > 3
     assert [int(row["rank"]) for row in pseudo] == list(range(1, len(pseudo) + 1))
     values = [float(row["suspicion"]) for row in pseudo]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers.dicom_files import SHAPE, multiframe, scan
+from helpers.masks import replace_masks
 from PIL import Image
 
 from kmine.audit import __main__ as audit
@@ -20,7 +21,6 @@ from kmine.errors import UserError
 from kmine.feedback.expected import ExpectedMasks
 from kmine.feedback.verdict_effects import resolve_verdicts
 from kmine.feedback.verdicts import FORMAT, mask_signature, read_verdicts
-from kmine.io.files import encode_png
 from kmine.ops.masks import to_rle
 from kmine.store.run_folder import RunFolder
 
@@ -63,8 +63,8 @@ def test_verdicts_and_corrected_masks_are_imported(run, rows, verdicts_json, cap
 def test_a_verdict_on_a_changed_mask_is_left_out(run, rows, verdicts_json, capsys):
     store = RunFolder(run)
     row = rows(run / "audit")[0]
-    path = store.pseudo_path(int(row["round"]), row["sample_id"])
-    path.write_bytes(encode_png(1 - np.minimum(store.pseudo_mask(int(row["round"]), row["sample_id"]), 1), "x", 1))
+    number, name = int(row["round"]), row["sample_id"]
+    replace_masks(store, number, {name: 1 - np.minimum(store.pseudo_mask(number, name), 1)})
     store.close()
     assert audit.main([str(run), "--device", "cpu", "--verdicts", str(verdicts_json())]) == 0
     text = f"1 verdicts on masks that have changed or are no longer used were left out: {row['sample_id']}"

@@ -7,6 +7,7 @@ import re
 import shutil
 
 import pytest
+from helpers.masks import mask_ids
 
 from kmine.audit import __main__ as audit
 from kmine.data.cache.sample_cache import SampleCache
@@ -69,12 +70,12 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
 
 
 def test_damaged_and_unfinished_runs_are_refused(run, rows, capsys):
-    path = next((run / f"round_{rows(run / 'audit')[0]['round']:0>2}" / "pseudo_masks").glob("*.png"))
-    whole = path.read_bytes()
+    path = next((run / f"round_{rows(run / 'audit')[0]['round']:0>2}" / "pseudo_masks").glob("*.parquet"))
+    whole, (first, *_) = path.read_bytes(), mask_ids(path.parent)
     path.write_bytes(whole[:40])
-    refused([str(run)], capsys, "cannot be read")
+    refused([str(run)], capsys, f"{path}: damaged or edited")
     path.unlink()
-    refused([str(run)], capsys, f"that of {path.stem} is missing")
+    refused([str(run)], capsys, f"that of {first} is missing")
     path.write_bytes(whole)
     info = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(info | {"stopped_by": "interrupted"}))

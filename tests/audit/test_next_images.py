@@ -26,7 +26,8 @@ from kmine.feedback import label_studio_rle
 from kmine.feedback.verdicts import read_verdicts
 from kmine.io.files import encode_png
 from kmine.store.run_folder import RunFolder
-from kmine.store.tables import DecisionRow, encode_table
+from kmine.store.table_files import encode_table
+from kmine.store.tables import DecisionRow
 
 from .conftest import TINY
 

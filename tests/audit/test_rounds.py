@@ -7,18 +7,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.masks import mask_ids, replace_masks
 
 from kmine.audit import __main__ as audit_command
 from kmine.audit.rounds import MinedRound, load_rounds, open_audit, select_round
 from kmine.cli import Terminal
 from kmine.errors import UserError
-from kmine.io.files import encode_png
 from kmine.store.run_folder import RunFolder
-from kmine.store.tables import DecisionRow, PromptRow, RowsBySample
+from kmine.store.table_files import RowsBySample, TableRows
+from kmine.store.tables import DecisionRow, PromptRow
 
 
 def mined(number: int, adopted: bool, *ids: str) -> MinedRound:
-    tables = RowsBySample(None, DecisionRow), RowsBySample(None, PromptRow)
+    tables = RowsBySample(TableRows([], DecisionRow)), RowsBySample(TableRows([], PromptRow))
     return MinedRound(number, f"signature {number}", 0, adopted, *tables, list(ids))
 
 
@@ -42,7 +43,7 @@ def test_rounds_agree_with_the_folder(audited_run):
     first, second = load_rounds(store)
     assert (first.round_idx, second.round_idx, first.prompting_round) == (1, 2, 0)
     assert second.prompting_round == (1 if first.adopted else 0) and first.signature != second.signature
-    files = {path.stem for path in (audited_run / "round_02" / "pseudo_masks").glob("*.png")}
+    files = {*mask_ids(audited_run / "round_02" / "pseudo_masks")}
     assert set(second.pseudo_labeled) == files == {i for i in second.decisions if second.has_pseudo_mask(i)}
     for sample_id in second.pseudo_labeled:
         assert len(second.kept_objects(sample_id)) <= len(second.objects(sample_id))
@@ -59,9 +60,11 @@ def test_the_signature_of_the_audited_masks_depends_on_the_round(audited_run):
 def test_a_pseudo_mask_of_another_size_with_the_right_signature_is_one_line(audited_run, tmp_path, capsys):
     run = RunFolder(shutil.copytree(audited_run, tmp_path / "run"), follows=True)
     last = load_rounds(run)[-1]
-    path = run.pseudo_path(last.round_idx, last.pseudo_labeled[0])
-    path.write_bytes(encode_png(np.ones((5, 7), np.uint8), last.signature, last.round_idx))
+    path = replace_masks(run, last.round_idx, {last.pseudo_labeled[0]: np.ones((5, 7), np.uint8)})
     words = [str(run.root), "--no_labeled", "--device=cpu", f"--round={last.round_idx}"]
     assert audit_command.main(words) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(f"kmine audit: error: {path}: expected a pseudo mask of (") and "got (5, 7); remove" in said
+    assert (
+        said.startswith(f"kmine audit: error: {path}: expected a pseudo mask of {last.pseudo_labeled[0]} of (")
+        and "got (5, 7); remove" in said
+    )

@@ -64,7 +64,7 @@ def test_verdicts_of_the_page_take_effect_in_the_next_run(tmp_path):
     assert (reasons[rated["accept"]], reasons[rated["reject"]]) == ("accepted", "rejected")
     assert reasons[rated["unsure"]] not in ("accepted", "rejected")
     assert np.array_equal(one.pseudo_mask(1, rated["accept"]), two.pseudo_mask(1, rated["accept"]))
-    assert not two.pseudo_path(1, rated["reject"]).exists()
+    assert two.masks(1).missing([rated["reject"], rated["accept"]]) == [rated["reject"]]
     assert not np.array_equal(one.pseudo_mask(1, mended), read_png(drawn)) and mended not in reasons, "a label now"
     assert [two.run()["verdicts"][name] for name in ("accepted", "rejected", "corrected")] == [1, 1, 1]
     one.close(), two.close()

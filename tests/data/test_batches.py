@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from kmine.data.augment import Augment
-from kmine.data.batches import Batch, Batches, BatchPlan, LabelBatches, ViewBatches, crop, cutmix
+from kmine.data.augment import Augment, crop
+from kmine.data.batches import Batch, Batches, BatchPlan, LabelBatches, ViewBatches, cutmix
 from kmine.errors import UserError, WithheldMaskError
 
 
@@ -80,6 +81,19 @@ def test_worker_processes_give_the_same_batches():
     assert len(a) == len(b) == 6
     for x, y in zip(a, b, strict=True):
         assert np.array_equal(x.images, y.images) and np.array_equal(x.masks, y.masks)
+
+
+@pytest.mark.parametrize("mixing", [0.0, 1.0])
+def test_the_parts_that_processes_read_are_together_the_whole_batch(mixing):
+    whole, parts = batches(cutmix=mixing)[5], [batches(cutmix=mixing) for _ in range(3)]
+    for n, part in enumerate(parts):
+        part.own = lambda count, n=n: slice(count * n // 3, count * (n + 1) // 3)
+    read = [part[5] for part in parts]
+    assert all((one.images.reshape(len(one.images), -1).any(axis=1)).sum() < len(whole.images) for one in read)
+    images, masks = (sum(getattr(one, name) for one in read) for name in ("images", "masks"))
+    mixed = parts[0].mix(replace(read[0], images=images, masks=masks), 5)
+    for name in ("images", "masks", "weights", "pseudo"):
+        assert np.array_equal(getattr(mixed, name), getattr(whole, name)), name
 
 
 def test_an_empty_stream_ends_and_a_small_share_is_one_image():

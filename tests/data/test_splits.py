@@ -10,8 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from kmine.data import splits
 from kmine.data.perceptual_hash import perceptual_hash
-from kmine.data.splits import Splits, make_splits, merge_duplicates
+from kmine.data.splits import Splits, make_splits, merge_duplicates, near_pairs
 from kmine.errors import UserError
 from kmine.types import SampleRef
 
@@ -241,6 +242,24 @@ def test_merging_crosses_blocks_in_bounded_time():
     assert time.perf_counter() - start < 5
     assert merged[-1].group_id == merged[0].group_id
     assert len(set(groups_of(merged))) == 2999
+
+
+@pytest.mark.parametrize("distance", [0, 3, 6, 20])
+def test_near_pairs_of_many_words_are_those_of_comparing_all(distance, monkeypatch):
+    rng = np.random.default_rng(0)
+    words = [int(word) for word in rng.integers(0, 2**64, 12, dtype=np.uint64)]
+    words += [words[n % 12] ^ sum(1 << int(bit) for bit in rng.choice(64, n % 9, replace=False)) for n in range(80)]
+    pairs = [(i, j) for j in range(len(words)) for i in range(j) if (words[i] ^ words[j]).bit_count() <= distance]
+    monkeypatch.setattr(splits, "MANY", 20)
+    arrays = near_pairs(np.array(words, np.uint64), distance)
+    found = [pair for rows, cols in arrays for pair in zip(rows.tolist(), cols.tolist(), strict=True)]
+    assert len(found) == len({*found}) and {*found} == {*pairs} and len(pairs) > 5
+
+
+def test_many_equal_images_are_one_group_at_once():
+    refs = refs_of(20_000)
+    merged = merge_duplicates(refs, dict.fromkeys((ref.sample_id for ref in refs), 7), 6)
+    assert set(groups_of(merged)) == {refs[0].group_id}
 
 
 @needs_data

@@ -116,7 +116,7 @@ def test_dice_of_pseudo_masks_rises_with_the_iou_of_the_segmenter(learned, ask_l
     found, prompts = [], []
     for level in LEVELS:
         found.append(mined(task, truth, level, refine=RefineConfig(ask_local=ask_local, doubt=None)))
-        prompts.append(store.prompts(1))
+        prompts.append(list(store.prompts(1)))
     assert prompts[0] == prompts[1] == prompts[2], "one local model, the same prompts"
     everywhere = set.intersection(*map(set, found))
     check_rising([{i: masks[i] for i in everywhere} for masks in found], truth)

@@ -24,6 +24,7 @@ from helpers.loop_command import (
     words,
     write_pictures,
 )
+from helpers.masks import mask_ids
 from PIL import Image
 
 from kmine.data.datasets.phantom.dataset import PhantomSource
@@ -102,7 +103,7 @@ def results(out: Path) -> list[dict[str, str]]:
 def content(out: Path) -> dict[str, str]:
     """Hashes of the results by file: pseudo masks byte for byte, weights without their header, which holds seconds."""
     found = {}
-    for path in sorted(p for p in out.rglob("*") if p.suffix in (".png", ".safetensors")):
+    for path in sorted(p for p in out.rglob("*") if p.suffix == ".safetensors" or p.parent.name == "pseudo_masks"):
         data = path.read_bytes()
         if path.suffix == ".safetensors":  # eight bytes with the length of the header, which holds the seconds
             data = data[8 + int.from_bytes(data[:8], "little") :]
@@ -117,7 +118,7 @@ def history(out: Path) -> list[list[str]]:
 
 
 def times(out: Path) -> dict[str, int]:
-    kinds = (".png", ".safetensors", ".parquet")
+    kinds = (".safetensors", ".parquet")
     files = [p for p in out.rglob("*") if p.suffix in kinds or p.name in ("metrics.json", "changes.json", "splits.csv")]
     return {p.relative_to(out).as_posix(): p.stat().st_mtime_ns for p in files}
 
@@ -125,6 +126,9 @@ def times(out: Path) -> dict[str, int]:
 def finished(found: dict[str, int]) -> dict[str, int]:
     """Without what a session leaves half done: checkpoints and tables are done when the second of the two is there."""
     last = {"model_final.safetensors": "model.safetensors", "prompts.parquet": "decisions.parquet"}
+    found = {
+        f: t for f, t in found.items() if "pseudo_masks" not in f or f"{f.split('/')[0]}/decisions.parquet" in found
+    }
     return {
         file: time
         for file, time in found.items()
@@ -164,7 +168,7 @@ def interrupt_after(patch: pytest.MonkeyPatch, owner: object, name: str, calls: 
 
 def test_a_finished_run_folder_has_exactly_the_documented_files(undisturbed):
     found = {p.relative_to(undisturbed).as_posix() for p in undisturbed.rglob("*") if p.is_file()} - {".lock"}
-    masks = {f for f in found if f.endswith(".png")}
+    masks = {f for f in found if "/pseudo_masks/" in f}
     trained = ("model.safetensors", "model_final.safetensors", "metrics.json")
     mined = ("prompts.parquet", "decisions.parquet", "changes.json")
     assert found - masks == {
@@ -183,11 +187,11 @@ def test_a_finished_run_folder_has_exactly_the_documented_files(undisturbed):
         *(f"round_{n:02d}/{name}" for n in range(3) for name in trained),
         *(f"round_{n:02d}/{name}" for n in (1, 2) for name in mined),
     }
-    assert masks and all(m.startswith(("round_01/pseudo_masks/", "round_02/pseudo_masks/")) for m in masks)
+    assert masks == {f"round_{n:02d}/pseudo_masks/00000.parquet" for n in (1, 2)}
     rows = results(undisturbed)
     assert [row["round"] for row in rows] == ["0", "1", "2"]
     for n, row in enumerate(rows):
-        assert int(row["num_pseudo"]) == sum(m.startswith(f"round_{n:02d}/") for m in masks)
+        assert int(row["num_pseudo"]) == len(mask_ids(undisturbed / f"round_{n:02d}/pseudo_masks"))
     page = (undisturbed / "report.html").read_text()
     drawn = [page.count(f'class="{name}"') for name in ("chart", "bars")]
     assert drawn == [2, 2] and page.count("data:image/webp") > 5, "drawn in whole runs, here alone"
@@ -238,14 +242,14 @@ MOMENTS = [
     (RunFolder, "save_tensors", 1, "round_00/model_final.safetensors"),  # between its two checkpoints
     (RunFolder, "save_tensors", 2, "round_00/model.safetensors"),  # after them, before its state is put away
     (RunFolder, "save_json", 2, "round_00/metrics.json"),  # after round 0; the first is calibration.json
-    (RunFolder, "save_batch", 2, "round_01/.parts/00001.decisions.parquet"),  # in the middle of mining
+    (RunFolder, "save_batch", 2, "round_01/.parts/000/00001.decisions.parquet"),  # in the middle of mining
     (mining, "save_batches", 1, ""),  # all mined, not joined
-    (run_store, "encode_table", 2, "round_01/prompts.parquet"),  # one of the two joined tables is written
+    (run_store, "join_tables", 1, "round_01/prompts.parquet"),  # one of the two joined tables is written
     (RunFolder, "close_round", 1, "round_01/decisions.parquet"),
     (RunFolder, "save_json", 2, "round_01/changes.json"),  # after what it changed is told
     (RunFolder, "save_tensors", 1, "round_01/fit_state.safetensors"),  # in the middle of the training of round 1
     (RunFolder, "save_json", 2, "round_01/metrics.json"),  # after round 1
-    (RunFolder, "save_batch", 1, "round_02/.parts/00000.decisions.parquet"),
+    (RunFolder, "save_batch", 1, "round_02/.parts/000/00000.decisions.parquet"),
 ]
 """Of one session after the other: what it does last, at which call, and a file that is there from then on."""
 
@@ -344,7 +348,7 @@ def test_only_a_damaged_checkpoint_is_trained_again(undisturbed, cache, tmp_path
 
 def test_a_lost_pseudo_mask_is_mined_again(undisturbed, cache, tmp_path):
     out = shutil.copytree(undisturbed, tmp_path / "run")
-    sorted((out / "round_02" / "pseudo_masks").glob("*.png"))[0].unlink()
+    (out / "round_02" / "pseudo_masks" / "00000.parquet").unlink()
     assert run(out, cache) == 0
     assert_same(out, undisturbed)
 
@@ -396,7 +400,7 @@ def test_a_round_without_pseudo_masks_ends_the_run(cache, tmp_path, capsys):
         ("1", "0", "False"),
     ]
     assert "no pseudo mask was kept" in (out / "report.html").read_text()
-    assert not list(out.rglob("*.png"))
+    assert not mask_ids(out / "round_01/pseudo_masks")
 
 
 def test_a_run_of_zero_rounds_equals_round_0_of_a_longer_one(undisturbed, cache, tmp_path):

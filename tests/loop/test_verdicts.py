@@ -87,7 +87,7 @@ def test_rejected_masks_are_never_trained_on_and_accepted_ones_always(first, sec
     for round_idx in (1, 2):
         rows = {row.sample_id: row for row in store.decisions(round_idx)}
         assert (rows[rejected].reason, rows[rejected].in_training) == ("rejected", False)
-        assert not store.pseudo_path(round_idx, rejected).exists()
+        assert store.masks(round_idx).missing([rejected, accepted]) == [rejected]
         assert (rows[accepted].reason, rows[accepted].in_training) == ("accepted", True)
         assert np.array_equal(store.pseudo_mask(round_idx, accepted), was)
         assert rejected not in {row.sample_id for row in store.prompts(round_idx)}  # and no prompt is made

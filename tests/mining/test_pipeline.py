@@ -22,7 +22,8 @@ from kmine.mining.candidates import (
 from kmine.mining.pipeline import pending_batches, predict_batches, prompt_batches, save_batches, segment_batches
 from kmine.mining.round import close_round, open_round
 from kmine.mining.tables import table_rows
-from kmine.store.tables import DecisionRow, encode_table
+from kmine.store.table_files import encode_table
+from kmine.store.tables import DecisionRow
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.model_setup import new_model
 from kmine.types import Probs

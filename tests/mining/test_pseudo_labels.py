@@ -11,6 +11,7 @@ from helpers.small import CFG, decision
 from kmine.feedback.verdict_effects import NO_VERDICTS
 from kmine.io.files import encode_png
 from kmine.mining.pseudo_labels import PseudoLabels, reviewed_labels
+from kmine.types import PseudoLabel
 
 
 @pytest.fixture
@@ -49,9 +50,8 @@ def test_images_in_training_keep_the_order_of_the_pool(task):
 def test_a_label_is_the_saved_mask_with_its_origin(task):
     sample_id = task.unlabeled.ids[0]
     mask = np.eye(*task.unlabeled.native_shape(sample_id), dtype=np.uint8)
-    path = task.run.pseudo_path(2, sample_id)
-    path.parent.mkdir(parents=True)
-    path.write_bytes(encode_png(mask, "s", 2))
+    task.run.save_batch(2, "s", 0, [], [decision(sample_id, 0.5)], {sample_id: PseudoLabel(mask)})
+    task.run.close_round(2, "s", 1)
     labels = labels_of(task, [decision(sample_id, 0.1, "low_agreement"), decision(sample_id, 0.5)], 2)
     label = labels[sample_id]
     assert (label.reason, label.weight, label.signature, label.round_idx) == ("kept", 0.5, "s", 2)

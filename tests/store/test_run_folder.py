@@ -13,15 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.masks import older_layout
 
 from kmine.cli import to_dict
 from kmine.config import DataConfig, LoopConfig
 from kmine.errors import UserError
 from kmine.io import files
 from kmine.setup import provenance
+from kmine.store import mask_files
 from kmine.store import run_folder as run_store
 from kmine.store.run_folder import RunFolder
-from kmine.store.tables import DecisionRow, PromptRow
+from kmine.store.table_files import encode_table
+from kmine.store.tables import DecisionRow, MaskRow, PromptRow
 from kmine.types import PseudoLabel
 
 IDS = ("a/b", "../x", "Normal (1)", "ä", ".", "..", "", ".hidden", "a b%2Fc", "x" * 250, "ä" * 250, "y" * 201)
@@ -310,20 +313,12 @@ def test_pseudo_masks_round_trip_bit_for_bit_under_any_id(store):
     for sample_id in IDS:
         back = store.pseudo_mask(1, sample_id)
         assert back.dtype == np.uint8 and np.array_equal(back, mask_of(sample_id))
-    files = list((store.round_dir(1) / "pseudo_masks").iterdir())
-    assert len(files) == len(IDS), "one file per id, in one folder"
-    assert all(len(file.name.encode()) < 220 for file in files)
-
-
-def test_long_ids_that_differ_at_the_end_have_different_files(store):
-    first, second = ("long id " * 40 + tail for tail in "ab")
-    names = {store.pseudo_path(1, i).name for i in (first, second)}
-    assert len(names) == 2 and all(name.startswith("long id long id") for name in names)
+    assert [file.name for file in (store.round_dir(1) / "pseudo_masks").iterdir()] == ["00000.parquet"]
 
 
 def test_a_round_without_any_object_has_empty_tables(store):
     store.save_batch(1, "s", 0, [], [], {})
-    assert store.close_round(1, "s", 1) == []
+    assert not store.close_round(1, "s", 1)
     assert list(store.pending_batches(1, "s", ["a"], 4)) == []
 
 
@@ -350,7 +345,7 @@ def test_closing_a_round_twice_gives_the_same_rows(store):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.9])
-@pytest.mark.parametrize("victim", ["prompts", "decisions", "mask"])
+@pytest.mark.parametrize("victim", ["prompts", "decisions", "masks"])
 @pytest.mark.parametrize("finished", [False, True], ids=["part", "joined"])
 def test_a_batch_with_a_damaged_artifact_is_pending(store, share, victim, finished):
     ids = [f"i{n}" for n in range(4)]
@@ -358,10 +353,11 @@ def test_a_batch_with_a_damaged_artifact_is_pending(store, share, victim, finish
         save_batch(store, part, ids[2 * part : 2 * part + 2])
     if finished:
         store.close_round(1, "s", 2)
-    table = f"{victim}.parquet" if finished else f".parts/00001.{victim}.parquet"
-    path = store.pseudo_path(1, "i3") if victim == "mask" else store.round_dir(1) / table
+    table = f"{victim}.parquet" if finished else f".parts/000/00001.{victim}.parquet"
+    path = store.round_dir(1) / ("pseudo_masks/00000.parquet" if finished and victim == "masks" else table)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
+    store.masks.cache_clear()  # as in the next session
     todo = list(store.pending_batches(1, "s", ids, 2))
     assert todo == ([(0, ids[:2])] if finished else []) + [(1, ids[2:])]
     for batch_idx, batch_ids in todo:
@@ -373,44 +369,63 @@ def test_a_batch_with_a_damaged_artifact_is_pending(store, share, victim, finish
 
 def test_a_flipped_byte_of_a_table_raises_no_error(store):
     save_batch(store, 0, ["a"])
-    path = store.round_dir(1) / ".parts" / "00000.decisions.parquet"
+    path = store.round_dir(1) / ".parts/000/00000.decisions.parquet"
     whole = path.read_bytes()
     for n in range(0, len(whole), 41):
         path.write_bytes(whole[:n] + bytes([whole[n] ^ 0xFF]) + whole[n + 1 :])
         assert len(list(store.pending_batches(1, "s", ["a"], 1))) in (0, 1)
 
 
-def test_a_missing_mask_of_a_closed_round_makes_its_batch_pending(store):
+def test_masks_of_a_closed_round_that_are_lost_or_of_another_signature_make_its_batches_pending(store):
     save_batch(store, 0, ["a"])
     store.close_round(1, "s", 1)
-    store.pseudo_path(1, "a").unlink()
-    assert list(store.pending_batches(1, "s", ["a"], 4)) == [(0, ["a"])]
+    path = store.round_dir(1) / "pseudo_masks" / "00000.parquet"
+    for change in (
+        lambda: path.write_bytes(encode_table([MaskRow.from_mask("a", mask_of("a"))], MaskRow, "t")),
+        path.unlink,
+    ):
+        change()
+        store.masks.cache_clear()
+        assert list(store.pending_batches(1, "s", ["a"], 4)) == [(0, ["a"])]
 
 
-def test_a_mask_of_another_signature_is_not_accepted(store):
+def test_another_process_sees_the_masks_that_the_first_has_joined(store):
     save_batch(store, 0, ["a"])
     store.close_round(1, "s", 1)
-    store.save_batch(1, "t", 0, [], [], {"a": label_of("a")})
-    assert list(store.pending_batches(1, "s", ["a"], 4)) == [(0, ["a"])]
+    (store.round_dir(1) / "pseudo_masks" / "00000.parquet").unlink()
+    other = RunFolder(store.root, follows=True)
+    assert (
+        list(other.pending_batches(1, "s", ["a"], 1)) == list(store.pending_batches(1, "s", ["a"], 1)) == [(0, ["a"])]
+    )
+    save_batch(store, 0, ["a"])
+    store.close_round(1, "s", 1)
+    assert len(other.close_round(1, "s", 1)) == 1 and np.array_equal(other.pseudo_mask(1, "a"), mask_of("a"))
 
 
-def test_masks_without_a_decision_are_removed(store):
+def test_masks_of_earlier_mining_are_removed(store):
     save_batch(store, 0, ["a", "b"], signature="old")
     store.close_round(1, "old", 1)
     save_batch(store, 0, ["a", "b"], signature="new", kept=("b",))
     store.close_round(1, "new", 1)
-    assert [p.name for p in (store.round_dir(1) / "pseudo_masks").iterdir()] == ["b.png"]
+    assert store.masks(1).missing(["a", "b"]) == ["a"]
 
 
-def test_stale_masks_are_removed_even_after_a_kill_in_between(store, monkeypatch):
+@pytest.mark.parametrize(
+    ("where", "name"), [(run_store, "join_tables"), (mask_files, "join_tables"), (run_store.shutil, "rmtree")]
+)
+def test_a_round_whose_joining_was_interrupted_is_joined_again(store, monkeypatch, where, name):
     save_batch(store, 0, ["a", "b"], signature="old")
+    store.close_round(1, "old", 1)
+    older_layout(store, 1)
     save_batch(store, 0, ["a", "b"], signature="new", kept=("b",))
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "_drop_stale_masks", failing(errno.EINTR))
+        patch.setattr(where, name, failing(errno.EINTR))
         with pytest.raises(OSError, match="Interrupted"):
             store.close_round(1, "new", 1)
-    store.close_round(1, "new", 1)
-    assert [p.name for p in (store.round_dir(1) / "pseudo_masks").iterdir()] == ["b.png"]
+    assert list(store.pending_batches(1, "new", ["a", "b"], 2)) == []
+    assert [row.in_training for row in store.close_round(1, "new", 1)] == [False, True]
+    assert store.masks(1).missing(["a", "b"]) == ["a"] and np.array_equal(store.pseudo_mask(1, "b"), mask_of("b"))
+    assert [file.name for file in (store.round_dir(1) / "pseudo_masks").iterdir()] == ["00000.parquet"]
 
 
 def test_a_full_disk_costs_only_the_batch_being_saved(store, monkeypatch):

@@ -11,7 +11,8 @@ import pytest
 
 from kmine.errors import UserError
 from kmine.ops.masks import to_rle
-from kmine.store.tables import DecisionRow, PromptRow, RowsBySample, class_map, encode_table, read_by_sample, read_table
+from kmine.store.table_files import TableRows, encode_table, open_table
+from kmine.store.tables import DecisionRow, MaskRow, PromptRow, class_map
 from kmine.types import Evidence, Prompts
 
 BOX = [0.0, 1.0, 2.0, 3.0]
@@ -27,6 +28,7 @@ COLUMNS = {
     "slice_dice double, "
     "estimated_dice double, estimated_segmenter double, estimated_local double, height int64, width int64, "
     "local_rle string, segmenter_rle string",
+    "masks": "sample_id string, height int64, width int64, class_ids list<element: int64>, rles list<element: string>",
 }
 
 
@@ -39,7 +41,7 @@ def write(path, rows, row_type):
     return path
 
 
-@pytest.mark.parametrize(("name", "row_type"), [("prompts", PromptRow), ("decisions", DecisionRow)])
+@pytest.mark.parametrize(("name", "row_type"), [("prompts", PromptRow), ("decisions", DecisionRow), ("masks", MaskRow)])
 def test_names_types_and_order_of_the_columns_are_frozen(tmp_path, name, row_type):
     schema = pq.read_schema(write(tmp_path / "t", [], row_type))
     assert ", ".join(f"{field.name} {field.type}" for field in schema) == COLUMNS[name]
@@ -49,11 +51,11 @@ def test_names_types_and_order_of_the_columns_are_frozen(tmp_path, name, row_typ
 def test_rows_round_trip_with_null_and_nan_apart(tmp_path):
     rows = [ROW, DecisionRow("b", -1, 0, False, "no_component")]
     path = write(tmp_path / "t", rows, DecisionRow)
-    first, second = read_table(path, DecisionRow, "s")
+    first, second = TableRows([path], DecisionRow)
     assert first.evidence.agreement_iou == 0.1 + 0.2 and math.isnan(first.evidence.tta_std) and first.is_object
     assert second == rows[1] and second.evidence is None and not second.is_object
     assert pq.read_table(path)["tta_std"].null_count == 1
-    assert read_table(path, DecisionRow, "other") is None and len(read_table(path, DecisionRow, None)) == 2
+    assert open_table([path], DecisionRow, "other") is None and len(TableRows([path], DecisionRow)) == 2
 
 
 def test_prompts_round_trip_without_mask_input_and_component(tmp_path):
@@ -61,7 +63,7 @@ def test_prompts_round_trip_without_mask_input_and_component(tmp_path):
     boxes = {"jittered_boxes": np.stack([box, box + 1]), "scaled_boxes": box[None]}
     prompts = Prompts(2, box, coords, np.array([1]), np.zeros((4, 4), np.float32), **boxes)
     rows = [PromptRow.from_prompts("a", 0, prompts), PromptRow.from_prompts("a", 1, Prompts(1))]
-    read = read_table(write(tmp_path / "t", rows, PromptRow), PromptRow, "s")
+    read = list(TableRows([write(tmp_path / "t", rows, PromptRow)], PromptRow))
     assert read == rows and rows[0].has_mask_input and rows[1].box is rows[1].point_coords is None
     back = read[0].to_prompts()
     assert (back.class_id, back.mask_input, back.component) == (2, None, None)
@@ -83,15 +85,6 @@ def test_where_two_objects_overlap_the_later_class_counts():
     assert not class_map([], (1, 4), "segmenter").any()
 
 
-def test_rows_by_sample_are_those_of_the_table(tmp_path):
-    rows = [DecisionRow(i, n, 1, True, "kept", in_training=i == "a") for i, n in (("a", 0), ("a", 1), ("b", 0))]
-    by_sample = read_by_sample(write(tmp_path / "t", rows, DecisionRow), DecisionRow)
-    assert {i: by_sample[i] for i in by_sample} == {"a": rows[:2], "b": rows[2:]}
-    assert by_sample.firsts("in_training") == {"a": True, "b": False}
-    assert "c" not in by_sample and by_sample.get("c") is None and by_sample["a"] is by_sample["a"]
-    assert not RowsBySample(None, DecisionRow) and not read_by_sample(tmp_path / "missing", DecisionRow)
-
-
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
@@ -104,3 +97,21 @@ def test_rows_by_sample_are_those_of_the_table(tmp_path):
 def test_an_edited_row_is_one_line(changes, problem):
     with pytest.raises(UserError, match=rf"^decisions\.parquet: {problem}"):
         class_map([replace(ROW, **changes)], (1, 4), "segmenter")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (40, 33)])
+@pytest.mark.parametrize("values", [(0,), (255,), (0, 1, 2, 255)])
+def test_a_mask_is_the_same_bit_for_bit_after_its_run_lengths(shape, values):
+    mask = np.random.default_rng(0).choice(np.array(values, np.uint8), shape)
+    row = MaskRow.from_arrow(MaskRow.from_mask("a", mask).to_arrow())
+    assert row.to_mask().dtype == np.uint8 and np.array_equal(row.to_mask(), mask)
+    assert row.class_ids == sorted({*mask.ravel().tolist()} - {0})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"height": 3}, {"height": 2**40}, {"width": 0}, {"rles": ["?"]}, {"rles": []}, {"class_ids": None}]
+)
+def test_edited_run_lengths_are_refused(changes):
+    row = MaskRow.from_mask("a", np.ones((2, 2), np.uint8))
+    with pytest.raises((ValueError, TypeError)):
+        replace(row, **changes).to_mask()

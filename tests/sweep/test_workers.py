@@ -39,6 +39,19 @@ TIMEOUT = 300
 """Seconds; the machine may be busy."""
 
 
+@pytest.mark.parametrize(
+    ("is_gpu", "cores", "ram_gb", "device", "expected"),
+    [
+        (True, 2, 8, "auto", 3), (True, 2, 8, "cuda:1", 1), (False, 16, 64, "auto", 8), (False, 16, 13, "cpu", 3),
+        (False, 1, 1, "auto", 1),
+    ],
+)  # fmt: skip
+def test_auto_is_a_worker_a_gpu_or_two_cores_as_memory_allows(is_gpu, cores, ram_gb, device, expected, monkeypatch):
+    monkeypatch.setattr(workers, "visible_gpus", lambda: ["0", "1", "2"])
+    machine = SimpleNamespace(is_gpu=is_gpu, cores=cores, ram_gb=ram_gb)
+    assert workers.auto_processes(machine, device) == expected
+
+
 def test_a_trial_of_another_command_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "POLL_SECONDS", 0.01)
     held, lines = RunFolder(trial_dir(tmp_path, A0)), []

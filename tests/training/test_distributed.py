@@ -79,7 +79,7 @@ def test_a_process_of_rank_above_0_writes_only_the_batches_it_mined(tmp_path: Pa
     store.save_tensors(tmp_path / "model.safetensors", {"w": torch.zeros(1)}, "signature")
     assert list(tmp_path.iterdir()) == []
     store.save_batch(1, "signature", 0, [], [], {"a": PseudoLabel(np.zeros((2, 2), np.uint8))})
-    assert store.pseudo_path(1, "a").exists()
+    assert [path.name for path in (tmp_path / "round_01/.parts/000").glob("*masks*")] == ["00000.masks.parquet"]
     store.close()
 
 

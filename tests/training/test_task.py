@@ -47,15 +47,19 @@ def test_seconds_of_a_stage_add_up(monkeypatch):
     [
         (np.zeros((2, 3)), None),
         (np.array([[0, 1, 2], [255, 0, 0]]), None),
-        (np.zeros((3, 2)), r"expected a pseudo mask of \(2, 3\) pixels, got \(3, 2\); remove it and run the command"),
-        (np.full((2, 3), 3), "expected a pseudo mask of the class ids 0 to 2 and 255, got 3; remove it"),
+        (
+            np.zeros((3, 2)),
+            r"expected a pseudo mask of a of \(2, 3\) pixels, got \(3, 2\); remove it and run the command",
+        ),
+        (np.full((2, 3), 3), "expected a pseudo mask of a of the class ids 0 to 2 and 255, got 3; remove it"),
     ],
 )
 def test_a_pseudo_mask_of_another_image_is_refused(mask, problem):
-    run = SimpleNamespace(pseudo_mask=lambda *_: mask, pseudo_path=lambda number, name: f"round_{number}/{name}.png")
+    files = SimpleNamespace(path=lambda name: f"{name}.parquet")
+    run = SimpleNamespace(pseudo_mask=lambda *_: mask, masks=lambda number: files)
     task = SimpleNamespace(run=run, unlabeled=SimpleNamespace(native_shape=lambda name: (2, 3)), num_classes=3)
     if problem is None:
         assert Task.pseudo_mask(task, 1, "a") is mask
         return
-    with pytest.raises(UserError, match=f"^round_1/a.png: {problem}"):
+    with pytest.raises(UserError, match=f"^a.parquet: {problem}"):
         Task.pseudo_mask(task, 1, "a")

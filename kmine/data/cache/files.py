@@ -25,7 +25,7 @@ MAX_INDEX = 2**30
 """Increase it when records, hashes or the index change their meaning."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One readable sample of a cache."""
 

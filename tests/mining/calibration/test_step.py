@@ -92,11 +92,11 @@ def test_the_threshold_is_read_back_after_a_kill(calibrated, monkeypatch):
     task, store = calibrated
     task = with_guarantee(task, holds=False)
     list(mine(task))
-    before = store.decisions(1)
+    before = list(store.decisions(1))
     (store.round_dir(1) / "decisions.parquet").unlink()
     monkeypatch.setattr(threshold, "threshold_for_mean_estimate", lambda *_: pytest.fail("chosen again"))
     list(mine(task))
-    assert str(store.decisions(1)) == str(before)
+    assert str(list(store.decisions(1))) == str(before)
 
 
 def test_a_finished_calibration_is_read_back_and_a_lost_fold_measured_again(calibrated, monkeypatch):
