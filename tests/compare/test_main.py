@@ -95,7 +95,7 @@ def test_the_table_is_written_in_every_format(two_runs, tmp_path, capsys):
     assert all(float(row["seconds"]) > 0 and float(row["num_parameters"]) > 1e4 for row in rows)
     assert float(rows[3]["seconds"]) > float(rows[0]["seconds"])
     assert "\\toprule" in (tmp_path / "test_table.tex").read_text()
-    assert "<td>mining (ellipse)</td>" in (tmp_path / "test_table.html").read_text()
+    assert '<th scope="row">mining (ellipse)</th>' in (tmp_path / "test_table.html").read_text()
     assert compare.main([two_runs[0], "--out", str(tmp_path / "few"), "--format", "markdown"]) == 0
     assert not list((tmp_path / "few").glob("*.tex")) and (tmp_path / "few" / "test_table.md").is_file()
     assert compare.main([two_runs[0], "--baseline", "mimning"]) == 2
