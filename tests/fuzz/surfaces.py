@@ -113,7 +113,10 @@ def _write_archives(base: Path) -> None:
 
 def _write_verdicts(base: Path) -> None:
     """A verdict on each pseudo mask, as the page of the audit saves them."""
-    ids = sorted(path.stem for path in (base / "run").glob("**/*.png") if "round" in str(path))
+    from kmine.store.run_folder import RunFolder
+
+    decisions = RunFolder(base / "run", follows=True).decisions(1)
+    ids = sorted({row.sample_id for row in decisions if row.in_training})
     rows = [{"sample_id": name, "kind": "pseudo", "verdict": "accept", "note": "fine"} for name in ids]
     rows[0]["verdict"] = "reject"
     value = {"format": "kmine-verdicts-1", "run": "run", "run_signature": "", "verdicts": rows}

@@ -182,7 +182,8 @@ def test_self_training_and_an_unchanged_training_set_are_reported(task_of, monke
     assert second["training_set_unchanged"], "round 1 was refused, and these masks do not depend on jittered boxes"
     lines = [text for text in task.progress.said if text.startswith("round ")]
     assert lines[0].startswith(f"round 1: {first['num_new']} of {len(task.unlabeled)} unlabeled images have a pseudo")
-    assert lines[1] == "round 1: warning: the segmenter changed nothing: this round is self-training"
+    warning = "the segmenter changed nothing: this round is self-training; take another --segmenter.name"
+    assert lines[1] == f"round 1: warning: {warning}"
     assert lines[4].startswith("round 2: warning: mining changed nothing: images and pseudo masks are those of")
     monkeypatch.setattr(mining_round, "compare_rounds", None)
     task.progress.said.clear()

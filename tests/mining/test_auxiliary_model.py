@@ -63,6 +63,6 @@ def test_another_auxiliary_model_makes_another_round(task_of):
     list(mine(task))
     other = replace(task, auxiliary_model=replace(task.auxiliary_model, decoder_channels=16))
     list(mine(other))
-    first = store.decisions(1)
+    first = list(store.decisions(1))
     list(mine(task))
     assert [r.evidence.auxiliary_dice for r in first] != [r.evidence.auxiliary_dice for r in store.decisions(1)]

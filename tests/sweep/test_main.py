@@ -230,7 +230,7 @@ def test_ctrl_c_leaves_a_complete_table(swept, tmp_path, monkeypatch, capsys):
         (["--set", "miming.fit.lr=1"], "set: unknown name 'miming'; did you mean mining?"),
         (["--set", "fit.lr"], "set: expected NAME.SETTING=VALUE"),
         (["--address", "auto"], "address: expected none without --backend ray"),
-        (["--processes", "0"], "processes: expected at least 1"),
+        (["--processes", "0"], "processes: expected auto or at least 1"),
         (["--device", "gpu"], "device: expected auto, cpu"),
         (["--data.name", "kvasir_seg"], "data.root"),
         (["--set", "mining.segmenter.checkpoint=none.pth"], "none.pth: no such file"),
