@@ -215,7 +215,10 @@ def _warnings(task: Task, rows: Sequence[RoundRow], segmenter: str) -> list[tupl
         what = f"The segmenter: {stand_in} (these are not SAM's figures)"
         found.append((what, "--segmenter.name sam_vit_b with another --out mines with SAM"))
     if (record := _calibration(task)) and not (record["promise"] and RiskGuarantee.from_json(record["promise"]).holds):
-        found.append((f"The gate: {calibration_summary(record)}", "label more images: kmine next names them"))
+        cure = "label more images: kmine next names them"
+        if record.get("num_parts", 2) < 2:
+            cure = "--adapt.folds 5 with another --out, and labels of more than one group"
+        found.append((f"The gate: {calibration_summary(record)}", cure))
     if skipped := len(run.get("skipped", [])):
         found.append((f"{skipped} files were left out", "mend those under Skipped files, and run again"))
     return found

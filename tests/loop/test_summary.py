@@ -95,6 +95,9 @@ def test_a_gate_without_a_guarantee_is_a_warning_and_one_with_it_is_news(run):
     ((text, cure),) = summary._warnings(task_of(run), rows, "sam_vit_b")
     assert text.startswith("The gate: the gate is not calibrated") and cure
     assert not any("gate" in note for note in summary._notes(task_of(run), rows))
+    path.write_text(json.dumps({"promise": None, "num_objects": 3, "num_parts": 0}))
+    ((text, cure),) = summary._warnings(task_of(run), rows, "sam_vit_b")
+    assert "with adapt.folds 1" in text and cure.startswith("--adapt.folds 5 with another --out")
 
 
 def test_a_calibration_without_a_promise_has_no_chart(run):
