@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from kmine.ops.statistics import paired_difference
 
@@ -54,6 +55,14 @@ def _by_group(groups: dict[str, str], *keys: Any) -> list[list[str]]:
     return [members[group] for group in sorted(members, key=lambda group: (derive_seed(*keys, group), group))]
 
 
+def t_interval(values: pd.Series | np.ndarray) -> tuple[float, float]:
+    """95 % t-interval of the mean of (N,) values; NaN with fewer than two."""
+    if len(values) < 2:
+        return np.nan, np.nan
+    half = stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return np.mean(values) - half, np.mean(values) + half
+
+
 class Difference(NamedTuple):
     """Mean paired difference with 95 % intervals; those over folds are NaN with a single one."""
 
@@ -71,16 +80,11 @@ class Difference(NamedTuple):
 
 def difference(rows: pd.DataFrame, arm: str, against: str) -> Difference:
     """Of two arms in rows of arm, fold, group, sample_id and dice, over the images that both have."""
-    from scipy.special import stdtrit
-
     wide = rows[rows.arm.isin((arm, against))].pivot_table(
         index=["fold", "group", "sample_id"], columns="arm", values="dice"
     )
     wide = wide.dropna().reset_index()
     units = [f"{fold} {group}" for fold, group in zip(wide.fold, wide.group, strict=True)]
     by_image = paired_difference(wide[[against]].to_numpy().T, wide[[arm]].to_numpy().T, seed=0, groups=units)
-    by_fold, interval = (wide[arm] - wide[against]).groupby(wide.fold).mean(), (np.nan, np.nan)
-    if len(by_fold) > 1:
-        half = stdtrit(len(by_fold) - 1, 0.975) * by_fold.std() / np.sqrt(len(by_fold))
-        interval = (by_fold.mean() - half, by_fold.mean() + half)
-    return Difference(by_image.difference, by_image.num_pairs, (by_image.low, by_image.high), interval)
+    by_fold = (wide[arm] - wide[against]).groupby(wide.fold).mean()
+    return Difference(by_image.difference, by_image.num_pairs, (by_image.low, by_image.high), t_interval(by_fold))

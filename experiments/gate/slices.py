@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from kmine.cli import Terminal
 from kmine.config import AdaptConfig, DataConfig, FitConfig, LoopConfig, ModelConfig, SegmenterConfig
@@ -29,6 +29,9 @@ from kmine.ops.calibrator import evidence_from_row
 from kmine.setup.open import open_task
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from folds import t_interval
 
 FEWEST = 10
 """Objects of a volume whose correlation is counted."""
@@ -94,11 +97,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         without, beside = (correlations(rows, args.seed, slices=slices) for slices in (False, True))
         gains = np.array([beside[name] - without[name] for name in beside if name != "all"])
         gains = gains[np.isfinite(gains)]
-        half = stdtrit(len(gains) - 1, 0.975) * gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else np.nan
+        low, high = t_interval(gains)
         means = [np.nanmean([value for name, value in of.items() if name != "all"]) for of in (without, beside)]
         print(
             f"{task}: {len(rows)} objects; within volumes ({len(gains)}) {means[0]:.3f} without neighbouring slices, "
-            f"{means[1]:.3f} with them, {gains.mean():+.3f} [{gains.mean() - half:+.3f}, {gains.mean() + half:+.3f}]; "
+            f"{means[1]:.3f} with them, {gains.mean():+.3f} [{low:+.3f}, {high:+.3f}]; "
             f"over all objects {without['all']:.3f} and {beside['all']:.3f}"
         )
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -46,11 +45,6 @@ from kmine.loop.engine import run_rounds
 from kmine.models.base import LocalModel
 from kmine.ops.seeding import derive_seed
 from kmine.setup.open import open_cache
-from kmine.store.run_folder import RunFolder
-from kmine.training.distributed import make_fabric
-from kmine.training.model_setup import new_model
-from kmine.training.task import Task
-from kmine.training.trainer import train
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from folds import NUM_FOLDS, difference, parts_of
@@ -128,17 +122,9 @@ class Fold:
         """A model trained from scratch on the labels and the new ones."""
         folder = self.args.out / "trainings" / f"{self.number}-{arm}"
         rest = [i for i in self.parts["others"] if i not in new]
-        run = RunFolder(folder)
-        task = Task(
-            *(self.cfg, 2, self.pool([*self.parts["labeled"], *new]), Pool(self.cache, rest, self.groups)),
-            *(self.pool(self.parts["checked"]), None, make_fabric("cpu", "32")),
-            *(f"{self.number} {arm}", recipe.Quiet(), run),
-        )
-        model = new_model(task)
-        model.load_state_dict(train(task, model, round_idx=0).best)
-        run.close()
-        shutil.rmtree(folder)
-        return model
+        labeled, checked = self.pool([*self.parts["labeled"], *new]), self.pool(self.parts["checked"])
+        pools = (labeled, Pool(self.cache, rest, self.groups), checked)
+        return recipe.trained_model(self.cfg, pools, folder, f"{self.number} {arm}")
 
     def cell(self, arm: str) -> pd.DataFrame:
         """Train and score an arm."""

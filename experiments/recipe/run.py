@@ -124,15 +124,8 @@ def run_cell(args: argparse.Namespace, fold: int, num_labels: int, arm: str) -> 
         model = train_bare(args, labeled, fold, BARE_RATES[arm])
     else:
         folder = Path(args.out) / "runs" / f"{fold}-{num_labels}-{arm}"
-        run = RunFolder(folder)
-        task = Task(
-            *(cfg, 2, labeled, Pool(cache, parts["others"], groups), checked, None, make_fabric("cpu", "32")),
-            *(f"{fold} {num_labels}", Quiet(), run),
-        )
-        model = new_model(task)
-        model.load_state_dict(train(task, model, round_idx=0).best)
-        run.close()
-        shutil.rmtree(folder)
+        pools = (labeled, Pool(cache, parts["others"], groups), checked)
+        model = trained_model(cfg, pools, folder, f"{fold} {num_labels}")
     trained = time.perf_counter() - began
     dice = score(model, Pool(cache, scored, groups, "true"))
     print(
@@ -144,6 +137,18 @@ def run_cell(args: argparse.Namespace, fold: int, num_labels: int, arm: str) -> 
     return pd.DataFrame(
         [{**where, "sample_id": i, "group": groups[i], "dice": d} for i, d in zip(scored, dice, strict=True)]
     )
+
+
+def trained_model(cfg: LoopConfig, pools: tuple[Pool, Pool, Pool], folder: Path, signature: str) -> LocalModel:
+    """A model of round 0, from scratch; `pools`: labeled, unlabeled, to watch. Its run folder is removed when done."""
+    labeled, unlabeled, checked = pools
+    run = RunFolder(folder)
+    task = Task(cfg, 2, labeled, unlabeled, checked, None, make_fabric("cpu", "32"), signature, Quiet(), run)
+    model = new_model(task)
+    model.load_state_dict(train(task, model, round_idx=0).best)
+    run.close()
+    shutil.rmtree(folder)
+    return model
 
 
 def score(model: LocalModel, pool: Pool) -> list[float]:

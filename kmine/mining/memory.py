@@ -31,7 +31,7 @@ Recalled = dict[str, list[Bool]]
 
 
 class Memory:
-    """Masks recalled for the images of a round; those of the last volume are kept.
+    """Masks recalled for the images of a round; those of volumes are kept as run lengths, for pilot images come first.
 
     Args:
         labeled: images with masks, none of them among those that are asked.
@@ -39,7 +39,7 @@ class Memory:
     """
 
     def __init__(self, labeled: Pool, num_classes: int) -> None:
-        self._labeled, self._num_classes, self._volume = labeled, num_classes, Recalled()
+        self._labeled, self._num_classes, self._volumes = labeled, num_classes, dict[str, list[str]]()
 
     def proposals(self, ctx: RoundContext, ids: Sequence[str]) -> Iterator[Proposals]:
         """One `Proposals` for each image, in order: components of the masks that are recalled.
@@ -49,12 +49,13 @@ class Memory:
         """
         for sample_id in ids:
             volume = ctx.pool.volume_of(sample_id)
-            if volume and sample_id not in self._volume:
-                self._volume = propagated(ctx, volume)
-            found = self._volume[sample_id] if volume else self._from_labels(ctx, sample_id)
+            if volume and sample_id not in self._volumes:
+                self._volumes |= {i: [*map(masks.to_rle, found)] for i, found in propagated(ctx, volume).items()}
+            shape, kept = ctx.pool.native_shape(sample_id), self._volumes.get(sample_id, ())
+            found = [masks.from_rle(runs, *shape) for runs in kept] if volume else self._from_labels(ctx, sample_id)
             parts = [part for mask in found for part in masks.components(mask)]
             unknown = [float("nan")] * len(parts)
-            yield proposals_of(ctx.pool.native_shape(sample_id), parts, unknown, unknown)
+            yield proposals_of(shape, parts, unknown, unknown)
 
     def _from_labels(self, ctx: RoundContext, sample_id: str) -> list[Bool]:
         image = ctx.pool.unread(sample_id).image

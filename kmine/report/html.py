@@ -99,6 +99,8 @@ def verdict_on(method: str, gain: Paired | None, cases: str, *, shown: bool = Tr
     if gain is None:
         return Headline("Not shown", f"{cases} are too few to say whether {method} is better")
     points, low, high = (100 * value for value in (gain.difference, gain.low, gain.high))
+    if points == low == high == 0:
+        return Headline("Not shown", f"{method} and the baseline score the same in each of {cases}")
     if math.isnan(low):
         return Headline("Not shown", f"{points:+.1f} points of Dice by {method}, without an interval, on {cases}")
     interval = f"95 % interval {low:+.1f} to {high:+.1f}, image by image, on {cases}"

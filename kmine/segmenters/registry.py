@@ -222,13 +222,15 @@ def needs_box(segmenter: Segmenter) -> bool:
 
 def check_prompting(name: str, prompts: PromptsConfig) -> None:
     """Raise `UserError` for what a built-in segmenter cannot do, or lacks, before training."""
+    from kmine.segmenters.weights import OFFICIAL_WEIGHTS
+
     if name.startswith(PREFIX):
         require_transformers()
     if name in NEEDS_BOX and not prompts.box:
         raise box_required_error(name)
     if (name in NO_PROPOSALS or name.startswith(PREFIX)) and prompts.source == "auto":
         raise no_proposals_error(name)
-    if prompts.source == "memory" and name in (*NEEDS_BOX, "mobile_sam", "sam_vit_b", "sam_vit_h", "sam_vit_l"):
+    if prompts.source == "memory" and name in (*NEEDS_BOX, *OFFICIAL_WEIGHTS):
         raise no_memory_error(name)
 
 

@@ -69,6 +69,7 @@ def test_a_volume_is_tracked_once_from_its_clearest_slice_to_both_ends(ctx):
     assert all(len(f.masks) == 1 and np.array_equal(f.masks[0], key) for f in found)
     assert next(iter(ctx.memory.proposals(ctx, SLICES[:1]))).masks.shape == (1, 32, 32)
     assert len(ctx.segmenter.asked) == 2, "the volume was kept"
+    assert np.array_equal(next(iter(ctx.memory.proposals(ctx, SLICES[4:]))).masks[0], key)
 
 
 def test_other_images_are_asked_with_labeled_ones_that_show_the_class(ctx):
