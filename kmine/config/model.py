@@ -205,9 +205,10 @@ class FitConfig:
     """Largest norm of the gradient, to which longer ones are scaled; 0: no limit."""
     dice_weight: float = 1.0
     """Weight of soft Dice beside cross-entropy."""
-    dice: Literal["image", "batch"] = "image"
-    """Soft Dice of each image and class, averaged over the images that show the class (others count in cross-entropy
-    only); or of the batch as if it were one image."""
+    dice: Literal["auto", "image", "batch"] = "auto"
+    """image: soft Dice of each image and class, averaged over the images that show the class (others count in
+    cross-entropy only). batch: of the batch as if it were one image, so that false alarms on lesion-free images count.
+    auto: batch where a labeled training image is lesion-free, else image."""
     augment: bool = True
     """Flips, shifts, scaling, rotation, brightness, contrast, blur and noise."""
     flips: Literal["auto", "none", "horizontal", "both"] = "auto"

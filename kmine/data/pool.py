@@ -177,6 +177,14 @@ class Pool:
         """Image-level label (0: lesion-free) from the index; None where unknown. Reads no mask."""
         return self._cache.ref(self._checked_id(sample_id)).image_label
 
+    def is_clean(self, sample_id: str) -> bool:
+        """Whether there is no object: by the image-level label, where that is unknown or outdated by the mask."""
+        label = self.image_label(sample_id)
+        if label is not None and sample_id not in self._corrected:
+            return label == 0
+        mask = self.mask_resized(sample_id)
+        return not ((mask > 0) & (mask != IGNORE_INDEX)).any()
+
     @property
     def in_mm(self) -> bool:
         """Whether the spacing of every sample is known, so that distances in mm can be averaged."""

@@ -109,7 +109,7 @@ class _Loss:
 
     def _on_masks(self, logits: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
         cfg = self.cfg
-        return segmentation_loss(logits, masks, weights, cfg.dice_weight, by_image=cfg.dice == "image")
+        return segmentation_loss(logits, masks, weights, cfg.dice_weight, by_image=cfg.dice != "batch")
 
     def _logits(self, net: nn.Module, images: Tensor, perturbed: Tensor | None, rate: float) -> Tensor:
         """Logits of `images`; those with a flag in `perturbed`, (B,) bool, have feature dropout."""

@@ -52,7 +52,7 @@ def train(
         method_dir: folder of a compared method; empty for the loop.
     """
     clean = None if pseudo or consistency else clean_images(task)
-    cfg = _round_config(task.cfg.fit, round_idx, pseudo, consistency)
+    cfg = _round_config(task, round_idx, pseudo, consistency)
     # No clean image shall be drawn more often than a labeled one.
     share = min(cfg.clean_share, len(clean) / (len(clean) + len(task.labeled))) if clean else 0.0
     cfg = replace(cfg, clean_share=share)
@@ -112,9 +112,12 @@ def clean_images(task: Task) -> Pool | None:
     return unlabeled.with_masks(ids, lambda i: np.zeros(unlabeled.native_shape(i), np.uint8), empty=ids)
 
 
-def _round_config(cfg: FitConfig, round_idx: int, pseudo: Pool | None, consistency: Consistency | None) -> FitConfig:
+def _round_config(task: Task, round_idx: int, pseudo: Pool | None, consistency: Consistency | None) -> FitConfig:
     """Training settings with this round's learning rate and steps; those without effect have their default values."""
+    cfg = task.cfg.fit
     round_cfg = cfg if pseudo else cfg.labels_only()
+    if cfg.dice == "auto":
+        round_cfg = replace(round_cfg, dice="batch" if any(map(task.labeled.is_clean, task.labeled.ids)) else "image")
     if consistency:
         round_cfg = replace(round_cfg, labeled_share=cfg.labeled_share, ema_decay=consistency.ema_decay)
     return replace(round_cfg, lr=cfg.round_lr, steps=cfg.round_steps) if round_idx else round_cfg

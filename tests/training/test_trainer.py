@@ -62,6 +62,15 @@ def test_a_finished_training_is_read_back_unless_a_setting_that_matters_has_chan
     assert len(signatures | {signature}) == 4 and len(fitted) == 4
 
 
+@pytest.mark.parametrize(("kind", "dice"), [("ct", "batch"), ("polyp", "image")])
+def test_false_alarms_count_in_dice_where_a_labeled_image_is_clean(task_of, fitted, kind, dice):
+    task, _run = task_of(replace(CFG, data=replace(CFG.data, kind=kind)))
+    assert {task.labeled.image_label(i) for i in task.labeled.ids} == ({0, 1} if kind == "ct" else {1})
+    train(task, new_model(task), round_idx=0)
+    train(varied(task, dice="image"), new_model(task), round_idx=0)
+    assert [cfg.dice for cfg, *_ in fitted] == ([dice, "image"] if dice == "batch" else ["image"]), "signed as resolved"
+
+
 def test_weights_and_signature_of_pseudo_masks_are_signed(task_of, fitted):
     task, _run = task_of(CFG)
     model, pool = new_model(task), task.labeled
