@@ -23,6 +23,9 @@ class PromptsConfig:
     """Components smaller than this are dropped."""
     min_area_fraction: float = 0.0005
     """So are components smaller than this share of the image."""
+    max_objects: int | None = 100
+    """Objects of each class that are prompted in an image, the largest first; the pixels of others are ignored in
+    training. null: all, which takes much memory where a hardly trained model finds thousands."""
     box: bool = True
     """Prompt with the box."""
     points: bool = False
@@ -57,6 +60,8 @@ class PromptsConfig:
         require(self.passes in (1, 2), "prompts.passes", "1 or 2", self.passes)
         require(self.min_area_px >= 1, "prompts.min_area_px", "at least 1", self.min_area_px)
         fraction(self.min_area_fraction, "prompts.min_area_fraction", closed_low=True)
+        most = self.max_objects
+        require(most is None or most >= 1, "prompts.max_objects", "at least 1, or null for all", most)
         require(0 <= self.box_margin <= 1, "prompts.box_margin", "0 to 1", self.box_margin)
         scales = self.box_scales
         are_valid = 1 <= len(scales) == len(set(scales)) <= 8 and all(1 <= scale <= 4 for scale in scales)

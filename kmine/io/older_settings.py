@@ -16,6 +16,7 @@ BEFORE: dict[str, Any] = {
     **{"unimatch.feature_perturbation": 0.5, "unimatch.decay": 0.99},
     **{"model.encoder_sha256": None, "model.force_normalization": False},
     **{"prompts.box_scales": [1.0], "prompts.doubtful": None, "prompts.file": None},
+    "prompts.max_objects": 10**9,
     **{"log": [], "data.channels": None, "adapt.fold_steps": 300, "gate.keep": 0.5, "refine.doubt": 0.5, "crossfit": 1},
 }
 """Settings that older runs lack, and the values in effect then. They are filled in when settings of a run are read, and

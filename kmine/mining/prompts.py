@@ -28,15 +28,16 @@ MATCH_IOU = 0.3
 def prompts_from_probs(probs: Probs, cfg: PromptsConfig, *, seed: int, round_idx: int) -> list[Prompts]:
     """Prompts for every object of the local model's mask, each with its component.
 
-    Objects are the connected components of the most probable class; those under `cfg.min_area_px` or
-    `cfg.min_area_fraction` of the image are dropped. Jitter is drawn from (seed, round, sample id, object).
+    Objects are the connected components of the most probable class, at most `cfg.max_objects` of each class; those
+    under `cfg.min_area_px` or `cfg.min_area_fraction` of the image are dropped. Jitter is drawn from (seed, round,
+    sample id, object).
 
     Returns:
         By class, largest component first; empty without foreground.
     """
     ids, min_area, prompts = probs.mask, min_object_area(cfg, probs.probs[0].size), []
     for class_id in range(1, len(probs.probs)):
-        for component in masks.components(ids == class_id, min_area):
+        for component in masks.components(ids == class_id, min_area, cfg.max_objects):
             rng = np.random.default_rng(derive_seed(seed, round_idx, probs.sample_id, len(prompts)))
             prompts.append(_prompts(probs, class_id, component, cfg, rng))
     return prompts
@@ -57,7 +58,8 @@ def doubtful_prompts(
     prompts: list[Prompts] = []
     for class_id in range(1, len(probs.probs) if cfg.doubtful else 0):
         known = [mask for k, mask in found if k == class_id]
-        for place in masks.components(probs.probs[class_id] >= cfg.doubtful, min_object_area(cfg, probs.probs[0].size)):
+        likely, min_area = probs.probs[class_id] >= cfg.doubtful, min_object_area(cfg, probs.probs[0].size)
+        for place in masks.components(likely, min_area, cfg.max_objects):
             if not any((place & mask).any() for mask in known):
                 rng = np.random.default_rng(derive_seed(seed, round_idx, probs.sample_id, "doubtful", len(prompts)))
                 prompts.append(replace(_prompts(None, class_id, place, cfg, rng), component=None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -64,11 +65,26 @@ def close_round(ctx: RoundContext) -> PseudoLabels:
     with rank_zero_first(task.fabric):
         rows = task.run.close_round(round_idx, signature, num_batches)
         record_round_changes(task, round_idx, rows)
+    log_full_images(task, round_idx, rows)
     ctx.timer.lap("changes")
     labels = PseudoLabels(task, round_idx, signature, rows, ctx.timer.seconds)
     if not labels:
         task.progress.log(f"round {round_idx}: no pseudo mask was kept, so the loop stops ({labels.why_empty})")
     return labels
+
+
+def log_full_images(task: Task, round_idx: int, rows: Sequence[DecisionRow]) -> None:
+    """Log in how many images `prompts.max_objects` may have left objects out."""
+    most = task.cfg.prompts.max_objects
+    if most is None:
+        return
+    objects = groupby((row for row in rows if row.is_object), key=lambda row: row.sample_id)
+    by_image = (Counter(row.class_id for row in own) for _, own in objects)
+    if full := sum(max(counts.values()) >= most for counts in by_image):
+        task.progress.log(
+            f"round {round_idx}: {full} of {len(task.unlabeled)} images have {most} objects of a class or more, of "
+            "which the largest were prompted; raise --prompts.max_objects if so many are real"
+        )
 
 
 def record_round_changes(task: Task, round_idx: int, rows: Sequence[DecisionRow]) -> RoundChanges:

@@ -31,8 +31,8 @@ def window(*masks: Bool | None) -> tuple[slice, slice]:
     return slice(int(y0), int(y1)), slice(int(x0), int(x1))
 
 
-def components(mask: Bool, min_area: int = 1) -> list[Bool]:
-    """8-connected components of at least `min_area` pixels, largest first (ties: top to bottom)."""
+def components(mask: Bool, min_area: int = 1, most: int | None = None) -> list[Bool]:
+    """8-connected components of at least `min_area` pixels, at most `most`, largest first (ties: top to bottom)."""
     rows, cols = window(mask)
     # OpenCV numbers components by blocks of 2 x 2 pixels: those of the whole mask.
     top, left = rows.start // 2 * 2, cols.start // 2 * 2
@@ -42,7 +42,7 @@ def components(mask: Bool, min_area: int = 1) -> list[Bool]:
     _, labels, stats, _ = cv2.connectedComponentsWithStats(content, connectivity=8)
     numbers = sorted(range(1, len(stats)), key=lambda i: (-int(stats[i, cv2.CC_STAT_AREA]), i))
     out = []
-    for number in (i for i in numbers if stats[i, cv2.CC_STAT_AREA] >= min_area):
+    for number in (i for i in numbers[:most] if stats[i, cv2.CC_STAT_AREA] >= min_area):
         x, y, width, height = map(int, stats[number, :4])
         component = np.zeros(mask.shape, np.bool_)
         inside = labels[y : y + height, x : x + width] == number

@@ -63,7 +63,7 @@ def _train_classifier(task: Task, model: SksModel) -> dict[str, Tensor]:
     from kmine.training.classifier import fit_classifier, has_stopped_rising, image_auc
 
     cfg = task.cfg.classifier
-    fit_cfg = replace(task.cfg.fit, lr=cfg.lr, steps=cfg.steps, checkpoint="best")
+    fit_cfg = replace(task.cfg.fit, lr=cfg.lr, steps=cfg.steps, checkpoint="last")
     settings = signed("fit", {name: getattr(fit_cfg, name) for name in FIT_SETTINGS})
     signature = sign(task.signature, *signed_sections(task.cfg, "model", "classifier"), settings)
     checkpointer = Checkpointer(task.run, task.run.root / "classifier", signature)

@@ -256,7 +256,7 @@ def _result(cfg: FitConfig, state: FitState, final: StateDict, scores: list[floa
     if cfg.checkpoint == "best" or fell:
         usable = final if finite else state.best
         return FitResult(state.best, state.best_step, usable, state.history, cfg.checkpoint == "last", state.clock)
-    return FitResult(final, cfg.steps, final, state.history, clock=state.clock)
+    return FitResult(final, state.history[-1][0], final, state.history, clock=state.clock)
 
 
 def _validate(

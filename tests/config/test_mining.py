@@ -16,6 +16,7 @@ from kmine.errors import UserError
 OUT_OF_RANGE = [
     (PromptsConfig, "min_area_px", 0),
     (PromptsConfig, "min_area_fraction", -0.1),
+    (PromptsConfig, "max_objects", 0),
     (PromptsConfig, "box_margin", 1.1),
     (PromptsConfig, "num_jitters", 17),
     (PromptsConfig, "jitter", 0.5),

@@ -59,6 +59,16 @@ def test_without_foreground_there_is_no_prompt():
     assert find(probs_of(np.full((40, 40), 0.2))) == []
 
 
+def test_the_largest_objects_are_prompted_where_there_are_more_than_max_objects():
+    first, second = np.zeros((2, 40, 40))
+    for n in range(4):
+        first[2 : 4 + n, 10 * n : 10 * n + 5] = second[20 : 22 + n, 10 * n : 10 * n + 5] = 0.9
+    settings = {"min_area_px": 1, "min_area_fraction": 0.0}
+    found = find(probs_of(first, second), max_objects=2, **settings)
+    assert [(own.class_id, int(own.component.sum())) for own in found] == [(1, 25), (1, 20), (2, 25), (2, 20)]
+    assert len(find(probs_of(first, second), max_objects=None, **settings)) == 8
+
+
 def test_points_are_xy_foreground_inside_background_outside_the_object():
     p = np.full((80, 80), 0.1)
     p[20:60, 20:30] = 0.9

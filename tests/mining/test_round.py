@@ -12,7 +12,8 @@ from kmine.feedback.verdict_effects import NO_VERDICTS
 from kmine.io.files import encode_png
 from kmine.io.threads import thread_pool
 from kmine.mining.pipeline import pending_batches, save_batch
-from kmine.mining.round import close_round, open_round
+from kmine.mining.round import close_round, log_full_images, open_round
+from kmine.store.tables import DecisionRow
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.model_setup import new_model
 from kmine.types import PseudoLabel
@@ -70,6 +71,20 @@ def test_a_closed_round_has_its_seconds_reasons_and_changes(mined, workers):
     written = (task.run.round_dir(1) / "changes.json").stat().st_mtime_ns
     close_round(ctx)
     assert (task.run.round_dir(1) / "changes.json").stat().st_mtime_ns == written, "read back"
+
+
+def test_images_with_as_many_objects_as_are_prompted_are_logged(mined, monkeypatch):
+    task, *_ = mined
+    lines = []
+    monkeypatch.setattr(task.progress, "log", lines.append)
+    task = replace(task, cfg=replace(task.cfg, prompts=replace(task.cfg.prompts, max_objects=2)))
+    of = {"kept": False, "reason": "mined"}
+    rows = [DecisionRow(i, n, 1, **of) for i, count in (("a", 3), ("b", 2), ("c", 1)) for n in range(count)]
+    log_full_images(task, 1, [*rows, DecisionRow("d", 0, 1, **of), DecisionRow("d", 1, 2, **of)])
+    start = f"round 1: 2 of {len(task.unlabeled)} images have 2 objects of a class or more"
+    assert len(lines) == 1 and lines[0].startswith(start)
+    log_full_images(replace(task, cfg=replace(task.cfg, prompts=replace(task.cfg.prompts, max_objects=None))), 1, rows)
+    assert len(lines) == 1
 
 
 def test_reviewed_images_are_saved_behind_the_others_and_not_segmented(mined, workers, tmp_path):

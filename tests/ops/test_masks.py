@@ -25,6 +25,7 @@ def test_components_are_8_connected_largest_first_and_filtered_by_area():
     found = masks.components(mask)
     assert [int(c.sum()) for c in found] == [9, 2, 1]
     assert [int(c.sum()) for c in masks.components(mask, min_area=2)] == [9, 2]
+    assert [int(c.sum()) for c in masks.components(mask, most=1)] == [9]
     assert masks.components(np.zeros((4, 4), bool)) == []
 
 

@@ -47,11 +47,11 @@ def older_config(**given):
 
 def test_settings_that_an_older_run_lacks_have_the_values_of_its_time(tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(older_config(fit__dice="image")))
+    path.write_text(yaml.safe_dump(older_config(fit__dice="auto")))
     (tmp_path / "run.json").write_text("{}")
     cfg = cli.load_config(LoopConfig, path, ["--seed", "4"])
     values = cli.flat(cli.to_dict(cfg))
-    assert {name: values[name] for name in BEFORE} == BEFORE | {"fit.dice": "image"}
+    assert {name: values[name] for name in BEFORE} == BEFORE | {"fit.dice": "auto"}
     assert cfg.seed == 4
 
 
@@ -60,7 +60,7 @@ def test_a_run_with_the_values_of_its_time_can_be_resumed_and_others_are_named()
     was = filled(cli.flat(new)) | BEFORE
     again = {key: value for key, value in was.items() if key not in BEFORE}
     assert settings_changes(old, again) == []
-    assert ("fit.dice", "batch", "image") in settings_changes(old, new)
+    assert ("fit.dice", "batch", "auto") in settings_changes(old, new)
 
 
 def test_values_from_before_a_setting_are_not_signed():

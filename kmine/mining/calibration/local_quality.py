@@ -65,7 +65,7 @@ class LocalQualityEstimator:
 
 def local_only(cfg: PromptsConfig) -> PromptsConfig:
     """Prompt settings without those that only a segmenter uses, such as mask inputs and further boxes."""
-    return replace(without_segmenter(cfg), points=not cfg.box, mask_hint=False, num_jitters=0)
+    return replace(without_segmenter(cfg), points=not cfg.box, mask_hint=False, num_jitters=0, max_objects=None)
 
 
 def without_segmenter(cfg: PromptsConfig) -> PromptsConfig:
