@@ -32,7 +32,7 @@ HOMES = {
     "transformers": "segmenters/hf",
     "jsonargparse": "cli",
     "requests": "io/download",
-    "ray": "sweep/ray_backend",
+    "ray": "io/ray_cluster",
 }
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve"}
 PURE = ("ops/", "mining/prompts", "mining/proposals", "mining/segment", "mining/gate", "mining/refine")

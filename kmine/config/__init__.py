@@ -6,6 +6,7 @@ of the same names; the string under a field is its help text."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from kmine.config.checks import LocalPath, expand_paths, require
 from kmine.config.data import DataConfig
@@ -37,6 +38,11 @@ class LoopConfig:
     """Run folder; the same command again resumes there."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    backend: Literal["local", "ray"] = "local"
+    """ray: workers on a Ray cluster mine, one for each of its GPUs (without GPUs: processors); all its nodes see the
+    run folder and the data under the same paths (extra ray). Trainings stay in this process."""
+    address: str | None = None
+    """ray only: address of the cluster, such as auto or ray://HOST:10001; default: start one here."""
     offline: bool = False
     """Forbid every download; a missing file is then an error."""
     baseline: bool = True
@@ -93,6 +99,7 @@ class LoopConfig:
         expected = f"some of {', '.join(TRACKERS)}, each once"
         require(len({*self.log} & {*TRACKERS}) == len(self.log), "log", expected, self.log)
         require(bool(self.out), "out", "a folder", self.out)
+        require(self.address is None or self.backend == "ray", "address", "none without --backend ray", self.address)
         has_sks = "sks" in self.model.name.split("+")
         require(not (self.data.patch and has_sks), "data.patch", "null with model.name sks", self.data.patch)
         require(self.rounds >= 0, "rounds", "0 or more", self.rounds)

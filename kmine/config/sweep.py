@@ -63,8 +63,6 @@ class SweepConfig(LoopConfig):
     on one GPU slow each other; without GPU one per two cores, of 4 GB of free memory each."""
     backend: Literal["local", "ray"] = "local"
     """ray: spread trials over a Ray cluster whose nodes all see the folder out and the data (extra ray)."""
-    address: str | None = None
-    """ray only: address of the cluster, such as auto or ray://HOST:10001; default: start one here."""
     dry_run: bool = False
     """Print the plan and train nothing."""
 
@@ -86,7 +84,6 @@ class SweepConfig(LoopConfig):
                 raise unknown_name("methods", method, METHODS.names())
         require(self.data.num_runs == 1, "data.folds", "null in a sweep, as kmine loop makes folds", self.data.folds)
         require(self.processes == "auto" or self.processes >= 1, "processes", "auto or at least 1", self.processes)
-        require(self.address is None or self.backend == "ray", "address", "none without --backend ray", self.address)
         self.own_settings()
 
     def own_settings(self) -> dict[str, dict[str, str]]:

@@ -17,7 +17,8 @@ BEFORE: dict[str, Any] = {
     **{"model.encoder_sha256": None, "model.force_normalization": False},
     **{"prompts.box_scales": [1.0], "prompts.doubtful": None, "prompts.file": None},
     "prompts.max_objects": 10**9,
-    **{"log": [], "data.channels": None, "adapt.fold_steps": 300, "gate.keep": 0.5, "refine.doubt": 0.5, "crossfit": 1},
+    **{"log": [], "backend": "local"},
+    **{"data.channels": None, "adapt.fold_steps": 300, "gate.keep": 0.5, "refine.doubt": 0.5, "crossfit": 1},
 }
 """Settings that older runs lack, and the values in effect then. They are filled in when settings of a run are read, and
 are not signed, so that what an older run has finished stays valid."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from kmine.io.threads import thread_pool
 from kmine.mining.adaptation.step import adapt_segmenter
 from kmine.mining.calibration.step import calibrate
 from kmine.mining.crossfit import train_parts, unlabeled_parts
-from kmine.mining.pipeline import pending_batches, predict_batches, prompt_batches, save_batches, segment_batches
+from kmine.mining.pipeline import mine_batches
 from kmine.mining.pseudo_labels import PseudoLabels
+from kmine.mining.ray_mining import mine_on_ray
 from kmine.mining.round import close_round, open_round
 from kmine.models.base import LocalModel
 from kmine.training.checkpoints import Checkpoints
@@ -73,13 +73,7 @@ def pseudo_label(
 ) -> PseudoLabels:
     """One pass over the unlabeled images: probs -> prompts -> candidates -> decisions -> pseudo masks."""
     ctx = open_round(task, model, student, auxiliary, round_idx, parts)
-    # Networks run in this thread; other threads read the next batches, and prompt, gate, refine and save beside it.
-    with thread_pool() as workers:
-        batches = pending_batches(ctx, workers)
-        probs = predict_batches(ctx, batches)  # the local model, of each image the one that was trained without it
-        prompts = prompt_batches(ctx, workers, probs)  # boxes, points, mask inputs
-        candidates = segment_batches(ctx, prompts)  # the promptable segmenter, once or twice
-        save_batches(ctx, workers, candidates)  # what is kept, by its evidence, and the pseudo masks
+    (mine_on_ray if task.cfg.backend == "ray" else mine_batches)(ctx)
     return close_round(ctx)
 
 

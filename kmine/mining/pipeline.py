@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor as Pool
 from typing import NamedTuple
 
-from kmine.io.threads import ahead
+from kmine.io.threads import ahead, thread_pool
 from kmine.mining.candidates import (
     gate_batch,
     generate_prompts,
@@ -43,6 +43,17 @@ class SegmentedBatch(NamedTuple):
     auxiliary_probs: list[Probs | None]
     prompts: list[list[Prompts]]
     candidates: list[list[Candidate]]
+
+
+def mine_batches(ctx: RoundContext) -> None:
+    """One pass over this process's share of the batches left: probs -> prompts -> candidates -> decisions -> masks."""
+    # Networks run in this thread; other threads read the next batches, and prompt, gate, refine and save beside it.
+    with thread_pool() as workers:
+        batches = pending_batches(ctx, workers)
+        probs = predict_batches(ctx, batches)  # the local model, of each image the one that was trained without it
+        prompts = prompt_batches(ctx, workers, probs)  # boxes, points, mask inputs
+        candidates = segment_batches(ctx, prompts)  # the promptable segmenter, once or twice
+        save_batches(ctx, workers, candidates)  # what is kept, by its evidence, and the pseudo masks
 
 
 def pending_batches(ctx: RoundContext, workers: Pool) -> Iterator[ImageBatch]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 from kmine.config import LoopConfig
+from kmine.config.checks import require
 from kmine.data import open_source
 from kmine.data.source import Source
 from kmine.errors import unknown_name
+from kmine.io.ray_cluster import import_ray
 from kmine.models import ARCHITECTURES
 from kmine.segmenters import SEGMENTERS, check_prompting
 from kmine.setup.device import require_device_name
@@ -26,6 +30,10 @@ def preflight(cfg: LoopConfig, *, mines: bool = True) -> Source:
             raise unknown_name("model.name", model.name, ARCHITECTURES)
     if mines:
         require_trackers(cfg.log)
+        if cfg.backend == "ray":
+            import_ray("use --backend local")
+            several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+            require(not several, "backend", "local in a launch of several processes, which share the mining", "ray")
         SEGMENTERS.get(cfg.segmenter.name)
         if cfg.rounds:
             check_prompting(cfg.segmenter.name, cfg.prompts)

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,10 @@ class RunFolder:
             self._lock.close()
             problem = f"another process is working in this run folder; {cure}, or wait until it ends"
             raise BusyError(f"{root}: {problem}") from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy in another process is a follower."""
+        return partial(RunFolder, follows=True), (self.root.resolve(),)
 
     # -- the run as a whole
 

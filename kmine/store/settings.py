@@ -19,7 +19,8 @@ SOURCES = (
 )
 """Settings of `data` that say where images and labels are."""
 RESUMABLE_CHANGES = (
-    *("out", "plan", "plan_minutes", "device", "offline", "baseline", "baseline_models", "log", "fit.num_workers"),
+    *("out", "plan", "plan_minutes", "device", "backend", "address"),
+    *("offline", "baseline", "baseline_models", "log", "fit.num_workers"),
     *("segmenter.cache_dir", "segmenter.cache_gb", "model.force_normalization"),
     *(f"data.{name}" for name in (*SOURCES, "allow_leaks", "on_fault", "on_error")),
 )

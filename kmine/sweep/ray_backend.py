@@ -1,9 +1,8 @@
-"""Trials on a Ray cluster; the only module that imports ray. All nodes share the sweep's folder, the data and kmine."""
+"""Trials on a Ray cluster. All nodes share the sweep's folder, the data and kmine."""
 
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from kmine import cli
-from kmine.config.sweep import SweepConfig
 from kmine.errors import UserError
 from kmine.io.log_file import LOG_FILE, LogFile
+from kmine.io.ray_cluster import ray_cluster
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import BusyError, RunFolder
 from kmine.sweep.plan import write_table
@@ -32,8 +31,13 @@ def work_on_ray(session: Session, terminal: cli.Terminal) -> None:
     Raises:
         UserError: ray is not installed, or no cluster at the address.
     """
-    ray, cfg = _ray(), session.cfg
-    started = _connect(ray, cfg)
+    cfg = session.cfg
+    with ray_cluster(cfg.address, "use --processes", cfg.processes) as ray:
+        _work(ray, session, terminal)
+
+
+def _work(ray: Any, session: Session, terminal: cli.Terminal) -> None:
+    cfg = session.cfg
     session = replace(session, cfg=replace(cfg, out=str(Path(cfg.out).resolve())))
     gpus = 1 if cfg.device != "cpu" and ray.cluster_resources().get("GPU") else 0
     # No retries: a trial that crashes its process would crash again; the next command retries it.
@@ -56,8 +60,6 @@ def work_on_ray(session: Session, terminal: cli.Terminal) -> None:
     finally:
         for unfinished in running:
             ray.cancel(unfinished, force=True)
-        if started:
-            ray.shutdown()
 
 
 def interleave(trials: Sequence[Trial]) -> list[Trial]:
@@ -96,32 +98,3 @@ def _outcome(ray: Any, done: Any, session: Session, trial: Trial) -> str:
         message = lines[0] if isinstance(cause, UserError) else f"{type(cause or error).__name__}: {lines[0]}"
         save_failure(session.cfg.out, trial, message)
         return "failed"
-
-
-def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no network access unless requested
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError(
-            "backend ray: expected the package ray, it is not installed; pip install 'kmine[ray]', or use --processes"
-        ) from error
-    return ray
-
-
-def _connect(ray: Any, cfg: SweepConfig) -> bool:
-    """Start or join a cluster; False if this process is already connected."""
-    if ray.is_initialized():
-        return False
-    local = {} if cfg.address else {"num_cpus": cfg.processes, "include_dashboard": False}
-    try:
-        host, colon, port = (cfg.address or "").removeprefix("ray://").rpartition(":")
-        if colon and port.isdigit():  # ray itself would retry an unreachable address for minutes
-            socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(address=cfg.address or "local", log_to_driver=False, logging_level="error", **local)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"address: expected a Ray cluster at {cfg.address or 'this machine'}, cannot reach it ({error}); start one "
-            "with `ray start --head`, or omit --address"
-        ) from error
-    return True

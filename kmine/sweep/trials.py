@@ -78,6 +78,7 @@ def config_of(cfg: SweepConfig, trial: Trial) -> LoopConfig:
     """
     values = {name: value for name, value in cli.to_dict(cfg).items() if name in LoopConfig.__dataclass_fields__}
     values |= {"seed": trial.seed, "out": str(trial_dir(cfg.out, trial)), "baseline": False}
+    values |= {"backend": "local", "address": None}  # those of the sweep spread its trials
     values["model"]["name"] = trial.model
     values["data"] = cli.to_dict(data_of(cfg, trial.label_fraction))
     method_settings = cfg.own_settings()
