@@ -43,9 +43,7 @@ def test_a_cluster_that_is_there_is_used_and_stays(ray):
 
 
 def test_no_cluster_at_an_address_is_one_line_before_ray_tries(ray):
-    with pytest.raises(
-        UserError, match=r"^address: expected a Ray cluster at ray://127.0.0.1:1, cannot reach it .*omit"
-    ):
+    with pytest.raises(UserError, match=r"expected a Ray cluster at ray://127.0.0.1:1, cannot reach it"):
         ray_cluster("ray://127.0.0.1:1", "x").__enter__()
     assert ray.calls == []
 
