@@ -45,12 +45,13 @@ def run_predict(cfg: PredictConfig) -> int:
     # Inputs are checked before the network is loaded, which takes seconds.
     run_model = None if is_exported else open_run_model(path, cfg.round, cfg.checkpoint)
     inputs = find_inputs(words, Path(cfg.out))
-    if run_model and (names := run_model.run.get("channels")):
-        numbers = run_model.cfg.data.channels or range(len(names))
-        inputs = inputs_of_channels(inputs, dict(zip(numbers, names, strict=True)))
+    metadata, network = (run_model.metadata, None) if run_model else open_onnx(path, cfg.device)
+    if metadata.channels:
+        inputs = inputs_of_channels(inputs, dict(metadata.channels))
     if words and not inputs.readable and not inputs.unreadable:
         raise UserError(f"expected images, found none among {', '.join(words)}; name other files or folders")
-    metadata, network = open_onnx(path, cfg.device) if run_model is None else _network_of_run(run_model, cfg, terminal)
+    if run_model:
+        metadata, network = _network_of_run(run_model, cfg, terminal)
     if cfg.card:
         write_atomic(Path(cfg.out) / CARD, metadata.card.encode())
     if not words:

@@ -59,6 +59,8 @@ class ModelMetadata:
     """Why there is none."""
     resize: str = "squash"
     """How images become squares: a value of `data.resize`."""
+    channels: tuple[tuple[int, str], ...] = ()
+    """Number and name of each channel that is a file of its own, in the order of the colours; empty for pictures."""
 
     @property
     def resizer(self) -> Resizer:
@@ -71,6 +73,8 @@ class ModelMetadata:
         values["alone"] = values.pop("local_quality")
         if values["resize"] == "squash":  # an older kmine, which knows no other way, reads the file
             del values["resize"]
+        if not values["channels"]:
+            del values["channels"]
         return json.dumps({"format": FORMAT, **values}, sort_keys=True)
 
     @classmethod
@@ -89,6 +93,7 @@ class ModelMetadata:
                 raise UserError(f"{origin}: expected `class_names` to be a list; {cure}")
             values["class_names"] = tuple(values["class_names"])
             values["window"] = tuple(values["window"]) if values["window"] else None
+            values["channels"] = tuple((number, name) for number, name in values.get("channels", ()))
             values["local_quality"] = values.pop("alone", None)
             made = cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -117,6 +122,9 @@ class ModelMetadata:
         is_named = all(is_plain(name) and name for name in names)
         if not is_named or not 2 <= len(names) <= 255:
             raise UserError(f"{origin}: expected `class_names` to be 2 to 255 printable names; {cure}")
+        numbers = [number for number, name in self.channels if is_kind(number, int) and is_plain(name) and name]
+        if not len({n for n in numbers if 0 <= n <= 9999}) == len(self.channels) <= 3:
+            raise UserError(f"{origin}: expected `channels` to be up to 3 pairs of number and name; {cure}")
         is_window = window is None or (all(is_kind(end, float) for end in window) and len(window) == 2)
         if not is_window or (window and not window[0] < window[1]):
             raise UserError(f"{origin}: expected `window` to be [LOW, HIGH] with LOW below HIGH; {cure}")

@@ -96,6 +96,7 @@ def _metadata(
     parts = [sha256_of(weights), cfg.data.size, window, run["class_names"], model.name, model.normalization]
     resizing = signed("data", {"resize": cfg.data.resize, "patch": cfg.data.patch})
     parts += [resizing] if resizing else []
+    names = tuple(map(str, run.get("channels") or ()))
     local_quality, no_estimate = local_quality_of_run(root)
     folder = root.resolve()
     folder = folder.parent if final_run(folder.parent) == folder else folder
@@ -106,6 +107,7 @@ def _metadata(
         size=cfg.data.size,
         window=(float(window[0]), float(window[1])) if window else None,
         resize=cfg.data.resize,
+        channels=tuple(zip(cfg.data.channels or range(len(names)), names, strict=False)),
         batch_size=cfg.infer.batch_size,
         method=str(run.get("method", "mining")),
         segmenter=str(run.get("segmenter", "none")),

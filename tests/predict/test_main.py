@@ -229,6 +229,9 @@ def test_files_of_channels_are_one_image(tmp_path, capsys):
     stacked = np.stack([*channels[:2], np.zeros_like(channels[0])], axis=2)
     mask = np.asarray(Image.open(tmp_path / "out" / "masks" / "deep" / "case_1.png"))
     assert (mask == expected_mask(run, stacked)).all() and len(table(tmp_path / "out")) == 1
+    assert main(run, "--export", tmp_path / "model.onnx") == 0
+    assert main(tmp_path / "model.onnx", tmp_path / "in", "--out", tmp_path / "onnx") == 0
+    assert (np.asarray(Image.open(tmp_path / "onnx" / "masks" / "deep" / "case_1.png")) == mask).all()
     (tmp_path / "in" / "deep" / "case_1_0001.png").unlink()
     capsys.readouterr()
     assert main(run, tmp_path / "in", "--out", tmp_path / "out") == 2

@@ -14,6 +14,7 @@ from kmine.predict.metadata import ModelMetadata
 
 def test_what_is_known_of_a_model_survives_its_file():
     about = replace(ABOUT, window=(-1.0, 2.5), intensity={"num_images": 0}, card="# ü", local_quality=ALONE)
+    about = replace(about, channels=((0, "T2"), (2, "ADC")))
     assert ModelMetadata.from_json(about.to_json(), "x") == about
 
 
@@ -42,6 +43,7 @@ def test_a_newer_version_is_refused():
         *(("window", value) for value in ([1], [2, 1], ["a", "b"], [1, 2, 3], "ab")),
         *(("intensity", value) for value in ([], {"ranges": {"brightness": 3}}, {"ranges": {"brightness": ["a", {}]}})),
         *(("alone", value) for value in (7, {}, ALONE | {"by_tta": []}, ALONE | {"labeled_area": {"x": 1}})),
+        *(("channels", value) for value in ([[0, "a"]] * 2, [[-1, "a"]], [[0, 1]], [[n, "a"] for n in range(4)])),
         *(("batch_size", 10**9), ("round_idx", -1), ("signature", None), ("name", "a\nb"), ("card", 3)),
     ],
 )
