@@ -3,6 +3,7 @@
     python experiments/sks/run.py OUT --task ct --weights MOBILENET_V2 --seeds 0 1 2 3 4 5 6 7
     python experiments/sks/run.py OUT --task liver tumour --data.root LITS --weights MOBILENET_V2 --seeds 0 1 2
     python experiments/sks/run.py OUT --table
+    python experiments/sks/run.py experiments/sks/results.csv --table
 
 One training is a (task, arm, seed); its figures per image lie in OUT/TASK-ARM-SEED.csv, and what is there is not
 repeated, so several processes may share OUT, each with seeds or tasks of its own. All arms have the same encoder, the
@@ -169,13 +170,18 @@ def summary(rows: pd.DataFrame) -> dict[str, str]:
 
 
 def read_cells(out: Path, task: str) -> pd.DataFrame:
-    """Figures of all trainings of a task; `arm` ends in +veto for those with it."""
+    """Figures of all trainings of a task, from their folder or from the file of `--csv`.
+
+    `arm` ends in +veto for those with it.
+    """
+    if out.is_file():
+        return pd.read_csv(out).query("task == @task")
     frames = []
     for path in sorted(out.glob(f"{task}-*.csv")):
         _, arm, seed = path.stem.split("-")
         rows = pd.read_csv(path)
         name = np.where(rows["veto"], f"{arm}+veto", arm)
-        frames.append(rows.assign(arm=name, seed=int(seed)))
+        frames.append(rows.drop(columns="veto").assign(task=task, arm=name, seed=int(seed)))
     return pd.concat(frames) if frames else pd.DataFrame()
 
 
@@ -194,7 +200,11 @@ def table(out: Path) -> str:
             volumes = (2 * counts["both"] / (counts["found"] + counts["truth"])).mean() if task != "ct" else np.nan
             figures = (rows["score"].mean(), lesion["score"].mean(), (clean["found"] > 0).mean(),
                        (lesion["found"] == 0).mean(), volumes)  # fmt: skip
-            lines.append(f"| {arm} | {rows['seed'].nunique()} | " + " | ".join(f"{x:.3f}" for x in figures) + " |")
+            lines.append(
+                f"| {arm} | {rows['seed'].nunique()} | "
+                + " | ".join("" if np.isnan(x) else f"{x:.3f}" for x in figures)
+                + " |"
+            )
         gaps += [(task, other, which, _gap(cells, other, which)) for other, which in product(OTHERS, ("all", "lesion"))]
     gaps = [gap for gap in gaps if gap[3]]
     corrected: dict[int, float] = {}
@@ -245,15 +255,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--every-nth", type=int, default=1)
     parser.add_argument("--cache")
     parser.add_argument("--dev", action="store_true", help="score images of no split in place of the test split")
-    parser.add_argument("--table", action="store_true", help="print the table of what is there and train nothing")
+    parser.add_argument("--table", action="store_true", help="only print the table of OUT, also a file of --csv")
+    parser.add_argument("--csv", type=Path, help="also write the figures of every image to this file")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    args.out.mkdir(parents=True, exist_ok=True)
     if not args.table:
+        args.out.mkdir(parents=True, exist_ok=True)
         for seed, task, arm in product(args.seeds, args.task, args.arms):
             path = args.out / f"{task}-{arm}-{seed}.csv"
             if not path.exists():
                 cell(config(args, task, arm, seed), path, args.dev)
+    if args.csv:
+        cells = pd.concat([read_cells(args.out, task) for task in TASKS])
+        cells.round(4).to_csv(args.csv, index=False)
     print(table(args.out))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from helpers.small import CFG, same
 
@@ -33,6 +34,16 @@ def test_the_classifier_of_sks_is_trained_once_and_read_back(task_of, monkeypatc
         pool.image_label(i) is not None for pool in (task.labeled, task.unlabeled) for i in pool.ids
     )
     assert not (run.root / "classifier" / "fit_state.safetensors").exists()
+
+
+@pytest.mark.parametrize(("last", "best_step"), [(0.98, 4), (0.9, 2)])
+def test_the_classifiers_last_weights_are_used_unless_its_auc_fell_clearly(task_of, monkeypatch, last, best_step):
+    cfg = replace(SKS, classifier=ClassifierConfig(steps=4, batch_size=4), fit=replace(SKS.fit, val_every=2))
+    task, run = task_of(cfg)
+    aucs = iter((0.99, last))
+    monkeypatch.setattr(classifier, "image_auc", lambda *_, **__: next(aucs))
+    new_model(task)
+    assert run.read_json(run.root / "classifier" / "metrics.json")["best_step"] == best_step
 
 
 def test_the_fine_encoder_may_begin_from_the_classifiers(task_of):
