@@ -56,12 +56,14 @@ ARMS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "alone": (ALONE, {}),
     "shuffled": (SKS, {}),
     "unet": (ModelConfig("unet", "mobilenet_v2"), {}),
+    "oracle": (ModelConfig("unetpp", "mobilenet_v2"), {}),
     "sks_clean": (SKS, CLEAN),
     "alone_clean": (ALONE, CLEAN),
     "sks_unet": (replace(SKS, decoder="unet"), {}),
     "sks_classifier": (replace(SKS, fine_init="classifier"), {}),
 }
-"""Model and settings of `fit`. `alone` is the fine branch, which is U-Net++; with the veto, U-Net++ with a veto."""
+"""Model and settings of `fit`. `alone` is the fine branch, which is U-Net++; with the veto, U-Net++ with a veto.
+`oracle`, of LiTS, is U-Net++ with the masks of nine of the ten training volumes in place of four."""
 TABLE_RECIPE = {
     "decay_norms": True, "encoder_lr": 1.0, "clip_grad": 0.0, "dice": "batch", "flips": "both", "rotation": 30.0,
     "scale": (0.8, 1.25), "checkpoint": "best", "ema_decay": 0.0, "clean_share": 0.0,
@@ -82,8 +84,8 @@ def config(args: argparse.Namespace, task: str, arm: str, seed: int) -> LoopConf
     else:
         data = DataConfig(
             name="lits", root=args.root, task=task, slices="all" if task == "liver" else "liver", size=args.size,
-            every_nth=args.every_nth, fine_groups=4, val_fraction=0.2, test_fraction=0.3, split_seed=seed,
-            duplicate_distance=-1, cache_dir=args.cache,
+            every_nth=args.every_nth, fine_groups=9 if arm == "oracle" else 4, val_fraction=0.2, test_fraction=0.3,
+            split_seed=seed, duplicate_distance=-1, cache_dir=args.cache,
         )  # fmt: skip
     model, fit = ARMS[arm]
     return LoopConfig(
