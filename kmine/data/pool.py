@@ -178,10 +178,7 @@ class Pool:
         return self._cache.ref(self._checked_id(sample_id)).image_label
 
     def is_clean(self, sample_id: str) -> bool:
-        """Whether it is lesion-free: by the image-level label, or where that is unknown or outdated by the mask."""
-        label = self.image_label(sample_id)
-        if label is not None and sample_id not in self._corrected:
-            return label == 0
+        """Whether the resized mask shows nothing; raises as `mask_resized`."""
         mask = self.mask_resized(sample_id)
         return not ((mask > 0) & (mask != IGNORE_INDEX)).any()
 

@@ -56,7 +56,7 @@ def test_withheld_masks_are_never_read(cache, source):
     assert not any(read.startswith("mask") for read in source.reads)
 
 
-def test_a_clean_image_is_known_by_its_label_or_else_by_its_mask(tmp_path):
+def test_a_clean_image_is_known_by_its_mask(tmp_path):
     empty, lesion, ignored = np.zeros((8, 8), np.uint8), np.eye(8, dtype=np.uint8), np.full((8, 8), 255, np.uint8)
     masks = {"a": empty, "b": lesion, "c": ignored, "d": empty}
     images = {i: np.zeros((8, 8, 3), np.uint8) for i in masks}

@@ -19,7 +19,7 @@ def test_only_the_config_of_a_run_or_sweep_has_them(tmp_path, record):
     path.write_text("seed: 3\nfit: {clip_grad: 2.0}\n")
     words = ["--config", str(path), "--fit.scale", "[0.5, 2]"]
     today = cli.parse(LoopConfig, words, prog="kmine loop", description="")
-    assert older_settings(path) == {} and today.fit.dice == FitConfig.dice == "image"
+    assert older_settings(path) == {} and today.fit.dice == FitConfig.dice == "auto"
     (tmp_path / record).write_text("{}")
     older = cli.parse(LoopConfig, words, prog="kmine loop", description="")
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in cli.flat(cli.to_dict(older)).items()}

@@ -243,7 +243,7 @@ MOMENTS = [
     (RunFolder, "save_tensors", 2, "round_00/model.safetensors"),  # after them, before its state is put away
     (RunFolder, "save_json", 2, "round_00/metrics.json"),  # after round 0; the first is calibration.json
     (RunFolder, "save_batch", 2, "round_01/.parts/000/00001.decisions.parquet"),  # in the middle of mining
-    (mining, "save_batches", 1, ""),  # all mined, not joined
+    (mining, "mine_batches", 1, ""),  # all mined, not joined
     (run_store, "join_tables", 1, "round_01/prompts.parquet"),  # one of the two joined tables is written
     (RunFolder, "close_round", 1, "round_01/decisions.parquet"),
     (RunFolder, "save_json", 2, "round_01/changes.json"),  # after what it changed is told
