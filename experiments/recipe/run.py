@@ -70,6 +70,7 @@ INGREDIENTS = {
     "new-with-unet": {"model.name": "unet"},
     "new-with-lr_2e-3": {"fit.lr": "0.002"},
     "new-with-unet-lr_2e-3": {"model.name": "unet", "fit.lr": "0.002"},
+    "new-with-bf16": {"fit.precision": "bf16"},
 }
 """Settings by dotted name that differ from the reference, `new-on-validation`."""
 BARE_RATES = {"bare": 1e-4, "bare-full-rate": 1e-3}
@@ -143,7 +144,8 @@ def trained_model(cfg: LoopConfig, pools: tuple[Pool, Pool, Pool], folder: Path,
     """A model of round 0, from scratch; `pools`: labeled, unlabeled, to watch. Its run folder is removed when done."""
     labeled, unlabeled, checked = pools
     run = RunFolder(folder)
-    task = Task(cfg, 2, labeled, unlabeled, checked, None, make_fabric("cpu", "32"), signature, Quiet(), run)
+    precision = "32" if cfg.fit.precision == "auto" else cfg.fit.precision
+    task = Task(cfg, 2, labeled, unlabeled, checked, None, make_fabric("cpu", precision), signature, Quiet(), run)
     model = new_model(task)
     model.load_state_dict(train(task, model, round_idx=0).best)
     run.close()

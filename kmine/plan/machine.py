@@ -8,21 +8,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kmine.setup.device import resolve_device
+from kmine.setup.device import fastest_precision, resolve_device
 
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The device that trains, by name, and the cores and the memory (free now) beside it."""
+    """The device that trains, by name, its fastest precision, and the cores and the memory (free now) beside it."""
 
     device: str
     is_gpu: bool
     cores: int
     ram_gb: float
     gpu_gb: float
-    has_bf16: bool
+    precision: str
 
 
 def this_machine(device: str) -> Machine:
@@ -37,7 +37,7 @@ def this_machine(device: str) -> Machine:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         ram_gb=round(free_memory() / 2**30, 1),
         gpu_gb=round(torch.cuda.mem_get_info(found)[0] / 2**30, 1) if is_gpu else 0.0,
-        has_bf16=is_gpu and torch.cuda.is_bf16_supported(),
+        precision=fastest_precision(on_gpu=is_gpu),
     )
 
 

@@ -73,8 +73,7 @@ def network_choices(cfg: LoopConfig, data: Fingerprint, machine: Machine) -> Ite
     why = "widths of segmentation-models-pytorch" if gpu else "half of the usual width, where it costs most"
     yield Choice("model.decoder_width", 16 if gpu else 8, why, True)
     yield Choice("fit.batch_size", 16 if gpu else 8, "usual; halved where it does not fit the memory", True)
-    precision = ("bf16" if machine.has_bf16 else "16") if gpu else "32"
-    yield Choice("fit.precision", precision, "fastest of this device", True)
+    yield Choice("fit.precision", machine.precision, "fastest of this device", True)
     workers = min(4, machine.cores - 1) if gpu else 0
     why = "more were no faster on an H100" if gpu else "training uses all cores; a thread reads ahead"
     yield Choice("fit.num_workers", workers, why, True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kmine.errors import UserError
 from kmine.models.sync_batchnorm import AllReduce
+from kmine.setup.device import fastest_precision
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -48,7 +49,7 @@ def make_fabric(device: str, precision: str, *, local: bool = False) -> Fabric:
     accelerator, _, index = device.partition(":")
     on_gpu = torch.cuda.is_available() and accelerator != "cpu"
     if precision == "auto":
-        precision = ("bf16" if torch.cuda.is_bf16_supported() else "16") if on_gpu else "32"
+        precision = fastest_precision(on_gpu=on_gpu)
     plugin = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
     if not is_distributed_launch():
         return Fabric(accelerator=accelerator, devices=[int(index)] if index else 1, precision=plugin)

@@ -25,7 +25,7 @@ DATA = Fingerprint(
     small_object_px=60.0,
     read_seconds=0.01,
 )
-CPU = Machine("cpu", False, 2, 16.0, 0.0, False)
-GPU = Machine("H100", True, 16, 64.0, 79.0, True)
+CPU = Machine("cpu", False, 2, 16.0, 0.0, "32")
+GPU = Machine("H100", True, 16, 64.0, 79.0, "bf16")
 SPEED = Speed(96, 8, 0.1, 0.01, 1.0)
 TINY = SegmenterSpeed(0.0, 0.01, 0.1, 200)
