@@ -100,6 +100,7 @@ def settings(args: argparse.Namespace, arm: str, fold: int) -> LoopConfig:
             "data.cache_dir": f"{args.out}/cache",
         },
         **{"model.encoder_weights": args.weights, "fit.steps": str(args.steps), "seed": str(fold), "device": "cpu"},
+        "fit.precision": getattr(args, "precision", "auto"),
         **INGREDIENTS.get(arm, {}),
     }
     cfg = cli.override(LoopConfig, cli.to_dict(LoopConfig()), changes, "recipe")
@@ -144,8 +145,7 @@ def trained_model(cfg: LoopConfig, pools: tuple[Pool, Pool, Pool], folder: Path,
     """A model of round 0, from scratch; `pools`: labeled, unlabeled, to watch. Its run folder is removed when done."""
     labeled, unlabeled, checked = pools
     run = RunFolder(folder)
-    precision = "32" if cfg.fit.precision == "auto" else cfg.fit.precision
-    task = Task(cfg, 2, labeled, unlabeled, checked, None, make_fabric("cpu", precision), signature, Quiet(), run)
+    task = Task(cfg, 2, labeled, unlabeled, checked, None, make_fabric("cpu", cfg.fit.precision), signature, Quiet(), run)
     model = new_model(task)
     model.load_state_dict(train(task, model, round_idx=0).best)
     run.close()
@@ -228,6 +228,7 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", type=int, default=[60], help="480: all images outside the fold")
     parser.add_argument("--folds", nargs="+", type=int, default=list(range(NUM_FOLDS)))
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--precision", default="32", help="of training: that of all tables here is 32")
     parser.add_argument("--table", action="store_true", help="write results.csv and print it; trains nothing")
     parser.add_argument("--reference", help="of the table's differences")
     args = parser.parse_args()

@@ -15,7 +15,9 @@ from typing import TypeVar
 ItemT, ResultT = TypeVar("ItemT"), TypeVar("ResultT")
 MAX_THREADS = 8
 OPENMP_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
-SAMPLES, SAMPLE_SECONDS = 5, 0.01
+SAMPLES, SAMPLE_SECONDS = 10, 0.05
+SPIN_COUNT = "10000"
+"""Turns before a waiting thread sleeps: some tenths of a millisecond."""
 
 
 @contextlib.contextmanager
@@ -46,23 +48,26 @@ def ahead(
 
 
 def choose_wait_policy() -> None:
-    """Let OpenMP's threads sleep while they wait if other processes want the cores; call it before torch is loaded.
+    """Say how OpenMP's threads wait for one another: they spin for a moment, or sleep at once where others want the cores.
 
-    Threads that spin are faster on an idle machine; beside other busy processes they hold the cores which the threads
-    need that they wait for (benchmarks/busy_machine.py). What the user has set stays.
+    Call it before torch is loaded. Long spinning, the default, holds cores which other processes want, among them the
+    very threads that are waited for; sleeping at once makes a training alone on its machine 1.8 times slower
+    (benchmarks/busy_machine.py). What the user has set stays.
     """
-    if "torch" not in sys.modules and not any(name in os.environ for name in OPENMP_SETTINGS) and _is_busy():
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    if "torch" not in sys.modules and not any(name in os.environ for name in OPENMP_SETTINGS):
+        name, value = ("OMP_WAIT_POLICY", "PASSIVE") if _is_busy() else ("GOMP_SPINCOUNT", SPIN_COUNT)
+        os.environ[name] = value
 
 
 def _is_busy() -> bool:
-    """Whether other processes use half of the cores or more; without Linux' /proc by the load of the last minute."""
+    """Whether other processes use half of the cores or more all the while; without Linux' /proc by the load of a minute."""
     cores = os.cpu_count() or 1
     try:
-        running = []
         for _ in range(SAMPLES):
-            running.append(int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]) - 1)  # without this one
+            running = int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]) - 1  # without this one
+            if running < cores / 2:
+                return False
             time.sleep(SAMPLE_SECONDS)
-        return sum(running) / SAMPLES >= cores / 2
+        return True
     except (OSError, ValueError, IndexError):
         return os.getloadavg()[0] >= cores / 2

@@ -9,6 +9,7 @@ from threading import Event, get_ident
 
 import pytest
 
+from kmine.io import threads
 from kmine.io.threads import MAX_THREADS, OPENMP_SETTINGS, ahead, choose_wait_policy, thread_pool
 
 
@@ -81,6 +82,7 @@ def loaded(monkeypatch):
     def set_load(running: int) -> None:
         monkeypatch.setattr(os, "cpu_count", lambda: 4)
         monkeypatch.setattr(Path, "read_text", lambda path: f"0.10 0.20 0.30 {running}/151 4711\n")
+        monkeypatch.setattr(threads, "SAMPLE_SECONDS", 0.0)
         monkeypatch.delitem(sys.modules, "torch", raising=False)
         for name in OPENMP_SETTINGS:
             monkeypatch.delenv(name, raising=False)
@@ -88,12 +90,26 @@ def loaded(monkeypatch):
     return set_load
 
 
-@pytest.mark.parametrize(("running", "policy"), [(1, None), (2, None), (3, "PASSIVE"), (9, "PASSIVE")])
-def test_threads_sleep_where_others_use_half_of_the_cores(loaded, monkeypatch, running, policy):
-    loaded(running)
+SPINS, SLEEPS = {"GOMP_SPINCOUNT": "10000"}, {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def chosen() -> dict[str, str]:
+    """Settings of OpenMP after the choice; they are taken back."""
     choose_wait_policy()
-    assert os.environ.get("OMP_WAIT_POLICY") == policy
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    return {name: os.environ.pop(name) for name in OPENMP_SETTINGS if name in os.environ}
+
+
+@pytest.mark.parametrize(("running", "policy"), [(1, SPINS), (2, SPINS), (3, SLEEPS), (9, SLEEPS)])
+def test_threads_sleep_at_once_where_others_use_half_of_the_cores(loaded, running, policy):
+    loaded(running)
+    assert chosen() == policy
+
+
+def test_a_moment_of_load_does_not_count(loaded, monkeypatch):
+    loaded(9)
+    running = iter([9, 9, 9, 1])
+    monkeypatch.setattr(Path, "read_text", lambda path: f"0.10 0.20 0.30 {next(running)}/151 4711\n")
+    assert chosen() == SPINS
 
 
 @pytest.mark.parametrize("name", OPENMP_SETTINGS)
@@ -113,6 +129,4 @@ def test_without_proc_the_load_of_the_last_minute_counts(loaded, monkeypatch):
 
     monkeypatch.setattr(Path, "read_text", missing)
     monkeypatch.setattr(os, "getloadavg", lambda: (2.5, 0.0, 0.0))
-    choose_wait_policy()
-    assert os.environ.get("OMP_WAIT_POLICY") == "PASSIVE"
-    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert chosen() == SLEEPS
