@@ -124,9 +124,9 @@ KEYS = {
     },
     "run.json": {
         *("data_fingerprint", "skipped", "num_skipped", "intensity", "check", "command", "git_commit", "seed"),
-        *("dataset", "class_names", "segmenter", "segmenter_sha256", "device", "threads", "python", "versions"),
-        *("data_contents", "splits", "stopped_by", "preparation_seconds", "adopted_round", "peak_memory_mb"),
-        *("seconds_of_last_session", "test_opened"),
+        *("dataset", "class_names", "segmenter", "segmenter_sha256", "device", "precision", "threads", "python"),
+        *("versions", "data_contents", "splits", "stopped_by", "preparation_seconds", "adopted_round"),
+        *("peak_memory_mb", "seconds_of_last_session", "test_opened"),
     },
     "test_metrics.json": {"signature", "num_parameters", "arms"},
     "verdicts.json": {"signature", "format", "run", "run_signature", "verdicts", "corrected", "accepted"},

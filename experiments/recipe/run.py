@@ -145,7 +145,9 @@ def trained_model(cfg: LoopConfig, pools: tuple[Pool, Pool, Pool], folder: Path,
     """A model of round 0, from scratch; `pools`: labeled, unlabeled, to watch. Its run folder is removed when done."""
     labeled, unlabeled, checked = pools
     run = RunFolder(folder)
-    task = Task(cfg, 2, labeled, unlabeled, checked, None, make_fabric("cpu", cfg.fit.precision), signature, Quiet(), run)
+    task = Task(
+        cfg, 2, labeled, unlabeled, checked, None, make_fabric("cpu", cfg.fit.precision), signature, Quiet(), run
+    )
     model = new_model(task)
     model.load_state_dict(train(task, model, round_idx=0).best)
     run.close()

@@ -48,7 +48,7 @@ def ahead(
 
 
 def choose_wait_policy() -> None:
-    """Say how OpenMP's threads wait for one another: they spin for a moment, or sleep at once where others want the cores.
+    """Let OpenMP's threads spin for a moment while they wait, or sleep at once where others want the cores.
 
     Call it before torch is loaded. Long spinning, the default, holds cores which other processes want, among them the
     very threads that are waited for; sleeping at once makes a training alone on its machine 1.8 times slower
@@ -60,7 +60,7 @@ def choose_wait_policy() -> None:
 
 
 def _is_busy() -> bool:
-    """Whether other processes use half of the cores or more all the while; without Linux' /proc by the load of a minute."""
+    """Whether others keep half of the cores or more all the while; without Linux' /proc by the load of a minute."""
     cores = os.cpu_count() or 1
     try:
         for _ in range(SAMPLES):

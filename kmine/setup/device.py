@@ -37,6 +37,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def resolve_precision(precision: str, *, on_gpu: bool) -> str:
+    """`fit.precision` with auto resolved for this machine."""
+    return fastest_precision(on_gpu=on_gpu) if precision == "auto" else precision
+
+
 def fastest_precision(*, on_gpu: bool) -> str:
     """Precision of training that is fastest here: bf16, 16 or 32.
 

@@ -15,6 +15,7 @@ from typing import Any
 from kmine.config import LoopConfig
 from kmine.data.source import Source
 from kmine.models.build import build_model
+from kmine.setup.device import resolve_precision
 from kmine.store.run_folder import FOLD_TRAININGS, RunFolder
 from kmine.training.task import Task
 
@@ -59,6 +60,7 @@ def provenance(cfg: LoopConfig, task: Task, source: Source, data_contents: dict[
         "segmenter": task.segmenter.name if task.segmenter else "none",
         "segmenter_sha256": task.segmenter.signature if task.segmenter else "none",
         "device": torch.cuda.get_device_name() if task.fabric.device.type == "cuda" else platform.processor() or "cpu",
+        "precision": resolve_precision(cfg.fit.precision, on_gpu=task.fabric.device.type == "cuda"),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},

@@ -14,7 +14,8 @@ from kmine.io.json_file import is_kind, json_field
 CURE = "restore it, or remove it and run the command that made the run again, which writes it anew"
 FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("data_fingerprint", "split_file_sha256", "verdicts_signature", "command", "dataset"), (str,)),
-    **dict.fromkeys(("segmenter", "segmenter_sha256", "device", "git_commit", "python", "method", "arm"), (str,)),
+    **dict.fromkeys(("segmenter", "segmenter_sha256", "device", "precision"), (str,)),
+    **dict.fromkeys(("git_commit", "python", "method", "arm"), (str,)),
     **dict.fromkeys(("stopped_by",), (str, NoneType)),
     **dict.fromkeys(("seconds_of_last_session", "preparation_seconds", "peak_memory_mb"), (float, NoneType)),
     **dict.fromkeys(("adopted_round", "seed", "threads", "num_skipped"), (int,)),

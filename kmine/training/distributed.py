@@ -6,6 +6,7 @@ the whole batch, but random layers draw different numbers. Only process 0 writes
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from kmine.errors import UserError
 from kmine.models.sync_batchnorm import AllReduce
-from kmine.setup.device import fastest_precision
+from kmine.setup.device import resolve_precision
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -48,9 +49,9 @@ def make_fabric(device: str, precision: str, *, local: bool = False) -> Fabric:
 
     accelerator, _, index = device.partition(":")
     on_gpu = torch.cuda.is_available() and accelerator != "cpu"
-    if precision == "auto":
-        precision = fastest_precision(on_gpu=on_gpu)
-    plugin = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)  # run.json has the precision
+    plugins = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+    plugin = plugins[resolve_precision(precision, on_gpu=on_gpu)]
     if not is_distributed_launch():
         return Fabric(accelerator=accelerator, devices=[int(index)] if index else 1, precision=plugin)
     if index:

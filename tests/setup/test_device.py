@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kmine.errors import UserError
-from kmine.setup.device import fastest_precision, require_device_name, resolve_device
+from kmine.setup.device import fastest_precision, require_device_name, resolve_device, resolve_precision
 
 
 @pytest.fixture
@@ -57,6 +57,11 @@ def test_a_cpu_trains_in_bf16_only_with_amx(monkeypatch, capabilities, expected)
 def test_a_torch_that_names_no_capabilities_trains_in_float32(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert fastest_precision(on_gpu=False) == "32"
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16", "16"])
+def test_a_given_precision_stays(precision):
+    assert resolve_precision(precision, on_gpu=False) == resolve_precision(precision, on_gpu=True) == precision
 
 
 @pytest.mark.parametrize(("in_hardware", "expected"), [(True, "bf16"), (False, "16")])

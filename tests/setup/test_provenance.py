@@ -27,6 +27,7 @@ def test_run_json_records_versions_seed_and_numbers_of_images(task_of, monkeypat
     assert fields["segmenter"] == fields["segmenter_sha256"] == "none"
     assert tuple(fields["versions"]) == PACKAGES and fields["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert fields["splits"] == {"labeled": len(task.labeled), "unlabeled": len(task.unlabeled), "val": len(task.val)}
+    assert fields["precision"] in ("32", "bf16")
     assert fields["data_contents"] == {"images": "x"} and fields["class_names"] == ["background", "polyp"]
     monkeypatch.setattr(sys, "argv", ["run.py"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "run.py", "a"])
