@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kmine.setup.device import fastest_precision, resolve_device
+from kmine.setup.device import resolve_device
+from kmine.training.precision import fastest_precision
 
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 

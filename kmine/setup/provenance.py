@@ -15,8 +15,8 @@ from typing import Any
 from kmine.config import LoopConfig
 from kmine.data.source import Source
 from kmine.models.build import build_model
-from kmine.setup.device import resolve_precision
 from kmine.store.run_folder import FOLD_TRAININGS, RunFolder
+from kmine.training.precision import resolve_precision
 from kmine.training.task import Task
 
 PACKAGES = ("kmine", "torch", "lightning", "segment-anything", "timm", "segmentation-models-pytorch", "albumentations")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kmine.errors import UserError
 from kmine.models.sync_batchnorm import AllReduce
-from kmine.setup.device import resolve_precision
+from kmine.training.precision import resolve_precision
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
