@@ -49,7 +49,8 @@ def make_fabric(device: str, precision: str, *, local: bool = False) -> Fabric:
 
     accelerator, _, index = device.partition(":")
     on_gpu = torch.cuda.is_available() and accelerator != "cpu"
-    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)  # run.json has the precision
+    for package in ("fabric", "pytorch"):  # it says the precision, which run.json has
+        logging.getLogger(f"lightning.{package}").setLevel(logging.WARNING)
     plugins = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
     plugin = plugins[resolve_precision(precision, on_gpu=on_gpu)]
     if not is_distributed_launch():
