@@ -3,8 +3,9 @@
     python benchmarks/busy_machine.py [--steps 120] [--repeats 2]
 
 The same short training of the phantom (whole command) on an idle machine and beside as many busy processes as there are
-cores, each with OpenMP as it comes, with shorter spinning (GOMP_SPINCOUNT), with OMP_WAIT_POLICY=PASSIVE, with one
-thread, and with what kmine chooses. Seconds, and ratios to the best of the column. The machine must be idle otherwise.
+cores (`--busy`: other numbers), each with OpenMP that spins without end ("as it comes": OMP_WAIT_POLICY=ACTIVE), with
+shorter spinning (GOMP_SPINCOUNT), with OMP_WAIT_POLICY=PASSIVE, with one thread, and with what kmine chooses. Seconds.
+The machine must be idle otherwise.
 """
 
 from __future__ import annotations
@@ -54,12 +55,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--policies", nargs="+", choices=sorted(POLICIES), default=list(POLICIES))
-    given = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
-    print(f"{cores} cores, load {os.getloadavg()[0]:.1f}; seconds, least of {given.repeats}", flush=True)
+    parser.add_argument("--busy", nargs="+", type=int, default=[0, cores], help="busy processes beside it, by column")
+    given = parser.parse_args()
+    load, busy = os.getloadavg()[0], ", ".join(map(str, given.busy))
+    print(
+        f"{cores} cores, load {load:.1f}; seconds, least of {given.repeats}, beside {busy} busy processes", flush=True
+    )
     for name in given.policies:
-        columns = [min(seconds(POLICIES[name], given.steps, busy) for _ in range(given.repeats)) for busy in (0, cores)]
-        print(f"| {name} | {columns[0]:.1f} | {columns[1]:.1f} |", flush=True)
+        columns = [min(seconds(POLICIES[name], given.steps, busy) for _ in range(given.repeats)) for busy in given.busy]
+        print(f"| {name} | {' | '.join(f'{column:.1f}' for column in columns)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ MAX_THREADS = 8
 OPENMP_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 SAMPLES, SAMPLE_SECONDS = 10, 0.05
 SPIN_COUNT = "10000"
-"""Turns before a waiting thread sleeps: some tenths of a millisecond."""
+"""Turns before a waiting thread sleeps."""
 
 
 @contextlib.contextmanager
@@ -50,9 +50,9 @@ def ahead(
 def choose_wait_policy() -> None:
     """Let OpenMP's threads spin for a moment while they wait, or sleep at once where others want the cores.
 
-    Call it before torch is loaded. Long spinning, the default, holds cores which other processes want, among them the
-    very threads that are waited for; sleeping at once makes a training alone on its machine 1.8 times slower
-    (benchmarks/busy_machine.py). What the user has set stays.
+    Call it before torch is loaded. Spinning holds cores which other processes want, among them the very threads that
+    are waited for; sleeping at once makes a training alone on its machine a third slower, so a moment of load must not
+    lead to it (benchmarks/busy_machine.py). What the user has set stays.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in OPENMP_SETTINGS):
         name, value = ("OMP_WAIT_POLICY", "PASSIVE") if _is_busy() else ("GOMP_SPINCOUNT", SPIN_COUNT)

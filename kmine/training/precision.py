@@ -12,8 +12,8 @@ def fastest_precision(*, on_gpu: bool) -> str:
     """Precision of training that is fastest here: bf16, 16 or 32.
 
     A GPU that only emulates bf16 gets 16. A CPU gets bf16 where it has AMX (Intel Xeon of 2023 and later): 1.2 to 2.6
-    times the steps a second of 32. Without AMX bf16 is slower than 32, ten times without AVX-512
-    (benchmarks/cpu_precision.py).
+    times the steps a second of 32. With oneDNN held to older instructions bf16 was slower than 32 on the same
+    processor, ten times with AVX2 (benchmarks/cpu_precision.py).
     """
     import torch
 
