@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections import defaultdict
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -47,6 +50,15 @@ def parts_of(groups: dict[str, str], fold: int, num_labels: int) -> dict[str, li
     return parts
 
 
+def is_locked(file: IO[str]) -> bool:
+    """Take a lock that ends with the process, unless another process holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _by_group(groups: dict[str, str], *keys: Any) -> list[list[str]]:
     """Ids by group, groups in seeded order."""
     members = defaultdict(list)
@@ -88,3 +100,30 @@ def difference(rows: pd.DataFrame, arm: str, against: str) -> Difference:
     by_image = paired_difference(wide[[against]].to_numpy().T, wide[[arm]].to_numpy().T, seed=0, groups=units)
     by_fold = (wide[arm] - wide[against]).groupby(wide.fold).mean()
     return Difference(by_image.difference, by_image.num_pairs, (by_image.low, by_image.high), t_interval(by_fold))
+
+
+def read_cells(source: Path) -> pd.DataFrame:
+    """Rows of a CSV, or of all cells of a folder, which are then written to its results.csv."""
+    if not source.is_dir():
+        return pd.read_csv(source)
+    cells = pd.concat([pd.read_csv(path) for path in sorted((source / "cells").glob("*.csv"))])
+    cells.to_csv(source / "results.csv", index=False, float_format="%.4f")
+    return read_cells(source / "results.csv")
+
+
+def table(several: Iterable[pd.DataFrame], against: str) -> str:
+    """Markdown: mean Dice by arm, and differences to the arm `against` of the same frame.
+
+    Columns of the frames: arm, fold, labels, group, sample_id, dice.
+    """
+    columns = ("arm", "labels", "Dice", "images", "folds", f"minus {against}, over images", "over folds")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for rows in several:
+        for (labels, arm), own in rows.groupby(["labels", "arm"]):
+            gaps = ["", ""]
+            if arm != against and against in {*rows.arm}:
+                mean, _, *intervals = difference(rows, arm, against)
+                gaps = ["" if np.isnan(low) else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for low, high in intervals]
+            cells = (arm, labels, f"{own.dice.mean():.3f}", len(own), own.fold.nunique(), *gaps)
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)

@@ -1,6 +1,6 @@
 """How often a design finds a gain: five folds over all images against one test split, by simulation.
 
-    python experiments/power.py experiments/recipe/ingredients.csv --labels 60
+    python experiments/power.py experiments/recipe/ingredients_c51a633.csv --labels 60
     python experiments/power.py CASES.csv --gains 0 0.02 0.03
 
 CASES.csv has columns arm, fold, labels, group, sample_id and dice, as experiments/recipe writes them. From every pair

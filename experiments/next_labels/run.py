@@ -2,7 +2,7 @@
 
     python experiments/next_labels/run.py OUT --root KVASIR --weights MOBILENET_V2
     python experiments/next_labels/run.py OUT --root KVASIR --weights MOBILENET_V2 --arms base chosen random uncertain
-    python experiments/next_labels/run.py OUT --table
+    python experiments/next_labels/run.py OUT_OR_CSV --table
 
 Five folds, labeled and watched images and the settings of training are those of experiments/recipe/run.py, with the
 fold's number as seed. Of each fold, a run of `kmine loop` with 60 labels mines the other images once (`tiny` without
@@ -47,7 +47,8 @@ from kmine.ops.seeding import derive_seed
 from kmine.setup.open import open_cache
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from folds import NUM_FOLDS, difference, parts_of
+import folds
+from folds import NUM_FOLDS, is_locked, parts_of
 from recipe import run as recipe
 
 NUM_LABELS, NUM_NEW, REFERENCE = 60, 10, "random"
@@ -138,41 +139,31 @@ class Fold:
         return pd.DataFrame([{**where, "sample_id": i, "group": self.groups[i], "dice": d} for i, d in rows])
 
 
-def table(out: Path) -> None:
-    """Write results.csv, and print means and paired differences."""
-    cases = pd.concat([pd.read_csv(path) for path in sorted((out / "cells").glob("*.csv"))])
-    cases.to_csv(out / "results.csv", index=False)
-    print("arm: labels, mean Dice, images, folds")
-    for arm, rows in cases.groupby("arm"):
-        print(f"  {arm:12} {rows.labels.iloc[0]}  {rows.dice.mean():.3f}  {len(rows)}  {rows.fold.nunique()}")
-    for arm in sorted({*cases.arm} - {REFERENCE}):
-        if REFERENCE in {*cases.arm}:
-            print(f"  {arm} minus {REFERENCE}: {difference(cases, arm, REFERENCE)}")
-    for path in sorted((out / "chosen").glob("*.csv")):
-        of_arm = pd.read_csv(path).groupby("arm")[["gain", "estimated_dice", "disagreement"]].mean().round(3)
-        print(f"fold {path.stem}, means of the choice: {of_arm.to_dict('index')}")
+def table(source: Path) -> str:
+    """Markdown of the cells of a folder or CSV."""
+    return folds.table([folds.read_cells(source)], REFERENCE)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, help="folder; with --table also a CSV")
     parser.add_argument("--root", help="folder of Kvasir-SEG")
     parser.add_argument("--weights", help="MobileNetV2 encoder weights (.safetensors)")
     parser.add_argument("--arms", nargs="+", default=["base", "chosen", "random"])
     parser.add_argument("--folds", nargs="+", type=int, default=list(range(NUM_FOLDS)))
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--segmenter", default="tiny", help="that mines, not adapted")
-    parser.add_argument("--table", action="store_true", help="write results.csv and print it; trains nothing")
+    parser.add_argument("--table", action="store_true", help="print the table of a folder or CSV; trains nothing")
     args = parser.parse_args()
     if args.table:
-        return table(args.out)
+        return print(table(args.out))
     torch.set_num_threads(1)
     for folder in ("cells", "locks"):
         (args.out / folder).mkdir(parents=True, exist_ok=True)
     for number in args.folds:
         paths = {arm: args.out / "cells" / f"{number}-{arm}.csv" for arm in args.arms}
         with (args.out / "locks" / str(number)).open("w") as lock:
-            if all(path.exists() for path in paths.values()) or not recipe.is_locked(lock):
+            if all(path.exists() for path in paths.values()) or not is_locked(lock):
                 continue
             fold = Fold(args, number)
             for arm, path in paths.items():

@@ -3,7 +3,7 @@
     python experiments/recipe/run.py OUT --root KVASIR --weights MOBILENET_V2 --arms new bare --labels 60 480
     python experiments/recipe/run.py OUT --root KVASIR --weights MOBILENET_V2 --arms ingredients --labels 60
     PYTHONPATH=OLD_CLONE python experiments/recipe/run.py OUT ... --arms old --labels 60 480
-    python experiments/recipe/run.py OUT --table
+    python experiments/recipe/run.py OUT_OR_CSV --table
 
 Five folds cover all images, and near-duplicates (kmine's perceptual-hash groups) are in one fold. A cell (fold, labels,
 arm) trains U-Net++ with a MobileNetV2 encoder at 128 px, with the fold's number as seed, on labeled images outside its
@@ -17,7 +17,6 @@ images outside the fold that are not labeled (validation), never on the fold; `n
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import shutil
 import sys
@@ -25,7 +24,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -47,7 +45,8 @@ from kmine.training.task import Task
 from kmine.training.trainer import train
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from folds import NUM_FOLDS, difference, parts_of
+import folds
+from folds import NUM_FOLDS, is_locked, parts_of
 
 MOST_SCORED = 200
 INGREDIENTS = {
@@ -71,6 +70,11 @@ INGREDIENTS = {
     "new-with-lr_2e-3": {"fit.lr": "0.002"},
     "new-with-unet-lr_2e-3": {"model.name": "unet", "fit.lr": "0.002"},
     "new-with-bf16": {"fit.precision": "bf16"},
+    "new-without-three": {"fit.clip_grad": "0.0", "fit.decay_norms": "true", "data.mask_resize": "nearest"},
+    "new-without-five": {
+        **{"fit.clip_grad": "0.0", "fit.decay_norms": "true", "data.mask_resize": "nearest"},
+        **{"fit.rotation": "30.0", "fit.scale": "[0.8, 1.25]"},
+    },
 }
 """Settings by dotted name that differ from the reference, `new-on-validation`."""
 BARE_RATES = {"bare": 1e-4, "bare-full-rate": 1e-3}
@@ -207,23 +211,16 @@ def train_bare(args: argparse.Namespace, labeled: Pool, seed: int, encoder_rate:
     return model.eval()
 
 
-def table(out: Path, reference: str | None) -> None:
-    """Write results.csv, and print means and paired differences."""
-    cases = pd.concat([pd.read_csv(path) for path in sorted((out / "cells").glob("*.csv"))])
-    cases.to_csv(out / "results.csv", index=False)
-    for num_labels, rows in cases.groupby("labels"):
-        print(f"\n{num_labels} labels: mean Dice, images, folds, mean seconds of a training")
-        for arm, own in rows.groupby("arm"):
-            print(f"  {arm:28} {own.dice.mean():.3f}  {len(own)}  {own.fold.nunique()}  {own.seconds.mean():.0f}")
-        for arm in sorted({*rows.arm}):
-            against = reference or ("new-on-validation" if arm in INGREDIENTS else "bare" if arm == "new" else "new")
-            if arm != against and against in {*rows.arm}:
-                print(f"  {arm} minus {against}: {difference(rows, arm, against)}")
+def table(source: Path, reference: str | None = None) -> str:
+    """Markdown of the cells of a folder or CSV."""
+    cells = folds.read_cells(source)
+    against = reference or ("new-on-validation" if "new-on-validation" in {*cells.arm} else "new")
+    return folds.table((rows for _, rows in cells.groupby("labels")), against)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, help="folder; with --table also a CSV")
     parser.add_argument("--root", "--data.root", help="folder of Kvasir-SEG")
     parser.add_argument("--weights", help="MobileNetV2 encoder weights (.safetensors)")
     parser.add_argument("--arms", nargs="+", default=["new", "bare"], help="arms, or ingredients for all of those")
@@ -231,11 +228,11 @@ def main() -> None:
     parser.add_argument("--folds", nargs="+", type=int, default=list(range(NUM_FOLDS)))
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--precision", default="32", help="of training: that of all tables here is 32")
-    parser.add_argument("--table", action="store_true", help="write results.csv and print it; trains nothing")
+    parser.add_argument("--table", action="store_true", help="print the table of a folder or CSV; trains nothing")
     parser.add_argument("--reference", help="of the table's differences")
     args = parser.parse_args()
     if args.table:
-        return table(args.out, args.reference)
+        return print(table(args.out, args.reference))
     arms = [arm for name in args.arms for arm in (INGREDIENTS if name == "ingredients" else [name])]
     check(args, arms)
     torch.set_num_threads(1)
@@ -250,15 +247,6 @@ def main() -> None:
             unfinished.rename(path)
     (args.out / "command.json").write_text(json.dumps({k: str(v) for k, v in vars(args).items()}))
     return None
-
-
-def is_locked(file: IO[str]) -> bool:
-    """Take a lock that ends with the process, unless another process holds it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def check(args: argparse.Namespace, arms: Sequence[str]) -> None:

@@ -45,3 +45,7 @@ def test_the_interval_over_folds_by_hand():
     assert found.folds == pytest.approx((0.02 - 0.12706, 0.02 + 0.12706), abs=1e-5)
     one = folds.difference(pd.DataFrame([row for row in rows if row["fold"] == 0]), "b", "a")
     assert np.isnan(one.folds[0]) and "folds" not in str(one)
+    assert folds.table([pd.DataFrame(rows).assign(labels=60)], "a").splitlines()[2:] == [
+        "| a | 60 | 0.500 | 6 | 2 |  |  |",
+        "| b | 60 | 0.520 | 6 | 2 | +0.020 [+0.009, +0.031] | +0.020 [-0.107, +0.147] |",
+    ]
