@@ -1,194 +1,197 @@
-"""How many planted faults the audit's ranking finds: wrong pseudo masks and wrong given labels in finished runs.
+"""How many wrong masks the audit's ranking finds, planted ones and those that mining made, beside other rankings.
 
-    python experiments/pseudo_label_audit/run.py OUT --runs RUN ... [--settings FILE.yaml --seeds SEED ...] \\
-        [--plantings 3] [--share 0.1] [--data.root FOLDER] [--withheld]
-    python experiments/pseudo_label_audit/run.py OUT --table     # the tables of what is there, from OUT/masks.csv
+    python experiments/pseudo_label_audit/run.py OUT --runs RUN ... [--shares 0.05 0.1 0.2] [--plantings 1]
+    python experiments/pseudo_label_audit/run.py OUT_OR_CSV --table
 
-Each run folder is copied to OUT. In the copy a tenth of the pseudo masks of the audited round, and of the given masks,
-is replaced, in turns: shifted by half of its width and height; dilated by half the radius of a disc of its area;
-swapped for another image's. A replacement that is still alike (Dice above 0.7) is drawn anew. The scores in the table
-of decisions stay those of the mask that was there, so that nothing but the picture and the models can tell; models that
-learned the true mask are no witnesses, in the audit as here. The given masks are replaced for the audit alone: the
-models of the parts were trained before, with the true masks of the other parts.
+In finished runs of `kmine loop`, a share of the pseudo masks of the audited round, and of the given masks, is replaced
+by wrong ones of eight kinds in turns (tests/helpers/planted_faults.py); a replacement that is still too much like the
+mask is drawn anew. The run folders are not changed: the replaced masks are handed to the audit's own functions. The
+scores of the gate stay those of the mask that was there, so that only the picture and the models can tell. No witness
+of the audit has learned the mask it is asked about, and the others had the true masks.
 
-`--withheld` also says what the ranking makes of the masks that mining itself got wrong: the withheld masks are read for
-that, after the ranking is done. `--settings`: the config.yaml of run folders that have none.
+The rankings beside the audit's (`suspicion`) have the same witnesses, the mean probabilities p of the held-out models
+at the size of training: `cleanlab`, minus the soft minimum over pixels (temperature .1) of p of the mask's class, as
+cleanlab ranks segmentation masks (Lad and Mueller 2023, arXiv 2307.05080); `loss`, the mean cross-entropy; `entropy`,
+that of p alone. Ignored pixels count for none of them.
+
+OUT/masks.csv has a row a mask: where it stands by each ranking, its fault, and, of pseudo masks that nothing was
+planted in, true Dice, for which the withheld masks are read; OUT/parts/RUN.csv has the audit's signals, too.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import softmax
 from scipy.stats import rankdata, spearmanr
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from helpers.planted_faults import KINDS, Mask, object_of, plant
+from helpers.planted_faults import KINDS, Mask, likeness, object_of, plant
 
-from kmine import cli
-from kmine.audit.evidence import (
-    MaskReport,
-    rank_all_masks,
-)
-from kmine.audit.rounds import load_rounds, select_round
-from kmine.config import LoopConfig
-from kmine.io.files import write_atomic
+from kmine.audit import evidence
+from kmine.audit.evidence import MaskReport, MaskSet
+from kmine.audit.rounds import AuditedRun, open_audit
+from kmine.cli import Terminal
+from kmine.data.resize import Resizer
 from kmine.ops import metrics
-from kmine.setup.open import open_for_audit, open_withheld
-from kmine.setup.preflight import preflight
-from kmine.store.run_folder import RunFolder
-from kmine.store.table_files import encode_table
-from kmine.store.tables import MaskRow
+from kmine.setup.open import open_truth
 from kmine.types import IGNORE_INDEX
 
-TOP = 0.2
+RANKINGS = ("suspicion", "cleanlab", "loss", "entropy")
+TEMPERATURE = 0.1
+TOP = (0.1, 0.2)
+"""First shares of a ranking that are counted."""
 WRONG = 0.6
 """True Dice below which a mask that mining made counts as wrong."""
 
 
-def audit_once(run: Path, out: Path, planting: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Plant, rank, and say of every mask where it came to stand."""
-    copy = out / "copy"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(run, copy)
-    if args.settings and not (copy / "config.yaml").exists():
-        shutil.copy(args.settings, copy / "config.yaml")
-    words = ["--config", str(copy / "config.yaml"), "--device", "cpu", "--data.on_fault", "say"]
-    words += ["--data.root", args.root] if args.root else []
-    words += ["--data.cache_dir", args.cache] if args.cache else []
-    words += ["--seed", str(args.seed_of(run))] if args.settings else []
-    cfg = cli.parse(LoopConfig, words, prog="run.py", description="")
-    source, store, terminal = preflight(cfg), RunFolder(copy), cli.Terminal()
-    task = open_for_audit(cfg, source, store, terminal)
-    past = load_rounds(store)
-    this = select_round(past, None, copy)
-    rng = np.random.default_rng([planting, args.seed])
-    pseudo = {i: store.pseudo_mask(this.round_idx, i) for i in this.pseudo_labeled}
-    given = {i: task.labeled.sample(i).mask for i in task.labeled.ids}
-    wrong, wrong_given = plant(pseudo, args.share, rng), plant(given, args.share, rng)
-    masks = pseudo | {name: mask for name, (_, mask) in wrong.items()}
-    rows = [MaskRow.from_mask(name, mask) for name, mask in masks.items()]
-    folder = store.round_dir(this.round_idx) / "pseudo_masks"
-    for path in folder.glob("*"):
-        path.unlink()
-    write_atomic(folder / "00000.parquet", encode_table(rows, MaskRow, this.signature))
-    store.masks.cache_clear()
-
-    def as_given(sample_id: str) -> Mask:
-        return wrong_given[sample_id][1] if sample_id in wrong_given else given[sample_id]
-
-    labeled = task.labeled.with_masks(task.labeled.ids, as_given)
-    ranked = rank_all_masks(task, past, this, with_labeled=True, labeled=labeled)
-    truth = open_withheld(task, source) if args.withheld else None
-    rows = []
-    for found, faults, real in zip(ranked, (wrong, wrong_given), (pseudo, given), strict=True):
-        for one in found:
-            fault = faults.get(one.sample_id, ("none", None))
-            dice = metrics.dice(object_of(fault[1]), object_of(real[one.sample_id])) if fault[1] is not None else np.nan
-            true_dice = np.nan
-            if truth is not None and one.kind == "pseudo" and one.sample_id in truth.ids and fault[1] is None:
-                true_dice = _true_dice(real[one.sample_id], truth.sample(one.sample_id).mask)
-            rows.append(_row(run, planting, one, fault[0], len(found), dice) | {"true_dice": true_dice})
-    store.close()
-    terminal.stop()
-    return rows
-
-
-def _true_dice(mask: Mask, truth: Mask) -> float:
-    valid = mask != IGNORE_INDEX
-    return metrics.dice(object_of(mask) & valid, object_of(truth) & valid)
-
-
-def _row(run: Path, planting: int, one: MaskReport, fault: str, count: int, dice: float) -> dict[str, Any]:
+def other_rankings(mean: NDArray[np.float32], mask: Mask) -> dict[str, float]:
+    """Scores of (H, W) class ids and 255 by (K, H, W) probabilities; higher is more suspicious."""
+    known = mask != IGNORE_INDEX
+    p = np.clip(mean.reshape(len(mean), -1)[:, known.ravel()].astype(float), 1e-7, 1)
+    if not p.size:
+        return {"cleanlab": -1.0, "loss": 0.0, "entropy": 0.0}
+    own = p[mask[known], np.arange(p.shape[1])]
     return {
-        "run": run.parent.name if run.name == "mining" else run.name,
-        "planting": planting,
-        "kind": one.kind,
-        "sample_id": one.sample_id,
-        "fault": fault,
-        "place": one.rank / count,
-        "suspicion": round(one.suspicion, 4),
-        "dice_with_replaced": round(dice, 4),
-        "witnesses": len(one.model_names),
-        **{name: round(value, 5) for name, value in one.signals.items()},
+        "cleanlab": -float(softmax((1 - own) / TEMPERATURE) @ own),
+        "loss": float(-np.log(own).mean()),
+        "entropy": float(-(p * np.log(p)).sum(0).mean()),
     }
 
 
-def auc(values: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    """Probability that a positive stands above a negative."""
-    places, num = rankdata(values), int(positive.sum())
-    rest = len(values) - num
+def audit_run(run: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Plant, rank, and say of every mask where it came to stand."""
+    terminal = Terminal()
+    with open_audit(run, terminal, device="cpu", data_root=args.root) as audited:
+        task, mined = audited.task, audited.audited_round
+        references = evidence.load_reference_models(task, audited.rounds, mined.pseudo_labeled, train_folds=True)
+        sets = [
+            MaskSet("pseudo", task.unlabeled.subset(mined.pseudo_labeled), audited.read("pseudo"), mined),
+            MaskSet("labeled", task.labeled, audited.read("labeled")),
+        ]
+        seen = [list(evidence.held_out_predictions(task, references, masks)) for masks in sets]
+        true_dice, rows = _true_dice(audited), []
+        kinds = [kind for kind in KINDS if kind != "swapped class" or task.num_classes > 2]
+        for share in args.shares:
+            for planting in range(args.plantings):
+                about = {"run": run.name, "share": share, "planting": planting}
+                rng = np.random.default_rng([round(100 * share), planting, args.seed])
+                reports, scores, faults = {}, {}, {}
+                for masks, predictions in zip(sets, seen, strict=True):
+                    right = {i: masks.read(i) for i in masks.pool.ids}
+                    wrong = plant(right, share, rng, kinds)
+                    faults[masks.kind] = {i: (kind, likeness(new, right[i])) for i, (kind, new) in wrong.items()}
+                    now = right | {i: new for i, (_, new) in wrong.items()}
+                    changed = MaskSet(masks.kind, masks.pool, now.__getitem__, masks.mined_round)
+                    reports[masks.kind] = [
+                        evidence.score_mask(task, held, changed, i, mean) for i, held, mean in predictions
+                    ]
+                    size = Resizer.of(task.cfg.data)
+                    scores[masks.kind] = {i: other_rankings(mean, size.mask(now[i])) for i, _, mean in predictions}
+                for kind, other in (("pseudo", "labeled"), ("labeled", "pseudo")):
+                    found = evidence.rank_masks(reports[kind], [report.shape for report in reports[other]])
+                    dice = true_dice if kind == "pseudo" else {}
+                    rows += [about | row for row in _rows(found, scores[kind], faults[kind], dice)]
+        terminal.stop()
+    return rows
+
+
+def _rows(
+    found: Sequence[MaskReport],
+    scores: Mapping[str, Mapping[str, float]],
+    faults: Mapping[str, tuple[str, float]],
+    dice: Mapping[str, float],
+) -> Iterator[dict[str, Any]]:
+    """A row a mask; `faults`: kind, and likeness to what was replaced."""
+    places = _places({report.sample_id: {"suspicion": report.suspicion} | scores[report.sample_id] for report in found})
+    for report in found:
+        fault, alike = faults.get(report.sample_id, ("none", np.nan))
+        true = dice.get(report.sample_id, np.nan) if fault == "none" else np.nan
+        what = {"kind": report.kind, "sample_id": report.sample_id, "fault": fault, "alike": alike, "dice": true}
+        signals = {f"signal_{name}": value for name, value in report.signals.items()}
+        yield what | places[report.sample_id] | signals
+
+
+def _places(scores: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """By mask: its place in each ranking, as a share; 0 is the most suspicious."""
+    frame = pd.DataFrame.from_dict(scores, orient="index")
+    return (frame.rank(ascending=False, method="first") / len(frame)).round(5).to_dict("index")
+
+
+def _true_dice(audited: AuditedRun) -> dict[str, float]:
+    """Dice of the pseudo masks that have a withheld mask, over the pixels that they do not ignore."""
+    truth, read, out = open_truth(audited.task, audited.source), audited.read("pseudo"), {}
+    for sample_id in {*audited.audited_round.pseudo_labeled} & {*truth.ids}:
+        mask, true = read(sample_id), truth.sample(sample_id).mask
+        valid = mask != IGNORE_INDEX
+        out[sample_id] = metrics.dice(object_of(mask) & valid, object_of(true) & valid)
+    return out
+
+
+def auc(place: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+    """Probability that a positive stands before a negative."""
+    places, num = rankdata(-place), int(positive.sum())
+    rest = len(place) - num
     return float((places[positive].sum() - num * (num + 1) / 2) / (num * rest)) if num and rest else float("nan")
 
 
-def tables(frame: pd.DataFrame) -> str:
-    """Markdown: share of planted faults in the first fifth, by kind of mask and of fault; AUC within each planting."""
-    lines = ["| masks | fault | planted | Dice with what was replaced | in the first 20 % | AUC, mean over plantings |"]
-    lines.append("|---|---|---|---|---|---|")
+def table(source: Path) -> str:
+    """Markdown: planted faults found in the first tenth and fifth by each ranking, then the masks that mining made.
+
+    Rows of a single kind are of the shares that a tenth can hold.
+    """
+    frame = pd.read_csv(source / "masks.csv" if source.is_dir() else source, dtype={"sample_id": str})
+    heads = [f"{name}, first {top:.0%}" for name in RANKINGS for top in TOP]
+    lines = [f"| masks | fault | planted | {' | '.join(heads)} |", "|---" * (3 + len(heads)) + "|"]
     for kind in ("pseudo", "labeled"):
-        part = frame[frame["kind"] == kind]
-        for fault in ("all", *KINDS):
-            bad = part[(part["fault"] != "none") if fault == "all" else (part["fault"] == fault)]
-            values = []
-            for _, one in part.groupby(["run", "planting"]):
-                is_bad = (one["fault"] != "none") if fault == "all" else (one["fault"] == fault)
-                use = is_bad | (one["fault"] == "none")
-                values.append(auc(one["suspicion"].to_numpy()[use], is_bad.to_numpy()[use]))
-            found = f"{(bad['place'] <= TOP).mean():.0%} ({(bad['place'] <= TOP).sum()} of {len(bad)})"
-            dice = f"{bad['dice_with_replaced'].mean():.2f}"
-            lines.append(f"| {kind} | {fault} | {len(bad)} | {dice} | {found} | {np.nanmean(values):.3f} |")
-    natural = frame[(frame["kind"] == "pseudo") & frame["true_dice"].notna() & (frame["planting"] == 0)]
-    if len(natural):
-        lines += [
-            "",
-            "| run | masks that mining made | wrong (Dice < 0.6) | of these in the first 20 % | AUC | Spearman |",
-        ]
-        lines.append("|---|---|---|---|---|---|")
-        for run, one in natural.groupby("run"):
-            bad = (one["true_dice"] < WRONG).to_numpy()
-            rho = spearmanr(one["suspicion"], -one["true_dice"]).statistic
-            area = auc(one["suspicion"].to_numpy(), bad)
-            top = f"{(one['place'][bad] <= TOP).mean():.0%}" if bad.any() else "–"
-            lines.append(f"| {run} | {len(one)} | {bad.sum()} | {top} | {area:.3f} | {rho:.2f} |")
+        part = frame[(frame["kind"] == kind) & (frame["fault"] != "none")]
+        groups = [(f"all, {share:.0%} planted", rows) for share, rows in part.groupby("share")]
+        groups += [(fault, part[(part["fault"] == fault) & (part["share"] <= TOP[0])]) for fault in KINDS]
+        for name, rows in groups:
+            found = [f"{(rows[ranking] <= top).mean():.0%}" for ranking in RANKINGS for top in TOP]
+            lines += [f"| {kind} | {name} | {len(rows)} | {' | '.join(found)} |"] if len(rows) else []
+    made = frame[frame["dice"].notna() & (frame["planting"] == 0) & (frame["share"] == frame["share"].min())]
+    heads = ["ranking", "masks", f"wrong (Dice below {WRONG})", *(f"in the first {top:.0%}" for top in TOP), "AUC",
+             "rank correlation with Dice"]  # fmt: skip
+    lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name in RANKINGS:
+        wrong = (made["dice"] < WRONG).to_numpy()
+        found = [f"{(made[name][wrong] <= top).mean():.0%}" for top in TOP]
+        by_run = [(auc(one[name].to_numpy(), (one["dice"] < WRONG).to_numpy()),
+                   spearmanr(one[name], one["dice"]).statistic) for _, one in made.groupby("run")]  # fmt: skip
+        figures = [f"{value:.2f}" for value in np.nanmean(by_run, axis=0)]
+        lines.append(f"| {' | '.join([name, str(len(made)), str(wrong.sum()), *found, *figures])} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, help="folder; with --table also a CSV")
     parser.add_argument("--runs", type=Path, nargs="+", default=[])
-    parser.add_argument("--settings", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", help="with --settings: the seed of each run, in order")
-    parser.add_argument("--plantings", type=int, default=3)
-    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.05, 0.1, 0.2])
+    parser.add_argument("--plantings", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="draws what is planted where")
-    parser.add_argument("--data.root", dest="root")
-    parser.add_argument("--cache")
-    parser.add_argument("--withheld", action="store_true", help="also hold the ranking against the withheld masks")
+    parser.add_argument("--data.root", dest="root", help="where the data lie now, if they were moved")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there")
     args = parser.parse_args()
-    args.seed_of = lambda run: (args.seeds or [0] * len(args.runs))[args.runs.index(run)]
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "masks.csv"
     if not args.table:
-        rows: list[dict[str, Any]] = []
+        (args.out / "parts").mkdir(parents=True, exist_ok=True)
         for run in args.runs:
-            for planting in range(args.plantings):
-                rows += audit_once(run, args.out, planting, args)
-                pd.DataFrame(rows).to_csv(path, index=False)  # what a stopped session has done is there
-        shutil.rmtree(args.out / "copy", ignore_errors=True)
-    frame = pd.read_csv(path, dtype={"sample_id": str})
-    bad = frame[frame["fault"] != "none"]
-    summary = bad.assign(found=bad["place"] <= TOP).groupby(["run", "planting", "kind", "fault"])["found"]
-    summary.agg(["sum", "count"]).reset_index().to_csv(args.out / "results.csv", index=False)
-    sys.stdout.write(tables(frame) + "\n")
+            path = args.out / "parts" / f"{run.name}.csv"
+            if not path.exists():
+                pd.DataFrame(audit_run(run, args)).to_csv(path, index=False, float_format="%.4f")
+        parts = [pd.read_csv(path, dtype={"sample_id": str}) for path in sorted((args.out / "parts").glob("*.csv"))]
+        masks = pd.concat(parts)
+        masks.loc[:, ~masks.columns.str.startswith("signal_")].to_csv(args.out / "masks.csv", index=False)
+    print(table(args.out))
 
 
 if __name__ == "__main__":

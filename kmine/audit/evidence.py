@@ -199,7 +199,18 @@ def mean_probabilities(
 
 
 def score_masks(task: Task, references: ReferenceModels, masks: MaskSet) -> Iterator[MaskReport]:
-    """Compare each mask with its held-out models, grouped by these. A single model predicts with test-time flips."""
+    """Compare each mask with its held-out models."""
+    for sample_id, held_out, mean in held_out_predictions(task, references, masks):
+        yield score_mask(task, held_out, masks, sample_id, mean)
+
+
+def held_out_predictions(
+    task: Task, references: ReferenceModels, masks: MaskSet
+) -> Iterator[tuple[str, ReferenceModels, NDArray[np.float32] | None]]:
+    """(id, held-out models, their (K, S, S) mean probabilities or None without any), grouped by the models.
+
+    A single model predicts with test-time flips.
+    """
     task.progress.start(f"audit: {'pseudo masks' if masks.kind == 'pseudo' else 'given masks'}", len(masks.pool))
     round_idx = masks.mined_round.round_idx if masks.mined_round else 0
     ids_by_models: dict[tuple[int, ...], list[str]] = {}
@@ -211,15 +222,15 @@ def score_masks(task: Task, references: ReferenceModels, masks: MaskSet) -> Iter
         held_out = references.subset(indices)
         tta = TTA_OF_FLIPS[task.cfg.fit.flips] if len(indices) == 1 else "none"
         for sample_id, mean in mean_probabilities(task, held_out.models, masks.pool, ids, tta):
-            yield _score_mask(task, held_out, masks, sample_id, mean)
+            yield sample_id, held_out, mean
             done += 1
             task.progress.advance(done)
 
 
-def _score_mask(
+def score_mask(
     task: Task, held_out: ReferenceModels, masks: MaskSet, sample_id: str, mean: NDArray[np.float32] | None
 ) -> MaskReport:
-    """`mean`: (K, S, S) mean probabilities of the held-out models, None without any."""
+    """Signals of one mask; `mean`: (K, S, S) mean probabilities of the held-out models, None without any."""
     mask = masks.read(sample_id)
     resized = Resizer.of(task.cfg.data).mask(mask)
     conflict = None if mean is None else confident_disagreement(mean, resized, held_out.thresholds)

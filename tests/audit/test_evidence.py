@@ -38,7 +38,8 @@ def test_planted_faults_are_in_the_first_fifth(run, monkeypatch):
         rng = np.random.default_rng(0)
         ids = [i for i in mined.pseudo_labeled if truth[i].any()]
         labeled = {i: truth[i] for i in task.labeled.ids}
-        wrong, wrong_given = (plant(masks, 0.2, rng) for masks in ({i: truth[i] for i in ids}, labeled))
+        kinds = ("shifted", "neighbour's mask", "flipped", "missing object")
+        wrong, wrong_given = (plant(masks, 0.2, rng, kinds) for masks in ({i: truth[i] for i in ids}, labeled))
         masks = {name: wrong[name][1] if name in wrong else truth[name] for name in ids}
         replace_masks(audited.store, mined.round_idx, masks)
         given = task.labeled.with_masks([*labeled], lambda i: wrong_given[i][1] if i in wrong_given else labeled[i])
