@@ -1,15 +1,15 @@
 """What mining is worth: supervised, self-training, mining from each prompt source, and the oracle, at equal steps.
 
     python experiments/mining_engine/run.py OUT --set kvasir --data.root FOLDER --weights MOBILENET_V2 --labels 30 60 \\
-        --seeds 0 1 2 3 4
-    python experiments/mining_engine/run.py OUT --table     # also writes OUT/results.csv
+        --seeds 0 1 2 3 4 --folds
+    python experiments/mining_engine/run.py OUT --table [--split val]
 
 A cell is (set, labels, seed): round 0, the models of the parts and the adapted segmenter are made once and shared by
 its arms. Every arm then spends the same optimizer steps. With `--folds` the seeds 0 to 4 are five folds that cover all
 images, each the test split once, and differences have intervals over folds. In the differences silence on a clean image
 counts 1, a false alarm 0. OUT/CELL/ARM.csv holds Dice on validation and test of the kept round, OUT/CELL/
 ARM-objects.csv and ARM-images.csv what an audit finds of its pseudo masks: the withheld masks are read here, after the
-arm is done, and nowhere else. What is there is not repeated; a stopped training goes on.
+arm is done, and nowhere else. What is there is not repeated, a stopped training goes on, and processes can share OUT.
 
 `simulated` mines with a simulation of a segmenter of SAM's published quality on polyps (box IoU .85): truth, degraded.
 It says what such a segmenter would bring, and nothing about SAM. The oracle arms are given the true masks of the
@@ -34,7 +34,7 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from folds import difference, parts_of
+from folds import difference, is_locked, parts_of
 from helpers.simulated_segmenter import PUBLISHED_IOU, Simulated
 
 from kmine.cli import Terminal
@@ -66,8 +66,8 @@ from kmine.training.rounds import kept_round, train_rounds
 from kmine.training.task import Task
 from kmine.types import IGNORE_INDEX, Prompts, RoundResult
 
-ARMS = ("supervised", "self_training", "mining", "mining_auto", "mining_cascade", "mining_twice", "mining_ranked",
-        "simulated", "oracle_kept", "oracle")  # fmt: skip
+ARMS = ("supervised", "self_training", "mean_teacher", "fixmatch", "unimatch", "mining", "mining_auto",
+        "mining_cascade", "mining_twice", "mining_ranked", "simulated", "oracle_kept", "oracle")  # fmt: skip
 SHARED = ("round_00", "fold_*", "segmenter", "classifier")
 """What an arm takes over from those before; each artifact is read back only if it was made from the same."""
 
@@ -132,7 +132,7 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
     calibrated = store.read_json(root / "calibration" / "calibration.json")
     if calibrated and calibrated["promise"]:
         (folder / f"{arm}-promise.json").write_text(json.dumps(calibrated["promise"]), "utf-8")
-    where = "supervised" if arm == "supervised" else arm if arm.startswith("oracle") else ""
+    where = "" if arm.startswith(("mining", "simulated")) else arms.method_dir_of(arm)
     test = open_for_test(cfg, source, store)
     rows = []
     for checkpoint, file in (("chosen", "model"), ("final", "model_final")):
@@ -151,7 +151,7 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
     store.close()
     terminal.stop()
     unfinished = folder / f"{arm}.part"
-    frame.to_csv(unfinished, index=False)
+    frame.to_csv(unfinished, index=False, float_format="%.4f")
     unfinished.replace(folder / f"{arm}.csv")
     means = frame[frame["checkpoint"] == "chosen"].groupby("split")["dice"].mean()
     rounds = ", ".join(f"{r.round_idx}: {r.num_pseudo} pseudo, val {r.metrics.dice:.3f}, {r.reason}" for r in results)
@@ -236,7 +236,7 @@ def _audit(task: Task, source: Any, results: Sequence[RoundResult], stem: Path) 
                 images.append(key | _image(task.run, key, rows, true_mask))
     if images:
         for name, rows in (("objects", objects), ("images", images)):
-            pd.DataFrame(rows).to_csv(f"{stem}-{name}.csv", index=False)
+            pd.DataFrame(rows).to_csv(f"{stem}-{name}.csv", index=False, float_format="%.4f")
 
 
 SCORES = ("predicted_iou", "stability_score", "agreement_iou", "jitter_dice", "confidence_inside",
@@ -251,6 +251,10 @@ def _object(row: dict[str, Any], truth: np.ndarray) -> dict[str, Any]:
     return {**{name: row[name] for name in SCORES}, **found}
 
 
+TAUGHT = ("dice_pseudo", "dice_local_same_pixels", "ignored", *metrics.Correction._fields)
+"""What is known of images that taught."""
+
+
 def _image(store: RunFolder, key: dict[str, Any], rows: list[dict[str, Any]], truth: np.ndarray) -> dict[str, Any]:
     """Dice of the lesion, the last class: local mask, segmenter's, pseudo mask's where it does not ignore."""
     lesion = max([row["class_id"] for row in rows] + [int(truth[truth != IGNORE_INDEX].max(initial=0)), 1])
@@ -262,107 +266,93 @@ def _image(store: RunFolder, key: dict[str, Any], rows: list[dict[str, Any]], tr
     out = {"in_training": rows[0]["in_training"], "dice_local": metrics.dice(real, union["local_rle"]),
            "dice_segmenter": metrics.dice(real, union["segmenter_rle"])}  # fmt: skip
     if not out["in_training"]:
-        return out | {"dice_pseudo": np.nan, "ignored": np.nan, "dice_local_same_pixels": np.nan}
+        return out | dict.fromkeys(TAUGHT, np.nan)
     pseudo = store.pseudo_mask(key["round"], key["sample_id"])
     valid = pseudo != IGNORE_INDEX
-    return out | {
-        "dice_pseudo": metrics.dice(real & valid, (pseudo == lesion) & valid),
-        "dice_local_same_pixels": metrics.dice(real & valid, union["local_rle"] & valid),
-        "ignored": 1 - valid.mean(),
-    }
+    local, seen, true = (np.where(mask, np.uint8(lesion), 0) for mask in (union["local_rle"], pseudo == lesion, real))
+    known = np.where(truth == IGNORE_INDEX, truth, true)
+    changes = metrics.correction(local, np.where(valid, seen, IGNORE_INDEX), known)
+    dice = (metrics.dice(real & valid, mask & valid) for mask in (pseudo == lesion, union["local_rle"]))
+    return out | dict(zip(TAUGHT, (*dice, 1 - valid.mean(), *changes), strict=True))
 
 
-TEST = ("set, labels", "arm", "seeds", "test Dice", "sd over seeds", "last step", "where a lesion", "false alarms",
+SCORED = ("set, labels", "arm", "seeds", "Dice", "sd over seeds", "last step", "where a lesion", "false alarms",
         "minus supervised", "minus self-training")  # fmt: skip
 QUALITY = ("set, labels", "arm", "round", "local", "segmenter", "pseudo masks", "local, same pixels", "coverage",
-           "ignored", "rank correlation", "promised", "achieved")  # fmt: skip
+           "ignored", "corrected / newly broken", "rank correlation", "promised", "achieved")  # fmt: skip
 
 
-def tables(out: Path) -> str:
-    """Markdown: test Dice by arm with paired differences, then what the pseudo masks were worth."""
+def tables(out: Path, split: str) -> str:
+    """Markdown: Dice by arm on a split with paired differences, then what the pseudo masks were worth."""
     found = {(*path.parent.name.split("-"), path.stem): path for path in sorted(out.glob("*-*-*/*.csv"))}
     groups = sorted({key[:2] for key in found}, key=lambda key: (key[0], float(key[1])))
-    lines, quality = ([f"| {' | '.join(names)} |", "|---" * len(names) + "|"] for names in (TEST, QUALITY))
+    lines, quality = ([f"| {' | '.join(names)} |", "|---" * len(names) + "|"] for names in (SCORED, QUALITY))
     for group, arm in product(groups, ARMS):
         of_arm = {key[2]: path for key, path in found.items() if key[:2] == group and key[3] == arm}
         if of_arm:
             name = f"{group[0]}, {group[1]} | {arm}"
-            lines.append(f"| {name} | {_test_row(of_arm)} |")
+            lines.append(f"| {name} | {_scored_row(of_arm, split)} |")
             quality += [f"| {name} | {row} |" for row in _quality_rows(of_arm)]
     return "\n".join([*lines, "", *quality])
 
 
-def results(out: Path) -> pd.DataFrame:
-    """One row an arm of a cell: mean Dice on validation and test, of the chosen checkpoint and of the last step."""
-    rows = []
-    for path in sorted(path for path in out.glob("*-*-*/*.csv") if path.stem in ARMS):
-        part, labels, seed = path.parent.name.split("-")
-        frame = pd.read_csv(path)
-        means = frame.groupby(["split", "checkpoint"])["dice"].mean()
-        dice = {f"{split}_dice_{checkpoint}": round(value, 4) for (split, checkpoint), value in means.items()}
-        about = {name: int(frame[name].iloc[0]) for name in ("labeled", "unlabeled", "adopted_round")}
-        rows.append({"set": part, "groups": labels, "seed": seed, "arm": path.stem, **about, **dice})
-    return pd.DataFrame(rows)
-
-
-def _test_row(paths: dict[str, Path]) -> str:
-    frames = {seed: pd.read_csv(path) for seed, path in paths.items()}
-    chosen, last = ([_mean_dice(f, which) for f in frames.values()] for which in ("chosen", "final"))
+def _scored_row(paths: dict[str, Path], split: str) -> str:
+    rows = {name: [_rows(path, split, name) for path in paths.values()] for name in ("chosen", "final")}
+    chosen, last = ([frame["dice"].mean() for frame in frames] for frames in rows.values())
     sd = f"{np.std(chosen, ddof=1):.3f}" if len(chosen) > 1 else "–"
-    gaps = [_gap(paths, other) for other in ("supervised", "self_training")]
-    clean = _clean_figures([_test_rows(f) for f in frames.values()])
-    return " | ".join([str(len(frames)), f"{np.mean(chosen):.3f}", sd, f"{np.mean(last):.3f}", *clean, *gaps])
+    gaps = [_gap(paths, other, split) for other in ("supervised", "self_training")]
+    clean = _clean_figures(rows["chosen"])
+    return " | ".join([str(len(paths)), f"{np.mean(chosen):.3f}", sd, f"{np.mean(last):.3f}", *clean, *gaps])
 
 
-def _clean_figures(tests: Sequence[pd.DataFrame]) -> list[str]:
-    """Mean Dice where there is a lesion, and the share of clean images with a false alarm; of older cells unknown."""
-    if not all("clean" in rows for rows in tests):
-        return ["–", "–"]
-    lesions = np.mean([rows["dice"][~rows["clean"]].mean() for rows in tests])
-    clean = pd.concat([rows["dice"][rows["clean"]] for rows in tests])
-    return [f"{lesions:.3f}", f"{clean.notna().mean():.0%} of {len(clean) // len(tests)}" if len(clean) else "–"]
+def _clean_figures(seeds: Sequence[pd.DataFrame]) -> list[str]:
+    """Mean Dice where there is a lesion, and the share of clean images with a false alarm."""
+    lesions = np.mean([rows["dice"][~rows["clean"]].mean() for rows in seeds])
+    clean = pd.concat([rows["dice"][rows["clean"]] for rows in seeds])
+    return [f"{lesions:.3f}", f"{clean.notna().mean():.0%} of {len(clean) // len(seeds)}" if len(clean) else "–"]
 
 
-def _gap(paths: dict[str, Path], other: str) -> str:
-    """Paired by seed and test image, over the seeds that have both; of folds with the interval over folds."""
+def _gap(paths: dict[str, Path], other: str, split: str) -> str:
+    """Paired by seed and image, over the seeds that have both; of folds with the interval over folds."""
     beside = {seed: path.with_name(f"{other}.csv") for seed, path in paths.items()}
     seeds = [seed for seed, path in beside.items() if path.exists() and path != paths[seed]]
     if not seeds:
         return "–"
     if all(path.with_name("splits.csv").exists() for path in paths.values()):
-        found = difference(pd.concat([_fold_rows(path, path.stem) for s in seeds for path in (beside[s], paths[s])]),
+        found = difference(pd.concat([_fold_rows(path, split) for s in seeds for path in (beside[s], paths[s])]),
                            next(iter(paths.values())).stem, other)  # fmt: skip
-        return f"{found.mean:+.3f} [{found.folds[0]:+.3f}, {found.folds[1]:+.3f}]"
-    a, b = (_common([_test_scores(where[seed]) for seed in seeds]) for where in (beside, paths))
+        return _text(found.mean, *found.folds)
+    a, b = (_common([_scores(where[seed], split) for seed in seeds]) for where in (beside, paths))
     gap = paired_difference(a, b, seed=0)
-    return f"{gap.difference:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+    return _text(gap.difference, gap.low, gap.high)
 
 
-def _fold_rows(path: Path, arm: str) -> pd.DataFrame:
-    """Test scores of an arm of a cell, as `folds.difference` takes them."""
-    scores = _test_scores(path)
+def _text(difference: float, low: float, high: float) -> str:
+    return f"{difference:+.3f}" if np.isnan(low) else f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _fold_rows(path: Path, split: str) -> pd.DataFrame:
+    """Scores of an arm of a cell, as `folds.difference` takes them."""
+    scores = _scores(path, split)
     groups = pd.read_csv(path.with_name("splits.csv"), dtype=str).set_index("sample_id")["group_id"]
     ids = [str(sample_id) for sample_id in scores.index]
     rows = {"sample_id": ids, "group": groups.loc[ids].to_numpy(), "dice": scores.to_numpy()}
-    return pd.DataFrame(rows).assign(arm=arm, fold=path.parent.name)
+    return pd.DataFrame(rows).assign(arm=path.stem, fold=path.parent.name)
 
 
 def _common(scores: Sequence[pd.Series]) -> np.ndarray:
-    """(seeds, images), NaN where a seed's test split lacks an image, and there alone."""
+    """(seeds, images), NaN where a seed's split lacks an image, and there alone."""
     return pd.concat(scores, axis=1).to_numpy(float).T
 
 
-def _test_scores(path: Path) -> pd.Series:
-    rows = _test_rows(pd.read_csv(path))
+def _scores(path: Path, split: str) -> pd.Series:
+    rows = _rows(path, split)
     return pd.Series(score_empty_cases(rows["dice"].to_numpy(float)), rows["sample_id"])
 
 
-def _test_rows(frame: pd.DataFrame, checkpoint: str = "chosen") -> pd.DataFrame:
-    return frame[(frame["split"] == "test") & (frame["checkpoint"] == checkpoint)]
-
-
-def _mean_dice(frame: pd.DataFrame, checkpoint: str) -> float:
-    return _test_rows(frame, checkpoint)["dice"].mean()
+def _rows(path: Path, split: str, checkpoint: str = "chosen") -> pd.DataFrame:
+    frame = pd.read_csv(path)
+    return frame[(frame["split"] == split) & (frame["checkpoint"] == checkpoint)]
 
 
 def _quality_rows(paths: dict[str, Path]) -> Iterator[str]:
@@ -380,13 +370,14 @@ def _quality_rows(paths: dict[str, Path]) -> Iterator[str]:
             used = some["dice_local"].where(some["source"] == "local", some["dice_segmenter"])
             known = some["estimated_dice"].notna()
             rank = spearmanr(some["estimated_dice"][known], used[known]).statistic if known.sum() > 2 else np.nan
+            changes = metrics.Correction(*(int(kept[name].sum()) for name in metrics.Correction._fields))
             figures = [rows["dice_local"].mean(), rows["dice_segmenter"].mean(), kept["dice_pseudo"].mean(),
                        kept["dice_local_same_pixels"].mean(), rows["in_training"].mean(), kept["ignored"].mean(),
-                       rank, bound, used[some["kept"]].mean()]  # fmt: skip
+                       *changes.shares, rank, bound, used[some["kept"]].mean()]  # fmt: skip
             by_round.setdefault(int(number), []).append(figures)
     for number, rows in sorted(by_round.items()):
-        means = pd.DataFrame(rows).mean()
-        yield " | ".join([str(number), *("–" if np.isnan(value) else f"{value:.3f}" for value in means)])
+        means = ["–" if np.isnan(value) else f"{value:.3f}" for value in pd.DataFrame(rows).mean()]
+        yield " | ".join([str(number), *means[:6], " / ".join(means[6:8]), *means[8:]])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -411,14 +402,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--iou", type=float, default=PUBLISHED_IOU, help="of the simulated segmenter")
     parser.add_argument("--cache")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there and train nothing")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="of the table's scores")
     args = parser.parse_args(argv)
-    for labels, seed, arm in product(args.labels, args.seeds, () if args.table else args.arms):
+    for labels, seed, arm in () if args.table else product(args.labels, args.seeds, args.arms):
         folder = args.out / f"{args.set}{'_liver' * (args.task == 'liver')}-{labels:g}-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / f"{arm}.csv").exists():
-            run_arm(args, labels, seed, arm, folder)
-    results(args.out).to_csv(args.out / "results.csv", index=False)
-    print(tables(args.out))
+        with (folder / "lock").open("w") as lock:
+            if not (folder / f"{arm}.csv").exists() and is_locked(lock):
+                run_arm(args, labels, seed, arm, folder)
+    print(tables(args.out, args.split))
 
 
 if __name__ == "__main__":
