@@ -22,6 +22,7 @@ TRIALS: dict[str, tuple[tuple[str, ...], ...]] = {
     "self_training": ((), ("gate.target_dice=0.75",), STRONG),
     "mean_teacher": ((), ("teacher.weight=10",), ("teacher.weight=0.1",)),
     "fixmatch": ((), ("fixmatch.threshold=0.8",), ("fixmatch.weight=0.3",)),
+    "unimatch": ((), ("unimatch.threshold=0.8",), ("unimatch.weight=0.3",)),
 }
 """Method -> settings that a trial changes; the first of each are the defaults."""
 

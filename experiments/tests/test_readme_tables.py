@@ -9,7 +9,8 @@ import pytest
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
 
-FIGURES = sorted(path for name in ("sks", "next_labels", "recipe") for path in (EXPERIMENTS / name).glob("*.csv"))
+NAMES = ("sks", "next_labels", "recipe", "pseudo_label_audit")
+FIGURES = sorted(path for name in NAMES for path in (EXPERIMENTS / name).glob("*.csv"))
 
 
 @pytest.mark.parametrize("figures", FIGURES, ids=lambda path: f"{path.parent.name}/{path.name}")
