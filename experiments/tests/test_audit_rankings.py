@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.planted_faults import FAULTS, likeness, object_of
 
 path = Path(__file__).resolve().parents[1] / "pseudo_label_audit" / "run.py"
 spec = importlib.util.spec_from_file_location("audit_run", path)
@@ -38,3 +39,17 @@ def test_the_table_counts_what_stands_in_the_first_tenth_and_fifth(tmp_path):
     assert "| pseudo | flipped | 2 | 50% | 100% | 50% | 100% | 50% | 50% | 50% | 100% |" in lines
     assert "| suspicion | 2 | 1 | 0% | 0% | 1.00 | 1.00 |" in lines
     assert "| loss | 2 | 1 | 0% | 0% | 0.00 | -1.00 |" in lines
+
+
+def test_faults_by_hand():
+    mask, rng = np.zeros((40, 40), np.uint8), np.random.default_rng(0)
+    mask[2:22, 4:24], mask[30:34, 30:34], mask[0, :2] = 1, 2, 255
+    wrong = {name: make(mask, mask.T.copy(), rng) for name, (make, _) in FAULTS.items()}
+    assert likeness(mask, mask) == 1 and all(new.shape == mask.shape for new in wrong.values())
+    assert (np.unique(wrong["missing object"][2:22, 4:24]), wrong["missing object"][31, 31]) == ([0], 2)
+    assert wrong["swapped class"][5, 5] == 2 and wrong["swapped class"][31, 31] == 1
+    assert np.array_equal(wrong["neighbour's mask"], mask.T) and np.array_equal(wrong["flipped"], mask[:, ::-1])
+    assert 0 < object_of(wrong["eroded"]).sum() < 400 and not (object_of(wrong["eroded"]) & ~object_of(mask)).any()
+    assert likeness(wrong["coarse polygon"], mask) > 0.9, "squares have four corners"
+    disc = (np.hypot(*np.mgrid[-20:20, -20:20]) < 15).astype(np.uint8)
+    assert 0.6 < likeness(FAULTS["coarse polygon"][0](disc, disc, rng), disc) < 0.9

@@ -13,6 +13,7 @@ from kmine.ops.masks import components
 from kmine.types import IGNORE_INDEX
 
 Mask = NDArray[np.uint8]
+"""(H, W) class ids, 255 for ignored pixels; a fault keeps the shape."""
 Rng = np.random.Generator
 
 
