@@ -4,7 +4,7 @@
 
 The same short training of the phantom (whole command) on an idle machine and beside as many busy processes as there are
 cores (`--busy`: other numbers), each with OpenMP that spins without end ("as it comes": OMP_WAIT_POLICY=ACTIVE), with
-shorter spinning (GOMP_SPINCOUNT), with OMP_WAIT_POLICY=PASSIVE, with one thread, and with what kmine chooses. Seconds.
+shorter spinning (GOMP_SPINCOUNT), with OMP_WAIT_POLICY=PASSIVE, with one thread, and with what kmine sets. Seconds.
 The machine must be idle otherwise.
 """
 
@@ -27,7 +27,7 @@ POLICIES = {
     "spin 1000": {"GOMP_SPINCOUNT": "1000"},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
     "one thread": {"OMP_NUM_THREADS": "1"},
-    "kmine's choice": {},
+    "kmine's own": {},  # as spin 10000
 }
 TRAINING = "--data.num_samples=60 --rounds=0 --baseline=false --segmenter.name=ellipse --device=cpu"
 

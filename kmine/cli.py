@@ -30,7 +30,7 @@ from kmine.io.older_settings import REMOVED, older_settings
 from kmine.io.presets import preset_files, settings_file
 from kmine.io.settings_help import help_text, help_topic
 from kmine.io.terminal import Terminal as Terminal
-from kmine.io.threads import choose_wait_policy
+from kmine.io.threads import shorten_spinning
 from kmine.io.yaml_file import Text, read_yaml, yaml_kind
 
 Config = TypeVar("Config")
@@ -76,7 +76,7 @@ def parse(
         except UserError as error:
             raise SystemExit(fail(prog, str(error))) from None
     replace_unknown_characters()
-    choose_wait_policy()
+    shorten_spinning()
     return config
 
 

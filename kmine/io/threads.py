@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 ItemT, ResultT = TypeVar("ItemT"), TypeVar("ResultT")
 MAX_THREADS = 8
 OPENMP_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
-SAMPLES, SAMPLE_SECONDS = 10, 0.05
 SPIN_COUNT = "10000"
-"""Turns before a waiting thread sleeps."""
+"""Turns before a waiting thread sleeps; libgomp's own are 300,000."""
 
 
 @contextlib.contextmanager
@@ -47,27 +44,12 @@ def ahead(
         yield waiting.popleft().result()
 
 
-def choose_wait_policy() -> None:
-    """Let OpenMP's threads spin for a moment while they wait, or sleep at once where others want the cores.
+def shorten_spinning() -> None:
+    """Let OpenMP's threads sleep after a moment of waiting, unless the user has set how they wait.
 
-    Call it before torch is loaded. Spinning holds cores which other processes want, among them the very threads that
-    are waited for; sleeping at once makes a training alone on its machine a third slower, so a moment of load must not
-    lead to it (benchmarks/busy_machine.py). What the user has set stays.
+    Call it before torch is loaded. A thread that spins holds a core that other processes want, among them the threads
+    it waits for. Short spinning costs nothing on an idle machine and is as good as sleeping at once on a busy one
+    (benchmarks/busy_machine.py).
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in OPENMP_SETTINGS):
-        name, value = ("OMP_WAIT_POLICY", "PASSIVE") if _is_busy() else ("GOMP_SPINCOUNT", SPIN_COUNT)
-        os.environ[name] = value
-
-
-def _is_busy() -> bool:
-    """Whether others keep half of the cores or more all the while; without Linux' /proc by the load of a minute."""
-    cores = os.cpu_count() or 1
-    try:
-        for _ in range(SAMPLES):
-            running = int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]) - 1  # without this one
-            if running < cores / 2:
-                return False
-            time.sleep(SAMPLE_SECONDS)
-        return True
-    except (OSError, ValueError, IndexError):
-        return os.getloadavg()[0] >= cores / 2
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT

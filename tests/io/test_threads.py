@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from threading import Event, get_ident
 
 import pytest
 
-from kmine.io import threads
-from kmine.io.threads import MAX_THREADS, OPENMP_SETTINGS, ahead, choose_wait_policy, thread_pool
+from kmine.io.threads import MAX_THREADS, OPENMP_SETTINGS, ahead, shorten_spinning, thread_pool
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, 1), (3, 3), (64, MAX_THREADS), (None, 1)])
@@ -76,57 +74,29 @@ def test_a_closed_pool_accepts_no_work():
 
 
 @pytest.fixture
-def loaded(monkeypatch):
-    """A machine of four cores with that many runnable processes, this one included; torch is not loaded yet."""
-
-    def set_load(running: int) -> None:
-        monkeypatch.setattr(os, "cpu_count", lambda: 4)
-        monkeypatch.setattr(Path, "read_text", lambda path: f"0.10 0.20 0.30 {running}/151 4711\n")
-        monkeypatch.setattr(threads, "SAMPLE_SECONDS", 0.0)
-        monkeypatch.delitem(sys.modules, "torch", raising=False)
-        for name in OPENMP_SETTINGS:
-            monkeypatch.delenv(name, raising=False)
-
-    return set_load
+def fresh(monkeypatch):
+    """A process that has not loaded torch and whose user has set nothing of OpenMP."""
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    for name in OPENMP_SETTINGS:
+        monkeypatch.setenv(name, "")  # so that it is taken back
+        monkeypatch.delenv(name)
 
 
-SPINS, SLEEPS = {"GOMP_SPINCOUNT": "10000"}, {"OMP_WAIT_POLICY": "PASSIVE"}
-
-
-def chosen() -> dict[str, str]:
-    """Settings of OpenMP after the choice; they are taken back."""
-    choose_wait_policy()
-    return {name: os.environ.pop(name) for name in OPENMP_SETTINGS if name in os.environ}
-
-
-@pytest.mark.parametrize(("running", "policy"), [(1, SPINS), (2, SPINS), (3, SLEEPS), (9, SLEEPS)])
-def test_threads_sleep_at_once_where_others_use_half_of_the_cores(loaded, running, policy):
-    loaded(running)
-    assert chosen() == policy
-
-
-def test_a_moment_of_load_does_not_count(loaded, monkeypatch):
-    loaded(9)
-    running = iter([9, 9, 9, 1])
-    monkeypatch.setattr(Path, "read_text", lambda path: f"0.10 0.20 0.30 {next(running)}/151 4711\n")
-    assert chosen() == SPINS
+def test_waiting_threads_sleep_after_a_moment(fresh):
+    shorten_spinning()
+    assert {name: os.environ[name] for name in OPENMP_SETTINGS if name in os.environ} == {"GOMP_SPINCOUNT": "10000"}
 
 
 @pytest.mark.parametrize("name", OPENMP_SETTINGS)
-def test_what_the_user_has_set_stays(loaded, monkeypatch, name):
-    loaded(9)
+def test_what_the_user_has_set_stays(fresh, monkeypatch, name):
     monkeypatch.setenv(name, "1")
     before = dict(os.environ)
-    choose_wait_policy()
+    shorten_spinning()
     assert dict(os.environ) == before
 
 
-def test_without_proc_the_load_of_the_last_minute_counts(loaded, monkeypatch):
-    loaded(1)
-
-    def missing(path: Path) -> str:
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr(Path, "read_text", missing)
-    monkeypatch.setattr(os, "getloadavg", lambda: (2.5, 0.0, 0.0))
-    assert chosen() == SLEEPS
+def test_once_torch_is_loaded_nothing_is_set(fresh, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    before = dict(os.environ)
+    shorten_spinning()
+    assert dict(os.environ) == before
