@@ -67,7 +67,8 @@ from kmine.training.task import Task
 from kmine.types import IGNORE_INDEX, Prompts, RoundResult
 
 ARMS = ("supervised", "self_training", "mean_teacher", "fixmatch", "unimatch", "mining", "mining_auto",
-        "mining_cascade", "mining_twice", "mining_ranked", "simulated", "oracle_kept", "oracle")  # fmt: skip
+        "mining_cascade", "mining_twice", "mining_ranked", "simulated", "simulated_ranked", "oracle_kept",
+        "oracle")  # fmt: skip
 SHARED = ("round_00", "fold_*", "segmenter", "classifier")
 """What an arm takes over from those before; each artifact is read back only if it was made from the same."""
 
@@ -99,7 +100,7 @@ def config(args: argparse.Namespace, labels: float, seed: int, arm: str, out: Pa
         ),
         prompts=prompts,
         segmenter=SegmenterConfig(name=args.segmenter),
-        gate=GateConfig(mode="ranked" if arm == "mining_ranked" else "calibrated", target_dice=args.target),
+        gate=GateConfig(mode="ranked" if arm.endswith("_ranked") else "calibrated", target_dice=args.target),
     )
 
 
@@ -196,7 +197,7 @@ def _method(arm: str, folder: Path, source: Any, iou: float) -> Method:
         return lambda task: arms.method(arm, open_truth(task, source))(task)
     if arm == "oracle_kept":
         return lambda task: oracle_kept(task, open_truth(task, source), folder)
-    if arm == "simulated":
+    if arm.startswith("simulated"):
         return lambda task: _mine_with(_simulated(task, source, iou), task)
     return arms.method(arm.split("_")[0] if arm.startswith("mining") else arm)
 
