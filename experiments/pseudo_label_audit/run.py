@@ -36,7 +36,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from helpers.planted_faults import KINDS, Mask, likeness, object_of, plant
 
 from kmine.audit import evidence
-from kmine.audit.evidence import MaskReport, MaskSet
+from kmine.audit.evidence import MaskSet
+from kmine.audit.reports import MaskReport, MaskReports
 from kmine.audit.rounds import AuditedRun, open_audit
 from kmine.cli import Terminal
 from kmine.data.resize import Resizer
@@ -90,13 +91,13 @@ def audit_run(run: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
                     faults[masks.kind] = {i: (kind, likeness(new, right[i])) for i, (kind, new) in wrong.items()}
                     now = right | {i: new for i, (_, new) in wrong.items()}
                     changed = MaskSet(masks.kind, masks.pool, now.__getitem__, masks.mined_round)
-                    reports[masks.kind] = [
+                    reports[masks.kind] = MaskReports(
                         evidence.score_mask(task, held, changed, i, mean) for i, held, mean in predictions
-                    ]
+                    )
                     size = Resizer.of(task.cfg.data)
                     scores[masks.kind] = {i: other_rankings(mean, size.mask(now[i])) for i, _, mean in predictions}
                 for kind, other in (("pseudo", "labeled"), ("labeled", "pseudo")):
-                    found = evidence.rank_masks(reports[kind], [report.shape for report in reports[other]])
+                    found = reports[kind].ranked(reports[other].shapes)
                     dice = true_dice if kind == "pseudo" else {}
                     rows += [about | row for row in _rows(found, scores[kind], faults[kind], dice)]
         terminal.stop()

@@ -30,7 +30,8 @@ def figures(frames: Sequence[pd.DataFrame], weights: Mapping[str, float]) -> lis
     found = []
     for frame in frames:
         columns = frame.filter(like=PREFIX).rename(columns=lambda name: name.removeprefix(PREFIX))
-        scores = ranking.label_issue_scores(columns.to_dict("records"), [False] * len(frame), weights)[0]
+        signals = {name: columns[name].to_numpy(float) for name in columns}
+        scores = ranking.label_issue_scores(signals, np.zeros(len(frame), bool), weights)[0]
         place = pd.Series(-scores).rank(method="first").to_numpy() / len(frame)
         planted, wrong = (frame["fault"] != "none").to_numpy(), (frame["dice"] < WRONG).to_numpy()
         made = (frame["dice"].notna() & (frame["share"] == min(f["share"].iloc[0] for f in frames))).to_numpy()

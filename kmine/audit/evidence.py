@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.audit import ranking
-from kmine.audit.label_issues import ConfidentDisagreement, confident_disagreement, confident_thresholds
+from kmine.audit.label_issues import confident_disagreement, confident_thresholds
 from kmine.audit.ranking import ReferenceModel
+from kmine.audit.reports import MaskReport, MaskReports
 from kmine.audit.rounds import MinedRound, read_mask_of
 from kmine.data.pool import MaskReader, Pool
 from kmine.data.quality import mask_alignment
@@ -62,37 +63,6 @@ class MaskSet:
     """The round of pseudo masks; None for given masks."""
 
 
-@dataclass(frozen=True, slots=True)
-class MaskReport:
-    """Scores of one mask; plain values, so that thousands fit in memory."""
-
-    sample_id: str
-    kind: Kind
-    signature: str
-    height: int
-    width: int
-    shape: tuple[float, ...]
-    """`SHAPE_FEATURES`."""
-    classes: tuple[int, ...]
-    """Foreground class ids of the mask."""
-    area: float
-    """Foreground, share of the image."""
-    ignored: float
-    """Ignored pixels, share of the image."""
-    signals: dict[str, float]
-    conflict: ConfidentDisagreement | None
-    """None without a held-out model."""
-    model_names: tuple[str, ...]
-    """The models compared with; none was trained on this mask."""
-    contradicted: bool
-    """Whether the mask contradicts the image-level label."""
-    predicted_rle: dict[int, str]
-    """Predicted mask at training size: run lengths by class."""
-    rank: int = 0
-    suspicion: float = math.nan
-    explanations: tuple[str, ...] = ()
-
-
 def rank_all_masks(
     task: Task,
     rounds: Sequence[MinedRound],
@@ -100,7 +70,7 @@ def rank_all_masks(
     *,
     with_labeled: bool,
     labeled: Pool | None = None,
-) -> tuple[list[MaskReport], list[MaskReport]]:
+) -> tuple[MaskReports, MaskReports]:
     """Reports on the pseudo masks of a round and on the given masks, each most suspicious first.
 
     With `with_labeled`, missing fold models are trained; without, there are no reports on given masks. `labeled`:
@@ -115,9 +85,8 @@ def rank_all_masks(
         partial(task.pseudo_mask, audited_round.round_idx),
         audited_round,
     )
-    labeled_reports, pseudo_reports = ([*score_masks(task, references, masks)] for masks in (given, mined))
-    pseudo = rank_masks(pseudo_reports, [report.shape for report in labeled_reports])
-    return pseudo, rank_masks(labeled_reports, [report.shape for report in pseudo_reports]) if with_labeled else []
+    of_given, of_mined = (MaskReports(score_masks(task, references, masks)) for masks in (given, mined))
+    return of_mined.ranked(of_given.shapes), of_given.ranked(of_mined.shapes) if with_labeled else MaskReports(())
 
 
 def load_reference_models(
@@ -253,26 +222,6 @@ def score_mask(
         contradicted=ranking.contradicts_image_label(mask, masks.pool.image_label(sample_id), task.num_classes),
         predicted_rle={} if mean is None else {k: to_rle(region) for k, region in class_masks(most_probable(mean))},
     )
-
-
-def rank_masks(reports: Sequence[MaskReport], other_shapes: Sequence[tuple[float, ...]]) -> list[MaskReport]:
-    """Rank the masks of one kind, most suspicious first; `other_shapes`: shapes of the masks of the other kind."""
-    if not reports:
-        return []
-    shapes = np.array([report.shape for report in reports])
-    scores = ranking.outliers(shapes, shapes, *([np.array(other_shapes)] if other_shapes else []))
-    signals = [
-        report.signals | {name: float(values[n]) for name, values in scores.items()} for n, report in enumerate(reports)
-    ]
-    contradicted = [report.contradicted for report in reports]
-    weights = ranking.WEIGHTS if reports[0].kind == "pseudo" else ranking.GIVEN_WEIGHTS
-    values, signal_ranks = ranking.label_issue_scores(signals, contradicted, weights)
-    out = []
-    for rank, n in enumerate(ranking.rank_order(values, [report.sample_id for report in reports]), start=1):
-        own_ranks = {name: float(ranks[n]) for name, ranks in signal_ranks.items()}
-        texts = ranking.explanations(signals[n], own_ranks, contradicted[n], reports[n].conflict, weights)
-        out.append(replace(reports[n], signals=signals[n], rank=rank, suspicion=float(values[n]), explanations=texts))
-    return out
 
 
 def _edge(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.audit.evidence import MaskReport, class_masks
+from kmine.audit.evidence import class_masks
 from kmine.audit.export_dicom_seg import write_dicom_segs
 from kmine.audit.export_nnunet import export_nnunet
 from kmine.audit.history import write_picture
+from kmine.audit.reports import MaskReport
 from kmine.audit.rounds import AuditedRun
 from kmine.data.io.volume_masks import write_mask_volume
 from kmine.data.source import Source
@@ -41,12 +42,14 @@ class ExportedMask(NamedTuple):
     round_idx: int
 
 
-def export_masks(audited: AuditedRun, what: str, out: Path, reports: Sequence[MaskReport]) -> Path:
+def export_masks(audited: AuditedRun, what: str, out: Path, sets: Sequence[Sequence[MaskReport]]) -> Path:
     """Write the reported masks below `out` as `what` (see `kmine audit --help`); returns the file or folder."""
     names, mined = audited.source.class_names, audited.audited_round
 
     def masks() -> Iterator[ExportedMask]:
-        for report in sorted(reports, key=lambda report: report.sample_id):  # slices of a volume in sequence
+        # Slices of a volume in sequence; a report at a time, as all would fill the memory.
+        places = sorted((own[n].sample_id, kind, n) for kind, own in enumerate(sets) for n in range(len(own)))
+        for report in (sets[kind][n] for _, kind, n in places):
             mask, suspicion = audited.read(report.kind)(report.sample_id), round(report.suspicion, 4)
             picture = f"pictures/{picture_name(report.sample_id)}.jpg"
             if what in ("coco", "labelstudio"):  # whose files name the pictures; the page shows but some

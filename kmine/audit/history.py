@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.audit.evidence import MaskReport, class_masks
+from kmine.audit.evidence import class_masks
 from kmine.audit.ranking import WEIGHTS
+from kmine.audit.reports import MaskReport
 from kmine.audit.rounds import AuditedRun, MinedRound, read_mask_of
 from kmine.data.pool import Pool
 from kmine.feedback.expected import picture_name

@@ -148,20 +148,21 @@ def ranks(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def label_issue_scores(
-    signals: Sequence[Signals], contradicted: Sequence[bool], weights: Mapping[str, float] = WEIGHTS
+    signals: Mapping[str, NDArray[np.float64]],
+    contradicted: NDArray[np.bool_],
+    weights: Mapping[str, float] = WEIGHTS,
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-    """(N,) scores in [0, 1] and the (N,) ranks of each signal.
+    """(N,) scores in [0, 1] and the (N,) ranks of each signal; `signals`: (N,) values by name, `contradicted`: (N,).
 
     A score is the weighted mean of the ranks, or 1 if the image-level label is contradicted. Signals that are NaN for
     all masks are left out.
     """
-    by_name = {name: np.array([own.get(name, math.nan) for own in signals], float) for name in weights}
-    available = {name: values for name, values in by_name.items() if len(values) and not np.isnan(values).all()}
-    signal_ranks = {name: ranks(values) for name, values in available.items()}
-    total = sum(weights[name] for name in signal_ranks)
-    mean = sum((weights[name] * signal_ranks[name] for name in signal_ranks), np.zeros(len(signals)))
-    mean = mean / total if total else np.full(len(signals), 0.5)
-    return np.where(np.asarray(contradicted, bool), 1.0, mean), signal_ranks
+    known = [name for name in weights if name in signals and not np.isnan(signals[name]).all()]
+    signal_ranks = {name: ranks(signals[name]) for name in known}
+    total = sum(weights[name] for name in known)
+    mean = sum((weights[name] * signal_ranks[name] for name in known), np.zeros(len(contradicted)))
+    mean = mean / total if total else np.full(len(contradicted), 0.5)
+    return np.where(contradicted, 1.0, mean), signal_ranks
 
 
 def rank_order(scores: NDArray[np.float64], names: Sequence[str]) -> list[int]:

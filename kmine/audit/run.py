@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kmine import cli
-from kmine.audit.evidence import MaskReport, rank_all_masks
+from kmine.audit.evidence import rank_all_masks
 from kmine.audit.export import export_masks
 from kmine.audit.history import COLUMNS, MaskHistory
+from kmine.audit.reports import MaskReport
 from kmine.audit.rounds import AuditedRun, open_audit
 from kmine.audit.truth import Stratum, corrections, figures, withheld_dice
 from kmine.io.errors import expanded
@@ -68,7 +70,7 @@ def audit_run(
     with open_audit(root, progress, round_idx=round_idx, device=device, data_root=data_root) as audited:
         pseudo, given = rank_all_masks(audited.task, audited.rounds, audited.audited_round, with_labeled=labeled)
         history = MaskHistory(audited)
-        return pd.DataFrame([history.row(report) for report in (*pseudo, *given)], columns=list(COLUMNS))
+        return pd.DataFrame([history.row(report) for report in chain(pseudo, given)], columns=list(COLUMNS))
 
 
 def write_audit(
@@ -85,7 +87,7 @@ def write_audit(
         mined = audited.audited_round
         reasons = [*mined.decisions.firsts("reason").values()]
         log(f"round {mined.round_idx} kept no mask, only given ones are ranked: {why_none_is_kept(reasons)}")
-    history, reports = MaskHistory(audited), [*pseudo, *given]
+    history = MaskHistory(audited)
     truth, withheld, charts, changed = None, None, {}, {}
     if with_withheld:
         withheld = open_withheld(audited.task, audited.source)
@@ -96,13 +98,13 @@ def write_audit(
         # By signature: the masks of a round may be made anew.
         audited.store.update_run(corrections={audited.store.round_signature(n): t for n, t in changed.items()})
         write_csv(out / "strata.csv", Stratum._fields, table)
-    rows = (history.row(report, truth) for report in reports)
+    rows = (history.row(report, truth) for report in chain(pseudo, given))
     write_csv(out / "audit.csv", COLUMNS, ([row[name] for name in COLUMNS] for row in rows))
     if export != "none":
-        log(f"exported: {export_masks(audited, export, out, reports)}")
+        log(f"exported: {export_masks(audited, export, out, (pseudo, given))}")
     shown = [*pseudo[:MAX_SHOWN], *given[:MAX_SHOWN]]
     summary = _summary(audited, pseudo, given, truth) | _corrections(audited, changed)
-    if len(shown) < len(reports):
+    if len(shown) < len(pseudo) + len(given):
         summary["on this page"] = f"the {MAX_SHOWN:,} most suspicious masks of each kind; all are in audit.csv"
     page = write_page(
         out,

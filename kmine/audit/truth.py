@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.audit.evidence import MaskReport
+from kmine.audit.reports import MaskReport
 from kmine.audit.rounds import AuditedRun, read_mask_of
 from kmine.data.pool import Pool
 from kmine.mining.calibration.fit import reliability, risk_coverage

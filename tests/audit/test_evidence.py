@@ -8,7 +8,7 @@ import numpy as np
 from helpers.masks import replace_masks
 from helpers.planted_faults import plant
 
-from kmine.audit.evidence import load_reference_models, rank_all_masks, rank_masks
+from kmine.audit.evidence import load_reference_models, rank_all_masks
 from kmine.audit.rounds import open_audit
 from kmine.cli import Terminal
 
@@ -58,7 +58,3 @@ def test_fold_models_are_trained_only_if_requested(run):
         ids = audited.audited_round.pseudo_labeled
         found = load_reference_models(audited.task, audited.rounds, ids, train_folds=False)
     assert "round_00" in [reference.name for reference in found.references] and not list(run.glob("fold_*"))
-
-
-def test_no_masks_have_no_ranking():
-    assert rank_masks([], [(0.0,) * 6]) == []

@@ -103,15 +103,15 @@ def test_ranks_keep_the_order_and_nan_ranks_in_the_middle(values):
 
 
 def test_a_score_is_the_weighted_mean_of_ranks_and_1_for_a_contradiction():
-    signals = [{"conflict": 0.0, "edge": 1.0}, {"conflict": 1.0, "edge": 0.0}, {"conflict": 0.0, "edge": 0.5}]
+    signals = {"conflict": np.array([0.0, 1.0, 0.0]), "edge": np.array([1.0, 0.0, 0.5]), "doubt": np.full(3, np.nan)}
     weights = {"conflict": 2.0, "edge": 1.0, "doubt": 5.0}  # no mask has a doubt: the signal is left out
-    values, signal_ranks = label_issue_scores(signals, [False, False, True], weights)
+    values, signal_ranks = label_issue_scores(signals, np.array([False, False, True]), weights)
     assert set(signal_ranks) == {"conflict", "edge"}
     assert values[0] == pytest.approx((2 * 1 / 3 + 2.5 / 3) / 3)
     assert values[1] == pytest.approx((2 * 2.5 / 3 + 0.5 / 3) / 3)
     assert values[2] == 1
     assert rank_order(values, ["a", "b", "c"]) == [2, 1, 0]
-    assert label_issue_scores([{}], [False])[0].tolist() == [0.5]
+    assert label_issue_scores({}, np.array([False]))[0].tolist() == [0.5]
     assert rank_order(np.array([0.5, 0.5]), ["b", "a"]) == [1, 0]
 
 
