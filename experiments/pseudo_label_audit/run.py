@@ -78,7 +78,7 @@ def audit_run(run: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
             MaskSet("labeled", task.labeled, audited.read("labeled")),
         ]
         seen = [list(evidence.held_out_predictions(task, references, masks)) for masks in sets]
-        true_dice, rows = _true_dice(audited), []
+        dice_of, rows = true_dice(audited), []
         kinds = [kind for kind in KINDS if kind != "swapped class" or task.num_classes > 2]
         for share in args.shares:
             for planting in range(args.plantings):
@@ -98,7 +98,7 @@ def audit_run(run: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
                     scores[masks.kind] = {i: other_rankings(mean, size.mask(now[i])) for i, _, mean in predictions}
                 for kind, other in (("pseudo", "labeled"), ("labeled", "pseudo")):
                     found = reports[kind].ranked(reports[other].shapes)
-                    dice = true_dice if kind == "pseudo" else {}
+                    dice = dice_of if kind == "pseudo" else {}
                     rows += [about | row for row in _rows(found, scores[kind], faults[kind], dice)]
         terminal.stop()
     return rows
@@ -126,7 +126,7 @@ def _places(scores: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, fl
     return (frame.rank(ascending=False, method="first") / len(frame)).round(5).to_dict("index")
 
 
-def _true_dice(audited: AuditedRun) -> dict[str, float]:
+def true_dice(audited: AuditedRun) -> dict[str, float]:
     """Dice of the pseudo masks that have a withheld mask, over the pixels that they do not ignore."""
     truth, read, out = open_truth(audited.task, audited.source), audited.read("pseudo"), {}
     for sample_id in {*audited.audited_round.pseudo_labeled} & {*truth.ids}:

@@ -15,7 +15,9 @@ FIGURES = sorted(path for name in NAMES for path in (EXPERIMENTS / name).glob("*
 
 @pytest.mark.parametrize("figures", FIGURES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_row_of_the_tables_follows_from_the_figures_of_every_image(figures):
-    spec = importlib.util.spec_from_file_location(f"{figures.parent.name}_run", figures.with_name("run.py"))
+    own = figures.with_suffix(".py")
+    script = own if own.exists() else figures.with_name("run.py")
+    spec = importlib.util.spec_from_file_location(f"{figures.parent.name}_{script.stem}", script)
     run = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(run)
     made = [line for line in run.table(figures).splitlines() if line.startswith("| ")]
