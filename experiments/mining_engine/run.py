@@ -2,7 +2,7 @@
 
     python experiments/mining_engine/run.py OUT --set kvasir --data.root FOLDER --weights MOBILENET_V2 --labels 30 60 \\
         --seeds 0 1 2 3 4 --folds
-    python experiments/mining_engine/run.py OUT --table [--split val]
+    python experiments/mining_engine/run.py OUT --table [--split val] [--csv FOLDER]   # OUT: also such a folder
 
 A cell is (set, labels, seed): round 0, the models of the parts and the adapted segmenter are made once and shared by
 its arms. Every arm then spends the same optimizer steps. With `--folds` the seeds 0 to 4 are five folds that cover all
@@ -283,48 +283,79 @@ QUALITY = ("set, labels", "arm", "round", "local", "segmenter", "pseudo masks", 
            "ignored", "corrected / newly broken", "rank correlation", "promised", "achieved")  # fmt: skip
 
 
-def tables(out: Path, split: str) -> str:
+KEYS = ["set", "labels", "seed", "arm"]
+"""Columns by which rows of different cells and arms are told apart."""
+
+
+def read(source: Path, name: str) -> pd.DataFrame:
+    """`results`, `images` or `objects` of all arms: of the cells of a folder, or from its file of that name."""
+    if (source / f"{name}.csv").exists():
+        return pd.read_csv(source / f"{name}.csv", dtype={"sample_id": str, "group": str})
+    found, suffix = [], "" if name == "results" else f"-{name}"
+    for cell, arm in product(sorted(source.glob("*-*-*/")), ARMS):
+        path = cell / f"{arm}{suffix}.csv"
+        if path.exists() and (cell / f"{arm}.csv").exists():
+            rows = pd.read_csv(path, dtype={"sample_id": str})
+            if name == "results":
+                rows["group"] = _groups(cell, rows["sample_id"])
+            if name == "images":
+                promise = cell / f"{arm}-promise.json"
+                rows["promised"] = json.loads(promise.read_text())["lower_bound"] if promise.exists() else np.nan
+            found.append(rows.assign(**dict(zip(KEYS, (*cell.name.split("-"), arm), strict=True))))
+    rows = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=KEYS)
+    return rows.astype({"labels": float, "seed": int})
+
+
+def _groups(cell: Path, ids: pd.Series) -> pd.Series:
+    """Groups of near-duplicates, of cells that are folds; None of others."""
+    path = cell / "splits.csv"
+    return ids.map(pd.read_csv(path, dtype=str).set_index("sample_id")["group_id"]) if path.exists() else ids.map({})
+
+
+def tables(source: Path, split: str) -> str:
     """Markdown: Dice by arm on a split with paired differences, then what the pseudo masks were worth."""
-    found = {(*path.parent.name.split("-"), path.stem): path for path in sorted(out.glob("*-*-*/*.csv"))}
-    groups = sorted({key[:2] for key in found}, key=lambda key: (key[0], float(key[1])))
+    results, images, objects = (read(source, name) for name in ("results", "images", "objects"))
     lines, quality = ([f"| {' | '.join(names)} |", "|---" * len(names) + "|"] for names in (SCORED, QUALITY))
-    for group, arm in product(groups, ARMS):
-        of_arm = {key[2]: path for key, path in found.items() if key[:2] == group and key[3] == arm}
-        if of_arm:
-            name = f"{group[0]}, {group[1]} | {arm}"
-            lines.append(f"| {name} | {_scored_row(of_arm, split)} |")
-            quality += [f"| {name} | {row} |" for row in _quality_rows(of_arm)]
+    for (data, labels), rows in results[results["split"] == split].groupby(["set", "labels"]):
+        for arm in (arm for arm in ARMS if arm in {*rows["arm"]}):
+            name = f"| {data}, {labels:g} | {arm} |"
+            lines.append(f"{name} {_scored_row(rows, arm)} |")
+            own = (f[(f["set"] == data) & (f["labels"] == labels) & (f["arm"] == arm)] for f in (images, objects))
+            quality += [f"{name} {row} |" for row in _quality_rows(*own)]
     return "\n".join([*lines, "", *quality])
 
 
-def _scored_row(paths: dict[str, Path], split: str) -> str:
-    rows = {name: [_rows(path, split, name) for path in paths.values()] for name in ("chosen", "final")}
-    chosen, last = ([frame["dice"].mean() for frame in frames] for frames in rows.values())
-    sd = f"{np.std(chosen, ddof=1):.3f}" if len(chosen) > 1 else "–"
-    gaps = [_gap(paths, other, split) for other in ("supervised", "self_training")]
-    clean = _clean_figures(rows["chosen"])
-    return " | ".join([str(len(paths)), f"{np.mean(chosen):.3f}", sd, f"{np.mean(last):.3f}", *clean, *gaps])
+def _scored_row(rows: pd.DataFrame, arm: str) -> str:
+    """`rows`: of all arms of a data set and number of labels on a split."""
+    own = rows[rows["arm"] == arm]
+    kept, last = (own[own["checkpoint"] == name] for name in ("chosen", "final"))
+    by_seed = kept.groupby("seed")["dice"].mean()
+    sd = f"{by_seed.std():.3f}" if len(by_seed) > 1 else "–"
+    gaps = [_gap(rows[rows["checkpoint"] == "chosen"], arm, other) for other in ("supervised", "self_training")]
+    means = (f"{by_seed.mean():.3f}", sd, f"{last.groupby('seed')['dice'].mean().mean():.3f}")
+    return " | ".join([str(len(by_seed)), *means, *_clean_figures(kept), *gaps])
 
 
-def _clean_figures(seeds: Sequence[pd.DataFrame]) -> list[str]:
+def _clean_figures(rows: pd.DataFrame) -> list[str]:
     """Mean Dice where there is a lesion, and the share of clean images with a false alarm."""
-    lesions = np.mean([rows["dice"][~rows["clean"]].mean() for rows in seeds])
-    clean = pd.concat([rows["dice"][rows["clean"]] for rows in seeds])
-    return [f"{lesions:.3f}", f"{clean.notna().mean():.0%} of {len(clean) // len(seeds)}" if len(clean) else "–"]
+    lesions, clean = rows[~rows["clean"]].groupby("seed")["dice"].mean(), rows.loc[rows["clean"], "dice"]
+    number = len(clean) // rows["seed"].nunique()
+    return [f"{lesions.mean():.3f}", f"{clean.notna().mean():.0%} of {number}" if len(clean) else "–"]
 
 
-def _gap(paths: dict[str, Path], other: str, split: str) -> str:
+def _gap(rows: pd.DataFrame, arm: str, other: str) -> str:
     """Paired by seed and image, over the seeds that have both; of folds with the interval over folds."""
-    beside = {seed: path.with_name(f"{other}.csv") for seed, path in paths.items()}
-    seeds = [seed for seed, path in beside.items() if path.exists() and path != paths[seed]]
-    if not seeds:
+    pair = rows[rows["arm"].isin((arm, other))].assign(fold=rows["seed"])
+    seeds = pair.groupby("seed")["arm"].nunique() == 2
+    pair = pair[pair["seed"].isin(seeds.index[seeds])]
+    pair = pair.assign(dice=score_empty_cases(pair["dice"].to_numpy(float)))
+    if pair.empty or arm == other:
         return "–"
-    if all(path.with_name("splits.csv").exists() for path in paths.values()):
-        found = difference(pd.concat([_fold_rows(path, split) for s in seeds for path in (beside[s], paths[s])]),
-                           next(iter(paths.values())).stem, other)  # fmt: skip
+    if pair["group"].notna().all():
+        found = difference(pair, arm, other)
         return _text(found.mean, *found.folds)
-    a, b = (_common([_scores(where[seed], split) for seed in seeds]) for where in (beside, paths))
-    gap = paired_difference(a, b, seed=0)
+    a, b = (pair[pair["arm"] == name].pivot(index="seed", columns="sample_id", values="dice") for name in (other, arm))
+    gap = paired_difference(a.to_numpy(float), b.reindex_like(a).to_numpy(float), seed=0)
     return _text(gap.difference, gap.low, gap.high)
 
 
@@ -332,52 +363,20 @@ def _text(difference: float, low: float, high: float) -> str:
     return f"{difference:+.3f}" if np.isnan(low) else f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def _fold_rows(path: Path, split: str) -> pd.DataFrame:
-    """Scores of an arm of a cell, as `folds.difference` takes them."""
-    scores = _scores(path, split)
-    groups = pd.read_csv(path.with_name("splits.csv"), dtype=str).set_index("sample_id")["group_id"]
-    ids = [str(sample_id) for sample_id in scores.index]
-    rows = {"sample_id": ids, "group": groups.loc[ids].to_numpy(), "dice": scores.to_numpy()}
-    return pd.DataFrame(rows).assign(arm=path.stem, fold=path.parent.name)
-
-
-def _common(scores: Sequence[pd.Series]) -> np.ndarray:
-    """(seeds, images), NaN where a seed's split lacks an image, and there alone."""
-    return pd.concat(scores, axis=1).to_numpy(float).T
-
-
-def _scores(path: Path, split: str) -> pd.Series:
-    rows = _rows(path, split)
-    return pd.Series(score_empty_cases(rows["dice"].to_numpy(float)), rows["sample_id"])
-
-
-def _rows(path: Path, split: str, checkpoint: str = "chosen") -> pd.DataFrame:
-    frame = pd.read_csv(path)
-    return frame[(frame["split"] == split) & (frame["checkpoint"] == checkpoint)]
-
-
-def _quality_rows(paths: dict[str, Path]) -> Iterator[str]:
-    """By round, means over seeds of what each seed's audit found."""
-    by_round: dict[int, list[list[float]]] = {}
-    for path in paths.values():
-        if not path.with_name(f"{path.stem}-images.csv").exists():
-            continue
-        images, objects = (pd.read_csv(path.with_name(f"{path.stem}-{name}.csv")) for name in ("images", "objects"))
-        promise = path.with_name(f"{path.stem}-promise.json")
-        bound = json.loads(promise.read_text())["lower_bound"] if promise.exists() else np.nan
-        for number, rows in images.groupby("round"):
-            kept = rows[rows["in_training"]]
-            some = objects[objects["round"] == number]
+def _quality_rows(images: pd.DataFrame, objects: pd.DataFrame) -> Iterator[str]:
+    """By round, means over seeds of what each seed's audit found; rows of one data set, number of labels and arm."""
+    for number, of_round in images.groupby("round"):
+        seeds = []
+        for seed, rows in of_round.groupby("seed"):
+            kept, some = rows[rows["in_training"]], objects[(objects["round"] == number) & (objects["seed"] == seed)]
             used = some["dice_local"].where(some["source"] == "local", some["dice_segmenter"])
             known = some["estimated_dice"].notna()
             rank = spearmanr(some["estimated_dice"][known], used[known]).statistic if known.sum() > 2 else np.nan
             changes = metrics.Correction(*(int(kept[name].sum()) for name in metrics.Correction._fields))
-            figures = [rows["dice_local"].mean(), rows["dice_segmenter"].mean(), kept["dice_pseudo"].mean(),
-                       kept["dice_local_same_pixels"].mean(), rows["in_training"].mean(), kept["ignored"].mean(),
-                       *changes.shares, rank, bound, used[some["kept"]].mean()]  # fmt: skip
-            by_round.setdefault(int(number), []).append(figures)
-    for number, rows in sorted(by_round.items()):
-        means = ["–" if np.isnan(value) else f"{value:.3f}" for value in pd.DataFrame(rows).mean()]
+            seeds.append([rows["dice_local"].mean(), rows["dice_segmenter"].mean(), kept["dice_pseudo"].mean(),
+                          kept["dice_local_same_pixels"].mean(), rows["in_training"].mean(), kept["ignored"].mean(),
+                          *changes.shares, rank, rows["promised"].iloc[0], used[some["kept"]].mean()])  # fmt: skip
+        means = ["–" if np.isnan(value) else f"{value:.3f}" for value in pd.DataFrame(seeds).mean()]
         yield " | ".join([str(number), *means[:6], " / ".join(means[6:8]), *means[8:]])
 
 
@@ -404,6 +403,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there and train nothing")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="of the table's scores")
+    parser.add_argument("--csv", type=Path, help="also write what the tables are made of into this folder")
     args = parser.parse_args(argv)
     for labels, seed, arm in () if args.table else product(args.labels, args.seeds, args.arms):
         folder = args.out / f"{args.set}{'_liver' * (args.task == 'liver')}-{labels:g}-{seed}"
@@ -411,6 +411,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with (folder / "lock").open("w") as lock:
             if not (folder / f"{arm}.csv").exists() and is_locked(lock):
                 run_arm(args, labels, seed, arm, folder)
+    if args.csv:
+        for name in ("results", "images", "objects"):
+            read(args.out, name).to_csv(args.csv / f"{name}.csv", index=False, float_format="%.4f")
     print(tables(args.out, args.split))
 
 

@@ -35,7 +35,7 @@ def test_room_counts_every_image_of_both(tmp_path):
 def test_the_mining_engine_pairs_clean_images_and_leaves_out_those_that_a_seed_lacks(tmp_path):
     engine = script("mining_engine/run.py")
 
-    def cell(seed: int, arm: str, **dice: float) -> Path:
+    def cell(seed: int, arm: str, **dice: float) -> None:
         rows = [
             {"split": "test", "checkpoint": "chosen", "sample_id": i, "dice": d, "clean": i > "l"}
             for i, d in dice.items()
@@ -43,15 +43,17 @@ def test_the_mining_engine_pairs_clean_images_and_leaves_out_those_that_a_seed_l
         path = tmp_path / f"covid-30-{seed}" / f"{arm}.csv"
         path.parent.mkdir(exist_ok=True)
         pd.DataFrame(rows).to_csv(path, index=False)
-        return path
 
     cell(0, "supervised", a=0.5, x=NAN, y=NAN)
     cell(1, "supervised", a=0.5, z=NAN)
-    paths = {"0": cell(0, "mining", a=0.6, x=0.0, y=NAN), "1": cell(1, "mining", a=0.5, z=NAN)}
+    cell(0, "mining", a=0.6, x=0.0, y=NAN)
+    cell(1, "mining", a=0.5, z=NAN)
+    rows = engine.read(tmp_path, "results")
     gain = (0.1 - 1 + 0 + 0 + 0) / 5  # five pairs: y and z are silent in both, a seed lacks x and y, the other z
-    assert engine._gap(paths, "supervised", "test").startswith(f"{gain:+.3f} [")
-    tests = [pd.read_csv(path) for path in paths.values()]
-    assert engine._clean_figures(tests) == ["0.550", "33% of 1"]
+    assert engine._gap(rows, "mining", "supervised").startswith(f"{gain:+.3f} [")
+    assert engine._clean_figures(rows[rows["arm"] == "mining"]) == ["0.550", "33% of 1"]
+    rows.to_csv(tmp_path / "results.csv", index=False)
+    pd.testing.assert_frame_equal(engine.read(tmp_path, "results"), rows, check_dtype=False)
 
 
 def test_the_table_of_sks_has_false_alarms_beside_dice(tmp_path):
