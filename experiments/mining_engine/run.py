@@ -66,9 +66,11 @@ from kmine.training.rounds import kept_round, train_rounds
 from kmine.training.task import Task
 from kmine.types import IGNORE_INDEX, Prompts, RoundResult
 
-ARMS = ("supervised", "self_training", "mean_teacher", "fixmatch", "unimatch", "mining", "mining_auto",
-        "mining_cascade", "mining_twice", "mining_ranked", "simulated", "simulated_ranked", "oracle_kept",
-        "oracle")  # fmt: skip
+ARMS = ("supervised", "supervised_once", "self_training", "mean_teacher", "fixmatch", "unimatch", "mining",
+        "mining_auto", "mining_cascade", "mining_twice", "mining_ranked", "simulated", "simulated_ranked",
+        "oracle_kept", "oracle")  # fmt: skip
+BASELINE, LABELS_ONLY = "baseline", ("supervised", "supervised_once")
+"""The baseline of a cell is that of the arms with labels alone which is better on validation."""
 SHARED = ("round_00", "fold_*", "segmenter", "classifier")
 """What an arm takes over from those before; each artifact is read back only if it was made from the same."""
 
@@ -278,7 +280,7 @@ def _image(store: RunFolder, key: dict[str, Any], rows: list[dict[str, Any]], tr
 
 
 SCORED = ("set, labels", "arm", "seeds", "Dice", "sd over seeds", "last step", "where a lesion", "false alarms",
-        "minus supervised", "minus self-training")  # fmt: skip
+        "minus baseline", "minus self-training")  # fmt: skip
 QUALITY = ("set, labels", "arm", "round", "local", "segmenter", "pseudo masks", "local, same pixels", "coverage",
            "ignored", "corrected / newly broken", "rank correlation", "promised", "achieved")  # fmt: skip
 
@@ -312,12 +314,22 @@ def _groups(cell: Path, ids: pd.Series) -> pd.Series:
     return ids.map(pd.read_csv(path, dtype=str).set_index("sample_id")["group_id"]) if path.exists() else ids.map({})
 
 
+def with_baseline(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `results` and those of the baseline of each cell once more, as an arm of its own."""
+    known = rows[rows["arm"].isin(LABELS_ONLY)]
+    watched = known[(known["split"] == "val") & (known["checkpoint"] == "chosen")]
+    means = watched.groupby(KEYS)["dice"].mean().reset_index()
+    best = means.loc[means.groupby(KEYS[:3])["dice"].idxmax(), KEYS]
+    return pd.concat([rows, known.merge(best, on=KEYS).assign(arm=BASELINE)], ignore_index=True)
+
+
 def tables(source: Path, split: str) -> str:
     """Markdown: Dice by arm on a split with paired differences, then what the pseudo masks were worth."""
     results, images, objects = (read(source, name) for name in ("results", "images", "objects"))
+    results = with_baseline(results)
     lines, quality = ([f"| {' | '.join(names)} |", "|---" * len(names) + "|"] for names in (SCORED, QUALITY))
     for (data, labels), rows in results[results["split"] == split].groupby(["set", "labels"]):
-        for arm in (arm for arm in ARMS if arm in {*rows["arm"]}):
+        for arm in (arm for arm in (BASELINE, *ARMS) if arm in {*rows["arm"]}):
             name = f"| {data}, {labels:g} | {arm} |"
             lines.append(f"{name} {_scored_row(rows, arm)} |")
             own = (f[(f["set"] == data) & (f["labels"] == labels) & (f["arm"] == arm)] for f in (images, objects))
@@ -331,7 +343,7 @@ def _scored_row(rows: pd.DataFrame, arm: str) -> str:
     kept, last = (own[own["checkpoint"] == name] for name in ("chosen", "final"))
     by_seed = kept.groupby("seed")["dice"].mean()
     sd = f"{by_seed.std():.3f}" if len(by_seed) > 1 else "–"
-    gaps = [_gap(rows[rows["checkpoint"] == "chosen"], arm, other) for other in ("supervised", "self_training")]
+    gaps = [_gap(rows[rows["checkpoint"] == "chosen"], arm, other) for other in (BASELINE, "self_training")]
     means = (f"{by_seed.mean():.3f}", sd, f"{last.groupby('seed')['dice'].mean().mean():.3f}")
     return " | ".join([str(len(by_seed)), *means, *_clean_figures(kept), *gaps])
 

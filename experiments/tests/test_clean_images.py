@@ -37,7 +37,8 @@ def test_the_mining_engine_pairs_clean_images_and_leaves_out_those_that_a_seed_l
 
     def cell(seed: int, arm: str, **dice: float) -> None:
         rows = [
-            {"split": "test", "checkpoint": "chosen", "sample_id": i, "dice": d, "clean": i > "l"}
+            {"split": split, "checkpoint": "chosen", "sample_id": i, "dice": d, "clean": i > "l"}
+            for split in ("val", "test")
             for i, d in dice.items()
         ]
         path = tmp_path / f"covid-30-{seed}" / f"{arm}.csv"
@@ -48,12 +49,17 @@ def test_the_mining_engine_pairs_clean_images_and_leaves_out_those_that_a_seed_l
     cell(1, "supervised", a=0.5, z=NAN)
     cell(0, "mining", a=0.6, x=0.0, y=NAN)
     cell(1, "mining", a=0.5, z=NAN)
-    rows = engine.read(tmp_path, "results")
+    cell(0, "supervised_once", a=0.4, x=NAN, y=NAN)
+    cell(1, "supervised_once", a=0.7, z=NAN)
+    read = engine.read(tmp_path, "results")
+    rows = engine.with_baseline(read).query("split == 'test'")
+    baseline = rows[rows["arm"] == engine.BASELINE].set_index(["seed", "sample_id"])["dice"]
+    assert (baseline[0, "a"], baseline[1, "a"]) == (0.5, 0.7), "the better one on validation, cell by cell"
     gain = (0.1 - 1 + 0 + 0 + 0) / 5  # five pairs: y and z are silent in both, a seed lacks x and y, the other z
     assert engine._gap(rows, "mining", "supervised").startswith(f"{gain:+.3f} [")
     assert engine._clean_figures(rows[rows["arm"] == "mining"]) == ["0.550", "33% of 1"]
-    rows.to_csv(tmp_path / "results.csv", index=False)
-    pd.testing.assert_frame_equal(engine.read(tmp_path, "results"), rows, check_dtype=False)
+    read.to_csv(tmp_path / "results.csv", index=False)
+    pd.testing.assert_frame_equal(engine.read(tmp_path, "results"), read, check_dtype=False)
 
 
 def test_the_table_of_sks_has_false_alarms_beside_dice(tmp_path):
