@@ -50,7 +50,7 @@ class MaskReport:
     explanations: tuple[str, ...] = ()
 
 
-UNKNOWN = ConfidentDisagreement(*[math.nan] * 4)
+_UNKNOWN = ConfidentDisagreement(*[math.nan] * 4)
 
 
 class _Common(NamedTuple):
@@ -92,7 +92,7 @@ class MaskReports(Sequence[MaskReport]):
             self._rows.append((r.sample_id, r.signature, shared.setdefault(common, common), rle))
             shapes.extend(r.shape)
             signals.extend(r.signals.get(name, math.nan) for name in WEIGHTS)
-            shares.extend((r.area, r.ignored, *(r.conflict or UNKNOWN)[:2]))
+            shares.extend((r.area, r.ignored, *(r.conflict or _UNKNOWN)[:2]))
         self._shares = np.asarray(shares).reshape(-1, 4)
         self.shapes = np.asarray(shapes).reshape(-1, len(SHAPE_FEATURES))
         """(N, F) `SHAPE_FEATURES`."""
