@@ -323,8 +323,12 @@ def with_baseline(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rows, known.merge(best, on=KEYS).assign(arm=BASELINE)], ignore_index=True)
 
 
-def tables(source: Path, split: str) -> str:
-    """Markdown: Dice by arm on a split with paired differences, then what the pseudo masks were worth."""
+def table(source: Path, split: str = "test") -> str:
+    """Markdown: Dice by arm on a split with paired differences, then what the pseudo masks were worth.
+
+    `source`: the folder of the cells or of the three CSVs, or results.csv among these.
+    """
+    source = source.parent if source.is_file() else source
     results, images, objects = (read(source, name) for name in ("results", "images", "objects"))
     results = with_baseline(results)
     lines, quality = ([f"| {' | '.join(names)} |", "|---" * len(names) + "|"] for names in (SCORED, QUALITY))
@@ -426,7 +430,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.csv:
         for name in ("results", "images", "objects"):
             read(args.out, name).to_csv(args.csv / f"{name}.csv", index=False, float_format="%.4f")
-    print(tables(args.out, args.split))
+    print(table(args.out, args.split))
 
 
 if __name__ == "__main__":

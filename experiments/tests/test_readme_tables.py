@@ -9,8 +9,10 @@ import pytest
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
 
-NAMES = ("sks", "next_labels", "recipe", "pseudo_label_audit")
-FIGURES = sorted(path for name in NAMES for path in (EXPERIMENTS / name).glob("*.csv"))
+NAMES = ("sks", "next_labels", "recipe", "pseudo_label_audit", "mining_engine", "new_source")
+PARTS = ("images.csv", "objects.csv")
+"""Read beside results.csv."""
+FIGURES = sorted(path for name in NAMES for path in (EXPERIMENTS / name).glob("*.csv") if path.name not in PARTS)
 
 
 @pytest.mark.parametrize("figures", FIGURES, ids=lambda path: f"{path.parent.name}/{path.name}")
