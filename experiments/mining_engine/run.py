@@ -54,7 +54,9 @@ from kmine.methods import registry as arms
 from kmine.methods.mining import mine
 from kmine.mining.calibration.fit import true_dice
 from kmine.mining.calibration.step import calibrate
+from kmine.mining.rank import fit_ranking
 from kmine.ops import metrics
+from kmine.ops.calibrator import evidence_from_row
 from kmine.ops.masks import from_rle
 from kmine.ops.statistics import paired_difference, score_empty_cases
 from kmine.segmenters.base import Segmenter
@@ -386,14 +388,22 @@ def _quality_rows(images: pd.DataFrame, objects: pd.DataFrame) -> Iterator[str]:
         for seed, rows in of_round.groupby("seed"):
             kept, some = rows[rows["in_training"]], objects[(objects["round"] == number) & (objects["seed"] == seed)]
             used = some["dice_local"].where(some["source"] == "local", some["dice_segmenter"])
-            known = some["estimated_dice"].notna()
-            rank = spearmanr(some["estimated_dice"][known], used[known]).statistic if known.sum() > 2 else np.nan
+            by = _ranked_by(some)
+            rank = spearmanr(by, used, nan_policy="omit").statistic if by.notna().sum() > 2 else np.nan
             changes = metrics.Correction(*(int(kept[name].sum()) for name in metrics.Correction._fields))
             seeds.append([rows["dice_local"].mean(), rows["dice_segmenter"].mean(), kept["dice_pseudo"].mean(),
                           kept["dice_local_same_pixels"].mean(), rows["in_training"].mean(), kept["ignored"].mean(),
                           *changes.shares, rank, rows["promised"].iloc[0], used[some["kept"]].mean()])  # fmt: skip
         means = ["–" if np.isnan(value) else f"{value:.3f}" for value in pd.DataFrame(seeds).mean()]
         yield " | ".join([str(number), *means[:6], " / ".join(means[6:8]), *means[8:]])
+
+
+def _ranked_by(objects: pd.DataFrame) -> pd.Series:
+    """What the gate ranks the objects of a round by: estimated Dice, or without calibration their evidence."""
+    if objects["estimated_dice"].notna().any() or objects.empty:
+        return objects["estimated_dice"]
+    evidence = [evidence_from_row(row) for row in objects.to_dict("records")]
+    return pd.Series(fit_ranking(evidence, keep=1.0).scores(evidence), objects.index)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
