@@ -215,10 +215,10 @@ def test_the_cache_decodes_each_file_once_with_all_its_threads(root, opened, dec
     monkeypatch.setattr(nifti, "_stored", watched)
     cache = SampleCache(source, 32, tmp_path / "small")
     assert {path for path in decoded if path.startswith("segmentation")} == set()
-    assert len(set(decoded)) == 6 and len(decoded) <= 8, "on a busy machine a volume may be decoded again"
+    assert len(set(decoded)) == 6 and len(decoded) <= 12, "on a busy machine a volume may be decoded again, not a slice"
     decoded.clear()
     assert cache.decode_masks([ref.sample_id for ref in cache.refs]) == ()
-    assert len(set(decoded)) == 6 and len(decoded) <= 8
+    assert len(set(decoded)) == 6 and len(decoded) <= 12
     assert set(concurrent) == {1}, "volumes are decoded one at a time"
     for ref in cache.refs[::4]:
         np.testing.assert_array_equal(cache.image_native(ref.sample_id), source.image(ref.sample_id))
