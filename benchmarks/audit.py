@@ -1,6 +1,7 @@
 """The audit of many masks: seconds and memory for a made-up run folder of 10,000 pseudo masks.
 
     python benchmarks/audit.py [--masks 10000] [--size 96] [--labeled]
+    python benchmarks/audit.py --reports 100000       # only what the reports on so many masks hold in memory
 
 The images are bright ellipses in noise, decoded into a cache beforehand; the models are a small U-Net++ as it is
 initialised, five of them: three of parts, two of rounds. Masks are other random ellipses, scores random numbers. Timed
@@ -15,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -22,6 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine import cli
+from kmine.audit.label_issues import ConfidentDisagreement
+from kmine.audit.ranking import SHAPE_FEATURES, WEIGHTS
+from kmine.audit.reports import MaskReport, MaskReports
 from kmine.config import (
     DataConfig,
     LoopConfig,
@@ -107,13 +113,35 @@ def make_run(folder: Path, masks: int, size: int) -> None:
     store.close()
 
 
+def reports(number: int) -> Iterator[MaskReport]:
+    """With random figures and run lengths of 85 characters."""
+    rng = np.random.default_rng(0)
+    for n in range(number):
+        values = rng.random(18).tolist()
+        conflict, shape = ConfidentDisagreement(*values[:4]), tuple(values[4:10])
+        signals = dict(zip(WEIGHTS, (*values[2:4], *values[10:15], values[15]), strict=True))
+        yield MaskReport(f"sample {n:07}", "pseudo", f"{n:016x}", 32, 32, shape, (1,), values[16], values[17], signals,
+                         conflict, ("fold_0", "fold_1"), False, {1: f"{n:085}"})  # fmt: skip
+
+
+def measure_reports(number: int) -> None:
+    """Print the bytes a mask that are held after the ranking, and at its peak."""
+    tracemalloc.start()
+    held = MaskReports(reports(number)).ranked(np.zeros((10, len(SHAPE_FEATURES))))
+    now, peak = (value / len(held) for value in tracemalloc.get_traced_memory())
+    sys.stdout.write(f"{number} reports: {now:.0f} bytes a mask, {peak:.0f} at the peak\n")
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--masks", type=int, default=10_000)
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--labeled", action="store_true", help="look at the given masks, too")
+    parser.add_argument("--reports", type=int, help="measure the memory of so many reports instead")
     args = parser.parse_args()
+    if args.reports:
+        return measure_reports(args.reports)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         make_run(run, args.masks, args.size)
@@ -128,6 +156,7 @@ def main() -> None:
         )
         wrote = sum(path.stat().st_size for path in (run / "audit").rglob("*") if path.is_file())
         sys.stdout.write(f"written: {wrote / 2**20:.0f} MB in {run.name}/audit\n")
+    return None
 
 
 if __name__ == "__main__":

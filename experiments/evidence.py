@@ -9,7 +9,7 @@ bootstrap over images and six seeds.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -51,6 +51,7 @@ class Row(NamedTuple):
 
 
 def _folds(path: str, arm: str, against: str, labels: int) -> tuple[float, ...]:
+    """Mean and interval over folds of a difference at a number of labels."""
     rows = pd.read_csv(HERE / path, dtype=NAMES)
     found = difference(rows[rows["labels"] == labels], arm, against)
     return found.mean, *found.folds
@@ -76,27 +77,26 @@ def rows() -> Iterator[Row]:
     yield Row("ten labels chosen by kmine next − ten random ones", *found)
 
 
-def draw(axes: Axes) -> None:
-    """Each difference as a point on its interval, its label and figures above it."""
-    found = list(rows())
-    for n, row in enumerate(found):
-        shown = row.low > 0 or row.high < 0
-        axes.plot((row.low, row.high), (n, n), "-", color=MINING, linewidth=2.5)
-        axes.plot([row.mean], [n], "o", color=MINING, markerfacecolor=MINING if shown else "none", markersize=6)
-        axes.annotate(row.text, (0, n), (0, 7), xycoords=("axes fraction", "data"), textcoords="offset points", size=8)
-    axes.plot([], [], "o-", color=MINING, label="interval without 0")
-    axes.plot([], [], "o-", color=MINING, markerfacecolor="none", label="0 is possible")
-    axes.axvline(0, color=GRID, linewidth=1.6)
-    axes.set(xlabel="difference of Dice", ylim=(len(found) - 0.6, -0.8), yticks=[])
-    axes.spines["left"].set_visible(False)
-    axes.grid(axis="x", color=GRID)
+def figure(found: Sequence[Row]) -> str:
+    """As SVG: each difference as a point on its interval, its label and figures above it."""
 
+    def draw(axes: Axes) -> None:
+        for n, row in enumerate(found):
+            face = MINING if row.low > 0 or row.high < 0 else "none"
+            axes.plot((row.low, row.high), (n, n), "-", color=MINING, linewidth=2.5)
+            axes.plot([row.mean], [n], "o", color=MINING, markerfacecolor=face, markersize=6)
+            place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            axes.annotate(row.text, (0, n), (0, 7), size=8, **place)
+        for name, face in (("interval without 0", MINING), ("0 is possible", "none")):
+            axes.plot([], [], "o-", color=MINING, markerfacecolor=face, label=name)
+        axes.axvline(0, color=GRID, linewidth=1.6)
+        axes.set(xlabel="difference of Dice", ylim=(len(found) - 0.6, -0.8), yticks=[])
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x", color=GRID)
 
-def figure() -> str:
-    """As SVG."""
-    height = 1.5 + 0.42 * len(list(rows()))
-    return svg_file(svg_chart("evidence", "Measured differences of Dice (two cores, 96 and 128 px)", draw, height))
+    title = "Measured differences of Dice (two cores, 96 and 128 px)"
+    return svg_file(svg_chart("evidence", title, draw, 1.5 + 0.42 * len(found)))
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(figure(), "utf-8")
+    Path(sys.argv[1]).write_text(figure(list(rows())), "utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -57,6 +57,21 @@ def is_locked(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def write_cells(
+    out: Path, numbers: Iterable[int], arms: Sequence[str], cell: Callable[[int, str], pd.DataFrame]
+) -> None:
+    """Write OUT/cells/NUMBER-ARM.csv for those that lack; another process may write those of another number."""
+    for folder in ("cells", "locks"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        with (out / "locks" / str(number)).open("w") as lock:
+            for arm in arms if is_locked(lock) else ():
+                path = out / "cells" / f"{number}-{arm}.csv"
+                if not path.exists():
+                    cell(number, arm).to_csv(path.with_suffix(".tmp"), index=False)
+                    path.with_suffix(".tmp").rename(path)
 
 
 def _by_group(groups: dict[str, str], *keys: Any) -> list[list[str]]:

@@ -293,10 +293,11 @@ KEYS = ["set", "labels", "seed", "arm"]
 
 def read(source: Path, name: str) -> pd.DataFrame:
     """`results`, `images` or `objects` of all arms: of the cells of a folder, or from its file of that name."""
-    if (source / f"{name}.csv").exists():
+    cells = sorted(source.glob("*-*-*/"))
+    if not cells and (source / f"{name}.csv").exists():
         return pd.read_csv(source / f"{name}.csv", dtype={"sample_id": str, "group": str})
     found, suffix = [], "" if name == "results" else f"-{name}"
-    for cell, arm in product(sorted(source.glob("*-*-*/")), ARMS):
+    for cell, arm in product(cells, ARMS):
         path = cell / f"{arm}{suffix}.csv"
         if path.exists() and (cell / f"{arm}.csv").exists():
             rows = pd.read_csv(path, dtype={"sample_id": str})
@@ -332,6 +333,8 @@ def table(source: Path, split: str = "test") -> str:
     """
     source = source.parent if source.is_file() else source
     results, images, objects = (read(source, name) for name in ("results", "images", "objects"))
+    if results.empty:
+        raise SystemExit(f"{source}: expected a finished cell or results.csv, found none")
     results = with_baseline(results)
     lines, quality = ([f"| {' | '.join(names)} |", "|---" * len(names) + "|"] for names in (SCORED, QUALITY))
     for (data, labels), rows in results[results["split"] == split].groupby(["set", "labels"]):

@@ -7,27 +7,28 @@ The layout of COVID-QU-Ex with lung masks. Of the images of Normal and Non-COVID
 to `kmine loop`, as a folder of one's own; 24 others are new images of the same source, all of COVID-19 are new images
 of another one. The loop calibrates the estimates by models of parts, as ever; nothing is mined that would teach (one
 step of round 1, segmenter `ellipse`). Then `kmine predict` masks all new images and estimates their Dice, and only now
-their masks are read. Each seed draws other images. OUT/cells/SEED.csv has a row an image; what is there is not
+their masks are read. Each seed draws other images. OUT/cells/SEED-lungs.csv has a row an image; what is there is not
 repeated, and several processes can share OUT.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
+from PIL import Image
 from scipy.stats import spearmanr
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from folds import is_locked, read_cells, t_interval
+from folds import read_cells, t_interval, write_cells
+from own_folder.run import kmine
 
 from kmine.mining.calibration.fit import reliability
 from kmine.ops.metrics import dice
@@ -50,14 +51,6 @@ def copy(files: Sequence[Path], folder: Path) -> None:
         shutil.copyfile(path, folder / f"{path.parents[1].name}_{path.name}")
 
 
-def kmine(log: Path, *words: object) -> None:
-    """Run a command in a process of its own; its output is appended to `log`."""
-    with log.open("a") as file:
-        command = [sys.executable, "-m", "kmine", *map(str, words)]
-        if code := subprocess.run(command, stdout=file, stderr=file, check=False).returncode:
-            raise SystemExit(f"kmine {words[0]} ended with {code}; see {log}")
-
-
 def cell(args: argparse.Namespace, seed: int) -> pd.DataFrame:
     """Train, predict, and hold estimates against truth."""
     folder, same, other = args.out / "runs" / str(seed), *(pairs(args.root, SOURCES[name]) for name in SOURCES)
@@ -72,10 +65,11 @@ def cell(args: argparse.Namespace, seed: int) -> pd.DataFrame:
     fit = ["--plan", "false", "--model.encoder", "mobilenet_v2", "--model.encoder_weights", args.weights, "--device"]
     fit += ["cpu", "--fit.steps", args.steps, "--fit.round_steps", 1, "--rounds", 1, "--retrain", "false"]
     fit += ["--baseline", "false", "--crossfit", 1, "--segmenter.name", "ellipse", "--adapt.folds", 3, "--seed", seed]
-    kmine(log, "loop", *data, *fit, "--out", folder / "run")
+    kmine("loop", [*data, *fit, "--out", folder / "run"], log, os.environ)
     for name, files in new.items():
         copy([image for image, _ in files], folder / name)
-        kmine(log, "predict", folder / "run", folder / name, "--out", folder / f"predicted_{name}", "--round", 0)
+        flags = [folder / "run", folder / name, "--out", folder / f"predicted_{name}", "--round", 0]
+        kmine("predict", flags, log, os.environ)
     return pd.DataFrame([row for name, files in new.items() for row in _scored(folder, name, files, seed)])
 
 
@@ -84,9 +78,8 @@ def _scored(folder: Path, name: str, files: Sequence[tuple[Path, Path]], seed: i
     estimates = dict(zip(table["file"].map(lambda file: Path(file).name), table["estimated_dice"], strict=True))
     for _, mask in files:
         image_name = f"{mask.parents[1].name}_{mask.name}"
-        predicted = cv2.imread(str(folder / f"predicted_{name}" / "masks" / image_name), cv2.IMREAD_UNCHANGED)
-        truth = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
-        found = dice(truth > 127, predicted.any(-1) if predicted.ndim == 3 else predicted > 0)
+        predicted = np.asarray(Image.open(folder / f"predicted_{name}" / "masks" / image_name))  # class ids, palette
+        found = dice(np.asarray(Image.open(mask).convert("L")) > 127, predicted > 0)
         about = {"seed": seed, "source": name, "sample_id": image_name}
         yield about | {"estimate": estimates[image_name], "dice": found}
 
@@ -128,15 +121,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.table:
         return print(table(args.out))
-    for folder in ("cells", "locks"):
-        (args.out / folder).mkdir(parents=True, exist_ok=True)
-    for seed in args.seeds:
-        path = args.out / "cells" / f"{seed}.csv"
-        with (args.out / "locks" / str(seed)).open("w") as lock:
-            if not path.exists() and is_locked(lock):
-                cell(args, seed).to_csv(path.with_suffix(".tmp"), index=False)
-                path.with_suffix(".tmp").rename(path)
-    return None
+    return write_cells(args.out, args.seeds, ["lungs"], lambda seed, _: cell(args, seed))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ from kmine.setup.open import open_cache
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import folds
-from folds import NUM_FOLDS, is_locked, parts_of
+from folds import NUM_FOLDS, parts_of
 from recipe import run as recipe
 
 NUM_LABELS, NUM_NEW, REFERENCE = 60, 10, "random"
@@ -158,19 +159,8 @@ def main() -> None:
     if args.table:
         return print(table(args.out))
     torch.set_num_threads(1)
-    for folder in ("cells", "locks"):
-        (args.out / folder).mkdir(parents=True, exist_ok=True)
-    for number in args.folds:
-        paths = {arm: args.out / "cells" / f"{number}-{arm}.csv" for arm in args.arms}
-        with (args.out / "locks" / str(number)).open("w") as lock:
-            if all(path.exists() for path in paths.values()) or not is_locked(lock):
-                continue
-            fold = Fold(args, number)
-            for arm, path in paths.items():
-                if not path.exists():
-                    fold.cell(arm).to_csv(path.with_suffix(".tmp"), index=False)
-                    path.with_suffix(".tmp").rename(path)
-    return None
+    fold = lru_cache(1)(partial(Fold, args))
+    return folds.write_cells(args.out, args.folds, args.arms, lambda number, arm: fold(number).cell(arm))
 
 
 if __name__ == "__main__":

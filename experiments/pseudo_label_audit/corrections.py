@@ -32,7 +32,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import folds
-from folds import NUM_FOLDS, is_locked
+from folds import NUM_FOLDS
 from next_labels.run import NUM_LABELS, Fold
 from pseudo_label_audit.run import other_rankings, true_dice
 from recipe import run as recipe
@@ -132,19 +132,10 @@ def main() -> None:
     if args.table:
         return print(table(args.out))
     torch.set_num_threads(1)
-    for folder in ("cells", "locks"):
-        (args.out / folder).mkdir(parents=True, exist_ok=True)
     of_runs = argparse.Namespace(out=args.runs, root=args.root, weights=args.weights, steps=600, segmenter="tiny")
-    for number in args.folds:
-        with (args.out / "locks" / str(number)).open("w") as lock:
-            if not is_locked(lock):
-                continue
-            for arm in args.arms:
-                path = args.out / "cells" / f"{number}-{arm}.csv"
-                if not path.exists():
-                    cell(args, Fold(of_runs, number), arm).to_csv(path.with_suffix(".tmp"), index=False)
-                    path.with_suffix(".tmp").rename(path)
-    return None
+    return folds.write_cells(
+        args.out, args.folds, args.arms, lambda number, arm: cell(args, Fold(of_runs, number), arm)
+    )
 
 
 if __name__ == "__main__":

@@ -58,8 +58,11 @@ def test_the_mining_engine_pairs_clean_images_and_leaves_out_those_that_a_seed_l
     gain = (0.1 - 1 + 0 + 0 + 0) / 5  # five pairs: y and z are silent in both, a seed lacks x and y, the other z
     assert engine._gap(rows, "mining", "supervised").startswith(f"{gain:+.3f} [")
     assert engine._clean_figures(rows[rows["arm"] == "mining"]) == ["0.550", "33% of 1"]
-    read.to_csv(tmp_path / "results.csv", index=False)
-    pd.testing.assert_frame_equal(engine.read(tmp_path, "results"), read, check_dtype=False)
+    (tmp_path / "csv").mkdir()
+    read.to_csv(tmp_path / "csv" / "results.csv", index=False)
+    pd.testing.assert_frame_equal(engine.read(tmp_path / "csv", "results"), read, check_dtype=False)
+    only = read[read["arm"] == "mining"]
+    assert engine.with_baseline(only).shape == only.shape and engine._gap(only, "mining", "baseline") == "–"
 
 
 def test_the_table_of_sks_has_false_alarms_beside_dice(tmp_path):
