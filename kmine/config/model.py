@@ -241,7 +241,8 @@ class FitConfig:
     """Decay of an exponential moving average of the weights (as in 0.99), which is then validated and kept; 0: off."""
     checkpoint: Literal["last", "best"] = "last"
     """Weights that are used: last: those of the last step, unless validation shows that the training diverged (a fall
-    of the score by more than 0.05 and by more than noise); best: those of the best validation."""
+    of the score by more than 0.05 and by more than noise; with fewer than 20 images to less than half); best: those of
+    the best validation."""
     val_every: int = 100
     """Steps between two validations; a kill costs at most so many, or a minute of training."""
     precision: Literal["auto", "32", "bf16", "16"] = "auto"

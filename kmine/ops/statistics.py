@@ -18,7 +18,7 @@ import numpy as np
 from kmine.types import Bool, Floats
 
 SMALL_SPLIT = 20
-"""Number of images below which the mean of a paired difference is used without its interval."""
+"""Number of images below which the interval of a paired difference is not relied on."""
 GAIN_SPREAD = 0.2
 """Standard deviation, from image to image, of the difference in Dice of two models of few labels: own choice; .18 in
 the Kvasir-SEG row from scratch of README."""
@@ -189,9 +189,18 @@ def paired_change(
     return paired_difference(a, b, seed=0, groups=groups, confidence=confidence, num_flips=0)
 
 
-def is_fall(change: Paired, tolerance: float) -> bool:
-    """Whether a change is a fall by more than `tolerance` that noise does not explain.
+def is_fall(best: Sequence[float], last: Sequence[float], tolerance: float) -> bool:
+    """Whether the mean Dice of images fell, since the best of several validations, by more than noise explains.
 
-    Intervals of fewer than `SMALL_SPLIT` images are unreliable, so only the mean counts there.
+    From `SMALL_SPLIT` images on: by more than `tolerance`, with an interval (`paired_change`) below zero. Fewer images
+    have no interval to rely on, and the best of several of their means is high by chance: there it is a fall to less
+    than half, as of a training that collapsed (own choice: experiments/own_folder).
+
+    Args:
+        best, last: Dice of the same images, in the same order.
+        tolerance: in Dice.
     """
-    return change.difference < -tolerance and (change.num_pairs < SMALL_SPLIT or change.high < 0)
+    change = paired_change(best, last)
+    if change.num_pairs < SMALL_SPLIT:
+        return change.difference < -max(tolerance, float(np.mean(score_empty_cases(np.asarray(best, float)))) / 2)
+    return change.difference < -tolerance and change.high < 0

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kmine.config import FitConfig
 from kmine.models.sync_batchnorm import sync_batchnorm
-from kmine.ops.statistics import is_fall, paired_change
+from kmine.ops.statistics import is_fall
 from kmine.training.distributed import Fabric
 from kmine.training.ema import EMA
 from kmine.training.optimizer import (
@@ -33,7 +33,7 @@ from kmine.training.optimizer import (
 from kmine.types import ProgressReporter
 
 DIVERGED = 0.05
-"""Fall of the validation score, from the best to the last, beyond which a training counts as diverged."""
+"""Fall of the validation score, from the best to the last, beyond which a training may count as diverged."""
 B = TypeVar("B")
 BatchT = TypeVar("BatchT", covariant=True)
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -160,8 +160,8 @@ def train_steps(
 
     Validates every `cfg.val_every` steps and at the end. With `cfg.ema_decay` a running average of weights and buffers
     is validated and returned; it does not affect the trained weights. With `cfg.checkpoint` last the result is that
-    of the last step, unless validation fell since its best by more than `DIVERGED` and by more than noise
-    (`kmine.ops.statistics.is_fall`).
+    of the last step, unless validation fell since its best by more than `DIVERGED` and by more than noise, which is
+    much where there are few images (`kmine.ops.statistics.is_fall`).
 
     Args:
         module: checkpoints are its state dict.
@@ -249,9 +249,9 @@ class _Saver:
 def _result(cfg: FitConfig, state: FitState, final: StateDict, scores: list[float]) -> FitResult:
     """The weights to use: the best, or the last (`final`, whose validation gave `scores`) unless these diverged."""
     finite = bool(np.isfinite(scores).all())
-    if finite and len(scores) == len(state.best_scores):
-        fell = is_fall(paired_change(state.best_scores, scores), DIVERGED)
-    else:  # a state of older code has no scores of images
+    if finite and len(scores) == len(state.best_scores) > 1:
+        fell = is_fall(state.best_scores, scores, DIVERGED)
+    else:  # a single score, as of the classifier, or a state of older code, without scores of images
         fell = not finite or np.mean(scores) < state.best_score - DIVERGED
     if cfg.checkpoint == "best" or fell:
         usable = final if finite else state.best
