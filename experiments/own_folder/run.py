@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
 from kmine.compare.evaluation import _rounds_to_evaluate
@@ -99,13 +100,14 @@ def run_cell(args: argparse.Namespace, masks: int, start: str, folds: bool, seed
     environment = os.environ | {"KMINE_CACHE": str(args.out / "cache")}
     began, was_begun = time.perf_counter(), run.exists()
     kmine("loop", own, cell / "log.txt", environment)
-    minutes = None if was_begun else (time.perf_counter() - began) / 60
+    if not was_begun:
+        (cell / "minutes.json").write_text(json.dumps((time.perf_counter() - began) / 60))
     if not folds:  # with folds the loop ends with this table
         kmine("compare", [run], cell / "log.txt", environment)
     final = final_run(run)
     info = json.loads((final / "run.json").read_text())
     said = [line for line in (cell / "log.txt").read_text().splitlines() if "; next: " in line]
-    row = {"masks": masks, "start": start, "folds": folds, "seed": seed, "minutes": minutes}
+    row = {"masks": masks, "start": start, "folds": folds, "seed": seed, "minutes": _minutes(cell)}
     row |= {"pseudo": _num_pseudo(final), "adopted": info["adopted_round"], "stopped_by": info["stopped_by"]}
     tested, baseline = _tested(run)
     row |= {"next": said[-1] if said else "", "baseline": baseline, **tested}
@@ -121,6 +123,12 @@ def kmine(command: str, flags: Sequence[object], log: Path, environment: Mapping
         code = subprocess.run(words, stdout=file, stderr=file, env=environment, check=False).returncode
     if code:
         raise SystemExit(f"kmine {command} ended with {code}; see {log}")
+
+
+def _minutes(cell: Path) -> float:
+    """Of the loop; NaN where it was stopped and went on."""
+    path = cell / "minutes.json"
+    return float(json.loads(path.read_text())) if path.is_file() else float("nan")
 
 
 def _num_pseudo(run: Path) -> int:
@@ -147,7 +155,7 @@ def _held_out(run: Path, baseline: str, folder: Path, cache: Path) -> dict[str, 
     samples = SampleCache(open_source(data), Resizer.of(cfg.data), str(cache), "stop")
     ids = [ref.sample_id for ref in samples.refs]
     samples.decode_masks(ids)
-    pool, fabric = Pool(samples, ids, {i: i for i in ids}, "true"), SingleDevice("cpu")
+    pool, fabric = Pool(samples, ids, {i: i for i in ids}, "true"), SingleDevice(torch.device("cpu"))
     model = build_model(cfg.model.split()[0], 2, cfg.seed, pretrained=False).with_patch(cfg.data.patch)
     found: dict[str, Metrics] = {}
     for method, (round_idx, method_dir) in _rounds_to_evaluate(store, compared).items():
