@@ -116,24 +116,14 @@ def _setting(text: str) -> tuple[str, Any]:
 def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder: Path) -> None:
     """Train an arm, audit its pseudo masks, test it."""
     root = folder / arm
-    if not root.exists():
-        for other in ARMS:
-            if (folder / f"{other}.csv").exists():
-                for path in [path for pattern in SHARED for path in (folder / other).glob(pattern)]:
-                    shutil.copytree(path, root / path.name, dirs_exist_ok=True)
-                claimed = json.loads((folder / other / "run.json").read_text())["split_file_sha256"]
-                (root / "run.json").write_text(json.dumps({"split_file_sha256": claimed}))
+    take_over(root, folder)
     cfg = config(args, labels, seed, arm, root)
-    if args.folds:
-        path = folder / "splits.csv"
-        if not path.exists():
-            write_fold(cfg, int(labels), seed, path)
-        cfg = replace(cfg, data=replace(cfg.data, fine_groups=None, split_file=str(path)))
+    cfg = on_fold(cfg, labels, seed, folder) if args.folds else cfg
     source, store, terminal = preflight(cfg), RunFolder(root), Terminal()
     task = open_task(cfg, source, store, terminal)
     results = list(_method(arm, folder, source, args.iou)(task))
     last = kept_round(results)
-    _audit(task, source, results, folder / arm)
+    audit(task, source, [r.round_idx for r in results if r.round_idx], folder / arm)
     calibrated = store.read_json(root / "calibration" / "calibration.json")
     if calibrated and calibrated["promise"]:
         (folder / f"{arm}-promise.json").write_text(json.dumps(calibrated["promise"]), "utf-8")
@@ -161,6 +151,26 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
     means = frame[frame["checkpoint"] == "chosen"].groupby("split")["dice"].mean()
     rounds = ", ".join(f"{r.round_idx}: {r.num_pseudo} pseudo, val {r.metrics.dice:.3f}, {r.reason}" for r in results)
     print(f"{folder.name} {arm}: test {means['test']:.3f}, val {means['val']:.3f} ({rounds})", flush=True)
+
+
+def take_over(root: Path, cell: Path) -> None:
+    """Begin the run folder `root`, unless it is there, with what the runs of a cell share (parts.py: its *.run)."""
+    if root.exists():
+        return
+    arms = [cell / arm for arm in ARMS if (cell / f"{arm}.csv").exists()]
+    for other in (*sorted(cell.glob("parts/*.run")), *arms):
+        for path in [path for pattern in SHARED for path in other.glob(pattern)]:
+            shutil.copytree(path, root / path.name, dirs_exist_ok=True)
+        claimed = json.loads((other / "run.json").read_text())["split_file_sha256"]
+        (root / "run.json").write_text(json.dumps({"split_file_sha256": claimed}))
+
+
+def on_fold(cfg: LoopConfig, labels: float, fold: int, cell: Path) -> LoopConfig:
+    """The settings with the fold's CELL/splits.csv, which is made if it is not there."""
+    path = cell / "splits.csv"
+    if not path.exists():
+        write_fold(cfg, int(labels), fold, path)
+    return replace(cfg, data=replace(cfg.data, fine_groups=None, split_file=str(path)))
 
 
 def write_fold(cfg: LoopConfig, num_labels: int, fold: int, path: Path) -> None:
@@ -202,7 +212,7 @@ def _method(arm: str, folder: Path, source: Any, iou: float) -> Method:
     if arm == "oracle_kept":
         return lambda task: oracle_kept(task, open_truth(task, source), folder)
     if arm.startswith("simulated"):
-        return lambda task: _mine_with(_simulated(task, source, iou), task)
+        return lambda task: _mine_with(simulated(task, source, iou), task)
     return arms.method(arm.split("_")[0] if arm.startswith("mining") else arm)
 
 
@@ -210,7 +220,7 @@ def _mine_with(segmenter: Segmenter, task: Task) -> Iterator[RoundResult]:
     return mine(calibrate(replace(task, segmenter=segmenter), segmenter))
 
 
-def _simulated(task: Task, source: Any, iou: float) -> Segmenter:
+def simulated(task: Task, source: Any, iou: float) -> Segmenter:
     return Simulated.from_pools([task.labeled, task.val, open_truth(task, source)], iou, task.cfg.seed)
 
 
@@ -225,11 +235,11 @@ def oracle_kept(task: Task, truth: Pool, folder: Path) -> Iterator[RoundResult]:
     return train_rounds(task, "oracle_kept", how)
 
 
-def _audit(task: Task, source: Any, results: Sequence[RoundResult], stem: Path) -> None:
+def audit(task: Task, source: Any, rounds: Sequence[int], stem: Path) -> None:
     """What the pseudo masks of every round are worth, by object and by image."""
     truth, objects, images = open_truth(task, source), [], []
     known = set(truth.ids)
-    for round_idx in [r.round_idx for r in results if r.round_idx]:
+    for round_idx in rounds:
         by_image: dict[str, list[dict[str, Any]]] = {}
         for row in (decision.to_arrow() for decision in task.run.decisions(round_idx)):
             by_image.setdefault(row["sample_id"], []).append(row)
@@ -256,8 +266,10 @@ def _object(row: dict[str, Any], truth: np.ndarray) -> dict[str, Any]:
     return {**{name: row[name] for name in SCORES}, **found}
 
 
-TAUGHT = ("dice_pseudo", "dice_local_same_pixels", "ignored", *metrics.Correction._fields)
-"""What is known of images that taught."""
+TAUGHT = ("dice_pseudo", "dice_local_same_pixels", "ignored", *metrics.Correction._fields, "lesion", "lesion_taught",
+          "wrong_taught")  # fmt: skip
+"""What is known of images that taught; of the others only the local model's `wrong` pixels and those of the `lesion`.
+`lesion_taught`: pixels of it that are taught as such, `wrong_taught`: those that are taught wrongly."""
 
 
 def _image(store: RunFolder, key: dict[str, Any], rows: list[dict[str, Any]], truth: np.ndarray) -> dict[str, Any]:
@@ -270,15 +282,19 @@ def _image(store: RunFolder, key: dict[str, Any], rows: list[dict[str, Any]], tr
     real = truth == lesion
     out = {"in_training": rows[0]["in_training"], "dice_local": metrics.dice(real, union["local_rle"]),
            "dice_segmenter": metrics.dice(real, union["segmenter_rle"])}  # fmt: skip
+    local, true = (np.where(mask, np.uint8(lesion), 0) for mask in (union["local_rle"], real))
+    known = np.where(truth == IGNORE_INDEX, truth, true)
     if not out["in_training"]:
-        return out | dict.fromkeys(TAUGHT, np.nan)
+        wrong = metrics.correction(local, np.full_like(local, IGNORE_INDEX), known).wrong
+        return out | dict.fromkeys(TAUGHT, np.nan) | {"wrong": wrong, "lesion": int(real.sum())}
     pseudo = store.pseudo_mask(key["round"], key["sample_id"])
     valid = pseudo != IGNORE_INDEX
-    local, seen, true = (np.where(mask, np.uint8(lesion), 0) for mask in (union["local_rle"], pseudo == lesion, real))
-    known = np.where(truth == IGNORE_INDEX, truth, true)
+    seen = np.where(pseudo == lesion, np.uint8(lesion), 0)
     changes = metrics.correction(local, np.where(valid, seen, IGNORE_INDEX), known)
     dice = (metrics.dice(real & valid, mask & valid) for mask in (pseudo == lesion, union["local_rle"]))
-    return out | dict(zip(TAUGHT, (*dice, 1 - valid.mean(), *changes), strict=True))
+    pixels = (real, real & (seen == lesion), valid & (known != IGNORE_INDEX) & (seen != known))
+    counts = (int(np.count_nonzero(which)) for which in pixels)
+    return out | dict(zip(TAUGHT, (*dice, 1 - valid.mean(), *changes, *counts), strict=True))
 
 
 SCORED = ("set, labels", "arm", "seeds", "Dice", "sd over seeds", "last step", "where a lesion", "false alarms",
@@ -409,17 +425,16 @@ def _ranked_by(objects: pd.DataFrame) -> pd.Series:
     return pd.Series(fit_ranking(evidence, keep=1.0).scores(evidence), objects.index)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser(about: str) -> argparse.ArgumentParser:
+    """Flags of a cell and of its trainings."""
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("out", type=Path)
     parser.add_argument("--set", choices=("kvasir", "covid", "lits"), default="kvasir")
     parser.add_argument("--task", choices=("tumour", "liver"), default="tumour", help="of LiTS; liver: in all slices")
     parser.add_argument("--data.root", dest="root", help="folder that holds the data set")
     parser.add_argument("--weights", help="ImageNet weights of MobileNetV2, .safetensors; none: from scratch")
     parser.add_argument("--labels", type=float, nargs="+", default=[30, 60], help="groups: near-duplicates, volumes")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--folds", action="store_true", help="seeds 0 to 4 are test folds that cover all images")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=2)
@@ -430,6 +445,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--segmenter", default="tiny")
     parser.add_argument("--iou", type=float, default=PUBLISHED_IOU, help="of the simulated segmenter")
     parser.add_argument("--cache")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__.splitlines()[0])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--folds", action="store_true", help="seeds 0 to 4 are test folds that cover all images")
     parser.add_argument("--table", action="store_true", help="print the tables of what is there and train nothing")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="of the table's scores")
     parser.add_argument("--csv", type=Path, help="also write what the tables are made of into this folder")

@@ -61,9 +61,19 @@ ARMS: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
     "alone_clean": (ALONE, CLEAN),
     "sks_unet": (replace(SKS, decoder="unet"), {}),
     "sks_classifier": (replace(SKS, fine_init="classifier"), {}),
+    "no_feature_share": (replace(SKS, skip_feature_share=False), {}),
+    "no_resolution": (replace(SKS, skip_resolution=False), {}),
+    "no_coarse": (replace(SKS, skip_coarse=False), {}),
+    "levels_4": (replace(SKS, levels=4), {}),
+    "unfrozen": (replace(SKS, freeze_coarse=False), {}),
+    "no_stage_1": (SKS, {}),
 }
 """Model and settings of `fit`. `alone` is the fine branch, which is U-Net++; with the veto, U-Net++ with a veto.
-`oracle`, of LiTS, is U-Net++ with the masks of nine of the ten training volumes in place of four."""
+`oracle`, of LiTS, is U-Net++ with the masks of nine of the ten training volumes in place of four. `no_*`: SKS without
+one of its skips, or without stage 1: guided by ImageNet's features as they are."""
+UNTRAINED = ClassifierConfig(steps=1, lr=1e-9)
+OWN_CLASSIFIER = ("shuffled", "levels_4", "no_stage_1")
+"""Arms of SKS whose classifier is not that of the arm `sks`."""
 TABLE_RECIPE = {
     "decay_norms": True, "encoder_lr": 1.0, "clip_grad": 0.0, "dice": "batch", "flips": "both", "rotation": 30.0,
     "scale": (0.8, 1.25), "checkpoint": "best", "ema_decay": 0.0, "clean_share": 0.0,
@@ -80,7 +90,7 @@ recipe was settled."""
 def config(args: argparse.Namespace, task: str, arm: str, seed: int) -> LoopConfig:
     """Settings of one training."""
     if task == "ct":
-        data = DataConfig(kind="ct", size=args.size, label_fraction=0.1, cache_dir=args.cache)
+        data = DataConfig(kind="ct", size=args.size, label_fraction=args.fraction, cache_dir=args.cache)
     else:
         data = DataConfig(
             name="lits", root=args.root, task=task, slices="all" if task == "liver" else "liver", size=args.size,
@@ -88,13 +98,14 @@ def config(args: argparse.Namespace, task: str, arm: str, seed: int) -> LoopConf
             split_seed=seed, duplicate_distance=-1, cache_dir=args.cache,
         )  # fmt: skip
     model, fit = ARMS[arm]
+    trained = ClassifierConfig(steps=args.classifier_steps, shuffle=arm == "shuffled")
     return LoopConfig(
         rounds=0,
         seed=seed,
         out=str(args.out / "runs" / f"{task}-{arm}-{seed}"),
         data=data,
         model=replace(model, encoder_weights=args.weights),
-        classifier=ClassifierConfig(steps=args.classifier_steps, shuffle=arm == "shuffled"),
+        classifier=UNTRAINED if arm == "no_stage_1" else trained,
         fit=FitConfig(steps=args.steps, **((TABLE_RECIPE if args.recipe == "table" else {"clean_share": 0.0}) | fit)),
     )
 
@@ -132,7 +143,7 @@ def with_shared_classifier(task: Task) -> SksModel | None:
     cfg, root = task.cfg, task.run.root
     _task, arm, seed = root.name.split("-")
     done = root.with_name(f"{_task}-sks-{seed}") / "classifier" / "model.safetensors"
-    if cfg.model.name != "sks" or cfg.classifier.shuffle or arm == "sks" or not done.exists():
+    if cfg.model.name != "sks" or arm in ("sks", *OWN_CLASSIFIER) or not done.exists():
         return None
     model = build_model(cfg.model, task.num_classes, cfg.seed)
     model.classifier.load_state_dict(task.run.load_tensors(done, None)[0])
@@ -251,6 +262,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=MAIN)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--fraction", type=float, default=0.1, help="of the phantom's images that have masks")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--classifier-steps", type=int, default=ClassifierConfig.steps)
     parser.add_argument("--recipe", choices=("table", "default"), default="table", help="settings of fit")
