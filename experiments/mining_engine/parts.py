@@ -47,6 +47,7 @@ PARTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "no_gate": {"gate": {"mode": "ranked", "keep": 1.0}},
     "no_calibration": {"gate": {"mode": "ranked"}},
     "no_adaptation": {"adapt": {"enabled": False}},
+    "true_boxes": {"adapt": {"folds": 1}},
     "no_jitters": {"prompts": {"num_jitters": 0}},
     "no_mask_prompt": {"prompts": {"mask_hint": False}},
     "no_refinement": {"refine": {"min_vote": 0.501, "ask_local": False, "doubt": None}},
@@ -57,9 +58,10 @@ PARTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "prompts_in_doubt": {"prompts": {"doubtful": 0.2}},
     "auto": {"prompts": {"source": "auto"}},
 }
-"""Settings that differ from the defaults, by section. Source `cascade` differs from round 2 on, so it is not here."""
+"""Settings that differ from the defaults, by section. `true_boxes` adapts the segmenter with jittered true boxes, not
+with prompts of models that were not trained on an image. Source `cascade` differs from round 2 on: not here."""
 
-PROMPTS_ONLY = ("no_adaptation", "no_mask_prompt", "two_passes", "points", "three_boxes")
+PROMPTS_ONLY = ("no_adaptation", "true_boxes", "no_mask_prompt", "two_passes", "points", "three_boxes")
 """Of no effect on the simulated segmenter."""
 
 
