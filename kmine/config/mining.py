@@ -118,7 +118,7 @@ class AdaptConfig:
     """Fine-tune the segmenter where it can be; ellipse cannot."""
     folds: int = 3
     """Number of cross-fitting folds: each labeled image is prompted by a local model trained without it. 1 trains no
-    fold model and jitters true boxes only."""
+    fold model and jitters true boxes only; so do fewer than 20 labeled objects, which cannot calibrate the gate."""
     fold_steps: int | None = None
     """Optimizer steps of each fold model, at most those of round 0; default: as many. The gate is calibrated on these
     models' masks, so they should be as good as the one that mines. The price: `folds` trainings as long as round 0."""

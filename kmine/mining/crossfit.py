@@ -14,9 +14,11 @@ import numpy as np
 from kmine.data.pool import Pool
 from kmine.io.files import sign
 from kmine.mining.adaptation.finetune import Example
+from kmine.mining.calibration.fit import MIN_OBJECTS
 from kmine.mining.prompts import prompts_from_probs
 from kmine.mining.pseudo_labels import PseudoLabels
 from kmine.models.base import LocalModel
+from kmine.ops.masks import components
 from kmine.ops.seeding import derive_seed
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.inference import infer
@@ -30,10 +32,12 @@ from kmine.types import IGNORE_INDEX
 def out_of_fold(task: Task, image_ids: Sequence[str]) -> Iterator[Example]:
     """Labeled images `image_ids` with prompts of local models trained without them, fold by fold.
 
-    With fewer than two groups, or `adapt.folds` 1, there is no such model: the images come without prompts.
+    With fewer than two groups, or `adapt.folds` 1, there is no such model: the images come without prompts. Nor with
+    fewer than `MIN_OBJECTS` objects, which calibrate no gate: their prompts alone are not worth the models (adapted
+    with jittered true boxes instead, `tiny` mines as well: experiments/mining_engine, part `true_boxes`).
     """
     fold_ids = folds(task.labeled, task.cfg.adapt.folds, task.cfg.seed)
-    if len(fold_ids) < 2:
+    if len(fold_ids) < 2 or num_objects(task.labeled) < MIN_OBJECTS:
         yield from ((task.labeled.sample(i), ()) for i in image_ids)
         return
     selected = set(image_ids)
@@ -41,6 +45,13 @@ def out_of_fold(task: Task, image_ids: Sequence[str]) -> Iterator[Example]:
         ids = [i for i in held_out_ids if i in selected]
         if ids:
             yield from with_prompts(task, fold_model(task, fold_idx, held_out_ids), task.labeled, ids)
+
+
+def num_objects(pool: Pool) -> int:
+    """True objects of all classes, at training size."""
+    masks = (pool.mask_resized(sample_id) for sample_id in pool.ids)
+    pairs = ((mask, class_id) for mask in masks for class_id in np.unique(mask) if class_id not in (0, IGNORE_INDEX))
+    return sum(len(components(mask == class_id)) for mask, class_id in pairs)
 
 
 def unlabeled_parts(task: Task) -> list[list[str]]:

@@ -41,12 +41,12 @@ def estimate_run(
     rounds = cfg.rounds if data.num_unlabeled else 0
     folds = min(cfg.adapt.folds, data.num_labeled) if rounds else 0
     objects = data.num_objects if np.isfinite(data.num_objects) else 1.0
-    calibrates = (
-        rounds > 0 and cfg.gate.mode == "calibrated" and folds > 1 and data.num_labeled * objects >= MIN_OBJECTS
-    )
+    has_fold_models = folds > 1 and data.num_labeled * objects >= MIN_OBJECTS
+    calibrates = rounds > 0 and cfg.gate.mode == "calibrated" and has_fold_models
     adapts = rounds > 0 and cfg.adapt.enabled and segmenter.adapt_step > 0
     mined = _mine_seconds(cfg, data, speed, segmenter, objects)
     fold_steps = min(cfg.adapt.fold_steps or cfg.fit.steps, cfg.fit.steps)
+    fold_model = _train_seconds(fold_steps, cfg, data, machine, speed)
     part_models = cfg.crossfit * max(rounds - 1, 0) if cfg.crossfit > 1 else 0
     adaptation = _adapt_seconds(cfg, data, segmenter, objects) if adapts else 0.0
     score = 2 * data.num_val * (speed.infer + SCORED * data.height * data.width)
@@ -58,7 +58,7 @@ def estimate_run(
         "reading images": data.num_images * data.read_seconds / min(8, machine.cores),
         "classifier": _classifier_seconds(cfg, speed) * ("sks" in cfg.model.name),
         "round 0": round_0,
-        "fold models": folds * _train_seconds(fold_steps, cfg, data, machine, speed) if adapts or calibrates else 0.0,
+        "fold models": folds * fold_model if has_fold_models and (adapts or calibrates) else 0.0,
         "adaptation of the segmenter": adaptation,
         "calibration of the gate": (folds * adaptation + data.num_labeled * mined) if calibrates else 0.0,
         f"{rounds} rounds: mining": rounds * data.num_unlabeled * mined,

@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kmine.data.pool import Pool
 from kmine.io.files import sign
 from kmine.mining import candidates as stages
 from kmine.mining import crossfit
@@ -25,11 +24,10 @@ from kmine.mining.memory import memory_of
 from kmine.mining.refine import merge_objects
 from kmine.ops import metrics
 from kmine.ops.calibrator import Calibration, RiskGuarantee, evidence_from_row, evidence_row
-from kmine.ops.masks import components
 from kmine.segmenters.base import ADAPTED, FineTunable, Segmenter
 from kmine.store.settings import signed, signed_sections
 from kmine.training.task import Task
-from kmine.types import IGNORE_INDEX, Candidate, Decision, Evidence, Probs, Prompts
+from kmine.types import Candidate, Decision, Evidence, Probs, Prompts
 
 USED = Decision(True, "kept", Evidence(), source="segmenter")
 
@@ -49,7 +47,7 @@ def calibrate(task: Task, base: Segmenter | None) -> Task:
     settings = [*signed_sections(cfg, "model", "classifier", "infer", "prompts", "adapt"), cfg.refine.min_vote]
     settings.append(signed("model", task.auxiliary_model) if task.auxiliary_model else {})
     signature = sign(task.signature, task.segmenter.signature, signed("fit", cfg.fit.signed_fields()), settings)
-    if (count := _num_objects(task.labeled)) < fit.MIN_OBJECTS or len(fold_ids) < 2:
+    if (count := crossfit.num_objects(task.labeled)) < fit.MIN_OBJECTS or len(fold_ids) < 2:
         # Mining hardly finds more objects than there are: no fold model is trained in vain.
         record: Row = {"num_objects": count, "num_parts": len(fold_ids), "promise": None, "alone": None}
     else:
@@ -60,13 +58,6 @@ def calibrate(task: Task, base: Segmenter | None) -> Task:
     task.run.save_json(task.run.root / "calibration" / "calibration.json", record, signature)
     task.progress.log(calibration_summary(record))
     return replace(task, calibration=Calibration.from_json(record) if record["promise"] else None)
-
-
-def _num_objects(pool: Pool) -> int:
-    """True objects of all classes, at training size."""
-    masks = (pool.mask_resized(sample_id) for sample_id in pool.ids)
-    pairs = ((mask, class_id) for mask in masks for class_id in np.unique(mask) if class_id not in (0, IGNORE_INDEX))
-    return sum(len(components(mask == class_id)) for mask, class_id in pairs)
 
 
 def fit_calibration(
