@@ -7,8 +7,8 @@ KVASIR_SEG holds `images` and `masks` of equal names; `phantom` draws polyps ins
 without --data.folds 5, seed): the command of README in a process of its own, on a folder of 80 images of which only
 `masks` have one. It records the minutes, the pseudo masks, the sentence at the end, and Dice before (round 0), of the
 baseline and after (the kept model): as `kmine compare` gives it, and of the final model on `--held_out` other images
-of the data set, whose masks kmine never sees. Cells that are done are not repeated, a stopped one goes on (without its
-minutes). Flags after `--` go to `kmine loop`.
+of the data set, whose masks kmine never sees. Cells that are done are not repeated, a stopped one goes on. Flags after
+`--` go to `kmine loop`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -98,10 +99,11 @@ def run_cell(args: argparse.Namespace, masks: int, start: str, folds: bool, seed
     own += ["--data.folds", 5] * folds + args.flags
     cell.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"KMINE_CACHE": str(args.out / "cache")}
-    began, was_begun = time.perf_counter(), run.exists()
-    kmine("loop", own, cell / "log.txt", environment)
-    if not was_begun:
-        (cell / "minutes.json").write_text(json.dumps((time.perf_counter() - began) / 60))
+    began = time.perf_counter()
+    try:
+        kmine("loop", own, cell / "log.txt", environment)
+    finally:
+        _add_minutes(cell, (time.perf_counter() - began) / 60)
     if not folds:  # with folds the loop ends with this table
         kmine("compare", [run], cell / "log.txt", environment)
     final = final_run(run)
@@ -126,9 +128,13 @@ def kmine(command: str, flags: Sequence[object], log: Path, environment: Mapping
 
 
 def _minutes(cell: Path) -> float:
-    """Of the loop; NaN where it was stopped and went on."""
+    """Of the loop, over all attempts."""
     path = cell / "minutes.json"
-    return float(json.loads(path.read_text())) if path.is_file() else float("nan")
+    return float(json.loads(path.read_text())) if path.is_file() else 0.0
+
+
+def _add_minutes(cell: Path, minutes: float) -> None:
+    (cell / "minutes.json").write_text(json.dumps(_minutes(cell) + minutes))
 
 
 def _num_pseudo(run: Path) -> int:
@@ -201,6 +207,7 @@ def main() -> None:
     parser.add_argument("--held_out", type=int, default=200)
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args(own)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the minutes until then are kept
     args.flags, args.out = flags, args.out.absolute()
     if not args.table:
         if not args.source or ("weights" in args.starts and not args.weights):

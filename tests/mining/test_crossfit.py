@@ -14,6 +14,7 @@ from kmine.methods.mining import mine
 from kmine.mining import candidates, crossfit
 from kmine.mining.crossfit import (
     folds,
+    num_objects,
     out_of_fold,
     part_models,
     remaining_labels,
@@ -25,6 +26,11 @@ from kmine.training.checkpoints import Checkpoints
 from kmine.training.trainer import train
 
 SMALL = replace(CFG, rounds=1, adapt=AdaptConfig(folds=2, fold_steps=6, max_images=2))
+
+
+@pytest.fixture(autouse=True)
+def _few_objects_are_enough(monkeypatch):
+    monkeypatch.setattr(crossfit, "MIN_OBJECTS", 2)
 
 
 @pytest.mark.parametrize("num_folds", [2, 3, 5, 100])
@@ -69,6 +75,14 @@ def test_one_fold_gives_no_prompts_and_trains_nothing(task_of):
     examples = list(out_of_fold(task, task.labeled.ids))
     assert [len(prompts) for _, prompts in examples] == [0] * len(task.labeled)
     assert not list(store.root.glob("fold_*"))
+
+
+def test_labels_that_calibrate_no_gate_train_no_model_of_a_fold_either(task_of, monkeypatch):
+    task, store = task_of(SMALL)
+    monkeypatch.setattr(crossfit, "MIN_OBJECTS", num_objects(task.labeled) + 1)
+    examples = list(out_of_fold(task, task.labeled.ids))
+    assert [sample.sample_id for sample, _ in examples] == list(task.labeled.ids)
+    assert not any(prompts for _, prompts in examples) and not list(store.root.glob("fold_*"))
 
 
 def test_only_requested_images_are_returned(task_of):
