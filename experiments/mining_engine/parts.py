@@ -27,7 +27,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[1]))  # experiments/ is no package
 sys.path.insert(0, str(Path(__file__).parent))
 from folds import is_locked, t_interval
-from run import audit, config, make_parser, on_fold, simulated, take_over
+from run import audit, config, keep_fingerprint, make_parser, on_fold, simulated, take_over
 
 from kmine.cli import Terminal
 from kmine.config import LoopConfig
@@ -80,6 +80,7 @@ def run_part(args: argparse.Namespace, labels: float, fold: int, segmenter: str,
     args.segmenter = "tiny" if segmenter == "simulated" else segmenter
     cfg = on_fold(with_part(config(args, labels, fold, "mining", root), part), labels, fold, cell)
     source, store, terminal = preflight(cfg), RunFolder(root), Terminal(quiet=True)
+    keep_fingerprint(store, source)
     task = open_task(cfg, source, store, terminal)
     model = new_model(task)
     student = train(task, model, round_idx=0)

@@ -49,6 +49,7 @@ from kmine.config import (
 )
 from kmine.data import open_source
 from kmine.data.pool import Pool
+from kmine.data.source import Source
 from kmine.data.splits import merge_duplicates
 from kmine.methods import registry as arms
 from kmine.methods.mining import mine
@@ -95,6 +96,7 @@ def config(args: argparse.Namespace, labels: float, seed: int, arm: str, out: Pa
     prompts = PromptsConfig(source=source if source in ("auto", "cascade") else "local", passes=1 + (source == "twice"))
     return LoopConfig(
         rounds=args.rounds,
+        retrain=args.retrain,
         seed=seed,
         out=str(out),
         data=data,
@@ -120,6 +122,7 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
     cfg = config(args, labels, seed, arm, root)
     cfg = on_fold(cfg, labels, seed, folder) if args.folds else cfg
     source, store, terminal = preflight(cfg), RunFolder(root), Terminal()
+    keep_fingerprint(store, source)
     task = open_task(cfg, source, store, terminal)
     results = list(_method(arm, folder, source, args.iou)(task))
     last = kept_round(results)
@@ -161,8 +164,15 @@ def take_over(root: Path, cell: Path) -> None:
     for other in (*sorted(cell.glob("parts/*.run")), *arms):
         for path in [path for pattern in SHARED for path in other.glob(pattern)]:
             shutil.copytree(path, root / path.name, dirs_exist_ok=True)
-        claimed = json.loads((other / "run.json").read_text())["split_file_sha256"]
-        (root / "run.json").write_text(json.dumps({"split_file_sha256": claimed}))
+        known = json.loads((other / "run.json").read_text())
+        claimed = {name: known[name] for name in ("split_file_sha256", "data_fingerprint") if name in known}
+        (root / "run.json").write_text(json.dumps(claimed))
+
+
+def keep_fingerprint(store: RunFolder, source: Source) -> None:
+    """Take the data for those that the run, or the cell, began with, whose copies have other modification times."""
+    if "data_fingerprint" not in store.run():
+        store.update_run(data_fingerprint=source.fingerprint())
 
 
 def on_fold(cfg: LoopConfig, labels: float, fold: int, cell: Path) -> LoopConfig:
@@ -440,6 +450,7 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--round-steps", type=int, default=400)
     parser.add_argument("--round-lr", type=float, default=3e-4)
+    parser.add_argument("--no-retrain", dest="retrain", action="store_false", help="end with the last round: of the gate")
     parser.add_argument("--fit", nargs="*", default=[], help="further settings of fit, as in ema_decay=0.99")
     parser.add_argument("--target", type=float, default=GateConfig.target_dice)
     parser.add_argument("--segmenter", default="tiny")
