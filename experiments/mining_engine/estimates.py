@@ -20,10 +20,9 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # experiments/ is no package
 sys.path.insert(0, str(Path(__file__).parent))
-from run import config
+from run import config, make_parser
 
 from kmine.cli import Terminal
-from kmine.config import GateConfig
 from kmine.mining.calibration import local_step as calibration_alone
 from kmine.mining.calibration.local_quality import LocalQualityEstimator
 from kmine.mining.crossfit import folds
@@ -94,18 +93,7 @@ def said(frame: pd.DataFrame) -> str:
 
 def main() -> None:
     """See the top of the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--data.root", dest="root", required=True)
-    parser.add_argument("--weights", help="as for run.py; they are overwritten at once")
-    parser.add_argument("--labels", type=float, nargs="+", default=[30])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--cache")
-    args = parser.parse_args()
-    # What else makes a configuration; none of it is trained by.
-    vars(args).update(set="kvasir", steps=600, rounds=2, round_steps=300, round_lr=3e-4, fit=[], segmenter="ellipse")
-    args.target = GateConfig.target_dice
+    args = make_parser(__doc__.splitlines()[0]).parse_args()
     for labels in args.labels:
         frames = []
         for seed in args.seeds:

@@ -450,7 +450,7 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--round-steps", type=int, default=400)
     parser.add_argument("--round-lr", type=float, default=3e-4)
-    parser.add_argument("--no-retrain", dest="retrain", action="store_false", help="end with the last round: of the gate")
+    parser.add_argument("--no-retrain", dest="retrain", action="store_false", help="end with the last round")
     parser.add_argument("--fit", nargs="*", default=[], help="further settings of fit, as in ema_decay=0.99")
     parser.add_argument("--target", type=float, default=GateConfig.target_dice)
     parser.add_argument("--segmenter", default="tiny")
