@@ -17,7 +17,7 @@ FIGURES = sorted(path for name in NAMES for path in (EXPERIMENTS / name).glob("*
 
 @pytest.mark.parametrize("figures", FIGURES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_row_of_the_tables_follows_from_the_figures_of_every_image(figures):
-    own = figures.with_suffix(".py")
+    own = figures.with_name(f"{figures.stem.split('_')[0]}.py")  # of parts_1cb674f.csv as of parts.csv
     script = own if own.exists() else figures.with_name("run.py")
     spec = importlib.util.spec_from_file_location(f"{figures.parent.name}_{script.stem}", script)
     run = importlib.util.module_from_spec(spec)
