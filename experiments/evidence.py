@@ -2,8 +2,8 @@
 
     python experiments/evidence.py docs/evidence.svg
 
-Differences of Dice, paired by image; 95 % intervals over folds, each a training of its own, or of SKS a paired
-bootstrap over images and six seeds.
+Differences of Dice, paired by image; 95 % intervals over folds, each a training of its own, or of SKS over
+images and six seeds.
 """
 
 from __future__ import annotations

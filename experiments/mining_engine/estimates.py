@@ -1,4 +1,5 @@
-"""What `kmine predict` would estimate of validation images, and what their Dice is, in cells that `run.py` finished.
+"""What `kmine predict` would estimate of validation images, and what their Dice is, in cells that `run.py` finished
+without `--folds`.
 
     python experiments/mining_engine/estimates.py OUT --data.root FOLDER --weights MOBILENET_V2 --labels 30 --size 96
 

@@ -36,8 +36,9 @@ class KnowledgeMiner:
     kept in a run folder, and the same call resumes there. Other commands (`kmine audit`, `kmine predict`) read it.
 
     Args:
-        segmenter: name of a segmenter (tiny, ellipse, sam_vit_b, ...), or an object of the `Segmenter` protocol.
-        model: name of the local model: unet, unetpp or sks.
+        segmenter: name of a segmenter (tiny, ellipse, sam_vit_b, ...), or an object of the `Segmenter` protocol. None,
+            here and in the next four: as in `config`, without it the default of `kmine loop`.
+        model: name of the local model: unetpp, unet, dpt or sks.
         rounds: mining rounds after round 0; 0 is supervised training.
         seed: draws labeled images, initial weights, batches and augmentation.
         device: auto, cpu, cuda or cuda:N.
@@ -49,7 +50,7 @@ class KnowledgeMiner:
         run_: the run folder (`kmine.open_run`); this and the following are set by `fit`.
         rounds_: results of the rounds, in order.
         labeled_round_: round in which each image entered training: 0 for labeled ones; absent images took no part.
-        termination_condition_: max_rounds, no_pseudo_masks or two_refused_rounds, as in run.json.
+        termination_condition_: rounds, no_pseudo_masks or refused_twice, as in run.json.
         pseudo_labels_: pseudo masks of the kept model by sample id, (H, W) uint8 class ids, 255 ignored.
         model_: the local model of the kept round, in evaluation mode on the CPU.
 
@@ -61,11 +62,11 @@ class KnowledgeMiner:
     def __init__(
         self,
         *,
-        segmenter: str | Segmenter = "tiny",
-        model: str = "unetpp",
-        rounds: int = 3,
-        seed: int = 0,
-        device: str = "auto",
+        segmenter: str | Segmenter | None = None,
+        model: str | None = None,
+        rounds: int | None = None,
+        seed: int | None = None,
+        device: str | None = None,
         out: str | Path | None = None,
         config: LoopConfig | str | Path | None = None,
         **settings: Any,
@@ -124,7 +125,7 @@ class KnowledgeMiner:
 
     @cached_property
     def _predictor(self) -> Predictor:
-        return Predictor.from_run(self._fitted_root(), device=self.device)
+        return Predictor.from_run(self._fitted_root(), device=self.device or self.run_.config.device)
 
     def _fitted_root(self) -> Path:
         if not hasattr(self, "run_"):
@@ -138,14 +139,15 @@ class KnowledgeMiner:
             base = cli.load_config(LoopConfig, settings_file(base) if isinstance(base, str) else base)
         if isinstance(data, ArrayDataset):
             data = data.write(root / "data", replace(base.data, label_fraction=1.0, test_fraction=0.0))
-        changes: dict[str, Any] = {"rounds": self.rounds, "seed": self.seed, "device": self.device, "out": str(root)}
-        changes |= {"model.name": self.model, "segmenter.name": self._segmenter_name()}
-        changes |= {name.replace("__", "."): value for name, value in self.settings.items()}
+        given = {"rounds": self.rounds, "seed": self.seed, "device": self.device, "model.name": self.model}
+        given["segmenter.name"] = self._segmenter_name()
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        changes |= {"out": str(root)} | {name.replace("__", "."): value for name, value in self.settings.items()}
         written = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changes.items()}
         return cli.override(LoopConfig, cli.to_dict(replace(base, data=data)), written, "KnowledgeMiner")
 
-    def _segmenter_name(self) -> str:
-        if isinstance(self.segmenter, str):
+    def _segmenter_name(self) -> str | None:
+        if self.segmenter is None or isinstance(self.segmenter, str):
             return self.segmenter
         instance = self.segmenter
         name = f"{instance.name}:object" if SEGMENTERS.is_builtin(instance.name) else instance.name

@@ -194,7 +194,7 @@ def is_fall(best: Sequence[float], last: Sequence[float], tolerance: float) -> b
 
     From `SMALL_SPLIT` images on: by more than `tolerance`, with an interval (`paired_change`) below zero. Fewer images
     have no interval to rely on, and the best of several of their means is high by chance: there it is a fall to less
-    than half, as of a training that collapsed (own choice: experiments/own_folder).
+    than half, as of a training that collapsed (own choice).
 
     Args:
         best, last: Dice of the same images, in the same order.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers.loop_command import FEW_STEPS, OPEN_GATE, SMALL
 
 from kmine.api.arrays import ArrayDataset
 from kmine.api.miner import KnowledgeMiner
-from kmine.config import DataConfig, LoopConfig
+from kmine.config import DataConfig, LoopConfig, ModelConfig, SegmenterConfig
 from kmine.errors import UserError
 
 
@@ -25,6 +27,12 @@ def test_arguments_win_over_config_and_settings_over_both(tmp_path):
     cfg = miner._loop_config(DataConfig(num_samples=30), tmp_path)
     assert (cfg.rounds, cfg.adopt_tolerance, cfg.fit.steps, cfg.segmenter.name) == (1, 0.5, 5, "ellipse")
     assert (cfg.data.num_samples, cfg.data.size, cfg.out) == (30, 64, str(tmp_path))
+
+
+def test_what_is_not_given_is_as_in_config(tmp_path):
+    config = LoopConfig(rounds=9, seed=4, device="cpu", model=ModelConfig("sks"), segmenter=SegmenterConfig("ellipse"))
+    assert KnowledgeMiner(config=config)._loop_config(config.data, tmp_path) == replace(config, out=str(tmp_path))
+    assert KnowledgeMiner()._loop_config(DataConfig(), tmp_path) == LoopConfig(out=str(tmp_path))
 
 
 def test_all_masks_of_arrays_are_labels_unless_settings_differ(tmp_path):

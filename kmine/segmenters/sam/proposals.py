@@ -15,7 +15,7 @@ POINTS_PER_SIDE = 12
 official 32 take seven times as long. Objects between the points are not lost: the local model prompts for them."""
 MIN_PREDICTED_IOU = 0.7
 MIN_STABILITY = 0.8
-"""Equal to the gate's default thresholds. The official .88 and .95 are tuned on natural images; with soft borders they
+"""Own choice. The official .88 and .95 are tuned on natural images; with soft borders they
 may leave no proposal."""
 
 
