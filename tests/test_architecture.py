@@ -165,7 +165,7 @@ def package_lines() -> int:
 
 
 def test_the_package_stays_small():
-    assert package_lines() <= 38_300
+    assert package_lines() <= 38_400
 
 
 def test_no_public_name_stands_twice():

@@ -28,7 +28,8 @@ class ArrayDataset:
         masks: one entry an image: (H, W) integer class ids, or None. With more than two classes 255 is ignored.
         class_names: names by class id; 0 is the background.
         groups: patient or volume of each image; images of one group stay on one side of a split.
-        image_labels: image-level diagnosis of each image: 0 lesion-free, 1 with a lesion, None unknown.
+        image_labels: image-level diagnosis of each image: 0 free of the last class (the lesion), 1 with it, None
+            unknown.
 
     Raises:
         UserError: lists of different lengths, or an array of another shape, type or range; names the index.
@@ -60,7 +61,7 @@ class ArrayDataset:
             for n, (image, mask) in enumerate(zip(self.images, masks, strict=True))
         ]
         self.groups = None if groups is None else list(map(str, groups))
-        self.image_labels = None if image_labels is None else list(image_labels)
+        self.image_labels = None if image_labels is None else [_label(x, n) for n, x in enumerate(image_labels)]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -93,6 +94,13 @@ class ArrayDataset:
             label = None if self.image_labels is None else self.image_labels[n]
             rows.append((*names, self.groups[n] if self.groups else "", "" if label is None else label))
         write_csv(table, ("image", "mask", "group", "label"), rows)
+
+
+def _label(label: int | None, index: int) -> int | None:
+    """An image-level label as a plain int, so that equal labels of NumPy and of a list have one signature."""
+    if label is not None and label not in (0, 1):
+        raise UserError(f"image_labels[{index}]: expected 0, 1 or None (unknown), got {label}")
+    return None if label is None else int(label)
 
 
 def _content(array: NDArray[np.uint8] | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +20,7 @@ from kmine.api.predictor import Predictor
 from kmine.api.run import PseudoMasks, Run
 from kmine.config import DataConfig, LoopConfig
 from kmine.errors import UserError
+from kmine.feedback.verdict_effects import NO_VERDICTS, resolve_verdicts
 from kmine.io.errors import expanded
 from kmine.io.presets import settings_file
 from kmine.predict.run_model import load_model, open_run_model
@@ -143,7 +145,7 @@ class KnowledgeMiner:
         given["segmenter.name"] = self._segmenter_name()
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         changes |= {"out": str(root)} | {name.replace("__", "."): value for name, value in self.settings.items()}
-        written = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changes.items()}
+        written = {name: _written(name, value) for name, value in changes.items()}
         return cli.override(LoopConfig, cli.to_dict(replace(base, data=data)), written, "KnowledgeMiner")
 
     def _segmenter_name(self) -> str | None:
@@ -155,11 +157,26 @@ class KnowledgeMiner:
         return name
 
 
+def _written(name: str, value: object) -> str:
+    """The value of a setting as on a command line; `UserError` for a type that no setting has."""
+    try:
+        text = json.dumps(
+            value, default=lambda x: x.tolist() if isinstance(x, np.generic | np.ndarray) else os.fspath(x)
+        )
+    except (TypeError, ValueError) as error:
+        problem = f"expected text, a number, a path, or a list of these, got {type(value).__name__}; convert it"
+        raise UserError(f"KnowledgeMiner: {name}: {problem}") from error
+    return json.loads(text) if text.startswith('"') else text  # a command line has text unquoted
+
+
 def _labeled_round(run: Run) -> Mapping[str, int]:
-    """Sample id -> round in which it entered training: 0 for labeled images, else the first round that used its
-    mask."""
-    splits = run.splits
-    entered = dict.fromkeys(splits.loc[splits["split"] == "labeled", "sample_id"].astype(str), 0)
+    """Sample id -> round in which it entered training: 0 for labeled images and those that a reviewer's verdicts made
+    so, else the first round that used its mask."""
+    splits, verdicts = run.splits, run.config.verdicts
+    ids = splits["sample_id"]
+    labeled, unlabeled = (list(ids[splits["split"] == name]) for name in ("labeled", "unlabeled"))
+    review = resolve_verdicts(Path(verdicts), labeled, unlabeled, set(ids)) if verdicts else NO_VERDICTS
+    entered = dict.fromkeys([i for i in (*labeled, *review.corrected) if i not in review.dropped_labels], 0)
     for result in run.rounds[1:]:
         for sample_id in run.pseudo_masks(result.round_idx):
             entered.setdefault(sample_id, result.round_idx)

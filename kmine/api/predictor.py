@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from kmine import cli
 from kmine.api.arrays import rgb_image
 from kmine.data.quality.intensity import out_of_range_text
 from kmine.data.resize import to_frame
+from kmine.errors import unknown_name
 from kmine.io.errors import expanded
 from kmine.predict.estimates import estimate_objects, load_estimator
 from kmine.predict.files import PredictConfig, predict_files
@@ -83,8 +84,9 @@ class Predictor:
             `estimated_dice` and `warning`, all in the frame of the image.
 
         Raises:
-            UserError: an image of another shape or type.
+            UserError: an image of another shape or type, an unknown `tta`.
         """
+        _refuse_unknown(tta)
         rgb = rgb_image(image, "image")
         height, width = rgb.shape[:2]
         resizer = self.metadata.resizer
@@ -122,10 +124,16 @@ class Predictor:
             predictions.csv, a row an input; the column `error` is empty for predicted ones.
 
         Raises:
-            UserError: no readable input, or an output folder that cannot be used.
+            UserError: no readable input, an unknown `tta`, or an output folder that cannot be used.
         """
+        _refuse_unknown(tta)
         words = [str(path) for path in inputs]
         cfg = PredictConfig([str(self.path), *words], str(out), tta=tta, probs=probs, overlay=overlay, window=window)
         found = find_inputs(words, expanded(out))
         predicted = predict_files(cfg, self.metadata, self._network, found, cli.Terminal(quiet=True))
         return pd.DataFrame(predicted.rows).reindex(columns=prediction_columns(self.class_names))
+
+
+def _refuse_unknown(tta: str) -> None:
+    if tta not in get_args(TTA):
+        raise unknown_name("tta", str(tta), get_args(TTA))

@@ -16,10 +16,11 @@ from kmine.config.sweep import MINING
 from kmine.errors import UserError
 from kmine.io.files import sign
 from kmine.ops.metrics import metrics_from_json
-from kmine.setup.open import Evaluator, open_for_test
+from kmine.setup.open import open_for_test
 from kmine.setup.preflight import preflight
 from kmine.store.artifacts import CURE, fitting, record_errors
 from kmine.store.run_folder import NEEDS_WRITING, RunFolder
+from kmine.training.evaluation import Evaluator
 from kmine.types import EQUAL_STEPS, ONE_SCHEDULE, ROUND_0, ProgressReporter, labels_only_dir, labels_only_method
 
 RoundsByMethod = dict[str, tuple[int, str]]

@@ -32,7 +32,8 @@ class DataConfig:
     beside the images, without data.masks. Further masks of an image (a_mask_1.png) are united with the first."""
     csv: LocalPath | None = None
     """Folder only, instead of images and masks: CSV of image,mask,group,label,split, paths relative to its own folder.
-    Only image is required. group: patient or volume; label: 0 (lesion-free) or 1; split: train, val or test."""
+    Only image is required. group: patient or volume; label: 0 (free of the last class, the lesion) or 1; split: train,
+    val or test."""
     class_names: tuple[str, ...] = ("background", "object")
     """Folder only: names by class id. Two: masks of 0 and 255, or 0 and 1. More: pixels are ids, 255 is ignored."""
     kind: PhantomKind = "polyp"

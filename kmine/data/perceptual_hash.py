@@ -15,6 +15,8 @@ DARK = 24
 """Largest grey value of the black surround, JPEG ringing included."""
 MIN_BRIGHT = 0.2
 """Share of a row or column brighter than `DARK` from which it is content."""
+BLANK = (0, 1 << 63)
+"""Hashes of equal values: of black, and of another one, which has the bit of the mean."""
 WINDOW = (0.33, 0.1, 0.9, 0.9)
 """Left, top, right, bottom of the hashed part, as shares of the content.
 

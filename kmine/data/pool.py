@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.resize import to_frame
 from kmine.errors import UserError, WithheldMaskError
+from kmine.io.files import read_png
 from kmine.types import IGNORE_INDEX, SLICE_ID, Sample
 
 MaskReader = Callable[[str], NDArray[np.uint8]]
@@ -41,6 +43,11 @@ class UnreadSample:
     def image(self) -> NDArray[np.uint8]:
         """(H, W, 3) RGB, [0, 255]. Raises `SampleError`."""
         return self.cache.image_native(self.sample_id)
+
+
+def read_file(path: Path, sample_id: str) -> NDArray[np.uint8]:
+    """With `path` bound a `MaskReader` of a PNG file; other than a lambda it can be sent to another process."""
+    return read_png(path)
 
 
 def spaced_images(pools: Sequence[Pool], count: int) -> NDArray[np.uint8]:
@@ -145,22 +152,24 @@ class Pool:
     def neighbours(self, sample_id: str) -> tuple[str, ...]:
         """The slices before and after a slice in its volume, as far as the pool has them; none for other images.
 
-        The next slice is as far away as the two of the pool's slices of the volume that are closest to each other.
+        A volume is of one group: single images that are merely named like slices may lie in several folds. The next
+        slice is as far away as the two of the pool's slices of the volume that are closest to each other.
         """
         return self._neighbours.get(sample_id, ())
 
     def volume_of(self, sample_id: str) -> tuple[str, ...]:
         """All slices of a slice's volume that the pool has, in order; none for other images and for a single slice."""
         match = SLICE_ID.fullmatch(sample_id)
-        slices = self._volumes.get(match[1], {}) if match else {}
+        slices = self._volumes.get((match[1], self._groups.get(sample_id, "")), {}) if match else {}
         return tuple(slices[n] for n in sorted(slices)) if len(slices) > 1 else ()
 
     @cached_property
-    def _volumes(self) -> dict[str, dict[int, str]]:
-        volumes: dict[str, dict[int, str]] = {}
+    def _volumes(self) -> dict[tuple[str, str], dict[int, str]]:
+        """Sample ids by number of the slice, by volume and group."""
+        volumes: dict[tuple[str, str], dict[int, str]] = {}
         for sample_id in self.ids:
             if match := SLICE_ID.fullmatch(sample_id):
-                volumes.setdefault(match[1], {})[int(match[2])] = sample_id
+                volumes.setdefault((match[1], self._groups[sample_id]), {})[int(match[2])] = sample_id
         return volumes
 
     @cached_property

@@ -86,7 +86,7 @@ def resolve_splits(
         cfg: fractions, split_seed, duplicate_distance.
         seed: draws the labeled images.
         refs: samples with a readable image.
-        hashes: perceptual hash by sample id.
+        hashes: perceptual hash by sample id, of all that have one.
         given_split: replaces the official split of the data set.
     """
     if cfg.num_runs > 1:

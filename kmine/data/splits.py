@@ -74,16 +74,18 @@ def merge_duplicates(refs: Sequence[SampleRef], hashes: Mapping[str, int], dista
     """Merge the groups of samples whose 64-bit hashes differ in at most `distance` bits.
 
     Transitive: if a is near b and b near c, all three are one group. It is named after the group of its first sample by
-    id. `distance` -1 changes nothing. Returns the samples in the same order, with new `group_id`.
+    id. Samples without a hash are near none. `distance` -1 changes nothing. Returns the samples in the same order, with
+    new `group_id`.
     """
-    if distance < 0 or not refs:
+    hashed = [n for n, ref in enumerate(refs) if ref.sample_id in hashes]
+    if distance < 0 or not hashed:
         return tuple(refs)
     of_group = np.unique([ref.group_id for ref in refs], return_inverse=True)[1]
-    words, of_word = np.unique([np.uint64(hashes[ref.sample_id]) for ref in refs], return_inverse=True)
+    words, of_word = np.unique([np.uint64(hashes[refs[n].sample_id]) for n in hashed], return_inverse=True)
     offset = of_group.max() + 1
     labels = np.arange(offset + len(words))  # of groups, then of words; those of one component become equal
     found = ((rows + offset, cols + offset) for rows, cols in near_pairs(words, distance))
-    for rows, cols in chain([(of_group, of_word + offset)], found):
+    for rows, cols in chain([(of_group[hashed], of_word + offset)], found):
         nodes, ends = np.unique([labels[rows], labels[cols]], return_inverse=True)
         edges = (np.ones(len(rows), dtype=bool), tuple(ends.reshape(2, -1)))
         joined = connected_components(coo_array(edges, shape=(len(nodes),) * 2), directed=False)[1]

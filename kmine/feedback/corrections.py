@@ -14,6 +14,7 @@ from kmine.errors import UserError, first_names
 from kmine.feedback.coco import masks_of_coco
 from kmine.feedback.expected import ExpectedMasks, Mask, refuse_duplicates, refuse_unknown
 from kmine.feedback.label_studio import masks_of_label_studio
+from kmine.io.files import safe_name
 from kmine.io.json_file import load_json
 
 PICTURES, VOLUMES = (".png", ".tif", ".tiff"), (".nii.gz", ".nii")
@@ -24,8 +25,9 @@ MAX_JSON = 2**29
 def read_corrections(path: Path, expected: ExpectedMasks) -> Iterator[tuple[str, Mask]]:
     """Read corrected masks one by one: (sample id, mask).
 
-    A folder holds ID.png (as named by `kmine.audit --export masks`) or volumes. A JSON file is COCO, where an image
-    without annotations is an empty mask, or a Label Studio export, whose predictions are used if it has no annotations.
+    A folder holds ID.png (as named by `kmine.audit --export masks`) or volumes; a file is that of its path below the
+    folder or, where no id is so, of its bare name. A JSON file is COCO, where an image without annotations is an empty
+    mask, or a Label Studio export, whose predictions are used if it has no annotations.
 
     Raises:
         UserError: no masks, an unknown format, ids that the run does not have, another size, unknown classes.
@@ -48,7 +50,7 @@ def _from_folder(folder: Path, expected: ExpectedMasks) -> Iterator[tuple[str, M
         raise UserError(f"{folder}: expected masks as PNG, TIFF or NIfTI, found none; check the path")
 
     def sample_id(path: Path) -> str | None:
-        return expected.names.get(_stem(path)) or expected.names.get(_stem(path, folder))
+        return expected.names.get(_stem(path, folder)) or expected.names.get(_stem(path))
 
     pictures = {path: sample_id(path) for path in files if not path.name.lower().endswith(VOLUMES)}
     refuse_unknown(folder, [path.name for path, name in pictures.items() if name is None])
@@ -68,7 +70,8 @@ def _read_files(
         if path in pictures:
             yield expected.check(str(path), str(pictures[path]), read(path))
             continue
-        slices = expected.volumes(_stem(path), path)
+        in_folder = [] if path.parent == folder else [safe_name(_stem(path, folder))]
+        slices = next(filter(None, (expected.volumes(name, path) for name in (*in_folder, _stem(path)))), None)
         if slices is None:
             refuse_unknown(folder, [path.name])
         for sample_id, mask in slices or ():

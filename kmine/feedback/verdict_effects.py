@@ -24,7 +24,8 @@ class VerdictEffects:
     dropped_labels: frozenset[str]
     """Labeled images whose given mask was rejected without a correction; they are not used."""
     unmatched: tuple[str, ...]
-    """Images with a verdict that this run neither labels nor mines; the verdict has no effect."""
+    """Images with a verdict without effect: this run neither labels nor mines them, or the verdict is on the other kind
+    of mask, as on a given mask of an image that this run mines."""
     signature: str
     """Signature of all effects, pixels of the masks included."""
 
@@ -52,7 +53,8 @@ def resolve_verdicts(
     """Read the verdicts.json of a run folder and resolve its effects on a run with these images.
 
     `labeled` and `unlabeled` are sample ids of this run. Verdicts on `other_ids` (validation, test) are ignored,
-    since they must not be trained on.
+    since they must not be trained on, and so are those on a mask that this run has not: a given mask of an image that
+    it mines, a pseudo mask of one that it labels.
 
     Raises:
         UserError: verdicts that cannot be read, are on images that the data set lacks or on none that this run labels
@@ -73,8 +75,12 @@ def resolve_verdicts(
             f"{path}: none of its {len(decided)} verdicts is on an image that this run labels or mines; use the same "
             f"split: --data.split_file {path.parent / 'splits.csv'}"
         )
+    given, pseudo = (
+        ids & {verdict.sample_id for verdict in verdicts.all if verdict.kind == kind}
+        for kind, ids in (("labeled", labeled_ids), ("pseudo", unlabeled_ids))
+    )
     corrected = {i: file for i, file in verdicts.corrected.items() if i in relevant}
-    accepted = sorted(i for i in verdicts.accepted & unlabeled_ids if i not in corrected)
+    accepted = sorted(verdicts.accepted & pseudo - set(corrected))
     missing = [i for i in accepted if i not in verdicts.masks]
     if missing:
         raise UserError(
@@ -87,8 +93,9 @@ def resolve_verdicts(
             "import the file with kmine audit RUN --verdicts FILE, then name RUN/verdicts.json here"
         )
     masks = {i: verdicts.masks[i] for i in accepted}
-    rejected = frozenset(verdicts.rejected & unlabeled_ids - set(corrected))
-    dropped_labels = frozenset(verdicts.rejected & labeled_ids - set(corrected))
+    rejected = frozenset(verdicts.rejected & pseudo - set(corrected))
+    dropped_labels = frozenset(verdicts.rejected & given - set(corrected))
+    unmatched = tuple(sorted(decided - given - pseudo - set(corrected)))
     pixels = [[(i, mask_signature(read_png(file))) for i, file in sorted(of.items())] for of in (masks, corrected)]
     signature = sign("verdicts", sorted(rejected), sorted(dropped_labels), pixels)
-    return VerdictEffects(rejected, masks, corrected, dropped_labels, tuple(sorted(decided - relevant)), signature)
+    return VerdictEffects(rejected, masks, corrected, dropped_labels, unmatched, signature)

@@ -33,16 +33,21 @@ def mean_teacher(task: Task) -> Iterator[RoundResult]:
     Raises:
         UserError: no place for unlabeled images in a batch (`fit.labeled_share`).
     """
-    cfg = task.cfg.teacher
+    cfg, round_steps = task.cfg.teacher, task.cfg.fit.round_steps
     if cfg.weight:
         places_for_unlabeled(task.unlabeled, task.cfg.fit.batch_size, task.cfg.fit.labeled_share)
-    signature = sign(METHOD_DIR, asdict(cfg))
-    consistency = Consistency(signature, mean_teacher_consistency(cfg, task.cfg.fit.round_steps), ema_decay=cfg.decay)
-    return train_rounds(task, METHOD_DIR, lambda _: {"consistency": consistency} if cfg.weight else {})
+
+    def inputs(steps: int) -> dict[str, Consistency]:
+        # Rounds are signed without their steps, as before the retrained model had a ramp of its own length.
+        length = [steps] if cfg.ramp_up and steps != round_steps else []
+        signature = sign(METHOD_DIR, asdict(cfg), *length)
+        return {"consistency": Consistency(signature, mean_teacher_consistency(cfg, steps), ema_decay=cfg.decay)}
+
+    return train_rounds(task, METHOD_DIR, lambda _: inputs(round_steps) if cfg.weight else {}, once_inputs=inputs)
 
 
 def mean_teacher_consistency(cfg: TeacherConfig, steps: int) -> ConsistencyFn:
-    """Loss against the teacher's probabilities, in a round of `steps` steps."""
+    """Loss against the teacher's probabilities, in a training of `steps` steps."""
 
     def consistency_fn(net: nn.Module, views: UnlabeledViews, step: int, ema: EMA | None) -> ConsistencyTarget:
         assert ema is not None, "a mean teacher needs averaged weights"

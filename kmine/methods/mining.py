@@ -46,6 +46,7 @@ def mine(task: Task) -> Iterator[RoundResult]:
     for round_idx in range(1, task.cfg.rounds + 1):
         pseudo = pseudo_label(task, model, student, auxiliary, round_idx, parts)  # unlabeled -> pseudo-labeled
         if not pseudo:
+            task.run.remove_training(round_idx)
             yield best.without_training(round_idx, pseudo.seconds)
             break
         inputs = {"pseudo": pseudo.pool, "pseudo_signature": pseudo.signature}

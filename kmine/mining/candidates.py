@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from kmine.config import DataConfig
 from kmine.data.pool import Pool
 from kmine.mining.context import ImageBatch, RoundContext
 from kmine.mining.gate import Beside, gate
@@ -221,11 +222,16 @@ def gate_batch(
 ) -> list[list[Decision]]:
     """The gate's decision on each object; agreement with auxiliary model and neighbouring slices is evidence, too."""
     settings = {"area_prior": ctx.area_prior, "cfg": ctx.task.cfg.gate, "calibration": ctx.calibration}
-    decisions = []
+    lesion, decisions = ctx.task.num_classes - 1, []
     for image, p, auxiliary, *objects in zip(batch.images, probs, auxiliary_probs, prompts, candidates, strict=True):
         beside = Beside(auxiliary, [batch.slices[i] for i in ctx.pool.neighbours(image.sample_id)])
-        of_image = {"image_label": image.image_label, "beside": beside, **settings}
-        decisions.append([gate(p, *pair, **of_image) for pair in zip(*objects, strict=True)])
+        label_of = {lesion: image.image_label}  # of other classes an image-level label says nothing
+        decisions.append(
+            [
+                gate(p, prompt, candidate, image_label=label_of.get(prompt.class_id), beside=beside, **settings)
+                for prompt, candidate in zip(*objects, strict=True)
+            ]
+        )
     return decisions
 
 
@@ -252,10 +258,18 @@ def previous_masks(task: Task, round_idx: int) -> Mapping[str, Sequence[Decision
 
 
 def median_object_area(labeled: Pool, num_classes: int) -> dict[int, float]:
-    """Per class, the median share of the image that one labeled object covers; classes without objects are left out."""
+    """Per class, the median share of the image that one labeled object covers; classes without objects are left out.
+
+    What surrounds a letterboxed image is no part of it.
+    """
     areas: dict[int, list[float]] = {}
     for sample_id in labeled.ids:
-        mask = labeled.mask_resized(sample_id)
+        mask, size = labeled.mask_resized(sample_id), np.count_nonzero(labeled.blank_mask(sample_id) == 0)
         for class_id in range(1, num_classes):
-            areas.setdefault(class_id, []).extend(float(c.mean()) for c in components(mask == class_id))
+            areas.setdefault(class_id, []).extend(int(c.sum()) / size for c in components(mask == class_id))
     return {class_id: float(np.median(shares)) for class_id, shares in areas.items() if shares}
+
+
+def sign_areas(cfg: DataConfig) -> list[str]:
+    """What `median_object_area` adds to signatures: older letterboxed runs counted what surrounds the image."""
+    return ["area without the rim"] if cfg.resize == "letterbox" else []

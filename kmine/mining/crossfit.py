@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 
@@ -104,7 +105,8 @@ def fold_model(task: Task, fold_idx: int, held_out_ids: Sequence[str]) -> LocalM
 
 def fold_auxiliary_model(task: Task, fold_idx: int, held_out_ids: Sequence[str]) -> LocalModel | None:
     """The auxiliary model of a fold, as `fold_model`; None if the task has no auxiliary model."""
-    trained = trained_auxiliary_model(_without(task, held_out_ids), f"witness_fold_{fold_idx}")
+    rest = partial(_without, held_out_ids=held_out_ids)
+    trained = trained_auxiliary_model(task, f"witness_fold_{fold_idx}", rest)
     return trained[0] if trained else None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmine.config import GateConfig
-from kmine.mining.rank import Ranking
+from kmine.mining.rank import TIE, Ranking
 from kmine.ops import masks, metrics
 from kmine.ops.calibrator import Calibration
 from kmine.types import Bool, Candidate, Decision, Evidence, Probs, Prompts
@@ -63,7 +63,7 @@ def gate(
         probs: of the local model, for the whole image.
         prompts, candidate: of the object; the candidate's best mask counts.
         area_prior: per class, the median share of the image that one labeled object covers.
-        image_label: 0: the image has no lesion, so nothing is kept.
+        image_label: 0: the image shows nothing of the prompted class, so nothing is kept.
         cfg: the margin.
         calibration: what the gate goes by; None: everything else is kept.
         beside: other predictions at this place.
@@ -80,8 +80,7 @@ def gate(
     elif image_label == 0:
         reason = "contradicts_image_label"
     else:
-        passes = calibration is None or calibration.scores([evidence])[0] >= calibration.threshold
-        reason = "kept" if passes else "low_rank"
+        reason = "kept" if calibration is None or calibration.keeps(evidence) else "low_rank"
     return Decision(reason == "kept", reason, evidence, source="segmenter")
 
 
@@ -95,7 +94,7 @@ def _by_estimate(
         reason = "empty_candidate"
     elif lesion_free:
         reason = "contradicts_image_label"
-    elif estimated < calibration.guarantee.threshold:
+    elif estimated < calibration.guarantee.threshold - TIE:
         reason = "low_estimated_dice"
     else:
         reason = "kept_local" if use_local else "kept"

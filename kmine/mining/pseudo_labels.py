@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 
 from kmine.feedback.verdict_effects import VerdictEffects
@@ -11,7 +12,7 @@ from kmine.mining.refine import mean_estimate
 from kmine.mining.round_changes import explain_empty_round
 from kmine.mining.tables import reviewed_rows
 from kmine.store.tables import DecisionRow
-from kmine.training.task import Task
+from kmine.training.task import Task, read_pseudo_mask
 from kmine.types import LESION_FREE, PseudoLabel
 
 
@@ -34,7 +35,7 @@ class PseudoLabels(Mapping[str, PseudoLabel]):
         weights = {i: weight for i, (_, weight) in self._origins.items() if weight is not None}
         self.pool = task.unlabeled.with_masks(
             list(self),
-            lambda sample_id: self[sample_id].mask,
+            partial(read_pseudo_mask, task.run, task.unlabeled, task.num_classes, round_idx),
             weights=weights if task.cfg.fit.pseudo_weight == "estimated" else None,
             empty=[i for i, (reason, _) in self._origins.items() if reason == LESION_FREE],
         )

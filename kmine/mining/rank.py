@@ -32,6 +32,8 @@ PRIOR = Evidence(
 
 Own choice: equal weights, signs by the meaning of the scores. experiments/gate/prior.py fits weights to the
 calibrations of runs on several data sets."""
+TIE = 1e-6
+"""Scores this close are equal: the same object in a batch of another size gets other last digits."""
 LIMIT = 3.0
 """Standardised scores are clipped to this on both sides, so that none decides alone. Own choice."""
 _DIVISOR = 9  # number of scores when the first thresholds were saved, which stay valid
@@ -50,7 +52,12 @@ class Ranking:
     def scores(self, evidence: Sequence[Evidence]) -> Floats:
         """(N,) combined scores: weighted sums of the standardised scores; a missing one counts as the median."""
         z = standardised(feature_rows(evidence), np.array(self.centre), np.array(self.spread))
-        return np.clip(z, -LIMIT, LIMIT) @ np.array(astuple(PRIOR)) / _DIVISOR
+        # No matrix product, whose rounding of a row depends on the number of rows.
+        return (np.clip(z, -LIMIT, LIMIT) * np.array(astuple(PRIOR))).sum(axis=1) / _DIVISOR
+
+    def keeps(self, evidence: Evidence) -> bool:
+        """Whether an object's score reaches the threshold."""
+        return bool(self.scores([evidence])[0] >= self.threshold - TIE)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` is the inverse."""

@@ -17,6 +17,7 @@ from kmine.mining.candidates import (
     predict_probs,
     read_batch,
     segment_prompts,
+    sign_areas,
 )
 from kmine.mining.context import RoundContext
 from kmine.mining.rank import LIMIT, PRIOR, Ranking, fit_ranking
@@ -101,6 +102,7 @@ def round_signature(
         further.append("no veto of images labeled with a lesion")  # older rounds vetoed these, too
     if cfg.prompts.source == "memory":
         further.append(cast(MemorySegmenter, task.segmenter).sign_memory())
+    further += sign_areas(cfg.data)
     further += [part.signature for part in parts if part.signature != student.signature]
     models = (student.signature, task.segmenter.signature)
     return sign(*models, settings, gate_inputs, auxiliary_signature, *further)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 from kmine import cli
 from kmine.config import LoopConfig
@@ -17,7 +15,7 @@ from kmine.config.checks import require
 from kmine.config.sweep import MINING
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.person_prompts import PersonPrompts, read_person_prompts
-from kmine.data.pool import Pool
+from kmine.data.pool import Pool, read_file
 from kmine.data.quality.intensity import MAX_IMAGES, intensity_ranges
 from kmine.data.resize import Resizer
 from kmine.data.source import Source
@@ -28,7 +26,6 @@ from kmine.feedback.expected import ExpectedMasks
 from kmine.feedback.verdict_effects import NO_VERDICTS, VerdictEffects, resolve_verdicts
 from kmine.io.files import read_png, sign
 from kmine.io.older_settings import WITHDRAWN
-from kmine.models.base import LocalModel
 from kmine.models.build import build_model
 from kmine.segmenters import fitted_prompts, open_segmenter
 from kmine.segmenters.base import Segmenter, check_prompts
@@ -42,9 +39,9 @@ from kmine.store.run_folder import RunFolder
 from kmine.store.settings import signed
 from kmine.store.trackers import open_trackers
 from kmine.training.distributed import DeviceContext, SingleDevice, make_fabric
-from kmine.training.evaluation import evaluate_checkpoint
-from kmine.training.task import Task
-from kmine.types import Metrics, ProgressReporter, Prompts
+from kmine.training.evaluation import Evaluator
+from kmine.training.task import Task, auto_dice
+from kmine.types import ProgressReporter, Prompts
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -159,6 +156,7 @@ def open_task(
         auxiliary_model=auxiliary_model,
         review=review,
         person=person,
+        dice=auto_dice(labeled),
     )
 
 
@@ -177,8 +175,7 @@ def open_person_prompts(
     run.claim_file("prompts_sha256", "prompts.file", person.sha256)
     unlabeled = set(data.splits.unlabeled)
     used = {i: prompts for i, prompts in person.by_sample.items() if i in unlabeled}
-    for sample_id, drawn in used.items():
-        _check_drawn(drawn, data.cache.native_shape(sample_id), f"{person.places[sample_id]}: {sample_id}")
+    used = {i: _check_drawn(own, data.cache.native_shape(i), f"{person.places[i]}: {i}") for i, own in used.items()}
     counts = {"images": len(used), "prompts": sum(map(len, used.values()))}
     counts["ignored"] = len(person.by_sample) - len(used)
     run.update_run(person_prompts={"file": cfg.prompts.file, **counts})
@@ -187,9 +184,10 @@ def open_person_prompts(
     return replace(person, by_sample=used)
 
 
-def _check_drawn(drawn: Sequence[Prompts], size: tuple[int, int], where: str) -> None:
+def _check_drawn(drawn: Sequence[Prompts], size: tuple[int, int], where: str) -> tuple[Prompts, ...]:
+    """The prompts of an image of `size` = (H, W), their boxes clipped to it. `UserError` for one that does not fit."""
     try:
-        all(check_prompts(prompts, size) for prompts in drawn)
+        return tuple(check_prompts(prompts, size) for prompts in drawn)
     except ValueError as error:
         raise UserError(f"{where}: {error}; mend it there") from error
 
@@ -274,7 +272,7 @@ def _open_pools(data: OpenedData, review: VerdictEffects) -> tuple[Pool, Pool, P
     for name, ids in (("labeled", labeled), ("validation", data.val)):
         if not ids:
             raise UserError(f"no readable {name} image remains; mend the files listed in run.json, or label more")
-    corrected = {i: lambda _, path=path: read_png(path) for i, path in review.corrected.items()}
+    corrected = {i: partial(read_file, path) for i, path in review.corrected.items()}
     unlabeled = [i for i in data.splits.unlabeled if i not in review.corrected]
     groups = data.splits.groups
     return (
@@ -288,26 +286,6 @@ def _intensity(cache: SampleCache, ids: Sequence[str]) -> dict[str, Any]:
     """Brightness ranges of the training images; `kmine.predict` warns of images outside them."""
     step = max(1, -(-len(ids) // MAX_IMAGES))
     return intensity_ranges(cache.image_resized(sample_id) for sample_id in sorted(ids)[::step])
-
-
-@dataclass(frozen=True)
-class Evaluator:
-    """Test split of a run with its masks, and its local model, into which any checkpoint is loaded."""
-
-    pool: Pool
-    model: LocalModel
-    batch_size: int
-    fabric: SingleDevice
-
-    def evaluate(self, weights: Mapping[str, Tensor]) -> Metrics:
-        """Metrics of a checkpoint, a case an image, in the frames of the images."""
-        return evaluate_checkpoint(self.pool, self.model, weights, batch_size=self.batch_size, fabric=self.fabric)
-
-    def with_architecture(self, cfg: LoopConfig, name: str) -> Evaluator:
-        """The same images for the baseline model `name` of a run of `cfg`."""
-        model = cfg.model.split()[0].with_architecture(name)
-        network = build_model(model, self.model.num_classes, cfg.seed, pretrained=False)
-        return replace(self, model=network.with_patch(cfg.data.patch).to(self.fabric.device))
 
 
 def open_for_test(cfg: LoopConfig, source: Source, run: RunFolder) -> Evaluator:

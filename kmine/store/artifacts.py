@@ -140,15 +140,16 @@ def read_rows(path: Path) -> list[dict[str, str]] | None:
     """Rows of a CSV file with a header; None if there is none. `DamagedError` if it is no whole table."""
     if not os.path.lexists(path):
         return None
-    text = read_regular(path, "a table of the run", CURE).decode("utf-8-sig", "replace")
+    data = read_regular(path, "a table of the run", CURE)
     try:
+        text = data.decode("utf-8-sig")
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     except (csv.Error, ValueError) as error:
         raise DamagedError(path, str(error)) from error
     wrong = [row for row in rows if len(row) != len(header)]
     has_columns = len(set(header)) == len(header) and set(header) >= COLUMNS.get(path.name, set())
-    if wrong or not has_columns or "\ufffd" in text:
-        raise DamagedError(path, f"{len(wrong)} rows of another length" if wrong else "another header or encoding")
+    if wrong or not has_columns:
+        raise DamagedError(path, f"{len(wrong)} rows of another length" if wrong else "another header")
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 

@@ -122,7 +122,8 @@ class RunFolder:
         except UserError:
             if has_weights or "data_fingerprint" not in self.run():
                 raise
-            (self.root / "splits.csv").unlink(missing_ok=True)
+            for name in ("splits.csv", "contents.csv"):
+                (self.root / name).unlink(missing_ok=True)
         self._drop_unfinished_writes()
         self.update_run(data_fingerprint=fingerprint)
         self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
@@ -180,8 +181,16 @@ class RunFolder:
     def _drop_unfinished_writes(self) -> None:
         """Remove the unfinished files of a killed process."""
         pattern = f".*{UNFINISHED}"
-        for path in [*self.root.glob(pattern), *(p for folder in self._round_dirs() for p in folder.rglob(pattern))]:
+        shallow = [*self.root.glob(pattern), *self.root.glob(f"*/{pattern}")]
+        for path in [*shallow, *(p for folder in self._round_dirs() for p in folder.rglob(pattern))]:
             path.unlink(missing_ok=True)
+
+    def remove_training(self, round_idx: int) -> None:
+        """Remove the models and metrics of a round of the loop, as of the retrained model of a run that had fewer."""
+        if not self.follows:
+            folder = self.round_dir(round_idx)
+            for path in (folder / "metrics.json", *folder.glob("*.safetensors")):
+                path.unlink(missing_ok=True)
 
     def run(self) -> dict[str, Any]:
         """Content of run.json; empty before the first write."""

@@ -88,4 +88,5 @@ class Checkpointer:
         return self.folder / "fit_state.safetensors"
 
     def _discard_state(self) -> None:
-        self._state_path.unlink(missing_ok=True)
+        if not self.run.follows:  # only the process that writes the finished weights knows that they are there
+            self._state_path.unlink(missing_ok=True)

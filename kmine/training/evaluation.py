@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
+from kmine.config import LoopConfig
 from kmine.data.pool import Pool
 from kmine.io.files import sign
 from kmine.io.threads import ahead, thread_pool
 from kmine.models.base import LocalModel
+from kmine.models.build import build_model
 from kmine.ops.metrics import case_metrics, of_one_kind, summarise
 from kmine.ops.statistics import SMALL_SPLIT, paired_change
 from kmine.store.history import LOOP_ARM, track
 from kmine.training.checkpoints import Checkpoints
-from kmine.training.distributed import DeviceContext, gather_shards, shard
+from kmine.training.distributed import DeviceContext, SingleDevice, gather_shards, shard
 from kmine.training.inference import infer, predict_resized, resized_batches
 from kmine.training.task import Task
 from kmine.types import CaseMetrics, Metrics, Probs, RoundResult, most_probable
@@ -127,3 +129,23 @@ def validation_scores(task: Task, model: LocalModel) -> list[float]:
             truth = task.val.mask_resized(sample_id)
             cases.append(case_metrics(sample_id, pred, truth, task.num_classes, with_hd95=False))
     return [case.score for case in gather_shards(cases, task.fabric)]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Test split of a run with its masks, and its local model, into which any checkpoint is loaded."""
+
+    pool: Pool
+    model: LocalModel
+    batch_size: int
+    fabric: SingleDevice
+
+    def evaluate(self, weights: Mapping[str, Tensor]) -> Metrics:
+        """Metrics of a checkpoint, a case an image, in the frames of the images."""
+        return evaluate_checkpoint(self.pool, self.model, weights, batch_size=self.batch_size, fabric=self.fabric)
+
+    def with_architecture(self, cfg: LoopConfig, name: str) -> Evaluator:
+        """The same images for the baseline model `name` of a run of `cfg`."""
+        model = cfg.model.split()[0].with_architecture(name)
+        network = build_model(model, self.model.num_classes, cfg.seed, pretrained=False)
+        return replace(self, model=network.with_patch(cfg.data.patch).to(self.fabric.device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,20 +50,34 @@ class Task:
     """A reviewer's verdicts on the masks of an earlier run."""
     person: PersonPrompts = NO_PERSON
     """Prompts that a person drew on unlabeled images."""
+    dice: Literal["batch", "image"] | None = None
+    """What `fit.dice` auto is, also for trainings on some of the labels; None: decided by the labels of each."""
     mining_batch_size: int = 16
     """Images that pass the stages of mining and calibration and are saved together; mining holds up to six batches in
     memory, and an interruption costs at most as many."""
 
     def pseudo_mask(self, round_idx: int, sample_id: str) -> NDArray[np.uint8]:
         """(H, W) class ids and 255, as saved. `UserError` for a missing or damaged file, or one of another image."""
-        mask, shape = self.run.pseudo_mask(round_idx, sample_id), self.unlabeled.native_shape(sample_id)
-        foreign = sorted(set(np.unique(mask).tolist()) - {*range(self.num_classes), IGNORE_INDEX})
-        if mask.shape == shape and not foreign:
-            return mask
-        expected = f"the class ids 0 to {self.num_classes - 1} and {IGNORE_INDEX}" if foreign else f"{shape} pixels"
-        actual = ", ".join(map(str, foreign[:5])) if foreign else str(mask.shape)
-        path = self.run.masks(round_idx).path(sample_id)
-        raise UserError(f"{path}: expected a pseudo mask of {sample_id} of {expected}, got {actual}; {CURE}")
+        return read_pseudo_mask(self.run, self.unlabeled, self.num_classes, round_idx, sample_id)
+
+
+def read_pseudo_mask(
+    run: RunFolder, unlabeled: Pool, num_classes: int, round_idx: int, sample_id: str
+) -> NDArray[np.uint8]:
+    """`Task.pseudo_mask`, of what can be sent to another process: a task may hold a segmenter."""
+    mask, shape = run.pseudo_mask(round_idx, sample_id), unlabeled.native_shape(sample_id)
+    foreign = sorted(set(np.unique(mask).tolist()) - {*range(num_classes), IGNORE_INDEX})
+    if mask.shape == shape and not foreign:
+        return mask
+    expected = f"the class ids 0 to {num_classes - 1} and {IGNORE_INDEX}" if foreign else f"{shape} pixels"
+    actual = ", ".join(map(str, foreign[:5])) if foreign else str(mask.shape)
+    path = run.masks(round_idx).path(sample_id)
+    raise UserError(f"{path}: expected a pseudo mask of {sample_id} of {expected}, got {actual}; {CURE}")
+
+
+def auto_dice(labeled: Pool) -> Literal["batch", "image"]:
+    """What `fit.dice` auto is: batch where an image of `labeled` is lesion-free. Raises as `Pool.mask_resized`."""
+    return "batch" if any(map(labeled.is_clean, labeled.ids)) else "image"
 
 
 @dataclass

@@ -30,7 +30,7 @@ from kmine.training.optimizer import (
     optimizer_state,
     set_rate,
 )
-from kmine.types import ProgressReporter
+from kmine.types import Floats, ProgressReporter
 
 DIVERGED = 0.05
 """Fall of the validation score, from the best to the last, beyond which a training may count as diverged."""
@@ -180,13 +180,13 @@ def train_steps(
     if resume:
         if not resume.scores_empty:
             module.load_state_dict(resume.best)
-            state.best_scores = _scores(module, callbacks.validate, first=True)
+            state.best_scores = np.atleast_1d(_scores(module, callbacks.validate, first=True)).tolist()
             state.best_score, state.scores_empty = float(np.mean(state.best_scores)), True
         module.load_state_dict(resume.model)
         load_optimizer(optimizer, module, resume.optimizer)
     ema = EMA(module, cfg.ema_decay, state.average) if cfg.ema_decay else None
     losses: list[Tensor] = []
-    scores: list[float] = []
+    scores: Floats = np.zeros(())
     with _Saver(callbacks) as saver:
         for step, batch in enumerate(batches.stream(state.step, cfg.steps, cfg.num_workers), start=state.step):
             torch.manual_seed((seed + step) % 2**63)
@@ -246,12 +246,12 @@ class _Saver:
         self._last = time.monotonic()
 
 
-def _result(cfg: FitConfig, state: FitState, final: StateDict, scores: list[float]) -> FitResult:
+def _result(cfg: FitConfig, state: FitState, final: StateDict, scores: Floats) -> FitResult:
     """The weights to use: the best, or the last (`final`, whose validation gave `scores`) unless these diverged."""
     finite = bool(np.isfinite(scores).all())
-    if finite and len(scores) == len(state.best_scores) > 1:
-        fell = is_fall(state.best_scores, scores, DIVERGED)
-    else:  # a single score, as of the classifier, or a state of older code, without scores of images
+    if finite and scores.shape == (len(state.best_scores),):
+        fell = is_fall(state.best_scores, scores.tolist(), DIVERGED)
+    else:  # a score that is of no images, as the classifier's, or a state of older code, without scores of images
         fell = not finite or np.mean(scores) < state.best_score - DIVERGED
     if cfg.checkpoint == "best" or fell:
         usable = final if finite else state.best
@@ -261,7 +261,7 @@ def _result(cfg: FitConfig, state: FitState, final: StateDict, scores: list[floa
 
 def _validate(
     module: ModuleT, callbacks: Callbacks[ModuleT], state: FitState, losses: list[Tensor], done: int, rate: float
-) -> list[float]:
+) -> Floats:
     """Add an entry to the history of `state`, and replace its best checkpoint unless the score is lower."""
     scores = _scores(module, callbacks.validate, first=not state.history)
     score = float(np.mean(scores))
@@ -270,19 +270,24 @@ def _validate(
     if callbacks.record:
         callbacks.record(state.history, state.clock)
     if score >= state.best_score:
-        state.best, state.best_score, state.best_step, state.best_scores = _copy(module), score, done, scores
+        state.best, state.best_score, state.best_step = _copy(module), score, done
+        state.best_scores = np.atleast_1d(scores).tolist()
     return scores
 
 
-def _scores(module: ModuleT, validate: Validate[ModuleT], first: bool) -> list[float]:
-    """Scores of a validation; minus infinity where the network's values are not finite, an error if it is the first."""
+def _scores(module: ModuleT, validate: Validate[ModuleT], first: bool) -> Floats:
+    """The score of a validation, or (N,) scores of its images.
+
+    Minus infinity where the network's values are not finite; an error if it is the first.
+    """
     module.eval()
     try:
-        return [float(x) for x in np.atleast_1d(np.nan_to_num(validate(module)))] or [0.0]
+        scores = np.nan_to_num(np.asarray(validate(module), float))
     except FloatingPointError:
         if first:
             raise
-        return [-math.inf]
+        return np.array(-math.inf)
+    return scores if scores.size else np.zeros(())
 
 
 def _copy(module: nn.Module) -> StateDict:

@@ -23,7 +23,7 @@ from kmine.training.checkpoints import Checkpointer, Checkpoints
 from kmine.training.distributed import Fabric
 from kmine.training.evaluation import validation_scores
 from kmine.training.fit import Consistency, fit
-from kmine.training.task import Task
+from kmine.training.task import Task, auto_dice
 from kmine.training.train_steps import Callbacks, show_progress
 from kmine.training.veto import choose_vetoes, clear_veto
 
@@ -101,12 +101,13 @@ def train(
 def clean_images(task: Task) -> Pool | None:
     """Unlabeled images known to be lesion-free, where lesions are all there is to find, with empty masks.
 
-    None without any, or where `fit.clean_share` gives them no place. No mask is read.
+    Those whose mask a reviewer rejected are left out. None without any, or where `fit.clean_share` gives them no place.
+    No mask is read.
     """
     unlabeled, cfg = task.unlabeled, task.cfg.fit
     if task.num_classes != 2 or not round(cfg.clean_share * cfg.batch_size):
         return None
-    ids = [i for i in unlabeled.ids if unlabeled.image_label(i) == 0]
+    ids = [i for i in unlabeled.ids if unlabeled.image_label(i) == 0 and i not in task.review.rejected]
     if not ids:
         return None
     return unlabeled.with_masks(ids, lambda i: np.zeros(unlabeled.native_shape(i), np.uint8), empty=ids)
@@ -117,7 +118,7 @@ def _round_config(task: Task, round_idx: int, pseudo: Pool | None, consistency: 
     cfg = task.cfg.fit
     round_cfg = cfg if pseudo else cfg.labels_only()
     if cfg.dice == "auto":
-        round_cfg = replace(round_cfg, dice="batch" if any(map(task.labeled.is_clean, task.labeled.ids)) else "image")
+        round_cfg = replace(round_cfg, dice=task.dice or auto_dice(task.labeled))
     if consistency:
         round_cfg = replace(round_cfg, labeled_share=cfg.labeled_share, ema_decay=consistency.ema_decay)
     return replace(round_cfg, lr=cfg.round_lr, steps=cfg.round_steps) if round_idx else round_cfg

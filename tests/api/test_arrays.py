@@ -46,6 +46,12 @@ def test_equal_arrays_are_written_once_and_others_refused(tmp_path):
         ArrayDataset([IMAGE], [1 - MASK]).write(tmp_path, DataConfig())
 
 
+def test_equal_image_labels_of_numpy_and_of_a_list_are_one_data_set(tmp_path):
+    for labels in ([1, 0], np.array([1, 0]), np.array([1, 0], np.uint8), np.array([1.0, 0.0]), [True, np.False_]):
+        data = ArrayDataset([IMAGE, IMAGE], [MASK, None], image_labels=labels)
+        assert [ref.image_label for ref in opened(data, tmp_path).refs()] == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("images", "masks", "names", "message"),
     [
@@ -57,6 +63,8 @@ def test_equal_arrays_are_written_once_and_others_refused(tmp_path):
         ([IMAGE], [MASK * -1], {}, r"got -1"),
         ([IMAGE], [MASK * 3], {"class_names": ("background", "a", "b")}, r"0 to 2 and 255 \(ignored\), got 3"),
         ([IMAGE], [MASK], {"groups": []}, "groups: expected one entry"),
+        ([IMAGE], [MASK], {"image_labels": [2]}, r"image_labels\[0\]: expected 0, 1 or None \(unknown\), got 2"),
+        ([IMAGE], [MASK], {"image_labels": [np.nan]}, "got nan"),
     ],
 )
 def test_unfit_arrays_are_named(images, masks, names, message):

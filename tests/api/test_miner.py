@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +11,14 @@ import pytest
 from helpers.loop_command import FEW_STEPS, OPEN_GATE, SMALL
 
 from kmine.api.arrays import ArrayDataset
-from kmine.api.miner import KnowledgeMiner
+from kmine.api.miner import KnowledgeMiner, _labeled_round
+from kmine.api.run import Run
+from kmine.cli import to_dict
 from kmine.config import DataConfig, LoopConfig, ModelConfig, SegmenterConfig
 from kmine.errors import UserError
+from kmine.feedback.verdicts import FORMAT
+from kmine.io.files import encode_png
+from kmine.store.run_folder import RunFolder
 
 
 def test_parameters_are_read_and_set_by_name():
@@ -41,6 +48,29 @@ def test_all_masks_of_arrays_are_labels_unless_settings_differ(tmp_path):
     cfg = KnowledgeMiner()._loop_config(data, tmp_path / "a")
     assert (cfg.data.name, cfg.data.label_fraction, cfg.data.test_fraction) == ("folder", 1.0, 0.0)
     assert KnowledgeMiner(data__test_fraction=0.2)._loop_config(data, tmp_path / "b").data.test_fraction == 0.2
+
+
+def test_settings_are_paths_and_numbers_of_numpy_too_and_no_other_objects(tmp_path):
+    settings = {"segmenter__checkpoint": tmp_path / "w.pth", "fit__steps": np.int64(60), "fit__lr": np.float32(0.5)}
+    miner = KnowledgeMiner(seed=np.int64(3), data__window=np.array([-160, 240]), adapt__enabled=np.False_, **settings)
+    cfg = miner._loop_config(DataConfig(), tmp_path)
+    assert (cfg.segmenter.checkpoint, cfg.fit.steps, cfg.fit.lr) == (str(tmp_path / "w.pth"), 60, 0.5)
+    assert (cfg.seed, cfg.data.window, cfg.adapt.enabled) == (3, (-160, 240), False)
+    for value in (object(), [object()], b"w.pth", {1j}):
+        with pytest.raises(UserError, match=r"KnowledgeMiner: fit\.steps: expected text, .* got \w+; convert it"):
+            KnowledgeMiner(fit__steps=value)._loop_config(DataConfig(), tmp_path)
+
+
+def test_labels_dropped_by_a_reviewer_never_enter_and_corrected_images_enter_as_labels(tmp_path):
+    splits = {"kept": "labeled", "dropped": "labeled", "drawn": "unlabeled", "mined": "unlabeled", "v": "val"}
+    (tmp_path / "drawn.png").write_bytes(encode_png(np.ones((2, 2), np.uint8), "", 0))
+    rows = [{"sample_id": i, "kind": "labeled", "verdict": "reject"} for i in ("dropped", "v")]
+    value = {"format": FORMAT, "verdicts": rows, "corrected": {"drawn": {"file": "drawn.png"}}}
+    (tmp_path / "verdicts.json").write_text(json.dumps(value))
+    with closing(RunFolder(tmp_path / "run")) as run:
+        run.claim(to_dict(LoopConfig(verdicts=str(tmp_path / "verdicts.json"))), "f")
+        run.write_csv("splits.csv", ("sample_id", "group_id", "split"), [(i, i, side) for i, side in splits.items()])
+    assert _labeled_round(Run(tmp_path / "run")) == {"kept": 0, "drawn": 0}
 
 
 def test_an_unknown_setting_suggests_the_nearest(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from helpers.made_up_run import make_run
@@ -46,6 +48,12 @@ def test_files_have_the_masks_of_the_arrays(predictor, tmp_path):
 def test_an_array_that_is_no_image_is_refused(predictor, image):
     with pytest.raises(UserError, match=r"image: expected \(H, W, 3\) RGB"):
         predictor.predict(image)
+
+
+def test_an_unknown_augmentation_is_refused_with_those_there_are(predictor, tmp_path):
+    for call in (partial(predictor.predict, picture()), partial(predictor.predict_files, [tmp_path], tmp_path / "out")):
+        with pytest.raises(UserError, match=r"tta: unknown name 'vflip'; .*Known: flips, hflip, none"):
+            call(tta="vflip")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -139,6 +139,20 @@ def test_neighbours_are_the_next_slices_of_the_volume_that_the_pool_has(tmp_path
     assert found == {a4: (a8,), a8: (a4, a12), a12: (a8,)}
 
 
+def test_images_of_several_groups_are_no_volume_whatever_their_names(tmp_path):
+    """Single PNG files: a model of one fold may have been trained on the next file."""
+    names = [slice_id("a", n) for n in range(4)]
+    source = MemorySource(dict.fromkeys(names, np.zeros((4, 4, 3), np.uint8)), {})
+    cache = SampleCache(source, 4, tmp_path, "stop")
+    single, paired = (
+        Pool(cache, names, {i: i for i in names}),
+        Pool(cache, names, dict(zip(names, "xxyy", strict=True))),
+    )
+    assert not any(single.neighbours(i) or single.volume_of(i) for i in names)
+    assert [paired.neighbours(i) for i in names] == [(names[1],), (names[0],), (names[3],), (names[2],)]
+    assert paired.volume_of(names[0]) == tuple(names[:2])
+
+
 def test_spaced_images_are_those_of_all_pools_in_the_order_of_their_ids(cache):
     pools = Pool(cache, IDS[:4], GROUPS), Pool(cache, IDS[4:], GROUPS, "true")
     everything = spaced_images(pools, 100)

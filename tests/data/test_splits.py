@@ -213,6 +213,12 @@ def test_groups_are_merged_by_hand():
     assert merge_duplicates([], {}, 6) == ()
 
 
+def test_samples_without_a_hash_are_near_none_but_go_with_their_group():
+    refs = [SampleRef("a", "x"), SampleRef("black", "x"), SampleRef("b", "y"), SampleRef("grey", "z")]
+    assert groups_of(merge_duplicates(refs, {"a": 7, "b": 7}, 6)) == ["x", "x", "x", "z"]
+    assert merge_duplicates(refs, {}, 6) == tuple(refs)
+
+
 def test_whole_groups_are_merged():
     refs = [SampleRef("a", "volume1"), SampleRef("b", "volume1"), SampleRef("c", "volume2"), SampleRef("d", "volume2")]
     hashes = {"a": 0, "b": 2**20 - 1, "c": 2**63 - 1, "d": 1}

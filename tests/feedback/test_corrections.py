@@ -29,6 +29,7 @@ from kmine.data.io.volume_masks import read_mask_volume, write_mask_volume
 from kmine.errors import UserError
 from kmine.feedback.corrections import read_corrections
 from kmine.feedback.expected import ExpectedMasks, picture_name
+from kmine.io.files import safe_name
 
 NAMES = ("background", "organ", "lesion")
 IDS = ("plain", "volume-001/slice-0002", "ümlaut & 100%.x")
@@ -81,6 +82,32 @@ def test_polygons_of_another_tool_are_read_by_file_name(tmp_path):
     (tmp_path / "c.json").write_text(json.dumps(value))
     ((name, mask),) = read_corrections(tmp_path / "c.json", ExpectedMasks({"plain": (10, 10)}, NAMES))
     assert name == "plain" and mask[4, 4] == 2 and mask[8, 8] == 0 and mask.any()
+
+
+def test_a_path_that_is_an_id_comes_before_a_file_name_that_is_another_id(tmp_path):
+    masks = {"01": np.eye(4, dtype=np.uint8), "a/01": np.full((4, 4), 2, np.uint8)}
+    for name, mask in masks.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+    expected = replace(known(masks), pictures=reader(NAMES))
+    back = dict(read_corrections(tmp_path, expected))
+    assert back.keys() == masks.keys() and all((back[name] == masks[name]).all() for name in masks)
+    ((name, _),) = read_corrections(tmp_path / "a", expected)
+    assert name == "01", "within a/ the file has no other name"
+
+
+def test_a_volume_in_a_folder_is_the_one_of_that_path(tmp_path):
+    for name in ("01", "a/01", "b/02"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.nii.gz").write_bytes(b"read by the function below")
+    ids = {"01": "01/slice-0000", safe_name("a/01"): "a/01/slice-0000", "02": "02/slice-0000"}
+    mask = np.eye(4, dtype=np.uint8)
+    expected = ExpectedMasks(
+        dict.fromkeys(ids.values(), mask.shape),
+        NAMES,
+        lambda name, _: iter([(ids[name], mask)]) if name in ids else None,
+    )
+    assert [name for name, _ in read_corrections(tmp_path, expected)] == [*ids.values()]
 
 
 def test_the_ground_truth_of_label_studio_is_read(tmp_path):

@@ -14,15 +14,19 @@ from kmine.feedback.verdicts import FORMAT
 from kmine.io.files import encode_png, read_png
 
 
-def verdicts_json(folder: Path, verdicts: dict[str, str], corrected: str = "", accepted: str = "") -> Path:
-    """Verdicts by sample id; `corrected` and `accepted`: ids of samples with such a mask, a letter each."""
+def verdicts_json(
+    folder: Path, verdicts: dict[str, str], corrected: str = "", accepted: str = "", given: str = ""
+) -> Path:
+    """Verdicts by sample id; `corrected`, `accepted`: ids of samples with such a mask, a letter each; `given`: those
+    whose given mask was reviewed, in place of a pseudo mask."""
     files = {}
     for kind, names in (("corrected", corrected), ("accepted", accepted)):
         (folder / kind).mkdir(exist_ok=True)
         for name in names:
             (folder / kind / f"{name}.png").write_bytes(encode_png(np.ones((2, 2), np.uint8), "", 0))
         files[kind] = {name: {"file": f"{kind}/{name}.png"} for name in names}
-    rows = [{"sample_id": name, "kind": "pseudo", "verdict": verdict} for name, verdict in verdicts.items()]
+    kinds = {name: "labeled" if name in given else "pseudo" for name in verdicts}
+    rows = [{"sample_id": name, "kind": kinds[name], "verdict": verdict} for name, verdict in verdicts.items()]
     value = {"format": FORMAT, "run": "r", "run_signature": "", "verdicts": rows, **files}
     (folder / "verdicts.json").write_text(json.dumps(value))
     return folder / "verdicts.json"
@@ -30,12 +34,20 @@ def verdicts_json(folder: Path, verdicts: dict[str, str], corrected: str = "", a
 
 def test_each_verdict_has_its_effect(tmp_path):
     words = {"l": "reject", "k": "accept", "u": "accept", "w": "reject", "x": "unsure", "c": "reject"}
-    effects = resolve_verdicts(verdicts_json(tmp_path, words, "c", "u"), ["l", "k"], ["u", "w", "x", "c"], [])
+    effects = resolve_verdicts(verdicts_json(tmp_path, words, "c", "u", "lk"), ["l", "k"], ["u", "w", "x", "c"], [])
     assert effects.rejected == {"w"} and set(effects.accepted) == {"u"} and set(effects.corrected) == {"c"}
     assert effects.dropped_labels == {"l"} and effects.unmatched == ()
     assert {name for name in "lkuwxc" if name in effects} == {"u", "w"}
     assert effects.summary() == {"accepted": 1, "rejected": 1, "corrected": 1, "dropped": 1, "elsewhere": 0}
     assert read_png(effects.corrected["c"]).sum() == 4
+
+
+def test_a_verdict_on_the_other_kind_of_mask_has_no_effect_but_a_correction_has(tmp_path):
+    """g and h had given masks and are mined now, p and q had pseudo masks and are labeled now."""
+    words = {"g": "reject", "h": "accept", "p": "reject", "q": "accept", "c": "reject", "d": "reject"}
+    effects = resolve_verdicts(verdicts_json(tmp_path, words, "cd", "", "ghc"), ["p", "q", "d"], ["g", "h", "c"], [])
+    assert not effects.rejected and not effects.accepted and not effects.dropped_labels
+    assert set(effects.corrected) == {"c", "d"} and effects.unmatched == ("g", "h", "p", "q")
 
 
 def test_verdicts_on_validation_and_test_images_have_no_effect(tmp_path):

@@ -144,13 +144,19 @@ def test_a_retrained_model_has_the_initial_weights_the_last_masks_and_the_steps_
 def test_without_pseudo_masks_nothing_is_retrained_and_else_on_those_of_the_last_round_with_any(task_of, monkeypatch):
     task, _store = task_of(replace(CFG, retrain=True, prompts=PromptsConfig(min_area_px=10_000)))
     assert [r.retrained for r in mine(task)] == [False, False]
-    task, _store = task_of(replace(CFG, retrain=True), "second", segmenter=MaskInputReturned())
+    task, store = task_of(replace(CFG, retrain=True), "second", segmenter=MaskInputReturned())
+    shorter = list(mine(replace(task, cfg=replace(task.cfg, rounds=1))))
+    assert shorter[2].retrained and weights(store, 2), "in the folder of the next round, if there is one"
     nothing, real = type("Nothing", (dict,), {"seconds": {}})(), mining.pseudo_label
     monkeypatch.setattr(mining, "pseudo_label", lambda *inputs: real(*inputs) if inputs[4] == 1 else nothing)
     steps = record_steps(monkeypatch)
     results = list(mine(task))
-    assert [r.num_pseudo for r in results[2:]] == [0, results[1].num_pseudo] and steps == [12, 6, 18]
+    assert [r.num_pseudo for r in results[2:]] == [0, results[1].num_pseudo] and steps == [18]
     assert results[3].retrained and stopped_by(results, 2) == "no_pseudo_masks"
+    assert [path.parent.name for path in sorted(store.root.glob("round_*/metrics.json"))] == [
+        "round_00", "round_01", "round_03"
+    ]  # fmt: skip
+    assert not list(store.round_dir(2).glob("*.safetensors"))
 
 
 def test_the_kept_round_is_the_best_of_the_adopted_and_of_equals_the_last():

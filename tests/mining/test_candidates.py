@@ -197,9 +197,13 @@ def test_the_gate_is_calibrated_with_the_prompts_of_mining(opened, monkeypatch) 
     assert [row["dice_local"] for row in rows[1::2]] == [0.0, 0.0]
 
 
-def test_object_areas_are_medians_per_class():
+@pytest.mark.parametrize(("rim", "share"), [(0, 0.1), (2, 0.125)])
+def test_object_areas_are_medians_per_class_and_shares_of_the_image_without_its_rim(rim, share):
     class TwoImages:
         ids = ("a", "b")
+
+        def blank_mask(self, sample_id):
+            return np.pad(np.zeros((10 - rim, 10), np.uint8), ((0, rim), (0, 0)), constant_values=255)
 
         def mask_resized(self, sample_id):
             mask = np.zeros((10, 10), np.uint8)
@@ -207,7 +211,7 @@ def test_object_areas_are_medians_per_class():
             mask[5:7, :2] = 1 if sample_id == "a" else 0  # 4 %
             return mask
 
-    assert median_object_area(TwoImages(), 3) == {1: pytest.approx(0.1)}
+    assert median_object_area(TwoImages(), 3) == {1: pytest.approx(share)}
 
 
 def middling(sample, *places) -> Probs:

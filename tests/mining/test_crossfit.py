@@ -22,6 +22,7 @@ from kmine.mining.crossfit import (
     unlabeled_parts,
     validation_examples,
 )
+from kmine.training import rounds
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.trainer import train
 
@@ -68,6 +69,24 @@ def test_fold_models_differ(task_of):
     list(out_of_fold(task, task.labeled.ids))
     first, second = (weights(store, 0, f"fold_{n}") for n in range(2))
     assert any(not torch.equal(first[k], second[k]) for k in first)
+
+
+def test_the_auxiliary_model_of_a_fold_begins_as_that_of_all_labels(task_of, monkeypatch):
+    """So the classifier of image-level labels, which `new_model` trains for sks, is trained once for all folds."""
+    task, store = task_of(replace(SMALL, model=replace(SMALL.model, name="unetpp+unet")))
+    built, trained, real = [], [], (rounds.new_model, rounds.train)
+
+    def train(own, *args, **kwargs):
+        trained.append((own.labeled.ids, own.cfg.model.name, own.cfg.fit.steps))
+        return real[1](own, *args, **kwargs)
+
+    monkeypatch.setattr(rounds, "new_model", lambda own: built.append((own.signature, own.labeled)) or real[0](own))
+    monkeypatch.setattr(rounds, "train", train)
+    held_out = folds(task.labeled, 2, task.cfg.seed)[1]
+    model = crossfit.fold_auxiliary_model(task, 1, held_out)
+    assert built == [(task.signature, task.labeled)]
+    assert trained == [(remaining_labels(task, held_out).ids, "unet", SMALL.adapt.fold_steps)]
+    assert same(weights(store, 0, "witness_fold_1", "model"), model.state_dict())
 
 
 def test_one_fold_gives_no_prompts_and_trains_nothing(task_of):

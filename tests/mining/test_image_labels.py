@@ -14,13 +14,13 @@ from kmine.data.augment import Augment
 from kmine.data.batches import LabelBatches
 from kmine.data.pool import Pool
 from kmine.methods.mining import mine, pseudo_label
-from kmine.mining.candidates import apply_image_labels
+from kmine.mining.candidates import apply_image_labels, gate_batch
 from kmine.mining.context import ImageBatch
 from kmine.models.build import build_model
 from kmine.segmenters.ellipse import Ellipse
 from kmine.training.checkpoints import Checkpoints
 from kmine.training.model_setup import new_model
-from kmine.types import Prompts
+from kmine.types import Candidate, Probs, Prompts
 
 SKS = replace(
     CFG,
@@ -107,6 +107,26 @@ def test_of_three_classes_the_last_is_the_lesion(task_of):
     image = replace(task.unlabeled.sample(task.unlabeled.ids[0]), image_label=0)
     organ, lesion = (Prompts(c, np.array([1, 1, 9, 9], np.float32)) for c in (1, 2))
     assert apply_image_labels(context(task), ImageBatch([image]), [[organ, lesion]]) == [[organ]]
+
+
+def test_the_gate_drops_the_lesion_alone_of_an_image_labeled_free_of_it(task_of):
+    task, _ = task_of(replace(CFG, data=replace(CFG.data, kind="ct")), segmenter=Counting())
+    image = replace(task.unlabeled.sample(task.unlabeled.ids[0]), image_label=0)
+    mask = np.zeros(image.image.shape[:2], bool)
+    mask[1:10, 1:10] = True
+    probs = Probs(image.sample_id, np.full((3, *mask.shape), 1 / 3, np.float32))
+    one = np.ones(1, np.float32)
+    candidate = Candidate(mask[None], one, one, low_res_logits=None, jittered_masks=mask[None])
+    organ, lesion = (Prompts(c, np.array([1, 1, 9, 9], np.float32)) for c in (1, 2))
+    found = gate_batch(
+        context(replace(task, num_classes=3)),
+        ImageBatch([image]),
+        [probs],
+        [[organ, lesion]],
+        [[candidate] * 2],
+        [None],
+    )
+    assert [decision.reason for decision in found[0]] == ["kept", "contradicts_image_label"]
 
 
 def test_the_classifier_is_trained_once_and_read_back(sks_task, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -57,6 +58,16 @@ def test_a_label_is_the_saved_mask_with_its_origin(task):
     assert (label.reason, label.weight, label.signature, label.round_idx) == ("kept", 0.5, "s", 2)
     assert np.array_equal(label.mask, mask) and not label.lesion_free
     assert np.array_equal(labels.pool.sample(sample_id).mask, mask)
+
+
+def test_the_pool_reads_the_same_masks_in_another_process(task):
+    """Batches are sent there with `fit.num_workers`, where processes are not forked."""
+    sample_id = task.unlabeled.ids[0]
+    mask = np.eye(*task.unlabeled.native_shape(sample_id), dtype=np.uint8)
+    task.run.save_batch(1, "s", 0, [], [decision(sample_id, 0.5)], {sample_id: PseudoLabel(mask)})
+    task.run.close_round(1, "s", 1)
+    pool = pickle.loads(pickle.dumps(labels_of(task, [decision(sample_id, 0.5)]).pool))
+    assert np.array_equal(pool.mask_native(sample_id), mask)
 
 
 def test_reviewed_images_are_accepted_with_the_reviewers_mask_or_rejected(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import astuple, replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kmine.mining.rank import LIMIT, PRIOR, Ranking, fit_ranking
+from kmine.mining.rank import LIMIT, PRIOR, TIE, Ranking, fit_ranking
 from kmine.ops.calibrator import FEATURES, LATER
 from kmine.types import Evidence
 
@@ -36,6 +37,23 @@ def test_a_far_value_is_clipped_and_one_that_most_objects_share_spreads_by_the_r
     assert dict(zip(FEATURES, ranking.spread, strict=True))["tta_std"] == 0, "constant, so ignored"
     far = replace(evidence[0], predicted_iou=1e6)
     assert ranking.scores([far])[0] == pytest.approx(LIMIT / 9)
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
+def test_one_at_a_time_as_many_are_kept_as_in_the_fit(keep):
+    rng = np.random.default_rng(0)
+    for number in range(1, 60):
+        evidence = [Evidence(*rng.uniform(0.01, 1, len(FEATURES))) for _ in range(number % 12 + 1)]
+        ranking = fit_ranking(evidence, keep)
+        together = ranking.scores(evidence) >= ranking.threshold - TIE
+        assert [ranking.keeps(one) for one in evidence] == together.tolist()
+        assert together.sum() >= math.ceil(keep * len(evidence))
+
+
+def test_other_last_digits_do_not_drop_an_object_at_the_threshold():
+    evidence = [Evidence(confidence_inside=value) for value in (0.2, 0.5, 0.8)]
+    ranking = fit_ranking(evidence, 0.5)
+    assert ranking.keeps(Evidence(confidence_inside=0.5 - 1e-8)) and not ranking.keeps(Evidence(confidence_inside=0.49))
 
 
 def test_signs_of_the_prior_are_those_of_good_masks():

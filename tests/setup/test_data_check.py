@@ -175,6 +175,26 @@ def test_copies_on_two_sides_stop_unless_leaks_are_allowed(opened, tmp_path, oth
     assert codes(check)["exact_duplicates_across"] == "note"
 
 
+class EndSlices(Planted):
+    """Volumes of five slices, of which the first is black."""
+
+    def __init__(self) -> None:
+        super().__init__(groups={f"polyp_{n:06}": f"volume {n // 5}" for n in range(40)})
+
+    def image(self, sample_id: str) -> np.ndarray:
+        return super().image(sample_id) * bool(int(sample_id[-6:]) % 5)
+
+
+def test_black_end_slices_join_no_volumes(opened, tmp_path):
+    task, check, _ = opened(EndSlices())
+    assert check["passed"] and len({row["group_id"] for row in task.run.read_csv("splits.csv")}) == 8
+
+
+def test_black_end_slices_on_two_sides_are_no_leak(opened):
+    _, check, _ = opened(EndSlices(), duplicate_distance=-1)
+    assert check["passed"] and not any("duplicates" in code for code in codes(check))
+
+
 def test_copies_on_one_side_or_outside_the_splits_are_no_leak(opened, tmp_path):
     rows = cycle() | {"polyp_000005": "unlabeled"}
     del rows["polyp_000007"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,8 @@ from kmine.config import SegmenterConfig
 from kmine.data import open_source
 from kmine.data.datasets.phantom.dataset import PhantomSource
 from kmine.errors import UserError, WithheldMaskError
+from kmine.feedback.verdict_effects import NO_VERDICTS
+from kmine.io.files import encode_png
 from kmine.segmenters.base import Abilities
 from kmine.segmenters.ellipse import Ellipse
 from kmine.setup.open import (
@@ -148,6 +151,17 @@ def test_a_damaged_mask_is_listed_and_its_image_is_in_no_pool(cfg, run, tmp_path
     assert lines.said == [f"1 files skipped, listed in run.json; the first: {bad}.png: broken mask"]
 
 
+def test_a_corrected_mask_is_that_of_its_file_in_another_process_too(cfg, run, tmp_path, monkeypatch):
+    source = open_source(cfg.data)
+    sample_id = open_task(cfg, source, run, Silent()).unlabeled.ids[0]
+    mask = np.eye(*open_cache(cfg, source).native_shape(sample_id), dtype=np.uint8)
+    (tmp_path / "drawn.png").write_bytes(encode_png(mask, "", 0))
+    review = replace(NO_VERDICTS, corrected={sample_id: tmp_path / "drawn.png"})
+    monkeypatch.setattr("kmine.setup.open.apply_verdicts", lambda *_: review)
+    labeled = pickle.loads(pickle.dumps(open_task(cfg, source, run, Silent()).labeled))
+    assert np.array_equal(labeled.mask_native(sample_id), mask)
+
+
 # -- refusals
 
 
@@ -213,6 +227,17 @@ def test_prompts_of_a_person_are_kept_on_unlabeled_images_alone_and_recorded(cfg
     path.write_text("sample_id,box\n")
     with pytest.raises(UserError, match=r"prompts\.file has changed since this run began"):
         open_task(drawn, source, run, Silent())
+
+
+def test_the_box_of_a_person_is_clipped_to_its_image(cfg, run, tmp_path):
+    source = open_source(cfg.data)
+    ids = open_task(cfg, source, run, Silent()).unlabeled.ids
+    height, width = open_cache(cfg, source).native_shape(ids[1])
+    path = tmp_path / "drawn.csv"
+    path.write_text(f"sample_id,box\n{ids[0]},2 3 20 22\n{ids[1]},-1 -2 {width + 7} {height + 8}\n")
+    task = open_task(replace(cfg, prompts=replace(cfg.prompts, file=str(path))), source, run, Silent())
+    boxes = [prompts.box.tolist() for i in ids[:2] for prompts in task.person.by_sample[i]]
+    assert boxes == [[2, 3, 20, 22], [0, 0, width, height]]
 
 
 def test_what_the_segmenter_does_not_take_is_left_out_of_the_settings(cfg, run, monkeypatch):

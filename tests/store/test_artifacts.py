@@ -96,6 +96,15 @@ def test_a_table_that_is_not_whole_is_named(tmp_path, text):
     assert read_rows(path) == [{"sample_id": "a", "group_id": "g", "split": "val"}]
 
 
+def test_a_table_may_hold_the_replacement_character_but_no_broken_utf_8(tmp_path):
+    path = tmp_path / "splits.csv"
+    path.write_text("sample_id,group_id,split\npat\ufffdent,g,val\n", "utf-8")
+    assert read_rows(path) == [{"sample_id": "pat\ufffdent", "group_id": "g", "split": "val"}]
+    path.write_bytes(b"sample_id,group_id,split\npat\xffent,g,val\n")
+    with pytest.raises(DamagedError, match=r"splits\.csv: damaged or edited \('utf-8' codec can't decode byte 0xff"):
+        read_rows(path)
+
+
 def test_errors_of_use_name_the_file(tmp_path):
     with pytest.raises(DamagedError, match="not of this run's model"), fitting(tmp_path / "w"):
         torch.nn.Linear(2, 1).load_state_dict({"weight": torch.ones(1, 3)})

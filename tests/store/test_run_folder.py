@@ -70,7 +70,7 @@ def test_a_refused_write_names_the_cure_and_keeps_the_old_file(store, monkeypatc
 def test_unfinished_files_of_a_killed_write_are_removed_and_no_others(store):
     unfinished = [
         store.root / f"{folder}.model.safetensors.4711{files.UNFINISHED}"
-        for folder in ("", "round_00/", "round_01/pseudo_masks/", "supervised/round_01/")
+        for folder in ("", "round_00/", "round_01/pseudo_masks/", "supervised/round_01/", "classifier/", "calibration/")
     ]
     others = [
         store.root / "notes.tmp",
@@ -194,8 +194,10 @@ def test_contents_are_compared_only_when_needed(store):
 def test_before_a_training_changed_settings_or_data_replace_the_old_ones(store, changes, fingerprint):
     store.claim(config(), "f" * 64)
     store.write_csv("splits.csv", ("sample_id", "group_id", "split"), [])
+    store.write_csv("contents.csv", ("sample_id", "image_crc32", "mask_crc32"), [("a", 1, 2)])
     store.claim(config(**changes), fingerprint)
     assert not (store.root / "splits.csv").exists(), "drawn for other settings or data"
+    assert not (store.root / "contents.csv").exists(), "checksums at another size, or of other data"
     assert store.run()["data_fingerprint"] == fingerprint
 
 

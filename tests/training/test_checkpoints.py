@@ -72,6 +72,15 @@ def test_without_both_checkpoints_a_training_is_unfinished_and_its_state_kept(ch
     assert checkpointer.load() is None and checkpointer.load_state() is not None
 
 
+def test_only_the_process_that_writes_the_checkpoints_deletes_the_state(checkpointer):
+    checkpointer.save_state(STATE)
+    follower = replace(checkpointer, run=RunFolder(checkpointer.run.root, follows=True))
+    follower.save(RESULT, 1.5)
+    assert checkpointer.load() is None and checkpointer.load_state() is not None, "a kill would cost the training"
+    checkpointer.save(RESULT, 1.5)
+    assert checkpointer.load_state() is None and follower.load() is not None
+
+
 def test_a_state_left_beside_finished_checkpoints_is_deleted(checkpointer):
     checkpointer.save(RESULT, 1.5)
     checkpointer.save_state(STATE)

@@ -79,6 +79,16 @@ def test_the_last_step_is_used_unless_its_score_fell(scores, step, has_diverged)
     assert same(result.best, result.final) != has_diverged
 
 
+@pytest.mark.parametrize(
+    ("scores_of", "has_diverged"), [(float, True), (lambda x: [x], False), (lambda x: [x] * 3, False)]
+)
+def test_of_few_images_a_fall_to_less_than_half_counts_and_of_another_score_one_by_the_tolerance(
+    scores_of, has_diverged
+):
+    scores = iter([0.5, 0.6, 0.6, 0.7, 0.6, 0.6])
+    assert train(validate=lambda _: scores_of(next(scores)))[1].has_diverged == has_diverged
+
+
 def test_a_fall_within_the_noise_of_the_images_is_no_divergence():
     rng, calls = np.random.default_rng(0), iter(range(9))
     noise = rng.normal(0, 0.5, 30)

@@ -8,11 +8,12 @@ import pytest
 from helpers.small import CFG
 
 from kmine.config import FitConfig
+from kmine.feedback.verdict_effects import NO_VERDICTS
 from kmine.training import trainer
 from kmine.training.fit import Consistency
 from kmine.training.model_setup import new_model
 from kmine.training.train_steps import FitResult
-from kmine.training.trainer import train
+from kmine.training.trainer import clean_images, train
 
 
 @pytest.fixture
@@ -71,6 +72,19 @@ def test_false_alarms_count_in_dice_where_a_labeled_image_is_clean(task_of, fitt
     assert [cfg.dice for cfg, *_ in fitted] == ([dice, "image"] if dice == "batch" else ["image"]), "signed as resolved"
 
 
+def test_the_models_of_folds_count_false_alarms_as_that_of_all_labels(task_of, fitted):
+    """A fold may hold none of the clean images: the gate would be calibrated on models trained otherwise."""
+    task, _run = task_of(replace(CFG, data=replace(CFG.data, kind="ct")))
+    lesions = task.labeled.subset([i for i in task.labeled.ids if not task.labeled.is_clean(i)])
+    fold, model = replace(task, labeled=lesions), new_model(task)
+    assert task.dice == "batch"
+    whole = train(task, model, round_idx=0).signature
+    assert train(replace(task, dice=None), model, round_idx=0).signature == whole, "signed as before"
+    train(fold, model, round_idx=0, method_dir="fold_0")
+    train(replace(fold, dice=None), model, round_idx=0, method_dir="fold_1")
+    assert [cfg.dice for cfg, *_ in fitted] == ["batch", "batch", "image"]
+
+
 def test_weights_and_signature_of_pseudo_masks_are_signed(task_of, fitted):
     task, _run = task_of(CFG)
     model, pool = new_model(task), task.labeled
@@ -94,6 +108,13 @@ def test_clean_unlabeled_images_take_part_where_there_are_no_pseudo_masks(task_o
     batch = batches[0]
     assert batch.pseudo.sum() == batches.num_pseudo and set(batch.weights) == {1}
     assert [cfg.clean_share for cfg, *_ in others] == [0, 0]
+
+
+def test_a_clean_image_whose_mask_a_reviewer_rejected_is_left_out(task_of):
+    task, _run = task_of(replace(CFG, data=replace(CFG.data, kind="ct"), fit=replace(CFG.fit, clean_share=0.5)))
+    first, *rest = clean_images(task).ids
+    assert clean_images(replace(task, review=replace(NO_VERDICTS, rejected=frozenset({first})))).ids == (*rest,)
+    assert clean_images(replace(task, review=replace(NO_VERDICTS, rejected=frozenset({first, *rest})))) is None
 
 
 @pytest.mark.parametrize("changes", [{"kind": "polyp"}, {"kind": "ct"}])

@@ -12,6 +12,7 @@ import json
 import zlib
 from collections.abc import Collection, Iterable
 from dataclasses import astuple
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 
 from kmine.data.cache.build import open_index
 from kmine.data.cache.files import cache_errors, read_record, write_record
+from kmine.data.perceptual_hash import BLANK
+from kmine.data.quality.image_stats import FLAT, compute_stats
 from kmine.data.resize import Resizer
 from kmine.data.source import SKIP_HINT, OnError, Source
 from kmine.errors import SampleError, UserError
@@ -69,10 +72,18 @@ class SampleCache:
         """Samples with a readable image, sorted by id, with the groups of the source."""
         return tuple(self._refs.values())
 
-    @property
+    @cached_property
     def hashes(self) -> dict[str, int]:
-        """Unsigned 64-bit perceptual hash by sample id."""
-        return {sample_id: entry.image_hash for sample_id, entry in self._entries.items()}
+        """Unsigned 64-bit perceptual hash by sample id, without blank images, whose hashes are all alike.
+
+        Only images whose hash is that of equal values are looked at, at training size.
+        """
+        hashes = {sample_id: entry.image_hash for sample_id, entry in self._entries.items()}
+        return {i: image_hash for i, image_hash in hashes.items() if image_hash not in BLANK or not self._is_flat(i)}
+
+    def _is_flat(self, sample_id: str) -> bool:
+        planes = self.resizer.content(np.moveaxis(self.image_resized(sample_id), -1, 0), *self.native_shape(sample_id))
+        return compute_stats(sample_id, np.moveaxis(planes, 0, -1), None).contrast < FLAT
 
     def ref(self, sample_id: str) -> SampleRef:
         """Index entry of a sample."""

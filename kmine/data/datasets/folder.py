@@ -113,10 +113,9 @@ class Folder(IndexedSource):
             raise SampleError(str(item.image), "expected a mask of the same name, found none")
         parts = [self._read_mask(item, path, number) for path in (item.mask, *item.more)]
         mask = np.maximum.reduce(parts)
-        if item.label == 0 and ((mask != 0) & (mask != 255)).any():
-            raise SampleError(
-                str(item.mask), "expected an empty mask, as the label in data.csv is 0, got one with objects"
-            )
+        if item.label == 0 and (mask == len(self.class_names) - 1).any():
+            expected = f"expected no {self.class_names[-1]} in the mask, as the label in data.csv is 0, got one"
+            raise SampleError(str(item.mask), expected)
         return mask
 
     def dicom_frame(self, sample_id: str) -> tuple[Path, int] | None:

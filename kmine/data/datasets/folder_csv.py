@@ -90,7 +90,8 @@ def _item(where: str, row: dict[str, str], folder: Path) -> Item:
     if problem := mismatch(image, mask):
         raise UserError(f"{where}: {problem}")
     if row["label"] not in LABELS:
-        raise UserError(f"{where}: expected the label 0 (shows none), 1 (shows some) or nothing, got {row['label']!r}")
+        expected = "the label 0 (free of the last class), 1 (shows it) or nothing"
+        raise UserError(f"{where}: expected {expected}, got {row['label']!r}")
     if kind == "nifti" and row["label"] == "1":
         raise UserError(
             f"{where}: expected no label or 0 for a volume, got 1, which cannot hold for every slice; leave it empty"

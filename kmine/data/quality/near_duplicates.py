@@ -82,20 +82,21 @@ def find_duplicates(
 
     Images of equal pixels are each paired with the first of them. Of the other pairs, at most `MAX_PAIRS` candidates
     are aligned. Duplicates among them are returned, and all pairs within `distance` bits, whatever their content. Blank
-    images are left out.
+    images, such as the black end slices of volumes, are in no pair.
 
     Args:
         stats: statistics of all samples.
         groups: group id by sample id; similar images of one group are expected.
         distance: data.duplicate_distance; below 0 only equal pixels are searched for.
     """
+    stats = [item for item in stats if item.contrast >= FLAT]
     first: dict[bytes, ImageStats] = {}
     exact = [
         DuplicatePair(first[item.fingerprint].sample_id, item.sample_id, 0, 1.0, exact=True)
         for item in stats
         if first.setdefault(item.fingerprint, item) is not item
     ]
-    unique = [item for item in first.values() if item.contrast >= FLAT]
+    unique = list(first.values())
     if distance < 0 or len(unique) < 2:
         return exact, DuplicateSearch(0, complete=distance >= 0)
     group = np.unique([groups[item.sample_id] for item in unique], return_inverse=True)[1]

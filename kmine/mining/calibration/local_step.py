@@ -14,7 +14,7 @@ import numpy as np
 from kmine.io.files import sign
 from kmine.mining.calibration.fit import fit_calibrator, rank_correlation, reliability, true_dice
 from kmine.mining.calibration.local_quality import LocalQualityEstimator, local_only, score_local_objects
-from kmine.mining.candidates import median_object_area
+from kmine.mining.candidates import median_object_area, sign_areas
 from kmine.mining.crossfit import fold_model, remaining_labels
 from kmine.models.base import LocalModel
 from kmine.ops.calibrator import evidence_from_row, evidence_row
@@ -34,7 +34,7 @@ def calibrate_local_quality(task: Task, fold_ids: Sequence[Sequence[str]]) -> Ro
     without the segmenter. An older run that lacks them keeps its other files.
     """
     cfg, prompts = task.cfg, local_only(task.cfg.prompts)
-    settings = [*signed_sections(cfg, "model", "classifier"), signed("prompts", prompts)]
+    settings = [*signed_sections(cfg, "model", "classifier"), signed("prompts", prompts), *sign_areas(cfg.data)]
     ttas = list(dict.fromkeys(("none", cfg.infer.tta)))  # the default of `kmine predict`, and that of mining
     fold_settings = (cfg.adapt.folds, cfg.adapt.fold_steps)
     fit_settings = signed("fit", cfg.fit.signed_fields())

@@ -46,6 +46,7 @@ def calibrate(task: Task, base: Segmenter | None) -> Task:
     fold_ids = crossfit.folds(task.labeled, cfg.adapt.folds, cfg.seed)
     settings = [*signed_sections(cfg, "model", "classifier", "infer", "prompts", "adapt"), cfg.refine.min_vote]
     settings.append(signed("model", task.auxiliary_model) if task.auxiliary_model else {})
+    settings += stages.sign_areas(cfg.data)
     signature = sign(task.signature, task.segmenter.signature, signed("fit", cfg.fit.signed_fields()), settings)
     if (count := crossfit.num_objects(task.labeled)) < fit.MIN_OBJECTS or len(fold_ids) < 2:
         # Mining hardly finds more objects than there are: no fold model is trained in vain.
@@ -134,16 +135,18 @@ def _correction_sentence(record: Row) -> str:
 def _all_rows(task: Task, base: Segmenter, fold_ids: Sequence[Sequence[str]], signature: str) -> Iterator[Row]:
     paths = [task.run.root / "calibration" / f"fold_{n}.json" for n in range(len(fold_ids))]
     saved = [task.run.load_json(path, signature) for path in paths]
-    if None in saved:
-        saved = _measure(task, base, fold_ids, saved)
-        for path, fold in zip(paths, saved, strict=True):
-            task.run.save_json(path, fold, signature)
+    if missing := [n for n, fold in enumerate(saved) if fold is None]:
+        for n, fold in _measure(task, base, fold_ids, missing):
+            task.run.save_json(paths[n], fold, signature)  # at once, so that a kill costs the fold at work alone
+            saved[n] = fold
     for fold in saved:
         yield from fold["objects"]
 
 
-def _measure(task: Task, base: Segmenter, fold_ids: Sequence[Sequence[str]], saved: Sequence[Row | None]) -> list[Row]:
-    """Evidence and Dice of the objects found in each fold, by models that were not trained on it."""
+def _measure(
+    task: Task, base: Segmenter, fold_ids: Sequence[Sequence[str]], missing: Sequence[int]
+) -> Iterator[tuple[int, Row]]:
+    """Evidence and Dice of the objects found in each of the folds `missing`, by models that were not trained on it."""
     sampled = set(crossfit.sample_ids(task.labeled, task.cfg.adapt.max_images, task.cfg.seed))
     examples, models, auxiliary_models = [], [], []
     for fold_idx, held_out_ids in enumerate(fold_ids):
@@ -152,11 +155,8 @@ def _measure(task: Task, base: Segmenter, fold_ids: Sequence[Sequence[str]], sav
         ids = [i for i in held_out_ids if i in sampled]
         examples.append(list(crossfit.with_prompts(task, models[-1], task.labeled, ids)))
     held_out = crossfit.validation_examples(task) if task.segmenter.name.endswith(ADAPTED) else []
-    out = []
-    for fold_idx, held_out_ids in enumerate(fold_ids):
-        if saved[fold_idx] is not None:
-            out.append(saved[fold_idx])
-            continue
+    for fold_idx in missing:
+        held_out_ids = fold_ids[fold_idx]
         others = [example for n, fold_examples in enumerate(examples) if n != fold_idx for example in fold_examples]
         title = f"calibrating the gate: fold {fold_idx + 1} of {len(fold_ids)}"
         segmenter = _finetuned_without(task, base, others, held_out, title)
@@ -164,8 +164,7 @@ def _measure(task: Task, base: Segmenter, fold_ids: Sequence[Sequence[str]], sav
         area_prior = stages.median_object_area(rest, task.num_classes)
         ctx = RoundContext(task, models[fold_idx], auxiliary_models[fold_idx], segmenter, task.labeled, area_prior)
         ctx = replace(ctx, memory=memory_of(task, rest))
-        out.append({"objects": list(_evidence_rows(ctx, held_out_ids))})
-    return out
+        yield fold_idx, {"objects": list(_evidence_rows(ctx, held_out_ids))}
 
 
 def _finetuned_without(

@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from helpers.image_files import save_image
-from helpers.memory_source import noise_source
+from helpers.memory_source import MemorySource, noise_source
 
 from kmine.data.cache import sample_cache
 from kmine.data.cache.sample_cache import SampleCache
 from kmine.data.datasets.kvasir_seg import KvasirSeg
+from kmine.data.perceptual_hash import perceptual_hash
 from kmine.data.resize import Resizer
 from kmine.errors import SampleError, UserError
 
@@ -30,6 +31,17 @@ def test_a_second_cache_decodes_nothing(tmp_path):
     np.testing.assert_array_equal(found.image_resized("s3"), Resizer(32).image(first.image("s3")))
     assert found.image_resized("s3").flags.writeable
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [found.folder.name]
+
+
+@pytest.mark.parametrize("letterbox", [False, True])
+def test_blank_images_have_no_hash_and_dark_ones_with_a_mark_do(tmp_path, letterbox):
+    """Of a mark outside the hashed part the hash knows nothing, but the image is not blank."""
+    images = {name: np.full((40, 60, 3), value, np.uint8) for name, value in (("black", 0), ("grey", 90), ("mark", 0))}
+    images["mark"][30:36, 4:10] = 255
+    images["noise"] = noise_source(1).images["s0"]
+    cache = SampleCache(MemorySource(images, {}), Resizer(32, letterbox), tmp_path, "stop")
+    assert cache.hashes == {i: perceptual_hash(images[i]) for i in ("mark", "noise")}
+    assert {perceptual_hash(images[i]) for i in ("black", "mark")} == {0} and cache.native_shape("grey") == (40, 60)
 
 
 def test_masks_are_decoded_at_the_first_request_only(tmp_path):

@@ -129,7 +129,7 @@ def test_groups_labels_and_splits_of_a_table_are_used(pairs, table):
 
 
 def test_a_mask_with_an_object_contradicts_the_label_0(pairs, table):
-    with pytest.raises(SampleError, match=r"a\.png: expected an empty mask, as the label in data.csv is 0"):
+    with pytest.raises(SampleError, match=r"a\.png: expected no object in the mask, as the label in data"):
         table("images/a.png,masks/a.png,,0,").mask("images/a")
 
 

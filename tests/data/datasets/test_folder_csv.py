@@ -63,7 +63,10 @@ def test_quoted_names_may_hold_commas(tmp_path):
     [
         (" ,masks/a.png,,,", "expected an image, got an empty value"),
         ("images/a.png,,,,train", "expected each image once (suffixes apart), got images/a.png again, as in line 2"),
-        ("images/sub/b.png,,,2,train", "expected the label 0 (shows none), 1 (shows some) or nothing, got '2'"),
+        (
+            "images/sub/b.png,,,2,train",
+            "expected the label 0 (free of the last class), 1 (shows it) or nothing",
+        ),
         ("images/sub/b.png,,,,dev", "expected the split train, val, test or nothing, got 'dev'"),
         ("images/sub/b.png,,,,test", "expected a mask for an image of test, got none"),
         ("images/sub/b.png,,,,", "expected a split in every row or in none, got nothing after train"),

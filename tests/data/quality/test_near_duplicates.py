@@ -44,6 +44,13 @@ def test_equal_images_are_each_paired_with_the_first():
     assert [(pair.first, pair.second, pair.exact) for pair in pairs] == [("a", "b", True), ("a", "c", True)]
 
 
+@pytest.mark.parametrize("distance", [-1, 6])
+def test_blank_images_are_no_duplicates(distance):
+    """The black end slices of two volumes are equal, and none of them tells anything of the other volume."""
+    stats = [compute_stats(name, np.zeros((96, 96, 3), np.uint8), None) for name in "ab"]
+    assert find_duplicates(stats, own_groups(stats), distance)[0] == []
+
+
 def test_similar_images_of_one_group_and_distance_below_0_give_no_pairs():
     stats = [stats_of("a"), compute_stats("b", phantom_image(0)[2:-2, 2:-2], None)]
     assert len(find_duplicates(stats, own_groups(stats), 6)[0]) == 1

@@ -113,6 +113,25 @@ def test_a_finished_calibration_is_read_back_and_a_lost_fold_measured_again(cali
     assert len(measured) == 1 and lost.read_bytes() == before
 
 
+def test_a_kill_costs_the_fold_at_work_alone(task_of, monkeypatch):
+    task, store = task_of(UNTRAINED, segmenter=Ellipse())
+    measured, real = [], step._evidence_rows
+
+    def killed_in_the_second_fold(ctx, ids):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(ids)
+        return real(ctx, ids)
+
+    monkeypatch.setattr(step, "_evidence_rows", killed_in_the_second_fold)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(task, task.segmenter)
+    assert [path.name for path in (store.root / "calibration").glob("*.json")] == ["fold_0.json"]
+    monkeypatch.setattr(step, "_evidence_rows", lambda ctx, ids: measured.append(ids) or real(ctx, ids))
+    calibrate(task, task.segmenter)
+    assert sorted(i for ids in measured for i in ids) == sorted(task.labeled.ids)
+
+
 def test_objects_are_ranked_if_set_or_labels_are_few(task_of):
     task, _ = task_of(replace(SMALL, gate=GateConfig(mode="ranked")), segmenter=Ellipse())
     assert calibrate(task, task.segmenter) is task
