@@ -71,7 +71,7 @@ from kmine.types import IGNORE_INDEX, Prompts, RoundResult
 
 ARMS = ("supervised", "supervised_once", "self_training", "mean_teacher", "fixmatch", "unimatch", "mining",
         "mining_auto", "mining_cascade", "mining_twice", "mining_ranked", "simulated", "simulated_ranked",
-        "oracle_kept", "oracle")  # fmt: skip
+        "simulated_all", "self_training_all", "oracle_kept", "oracle")  # fmt: skip
 BASELINE, LABELS_ONLY = "baseline", ("supervised", "supervised_once")
 """The baseline of a cell is that of the arms with labels alone which is better on validation."""
 SHARED = ("round_00", "fold_*", "segmenter", "classifier")
@@ -106,8 +106,14 @@ def config(args: argparse.Namespace, labels: float, seed: int, arm: str, out: Pa
         ),
         prompts=prompts,
         segmenter=SegmenterConfig(name=args.segmenter),
-        gate=GateConfig(mode="ranked" if arm.endswith("_ranked") else "calibrated", target_dice=args.target),
+        gate=_gate(arm, args.target),
     )
+
+
+def _gate(arm: str, target: float) -> GateConfig:
+    if arm.endswith("_all"):
+        return GateConfig(mode="ranked", keep=1.0)
+    return GateConfig(mode="ranked" if arm.endswith("_ranked") else "calibrated", target_dice=target)
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -130,7 +136,7 @@ def run_arm(args: argparse.Namespace, labels: float, seed: int, arm: str, folder
     calibrated = store.read_json(root / "calibration" / "calibration.json")
     if calibrated and calibrated["promise"]:
         (folder / f"{arm}-promise.json").write_text(json.dumps(calibrated["promise"]), "utf-8")
-    where = "" if arm.startswith(("mining", "simulated")) else arms.method_dir_of(arm)
+    where = "" if arm.startswith(("mining", "simulated")) else arms.method_dir_of(arm.removesuffix("_all"))
     test = open_for_test(cfg, source, store)
     rows = []
     for checkpoint, file in (("chosen", "model"), ("final", "model_final")):
@@ -223,7 +229,7 @@ def _method(arm: str, folder: Path, source: Any, iou: float) -> Method:
         return lambda task: oracle_kept(task, open_truth(task, source), folder)
     if arm.startswith("simulated"):
         return lambda task: _mine_with(simulated(task, source, iou), task)
-    return arms.method(arm.split("_")[0] if arm.startswith("mining") else arm)
+    return arms.method(arm.split("_")[0] if arm.startswith("mining") else arm.removesuffix("_all"))
 
 
 def _mine_with(segmenter: Segmenter, task: Task) -> Iterator[RoundResult]:
