@@ -9,6 +9,7 @@ from functools import partial
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kmine.config import FitConfig
 from kmine.data.augment import Augment, symmetry_of
@@ -110,7 +111,11 @@ def clean_images(task: Task) -> Pool | None:
     ids = [i for i in unlabeled.ids if unlabeled.image_label(i) == 0 and i not in task.review.rejected]
     if not ids:
         return None
-    return unlabeled.with_masks(ids, lambda i: np.zeros(unlabeled.native_shape(i), np.uint8), empty=ids)
+    return unlabeled.with_masks(ids, partial(_empty_mask, unlabeled), empty=ids)
+
+
+def _empty_mask(pool: Pool, sample_id: str) -> NDArray[np.uint8]:
+    return np.zeros(pool.native_shape(sample_id), np.uint8)
 
 
 def _round_config(task: Task, round_idx: int, pseudo: Pool | None, consistency: Consistency | None) -> FitConfig:
