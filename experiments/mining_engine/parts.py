@@ -33,12 +33,17 @@ from kmine.cli import Terminal
 from kmine.config import LoopConfig
 from kmine.methods.mining import pseudo_label
 from kmine.mining.adaptation.step import adapt_segmenter
-from kmine.mining.calibration.step import calibrate
+from kmine.mining.calibration.step import calibrate, evidence_rows, fit_calibration
+from kmine.mining.candidates import median_object_area
+from kmine.mining.context import RoundContext
 from kmine.ops import metrics
+from kmine.ops.calibrator import Calibration
 from kmine.setup.open import open_task
 from kmine.setup.preflight import preflight
 from kmine.store.run_folder import RunFolder
+from kmine.training.checkpoints import Checkpoints
 from kmine.training.model_setup import new_model
+from kmine.training.task import Task
 from kmine.training.trainer import train
 
 WHOLE = "whole"
@@ -57,9 +62,11 @@ PARTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "three_boxes": {"prompts": {"box_scales": (1.0, 1.2, 1.5)}},
     "prompts_in_doubt": {"prompts": {"doubtful": 0.2}},
     "auto": {"prompts": {"source": "auto"}},
+    "on_validation": {},
 }
 """Settings that differ from the defaults, by section. `true_boxes` adapts the segmenter with jittered true boxes, not
-with prompts of models that were not trained on an image. Source `cascade` differs from round 2 on: not here."""
+with prompts of models that were not trained on an image; for `on_validation` see `calibrated_on_validation`. Source
+`cascade` differs from round 2 on: not here."""
 
 PROMPTS_ONLY = ("no_adaptation", "true_boxes", "no_mask_prompt", "two_passes", "points", "three_boxes")
 """Of no effect on the simulated segmenter."""
@@ -68,6 +75,20 @@ PROMPTS_ONLY = ("no_adaptation", "true_boxes", "no_mask_prompt", "two_passes", "
 def with_part(cfg: LoopConfig, part: str) -> LoopConfig:
     """The settings with those of a part."""
     return replace(cfg, **{name: replace(getattr(cfg, name), **values) for name, values in PARTS[part].items()})
+
+
+def calibrated_on_validation(task: Task, student: Checkpoints) -> Task:
+    """The task with a gate calibrated on the objects that round 0 finds in the validation images; no part of kmine."""
+    model = new_model(task)
+    model.load_state_dict(student.best)
+    area_prior = median_object_area(task.labeled, task.num_classes)
+    pool = replace(task, labeled=task.val)  # whose masks `evidence_rows` compares with
+    rows = list(
+        evidence_rows(RoundContext(pool, model.eval(), None, task.segmenter, task.val, area_prior), task.val.ids)
+    )
+    cfg = task.cfg.gate
+    record = fit_calibration(rows, cfg.target_dice, cfg.confidence, cfg.margin, task.cfg.seed)
+    return replace(task, calibration=Calibration.from_json(record) if record["promise"] else None)
 
 
 def run_part(args: argparse.Namespace, labels: float, fold: int, segmenter: str, part: str, cell: Path) -> None:
@@ -89,6 +110,7 @@ def run_part(args: argparse.Namespace, labels: float, fold: int, segmenter: str,
         task = calibrate(replace(task, segmenter=base), base)
     else:
         task = calibrate(adapt_segmenter(task), task.segmenter)
+    task = calibrated_on_validation(task, student) if part == "on_validation" else task
     some = np.random.default_rng(0).permutation(task.unlabeled.ids)[: args.images].tolist()
     task = replace(task, unlabeled=task.unlabeled.subset(sorted(some)))
     pseudo_label(task, model, student, None, 1)

@@ -46,4 +46,5 @@ def test_every_part_is_a_change_of_the_settings(tmp_path):
     args = parts.make_parser("").parse_args(["OUT"])
     whole = parts.config(args, 15, 0, "mining", tmp_path)
     changed = {part: parts.with_part(whole, part) for part in parts.PARTS}
-    assert changed.pop(parts.WHOLE) == whole and all(cfg != whole for cfg in changed.values())
+    assert changed.pop(parts.WHOLE) == changed.pop("on_validation") == whole
+    assert all(cfg != whole for cfg in changed.values())

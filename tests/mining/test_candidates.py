@@ -190,7 +190,7 @@ def test_the_gate_is_calibrated_with_the_prompts_of_mining(opened, monkeypatch) 
 
     monkeypatch.setattr(candidates, "segment_prompts", segment)
     ctx = replace(context(task, round_idx=0), pool=task.labeled)
-    rows = list(calibration._evidence_rows(ctx, ids))
+    rows = list(calibration.evidence_rows(ctx, ids))
     assert boxes(seen) == boxes(generate_prompts(ctx, ImageBatch(samples), probs))
     assert [len(image) for image in seen] == [2, 2] and len(rows) == 4
     # Where the local model has no object of its own, its mask is empty.

@@ -164,7 +164,7 @@ def _measure(
         area_prior = stages.median_object_area(rest, task.num_classes)
         ctx = RoundContext(task, models[fold_idx], auxiliary_models[fold_idx], segmenter, task.labeled, area_prior)
         ctx = replace(ctx, memory=memory_of(task, rest))
-        yield fold_idx, {"objects": list(_evidence_rows(ctx, held_out_ids))}
+        yield fold_idx, {"objects": list(evidence_rows(ctx, held_out_ids))}
 
 
 def _finetuned_without(
@@ -178,7 +178,7 @@ def _finetuned_without(
     return adapt(base, examples, held_out, task.cfg.adapt, **settings).segmenter
 
 
-def _evidence_rows(ctx: RoundContext, ids: Sequence[str]) -> Iterator[Row]:
+def evidence_rows(ctx: RoundContext, ids: Sequence[str]) -> Iterator[Row]:
     """One row per object that mining finds in images whose masks and image-level labels are hidden."""
     task, size = ctx.task, ctx.task.mining_batch_size
     for first in range(0, len(ids), size):

@@ -31,7 +31,7 @@ def test_no_image_is_scored_by_a_model_trained_on_it(task_of, monkeypatch):
         return iter(())
 
     monkeypatch.setattr(crossfit, "fold_model", fold_model)
-    monkeypatch.setattr(step, "_evidence_rows", evidence_rows)
+    monkeypatch.setattr(step, "evidence_rows", evidence_rows)
     task, _ = task_of(UNTRAINED, segmenter=Ellipse())
     calibrate(task, task.segmenter)
     assert sorted(scored) == sorted(task.labeled.ids)
@@ -107,15 +107,15 @@ def test_a_finished_calibration_is_read_back_and_a_lost_fold_measured_again(cali
     lost = store.root / "calibration" / "fold_1.json"
     before = lost.read_bytes()
     lost.unlink()
-    measured, real = [], step._evidence_rows
-    monkeypatch.setattr(step, "_evidence_rows", lambda ctx, ids: measured.append(ids) or real(ctx, ids))
+    measured, real = [], step.evidence_rows
+    monkeypatch.setattr(step, "evidence_rows", lambda ctx, ids: measured.append(ids) or real(ctx, ids))
     assert calibrate(task, task.segmenter).calibration == task.calibration
     assert len(measured) == 1 and lost.read_bytes() == before
 
 
 def test_a_kill_costs_the_fold_at_work_alone(task_of, monkeypatch):
     task, store = task_of(UNTRAINED, segmenter=Ellipse())
-    measured, real = [], step._evidence_rows
+    measured, real = [], step.evidence_rows
 
     def killed_in_the_second_fold(ctx, ids):
         if measured:
@@ -123,11 +123,11 @@ def test_a_kill_costs_the_fold_at_work_alone(task_of, monkeypatch):
         measured.append(ids)
         return real(ctx, ids)
 
-    monkeypatch.setattr(step, "_evidence_rows", killed_in_the_second_fold)
+    monkeypatch.setattr(step, "evidence_rows", killed_in_the_second_fold)
     with pytest.raises(KeyboardInterrupt):
         calibrate(task, task.segmenter)
     assert [path.name for path in (store.root / "calibration").glob("*.json")] == ["fold_0.json"]
-    monkeypatch.setattr(step, "_evidence_rows", lambda ctx, ids: measured.append(ids) or real(ctx, ids))
+    monkeypatch.setattr(step, "evidence_rows", lambda ctx, ids: measured.append(ids) or real(ctx, ids))
     calibrate(task, task.segmenter)
     assert sorted(i for ids in measured for i in ids) == sorted(task.labeled.ids)
 
