@@ -5,8 +5,8 @@
 
 OUT may be that of run.py, whose round 0 and fold models are then taken over; they are trained once a cell (fold, number
 of labels). Nothing is trained on the pseudo masks: their withheld truth says what they would teach, on the same images
-for all parts of a cell. OUT/CELL/parts/SEGMENTER-PART.csv holds a row an image. With `--segmenters simulated` the
-segmenter knows the truth (box IoU .85 whatever the prompt), so that prompts cannot help it, only which objects they
+for all parts of a cell. OUT/CELL/parts/SEGMENTER-PART-images.csv holds a row an image. With `--segmenters simulated`
+the segmenter knows the truth (box IoU .85 whatever the prompt), so that prompts cannot help it, only which objects they
 reach.
 """
 

@@ -262,7 +262,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=MAIN)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--fraction", type=float, default=0.1, help="of the phantom's images that have masks")
+    parser.add_argument(
+        "--fraction", type=float, default=0.1, help="of the phantom's images that have masks; an OUT each"
+    )
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--classifier-steps", type=int, default=ClassifierConfig.steps)
     parser.add_argument("--recipe", choices=("table", "default"), default="table", help="settings of fit")

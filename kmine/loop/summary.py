@@ -14,7 +14,7 @@ import numpy as np
 
 from kmine.mining import round_changes as changes
 from kmine.mining.adaptation.step import adaptation_summary
-from kmine.mining.calibration.step import calibration_summary
+from kmine.mining.calibration.step import calibration_summary, lacks_folds
 from kmine.ops.calibrator import RiskGuarantee, describe_threshold
 from kmine.ops.metrics import lesion_metrics, of_one_kind
 from kmine.ops.statistics import SMALL_SPLIT, Paired, paired_change
@@ -216,7 +216,7 @@ def _warnings(task: Task, rows: Sequence[RoundRow], segmenter: str) -> list[tupl
         found.append((what, "--segmenter.name sam_vit_b with another --out mines with SAM"))
     if (record := _calibration(task)) and not (record["promise"] and RiskGuarantee.from_json(record["promise"]).holds):
         cure = "label more images: kmine next names them"
-        if record.get("num_parts", 2) < 2:
+        if lacks_folds(record):
             cure = "--adapt.folds 5 with another --out, and labels of more than one group"
         found.append((f"The gate: {calibration_summary(record)}", cure))
     if skipped := len(run.get("skipped", [])):

@@ -97,6 +97,9 @@ def test_a_gate_without_a_guarantee_is_a_warning_and_one_with_it_is_news(run):
     assert not any("gate" in note for note in summary._notes(task_of(run), rows))
     path.write_text(json.dumps({"promise": None, "num_objects": 3, "num_parts": 0}))
     ((text, cure),) = summary._warnings(task_of(run), rows, "sam_vit_b")
+    assert "3 objects of labeled images are too few" in text and cure.startswith("label more"), "folds would not do"
+    path.write_text(json.dumps({"promise": None, "num_objects": 20, "num_parts": 0}))
+    ((text, cure),) = summary._warnings(task_of(run), rows, "sam_vit_b")
     assert "with adapt.folds 1" in text and cure.startswith("--adapt.folds 5 with another --out")
 
 

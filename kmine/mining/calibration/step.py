@@ -99,11 +99,16 @@ def _correction(rows: Sequence[Row], *, kept: NDArray[np.bool_], changes: NDArra
     return list(metrics.Correction.total([*parts, metrics.Correction(sum(wrong.values()), 0, 0)]).shares)
 
 
+def lacks_folds(record: Row) -> bool:
+    """Whether the objects of calibration.json would do, and only models that were not trained on them are missing."""
+    return record["num_objects"] >= fit.MIN_OBJECTS and record.get("num_parts", 2) < 2
+
+
 def calibration_summary(record: Row) -> str:
     """Result of the calibration in one sentence; `record` is the content of calibration.json."""
     if not record["promise"]:
         reason = f"{record['num_objects']} objects of labeled images are too few"
-        if record.get("num_parts", 2) < 2:
+        if lacks_folds(record):
             reason = "with adapt.folds 1, or a single group, there is no model that was not trained on an image"
         return f"the gate is not calibrated: {reason}; objects are ranked by their evidence (gate.keep)"
     guarantee = RiskGuarantee.from_json(record["promise"])
